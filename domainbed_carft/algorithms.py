@@ -1,0 +1,317 @@
+"""CAR-FT and the CLIP baselines it is compared with, as DomainBed algorithms.
+
+One body, ``CLIPAlgorithm``: an image encoder, a linear head, a frozen original, an optimiser. Each
+algorithm says which parameters it trains and how much the KL term counts.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from domainbed.algorithms import Algorithm
+from torch import Tensor, nn
+
+from domainbed_carft import backbone, hparams, objective, optimisation, prompts
+from domainbed_carft.errors import CarftError
+from domainbed_carft.images import CLIPInput
+
+log = logging.getLogger(__name__)
+
+Minibatches = Sequence[tuple[Tensor, Tensor]]
+
+
+class CLIPAlgorithm(Algorithm):
+    """The body shared by our four algorithms.
+
+    Arguments as DomainBed gives them: ``input_shape`` (3, H, W), ``num_classes``, ``num_domains``
+    and the hparams of ``domainbed_carft.hparams``. Raises CarftError for hparams that are unknown
+    or invalid, pictures without three channels, and classes without names.
+
+    The state dict holds the image encoder, the head and the context weights. The frozen original
+    is not in it: ``restore`` needs no CLIP to predict again.
+    """
+
+    trains_encoder = True
+    trains_head = True
+    original: Frozen | None = None
+    restored = False
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: dict[str, Any],
+    ) -> None:
+        _check_arguments(input_shape, hparams)
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        # Making the modules must not move the generators that the training draws from.
+        with torch.random.fork_rng(devices=[]):
+            clip_model = backbone.load(hparams["clip_backbone"])
+            weights = self._zero_shot_weights(clip_model, num_classes)
+            self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
+        self.original = self._freeze_original()
+        self.steps_taken = 0
+        self.train()
+        if self.trains_head:
+            self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
+            self.scheduler = optimisation.schedule(self.optimizer, hparams)
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any]) -> CLIPAlgorithm:
+        """The trained algorithm from what DomainBed's train saved, without the original CLIP.
+
+        ``saved``: the content of ``model.pkl``. The result predicts; it does not train on, because
+        the original encoder is not in the file.
+        """
+        state = saved["model_dict"]
+        prefix = "encoder."
+        shapes = {k[len(prefix) :]: v.shape for k, v in state.items() if k.startswith(prefix)}
+        algorithm = cls.__new__(cls)
+        Algorithm.__init__(
+            algorithm,
+            saved["model_input_shape"],
+            saved["model_num_classes"],
+            saved["model_num_domains"],
+            saved["model_hparams"],
+        )
+        weights = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
+        with torch.random.fork_rng(devices=[]):
+            encoder = backbone.empty_image_encoder(shapes)
+            algorithm._set_up(encoder, weights, float(state["logit_scale"]))
+        algorithm.load_state_dict(state)
+        algorithm.restored = True
+        return algorithm.eval()
+
+    def _zero_shot_weights(
+        self, clip_model: backbone.Backbone, num_classes: int
+    ) -> objective.ZeroShotWeights:
+        names = prompts.class_names(self.hparams, num_classes)
+        templates = prompts.contexts(self.hparams["contexts"])
+        print(f"CLIP classes: {', '.join(names)}")
+        print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
+        features = backbone.text_features(clip_model, prompts.prompts(templates, names))
+        return objective.zero_shot_weights(features)
+
+    def _set_up(
+        self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float
+    ) -> None:
+        """What training and predicting both need; ``restore`` has nothing more."""
+        num_classes, dim = weights.classes.shape
+        self.encoder = encoder
+        self.input = CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
+        self.head = nn.Linear(dim, num_classes, bias=False)
+        if self.hparams["head_init"] == "zero-shot":
+            self.head.weight.data.copy_(weights.classes)
+        self.register_buffer("context_weights", weights.contexts.clone())
+        self.register_buffer("logit_scale", torch.tensor(logit_scale))
+        self.encoder.requires_grad_(self.trains_encoder)
+        self.head.requires_grad_(self.trains_head)
+
+    @property
+    def kl_weight(self) -> float:
+        """The weight of the KL term in the loss; 0 but for CARFT."""
+        return 0.0
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures (N, 3, H, W) normalised as DomainBed does."""
+        return self._class_logits(self._features(x))
+
+    def context_logits(self, x: Tensor) -> Tensor:
+        """Context logits (N, M) of the fine-tuned encoder."""
+        return objective.context_logits(self._features(x), self.context_weights, self._t())
+
+    def update(
+        self, minibatches: Minibatches, unlabeled: Any = None, **ignored: Any
+    ) -> dict[str, float]:
+        """One training step on (x, y) of each training environment.
+
+        Returns ``loss``, its parts ``loss_ce`` and ``loss_kl`` (unweighted), in nats, and
+        ``context_agreement`` in [0, 1]. CLIPFineTune has the last two only on the steps on which
+        it measures the drift (hparam ``drift_every``).
+        """
+        if self.restored:
+            raise CarftError(
+                "a restored algorithm predicts and does not train on: its optimizer and its "
+                "original encoder are not in the file. Train from the start instead"
+            )
+        x = torch.cat([x for x, _ in minibatches])
+        y = torch.cat([y for _, y in minibatches])
+        measured = self._loss(x, y)
+        self._step(measured["loss"])
+        return {name: float(value.detach()) for name, value in measured.items()}
+
+    def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        pictures = self.input(x)
+        features = self._encode(pictures)
+        logits = self._class_logits(features)
+        if not self._compares_contexts():
+            cross_entropy = F.cross_entropy(logits, y)
+            return {"loss": cross_entropy, "loss_ce": cross_entropy}
+        assert self.original is not None  # made wherever contexts are compared
+        original = objective.context_logits(
+            self.original(pictures), self.context_weights, self._t()
+        )
+        with torch.set_grad_enabled(self.kl_weight > 0):
+            tuned = objective.context_logits(features, self.context_weights, self._t())
+        loss = objective.carft_loss(
+            logits,
+            y,
+            original,
+            tuned,
+            kl_weight=self.kl_weight,
+            kl_direction=self.hparams["kl_direction"],
+        )
+        return {
+            "loss": loss.total,
+            "loss_ce": loss.cross_entropy,
+            "loss_kl": loss.kl,
+            "context_agreement": objective.context_agreement(original, tuned),
+        }
+
+    def _freeze_original(self) -> Frozen | None:
+        """The original encoder, where this algorithm ever compares with it."""
+        if self.kl_weight > 0 or self.hparams["drift_every"] > 0:
+            return Frozen(self.encoder, self.hparams["original_precision"])
+        return None
+
+    def _compares_contexts(self) -> bool:
+        """Whether this step runs the original encoder: for the KL term, or to measure the drift."""
+        every = self.hparams["drift_every"]
+        return self.kl_weight > 0 or (every > 0 and self.steps_taken % every == 0)
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.hparams["grad_clip"] > 0:
+            nn.utils.clip_grad_norm_(self._trained(), self.hparams["grad_clip"])
+        self.optimizer.step()
+        self.steps_taken += 1
+        if self.steps_taken == self.hparams["total_steps"] + 1:
+            warnings.warn(
+                f"training goes on after total_steps = {self.hparams['total_steps']}, where the "
+                f"{self.hparams['lr_schedule']} schedule ends; set total_steps to the number of "
+                "steps you train",
+                stacklevel=2,
+            )
+        self.scheduler.step()
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self._encode(self.input(x))
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        """Image features (N, D), not normalised, of pictures as CLIP wants them."""
+        bf16 = self.hparams["amp"] == "bf16"
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
+            features: Tensor = self.encoder(pictures)
+        return features.float()
+
+    def _class_logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.logit_scale * self.head(F.normalize(features, dim=-1))
+        return logits
+
+    def _t(self) -> Tensor | float:
+        scale: float | str = self.hparams["context_scale"]
+        return self.logit_scale if isinstance(scale, str) else scale
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
+        """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""
+        super()._apply(fn, recurse)
+        if self.original is not None:
+            self.original.apply_to(fn)
+        return self
+
+
+class Frozen:
+    """The original image encoder: eval mode, no gradients, in inference precision.
+
+    Not a Module on purpose: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    """
+
+    def __init__(self, encoder: nn.Module, precision: str) -> None:
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.bf16 = precision == "bf16"
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features: Tensor = self.encoder(pictures)
+        return features.float()
+
+    def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.encoder._apply(fn)
+
+
+class CARFT(CLIPAlgorithm):
+    """Context-aware robust fine-tuning, arXiv 2211.16175: cross-entropy + kl_weight * KL."""
+
+    @property
+    def kl_weight(self) -> float:
+        return float(self.hparams["kl_weight"])
+
+
+class CLIPFineTune(CLIPAlgorithm):
+    """Plain fine-tuning of the image encoder and the zero-shot head: CARFT without the KL term."""
+
+
+class CLIPLinearProbe(CLIPAlgorithm):
+    """Only the head is trained, from W_cls, on the original encoder's features."""
+
+    trains_encoder = False
+
+    def _freeze_original(self) -> None:
+        return None  # the encoder is the original
+
+    def _compares_contexts(self) -> bool:
+        return False
+
+    def train(self, mode: bool = True) -> CLIPLinearProbe:
+        """The encoder stays in eval mode, so that batch norm statistics do not move either."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+
+class CLIPZeroShot(CLIPLinearProbe):
+    """Nothing is trained: the original encoder under W_cls. ``update`` only measures the loss."""
+
+    trains_head = False
+
+    def _step(self, loss: Tensor) -> None:
+        pass
+
+
+def load_checkpoint(path: Path | str) -> CLIPAlgorithm:
+    """The trained algorithm in a ``model.pkl`` that DomainBed's train saved; see ``restore``.
+
+    Raises CarftError for a file that is not a run of one of our algorithms.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    name = saved.get("args", {}).get("algorithm")
+    if name not in hparams.ALGORITHMS:
+        raise CarftError(
+            f"{path} holds {name or 'no algorithm'}, which is not a run of "
+            f"{', '.join(hparams.ALGORITHMS)}; expected the model.pkl that "
+            "domainbed.scripts.train saved for one of these"
+        )
+    algorithm: type[CLIPAlgorithm] = globals()[name]
+    return algorithm.restore(saved)
+
+
+def _check_arguments(input_shape: Sequence[int], values: dict[str, Any]) -> None:
+    hparams.check(values)
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        raise CarftError(
+            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
+            "width): CLIP reads RGB, so data sets such as ColoredMNIST (two channels) cannot serve"
+        )

@@ -1,0 +1,257 @@
+"""Find, verify and load a CLIP in OpenAI's format; encode prompts once and keep the features."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from domainbed_carft import cache
+from domainbed_carft.errors import CarftError
+
+log = logging.getLogger(__name__)
+
+# File name and SHA-256 of OpenAI's published weights (openai/CLIP, clip/clip.py).
+OPENAI_WEIGHTS = {
+    "RN50": ("RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+    "RN101": ("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+    "RN50x4": ("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+    "RN50x16": ("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+    "RN50x64": ("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+    "ViT-B/32": ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    "ViT-B/16": ("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    "ViT-L/14": ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    "ViT-L/14@336px": (
+        "ViT-L-14-336px.pt",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    ),
+}
+TINY_SHA256 = ""
+
+TEXT_BATCH = 256  # prompts encoded at once
+MANY_PROMPTS = 2000  # from here on encoding takes long enough for a progress bar
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A CLIP in float32 and eval mode on the CPU, and the SHA-256 of the file it came from."""
+
+    name: str
+    model: Any  # clip.model.CLIP
+    digest: str
+
+    @property
+    def logit_scale(self) -> float:
+        """exp of CLIP's learnt log temperature: 100 for OpenAI's models."""
+        return float(self.model.logit_scale.detach().exp())
+
+
+def load(name: str) -> Backbone:
+    """Load ``"tiny"``, one of OpenAI's names, or the path of a state dict or TorchScript archive.
+
+    The weights are float32 on the CPU whatever the machine, exactly those of the file:
+    ``clip.load`` gives half precision on a GPU, which turns to NaN when trained, and rounds
+    float32 files through half precision. OpenAI's names are looked up in, and downloaded to,
+    ``~/.cache/clip`` as OpenAI's own package does.
+
+    Raises CarftError for an unknown name, a failed download (saying what to put where), a wrong
+    SHA-256, and a file that is no CLIP.
+    """
+    path, expected = _locate(name)
+    digest = _sha256(path)
+    if expected and digest != expected:
+        raise CarftError(
+            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}: the file is "
+            "damaged or another model's. Delete it, or give its path as clip_backbone if you mean "
+            "this very file"
+        )
+    return Backbone(name, _build(_read_state_dict(path), path), digest)
+
+
+def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
+    """Text features of M x K prompts: (M, K, D), float32, not normalised, on the CPU.
+
+    Encoded once in batches, on a GPU where there is one, and kept in the cache folder under the
+    digest of the weights and of the prompts, so that later jobs read them.
+    """
+    flat = [prompt for row in prompts for prompt in row]
+    key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
+    path = cache.folder() / "text" / f"{key.hexdigest()}.pt"
+    features = _cached(path)
+    if features is None:
+        features = _encode(backbone.model, flat)
+        try:
+            cache.write(path, lambda temporary: torch.save(features, temporary))
+        except OSError as error:
+            log.warning("text features are not kept: %s cannot be written (%s)", path, error)
+    return features.view(len(prompts), len(prompts[0]), -1)
+
+
+def empty_image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
+    """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
+
+    How a checkpoint is restored without the CLIP it started from. The rules by which OpenAI's
+    format implies the architecture are those of openai/CLIP, clip/model.py, build_model.
+    """
+    with _clip_imported():
+        from clip.model import ModifiedResNet, VisionTransformer
+    if "proj" in shapes:
+        width, _, _, patch = shapes["conv1.weight"]
+        grid = round((shapes["positional_embedding"][0] - 1) ** 0.5)
+        layers = len({k for k in shapes if k.endswith(".attn.in_proj_weight")})
+        return VisionTransformer(patch * grid, patch, width, layers, width // 64, shapes["proj"][1])
+    blocks = [
+        len({k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")}) for n in range(1, 5)
+    ]
+    width = shapes["layer1.0.conv1.weight"][0]
+    grid = round((shapes["attnpool.positional_embedding"][0] - 1) ** 0.5)
+    output = shapes["attnpool.c_proj.weight"][0]
+    return ModifiedResNet(tuple(blocks), output, width * 32 // 64, grid * 32, width)
+
+
+def _locate(name: str) -> tuple[Path, str | None]:
+    """The file for ``name`` and the SHA-256 it must have, None where any will do."""
+    if name == "tiny":
+        return Path(str(files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
+    if name in OPENAI_WEIGHTS:
+        file_name, sha = OPENAI_WEIGHTS[name]
+        path = Path("~/.cache/clip").expanduser() / file_name
+        if not path.is_file():
+            _download(name, path)
+        return path, sha
+    if Path(name).is_file():
+        return Path(name), None
+    raise CarftError(
+        f"clip_backbone is {name!r}, which is neither a file nor one of: tiny, "
+        f"{', '.join(OPENAI_WEIGHTS)}"
+    )
+
+
+def _download(name: str, path: Path) -> None:
+    """Fetch OpenAI's weights through their own package, which checks them; whole or not at all."""
+    with _clip_imported():
+        import clip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            clip.load(name, device="cpu", download_root=temporary)
+            os.replace(Path(temporary) / path.name, path)
+    except (OSError, RuntimeError) as error:
+        raise CarftError(
+            f"the weights of {name!r} are not at {path}, and downloading them failed ({error}). "
+            f"On a machine with internet access run python -c \"import clip; clip.load('{name}', "
+            f"'cpu')\", then copy ~/.cache/clip/{path.name} (SHA-256 {OPENAI_WEIGHTS[name][1]}) to "
+            f"{path}; or give the path of an OpenAI-format file as the hparam clip_backbone"
+        ) from error
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive or of a saved state dict, as float32 where floating."""
+    try:
+        if _is_torchscript(path):
+            with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
+                warnings.simplefilter("ignore")
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is not its own
+        raise CarftError(
+            f"{path} cannot be read as a state dict or a TorchScript archive ({error}); expected a "
+            "file as OpenAI publishes it or as torch.save(clip_model.state_dict(), path) writes it"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise CarftError(f"{path} holds a {type(state).__name__}, expected a CLIP's state dict")
+    return {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in member for member in archive.namelist())
+
+
+def _build(state: dict[str, Tensor], path: Path) -> Any:
+    with _clip_imported():
+        from clip.model import build_model
+    try:
+        model = build_model(dict(state)).float()  # rounds to half precision on its way
+        weights = {k: v for k, v in state.items() if k in model.state_dict()}
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise CarftError(
+            f"{path} is not a CLIP in OpenAI's format ({error}); expected the keys of OpenAI's "
+            "clip.model.CLIP, such as visual.conv1.weight and text_projection"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
+    with _clip_imported():
+        import clip
+    try:
+        tokens = clip.tokenize(list(prompts), context_length=model.context_length)
+    except RuntimeError as error:
+        raise CarftError(
+            f"a prompt is longer than the {model.context_length} tokens CLIP reads ({error}); "
+            "shorten the context or the class name"
+        ) from error
+    # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
+    tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batches = tokens.split(TEXT_BATCH)
+    hidden = len(prompts) < MANY_PROMPTS
+    model.to(device)
+    try:
+        with torch.inference_mode():
+            progress = tqdm(batches, desc="encoding prompts", unit="batch", disable=hidden)
+            features = [model.encode_text(batch.to(device)).float().cpu() for batch in progress]
+    finally:
+        model.to("cpu")
+    return torch.cat(features).clone()
+
+
+def _cached(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        features: Tensor = torch.load(path, map_location="cpu", weights_only=True)
+        return features
+    except Exception as error:  # a damaged cache costs time, never a job
+        log.warning("the cached text features %s are unreadable (%s) and made anew", path, error)
+        return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _clip_imported():  # type: ignore[no-untyped-def]
+    """Import OpenAI's package without its warning about pkg_resources, which users cannot mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        try:
+            yield
+        except ImportError as error:
+            raise CarftError(
+                f"OpenAI's clip cannot be imported ({error}); run pip install clip-anytorch "
+                "'setuptools>=77.0.3,<82' in this environment"
+            ) from error

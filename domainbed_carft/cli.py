@@ -1,0 +1,43 @@
+"""The ``carft`` command: a parser, one function a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from domainbed_carft import __version__
+from domainbed_carft.errors import CarftError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; its exit status, 1 with a message on stderr for what a user can mend."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except CarftError as error:
+        print(f"carft: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="carft", description="CAR-FT for DomainBed.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo", help="train CAR-FT and three baselines on the embedded benchmark, show the table"
+    )
+    demo.add_argument("--output_dir", type=Path, default=Path("demo_output"))
+    demo.add_argument("--trials", type=int, default=1, help="trials a cell (default: 1)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from domainbed_carft import demo  # matplotlib and pandas take a second to import
+
+    if arguments.trials < 1:
+        raise CarftError(f"--trials is {arguments.trials}, expected at least 1")
+    demo.run(arguments.output_dir, arguments.trials)

@@ -1,0 +1,9 @@
+"""What this package raises and warns with."""
+
+
+class CarftError(ValueError):
+    """Something asked of this package cannot be done; the message says what would be right."""
+
+
+class CarftWarning(UserWarning):
+    """This package could not do its part and stepped aside; what it was added to goes on."""

@@ -1,0 +1,286 @@
+"""The hyperparameters of our algorithms: name, default, random draw, reason. No torch.
+
+Every value is a plain Python one, so that a record round-trips through JSON. All four algorithms
+take the same names, because one ``--hparams`` of a sweep goes to every algorithm in it. Where the
+paper leaves a value open, the reason says that the default is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from domainbed_carft.errors import CarftError
+
+ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
+
+Context = tuple[str, str]  # algorithm, data set
+Draw = Callable[[np.random.RandomState, Context], Any]
+
+
+@dataclass(frozen=True)
+class Hparam:
+    """One hyperparameter.
+
+    ``default(context)`` and ``draw(random_state, context)`` get (algorithm, data set);
+    ``valid(value)`` is what a value must satisfy, said in words by ``expected``. Without ``draw``
+    the random search keeps the default: the value belongs to the protocol, not to the search.
+    """
+
+    name: str
+    default: Callable[[Context], Any]
+    valid: Callable[[Any], bool]
+    expected: str
+    reason: str
+    draw: Draw | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", f"{self.reason} Expected: {self.expected}.")
+
+
+def _number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
+
+
+def _count(low: int) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+
+
+def _one_of(*choices: Any) -> dict[str, Any]:
+    return {
+        "valid": lambda v: v in choices and type(v) in {type(c) for c in choices},
+        "expected": "one of " + ", ".join(map(repr, choices)),
+    }
+
+
+def _always(value: Any) -> Callable[[Context], Any]:
+    return lambda context: value
+
+
+def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
+    return lambda context: small if context[1] in SMALL_DATASETS else otherwise
+
+
+def _words(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(v, str) and v for v in value)
+    )
+
+
+def _learning_rate(context: Context) -> float:
+    algorithm, dataset = context
+    if dataset in SMALL_DATASETS:
+        rate = 3e-4
+    else:
+        rate = 1e-5 if dataset in ("OfficeHome", "DomainNet") else 5e-6
+    return 10 * rate if algorithm == "CLIPLinearProbe" else rate
+
+
+def _draw_learning_rate(random_state: np.random.RandomState, context: Context) -> float:
+    low, high = (-4.5, -3.0) if context[1] in SMALL_DATASETS else (-6.0, -4.5)
+    rate = float(10 ** random_state.uniform(low, high))
+    return 10 * rate if context[0] == "CLIPLinearProbe" else rate
+
+
+def _draw_batch_size(random_state: np.random.RandomState, context: Context) -> int:
+    return int(2 ** random_state.uniform(3, 5 if context[1] == "DomainNet" else 5.5))
+
+
+HPARAMS: tuple[Hparam, ...] = (
+    Hparam(
+        "clip_backbone",
+        _small("tiny", "ViT-B/16"),
+        lambda v: isinstance(v, str) and bool(v),
+        "'tiny', one of OpenAI's names ('ViT-B/16'), or the path of an OpenAI-format file",
+        "The CLIP to fine-tune. The published DomainBed figures are ViT-B/16's.",
+    ),
+    Hparam(
+        "kl_weight",
+        _always(1.0),
+        _number(0),
+        "a number >= 0",
+        "lambda, the weight of the KL term (CARFT only). The paper's value is not public; 1 is our "
+        "reading. Drawn from 10^U(-1, 1).",
+        lambda r, _: float(10 ** r.uniform(-1, 1)),
+    ),
+    Hparam(
+        "kl_direction",
+        _always("original||fine-tuned"),
+        **_one_of("original||fine-tuned", "fine-tuned||original"),
+        reason="Which distribution the expectation of the KL is taken under. Our reading.",
+    ),
+    Hparam(
+        "context_scale",
+        _always("logit_scale"),
+        lambda v: v == "logit_scale" or (_number(0)(v) and v > 0),
+        "'logit_scale' or a number > 0",
+        "t, the scale of the context logits. The paper's value is unknown; the model's own logit "
+        "scale (100 for OpenAI's) is what zero-shot CLIP uses.",
+    ),
+    Hparam(
+        "contexts",
+        _small("emoji", "imagenet"),
+        _words,
+        "a shipped list ('imagenet', 'emoji'), the path of a text file, or a list of templates",
+        "The contexts. OpenAI's 80 ImageNet templates, as in the paper's ImageNet runs; what it "
+        "used on DomainBed is unknown, so this is our choice.",
+    ),
+    Hparam(
+        "class_names",
+        lambda context: f"dataset:{context[1]}",
+        _words,
+        "'dataset:NAME', the path of a text file with a name a line, or a list of names",
+        "The words for the classes, in label order. 'dataset:NAME' takes the folders' names, else "
+        "the built-in table.",
+    ),
+    Hparam(
+        "head_init",
+        _always("zero-shot"),
+        **_one_of("zero-shot", "random"),
+        reason="Where the linear head starts: W_cls, as the paper's authors do, or at random, "
+        "which costs CLIP up to 16 points (khanrc/miro issue 6).",
+    ),
+    Hparam(
+        "lr",
+        _learning_rate,
+        lambda v: _number(0)(v) and v > 0,
+        "a number > 0",
+        "AdamW's peak rate: 5e-6, and 1e-5 for OfficeHome and DomainNet, after CLIPood; 3e-4 for "
+        "the tiny CLIP, and ten times as much for the linear probe, by our choice. Drawn from "
+        "10^U(-6, -4.5), 10^U(-4.5, -3) for tiny.",
+        _draw_learning_rate,
+    ),
+    Hparam(
+        "weight_decay",
+        _always(0.1),
+        _number(0),
+        "a number >= 0",
+        "AdamW's decoupled decay; 0.1 in WiSE-FT, CLIPood and the CAR-FT authors' own fine-tuning. "
+        "Drawn from 10^U(-3, 0).",
+        lambda r, _: float(10 ** r.uniform(-3, 0)),
+    ),
+    Hparam(
+        "weight_decay_all",
+        _always(False),
+        **_one_of(False, True),
+        reason="Also decay biases, norms and embeddings, which are left alone by default.",
+    ),
+    Hparam(
+        "batch_size",
+        _small(24, 32),
+        _count(1),
+        "a whole number >= 1",
+        "Pictures a training environment and step, DomainBed's 32. Drawn from 2^U(3, 5.5), "
+        "2^U(3, 5) for DomainNet, as DomainBed draws it.",
+        _draw_batch_size,
+    ),
+    Hparam(
+        "lr_schedule",
+        _always("cosine"),
+        **_one_of("cosine", "constant"),
+        reason="What the rate does after the warm-up: down to 0 along a cosine, as in the CAR-FT "
+        "authors' fine-tuning and CLIPood, or stay.",
+    ),
+    Hparam(
+        "warmup_steps",
+        _small(10, 500),
+        _count(0),
+        "a whole number >= 0",
+        "Steps over which the rate rises from 0; WiSE-FT's 500, a tenth of DomainBed's 5,001.",
+    ),
+    Hparam(
+        "total_steps",
+        lambda context: 101 if context[1] == "EmojiStyles" else 5001,
+        _count(1),
+        "a whole number >= 1",
+        "Where the cosine ends. DomainBed does not tell the algorithm how long it trains: set it "
+        "together with --steps.",
+    ),
+    Hparam(
+        "grad_clip",
+        _always(1.0),
+        _number(0),
+        "a number >= 0; 0 is off",
+        "Largest norm of the gradient; 1.0 in WiSE-FT and the CAR-FT authors' fine-tuning.",
+    ),
+    Hparam(
+        "amp",
+        _always("off"),
+        **_one_of("off", "bf16"),
+        reason="Autocast of the fine-tuned encoder. Off by default, so that CPU and GPU agree.",
+    ),
+    Hparam(
+        "original_precision",
+        _small("fp32", "bf16"),
+        **_one_of("bf16", "fp32"),
+        reason="Precision in which the frozen original encoder runs. bf16 autocast keeps the KL "
+        "within 1% and nearly halves its cost; the tiny model gains nothing from it.",
+    ),
+    Hparam(
+        "drift_every",
+        _always(10),
+        _count(0),
+        "a whole number >= 0; 0 is off",
+        "Every how many steps CLIPFineTune measures the drift of the context distribution, which "
+        "costs a forward pass of the original encoder. CARFT knows it at every step for free.",
+    ),
+)
+_BY_NAME = {h.name: h for h in HPARAMS}
+
+# Read by DomainBed's own train; a host's further ones are added by `allow`.
+_host_keys = {"data_augmentation", "class_balanced"}
+
+
+def allow(keys: Iterable[str]) -> None:
+    """Let these keys of the host pass ``check``: DomainBed puts them into every hparams dict."""
+    _host_keys.update(keys)
+
+
+def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
+    """name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
+
+    Each value is drawn from its own generator, seeded by ``random_seed`` and its name as DomainBed
+    seeds it, so that adding one never moves another.
+    """
+    context = (algorithm, dataset)
+    values = {}
+    for h in HPARAMS:
+        default = h.default(context)
+        drawn = h.draw(_random_state(random_seed, h.name), context) if h.draw else default
+        values[h.name] = (default, drawn)
+    return values
+
+
+def check(hparams: Mapping[str, Any]) -> None:
+    """Raise CarftError, naming all of them at once, for unknown, missing and invalid entries."""
+    problems = []
+    valid = set(_BY_NAME) | _host_keys
+    for key in sorted(set(hparams) - valid):
+        near = get_close_matches(key, sorted(valid), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        problems.append(f"unknown hparam {key!r}{hint}")
+    for h in HPARAMS:
+        if h.name not in hparams:
+            problems.append(f"hparam {h.name!r} is missing, expected {h.expected}")
+        elif not h.valid(hparams[h.name]):
+            problems.append(f"{h.name} is {hparams[h.name]!r}, expected {h.expected}")
+    if problems:
+        names = ", ".join(sorted(_BY_NAME))
+        raise CarftError("; ".join(problems) + f". Valid hparams: {names}")
+
+
+def _random_state(random_seed: int, name: str) -> np.random.RandomState:
+    """DomainBed's generator for one hparam (domainbed/lib/misc.py at b93c22a, seed_hash)."""
+    digest = hashlib.md5(str((random_seed, name)).encode()).hexdigest()
+    return np.random.RandomState(int(digest, 16) % 2**31)

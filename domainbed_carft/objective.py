@@ -1,0 +1,127 @@
+"""The formulas of CAR-FT as pure functions of tensors.
+
+Notation, after arXiv 2211.16175 section 3 and the papers that quote it: M contexts, K classes,
+N pictures, D the dimension of CLIP's joint embedding. ``T[m, k]`` is the text feature of the
+prompt that puts class k into context m ("a sketch of a dog").
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from domainbed_carft.errors import CarftError
+
+KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
+
+
+class ZeroShotWeights(NamedTuple):
+    """The two heads that the text encoder gives: one over classes, one over contexts."""
+
+    classes: Tensor  # (K, D), rows of length 1
+    contexts: Tensor  # (M, D), rows of length 1
+
+
+class Loss(NamedTuple):
+    """The CAR-FT loss and its two parts, each a scalar, in nats."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    kl: Tensor
+
+
+def zero_shot_weights(text_features: Tensor) -> ZeroShotWeights:
+    """W_cls and W_ctx from the text features of every context with every class.
+
+    ``text_features``: (M, K, D), of any length; each is scaled to length 1 first. W_cls is the mean
+    over contexts, W_ctx the mean over classes, each scaled to length 1 again row by row (not by one
+    global norm), as Lipsum-FT (arXiv 2404.12120) quotes CAR-FT.
+
+    Raises CarftError for another shape and for a single context, whose KL term is always zero.
+    """
+    if text_features.ndim != 3:
+        raise CarftError(
+            "text features must have the shape (contexts, classes, dim), got "
+            f"{tuple(text_features.shape)}; encode every context with every class"
+        )
+    if text_features.shape[0] < 2:
+        raise CarftError(
+            f"CAR-FT compares distributions over contexts, and got {text_features.shape[0]} "
+            "context: over a single one every picture has probability 1, so the KL term is zero "
+            "whatever the weights. Give at least two contexts, or train CLIPFineTune"
+        )
+    unit = F.normalize(text_features, dim=-1)
+    return ZeroShotWeights(
+        classes=F.normalize(unit.mean(dim=0), dim=-1),
+        contexts=F.normalize(unit.mean(dim=1), dim=-1),
+    )
+
+
+def context_logits(
+    image_features: Tensor, context_weights: Tensor, scale: Tensor | float
+) -> Tensor:
+    """t * f(x) . W_ctx, in float32 whatever the autocast dtype.
+
+    ``image_features``: (N, D), of any length; ``context_weights``: (M, D) of unit rows; ``scale``:
+    the t of the method. Returns (N, M). bfloat16 keeps 8 bits, and at t = 100 its rounding alone
+    would move a logit by half a nat, so this small product is left in float32.
+    """
+    with torch.autocast(image_features.device.type, enabled=False):
+        unit = F.normalize(image_features.float(), dim=-1)
+        return scale * unit @ context_weights.float().T
+
+
+def context_distribution(
+    image_features: Tensor, context_weights: Tensor, scale: Tensor | float
+) -> Tensor:
+    """p(x; theta), the softmax over contexts of ``context_logits``: (N, M), rows sum to 1."""
+    return context_logits(image_features, context_weights, scale).softmax(dim=-1)
+
+
+def context_kl(original_logits: Tensor, tuned_logits: Tensor, direction: str) -> Tensor:
+    """KL divergence between two context distributions, the mean over the batch, in nats.
+
+    Both arguments are (N, M) logits. ``direction`` is one of KL_DIRECTIONS; the paper's abstract
+    has both readings open, KL(original || fine-tuned) is our default. Never NaN: computed from
+    log-probabilities. Raises CarftError for an unknown direction.
+    """
+    if direction not in KL_DIRECTIONS:
+        raise CarftError(
+            f"kl_direction is {direction!r}, expected one of: {', '.join(map(repr, KL_DIRECTIONS))}"
+        )
+    # Near the original the two distributions are almost equal and their KL is a sum of terms that
+    # cancel: in float32 it loses up to three of its digits. (N, M) is small, so float64 is free.
+    original = original_logits.double().log_softmax(dim=-1)
+    tuned = tuned_logits.double().log_softmax(dim=-1)
+    if direction == KL_DIRECTIONS[0]:
+        kl = F.kl_div(tuned, original, reduction="batchmean", log_target=True)
+    else:
+        kl = F.kl_div(original, tuned, reduction="batchmean", log_target=True)
+    return kl.float()
+
+
+def carft_loss(
+    class_logits: Tensor,
+    labels: Tensor,
+    original_context_logits: Tensor,
+    tuned_context_logits: Tensor,
+    *,
+    kl_weight: float = 1.0,
+    kl_direction: str = KL_DIRECTIONS[0],
+) -> Loss:
+    """cross-entropy(class logits) + lambda * KL, both means over the batch.
+
+    ``class_logits``: (N, K), already scaled; ``labels``: (N,) class indices; the context logits:
+    (N, M) of the frozen original and of the fine-tuned encoder on the same pictures.
+    """
+    cross_entropy = F.cross_entropy(class_logits.float(), labels)
+    kl = context_kl(original_context_logits, tuned_context_logits, kl_direction)
+    return Loss(cross_entropy + kl_weight * kl, cross_entropy, kl)
+
+
+def context_agreement(original_logits: Tensor, tuned_logits: Tensor) -> Tensor:
+    """Share of the batch whose most likely context is the same for both: a scalar in [0, 1]."""
+    return (original_logits.argmax(dim=-1) == tuned_logits.argmax(dim=-1)).float().mean()

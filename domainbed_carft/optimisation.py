@@ -1,0 +1,50 @@
+"""AdamW, what it decays, and how its rate moves. Functions of parameters and hparams."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+EMBEDDINGS = ("class_embedding", "positional_embedding")
+
+
+def adamw(
+    parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
+) -> torch.optim.AdamW:
+    """AdamW over the named parameters that are trained.
+
+    Weight decay acts on matrices and convolutions. Biases, norms and embeddings are spared, unless
+    ``weight_decay_all``: pulled to zero they would forget, and they cannot overfit.
+    """
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim > 1 and name.split(".")[-1] not in EMBEDDINGS
+            (decayed if is_matrix or hparams["weight_decay_all"] else spared).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": hparams["weight_decay"]},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A linear warm-up, then a cosine to 0 at ``total_steps``, or the peak rate to the end."""
+    warmup, total = hparams["warmup_steps"], hparams["total_steps"]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if hparams["lr_schedule"] == "constant":
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,97 @@
+"""From the records of a sweep to selected accuracies. Built on pandas, no torch.
+
+The protocol's own tables are printed by ``domainbed.scripts.collect_results``; this is what plots
+and paired comparisons are made from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+log = logging.getLogger(__name__)
+
+RUN = ["dataset", "algorithm", "test_env", "trial_seed", "hparams_seed"]
+
+
+class PairedDifference(NamedTuple):
+    """Mean of a - b over (data set, target, trial), its standard error, and the pairs counted."""
+
+    mean: float
+    standard_error: float
+    pairs: int
+
+
+def load(folder: Path | str) -> pd.DataFrame:
+    """Every checkpoint of every job with one test environment below ``folder``.
+
+    Columns: RUN; ``step``; ``target``, the accuracy in [0, 1] on the target's in-split, which is
+    what DomainBed reports; ``validation``, the mean accuracy on the training environments'
+    out-splits, by which training-domain validation selects; and the means that the algorithm
+    returned. A line that is no JSON is named in the log and skipped.
+    """
+    rows = [_row(record) for record in _records(Path(folder))]
+    frame = pd.DataFrame([row for row in rows if row is not None])
+    if frame.empty:
+        return frame
+    return frame.drop_duplicates([*RUN, "step"], keep="last").reset_index(drop=True)
+
+
+def select(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a (data set, algorithm, target, trial): training-domain validation.
+
+    The checkpoint, then the hparams, of the highest ``validation``; the earliest of equals, as
+    DomainBed does (domainbed/model_selection.py at b93c22a, IIDAccuracySelectionMethod).
+    """
+    keys = [key for key in RUN if key != "hparams_seed"]
+    ordered = frame.sort_values([*keys, "hparams_seed", "step"]).reset_index(drop=True)
+    best = ordered.groupby(keys)["validation"].idxmax()
+    return ordered.loc[best].reset_index(drop=True)
+
+
+def paired(selected: pd.DataFrame, a: str, b: str, column: str = "target") -> PairedDifference:
+    """``column`` of algorithm ``a`` minus that of ``b``, over the pairs that both have.
+
+    The standard error is that of the mean of the differences: their sample standard deviation
+    (ddof 1) over the root of the number of pairs.
+    """
+    keys = ["dataset", "test_env", "trial_seed"]
+    table = selected.pivot_table(index=keys, columns="algorithm", values=column)
+    difference = (table[a] - table[b]).dropna()
+    return PairedDifference(
+        float(difference.mean()), float(difference.sem(ddof=1)), len(difference)
+    )
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("*/results.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                log.warning("%s, line %d is no JSON and skipped (%s)", path, number, error)
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any] | None:
+    arguments = record["args"]
+    if len(arguments["test_envs"]) != 1:
+        return None  # a job of leave-one-domain-out cross-validation
+    target = arguments["test_envs"][0]
+    outs = {k: v for k, v in record.items() if k.startswith("env") and k.endswith("_out_acc")}
+    training = [v for k, v in outs.items() if k != f"env{target}_out_acc"]
+    skipped = ("args", "hparams")
+    return {
+        **{k: v for k, v in record.items() if k not in skipped and not k.startswith("env")},
+        "dataset": arguments["dataset"],
+        "algorithm": arguments["algorithm"],
+        "test_env": target,
+        "trial_seed": arguments["trial_seed"],
+        "hparams_seed": arguments["hparams_seed"],
+        "target": record[f"env{target}_in_acc"],
+        "validation": sum(training) / len(training),
+    }

@@ -1,0 +1,395 @@
+"""The four algorithms on a small CLIP with random weights, and on OpenAI's exact shapes."""
+
+import io
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_SHAPE, random_clip
+from domainbed.algorithms import Algorithm
+from PIL import Image
+from test_backbone import as_archive
+from torchvision import transforms
+
+from domainbed_carft import algorithms, backbone, hparams, images, objective, prompts
+from domainbed_carft.errors import CarftError
+
+CLASSES = ["dog", "cat", "owl"]
+CONTEXTS = ["a photo of a {}", "a sketch of a {}", "a dark {}", "a toy {}"]
+
+
+def settings(weights, algorithm="CARFT", **overrides):
+    values = {k: default for k, (default, _) in hparams.overlay(algorithm, "Debug28", 0).items()}
+    values.update(data_augmentation=True, class_balanced=False)
+    values.update(clip_backbone=str(weights), class_names=CLASSES, contexts=CONTEXTS)
+    values.update(warmup_steps=2, total_steps=20, drift_every=2)
+    return {**values, **overrides}
+
+
+def make(weights, algorithm="CARFT", seed=0, **overrides):
+    torch.manual_seed(seed)
+    cls = getattr(algorithms, algorithm)
+    return cls((3, 28, 28), len(CLASSES), 2, settings(weights, algorithm, **overrides))
+
+
+def minibatches(seed=0, n=6, size=28):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(n, 3, size, size, generator=generator),
+            torch.randint(0, len(CLASSES), (n,), generator=generator),
+        )
+        for _ in range(2)
+    ]
+
+
+def train(algorithm, steps):
+    return [algorithm.update(minibatches(seed)) for seed in range(steps)]
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def dumped(algorithm, name="CARFT"):
+    """What DomainBed's train saves, through a file."""
+    buffer = io.BytesIO()
+    content = {
+        "args": {"algorithm": name},
+        "model_input_shape": (3, 28, 28),
+        "model_num_classes": len(CLASSES),
+        "model_num_domains": 2,
+        "model_hparams": algorithm.hparams,
+        "model_dict": algorithm.state_dict(),
+    }
+    torch.save(content, buffer)
+    return buffer
+
+
+@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+def test_contract(name, random_tiny):
+    algorithm = make(random_tiny, name)
+    assert isinstance(algorithm, Algorithm)
+    for values in train(algorithm, 3):
+        assert all(type(v) is float and math.isfinite(v) for v in values.values())
+        assert {"loss", "loss_ce"} <= values.keys()
+    assert algorithm.predict(torch.randn(4, 3, 28, 28)).shape == (4, 3)
+    algorithm.update(minibatches(), None)  # as DomainBed calls it
+    algorithm.update(minibatches(), unlabeled=[torch.zeros(1)])  # as domain adaptation does
+
+
+def test_lambda_zero_is_plain_fine_tuning_to_the_last_bit(random_tiny):
+    carft = make(random_tiny, "CARFT", kl_weight=0.0)
+    plain = make(random_tiny, "CLIPFineTune")
+    assert train(carft, 6) == train(plain, 6)
+    assert same(carft, plain)
+    assert not same(make(random_tiny), plain)
+
+
+def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny):
+    algorithm = make(random_tiny, kl_weight=2.5)
+    train(algorithm, 3)
+    batches = minibatches(9)
+    x, y = (torch.cat(part) for part in zip(*batches))
+    original = make(random_tiny)
+    with torch.no_grad():
+        tuned_p, original_p = (
+            objective.context_distribution(a._features(x), a.context_weights, a.logit_scale)
+            for a in (algorithm, original)
+        )
+        kl = (original_p * (original_p.log() - tuned_p.log())).sum(dim=1).mean()
+        cross_entropy = torch.nn.functional.cross_entropy(algorithm.predict(x), y)
+        agreement = (original_p.argmax(1) == tuned_p.argmax(1)).float().mean()
+    values = algorithm.update(batches)
+    assert values["loss_ce"] == pytest.approx(float(cross_entropy), rel=1e-5)
+    assert values["loss_kl"] == pytest.approx(float(kl), rel=1e-3)
+    assert values["loss"] == pytest.approx(values["loss_ce"] + 2.5 * values["loss_kl"], rel=1e-6)
+    assert values["context_agreement"] == pytest.approx(float(agreement))
+
+
+def test_the_kl_term_keeps_the_context_distribution(random_tiny):
+    drift = {}
+    for weight in (0.0, 1.0):
+        algorithm = make(random_tiny, kl_weight=weight, lr=3e-4, drift_every=1)
+        drift[weight] = train(algorithm, 12)[-1]["loss_kl"]
+    assert drift[1.0] < 0.5 * drift[0.0]
+
+
+def test_drift_is_measured_at_every_step_by_carft_and_now_and_then_by_fine_tuning(random_tiny):
+    assert all("loss_kl" in values for values in train(make(random_tiny), 4))
+    measured = ["loss_kl" in v for v in train(make(random_tiny, "CLIPFineTune"), 5)]
+    assert measured == [True, False, True, False, True]
+    never = make(random_tiny, "CLIPFineTune", drift_every=0)
+    assert never.original is None and "loss_kl" not in train(never, 1)[0]
+
+
+def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
+    """From a picture file, through CLIP's own preprocessing and through DomainBed's and ours."""
+    import clip
+
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, size=(48, 48, 3), dtype=np.uint8))
+    loaded = backbone.load(str(random_tiny))
+    to_clip = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize(images.CLIP_MEAN, images.CLIP_STD)]
+    )
+    to_domainbed = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    )
+    with torch.no_grad():
+        text = torch.stack(
+            [
+                loaded.model.encode_text(clip.tokenize([c.format(k) for k in CLASSES]))
+                for c in CONTEXTS
+            ]
+        )
+        text = text / text.norm(dim=-1, keepdim=True)
+        head = text.mean(dim=0)
+        head = head / head.norm(dim=-1, keepdim=True)
+        feature = loaded.model.encode_image(to_clip(picture)[None])
+        expected = loaded.logit_scale * (feature / feature.norm()) @ head.T
+        for name in hparams.ALGORITHMS:
+            got = make(random_tiny, name).predict(to_domainbed(picture)[None])
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_are_resized_between_the_two_normalisations():
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_MEAN, images.IMAGENET_STD))
+    clip_mean, clip_std = (
+        torch.tensor(v).view(3, 1, 1) for v in (images.CLIP_MEAN, images.CLIP_STD)
+    )
+    raw = torch.rand(2, 3, 224, 224)
+    got = images.CLIPInput(48)((raw - mean) / std)
+    small = transforms.functional.resize(
+        raw, [48, 48], transforms.InterpolationMode.BICUBIC, antialias=True
+    )
+    torch.testing.assert_close(got, (small - clip_mean) / clip_std, rtol=1e-4, atol=1e-4)
+
+
+def test_random_head(random_tiny):
+    zero_shot, random = (make(random_tiny, head_init=h) for h in ("zero-shot", "random"))
+    assert not torch.equal(zero_shot.head.weight, random.head.weight)
+    torch.testing.assert_close(zero_shot.head.weight.norm(dim=1), torch.ones(3))
+
+
+def test_what_each_algorithm_trains(random_tiny):
+    for name, moves in {
+        "CARFT": ("encoder", "head"),
+        "CLIPFineTune": ("encoder", "head"),
+        "CLIPLinearProbe": ("head",),
+        "CLIPZeroShot": (),
+    }.items():
+        algorithm = make(random_tiny, name)
+        before = {k: v.clone() for k, v in algorithm.state_dict().items()}
+        algorithm.train()
+        train(algorithm, 4)
+        after = algorithm.state_dict()
+        moved = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+        assert moved == set(moves), name
+
+
+def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_tiny):
+    algorithm = make(random_tiny)
+    before = {k: v.clone() for k, v in algorithm.original.encoder.state_dict().items()}
+    algorithm.train()
+    train(algorithm, 5)
+    original = algorithm.original.encoder
+    assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
+    assert not original.training and algorithm.encoder.training
+    ours = {id(p) for p in algorithm.parameters()}
+    assert not ours & {id(p) for p in original.parameters()}
+    optimised = {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
+    assert optimised == ours
+
+
+def test_the_original_moves_with_the_algorithm(random_tiny):
+    algorithm = make(random_tiny)
+    moved = algorithm.to(torch.float64)
+    assert moved is algorithm
+    assert {p.dtype for p in algorithm.original.encoder.parameters()} == {torch.float64}
+    algorithm.to("meta")
+    assert {p.device.type for p in algorithm.original.encoder.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
+    weights = tmp_path / "weights.pt"
+    torch.save(random_clip(**TINY_SHAPE).state_dict(), weights)
+    algorithm = make(weights, name)
+    train(algorithm, 3)
+    algorithm.eval()
+    (tmp_path / "model.pkl").write_bytes(dumped(algorithm, name).getvalue())
+    weights.unlink()
+    restored = algorithms.load_checkpoint(tmp_path / "model.pkl")
+    assert type(restored).__name__ == name and not restored.training
+    x = torch.randn(5, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(restored.predict(x), algorithm.predict(x))
+        assert torch.equal(restored.context_logits(x), algorithm.context_logits(x))
+    with pytest.raises(CarftError, match="does not train on"):
+        restored.update(minibatches())
+
+
+def test_a_checkpoint_is_hardly_larger_than_encoder_and_head(random_tiny):
+    algorithm = make(random_tiny, contexts="imagenet")
+
+    def size(state):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.tell()
+
+    needed = {**algorithm.encoder.state_dict(), "head": algorithm.head.weight}
+    assert len(dumped(algorithm).getvalue()) <= 1.15 * size(needed)  # a two-layer toy encoder
+    big = random_clip(**{**TINY_SHAPE, "vision_layers": 12, "vision_width": 256})
+    algorithm._set_up(
+        big.visual, objective.ZeroShotWeights(torch.randn(10, 128), torch.randn(80, 128)), 100.0
+    )
+    needed = {**algorithm.encoder.state_dict(), "head": algorithm.head.weight}
+    assert len(dumped(algorithm).getvalue()) <= 1.05 * size(needed)
+
+
+def test_files_that_are_no_run_are_refused(tmp_path):
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "model.pkl")
+    with pytest.raises(CarftError, match="model.pkl.*is not a run of"):
+        algorithms.load_checkpoint(tmp_path / "model.pkl")
+
+
+def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny):
+    algorithm = make(random_tiny)
+    names = {id(p): n for n, p in algorithm.named_parameters()}
+    decayed, spared = (
+        {names[id(p)] for p in group["params"]} for group in algorithm.optimizer.param_groups
+    )
+    assert [g["weight_decay"] for g in algorithm.optimizer.param_groups] == [0.1, 0.0]
+    assert "head.weight" in decayed and "encoder.proj" in decayed
+    assert "encoder.conv1.weight" in decayed
+    assert all("bias" not in n and "ln_" not in n and "embedding" not in n for n in decayed)
+    assert {"encoder.class_embedding", "encoder.positional_embedding"} <= spared
+    every = make(random_tiny, weight_decay_all=True).optimizer.param_groups
+    assert [g["weight_decay"] for g in every] == [0.1]
+
+
+def test_warm_up_and_schedules(random_tiny):
+    def rates(**overrides):
+        algorithm = make(random_tiny, "CLIPLinearProbe", lr=1.0, total_steps=12, **overrides)
+        seen = []
+        for seed in range(12):
+            seen.append(algorithm.optimizer.param_groups[0]["lr"])
+            algorithm.update(minibatches(seed))
+        return seen
+
+    warm = [1 / 3, 2 / 3]
+    cosine = [0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
+    assert rates(warmup_steps=2) == pytest.approx(warm + cosine)
+    assert rates(warmup_steps=2, lr_schedule="constant") == pytest.approx(warm + [1.0] * 10)
+    assert rates(warmup_steps=0)[0] == 1.0
+
+
+def test_training_past_the_schedules_end_warns_once(random_tiny):
+    algorithm = make(random_tiny, "CLIPLinearProbe", total_steps=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(algorithm, 8)
+    messages = [str(w.message) for w in caught if "total_steps" in str(w.message)]
+    assert len(messages) == 1 and "total_steps = 3" in messages[0]
+
+
+def test_gradient_clipping(random_tiny):
+    def norm(**overrides):
+        algorithm = make(random_tiny, **overrides)
+        train(algorithm, 1)
+        return math.sqrt(sum(float((p.grad**2).sum()) for p in algorithm.parameters()))
+
+    assert norm(grad_clip=0.0) > 0.1
+    assert norm(grad_clip=0.01) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_precisions(random_tiny, amp, precision):
+    algorithm = make(random_tiny, amp=amp, original_precision=precision)
+    for values in train(algorithm, 3):
+        assert all(math.isfinite(v) for v in values.values())
+    assert {p.dtype for p in algorithm.parameters()} == {torch.float32}
+    assert algorithm.predict(torch.randn(2, 3, 28, 28)).dtype == torch.float32
+
+
+def test_building_an_algorithm_leaves_the_training_randomness_alone(random_tiny):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    algorithms.CARFT((3, 28, 28), len(CLASSES), 2, settings(random_tiny))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_class_names_come_from_the_data_set_of_the_same_hparams(random_tiny, capsys):
+    values = settings(random_tiny, class_names="dataset:Unheard")
+    prompts.remember_classes(values, {"env": ["Alarm_Clock", "Bike", "TV"]})
+    algorithms.CLIPZeroShot((3, 28, 28), 3, 2, values)
+    assert "CLIP classes: alarm clock, bike, TV" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shape", "overrides", "message"),
+    [
+        ((2, 28, 28), {}, r"shape \(2, 28, 28\), expected \(3, height, width\)"),
+        ((3, 28, 28), {"contexts": ["a {}"]}, "has 1 context, expected at least two"),
+        ((3, 28, 28), {"kl_wight": 1.0}, "unknown hparam 'kl_wight'; did you mean 'kl_weight'"),
+        ((3, 28, 28), {"class_names": ["a", "b"]}, "2 class names"),
+    ],
+)
+def test_bad_input_is_refused(random_tiny, shape, overrides, message):
+    with pytest.raises(CarftError, match=message):
+        algorithms.CARFT(shape, 3, 2, settings(random_tiny, **overrides))
+
+
+VIT_B_16 = dict(
+    embed_dim=512, image_resolution=224, vision_layers=12, vision_width=768, vision_patch_size=16,
+    context_length=77, vocab_size=49408, transformer_width=512, transformer_heads=8,
+    transformer_layers=12,
+)  # fmt: skip
+VIT_L_14 = {
+    **VIT_B_16, "embed_dim": 768, "vision_layers": 24, "vision_width": 1024,
+    "vision_patch_size": 14, "transformer_width": 768, "transformer_heads": 12,
+}  # fmt: skip
+RN50 = {
+    **VIT_B_16, "embed_dim": 1024, "vision_layers": (3, 4, 6, 3), "vision_width": 64,
+    "vision_patch_size": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "archive"),
+    [
+        pytest.param(VIT_B_16, False, id="ViT-B/16"),
+        pytest.param(RN50, True, id="RN50-archive"),
+        pytest.param(VIT_B_16, True, id="ViT-B/16-archive", marks=pytest.mark.slow),
+        pytest.param(RN50, False, id="RN50", marks=pytest.mark.slow),
+        pytest.param(VIT_L_14, False, id="ViT-L/14", marks=pytest.mark.slow),
+        pytest.param(VIT_L_14, True, id="ViT-L/14-archive", marks=pytest.mark.slow),
+    ],
+)
+def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_path):
+    weights = tmp_path / "weights.pt"
+    if archive:
+        as_archive(random_clip(**shape), weights)
+    else:
+        torch.save(random_clip(**shape).state_dict(), weights)
+    algorithm = make(weights, lr=1e-5)
+    for values in (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2)):
+        assert all(math.isfinite(v) for v in values.values())
+    algorithm.eval()
+    needed = sum(
+        p.nbytes for p in [*algorithm.encoder.state_dict().values(), algorithm.head.weight]
+    )
+    saved = dumped(algorithm)
+    assert len(saved.getvalue()) <= 1.05 * needed
+    weights.unlink()
+    saved.seek(0)
+    restored = algorithms.CARFT.restore(torch.load(saved, weights_only=True))
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(restored.predict(x), algorithm.predict(x))

@@ -1,0 +1,187 @@
+"""Loading OpenAI-format CLIPs: exact weights, the cache of text features, and clear refusals."""
+
+import urllib.error
+import warnings
+
+import pytest
+import torch
+from conftest import TINY_SHAPE, random_clip
+
+from domainbed_carft import backbone, cache
+from domainbed_carft.errors import CarftError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import clip
+
+PROMPTS = [
+    ["a photo of a dog", "a photo of a cat"],
+    ["a sketch of the dog!", "a sketch of the cat"],
+]
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def as_archive(model, path):
+    """A TorchScript archive, the format in which OpenAI publishes its weights."""
+    size = model.visual.input_resolution
+    inputs = (torch.zeros(1, 3, size, size), clip.tokenize(["a"]))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), str(path))
+
+
+def test_state_dict_is_loaded_exactly_and_in_float32(random_tiny):
+    loaded = backbone.load(str(random_tiny)).model
+    expected = torch.load(random_tiny, weights_only=True)
+    assert not torch.equal(expected["visual.proj"], expected["visual.proj"].half().float())
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, expected[name]) and tensor.dtype == torch.float32, name
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_archive_equals_state_dict(random_tiny, tmp_path):
+    as_archive(random_clip(**TINY_SHAPE), tmp_path / "archive.pt")
+    a = backbone.load(str(tmp_path / "archive.pt")).model.state_dict()
+    b = backbone.load(str(random_tiny)).model.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_half_precision_files_become_float32(tmp_path):
+    state = {k: v.half() for k, v in random_clip(**TINY_SHAPE).state_dict().items()}
+    torch.save(state, tmp_path / "half.pt")
+    loaded = backbone.load(str(tmp_path / "half.pt")).model
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_tiny_is_a_clip_that_openais_own_package_reads():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs, _ = clip.load(str(backbone._locate("tiny")[0]), device="cpu")
+    ours = backbone.load("tiny")
+    picture = torch.rand(2, 3, 48, 48)
+    with torch.no_grad():
+        a, b = (m.encode_image(picture) for m in (theirs, ours.model))
+    # theirs is rounded through half precision on loading
+    assert torch.nn.functional.cosine_similarity(a, b).min() > 0.999
+    assert theirs.visual.input_resolution == 48
+    assert 10 < ours.logit_scale <= 100.001
+
+
+def test_text_features_equal_clips_own_on_full_length_text(random_tiny, fresh_cache):
+    loaded = backbone.load(str(random_tiny))
+    features = backbone.text_features(loaded, PROMPTS)
+    assert features.shape == (2, 2, 128) and features.dtype == torch.float32
+    with torch.no_grad():
+        for m, row in enumerate(PROMPTS):
+            expected = loaded.model.encode_text(clip.tokenize(row))
+            torch.testing.assert_close(features[m], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_text_is_encoded_once_for_the_same_weights_and_prompts(
+    random_tiny, tmp_path, fresh_cache, monkeypatch
+):
+    loaded = backbone.load(str(random_tiny))
+    first = backbone.text_features(loaded, PROMPTS)
+    encoded = []
+    real = backbone._encode
+    monkeypatch.setattr(backbone, "_encode", lambda *a: encoded.append(a) or real(*a))
+    assert torch.equal(backbone.text_features(loaded, PROMPTS), first) and not encoded
+    backbone.text_features(loaded, [PROMPTS[0]])
+    backbone.text_features(loaded, [[PROMPTS[0][0]], [PROMPTS[0][1]]])  # same words, other shape
+    assert len(encoded) == 2
+    torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), tmp_path / "other.pt")
+    other = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
+    assert len(encoded) == 3 and not torch.equal(other, first)
+
+
+def test_a_damaged_cache_is_made_anew(random_tiny, fresh_cache, caplog):
+    loaded = backbone.load(str(random_tiny))
+    first = backbone.text_features(loaded, PROMPTS)
+    (kept,) = (fresh_cache / "text").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert torch.equal(backbone.text_features(loaded, PROMPTS), first)
+    assert str(kept) in caplog.text
+    assert torch.equal(torch.load(kept, weights_only=True).view_as(first), first)
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
+    features = backbone.text_features(backbone.load(str(random_tiny)), PROMPTS)
+    assert features.shape == (2, 2, 128) and "cannot be written" in caplog.text
+
+
+def test_a_cache_file_appears_whole_or_not_at_all(tmp_path):
+    def fail(path):
+        path.write_text("half of it")
+        raise OSError("disk full")
+
+    cache.write(tmp_path / "x" / "kept", lambda path: path.write_text("whole"))
+    with pytest.raises(OSError, match="disk full"):
+        cache.write(tmp_path / "x" / "kept", fail)
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["kept"]
+    assert (tmp_path / "x" / "kept").read_text() == "whole"
+
+
+def test_published_names_and_sums_are_those_of_openais_package():
+    from clip.clip import _MODELS
+
+    theirs = {name: (url.split("/")[-1], url.split("/")[-2]) for name, url in _MODELS.items()}
+    assert theirs == backbone.OPENAI_WEIGHTS
+
+
+def test_an_unknown_name_lists_the_valid_ones():
+    with pytest.raises(CarftError, match=r"'ViT-B/17'.*tiny, RN50, .*ViT-B/16"):
+        backbone.load("ViT-B/17")
+
+
+def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(clip, "load", offline)
+    with pytest.raises(CarftError) as caught:
+        backbone.load("ViT-B/16")
+    message = str(caught.value)
+    assert str(tmp_path / ".cache" / "clip" / "ViT-B-16.pt") in message
+    assert backbone.OPENAI_WEIGHTS["ViT-B/16"][1] in message and "no network" in message
+    assert not list((tmp_path / ".cache" / "clip").iterdir())
+
+
+def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch, random_tiny):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    planted = tmp_path / ".cache" / "clip" / "ViT-B-16.pt"
+    planted.parent.mkdir(parents=True)
+    planted.write_bytes(random_tiny.read_bytes())
+    with pytest.raises(CarftError, match=r"ViT-B-16.pt has the SHA-256 .*expected 5806e77c"):
+        backbone.load("ViT-B/16")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not weights", "cannot be read as a state dict or a TorchScript archive"),
+        ({"layer.weight": torch.zeros(2)}, "not a CLIP in OpenAI's format"),
+        (torch.zeros(3), "holds a Tensor, expected a CLIP's state dict"),
+    ],
+)
+def test_files_that_are_no_clip_are_named(tmp_path, content, message):
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CarftError, match=message) as caught:
+        backbone.load(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_prompt_that_is_too_long_is_named(random_tiny, fresh_cache):
+    with pytest.raises(CarftError, match="longer than the 77 tokens.*shorten"):
+        backbone.text_features(backbone.load(str(random_tiny)), [["dog " * 100]])

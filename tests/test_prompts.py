@@ -1,0 +1,96 @@
+"""Contexts, class names and where they come from."""
+
+import pytest
+
+from domainbed_carft import prompts
+from domainbed_carft.errors import CarftError
+
+
+def test_shipped_lists():
+    imagenet = prompts.contexts("imagenet")
+    assert len(imagenet) == 80  # OpenAI's ImageNet templates
+    assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
+    assert len(prompts.contexts("emoji")) == 36
+
+
+def test_contexts_from_a_file_and_from_a_list(tmp_path):
+    path = tmp_path / "my contexts.txt"
+    path.write_text("a sketch of a {}.\n\n  a photo of a {}.\n", encoding="utf-8")
+    assert prompts.contexts(str(path)) == ["a sketch of a {}.", "a photo of a {}."]
+    assert prompts.contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (["a {}", "no place"], r"'no place' .* has 0 places .* expected exactly one \{\}"),
+        (["a {}", "{} and {}"], r"'\{\} and \{\}' .* has 2 places"),
+        (["a {}"], r"has 1 context, expected at least two.*KL term is zero"),
+        ([], r"has 0 context"),
+        (["a {}", "a {}"], r"more than once: \['a \{\}'\]"),
+        ("sketches", r"contexts is 'sketches'.*shipped list \(imagenet, emoji\)"),
+    ],
+)
+def test_bad_contexts_are_refused(spec, message):
+    with pytest.raises(CarftError, match=message):
+        prompts.contexts(spec)
+
+
+def test_prompts_are_contexts_by_classes():
+    made = prompts.prompts(["a {}", "{} here"], ["dog", "cat", "owl"])
+    assert made == [["a dog", "a cat", "a owl"], ["dog here", "cat here", "owl here"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("Alarm_Clock", "alarm clock"),
+        ("flip-flops", "flip flops"),
+        ("TV", "TV"),
+        ("The_Eiffel_Tower", "the eiffel tower"),
+        ("dog", "dog"),
+    ],
+)
+def test_class_names_are_cleaned(name, cleaned):
+    assert prompts.clean(name) == cleaned
+
+
+def test_explicit_names_win(tmp_path):
+    hparams = {"class_names": ["Big_Dog", "cat"]}
+    prompts.remember_classes(hparams, {"env": ["x", "y"]})
+    assert prompts.class_names(hparams, 2) == ["big dog", "cat"]
+    path = tmp_path / "names.txt"
+    path.write_text("owl\nhen\n", encoding="utf-8")
+    assert prompts.class_names({"class_names": str(path)}, 2) == ["owl", "hen"]
+
+
+def test_then_what_the_data_set_said_for_this_very_object():
+    hparams = {"class_names": "dataset:PACS"}
+    names = [f"class {i}" for i in range(7)]
+    prompts.remember_classes(hparams, {"a": names, "b": names})
+    assert prompts.class_names(hparams, 7) == names
+    equal_but_other = dict(hparams)
+    assert prompts.class_names(equal_but_other, 7)[0] == "dog"
+    assert hparams == {"class_names": "dataset:PACS"}  # nothing enters the records
+
+
+def test_then_the_built_in_table_then_an_error_that_says_how():
+    assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == [
+        "bird", "car", "chair", "dog", "person",
+    ]  # fmt: skip
+    with pytest.raises(CarftError, match=r"'Mine'.*--hparams.*text file.*MultipleEnvironment"):
+        prompts.class_names({"class_names": "dataset:Mine"}, 3)
+
+
+def test_environments_that_disagree_are_named():
+    hparams = {"class_names": "dataset:X"}
+    prompts.remember_classes(hparams, {"art": ["cat", "dog"], "photo": ["cat", "horse"]})
+    with pytest.raises(CarftError, match=r"'art' and 'photo'.*\['dog'\].*\['horse'\]"):
+        prompts.class_names(hparams, 2)
+
+
+def test_the_number_of_names_must_fit():
+    with pytest.raises(CarftError, match=r"2 class names .*\(a, b\).* has 3 classes"):
+        prompts.class_names({"class_names": ["a", "b"]}, 3)
+    with pytest.raises(CarftError, match=r"'nowhere.txt', which is not a readable file"):
+        prompts.class_names({"class_names": "nowhere.txt"}, 3)
