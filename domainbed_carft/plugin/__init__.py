@@ -1,0 +1,139 @@
+"""Makes CAR-FT known to whichever `domainbed` gets imported, without touching its files.
+
+Only this package knows the inside of a foreign `domainbed`. Its parts:
+
+- this module: the two import hooks and how they are put in and taken out;
+- `finder`: what the hooks do once domainbed is imported;
+- `additions`: what is added to which module of domainbed;
+- `journal`: remembers each change, so that all of them can be taken back.
+
+`install` is what the `.pth` and `.start` files in site-packages call, hence in the jobs that a
+sweep starts as well. `register` and `unregister` do and undo the same by hand.
+
+This module is loaded at the start of every interpreter of the environment. So it is small, the
+other parts load with the first import of domainbed, and `typing` and `__future__` are done without.
+"""
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+__all__ = ["SWITCH", "install", "register", "unregister"]
+
+SWITCH = "DOMAINBED_CARFT_DISABLE"
+
+# The modules of domainbed that get additions, see `additions`.
+HOST_MODULES = (
+    "domainbed.algorithms",
+    "domainbed.hparams_registry",
+    "domainbed.datasets",
+    "domainbed.command_launchers",
+)
+
+# Our modules that import one of domainbed's at their top. Whoever imports ours first starts the
+# host's import from within ours, before there is anything to add; so the host's turn comes again
+# once ours is through.
+OWN_MODULES = {
+    "domainbed_carft.algorithms": "domainbed.algorithms",
+    "domainbed_carft.emoji": "domainbed.datasets",
+}
+
+
+class HostFinder:
+    """Has the modules of domainbed found as always, and extended after their execution."""
+
+    def __init__(self) -> None:
+        self._busy: set[str] = set()
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: "Sequence[str] | None" = None,
+        target: "ModuleType | None" = None,
+    ) -> "ModuleSpec | None":
+        """Return the real spec of a hooked module, its loader wrapped; None for all others."""
+        if fullname not in HOST_MODULES and fullname not in OWN_MODULES:
+            return None
+        # Another hook may search as we do, and so come back to us.
+        if fullname in self._busy:
+            return None
+        from domainbed_carft.plugin import finder
+
+        self._busy.add(fullname)
+        try:
+            return finder.extended_spec(self, fullname, path, target)
+        finally:
+            self._busy.discard(fullname)
+
+
+class HarnessFinder:
+    """Serves `domainbed` from our own harness if nobody else has one."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: "Sequence[str] | None" = None,
+        target: "ModuleType | None" = None,
+    ) -> "ModuleSpec | None":
+        """Return the harness's spec for `domainbed`; explain a bare folder of that name."""
+        if fullname != "domainbed" and not fullname.startswith("domainbed."):
+            return None
+        from domainbed_carft.plugin import finder
+
+        if fullname == "domainbed":
+            return finder.harness_spec(self, path, target)
+        # Submodules are found through the package's `__path__`: who comes here looks in vain.
+        finder.refuse_bare_folder(fullname)
+        return None
+
+
+_FIRST = HostFinder()
+_LAST = HarnessFinder()
+
+
+def install() -> None:
+    """Hook the imports of `domainbed`, unless the switch `DOMAINBED_CARFT_DISABLE` is set.
+
+    The switch counts as set by anything but nothing, 0, no, off and false.
+    """
+    if os.environ.get(SWITCH, "").strip().lower() in ("", "0", "no", "off", "false"):
+        _hook()
+
+
+def register() -> None:
+    """Add CAR-FT to `domainbed`: at once to what is loaded, later to what is still to come.
+
+    Calling it again changes nothing. It is explicit, so the switch does not hold it back.
+
+    Raises:
+        CarftError: if a loaded module of domainbed cannot be extended.
+    """
+    from domainbed_carft.plugin import additions
+
+    _hook()
+    for name in HOST_MODULES:
+        if name in sys.modules:
+            additions.apply(sys.modules[name])
+
+
+def unregister() -> None:
+    """Take everything back: afterwards domainbed's modules are as they were before us."""
+    from domainbed_carft.plugin import additions
+
+    for finder in (_FIRST, _LAST):
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+    additions.withdraw()
+
+
+def _hook() -> None:
+    """Put one finder at the front, to see domainbed first, and one at the end, as last resort."""
+    if _FIRST not in sys.meta_path:
+        sys.meta_path.insert(0, _FIRST)
+    if _LAST not in sys.meta_path:
+        sys.meta_path.append(_LAST)

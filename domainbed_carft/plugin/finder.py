@@ -1,0 +1,145 @@
+"""What the two import hooks do: extend a real `domainbed`, or stand in where there is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from types import ModuleType
+
+from domainbed_carft.errors import CarftWarning
+from domainbed_carft.plugin import OWN_MODULES, SWITCH
+
+# Those of OWN_MODULES that are being executed just now.
+RUNNING: set[str] = set()
+
+_warned = False
+
+
+def extended_spec(
+    ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
+) -> ModuleSpec | None:
+    """Return what the finders beside `ours` find, with a loader that extends the module."""
+    others = [finder for finder in sys.meta_path if finder is not ours]
+    spec = _search(others, name, path, target)
+    if spec is not None:
+        try:
+            _wrap(spec)
+        except Exception as error:
+            warn_once(name, error)
+    return spec
+
+
+def harness_spec(
+    ours: object, path: Sequence[str] | None, target: ModuleType | None
+) -> ModuleSpec | None:
+    """Return the spec of `domainbed` in our harness, which lies inside the package in a wheel
+    and beside it in the source tree, unless a finder behind `ours` has a domainbed.
+    """
+    # An editable install's finder, say, was appended after us and still goes before us.
+    finders = list(sys.meta_path)
+    later = finders[finders.index(ours) + 1 :] if ours in finders else []
+    spec = _search(later, "domainbed", path, target)
+    if spec is not None:
+        return spec
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    source_tree = os.path.dirname(package)
+    for folder in (
+        os.path.join(package, "harness", "domainbed"),
+        os.path.join(source_tree, "third_party", "domainbed"),
+    ):
+        init = os.path.join(folder, "__init__.py")
+        if os.path.isfile(init):
+            return spec_from_file_location("domainbed", init, submodule_search_locations=[folder])
+    return None
+
+
+def refuse_bare_folder(name: str) -> None:
+    """Raise if `domainbed` is a folder without `__init__.py` that holds no DomainBed.
+
+    Python takes such a folder, in the current directory say, for a namespace package, before
+    it asks us. A checkout that merely lost its `__init__.py` works and is let through.
+    """
+    parent = sys.modules.get("domainbed")
+    if parent is None or getattr(parent, "__file__", None) is not None:
+        return
+    folders = list(getattr(parent, "__path__", ()))
+    if any(os.path.exists(os.path.join(folder, "algorithms.py")) for folder in folders):
+        return
+    raise ModuleNotFoundError(
+        f"No module named {name!r}: Python took {' and '.join(folders)} for the package "
+        "'domainbed', but there is neither an __init__.py nor a DomainBed in it. Rename the "
+        "folder or start from another one; then your DomainBed, or else the harness of "
+        "domainbed-carft, is found.",
+        name=name,
+    )
+
+
+def warn_once(name: str, error: BaseException) -> None:
+    """Say, once a process, that we could not extend `name`, why, and how to switch us off."""
+    global _warned
+    if _warned:
+        return
+    _warned = True
+    message = (
+        f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and leaves "
+        f"it as it is. {SWITCH}=1 in the environment switches domainbed-carft off."
+    )
+    try:
+        warnings.warn(message, CarftWarning, stacklevel=2)
+    except CarftWarning:
+        # Under -W error the warning would become the host's failure.
+        print(message, file=sys.stderr)
+
+
+def _search(
+    finders: Iterable[object], name: str, path: Sequence[str] | None, target: ModuleType | None
+) -> ModuleSpec | None:
+    """Ask `finders` in order, as the import system does, for the first spec of `name`."""
+    for finder in finders:
+        find_spec = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
+        if spec is not None:
+            return spec
+    return None
+
+
+def _wrap(spec: ModuleSpec) -> None:
+    """Let the loader of `spec` call us after it has executed the module, this one time."""
+    name = spec.name
+    loader = spec.loader
+    if loader is None:
+        return
+    original = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        # One loader may serve many modules, as that of a zip archive does.
+        if module.__name__ != name:
+            original(module)
+            return
+        if name in OWN_MODULES:
+            RUNNING.add(name)
+        try:
+            original(module)
+        finally:
+            RUNNING.discard(name)
+            if vars(loader).get("exec_module") is exec_module:
+                del loader.exec_module
+        _extend(OWN_MODULES.get(name, name))
+
+    loader.exec_module = exec_module  # type: ignore[method-assign]
+
+
+def _extend(name: str) -> None:
+    """Add our part to the module `name`, if it is loaded; whatever goes wrong, only warn."""
+    if name not in sys.modules:
+        return
+    try:
+        from domainbed_carft.plugin import additions
+
+        additions.apply(sys.modules[name])
+    except Exception as error:
+        warn_once(name, error.__cause__ or error)

@@ -1,0 +1,212 @@
+"""Small stand-ins for the plugin's two sides, written to a folder and used in sub-processes.
+
+`write_checkout` makes a DomainBed checkout with the parts of its contract that the plugin meets;
+`write_carft` our package with its real plugin but with modules that need no torch. The real ones
+meet the real harness in `test_plugin.test_the_real_modules_in_the_harness`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+
+OURS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
+
+# What default_hparams("CARFT", ...) gives where both sides are the stand-ins below.
+OUR_HPARAMS = {"lr": 5e-6, "kl_weight": 1.0, "class_balanced": False}
+
+HOST = {
+    "__init__.py": "",
+    "algorithms.py": """
+ALGORITHMS = ["ERM"]
+
+class Algorithm:
+    pass
+
+class ERM(Algorithm):
+    pass
+
+def get_algorithm_class(name):
+    if name not in globals():
+        raise NotImplementedError(name)
+    return globals()[name]
+""",
+    "hparams_registry.py": """
+def _hparams(algorithm, dataset, random_seed):
+    return {"lr": (0.001, random_seed / 7), "class_balanced": (False, False)}
+
+def default_hparams(algorithm, dataset):
+    return {a: b for a, (b, c) in _hparams(algorithm, dataset, 0).items()}
+
+def random_hparams(algorithm, dataset, seed):
+    return {a: c for a, (b, c) in _hparams(algorithm, dataset, seed).items()}
+""",
+    "datasets.py": """
+import os
+
+DATASETS = ["Pets"]
+
+class Folder:
+    def __init__(self, root):
+        self.root = root
+        self.classes = sorted(os.listdir(root))
+
+class MultipleDomainDataset:
+    ENVIRONMENTS = None
+
+class MultipleEnvironmentImageFolder(MultipleDomainDataset):
+    def __init__(self, root, test_envs, augment, hparams):
+        names = sorted(os.listdir(root))
+        self.datasets = [Folder(os.path.join(root, name)) for name in names]
+
+class Pets(MultipleEnvironmentImageFolder):
+    ENVIRONMENTS = ["A", "B"]
+
+    def __init__(self, root, test_envs, hparams):
+        super().__init__(root, test_envs, True, hparams=hparams)
+""",
+    "command_launchers.py": 'REGISTRY = {"local": print}\n',
+    "scripts/__init__.py": "",
+    "scripts/train.py": """
+import json
+import sys
+from domainbed import algorithms, datasets, hparams_registry
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    print(json.dumps({
+        "file": algorithms.__file__,
+        "class": algorithms.get_algorithm_class(name).__name__,
+        "algorithms": algorithms.ALGORITHMS,
+        "datasets": datasets.DATASETS,
+        "hparams": hparams_registry.default_hparams(name, "Pets"),
+    }))
+""",
+}
+
+CARFT = {
+    "hparams.py": """
+ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+ALLOWED = set()
+
+def allow(keys):
+    ALLOWED.update(keys)
+
+def overlay(algorithm, dataset, random_seed):
+    return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
+""",
+    "algorithms.py": """
+from domainbed.algorithms import Algorithm
+
+class CARFT(Algorithm):
+    pass
+
+class CLIPFineTune(Algorithm):
+    pass
+
+class CLIPLinearProbe(Algorithm):
+    pass
+
+class CLIPZeroShot(Algorithm):
+    pass
+""",
+    "emoji.py": """
+from domainbed.datasets import MultipleDomainDataset
+
+class EmojiStyles(MultipleDomainDataset):
+    pass
+""",
+    "prompts.py": """
+REMEMBERED = []
+
+def remember_classes(hparams, classes):
+    REMEMBERED.append((hparams, classes))
+""",
+}
+
+
+def write_files(folder: Path, files: dict[str, str]) -> Path:
+    """Write `files`, by their relative paths, and return `folder`."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def write_checkout(folder: Path, **changed: str) -> Path:
+    """Write a checkout of DomainBed, with some modules' text `changed`; its root is `folder`."""
+    files = {**HOST, **{f"{module}.py": text for module, text in changed.items()}}
+    write_files(folder / "domainbed", files)
+    return folder
+
+
+def write_carft(folder: Path, **changed: str) -> Path:
+    """Write a `domainbed_carft` without torch, its harness a checkout named so, into `folder`."""
+    package = folder / "domainbed_carft"
+    shutil.copytree(
+        REPO / "domainbed_carft" / "plugin",
+        package / "plugin",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(REPO / "domainbed_carft" / name, package / name)
+    write_files(package, {**CARFT, **{f"{module}.py": text for module, text in changed.items()}})
+    write_checkout(package / "harness")
+    return folder
+
+
+def write_start_hook(folder: Path) -> Path:
+    """Write a sitecustomize that does at interpreter start what our `.pth` line does."""
+    hook = "from domainbed_carft.plugin import install\ninstall()\n"
+    return write_files(folder, {"sitecustomize.py": hook})
+
+
+def run_python(
+    *arguments: str, cwd: Path, path: list[Path] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter with `path` as PYTHONPATH and a clean environment beside it."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "DOMAINBED_CARFT"))
+    }
+    env |= {"PYTHONPATH": os.pathsep.join(map(str, path or [])), **environment}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+class Site:
+    """An environment with our package and its start hook, as an installation would have it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.package = folder / "site" / "domainbed_carft"
+        write_carft(folder / "site")
+        write_start_hook(folder / "site")
+        self.empty = folder / "elsewhere"
+        self.empty.mkdir()
+
+    def run(
+        self, *arguments: str, cwd: Path | None = None, path: tuple[Path, ...] = (), **env: str
+    ):
+        """Run the interpreter in `cwd`, an empty folder unless given."""
+        paths = [self.folder / "site", *path]
+        return run_python(*arguments, cwd=cwd or self.empty, path=paths, **env)
+
+    def train(self, name: str = "CARFT", **options: Any) -> Any:
+        """Run the fake `train` of whichever domainbed is found; return what it reports."""
+        return self.json("-m", "domainbed.scripts.train", name, **options)
+
+    def json(self, *arguments: str, **options: Any) -> Any:
+        """Run, demand success without a word on stderr, and return what was printed."""
+        done = self.run(*arguments, **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)

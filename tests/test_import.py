@@ -1,0 +1,59 @@
+"""`import domainbed_carft` happens at every interpreter start, so it must load next to nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from fake_checkout import REPO, run_python, write_files
+
+# Runs under -S, so that no `.pth` file has imported anything before the watch begins; the
+# site-packages folders are then appended as plain paths.
+WATCHED_IMPORT = """
+import json, sys
+events = []
+sys.addaudithook(lambda event, args: event.startswith("socket.") and events.append(event))
+module, *paths = sys.argv[1:]
+sys.path[:0] = paths
+__import__(module)
+heavy = {"torch", "torchvision", "clip", "domainbed", "numpy", "pandas"} & set(sys.modules)
+print(json.dumps({"heavy": sorted(heavy), "sockets": events}))
+"""
+
+
+def watched_import(module: str, *paths: Path) -> dict[str, list[str]]:
+    """Import `module` in a new interpreter; return the heavy modules and the sockets it brought."""
+    all_paths = [str(path) for path in paths] + [path for path in sys.path if path]
+    arguments = ["-S", "-c", WATCHED_IMPORT, module, *all_paths]
+    done = run_python(*arguments, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "module", ["domainbed_carft", "domainbed_carft.plugin", "domainbed_carft.errors"]
+)
+def test_loads_nothing_heavy_and_opens_no_socket(module: str) -> None:
+    assert watched_import(module, REPO) == {"heavy": [], "sockets": []}
+
+
+@pytest.mark.parametrize("heavy", ["torch", "clip", "domainbed", "numpy"])
+def test_the_check_notices_a_heavy_import(tmp_path: Path, heavy: str) -> None:
+    write_files(tmp_path, {f"{heavy}.py": "", "careless.py": f"import {heavy}\n"})
+    assert watched_import("careless", tmp_path)["heavy"] == [heavy]
+
+
+def test_the_check_notices_a_socket(tmp_path: Path) -> None:
+    write_files(tmp_path, {"talkative.py": "import socket\nsocket.socket().close()\n"})
+    assert "socket.__new__" in watched_import("talkative", tmp_path)["sockets"]
+
+
+def test_the_start_loads_two_modules_only() -> None:
+    code = (
+        "import os, sys; before = set(sys.modules); from domainbed_carft.plugin import install; "
+        "install(); print(*sorted(set(sys.modules) - before))"
+    )
+    done = run_python("-S", "-c", code, cwd=REPO, path=[REPO])
+    assert done.stdout.split() == ["domainbed_carft", "domainbed_carft.plugin"], done.stderr
