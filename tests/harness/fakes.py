@@ -1,0 +1,58 @@
+"""Small algorithms for trying out the harness; `plugin/sitecustomize.py` shows them to children."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from domainbed import algorithms
+
+
+class Still(algorithms.Algorithm):
+    """Learns nothing and draws no random number, so that its records tell about the data alone.
+
+    The golden file train_run.json holds the records that upstream's train makes of the same.
+    """
+
+    def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
+        sizes = [len(x) for x, _ in minibatches]
+        return {"loss": float(sum(sizes)), "domains": float(len(sizes))}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :2]
+
+
+class LinearSGD(algorithms.Algorithm):
+    """Logistic regression on the raw input."""
+
+    def __init__(self, input_shape: Any, num_classes: int, num_domains: int, hparams: Any) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.linear = torch.nn.Linear(math.prod(input_shape), num_classes)
+        self.optimizer = torch.optim.SGD(self.linear.parameters(), lr=hparams["lr"])
+
+    def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
+        inputs = torch.cat([x for x, _ in minibatches])
+        labels = torch.cat([y for _, y in minibatches])
+        loss = torch.nn.functional.cross_entropy(self.predict(inputs), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        values = {"loss": loss.item()}
+        if unlabeled is not None:
+            values["unlabeled"] = float(sum(map(len, unlabeled)))
+        return values
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear(x.flatten(1))
+        return logits
+
+
+class Breaks(LinearSGD):
+    """Fails in its first step."""
+
+    def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
+        raise RuntimeError("broken on purpose")
+
+
+ALL = (Still, LinearSGD, Breaks)

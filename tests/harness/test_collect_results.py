@@ -1,0 +1,121 @@
+"""Tables."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from domainbed import algorithms
+from domainbed.lib.query import Q
+from domainbed.scripts import collect_results, list_top_hparams
+
+from . import synthetic_records
+
+
+@pytest.fixture(autouse=True)
+def upstreams_order(monkeypatch):
+    """The order of rows in the golden tables is that of upstream's list of algorithms."""
+    monkeypatch.setattr(algorithms, "ALGORITHMS", ["ERM", "Mixup"])
+
+
+@pytest.mark.parametrize("kind", synthetic_records.KINDS)
+@pytest.mark.parametrize(("flags", "suffix"), [([], "txt"), (["--latex"], "tex")])
+def test_tables_are_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags, suffix):
+    synthetic_records.write_sweep(tmp_path, kind)
+    assert collect_results.main(["--input_dir", str(tmp_path), *flags]) == 0
+    expected = golden(f"tables_{kind}.{suffix}")
+    assert capsys.readouterr().out == expected
+    assert (tmp_path / f"results.{suffix}").read_text() == expected
+
+
+def test_what_is_missing_goes_to_the_error_stream(tmp_path, capsys):
+    synthetic_records.write_sweep(tmp_path, "gaps")
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+    assert (
+        "Missing: PACS ERM, test_envs [0], trial_seed 0, hparams_seed 0" in capsys.readouterr().err
+    )
+
+
+def test_format_mean():
+    mean, error, text = collect_results.format_mean([0.5, 0.7], latex=False)
+    assert (mean, error, text) == (pytest.approx(60), pytest.approx(10 / 2**0.5), "60.0 +/- 7.1")
+    assert collect_results.format_mean(Q([0.5]), latex=True)[2] == r"50.0 $\pm$ 0.0"
+    assert collect_results.format_mean([], latex=False) == (None, None, "X")
+
+
+def test_text_cells_are_cut_and_the_callers_lists_left_alone(capsys):
+    table, rows, columns = [["1", "2"]], ["a long label"], ["A", "B", "C"]
+    collect_results.print_table(table, "Title", rows, columns, colwidth=6, latex=False)
+    lines = ["", "-------- Title", "A       B       C      ", "a long  1       2      ", ""]
+    assert capsys.readouterr().out.split("\n") == lines
+    assert (table, rows, columns) == ([["1", "2"]], ["a long label"], ["A", "B", "C"])
+
+
+def job(algorithm, dataset="Debug28", test_env=0):
+    accuracies = {f"env{i}_{part}_acc": 0.5 for i in range(3) for part in ("in", "out")}
+    args = {"algorithm": algorithm, "dataset": dataset, "test_envs": [test_env]}
+    return {"step": 0, **accuracies, "args": {**args, "trial_seed": 0, "hparams_seed": 0}}
+
+
+def latex_of(capsys, records):
+    collect_results.print_report(Q(records), latex=True)
+    return capsys.readouterr().out
+
+
+def test_latex_of_long_and_special_names_keeps_its_braces(capsys):
+    names = ["IB_ERM", "An_Algorithm_With_A_Very_Long_Name", "50%&#$^~\\{}"]
+    text = latex_of(capsys, [job(name, test_env=i) for name in names for i in range(3)])
+    assert r"IB\_ERM " in text
+    assert re.search(
+        r"An\\_Algorithm\\_With\\_A\\_Very\\_Long\\_Name +& 50\.0 \$\\pm\$ 0\.0 ", text
+    )
+    assert r"50\%\&\#\$\textasciicircum{}\textasciitilde{}\textbackslash{}\{\} & " in text
+    for line in text.splitlines():
+        bare = re.sub(r"\\[{}]", "", line)
+        assert (
+            bare.startswith(r"\adjustbox")
+            or bare.startswith(r"\end{tabular")
+            or bare.count("{") == bare.count("}")
+        )
+
+
+def test_unlisted_algorithms_come_after_the_listed_ones(capsys):
+    records = [job(name) for name in ("Zeta", "Mixup", "Alpha", "ERM")]
+    collect_results.print_results_tables(Q(records), collect_results.SELECTION_METHODS[0], False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:7]] == ["ERM", "Mixup", "Zeta", "Alpha"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--latex"]])
+def test_an_empty_sweep_has_empty_tables(tmp_path, capsys, flags):
+    assert collect_results.main(["--input_dir", str(tmp_path), *flags]) == 0
+    assert "Total records: 0" in capsys.readouterr().out
+
+
+def test_a_data_set_without_a_class_is_left_out_and_named(tmp_path, capsys):
+    text = latex_of(capsys, [job("ERM", dataset="Unheard")])
+    assert "Unheard" not in text
+
+
+def test_a_missing_folder_is_refused(tmp_path, capsys):
+    assert collect_results.main(["--input_dir", str(tmp_path / "no")]) == 2
+    assert f"no such folder: {tmp_path / 'no'}" in capsys.readouterr().err
+
+
+def test_top_hparams_are_listed_best_first(tmp_path, capsys):
+    synthetic_records.write_sweep(tmp_path, "complete")
+    arguments = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
+    assert list_top_hparams.main(["--input_dir", str(tmp_path), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Total records: 576"
+    assert lines[1] == "Model selection: training-domain validation set"
+    assert lines[2] == "trial_seed: 0"
+    outcomes = [float(line.split()[1].strip(",")) for line in lines[3:18] if "val_acc" in line]
+    assert len(outcomes) == 3
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert lines[4:8] == [
+        "\t\thparams:",
+        lines[5],
+        "\t\toutput_dirs:",
+        "\t\t\tsweep/PACS/ERM",
+    ]

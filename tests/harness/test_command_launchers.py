@@ -1,0 +1,74 @@
+"""Launchers."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import pytest
+from domainbed import command_launchers
+from domainbed.command_launchers import local_launcher, multi_gpu_launcher
+
+
+def python(code, *arguments):
+    return shlex.join(["python", "-c", code, *arguments])
+
+
+def test_the_registry():
+    assert {"dummy", "local", "multi_gpu"} <= set(command_launchers.REGISTRY)
+
+
+def test_dummy_prints(capsys):
+    assert command_launchers.REGISTRY["dummy"](["a b", "c"]) is None
+    assert capsys.readouterr().out == "Dummy launcher: a b\nDummy launcher: c\n"
+
+
+def test_local_runs_in_order_with_this_interpreter_and_no_shell(tmp_path):
+    note = "import sys; open(sys.argv[1], 'a').write(sys.executable + ' ' + sys.argv[2] + '\\n')"
+    path = str(tmp_path / 'it\'s a "file"')
+    awkward = "$HOME; `ls` * 'x'"
+    assert local_launcher([python(note, path, "1"), python(note, path, awkward)]) == []
+    with open(path) as file:
+        assert file.read() == f"{sys.executable} 1\n{sys.executable} {awkward}\n"
+
+
+def test_local_goes_on_after_a_failure_and_reports_it_at_the_end(tmp_path, capfd):
+    folder = tmp_path / "a job"
+    folder.mkdir()
+    (folder / "err.txt").write_text("Traceback\nValueError: too bad\n\n")
+    failing = python("raise SystemExit(3)", "--output_dir", str(folder))
+    silent = python("raise SystemExit(4)", "--output_dir", str(tmp_path / "gone"))
+    last = python("print('still here')")
+    failed = local_launcher([failing, silent, last])
+    assert [(job.command, job.status) for job in failed] == [(failing, 3), (silent, 4)]
+    out, err = capfd.readouterr()
+    assert out == "still here\n"
+    assert err.splitlines()[-3:] == [
+        "sweep: 2 of 3 jobs failed:",
+        f"- exit status 3: {folder}: ValueError: too bad",
+        f"- exit status 4: {tmp_path / 'gone'}: it left no message in err.txt",
+    ]
+    assert "sweep: 3 of 3 jobs ended, 2 failed; 0:0" in err
+
+
+def test_a_command_that_cannot_start_is_a_failed_job(capfd):
+    (failed,) = local_launcher(["no-such-program --flag"])
+    assert failed.status == 127
+    assert "exit status 127: no-such-program --flag: " in capfd.readouterr().err
+
+
+def test_multi_gpu_keeps_one_job_on_each_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,")
+    note = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+    commands = [python(note, str(tmp_path / str(i))) for i in range(4)]
+    failing = python("raise SystemExit(1)")
+    failed = multi_gpu_launcher([*commands, failing])
+    assert [job.command for job in failed] == [failing]
+    assert {path.read_text() for path in tmp_path.iterdir()} <= {"3", "5"}
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_multi_gpu_refuses_to_run_without_a_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(RuntimeError, match="found no GPU"):
+        multi_gpu_launcher(["x"])

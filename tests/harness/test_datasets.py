@@ -1,0 +1,124 @@
+"""Data sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from domainbed import datasets
+from PIL import Image
+
+HPARAMS = {"data_augmentation": True}
+
+
+def write_tree(root, environments, classes=("cat", "dog"), per_class=2):
+    """Write pictures of noise under root/environment/class/."""
+    noise = np.random.default_rng(0)
+    for environment in environments:
+        for name in classes:
+            folder = root / environment / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                pixels = noise.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize(("name", "size"), [("Debug28", 28), ("Debug224", 224)])
+def test_noise(name, size):
+    torch.manual_seed(0)
+    dataset = datasets.get_dataset_class(name)(None, [0], HPARAMS)
+    assert len(dataset) == len(list(dataset)) == 3
+    assert (dataset.input_shape, dataset.num_classes) == ((3, size, size), 2)
+    for environment in dataset:
+        assert len(environment) == 16
+        image, label = environment[0]
+        assert image.shape == (3, size, size)
+        assert label in (0, 1)
+
+
+def test_step_counts():
+    assert datasets.Debug28.N_STEPS == datasets.PACS.N_STEPS == 5001
+    assert datasets.Debug28.N_WORKERS == 8
+    frequencies = [datasets.Debug28.CHECKPOINT_FREQ, datasets.PACS.CHECKPOINT_FREQ]
+    assert [*frequencies, datasets.DomainNet.CHECKPOINT_FREQ] == [100, 300, 1000]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("VLCS", "VLCS"),
+        ("PACS", "PACS"),
+        ("OfficeHome", "office_home"),
+        ("TerraIncognita", "terra_incognita"),
+        ("DomainNet", "domain_net"),
+    ],
+)
+def test_benchmarks_read_their_folder(tmp_path, name, folder):
+    dataset_class = datasets.get_dataset_class(name)
+    write_tree(tmp_path / folder, dataset_class.ENVIRONMENTS, per_class=1)
+    dataset = dataset_class(str(tmp_path), [0], HPARAMS)
+    assert len(dataset) == len(dataset_class.ENVIRONMENTS)
+    assert dataset.num_classes == 2
+    assert dataset[0][0][0].shape == dataset.input_shape == (3, 224, 224)
+
+
+def test_environments_are_sorted_and_files_beside_them_ignored(tmp_path):
+    write_tree(tmp_path, ["zoo", "alps"])
+    (tmp_path / "notes.txt").write_text("")
+    dataset = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
+    assert [folder.root.rsplit("/", 1)[1] for folder in dataset] == ["alps", "zoo"]
+    assert dataset[0].classes == ["cat", "dog"]
+
+
+def test_only_training_environments_are_augmented(tmp_path):
+    write_tree(tmp_path, ["a", "b"])
+
+    def repeats(dataset, environment):
+        """Whether reading a picture twice gives the same."""
+        return torch.equal(dataset[environment][0][0], dataset[environment][0][0])
+
+    augmented = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [1], True, {})
+    assert not repeats(augmented, 0)
+    assert repeats(augmented, 1)
+    plain = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [1], False, {})
+    assert repeats(plain, 0)
+
+
+def test_pictures_are_squeezed_and_normalised(tmp_path):
+    folder = tmp_path / "only" / "grey"
+    folder.mkdir(parents=True)
+    Image.new("L", (50, 20), 128).save(folder / "0.png")
+    dataset = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
+    image, label = dataset[0][0]
+    expected = [(128 / 255 - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
+    assert label == 0
+    assert image.mean(dim=(1, 2)).tolist() == pytest.approx(expected, abs=1e-6)
+    assert image.std(dim=(1, 2)).max() < 1e-6
+
+
+def test_cut_off_pictures_are_read(tmp_path):
+    folder = tmp_path / "only" / "noise"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "0.jpg")
+    whole = (folder / "0.jpg").read_bytes()
+    (folder / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    dataset = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
+    assert dataset[0][0][0].shape == (3, 224, 224)
+
+
+def test_differing_classes_are_refused_by_name(tmp_path):
+    write_tree(tmp_path, ["a", "b"])
+    write_tree(tmp_path, ["c"], classes=("cat", "fox"))
+    with pytest.raises(ValueError, match=r"'a' and 'c' must have the same class .*: dog, fox"):
+        datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="PACS"):
+        datasets.PACS(str(tmp_path), [0], HPARAMS)
+    (tmp_path / "PACS").mkdir()
+    with pytest.raises(ValueError, match=r"found none in .*PACS"):
+        datasets.PACS(str(tmp_path), [0], HPARAMS)
+    with pytest.raises(ValueError, match="PACS needs a data folder"):
+        datasets.PACS(None, [0], HPARAMS)

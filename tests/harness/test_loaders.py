@@ -1,0 +1,98 @@
+"""Batches for training and for evaluation."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+
+import pytest
+import torch
+from domainbed.lib.fast_data_loader import (
+    EnvironmentBatches,
+    EvaluationBatches,
+    FastDataLoader,
+    InfiniteDataLoader,
+)
+from torch.utils.data import TensorDataset
+
+
+def numbered(start, size):
+    """A data set of the numbers from `start` on, each its own label."""
+    numbers = torch.arange(start, start + size)
+    return TensorDataset(numbers, numbers)
+
+
+SMALL, LARGE = numbered(0, 3), numbered(100, 50)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_item_has_a_full_batch_of_each_data_set(workers):
+    batches = EnvironmentBatches([SMALL, LARGE], [None, None], 16, workers)
+    for _ in range(5):
+        (x_small, y_small), (x_large, _) = next(batches)
+        assert len(x_small) == len(x_large) == 16
+        assert x_small.max() < 3 and x_large.min() >= 100
+        assert torch.equal(x_small, y_small)
+
+
+def test_the_number_of_workers_does_not_change_what_comes():
+    drawn = []
+    for workers in (0, 2):
+        torch.manual_seed(1)
+        batches = EnvironmentBatches([SMALL, LARGE], [None, None], 4, workers)
+        drawn.append([x.tolist() for _ in range(6) for x, _ in next(batches)])
+    assert drawn[0] == drawn[1]
+
+
+def test_random_numbers_used_later_do_not_change_what_comes():
+    drawn = []
+    for used in (0, 100):
+        torch.manual_seed(1)
+        batches = EnvironmentBatches([LARGE], [None], 4, 0)
+        torch.rand(used)
+        drawn.append(next(batches)[0][0].tolist())
+    assert drawn[0] == drawn[1]
+
+
+def test_without_workers_there_is_no_process():
+    before = multiprocessing.active_children()
+    next(EnvironmentBatches([SMALL], [None], 4, 0))
+    assert [list(batches) for batches in EvaluationBatches([SMALL], 2, 0)]
+    assert multiprocessing.active_children() == before
+
+
+def test_draws_follow_the_weights():
+    weights = torch.tensor([0.0, 0.25, 0.75])
+    batches = EnvironmentBatches([SMALL], [weights], 4000, 0)
+    counts = next(batches)[0][0].bincount(minlength=3)
+    assert counts[0] == 0
+    assert counts[2] / 4000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        EnvironmentBatches([SMALL, numbered(0, 0)], [None, None], 4, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
+    passes = EvaluationBatches([SMALL, LARGE, numbered(200, 8)], 4, workers)
+    seen = [[x.tolist() for x, _ in batches] for batches in passes]
+    assert seen[0] == [[0, 1, 2]]
+    assert [len(batch) for batch in seen[1]] == [4] * 12 + [2]
+    assert list(itertools.chain(*seen[1])) == list(range(100, 150))
+    assert seen[2] == [[200, 201, 202, 203], [204, 205, 206, 207]]
+
+
+def test_infinite_loader_serves_a_data_set_smaller_than_the_batch():
+    loader = iter(InfiniteDataLoader(SMALL, None, 16, 0))
+    assert len(next(loader)[0]) == len(next(loader)[0]) == 16
+    with pytest.raises(ValueError, match="no length"):
+        len(InfiniteDataLoader(SMALL, None, 16, 0))
+
+
+def test_fast_loader_passes_over_everything_each_time():
+    loader = FastDataLoader(LARGE, batch_size=16, num_workers=0)
+    for _ in range(2):
+        assert sorted(itertools.chain(*(x.tolist() for x, _ in loader))) == list(range(100, 150))
+    assert len(loader) == 4

@@ -1,0 +1,63 @@
+"""Finding algorithms and data sets by name."""
+
+from __future__ import annotations
+
+import pytest
+from domainbed import algorithms, datasets
+from domainbed.lib.names import UnknownNameError
+
+from . import fakes
+
+
+def test_a_registered_algorithm_is_found(registered):
+    assert algorithms.get_algorithm_class("Still") is fakes.Still
+
+
+@pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "names"])
+def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, name):
+    with pytest.raises(UnknownNameError, match=r"Valid: Still, LinearSGD, Breaks\."):
+        algorithms.get_algorithm_class(name)
+
+
+def test_the_nearest_names_come_first(registered):
+    with pytest.raises(NotImplementedError, match=r"Algorithm not found: stil\. Nearest: Still\."):
+        algorithms.get_algorithm_class("stil")
+
+
+def test_without_any_algorithm_the_message_says_so(monkeypatch):
+    monkeypatch.setattr(algorithms, "ALGORITHMS", [])
+    monkeypatch.setattr(algorithms, "_is_algorithm", lambda candidate: False)
+    with pytest.raises(UnknownNameError, match=r"Valid: none is registered\."):
+        algorithms.get_algorithm_class("ERM")
+
+
+def test_the_base_class_asks_for_its_methods():
+    algorithm = algorithms.Algorithm((3,), 2, 1, {"lr": 1})
+    assert algorithm.hparams == {"lr": 1}
+    for call in (lambda: algorithm.update([]), lambda: algorithm.predict(None)):
+        with pytest.raises(NotImplementedError):
+            call()
+
+
+@pytest.mark.parametrize("name", ["pacs", "os", "ImageFolder", "IMAGENET_MEAN"])
+def test_an_unknown_data_set_is_refused_with_the_valid_names(name):
+    with pytest.raises(UnknownNameError, match=f"Dataset not found: {name}.*Valid: Debug28, "):
+        datasets.get_dataset_class(name)
+
+
+def test_upper_and_lower_case_are_near():
+    with pytest.raises(UnknownNameError, match=r"Nearest: PACS[.,]"):
+        datasets.get_dataset_class("pacs")
+
+
+def test_every_listed_data_set_has_environments():
+    found = {name: datasets.num_environments(name) for name in datasets.DATASETS[:7]}
+    assert found == {
+        "Debug28": 3,
+        "Debug224": 3,
+        "VLCS": 4,
+        "PACS": 4,
+        "OfficeHome": 4,
+        "TerraIncognita": 4,
+        "DomainNet": 6,
+    }

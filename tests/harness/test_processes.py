@@ -1,0 +1,54 @@
+"""The commands as users start them: in processes of their own."""
+
+from __future__ import annotations
+
+import json
+
+SWEEP = [
+    *["launch", "--datasets", "Debug28", "--n_hparams", "1", "--n_trials", "1", "--steps", "2"],
+    *["--data_dir", "unused", "--output_dir", "a sweep", "--command_launcher", "local"],
+    *["--single_test_envs", "--skip_confirmation"],
+]
+
+
+def test_train_at_the_default_batch_size(command, tmp_path):
+    """Debug28's environments are smaller than its batch: upstream never gets past the first."""
+    arguments = ["--dataset", "Debug28", "--algorithm", "LinearSGD", "--steps", "5"]
+    finished = command("train", *arguments, "--output_dir", "run")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    folder = tmp_path / "run"
+    files = ["done", "err.txt", "model.pkl", "out.txt", "results.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    steps = [json.loads(line)["step"] for line in (folder / "results.jsonl").open()]
+    assert steps == [0, 4]
+    assert (folder / "out.txt").read_text() == finished.stdout
+
+
+def test_train_with_a_wrong_argument(command):
+    finished = command("train", "--dataset", "Debug28", "--algorithm", "Stil", "--workers", "0")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(
+        "train: error: 1 problem, nothing was run\n- Algorithm not found: Stil. Nearest: Still."
+    )
+
+
+def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path):
+    hparams = ["--hparams", '{"lr": 0.01, "batch_size": 8}']
+    arguments = [*SWEEP, "--algorithms", "Breaks", "Still", *hparams]
+    first = command("sweep", *arguments)
+    assert first.returncode == 1
+    assert "6 jobs: 0 done, 0 incomplete, 6 not launched." in first.stdout
+    assert "sweep: 3 of 6 jobs failed:" in first.stderr
+    assert first.stderr.count(": RuntimeError: broken on purpose\n- exit status 1: a sweep/") == 2
+    assert len(list((tmp_path / "a sweep").glob("*/done"))) == 3
+
+    second = command("sweep", *arguments)
+    assert second.returncode == 0
+    assert "6 jobs: 3 done, 3 incomplete, 0 not launched." in second.stdout
+    assert "Launched 0 jobs!" in second.stdout
+
+    table = command("collect_results", "--input_dir", "a sweep")
+    assert table.returncode == 0
+    assert table.stdout.startswith("Total records: 6\n\n-------- Dataset: Debug28, model select")
+    assert "needs them, so its cells are X" in table.stderr
+    assert (tmp_path / "a sweep" / "results.txt").read_text() == table.stdout

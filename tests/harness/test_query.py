@@ -1,0 +1,80 @@
+"""The query list."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from domainbed.lib.query import Q, make_selector_fn
+
+PEOPLE = Q(
+    [
+        {"name": "Ada", "job": {"title": "poet", "pay": 3}},
+        {"name": "Bo", "job": {"title": "smith", "pay": 5}},
+        {"name": "Cy", "job": {"title": "poet", "pay": 4}},
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("name", "Ada"),
+        ("job.pay", 3),
+        ("name, job.pay", ("Ada", 3)),
+        (lambda person: len(person["name"]), 3),
+    ],
+)
+def test_selectors(selector, expected):
+    assert make_selector_fn(selector)(PEOPLE[0]) == expected
+
+
+def test_a_selector_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="not int"):
+        make_selector_fn(3)
+
+
+def test_groups_are_sorted_and_keep_their_order_inside():
+    groups = PEOPLE.group("job.title").map(lambda title, people: (title, people.select("name")))
+    assert groups == [("poet", ["Ada", "Cy"]), ("smith", ["Bo"])]
+    assert PEOPLE.group_map("job.title", lambda title, people: len(people)) == [2, 1]
+
+
+def test_groups_of_values_without_a_hash():
+    assert PEOPLE.group("job")[0] == ({"title": "poet", "pay": 3}, [PEOPLE[0]])
+
+
+def test_numbers():
+    numbers = Q([1, 4, 2])
+    assert (numbers.min(), numbers.max(), numbers.sum(), numbers.len()) == (1, 4, 7, 3)
+    assert numbers.mean() == 7 / 3
+    assert numbers.mean_std() == (7 / 3, pytest.approx(math.sqrt(14 / 9)))
+
+
+def test_nothing_has_no_mean():
+    assert math.isnan(Q([]).mean())
+
+
+def test_argmax_takes_the_first_of_equals():
+    assert Q([(1, "a"), (2, "b"), (2, "c")]).argmax(lambda pair: pair[0]) == (2, "b")
+
+
+def test_filters():
+    assert PEOPLE.filter_equals("job.title", "smith").select("name") == ["Bo"]
+    assert Q([1, None, 2]).filter_not_none() == [1, 2]
+    assert Q([1.0, math.nan]).filter_not_nan() == [1.0]
+
+
+def test_unique_keeps_first_appearances():
+    assert Q([3, 1, 3, [2], 1, [2]]).unique() == [3, 1, [2]]
+
+
+def test_sorted_puts_nan_first():
+    assert str(Q([2.0, math.nan, 1.0]).sorted()) == "[nan, 1.0, 2.0]"
+    assert Q(["bb", "a"]).sorted(key=len) == ["a", "bb"]
+
+
+def test_flatten_and_equality():
+    assert Q([[1], [2, 3]]).flatten() == Q([1, 2, 3])
+    assert repr(Q([1])) == "[1]"
+    assert 1 in Q([1])

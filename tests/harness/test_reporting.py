@@ -1,0 +1,96 @@
+"""Reading records."""
+
+from __future__ import annotations
+
+import json
+
+from domainbed.lib import coverage, reporting
+from domainbed.lib.query import Q
+
+JOB = {
+    "dataset": "PACS",
+    "algorithm": "ERM",
+    "test_envs": [0],
+    "trial_seed": 0,
+    "hparams_seed": 0,
+    "seed": 3,
+}
+
+
+def line(step, value=0.0, **job):
+    return json.dumps({"args": {**JOB, **job}, "step": step, "value": value}) + "\n"
+
+
+def write(folder, text):
+    folder.mkdir()
+    (folder / "results.jsonl").write_text(text)
+
+
+def test_records_of_all_folders_come_in_the_folders_order(tmp_path):
+    write(tmp_path / "b", line(0, 1))
+    write(tmp_path / "a", line(0, 2) + line(1, 3))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "results.txt").write_text("")
+    assert reporting.load_records(str(tmp_path)).select("value") == [2, 3, 1]
+
+
+def test_a_cut_off_line_is_skipped_and_named(tmp_path, capsys):
+    write(tmp_path / "a", line(0) + line(1)[:-20])
+    write(tmp_path / "b", line(0) + "[1]\n\n" + line(1))
+    assert len(reporting.load_records(str(tmp_path))) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        f"Skipped line 2 of {tmp_path / 'a' / 'results.jsonl'}: not a whole record.",
+        f"Skipped line 2 of {tmp_path / 'b' / 'results.jsonl'}: not a whole record.",
+    ]
+
+
+def test_of_a_job_that_ran_twice_the_last_record_of_each_step_counts(tmp_path):
+    write(tmp_path / "a", line(0, 1) + line(1, 2) + line(0, 3) + line(1, 4) + line(2, 5))
+    assert reporting.load_records(str(tmp_path)).select("value") == [3, 4, 5]
+
+
+def test_different_jobs_in_one_folder_are_kept_apart(tmp_path):
+    write(tmp_path / "a", line(0, 1) + line(0, 2, trial_seed=1) + line(0, 3, test_envs=[1]))
+    assert reporting.load_records(str(tmp_path)).select("value") == [1, 2, 3]
+
+
+def test_a_job_with_two_test_environments_belongs_to_both(tmp_path):
+    write(tmp_path / "a", line(0, 1, test_envs=[1, 3]) + line(0, 2, test_envs=[1]))
+    groups = reporting.get_grouped_records(reporting.load_records(str(tmp_path)))
+    found = {group["test_env"]: group["records"].select("value") for group in groups}
+    assert found == {1: [1, 2], 3: [1]}
+    assert (groups[0]["trial_seed"], groups[0]["dataset"], groups[0]["algorithm"]) == (
+        0,
+        "PACS",
+        "ERM",
+    )
+
+
+def remarks(*jobs):
+    return coverage.remarks(Q([{"args": {**JOB, **job}} for job in jobs]))
+
+
+def test_missing_jobs_are_named():
+    pair = {"test_envs": [0, 1]}
+    assert remarks({}, {"trial_seed": 1}, pair) == [
+        "Missing: PACS ERM, test_envs [0, 1], trial_seed 1, hparams_seed 0"
+    ]
+    assert remarks({}, pair) == []
+    assert remarks() == []
+
+
+def test_many_missing_jobs_are_counted():
+    pairs = [{"test_envs": [i, i + 1], "trial_seed": i, "hparams_seed": i} for i in range(5)]
+    found = remarks(*pairs)
+    assert len(found) == 21
+    assert found[-1] == "... and 100 more missing jobs."
+
+
+def test_absent_pairs_and_unlisted_data_sets_are_explained():
+    assert remarks({"dataset": "Mine"}) == [
+        "Data set Mine is not in domainbed.datasets.DATASETS: its records are in no table.",
+        "Mine has no jobs with two test environments: leave-one-domain-out cross-validation needs "
+        "them, so its cells are X.",
+    ]

@@ -1,0 +1,152 @@
+"""Sweeps, in this process."""
+
+from __future__ import annotations
+
+import pytest
+from domainbed import command_launchers, datasets
+from domainbed.command_launchers import FailedJob
+from domainbed.scripts import sweep
+from domainbed.scripts.sweep import Job
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+def test_jobs_and_command_lines_are_upstreams(golden):
+    for case in golden("jobs.json").values():
+        args_list = sweep.make_args_list(**case["keywords"])
+        jobs = [Job(train_args, "out dir") for train_args in args_list]
+        assert [job.command_str for job in jobs] == case["commands"]
+
+
+def test_all_test_env_combinations():
+    found = list(sweep.all_test_env_combinations(3))
+    assert found == [[0], [0, 1], [0, 2], [1], [1, 2], [2]]
+    with pytest.raises(ValueError, match="at least 3, not 2"):
+        next(sweep.all_test_env_combinations(2))
+
+
+def test_a_jobs_states(tmp_path):
+    def state():
+        return Job({"a": 1}, str(tmp_path)).state
+
+    assert state() == Job.NOT_LAUNCHED
+    assert Job.launch([Job({"a": 1}, str(tmp_path))], lambda commands: None) == []
+    assert state() == Job.INCOMPLETE
+    (folder,) = tmp_path.iterdir()
+    (folder / "done").write_text("done")
+    assert state() == Job.DONE
+    Job.delete([Job({"a": 1}, str(tmp_path))])
+    assert state() == Job.NOT_LAUNCHED
+
+
+def test_a_job_does_not_change_its_callers_arguments(tmp_path):
+    train_args = {"test_envs": [0]}
+    Job(train_args, str(tmp_path)).train_args["test_envs"].append(1)
+    assert train_args == {"test_envs": [0]}
+
+
+def run(folder, *arguments, command="launch", confirm=False):
+    flags = [] if confirm else ["--skip_confirmation"]
+    defaults = ["--algorithms", "Still", "--datasets", "Debug28", "--n_trials", "1"]
+    defaults += ["--n_hparams", "1", "--command_launcher", "dummy", "--data_dir", "/data"]
+    return sweep.main([command, "--output_dir", str(folder), *defaults, *flags, *arguments])
+
+
+def launched(capsys):
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if line.startswith("Dummy launcher: ")]
+
+
+def test_launch_then_launch_again_then_delete_then_launch(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    first = launched(capsys)
+    assert len(first) == 6
+    assert first[0].startswith("Dummy launcher: python -m domainbed.scripts.train --algorithm S")
+    assert run(tmp_path) == 0
+    assert launched(capsys) == []
+    assert run(tmp_path, command="delete_incomplete") == 0
+    assert "About to delete 6 jobs." in capsys.readouterr().out
+    assert run(tmp_path) == 0
+    assert launched(capsys) == first
+
+
+def test_what_is_printed(tmp_path, capsys):
+    assert run(tmp_path, "--single_test_envs") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"Not launched: {tmp_path}/")
+    assert lines[0].endswith(" ('Debug28', 'Still', [0], 0)")
+    assert lines[3:7] == [
+        "3 jobs: 0 done, 0 incomplete, 3 not launched.",
+        "About to launch 3 jobs.",
+        "Launching...",
+        "Making job directories:",
+    ]
+    assert lines[-1] == "Launched 3 jobs!"
+
+
+@pytest.mark.parametrize(("answer", "count"), [(" Yes", 6), ("n", 0), ("", 0)])
+def test_confirmation(tmp_path, capsys, monkeypatch, answer, count):
+    monkeypatch.setattr("builtins.input", lambda prompt: print(prompt) or answer)
+    if count:
+        assert run(tmp_path, confirm=True) == 0
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            run(tmp_path, confirm=True)
+        assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "Are you sure? (y/n) " in printed
+    assert printed.count("Dummy launcher: ") == count
+    assert ("Nevermind!" in printed) == (count == 0)
+
+
+def test_a_failed_job_makes_the_sweep_fail(tmp_path, monkeypatch):
+    failing = [FailedJob("python", 1, "no luck")]
+    monkeypatch.setitem(command_launchers.REGISTRY, "failing", lambda commands: failing)
+    assert run(tmp_path, "--command_launcher", "failing") == 1
+
+
+def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    arguments = ["--algorithms", "Stil", "LinearSGD", "--datasets", "PACS", "PASC"]
+    arguments += ["--hparams", '{"lrr": 1}', "--command_launcher", "lokal", "--n_trials", "0"]
+    assert run(folder, *arguments, "--n_hparams_from", "5") == 2
+    message = capsys.readouterr().err
+    for part in (
+        "Launcher not found: lokal. Nearest: local. Valid: local, dummy, multi_gpu",
+        "Algorithm not found: Stil. Nearest: Still.",
+        "Dataset not found: PASC. Nearest: PACS.",
+        "--hparams: hyperparameter of LinearSGD not found: lrr.",
+        "--n_trials must be at least 1, not 0.",
+        "--n_hparams must be at least 6, not 1.",
+    ):
+        assert part in message
+    assert message.startswith("sweep: error: 6 problems, nothing was run\n")
+    assert not folder.exists()
+
+
+def test_invalid_json_is_told_once_for_many_jobs(tmp_path, capsys):
+    arguments = ["--algorithms", "Still", "LinearSGD", "--datasets", "PACS", "VLCS"]
+    assert run(tmp_path, *arguments, "--hparams", "{") == 2
+    assert "1 problem, nothing was run\n- --hparams is not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environments", "flags", "message"),
+    [
+        (["a", "b"], [], "2 environments; these jobs need at least 3. With --single_test_envs"),
+        (["a"], ["--single_test_envs"], "1 environments; these jobs need at least 2."),
+    ],
+)
+def test_too_few_environments(tmp_path, capsys, monkeypatch, environments, flags, message):
+    monkeypatch.setattr(datasets.Debug28, "ENVIRONMENTS", environments)
+    assert run(tmp_path, *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_names_everything_registered_is_swept():
+    args = sweep.build_parser().parse_args(
+        ["launch", "--output_dir", "o", "--data_dir", "d", "--command_launcher", "dummy"]
+    )
+    assert args.algorithms == ["Still", "LinearSGD", "Breaks"]
+    assert "PACS" in args.datasets and "Debug28" not in args.datasets
+    assert (args.n_hparams_from, args.n_hparams, args.n_trials) == (0, 20, 3)

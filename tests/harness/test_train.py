@@ -1,0 +1,248 @@
+"""Training runs, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from domainbed import algorithms, datasets, hparams_registry
+from domainbed.lib import training
+from domainbed.scripts import train
+
+from . import fakes
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+QUICK = ["--dataset", "Debug28", "--algorithm", "LinearSGD", "--workers", "0", "--steps", "3"]
+
+
+def run(folder: Path, *arguments: str) -> int:
+    return train.main([*QUICK, "--output_dir", str(folder), *arguments])
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_upstreams_leaves(golden, tmp_path, capsys):
+    """Same data, splits, accuracies, epochs, checkpoints, header and files, to the last bit."""
+    expected = golden("train_run.json")
+    arguments = [*expected["arguments"], "--workers", "0", "--output_dir", str(tmp_path)]
+    assert train.main(arguments) == 0
+    found = records(tmp_path)
+    for record in found:
+        assert isinstance(record.pop("step_time"), float)
+        del record["args"]["output_dir"], record["args"]["workers"]
+    assert found == expected["records"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected["files"]
+    assert sorted(torch.load(tmp_path / "model.pkl", weights_only=True)) == expected["model_keys"]
+    printed = capsys.readouterr().out
+    assert expected["header"] in printed.splitlines()
+    assert (tmp_path / "out.txt").read_text() == printed
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_the_printed_head_names_versions_arguments_and_hparams(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Environment:\n\tPython: ")
+    assert f"\tPyTorch: {torch.__version__}\n" in printed
+    assert "\nArgs:\n\talgorithm: LinearSGD\n" in printed
+    assert "\nHParams:\n\tbatch_size: 64\n" in printed
+
+
+def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, capsys):
+    assert run(tmp_path, "--test_envs", "1") == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    assert len(warnings) == 2
+    for warning, name in zip(warnings, ("'0'", "'2'"), strict=True):
+        assert f"environment {name} has 13 items" in warning
+        assert "batch size 64" in warning
+
+
+def test_there_is_no_warning_without_need(tmp_path, capsys):
+    assert run(tmp_path, "--hparams", '{"batch_size": 13}') == 0
+    assert "Warning" not in capsys.readouterr().out
+
+
+def test_all_mistakes_are_told_at_once_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets, "Debug28", None)
+    arguments = ["--algorithm", "LinearSDG", "--hparams", "{'lr': 1}", "--holdout_fraction", "1"]
+    assert run(tmp_path, *arguments, "--dataset", "Debug82", "--workers", "-1") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("train: error: 5 problems, nothing was run\n- Algorithm not found")
+    for part in (
+        "Algorithm not found: LinearSDG. Nearest: LinearSGD.",
+        "Dataset not found: Debug82. Nearest: Debug28",
+        "--hparams is not valid JSON (",
+        "--holdout_fraction must be at least 0 and less than 1, not 1.0.",
+        "--workers must be at least 0, not -1.",
+    ):
+        assert part in message
+    assert (tmp_path / "err.txt").read_text() == message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["err.txt", "out.txt"]
+
+
+@pytest.mark.parametrize(
+    ("test_envs", "message"),
+    [
+        (["0", "3"], "--test_envs 3: Debug28 has no such environment. Valid: 0 (0), 1 (1), 2 (2)."),
+        (["-1"], "--test_envs -1: Debug28 has no such environment."),
+        (["1", "1"], "--test_envs names an environment twice: 1 1."),
+        (["0", "1", "2"], "--test_envs 0 1 2 leaves Debug28 no environment to train on."),
+    ],
+)
+def test_impossible_test_environments(tmp_path, capsys, test_envs, message):
+    assert run(tmp_path, "--test_envs", *test_envs) == 2
+    assert f"1 problem, nothing was run\n- {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        ("[1]", "--hparams must be a JSON object"),
+        ('{"lrr": 1}', "hyperparameter of LinearSGD not found: lrr. Nearest: lr"),
+        ('{"batch_size": 0}', "batch_size must be a whole number of at least 1, not 0."),
+        ('{"batch_size": 2.5}', "batch_size must be a whole number of at least 1, not 2.5."),
+    ],
+)
+def test_impossible_hparams(tmp_path, capsys, hparams, message):
+    assert run(tmp_path, "--hparams", hparams) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_hyperparameter_is_answered_with_all_valid_ones(tmp_path, capsys):
+    assert run(tmp_path, "--hparams", '{"temperature": 1}') == 2
+    known = sorted(hparams_registry.default_hparams("LinearSGD", "Debug28"))
+    assert f"Valid: {', '.join(known)}." in capsys.readouterr().err
+
+
+def test_a_failing_algorithm_leaves_its_traceback_and_no_done(tmp_path, capsys):
+    assert run(tmp_path, "--algorithm", "Breaks") == 1
+    last = (tmp_path / "err.txt").read_text().splitlines()[-1]
+    assert last == "RuntimeError: broken on purpose"
+    assert not (tmp_path / "done").exists()
+
+
+def test_data_set_and_algorithm_share_one_hparams_dict(tmp_path, monkeypatch):
+    seen = []
+
+    class Data(datasets.Debug28):
+        def __init__(self, root, test_envs, hparams):
+            super().__init__(root, test_envs, hparams)
+            seen.append(hparams)
+
+    class Algorithm(fakes.Still):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            seen.append(arguments[3])
+
+    monkeypatch.setattr(datasets, "Debug28", Data)
+    monkeypatch.setattr(algorithms, "Still", Algorithm)
+    assert run(tmp_path, "--algorithm", "Still") == 0
+    assert seen[0] is seen[1]
+
+
+def test_data_with_other_environments_than_declared_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.Debug28, "__len__", lambda self: 4)
+    assert run(tmp_path) == 2
+    message = "Debug28 has 3 environments (0, 1, 2), but the data has 4."
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_split_is_refused_by_name(tmp_path, capsys):
+    assert run(tmp_path, "--holdout_fraction", "0.05") == 2
+    message = capsys.readouterr().err
+    assert message.count("has 16 in-split and 0 out-split items") == 3
+    assert "Environment '2'" in message
+
+
+def test_hparams_seed_draws_what_upstream_draws_for_the_trial(golden):
+    draw = golden("hparams.json")["Debug28"]["random"][1]
+    hparams_seed, trial_seed = map(str, draw["seeds"])
+    arguments = [*QUICK, "--hparams_seed", hparams_seed, "--trial_seed", trial_seed]
+    args = train.build_parser().parse_args([*arguments, "--hparams", '{"lr": 7}'])
+    assert training.choose_hparams(args) == {**draw["hparams"], "lr": 7}
+
+
+def test_runs_repeat(tmp_path):
+    for name in ("a", "b"):
+        assert run(tmp_path / name, "--hparams", '{"lr": 0.1}') == 0
+    first, second = (records(tmp_path / name)[-1] for name in ("a", "b"))
+    for record in (first, second):
+        del record["step_time"], record["args"]
+    assert first == second
+
+
+def test_learning_happens(tmp_path):
+    assert run(tmp_path, "--steps", "100", "--hparams", '{"lr": 0.1}') == 0
+    start, end = records(tmp_path)
+    assert (start["step"], end["step"]) == (0, 99)
+    assert end["loss"] < start["loss"]
+    assert end["env1_in_acc"] == end["env2_in_acc"] == 1.0
+
+
+def test_the_model_can_be_loaded_again(tmp_path):
+    assert run(tmp_path) == 0
+    saved = torch.load(tmp_path / "model.pkl", weights_only=True)
+    model = fakes.LinearSGD(
+        saved["model_input_shape"],
+        saved["model_num_classes"],
+        saved["model_num_domains"],
+        saved["model_hparams"],
+    )
+    model.load_state_dict(saved["model_dict"])
+    assert saved["model_num_domains"] == 2
+    assert saved["args"]["algorithm"] == "LinearSGD"
+
+
+def test_models_are_saved_when_asked(tmp_path):
+    arguments = ["--save_model_every_checkpoint", "--checkpoint_freq", "2"]
+    assert run(tmp_path / "every", *arguments) == 0
+    assert run(tmp_path / "none", *arguments, "--skip_model_save") == 0
+    models = {
+        folder: sorted(p.name for p in (tmp_path / folder).glob("*.pkl*"))
+        for folder in ("every", "none")
+    }
+    assert models == {"every": ["model.pkl", "model_step0.pkl", "model_step2.pkl"], "none": []}
+
+
+def test_domain_adaptation_passes_unlabeled_items(tmp_path, capsys):
+    arguments = ["--task", "domain_adaptation", "--hparams", '{"batch_size": 8}']
+    assert run(tmp_path / "few", *arguments) == 2
+    assert "--uda_holdout_fraction 0 leaves none" in capsys.readouterr().err
+    assert run(tmp_path / "some", *arguments, "--uda_holdout_fraction", "0.5") == 0
+    last = records(tmp_path / "some")[-1]
+    assert last["unlabeled"] == 8.0
+    assert 0 <= last["env0_uda_acc"] <= 1
+
+
+def test_balanced_classes(tmp_path):
+    assert run(tmp_path, "--hparams", '{"class_balanced": true}') == 0
+
+
+def test_a_cut_off_line_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    training.append_record(str(path), {"step": 2})
+    training.append_record(str(path), {"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"ste\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_workers_default_to_the_data_sets_number_but_not_beyond_the_cpus(monkeypatch):
+    monkeypatch.setattr(training.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert training.workers_for(None, datasets.Debug28) == 3
+    assert training.workers_for(12, datasets.Debug28) == 12
+    monkeypatch.setattr(datasets.Debug28, "N_WORKERS", 0)
+    assert training.workers_for(None, datasets.Debug28) == 0
+
+
+def test_worker_processes_change_no_record(tmp_path):
+    for workers in ("0", "2"):
+        assert run(tmp_path / workers, "--workers", workers) == 0
+    alone, together = (records(tmp_path / workers)[-1] for workers in ("0", "2"))
+    for record in (alone, together):
+        del record["step_time"], record["args"]
+    assert alone == together

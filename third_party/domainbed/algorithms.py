@@ -1,0 +1,91 @@
+"""The base class of all algorithms, and how a name becomes a class.
+
+Interface of upstream file domainbed/algorithms.py at b93c22a. A plugin registers an algorithm by
+putting its class into this module's globals and its name into ALGORITHMS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import torch
+
+from domainbed.lib import names
+
+# Names in the order of the tables' rows.
+ALGORITHMS: list[str] = []
+
+
+def get_algorithm_class(algorithm_name: str) -> type[Any]:
+    """Return the class that this module's globals hold under `algorithm_name`.
+
+    Raises:
+        UnknownNameError: no algorithm has that name; the message lists the valid ones.
+    """
+    found = globals().get(algorithm_name)
+    if not _is_algorithm(found):
+        raise names.UnknownNameError(
+            names.unknown_name("Algorithm", algorithm_name, _registered_names())
+        )
+    return found
+
+
+def _is_algorithm(candidate: Any) -> TypeGuard[type[Any]]:
+    """Imported helpers share the globals, so a class has to offer what train calls."""
+    return (
+        isinstance(candidate, type)
+        and hasattr(candidate, "update")
+        and hasattr(candidate, "predict")
+    )
+
+
+def _registered_names() -> list[str]:
+    """The listed names, then those that only stand in the globals; not the abstract base."""
+    unlisted = [
+        name
+        for name, value in globals().items()
+        if _is_algorithm(value) and value is not Algorithm and name not in ALGORITHMS
+    ]
+    return [*ALGORITHMS, *unlisted]
+
+
+class Algorithm(torch.nn.Module):
+    """A way to learn from several domains. Subclasses implement `update` and `predict`.
+
+    Args:
+        input_shape: shape of one input, (channels, height, width) for pictures.
+        num_classes: number of labels, which are 0 to num_classes - 1.
+        num_domains: number of training domains.
+        hparams: the very dict that the data set was built with and that every record holds.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.hparams = hparams
+
+    def update(
+        self,
+        minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        unlabeled: Sequence[torch.Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Take one optimisation step.
+
+        Args:
+            minibatches: an (inputs, labels) pair for each training domain.
+            unlabeled: inputs from each test domain, in domain adaptation only.
+
+        Returns:
+            Numbers to record, averaged by the caller over a checkpoint interval.
+        """
+        raise NotImplementedError
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (batch, num_classes) for inputs of shape (batch, *input_shape)."""
+        raise NotImplementedError

@@ -1,0 +1,123 @@
+"""What is checked of a command line before anything is loaded.
+
+Every check returns a list of problems, so that a command can report all of them in one message.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from domainbed import algorithms, datasets, hparams_registry
+from domainbed.lib import names
+
+TASKS = ("domain_generalization", "domain_adaptation")
+
+
+class UsageError(ValueError):
+    """What a user asked for cannot be done; the message lists every reason."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        heading = "1 problem" if count == 1 else f"{count} problems"
+        super().__init__(
+            f"error: {heading}, nothing was run\n" + "\n".join(f"- {p}" for p in self.problems)
+        )
+
+
+def algorithm_problems(name: str) -> list[str]:
+    """Say if no algorithm is called `name`."""
+    try:
+        algorithms.get_algorithm_class(name)
+    except names.UnknownNameError as error:
+        return [str(error)]
+    return []
+
+
+def dataset_problems(name: str) -> list[str]:
+    """Say if no data set is called `name`, or if the class of that name has no environments."""
+    try:
+        environments = datasets.get_dataset_class(name).ENVIRONMENTS
+    except names.UnknownNameError as error:
+        return [str(error)]
+    if environments is None:
+        return [names.unknown_name("Dataset", name, datasets.DATASETS)]
+    return []
+
+
+def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
+    """Say what is wrong with the test environments of a known data set."""
+    labels = datasets.get_dataset_class(dataset).ENVIRONMENTS
+    valid = ", ".join(f"{index} ({label})" for index, label in enumerate(labels))
+    problems = [
+        f"--test_envs {index}: {dataset} has no such environment. Valid: {valid}."
+        for index in test_envs
+        if not 0 <= index < len(labels)
+    ]
+    if len(set(test_envs)) < len(test_envs):
+        problems.append(f"--test_envs names an environment twice: {_spaced(test_envs)}.")
+    if not problems and len(test_envs) == len(labels):
+        problems.append(
+            f"--test_envs {_spaced(test_envs)} leaves {dataset} no environment to train on."
+        )
+    return problems
+
+
+def hparams_problems(text: str | None, algorithm: str, dataset: str) -> list[str]:
+    """Say what is wrong with --hparams.
+
+    Keys are checked only if `algorithm` and `dataset` exist: they decide which keys there are.
+    """
+    if not text:
+        return []
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        return [f"--hparams is not valid JSON ({error}): {text}"]
+    if not isinstance(given, dict):
+        return [f'--hparams must be a JSON object such as {{"lr": 0.001}}, not: {text}']
+    problems = _batch_size_problems(given)
+    if not algorithm_problems(algorithm) and not dataset_problems(dataset):
+        known = hparams_registry.default_hparams(algorithm, dataset)
+        problems += [
+            names.unknown_name(f"--hparams: hyperparameter of {algorithm}", key, sorted(known))
+            for key in given
+            if key not in known
+        ]
+    return problems
+
+
+def _batch_size_problems(given: dict[str, Any]) -> list[str]:
+    """The harness itself makes batches, so it knows what a batch size has to be."""
+    size = given.get("batch_size", 1)
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 1:
+        return []
+    return [f"--hparams: batch_size must be a whole number of at least 1, not {size!r}."]
+
+
+def fraction_problems(flag: str, value: float) -> list[str]:
+    """Say if `value` is no share that leaves something over."""
+    if math.isfinite(value) and 0 <= value < 1:
+        return []
+    return [f"{flag} must be at least 0 and less than 1, not {value}."]
+
+
+def least_problems(flag: str, value: int | None, least: int) -> list[str]:
+    """Say if `value` is given and less than `least`."""
+    if value is None or value >= least:
+        return []
+    return [f"{flag} must be at least {least}, not {value}."]
+
+
+def require(problems: Iterable[str]) -> None:
+    """Raise a UsageError if there are problems; each is listed once."""
+    distinct = list(dict.fromkeys(problems))
+    if distinct:
+        raise UsageError(distinct)
+
+
+def _spaced(indices: Sequence[int]) -> str:
+    return " ".join(map(str, indices))

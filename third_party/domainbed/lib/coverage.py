@@ -1,0 +1,60 @@
+"""What a sweep's tables leave out, so that nobody averages over fewer trials unawares."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from domainbed import datasets
+from domainbed.lib.query import Q
+
+_SHOWN = 20
+
+
+def remarks(records: Q) -> list[str]:
+    """Return sentences on data sets without a table, cells without a value, missing jobs."""
+    found = records.select("args.dataset").unique()
+    missing = [sentence for dataset in found for sentence in _missing_jobs(records, dataset)]
+    result = [
+        f"Data set {name} is not in domainbed.datasets.DATASETS: its records are in no table."
+        for name in found
+        if name not in datasets.DATASETS
+    ]
+    result += [
+        f"{name} has no jobs with two test environments: leave-one-domain-out cross-validation "
+        "needs them, so its cells are X."
+        for name in found
+        if not any(len(job["test_envs"]) == 2 for job in _jobs(records, name))
+    ]
+    result += missing[:_SHOWN]
+    if len(missing) > _SHOWN:
+        result.append(f"... and {len(missing) - _SHOWN} more missing jobs.")
+    return result
+
+
+def _missing_jobs(records: Q, dataset: str) -> list[str]:
+    """Compare the jobs of one data set with all combinations of the values that occur.
+
+    What no algorithm has, such as a third trial, was not part of the sweep as far as one can see.
+    """
+    present = {_identity(job) for job in _jobs(records, dataset)}
+    axes = [sorted(set(values)) for values in zip(*present, strict=True)]
+    return [
+        f"Missing: {dataset} {algorithm}, test_envs {list(test_envs)}, trial_seed {trial_seed}, "
+        f"hparams_seed {hparams_seed}"
+        for algorithm, test_envs, trial_seed, hparams_seed in itertools.product(*axes)
+        if (algorithm, test_envs, trial_seed, hparams_seed) not in present
+    ]
+
+
+def _jobs(records: Q, dataset: str) -> Q:
+    return records.filter_equals("args.dataset", dataset).select("args")
+
+
+def _identity(job: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    return (
+        job["algorithm"],
+        tuple(job["test_envs"]),
+        job["trial_seed"],
+        job["hparams_seed"],
+    )

@@ -1,0 +1,163 @@
+"""Seeds, splits, accuracy, and printing.
+
+Interface of upstream file domainbed/lib/misc.py at b93c22a, as far as the scripts need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+
+def seed_hash(*args: Any) -> int:
+    """Return md5(str(args)) mod 2**31, a seed that depends on all of `args`."""
+    digest = hashlib.md5(str(args).encode("utf-8"), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 2**31
+
+
+def plain(value: Any) -> Any:
+    """Return a numpy scalar as the Python value that JSON can hold; all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class SplitDataset(torch.utils.data.Dataset[Any]):
+    """The items of `underlying_dataset` at the positions `keys`, in that order."""
+
+    def __init__(self, underlying_dataset: Any, keys: Sequence[int]) -> None:
+        self.underlying_dataset = underlying_dataset
+        self.keys = keys
+
+    def __getitem__(self, index: int) -> Any:
+        return self.underlying_dataset[self.keys[index]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def split_dataset(dataset: Any, n: int, seed: int = 0) -> tuple[SplitDataset, SplitDataset]:
+    """Shuffle the positions of `dataset` with `seed`; split off the first `n` from the rest.
+
+    Raises:
+        ValueError: `n` is negative or larger than the data set.
+    """
+    size = len(dataset)
+    if not 0 <= n <= size:
+        raise ValueError(f"cannot take {n} of {size} items")
+    # RandomState.shuffle of a list: the draw that upstream's splits are defined by.
+    order = list(range(size))
+    np.random.RandomState(seed).shuffle(order)
+    return SplitDataset(dataset, order[:n]), SplitDataset(dataset, order[n:])
+
+
+def make_weights_for_balanced_classes(dataset: Any) -> torch.Tensor:
+    """Return a weight for each item, summing to 1, the same total for each class present."""
+    labels = [int(label) for _, label in dataset]
+    counts = Counter(labels)
+    return torch.tensor([1 / (counts[label] * len(counts)) for label in labels])
+
+
+def accuracy(
+    network: Any,
+    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    weights: torch.Tensor | None,
+    device: str | torch.device,
+) -> float:
+    """Return the share of items that `network.predict` gets right, weighted by `weights` if given.
+
+    The network is in evaluation mode meanwhile and in training mode afterwards. A single logit
+    is a binary decision at 0.
+    """
+    right = total = torch.zeros((), dtype=torch.float64)
+    seen = 0
+    network.eval()
+    with torch.no_grad():
+        for inputs, labels in loader:
+            hits = _hits(network.predict(inputs.to(device)), labels.to(device)).cpu().double()
+            shares = torch.ones_like(hits)
+            if weights is not None:
+                shares = weights[seen : seen + len(hits)].cpu().double()
+            seen += len(hits)
+            right = right + (hits * shares).sum()
+            total = total + shares.sum()
+    network.train()
+    return float(right / total)
+
+
+def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return for each row of `logits` whether it picks the label; shape (batch,)."""
+    if logits.size(1) == 1:
+        return logits.gt(0).view(-1).eq(labels.view(-1))
+    return logits.argmax(1).eq(labels)
+
+
+def print_separator() -> None:
+    """Print a line of 80 equals signs."""
+    print("=" * 80)
+
+
+def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
+    """Print one row of a table, every cell filled up or cut to `colwidth` characters.
+
+    Floats have ten decimals. Text rows end in a blank: readers of upstream's tables compare bytes.
+    """
+    cells = [_cell(value).ljust(colwidth)[:colwidth] for value in row]
+    separator, end = (" & ", "\\\\") if latex else ("  ", "")
+    print(separator.join(cells), end)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.10f}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+class Tee:
+    """A text stream that writes to another stream and, at once, to a file.
+
+    Args:
+        fname: the file's path.
+        mode: how to open it; the default appends.
+        stream: the other stream; standard output if left out.
+    """
+
+    def __init__(self, fname: str, mode: str = "a", stream: TextIO | None = None) -> None:
+        self.stdout = sys.stdout if stream is None else stream
+        self.file = open(fname, mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
+
+    def write(self, message: str) -> int:
+        self.stdout.write(message)
+        self.file.write(message)
+        self.flush()
+        return len(message)
+
+    def flush(self) -> None:
+        self.stdout.flush()
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file, not the stream."""
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # Libraries ask a stream for isatty, encoding and the like.
+        return getattr(self.stdout, name)
+
+
+@contextlib.contextmanager
+def tee_output(folder: str) -> Iterator[None]:
+    """Inside the block, append what is printed to out.txt and err.txt in `folder`."""
+    out = Tee(os.path.join(folder, "out.txt"), stream=sys.stdout)
+    err = Tee(os.path.join(folder, "err.txt"), stream=sys.stderr)
+    with (
+        contextlib.closing(out),
+        contextlib.closing(err),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        yield

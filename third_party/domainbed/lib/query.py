@@ -1,0 +1,175 @@
+"""A list with queries: select, group, filter and the like, each returning a new list.
+
+Interface of upstream file domainbed/lib/query.py at b93c22a.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+Selector = str | Callable[[Any], Any]
+
+
+def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
+    """Turn "x" into item["x"], "x.y" into item["x"]["y"], "x,y" into a tuple of both.
+
+    A callable is returned as it is.
+
+    Raises:
+        TypeError: `selector` is neither text nor callable.
+    """
+    if callable(selector):
+        return selector
+    if not isinstance(selector, str):
+        raise TypeError(f"a selector is text or a function, not {type(selector).__name__}")
+    if "," in selector:
+        parts = [make_selector_fn(part) for part in selector.split(",")]
+        return lambda item: tuple(part(item) for part in parts)
+    path = [key.strip() for key in selector.split(".")]
+
+    def follow(item: Any) -> Any:
+        for key in path:
+            item = item[key]
+        return item
+
+    return follow
+
+
+def hashable(obj: Any) -> Any:
+    """Return `obj` if it can be a dictionary's key, otherwise JSON text that stands for it."""
+    try:
+        hash(obj)
+    except TypeError:
+        return json.dumps({"_": obj}, sort_keys=True)
+    return obj
+
+
+class Q:
+    """A list of items, usually of record dicts. Selectors are as in `make_selector_fn`."""
+
+    __hash__ = None  # type: ignore[assignment]  # equal to a plain list, which has no hash either
+
+    def __init__(self, list_: list[Any]) -> None:
+        self._list = list_
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._list[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._list)
+
+    def __eq__(self, other: object) -> bool:
+        return self._list == (other._list if isinstance(other, Q) else other)
+
+    def __str__(self) -> str:
+        return str(self._list)
+
+    def __repr__(self) -> str:
+        return repr(self._list)
+
+    def group(self, selector: Selector) -> Q:
+        """Return (value, items with that value) pairs, sorted by value."""
+        select = make_selector_fn(selector)
+        groups: dict[Any, tuple[Any, list[Any]]] = {}
+        for item in self._list:
+            value = select(item)
+            groups.setdefault(hashable(value), (value, []))[1].append(item)
+        return Q([(value, Q(items)) for _, (value, items) in sorted(groups.items(), key=_first)])
+
+    def group_map(self, selector: Selector, fn: Callable[..., Any]) -> Q:
+        """Return fn(value, items) for each group."""
+        return self.group(selector).map(fn)
+
+    def map(self, fn: Callable[..., Any]) -> Q:
+        """Return fn(item) for each item, or fn(*item) where fn takes several arguments."""
+        if len(inspect.signature(fn).parameters) > 1:
+            return Q([fn(*item) for item in self._list])
+        return Q([fn(item) for item in self._list])
+
+    def select(self, selector: Selector) -> Q:
+        """Return what the selector finds in each item."""
+        return Q(list(map(make_selector_fn(selector), self._list)))
+
+    def min(self) -> Any:
+        return min(self._list)
+
+    def max(self) -> Any:
+        return max(self._list)
+
+    def sum(self) -> Any:
+        return sum(self._list)
+
+    def len(self) -> int:
+        return len(self._list)
+
+    def mean(self) -> float:
+        """Return the mean, nan for an empty list."""
+        return _quietly(np.mean, self._list)
+
+    def std(self) -> float:
+        """Return the population's standard deviation (ddof 0), nan for an empty list."""
+        return _quietly(np.std, self._list)
+
+    def mean_std(self) -> tuple[float, float]:
+        return self.mean(), self.std()
+
+    def argmax(self, selector: Selector) -> Any:
+        """Return the first item with the largest selected value."""
+        return max(self._list, key=make_selector_fn(selector))
+
+    def filter(self, fn: Callable[[Any], Any]) -> Q:
+        """Return the items for which `fn` is true."""
+        return Q(list(filter(fn, self._list)))
+
+    def filter_equals(self, selector: Selector, value: Any) -> Q:
+        """Return the items whose selected value is `value`."""
+        select = make_selector_fn(selector)
+        return self.filter(lambda item: select(item) == value)
+
+    def filter_not_none(self) -> Q:
+        return self.filter(lambda item: item is not None)
+
+    def filter_not_nan(self) -> Q:
+        return self.filter(lambda item: not np.isnan(item))
+
+    def flatten(self) -> Q:
+        """Return the items of the items."""
+        return Q([inner for item in self._list for inner in item])
+
+    def unique(self) -> Q:
+        """Return each distinct item once, in the order of first appearance."""
+        first_seen: dict[Any, Any] = {}
+        for item in self._list:
+            first_seen.setdefault(hashable(item), item)
+        return Q(list(first_seen.values()))
+
+    def sorted(self, key: Callable[[Any], Any] | None = None) -> Q:
+        """Return the items in ascending order of `key`; nan counts as minus infinity."""
+
+        def rank(item: Any) -> Any:
+            value = item if key is None else key(item)
+            is_nan = isinstance(value, (float, np.floating)) and math.isnan(value)
+            return -math.inf if is_nan else value
+
+        return Q(sorted(self._list, key=rank))
+
+
+def _first(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
+
+
+def _quietly(statistic: Callable[[Any], Any], values: list[Any]) -> float:
+    """Numpy warns about an empty list; the caller sees nan, which says the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(statistic(values))

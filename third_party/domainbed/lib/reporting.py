@@ -1,0 +1,79 @@
+"""Reading the records of a sweep.
+
+Interface of upstream file domainbed/lib/reporting.py at b93c22a.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from domainbed.lib.query import Q
+
+# What tells one job from another in its records, beside the step.
+_JOB_KEYS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed", "seed")
+
+
+def load_records(path: str) -> Q:
+    """Return the records of all results.jsonl files one folder below `path`.
+
+    Folders are read in sorted order: sums, and with them a mean that ends in an exact half, depend
+    on it.
+
+    A line that is no record, as an interrupted job leaves it, is skipped and named on the error
+    stream. Of several records of one step of one job the last counts: the job was run again.
+    """
+    records: list[dict[str, Any]] = []
+    for folder in sorted(os.listdir(path)):
+        file = os.path.join(path, folder, "results.jsonl")
+        if os.path.isfile(file):
+            records += _one_a_step(_read(file))
+    return Q(records)
+
+
+def _read(path: str) -> list[dict[str, Any]]:
+    records = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("args"), dict):
+                records.append(record)
+            else:
+                print(f"Skipped line {number} of {path}: not a whole record.", file=sys.stderr)
+    return records
+
+
+def _one_a_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep the last record of each step, in the place of the first."""
+    latest = {}
+    for record in records:
+        job = {key: record["args"].get(key) for key in _JOB_KEYS}
+        latest[json.dumps([job, record.get("step")])] = record
+    return list(latest.values())
+
+
+def get_grouped_records(records: Q) -> Q:
+    """Return one {"trial_seed", "dataset", "algorithm", "test_env", "records"} for each test.
+
+    A record of a job with two test environments belongs to the group of each.
+    """
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for record in records:
+        args = record["args"]
+        for test_env in args["test_envs"]:
+            key = (args["trial_seed"], args["dataset"], args["algorithm"], test_env)
+            groups.setdefault(key, []).append(record)
+    names = ("trial_seed", "dataset", "algorithm", "test_env")
+    return Q(
+        [
+            {**dict(zip(names, key, strict=True)), "records": Q(members)}
+            for key, members in groups.items()
+        ]
+    )

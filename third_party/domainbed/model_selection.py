@@ -1,0 +1,154 @@
+"""Which hyperparameters and which checkpoint count, and what they reach on the test environment.
+
+Interface, names and rules of upstream file domainbed/model_selection.py at b93c22a. What is
+reported for a choice is always the test environment's in-split accuracy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from domainbed.lib.query import Q
+
+
+def get_test_records(records: Q) -> Q:
+    """Return the records of jobs with a single test environment."""
+    return records.filter(lambda record: len(record["args"]["test_envs"]) == 1)
+
+
+def _num_envs(record: dict[str, Any]) -> int:
+    """Return how many environments the record has accuracies of."""
+    return next(i for i in itertools.count() if f"env{i}_out_acc" not in record)
+
+
+class SelectionMethod:
+    """A rule of selection. Never built: everything is a class method. Subclasses give `run_acc`.
+
+    An outcome is a dict: "val_acc", the accuracy that decides, and "test_acc", the one reported.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        raise TypeError(f"{type(self).__name__} is used as a class; it is never built")
+
+    @classmethod
+    def run_acc(cls, run_records: Q) -> dict[str, float] | None:
+        """Return the outcome of one choice of hyperparameters, or None if it cannot be told.
+
+        Args:
+            run_records: all records of that choice, for one data set, algorithm, trial and test
+                environment.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def hparams_accs(cls, records: Q) -> list[tuple[dict[str, float], Q]]:
+        """Return (outcome, records) of every choice of hyperparameters, the best first.
+
+        Of equals the one with the higher hparams_seed comes first, as in upstream.
+        """
+        outcomes = records.group("args.hparams_seed").map(
+            lambda _, run_records: (cls.run_acc(run_records), run_records)
+        )
+        known = outcomes.filter(lambda pair: pair[0] is not None)
+        ascending = known.sorted(key=lambda pair: pair[0]["val_acc"])
+        return list(ascending)[::-1]
+
+    @classmethod
+    def sweep_acc(cls, records: Q) -> float | None:
+        """Return the test accuracy of the best hyperparameters, or None if there are none.
+
+        Args:
+            records: all records of one data set, algorithm, trial and test environment.
+        """
+        ranked = cls.hparams_accs(records)
+        return ranked[0][0]["test_acc"] if ranked else None
+
+
+class OracleSelectionMethod(SelectionMethod):
+    """Looks at the test environment's out-split; always takes the last checkpoint."""
+
+    name = "test-domain validation set (oracle)"
+
+    @classmethod
+    def run_acc(cls, run_records: Q) -> dict[str, float] | None:
+        candidates = get_test_records(run_records)
+        if not len(candidates):
+            return None
+        last = candidates.sorted(lambda record: record["step"])[-1]
+        test_env = last["args"]["test_envs"][0]
+        return {
+            "val_acc": last[f"env{test_env}_out_acc"],
+            "test_acc": last[f"env{test_env}_in_acc"],
+        }
+
+
+class IIDAccuracySelectionMethod(SelectionMethod):
+    """Looks at the mean accuracy over the training environments' out-splits."""
+
+    name = "training-domain validation set"
+
+    @classmethod
+    def run_acc(cls, run_records: Q) -> dict[str, float] | None:
+        candidates = get_test_records(run_records)
+        if not len(candidates):
+            return None
+        best: dict[str, float] = candidates.map(cls._step_acc).argmax("val_acc")
+        return best
+
+    @classmethod
+    def _step_acc(cls, record: dict[str, Any]) -> dict[str, float]:
+        """Return the outcome of one checkpoint."""
+        test_env = record["args"]["test_envs"][0]
+        validation = [record[f"env{i}_out_acc"] for i in range(_num_envs(record)) if i != test_env]
+        return {
+            "val_acc": float(np.mean(validation)),
+            "test_acc": record[f"env{test_env}_in_acc"],
+        }
+
+
+class LeaveOneOutSelectionMethod(SelectionMethod):
+    """Looks at jobs that leave out one more environment each, at how they do on that one.
+
+    Needs, beside the job with the single test environment, the jobs that pair it with each of
+    the others; without them there is no outcome.
+    """
+
+    name = "leave-one-domain-out cross-validation"
+
+    @classmethod
+    def run_acc(cls, run_records: Q) -> dict[str, float] | None:
+        outcomes = run_records.group("step").map(
+            lambda _, step_records: cls._step_acc(step_records)
+        )
+        known = outcomes.filter_not_none()
+        if not len(known):
+            return None
+        best: dict[str, float] = known.argmax("val_acc")
+        return best
+
+    @classmethod
+    def _step_acc(cls, records: Q) -> dict[str, float] | None:
+        """Return the outcome of the checkpoints that all jobs took at one step."""
+        test_records = get_test_records(records)
+        if len(test_records) != 1:
+            return None
+        test_env = test_records[0]["args"]["test_envs"][0]
+        left_out = {}
+        for record in records:
+            others = set(record["args"]["test_envs"]) - {test_env}
+            if len(record["args"]["test_envs"]) == 2:
+                (other,) = others
+                left_out[other] = record[f"env{other}_in_acc"]
+        needed = [i for i in range(_num_envs(records[0])) if i != test_env]
+        if any(i not in left_out for i in needed):
+            return None
+        total = np.sum([left_out[i] for i in needed])
+        return {
+            "val_acc": float(total / len(needed)),
+            "test_acc": test_records[0][f"env{test_env}_in_acc"],
+        }

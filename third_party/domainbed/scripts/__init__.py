@@ -1,0 +1,1 @@
+"""DomainBed's commands; each runs as `python -m domainbed.scripts.NAME`."""

@@ -1,0 +1,213 @@
+"""Print a sweep's tables: `python -m domainbed.scripts.collect_results --help`.
+
+The text is that of upstream file domainbed/scripts/collect_results.py at b93c22a to the byte;
+so is the LaTeX wherever upstream's compiles. What else there is to say goes to the error stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from domainbed import algorithms, datasets, model_selection
+from domainbed.lib import coverage, misc, reporting
+from domainbed.lib.query import Q
+
+SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
+    model_selection.IIDAccuracySelectionMethod,
+    model_selection.LeaveOneOutSelectionMethod,
+    model_selection.OracleSelectionMethod,
+)
+
+_LATEX_SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: "\\" + character for character in "&%$#_{}"},
+    }
+)
+
+
+def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
+    """Return mean and standard error in percent, and the two as the text of a table's cell.
+
+    The error is the population's standard deviation over the root of the number of values.
+    Without values both are None and the text is "X".
+    """
+    values = np.array(list(data), dtype=float)
+    if not len(values):
+        return None, None, "X"
+    mean = 100 * np.mean(values)
+    # Divided before, not after: the last bit decides how a half is rounded.
+    error = 100 * np.std(values / np.sqrt(len(values)))
+    sign = "$\\pm$" if latex else "+/-"
+    return mean, error, f"{mean:.1f} {sign} {error:.1f}"
+
+
+def print_table(
+    table: Sequence[Sequence[Any]],
+    header_text: str,
+    row_labels: Sequence[str],
+    col_labels: Sequence[str],
+    colwidth: int = 10,
+    latex: bool = True,
+) -> None:
+    """Print a table with labels; cells are cut to `colwidth`.
+
+    Args:
+        table: the rows of cells.
+        header_text: line above a text table; LaTeX has none.
+        row_labels: one a row.
+        col_labels: one a column, the first for the column of row labels.
+    """
+    rows = [[label, *cells] for label, cells in zip(row_labels, table, strict=True)]
+    print()
+    if not latex:
+        print("--------", header_text)
+        for row in [col_labels, *rows]:
+            misc.print_row(row, colwidth=colwidth)
+        return
+    print("\\begin{center}\n\\adjustbox{max width=\\textwidth}{%")
+    columns = len(table[0]) if table else len(col_labels) - 1
+    print(f"\\begin{{tabular}}{{l{'c' * columns}}}\n\\toprule")
+    misc.print_row(map(_latex_heading, col_labels), colwidth=colwidth, latex=True)
+    print("\\midrule")
+    for row in rows:
+        misc.print_row(row, colwidth=colwidth, latex=True)
+    print("\\bottomrule\n\\end{tabular}}\n\\end{center}")
+
+
+def _latex(text: str) -> str:
+    """Escape what LaTeX would read as a command."""
+    return text.translate(_LATEX_SPECIAL)
+
+
+def _latex_heading(label: str) -> str:
+    return f"\\textbf{{{_latex(label)}}}"
+
+
+def _fitting_width(rows: Sequence[Sequence[str]], col_labels: Sequence[str]) -> int:
+    """Return the width of the longest LaTeX cell: a cell that is cut loses its closing brace."""
+    cells = [cell for row in rows for cell in row]
+    return max(map(len, [*cells, *map(_latex_heading, col_labels)]))
+
+
+def print_results_tables(
+    records: Q, selection_method: type[model_selection.SelectionMethod], latex: bool
+) -> None:
+    """Print a table for each data set, then one of the averages over environments."""
+    groups = reporting.get_grouped_records(records).map(
+        lambda group: {**group, "sweep_acc": selection_method.sweep_acc(group["records"])}
+    )
+    groups = groups.filter(lambda group: group["sweep_acc"] is not None)
+    algorithm_names = _listed_first(records.select("args.algorithm").unique())
+    found = records.select("args.dataset").unique()
+    dataset_names = [name for name in datasets.DATASETS if name in found]
+    method = f"model selection method: {selection_method.name}"
+
+    for dataset in dataset_names:
+        labels = list(datasets.get_dataset_class(dataset).ENVIRONMENTS)
+        trials = [
+            [_accuracies(groups, dataset, name, test_env) for test_env in range(len(labels))]
+            for name in algorithm_names
+        ]
+        if latex:
+            print(f"\n\\subsubsection{{{_latex(dataset)}}}")
+        header = f"Dataset: {dataset}, {method}"
+        _print_means(trials, header, algorithm_names, labels, 20, latex)
+
+    trials = [
+        [_trial_means(groups, dataset, name) for dataset in dataset_names]
+        for name in algorithm_names
+    ]
+    if latex:
+        print("\n\\subsubsection{Averages}")
+    _print_means(trials, f"Averages, {method}", algorithm_names, dataset_names, 25, latex)
+
+
+def _listed_first(found: Q) -> list[str]:
+    """Order algorithms as ALGORITHMS does, the others after them as they come."""
+    listed = [name for name in algorithms.ALGORITHMS if name in found]
+    return listed + [name for name in found if name not in listed]
+
+
+def _accuracies(groups: Q, dataset: str, algorithm: str, test_env: int) -> Q:
+    """Return the selected accuracy of each trial on one test environment."""
+    wanted = (dataset, algorithm, test_env)
+    return groups.filter_equals("dataset,algorithm,test_env", wanted).select("sweep_acc")
+
+
+def _trial_means(groups: Q, dataset: str, algorithm: str) -> Q:
+    """Return for each trial the mean of the selected accuracies over test environments."""
+    trials = groups.filter_equals("dataset,algorithm", (dataset, algorithm)).group("trial_seed")
+    return trials.map(lambda _, group: group.select("sweep_acc").mean())
+
+
+def _print_means(
+    accuracies: Sequence[Sequence[Q]],
+    header_text: str,
+    row_labels: Sequence[str],
+    col_labels: Sequence[str],
+    colwidth: int,
+    latex: bool,
+) -> None:
+    """Print mean and error of each cell's accuracies, and each row's average."""
+    table = []
+    for row in accuracies:
+        cells = [format_mean(cell, latex) for cell in row]
+        means = [mean for mean, _, _ in cells]
+        whole = means and None not in means
+        average = f"{sum(means) / len(means):.1f}" if whole else "X"
+        table.append([*(text for _, _, text in cells), average])
+    headings = ["Algorithm", *col_labels, "Avg"]
+    if latex:
+        row_labels = [_latex(label) for label in row_labels]
+        colwidth = max(colwidth, _fitting_width([row_labels, *table], headings))
+    print_table(table, header_text, row_labels, headings, colwidth, latex)
+
+
+def print_report(records: Q, latex: bool) -> None:
+    """Print everything that belongs on standard output."""
+    if latex:
+        print("\\documentclass{article}\n\\usepackage{booktabs}\n\\usepackage{adjustbox}")
+        print("\\begin{document}\n\\section{Full DomainBed results}")
+        print("% Total records:", len(records))
+    else:
+        print("Total records:", len(records))
+    for method in SELECTION_METHODS:
+        if latex:
+            print(f"\n\\subsection{{Model selection: {method.name}}}")
+        print_results_tables(records, method, latex)
+    if latex:
+        print("\\end{document}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 if there is no such folder."""
+    parser = argparse.ArgumentParser(
+        prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
+    )
+    parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
+    parser.add_argument("--latex", action="store_true")
+    args = parser.parse_args(argv)
+    if not os.path.isdir(args.input_dir):
+        print(f"collect_results: error: no such folder: {args.input_dir}", file=sys.stderr)
+        return 2
+    records = reporting.load_records(args.input_dir)
+    for remark in coverage.remarks(records):
+        print(remark, file=sys.stderr)
+    path = os.path.join(args.input_dir, "results.tex" if args.latex else "results.txt")
+    with contextlib.closing(misc.Tee(path, "w")) as out, contextlib.redirect_stdout(out):
+        print_report(records, args.latex)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Launch the jobs of a sweep: `python -m domainbed.scripts.sweep --help`.
+
+Flags, job identities, command lines and printed text are those of upstream file
+domainbed/scripts/sweep.py at b93c22a. Jobs are launched in the order of the list, not shuffled:
+a local sweep that is cut short then holds whole trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from domainbed import algorithms as algorithms_module
+from domainbed import command_launchers, datasets
+from domainbed.lib import checks, misc, names
+
+DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
+
+
+class Job:
+    """One call of train.
+
+    Its folder is named after its arguments, so the same arguments always find the same folder,
+    and a file `done` in it says that the job has finished.
+
+    Args:
+        train_args: flag to value, JSON values only; output_dir is not among them.
+        sweep_output_dir: folder of the sweep.
+
+    Attributes:
+        state: one of the three states, as it was when this object was built.
+        command_str: the job's command line, quoted for a shell.
+    """
+
+    NOT_LAUNCHED = "Not launched"
+    INCOMPLETE = "Incomplete"
+    DONE = "Done"
+
+    def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
+        identity = json.dumps(train_args, sort_keys=True).encode("utf-8")
+        folder = hashlib.md5(identity, usedforsecurity=False).hexdigest()
+        self.output_dir = os.path.join(sweep_output_dir, folder)
+        self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
+        flags = [f"--{name} {_quoted(value)}" for name, value in sorted(self.train_args.items())]
+        self.command_str = " ".join(["python -m domainbed.scripts.train", *flags])
+        self.state = self._find_state()
+
+    def _find_state(self) -> str:
+        if os.path.exists(os.path.join(self.output_dir, "done")):
+            return Job.DONE
+        return Job.INCOMPLETE if os.path.exists(self.output_dir) else Job.NOT_LAUNCHED
+
+    def __str__(self) -> str:
+        shown = ("dataset", "algorithm", "test_envs", "hparams_seed")
+        return f"{self.state}: {self.output_dir} {tuple(self.train_args[name] for name in shown)}"
+
+    @staticmethod
+    def launch(
+        jobs: Sequence[Job], launcher_fn: command_launchers.Launcher
+    ) -> list[command_launchers.FailedJob]:
+        """Make the jobs' folders, run the launcher, and return the failures that it reports."""
+        print("Launching...")
+        print("Making job directories:")
+        for job in jobs:
+            os.makedirs(job.output_dir, exist_ok=True)
+        failed = launcher_fn([job.command_str for job in jobs])
+        print(f"Launched {len(jobs)} jobs!")
+        return list(failed or [])
+
+    @staticmethod
+    def delete(jobs: Sequence[Job]) -> None:
+        """Delete the jobs' folders."""
+        print("Deleting...")
+        for job in jobs:
+            shutil.rmtree(job.output_dir)
+        print(f"Deleted {len(jobs)} jobs!")
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return shlex.quote(value) if isinstance(value, str) else str(value)
+
+
+def all_test_env_combinations(n: int) -> Iterator[list[int]]:
+    """Yield all choices of one or two of `n` environments: [0], [0, 1], [0, 2], ..., [1], ...
+
+    Raises:
+        ValueError: `n` is less than 3, so two test environments leave none to train on.
+    """
+    if n < 3:
+        raise ValueError(f"two test environments at a time need at least 3, not {n}")
+    for first in range(n):
+        yield [first]
+        for second in range(first + 1, n):
+            yield [first, second]
+
+
+def make_args_list(
+    n_trials: int,
+    dataset_names: Sequence[str],
+    algorithms: Sequence[str],
+    n_hparams_from: int,
+    n_hparams: int,
+    steps: int | None,
+    data_dir: str,
+    task: str,
+    holdout_fraction: float,
+    single_test_envs: bool,
+    hparams: str | None,
+) -> list[dict[str, Any]]:
+    """Return the train arguments of every job of the sweep, trial by trial.
+
+    Args:
+        n_hparams_from, n_hparams: the first hparams_seed and the one after the last.
+        single_test_envs: leave out the jobs with two test environments, which only
+            leave-one-domain-out cross-validation needs.
+        hparams: JSON text for every job's --hparams.
+    """
+    common: dict[str, Any] = {
+        "data_dir": data_dir,
+        "task": task,
+        "holdout_fraction": holdout_fraction,
+    }
+    optional = {"steps": steps, "hparams": hparams}
+    common |= {name: value for name, value in optional.items() if value is not None}
+    return [
+        {**common, **_chosen_args(dataset, algorithm, test_envs, hparams_seed, trial_seed)}
+        for trial_seed in range(n_trials)
+        for dataset in dataset_names
+        for algorithm in algorithms
+        for test_envs in _test_env_choices(dataset, single_test_envs)
+        for hparams_seed in range(n_hparams_from, n_hparams)
+    ]
+
+
+def _chosen_args(
+    dataset: str, algorithm: str, test_envs: list[int], hparams_seed: int, trial_seed: int
+) -> dict[str, Any]:
+    """Return the arguments that differ from job to job, among them the seed made of the others."""
+    return {
+        "dataset": dataset,
+        "algorithm": algorithm,
+        "test_envs": test_envs,
+        "hparams_seed": hparams_seed,
+        "trial_seed": trial_seed,
+        "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
+    }
+
+
+def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
+    n = datasets.num_environments(dataset)
+    return [[index] for index in range(n)] if single else list(all_test_env_combinations(n))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
+    parser.add_argument("command", choices=["launch", "delete_incomplete"])
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--algorithms", nargs="+", default=algorithms_module.ALGORITHMS)
+    parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
+    parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")
+    parser.add_argument("--n_hparams", type=int, default=20, help="hparams_seed to stop before")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--seed", type=int, default=0, help="accepted as upstream does, unused")
+    parser.add_argument("--n_trials", type=int, default=3)
+    parser.add_argument("--command_launcher", required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--hparams", help="JSON object of hyperparameters to set in every job")
+    parser.add_argument("--holdout_fraction", type=float, default=0.2)
+    parser.add_argument("--single_test_envs", action="store_true")
+    parser.add_argument("--skip_confirmation", action="store_true")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise a UsageError that lists everything wrong with the command line."""
+    problems = []
+    if args.command_launcher not in command_launchers.REGISTRY:
+        problems.append(
+            names.unknown_name("Launcher", args.command_launcher, command_launchers.REGISTRY)
+        )
+    if not args.algorithms:
+        problems.append("--algorithms is empty.")
+    for algorithm in args.algorithms:
+        problems += checks.algorithm_problems(algorithm)
+    for dataset in args.datasets:
+        problems += _dataset_problems(dataset, args.single_test_envs)
+        for algorithm in args.algorithms:
+            problems += checks.hparams_problems(args.hparams, algorithm, dataset)
+    problems += checks.fraction_problems("--holdout_fraction", args.holdout_fraction)
+    for flag, least in (("n_trials", 1), ("n_hparams_from", 0), ("steps", 0)):
+        problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
+    problems += checks.least_problems("--n_hparams", args.n_hparams, args.n_hparams_from + 1)
+    checks.require(problems)
+
+
+def _dataset_problems(dataset: str, single_test_envs: bool) -> list[str]:
+    """Say if there is no such data set, or too few environments for the jobs asked for."""
+    problems = checks.dataset_problems(dataset)
+    if problems:
+        return problems
+    needed = 2 if single_test_envs else 3
+    found = datasets.num_environments(dataset)
+    if found >= needed:
+        return []
+    advice = " With --single_test_envs 2 are enough." if found == 2 else ""
+    return [f"{dataset} has {found} environments; these jobs need at least {needed}.{advice}"]
+
+
+def ask_for_confirmation() -> None:
+    """Leave the program unless the user says yes."""
+    response = input("Are you sure? (y/n) ")
+    if response.strip()[:1].lower() != "y":
+        print("Nevermind!")
+        sys.exit(0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
+    check(args)
+    jobs = [Job(train_args, args.output_dir) for train_args in _args_list(args)]
+    by_state = {
+        state: [job for job in jobs if job.state == state]
+        for state in (Job.DONE, Job.INCOMPLETE, Job.NOT_LAUNCHED)
+    }
+    for job in jobs:
+        print(job)
+    counts = ", ".join(f"{len(found)} {state.lower()}" for state, found in by_state.items())
+    print(f"{len(jobs)} jobs: {counts}.")
+    launching = args.command == "launch"
+    chosen = by_state[Job.NOT_LAUNCHED if launching else Job.INCOMPLETE]
+    print(f"About to {'launch' if launching else 'delete'} {len(chosen)} jobs.")
+    if not args.skip_confirmation:
+        ask_for_confirmation()
+    if launching:
+        return 1 if Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher]) else 0
+    Job.delete(chosen)
+    return 0
+
+
+def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:
+    return make_args_list(
+        n_trials=args.n_trials,
+        dataset_names=args.datasets,
+        algorithms=args.algorithms,
+        n_hparams_from=args.n_hparams_from,
+        n_hparams=args.n_hparams,
+        steps=args.steps,
+        data_dir=args.data_dir,
+        task=args.task,
+        holdout_fraction=args.holdout_fraction,
+        single_test_envs=args.single_test_envs,
+        hparams=args.hparams,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 after failed jobs, 2 after a wrong argument."""
+    args = build_parser().parse_args(argv)
+    try:
+        return run(args)
+    except checks.UsageError as error:
+        print(f"sweep: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
