@@ -20,7 +20,7 @@ from domainbed_carft.report import plot_targets
 
 ALGORITHMS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
 ENVIRONMENTS = ("fluent3d", "line", "noto", "twemoji")
-STEPS = 101  # EmojiStyles.N_STEPS, said again so that watching needs no torch
+STEPS = 101  # EmojiStyles.N_STEPS, where the default schedule ends
 
 
 def run(output: Path, trials: int = 1) -> None:
@@ -54,6 +54,7 @@ def _launch(sweep: Path, log: Path, jobs: int, trials: int) -> None:
         "--algorithms", *ALGORITHMS, "--datasets", "EmojiStyles",
         "--data_dir", "embedded", "--output_dir", str(sweep), "--command_launcher", "local",
         "--n_hparams", "1", "--n_trials", str(trials), "--single_test_envs", "--skip_confirmation",
+        "--steps", str(STEPS),
     ]  # fmt: skip
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)

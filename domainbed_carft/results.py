@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 log = logging.getLogger(__name__)
@@ -45,13 +46,16 @@ def load(folder: Path | str) -> pd.DataFrame:
 def select(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a (data set, algorithm, target, trial): training-domain validation.
 
-    The checkpoint, then the hparams, of the highest ``validation``; the earliest of equals, as
-    DomainBed does (domainbed/model_selection.py at b93c22a, IIDAccuracySelectionMethod).
+    The checkpoint of the highest ``validation`` in each run, the earliest of equals; then the run
+    of the highest over ``hparams_seed``, the last of equals. Both as DomainBed does
+    (domainbed/model_selection.py at b93c22a, IIDAccuracySelectionMethod).
     """
+    ordered = frame.sort_values([*RUN, "step"]).reset_index(drop=True)
+    runs = ordered.loc[ordered.groupby(RUN)["validation"].idxmax()]
+    backwards = runs.sort_values("hparams_seed", ascending=False).reset_index(drop=True)
     keys = [key for key in RUN if key != "hparams_seed"]
-    ordered = frame.sort_values([*keys, "hparams_seed", "step"]).reset_index(drop=True)
-    best = ordered.groupby(keys)["validation"].idxmax()
-    return ordered.loc[best].reset_index(drop=True)
+    best = backwards.groupby(keys)["validation"].idxmax()
+    return backwards.loc[best].reset_index(drop=True)
 
 
 def paired(selected: pd.DataFrame, a: str, b: str, column: str = "target") -> PairedDifference:
@@ -93,5 +97,5 @@ def _row(record: dict[str, Any]) -> dict[str, Any] | None:
         "trial_seed": arguments["trial_seed"],
         "hparams_seed": arguments["hparams_seed"],
         "target": record[f"env{target}_in_acc"],
-        "validation": sum(training) / len(training),
+        "validation": float(np.mean(training)),
     }

@@ -1,0 +1,147 @@
+"""What CAR-FT's extra term costs: its training step against plain fine-tuning's, side by side.
+
+A step of plain fine-tuning is a forward (1) and a backward (2) pass; CAR-FT adds the original's
+forward (1), so at equal precision its limit is 4/3. The frozen original may run in bfloat16, which
+is cheaper where the processor computes in it, and changes the KL a little: both are measured.
+
+    python benchmarks/step_cost.py [--rounds 10] [--batch 8]
+
+Steps of the two algorithms alternate in one process, so that whatever else the machine does falls
+on both; the ratio is the median over rounds. Weights are random, of OpenAI's shape for ViT-B/32,
+and the embedded tiny CLIP's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed_carft import algorithms, hparams
+
+DOMAINS = 3
+CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]  # PACS
+VIT_B_32 = {
+    "embed_dim": 512, "image_resolution": 224, "vision_layers": 12, "vision_width": 768,
+    "vision_patch_size": 32, "context_length": 77, "vocab_size": 49408, "transformer_width": 512,
+    "transformer_heads": 8, "transformer_layers": 12,
+}  # fmt: skip
+
+
+def random_weights(folder: Path) -> str:
+    """A state dict of ViT-B/32's shape with random weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from clip.model import CLIP
+    torch.manual_seed(0)
+    path = folder / "random-ViT-B-32.pt"
+    torch.save(CLIP(**VIT_B_32).state_dict(), path)
+    return str(path)
+
+
+def make(name: str, backbone: str, precision: str) -> algorithms.CLIPAlgorithm:
+    settings: dict[str, Any] = {
+        k: default for k, (default, _) in hparams.overlay(name, "PACS", 0).items()
+    }
+    settings.update(
+        clip_backbone=backbone, class_names=CLASSES, contexts="emoji", drift_every=0,
+        original_precision=precision, warmup_steps=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return getattr(algorithms, name)((3, 224, 224), len(CLASSES), DOMAINS, settings)
+
+
+def batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(size, 3, pixels, pixels, generator=generator),
+            torch.randint(len(CLASSES), (size,), generator=generator),
+        )
+        for _ in range(DOMAINS)
+    ]
+
+
+def seconds(algorithm: algorithms.CLIPAlgorithm, data: list[tuple[Any, Any]], device: str) -> float:
+    start = time.perf_counter()
+    algorithm.update(data)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ratios(backbone: str, size: int, pixels: int, rounds: int, device: str) -> None:
+    """Print the cost of a CARFT step over a CLIPFineTune step, for each precision."""
+    plain = make("CLIPFineTune", backbone, "fp32").to(device)
+    carft = {p: make("CARFT", backbone, p).to(device) for p in ("fp32", "bf16")}
+    times: dict[str, list[float]] = {"plain": [], **{p: [] for p in carft}}
+    for index in range(rounds + 1):
+        data = [(x.to(device), y.to(device)) for x, y in batch(size, pixels, index)]
+        measured = {"plain": seconds(plain, data, device)}
+        measured.update({p: seconds(a, data, device) for p, a in carft.items()})
+        if index:  # the first round warms up
+            for name, value in measured.items():
+                times[name].append(value)
+    print(f"  plain fine-tuning: {statistics.median(times['plain']):.3f} s a step")
+    for precision in carft:
+        each = [t / p for t, p in zip(times[precision], times["plain"])]
+        spread = statistics.quantiles(each, n=4)
+        print(
+            f"  CARFT, original in {precision}: {statistics.median(each):.3f} times as much "
+            f"(quartiles {spread[0]:.3f} to {spread[2]:.3f}, {rounds} rounds)"
+        )
+
+
+def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
+    """Print how far bf16 in the original moves the KL, after a few steps away from it."""
+    exact = make("CLIPFineTune", backbone, "fp32").to(device)
+    original = copy.deepcopy(exact.encoder).eval()
+    for step in range(5):
+        exact.update([(x.to(device), y.to(device)) for x, y in batch(size, pixels, step)])
+    values = {}
+    for precision in ("fp32", "bf16"):
+        measured = make("CARFT", backbone, precision)
+        measured.encoder.load_state_dict(exact.encoder.state_dict())
+        measured.to(device).eval()
+        assert measured.original is not None
+        measured.original.encoder.load_state_dict(original.state_dict())
+        x = torch.cat([x for x, _ in batch(size, pixels, 99)]).to(device)
+        y = torch.zeros(len(x), dtype=torch.long, device=device)
+        with torch.no_grad():
+            values[precision] = float(measured._loss(x, y)["loss_kl"])
+    error = abs(values["bf16"] - values["fp32"]) / values["fp32"]
+    print(
+        f"  KL after 5 steps: {values['fp32']:.5f} (fp32), {values['bf16']:.5f} (bf16), "
+        f"apart by {100 * error:.2f}%"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=8, help="pictures a domain for ViT-B/32")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    print(f"torch {torch.__version__}, {device}, {where}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, backbone, size, pixels in (
+            ("tiny", "tiny", 24, 48),
+            ("ViT-B/32, random weights", random_weights(Path(folder)), arguments.batch, 224),
+        ):
+            print(f"{name}, {DOMAINS} x {size} pictures")
+            ratios(backbone, size, pixels, arguments.rounds, device)
+            kl_error(backbone, size, pixels, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""EmojiStyles as DomainBed sees it, and its unpacking."""
+
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+
+import pytest
+import torch
+from domainbed.datasets import MultipleDomainDataset
+
+from domainbed_carft import emoji, prompts
+from domainbed_carft.errors import CarftError
+
+HPARAMS = {"data_augmentation": True, "class_names": "dataset:EmojiStyles"}
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_contract():
+    hparams = dict(HPARAMS)
+    dataset = emoji.EmojiStyles("not read", [1], hparams)
+    assert isinstance(dataset, MultipleDomainDataset)
+    assert len(dataset) == 4 and dataset.num_classes == 10
+    assert dataset.input_shape == (3, 48, 48)
+    assert sorted(dataset.ENVIRONMENTS) == dataset.ENVIRONMENTS  # as sorted folders would be
+    for environment in dataset:
+        x, y = environment[0]
+        assert x.shape == (3, 48, 48) and x.dtype == torch.float32 and y == 0
+    assert prompts.class_names(hparams, 10) == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
+    assert hparams == HPARAMS
+
+
+def test_only_training_environments_are_augmented():
+    dataset = emoji.EmojiStyles("", [1], dict(HPARAMS))
+    moves = [not torch.equal(env[5][0], env[5][0]) for env in dataset]
+    assert moves == [True, False, True, True]
+    still = emoji.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
+    assert all(torch.equal(env[5][0], env[5][0]) for env in still)
+
+
+def test_all_environments_have_the_same_things():
+    dataset = emoji.EmojiStyles("", [], dict(HPARAMS))
+    names = [[path.split("/")[-2:] for path, _ in env.samples] for env in dataset]
+    assert names.count(names[0]) == 4 and len(names[0]) > 400
+
+
+def test_jobs_that_start_at_once_all_find_the_whole_folder(fresh_cache):
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: emoji.unpacked(), range(4)))
+    (folder,) = folders
+    with zipfile.ZipFile(str(files("domainbed_carft") / "assets" / "emoji_styles.zip")) as archive:
+        expected = {n for n in archive.namelist() if not n.endswith("/")}
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert found == expected
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no left-overs
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CarftError, match=r"file.*cannot be written.*DOMAINBED_CARFT_CACHE"):
+        emoji.unpacked()

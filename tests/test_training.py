@@ -1,0 +1,64 @@
+"""Our algorithms trained by the harness as a user trains them."""
+
+import json
+import math
+
+import pytest
+import torch
+from domainbed.scripts import train
+
+from domainbed_carft import algorithms, hparams
+
+
+def run(output, algorithm, dataset, *more):
+    arguments = ["--algorithm", algorithm, "--dataset", dataset, "--output_dir", str(output)]
+    status = train.main([*arguments, "--test_envs", "0", "--workers", "0", *more])
+    assert status == 0
+    lines = (output / "results.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("algorithm", hparams.ALGORITHMS)
+def test_debug28(algorithm, tmp_path):
+    records = run(tmp_path, algorithm, "Debug28", "--steps", "3", "--checkpoint_freq", "1")
+    assert [r["step"] for r in records] == [0, 1, 2]
+    for record in records:
+        assert math.isfinite(record["loss"])
+        assert all(0 <= record[f"env{e}_{s}_acc"] <= 1 for e in range(3) for s in ("in", "out"))
+        assert record["hparams"]["clip_backbone"] == "tiny"
+        assert record["hparams"]["class_names"] == "dataset:Debug28"
+    if algorithm == "CARFT":
+        assert records[0]["loss_kl"] == 0.0 and records[2]["loss_kl"] > 0.0
+
+
+def test_debug224_and_the_saved_run(tmp_path):
+    flags = ("--steps", "2", "--hparams", '{"batch_size": 2, "kl_weight": 3}')
+    records = run(tmp_path, "CARFT", "Debug224", *flags)
+    assert records[-1]["hparams"]["kl_weight"] == 3
+    restored = algorithms.load_checkpoint(tmp_path / "model.pkl")
+    assert restored.predict(torch.randn(2, 3, 224, 224)).shape == (2, 2)
+
+
+def test_random_hparams_are_drawn_and_used(tmp_path):
+    drawn = [
+        run(tmp_path / str(seed), "CARFT", "Debug28", "--steps", "1", "--hparams_seed", str(seed))
+        for seed in (1, 2)
+    ]
+    rates = {records[0]["hparams"]["lr"] for records in drawn}
+    assert len(rates) == 2 and all(10**-4.5 <= rate <= 1e-3 for rate in rates)
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    flags = ("--steps", "3", "--seed", "5")
+    a, b = (run(tmp_path / name, "CARFT", "Debug28", *flags) for name in "ab")
+    for name in ("loss", "loss_kl", "context_agreement", "env0_in_acc", "env2_out_acc"):
+        assert a[-1][name] == b[-1][name]
+    states = [torch.load(tmp_path / name / "model.pkl")["model_dict"] for name in "ab"]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_unknown_hparams_are_refused_with_the_valid_ones(tmp_path, capsys):
+    arguments = ["--algorithm", "CARFT", "--dataset", "Debug28", "--output_dir", str(tmp_path)]
+    assert train.main([*arguments, "--hparams", '{"kl_wieght": 3}']) == 2
+    message = capsys.readouterr().err
+    assert "kl_wieght" in message and "kl_weight" in message
