@@ -39,7 +39,7 @@ OPENAI_WEIGHTS = {
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
 }
-TINY_SHA256 = ""
+TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
 TEXT_BATCH = 256  # prompts encoded at once
 MANY_PROMPTS = 2000  # from here on encoding takes long enough for a progress bar
