@@ -52,7 +52,7 @@ def _launch(sweep: Path, log: Path, jobs: int, trials: int) -> None:
     command = [
         sys.executable, "-m", "domainbed.scripts.sweep", "launch",
         "--algorithms", *ALGORITHMS, "--datasets", "EmojiStyles",
-        "--data_dir", "embedded", "--output_dir", str(sweep), "--command_launcher", "local",
+        "--data_dir", "embedded", "--output_dir", str(sweep), "--command_launcher", "pool",
         "--n_hparams", "1", "--n_trials", str(trials), "--single_test_envs", "--skip_confirmation",
         "--steps", str(STEPS),
     ]  # fmt: skip

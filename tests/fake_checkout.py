@@ -123,6 +123,7 @@ from domainbed.datasets import MultipleDomainDataset
 class EmojiStyles(MultipleDomainDataset):
     pass
 """,
+    "launchers.py": 'LAUNCHERS = {"pool": print}\n',
     "prompts.py": """
 REMEMBERED = []
 

@@ -81,10 +81,19 @@ def add_emoji_styles(module: ModuleType) -> None:
     _add_named(module, "DATASETS", {"EmojiStyles": emoji.EmojiStyles})
 
 
+def add_launchers(module: ModuleType) -> None:
+    """Put our launchers into `domainbed.command_launchers.REGISTRY`; the host's names stay its."""
+    from domainbed_carft import launchers
+
+    for name, launcher in launchers.LAUNCHERS.items():
+        _JOURNAL.put(module.REGISTRY, name, launcher)
+
+
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.algorithms": (add_algorithms,),
     "domainbed.hparams_registry": (wrap_hparams,),
     "domainbed.datasets": (wrap_image_folders, add_emoji_styles),
+    "domainbed.command_launchers": (add_launchers,),
 }
 
 

@@ -8,7 +8,7 @@ _ABSENT = object()
 
 
 class Journal:
-    """Sets attributes and appends to lists, and remembers what was there before.
+    """Sets attributes, adds to lists and tables, and remembers what was there before.
 
     Undoing leaves alone what somebody else has changed again since.
     """
@@ -16,6 +16,7 @@ class Journal:
     def __init__(self) -> None:
         self._attributes: list[tuple[Any, str, Any, Any]] = []
         self._items: list[tuple[list[Any], Any]] = []
+        self._entries: list[tuple[dict[str, Any], str, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set the attribute `name` of `owner`, a module or a class, to `value`."""
@@ -29,6 +30,12 @@ class Journal:
         if item not in items:
             items.append(item)
             self._items.append((items, item))
+
+    def put(self, table: dict[str, Any], key: str, value: Any) -> None:
+        """Add `value` to `table` under `key`, unless the key is taken."""
+        if key not in table:
+            table[key] = value
+            self._entries.append((table, key, value))
 
     def owns(self, owner: Any, name: str) -> bool:
         """Whether the attribute `name` of `owner` is now what this journal made it."""
@@ -52,3 +59,7 @@ class Journal:
             items, item = self._items.pop()
             if item in items:
                 items.remove(item)
+        while self._entries:
+            table, key, value = self._entries.pop()
+            if table.get(key) is value:
+                del table[key]
