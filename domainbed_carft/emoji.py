@@ -6,12 +6,12 @@ and whose drawings these are: ``assets/README.md``.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class EmojiStyles(MultipleDomainDataset):
         prompts.remember_classes(hparams, by_environment)
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def _picture(path: str) -> Image.Image:
     """A decoded picture, kept: all 1,728 take 21 MB, and a job reads each a dozen times."""
     return default_loader(path)
