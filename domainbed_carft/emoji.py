@@ -62,7 +62,7 @@ class EmojiStyles(MultipleDomainDataset):
 
 @functools.cache
 def _picture(path: str) -> Image.Image:
-    """A decoded picture, kept: all 1,728 take 21 MB, and a job reads each a dozen times."""
+    """A decoded picture, kept: all 1,716 take 21 MB, and a job reads each a dozen times."""
     return default_loader(path)
 
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from emoji_concepts import Concept, plain
 from PIL import Image
 
@@ -79,6 +78,8 @@ def complete_keys(files: dict[str, dict[str, Path]], keys: Iterable[str]) -> set
 def read_picture(path: Path) -> np.ndarray:
     """The picture on white: uint8, shape (SIZE, SIZE, 3)."""
     if path.suffix == ".svg":
+        import resvg_py  # only building needs it, and checking and training import this module
+
         data = resvg_py.svg_to_bytes(
             svg_path=str(path), width=SIZE, height=SIZE, background="#ffffff"
         )
