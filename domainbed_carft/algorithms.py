@@ -10,7 +10,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ class CLIPAlgorithm(Algorithm):
     or invalid, pictures without three channels, and classes without names.
 
     The state dict holds the image encoder, the head and the context weights. The frozen original
-    is not in it: ``restore`` needs no CLIP to predict again.
+    is not in it: ``checkpoints.load`` needs no CLIP to predict again.
     """
 
     trains_encoder = True
@@ -64,32 +63,6 @@ class CLIPAlgorithm(Algorithm):
             self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
             self.scheduler = optimisation.schedule(self.optimizer, hparams)
 
-    @classmethod
-    def restore(cls, saved: dict[str, Any]) -> CLIPAlgorithm:
-        """The trained algorithm from what DomainBed's train saved, without the original CLIP.
-
-        ``saved``: the content of ``model.pkl``. The result predicts; it does not train on, because
-        the original encoder is not in the file.
-        """
-        state = saved["model_dict"]
-        prefix = "encoder."
-        shapes = {k[len(prefix) :]: v.shape for k, v in state.items() if k.startswith(prefix)}
-        algorithm = cls.__new__(cls)
-        Algorithm.__init__(
-            algorithm,
-            saved["model_input_shape"],
-            saved["model_num_classes"],
-            saved["model_num_domains"],
-            saved["model_hparams"],
-        )
-        weights = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
-        with torch.random.fork_rng(devices=[]):
-            encoder = backbone.empty_image_encoder(shapes)
-            algorithm._set_up(encoder, weights, float(state["logit_scale"]))
-        algorithm.load_state_dict(state)
-        algorithm.restored = True
-        return algorithm.eval()
-
     def _zero_shot_weights(
         self, clip_model: backbone.Backbone, num_classes: int
     ) -> objective.ZeroShotWeights:
@@ -103,12 +76,12 @@ class CLIPAlgorithm(Algorithm):
     def _set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float
     ) -> None:
-        """What training and predicting both need; ``restore`` has nothing more."""
+        """What training and predicting both need; a restored algorithm has nothing more."""
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
         self.input = CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
         self.head = nn.Linear(dim, num_classes, bias=False)
-        if self.hparams["head_init"] == "zero-shot":
+        if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
             self.head.weight.data.copy_(weights.classes)
         self.register_buffer("context_weights", weights.contexts.clone())
         self.register_buffer("logit_scale", torch.tensor(logit_scale))
@@ -127,6 +100,18 @@ class CLIPAlgorithm(Algorithm):
     def context_logits(self, x: Tensor) -> Tensor:
         """Context logits (N, M) of the fine-tuned encoder."""
         return objective.context_logits(self._features(x), self.context_weights, self._t())
+
+    def train(self, mode: bool = True) -> CLIPAlgorithm:
+        """Train mode, but for batch norm (OpenAI's ResNets), which keeps CLIP's own statistics.
+
+        With those of a batch of one domain's pictures the encoder would not be the original even
+        before the first step, nor the one that is evaluated.
+        """
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
     def update(
         self, minibatches: Minibatches, unlabeled: Any = None, **ignored: Any
@@ -275,12 +260,6 @@ class CLIPLinearProbe(CLIPAlgorithm):
     def _compares_contexts(self) -> bool:
         return False
 
-    def train(self, mode: bool = True) -> CLIPLinearProbe:
-        """The encoder stays in eval mode, so that batch norm statistics do not move either."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
 
 class CLIPZeroShot(CLIPLinearProbe):
     """Nothing is trained: the original encoder under W_cls. ``update`` only measures the loss."""
@@ -289,23 +268,6 @@ class CLIPZeroShot(CLIPLinearProbe):
 
     def _step(self, loss: Tensor) -> None:
         pass
-
-
-def load_checkpoint(path: Path | str) -> CLIPAlgorithm:
-    """The trained algorithm in a ``model.pkl`` that DomainBed's train saved; see ``restore``.
-
-    Raises CarftError for a file that is not a run of one of our algorithms.
-    """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    name = saved.get("args", {}).get("algorithm")
-    if name not in hparams.ALGORITHMS:
-        raise CarftError(
-            f"{path} holds {name or 'no algorithm'}, which is not a run of "
-            f"{', '.join(hparams.ALGORITHMS)}; expected the model.pkl that "
-            "domainbed.scripts.train saved for one of these"
-        )
-    algorithm: type[CLIPAlgorithm] = globals()[name]
-    return algorithm.restore(saved)
 
 
 def _check_arguments(input_shape: Sequence[int], values: dict[str, Any]) -> None:

@@ -174,6 +174,12 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, Mapping):
         raise CarftError(f"{path} holds a {type(state).__name__}, expected a CLIP's state dict")
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CarftError(
+                f"{path} has a {type(value).__name__} under {key!r}, expected a state dict of "
+                "tensors; if the weights lie in an inner dict, save that one by itself"
+            )
     return {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
 
 

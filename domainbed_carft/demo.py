@@ -7,6 +7,8 @@ shows what ``domainbed.scripts.collect_results`` says.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,26 +51,41 @@ def run(output: Path, trials: int = 1) -> None:
 
 
 def _launch(sweep: Path, log: Path, jobs: int, trials: int) -> None:
-    command = [
-        sys.executable, "-m", "domainbed.scripts.sweep", "launch",
+    """Run the jobs that are not done; whatever an interrupted demo left half-way starts anew."""
+    with log.open("w", encoding="utf-8") as out:
+        for command in ("delete_incomplete", "launch"):
+            # In a session of its own, so that an interrupt ends the sweep and its jobs alike.
+            process = subprocess.Popen(
+                _sweep_command(command, sweep, trials),
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                if command == "launch":
+                    _watch(process, sweep, jobs)
+                status = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)
+                raise
+            if status != 0:
+                break
+    _, done = _progress(sweep)
+    if status != 0 or done != jobs:
+        tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
+        raise CarftError(
+            f"the sweep ended with status {status} and {done} of {jobs} jobs done; the end of "
+            f"{log}:\n{tail}"
+            "Run the same command again to go on with the jobs that are not done"
+        )
+
+
+def _sweep_command(command: str, sweep: Path, trials: int) -> list[str]:
+    return [
+        sys.executable, "-m", "domainbed.scripts.sweep", command,
         "--algorithms", *ALGORITHMS, "--datasets", "EmojiStyles",
         "--data_dir", "embedded", "--output_dir", str(sweep), "--command_launcher", "pool",
         "--n_hparams", "1", "--n_trials", str(trials), "--single_test_envs", "--skip_confirmation",
         "--steps", str(STEPS),
     ]  # fmt: skip
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            _watch(process, sweep, jobs)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode != 0:
-        tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
-        raise CarftError(
-            f"the sweep ended with status {process.returncode}; the end of {log}:\n{tail}"
-            "Run the same command again to go on with the jobs that are not done"
-        )
 
 
 def _watch(process: subprocess.Popen[bytes], sweep: Path, jobs: int) -> None:
@@ -78,7 +95,8 @@ def _watch(process: subprocess.Popen[bytes], sweep: Path, jobs: int) -> None:
             ended = process.poll() is not None
             steps, done = _progress(sweep)
             bar.update(steps - bar.n)
-            bar.set_postfix_str(f"{done} of {jobs} jobs done")
+            # On a screen the clock goes on between records; a log gets a line a record.
+            bar.set_postfix_str(f"{done} of {jobs} jobs done", refresh=sys.stderr.isatty())
             if ended:
                 return
             time.sleep(0.5)
@@ -104,5 +122,9 @@ def _collect(sweep: Path) -> str:
     command = [
         sys.executable, "-m", "domainbed.scripts.collect_results", "--input_dir", str(sweep),
     ]  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CarftError(
+            f"{' '.join(command[1:])} ended with status {done.returncode}: {done.stderr[-1000:]}"
+        )
     return done.stdout

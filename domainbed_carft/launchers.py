@@ -36,7 +36,7 @@ LAUNCHERS: dict[str, Callable[[Sequence[str]], list[str]]] = {"pool": pool}
 
 
 def _cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine has."""
+    """The cores this process is bound to, which may be fewer than the machine has."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

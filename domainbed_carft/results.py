@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from domainbed_carft.errors import CarftError
+
 log = logging.getLogger(__name__)
 
 RUN = ["dataset", "algorithm", "test_env", "trial_seed", "hparams_seed"]
@@ -34,12 +36,26 @@ def load(folder: Path | str) -> pd.DataFrame:
     Columns: RUN; ``step``; ``target``, the accuracy in [0, 1] on the target's in-split, which is
     what DomainBed reports; ``validation``, the mean accuracy on the training environments'
     out-splits, by which training-domain validation selects; and the means that the algorithm
-    returned. A line that is no JSON is named in the log and skipped.
+    returned. A line that is no JSON is named in the log and skipped; of two records of one step of
+    a job the later one counts.
+
+    Raises CarftError, naming the folders, when two jobs differ only in what is not in RUN, such as
+    ``--steps`` or ``--hparams``: their figures must not be mixed.
     """
-    rows = [_row(record) for record in _records(Path(folder))]
-    frame = pd.DataFrame([row for row in rows if row is not None])
+    rows = [
+        {**row, "folder": job.name}
+        for job, record in _records(Path(folder))
+        if (row := _row(record)) is not None
+    ]
+    frame = pd.DataFrame(rows)
     if frame.empty:
         return frame
+    for run, jobs in frame.groupby(RUN)["folder"].unique().items():
+        if len(jobs) > 1:
+            raise CarftError(
+                f"{Path(folder)} has {len(jobs)} jobs of the same {', '.join(RUN)} = {run}: "
+                f"{', '.join(jobs)}; expected one. Move those of another --steps or --hparams away"
+            )
     return frame.drop_duplicates([*RUN, "step"], keep="last").reset_index(drop=True)
 
 
@@ -72,11 +88,11 @@ def paired(selected: pd.DataFrame, a: str, b: str, column: str = "target") -> Pa
     )
 
 
-def _records(folder: Path) -> Iterator[dict[str, Any]]:
+def _records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob("*/results.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                yield json.loads(line)
+                yield path.parent, json.loads(line)
             except json.JSONDecodeError as error:
                 log.warning("%s, line %d is no JSON and skipped (%s)", path, number, error)
 

@@ -73,9 +73,7 @@ def test_no_base_name_is_on_both_sides(split, concepts):
 
 def test_nothing_held_out_is_named_by_a_pre_training_emoji(split, concepts):
     """ "hammer and pick" shows a hammer: such pairs are not told by their base names."""
-    things = {
-        row["name"] for row in split if row["split"] == "held_out" and row["class"] == "tool"
-    }
+    things = {row["name"] for row in split if row["split"] == "held_out" and row["class"] == "tool"}
     for row in split:
         if row["split"] == "pretrain" and " and " in row["name"]:
             assert not things & set(row["name"].split(" and ")), row["name"]

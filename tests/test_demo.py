@@ -10,9 +10,7 @@ from domainbed_carft import cli, demo, results
 from domainbed_carft.errors import CarftError
 
 
-def test_two_algorithms_four_targets_then_the_table_and_the_plot(
-    tmp_path, monkeypatch, capsys, random_tiny
-):
+def test_two_algorithms_four_targets_then_the_table_and_the_plot(tmp_path, monkeypatch, capsys):
     output = tmp_path / "it's a demo"
     monkeypatch.setattr(demo, "ALGORITHMS", ("CLIPZeroShot", "CARFT"))
     monkeypatch.setattr(demo, "STEPS", 2)
@@ -43,9 +41,16 @@ def test_two_algorithms_four_targets_then_the_table_and_the_plot(
         assert str(output / place) in said.out
     assert "8 of 8 jobs done" in said.err
 
-    finished = {p: p.stat().st_mtime_ns for p in (output / "sweep").glob("*/results.jsonl")}
-    demo.run(output)  # nothing is trained again
-    assert finished == {p: p.stat().st_mtime_ns for p in (output / "sweep").glob("*/results.jsonl")}
+    def written():
+        return {p: p.stat().st_mtime_ns for p in (output / "sweep").glob("*/results.jsonl")}
+
+    finished = written()
+    interrupted = next((output / "sweep").glob("*/done"))
+    interrupted.unlink()
+    demo.run(output)  # only what is not done is trained again
+    again = {path for path, time in written().items() if finished[path] != time}
+    assert again == {interrupted.parent / "results.jsonl"}
+    assert (output / "results.txt").read_text() == table
 
 
 def test_a_failing_sweep_is_told_with_the_end_of_its_log(tmp_path, monkeypatch):

@@ -95,6 +95,8 @@ def test_all_problems_come_at_once_with_the_valid_names():
         ("contexts", []),
         ("class_names", [""]),
         ("kl_weight", -1),
+        ("lr", float("inf")),
+        ("warmup_steps", 5001),
         ("kl_direction", "sideways"),
     ],
 )

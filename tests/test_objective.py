@@ -109,7 +109,7 @@ def test_gradient_equals_finite_differences_of_numpy(data, direction):
         high, low = (
             numpy_loss(text, original, t, labels, head, 2.0, direction, 10.0)[0] for t in (up, down)
         )
-        assert float(features.grad[n, d]) == pytest.approx((high - low) / (2 * step), abs=2e-4)
+        assert float(features.grad[n, d]) == pytest.approx((high - low) / (2 * step), abs=1e-6)
 
 
 def test_gradient_of_context_kl_through_context_logits(data):

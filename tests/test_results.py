@@ -9,6 +9,7 @@ from domainbed.lib import reporting
 from domainbed.model_selection import IIDAccuracySelectionMethod
 
 from domainbed_carft import results
+from domainbed_carft.errors import CarftError
 
 ENVIRONMENTS = 4
 
@@ -73,6 +74,16 @@ def test_cut_lines_are_named_and_repeated_steps_counted_once(tmp_path, caplog):
     after = results.load(tmp_path)
     assert len(after) == len(before)
     assert f"{path}, line 7 is no JSON" in caplog.text
+
+
+def test_jobs_that_differ_in_more_than_their_seeds_are_not_mixed(tmp_path):
+    write_records(tmp_path, trials=1, hparams_seeds=1)
+    copy = tmp_path / "the same with other hparams"
+    copy.mkdir()
+    text = (tmp_path / "CARFT-0-0-[1]" / "results.jsonl").read_text()
+    (copy / "results.jsonl").write_text(text)
+    with pytest.raises(CarftError, match=r"2 jobs of the same .*CARFT-0-0-\[1\], the same with"):
+        results.load(tmp_path)
 
 
 def test_no_records_is_an_empty_frame(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from domainbed.scripts import train
 
-from domainbed_carft import algorithms, hparams
+from domainbed_carft import checkpoints, hparams
 
 
 def run(output, algorithm, dataset, *more):
@@ -35,7 +35,7 @@ def test_debug224_and_the_saved_run(tmp_path):
     flags = ("--steps", "2", "--hparams", '{"batch_size": 2, "kl_weight": 3}')
     records = run(tmp_path, "CARFT", "Debug224", *flags)
     assert records[-1]["hparams"]["kl_weight"] == 3
-    restored = algorithms.load_checkpoint(tmp_path / "model.pkl")
+    restored = checkpoints.load(tmp_path / "model.pkl")
     assert restored.predict(torch.randn(2, 3, 224, 224)).shape == (2, 2)
 
 
