@@ -3,8 +3,9 @@
     carft demo --trials 3 --output_dir OUT
     python benchmarks/robustness.py OUT/sweep
 
-All algorithms have the same steps, rates and augmentation and their default hparams; the checkpoint
-is chosen by training-domain validation, so the target is never looked at. ``out-of-domain`` is the
+All algorithms have their default hparams and the same steps and augmentation; CARFT and
+CLIPFineTune also the same rate (the linear probe's is ten times as high). The checkpoint is chosen
+by training-domain validation, so the target is never looked at. ``out-of-domain`` is the
 accuracy on the environment left out (its in-split, as DomainBed reports), ``in-domain`` the mean
 accuracy on the out-splits of the environments trained on, both at that checkpoint.
 """
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="folder of a sweep's jobs")
     selected = results.select(results.load(parser.parse_args().sweep))
     counts = selected.groupby("algorithm")["trial_seed"].nunique()
-    print(f"trials: {dict(counts)}")
+    print(f"trials: {', '.join(f'{name} {n}' for name, n in counts.items())}")
     print(f"{'':16}" + "".join(f"{e:>10}" for e in (*ENVIRONMENTS, "average", "in-domain")))
     for algorithm in ALGORITHMS:
         rows = selected[selected["algorithm"] == algorithm]

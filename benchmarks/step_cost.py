@@ -84,8 +84,10 @@ def ratios(backbone: str, size: int, pixels: int, rounds: int, device: str) -> N
     times: dict[str, list[float]] = {"plain": [], **{p: [] for p in carft}}
     for index in range(rounds + 1):
         data = [(x.to(device), y.to(device)) for x, y in batch(size, pixels, index)]
-        measured = {"plain": seconds(plain, data, device)}
-        measured.update({p: seconds(a, data, device) for p, a in carft.items()})
+        # Turned each round, so that what drifts within one falls on each in turn.
+        order = [*times][index % len(times) :] + [*times][: index % len(times)]
+        stepped = {"plain": plain, **carft}
+        measured = {name: seconds(stepped[name], data, device) for name in order}
         if index:  # the first round warms up
             for name, value in measured.items():
                 times[name].append(value)
@@ -100,11 +102,25 @@ def ratios(backbone: str, size: int, pixels: int, rounds: int, device: str) -> N
 
 
 def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
-    """Print how far bf16 in the original moves the KL, after a few steps away from it."""
+    """Print how far bf16 in the original moves the KL, at its weights and a few steps away."""
     exact = make("CLIPFineTune", backbone, "fp32").to(device)
     original = copy.deepcopy(exact.encoder).eval()
+    kl_of_both(exact, original, backbone, size, pixels, device, "at the original weights")
     for step in range(5):
         exact.update([(x.to(device), y.to(device)) for x, y in batch(size, pixels, step)])
+    kl_of_both(exact, original, backbone, size, pixels, device, "after 5 steps")
+
+
+def kl_of_both(
+    exact: algorithms.CLIPAlgorithm,
+    original: torch.nn.Module,
+    backbone: str,
+    size: int,
+    pixels: int,
+    device: str,
+    when: str,
+) -> None:
+    """Print the KL of the encoder of ``exact`` against ``original`` in fp32 and in bf16."""
     values = {}
     for precision in ("fp32", "bf16"):
         measured = make("CARFT", backbone, precision)
@@ -116,10 +132,11 @@ def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
         y = torch.zeros(len(x), dtype=torch.long, device=device)
         with torch.no_grad():
             values[precision] = float(measured._loss(x, y)["loss_kl"])
-    error = abs(values["bf16"] - values["fp32"]) / values["fp32"]
+    apart = values["bf16"] - values["fp32"]
+    relative = f" ({100 * abs(apart) / values['fp32']:.2f}%)" if values["fp32"] else ""
     print(
-        f"  KL after 5 steps: {values['fp32']:.5f} (fp32), {values['bf16']:.5f} (bf16), "
-        f"apart by {100 * error:.2f}%"
+        f"  KL {when}: {values['fp32']:.6f} (fp32), {values['bf16']:.6f} (bf16), "
+        f"apart by {apart:+.6f}{relative}"
     )
 
 
@@ -128,6 +145,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8, help="pictures a domain for ViT-B/32")
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(
+            f"--rounds is {arguments.rounds}, expected at least 2 for a median and quartiles"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = (
         torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
@@ -135,7 +156,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device}, {where}")
     with tempfile.TemporaryDirectory() as folder:
         for name, backbone, size, pixels in (
-            ("tiny", "tiny", 24, 48),
+            ("tiny", "tiny", 16, 48),
             ("ViT-B/32, random weights", random_weights(Path(folder)), arguments.batch, 224),
         ):
             print(f"{name}, {DOMAINS} x {size} pictures")

@@ -32,6 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 #: width, heads, layers). Widths are multiples of 64, from which `clip` infers the heads.
 SHAPE = (128, 48, 4, 128, 8, 77, 49_408, 64, 1, 3)
 MAX_LOGIT_SCALE = math.log(100.0)
+#: Arguments that change the weights, so that a checkpoint belongs to their values.
+RECIPE = ("steps", "batch_size", "lr", "weight_decay", "warmup", "seed", "bf16", "set_aside")
 
 
 def contrastive_loss(
@@ -116,16 +118,24 @@ class Run:
     model: CLIP
     optimiser: torch.optim.Optimizer
     used: torch.Tensor
+    recipe: dict[str, float]
     step: int = 0
     longest: int = 0
 
     def save(self, path: Path) -> None:
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
         state |= {"used": self.used, "step": self.step, "longest": self.longest}
+        state |= {"recipe": self.recipe}
         save_atomically(state, path)
 
     def load(self, path: Path) -> None:
+        """Go on from a checkpoint; raises ValueError if it is that of another recipe."""
         state = torch.load(path, weights_only=True)
+        if state["recipe"] != self.recipe:
+            raise ValueError(
+                f"{path} was trained with {state['recipe']}, now asked for is {self.recipe}; give "
+                "the same arguments, or another --work-dir with a copy of pretrain.npz"
+            )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.used, self.step, self.longest = state["used"], state["step"], state["longest"]
@@ -208,6 +218,7 @@ def main() -> None:
         model,
         make_optimiser(model, args.lr, args.weight_decay),
         torch.zeros(model.vocab_size, dtype=torch.bool),
+        {name: getattr(args, name) for name in RECIPE},
     )
     if (args.work_dir / "checkpoint.pt").exists():
         run.load(args.work_dir / "checkpoint.pt")
