@@ -92,7 +92,7 @@ def test_an_empty_sweep_has_empty_tables(tmp_path, capsys, flags):
     assert "Total records: 0" in capsys.readouterr().out
 
 
-def test_a_data_set_without_a_class_is_left_out_and_named(tmp_path, capsys):
+def test_a_data_set_without_a_class_is_left_out(tmp_path, capsys):
     text = latex_of(capsys, [job("ERM", dataset="Unheard")])
     assert "Unheard" not in text
 
@@ -113,6 +113,7 @@ def test_top_hparams_are_listed_best_first(tmp_path, capsys):
     outcomes = [float(line.split()[1].strip(",")) for line in lines[3:18] if "val_acc" in line]
     assert len(outcomes) == 3
     assert outcomes == sorted(outcomes, reverse=True)
+    assert lines[5] in {f"\t\t\tlr: {0.1 ** (1 + seed)}" for seed in range(3)}
     assert lines[4:8] == [
         "\t\thparams:",
         lines[5],

@@ -45,10 +45,10 @@ def test_groups_of_values_without_a_hash():
 
 
 def test_numbers():
-    numbers = Q([1, 4, 2])
-    assert (numbers.min(), numbers.max(), numbers.sum(), numbers.len()) == (1, 4, 7, 3)
-    assert numbers.mean() == 7 / 3
-    assert numbers.mean_std() == (7 / 3, pytest.approx(math.sqrt(14 / 9)))
+    numbers = Q([5, -3, 10, 8])
+    assert (numbers.min(), numbers.max(), numbers.sum(), numbers.len()) == (-3, 10, 20, 4)
+    assert numbers.mean() == 5
+    assert numbers.mean_std() == (5, pytest.approx(math.sqrt(24.5)))
 
 
 def test_nothing_has_no_mean():

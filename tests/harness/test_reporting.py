@@ -34,6 +34,36 @@ def test_records_of_all_folders_come_in_the_folders_order(tmp_path):
     assert reporting.load_records(str(tmp_path)).select("value") == [2, 3, 1]
 
 
+def test_a_record_that_cannot_be_told_apart_is_skipped_and_named(tmp_path, capsys):
+    nameless = json.dumps({"args": {"dataset": "PACS"}, "step": 0}) + "\n"
+    stepless = json.dumps({"args": JOB}) + "\n"
+    write(tmp_path / "a", nameless + line(0) + stepless)
+    assert len(reporting.load_records(str(tmp_path))) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert [message.split(" of ")[0] for message in err] == ["Skipped line 1", "Skipped line 3"]
+
+
+def test_runs_of_other_hparams_in_one_folder_are_kept_apart(tmp_path):
+    def with_lr(lr):
+        return json.dumps({"args": JOB, "step": 0, "hparams": {"lr": lr}}) + "\n"
+
+    write(tmp_path / "a", with_lr(1) + with_lr(2) + with_lr(1))
+    assert len(reporting.load_records(str(tmp_path))) == 2
+
+
+def test_unfinished_jobs_are_named_with_their_last_step(tmp_path):
+    write(tmp_path / "a", line(0) + line(300))
+    write(tmp_path / "b", line(0))
+    (tmp_path / "b" / "done").touch()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "err.txt").touch()
+    (tmp_path / "not a job").mkdir()
+    assert coverage.unfinished(str(tmp_path)) == [
+        f"Not finished: {tmp_path / 'a'}: its last record is of step 300.",
+        f"Not finished: {tmp_path / 'c'}: it has no record.",
+    ]
+
+
 def test_a_cut_off_line_is_skipped_and_named(tmp_path, capsys):
     write(tmp_path / "a", line(0) + line(1)[:-20])
     write(tmp_path / "b", line(0) + "[1]\n\n" + line(1))

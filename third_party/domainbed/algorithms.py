@@ -35,6 +35,7 @@ def _is_algorithm(candidate: Any) -> TypeGuard[type[Any]]:
     """Imported helpers share the globals, so a class has to offer what train calls."""
     return (
         isinstance(candidate, type)
+        and candidate is not Algorithm  # nothing but what others share
         and hasattr(candidate, "update")
         and hasattr(candidate, "predict")
     )
@@ -43,9 +44,7 @@ def _is_algorithm(candidate: Any) -> TypeGuard[type[Any]]:
 def _registered_names() -> list[str]:
     """The listed names, then those that only stand in the globals; not the abstract base."""
     unlisted = [
-        name
-        for name, value in globals().items()
-        if _is_algorithm(value) and value is not Algorithm and name not in ALGORITHMS
+        name for name, value in globals().items() if _is_algorithm(value) and name not in ALGORITHMS
     ]
     return [*ALGORITHMS, *unlisted]
 

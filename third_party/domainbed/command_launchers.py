@@ -112,8 +112,11 @@ def _output_dir(arguments: Sequence[str]) -> str | None:
 
 def _last_words(arguments: Sequence[str]) -> str:
     """Return the last line of the job's err.txt that is not blank."""
+    folder = _output_dir(arguments)
+    if folder is None:
+        return "it has no --output_dir to leave a message in"
     try:
-        path = os.path.join(_output_dir(arguments) or "", "err.txt")
+        path = os.path.join(folder, "err.txt")
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = [line.strip() for line in file if line.strip()]
     except OSError:

@@ -140,10 +140,10 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
         test_env = test_records[0]["args"]["test_envs"][0]
         left_out = {}
         for record in records:
-            others = set(record["args"]["test_envs"]) - {test_env}
-            if len(record["args"]["test_envs"]) == 2:
-                (other,) = others
-                left_out[other] = record[f"env{other}_in_acc"]
+            match record["args"]["test_envs"]:
+                case [first, second]:
+                    other = second if first == test_env else first
+                    left_out[other] = record[f"env{other}_in_acc"]
         needed = [i for i in range(_num_envs(records[0])) if i != test_env]
         if any(i not in left_out for i in needed):
             return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any
 
 from domainbed import datasets
+from domainbed.lib import reporting
 from domainbed.lib.query import Q
 
 _SHOWN = 20
+_OF_A_JOB = ("out.txt", "err.txt", "results.jsonl")
 
 
 def remarks(records: Q) -> list[str]:
@@ -29,6 +32,22 @@ def remarks(records: Q) -> list[str]:
     result += missing[:_SHOWN]
     if len(missing) > _SHOWN:
         result.append(f"... and {len(missing) - _SHOWN} more missing jobs.")
+    return result
+
+
+def unfinished(path: str) -> list[str]:
+    """Return a sentence for each job folder below `path` without the file `done`.
+
+    Its records, if any, count in the tables, as they do upstream; so a mean may be over runs that
+    stopped half-way.
+    """
+    result = []
+    for folder in sorted(os.scandir(path), key=lambda entry: entry.name):
+        started = any(os.path.exists(os.path.join(folder.path, name)) for name in _OF_A_JOB)
+        if started and not os.path.exists(os.path.join(folder.path, "done")):
+            steps = [record["step"] for record in reporting.read_records(folder.path)]
+            what = f"its last record is of step {steps[-1]}" if steps else "it has no record"
+            result.append(f"Not finished: {folder.path}: {what}.")
     return result
 
 

@@ -28,18 +28,16 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-class SplitDataset(torch.utils.data.Dataset[Any]):
-    """The items of `underlying_dataset` at the positions `keys`, in that order."""
+class SplitDataset(torch.utils.data.Subset[Any]):
+    """Some items of a data set, with upstream's names for the data set and the positions."""
 
-    def __init__(self, underlying_dataset: Any, keys: Sequence[int]) -> None:
-        self.underlying_dataset = underlying_dataset
-        self.keys = keys
+    @property
+    def underlying_dataset(self) -> Any:
+        return self.dataset
 
-    def __getitem__(self, index: int) -> Any:
-        return self.underlying_dataset[self.keys[index]]
-
-    def __len__(self) -> int:
-        return len(self.keys)
+    @property
+    def keys(self) -> Sequence[int]:
+        return self.indices
 
 
 def split_dataset(dataset: Any, n: int, seed: int = 0) -> tuple[SplitDataset, SplitDataset]:
@@ -127,26 +125,32 @@ class Tee:
     """
 
     def __init__(self, fname: str, mode: str = "a", stream: TextIO | None = None) -> None:
-        self.stdout = sys.stdout if stream is None else stream
-        self.file = open(fname, mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
+        self._stream = stream or sys.stdout
+        self._file = open(fname, mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
+
+    def _targets(self) -> list[TextIO]:
+        """A logger may hold on to us after the run; then only the stream is left."""
+        return [self._stream] if self._file.closed else [self._stream, self._file]
 
     def write(self, message: str) -> int:
-        self.stdout.write(message)
-        self.file.write(message)
-        self.flush()
+        for target in self._targets():
+            target.write(message)
+            target.flush()
         return len(message)
 
     def flush(self) -> None:
-        self.stdout.flush()
-        self.file.flush()
+        for target in self._targets():
+            target.flush()
 
     def close(self) -> None:
         """Close the file, not the stream."""
-        self.file.close()
+        self._file.close()
 
     def __getattr__(self, name: str) -> Any:
         # Libraries ask a stream for isatty, encoding and the like.
-        return getattr(self.stdout, name)
+        if name.startswith("_"):  # half made, as a copy is; not to be looked up in itself
+            raise AttributeError(name)
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager

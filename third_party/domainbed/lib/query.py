@@ -6,9 +6,9 @@ Interface of upstream file domainbed/lib/query.py at b93c22a.
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,9 +18,10 @@ Selector = str | Callable[[Any], Any]
 
 
 def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
-    """Turn "x" into item["x"], "x.y" into item["x"]["y"], "x,y" into a tuple of both.
+    """Return the function that `selector` describes.
 
-    A callable is returned as it is.
+    Text names a key; dots lead on into nested dicts, and commas separate the members of a tuple.
+    A function stands for itself.
 
     Raises:
         TypeError: `selector` is neither text nor callable.
@@ -47,7 +48,7 @@ def hashable(obj: Any) -> Any:
     try:
         hash(obj)
     except TypeError:
-        return json.dumps({"_": obj}, sort_keys=True)
+        return json.dumps(obj, sort_keys=True)
     return obj
 
 
@@ -92,9 +93,9 @@ class Q:
 
     def map(self, fn: Callable[..., Any]) -> Q:
         """Return fn(item) for each item, or fn(*item) where fn takes several arguments."""
-        if len(inspect.signature(fn).parameters) > 1:
-            return Q([fn(*item) for item in self._list])
-        return Q([fn(item) for item in self._list])
+        spread = len(inspect.signature(fn).parameters) >= 2
+        apply = itertools.starmap if spread else map
+        return Q(list(apply(fn, self._list)))
 
     def select(self, selector: Selector) -> Q:
         """Return what the selector finds in each item."""
@@ -169,7 +170,5 @@ def _first(pair: tuple[Any, Any]) -> Any:
 
 
 def _quietly(statistic: Callable[[Any], Any], values: list[Any]) -> float:
-    """Numpy warns about an empty list; the caller sees nan, which says the same."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(statistic(values))
+    """Answer an empty list with nan directly; numpy would warn as well."""
+    return float(statistic(values)) if len(values) else math.nan

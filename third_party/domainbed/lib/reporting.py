@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from domainbed.lib.query import Q
 
 # What tells one job from another in its records, beside the step.
-_JOB_KEYS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed", "seed")
+_JOB_KEYS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
 
 
 def load_records(path: str) -> Q:
@@ -27,14 +27,16 @@ def load_records(path: str) -> Q:
     """
     records: list[dict[str, Any]] = []
     for folder in sorted(os.listdir(path)):
-        file = os.path.join(path, folder, "results.jsonl")
-        if os.path.isfile(file):
-            records += _one_a_step(_read(file))
+        records += _one_a_step(read_records(os.path.join(path, folder), sys.stderr))
     return Q(records)
 
 
-def _read(path: str) -> list[dict[str, Any]]:
-    records = []
+def read_records(folder: str, complaints: TextIO | None = None) -> list[dict[str, Any]]:
+    """Return the whole records of one job's folder, in the order they were written."""
+    path = os.path.join(folder, "results.jsonl")
+    records: list[dict[str, Any]] = []
+    if not os.path.isfile(path):
+        return records
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -43,19 +45,26 @@ def _read(path: str) -> list[dict[str, Any]]:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 record = None
-            if isinstance(record, dict) and isinstance(record.get("args"), dict):
+            if _is_whole(record):
                 records.append(record)
-            else:
-                print(f"Skipped line {number} of {path}: not a whole record.", file=sys.stderr)
+            elif complaints:
+                print(f"Skipped line {number} of {path}: not a whole record.", file=complaints)
     return records
+
+
+def _is_whole(record: Any) -> bool:
+    """Whether everything is there by which records are told apart and grouped."""
+    if not (isinstance(record, dict) and "step" in record and isinstance(record.get("args"), dict)):
+        return False
+    return all(key in record["args"] for key in _JOB_KEYS)
 
 
 def _one_a_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keep the last record of each step, in the place of the first."""
     latest = {}
     for record in records:
-        job = {key: record["args"].get(key) for key in _JOB_KEYS}
-        latest[json.dumps([job, record.get("step")])] = record
+        job = [record["args"][key] for key in _JOB_KEYS] + [record["args"].get("seed")]
+        latest[json.dumps([job, record.get("hparams"), record["step"]])] = record
     return list(latest.values())
 
 

@@ -28,14 +28,12 @@ EVALUATION_BATCH_SIZE = 64
 
 def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
     """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top."""
-    if args.hparams_seed == 0:
-        hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
-    else:
-        seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
-        hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
-    if args.hparams:
-        hparams.update(json.loads(args.hparams))
-    return hparams
+    names = (args.algorithm, args.dataset)
+    overrides: dict[str, Any] = json.loads(args.hparams or "{}")
+    if not args.hparams_seed:
+        return hparams_registry.default_hparams(*names) | overrides
+    draw = misc.seed_hash(args.hparams_seed, args.trial_seed)
+    return hparams_registry.random_hparams(*names, draw) | overrides
 
 
 def seed_everything(seed: int) -> None:

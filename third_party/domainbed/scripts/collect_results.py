@@ -41,12 +41,12 @@ def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
     The error is the population's standard deviation over the root of the number of values.
     Without values both are None and the text is "X".
     """
-    values = np.array(list(data), dtype=float)
-    if not len(values):
+    accuracies = np.fromiter(data, dtype=float)
+    if accuracies.size == 0:
         return None, None, "X"
-    mean = 100 * np.mean(values)
     # Divided before, not after: the last bit decides how a half is rounded.
-    error = 100 * np.std(values / np.sqrt(len(values)))
+    shares = accuracies / accuracies.size**0.5
+    mean, error = 100 * accuracies.mean(), 100 * shares.std()
     sign = "$\\pm$" if latex else "+/-"
     return mean, error, f"{mean:.1f} {sign} {error:.1f}"
 
@@ -103,10 +103,11 @@ def print_results_tables(
     records: Q, selection_method: type[model_selection.SelectionMethod], latex: bool
 ) -> None:
     """Print a table for each data set, then one of the averages over environments."""
-    groups = reporting.get_grouped_records(records).map(
-        lambda group: {**group, "sweep_acc": selection_method.sweep_acc(group["records"])}
-    )
-    groups = groups.filter(lambda group: group["sweep_acc"] is not None)
+    tested = [
+        (group, selection_method.sweep_acc(group["records"]))
+        for group in reporting.get_grouped_records(records)
+    ]
+    groups = Q([group | {"sweep_acc": acc} for group, acc in tested if acc is not None])
     algorithm_names = _listed_first(records.select("args.algorithm").unique())
     found = records.select("args.dataset").unique()
     dataset_names = [name for name in datasets.DATASETS if name in found]
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"collect_results: error: no such folder: {args.input_dir}", file=sys.stderr)
         return 2
     records = reporting.load_records(args.input_dir)
-    for remark in coverage.remarks(records):
+    for remark in coverage.unfinished(args.input_dir) + coverage.remarks(records):
         print(remark, file=sys.stderr)
     path = os.path.join(args.input_dir, "results.tex" if args.latex else "results.txt")
     with contextlib.closing(misc.Tee(path, "w")) as out, contextlib.redirect_stdout(out):

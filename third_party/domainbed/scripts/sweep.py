@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -98,10 +99,8 @@ def all_test_env_combinations(n: int) -> Iterator[list[int]]:
     """
     if n < 3:
         raise ValueError(f"two test environments at a time need at least 3, not {n}")
-    for first in range(n):
-        yield [first]
-        for second in range(first + 1, n):
-            yield [first, second]
+    choices = [itertools.combinations(range(n), size) for size in (1, 2)]
+    yield from map(list, sorted(itertools.chain(*choices)))
 
 
 def make_args_list(
@@ -220,10 +219,11 @@ def _dataset_problems(dataset: str, single_test_envs: bool) -> list[str]:
 
 def ask_for_confirmation() -> None:
     """Leave the program unless the user says yes."""
-    response = input("Are you sure? (y/n) ")
-    if response.strip()[:1].lower() != "y":
-        print("Nevermind!")
-        sys.exit(0)
+    answer = input("Are you sure? (y/n) ").strip().lower()
+    if answer.startswith("y"):
+        return
+    print("Nevermind!")
+    raise SystemExit(0)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -244,6 +244,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.skip_confirmation:
         ask_for_confirmation()
     if launching:
+        if by_state[Job.INCOMPLETE]:
+            print(
+                f"sweep: {len(by_state[Job.INCOMPLETE])} incomplete jobs were not launched: they "
+                "may be running. If they are not, run delete_incomplete, then launch again.",
+                file=sys.stderr,
+            )
         return 1 if Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher]) else 0
     Job.delete(chosen)
     return 0
