@@ -6,7 +6,6 @@ algorithm says which parameters it trains and how much the KL term counts.
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,13 +16,19 @@ import torch.nn.functional as F
 from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
-from domainbed_carft import backbone, hparams, objective, optimisation, prompts
+from domainbed_carft import (
+    arguments,
+    backbone,
+    images,
+    objective,
+    observed,
+    optimisation,
+    prompts,
+)
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images import CLIPInput
+from domainbed_carft.frozen import Frozen
 
 log = logging.getLogger(__name__)
-
-Minibatches = Sequence[tuple[Tensor, Tensor]]
 
 
 class CLIPAlgorithm(Algorithm):
@@ -37,6 +42,7 @@ class CLIPAlgorithm(Algorithm):
     is not in it: ``checkpoints.load`` needs no CLIP to predict again.
     """
 
+    input: images.CLIPInput
     trains_encoder = True
     trains_head = True
     original: Frozen | None = None
@@ -49,13 +55,14 @@ class CLIPAlgorithm(Algorithm):
         num_domains: int,
         hparams: dict[str, Any],
     ) -> None:
-        _check_arguments(input_shape, hparams)
+        arguments.check(input_shape, hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
+            self._undo_normalisation()
         self.original = self._freeze_original()
         self.steps_taken = 0
         self.train()
@@ -70,8 +77,30 @@ class CLIPAlgorithm(Algorithm):
         templates = prompts.contexts(self.hparams["contexts"])
         print(f"CLIP classes: {', '.join(names)}")
         print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
+        self._record_words(prompts.digest(templates, names))
         features = backbone.text_features(clip_model, prompts.prompts(templates, names))
         return objective.zero_shot_weights(features)
+
+    def _record_words(self, digest: str) -> None:
+        """Put the digest of all words into the hparams, which DomainBed writes into each record."""
+        expected = self.hparams["prompts_digest"]
+        if expected not in ("", digest):
+            raise CarftError(
+                f"the hparam prompts_digest asks for {expected}, but the class names and contexts "
+                f"of this run have {digest}: they are other words than those of the run it was "
+                "taken from. Give class_names and contexts as they were there, or no prompts_digest"
+            )
+        self.hparams["prompts_digest"] = digest
+
+    def _undo_normalisation(self) -> None:
+        """Expect pictures normalised as the data set shows it, else as DomainBed does."""
+        dataset = prompts.named_dataset(self.hparams["class_names"])
+        shown = images.normalisation(observed.recall(self.hparams, dataset))
+        if shown is not None:
+            self.input = images.CLIPInput(self.input.resolution, *shown)
+        mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)
+        source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
+        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
     def _set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float
@@ -79,7 +108,7 @@ class CLIPAlgorithm(Algorithm):
         """What training and predicting both need; a restored algorithm has nothing more."""
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
-        self.input = CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
+        self.input = images.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
         self.head = nn.Linear(dim, num_classes, bias=False)
         if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
             self.head.weight.data.copy_(weights.classes)
@@ -94,8 +123,12 @@ class CLIPAlgorithm(Algorithm):
         return 0.0
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of pictures (N, 3, H, W) normalised as DomainBed does."""
+        """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
         return self._class_logits(self._features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same as ``predict``; weight averaging (SWAD) calls the module itself."""
+        return self.predict(x)
 
     def context_logits(self, x: Tensor) -> Tensor:
         """Context logits (N, M) of the fine-tuned encoder."""
@@ -114,9 +147,13 @@ class CLIPAlgorithm(Algorithm):
         return self
 
     def update(
-        self, minibatches: Minibatches, unlabeled: Any = None, **ignored: Any
+        self, minibatches: arguments.Minibatches | None = None, unlabeled: Any = None, **more: Any
     ) -> dict[str, float]:
         """One training step on (x, y) of each training environment.
+
+        ``minibatches``: a list of (x, y), x (N, 3, H, W), y (N,), one an environment. SWAD's line
+        of forks gives two lists by keyword instead, ``x`` and ``y``. Unlabeled pictures and further
+        keyword arguments are not used.
 
         Returns ``loss``, its parts ``loss_ce`` and ``loss_kl`` (unweighted), in nats, and
         ``context_agreement`` in [0, 1]. CLIPFineTune has the last two only on the steps on which
@@ -127,8 +164,8 @@ class CLIPAlgorithm(Algorithm):
                 "a restored algorithm predicts and does not train on: its optimizer and its "
                 "original encoder are not in the file. Train from the start instead"
             )
-        x = torch.cat([x for x, _ in minibatches])
-        y = torch.cat([y for _, y in minibatches])
+        xs, ys = arguments.pictures_and_labels(minibatches, more)
+        x, y = torch.cat(xs), torch.cat(ys)
         measured = self._loss(x, y)
         self._step(measured["loss"])
         return {name: float(value.detach()) for name, value in measured.items()}
@@ -217,26 +254,6 @@ class CLIPAlgorithm(Algorithm):
         return self
 
 
-class Frozen:
-    """The original image encoder: eval mode, no gradients, in inference precision.
-
-    Not a Module on purpose: it must stay out of ``state_dict``, ``parameters`` and ``train``.
-    """
-
-    def __init__(self, encoder: nn.Module, precision: str) -> None:
-        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
-        self.bf16 = precision == "bf16"
-
-    @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            features: Tensor = self.encoder(pictures)
-        return features.float()
-
-    def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
-        self.encoder._apply(fn)
-
-
 class CARFT(CLIPAlgorithm):
     """Context-aware robust fine-tuning, arXiv 2211.16175: cross-entropy + kl_weight * KL."""
 
@@ -268,12 +285,3 @@ class CLIPZeroShot(CLIPLinearProbe):
 
     def _step(self, loss: Tensor) -> None:
         pass
-
-
-def _check_arguments(input_shape: Sequence[int], values: dict[str, Any]) -> None:
-    hparams.check(values)
-    if len(input_shape) != 3 or input_shape[0] != 3:
-        raise CarftError(
-            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
-            "width): CLIP reads RGB, so data sets such as ColoredMNIST (two channels) cannot serve"
-        )

@@ -16,13 +16,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from domainbed.datasets import MultipleDomainDataset
 from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from domainbed_carft import cache, prompts
+from domainbed_carft import cache, observed
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -30,11 +29,15 @@ SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crop
 ARCHIVE = "emoji_styles.zip"
 
 
-class EmojiStyles(MultipleDomainDataset):
+class EmojiStyles:
     """Ten classes in four styles, 48 px. ``root`` is not read: the pictures are in the package.
 
     Augmentation is DomainBed's recipe at this size. Concepts in it are disjoint from those that the
     embedded ``tiny`` CLIP was pre-trained on.
+
+    It keeps to the interface of DomainBed's data sets without being one of the host's classes,
+    whose names and places differ between forks. Those that give it no ``hparams`` (SWAD, MIRO)
+    transform pictures themselves and get them as they are, at ``INPUT_SHAPE_ELSEWHERE``.
     """
 
     N_STEPS = 101
@@ -42,22 +45,34 @@ class EmojiStyles(MultipleDomainDataset):
     N_WORKERS = 0  # decoding 64 px takes less than handing a picture to another process
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
     INPUT_SHAPE = (3, SIZE, SIZE)
+    INPUT_SHAPE_ELSEWHERE = (3, 224, 224)
 
-    def __init__(self, root: str, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
-        super().__init__()
+    def __init__(
+        self, root: Any, test_envs: Sequence[int] = (), hparams: dict[str, Any] | None = None
+    ) -> None:
         folder = unpacked()
+        self.environments = list(self.ENVIRONMENTS)
         self.datasets = [
             ImageFolder(
                 str(folder / environment),
                 loader=_picture,
-                transform=_transform(hparams["data_augmentation"] and index not in test_envs),
+                transform=_transform(hparams, index in test_envs),
             )
             for index, environment in enumerate(self.ENVIRONMENTS)
         ]
-        self.input_shape = self.INPUT_SHAPE
+        self.input_shape = self.INPUT_SHAPE if hparams else self.INPUT_SHAPE_ELSEWHERE
         self.num_classes = len(self.datasets[0].classes)
-        by_environment = {e: d.classes for e, d in zip(self.ENVIRONMENTS, self.datasets)}
-        prompts.remember_classes(hparams, by_environment)
+        shown = [
+            observed.Environment(name, folder.classes)
+            for name, folder in zip(self.ENVIRONMENTS, self.datasets)
+        ]
+        observed.remember(hparams, type(self).__name__, shown)
+
+    def __getitem__(self, index: int) -> ImageFolder:
+        return self.datasets[index]
+
+    def __len__(self) -> int:
+        return len(self.datasets)
 
 
 @functools.cache
@@ -109,10 +124,12 @@ def _unpack(pictures: zipfile.ZipFile, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _transform(augment: bool) -> Callable[[Any], Any]:
+def _transform(hparams: dict[str, Any] | None, is_test: bool) -> Callable[[Any], Any] | None:
     """DomainBed's transforms (domainbed/datasets.py at b93c22a) with 48 in place of 224."""
+    if hparams is None:
+        return None
     normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    if not augment:
+    if is_test or not hparams["data_augmentation"]:
         return transforms.Compose([transforms.Resize((SIZE, SIZE)), *normalise])
     return transforms.Compose(
         [

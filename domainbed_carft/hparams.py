@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
-
-from domainbed_carft.errors import CarftError
 
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
@@ -150,6 +147,14 @@ HPARAMS: tuple[Hparam, ...] = (
         "the built-in table.",
     ),
     Hparam(
+        "prompts_digest",
+        _always(""),
+        lambda v: isinstance(v, str),
+        "'', or the digest that an earlier record shows",
+        "Digest of all class names and contexts, filled in by the run so that each record can be "
+        "audited (prompts.digest). Given beforehand, it must fit, or the run is refused.",
+    ),
+    Hparam(
         "head_init",
         _always("zero-shot"),
         **_one_of("zero-shot", "random"),
@@ -244,15 +249,6 @@ HPARAMS: tuple[Hparam, ...] = (
         "costs a forward pass of the original encoder. CARFT knows it at every step for free.",
     ),
 )
-_BY_NAME = {h.name: h for h in HPARAMS}
-
-# Read by DomainBed's own train; a host's further ones are added by `allow`.
-_host_keys = {"data_augmentation", "class_balanced"}
-
-
-def allow(keys: Iterable[str]) -> None:
-    """Let these keys of the host pass ``check``: DomainBed puts them into every hparams dict."""
-    _host_keys.update(keys)
 
 
 def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
@@ -268,29 +264,6 @@ def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[A
         drawn = h.draw(_random_state(random_seed, h.name), context) if h.draw else default
         values[h.name] = (default, drawn)
     return values
-
-
-def check(hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError, naming all of them at once, for unknown, missing and invalid entries."""
-    problems = []
-    valid = set(_BY_NAME) | _host_keys
-    for key in sorted(set(hparams) - valid):
-        near = get_close_matches(key, sorted(valid), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        problems.append(f"unknown hparam {key!r}{hint}")
-    for h in HPARAMS:
-        if h.name not in hparams:
-            problems.append(f"hparam {h.name!r} is missing, expected {h.expected}")
-        elif not h.valid(hparams[h.name]):
-            problems.append(f"{h.name} is {hparams[h.name]!r}, expected {h.expected}")
-    if not problems and hparams["warmup_steps"] >= hparams["total_steps"]:
-        problems.append(
-            f"warmup_steps is {hparams['warmup_steps']}, expected fewer than total_steps = "
-            f"{hparams['total_steps']}, else the rate never reaches lr; set both"
-        )
-    if problems:
-        names = ", ".join(sorted(_BY_NAME))
-        raise CarftError("; ".join(problems) + f". Valid hparams: {names}")
 
 
 def _random_state(random_seed: int, name: str) -> np.random.RandomState:

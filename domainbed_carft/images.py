@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from domainbed_carft import observed
+from domainbed_carft.errors import CarftError
 
 # DomainBed normalises every picture with these (domainbed/datasets.py at b93c22a).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -16,27 +21,51 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class CLIPInput(nn.Module):
-    """From DomainBed's pictures to CLIP's: undo one normalisation, resize, apply the other.
+    """From the data set's pictures to CLIP's: undo one normalisation, resize, apply the other.
 
-    (N, 3, H, W) of any size, ImageNet mean and standard deviation -> (N, 3, R, R), CLIP's, where R
-    is the ``resolution`` in pixels.
+    (N, 3, H, W) of any size, ``mean`` and ``std`` as the data set applied them -> (N, 3, R, R),
+    CLIP's, where R is the ``resolution`` in pixels. Both are in the state dict, since a saved run
+    predicts without its data set.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(
+        self,
+        resolution: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
         super().__init__()
         self.resolution = resolution
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        clip_mean, clip_std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+        # In double precision, so that the fold is the identity where the two are the same.
+        theirs, spread, clip_mean, clip_std = (
+            torch.tensor(values, dtype=torch.float64) for values in (mean, std, CLIP_MEAN, CLIP_STD)
+        )
         # (x * std + mean - clip_mean) / clip_std, folded into one multiplication and one addition
-        scale, shift = std / clip_std, (mean - clip_mean) / clip_std
-        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+        scale, shift = spread / clip_std, (theirs - clip_mean) / clip_std
+        self.register_buffer("scale", scale.float().view(1, 3, 1, 1))
+        self.register_buffer("shift", shift.float().view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.resolution, self.resolution):
             size = (self.resolution, self.resolution)
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
         return x * self.scale + self.shift
+
+
+def normalisation(environments: Sequence[observed.Environment]) -> observed.Normalisation | None:
+    """The one mean and standard deviation that all ``environments`` show; None if none shows any.
+
+    Raises CarftError where they differ: one correction cannot serve both.
+    """
+    shown = [e for e in environments if e.normalisation is not None]
+    for other in shown[1:]:
+        if other.normalisation != shown[0].normalisation:
+            raise CarftError(
+                f"the environments {shown[0].name!r} and {other.name!r} normalise pictures "
+                f"differently: {shown[0].normalisation} and {other.normalisation} (mean, standard "
+                "deviation); CLIP needs one way for all. Make their transforms equal"
+            )
+    return shown[0].normalisation if shown else None

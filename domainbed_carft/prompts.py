@@ -6,11 +6,14 @@ are text files in ``assets/contexts``, a template a line.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft import observed
 from domainbed_carft.errors import CarftError
 
 CONTEXT_LISTS = ("imagenet", "emoji")
@@ -33,10 +36,6 @@ BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 DATASET_PREFIX = "dataset:"
-
-# One job builds one data set, then one algorithm, and hands both the same hparams object. The
-# object itself is kept beside the names, so that its id cannot be given to another one.
-_remembered: dict[int, tuple[Mapping[str, Any], dict[str, list[str]]]] = {}
 
 
 def contexts(spec: str | Sequence[str]) -> list[str]:
@@ -79,14 +78,14 @@ def prompts(templates: Sequence[str], class_names: Sequence[str]) -> list[list[s
     return [[template.replace("{}", name) for name in class_names] for template in templates]
 
 
-def remember_classes(hparams: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> None:
-    """Note what the data set built with this very ``hparams`` object says of its classes.
+def digest(templates: Sequence[str], class_names: Sequence[str]) -> str:
+    """16 hexadecimal digits of the SHA-256 over every word that CLIP reads in a run.
 
-    ``names``: environment name -> its class names in label order. Nothing is written into
-    ``hparams``, so nothing reaches the records.
+    Over the JSON text of ``{"classes": [...], "contexts": [...]}``: cleaned class names in label
+    order, then templates, as ``class_names`` and ``contexts`` return them.
     """
-    _remembered.clear()  # a job has one data set; older notes only hold memory
-    _remembered[id(hparams)] = (hparams, {env: list(classes) for env, classes in names.items()})
+    words = json.dumps({"classes": list(class_names), "contexts": list(templates)})
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
@@ -99,12 +98,13 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     Raises CarftError naming what disagrees, or the three ways when there are no names.
     """
     spec = hparams["class_names"]
-    dataset = spec[len(DATASET_PREFIX) :] if _names_a_dataset(spec) else None
+    dataset = named_dataset(spec)
+    seen = {e.name: list(e.classes) for e in observed.recall(hparams, dataset) if e.classes}
     if dataset is None:
         found = _explicit(spec)
         source = "hparam class_names"
-    elif id(hparams) in _remembered:
-        found = _agreed(_remembered[id(hparams)][1])
+    elif seen:
+        found = _agreed(seen)
         source = "the folders of the data set"
     elif dataset in BUILT_IN_CLASSES:
         found, source = list(BUILT_IN_CLASSES[dataset]), f"the built-in table of {dataset}"
@@ -123,8 +123,11 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     return [clean(name) for name in found]
 
 
-def _names_a_dataset(spec: Any) -> bool:
-    return isinstance(spec, str) and spec.startswith(DATASET_PREFIX)
+def named_dataset(spec: Any) -> str | None:
+    """NAME where the hparam ``class_names`` is "dataset:NAME", else None."""
+    if isinstance(spec, str) and spec.startswith(DATASET_PREFIX):
+        return spec[len(DATASET_PREFIX) :]
+    return None
 
 
 def _explicit(spec: Any) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft import algorithms, backbone, checkpoints, hparams, images, objective, prompts
+from domainbed_carft import algorithms, backbone, checkpoints, hparams, images, objective
 from domainbed_carft.errors import CarftError
 
 CLASSES = ["dog", "cat", "owl"]
@@ -326,13 +326,6 @@ def test_building_an_algorithm_leaves_the_training_randomness_alone(random_tiny)
     torch.manual_seed(5)
     algorithms.CARFT((3, 28, 28), len(CLASSES), 2, settings(random_tiny))
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_class_names_come_from_the_data_set_of_the_same_hparams(random_tiny, capsys):
-    values = settings(random_tiny, class_names="dataset:Unheard")
-    prompts.remember_classes(values, {"env": ["Alarm_Clock", "Bike", "TV"]})
-    algorithms.CLIPZeroShot((3, 28, 28), 3, 2, values)
-    assert "CLIP classes: alarm clock, bike, TV" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from importlib.resources import files
 
 import pytest
 import torch
-from domainbed.datasets import MultipleDomainDataset
 
 from domainbed_carft import emoji, prompts
 from domainbed_carft.errors import CarftError
@@ -23,7 +22,6 @@ def fresh_cache(tmp_path, monkeypatch):
 def test_contract():
     hparams = dict(HPARAMS)
     dataset = emoji.EmojiStyles("not read", [1], hparams)
-    assert isinstance(dataset, MultipleDomainDataset)
     assert len(dataset) == 4 and dataset.num_classes == 10
     assert dataset.input_shape == (3, 48, 48)
     assert sorted(dataset.ENVIRONMENTS) == dataset.ENVIRONMENTS  # as sorted folders would be
@@ -40,6 +38,16 @@ def test_only_training_environments_are_augmented():
     assert moves == [True, False, True, True]
     still = emoji.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
     assert all(torch.equal(env[5][0], env[5][0]) for env in still)
+
+
+def test_a_host_that_gives_no_hparams_transforms_by_itself():
+    dataset = emoji.EmojiStyles("not read")
+    picture, label = dataset[2][0]
+    assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
+    assert dataset.input_shape == (3, 224, 224)  # SWAD's and MIRO's transforms, in every data set
+    assert dataset.environments == dataset.ENVIRONMENTS
+    names = prompts.class_names({"class_names": "dataset:EmojiStyles"}, 10)
+    assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 
 
 def test_all_environments_have_the_same_things():

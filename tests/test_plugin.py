@@ -91,6 +91,18 @@ def test_a_checkout_that_lost_its_init_works_as_it_did(site: Site, checkout: Pat
     assert site.json("-c", code, cwd=checkout) is None
 
 
+def test_a_checkout_of_packages_without_an_init_works(site: Site, checkout: Path) -> None:
+    host = checkout / "domainbed"
+    (host / "__init__.py").unlink()
+    (host / "algorithms").mkdir()
+    (host / "algorithms.py").rename(host / "algorithms" / "__init__.py")
+    assert site.train(cwd=checkout)["class"] == "CARFT"
+    code = "import domainbed.command_launcher"
+    assert site.run("-c", code, cwd=checkout).stderr.endswith(
+        "ModuleNotFoundError: No module named 'domainbed.command_launcher'\n"
+    )
+
+
 # The host stays what it was
 
 
@@ -98,11 +110,11 @@ def test_other_algorithms_keep_their_hparams(site: Site, checkout: Path) -> None
     code = """
 import json
 from domainbed import algorithms, hparams_registry as registry
-from domainbed_carft import hparams
+from domainbed_carft import arguments
 others = [registry.default_hparams("ERM", "Pets"), registry.random_hparams("ERM", "Pets", 14)]
-touched = sorted(hparams.ALLOWED)
-ours = registry.random_hparams("CARFT", "Pets", 14)
-print(json.dumps([others, touched, ours, sorted(hparams.ALLOWED)]))
+touched = sorted(arguments.ALLOWED)
+ours = registry.random_hparams("CARFT", "Pets", seed=14)
+print(json.dumps([others, touched, ours, sorted(arguments.ALLOWED)]))
 """
     others, touched, ours, allowed = site.json("-c", code, cwd=checkout)
     assert others == [{"lr": 0.001, "class_balanced": False}, {"lr": 2.0, "class_balanced": False}]
@@ -111,42 +123,157 @@ print(json.dumps([others, touched, ours, sorted(hparams.ALLOWED)]))
     assert allowed == ["class_balanced", "lr"]
 
 
-def test_older_forks_hand_a_random_state(site: Site, tmp_path: Path) -> None:
-    registry = HOST["hparams_registry.py"].replace("random_seed / 7", "random_seed.rand()")
-    registry = registry.replace(
-        "_hparams(algorithm, dataset, 0)", "_hparams(algorithm, dataset, R(0))"
-    )
-    registry = registry.replace("dataset, seed).items", "dataset, R(seed)).items")
-    fork = write_checkout(tmp_path / "fork", hparams_registry="from lib import R\n" + registry)
-    numbers = "import random\nclass R(random.Random):\n    rand = random.Random.random\n"
-    write_files(fork, {"lib.py": numbers + "    randint = random.Random.randrange\n"})
+# What else is found in forks for "a value for each name": no pairs, no draws for strangers.
+TABLE_REGISTRY = """
+TABLE = {"ERM": {"lr": 0.001, "class_balanced": False}, "IRM": {"penalty": 1}}
+
+def default_hparams(algorithm_name, dataset_name):
+    return dict(TABLE[algorithm_name])
+
+def random_hparams(algorithm_name, dataset_name, random_state_seed):
+    return {**TABLE[algorithm_name], "lr": random_state_seed / 7}
+"""
+
+
+def test_a_registry_that_is_a_table_of_its_own_algorithms(site: Site, tmp_path: Path) -> None:
+    fork = write_checkout(tmp_path / "fork", hparams_registry=TABLE_REGISTRY)
     code = """
 import json
-from domainbed.hparams_registry import random_hparams
-print(json.dumps([random_hparams("CARFT", "Pets", seed)["lr"] for seed in (1, 1, 2)]))
+from domainbed.hparams_registry import default_hparams, random_hparams
+try:
+    random_hparams("Unheard", "Pets", 2)
+except KeyError as error:
+    refused = str(error)
+print(json.dumps([
+    default_hparams("CARFT", "Pets"),
+    random_hparams("CARFT", "Pets", random_state_seed=2),
+    random_hparams("ERM", "Pets", 14),
+    refused,
+]))
 """
-    first, again, other = site.json("-c", code, cwd=fork)
-    assert isinstance(first, int) and first == again != other
+    assert site.json("-c", code, cwd=fork) == [
+        OUR_HPARAMS,
+        {**OUR_HPARAMS, "lr": 2, "kl_weight": 2.0},
+        {"lr": 2.0, "class_balanced": False},
+        "'Unheard'",
+    ]
+
+
+TABLE_ALGORITHMS = """
+class Algorithm:
+    pass
+
+class ERM(Algorithm):
+    pass
+
+_BY_NAME = {"ERM": ERM}
+ALGORITHMS = {"ERM": ERM}
+
+def get_algorithm_class(algorithm_name):
+    return _BY_NAME[algorithm_name]
+"""
+
+
+def test_a_lookup_by_a_table_of_its_own(site: Site, tmp_path: Path) -> None:
+    fork = write_checkout(tmp_path / "fork", algorithms=TABLE_ALGORITHMS)
+    code = """
+import json
+import domainbed_carft
+from domainbed import algorithms
+find = algorithms.get_algorithm_class
+found = [find(name).__name__ for name in ("ERM", "CARFT", "CLIPZeroShot")]
+listed = [algorithms.ALGORITHMS["CARFT"] is find("CARFT"), list(algorithms.ALGORITHMS)]
+domainbed_carft.unregister()
+try:
+    algorithms.get_algorithm_class("CARFT")
+except KeyError:
+    print(json.dumps([found, listed, list(algorithms.ALGORITHMS)]))
+"""
+    assert site.json("-c", code, cwd=fork) == [
+        ["ERM", "CARFT", "CLIPZeroShot"],
+        [True, ["ERM", *OURS]],
+        ["ERM"],
+    ]
+
+
+CLASSES_OF_A_JOB = """
+import json, sys
+from domainbed import datasets
+from domainbed_carft import observed
+def shown(hparams, name=None):
+    return [[e.name, e.classes, e.normalisation] for e in observed.recall(hparams, name)]
+"""
 
 
 def test_class_names_reach_us_by_the_very_hparams(site: Site, checkout: Path) -> None:
     data = site.folder / "data"
     for folder in ("art/cat", "art/dog", "photo/cat", "photo/dog"):
         (data / folder).mkdir(parents=True)
-    code = """
-import json, sys
-from domainbed import datasets
-from domainbed_carft import prompts
-hparams = {"lr": 1}
+    code = f"""{CLASSES_OF_A_JOB}
+hparams = {{"lr": 1}}
 pets = datasets.Pets(sys.argv[1], [0], hparams)
-((seen, classes),) = prompts.REMEMBERED
-print(json.dumps([seen is hparams, hparams, classes, len(pets.datasets)]))
+print(json.dumps([shown(hparams), shown(dict(hparams), "Pets"), hparams, len(pets.datasets)]))
 """
-    names = {"art": ["cat", "dog"], "photo": ["cat", "dog"]}
-    assert site.json("-c", code, str(data), cwd=checkout) == [True, {"lr": 1}, names, 2]
+    names = ["cat", "dog"]
+    normalised = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]]
+    seen = [["art", names, normalised], ["photo", names, normalised]]
+    assert site.json("-c", code, str(data), cwd=checkout) == [seen, [], {"lr": 1}, 2]
 
 
-@pytest.mark.parametrize("module", ["algorithms", "hparams", "emoji", "prompts"])
+# DPLCLIP's data sets write the folders' names into the hparams, SWAD's and MIRO's get none.
+WRITES_CLASS_NAMES = """        hparams["class_names"] = ["written", "by the host"]\n"""
+
+
+@pytest.mark.parametrize("user", [{"class_names": "dataset:Pets"}, {}])
+def test_a_data_set_does_not_overwrite_the_users_class_names(
+    site: Site, tmp_path: Path, user: dict[str, str]
+) -> None:
+    text = HOST["datasets.py"].replace(
+        "augment, hparams):\n", "augment, hparams):\n" + WRITES_CLASS_NAMES
+    )
+    fork = write_checkout(tmp_path / "fork", datasets=text)
+    (site.folder / "data" / "art" / "cat").mkdir(parents=True)
+    code = f"""{CLASSES_OF_A_JOB}
+hparams = json.loads(sys.argv[2])
+datasets.Pets(sys.argv[1], [0], hparams)
+print(json.dumps([hparams, shown(hparams)[0][1]]))
+"""
+    hparams, shown = site.json("-c", code, str(site.folder / "data"), json.dumps(user), cwd=fork)
+    assert hparams == (user or {"class_names": ["written", "by the host"]})
+    assert shown == ["cat"]
+
+
+def test_a_package_of_data_sets_that_get_no_hparams(site: Site, tmp_path: Path) -> None:
+    text = HOST["datasets.py"].replace(", test_envs, augment, hparams)", ")")
+    text = text.replace(
+        "test_envs, hparams):\n        super().__init__(root, test_envs, True, hparams=hparams)",
+        "*more):\n        super().__init__(root)",
+    )
+    fork = write_checkout(tmp_path / "fork")
+    (fork / "domainbed" / "datasets.py").unlink()
+    write_files(
+        fork / "domainbed" / "datasets",
+        {"__init__.py": "from domainbed.datasets import datasets\n", "datasets.py": text},
+    )
+    (site.folder / "data" / "art" / "cat").mkdir(parents=True)
+    code = f"""{CLASSES_OF_A_JOB}
+datasets.datasets.Pets(sys.argv[1])
+print(json.dumps([
+    [shown({{}}, "Pets")[0][:2], shown({{}}, "Other")],
+    datasets.datasets.DATASETS,
+    vars(datasets.datasets)["EmojiStyles"].__module__,
+    hasattr(datasets, "EmojiStyles"),
+]))
+"""
+    assert site.json("-c", code, str(site.folder / "data"), cwd=fork) == [
+        [["art", ["cat"]], []],
+        ["Pets", "EmojiStyles"],
+        "domainbed_carft.emoji",
+        False,
+    ]
+
+
+@pytest.mark.parametrize("module", ["algorithms", "hparams", "emoji", "observed"])
 @pytest.mark.parametrize("warnings", ["default", "error"])
 def test_our_failure_is_one_warning(site: Site, checkout: Path, module: str, warnings: str) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")

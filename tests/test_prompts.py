@@ -2,7 +2,7 @@
 
 import pytest
 
-from domainbed_carft import prompts
+from domainbed_carft import observed, prompts
 from domainbed_carft.errors import CarftError
 
 
@@ -18,6 +18,10 @@ def test_contexts_from_a_file_and_from_a_list(tmp_path):
     path.write_text("a sketch of a {}.\n\n  a photo of a {}.\n", encoding="utf-8")
     assert prompts.contexts(str(path)) == ["a sketch of a {}.", "a photo of a {}."]
     assert prompts.contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
+
+
+def remember(hparams, classes, dataset="PACS"):
+    observed.remember(hparams, dataset, [observed.Environment(e, c) for e, c in classes.items()])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_class_names_are_cleaned(name, cleaned):
 
 def test_explicit_names_win(tmp_path):
     hparams = {"class_names": ["Big_Dog", "cat"]}
-    prompts.remember_classes(hparams, {"env": ["x", "y"]})
+    remember(hparams, {"env": ["x", "y"]})
     assert prompts.class_names(hparams, 2) == ["big dog", "cat"]
     path = tmp_path / "names.txt"
     path.write_text("owl\nhen\n", encoding="utf-8")
@@ -67,11 +71,19 @@ def test_explicit_names_win(tmp_path):
 def test_then_what_the_data_set_said_for_this_very_object():
     hparams = {"class_names": "dataset:PACS"}
     names = [f"class {i}" for i in range(7)]
-    prompts.remember_classes(hparams, {"a": names, "b": names})
+    remember(hparams, {"a": names, "b": names})
     assert prompts.class_names(hparams, 7) == names
     equal_but_other = dict(hparams)
     assert prompts.class_names(equal_but_other, 7)[0] == "dog"
     assert hparams == {"class_names": "dataset:PACS"}  # nothing enters the records
+
+
+def test_or_what_a_data_set_without_hparams_said_under_its_name():
+    remember(None, {"a": [f"class {i}" for i in range(7)]}, dataset="PACS")
+    assert prompts.class_names({"class_names": "dataset:PACS"}, 7)[0] == "class 0"
+    assert prompts.class_names({"class_names": "dataset:VLCS"}, 5)[0] == "bird"
+    remember({}, {"a": ["one"]}, dataset="PACS")  # the next job's data set
+    assert prompts.class_names({"class_names": "dataset:PACS"}, 7)[0] == "dog"
 
 
 def test_then_the_built_in_table_then_an_error_that_says_how():
@@ -84,7 +96,7 @@ def test_then_the_built_in_table_then_an_error_that_says_how():
 
 def test_environments_that_disagree_are_named():
     hparams = {"class_names": "dataset:X"}
-    prompts.remember_classes(hparams, {"art": ["cat", "dog"], "photo": ["cat", "horse"]})
+    remember(hparams, {"art": ["cat", "dog"], "photo": ["cat", "horse"]})
     with pytest.raises(CarftError, match=r"'art' and 'photo'.*\['dog'\].*\['horse'\]"):
         prompts.class_names(hparams, 2)
 
@@ -94,3 +106,11 @@ def test_the_number_of_names_must_fit():
         prompts.class_names({"class_names": ["a", "b"]}, 3)
     with pytest.raises(CarftError, match=r"'nowhere.txt', which is not a readable file"):
         prompts.class_names({"class_names": "nowhere.txt"}, 3)
+
+
+def test_the_digest_is_over_every_word_and_their_order():
+    # printf '{"classes": ["cat", "d\\u00f6g"], "contexts": ["a {}", "the {}"]}' | sha256sum
+    assert prompts.digest(["a {}", "the {}"], ["cat", "dög"]) == "16c22956d3889fcd"
+    others = [(["the {}", "a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["dög", "cat"])]
+    others += [(["a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["cat", "dog"])]
+    assert len({prompts.digest(*words) for words in others} | {"16c22956d3889fcd"}) == 5

@@ -92,7 +92,7 @@ owners = (algorithms, datasets, hparams_registry, datasets.MultipleEnvironmentIm
 print(json.dumps([
     [sorted(name for name in vars(owner) if name[:2] != "__") for owner in owners],
     [algorithms.ALGORITHMS, datasets.DATASETS],
-    [f.__code__.co_filename for f in (hparams_registry._hparams, owners[-1].__init__)],
+    [f.__code__.co_filename for f in (hparams_registry.random_hparams, owners[-1].__init__)],
     ["domainbed_carft" in type(finder).__module__ for finder in sys.meta_path].count(True),
 ]))
 """
@@ -107,11 +107,11 @@ def test_unregistering_leaves_alone_what_others_changed_since(site: Site, checko
 import json
 import domainbed_carft
 from domainbed import algorithms, hparams_registry
-inner = hparams_registry._hparams
-hparams_registry._hparams = lambda *arguments: inner(*arguments)
-outer = hparams_registry._hparams
+inner = hparams_registry.random_hparams
+hparams_registry.random_hparams = lambda *arguments: inner(*arguments)
+outer = hparams_registry.random_hparams
 domainbed_carft.unregister()
-print(json.dumps([hparams_registry._hparams is outer, algorithms.ALGORITHMS]))
+print(json.dumps([hparams_registry.random_hparams is outer, algorithms.ALGORITHMS]))
 """
     assert site.json("-c", code, cwd=checkout) == [True, ["ERM"]]
 

@@ -35,13 +35,10 @@ HOST_MODULES = (
     "domainbed.command_launchers",
 )
 
-# Our modules that import one of domainbed's at their top. Whoever imports ours first starts the
+# Our module that imports one of domainbed's at its top. Whoever imports ours first starts the
 # host's import from within ours, before there is anything to add; so the host's turn comes again
 # once ours is through.
-OWN_MODULES = {
-    "domainbed_carft.algorithms": "domainbed.algorithms",
-    "domainbed_carft.emoji": "domainbed.datasets",
-}
+OWN_MODULES = {"domainbed_carft.algorithms": "domainbed.algorithms"}
 
 
 class HostFinder:
@@ -101,8 +98,13 @@ def install() -> None:
 
     The switch counts as set by anything but nothing, 0, no, off and false.
     """
-    if os.environ.get(SWITCH, "").strip().lower() in ("", "0", "no", "off", "false"):
+    if not switched_off():
         _hook()
+
+
+def switched_off() -> bool:
+    """Whether the environment holds `install` back."""
+    return os.environ.get(SWITCH, "").strip().lower() not in ("", "0", "no", "off", "false")
 
 
 def register() -> None:

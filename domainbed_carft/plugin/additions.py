@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -52,33 +53,43 @@ def withdraw() -> None:
 
 
 def add_algorithms(module: ModuleType) -> None:
-    """Put our algorithms into `domainbed.algorithms` and their names into ALGORITHMS."""
+    """Put our algorithms into `domainbed.algorithms`, its list and its lookup."""
     from domainbed_carft import algorithms, hparams
 
     classes = {name: getattr(algorithms, name) for name in hparams.ALGORITHMS}
-    _KEPT_BY_HOST.update(_add_named(module, "ALGORITHMS", classes))
+    added = _add_named(module, "ALGORITHMS", classes)
+    _KEPT_BY_HOST.update(classes.keys() - added.keys())
+    _add_to_lookup(module, "get_algorithm_class", added)
 
 
 def wrap_hparams(module: ModuleType) -> None:
-    """Have `_hparams` of `domainbed.hparams_registry` answer for our algorithms as well."""
+    """Have the two functions of `domainbed.hparams_registry` answer for our algorithms as well.
+
+    They are what every fork has, whether or not it draws values as upstream's `_hparams` does.
+    """
     from domainbed_carft import hparams
 
-    if not _JOURNAL.owns(module, "_hparams"):
-        _JOURNAL.set(module, "_hparams", _overlaid(module._hparams, hparams))
+    for name, which in (("default_hparams", 0), ("random_hparams", 1)):
+        if not _JOURNAL.owns(module, name):
+            _JOURNAL.set(module, name, _overlaid(getattr(module, name), hparams, which))
 
 
 def wrap_image_folders(module: ModuleType) -> None:
-    """Have the ImageFolder data sets of `domainbed.datasets` tell us their class names."""
-    base = getattr(module, "MultipleEnvironmentImageFolder", None)
-    if base is not None and not _JOURNAL.owns(base, "__init__"):
-        _JOURNAL.set(base, "__init__", _remembering(base.__init__))
+    """Have the ImageFolder data sets of `domainbed.datasets` show us what `observed` keeps."""
+    for part in _parts(module):
+        base: Any = vars(part).get("MultipleEnvironmentImageFolder")
+        if base is not None and not _JOURNAL.owns(base, "__init__"):
+            _JOURNAL.set(base, "__init__", _remembering(base.__init__))
 
 
 def add_emoji_styles(module: ModuleType) -> None:
-    """Put the embedded benchmark into `domainbed.datasets` and its name into DATASETS."""
+    """Put the embedded benchmark into `domainbed.datasets`, its list and its lookup."""
     from domainbed_carft import emoji
 
-    _add_named(module, "DATASETS", {"EmojiStyles": emoji.EmojiStyles})
+    # Forks with a package in place of the module keep the data sets in a part of it.
+    home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
+    added = _add_named(home, "DATASETS", {"EmojiStyles": emoji.EmojiStyles})
+    _add_to_lookup(home, "get_dataset_class", added)
 
 
 def add_launchers(module: ModuleType) -> None:
@@ -97,79 +108,143 @@ ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
 }
 
 
-def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) -> set[str]:
-    """Add `classes` to `module` and their names to its list `listing`.
+def _parts(module: ModuleType) -> list[ModuleType]:
+    """`module` and, where it is a package, those of its submodules that are loaded."""
+    prefix = f"{module.__name__}."
+    inner = [part for name, part in sys.modules.items() if name.startswith(prefix)]
+    return [module, *inner]
 
-    Returns the names that the module has already given to classes of its own, which stay.
+
+def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) -> dict[str, type]:
+    """Add `classes` to `module` and their names to its list or table `listing`, if it has one.
+
+    Returns those added: names that the module has given to classes of its own stay its.
     """
-    names = getattr(module, listing)
-    if not isinstance(names, list):
-        raise CarftError(f"{listing} should be a list of names, but is a {type(names).__name__}")
-    taken = set()
-    for name, added in classes.items():
-        current = vars(module).get(name, added)
-        if current is not added and not _JOURNAL.owns(module, name):
-            taken.add(name)
-            continue
-        _JOURNAL.set(module, name, added)
-        _JOURNAL.append(names, name)
-    if taken:
-        warn_once(module.__name__, CarftError(f"it has its own {', '.join(sorted(taken))}"))
-    return taken
+    names = getattr(module, listing, [])
+    if not isinstance(names, (list, dict)):
+        raise CarftError(
+            f"{listing} should be a list of names or a table of classes, but is a "
+            f"{type(names).__name__}"
+        )
+    added = {
+        name: ours
+        for name, ours in classes.items()
+        if vars(module).get(name, ours) is ours or _JOURNAL.owns(module, name)
+    }
+    for name, ours in added.items():
+        _JOURNAL.set(module, name, ours)
+        if isinstance(names, dict):
+            _JOURNAL.put(names, name, ours)
+        else:
+            _JOURNAL.append(names, name)
+    if taken := sorted(classes.keys() - added.keys()):
+        warn_once(module.__name__, CarftError(f"it has its own {', '.join(taken)}"))
+    return added
 
 
-def _overlaid(original: Callable[..., Any], hparams: ModuleType) -> Callable[..., Any]:
-    """Wrap the host's `_hparams`, which returns {name: (default, random value)}."""
+def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type]) -> None:
+    """Let the function `lookup` of `module` find `classes`, if it does not by itself.
+
+    Upstream's looks into the module's globals, where they are by now; others have a table.
+    """
+    original = getattr(module, lookup, None)
+    if original is None or _JOURNAL.owns(module, lookup):
+        return
+    missed = {n: ours for n, ours in classes.items() if _looked_up(original, n) is not ours}
+    if not missed:
+        return
 
     @functools.wraps(original)
-    def _hparams(algorithm: str, dataset: str, *args: Any, **kwargs: Any) -> Any:
-        host = original(algorithm, dataset, *args, **kwargs)
+    def find(name: str, *args: Any, **kwargs: Any) -> Any:
+        return missed[name] if name in missed else original(name, *args, **kwargs)
+
+    _JOURNAL.set(module, lookup, find)
+
+
+def _looked_up(lookup: Callable[[str], Any], name: str) -> Any:
+    try:
+        return lookup(name)
+    except Exception:  # upstream raises NotImplementedError, a table KeyError
+        return None
+
+
+def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> Callable[..., Any]:
+    """Wrap the host's `default_hparams` or `random_hparams`: ours lie over what it returns.
+
+    `which` is the place in the pairs (default, random value) of our overlay.
+    """
+    from domainbed_carft import arguments
+
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        # Forks disagree on the arguments' names, not on their order: the third one is the seed.
+        values = list(signature.bind(*args, **kwargs).arguments.values())
+        algorithm, dataset = values[:2]
         if algorithm not in hparams.ALGORITHMS or algorithm in _KEPT_BY_HOST:
-            return host
-        # Forks disagree on this argument's name: random_seed, random_state, seed.
-        seed = _as_seed([*args, *kwargs.values()][0])
-        hparams.allow(host.keys())
-        return {**host, **hparams.overlay(algorithm, dataset, seed)}
+            return original(*args, **kwargs)
+        try:
+            host = original(*args, **kwargs)
+        except Exception:
+            # A registry that knows its own algorithms only: what it gives to each of them serves.
+            host = original("ERM", *values[1:])
+        arguments.allow(host.keys())
+        pairs = hparams.overlay(algorithm, dataset, int(values[2]) if which else 0)
+        return {**host, **{name: pair[which] for name, pair in pairs.items()}}
 
-    return _hparams
-
-
-def _as_seed(value: Any) -> int:
-    """Return `value` as a number; older forks hand over a RandomState instead of a seed."""
-    return int(value.randint(2**31) if hasattr(value, "randint") else value)
+    return answer
 
 
 def _remembering(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, then we read names."""
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, then we look at it."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        hparams = signature.bind(self, *args, **kwargs).arguments.get("hparams")
+        given = hparams.get("class_names") if isinstance(hparams, dict) else None
         original(self, *args, **kwargs)
         try:
-            hparams = signature.bind(self, *args, **kwargs).arguments.get("hparams")
-            _remember(self.datasets, getattr(self, "ENVIRONMENTS", None), hparams)
+            # DPLCLIP puts the folders' names here, over what the user may have said.
+            if isinstance(hparams, dict) and given is not None:
+                hparams["class_names"] = given
+            _remember(self, hparams)
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
     return __init__
 
 
-def _remember(datasets: Sequence[Any], labels: Sequence[str] | None, hparams: Any) -> None:
-    """Hand the class names of all environments on, by the very dict that the algorithm gets."""
-    from domainbed_carft import prompts
+def _remember(dataset: Any, hparams: Any) -> None:
+    """Hand on what the environments show, by the very dict that the algorithm gets."""
+    from domainbed_carft import observed
 
-    if hparams is None or not all(hasattr(dataset, "classes") for dataset in datasets):
-        return
-    classes = {
-        _environment_name(dataset, labels, index): list(dataset.classes)
-        for index, dataset in enumerate(datasets)
-    }
-    prompts.remember_classes(hparams, classes)
+    labels = getattr(dataset, "ENVIRONMENTS", None) or ()
+    environments = [
+        observed.Environment(
+            _environment_name(environment, labels, index),
+            getattr(environment, "classes", None),
+            _normalisation(getattr(environment, "transform", None)),
+        )
+        for index, environment in enumerate(dataset.datasets)
+    ]
+    observed.remember(hparams, type(dataset).__name__, environments)
 
 
-def _environment_name(dataset: Any, labels: Sequence[str] | None, index: int) -> str:
+def _environment_name(environment: Any, labels: Sequence[str], index: int) -> str:
     """Return the folder's name, which tells the user where to look; else a label or number."""
-    if hasattr(dataset, "root"):
-        return os.path.basename(os.path.normpath(dataset.root))
-    return labels[index] if labels is not None and index < len(labels) else str(index)
+    if hasattr(environment, "root"):
+        return os.path.basename(os.path.normpath(environment.root))
+    return labels[index] if index < len(labels) else str(index)
+
+
+def _normalisation(transform: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation of the last normalising step in `transform`, if any."""
+    steps = getattr(transform, "transforms", None)
+    if steps is None:
+        steps = [transform]
+    found = [s for s in steps if hasattr(s, "mean") and hasattr(s, "std")]
+    if not found:
+        return None
+    return tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std))

@@ -33,24 +33,27 @@ def extended_spec(
     return spec
 
 
+def harness_folders() -> tuple[str, str]:
+    """Return where our harness may lie: inside the package in a wheel, beside it in the source."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    source_tree = os.path.dirname(package)
+    return (
+        os.path.join(package, "harness", "domainbed"),
+        os.path.join(source_tree, "third_party", "domainbed"),
+    )
+
+
 def harness_spec(
     ours: object, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return the spec of `domainbed` in our harness, which lies inside the package in a wheel
-    and beside it in the source tree, unless a finder behind `ours` has a domainbed.
-    """
+    """Return the spec of `domainbed` in our harness, unless a finder behind `ours` has one."""
     # An editable install's finder, say, was appended after us and still goes before us.
     finders = list(sys.meta_path)
     later = finders[finders.index(ours) + 1 :] if ours in finders else []
     spec = _search(later, "domainbed", path, target)
     if spec is not None:
         return spec
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    source_tree = os.path.dirname(package)
-    for folder in (
-        os.path.join(package, "harness", "domainbed"),
-        os.path.join(source_tree, "third_party", "domainbed"),
-    ):
+    for folder in harness_folders():
         init = os.path.join(folder, "__init__.py")
         if os.path.isfile(init):
             return spec_from_file_location("domainbed", init, submodule_search_locations=[folder])
@@ -61,13 +64,14 @@ def refuse_bare_folder(name: str) -> None:
     """Raise if `domainbed` is a folder without `__init__.py` that holds no DomainBed.
 
     Python takes such a folder, in the current directory say, for a namespace package, before
-    it asks us. A checkout that merely lost its `__init__.py` works and is let through.
+    it asks us. A checkout without an `__init__.py`, as SWAD and MIRO are, works and is let through.
     """
     parent = sys.modules.get("domainbed")
     if parent is None or getattr(parent, "__file__", None) is not None:
         return
     folders = list(getattr(parent, "__path__", ()))
-    if any(os.path.exists(os.path.join(folder, "algorithms.py")) for folder in folders):
+    parts = ("algorithms.py", "algorithms")
+    if any(os.path.exists(os.path.join(folder, part)) for folder in folders for part in parts):
         return
     raise ModuleNotFoundError(
         f"No module named {name!r}: Python took {' and '.join(folders)} for the package "

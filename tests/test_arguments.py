@@ -1,0 +1,102 @@
+"""What a host hands over: hparams of every kind, pictures, minibatches."""
+
+import pytest
+import torch
+
+from domainbed_carft import arguments, hparams
+from domainbed_carft.errors import CarftError
+
+
+def defaults():
+    return {name: default for name, (default, _) in hparams.overlay("CARFT", "PACS", 0).items()}
+
+
+def test_all_problems_come_at_once_with_the_valid_names():
+    values = {**defaults(), "kl_wieght": 3.0, "lr": 0, "amp": "fp16", "head_init": None}
+    del values["grad_clip"]
+    with pytest.raises(CarftError) as caught:
+        arguments.check_hparams(values)
+    message = str(caught.value)
+    for part in (
+        "unknown hparam 'kl_wieght'; did you mean 'kl_weight'?",
+        "lr is 0, expected a number > 0",
+        "amp is 'fp16', expected one of 'off', 'bf16'",
+        "head_init is None",
+        "'grad_clip' is missing",
+        "Valid hparams: amp, batch_size",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 1.5),
+        ("batch_size", True),
+        ("total_steps", 0),
+        ("weight_decay_all", 1),
+        ("context_scale", "big"),
+        ("context_scale", 0),
+        ("contexts", []),
+        ("class_names", [""]),
+        ("kl_weight", -1),
+        ("lr", float("inf")),
+        ("warmup_steps", 5001),
+        ("kl_direction", "sideways"),
+        ("prompts_digest", None),
+    ],
+)
+def test_invalid_values_are_named(name, value):
+    with pytest.raises(CarftError, match=name):
+        arguments.check_hparams({**defaults(), name: value})
+
+
+def test_keys_that_a_fork_adds_by_itself_are_told_and_pass(capsys):
+    # DPLCLIP's and MIRO's, as they reach an algorithm there
+    theirs = {"test_envs": [0], "clip_transform": False, "domain_name": [], "test_batchsize": 128}
+    arguments.check((3, 32, 32), {**defaults(), **theirs})
+    told = capsys.readouterr().out
+    assert told.endswith("the host's: clip_transform, domain_name, test_batchsize, test_envs\n")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--dataset", "PACS", "--hparams", '{"backbone": "ViT-L/14"}', "--hparams_seed", "0"],
+        ['--hparams={"backbone": "a=b"}'],
+    ],
+)
+def test_the_same_key_from_the_user_is_refused(monkeypatch, argv):
+    values = {**defaults(), "backbone": "ViT-L/14"}
+    assert arguments.check_hparams(values) == ["backbone"]
+    monkeypatch.setattr("sys.argv", ["train.py", *argv])
+    with pytest.raises(CarftError, match="'backbone'; did you mean 'clip_backbone'"):
+        arguments.check_hparams(values)
+
+
+@pytest.mark.parametrize("argv", [["--hparams"], ["--hparams", "{"], ["--hparams", "3"], []])
+def test_command_lines_that_are_no_domainbeds_do_no_harm(monkeypatch, argv):
+    monkeypatch.setattr("sys.argv", ["tool", *argv])
+    assert arguments.check_hparams({**defaults(), "zzz": 1}) == ["zzz"]
+
+
+def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(arguments, "_host_keys", {"data_augmentation"})
+    monkeypatch.setattr("sys.argv", ["train.py", "--hparams", '{"resnet18": true}'])
+    values = {**defaults(), "resnet18": True}
+    with pytest.raises(CarftError, match="unknown hparam 'resnet18'"):
+        arguments.check((3, 32, 32), values)
+    arguments.allow(["resnet18"])
+    arguments.check((3, 32, 32), values)
+    assert capsys.readouterr().out == ""
+
+
+def test_pictures_and_labels_in_both_shapes():
+    xs, ys = [torch.ones(2, 3), torch.zeros(1, 3)], [torch.tensor([0, 1]), torch.tensor([2])]
+    pairs = list(zip(xs, ys))
+    for minibatches, more in ((pairs, {"step": 3}), (None, {"x": xs, "y": ys, "step": 3})):
+        got_x, got_y = arguments.pictures_and_labels(minibatches, more)
+        assert torch.equal(torch.cat(got_x), torch.cat(xs))
+        assert torch.equal(torch.cat(got_y), torch.cat(ys))
+    with pytest.raises(CarftError, match=r"expected update\(minibatches\).*got.*\['step', 'x'\]"):
+        arguments.pictures_and_labels(None, {"x": xs, "step": 3})

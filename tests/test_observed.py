@@ -1,0 +1,88 @@
+"""What an algorithm takes over from the job it is in: words, normalisation, the host's calls."""
+
+import pytest
+import torch
+from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
+
+from domainbed_carft import algorithms, checkpoints, images, observed, prompts
+from domainbed_carft.errors import CarftError
+
+IMAGENET = (images.IMAGENET_MEAN, images.IMAGENET_STD)
+CLIPS = (images.CLIP_MEAN, images.CLIP_STD)
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def build(weights, shown, **overrides):
+    """CARFT in a job whose environments show these normalisations."""
+    values = settings(weights, class_names="dataset:Mine", **overrides)
+    environments = [
+        observed.Environment(f"env {i}", ["Alarm_Clock", "Bike", "TV"], each)
+        for i, each in enumerate(shown)
+    ]
+    observed.remember(values, "Mine", environments)
+    return algorithms.CARFT((3, 28, 28), 3, 2, values)
+
+
+def test_class_names_come_from_the_data_set_of_the_same_hparams(random_tiny, capsys):
+    build(random_tiny, [None])
+    assert "CLIP classes: alarm clock, bike, TV" in capsys.readouterr().out
+
+
+def test_the_digest_of_the_words_enters_the_very_hparams(random_tiny):
+    algorithm = make(random_tiny)
+    expected = prompts.digest(CONTEXTS, CLASSES)
+    assert algorithm.hparams["prompts_digest"] == expected
+    assert make(random_tiny, prompts_digest=expected).hparams["prompts_digest"] == expected
+    with pytest.raises(CarftError, match=f"asks for 0123456789abcdef, but .* have {expected}"):
+        make(random_tiny, prompts_digest="0123456789abcdef")
+
+
+@pytest.mark.parametrize("shown", [IMAGENET, CLIPS, HALF, None])
+def test_the_encoder_sees_the_same_picture_however_it_was_normalised(random_tiny, shown, capsys):
+    raw = torch.rand(2, 3, 48, 48)
+    algorithm = build(random_tiny, [None, shown, None]).eval()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in shown or IMAGENET)
+    clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in CLIPS)
+    seen = algorithm.input((raw - mean) / std)
+    torch.testing.assert_close(seen, (raw - clip_mean) / clip_std, rtol=1e-5, atol=1e-5)
+    source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
+    assert f"std {list((shown or IMAGENET)[1])} ({source})" in capsys.readouterr().out
+
+
+def test_pictures_that_are_normalised_as_clips_pass_untouched(random_tiny):
+    algorithm = build(random_tiny, [CLIPS, CLIPS])
+    x = torch.randn(2, 3, 48, 48)
+    assert torch.equal(algorithm.input(x), x)
+
+
+def test_environments_that_normalise_differently_are_refused(random_tiny):
+    with pytest.raises(CarftError, match=r"'env 0' and 'env 2' normalise .*0\.485.*0\.5.*equal"):
+        build(random_tiny, [IMAGENET, None, HALF])
+
+
+def test_a_saved_run_keeps_its_normalisation(random_tiny, tmp_path):
+    algorithm = build(random_tiny, [HALF]).eval()
+    (tmp_path / "model.pkl").write_bytes(dumped(algorithm).getvalue())
+    x = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(
+            checkpoints.load(tmp_path / "model.pkl").predict(x), algorithm.predict(x)
+        )
+
+
+def test_all_ways_to_call_update_and_predict_are_one(random_tiny):
+    ways = [make(random_tiny) for _ in range(4)]
+    for seed in range(3):
+        batches = minibatches(seed)
+        xs, ys = ([pair[i] for pair in batches] for i in (0, 1))
+        unlabeled = [torch.randn(4, 3, 28, 28)]
+        values = [
+            ways[0].update(batches),
+            ways[1].update(batches, unlabeled),
+            ways[2].update(batches, unlabeled=None, step=seed, writer=None),
+            ways[3].update(x=xs, y=ys, step=seed),
+        ]
+        assert values.count(values[0]) == 4
+    assert all(same(ways[0], way) for way in ways[1:])
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(ways[0](x), ways[0].predict(x))
