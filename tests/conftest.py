@@ -1,11 +1,15 @@
-"""Shared fixtures: a cache folder of its own, and CLIPs with random weights in OpenAI's format."""
+"""Shared fixtures: a cache folder, CLIPs with random weights, our distributions, built once."""
 
 import os
+import shutil
+import tarfile
 import tempfile
 import warnings
 from pathlib import Path
 
 import pytest
+from fake_checkout import REPO, run_python
+from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
 # Before any test imports the package, and inherited by every sub-process: the user's own cache is
 # neither read nor written.
@@ -46,3 +50,36 @@ def random_tiny(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "random tiny's.pt"
     torch.save(random_clip(**TINY_SHAPE).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree, so that building leaves nothing in this one."""
+    copy = tmp_path_factory.mktemp("packaging") / "source"
+    shutil.copytree(REPO, copy, ignore=NOT_SOURCE)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def sdist(source: Path) -> Path:
+    """The source distribution."""
+    code = "import sys, carft_backend; carft_backend.build_sdist(sys.argv[1])"
+    folder = source.parent / "sdist"
+    done = run_python("-c", code, str(folder), cwd=source, path=[source / "build_backend"])
+    assert done.returncode == 0, done.stderr
+    (archive,) = folder.iterdir()
+    return archive
+
+
+@pytest.fixture(scope="session")
+def wheel(sdist: Path) -> Path:
+    """The wheel, built from the unpacked source distribution and nothing else."""
+    folder = sdist.parent.parent
+    with tarfile.open(sdist) as archive:
+        # Older releases of 3.10 and 3.11 have no filters, 3.12 and 3.13 warn without one.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        archive.extractall(folder / "unpacked")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    pip("wheel", *PIP_OPTIONS, "--wheel-dir", str(folder / "wheel"), str(unpacked))
+    (built,) = (folder / "wheel").iterdir()
+    return built

@@ -1,6 +1,7 @@
 """The source distribution, the wheel built from it, and what installing and uninstalling do.
 
-Everything runs offline, in throwaway environments that borrow the dependencies of this one.
+Everything runs offline, in throwaway environments that borrow the dependencies of this one
+(`installed`); what is built is built once a session (`conftest`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,6 @@ import io
 import os
 import pkgutil
 import re
-import shutil
-import subprocess
-import sys
-import sysconfig
 import tarfile
 import zipfile
 from configparser import ConfigParser
@@ -23,108 +20,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from fake_checkout import REPO, run_python
+from fake_checkout import REPO
+from installed import Environment
 
 START_FILES = ("domainbed_carft.pth", "domainbed_carft.start")
-PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
-
-# What a working tree holds that is not the project's source.
-NOT_SOURCE = shutil.ignore_patterns(
-    ".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "node_modules",
-    "*_output",
-)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
     find_spec("pip") is None, reason="building and installing need pip in this environment"
 )
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the source tree, so that building leaves nothing in this one."""
-    copy = tmp_path_factory.mktemp("packaging") / "source"
-    shutil.copytree(REPO, copy, ignore=NOT_SOURCE)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def sdist(source: Path) -> Path:
-    """The source distribution."""
-    code = "import sys, carft_backend; carft_backend.build_sdist(sys.argv[1])"
-    folder = source.parent / "sdist"
-    done = run_python("-c", code, str(folder), cwd=source, path=[source / "build_backend"])
-    assert done.returncode == 0, done.stderr
-    (archive,) = folder.iterdir()
-    return archive
-
-
-@pytest.fixture(scope="module")
-def wheel(sdist: Path) -> Path:
-    """The wheel, built from the unpacked source distribution and nothing else."""
-    folder = sdist.parent.parent
-    with tarfile.open(sdist) as archive:
-        # Older releases of 3.10 and 3.11 have no filters, 3.12 and 3.13 warn without one.
-        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-        archive.extractall(folder / "unpacked")
-    (unpacked,) = (folder / "unpacked").iterdir()
-    pip("wheel", *PIP_OPTIONS, "--wheel-dir", str(folder / "wheel"), str(unpacked))
-    (built,) = (folder / "wheel").iterdir()
-    return built
-
-
-class Environment:
-    """A fresh environment without pip, with this one's packages as a last plain path.
-
-    A plain path line does not process the `.pth` files of the folder it names, so nothing that
-    is installed here is hooked there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
-        subprocess.run(command, check=True)
-        self.python = folder / "bin" / "python"
-        (self.site_packages,) = folder.glob("lib/python3*/site-packages")
-        borrowed = self.site_packages / "_borrowed.pth"
-        borrowed.write_text(sysconfig.get_paths()["purelib"] + "\n")
-        self.elsewhere = folder / "an empty folder"
-        self.elsewhere.mkdir()
-
-    def install(self, *what: str) -> None:
-        pip("install", *PIP_OPTIONS, "--ignore-installed", *what, python=self.python)
-
-    def uninstall(self) -> None:
-        pip("uninstall", "--yes", "--quiet", "domainbed-carft", python=self.python)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run its interpreter from an empty folder."""
-        return subprocess.run(
-            [self.python, *arguments],
-            cwd=self.elsewhere,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    def files(self) -> set[str]:
-        """The names in its site-packages that an installation put there."""
-        return {path.name for path in self.site_packages.iterdir()} - {"_borrowed.pth"}
-
-
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment")
-
-
-def clean_environment() -> dict[str, str]:
-    drop = ("PYTHON", "DOMAINBED_CARFT", "PIP_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(drop)}
-
-
-def pip(*arguments: str, python: str | Path = sys.executable) -> None:
-    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def check_harness(environment: Environment, expected: Path) -> None:

@@ -1,0 +1,18 @@
+"""The base class takes two lists, not one of pairs."""
+
+import torch
+
+
+class Algorithm(torch.nn.Module):
+    transforms = {}
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__()
+        self.hparams = hparams
+
+    def update(self, x, y, **kwargs):
+        raise NotImplementedError
+
+
+class ERM(Algorithm):
+    pass

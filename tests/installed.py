@@ -1,0 +1,71 @@
+"""Throwaway environments that borrow the dependencies of this one, and pip without an index."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
+
+# What a working tree holds that is not the project's source.
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "node_modules",
+    "*_output",
+)  # fmt: skip
+
+
+class Environment:
+    """A fresh environment without pip, with this one's packages as a last plain path.
+
+    A plain path line does not process the `.pth` files of the folder it names, so nothing that
+    is installed here is hooked there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+        subprocess.run(command, check=True)
+        self.python = folder / "bin" / "python"
+        (self.site_packages,) = folder.glob("lib/python3*/site-packages")
+        borrowed = self.site_packages / "_borrowed.pth"
+        borrowed.write_text(sysconfig.get_paths()["purelib"] + "\n")
+        self.elsewhere = folder / "an empty folder"
+        self.elsewhere.mkdir()
+
+    def install(self, *what: str) -> None:
+        pip("install", *PIP_OPTIONS, "--ignore-installed", *what, python=self.python)
+
+    def uninstall(self) -> None:
+        pip("uninstall", "--yes", "--quiet", "domainbed-carft", python=self.python)
+
+    def run(
+        self, *arguments: str, cwd: Path | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run its interpreter, which is also the shell's `python`, in `cwd` or an empty folder."""
+        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [self.python, *arguments],
+            cwd=cwd or self.elsewhere,
+            env={**clean_environment(), "PATH": path, **variables},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def files(self) -> set[str]:
+        """The names in its site-packages that an installation put there."""
+        return {path.name for path in self.site_packages.iterdir()} - {"_borrowed.pth"}
+
+
+def clean_environment() -> dict[str, str]:
+    drop = ("PYTHON", "DOMAINBED_CARFT", "PIP_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+
+
+def pip(*arguments: str, python: str | Path = sys.executable) -> None:
+    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,227 @@
+"""Our package, installed, in checkouts of several shapes: jobs, sweeps and tables of real training.
+
+The checkouts in `tests/checkouts` are ours, written after DomainBed's contract and after what its
+forks make of it. Nothing in them knows of CAR-FT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from fake_checkout import OURS
+from installed import Environment
+from torchvision.transforms.functional import to_pil_image
+
+from domainbed_carft import prompts
+
+CHECKOUTS = Path(__file__).parent / "checkouts"
+
+# Each shape is the one before it with some files replaced; a package replaces the module.
+SHAPES = {
+    "classic": ["classic"],
+    "early": ["classic", "early"],
+    "clip": ["classic", "clip"],
+    "tables": ["classic", "tables"],
+    "packages": ["classic", "early", "packages"],
+}
+# An editable install differs in how we are found, not in what we do to a host.
+CASES = [("wheel", shape) for shape in SHAPES] + [("editable", "classic"), ("editable", "packages")]
+
+
+@pytest.fixture(scope="module")
+def installations(
+    tmp_path_factory: pytest.TempPathFactory, wheel: Path, source: Path
+) -> dict[str, Environment]:
+    made = {}
+    for kind, what in (("wheel", [str(wheel)]), ("editable", ["--editable", str(source)])):
+        made[kind] = Environment(tmp_path_factory.mktemp("installed") / kind)
+        made[kind].install(*what)
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pets: three environments of eight noise pictures, half of them cats."""
+    folder = tmp_path_factory.mktemp("the user's data")
+    noise = torch.Generator().manual_seed(0)
+    for environment in ("art", "photo", "sketch"):
+        for name in ("Persian_cat", "dog"):
+            place = folder / "Pets" / environment / name
+            place.mkdir(parents=True)
+            for number in range(4):
+                pixels = torch.rand(3, 40, 40, generator=noise)
+                to_pil_image(pixels).save(place / f"{number}.png")
+    return folder
+
+
+def write(shape: str, folder: Path) -> Path:
+    """Write the checkout of this shape; return its root."""
+    root = folder / "a user's checkout"
+    for layer in SHAPES[shape]:
+        for package in (CHECKOUTS / layer / "domainbed").iterdir():
+            if package.is_dir():
+                (root / "domainbed" / f"{package.name}.py").unlink(missing_ok=True)
+        shutil.copytree(CHECKOUTS / layer, root, dirs_exist_ok=True)
+    if shape == "packages":
+        (root / "domainbed" / "__init__.py").unlink()
+    return root
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def run(environment: Environment, root: Path, *arguments: str, **variables: str):
+    """Run `arguments` from the checkout's root; return what was printed, demand success."""
+    variables = {"DOMAINBED_CARFT_CACHE": os.environ["DOMAINBED_CARFT_CACHE"], **variables}
+    done = environment.run(*arguments, cwd=root, OMP_NUM_THREADS="1", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "domainbed-carft could not" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_a_sweep_is_launched_and_collected(
+    installations, kind, shape, data, random_tiny, tmp_path
+) -> None:
+    root = write(shape, tmp_path)
+    before = files_of(root)
+    python = partial(run, installations[kind], root)
+    dataset = "VLCS" if shape == "tables" else "Pets"
+    hparams = {"clip_backbone": str(random_tiny), "batch_size": 4, "warmup_steps": 0}
+    hparams["original_precision"] = "fp32"
+    algorithms = OURS if shape == "classic" else OURS[:2]
+    output = tmp_path / "output"
+    python(
+        *"-m domainbed.scripts.sweep launch --test_envs 1 --command_launcher local".split(),
+        *["--datasets", dataset, "--data_dir", str(data), "--output_dir", str(output)],
+        *["--algorithms", *algorithms, "--hparams", json.dumps(hparams)],
+    )
+    records = {}
+    for path in output.glob("*/results.jsonl"):
+        first, last = map(json.loads, path.read_text().splitlines())
+        records[first["args"]["algorithm"]] = (first, last)
+    assert sorted(records) == sorted(algorithms)
+    for _, last in records.values():
+        assert last["step"] == 1 and last["loss"] > 0
+        check_words(last["hparams"], dataset)
+        assert last["hparams"]["data_augmentation"] is True  # the host's own are there too
+    first, last = records["CARFT"]
+    assert first["loss_kl"] == 0.0 < last["loss_kl"]
+    table = python("-m", "domainbed.scripts.collect_results", "--input_dir", str(output))
+    assert [line.split()[:2] for line in table.splitlines()] == [[n, "1"] for n in algorithms]
+    assert files_of(root) == before
+
+
+def check_words(hparams: dict, dataset: str) -> None:
+    """The digest is that of the words the job should have read; the names are not written down."""
+    names = {
+        "Pets": ["persian cat", "dog"],
+        "VLCS": ["bird", "car", "chair", "dog", "person"],
+    }[dataset]
+    assert hparams["class_names"] == f"dataset:{dataset}"
+    assert hparams["prompts_digest"] == prompts.digest(prompts.contexts("imagenet"), names)
+
+
+@pytest.mark.parametrize("shape", ["classic", "clip"])
+def test_an_encoder_sees_the_same_pixels_in_both_kinds_of_checkout(
+    installations, shape, data, random_tiny, tmp_path
+) -> None:
+    code = f"""
+import argparse, torch
+from domainbed import algorithms, calls, hparams_registry
+args = argparse.Namespace(dataset="Pets", data_dir={str(data)!r}, test_envs=[1])
+hparams = calls.own_hparams(hparams_registry.default_hparams("CLIPZeroShot", "Pets"), args)
+hparams["clip_backbone"] = {str(random_tiny)!r}
+dataset = calls.make_dataset(args, hparams)
+algorithm = algorithms.get_algorithm_class("CLIPZeroShot")(dataset.input_shape, 2, 2, hparams)
+pixels = algorithm.input(torch.stack([dataset[0][0][0]]))
+print(dataset.input_shape[1], pixels.mean().item(), pixels.std().item())
+"""
+    root = write(shape, tmp_path)
+    last = run(installations["wheel"], root, "-c", code).splitlines()[-1]
+    size, mean, std = map(float, last.split())
+    # Uniform noise resized to 32 or 48 px, about 0.5 a channel; CLIP's mean 0.45, std 0.27.
+    assert size == {"classic": 32, "clip": 48}[shape]
+    assert abs(mean - (0.5 - 0.449) / 0.269) < 0.1 and 0.5 < std < 1.1
+
+
+EXTENDED = """
+import json, sys
+import domainbed_carft
+from domainbed import algorithms, datasets
+if "unregister" in sys.argv:
+    domainbed_carft.unregister()
+print(json.dumps([algorithms.ALGORITHMS, datasets.DATASETS]))
+"""
+
+
+@pytest.fixture(params=["wheel", "editable"])
+def installed(request: pytest.FixtureRequest, installations) -> Environment:
+    return installations[request.param]
+
+
+@pytest.fixture
+def classic(tmp_path: Path) -> Path:
+    return write("classic", tmp_path)
+
+
+def test_the_switch_and_unregistering(installed: Environment, classic: Path) -> None:
+    untouched = [["ERM"], ["Pets"]]
+    extended = [["ERM", *OURS], ["Pets", "EmojiStyles"]]
+    assert json.loads(run(installed, classic, "-c", EXTENDED)) == extended
+    assert json.loads(run(installed, classic, "-c", EXTENDED, "unregister")) == untouched
+    off = {"DOMAINBED_CARFT_DISABLE": "1"}
+    assert json.loads(run(installed, classic, "-c", EXTENDED, **off)) == untouched
+
+
+@pytest.fixture
+def planted(installed: Environment) -> Iterator[None]:
+    """An exception in our algorithms, as installed."""
+    find = "import domainbed_carft; print(domainbed_carft.__path__[0])"
+    path = Path(installed.run("-c", find).stdout.strip()) / "algorithms.py"
+    text = path.read_text()
+    path.write_text("raise RuntimeError('planted')\n")
+    yield
+    path.write_text(text)
+
+
+@pytest.mark.usefixtures("planted")
+def test_an_exception_planted_in_our_code(installed: Environment, classic: Path) -> None:
+    done = installed.run("-c", EXTENDED, cwd=classic)
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == [["ERM"], ["Pets", "EmojiStyles"]]
+    assert done.stderr.count("domainbed-carft could not") == 1
+    for part in ("domainbed.algorithms", "RuntimeError: planted", "DOMAINBED_CARFT_DISABLE=1"):
+        assert part in done.stderr
+
+
+def test_a_shadowing_folder_is_named(installed: Environment, tmp_path: Path) -> None:
+    bare = tmp_path / "domainbed"
+    (bare / "PACS").mkdir(parents=True)
+    done = installed.run("-m", "domainbed.scripts.train", "--help", cwd=tmp_path)
+    assert done.returncode != 0
+    assert f"Python took {bare} for the package 'domainbed'" in done.stderr
+
+
+def test_a_fork_that_is_installed_in_place_wins_over_the_harness(
+    installed: Environment, classic: Path
+) -> None:
+    line = installed.site_packages / "__editable__.a_fork-1.pth"
+    line.write_text(f"{classic}\n")
+    try:
+        done = installed.run("-c", "from domainbed import algorithms as a; print(a.__file__)")
+    finally:
+        line.unlink()
+    assert done.stdout.strip() == str(classic / "domainbed" / "algorithms.py")
