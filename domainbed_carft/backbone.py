@@ -59,6 +59,26 @@ class Backbone:
         return float(self.model.logit_scale.detach().exp())
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Published weights: the file they belong in, and what there is of it.
+
+    ``size`` in bytes is None where there is no such file, ``digest`` (SHA-256) where none can be
+    read. The file is whole where ``digest`` equals ``expected``.
+    """
+
+    name: str
+    path: Path
+    expected: str
+    size: int | None
+    digest: str | None
+
+
+def inventory() -> list[Weights]:
+    """``tiny`` and OpenAI's CLIPs on this machine. Reads what is there, downloads nothing."""
+    return [_look_at(name) for name in ("tiny", *OPENAI_WEIGHTS)]
+
+
 def load(name: str) -> Backbone:
     """Load ``"tiny"``, one of OpenAI's names, or the path of a state dict or TorchScript archive.
 
@@ -124,12 +144,9 @@ def empty_image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
 
 def _locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name`` and the SHA-256 it must have, None where any will do."""
-    if name == "tiny":
-        return Path(str(files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
-    if name in OPENAI_WEIGHTS:
-        file_name, sha = OPENAI_WEIGHTS[name]
-        path = Path("~/.cache/clip").expanduser() / file_name
-        if not path.is_file():
+    if name == "tiny" or name in OPENAI_WEIGHTS:
+        path, sha = _published(name)
+        if name in OPENAI_WEIGHTS and not path.is_file():
             _download(name, path)
         return path, sha
     if Path(name).is_file():
@@ -138,6 +155,25 @@ def _locate(name: str) -> tuple[Path, str | None]:
         f"clip_backbone is {name!r}, which is neither a file nor one of: tiny, "
         f"{', '.join(OPENAI_WEIGHTS)}"
     )
+
+
+def _published(name: str) -> tuple[Path, str]:
+    """Where the weights that are published as ``name`` belong, and their SHA-256."""
+    if name == "tiny":
+        return Path(str(files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
+    file_name, sha = OPENAI_WEIGHTS[name]
+    return Path("~/.cache/clip").expanduser() / file_name, sha
+
+
+def _look_at(name: str) -> Weights:
+    path, expected = _published(name)
+    if not path.is_file():
+        return Weights(name, path, expected, None, None)
+    try:
+        digest = _sha256(path)
+    except OSError:
+        digest = None
+    return Weights(name, path, expected, path.stat().st_size, digest)
 
 
 def _download(name: str, path: Path) -> None:

@@ -15,11 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for what a user can mend."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        status: int | None = arguments.run(arguments)
     except CarftError as error:
         print(f"carft: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", type=Path, default=Path("demo_output"))
     demo.add_argument("--trials", type=int, default=1, help="trials a cell (default: 1)")
     demo.set_defaults(run=_demo)
+    doctor = commands.add_parser(
+        "doctor", help="say whether a training job could start here, and what to do where not"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -41,3 +46,11 @@ def _demo(arguments: argparse.Namespace) -> None:
     if arguments.trials < 1:
         raise CarftError(f"--trials is {arguments.trials}, expected at least 1")
     demo.run(arguments.output_dir, arguments.trials)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from domainbed_carft import doctor
+
+    report = doctor.examine()
+    print(report.as_json() if arguments.json else report.as_text())
+    return 0 if report.ok else 1

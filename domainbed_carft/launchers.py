@@ -24,7 +24,7 @@ def pool(commands: Sequence[str]) -> list[str]:
 
     Returns one line for each job that failed: its exit status, command and last words.
     """
-    with ThreadPoolExecutor(max_workers=_cores()) as workers:
+    with ThreadPoolExecutor(max_workers=cores()) as workers:
         endings = list(workers.map(_run, commands))
     failed = [ending for ending in endings if ending is not None]
     for line in failed:
@@ -35,7 +35,7 @@ def pool(commands: Sequence[str]) -> list[str]:
 LAUNCHERS: dict[str, Callable[[Sequence[str]], list[str]]] = {"pool": pool}
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores this process is bound to, which may be fewer than the machine has."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

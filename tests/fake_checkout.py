@@ -173,16 +173,20 @@ def write_start_hook(folder: Path) -> Path:
 
 
 def run_python(
-    *arguments: str, cwd: Path, path: list[Path] | None = None, **environment: str
+    *arguments: str,
+    cwd: Path,
+    path: list[Path] | None = None,
+    python: str | Path = sys.executable,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter with `path` as PYTHONPATH and a clean environment beside it."""
+    """Run an interpreter with `path` as PYTHONPATH and a clean environment beside it."""
     env = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "DOMAINBED_CARFT"))
     }
     env |= {"PYTHONPATH": os.pathsep.join(map(str, path or [])), **environment}
-    command = [sys.executable, *arguments]
+    command = [python, *arguments]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 

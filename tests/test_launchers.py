@@ -43,7 +43,7 @@ def test_a_failure_is_told_and_stops_nothing(tmp_path, capfd):
     assert "no such data" in said.err and "shown?" not in said.out
 
 
-@pytest.mark.skipif(launchers._cores() < 2, reason="two jobs at once need two cores")
+@pytest.mark.skipif(launchers.cores() < 2, reason="two jobs at once need two cores")
 def test_jobs_run_at_the_same_time(tmp_path):
     """Each waits until the other has started, so one after another would time out."""
     code = (
@@ -62,6 +62,6 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch):
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert launchers._cores() == 1
+        assert launchers.cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)

@@ -180,7 +180,8 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
     @functools.wraps(original)
     def answer(*args: Any, **kwargs: Any) -> Any:
         # Forks disagree on the arguments' names, not on their order: the third one is the seed.
-        values = list(signature.bind(*args, **kwargs).arguments.values())
+        named = signature.bind(*args, **kwargs).arguments.items()
+        values = [*args, *(value for name, value in named if name in kwargs)]
         algorithm, dataset = values[:2]
         if algorithm not in hparams.ALGORITHMS or algorithm in _KEPT_BY_HOST:
             return original(*args, **kwargs)
