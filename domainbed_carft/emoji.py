@@ -35,8 +35,8 @@ class EmojiStyles:
     Augmentation is DomainBed's recipe at this size. Concepts in it are disjoint from those that the
     embedded ``tiny`` CLIP was pre-trained on.
 
-    It keeps to the interface of DomainBed's data sets without being one of the host's classes,
-    whose names and places differ between forks. Those that give it no ``hparams`` (SWAD, MIRO)
+    It keeps to the interface of DomainBed's data sets by itself; the plugin adds the host's base
+    class, whose place differs between forks. Forks that give it no ``hparams`` (SWAD, MIRO)
     transform pictures themselves and get them as they are, at ``INPUT_SHAPE_ELSEWHERE``.
     """
 
@@ -129,7 +129,7 @@ def _transform(hparams: dict[str, Any] | None, is_test: bool) -> Callable[[Any],
     if hparams is None:
         return None
     normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    if is_test or not hparams["data_augmentation"]:
+    if is_test or not hparams.get("data_augmentation", True):  # 2020 had no such key
         return transforms.Compose([transforms.Resize((SIZE, SIZE)), *normalise])
     return transforms.Compose(
         [

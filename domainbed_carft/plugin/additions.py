@@ -88,7 +88,11 @@ def add_emoji_styles(module: ModuleType) -> None:
 
     # Forks with a package in place of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
-    added = _add_named(home, "DATASETS", {"EmojiStyles": emoji.EmojiStyles})
+    if _JOURNAL.owns(home, "EmojiStyles"):
+        ours = home.EmojiStyles
+    else:
+        ours = _as_a_hosts(emoji.EmojiStyles, home, "MultipleDomainDataset")
+    added = _add_named(home, "DATASETS", {"EmojiStyles": ours})
     _add_to_lookup(home, "get_dataset_class", added)
 
 
@@ -106,6 +110,12 @@ ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.datasets": (wrap_image_folders, add_emoji_styles),
     "domainbed.command_launchers": (add_launchers,),
 }
+
+
+def _as_a_hosts(ours: type, home: ModuleType, base: str) -> type:
+    """Return `ours` as a class of the module `home`, with what its `base` has behind it."""
+    bases = (ours, getattr(home, base, object))
+    return type(ours.__name__, bases, {"__module__": home.__name__, "__doc__": ours.__doc__})
 
 
 def _parts(module: ModuleType) -> list[ModuleType]:
