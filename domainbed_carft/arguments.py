@@ -46,6 +46,7 @@ def check_hparams(hparams: Mapping[str, Any]) -> list[str]:
     registry to the algorithm (DPLCLIP its test environments, MIRO its whole configuration). So a
     key counts as unknown only where the user gave it, or where it resembles one of ours.
     """
+    hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
     valid = _OURS | _host_keys
     unread = sorted(set(hparams) - valid)
     problems = [p for key in unread for p in _unknown(key, sorted(valid))]

@@ -1,16 +1,29 @@
 """A configuration of the host's own around the hparams, and `update` all by keyword."""
 
-from collections import UserDict
-
 from domainbed.datasets import get_dataset
 
 
-class Config(UserDict):
-    """A mapping that is no dict, as configuration libraries have them."""
+class Config:
+    """Keys and items and nothing else: what the configuration library there, sconf, offers."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def keys(self):
+        return self.values.keys()
+
+    def __getitem__(self, key):
+        return self.values[key]
+
+    def __setitem__(self, key, value):
+        self.values[key] = value
+
+    def update(self, more):
+        self.values.update(more)
 
 
 def own_hparams(hparams, args):
-    return Config(hparams, swad=False, model="resnet50", test_batchsize=128, lr_mult=10.0)
+    return Config({**hparams, "swad": False, "test_batchsize": 128, "lr_mult": 10.0})
 
 
 def make_dataset(args, hparams):
