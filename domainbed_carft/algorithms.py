@@ -62,7 +62,7 @@ class CLIPAlgorithm(Algorithm):
             clip_model = backbone.load(hparams["clip_backbone"])
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
-            self._undo_normalisation()
+            self._read_the_data_set()
         self.original = self._freeze_original()
         self.steps_taken = 0
         self.train()
@@ -92,14 +92,18 @@ class CLIPAlgorithm(Algorithm):
             )
         self.hparams["prompts_digest"] = digest
 
-    def _undo_normalisation(self) -> None:
-        """Expect pictures normalised as the data set shows it, else as DomainBed does."""
+    def _read_the_data_set(self) -> None:
+        """Undo the normalisation that the data set shows; see that it follows the protocol."""
         dataset = prompts.named_dataset(self.hparams["class_names"])
-        shown = images.normalisation(observed.recall(self.hparams, dataset))
+        environments = observed.recall(self.hparams, dataset)
+        protocol = self.hparams["protocol"]
+        images.check_protocol(protocol, environments)
+        shown = images.normalisation(environments)
         if shown is not None:
             self.input = images.CLIPInput(self.input.resolution, *shown)
         mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)
         source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
+        print(f"CLIP protocol: {protocol} ({images.PROTOCOLS[protocol]})")
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
     def _set_up(

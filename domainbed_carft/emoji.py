@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from domainbed_carft import cache, observed
+from domainbed_carft import cache, observed, protocol
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
 ARCHIVE = "emoji_styles.zip"
@@ -51,22 +49,33 @@ class EmojiStyles:
         self, root: Any, test_envs: Sequence[int] = (), hparams: dict[str, Any] | None = None
     ) -> None:
         folder = unpacked()
+        self._protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         self.datasets = [
             ImageFolder(
                 str(folder / environment),
                 loader=_picture,
-                transform=_transform(hparams, index in test_envs),
+                transform=self._transform(hparams, index in test_envs),
             )
             for index, environment in enumerate(self.ENVIRONMENTS)
         ]
         self.input_shape = self.INPUT_SHAPE if hparams else self.INPUT_SHAPE_ELSEWHERE
         self.num_classes = len(self.datasets[0].classes)
         shown = [
-            observed.Environment(name, folder.classes)
+            observed.Environment(
+                name, folder.classes, observed.normalisation(folder.transform), self._protocol
+            )
             for name, folder in zip(self.ENVIRONMENTS, self.datasets)
         ]
         observed.remember(hparams, type(self).__name__, shown)
+
+    def _transform(
+        self, hparams: dict[str, Any] | None, is_test: bool
+    ) -> Callable[[Any], Any] | None:
+        if hparams is None:
+            return None
+        augment = hparams.get("data_augmentation", True)  # the key is younger than DomainBed
+        return protocol.transform(self._protocol, SIZE, augment and not is_test)
 
     def __getitem__(self, index: int) -> ImageFolder:
         return self.datasets[index]
@@ -122,21 +131,3 @@ def _unpack(pictures: zipfile.ZipFile, target: Path) -> None:
             raise CarftError(f"EmojiStyles cannot be unpacked to {target}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _transform(hparams: dict[str, Any] | None, is_test: bool) -> Callable[[Any], Any] | None:
-    """DomainBed's transforms (domainbed/datasets.py at b93c22a) with 48 in place of 224."""
-    if hparams is None:
-        return None
-    normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    if is_test or not hparams.get("data_augmentation", True):  # 2020 had no such key
-        return transforms.Compose([transforms.Resize((SIZE, SIZE)), *normalise])
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(SIZE, scale=(0.7, 1.0)),
-            transforms.RandomHorizontalFlip(),
-            transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
-            transforms.RandomGrayscale(),
-            *normalise,
-        ]
-    )

@@ -147,6 +147,13 @@ HPARAMS: tuple[Hparam, ...] = (
         "the built-in table.",
     ),
     Hparam(
+        "protocol",
+        _always("domainbed"),
+        **_one_of("domainbed", "clip"),
+        reason="What happens to a picture first: DomainBed's transforms, or those of CLIP's own "
+        "pre-processing with crop and flip in training, as CLIPood has them.",
+    ),
+    Hparam(
         "prompts_digest",
         _always(""),
         lambda v: isinstance(v, str),

@@ -19,6 +19,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+# The presets of the hparam `protocol`, in words; `protocol` has them as transforms.
+PROTOCOLS = {
+    "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squeezed "
+    "to a square",
+    "clip": "training: bicubic crop of 70 to 100%, flip; test: the shorter side resized, bicubic, "
+    "and the square in the middle of it",
+}
+
 
 class CLIPInput(nn.Module):
     """From the data set's pictures to CLIP's: undo one normalisation, resize, apply the other.
@@ -69,3 +77,18 @@ def normalisation(environments: Sequence[observed.Environment]) -> observed.Norm
                 "deviation); CLIP needs one way for all. Make their transforms equal"
             )
     return shown[0].normalisation if shown else None
+
+
+def check_protocol(protocol: str, environments: Sequence[observed.Environment]) -> None:
+    """Raise CarftError unless the pictures of all ``environments`` follow this preset.
+
+    Environments that nobody has seen follow their host's own, which is ``domainbed``.
+    """
+    followed = {e.protocol for e in environments} or {"domainbed"}
+    if followed != {protocol}:
+        raise CarftError(
+            f"protocol is {protocol!r}, but the pictures of this data set are transformed by its "
+            f"host, {' and '.join(sorted(followed))}: only data sets of DomainBed's "
+            "MultipleEnvironmentImageFolder that are given test_envs and hparams, and EmojiStyles, "
+            "can follow another one. Leave protocol at 'domainbed'"
+        )

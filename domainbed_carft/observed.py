@@ -18,12 +18,13 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a ch
 class Environment:
     """One environment: its name, its class names in label order, mean and std of its pictures.
 
-    What it does not show is None.
+    What it does not show is None. ``protocol`` is the preset by which its pictures are transformed.
     """
 
     name: str
     classes: Sequence[str] | None
     normalisation: Normalisation | None = None
+    protocol: str = "domainbed"
 
 
 # One job has one data set: older notes would only hold memory. The hparams object itself is kept
@@ -50,3 +51,16 @@ def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> list[Envir
     if id(hparams) in _by_object:
         return _by_object[id(hparams)][1]
     return _by_name.get(dataset or "", [])
+
+
+def normalisation(transform: Any) -> Normalisation | None:
+    """Mean and standard deviation of the last normalising step in ``transform``, if any shows."""
+    steps = getattr(transform, "transforms", None)
+    found = [
+        step
+        for step in ([transform] if steps is None else steps)
+        if hasattr(step, "mean") and hasattr(step, "std")
+    ]
+    if not found:
+        return None
+    return tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std))

@@ -72,6 +72,7 @@ class MultipleDomainDataset:
 class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     def __init__(self, root, test_envs, augment, hparams):
         names = sorted(os.listdir(root))
+        self.input_shape = (3, 224, 224)
         self.datasets = [Folder(os.path.join(root, name)) for name in names]
 
 class Pets(MultipleEnvironmentImageFolder):
@@ -130,6 +131,10 @@ class CLIPZeroShot(Algorithm):
     "emoji.py": """
 class EmojiStyles:
     pass
+""",
+    "protocol.py": """
+def transform(protocol, size, augment):
+    return [protocol, size, augment]
 """,
     "launchers.py": 'LAUNCHERS = {"pool": print}\n',
 }

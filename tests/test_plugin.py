@@ -220,6 +220,28 @@ print(json.dumps([shown(hparams), shown(dict(hparams), "Pets"), hparams, len(pet
     assert site.json("-c", code, str(data), cwd=checkout) == [seen, [], {"lr": 1}, 2]
 
 
+@pytest.mark.parametrize("wanted", ["clip", "domainbed", None])
+def test_the_protocol_of_our_hparams_is_followed(
+    site: Site, checkout: Path, wanted: str | None
+) -> None:
+    for folder in ("art/cat", "photo/cat"):
+        (site.folder / "data" / folder).mkdir(parents=True)
+    code = """
+import json, sys
+from domainbed import datasets
+from domainbed_carft import observed
+hparams = json.loads(sys.argv[2])
+pets = datasets.Pets(sys.argv[1], [0], hparams)
+transforms = [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets]
+print(json.dumps([transforms, [e.protocol for e in observed.recall(hparams)]]))
+"""
+    hparams = json.dumps({"protocol": wanted} if wanted else {})
+    expected = [["host's"] * 2, ["domainbed"] * 2]
+    if wanted == "clip":
+        expected = [[["clip", 224, False], ["clip", 224, True]], ["clip"] * 2]
+    assert site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout) == expected
+
+
 # DPLCLIP's data sets write the folders' names into the hparams, SWAD's and MIRO's get none.
 WRITES_CLASS_NAMES = """        hparams["class_names"] = ["written", "by the host"]\n"""
 

@@ -213,21 +213,40 @@ def _remembering(original: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        hparams = signature.bind(self, *args, **kwargs).arguments.get("hparams")
-        given = hparams.get("class_names") if isinstance(hparams, dict) else None
+        given = signature.bind(self, *args, **kwargs).arguments
+        hparams = given.get("hparams")
+        names = hparams.get("class_names") if isinstance(hparams, dict) else None
         original(self, *args, **kwargs)
         try:
             # DPLCLIP puts the folders' names here, over what the user may have said.
-            if isinstance(hparams, dict) and given is not None:
-                hparams["class_names"] = given
-            _remember(self, hparams)
+            if isinstance(hparams, dict) and names is not None:
+                hparams["class_names"] = names
+            _remember(self, hparams, _follow_protocol(self, given))
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
     return __init__
 
 
-def _remember(dataset: Any, hparams: Any) -> None:
+def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
+    """Transform pictures by the preset that our hparams name, where it is not the host's own.
+
+    Returns the preset that is followed: a host that does not say which environments are test
+    environments keeps its own, and our algorithms refuse to go on.
+    """
+    hparams = given.get("hparams")
+    wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
+    if wanted != "clip" or "test_envs" not in given:
+        return "domainbed"
+    from domainbed_carft import protocol
+
+    for index, environment in enumerate(dataset.datasets):
+        augment = bool(given.get("augment", True)) and index not in given["test_envs"]
+        environment.transform = protocol.transform(wanted, dataset.input_shape[-1], augment)
+    return wanted
+
+
+def _remember(dataset: Any, hparams: Any, protocol: str) -> None:
     """Hand on what the environments show, by the very dict that the algorithm gets."""
     from domainbed_carft import observed
 
@@ -236,7 +255,8 @@ def _remember(dataset: Any, hparams: Any) -> None:
         observed.Environment(
             _environment_name(environment, labels, index),
             getattr(environment, "classes", None),
-            _normalisation(getattr(environment, "transform", None)),
+            observed.normalisation(getattr(environment, "transform", None)),
+            protocol,
         )
         for index, environment in enumerate(dataset.datasets)
     ]
@@ -248,14 +268,3 @@ def _environment_name(environment: Any, labels: Sequence[str], index: int) -> st
     if hasattr(environment, "root"):
         return os.path.basename(os.path.normpath(environment.root))
     return labels[index] if index < len(labels) else str(index)
-
-
-def _normalisation(transform: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and standard deviation of the last normalising step in `transform`, if any."""
-    steps = getattr(transform, "transforms", None)
-    if steps is None:
-        steps = [transform]
-    found = [s for s in steps if hasattr(s, "mean") and hasattr(s, "std")]
-    if not found:
-        return None
-    return tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std))

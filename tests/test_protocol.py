@@ -1,0 +1,75 @@
+"""The two presets against transforms done by hand, and who follows them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_algorithms import settings
+
+from domainbed_carft import algorithms, emoji, images, observed, protocol
+from domainbed_carft.errors import CarftError
+
+
+@pytest.fixture
+def picture():
+    """Wide, so that squeezing and cropping differ: a ramp from left to right, red above green."""
+    ramp = np.linspace(0, 255, 120).astype(np.uint8)
+    pixels = np.zeros((60, 120, 3), np.uint8)
+    pixels[:30, :, 0] = ramp
+    pixels[30:, :, 1] = ramp
+    return Image.fromarray(pixels)
+
+
+def undone(x, mean, std):
+    return x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+
+
+def test_at_test_time_one_squeezes_and_one_crops(picture):
+    squeezed = protocol.transform("domainbed", 48, False)(picture)
+    cropped = protocol.transform("clip", 48, False)(picture)
+    by_hand = np.asarray(picture.resize((48, 48), Image.Resampling.BILINEAR)) / 255
+    wide = picture.resize((96, 48), Image.Resampling.BICUBIC).crop((24, 0, 72, 48))
+    for got, expected, (mean, std) in (
+        (squeezed, by_hand, (images.IMAGENET_MEAN, images.IMAGENET_STD)),
+        (cropped, np.asarray(wide) / 255, (images.CLIP_MEAN, images.CLIP_STD)),
+    ):
+        pixels = undone(got, mean, std).permute(1, 2, 0).numpy()
+        assert np.abs(pixels - expected).max() < 0.02
+
+
+def test_in_training_only_one_changes_colours(picture):
+    torch.manual_seed(0)
+    picture = picture.resize((80, 60))  # wider ones always give the same crop
+    for name, (mean, std) in {
+        "domainbed": (images.IMAGENET_MEAN, images.IMAGENET_STD),
+        "clip": (images.CLIP_MEAN, images.CLIP_STD),
+    }.items():
+        seen = [undone(protocol.transform(name, 48, True)(picture), mean, std) for _ in range(40)]
+        assert len({x.sum().item() for x in seen}) == 40  # each draw is another crop
+        blue = max(x[2].abs().max().item() for x in seen)  # the picture has none
+        assert (blue > 0.02) == (name == "domainbed")
+
+
+def test_emoji_styles_follows(random_tiny, capsys):
+    values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
+    dataset = emoji.EmojiStyles("", [0], values)
+    assert dataset[0].transform.transforms[-1].mean == images.CLIP_MEAN
+    kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
+    assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
+    algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)
+    x = dataset[0][0][0][None]
+    assert torch.equal(algorithm.input(x), x)  # nothing to undo
+    assert "CLIP protocol: clip (training: bicubic crop" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "followed"), [("clip", ["domainbed"]), ("domainbed", ["clip"]), ("clip", [])]
+)
+def test_pictures_that_do_not_follow_are_refused(random_tiny, asked, followed):
+    values = settings(random_tiny, class_names="dataset:Pets", protocol=asked)
+    shown = [observed.Environment("art", ["a", "b", "c"], None, name) for name in followed]
+    observed.remember(values, "Pets", shown)
+    if not followed:
+        values["class_names"] = ["a", "b", "c"]
+    with pytest.raises(CarftError, match=f"protocol is '{asked}', but .*Leave protocol at"):
+        algorithms.CARFT((3, 28, 28), 3, 2, values)
