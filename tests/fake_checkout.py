@@ -130,7 +130,7 @@ class CLIPZeroShot(Algorithm):
 """,
     "emoji.py": """
 class EmojiStyles:
-    pass
+    ENVIRONMENTS = ["a", "b", "c"]
 """,
     "protocol.py": """
 def transform(protocol, size, augment):

@@ -196,6 +196,20 @@ except KeyError:
     ]
 
 
+def test_a_table_of_how_many_environments_there_are(site: Site, tmp_path: Path) -> None:
+    text = HOST["datasets.py"] + "\nNUM_ENVIRONMENTS = {'Pets': 2}\n"
+    fork = write_checkout(tmp_path / "fork", datasets=text)
+    code = """
+import json
+import domainbed_carft
+from domainbed import datasets
+extended = dict(datasets.NUM_ENVIRONMENTS)
+domainbed_carft.unregister()
+print(json.dumps([extended, datasets.NUM_ENVIRONMENTS]))
+"""
+    assert site.json("-c", code, cwd=fork) == [{"Pets": 2, "EmojiStyles": 3}, {"Pets": 2}]
+
+
 CLASSES_OF_A_JOB = """
 import json, sys
 from domainbed import datasets

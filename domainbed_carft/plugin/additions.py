@@ -94,6 +94,9 @@ def add_emoji_styles(module: ModuleType) -> None:
         ours = _as_a_hosts(emoji.EmojiStyles, home, "MultipleDomainDataset")
     added = _add_named(home, "DATASETS", {"EmojiStyles": ours})
     _add_to_lookup(home, "get_dataset_class", added)
+    counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
+    if added and isinstance(counts, dict):
+        _JOURNAL.put(counts, "EmojiStyles", len(ours.ENVIRONMENTS))
 
 
 def add_launchers(module: ModuleType) -> None:
