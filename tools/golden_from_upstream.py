@@ -3,8 +3,8 @@
     python tools/golden_from_upstream.py --upstream CHECKOUT
 
 CHECKOUT is a clone of facebookresearch/DomainBed at commit b93c22a. Only values that its code
-computes are kept. Packages that it imports but that play no part here (wilds, timm) need not be
-installed: empty modules stand in for them.
+computes are kept. timm has to be installed; the package wilds, which plays no part here, has not:
+empty modules stand in for it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from typing import Any
 from unittest import mock
 
 import golden_cases as cases
+import golden_models as models
 import numpy as np
 import torch
 
@@ -45,7 +47,8 @@ def list_folders_in_order() -> None:
 
 def stand_in_for_missing_packages() -> None:
     """Put empty modules where upstream imports packages that nothing here uses."""
-    sys.modules["timm"] = types.ModuleType("timm")
+    if importlib.util.find_spec("timm") is None:
+        sys.exit("timm is needed: upstream's networks are built with it")
     for name, cls in (("camelyon17", "Camelyon17Dataset"), ("fmow", "FMoWDataset")):
         module = types.ModuleType(f"wilds.datasets.{name}_dataset")
         setattr(module, cls, object)
@@ -264,7 +267,8 @@ def main() -> None:
     synthetic = importlib.import_module("synthetic_records")
 
     args.output.mkdir(parents=True, exist_ok=True)
-    for compute in (seed_hashes, hparams, jobs, splits, train_run):
+    of_models = (models.networks, models.erm_steps, models.digits)
+    for compute in (seed_hashes, hparams, jobs, splits, train_run, *of_models):
         write_json(args.output / f"{compute.__name__}.json", compute())
     for kind in synthetic.KINDS:
         with tempfile.TemporaryDirectory() as folder:

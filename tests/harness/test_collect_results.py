@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
-from domainbed import algorithms
+from domainbed import algorithms, datasets
 from domainbed.lib.query import Q
 from domainbed.scripts import collect_results, list_top_hparams
 
@@ -97,15 +98,69 @@ def test_a_data_set_without_a_class_is_left_out(tmp_path, capsys):
     assert "Unheard" not in text
 
 
+def test_a_data_set_that_does_not_say_its_environments_is_left_out_and_named(
+    tmp_path, capsys, monkeypatch
+):
+    synthetic_records.write_sweep(tmp_path, "single")
+    monkeypatch.setattr(datasets.PACS, "ENVIRONMENTS", None)
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "Dataset: Debug28" in out and "PACS" not in out
+    assert "Dataset PACS does not say what its environments are" in err
+
+
 def test_a_missing_folder_is_refused(tmp_path, capsys):
     assert collect_results.main(["--input_dir", str(tmp_path / "no")]) == 2
     assert f"no such folder: {tmp_path / 'no'}" in capsys.readouterr().err
 
 
+def top(folder, dataset="PACS", algorithm="ERM", test_env=1):
+    arguments = ["--dataset", dataset, "--algorithm", algorithm, "--test_env", str(test_env)]
+    return list_top_hparams.main(["--input_dir", str(folder), *arguments])
+
+
+def test_what_no_record_has_is_answered_with_what_there_is(tmp_path, capsys):
+    synthetic_records.write_sweep(tmp_path, "single")
+    assert top(tmp_path, "VLCS", "ERN", 7) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "list_top_hparams: error: 3 problems, nothing was run",
+        f"- --dataset VLCS: no record below {tmp_path} has it; there are: Debug28, PACS.",
+        f"- --algorithm ERN: no record below {tmp_path} has it; there are: ERM, Mixup.",
+        f"- --test_env 7: no record below {tmp_path} has it; there are: 0, 1, 2, 3.",
+    ]
+    assert top(tmp_path, "Debug28", test_env=3) == 2
+    assert "- --test_env 3: no record" in capsys.readouterr().err
+    assert top(tmp_path / "no") == 2
+    assert f"--input_dir: no such folder: {tmp_path / 'no'}" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert top(tmp_path / "empty") == 2
+    assert "--dataset PACS: no record" in capsys.readouterr().err
+
+
+def test_jobs_of_other_hyperparameters_are_shown_each_with_its_own(tmp_path, capsys):
+    args = {"dataset": "PACS", "algorithm": "ERM", "trial_seed": 0, "hparams_seed": 0}
+    for number, (test_envs, lr) in enumerate([([1], 0.1), ([0, 1], 0.2), ([1, 2], 0.1)]):
+        accuracies = {f"env{i}_{part}_acc": 0.5 for i in range(3) for part in ("in", "out")}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        place = {"test_envs": test_envs, "output_dir": f"job{number}"}
+        record = {"step": 0, "hparams": {"lr": lr}, "args": args | place, **accuracies}
+        (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+    assert top(tmp_path) == 0
+    oracle = capsys.readouterr().out.split("(oracle)\n")[1].splitlines()
+    assert oracle == [
+        "trial_seed: 0",
+        "\t{'val_acc': 0.5, 'test_acc': 0.5}",
+        *("\t\thparams:", "\t\t\tlr: 0.1", "\t\toutput_dirs:", "\t\t\tjob0", "\t\t\tjob2"),
+        *("\t\thparams:", "\t\t\tlr: 0.2", "\t\toutput_dirs:", "\t\t\tjob1"),
+    ]
+
+
 def test_top_hparams_are_listed_best_first(tmp_path, capsys):
     synthetic_records.write_sweep(tmp_path, "complete")
-    arguments = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
-    assert list_top_hparams.main(["--input_dir", str(tmp_path), *arguments]) == 0
+    assert top(tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Total records: 576"
     assert lines[1] == "Model selection: training-domain validation set"

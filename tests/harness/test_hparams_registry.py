@@ -24,7 +24,7 @@ def test_values_are_plain():
         assert json.loads(json.dumps(drawn)) == drawn
 
 
-def test_a_replaced_registry_is_used_and_its_numpy_values_become_plain(monkeypatch):
+def test_numpy_values_become_plain(monkeypatch):
     def more(algorithm, dataset, random_seed):
         return {"n": (np.int64(1), np.int64(random_seed)), "name": (algorithm, dataset)}
 

@@ -7,7 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from domainbed import datasets
 from domainbed.lib import misc
+from PIL import Image
+from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
 
 
 def test_seed_hash_is_upstreams(golden):
@@ -36,6 +40,75 @@ def test_balanced_weights_give_every_class_the_same_total():
     weights = misc.make_weights_for_balanced_classes([(None, label) for label in labels])
     totals = [weights[torch.tensor(labels) == label].sum().item() for label in range(3)]
     assert totals == pytest.approx([1 / 3] * 3)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """An environment whose pictures cannot be opened, and its labels."""
+    for name, count in (("cat", 1), ("dog", 3)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i}.png").touch()
+    return ImageFolder(str(tmp_path)), [0, 1, 1, 1]
+
+
+def test_labels_are_read_without_opening_a_picture(pictures):
+    folder, labels = pictures
+    with pytest.raises(Image.UnidentifiedImageError):
+        folder[0]
+    assert misc.labels_of(folder) == labels
+    first, rest = misc.split_dataset(folder, 2, seed=1)
+    assert misc.labels_of(first) == [labels[i] for i in first.keys]
+    inner, _ = misc.split_dataset(rest, 1, seed=1)
+    assert misc.labels_of(inner) == [labels[rest.keys[inner.keys[0]]]]
+    weights = misc.make_weights_for_balanced_classes(misc.SplitDataset(folder, [3, 0, 1]))
+    assert weights.tolist() == [0.25, 0.5, 0.25]
+
+
+def test_labels_of_tensors_are_read_at_once():
+    class Unread(torch.Tensor):
+        def __getitem__(self, index):
+            raise AssertionError("an input was read")
+
+    inputs = torch.zeros(3, 2).as_subclass(Unread)
+    data = TensorDataset(inputs, torch.tensor([2, 0, 1]))
+    assert misc.labels_of(misc.SplitDataset(data, [2, 0])) == [1, 2]
+
+
+def test_labels_that_are_nowhere_listed_are_read_item_by_item():
+    class Plain:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return index, (5, 6, 7)[index]
+
+    assert misc.labels_of(misc.SplitDataset(Plain(), [2, 0])) == [7, 5]
+
+
+def test_changed_labels_are_those_that_training_sees(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (2, 2)).save(tmp_path / name / "0.png")
+    folder = ImageFolder(str(tmp_path), target_transform=lambda label: 1 - label)
+    assert misc.labels_of(folder) == [1, 0]
+    listed = misc.SplitDataset(ImageFolder(str(tmp_path)), [0, 1])
+    listed.dataset.targets = [0]  # not of its items, then
+    assert misc.labels_of(listed) == [0, 1]
+
+
+def test_noise_is_balanced_from_its_tensors(monkeypatch):
+    environment = datasets.Debug28(None, [], {})[0]
+    monkeypatch.setattr(TensorDataset, "__getitem__", None)
+    assert len(misc.make_weights_for_balanced_classes(environment)) == 16
+
+
+def test_there_is_no_accuracy_over_no_items():
+    with pytest.raises(ValueError, match="no accuracy over 0 items of total weight 0.0"):
+        misc.accuracy(Echo(), [], None, "cpu")
+    batches = [(torch.eye(2), torch.tensor([0, 0]))]
+    with pytest.raises(ValueError, match="no accuracy over 2 items of total weight 0.0"):
+        misc.accuracy(Echo(), batches, torch.zeros(2), "cpu")
 
 
 class Echo(torch.nn.Module):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from domainbed import algorithms, datasets
-from domainbed.lib.names import UnknownNameError
+from domainbed.lib import checks
+from domainbed.lib.errors import UsageError
+from domainbed.lib.names import DATASETS_NOT_INCLUDED, UnknownNameError
 
 from . import fakes
 
@@ -13,8 +15,9 @@ def test_a_registered_algorithm_is_found(registered):
     assert algorithms.get_algorithm_class("Still") is fakes.Still
 
 
-@pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "names"])
-def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, name):
+@pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "names", "_Still"])
+def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, monkeypatch, name):
+    monkeypatch.setattr(algorithms, "_Still", fakes.Still, raising=False)
     with pytest.raises(UnknownNameError, match=r"Valid: Still, LinearSGD, Breaks\."):
         algorithms.get_algorithm_class(name)
 
@@ -39,7 +42,7 @@ def test_the_base_class_asks_for_its_methods():
             call()
 
 
-@pytest.mark.parametrize("name", ["pacs", "os", "ImageFolder", "IMAGENET_MEAN"])
+@pytest.mark.parametrize("name", ["pacs", "os", "TensorDataset", "DATASETS", "_Noise"])
 def test_an_unknown_data_set_is_refused_with_the_valid_names(name):
     with pytest.raises(UnknownNameError, match=f"Dataset not found: {name}.*Valid: Debug28, "):
         datasets.get_dataset_class(name)
@@ -51,13 +54,48 @@ def test_upper_and_lower_case_are_near():
 
 
 def test_every_listed_data_set_has_environments():
-    found = {name: datasets.num_environments(name) for name in datasets.DATASETS[:7]}
+    found = {name: datasets.num_environments(name) for name in datasets.DATASETS[:10]}
     assert found == {
         "Debug28": 3,
         "Debug224": 3,
+        "ColoredMNIST": 3,
+        "RotatedMNIST": 6,
         "VLCS": 4,
         "PACS": 4,
         "OfficeHome": 4,
         "TerraIncognita": 4,
         "DomainNet": 6,
+        "SVIRO": 10,
     }
+
+
+@pytest.mark.parametrize("name", DATASETS_NOT_INCLUDED)
+def test_upstreams_other_data_sets_are_answered_with_what_to_use(name):
+    with pytest.raises(UnknownNameError, match=f"{name} is not included. Use a checkout of face"):
+        datasets.get_dataset_class(name)
+    assert name not in datasets.DATASETS
+
+
+def test_a_plugins_data_set_of_such_a_name_is_found(monkeypatch):
+    monkeypatch.setattr(datasets, "WILDSFMoW", datasets.Debug28, raising=False)
+    assert datasets.get_dataset_class("WILDSFMoW") is datasets.Debug28
+
+
+class Bare:
+    """A data set without any attribute."""
+
+
+class Silent(datasets.MultipleDomainDataset):
+    """Inherits ENVIRONMENTS, which is None."""
+
+
+@pytest.mark.parametrize("dataset_class", [Bare, Silent])
+def test_a_data_set_that_does_not_say_its_environments(monkeypatch, dataset_class):
+    monkeypatch.setattr(datasets, "Mine", dataset_class, raising=False)
+    monkeypatch.setattr(datasets, "DATASETS", [*datasets.DATASETS, "Mine"])
+    assert datasets.get_dataset_class("Mine") is dataset_class
+    message = "Dataset Mine does not say what its environments are: its class needs ENVIRONMENTS"
+    with pytest.raises(UsageError, match=message):
+        datasets.num_environments("Mine")
+    (problem,) = checks.dataset_problems("Mine")
+    assert problem.startswith(message)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from . import fixed_inputs
+
 SWEEP = [
     *["launch", "--datasets", "Debug28", "--n_hparams", "1", "--n_trials", "1", "--steps", "2"],
     *["--data_dir", "unused", "--output_dir", "a sweep", "--command_launcher", "local"],
@@ -22,6 +24,16 @@ def test_train_at_the_default_batch_size(command, tmp_path):
     steps = [json.loads(line)["step"] for line in (folder / "results.jsonl").open()]
     assert steps == [0, 4]
     assert (folder / "out.txt").read_text() == finished.stdout
+
+
+def test_train_of_erm_on_digits(command, tmp_path):
+    fixed_inputs.write_digits(tmp_path)
+    arguments = ["--dataset", "ColoredMNIST", "--data_dir", ".", "--steps", "3", "--workers", "0"]
+    finished = command("train", *arguments, "--hparams", '{"batch_size": 8}')
+    assert finished.returncode == 0, finished.stderr
+    (_, last) = (json.loads(line) for line in (tmp_path / "train_output/results.jsonl").open())
+    assert last["args"]["algorithm"] == "ERM"
+    assert all(f"env{i}_{part}_acc" in last for i in range(3) for part in ("in", "out"))
 
 
 def test_train_with_a_wrong_argument(command):

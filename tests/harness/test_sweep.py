@@ -131,6 +131,53 @@ def test_invalid_json_is_told_once_for_many_jobs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--holdout_fraction", "0"], "--holdout_fraction must be more than 0, not 0: every out-"),
+        (["--holdout_fraction", "1"], "--holdout_fraction must be at least 0 and less than 1"),
+        (["--task", "domain_adaptation"], "--task domain_adaptation needs unlabeled items"),
+        (["--command_launcher", "multi_gpu"], "The multi_gpu launcher found no GPU"),
+        (
+            ["--command_launcher", "local", "--datasets", "PACS", "--data_dir", "/nowhere"],
+            "PACS is not there: expected the folder /nowhere/PACS",
+        ),
+    ],
+)
+def test_what_each_job_would_refuse_is_refused_before_folders_are_made(
+    tmp_path, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    folder = tmp_path / "sweep"
+    assert run(folder, *arguments) == 2
+    assert f"1 problem, nothing was run\n- {message}" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_jobs_that_may_run_elsewhere_need_no_data_here(tmp_path, capsys):
+    assert run(tmp_path, "--datasets", "PACS", "--data_dir", "/nowhere", "--single_test_envs") == 0
+    assert len(launched(capsys)) == 4
+
+
+def test_jobs_of_a_refused_kind_can_be_deleted(tmp_path, capsys):
+    args_list = sweep.make_args_list(
+        1, ["Debug28"], ["Still"], 0, 1, None, "/data", "domain_generalization", 0.0, True, None
+    )
+    Job.launch([Job(args, str(tmp_path)) for args in args_list], lambda commands: None)
+    arguments = ["--holdout_fraction", "0", "--single_test_envs"]
+    assert run(tmp_path, *arguments, command="delete_incomplete") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_sweep_says_so(tmp_path, capsys, monkeypatch):
+    def interrupted(commands):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command_launchers.REGISTRY, "interrupted", interrupted)
+    assert run(tmp_path, "--command_launcher", "interrupted") == 130
+    assert "sweep: interrupted by Ctrl-C; jobs that ran are incomplete" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("environments", "flags", "message"),
     [
         (["a", "b"], [], "2 environments; these jobs need at least 3. With --single_test_envs"),
@@ -148,5 +195,6 @@ def test_without_names_everything_registered_is_swept():
         ["launch", "--output_dir", "o", "--data_dir", "d", "--command_launcher", "dummy"]
     )
     assert args.algorithms == ["Still", "LinearSGD", "Breaks"]
-    assert "PACS" in args.datasets and "Debug28" not in args.datasets
+    assert {"PACS", "ColoredMNIST", "RotatedMNIST", "SVIRO"} <= set(args.datasets)
+    assert "Debug28" not in args.datasets
     assert (args.n_hparams_from, args.n_hparams, args.n_trials) == (0, 20, 3)

@@ -126,6 +126,55 @@ def test_a_failing_algorithm_leaves_its_traceback_and_no_done(tmp_path, capsys):
     assert not (tmp_path / "done").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "PACS needs a data folder: give --data_dir, the folder that holds PACS."),
+        (["--data_dir", "/nowhere"], "PACS is not there: expected the folder /nowhere/PACS with"),
+    ],
+)
+def test_absent_data_is_named_before_anything_is_loaded(tmp_path, capsys, arguments, message):
+    assert run(tmp_path, "--dataset", "PACS", *arguments) == 2
+    err = capsys.readouterr().err
+    assert f"\n- {message}" in err
+    assert "Traceback" not in err
+
+
+def test_absent_data_is_told_along_with_all_else(tmp_path, capsys):
+    assert run(tmp_path, "--dataset", "PACS", "--holdout_fraction", "0") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("train: error: 2 problems, nothing was run\n- PACS needs a data folder")
+    assert "- --holdout_fraction must be more than 0, not 0: every out-split" in err
+
+
+def test_faulty_data_is_told_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "PACS" / "art").mkdir(parents=True)
+    arguments = ["--dataset", "PACS", "--data_dir", str(tmp_path)]
+    assert run(tmp_path / "run", *arguments) == 2
+    err = capsys.readouterr().err
+    assert f"one sub-folder a class, pictures in each: {tmp_path}/PACS/art (" in err
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_run_leaves_a_line(tmp_path, monkeypatch):
+    def interrupt(self, minibatches, unlabeled=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fakes.LinearSGD, "update", interrupt)
+    assert run(tmp_path) == 130
+    line = "train: interrupted by Ctrl-C; the run is not done\n"
+    assert (tmp_path / "err.txt").read_text() == line
+    assert not (tmp_path / "done").exists()
+
+
+def test_the_number_of_workers_is_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.Debug28, "N_WORKERS", 1)
+    arguments = ["--dataset", "Debug28", "--algorithm", "Still", "--steps", "1"]
+    assert train.main([*arguments, "--output_dir", str(tmp_path)]) == 0
+    assert "\nWorkers: 1\n" in (tmp_path / "out.txt").read_text()
+    assert records(tmp_path)[0]["args"]["workers"] is None
+
+
 def test_data_set_and_algorithm_share_one_hparams_dict(tmp_path, monkeypatch):
     seen = []
 

@@ -1,4 +1,4 @@
-"""The base class of all algorithms, and how a name becomes a class.
+"""The base class of all algorithms, ERM, and how a name becomes a class.
 
 Interface of upstream file domainbed/algorithms.py at b93c22a. A plugin registers an algorithm by
 putting its class into this module's globals and its name into ALGORITHMS.
@@ -11,10 +11,11 @@ from typing import Any, TypeGuard
 
 import torch
 
-from domainbed.lib import names
+from domainbed import networks
+from domainbed.lib import errors, names
 
 # Names in the order of the tables' rows.
-ALGORITHMS: list[str] = []
+ALGORITHMS: list[str] = ["ERM"]
 
 
 def get_algorithm_class(algorithm_name: str) -> type[Any]:
@@ -24,7 +25,7 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
         UnknownNameError: no algorithm has that name; the message lists the valid ones.
     """
     found = globals().get(algorithm_name)
-    if not _is_algorithm(found):
+    if algorithm_name.startswith("_") or not _is_algorithm(found):
         raise names.UnknownNameError(
             names.unknown_name("Algorithm", algorithm_name, _registered_names())
         )
@@ -44,7 +45,9 @@ def _is_algorithm(candidate: Any) -> TypeGuard[type[Any]]:
 def _registered_names() -> list[str]:
     """The listed names, then those that only stand in the globals; not the abstract base."""
     unlisted = [
-        name for name, value in globals().items() if _is_algorithm(value) and name not in ALGORITHMS
+        name
+        for name, value in globals().items()
+        if _is_algorithm(value) and name not in ALGORITHMS and not name.startswith("_")
     ]
     return [*ALGORITHMS, *unlisted]
 
@@ -88,3 +91,59 @@ class Algorithm(torch.nn.Module):
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (batch, num_classes) for inputs of shape (batch, *input_shape)."""
         raise NotImplementedError
+
+
+class ERM(Algorithm):
+    """Empirical risk minimisation: cross-entropy over the batches of all domains together, Adam.
+
+    The network is chosen by the input's shape (`networks.Featurizer`). Read from hparams: lr,
+    weight_decay, nonlinear_classifier, and what the featurizer reads. As upstream's ERM, it does
+    not read linear_steps and vit_dropout, which are there for others.
+
+    Raises:
+        UsageError: the hyperparameters ask for what is not included, or there is no network for
+            the input's shape, or its pretrained weights are not to be had.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: dict[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        if hparams.get("lars"):
+            raise errors.UsageError(
+                [
+                    "Hyperparameter lars: the LARS optimiser belongs to ERMPlusPlus, which is not "
+                    "included. ERM trains with Adam; set it to false."
+                ]
+            )
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.classifier = networks.Classifier(
+            self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]
+        )
+        # Both names for every weight, as in the state dicts of upstream.
+        self.network = torch.nn.Sequential(self.featurizer, self.classifier)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
+        )
+
+    def update(
+        self,
+        minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        unlabeled: Sequence[torch.Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Take one step on all batches together; return their loss before it."""
+        inputs, labels = (torch.cat(parts) for parts in zip(*minibatches, strict=True))
+        loss = torch.nn.functional.cross_entropy(self.predict(inputs), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.item()}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (batch, num_classes)."""
+        logits: torch.Tensor = self.network(x)
+        return logits

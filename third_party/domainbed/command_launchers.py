@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
+from domainbed.lib import names
+
 
 @dataclass(frozen=True)
 class FailedJob:
@@ -32,6 +34,8 @@ class FailedJob:
         where = _output_dir(shlex.split(self.command)) or self.command
         return f"exit status {self.status}: {where}: {self.last_words}"
 
+
+_NO_GPU = "The multi_gpu launcher found no GPU: use the local one, or check CUDA_VISIBLE_DEVICES."
 
 Launcher = Callable[[list[str]], Sequence[FailedJob] | None]
 
@@ -63,7 +67,7 @@ def multi_gpu_launcher(commands: list[str]) -> list[FailedJob]:
     """
     gpus = _visible_gpus()
     if not gpus:
-        raise RuntimeError("the multi_gpu launcher found no GPU; use the local one")
+        raise RuntimeError(_NO_GPU)
     idle: queue.SimpleQueue[str] = queue.SimpleQueue()
     for gpu in gpus:
         idle.put(gpu)
@@ -153,3 +157,17 @@ REGISTRY: dict[str, Launcher] = {
     "dummy": dummy_launcher,
     "multi_gpu": multi_gpu_launcher,
 }
+
+
+def problems(name: str) -> list[str]:
+    """Say if no launcher is called `name`, or if it is known to fail on this machine."""
+    if name not in REGISTRY:
+        return [names.unknown_name("Launcher", name, REGISTRY)]
+    if REGISTRY[name] is multi_gpu_launcher and not _visible_gpus():
+        return [_NO_GPU]
+    return []
+
+
+def runs_here(name: str) -> bool:
+    """Whether the jobs are known to run on this machine, and so to find the data as we do."""
+    return REGISTRY.get(name) in (local_launcher, multi_gpu_launcher)

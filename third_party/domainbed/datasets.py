@@ -8,49 +8,60 @@ name into DATASETS.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from PIL import ImageFile
 from torch.utils.data import TensorDataset
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
-from domainbed.lib import names
-
-# Upstream reads cut-off pictures instead of failing on them; the splits count on it.
-ImageFile.LOAD_TRUNCATED_IMAGES = True
+from domainbed.lib import errors, image_folders, mnist, names
 
 DATASETS = [
     "Debug28",
     "Debug224",
+    "ColoredMNIST",
+    "RotatedMNIST",
     "VLCS",
     "PACS",
     "OfficeHome",
     "TerraIncognita",
     "DomainNet",
+    "SVIRO",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def get_dataset_class(dataset_name: str) -> type[Any]:
     """Return the class that this module's globals hold under `dataset_name`.
 
     Raises:
-        UnknownNameError: no data set has that name; the message lists the valid ones.
+        UnknownNameError: no data set has that name, and the message lists the valid ones; or
+            upstream has one and we do not, and the message says what to do instead.
     """
     found = globals().get(dataset_name)
-    if not (isinstance(found, type) and hasattr(found, "ENVIRONMENTS")):
+    if found is None and dataset_name in names.DATASETS_NOT_INCLUDED:
+        raise names.UnknownNameError(names.not_included(dataset_name))
+    declares = hasattr(found, "ENVIRONMENTS") or dataset_name in DATASETS
+    if dataset_name.startswith("_") or not (isinstance(found, type) and declares):
         raise names.UnknownNameError(names.unknown_name("Dataset", dataset_name, DATASETS))
     return found
 
 
 def num_environments(dataset_name: str) -> int:
-    """Return how many environments the data set called `dataset_name` has."""
-    return len(get_dataset_class(dataset_name).ENVIRONMENTS)
+    """Return how many environments the data set called `dataset_name` has.
+
+    Raises:
+        UnknownNameError: no data set has that name.
+        UsageError: its class does not say what its environments are.
+    """
+    labels = getattr(get_dataset_class(dataset_name), "ENVIRONMENTS", None)
+    if labels is None:
+        raise errors.UsageError(
+            [
+                f"Dataset {dataset_name} does not say what its environments are: its class needs "
+                "ENVIRONMENTS, a list of their names in the order in which it holds them."
+            ]
+        )
+    return len(labels)
 
 
 class MultipleDomainDataset:
@@ -70,6 +81,11 @@ class MultipleDomainDataset:
     input_shape: tuple[int, ...]
     num_classes: int
 
+    @classmethod
+    def data_problems(cls, root: str | None) -> list[str]:
+        """Say, without reading any, which data is not where it has to be for `root`."""
+        return []
+
     def __getitem__(self, index: int) -> Any:
         return self.datasets[index]
 
@@ -78,6 +94,17 @@ class MultipleDomainDataset:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.datasets)
+
+
+def _require_data(dataset_class: type[MultipleDomainDataset], root: str | None) -> None:
+    """Raise a UsageError if the data is not where `root` says it is."""
+    problems = dataset_class.data_problems(root)
+    if problems:
+        raise errors.UsageError(problems)
+
+
+def _no_root(dataset_class: type[MultipleDomainDataset], what: str) -> str:
+    return f"{dataset_class.__name__} needs a data folder: give --data_dir, {what}."
 
 
 class _Noise(MultipleDomainDataset):
@@ -110,6 +137,64 @@ class Debug224(_Noise):
     INPUT_SHAPE = (3, 224, 224)
 
 
+class MultipleEnvironmentMNIST(MultipleDomainDataset):
+    """MNIST's digits, shuffled, dealt out to the environments in turn, and changed in each.
+
+    Args:
+        root: folder with MNIST/raw.
+        environments: for each environment what `dataset_transform` is told of it.
+        dataset_transform: (images, labels, environment) to a data set.
+        input_shape: shape of one input.
+        num_classes: number of labels.
+
+    Raises:
+        UsageError: the digits' files are not to be had.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        environments: Sequence[Any],
+        dataset_transform: Callable[[torch.Tensor, torch.Tensor, Any], Any],
+        input_shape: tuple[int, ...],
+        num_classes: int,
+    ) -> None:
+        _require_data(type(self), root)
+        images, labels = mnist.read(str(root))
+        order = torch.randperm(len(images))
+        count = len(environments)
+        dealt = [order[first::count] for first in range(count)]
+        self.datasets = [
+            dataset_transform(images[hand], labels[hand], environment)
+            for hand, environment in zip(dealt, environments, strict=True)
+        ]
+        self.input_shape = input_shape
+        self.num_classes = num_classes
+
+    @classmethod
+    def data_problems(cls, root: str | None) -> list[str]:
+        return [] if root is not None else [_no_root(cls, "the folder that holds MNIST/raw")]
+
+
+class ColoredMNIST(MultipleEnvironmentMNIST):
+    """Digits below 5 against the others, with a colour that mostly tells, until it misleads."""
+
+    ENVIRONMENTS = ["+90%", "+80%", "-90%"]
+
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        super().__init__(root, [0.1, 0.2, 0.9], mnist.coloured, (2, 28, 28), 2)
+
+
+class RotatedMNIST(MultipleEnvironmentMNIST):
+    """Ten digits, in each environment turned by another angle."""
+
+    ENVIRONMENTS = ["0", "15", "30", "45", "60", "75"]
+
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        angles = [int(label) for label in self.ENVIRONMENTS]
+        super().__init__(root, angles, mnist.rotated, (1, 28, 28), 10)
+
+
 class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     """Pictures under root/environment/class/, environments and classes in sorted order.
 
@@ -120,72 +205,28 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         hparams: the run's hyperparameters.
 
     Raises:
-        FileNotFoundError: `root` is no folder.
-        ValueError: there is no environment, or the environments' classes differ, in which case
-            one label would mean different things in different environments.
+        UsageError: `root` is no folder, there is no environment or one without pictures, or the
+            environments' classes differ, in which case one label would mean different things in
+            different environments.
     """
 
     def __init__(
         self, root: str, test_envs: Sequence[int], augment: bool, hparams: dict[str, Any]
     ) -> None:
-        environments = _subfolders(root)
-        plain, augmented = _plain_transform(), _augmenting_transform()
+        environments = image_folders.subfolders(root)
+        plain, augmented = image_folders.plain_transform(), image_folders.augmenting_transform()
         self.datasets = [
-            ImageFolder(
+            image_folders.read(
                 os.path.join(root, environment),
-                transform=augmented if augment and index not in test_envs else plain,
+                augmented if augment and index not in test_envs else plain,
             )
             for index, environment in enumerate(environments)
         ]
-        _require_same_classes(environments, [folder.classes for folder in self.datasets])
+        image_folders.require_same_classes(
+            environments, [folder.classes for folder in self.datasets]
+        )
         self.input_shape = (3, 224, 224)
         self.num_classes = len(self.datasets[-1].classes)
-
-
-def _subfolders(root: str) -> list[str]:
-    """Return the sorted names of the folders in `root`, of which there must be one."""
-    if not os.path.isdir(root):
-        raise FileNotFoundError(f"expected a folder with one sub-folder an environment: {root}")
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not found:
-        raise ValueError(f"expected one sub-folder an environment, found none in {root}")
-    return found
-
-
-def _require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:
-    """Refuse environments whose class folders are not those of the first."""
-    for environment, found in zip(environments, classes, strict=True):
-        if found != classes[0]:
-            differing = sorted(set(found) ^ set(classes[0]))
-            raise ValueError(
-                f"environments {environments[0]!r} and {environment!r} must have the same class "
-                f"folders; only one of them has: {', '.join(differing)}"
-            )
-
-
-def _plain_transform() -> Any:
-    """What test pictures go through: squeezed to 224 x 224, ImageNet's mean and deviation."""
-    return transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-
-
-def _augmenting_transform() -> Any:
-    """What training pictures go through when data_augmentation is on."""
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224, scale=(0.7, 1.0)),
-            transforms.RandomHorizontalFlip(),
-            transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
-            transforms.RandomGrayscale(),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
 
 
 class _Benchmark(MultipleEnvironmentImageFolder):
@@ -195,10 +236,21 @@ class _Benchmark(MultipleEnvironmentImageFolder):
     FOLDER: str
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
-        if root is None:
-            raise ValueError(f"{type(self).__name__} needs a data folder: give --data_dir")
-        self.dir = os.path.join(root, self.FOLDER)
+        _require_data(type(self), root)
+        self.dir = os.path.join(str(root), self.FOLDER)
         super().__init__(self.dir, test_envs, hparams["data_augmentation"], hparams)
+
+    @classmethod
+    def data_problems(cls, root: str | None) -> list[str]:
+        if root is None:
+            return [_no_root(cls, f"the folder that holds {cls.FOLDER}")]
+        expected = os.path.join(root, cls.FOLDER)
+        if os.path.isdir(expected):
+            return []
+        return [
+            f"{cls.__name__} is not there: expected the folder {expected} with one sub-folder an "
+            f"environment. Is --data_dir {root} the folder that holds it?"
+        ]
 
 
 class VLCS(_Benchmark):
@@ -235,3 +287,13 @@ class DomainNet(_Benchmark):
     FOLDER = "domain_net"
     ENVIRONMENTS = ["clip", "info", "paint", "quick", "real", "sketch"]
     CHECKPOINT_FREQ = 1000
+
+
+class SVIRO(_Benchmark):
+    """The rear seats of ten car models."""
+
+    FOLDER = "sviro"
+    ENVIRONMENTS = [
+        *("aclass", "escape", "hilux", "i3", "lexus"),
+        *("tesla", "tiguan", "tucson", "x5", "zoe"),
+    ]

@@ -1,8 +1,8 @@
 """Hyperparameters: for each name a default and a random draw.
 
 Names, defaults and distributions are those of upstream file domainbed/hparams_registry.py at
-b93c22a for an algorithm without entries of its own, such as ERM. A plugin extends this by
-replacing `_hparams` in the module: the two public functions look it up when they are called.
+b93c22a for an algorithm without entries of its own, such as ERM. A plugin extends this by wrapping
+the two public functions, `default_hparams` and `random_hparams`, in the module.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def _hparams(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[
 def _common_entries() -> dict[str, tuple[Any, Draw]]:
     """Entries that are the same for all data sets.
 
-    `train` itself reads data_augmentation and class_balanced; the others describe upstream's
-    networks and are there because every record of upstream's holds them.
+    `train` itself reads data_augmentation and class_balanced; the others describe networks. Those
+    that nothing here reads are there because every record of upstream's holds them.
     """
     return {
         "data_augmentation": _fixed(True),

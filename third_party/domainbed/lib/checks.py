@@ -5,27 +5,17 @@ Every check returns a list of problems, so that a command can report all of them
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from domainbed import algorithms, datasets, hparams_registry
+from domainbed import algorithms, command_launchers, datasets, hparams_registry
 from domainbed.lib import names
+from domainbed.lib.errors import UsageError
 
 TASKS = ("domain_generalization", "domain_adaptation")
-
-
-class UsageError(ValueError):
-    """What a user asked for cannot be done; the message lists every reason."""
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
-        count = len(self.problems)
-        heading = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__(
-            f"error: {heading}, nothing was run\n" + "\n".join(f"- {p}" for p in self.problems)
-        )
 
 
 def algorithm_problems(name: str) -> list[str]:
@@ -40,12 +30,21 @@ def algorithm_problems(name: str) -> list[str]:
 def dataset_problems(name: str) -> list[str]:
     """Say if no data set is called `name`, or if the class of that name has no environments."""
     try:
-        environments = datasets.get_dataset_class(name).ENVIRONMENTS
+        datasets.num_environments(name)
     except names.UnknownNameError as error:
         return [str(error)]
-    if environments is None:
-        return [names.unknown_name("Dataset", name, datasets.DATASETS)]
+    except UsageError as error:
+        return error.problems
     return []
+
+
+def data_problems(dataset: str, data_dir: str | None) -> list[str]:
+    """Say if the data of a known data set is not where it has to be.
+
+    Data sets that plugins register may not have the question answered: they get none.
+    """
+    ask = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
+    return list(ask(data_dir)) if ask else []
 
 
 def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
@@ -98,6 +97,16 @@ def _batch_size_problems(given: dict[str, Any]) -> list[str]:
     return [f"--hparams: batch_size must be a whole number of at least 1, not {size!r}."]
 
 
+def holdout_problems(value: float) -> list[str]:
+    """Say if --holdout_fraction leaves nothing to train on or nothing to select by."""
+    if value == 0:
+        return [
+            "--holdout_fraction must be more than 0, not 0: every out-split would be empty, and "
+            "models are selected by their accuracy on out-splits."
+        ]
+    return fraction_problems("--holdout_fraction", value)
+
+
 def fraction_problems(flag: str, value: float) -> list[str]:
     """Say if `value` is no share that leaves something over."""
     if math.isfinite(value) and 0 <= value < 1:
@@ -110,6 +119,26 @@ def least_problems(flag: str, value: int | None, least: int) -> list[str]:
     if value is None or value >= least:
         return []
     return [f"{flag} must be at least {least}, not {value}."]
+
+
+def launch_problems(args: argparse.Namespace) -> list[str]:
+    """Say what the launcher or each job of a sweep would refuse, before any folder is made.
+
+    Args:
+        args: the command line of `sweep`.
+    """
+    problems = command_launchers.problems(args.command_launcher)
+    problems += holdout_problems(args.holdout_fraction)
+    if args.task == "domain_adaptation":
+        problems.append(
+            "--task domain_adaptation needs unlabeled items, and a sweep's jobs have none: only "
+            "train has --uda_holdout_fraction."
+        )
+    if command_launchers.runs_here(args.command_launcher):
+        for dataset in args.datasets:
+            if not dataset_problems(dataset):
+                problems += data_problems(dataset, args.data_dir)
+    return problems
 
 
 def require(problems: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from domainbed import datasets
-from domainbed.lib import reporting
+from domainbed.lib import checks, reporting
 from domainbed.lib.query import Q
 
 _SHOWN = 20
@@ -22,6 +22,12 @@ def remarks(records: Q) -> list[str]:
         f"Data set {name} is not in domainbed.datasets.DATASETS: its records are in no table."
         for name in found
         if name not in datasets.DATASETS
+    ]
+    result += [
+        f"{problem} Its records are in no table."
+        for name in found
+        if name in datasets.DATASETS
+        for problem in checks.dataset_problems(name)
     ]
     result += [
         f"{name} has no jobs with two test environments: leave-one-domain-out cross-validation "

@@ -57,9 +57,31 @@ def split_dataset(dataset: Any, n: int, seed: int = 0) -> tuple[SplitDataset, Sp
 
 def make_weights_for_balanced_classes(dataset: Any) -> torch.Tensor:
     """Return a weight for each item, summing to 1, the same total for each class present."""
-    labels = [int(label) for _, label in dataset]
+    labels = labels_of(dataset)
     counts = Counter(labels)
     return torch.tensor([1 / (counts[label] * len(counts)) for label in labels])
+
+
+def labels_of(dataset: Any) -> list[int]:
+    """Return every item's label, without reading the items where the data set keeps a list."""
+    known = _listed_labels(dataset)
+    if known is None:
+        return [int(label) for _, label in dataset]
+    return [int(label) for label in known]
+
+
+def _listed_labels(dataset: Any) -> Any:
+    """Return the labels of an ImageFolder, a TensorDataset or a part of one; else None."""
+    if type(dataset) in (SplitDataset, torch.utils.data.Subset):  # others may change labels
+        whole = _listed_labels(dataset.dataset)
+        return None if whole is None else [whole[index] for index in dataset.indices]
+    if type(dataset) is torch.utils.data.TensorDataset and len(dataset.tensors) == 2:
+        return dataset.tensors[1].tolist()
+    targets = getattr(dataset, "targets", None)
+    changed = getattr(dataset, "target_transform", None) is not None
+    if targets is None or changed or len(targets) != len(dataset):
+        return None
+    return targets
 
 
 def accuracy(
@@ -72,6 +94,9 @@ def accuracy(
 
     The network is in evaluation mode meanwhile and in training mode afterwards. A single logit
     is a binary decision at 0.
+
+    Raises:
+        ValueError: there are no items, or their weights add up to nothing.
     """
     right = total = torch.zeros((), dtype=torch.float64)
     seen = 0
@@ -86,6 +111,11 @@ def accuracy(
             right = right + (hits * shares).sum()
             total = total + shares.sum()
     network.train()
+    if not total:
+        raise ValueError(
+            f"there is no accuracy over {seen} items of total weight {float(total)}: expected at "
+            "least one item with a weight; the split may be empty"
+        )
     return float(right / total)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.lib import checks, misc
+from domainbed.lib import checks, errors, misc
 from domainbed.lib.fast_data_loader import EnvironmentBatches, EvaluationBatches
 from domainbed.lib.splits import Environment, Split, split_environments
 
@@ -68,7 +68,7 @@ def load_environments(
     labels = dataset.ENVIRONMENTS
     if len(dataset) != len(labels):
         found = f"{args.dataset} has {len(labels)} environments ({', '.join(labels)})"
-        raise checks.UsageError([f"{found}, but the data has {len(dataset)}."])
+        raise errors.UsageError([f"{found}, but the data has {len(dataset)}."])
     environments = split_environments(
         list(dataset),
         args.test_envs,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from domainbed import algorithms, datasets, model_selection
-from domainbed.lib import coverage, misc, reporting
+from domainbed.lib import checks, coverage, misc, reporting
 from domainbed.lib.query import Q
 
 SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
@@ -110,7 +110,9 @@ def print_results_tables(
     groups = Q([group | {"sweep_acc": acc} for group, acc in tested if acc is not None])
     algorithm_names = _listed_first(records.select("args.algorithm").unique())
     found = records.select("args.dataset").unique()
-    dataset_names = [name for name in datasets.DATASETS if name in found]
+    dataset_names = [
+        name for name in datasets.DATASETS if name in found and not checks.dataset_problems(name)
+    ]
     method = f"model selection method: {selection_method.name}"
 
     for dataset in dataset_names:

@@ -6,28 +6,36 @@ Flags and printed layout of upstream file domainbed/scripts/list_top_hparams.py 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from domainbed import model_selection
-from domainbed.lib import reporting
+from domainbed.lib import errors, reporting
 from domainbed.lib.query import Q
 from domainbed.scripts.collect_results import SELECTION_METHODS
 
 
 def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> None:
-    """Print, best first, outcome, hyperparameters and folders of each choice in one trial."""
+    """Print, best first, outcome, hyperparameters and folders of each choice in one trial.
+
+    Where the jobs of one choice had different hyperparameters, which upstream takes for a bug and
+    a sweep never does, each set is printed with the folders it was used in.
+    """
     for outcome, records in method.hparams_accs(group):
-        print(f"\t{outcome}\n\t\thparams:")
-        for name, value in sorted(records[0]["hparams"].items()):
-            print(f"\t\t\t{name}: {value}")
-        print("\t\toutput_dirs:")
-        for folder in records.select("args.output_dir").unique():
-            print(f"\t\t\t{folder}")
+        print(f"\t{outcome}")
+        for hparams in records.select("hparams").unique():
+            print("\t\thparams:")
+            for name, value in sorted(hparams.items()):
+                print(f"\t\t\t{name}: {value}")
+            print("\t\toutput_dirs:")
+            folders = records.filter_equals("hparams", hparams).select("args.output_dir")
+            for folder in folders.unique():
+                print(f"\t\t\t{folder}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )
@@ -35,20 +43,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)
-    args = parser.parse_args(argv)
+    return parser
 
+
+def check(args: argparse.Namespace, groups: Q) -> None:
+    """Raise a UsageError if no record has what was asked for; the message says what there is."""
+    problems = []
+    for flag in ("dataset", "algorithm", "test_env"):
+        wanted = getattr(args, flag)
+        found = groups.select(flag).unique().sorted()
+        if wanted not in found:
+            there = f"there are: {', '.join(map(str, found))}" if len(found) else "there is none"
+            problems.append(f"--{flag} {wanted}: no record below {args.input_dir} has it; {there}.")
+        groups = groups.filter_equals(flag, wanted) if wanted in found else groups
+    if problems:
+        raise errors.UsageError(problems)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, check, print."""
+    if not os.path.isdir(args.input_dir):
+        raise errors.UsageError([f"--input_dir: no such folder: {args.input_dir}"])
     records = reporting.load_records(args.input_dir)
+    groups = reporting.get_grouped_records(records)
+    check(args, groups)
     print("Total records:", len(records))
     wanted = (args.dataset, args.algorithm, args.test_env)
-    groups = reporting.get_grouped_records(records).filter_equals(
-        "dataset,algorithm,test_env", wanted
-    )
+    groups = groups.filter_equals("dataset,algorithm,test_env", wanted)
     groups = groups.sorted(key=lambda group: group["trial_seed"])
     for method in SELECTION_METHODS:
         print(f"Model selection: {method.name}")
         for group in groups:
             print(f"trial_seed: {group['trial_seed']}")
             print_ranking(group["records"], method)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 if there is nothing to list."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except errors.UsageError as error:
+        print(f"list_top_hparams: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

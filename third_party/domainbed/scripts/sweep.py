@@ -21,7 +21,7 @@ from typing import Any
 
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
-from domainbed.lib import checks, misc, names
+from domainbed.lib import checks, errors, misc
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -183,12 +183,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise a UsageError that lists everything wrong with the command line."""
+    """Raise a UsageError that lists everything wrong with the command line.
+
+    To launch, what would make every job fail is wrong as well; to delete jobs, it is not.
+    """
     problems = []
-    if args.command_launcher not in command_launchers.REGISTRY:
-        problems.append(
-            names.unknown_name("Launcher", args.command_launcher, command_launchers.REGISTRY)
-        )
     if not args.algorithms:
         problems.append("--algorithms is empty.")
     for algorithm in args.algorithms:
@@ -197,10 +196,11 @@ def check(args: argparse.Namespace) -> None:
         problems += _dataset_problems(dataset, args.single_test_envs)
         for algorithm in args.algorithms:
             problems += checks.hparams_problems(args.hparams, algorithm, dataset)
-    problems += checks.fraction_problems("--holdout_fraction", args.holdout_fraction)
     for flag, least in (("n_trials", 1), ("n_hparams_from", 0), ("steps", 0)):
         problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
     problems += checks.least_problems("--n_hparams", args.n_hparams, args.n_hparams_from + 1)
+    if args.command == "launch":
+        problems += checks.launch_problems(args)
     checks.require(problems)
 
 
@@ -272,13 +272,23 @@ def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, 1 after failed jobs, 2 after a wrong argument."""
+    """Run the command and return its exit status.
+
+    0; 1 after failed jobs; 2 after a wrong argument; 130 if interrupted, as a shell says it.
+    """
     args = build_parser().parse_args(argv)
     try:
         return run(args)
-    except checks.UsageError as error:
+    except errors.UsageError as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "sweep: interrupted by Ctrl-C; jobs that ran are incomplete. Run delete_incomplete, "
+            "then launch again for the rest.",
+            file=sys.stderr,
+        )
+        return 130
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import PIL
 import torch
 import torchvision
 
-from domainbed.lib import checks, misc, training
+from domainbed.lib import checks, errors, misc, training
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,7 +64,7 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         help="processes that load data, 0 for none; default: the data set's own number, at most "
-        "one a CPU",
+        "one a CPU. Each draws its own augmentations: give a number to repeat a run elsewhere",
     )
 
 
@@ -74,8 +74,9 @@ def check(args: argparse.Namespace) -> None:
     problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
+        problems += checks.data_problems(args.dataset, args.data_dir)
     problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
-    problems += checks.fraction_problems("--holdout_fraction", args.holdout_fraction)
+    problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
     for flag, least in (("steps", 0), ("checkpoint_freq", 0), ("workers", 0)):
         problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
@@ -107,7 +108,10 @@ def run(args: argparse.Namespace) -> None:
     _print_sorted("HParams:", hparams)
     training.seed_everything(args.seed)
     dataset, environments = training.load_environments(args, hparams)
-    training.Run(args, hparams, dataset, environments).train()
+    job = training.Run(args, hparams, dataset, environments)
+    # Not among the arguments, whose names are upstream's, but augmentations depend on it.
+    print(f"Workers: {job.n_workers}")
+    job.train()
 
 
 def _print_sorted(title: str, values: dict[str, object]) -> None:
@@ -117,15 +121,21 @@ def _print_sorted(title: str, values: dict[str, object]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, 1 after a failure, 2 after a wrong argument."""
+    """Run the command and return its exit status.
+
+    0; 1 after a failure; 2 after a wrong argument; 130 if interrupted, as a shell says it.
+    """
     args = build_parser().parse_args(argv)
     os.makedirs(args.output_dir, exist_ok=True)
     with misc.tee_output(args.output_dir):
         try:
             run(args)
-        except checks.UsageError as error:
+        except errors.UsageError as error:
             print(f"train: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("train: interrupted by Ctrl-C; the run is not done", file=sys.stderr)
+            return 130
         except Exception:
             # Printed here, while err.txt is open: a sweep reports its last line.
             traceback.print_exc()

@@ -1,0 +1,70 @@
+"""Weights, batches and digits that are the same on every machine.
+
+Both the golden files' generator and the tests use them, so that what upstream's networks and data
+sets make of them can be compared with what ours make. Numbers come from numpy's RandomState, whose
+streams are frozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+CLASSES = 7
+DIGIT_COUNTS = {"train": 70, "t10k": 20}
+
+
+def normal(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Normally distributed numbers that depend on `name`."""
+    state = np.random.RandomState(zlib.crc32(name.encode()))
+    return torch.from_numpy(state.standard_normal(shape).astype(np.float32))
+
+
+def set_weights(network: torch.nn.Module) -> None:
+    """Give every parameter and buffer of `network` values that depend on its name."""
+    values = {name: _value(name, old) for name, old in network.state_dict().items()}
+    network.load_state_dict(values)
+
+
+def _value(name: str, old: torch.Tensor) -> torch.Tensor:
+    if not old.is_floating_point():  # a count of batches
+        return old
+    drawn = normal(name, tuple(old.shape))
+    if old.dim() > 1:
+        return drawn / math.sqrt(old[0].numel())
+    if name.endswith(("bias", "running_mean")):
+        return 0.1 * drawn
+    return 1 + 0.1 * drawn.abs()
+
+
+def minibatches(shape: tuple[int, ...], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Two items from each of three domains."""
+    return [
+        (normal(f"{step} {domain}", (2, *shape)), torch.tensor([domain, (step + 5) % CLASSES]))
+        for domain in range(3)
+    ]
+
+
+def write_digits(root: Path) -> None:
+    """Write MNIST's four files, with few digits of noise, under root/MNIST/raw."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    state = np.random.RandomState(0)
+    for part, count in DIGIT_COUNTS.items():
+        images = state.randint(0, 256, (count, 28, 28)).astype(np.uint8)
+        labels = state.randint(0, 10, count).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            sizes = np.array(array.shape, dtype=">i4").tobytes()
+            head = bytes([0, 0, 8, array.ndim]) + sizes
+            (folder / f"{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
+
+
+def digest_of_names(names: Iterable[str]) -> str:
+    """The MD5 of many names, in their order."""
+    return hashlib.md5("\n".join(names).encode()).hexdigest()

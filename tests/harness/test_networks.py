@@ -1,0 +1,221 @@
+"""Networks and ERM, against what upstream's compute."""
+
+from __future__ import annotations
+
+import functools
+import os
+import urllib.error
+
+import pytest
+import torch
+from domainbed import algorithms, hparams_registry, networks
+from domainbed.lib import pretrained, wide_resnet
+from domainbed.lib.errors import UsageError
+from domainbed.scripts import train
+
+from . import fixed_inputs
+
+DEFAULTS = hparams_registry.default_hparams("ERM", "PACS")
+LARGE = (3, 224, 224)
+
+
+@functools.cache
+def random_weights(small: bool):
+    with torch.random.fork_rng():
+        return networks._unweighed(small).state_dict()
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Random weights in place of pretrained ones; lists the URLs that were asked for."""
+    asked = []
+
+    def stand_in(url):
+        asked.append(url)
+        return random_weights(small=url == pretrained.RESNET18)
+
+    monkeypatch.setattr(pretrained, "read", stand_in)
+    return asked
+
+
+def build(golden, name, **more):
+    """Our ERM as tools/golden_models.py builds upstream's, and the golden values of its network."""
+    expected = golden("networks.json")[name]
+    shape = tuple(expected["input_shape"])
+    defaults = hparams_registry.default_hparams("ERM", "Debug28" if 28 in shape else "PACS")
+    torch.manual_seed(0)
+    hparams = {**defaults, **expected["hparams"], **more}
+    return algorithms.ERM(shape, fixed_inputs.CLASSES, 3, hparams), expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp",
+        "mnist, 1 channel",
+        "mnist, 2 channels, nonlinear",
+        "wide resnet",
+        "resnet18",
+        "resnet18, 5 channels",
+        "resnet50",
+        "resnet50_augmix",
+        "resnet50_augmix over resnet18",
+    ],
+)
+def test_a_network_is_upstreams(golden, read, name):
+    """Same parameter names and shapes, same first draws, same logits from the same weights."""
+    algorithm, expected = build(golden, name)
+    afterwards = torch.rand(1).item()
+    state = algorithm.state_dict()
+    assert fixed_inputs.digest_of_names(state) == expected["all_names"]
+    shapes = {key: "x".join(map(str, value.shape)) for key, value in state.items()}
+    once = {key: shape for key, shape in shapes.items() if not key.startswith("network.")}
+    assert once == expected["shapes"]
+    assert algorithm.featurizer.n_outputs == expected["n_outputs"]
+
+    drawn = algorithm.classifier if read else algorithm.network
+    first = [parameter.flatten()[0].item() for parameter in drawn.parameters()]
+    assert first == pytest.approx(expected["drawn"], rel=1e-4)
+    assert afterwards == pytest.approx(expected["drawn_afterwards"])
+
+    fixed_inputs.set_weights(algorithm.network)
+    algorithm.eval()
+    with torch.no_grad():
+        logits = algorithm.predict(fixed_inputs.normal("x", (2, *expected["input_shape"])))
+    assert torch.allclose(logits, torch.tensor(expected["logits"]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist, 1 channel", "mnist, 2 channels, nonlinear", "wide resnet", "resnet18"]
+)
+def test_steps_of_erm_are_upstreams(golden, read, name):
+    expected = golden("erm_steps.json")[name]
+    algorithm, network = build(golden, name, **expected["hparams"])
+    fixed_inputs.set_weights(algorithm.network)
+    algorithm.train()
+    shape = tuple(network["input_shape"])
+    losses = [algorithm.update(fixed_inputs.minibatches(shape, step))["loss"] for step in range(3)]
+    assert losses == pytest.approx(expected["losses"], rel=1e-3)
+    algorithm.eval()
+    with torch.no_grad():
+        logits = algorithm.predict(fixed_inputs.normal("x", (2, *shape)))
+    assert torch.allclose(logits, torch.tensor(expected["logits"]), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("hparams", "name"),
+    [
+        ({}, "resnet50_ram-a26f946b.pth"),
+        ({"resnet18": True}, "resnet50_ram-a26f946b.pth"),
+        ({"resnet18": True, "resnet50_augmix": False}, "resnet18-f37072fd.pth"),  # V1
+        ({"resnet50_augmix": False}, "resnet50-0676ba61.pth"),  # V1; V2 is 11ad3fa6
+    ],
+)
+def test_which_pretrained_weights_are_used(read, capsys, hparams, name):
+    networks.Featurizer(LARGE, DEFAULTS | hparams)
+    assert [os.path.basename(url) for url in read] == [name]
+    overruled = hparams == {"resnet18": True}
+    assert ("outweighs resnet18" in capsys.readouterr().out) == overruled
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_freeze_bn_keeps_the_statistics(read, frozen):
+    hparams = DEFAULTS | {"resnet18": True, "resnet50_augmix": False, "freeze_bn": frozen}
+    network = networks.Featurizer(LARGE, hparams)
+    network.eval()
+    network.train()
+    before = network.network.bn1.running_mean.clone()
+    network(torch.randn(2, *LARGE))
+    assert torch.equal(before, network.network.bn1.running_mean) == frozen
+    assert network.training and network.dropout.training
+
+
+def test_the_first_layers_weights_are_repeated_for_more_channels(read):
+    hparams = DEFAULTS | {"resnet18": True, "resnet50_augmix": False}
+    weights = networks.Featurizer((5, 224, 224), hparams).network.conv1.weight
+    pretrained_weights = random_weights(small=True)["conv1.weight"]
+    assert torch.equal(weights, pretrained_weights[:, [0, 1, 2, 0, 1]])
+
+
+def test_dropout_is_on_the_features(read):
+    hparams = DEFAULTS | {"resnet18": True, "resnet50_augmix": False, "resnet_dropout": 0.5}
+    network = networks.Featurizer(LARGE, hparams)
+    features = network(torch.randn(2, *LARGE))
+    assert 0.3 < (features == 0).float().mean() < 0.7
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        ({"vit": True}, "Hyperparameter vit: vision transformers"),
+        ({"dinov2": True}, "Hyperparameter dinov2: vision transformers"),
+        ({"vit_attn_tune": True}, "Hyperparameter vit_attn_tune: vision transformers"),
+        ({"lars": True}, "Hyperparameter lars: the LARS optimiser belongs to ERMPlusPlus"),
+    ],
+)
+def test_what_is_not_included_is_refused(read, hparams, message):
+    with pytest.raises(UsageError, match=message):
+        algorithms.ERM(LARGE, 2, 3, DEFAULTS | hparams)
+
+
+@pytest.mark.parametrize("shape", [(3, 48, 48), (3, 28, 32), (1, 2, 3, 4)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(UsageError, match=rf"no network for inputs of shape \({shape[0]}, "):
+        networks.Featurizer(shape, DEFAULTS)
+
+
+def test_an_mlp_names_the_hyperparameters_that_it_lacks():
+    with pytest.raises(UsageError, match="3 problems") as refused:
+        networks.Featurizer((20,), DEFAULTS)
+    assert refused.value.problems[0] == "An MLP needs the hyperparameter mlp_depth: set it."
+
+
+def test_a_depth_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"6 n \+ 4 .* not 17"):
+        wide_resnet.Wide_ResNet((3, 32, 32), 17, 2, 0.0)
+
+
+def test_absent_weights_without_a_network_say_which_file_belongs_where(tmp_path, monkeypatch):
+    def offline(*arguments, **keywords):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    with pytest.raises(UsageError) as refused:
+        pretrained.read(pretrained.RESNET18)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"The pretrained weights {path} are not there, and downloading them")
+    assert f"no network>). Put {pretrained.RESNET18} there; TORCH_HOME moves" in problem
+
+
+def test_train_without_weights_names_the_file_and_gives_no_traceback(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hub").touch()  # no folder can be made there, with or without a network
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    arguments = ["--dataset", "Debug224", "--workers", "0", "--output_dir", str(tmp_path / "run")]
+    assert train.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/hub/checkpoints/resnet50_ram-a26f946b.pth are not there" in err
+    assert "Traceback" not in err
+
+
+def test_a_download_is_checked_against_the_hash_in_its_name(tmp_path, monkeypatch):
+    def fake(url, path, hash_prefix, progress):
+        assert (url, hash_prefix) == (pretrained.RESNET50_AUGMIX, "a26f946b")
+        torch.save({"a": torch.ones(2)}, path)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fake)
+    assert torch.equal(pretrained.read(pretrained.RESNET50_AUGMIX)["a"], torch.ones(2))
+    assert (tmp_path / "hub" / "checkpoints" / "resnet50_ram-a26f946b.pth").exists()
+
+
+def test_a_file_in_place_is_read_and_a_damaged_one_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"a": torch.ones(2)}, path)
+    assert torch.equal(pretrained.read(pretrained.RESNET18)["a"], torch.ones(2))
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UsageError, match=r"f37072fd.pth cannot be read \(.*Delete the file"):
+        pretrained.read(pretrained.RESNET18)

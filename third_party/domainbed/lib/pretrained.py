@@ -1,0 +1,67 @@
+"""Weights trained on ImageNet: which file each network starts from, and where it is looked for.
+
+The choice is that of upstream file domainbed/networks.py at b93c22a. Its
+`torchvision.models.resnet50(pretrained=True)` means IMAGENET1K_V1 in every torchvision that knows
+several weights (0.13 and later: `handle_legacy_interface` in torchvision/models/_utils.py), and
+not V2, which is what DEFAULT means. Its augmix ResNet-50 is timm's `resnet50.ram_in1k`, whose file
+timm/models/resnet.py names.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+from domainbed.lib import errors
+
+RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
+RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
+RESNET50_AUGMIX = (
+    "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/"
+    "resnet50_ram-a26f946b.pth"
+)
+
+
+def read(url: str) -> dict[str, torch.Tensor]:
+    """Return the state dict in torch hub's cache under the URL's file name; download if need be.
+
+    Raises:
+        UsageError: the file is neither there nor to be had, or cannot be read; the message says
+            which file belongs where.
+    """
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    if not os.path.exists(path):
+        try:
+            _download(url, path)
+        except Exception as error:  # no network, no room, another hash: many types, one remedy
+            raise _unavailable(
+                path,
+                f"are not there, and downloading them failed ({_brief(error)}). Put {url} there",
+            ) from error
+    try:
+        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged file makes of the unpickler
+        raise _unavailable(
+            path, f"cannot be read ({_brief(error)}). Delete the file, or replace it by {url}"
+        ) from error
+    return weights
+
+
+def _download(url: str, path: str) -> None:
+    """Get the file, whose name ends in the first digits of its SHA-256."""
+    digits = os.path.splitext(url)[0].rpartition("-")[2]
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    print(f"Downloading {url} to {path}")
+    torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
+
+
+def _unavailable(path: str, problem: str) -> errors.UsageError:
+    text = f"The pretrained weights {path} {problem}; TORCH_HOME moves the folder."
+    return errors.UsageError([text])
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

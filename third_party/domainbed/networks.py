@@ -1,0 +1,211 @@
+"""Featurizers and classifiers, chosen by the shape of the input.
+
+Interface of upstream file domainbed/networks.py at b93c22a, as far as ERM needs it: the same
+shapes, the same parameter names, so that a state dict of one loads into the other, and the same
+draws when built under the same seed of torch. Not included are DINOv2 and vision transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from domainbed.lib import errors, pretrained, wide_resnet
+
+
+def Featurizer(
+    input_shape: Sequence[int], hparams: dict[str, Any]
+) -> MLP | MNIST_CNN | wide_resnet.Wide_ResNet | ResNet:
+    """Return the network from inputs to features; its `n_outputs` is their number.
+
+    Args:
+        input_shape: shape of one input: (n,), or (channels, height, width) of 28 x 28, 32 x 32
+            or 224 x 224.
+        hparams: the run's hyperparameters.
+
+    Raises:
+        UsageError: there is no network for that shape, or not the one that `hparams` ask for.
+    """
+    match tuple(input_shape):
+        case (size,):
+            return MLP(size, hparams.get("mlp_width", 0), hparams)
+        case (_, 28, 28):
+            return MNIST_CNN(input_shape)
+        case (_, 32, 32):
+            return wide_resnet.Wide_ResNet(input_shape, 16, 2, 0.0)
+        case (_, 224, 224):
+            _refuse_transformers(hparams)
+            return ResNet(input_shape, hparams)
+    raise errors.UsageError(
+        [
+            f"There is no network for inputs of shape {tuple(input_shape)}: pictures have to be "
+            "28 x 28, 32 x 32 or 224 x 224. Resize them, or choose an algorithm with a network "
+            "of its own."
+        ]
+    )
+
+
+def _refuse_transformers(hparams: dict[str, Any]) -> None:
+    """What upstream has for these hyperparameters is fetched as code from another repository."""
+    asked = [name for name in ("vit", "dinov2", "vit_attn_tune") if hparams.get(name)]
+    if asked:
+        raise errors.UsageError(
+            [
+                f"Hyperparameter {name}: vision transformers (DINOv2) are not included. Set it to "
+                "false for a ResNet, or use a checkout of facebookresearch/DomainBed."
+                for name in asked
+            ]
+        )
+
+
+def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) -> nn.Module:
+    """Return the layers from features to logits: one, or three of which each halves the width."""
+    if not is_nonlinear:
+        return nn.Linear(in_features, out_features)
+    widths = [in_features, in_features // 2, in_features // 4, out_features]
+    first, second, last = (nn.Linear(widths[i], widths[i + 1]) for i in range(3))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+
+
+class Identity(nn.Module):
+    """Returns what it gets."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class MLP(nn.Module):
+    """Fully connected layers of width `mlp_width`, `mlp_depth` of them, for flat inputs.
+
+    Raises:
+        UsageError: `hparams` lack what describes the layers; ERM has no default for it.
+    """
+
+    def __init__(self, n_inputs: int, n_outputs: int, hparams: dict[str, Any]) -> None:
+        super().__init__()
+        missing = {"mlp_width", "mlp_depth", "mlp_dropout"} - set(hparams)
+        if missing:
+            raise errors.UsageError(
+                [f"An MLP needs the hyperparameter {name}: set it." for name in sorted(missing)]
+            )
+        width = hparams["mlp_width"]
+        self.input = nn.Linear(n_inputs, width)
+        self.dropout = nn.Dropout(hparams["mlp_dropout"])
+        inner = range(hparams["mlp_depth"] - 2)
+        self.hiddens = nn.ModuleList(nn.Linear(width, width) for _ in inner)
+        self.output = nn.Linear(width, n_outputs)
+        self.n_outputs = n_outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features of shape (batch, n_outputs)."""
+        for layer in (self.input, *self.hiddens):
+            x = functional.relu(self.dropout(layer(x)))
+        features: torch.Tensor = self.output(x)
+        return features
+
+
+class MNIST_CNN(nn.Module):
+    """Four convolutions with group normalisation after ReLU, for pictures of 28 x 28."""
+
+    n_outputs = 128
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        widths = [input_shape[0], 64, 128, 128, self.n_outputs]
+        for i in range(4):
+            stride = 2 if i == 1 else 1
+            convolution = nn.Conv2d(widths[i], widths[i + 1], 3, stride=stride, padding=1)
+            self.add_module(f"conv{i + 1}", convolution)
+        for i in range(4):
+            self.add_module(f"bn{i}", nn.GroupNorm(8, widths[i + 1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features of shape (batch, 128), means over all places."""
+        for i in range(4):
+            convolution, normalisation = (
+                self.get_submodule(name) for name in (f"conv{i + 1}", f"bn{i}")
+            )
+            x = normalisation(functional.relu(convolution(x)))
+        return x.mean(dim=(2, 3))
+
+
+class ResNet(nn.Module):
+    """A ResNet pretrained on ImageNet, without its last layer.
+
+    With `resnet50_augmix`, which is upstream's default, it is a ResNet-50 that starts from timm's
+    weights `resnet50.ram_in1k`, whatever `resnet18` says. timm itself is not used: its ResNet-50
+    has the layers and the parameter names of torchvision's, so the file is loaded into that.
+    Otherwise `resnet18` chooses between torchvision's ResNet-18 and ResNet-50 (IMAGENET1K_V1).
+
+    Args:
+        input_shape: (channels, 224, 224); with other than 3 channels the weights of the first
+            layer are repeated.
+        hparams: reads resnet18, resnet50_augmix, freeze_bn, resnet_dropout.
+
+    Raises:
+        UsageError: the pretrained weights are not to be had.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hparams: dict[str, Any]) -> None:
+        super().__init__()
+        self.hparams = hparams
+        self.network, self.n_outputs = _pretrained_resnet(hparams)
+        self.network.conv1 = _for_channels(self.network.conv1, input_shape[0])
+        self.network.fc = Identity()
+        self.dropout = nn.Dropout(hparams["resnet_dropout"])
+        self.train()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features of shape (batch, n_outputs)."""
+        features: torch.Tensor = self.dropout(self.network(x))
+        return features
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Set the mode; with `freeze_bn` batch normalisation stays as in evaluation."""
+        super().train(mode)
+        if self.hparams["freeze_bn"]:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResNet, int]:
+    """Return the network and the number of its features."""
+    small, augmix = hparams["resnet18"], hparams["resnet50_augmix"]
+    if augmix:
+        url = pretrained.RESNET50_AUGMIX
+        if small:
+            print(
+                "Warning: resnet50_augmix is true and outweighs resnet18: the network is a "
+                "ResNet-50. For a ResNet-18 set resnet50_augmix to false."
+            )
+        # Upstream builds and drops the other network first. Its random numbers have to be drawn
+        # for the classifier to start as upstream's does.
+        _unweighed(small)
+    else:
+        url = pretrained.RESNET18 if small else pretrained.RESNET50
+    small = small and not augmix
+    network = _unweighed(small)
+    network.load_state_dict(pretrained.read(url))
+    return network, 512 if small else 2048
+
+
+def _unweighed(small: bool) -> torchvision.models.ResNet:
+    build = torchvision.models.resnet18 if small else torchvision.models.resnet50
+    return build(weights=None)
+
+
+def _for_channels(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """Return `convolution`, made for pictures of three channels, for as many as there are."""
+    if channels == 3:
+        return convolution
+    adapted = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    repeated = [channel % 3 for channel in range(channels)]
+    adapted.weight.data = convolution.weight.data[:, repeated].clone()
+    return adapted
