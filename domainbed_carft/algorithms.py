@@ -93,12 +93,13 @@ class CLIPAlgorithm(Algorithm):
         self.hparams["prompts_digest"] = digest
 
     def _read_the_data_set(self) -> None:
-        """Undo the normalisation that the data set shows; see that it follows the protocol."""
+        """Undo the normalisation that the data set shows; see that it is as it should be."""
         dataset = prompts.named_dataset(self.hparams["class_names"])
-        environments = observed.recall(self.hparams, dataset)
+        seen = observed.recall(self.hparams, dataset)
+        self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
         protocol = self.hparams["protocol"]
-        images.check_protocol(protocol, environments)
-        shown = images.normalisation(environments)
+        images.check_protocol(protocol, seen.environments)
+        shown = images.normalisation(seen.environments)
         if shown is not None:
             self.input = images.CLIPInput(self.input.resolution, *shown)
         mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)

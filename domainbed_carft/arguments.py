@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.hparams import HPARAMS
+from domainbed_carft.observed import Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Minibatches = Sequence[tuple[Tensor, Tensor]]
+
+UNCHECKED = "unchecked"
 
 _OURS = frozenset(h.name for h in HPARAMS)
 
@@ -82,6 +85,30 @@ def _given_by_hand() -> set[str]:
         return set(json.loads(parser.parse_known_args()[0].hparams or "{}"))
     except (argparse.ArgumentError, ValueError, TypeError):
         return set()  # not DomainBed's command line
+
+
+def checked_edition(hparams: Mapping[str, Any], seen: Seen) -> str:
+    """What to record as the data's edition.
+
+    Raises CarftError for data that is broken, and for another edition than the hparam
+    ``data_edition`` demands.
+    """
+    demanded: str = hparams["data_edition"]
+    if demanded == UNCHECKED:
+        return demanded
+    if seen.problems:
+        raise CarftError(
+            f"the data is broken: {'; '.join(seen.problems)}. `carft data verify` says more. To "
+            f"train on it as it is, set the hparam data_edition to {UNCHECKED!r}"
+        )
+    if demanded not in ("", seen.edition):
+        raise CarftError(
+            f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}"
+        )
+    print(f"Data: {seen.edition or 'not counted'}")
+    for difference in seen.differences:
+        print(f"Data differs: {difference}")
+    return seen.edition
 
 
 def pictures_and_labels(

@@ -63,11 +63,15 @@ class EmojiStyles:
         self.num_classes = len(self.datasets[0].classes)
         shown = [
             observed.Environment(
-                name, folder.classes, observed.normalisation(folder.transform), self._protocol
+                name,
+                folder.classes,
+                observed.normalisation(folder.transform),
+                self._protocol,
+                observed.counts(folder),
             )
             for name, folder in zip(self.ENVIRONMENTS, self.datasets)
         ]
-        observed.remember(hparams, type(self).__name__, shown)
+        self.data_edition = observed.remember(hparams, type(self).__name__, shown).edition
 
     def _transform(
         self, hparams: dict[str, Any] | None, is_test: bool

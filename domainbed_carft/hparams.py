@@ -162,6 +162,14 @@ HPARAMS: tuple[Hparam, ...] = (
         "audited (prompts.digest). Given beforehand, it must fit, or the run is refused.",
     ),
     Hparam(
+        "data_edition",
+        _always(""),
+        lambda v: isinstance(v, str),
+        "'', 'unchecked', or the edition that an earlier record shows",
+        "Verdict on the data by the counts of its pictures, filled in by the run. Data that is "
+        "broken is refused, unless this is 'unchecked'.",
+    ),
+    Hparam(
         "head_init",
         _always("zero-shot"),
         **_one_of("zero-shot", "random"),

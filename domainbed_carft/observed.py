@@ -7,6 +7,7 @@ nothing into the records. Forks whose data sets get no hparams go by the data se
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,39 +19,70 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a ch
 class Environment:
     """One environment: its name, its class names in label order, mean and std of its pictures.
 
-    What it does not show is None. ``protocol`` is the preset by which its pictures are transformed.
+    What it does not show is None. ``protocol`` is the preset by which its pictures are transformed,
+    ``counts`` the pictures of each class in label order.
     """
 
     name: str
     classes: Sequence[str] | None
     normalisation: Normalisation | None = None
     protocol: str = "domainbed"
+    counts: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All environments of a data set, and what they make of it.
+
+    ``edition``: the verdict of ``carft data verify`` on its counts, with the edition they are of,
+    "" where nothing was counted; ``problems`` say why the data is broken, ``differences`` how it is
+    not the known edition.
+    """
+
+    environments: Sequence[Environment] = ()
+    edition: str = ""
+    problems: Sequence[str] = ()
+    differences: Sequence[str] = ()
 
 
 # One job has one data set: older notes would only hold memory. The hparams object itself is kept
 # beside the note, so that its id cannot be given to another one.
-_by_object: dict[int, tuple[Any, list[Environment]]] = {}
-_by_name: dict[str, list[Environment]] = {}
+_by_object: dict[int, tuple[Any, Seen]] = {}
+_by_name: dict[str, Seen] = {}
 
 
-def remember(hparams: Any, dataset: str, environments: Sequence[Environment]) -> None:
+def remember(hparams: Any, dataset: str, environments: Sequence[Environment]) -> Seen:
     """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none."""
     _by_object.clear()
     _by_name.clear()
+    seen = _judged(dataset, environments)
     if hparams is None:
-        _by_name[dataset] = list(environments)
+        _by_name[dataset] = seen
     else:
-        _by_object[id(hparams)] = (hparams, list(environments))
+        _by_object[id(hparams)] = (hparams, seen)
+    return seen
 
 
-def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> list[Environment]:
-    """What the data set built with this very object showed; [] if there is none.
+def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
+    """What the data set built with this very object showed; nothing if there is none.
 
     Else what the ``dataset`` of that name showed, if it was built without an hparams object.
     """
     if id(hparams) in _by_object:
         return _by_object[id(hparams)][1]
-    return _by_name.get(dataset or "", [])
+    return _by_name.get(dataset or "", Seen())
+
+
+def _judged(dataset: str, environments: Sequence[Environment]) -> Seen:
+    """Hold the counts that a job has anyhow against what is known; no disk is touched."""
+    if not environments or any(e.counts is None or e.classes is None for e in environments):
+        return Seen(environments)
+    from domainbed_carft.data import verify
+
+    counts = {e.name: dict(zip(e.classes or (), e.counts or ())) for e in environments}
+    report = verify.judge(dataset, counts)
+    edition = f"{report.verdict}: {report.edition}" if report.edition else report.verdict
+    return Seen(environments, edition, report.problems, report.differences)
 
 
 def normalisation(transform: Any) -> Normalisation | None:
@@ -64,3 +96,12 @@ def normalisation(transform: Any) -> Normalisation | None:
     if not found:
         return None
     return tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std))
+
+
+def counts(folder: Any) -> list[int] | None:
+    """Pictures of each class of an ImageFolder in label order; None for anything else."""
+    targets, classes = getattr(folder, "targets", None), getattr(folder, "classes", None)
+    if targets is None or classes is None:
+        return None
+    found = Counter(targets)
+    return [found[label] for label in range(len(classes))]

@@ -13,27 +13,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import observed
+from domainbed_carft import benchmarks, observed
 from domainbed_carft.errors import CarftError
 
 CONTEXT_LISTS = ("imagenet", "emoji")
 
-# What is known without looking at the data: sorted folder names, as DomainBed indexes them.
+# What is known without looking at the data, in label order.
 BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
-    "PACS": ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
-    "VLCS": ("bird", "car", "chair", "dog", "person"),
-    "TerraIncognita": (
-        "bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon",
-        "squirrel",
-    ),
-    "EmojiStyles": (
-        "animal", "building", "clothing", "face", "food", "hand", "person", "plant", "tool",
-        "vehicle",
-    ),
+    **{name: benchmark.classes for name, benchmark in benchmarks.BENCHMARKS.items()},
     # Random noise under random labels: any two words serve.
     "Debug28": ("zero", "one"),
     "Debug224": ("zero", "one"),
-}  # fmt: skip
+}
 
 DATASET_PREFIX = "dataset:"
 
@@ -99,7 +90,8 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     """
     spec = hparams["class_names"]
     dataset = named_dataset(spec)
-    seen = {e.name: list(e.classes) for e in observed.recall(hparams, dataset) if e.classes}
+    environments = observed.recall(hparams, dataset).environments
+    seen = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
         found = _explicit(spec)
         source = "hparam class_names"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
 
-from domainbed_carft import algorithms, checkpoints, images, observed, prompts
+from domainbed_carft import algorithms, benchmarks, checkpoints, images, observed, prompts
 from domainbed_carft.errors import CarftError
 
 IMAGENET = (images.IMAGENET_MEAN, images.IMAGENET_STD)
@@ -86,3 +86,42 @@ def test_all_ways_to_call_update_and_predict_are_one(random_tiny):
     assert all(same(ways[0], way) for way in ways[1:])
     x = torch.randn(2, 3, 28, 28)
     assert torch.equal(ways[0](x), ways[0].predict(x))
+
+
+def pets(weights, counts, **overrides):
+    """CARFT in a job on PACS that found ``counts`` (environment -> pictures a class)."""
+    known = benchmarks.get("PACS")
+    values = settings(weights, class_names="dataset:PACS", **overrides)
+    shown = [
+        observed.Environment(name, known.classes, None, "domainbed", number)
+        for name, number in counts.items()
+    ]
+    observed.remember(values, "PACS", shown)
+    return algorithms.CARFT((3, 28, 28), 7, 3, values)
+
+
+def published():
+    (edition,) = benchmarks.get("PACS").editions
+    return {name: list(classes.values()) for name, classes in edition.by_class.items()}
+
+
+def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, capsys):
+    counts = published()
+    algorithm = pets(random_tiny, counts)
+    assert algorithm.hparams["data_edition"] == "verified: as published"
+    assert "Data: verified: as published\n" in capsys.readouterr().out
+    pets(random_tiny, counts, data_edition="verified: as published")
+    counts["photo"][0] -= 1
+    assert pets(random_tiny, counts).hparams["data_edition"] == "differs"
+    told = capsys.readouterr().out
+    assert "Data differs: " in told and "photo" in told
+    with pytest.raises(CarftError, match="demands 'verified: as published', but .* 'differs'"):
+        pets(random_tiny, counts, data_edition="verified: as published")
+
+
+def test_broken_data_is_refused_unless_it_is_meant(random_tiny):
+    counts = {"__MACOSX": [1] * 7, **published()}
+    with pytest.raises(CarftError, match="the data is broken: .*__MACOSX.*'unchecked'"):
+        pets(random_tiny, counts)
+    algorithm = pets(random_tiny, counts, data_edition="unchecked")
+    assert algorithm.hparams["data_edition"] == "unchecked"

@@ -215,7 +215,8 @@ import json, sys
 from domainbed import datasets
 from domainbed_carft import observed
 def shown(hparams, name=None):
-    return [[e.name, e.classes, e.normalisation] for e in observed.recall(hparams, name)]
+    seen = observed.recall(hparams, name)
+    return [[e.name, e.classes, e.normalisation] for e in seen.environments]
 """
 
 
@@ -247,7 +248,7 @@ from domainbed_carft import observed
 hparams = json.loads(sys.argv[2])
 pets = datasets.Pets(sys.argv[1], [0], hparams)
 transforms = [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets]
-print(json.dumps([transforms, [e.protocol for e in observed.recall(hparams)]]))
+print(json.dumps([transforms, [e.protocol for e in observed.recall(hparams).environments]]))
 """
     hparams = json.dumps({"protocol": wanted} if wanted else {})
     expected = [["host's"] * 2, ["domainbed"] * 2]

@@ -51,6 +51,7 @@ def test_prompts_are_contexts_by_classes():
         ("Alarm_Clock", "alarm clock"),
         ("flip-flops", "flip flops"),
         ("TV", "TV"),
+        ("ToothBrush", "toothbrush"),
         ("The_Eiffel_Tower", "the eiffel tower"),
         ("dog", "dog"),
     ],
@@ -90,6 +91,11 @@ def test_then_the_built_in_table_then_an_error_that_says_how():
     assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == [
         "bird", "car", "chair", "dog", "person",
     ]  # fmt: skip
+    office = prompts.class_names({"class_names": "dataset:OfficeHome"}, 65)
+    assert (office[0], office[58], office[-1]) == ("alarm clock", "TV", "webcam")
+    net = prompts.class_names({"class_names": "dataset:DomainNet"}, 345)
+    assert (net[0], net[3], net[-1]) == ("the eiffel tower", "aircraft carrier", "zigzag")
+    assert {"t shirt", "teddy bear"} <= set(net)
     with pytest.raises(CarftError, match=r"'Mine'.*--hparams.*text file.*MultipleEnvironment"):
         prompts.class_names({"class_names": "dataset:Mine"}, 3)
 

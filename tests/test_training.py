@@ -7,7 +7,7 @@ import pytest
 import torch
 from domainbed.scripts import train
 
-from domainbed_carft import checkpoints, hparams
+from domainbed_carft import checkpoints, hparams, prompts
 
 
 def run(output, algorithm, dataset, *more):
@@ -37,6 +37,15 @@ def test_debug224_and_the_saved_run(tmp_path):
     assert records[-1]["hparams"]["kl_weight"] == 3
     restored = checkpoints.load(tmp_path / "model.pkl")
     assert restored.predict(torch.randn(2, 3, 224, 224)).shape == (2, 2)
+
+
+def test_words_and_data_can_be_audited_from_a_record(tmp_path):
+    (record,) = run(tmp_path, "CARFT", "EmojiStyles", "--steps", "1")
+    edition = "verified: of the package"
+    assert record["data_edition"] == record["hparams"]["data_edition"] == edition
+    classes = prompts.BUILT_IN_CLASSES["EmojiStyles"]
+    digest = prompts.digest(prompts.contexts("emoji"), classes)
+    assert record["hparams"]["prompts_digest"] == digest
 
 
 def test_random_hparams_are_drawn_and_used(tmp_path):

@@ -260,10 +260,12 @@ def _remember(dataset: Any, hparams: Any, protocol: str) -> None:
             getattr(environment, "classes", None),
             observed.normalisation(getattr(environment, "transform", None)),
             protocol,
+            observed.counts(environment),
         )
         for index, environment in enumerate(dataset.datasets)
     ]
-    observed.remember(hparams, type(dataset).__name__, environments)
+    seen = observed.remember(hparams, type(dataset).__name__, environments)
+    dataset.data_edition = seen.edition
 
 
 def _environment_name(environment: Any, labels: Sequence[str], index: int) -> str:

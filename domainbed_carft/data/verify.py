@@ -1,0 +1,208 @@
+"""Whether data is what it should be: by name against a benchmark, by path against itself.
+
+``verify`` looks at a folder, ``judge`` at counts that a job has anyhow.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed_carft import benchmarks
+from domainbed_carft.data import comparison, listing
+from domainbed_carft.data.comparison import Counts, Findings, listed
+from domainbed_carft.errors import CarftError
+
+if TYPE_CHECKING:
+    from domainbed_carft.data.decoding import Damaged
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found of one data set.
+
+    ``counts``: environment -> class -> pictures, in label order. ``problems`` give wrong results
+    or none, ``differences`` are from what is known, and each is a sentence that says what to do.
+    ``edition`` is the known one that has these counts. ``damaged`` pictures are looked for only
+    where ``decoded``.
+    """
+
+    name: str
+    root: Path | None
+    counts: Counts
+    edition: str | None
+    problems: tuple[str, ...]
+    differences: tuple[str, ...]
+    notes: tuple[str, ...]
+    decoded: bool = False
+    damaged: tuple[Damaged, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """ "verified": all as known; "differs": usable, but not a known edition; "broken".
+
+        "consistent" is what nothing is known of and nothing is wrong with.
+        """
+        if self.problems:
+            return "broken"
+        if self.differences:
+            return "differs"
+        return "verified" if self.edition else "consistent"
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in all environments."""
+        return sum(sum(classes.values()) for classes in self.counts.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "folder": None if self.root is None else str(self.root),
+            "verdict": self.verdict,
+            "edition": self.edition,
+            "pictures": self.pictures,
+            "environments": [
+                {"name": name, "pictures": sum(classes.values()), "classes": dict(classes)}
+                for name, classes in self.counts.items()
+            ],
+            "problems": list(self.problems),
+            "differences": list(self.differences),
+            "notes": list(self.notes),
+            "decoded": self.decoded,
+            "damaged": [vars(one) for one in self.damaged],
+        }
+
+
+def judge(name: str, counts: Counts) -> Report:
+    """The report on ``counts`` (environment -> class -> pictures, both in order of position).
+
+    Touches no disk. A ``name`` that is no benchmark's has no expectations to meet.
+    """
+    return _report(name, None, counts, _compared(name, counts))
+
+
+def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
+    """List the folder of a benchmark below ``data_dir``, or any folder, and say what it holds.
+
+    ``decode`` reads every picture, which takes as long as an epoch; else only directories and
+    sizes are read. Raises CarftError where there is no such benchmark or folder.
+    """
+    name, root = _place(name_or_path, data_dir)
+    found = listing.read(root, with_pictures=decode)
+    findings = _compared(name, found.counts)
+    _odd(found, findings)
+    if name not in benchmarks.BENCHMARKS:
+        _perhaps_known(root.resolve(), findings)
+    if not decode:
+        return _report(name, root, found.counts, findings)
+    from domainbed_carft.data import decoding  # Pillow is of no use before
+
+    bad = decoding.damaged(root, found.pictures)
+    _damaged(bad, findings)
+    return _report(name, root, found.counts, findings, decoded=True, damaged=tuple(bad))
+
+
+def _report(
+    name: str, root: Path | None, counts: Counts, findings: Findings, **decoding: Any
+) -> Report:
+    return Report(
+        name,
+        root,
+        counts,
+        findings.edition,
+        tuple(findings.problems),
+        tuple(findings.differences),
+        tuple(findings.notes),
+        **decoding,
+    )
+
+
+def _compared(name: str, counts: Counts) -> Findings:
+    known = benchmarks.BENCHMARKS.get(name)
+    return comparison.with_known(known, counts) if known else comparison.with_each_other(counts)
+
+
+def _place(name_or_path: str, data_dir: Path | None) -> tuple[str, Path]:
+    """What to call the data, and its folder. What is given by its path is nobody's benchmark."""
+    known = benchmarks.BENCHMARKS.get(name_or_path)
+    if known is None:
+        if not Path(name_or_path).is_dir():
+            raise CarftError(
+                f"{name_or_path!r} is neither a benchmark nor a folder; "
+                f"{benchmarks.nearest(name_or_path)}"
+            )
+        return name_or_path, Path(name_or_path)
+    if not known.folder:
+        from domainbed_carft import emoji  # imports torchvision
+
+        return known.name, emoji.unpacked()
+    if data_dir is None:
+        raise CarftError(
+            f"{known.name} is looked for below a data folder: give --data_dir, the folder that has "
+            f"{known.folder!r} in it"
+        )
+    root = data_dir / known.folder
+    if not root.is_dir():
+        beside = sorted(p.name for p in data_dir.iterdir()) if data_dir.is_dir() else []
+        raise CarftError(
+            f"{known.name} should be in {root}, but there is no such folder; "
+            f"{data_dir} has {listed(beside, 12) or 'nothing in it'}. Rename the folder, or give "
+            "the --data_dir that has it"
+        )
+    return known.name, root
+
+
+def _perhaps_known(root: Path, findings: Findings) -> None:
+    for known in benchmarks.BENCHMARKS.values():
+        if known.folder == root.name:
+            command = f"carft data verify {known.name} --data_dir {shlex.quote(str(root.parent))}"
+            findings.notes.append(f"to compare with what is known of {known.name}: {command}")
+
+
+def _odd(found: listing.Listing, findings: Findings) -> None:
+    odd, root = found.oddities, shlex.quote(str(found.root))
+    problems = {
+        ("empty files with a picture's name", "get them again"): odd.empty,
+        ("links to no picture", "restore what they point to"): odd.broken_links,
+        (
+            "macOS resource forks, which are read as pictures",
+            f"find {root} -name '._*' -delete",
+        ): odd.resource_forks,
+        (
+            "links to a folder above them, below which pictures are read again and again",
+            "remove them",
+        ): odd.loops,
+        ("folders that cannot be read", "mend their permissions"): odd.unreadable,
+    }
+    for (what, remedy), paths in problems.items():
+        if paths:
+            findings.problems.append(f"{_counted(what, paths)}; {remedy}")
+    notes = {
+        "files that are no pictures by their name, and not read": odd.other_files,
+        "pictures in no class folder, and not read": odd.loose,
+        "folders below a class, whose pictures belong to the class": odd.nested,
+    }
+    findings.notes += [_counted(what, paths) for what, paths in notes.items() if paths]
+
+
+def _damaged(bad: list[Damaged], findings: Findings) -> None:
+    cut = [one.path for one in bad if one.truncated]
+    unread = [one.path for one in bad if not one.truncated]
+    if unread:
+        findings.problems.append(
+            f"{_counted('pictures that cannot be decoded', unread)}: they end a job when it comes "
+            "to them; get them again"
+        )
+    if cut:
+        findings.differences.append(
+            f"{_counted('pictures that are cut off', cut)}: DomainBed reads them with grey where "
+            "their data ends; get them again, unless the published ones are the same"
+        )
+
+
+def _counted(what: str, paths: Sequence[str]) -> str:
+    return f"{what}: {len(paths):,} ({listed(paths)})"

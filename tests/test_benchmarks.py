@@ -1,0 +1,142 @@
+"""What is known of the benchmarks: against the harness, the archive, and totals typed in here."""
+
+import csv
+import zipfile
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+from domainbed import datasets
+
+from domainbed_carft import benchmarks, emoji
+from domainbed_carft.errors import CarftError
+
+IMAGE_SETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet")
+
+# Published, and typed in here by hand, apart from the tables of the package.
+TOTALS = {
+    "PACS": {"A": 2048, "C": 2344, "P": 1670, "S": 3929},
+    "VLCS": {"C": 1415, "L": 2656, "S": 3282, "V": 3376},
+    "OfficeHome": {"A": 2427, "C": 4365, "P": 4439, "R": 4357},
+    "TerraIncognita": {"L100": 4741, "L38": 9736, "L43": 3970, "L46": 5883},
+    "DomainNet": {
+        "clip": 48129, "info": 51605, "paint": 72266,
+        "quick": 172500, "real": 172947, "sketch": 69128,
+    },
+}  # fmt: skip
+
+CLASSES = {"PACS": 7, "VLCS": 5, "OfficeHome": 65, "TerraIncognita": 10, "DomainNet": 345}
+
+
+@pytest.mark.parametrize("name", IMAGE_SETS)
+def test_what_the_harness_says_too(name):
+    known, theirs = benchmarks.get(name), getattr(datasets, name)
+    assert known.folder == theirs.FOLDER
+    assert [e.label for e in known.environments] == theirs.ENVIRONMENTS
+    assert known.steps["DomainBed"] == theirs.N_STEPS
+
+
+@pytest.mark.parametrize("name", IMAGE_SETS)
+def test_counts(name):
+    known = benchmarks.get(name)
+    edition = known.editions[0]
+    assert {e.label: edition.counts[e.folder] for e in known.environments} == TOTALS[name]
+    for environment, by_class in edition.by_class.items():
+        assert set(by_class) == set(known.classes)
+        assert sum(by_class.values()) == edition.counts[environment]
+
+
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
+def test_positions_are_those_of_sorted_folders(name):
+    known = benchmarks.get(name)
+    folders = [e.folder for e in known.environments]
+    assert folders == sorted(folders)
+    assert list(known.classes) == sorted(set(known.classes))
+    assert len(known.classes) == CLASSES.get(name, 10)
+
+
+def test_where_counts_by_class_are_known():
+    known = {n: sorted(benchmarks.get(n).editions[0].by_class) for n in IMAGE_SETS}
+    assert known["TerraIncognita"] == []
+    assert known["DomainNet"] == ["clipart", "infograph", "painting", "quickdraw", "sketch"]
+    for name in ("PACS", "VLCS", "OfficeHome"):
+        assert known[name] == [e.folder for e in benchmarks.get(name).environments]
+
+
+def test_vlcs_by_class():
+    table = benchmarks.get("VLCS").editions[0].by_class
+    assert {name: list(classes.values()) for name, classes in table.items()} == {
+        "Caltech101": [237, 123, 118, 67, 870],
+        "LabelMe": [80, 1209, 88, 42, 1237],
+        "SUN09": [20, 932, 1036, 30, 1264],
+        "VOC2007": [330, 699, 428, 420, 1499],
+    }
+
+
+def test_spelling_of_class_folders():
+    office, net = benchmarks.get("OfficeHome").classes, benchmarks.get("DomainNet").classes
+    assert {"Alarm_Clock", "Flipflops", "Postit_Notes", "ToothBrush", "TV"} <= set(office)
+    assert net[:4] == (
+        "The_Eiffel_Tower", "The_Great_Wall_of_China", "The_Mona_Lisa", "aircraft_carrier",
+    )  # fmt: skip
+    assert {"t-shirt", "teddy-bear", "animal_migration", "zigzag"} <= set(net)
+    assert not [name for name in office + net if name != name.strip() or " " in name]
+
+
+def test_terra_incognita_has_two_editions():
+    today, older = benchmarks.get("TerraIncognita").editions
+    assert (today.total, older.total) == (24330, 24788)
+    assert list(older.counts.values()) == [4879, 9767, 4020, 6122]
+
+
+def test_emoji_styles_is_what_is_in_the_archive():
+    assets = files("domainbed_carft") / "assets"
+    with zipfile.ZipFile(assets / emoji.ARCHIVE) as archive:
+        inside = [n.split("/") for n in archive.namelist() if n.endswith(".png")]
+    found = Counter((environment, name) for environment, name, _ in inside)
+    known = benchmarks.get("EmojiStyles")
+    assert [e.folder for e in known.environments] == emoji.EmojiStyles.ENVIRONMENTS
+    table = known.editions[0].by_class
+    assert found == Counter({(e, c): n for e, classes in table.items() for c, n in classes.items()})
+    assert known.steps["DomainBed"] == emoji.EmojiStyles.N_STEPS
+
+
+def test_every_table_of_the_package_is_used():
+    tables = {path.name for path in (files("domainbed_carft") / "assets" / "classes").iterdir()}
+    assert tables == {f"{name}.csv" for name in benchmarks.BENCHMARKS}
+    for name, known in benchmarks.BENCHMARKS.items():
+        path = files("domainbed_carft") / "assets" / "classes" / f"{name}.csv"
+        header = next(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        assert header == ["class", *(e.folder for e in known.environments)]
+
+
+def test_steps_of_the_protocols():
+    assert benchmarks.get("DomainNet").steps == {
+        "DomainBed": 5001, "SWAD": 15001, "MIRO": 15001, "CLIPood": 10000,
+    }  # fmt: skip
+    assert benchmarks.get("PACS").steps == {
+        "DomainBed": 5001, "SWAD": 5001, "MIRO": 5001, "CLIPood": 5000,
+    }  # fmt: skip
+
+
+def test_sources():
+    kinds = {n: [s.is_archive for s in k.sources] for n, k in benchmarks.BENCHMARKS.items()}
+    assert kinds == {
+        "PACS": [True], "VLCS": [True], "OfficeHome": [True], "TerraIncognita": [True] * 2,
+        "DomainNet": [True] * 6 + [False], "EmojiStyles": [],
+    }  # fmt: skip
+    assert benchmarks.get("PACS").sources[0].url.endswith("=1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd")
+    assert len({s.url for k in benchmarks.BENCHMARKS.values() for s in k.sources}) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ofice_home", r"'ofice_home'; did you mean OfficeHome\? Known: PACS, VLCS, .*EmojiStyles"),
+        ("pacs", r"did you mean PACS\?"),
+        ("ImageNet-1k-wrong", r"'ImageNet-1k-wrong'; Known: PACS"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name, message):
+    with pytest.raises(CarftError, match=message):
+        benchmarks.get(name)
