@@ -181,7 +181,7 @@ def test_an_interrupted_sweep_says_so(tmp_path, capsys, monkeypatch):
     ("environments", "flags", "message"),
     [
         (["a", "b"], [], "2 environments; these jobs need at least 3. With --single_test_envs"),
-        (["a"], ["--single_test_envs"], "1 environments; these jobs need at least 2."),
+        ([], ["--single_test_envs"], "0 environments; these jobs need at least 2."),
     ],
 )
 def test_too_few_environments(tmp_path, capsys, monkeypatch, environments, flags, message):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from domainbed.lib import errors, image_folders, mnist, names
+from domainbed.lib import errors, image_folders, mnist, names, own_data
 
 DATASETS = [
     "Debug28",
@@ -33,11 +33,18 @@ DATASETS = [
 def get_dataset_class(dataset_name: str) -> type[Any]:
     """Return the class that this module's globals hold under `dataset_name`.
 
+    For a user's own data (`lib.own_data`) it is made for that folder.
+
     Raises:
         UnknownNameError: no data set has that name, and the message lists the valid ones; or
             upstream has one and we do not, and the message says what to do instead.
+        UsageError: it is the user's own data, and there is no such folder, or no domain in it.
     """
     found = globals().get(dataset_name)
+    if found is None:
+        folder = own_data.folder_of(dataset_name)
+        if folder is not None:
+            return _own(dataset_name, folder)
     if found is None and dataset_name in names.DATASETS_NOT_INCLUDED:
         raise names.UnknownNameError(names.not_included(dataset_name))
     declares = hasattr(found, "ENVIRONMENTS") or dataset_name in DATASETS
@@ -251,6 +258,25 @@ class _Benchmark(MultipleEnvironmentImageFolder):
             f"{cls.__name__} is not there: expected the folder {expected} with one sub-folder an "
             f"environment. Is --data_dir {root} the folder that holds it?"
         ]
+
+
+class OwnData(MultipleEnvironmentImageFolder):
+    """A user's own folder domain/class; made for each by `get_dataset_class`."""
+
+    CHECKPOINT_FREQ = 300
+    FOLDER: str
+
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        super().__init__(self.FOLDER, test_envs, hparams["data_augmentation"], hparams)
+
+    @classmethod
+    def data_problems(cls, root: str | None) -> list[str]:
+        return own_data.problems(cls.FOLDER)
+
+
+def _own(name: str, folder: str) -> type[OwnData]:
+    domains = own_data.environments(folder)
+    return type(name, (OwnData,), {"FOLDER": folder, "ENVIRONMENTS": domains})
 
 
 class VLCS(_Benchmark):

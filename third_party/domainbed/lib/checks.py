@@ -60,7 +60,8 @@ def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
         problems.append(f"--test_envs names an environment twice: {_spaced(test_envs)}.")
     if not problems and len(test_envs) == len(labels):
         problems.append(
-            f"--test_envs {_spaced(test_envs)} leaves {dataset} no environment to train on."
+            f"--test_envs {_spaced(test_envs)} leaves {dataset} no environment to train on. "
+            "--test_envs without a number trains on all."
         )
     return problems
 

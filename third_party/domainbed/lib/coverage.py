@@ -14,6 +14,23 @@ _SHOWN = 20
 _OF_A_JOB = ("out.txt", "err.txt", "results.jsonl")
 
 
+def columns(records: Q) -> dict[str, list[str]]:
+    """Return data set to environment labels for each that has tables, in the order of the tables.
+
+    Those in DATASETS come first; then users' own data, whose records hold the labels.
+    """
+    found = records.select("args.dataset").unique()
+    known = [
+        name for name in datasets.DATASETS if name in found and not checks.dataset_problems(name)
+    ]
+    result = {name: list(datasets.get_dataset_class(name).ENVIRONMENTS) for name in known}
+    for record in records:
+        name = record["args"]["dataset"]
+        if name not in datasets.DATASETS and "environments" in record:
+            result.setdefault(name, list(record["environments"]))
+    return result
+
+
 def remarks(records: Q) -> list[str]:
     """Return sentences on data sets without a table, cells without a value, missing jobs."""
     found = records.select("args.dataset").unique()
@@ -21,7 +38,7 @@ def remarks(records: Q) -> list[str]:
     result = [
         f"Data set {name} is not in domainbed.datasets.DATASETS: its records are in no table."
         for name in found
-        if name not in datasets.DATASETS
+        if name not in datasets.DATASETS and name not in columns(records)
     ]
     result += [
         f"{problem} Its records are in no table."
@@ -33,7 +50,7 @@ def remarks(records: Q) -> list[str]:
         f"{name} has no jobs with two test environments: leave-one-domain-out cross-validation "
         "needs them, so its cells are X."
         for name in found
-        if not any(len(job["test_envs"]) == 2 for job in _jobs(records, name))
+        if {len(job["test_envs"]) for job in _jobs(records, name)} == {1}
     ]
     result += missing[:_SHOWN]
     if len(missing) > _SHOWN:

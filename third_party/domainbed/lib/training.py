@@ -203,6 +203,12 @@ class Run:
         misc.print_row([results[column] for column in columns], colwidth=12)
 
         record = {**results, "hparams": self.hparams, "args": vars(self.args)}
+        # What a plugin found out about the data; upstream's records have no such key.
+        if edition := getattr(self.dataset, "data_edition", ""):
+            record["data_edition"] = edition
+        if isinstance(self.dataset, datasets.OwnData):
+            # So that tables have their columns where the folder is not.
+            record["environments"] = list(self.dataset.ENVIRONMENTS)
         append_record(os.path.join(self.args.output_dir, "results.jsonl"), record)
 
     def _evaluate(self) -> dict[str, float]:

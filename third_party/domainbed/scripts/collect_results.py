@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from domainbed import algorithms, datasets, model_selection
-from domainbed.lib import checks, coverage, misc, reporting
+from domainbed import algorithms, model_selection
+from domainbed.lib import coverage, misc, reporting
 from domainbed.lib.query import Q
 
 SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
@@ -109,14 +109,11 @@ def print_results_tables(
     ]
     groups = Q([group | {"sweep_acc": acc} for group, acc in tested if acc is not None])
     algorithm_names = _listed_first(records.select("args.algorithm").unique())
-    found = records.select("args.dataset").unique()
-    dataset_names = [
-        name for name in datasets.DATASETS if name in found and not checks.dataset_problems(name)
-    ]
+    columns = coverage.columns(records)
+    dataset_names = list(columns)
     method = f"model selection method: {selection_method.name}"
 
-    for dataset in dataset_names:
-        labels = list(datasets.get_dataset_class(dataset).ENVIRONMENTS)
+    for dataset, labels in columns.items():
         trials = [
             [_accuracies(groups, dataset, name, test_env) for test_env in range(len(labels))]
             for name in algorithm_names
@@ -133,6 +130,34 @@ def print_results_tables(
     if latex:
         print("\n\\subsubsection{Averages}")
     _print_means(trials, f"Averages, {method}", algorithm_names, dataset_names, 25, latex)
+
+
+def print_in_domain_tables(records: Q, latex: bool) -> None:
+    """Print a table for each data set with jobs that left no environment out.
+
+    Upstream has no such jobs; data of a single domain has no others. There is no target, so the
+    cells are accuracies on out-splits at the last step, of each trial's best hyperparameters by
+    their mean: what other tables only select by.
+    """
+    jobs = records.filter(lambda record: not record["args"]["test_envs"])
+    names = _listed_first(jobs.select("args.algorithm").unique())
+    for dataset, labels in coverage.columns(jobs).items():
+        header = f"Dataset: {dataset}, nothing left out: out-split accuracy at the last step"
+        trials = []
+        for name in names:
+            own = jobs.filter_equals("args.dataset,args.algorithm", (dataset, name))
+            best = [
+                _best_last_step(trial, len(labels)) for _, trial in own.group("args.trial_seed")
+            ]
+            trials.append([Q(list(values)) for values in zip(*best, strict=True)])
+        _print_means(trials, header, names, labels, 20, latex)
+
+
+def _best_last_step(trial: Q, count: int) -> list[float]:
+    """Return the accuracies on all out-splits of the hyperparameters that are best on them."""
+    last = [run.argmax("step") for _, run in trial.group("args.hparams_seed")]
+    accuracies = [[record[f"env{i}_out_acc"] for i in range(count)] for record in last]
+    return max(accuracies, key=sum)
 
 
 def _listed_first(found: Q) -> list[str]:
@@ -188,6 +213,7 @@ def print_report(records: Q, latex: bool) -> None:
         if latex:
             print(f"\n\\subsection{{Model selection: {method.name}}}")
         print_results_tables(records, method, latex)
+    print_in_domain_tables(records, latex)
     if latex:
         print("\\end{document}")
 

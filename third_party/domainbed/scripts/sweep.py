@@ -157,6 +157,8 @@ def _chosen_args(
 
 def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
     n = datasets.num_environments(dataset)
+    if n == 1:  # a user's own data: there is nothing to leave out
+        return [[]]
     return [[index] for index in range(n)] if single else list(all_test_env_combinations(n))
 
 
@@ -211,7 +213,7 @@ def _dataset_problems(dataset: str, single_test_envs: bool) -> list[str]:
         return problems
     needed = 2 if single_test_envs else 3
     found = datasets.num_environments(dataset)
-    if found >= needed:
+    if found >= needed or found == 1:
         return []
     advice = " With --single_test_envs 2 are enough." if found == 2 else ""
     return [f"{dataset} has {found} environments; these jobs need at least {needed}.{advice}"]

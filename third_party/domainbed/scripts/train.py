@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--algorithm", default="ERM")
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set")
-    parser.add_argument("--test_envs", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--test_envs", type=int, nargs="*", default=[0], help="none: train on all environments"
+    )
     parser.add_argument("--output_dir", default="train_output")
     _add_seeds(parser)
     _add_amounts(parser)
