@@ -7,6 +7,7 @@ A launcher is a function of a list of shell commands, as ``domainbed.scripts.swe
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,8 @@ def pool(commands: Sequence[str]) -> list[str]:
     return failed
 
 
+ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
+
 LAUNCHERS: dict[str, Callable[[Sequence[str]], list[str]]] = {"pool": pool}
 
 
@@ -42,11 +45,15 @@ def cores() -> int:
 
 
 def _run(command: str) -> str | None:
-    arguments = shlex.split(command)
-    if arguments[0] == "python":  # what sweep writes; the jobs need what this interpreter imports
-        arguments[0] = sys.executable
     # Read by OpenMP as well as by MKL and OpenBLAS builds of torch and numpy.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = shlex.split(command)
+    # T3A and DPLCLIP write `NAME=value python -m ...`, which a shell would understand.
+    while assigned := ASSIGNMENT.fullmatch(arguments[0]):
+        environment[assigned["name"]] = assigned["value"]
+        del arguments[0]
+    if arguments[0] == "python":  # what sweep writes; the jobs need what this interpreter imports
+        arguments[0] = sys.executable
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         done = subprocess.run(
             arguments, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, check=False

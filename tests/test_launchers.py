@@ -29,6 +29,14 @@ def test_jobs_run_with_this_interpreter_and_one_thread(tmp_path):
     assert target.read_text() == f"{sys.executable} 1"
 
 
+def test_variables_before_the_command_are_set_as_a_shell_would(tmp_path):
+    """T3A's and DPLCLIP's sweeps write their commands so."""
+    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['A'] + os.environ['B'])"
+    command = python(code, str(tmp_path / "a=b"))
+    assert launchers.pool([f"A='one two' B= {command}"]) == []
+    assert (tmp_path / "a=b").read_text() == "one two"
+
+
 def test_a_failure_is_told_and_stops_nothing(tmp_path, capfd):
     commands = [
         python("import sys; print('shown?'); sys.exit('no such data')"),
