@@ -97,8 +97,8 @@ class CLIPAlgorithm(Algorithm):
         dataset = prompts.named_dataset(self.hparams["class_names"])
         seen = observed.recall(self.hparams, dataset)
         self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
-        protocol = self.hparams["protocol"]
-        images.check_protocol(protocol, seen.environments)
+        protocol = images.followed_protocol(self.hparams["protocol"], seen.environments)
+        self.hparams["protocol"] = protocol
         shown = images.normalisation(seen.environments)
         if shown is not None:
             self.input = images.CLIPInput(self.input.resolution, *shown)

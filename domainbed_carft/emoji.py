@@ -34,8 +34,9 @@ class EmojiStyles:
     embedded ``tiny`` CLIP was pre-trained on.
 
     It keeps to the interface of DomainBed's data sets by itself; the plugin adds the host's base
-    class, whose place differs between forks. Forks that give it no ``hparams`` (SWAD, MIRO)
-    transform pictures themselves and get them as they are, at ``INPUT_SHAPE_ELSEWHERE``.
+    class, whose place differs between forks. The host's own algorithms get 224 px, since they have
+    no networks for 48. Forks that give it no ``hparams`` (SWAD, MIRO) transform pictures to that
+    size themselves and get them as they are.
     """
 
     N_STEPS = 101
@@ -43,7 +44,7 @@ class EmojiStyles:
     N_WORKERS = 0  # decoding 64 px takes less than handing a picture to another process
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
     INPUT_SHAPE = (3, SIZE, SIZE)
-    INPUT_SHAPE_ELSEWHERE = (3, 224, 224)
+    HOSTS_SIZE = 224  # px
 
     def __init__(
         self, root: Any, test_envs: Sequence[int] = (), hparams: dict[str, Any] | None = None
@@ -51,6 +52,8 @@ class EmojiStyles:
         folder = unpacked()
         self._protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
+        size = SIZE if hparams and "clip_backbone" in hparams else self.HOSTS_SIZE
+        self.input_shape = (3, size, size)
         self.datasets = [
             ImageFolder(
                 str(folder / environment),
@@ -59,7 +62,6 @@ class EmojiStyles:
             )
             for index, environment in enumerate(self.ENVIRONMENTS)
         ]
-        self.input_shape = self.INPUT_SHAPE if hparams else self.INPUT_SHAPE_ELSEWHERE
         self.num_classes = len(self.datasets[0].classes)
         shown = [
             observed.Environment(
@@ -79,7 +81,7 @@ class EmojiStyles:
         if hparams is None:
             return None
         augment = hparams.get("data_augmentation", True)  # the key is younger than DomainBed
-        return protocol.transform(self._protocol, SIZE, augment and not is_test)
+        return protocol.transform(self._protocol, self.input_shape[-1], augment and not is_test)
 
     def __getitem__(self, index: int) -> ImageFolder:
         return self.datasets[index]

@@ -149,9 +149,10 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam(
         "protocol",
         _always("domainbed"),
-        **_one_of("domainbed", "clip"),
+        **_one_of("domainbed", "clip", "host"),
         reason="What happens to a picture first: DomainBed's transforms, or those of CLIP's own "
-        "pre-processing with crop and flip in training, as CLIPood has them.",
+        "pre-processing with crop and flip in training, as CLIPood has them. A run in a fork that "
+        "transforms in a way of its own records 'host'.",
     ),
     Hparam(
         "prompts_digest",

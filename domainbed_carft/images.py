@@ -25,6 +25,7 @@ PROTOCOLS = {
     "to a square",
     "clip": "training: bicubic crop of 70 to 100%, flip; test: the shorter side resized, bicubic, "
     "and the square in the middle of it",
+    "host": "transforms of its own, which this DomainBed has in place of upstream's",
 }
 
 
@@ -79,16 +80,19 @@ def normalisation(environments: Sequence[observed.Environment]) -> observed.Norm
     return shown[0].normalisation if shown else None
 
 
-def check_protocol(protocol: str, environments: Sequence[observed.Environment]) -> None:
-    """Raise CarftError unless the pictures of all ``environments`` follow this preset.
+def followed_protocol(wanted: str, environments: Sequence[observed.Environment]) -> str:
+    """The preset that the pictures of all ``environments`` follow, to be recorded.
 
-    Environments that nobody has seen follow their host's own, which is ``domainbed``.
+    It is ``host`` where a fork transforms in a way of its own, which nobody has to ask for. Raises
+    CarftError where ``clip`` is wanted and not followed. Environments that nobody has seen follow
+    their host's own, which is ``domainbed``.
     """
     followed = {e.protocol for e in environments} or {"domainbed"}
-    if followed != {protocol}:
-        raise CarftError(
-            f"protocol is {protocol!r}, but the pictures of this data set are transformed by its "
-            f"host, {' and '.join(sorted(followed))}: only data sets of DomainBed's "
-            "MultipleEnvironmentImageFolder that are given test_envs and hparams, and EmojiStyles, "
-            "can follow another one. Leave protocol at 'domainbed'"
-        )
+    if followed == {wanted} or (wanted == "domainbed" and followed == {"host"}):
+        return followed.pop()
+    raise CarftError(
+        f"protocol is {wanted!r}, but the pictures of this data set are transformed by its host, "
+        f"{' and '.join(sorted(followed))}: only data sets of DomainBed's "
+        "MultipleEnvironmentImageFolder that are given test_envs and hparams, and EmojiStyles, "
+        "can follow another one. Leave protocol at 'domainbed'"
+    )

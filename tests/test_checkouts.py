@@ -31,6 +31,8 @@ SHAPES = {
     "tables": ["classic", "tables"],
     "packages": ["classic", "early", "packages"],
 }
+OWN_TRANSFORMS = ("clip", "packages")
+
 # An editable install differs in how we are found, not in what we do to a host.
 CASES = [("wheel", shape) for shape in SHAPES] + [("editable", "classic"), ("editable", "packages")]
 
@@ -116,6 +118,7 @@ def test_a_sweep_is_launched_and_collected(
     for _, last in records.values():
         assert last["step"] == 1 and last["loss"] > 0
         check_words(last["hparams"], dataset)
+        assert last["hparams"]["protocol"] == ("host" if shape in OWN_TRANSFORMS else "domainbed")
         assert last["hparams"]["data_augmentation"] is True  # the host's own are there too
     first, last = records["CARFT"]
     assert first["loss_kl"] == 0.0 < last["loss_kl"]

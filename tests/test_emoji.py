@@ -10,7 +10,11 @@ import torch
 from domainbed_carft import emoji, prompts
 from domainbed_carft.errors import CarftError
 
-HPARAMS = {"data_augmentation": True, "class_names": "dataset:EmojiStyles"}
+HPARAMS = {
+    "data_augmentation": True,
+    "class_names": "dataset:EmojiStyles",
+    "clip_backbone": "tiny",
+}
 
 
 @pytest.fixture
@@ -38,6 +42,12 @@ def test_only_training_environments_are_augmented():
     assert moves == [True, False, True, True]
     still = emoji.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
     assert all(torch.equal(env[5][0], env[5][0]) for env in still)
+
+
+def test_the_hosts_own_algorithms_get_the_size_they_have_networks_for():
+    dataset = emoji.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
+    assert dataset.input_shape == (3, 224, 224)
+    assert all(env[0][0].shape == (3, 224, 224) for env in dataset)
 
 
 def test_a_host_that_gives_no_hparams_transforms_by_itself():

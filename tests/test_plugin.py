@@ -251,10 +251,28 @@ transforms = [e.transform if isinstance(e.transform, list) else "host's" for e i
 print(json.dumps([transforms, [e.protocol for e in observed.recall(hparams).environments]]))
 """
     hparams = json.dumps({"protocol": wanted} if wanted else {})
-    expected = [["host's"] * 2, ["domainbed"] * 2]
+    expected = [["host's"] * 2, ["host"] * 2]
     if wanted == "clip":
         expected = [[["clip", 224, False], ["clip", 224, True]], ["clip"] * 2]
     assert site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout) == expected
+
+
+def test_upstreams_own_transforms_are_known_by_their_steps(site: Site, tmp_path: Path) -> None:
+    steps = "class Resize: pass\nclass ToTensor: pass\n\nclass Normalize:"
+    text = HOST["datasets.py"].replace("class Normalize:", steps)
+    text = text.replace("[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]", "(0.485, 0.456, 0.406), (1, 1, 1)")
+    text = text.replace("[str, Normalize()]", "[Resize(), ToTensor(), Normalize()]")
+    fork = write_checkout(tmp_path / "fork", datasets=text)
+    (site.folder / "data" / "art" / "cat").mkdir(parents=True)
+    code = """
+import json, sys
+from domainbed import datasets
+from domainbed_carft import observed
+hparams = {}
+datasets.Pets(sys.argv[1], [0], hparams)
+print(json.dumps(observed.recall(hparams).environments[0].protocol))
+"""
+    assert site.json("-c", code, str(site.folder / "data"), cwd=fork) == "domainbed"
 
 
 # DPLCLIP's data sets write the folders' names into the hparams, SWAD's and MIRO's get none.

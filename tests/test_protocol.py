@@ -63,7 +63,8 @@ def test_emoji_styles_follows(random_tiny, capsys):
 
 
 @pytest.mark.parametrize(
-    ("asked", "followed"), [("clip", ["domainbed"]), ("domainbed", ["clip"]), ("clip", [])]
+    ("asked", "followed"),
+    [("clip", ["domainbed"]), ("domainbed", ["clip"]), ("clip", []), ("clip", ["host"])],
 )
 def test_pictures_that_do_not_follow_are_refused(random_tiny, asked, followed):
     values = settings(random_tiny, class_names="dataset:Pets", protocol=asked)
@@ -73,3 +74,13 @@ def test_pictures_that_do_not_follow_are_refused(random_tiny, asked, followed):
         values["class_names"] = ["a", "b", "c"]
     with pytest.raises(CarftError, match=f"protocol is '{asked}', but .*Leave protocol at"):
         algorithms.CARFT((3, 28, 28), 3, 2, values)
+
+
+def test_a_hosts_own_way_is_recorded_as_such(random_tiny, capsys):
+    for asked in ("domainbed", "host"):
+        values = settings(random_tiny, class_names="dataset:Pets", protocol=asked)
+        shown = [observed.Environment(name, ["a", "b", "c"], None, "host") for name in "xy"]
+        observed.remember(values, "Pets", shown)
+        algorithms.CARFT((3, 28, 28), 3, 2, values)
+        assert values["protocol"] == "host"
+        assert "CLIP protocol: host (transforms of its own" in capsys.readouterr().out

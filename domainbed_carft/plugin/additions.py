@@ -107,6 +107,15 @@ def add_launchers(module: ModuleType) -> None:
         _JOURNAL.put(module.REGISTRY, name, launcher)
 
 
+# Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
+UPSTREAMS_STEPS = (
+    ["Resize", "ToTensor", "Normalize"],
+    [
+        *("RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", "RandomGrayscale"),
+        *("ToTensor", "Normalize"),
+    ],
+)
+
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.algorithms": (add_algorithms,),
     "domainbed.hparams_registry": (wrap_hparams,),
@@ -234,19 +243,26 @@ def _remembering(original: Callable[..., None]) -> Callable[..., None]:
 def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     """Transform pictures by the preset that our hparams name, where it is not the host's own.
 
-    Returns the preset that is followed: a host that does not say which environments are test
-    environments keeps its own, and our algorithms refuse to go on.
+    Returns the preset that is followed, "host" for transforms that are not upstream's. A host that
+    does not say which environments are test environments keeps its own.
     """
     hparams = given.get("hparams")
     wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
     if wanted != "clip" or "test_envs" not in given:
-        return "domainbed"
+        return "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
     from domainbed_carft import protocol
 
     for index, environment in enumerate(dataset.datasets):
         augment = bool(given.get("augment", True)) and index not in given["test_envs"]
         environment.transform = protocol.transform(wanted, dataset.input_shape[-1], augment)
     return wanted
+
+
+def _is_upstreams(environment: Any) -> bool:
+    """Whether the steps of the transform are those of upstream, trained on or not."""
+    steps = getattr(getattr(environment, "transform", None), "transforms", ())
+    names = [type(step).__name__ for step in steps]
+    return names in UPSTREAMS_STEPS and list(steps[-1].mean) == [0.485, 0.456, 0.406]
 
 
 def _remember(dataset: Any, hparams: Any, protocol: str) -> None:

@@ -1,0 +1,422 @@
+"""All five benchmarks from their folders to the table, on small trees with their real names.
+
+Every tree has the environments and the class folders of the published set and a few pictures of
+8 to 16 px, among them what copies of the published sets have of oddities.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from domainbed.lib import reporting
+from domainbed.scripts import collect_results, train
+from fake_checkout import run_python
+from PIL import Image, ImageFile
+
+from domainbed_carft import benchmarks, cli, prompts
+from domainbed_carft.data import verify
+
+LABELS = {
+    "PACS": "A C P S",
+    "VLCS": "C L S V",
+    "OfficeHome": "A C P R",
+    "TerraIncognita": "L100 L38 L43 L46",
+    "DomainNet": "clip info paint quick real sketch",
+}
+PICTURES = {"PACS": 3, "VLCS": 3, "OfficeHome": 1, "TerraIncognita": 2, "DomainNet": 1}  # a class
+CONTEXTS = ["a photo of a {}.", "a sketch of a {}."]
+HPARAMS = json.dumps(
+    {
+        **{"clip_backbone": "tiny", "batch_size": 2, "contexts": CONTEXTS},
+        "original_precision": "fp32",  # so that the KL is exactly 0 at the original weights
+    }
+)
+
+
+def picture(number=0, format="JPEG", mode="RGB", side=None):
+    """A small picture of its own colour, as the bytes of a file."""
+    side = side or 8 + number % 9
+    colour = (number * 37 % 256, number * 101 % 256, number * 59 % 256)
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).convert(mode).save(buffer, format)
+    return buffer.getvalue()
+
+
+def noise(side=64):
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 90).convert("RGB").save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def grow(root, name, pictures=1, without=()):
+    """environment/class/picture.jpg below ``root`` for all of ``name``'s, but for those classes."""
+    known, number = benchmarks.get(name), 0
+    for environment in known.environments:
+        for label in known.classes:
+            if (environment.folder, label) in without:
+                continue
+            folder = root / known.folder / environment.folder / label
+            folder.mkdir(parents=True)
+            for index in range(pictures):
+                (folder / f"{index}.jpg").write_bytes(picture(number))
+                number += 1
+    return root / known.folder
+
+
+# What is harmless: each adds to a class folder, and returns how many pictures it added.
+
+
+def cut_off(folder):
+    (folder / 'it\'s "cut" off.jpg').write_bytes(noise()[:-900])
+    return 1
+
+
+def cmyk(folder):
+    (folder / "for print.JPEG").write_bytes(picture(5, mode="CMYK"))
+    return 1
+
+
+def palette(folder):
+    image = Image.effect_noise((9, 12), 90).convert("P")
+    image.save(folder / "a palette.png", transparency=3)
+    return 1
+
+
+def not_pictures(folder):
+    (folder / "notes to self.txt").write_text("blurred")
+    (folder / "Thumbs.db").write_bytes(b"\0")
+    return 0
+
+
+def linked(folder):
+    beside = folder.parents[2] / "elsewhere"
+    beside.mkdir()
+    (beside / "one.jpg").write_bytes(picture(7))
+    (folder / "link.jpg").symlink_to(beside / "one.jpg")
+    return 1
+
+
+def oddly_named(folder):
+    names = ("it's.jpg", 'say "cheese".png', " two  spaces .jpg", "ö {} $HOME %s.jpg", "-rf.jpg")
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(picture(number, "PNG" if name.endswith("png") else "JPEG"))
+    return len(names)
+
+
+ODDITIES = {
+    "PACS": (("photo/guitar", cut_off), ("sketch/dog", oddly_named)),
+    "VLCS": (("VOC2007/person", cmyk), ("LabelMe/bird", palette)),
+    "OfficeHome": (("Real World/Alarm_Clock", linked), ("Real World/TV", oddly_named)),
+    "TerraIncognita": (("location_38/empty", not_pictures), ("location_46/cat", cut_off)),
+    "DomainNet": (("real/The_Eiffel_Tower", linked), ("quickdraw/zebra", cmyk)),
+}
+
+
+@dataclass
+class Tree:
+    """One set below a data folder: ``sizes`` are the pictures of its environments, in order."""
+
+    name: str
+    data: Path
+    sizes: list[int]
+
+    @property
+    def root(self):
+        return self.data / benchmarks.get(self.name).folder
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Makes a set, once. Not to be changed."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            data = tmp_path_factory.mktemp(f"{name}'s data {{}}")
+            root = grow(data, name, PICTURES[name])
+            folders = [e.folder for e in benchmarks.get(name).environments]
+            sizes = dict.fromkeys(folders, PICTURES[name] * len(benchmarks.get(name).classes))
+            for place, add in ODDITIES[name]:
+                assert (root / place).is_dir(), place
+                sizes[place.split("/")[0]] += add(root / place)
+            made[name] = Tree(name, data, list(sizes.values()))
+        return made[name]
+
+    return make
+
+
+def carft(capsys, *arguments):
+    """What ``carft`` ends with, and what it prints."""
+    status = cli.main([str(argument) for argument in arguments])
+    return status, capsys.readouterr().out
+
+
+def command_line(name, data, output, *test_envs):
+    return [
+        *("--algorithm", "CARFT", "--dataset", name, "--data_dir", str(data)),
+        *("--output_dir", str(output), "--hparams", HPARAMS, "--steps", "2"),
+        *("--workers", "0", "--skip_model_save", "--test_envs", *map(str, test_envs)),
+    ]
+
+
+def trained(tree, test_env, output):
+    """Train for two steps; returns the records after looking at all that they say."""
+    assert train.main(command_line(tree.name, tree.data, output, test_env)) == 0
+    records = reporting.read_records(str(output))
+    assert [record["step"] for record in records] == [0, 1]
+    for record in records:
+        assert record["data_edition"] == record["hparams"]["data_edition"] == "differs"
+        words = prompts.digest(CONTEXTS, [prompts.clean(c) for c in known_classes(tree.name)])
+        assert record["hparams"]["prompts_digest"] == words
+        assert_all_was_evaluated(record, tree.sizes)
+    assert records[0]["loss_kl"] == 0 and math.isfinite(records[1]["loss"])
+    return records
+
+
+def known_classes(name):
+    return benchmarks.get(name).classes
+
+
+def assert_all_was_evaluated(record, sizes):
+    """An accuracy over n pictures is a whole number of n-ths, and n tells which were read."""
+    splits = {key for key in record if key.startswith("env")}
+    assert splits == {f"env{i}_{s}_acc" for i in range(len(sizes)) for s in ("in", "out")}
+    for index, size in enumerate(sizes):
+        held_out = int(size * 0.2)
+        for split, n in (("in", size - held_out), ("out", held_out)):
+            assert n > 0
+            hits = record[f"env{index}_{split}_acc"] * n
+            assert 0 <= hits <= n and abs(hits - round(hits)) < 1e-6, (index, split)
+
+
+def table(capsys, folder, selection):
+    """The header and CARFT's row of the table under one way of selection."""
+    assert collect_results.main(["--input_dir", str(folder)]) == 0
+    text = capsys.readouterr().out
+    (_, _, rest), *more = [
+        part.partition("\n")
+        for part in text.split("-------- ")
+        if part.startswith("Dataset") and f"model selection method: {selection}" in part
+    ]
+    assert not more
+    header, row = rest.splitlines()[:2]
+    return header.split(), row
+
+
+SELECTIONS = ("training-domain validation set", "test-domain validation set (oracle)")
+
+
+def assert_table(capsys, folder, name):
+    for selection in SELECTIONS:
+        header, row = table(capsys, folder, selection)
+        assert header == ["Algorithm", *LABELS[name].split(), "Avg"]
+        cells = row.split()
+        assert cells[0] == "CARFT" and "X" not in cells
+        assert row.count("+/- ") == len(LABELS[name].split())
+
+
+def marked(name, test_env, by_default):
+    return pytest.param(name, test_env, marks=() if by_default else pytest.mark.slow)
+
+
+# Whole sets
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_verified(tree, name, capsys):
+    made = tree(name)
+    status, text = carft(capsys, "data", "verify", name, "--data_dir", made.data, "--json")
+    report = json.loads(text)
+    assert (status, report["verdict"], report["edition"]) == (0, "differs", None)
+    folders = [e.folder for e in benchmarks.get(name).environments]
+    found = {e["name"]: e["pictures"] for e in report["environments"]}
+    assert list(found) == folders and list(found.values()) == made.sizes
+    assert all(tuple(e["classes"]) == known_classes(name) for e in report["environments"])
+    assert not report["problems"] and len(report["differences"]) == len(folders)
+
+
+@pytest.mark.parametrize("name", ["PACS", "VLCS"])
+def test_decoded(tree, name, capsys):
+    status, text = carft(
+        capsys, "data", "verify", name, "--data_dir", tree(name).data, "--decode", "--json"
+    )
+    report = json.loads(text)
+    assert (status, report["verdict"]) == (0, "differs")
+    cut = ['photo/guitar/it\'s "cut" off.jpg'] if name == "PACS" else []
+    assert [one["path"] for one in report["damaged"] if one["truncated"]] == cut
+    assert len(report["damaged"]) == len(cut)
+
+
+def test_the_cut_jpeg_is_one(tree):
+    """Else the other tests show nothing."""
+    cut = tree("PACS").root / "photo" / "guitar" / 'it\'s "cut" off.jpg'
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with Image.open(cut) as image, pytest.raises(OSError, match="truncated"):
+            image.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+
+@pytest.mark.parametrize(
+    ("name", "test_env"),
+    [
+        marked(name, index, by_default=name == "PACS" or index == len(labels.split()) - 1)
+        for name, labels in LABELS.items()
+        if name not in ("VLCS", "DomainNet")
+        for index in range(len(labels.split()))
+    ]
+    + [marked("DomainNet", index, by_default=False) for index in (0, 4)],
+)
+def test_trained_and_tabulated(tree, name, test_env, tmp_path, capsys):
+    """Each environment left out in turn, and its column in the table.
+
+    The columns beside it are filled with copies that say another environment was left out.
+    """
+    trained(tree(name), test_env, tmp_path / str(test_env))
+    lines = (tmp_path / str(test_env) / "results.jsonl").read_text().splitlines()
+    own = 100 * json.loads(lines[1])[f"env{test_env}_in_acc"]
+    for other in set(range(len(LABELS[name].split()))) - {test_env}:
+        copies = [json.loads(line) for line in lines]
+        for copy in copies:
+            copy["args"]["test_envs"] = [other]
+        (tmp_path / str(other)).mkdir()
+        text = "".join(json.dumps(copy) + "\n" for copy in copies)
+        (tmp_path / str(other) / "results.jsonl").write_text(text)
+    capsys.readouterr()
+    assert_table(capsys, tmp_path, name)
+    _, row = table(capsys, tmp_path, SELECTIONS[1])
+    assert row.split()[1 + 3 * test_env] == f"{own:.1f}"
+
+
+def test_swept(tree, tmp_path, capsys):
+    """VLCS by commands alone: a sweep whose jobs leave each environment out, and its table."""
+    made, output = tree("VLCS"), tmp_path / "a sweep"
+    arguments = [
+        *("launch", "--datasets", "VLCS", "--algorithms", "CARFT", "--data_dir", str(made.data)),
+        *("--output_dir", str(output), "--command_launcher", "local", "--single_test_envs"),
+        *("--n_hparams", "1", "--n_trials", "1", "--steps", "2", "--hparams", HPARAMS),
+    ]
+    done = run_python(
+        *("-m", "domainbed.scripts.sweep", *arguments, "--skip_confirmation"),
+        cwd=tmp_path,
+        PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
+        DOMAINBED_CARFT_CACHE=os.environ["DOMAINBED_CARFT_CACHE"],
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = reporting.load_records(str(output))
+    assert sorted(r["args"]["test_envs"] for r in records) == [[i] for i in range(4) for _ in "01"]
+    for record in records:
+        assert record["data_edition"] == "differs"
+        assert_all_was_evaluated(record, made.sizes)
+    assert_table(capsys, output, "VLCS")
+
+
+# Broken sets
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """The CLIPs that were loaded; none of them is to be."""
+    from domainbed_carft import backbone
+
+    loaded, load = [], backbone.load
+
+    def spy(name):
+        loaded.append(name)
+        return load(name)
+
+    monkeypatch.setattr(backbone, "load", spy)
+    return loaded
+
+
+def refused(name, data, output, capsys):
+    """The exit status and the message of a job that has left nothing which counts as a result."""
+    capsys.readouterr()
+    status = train.main(command_line(name, data, output, 0))
+    assert not (output / "results.jsonl").exists() and not (output / "done").exists()
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_stray_macosx(name, tmp_path, capsys, models):
+    root = grow(tmp_path, name)
+    environment, label = benchmarks.get(name).environments[0].folder, known_classes(name)[0]
+    fork = root / "__MACOSX" / environment / label / "._0.jpg"
+    fork.parent.mkdir(parents=True)
+    fork.write_bytes(b"\0\5\26\7")
+    status, text = carft(capsys, "data", "verify", name, "--data_dir", tmp_path)
+    assert status == 1 and "the folder '__MACOSX' would be read as environment" in text
+    status, message = refused(name, tmp_path, tmp_path / "out", capsys)
+    assert status == 2 and "__MACOSX" in message and not models
+    shutil.rmtree(root / "__MACOSX" / environment)  # as other unpackers leave it
+    status, message = refused(name, tmp_path, tmp_path / "out", capsys)
+    assert status == 2 and "__MACOSX" in message and not models
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_class_missing_in_one_environment(name, tmp_path, capsys, models):
+    known = benchmarks.get(name)
+    label = known.classes[2]
+    grow(tmp_path, name, without={(known.environments[1].folder, label)})
+    status, text = carft(capsys, "data", "verify", name, "--data_dir", tmp_path)
+    assert status == 1 and f"it lacks {label!r}, so that " in text
+    status, message = refused(name, tmp_path, tmp_path / "out", capsys)
+    assert status == 2 and not models
+    assert f"{known.environments[1].folder!r} must have the same class folders" in message
+    assert message.rstrip().endswith(f"only one of them has: {label}")
+
+
+@pytest.fixture
+def without_guitars(tmp_path):
+    """PACS with a class missing everywhere: the harness sees nothing wrong, our algorithms do."""
+    known = benchmarks.get("PACS")
+    grow(tmp_path, "PACS", 2, without={(e.folder, "guitar") for e in known.environments})
+    return tmp_path
+
+
+def test_a_class_missing_everywhere(without_guitars, tmp_path, capsys):
+    assert verify.verify("PACS", without_guitars).verdict == "broken"
+    status, message = refused("PACS", without_guitars, tmp_path / "out", capsys)
+    assert status == 1
+    assert "CarftError: the data is broken: environment 'art_painting' has 6 classes" in message
+    assert "it lacks 'guitar', so that 'horse' gets label 3 in place of 4" in message
+
+
+@pytest.mark.xfail(strict=True, reason="the edition is checked after backbone.load")
+def test_a_class_missing_everywhere_is_seen_before_the_model_is_made(
+    without_guitars, tmp_path, capsys, models
+):
+    refused("PACS", without_guitars, tmp_path / "out", capsys)
+    assert not models
+
+
+def test_a_missing_environment(tmp_path, capsys, models):
+    root = grow(tmp_path, "OfficeHome")
+    shutil.rmtree(root / "Real World")
+    status, text = carft(capsys, "data", "verify", "OfficeHome", "--data_dir", tmp_path)
+    assert status == 1 and "no environment 'Real World'" in text
+    status, message = refused("OfficeHome", tmp_path, tmp_path / "out", capsys)
+    assert status == 2 and not models
+    assert "OfficeHome has 4 environments (A, C, P, R), but the data has 3." in message
+
+
+def test_a_web_page_with_a_pictures_name(tmp_path, capsys):
+    """Only decoding tells; a job comes to it at its first checkpoint, and names it."""
+    page = grow(tmp_path, "VLCS", 2) / "SUN09" / "dog" / "it's a page.jpg"
+    page.write_text("<html>Not found</html>")
+    assert verify.verify("VLCS", tmp_path).verdict == "differs"
+    status, text = carft(capsys, "data", "verify", "VLCS", "--data_dir", tmp_path, "--decode")
+    assert status == 1
+    assert 'pictures that cannot be decoded: 1 ("SUN09/dog/it\'s a page.jpg")' in text
+    status, message = refused("VLCS", tmp_path, tmp_path / "out", capsys)
+    assert status == 1 and "cannot identify image file" in message and "it's a page.jpg" in message
