@@ -57,12 +57,13 @@ class CLIPAlgorithm(Algorithm):
     ) -> None:
         arguments.check(input_shape, hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
+        shown = self._check_data()  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
-            self._read_the_data_set()
+            self._undo_normalisation(shown)
         self.original = self._freeze_original()
         self.steps_taken = 0
         self.train()
@@ -92,19 +93,22 @@ class CLIPAlgorithm(Algorithm):
             )
         self.hparams["prompts_digest"] = digest
 
-    def _read_the_data_set(self) -> None:
-        """Undo the normalisation that the data set shows; see that it is as it should be."""
+    def _check_data(self) -> observed.Normalisation | None:
+        """Refuse data that is not as it should be, record what it is; return what it shows."""
         dataset = prompts.named_dataset(self.hparams["class_names"])
         seen = observed.recall(self.hparams, dataset)
         self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
         protocol = images.followed_protocol(self.hparams["protocol"], seen.environments)
         self.hparams["protocol"] = protocol
-        shown = images.normalisation(seen.environments)
+        print(f"CLIP protocol: {protocol} ({images.PROTOCOLS[protocol]})")
+        return images.normalisation(seen.environments)
+
+    def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
+        """Expect pictures normalised as the data set shows it, else as DomainBed does."""
         if shown is not None:
             self.input = images.CLIPInput(self.input.resolution, *shown)
         mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)
         source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
-        print(f"CLIP protocol: {protocol} ({images.PROTOCOLS[protocol]})")
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
     def _set_up(

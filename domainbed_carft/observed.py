@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a channel, of [0, 1]
@@ -51,11 +52,17 @@ _by_object: dict[int, tuple[Any, Seen]] = {}
 _by_name: dict[str, Seen] = {}
 
 
-def remember(hparams: Any, dataset: str, environments: Sequence[Environment]) -> Seen:
-    """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none."""
+def remember(
+    hparams: Any, dataset: str, environments: Sequence[Environment], root: str | None = None
+) -> Seen:
+    """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none.
+
+    With the folder ``root`` of all environments it is verified as ``carft data verify`` does,
+    without decoding; else judged by its counts alone.
+    """
     _by_object.clear()
     _by_name.clear()
-    seen = _judged(dataset, environments)
+    seen = _judged(dataset, environments, root)
     if hparams is None:
         _by_name[dataset] = seen
     else:
@@ -66,21 +73,26 @@ def remember(hparams: Any, dataset: str, environments: Sequence[Environment]) ->
 def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
     """What the data set built with this very object showed; nothing if there is none.
 
-    Else what the ``dataset`` of that name showed, if it was built without an hparams object.
+    Else what the data set of that name showed, of any name where it is not known, if it was built
+    without an hparams object.
     """
     if id(hparams) in _by_object:
         return _by_object[id(hparams)][1]
-    return _by_name.get(dataset or "", Seen())
+    if dataset is None:
+        return next(iter(_by_name.values()), Seen())
+    return _by_name.get(dataset, Seen())
 
 
-def _judged(dataset: str, environments: Sequence[Environment]) -> Seen:
-    """Hold the counts that a job has anyhow against what is known; no disk is touched."""
+def _judged(dataset: str, environments: Sequence[Environment], root: str | None) -> Seen:
     if not environments or any(e.counts is None or e.classes is None for e in environments):
         return Seen(environments)
     from domainbed_carft.data import verify
 
-    counts = {e.name: dict(zip(e.classes or (), e.counts or ())) for e in environments}
-    report = verify.judge(dataset, counts)
+    if root is not None:
+        report = verify.examine(dataset, Path(root))
+    else:
+        counts = {e.name: dict(zip(e.classes or (), e.counts or ())) for e in environments}
+        report = verify.judge(dataset, counts)
     edition = f"{report.verdict}: {report.edition}" if report.edition else report.verdict
     return Seen(environments, edition, report.problems, report.differences)
 

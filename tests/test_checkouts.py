@@ -160,6 +160,71 @@ print(dataset.input_shape[1], pixels.mean().item(), pixels.std().item())
     assert abs(mean - (0.5 - 0.449) / 0.269) < 0.1 and 0.5 < std < 1.1
 
 
+SNAPSHOT = """
+import sys
+import domainbed_carft
+from domainbed import algorithms, command_launchers, datasets, hparams_registry
+def snapshot():
+    seen = {}
+    modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "domainbed"}
+    for module, content in modules.items():
+        for name, value in vars(content).items():
+            listed = repr(value) if isinstance(value, (list, dict)) and name[0] != "_" else ""
+            seen[module, name] = (id(value), listed)
+            if isinstance(value, type):
+                seen |= {(module, name, n): id(v) for n, v in vars(value).items()}
+    return seen
+before = snapshot()
+domainbed_carft.register()
+assert snapshot() != before, "nothing was added, so this shows nothing"
+hparams_registry.default_hparams("CARFT", "Pets")
+domainbed_carft.unregister()
+after = snapshot()
+print(*[key for key in {**before, **after} if before.get(key) != after.get(key)])
+"""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unregistering_leaves_every_attribute_as_it_was(installations, shape, tmp_path) -> None:
+    off = {"DOMAINBED_CARFT_DISABLE": "1"}
+    left = run(installations["wheel"], write(shape, tmp_path), "-c", SNAPSHOT, **off)
+    assert left == "\n"
+
+
+HOSTS_OWN_CALLS = """
+import json
+from domainbed import algorithms, hparams_registry
+signature = hparams_registry.random_hparams.__code__.co_varnames
+lookup = algorithms.get_algorithm_class
+calls = [
+    lambda: hparams_registry.default_hparams("ERM", "Pets"),
+    lambda: hparams_registry.default_hparams("ERM"),
+    lambda: hparams_registry.random_hparams("ERM", "Pets", 3),
+    lambda: hparams_registry.random_hparams("ERM", "Pets"),
+    lambda: hparams_registry.random_hparams("Unheard", "Pets", 3),
+    lambda: lookup("ERM").__name__,
+    lambda: lookup(algorithm_name="ERM").__name__,
+    lambda: lookup(name="ERM").__name__,
+    lambda: lookup("Unheard"),
+    lambda: lookup(),
+]
+for call in calls:
+    try:
+        print(call())
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("shape", ["classic", "tables"])
+def test_the_hosts_own_calls_do_what_they_did(installations, shape, tmp_path) -> None:
+    root = write(shape, tmp_path)
+    off = {"DOMAINBED_CARFT_DISABLE": "1"}
+    with_us = run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS)
+    assert with_us == run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS, **off)
+    assert with_us.splitlines()[5] == "ERM" and "TypeError" in with_us
+
+
 EXTENDED = """
 import json, sys
 import domainbed_carft

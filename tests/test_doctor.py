@@ -370,9 +370,10 @@ def test_a_complete_foreign_checkout_and_damaged_weights(real: Doctor, tmp_path:
     assert "could not extend domainbed.algorithms (CarftError: it has its own CLIPZ" in found
     assert "rename CLIPZeroShot" in remedy
     state, found, remedy = examined.finding("backbone RN50")
-    assert state == "problem" and backbone.OPENAI_WEIGHTS["RN50"][1] in found
+    # a note: no job needs it unless asked to
+    assert state == "note" and backbone.OPENAI_WEIGHTS["RN50"][1] in found
     assert remedy.startswith("rm ") and "RN50.pt" in remedy
-    assert examined.status == 1
+    assert examined.status == 0
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

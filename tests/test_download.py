@@ -108,6 +108,23 @@ def test_what_is_no_whole_archive_is_named(tmp_path):
         unpack.unpack(cut, tmp_path / "inner")
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_with_flipped_bytes_is_named(tmp_path, kind):
+    path = tmp_path / f"flipped.{kind}"
+    noise = bytes(range(256)) * 400
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.jpg", noise)
+    else:
+        tarred(path, ("a.jpg", noise))
+    content = bytearray(path.read_bytes())
+    for place in range(80, 140):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(CarftError, match=r"flipped\..* is .*damaged.* fetch it again"):
+        unpack.unpack(path, tmp_path / "inner")
+
+
 # Preparing
 
 
@@ -124,7 +141,7 @@ def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path):
 
 
 def terra(unpacked: Path) -> Path:
-    """Four pictures at two known locations and an unknown one, annotated in two files."""
+    """Four pictures at two known locations and an unknown one, annotated in five files."""
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "car"}]
     images = [
         {"id": "a", "location": 38, "file_name": "a.jpg"},
@@ -137,14 +154,15 @@ def terra(unpacked: Path) -> Path:
     write(unpacked / prepare.TERRA_PICTURES, [image["file_name"] for image in images])
     folder = unpacked / prepare.TERRA_ANNOTATIONS
     folder.mkdir()
-    for number in (0, 1):
+    for number, name in enumerate(prepare.TERRA_FILES):
         content = {
             "info": {"year": 2018},
-            "images": images[number::2],
-            "annotations": annotations[number::2],
+            "images": images[number::5],
+            "annotations": annotations[number::5],
             "categories": categories,
         }
-        (folder / f"part{number}.json").write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(content))
+    (folder / "._train_annotations.json").write_bytes(b"\x00\xff from a Mac")
     return unpacked
 
 

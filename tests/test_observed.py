@@ -1,7 +1,12 @@
 """What an algorithm takes over from the job it is in: words, normalisation, the host's calls."""
 
+import json
+
 import pytest
 import torch
+from domainbed import datasets
+from domainbed.scripts import train
+from PIL import Image
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
 
 from domainbed_carft import algorithms, benchmarks, checkpoints, images, observed, prompts
@@ -125,3 +130,35 @@ def test_broken_data_is_refused_unless_it_is_meant(random_tiny):
         pets(random_tiny, counts)
     algorithm = pets(random_tiny, counts, data_edition="unchecked")
     assert algorithm.hparams["data_edition"] == "unchecked"
+
+
+def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
+    """What no count shows: an empty file."""
+    for folder in ("art/cat", "art/dog", "photo/cat", "photo/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{number}.png")
+    (tmp_path / "photo" / "dog" / "4.png").touch()
+    values = settings(random_tiny, class_names=f"dataset:{tmp_path}")
+    cls = datasets.get_dataset_class(str(tmp_path))
+    dataset = cls(None, [0], values)
+    with pytest.raises(CarftError, match=r"data is broken: .*empty.*4\.png"):
+        algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
+    (tmp_path / "photo" / "dog" / "4.png").unlink()
+    dataset = cls(None, [0], values)
+    algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
+    assert algorithm.hparams["data_edition"] == "consistent"
+
+
+def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "only" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8)).save(tmp_path / "only" / name / f"{number}.png")
+    hparams = {"clip_backbone": str(random_tiny), "batch_size": 2, "warmup_steps": 0}
+    arguments = ["--algorithm", "CARFT", "--dataset", str(tmp_path), "--test_envs", "--steps", "2"]
+    more = ["--workers", "0", "--hparams", json.dumps(hparams)]
+    output = tmp_path.parent / "output"
+    assert train.main([*arguments, *more, "--output_dir", str(output)]) == 0
+    record = json.loads((output / "results.jsonl").read_text().splitlines()[-1])
+    assert record["environments"] == ["only"] and record["hparams"]["data_edition"] == "consistent"

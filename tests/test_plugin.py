@@ -275,6 +275,22 @@ print(json.dumps(observed.recall(hparams).environments[0].protocol))
     assert site.json("-c", code, str(site.folder / "data"), cwd=fork) == "domainbed"
 
 
+def test_folders_of_one_name_are_told_apart_by_their_labels(site: Site, tmp_path: Path) -> None:
+    """As where each environment is loaded from ENVIRONMENT/train."""
+    inner = 'Folder(os.path.join(root, name, "train"))'
+    text = HOST["datasets.py"].replace("Folder(os.path.join(root, name))", inner)
+    fork = write_checkout(tmp_path / "fork", datasets=text)
+    for folder in ("art/train/cat", "photo/train/dog"):
+        (site.folder / "data" / folder).mkdir(parents=True)
+    code = f"""{CLASSES_OF_A_JOB}
+hparams = {{}}
+datasets.Pets(sys.argv[1], [0], hparams)
+print(json.dumps([seen[:2] for seen in shown(hparams)]))
+"""
+    result = site.json("-c", code, str(site.folder / "data"), cwd=fork)
+    assert result == [["A", ["cat"]], ["B", ["dog"]]]
+
+
 # DPLCLIP's data sets write the folders' names into the hparams, SWAD's and MIRO's get none.
 WRITES_CLASS_NAMES = """        hparams["class_names"] = ["written", "by the host"]\n"""
 

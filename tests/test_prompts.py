@@ -107,6 +107,13 @@ def test_environments_that_disagree_are_named():
         prompts.class_names(hparams, 2)
 
 
+def test_names_without_a_data_set_that_got_no_hparams():
+    environments = [observed.Environment("a", ["x"], ((0.5,), (0.5,)))]
+    observed.remember(None, "Mine", environments)
+    assert observed.recall({"class_names": ["a"]}, None).environments == environments
+    assert observed.recall({}, "Other").environments == ()
+
+
 def test_the_number_of_names_must_fit():
     with pytest.raises(CarftError, match=r"2 class names .*\(a, b\).* has 3 classes"):
         prompts.class_names({"class_names": ["a", "b"]}, 3)

@@ -372,8 +372,7 @@ def test_own_trees_must_agree_with_themselves(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "problem"),
     [
-        ({}, r"environments: 0 \(no sub-folders\), expected at least two"),
-        ({"a": {"x": 1, "y": 1}}, r"environments: 1 \('a'\), expected at least two"),
+        ({}, r"environments: no sub-folders; the path must be that of the folder"),
         (even(["only"]), r"class folders in 'art': 1, expected at least two"),
         (even(["test", "train"]), r"'art' has the sub-splits 'test', 'train' where its classes"),
     ],
@@ -381,6 +380,17 @@ def test_own_trees_must_agree_with_themselves(tmp_path):
 def test_too_little_for_domain_generalisation(counts, problem):
     problems = verify.judge("Mine", counts).problems
     assert re.search(problem, problems[0])
+
+
+def test_one_environment_is_in_order_and_told():
+    report = verify.judge("Mine", {"a": {"x": 1, "y": 1}})
+    assert report.verdict == "consistent"
+    assert "only 'a', so there is none to leave out" in report.notes[0]
+
+
+def test_class_names_in_other_scripts_are_compared(tmp_path):
+    report = verify.judge("Mine", {"a": {"犬": 1, "猫": 1}, "b": {"狗": 1, "鸟": 1}})
+    assert report.verdict == "broken"
 
 
 def test_a_path_is_hinted_at_the_benchmark_of_its_name(pacs, tmp_path):

@@ -63,10 +63,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if report.verdict == "broken" else 0
 
 
-def _download(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.data import download
+def download(name: str, data_dir: str) -> None:
+    """Download the benchmark ``name`` into ``data_dir`` and print what came."""
+    from domainbed_carft.data import download as downloads
 
-    print(_text(download.download(arguments.data, arguments.data_dir)))
+    print(_text(downloads.download(name, Path(data_dir))))
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    download(arguments.data, arguments.data_dir)
 
 
 def _row(benchmark: Benchmark) -> tuple[str, ...]:

@@ -52,11 +52,12 @@ def with_each_other(counts: Counts) -> Findings:
     for name in stray:
         findings.problems.append(_stray(name, list(counts)))
     names = [name for name in counts if name not in stray]
-    if len(names) < 2:
+    if not names:
         findings.problems.append(
-            f"environments: {len(names)} ({listed(names) or 'no sub-folders'}), expected at least "
-            "two, one to leave out; the path must be that of the folder which holds them"
+            "environments: no sub-folders; the path must be that of the folder which holds them"
         )
+    if len(names) == 1:
+        findings.notes.append(f"environments: only {names[0]!r}, so there is none to leave out")
     if names:
         lists = Counter(tuple(counts[name]) for name in names)
         usual = lists.most_common(1)[0][0]
@@ -81,7 +82,7 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 
 def _plain(name: str) -> str:
     """What is left of a name that copies write as "Real World", "RealWorld" or "real_world"."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _places(benchmark: Benchmark, names: Sequence[str]) -> dict[str, str]:

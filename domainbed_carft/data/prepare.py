@@ -19,6 +19,10 @@ from domainbed_carft.errors import CarftError
 
 TERRA_PICTURES = "eccv_18_all_images_sm"
 TERRA_ANNOTATIONS = "eccv_18_annotation_files"
+TERRA_FILES = tuple(
+    f"{part}_annotations.json"
+    for part in ("cis_test", "cis_val", "train", "trans_test", "trans_val")
+)
 DOMAIN_NET_DUPLICATES = "domain_net_duplicates.txt"
 
 
@@ -75,8 +79,9 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
 def _annotations(folder: Path) -> Mapping[str, list[Any]]:
     """All annotation files as one: lists of images, annotations and categories."""
     merged: defaultdict[str, list[Any]] = defaultdict(list)
-    for path in sorted(folder.glob("*.json")):
-        for key, values in json.loads(path.read_text(encoding="utf-8")).items():
+    for name in TERRA_FILES:
+        text = _required(folder / name).read_text(encoding="utf-8")
+        for key, values in json.loads(text).items():
             if isinstance(values, list):
                 merged[key] += values
     missing = [key for key in ("images", "annotations", "categories") if not merged[key]]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from domainbed_carft.errors import CarftError
+
+# What the libraries raise for archives that are damaged, encrypted or packed in unknown ways.
+DAMAGES = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -27,10 +40,10 @@ def unpack(archive: Path, folder: Path) -> None:
             _unpack_tar(archive, folder)
         else:
             raise CarftError(
-                f"{archive} is neither a zip nor a tar archive; it may be a web page in place of "
-                "the file. Delete it and fetch it again"
+                f"{archive} is neither a zip nor a tar archive; it is damaged, or a web page in "
+                "place of the file. Delete it and fetch it again"
             )
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (*DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise CarftError(f"{archive} cannot be unpacked to {folder}: {error}") from error
         raise CarftError(

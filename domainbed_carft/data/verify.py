@@ -91,7 +91,11 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     ``decode`` reads every picture, which takes as long as an epoch; else only directories and
     sizes are read. Raises CarftError where there is no such benchmark or folder.
     """
-    name, root = _place(name_or_path, data_dir)
+    return examine(*_place(name_or_path, data_dir), decode)
+
+
+def examine(name: str, root: Path, decode: bool = False) -> Report:
+    """The same of the folder ``root``, as that of the data set ``name``."""
     found = listing.read(root, with_pictures=decode)
     findings = _compared(name, found.counts)
     _odd(found, findings)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -76,10 +75,12 @@ def wrap_hparams(module: ModuleType) -> None:
 
 def wrap_image_folders(module: ModuleType) -> None:
     """Have the ImageFolder data sets of `domainbed.datasets` show us what `observed` keeps."""
+    from domainbed_carft.plugin import image_folders
+
     for part in _parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
         if base is not None and not _JOURNAL.owns(base, "__init__"):
-            _JOURNAL.set(base, "__init__", _remembering(base.__init__))
+            _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__))
 
 
 def add_emoji_styles(module: ModuleType) -> None:
@@ -107,19 +108,23 @@ def add_launchers(module: ModuleType) -> None:
         _JOURNAL.put(module.REGISTRY, name, launcher)
 
 
-# Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
-UPSTREAMS_STEPS = (
-    ["Resize", "ToTensor", "Normalize"],
-    [
-        *("RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", "RandomGrayscale"),
-        *("ToTensor", "Normalize"),
-    ],
-)
+def add_downloaders(module: ModuleType) -> None:
+    """Tell the host how to get the benchmarks, if it asks as our harness does."""
+    table = getattr(module, "DOWNLOADERS", None)
+    if not isinstance(table, dict):
+        return
+    from domainbed_carft import benchmarks
+    from domainbed_carft.data import commands
+
+    for name, benchmark in benchmarks.BENCHMARKS.items():
+        if benchmark.sources:
+            _JOURNAL.put(table, name, functools.partial(commands.download, name))
+
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.algorithms": (add_algorithms,),
     "domainbed.hparams_registry": (wrap_hparams,),
-    "domainbed.datasets": (wrap_image_folders, add_emoji_styles),
+    "domainbed.datasets": (wrap_image_folders, add_emoji_styles, add_downloaders),
     "domainbed.command_launchers": (add_launchers,),
 }
 
@@ -177,8 +182,9 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
         return
 
     @functools.wraps(original)
-    def find(name: str, *args: Any, **kwargs: Any) -> Any:
-        return missed[name] if name in missed else original(name, *args, **kwargs)
+    def find(*args: Any, **kwargs: Any) -> Any:
+        name = next(iter([*args, *kwargs.values()]), None)  # whatever the host calls it
+        return missed[name] if name in missed else original(*args, **kwargs)
 
     _JOURNAL.set(module, lookup, find)
 
@@ -202,11 +208,11 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
     @functools.wraps(original)
     def answer(*args: Any, **kwargs: Any) -> Any:
         # Forks disagree on the arguments' names, not on their order: the third one is the seed.
-        named = signature.bind(*args, **kwargs).arguments.items()
-        values = [*args, *(value for name, value in named if name in kwargs)]
-        algorithm, dataset = values[:2]
-        if algorithm not in hparams.ALGORITHMS or algorithm in _KEPT_BY_HOST:
+        values = [*args, *(kwargs[name] for name in signature.parameters if name in kwargs)]
+        ours = bool(values) and values[0] in hparams.ALGORITHMS and values[0] not in _KEPT_BY_HOST
+        if not ours or len(values) < 2 + which:
             return original(*args, **kwargs)
+        algorithm, dataset = values[:2]
         try:
             host = original(*args, **kwargs)
         except Exception:
@@ -217,75 +223,3 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
         return {**host, **{name: pair[which] for name, pair in pairs.items()}}
 
     return answer
-
-
-def _remembering(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, then we look at it."""
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs).arguments
-        hparams = given.get("hparams")
-        names = hparams.get("class_names") if isinstance(hparams, dict) else None
-        original(self, *args, **kwargs)
-        try:
-            # DPLCLIP puts the folders' names here, over what the user may have said.
-            if isinstance(hparams, dict) and names is not None:
-                hparams["class_names"] = names
-            _remember(self, hparams, _follow_protocol(self, given))
-        except Exception as error:
-            warn_once(f"the class names of {type(self).__name__}", error)
-
-    return __init__
-
-
-def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
-    """Transform pictures by the preset that our hparams name, where it is not the host's own.
-
-    Returns the preset that is followed, "host" for transforms that are not upstream's. A host that
-    does not say which environments are test environments keeps its own.
-    """
-    hparams = given.get("hparams")
-    wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
-    if wanted != "clip" or "test_envs" not in given:
-        return "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
-    from domainbed_carft import protocol
-
-    for index, environment in enumerate(dataset.datasets):
-        augment = bool(given.get("augment", True)) and index not in given["test_envs"]
-        environment.transform = protocol.transform(wanted, dataset.input_shape[-1], augment)
-    return wanted
-
-
-def _is_upstreams(environment: Any) -> bool:
-    """Whether the steps of the transform are those of upstream, trained on or not."""
-    steps = getattr(getattr(environment, "transform", None), "transforms", ())
-    names = [type(step).__name__ for step in steps]
-    return names in UPSTREAMS_STEPS and list(steps[-1].mean) == [0.485, 0.456, 0.406]
-
-
-def _remember(dataset: Any, hparams: Any, protocol: str) -> None:
-    """Hand on what the environments show, by the very dict that the algorithm gets."""
-    from domainbed_carft import observed
-
-    labels = getattr(dataset, "ENVIRONMENTS", None) or ()
-    environments = [
-        observed.Environment(
-            _environment_name(environment, labels, index),
-            getattr(environment, "classes", None),
-            observed.normalisation(getattr(environment, "transform", None)),
-            protocol,
-            observed.counts(environment),
-        )
-        for index, environment in enumerate(dataset.datasets)
-    ]
-    seen = observed.remember(hparams, type(dataset).__name__, environments)
-    dataset.data_edition = seen.edition
-
-
-def _environment_name(environment: Any, labels: Sequence[str], index: int) -> str:
-    """Return the folder's name, which tells the user where to look; else a label or number."""
-    if hasattr(environment, "root"):
-        return os.path.basename(os.path.normpath(environment.root))
-    return labels[index] if index < len(labels) else str(index)

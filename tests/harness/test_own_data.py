@@ -63,6 +63,7 @@ def test_a_line_of_a_file_is_a_data_set(pets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert datasets.num_environments("Pets") == 2
     listing.write_text("Pets: own pets\n")
+    monkeypatch.setenv("DOMAINBED_DATASETS", str(listing))
     with pytest.raises(
         UsageError, match=r"datasets\.txt, line 1: expected NAME = PATH, not: Pets:"
     ):
@@ -88,6 +89,30 @@ def test_a_tree_that_is_not_in_order_is_refused_before_anything_is_made(
     assert sweep.main(["launch", *fixed, *launcher, "--output_dir", str(output)]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not output.exists()
+
+
+def test_spellings_of_a_path_are_one_data_set(pets, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fixed = ["--algorithms", "Still", "--data_dir", ".", "--n_trials", "1", "--n_hparams", "1"]
+    launcher = ["--command_launcher", "dummy", "--skip_confirmation", "--single_test_envs"]
+    commands = set()
+    for spelling in ("own pets", "own pets/", "./own pets"):
+        output = ["--output_dir", "sweep", "--datasets", spelling]
+        assert sweep.main(["launch", *fixed, *launcher, *output]) == 0
+        found = capsys.readouterr().out.splitlines()
+        commands |= {line for line in found if line.startswith("Dummy launcher")}
+        (tmp_path / "sweep").rename(tmp_path / f"sweep {len(list(tmp_path.iterdir()))}")
+    assert len(commands) == 2  # one for each domain
+
+
+def test_a_name_that_is_taken_or_means_something_in_python(pets, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pets.rename(tmp_path / "names")
+    assert datasets.get_dataset_class("names").ENVIRONMENTS == ["city", "my village"]
+    (tmp_path / "datasets.txt").write_text("some notes of mine\nPACS = names\n")
+    assert datasets.num_environments("./names") == 2
+    with pytest.raises(UsageError, match="gives a folder for PACS, which is a data set of Domain"):
+        datasets.get_dataset_class("PACS")
 
 
 def test_no_such_folder_is_named(tmp_path, capsys):

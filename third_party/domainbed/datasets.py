@@ -29,6 +29,10 @@ DATASETS = [
     "SVIRO",
 ]
 
+# Data set to a function that downloads it into a data folder; plugins put them here, for
+# domainbed.scripts.download.
+DOWNLOADERS: dict[str, Callable[[str], object]] = {}
+
 
 def get_dataset_class(dataset_name: str) -> type[Any]:
     """Return the class that this module's globals hold under `dataset_name`.
@@ -41,16 +45,16 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         UsageError: it is the user's own data, and there is no such folder, or no domain in it.
     """
     found = globals().get(dataset_name)
-    if found is None:
-        folder = own_data.folder_of(dataset_name)
-        if folder is not None:
-            return _own(dataset_name, folder)
-    if found is None and dataset_name in names.DATASETS_NOT_INCLUDED:
-        raise names.UnknownNameError(names.not_included(dataset_name))
     declares = hasattr(found, "ENVIRONMENTS") or dataset_name in DATASETS
-    if dataset_name.startswith("_") or not (isinstance(found, type) and declares):
-        raise names.UnknownNameError(names.unknown_name("Dataset", dataset_name, DATASETS))
-    return found
+    taken = isinstance(found, type) and declares and not dataset_name.startswith("_")
+    folder = own_data.folder_of(dataset_name, taken)
+    if folder is not None:
+        return _own(dataset_name, folder)
+    if taken:
+        return found
+    if dataset_name in names.DATASETS_NOT_INCLUDED:
+        raise names.UnknownNameError(names.not_included(dataset_name))
+    raise names.UnknownNameError(names.unknown_name("Dataset", dataset_name, DATASETS))
 
 
 def num_environments(dataset_name: str) -> int:

@@ -36,6 +36,5 @@ def not_included(dataset: str) -> str:
     wilds = " and the package wilds" if dataset.startswith("WILDS") else ""
     return (
         f"Dataset {dataset} is not included. Use a checkout of facebookresearch/DomainBed{wilds}; "
-        "or put the pictures into folders environment/class and register a subclass of "
-        "domainbed.datasets.MultipleEnvironmentImageFolder with its ENVIRONMENTS."
+        "or put the pictures into folders environment/class, and give their folder as the data set."
     )

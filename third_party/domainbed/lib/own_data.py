@@ -8,6 +8,7 @@ in it count from where the file lies. Upstream has nothing like it.
 from __future__ import annotations
 
 import os
+import re
 
 from domainbed.lib import errors
 
@@ -15,15 +16,30 @@ VARIABLE = "DOMAINBED_DATASETS"
 DEFAULT_FILE = "datasets.txt"
 
 # What archives and tools leave behind; DomainBed would take it for an environment or a class.
-STRAY = ("__MACOSX",)
+STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")
 
 
-def folder_of(name: str) -> str | None:
-    """Return the folder that `name` stands for; None for a name that is no path and not listed."""
+def spelled(name: str) -> str:
+    """Return `name`, a path in its shortest form: `./pets/` and `pets` are one data set."""
+    return os.path.normpath(name) if os.sep in name else name
+
+
+def folder_of(name: str, taken: bool = False) -> str | None:
+    """Return the folder that `name` stands for; None for a name that is no path and not listed.
+
+    Raises:
+        UsageError: a data set in Python has that name already (`taken`), and the file lists it.
+    """
+    if os.sep in name:
+        return name
     listed = _listed().get(name)
-    if listed is not None:
+    if taken and listed is not None:
+        raise errors.UsageError(
+            [f"{_file()} gives a folder for {name}, which is a data set of DomainBed's: rename it."]
+        )
+    if listed is not None or taken:
         return listed
-    return name if os.sep in name or os.path.isdir(name) else None
+    return name if os.path.isdir(name) else None
 
 
 def environments(folder: str) -> list[str]:
@@ -68,7 +84,7 @@ def problems(folder: str) -> list[str]:
 
 def _folders_in(path: str) -> list[str]:
     found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
-    stray = [name for name in found if name.startswith(".") or name in STRAY]
+    stray = [name for name in found if STRAY.match(name)]
     if stray:
         raise errors.UsageError(
             [
@@ -79,22 +95,28 @@ def _folders_in(path: str) -> list[str]:
     return found
 
 
+def _file() -> str:
+    return os.environ.get(VARIABLE, DEFAULT_FILE)
+
+
 def _listed() -> dict[str, str]:
-    """Return name to folder, as the file of data sets has them."""
-    path = os.environ.get(VARIABLE, DEFAULT_FILE)
+    """Return name to folder, as the file of data sets has them.
+
+    A `datasets.txt` that nobody has named may be about something else: its other lines are skipped.
+    """
+    path = _file()
     if not os.path.isfile(path):
         return {}
     base = os.path.dirname(os.path.abspath(path))
     result = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             text = line.strip()
-            if not text or text.startswith("#"):
-                continue
             name, separator, folder = (part.strip() for part in text.partition("="))
-            if not (separator and name and folder):
+            if separator and name and folder:
+                result[name] = os.path.join(base, os.path.expanduser(folder))
+            elif text and not text.startswith("#") and VARIABLE in os.environ:
                 raise errors.UsageError(
                     [f"{path}, line {number}: expected NAME = PATH, not: {text}"]
                 )
-            result[name] = os.path.join(base, os.path.expanduser(folder))
     return result

@@ -21,7 +21,7 @@ from typing import Any
 
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
-from domainbed.lib import checks, errors, misc
+from domainbed.lib import checks, errors, misc, own_data
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -166,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
     parser.add_argument("command", choices=["launch", "delete_incomplete"])
-    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS, type=own_data.spelled)
     parser.add_argument("--algorithms", nargs="+", default=algorithms_module.ALGORITHMS)
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")

@@ -17,7 +17,7 @@ import PIL
 import torch
 import torchvision
 
-from domainbed.lib import checks, errors, misc, training
+from domainbed.lib import checks, errors, misc, own_data, training
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="domainbed.scripts.train", description="Domain generalization"
     )
     parser.add_argument("--data_dir", help="folder that holds the data sets' folders")
-    parser.add_argument("--dataset", default="RotatedMNIST")
+    parser.add_argument(
+        "--dataset", default="RotatedMNIST", type=own_data.spelled, help="a name, or a folder"
+    )
     parser.add_argument("--algorithm", default="ERM")
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set")

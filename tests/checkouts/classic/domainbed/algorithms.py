@@ -7,7 +7,7 @@ ALGORITHMS = ["ERM"]
 
 def get_algorithm_class(algorithm_name):
     if algorithm_name not in globals():
-        raise NotImplementedError(f"Algorithm not found: {algorithm_name}")
+        raise NotImplementedError(algorithm_name)
     return globals()[algorithm_name]
 
 

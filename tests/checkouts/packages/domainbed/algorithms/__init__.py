@@ -5,5 +5,5 @@ from domainbed.algorithms.erm import ERM, Algorithm  # noqa: F401
 
 def get_algorithm_class(algorithm_name):
     if algorithm_name not in globals():
-        raise NotImplementedError(f"Algorithm not found: {algorithm_name}")
+        raise NotImplementedError(algorithm_name)
     return globals()[algorithm_name]
