@@ -11,6 +11,10 @@ import pytest
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
+# Small models gain nothing from a second thread, and on a busy machine two that wait for each other
+# take ten times as long. Before torch is imported; sub-processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Before any test imports the package, and inherited by every sub-process: the user's own cache is
 # neither read nor written.
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")

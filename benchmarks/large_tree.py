@@ -1,0 +1,366 @@
+"""What a data set of DomainNet's size costs: check, start of a job, memory, a checkpoint interval.
+
+    python benchmarks/large_tree.py --folder FOLDER [--parts verify start lists train]
+        [--train_scale 0.02] [--steps 101] [--workers 2] [--distinct 64] [--cold] [--keep]
+
+Below FOLDER a tree is made with the environments, classes and counts of DomainNet, 586,575 small
+pictures; where a count is known by environment only it is spread evenly over the classes. The
+pictures are hard links to ``--distinct`` JPEGs of 8 to 16 px; with 586575 or more each is a file of
+its own, and 2.4 GB of disk are taken. Each part runs in processes of its own:
+
+- ``verify``: ``carft data verify DomainNet``, twice; with ``--cold`` (root only) the kernel's
+  caches of the whole machine are dropped before the first;
+- ``start``: a training job until its first step is done, twice: the first reads all prompts with
+  the text encoder, the second finds them in the cache;
+- ``lists``: one pass over all splits as an evaluation makes it, but with nothing read or decoded,
+  for the memory that the lists of pictures take in the loader's processes;
+- ``train``: a job of ``--steps`` steps with one checkpoint at its first and one at its last step,
+  on ``--train_scale`` of the pictures. ``--train_scale 1 --steps 1001`` is a whole interval of
+  DomainBed's on the whole set, which evaluates 1,173,150 pictures.
+
+Memory is what the processes of a job hold together, looked at every half second, without the pages
+of program files, which they share with other jobs (pages that n of them share count 1/n in each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft import benchmarks
+
+NAME = "DomainNet"
+HPARAMS = {"clip_backbone": "tiny"}
+MIB = 1024  # in the kernel's KiB
+
+
+def wanted(scale: float) -> dict[str, dict[str, int]]:
+    """environment -> class -> pictures, of a share of DomainNet; at least two a class."""
+    known = benchmarks.get(NAME)
+    edition = known.editions[0]
+    result = {}
+    for environment, total in edition.counts.items():
+        each, more = divmod(total, len(known.classes))
+        even = {name: each + (index < more) for index, name in enumerate(known.classes)}
+        counts = edition.by_class.get(environment, even)
+        result[environment] = {n: max(2, round(scale * count)) for n, count in counts.items()}
+    return result
+
+
+def pictures(folder: Path, count: int) -> list[Path]:
+    """Different JPEGs of 8 to 16 px."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index in range(count):
+        side = 8 + index % 9
+        buffer = io.BytesIO()
+        colours = os.urandom(3 * side * side)
+        Image.frombytes("RGB", (side, side), colours).save(buffer, "JPEG")
+        paths.append(folder / f"{index}.jpg")
+        paths[-1].write_bytes(buffer.getvalue())
+    return paths
+
+
+def grow(root: Path, counts: dict[str, dict[str, int]], originals: list[Path]) -> int:
+    """Link or copy ``originals`` in turn to environment/class/picture below ``root``."""
+    made = 0
+    copied = len(originals) > 60_000  # else links: ext4 allows 65,000 to a file
+    total = sum(sum(classes.values()) for classes in counts.values())
+    for environment, classes in counts.items():
+        for name, pictures in classes.items():
+            folder = root / environment / name
+            folder.mkdir(parents=True)
+            for index in range(pictures):
+                original = originals[made % len(originals)]
+                # Names of the length of DomainNet's, such as clipart_001_000001.jpg.
+                path = folder / f"{environment}_{len(name):03}_{index:06}.jpg"
+                if copied:
+                    path.write_bytes(original.read_bytes())
+                else:
+                    os.link(original, path)
+                made += 1
+    assert made == total
+    return made
+
+
+class Memory(threading.Thread):
+    """Looks at the memory of a process and its descendants until it is stopped."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid = pid
+        self.peak = self.first_process = self.largest_other = self.processes = 0
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.5):
+            sizes = [size for pid in family(self.pid) if (size := proportional(pid))]
+            if sizes and sum(sizes) > self.peak:
+                self.peak, self.processes = sum(sizes), len(sizes)
+                self.first_process, self.largest_other = sizes[0], max(sizes[1:], default=0)
+
+    def said(self) -> str:
+        """Empty for what ended before the first look."""
+        if not self.peak:
+            return ""
+        others = f", each other at most {self.largest_other // MIB:,} MiB"
+        return (
+            f"{self.peak // MIB:,} MiB in {self.processes} process(es), the first "
+            f"{self.first_process // MIB:,} MiB{others if self.processes > 1 else ''}; "
+        )
+
+
+def family(root: int) -> list[int]:
+    """A process and its descendants, as far as they are alive."""
+    children = defaultdict(list)
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                after_name = Path("/proc", entry, "stat").read_text().rpartition(")")[2]
+            except OSError:
+                continue
+            children[int(after_name.split()[1])].append(int(entry))
+    found = [root]
+    for pid in found:
+        found += children[pid]
+    return found
+
+
+def proportional(pid: int) -> int:
+    """What a process holds, without its program files, in KiB; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    held = ("Pss_Anon:", "Pss_Shmem:")
+    return sum(int(line.split()[1]) for line in lines if line.startswith(held))
+
+
+def run(title: str, *command: object, **environment: str) -> None:
+    """Run a command to its end; print how long it took and what memory."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    memory = Memory(process.pid)
+    memory.start()
+    assert process.stdout
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    memory.stopped.set()
+    memory.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{title}: exit status {process.returncode}\n{output[-3000:]}")
+    print(
+        f"{title}: {seconds:.1f} s ({usage.ru_utime + usage.ru_stime:.1f} s of processor time); "
+        f"{memory.said()}largest process {usage.ru_maxrss // MIB:,} MiB resident"
+    )
+    print("".join(f"    {line}\n" for line in output.splitlines() if line.startswith("| ")), end="")
+    sys.stdout.flush()
+
+
+# Inside a job's own process
+
+
+class Clock:
+    """Sums the time that functions take, and how often they are called."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.calls: defaultdict[str, int] = defaultdict(int)
+
+    def watch(self, holder: Any, function: str, title: str) -> None:
+        """Put a function that is timed in its place."""
+        original = getattr(holder, function)
+
+        @functools.wraps(original)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.seconds[title] += time.perf_counter() - began
+                self.calls[title] += 1
+
+        setattr(holder, function, timed)
+
+    def show(self) -> None:
+        """Print all, on the lines that the benchmark hands on."""
+        for title, seconds in self.seconds.items():
+            print(f"| {seconds:8.2f} s  {title} (calls: {self.calls[title]:,})")
+        print(f"| {own():8,} MiB at most in the first process, resident")
+        print(f"| {time.perf_counter() - self.began:8.2f} s  in all, from the first import")
+
+
+def job(arguments: argparse.Namespace, steps: int) -> list[str]:
+    """The command line of a training job."""
+    flags = (
+        f"--algorithm CARFT --dataset {NAME} --test_envs 0 --workers {arguments.workers} "
+        f"--steps {steps} --checkpoint_freq {max(1, steps - 1)} --skip_model_save"
+    )
+    return [
+        *flags.split(),
+        *("--data_dir", str(arguments.folder), "--hparams", json.dumps(HPARAMS)),
+        *("--output_dir", str(arguments.folder / "output")),
+    ]
+
+
+def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
+    """Train with a clock, as ``domainbed.scripts.train`` does; perhaps to the first step only."""
+    clock = Clock()
+    from domainbed.lib import image_folders, training
+    from domainbed.scripts import train
+
+    from domainbed_carft import backbone, observed
+
+    clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
+    clock.watch(image_folders, "read", "listing by torchvision's ImageFolder")
+    clock.watch(observed, "remember", "our check of the counts")
+    clock.watch(training, "split_environments", "splits")
+    clock.watch(backbone, "text_features", "text features of all prompts")
+    clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")
+    clock.watch(training.Run, "_step", "steps, waiting for pictures included")
+    clock.watch(training.Run, "_evaluate", "evaluations")
+    if only_start:
+
+        def stop(*_: Any) -> None:
+            clock.show()
+            raise SystemExit(0)
+
+        training.Run._checkpoint = stop
+    status = train.main(job(arguments, arguments.steps))
+    clock.show()
+    raise SystemExit(status)
+
+
+def inside_lists(arguments: argparse.Namespace) -> None:
+    """Hand every picture's place, but no picture, through the loaders of an evaluation."""
+    import torch
+    from domainbed.lib import fast_data_loader, training
+    from domainbed.scripts import train
+
+    args = train.build_parser().parse_args(job(arguments, 1))
+    dataset, environments = training.load_environments(args, training.choose_hparams(args))
+    nothing = torch.zeros(1)
+    for folder in dataset:
+        folder.loader, folder.transform = str, lambda path: nothing
+    parts = [part.data for e in environments for part in (e.in_split, e.out_split)]
+    print(f"| {own():,} MiB in the first process before the pass (resident)")
+    began = time.perf_counter()
+    count = 0
+    passes = fast_data_loader.EvaluationBatches(parts, 64, arguments.workers)
+    for part in passes:
+        count += sum(len(labels) for _, labels in part)
+    print(f"| {count:,} pictures' places in {time.perf_counter() - began:.1f} s")
+    print(f"| {own():,} MiB in the first process at most (resident)")
+
+
+def own() -> int:
+    """The largest resident set size of this process, in MiB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MIB
+
+
+# The parts
+
+
+def drop_caches() -> None:
+    subprocess.run(["sync"], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def measure(arguments: argparse.Namespace, part: str) -> None:
+    """One part; the tree is there."""
+    command = [__file__, "--folder", arguments.folder, "--workers", arguments.workers, "--inside"]
+    cache = {"DOMAINBED_CARFT_CACHE": str(arguments.folder / "cache")}
+    if part == "verify":
+        verify = ("-m", "domainbed_carft", "data", "verify", NAME, "--data_dir", arguments.folder)
+        if arguments.cold:
+            drop_caches()
+        run(f"verify, first{', caches dropped' if arguments.cold else ''}", *verify)
+        run("verify, again", *verify)
+    elif part == "start":
+        for when in ("prompts to be read", "prompts in the cache"):
+            run(f"start of a job, {when}", *command, "start", **cache)
+    elif part == "lists":
+        run("all lists once, nothing decoded", *command, "lists", **cache)
+    else:
+        run(f"{arguments.steps} steps", *command, "train", "--steps", arguments.steps, **cache)
+
+
+def prepare(arguments: argparse.Namespace, scale: float) -> None:
+    """Make the tree of this size, unless an earlier run kept one."""
+    root = arguments.folder / benchmarks.get(NAME).folder
+    stamp = arguments.folder / "scale"
+    state = f"{scale} {arguments.distinct}"
+    if stamp.is_file() and stamp.read_text() == state:
+        return
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(root, ignore_errors=True)
+    began = time.perf_counter()
+    originals = pictures(arguments.folder / "originals", min(arguments.distinct, 60_001))
+    made = grow(root, wanted(scale), originals)
+    stamp.write_text(state)
+    print(f"a tree of {made:,} pictures made in {time.perf_counter() - began:.0f} s")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="made, and deleted afterwards")
+    parser.add_argument("--keep", action="store_true", help="leave the tree there")
+    parts = ["verify", "start", "lists", "train"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the parts other than train")
+    parser.add_argument("--train_scale", type=float, default=0.02, help="of the part train")
+    parser.add_argument("--steps", type=int, default=101)
+    parser.add_argument("--workers", type=int, default=2, help="the loader's processes")
+    parser.add_argument("--distinct", type=int, default=64, help="different files")
+    parser.add_argument("--cold", action="store_true", help="drop the machine's caches; root only")
+    parser.add_argument("--inside", choices=["start", "lists", "train"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.distinct < 10:
+        parser.error(f"--distinct is {arguments.distinct}, expected 10 or more: ext4 has a limit")
+    return arguments
+
+
+def main() -> None:
+    arguments = parsed()
+    if arguments.inside == "lists":
+        inside_lists(arguments)
+    elif arguments.inside:
+        inside_job(arguments, arguments.inside == "start")
+    else:
+        if arguments.folder.exists() and not (arguments.folder / "originals").is_dir():
+            raise SystemExit(f"{arguments.folder} exists and is not of this benchmark")
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+        for part in sorted(arguments.parts, key="verify start lists train".split().index):
+            prepare(arguments, arguments.train_scale if part == "train" else arguments.scale)
+            measure(arguments, part)
+        if not arguments.keep:
+            shutil.rmtree(arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
