@@ -26,127 +26,22 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from process_memory import MIB, Memory
+from synthetic_tree import NAME, grow, pictures, wanted
+
 from domainbed_carft import benchmarks
 
-NAME = "DomainNet"
 HPARAMS = {"clip_backbone": "tiny"}
-MIB = 1024  # in the kernel's KiB
-
-
-def wanted(scale: float) -> dict[str, dict[str, int]]:
-    """environment -> class -> pictures, of a share of DomainNet; at least two a class."""
-    known = benchmarks.get(NAME)
-    edition = known.editions[0]
-    result = {}
-    for environment, total in edition.counts.items():
-        each, more = divmod(total, len(known.classes))
-        even = {name: each + (index < more) for index, name in enumerate(known.classes)}
-        counts = edition.by_class.get(environment, even)
-        result[environment] = {n: max(2, round(scale * count)) for n, count in counts.items()}
-    return result
-
-
-def pictures(folder: Path, count: int) -> list[Path]:
-    """Different JPEGs of 8 to 16 px."""
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index in range(count):
-        side = 8 + index % 9
-        buffer = io.BytesIO()
-        colours = os.urandom(3 * side * side)
-        Image.frombytes("RGB", (side, side), colours).save(buffer, "JPEG")
-        paths.append(folder / f"{index}.jpg")
-        paths[-1].write_bytes(buffer.getvalue())
-    return paths
-
-
-def grow(root: Path, counts: dict[str, dict[str, int]], originals: list[Path]) -> int:
-    """Link or copy ``originals`` in turn to environment/class/picture below ``root``."""
-    made = 0
-    copied = len(originals) > 60_000  # else links: ext4 allows 65,000 to a file
-    total = sum(sum(classes.values()) for classes in counts.values())
-    for environment, classes in counts.items():
-        for name, pictures in classes.items():
-            folder = root / environment / name
-            folder.mkdir(parents=True)
-            for index in range(pictures):
-                original = originals[made % len(originals)]
-                # Names of the length of DomainNet's, such as clipart_001_000001.jpg.
-                path = folder / f"{environment}_{len(name):03}_{index:06}.jpg"
-                if copied:
-                    path.write_bytes(original.read_bytes())
-                else:
-                    os.link(original, path)
-                made += 1
-    assert made == total
-    return made
-
-
-class Memory(threading.Thread):
-    """Looks at the memory of a process and its descendants until it is stopped."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.pid = pid
-        self.peak = self.first_process = self.largest_other = self.processes = 0
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        while not self.stopped.wait(0.5):
-            sizes = [size for pid in family(self.pid) if (size := proportional(pid))]
-            if sizes and sum(sizes) > self.peak:
-                self.peak, self.processes = sum(sizes), len(sizes)
-                self.first_process, self.largest_other = sizes[0], max(sizes[1:], default=0)
-
-    def said(self) -> str:
-        """Empty for what ended before the first look."""
-        if not self.peak:
-            return ""
-        others = f", each other at most {self.largest_other // MIB:,} MiB"
-        return (
-            f"{self.peak // MIB:,} MiB in {self.processes} process(es), the first "
-            f"{self.first_process // MIB:,} MiB{others if self.processes > 1 else ''}; "
-        )
-
-
-def family(root: int) -> list[int]:
-    """A process and its descendants, as far as they are alive."""
-    children = defaultdict(list)
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                after_name = Path("/proc", entry, "stat").read_text().rpartition(")")[2]
-            except OSError:
-                continue
-            children[int(after_name.split()[1])].append(int(entry))
-    found = [root]
-    for pid in found:
-        found += children[pid]
-    return found
-
-
-def proportional(pid: int) -> int:
-    """What a process holds, without its program files, in KiB; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    held = ("Pss_Anon:", "Pss_Shmem:")
-    return sum(int(line.split()[1]) for line in lines if line.startswith(held))
 
 
 def run(title: str, *command: object, **environment: str) -> None:
