@@ -194,7 +194,6 @@ def test_unregistering_leaves_every_attribute_as_it_was(installations, shape, tm
 HOSTS_OWN_CALLS = """
 import json
 from domainbed import algorithms, hparams_registry
-signature = hparams_registry.random_hparams.__code__.co_varnames
 lookup = algorithms.get_algorithm_class
 calls = [
     lambda: hparams_registry.default_hparams("ERM", "Pets"),
@@ -206,6 +205,7 @@ calls = [
     lambda: lookup(algorithm_name="ERM").__name__,
     lambda: lookup(name="ERM").__name__,
     lambda: lookup("Unheard"),
+    lambda: lookup(["ERM"]),
     lambda: lookup(),
 ]
 for call in calls:

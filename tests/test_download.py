@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import tarfile
@@ -260,6 +261,25 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
     assert not list(tmp_path.glob(".PACS*"))
     with pytest.raises(CarftError, match=r"PACS is there already"):
         download.download("PACS", tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named_and_nothing_fetched_is_lost(pacs, tmp_path):
+    (tmp_path / "a file").touch()
+    with pytest.raises(CarftError, match=r"PACS cannot be made in .*a file: .*another --data_dir"):
+        download.download("PACS", tmp_path / "a file")
+
+
+def test_a_disk_that_is_full_when_the_pictures_are_made(pacs, server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare, "prepare", full)
+    archives = tmp_path / ".PACS.download" / "archives"
+    archives.mkdir(parents=True)
+    (archives / "PACS.zip").write_bytes(server.content)
+    with pytest.raises(CarftError, match=r"No space left on device.*Make room.*is kept"):
+        download.download("PACS", tmp_path)
+    assert (archives / "PACS.zip").exists() and not (tmp_path / "PACS").exists()
 
 
 def test_a_file_put_there_by_hand_is_not_fetched(server, pacs, tmp_path):

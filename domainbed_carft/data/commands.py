@@ -1,4 +1,4 @@
-"""``carft data``: what is known of the benchmarks, and whether a folder is what it should be."""
+"""``carft data``: what is known of the benchmarks, whether a copy is right, how to get one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:  # the other commands need not wait for what these import
 
 def add_to(commands: Any) -> None:
     """Add ``data`` and its own commands to argparse's ``commands``."""
-    data = commands.add_parser("data", help="list the benchmarks, check a copy of one")
+    data = commands.add_parser(
+        "data", help="list the benchmarks, check a copy of one, download one"
+    )
     below = data.add_subparsers(required=True, metavar="COMMAND")
     known = below.add_parser("list", help="what is known of each benchmark")
     known.add_argument("--json", action="store_true", help="all of it, for scripts")

@@ -23,9 +23,19 @@ def download(name: str, data_dir: Path, fetch: Fetch | None = None) -> verify.Re
 
     ``fetch(url, path)`` gets one file, going on where an earlier try stopped. Returns the
     verification's report. Raises CarftError, with nothing fetched lost, for a source that fails
-    (saying what to put where by hand), archives that are not what they should be, and a folder of
-    the data set's name that is there already.
+    (saying what to put where by hand), archives that are not what they should be, a folder of the
+    data set's name that is there already, and a disk that is full or cannot be written.
     """
+    try:
+        return _download(name, data_dir, fetch or _fetch)
+    except OSError as error:
+        raise CarftError(
+            f"{name} cannot be made in {data_dir}: {error}. Make room there, or give another "
+            "--data_dir, and run the command again; what was fetched is kept"
+        ) from error
+
+
+def _download(name: str, data_dir: Path, fetch: Fetch) -> verify.Report:
     benchmark = benchmarks.get(name)
     if not benchmark.sources:
         raise CarftError(f"{name} is in the package; there is nothing to download")
@@ -36,9 +46,7 @@ def download(name: str, data_dir: Path, fetch: Fetch | None = None) -> verify.Re
             "whether it is complete. Move it away to download anew"
         )
     work = data_dir / f".{benchmark.folder}.download"
-    archives = [
-        _fetched(source, work / "archives", fetch or _fetch) for source in benchmark.sources
-    ]
+    archives = [_fetched(source, work / "archives", fetch) for source in benchmark.sources]
     _cleared(work / "unpacked")
     for archive, source in zip(archives, benchmark.sources):
         if source.is_archive:

@@ -183,8 +183,9 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
 
     @functools.wraps(original)
     def find(*args: Any, **kwargs: Any) -> Any:
-        name = next(iter([*args, *kwargs.values()]), None)  # whatever the host calls it
-        return missed[name] if name in missed else original(*args, **kwargs)
+        name: Any = next(iter([*args, *kwargs.values()]), None)  # whatever the host calls it
+        asked = isinstance(name, str) and name in missed
+        return missed[name] if asked else original(*args, **kwargs)
 
     _JOURNAL.set(module, lookup, find)
 
