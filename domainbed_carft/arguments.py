@@ -103,7 +103,9 @@ def checked_edition(hparams: Mapping[str, Any], seen: Seen) -> str:
         )
     if demanded not in ("", seen.edition):
         raise CarftError(
-            f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}"
+            f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
+            "`carft data verify` says how it differs. Get the edition you mean, or leave "
+            "data_edition out"
         )
     print(f"Data: {seen.edition or 'not counted'}")
     for difference in seen.differences:
