@@ -123,7 +123,7 @@ def job(arguments: argparse.Namespace, steps: int) -> list[str]:
 def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     """Train with a clock, as ``domainbed.scripts.train`` does; perhaps to the first step only."""
     clock = Clock()
-    from domainbed.lib import image_folders, training
+    from domainbed.lib import image_folders, preparation, training
     from domainbed.scripts import train
 
     from domainbed_carft import backbone, observed
@@ -131,7 +131,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
     clock.watch(image_folders, "read", "listing by torchvision's ImageFolder")
     clock.watch(observed, "remember", "our check of the counts")
-    clock.watch(training, "split_environments", "splits")
+    clock.watch(preparation, "split_environments", "splits")
     clock.watch(backbone, "text_features", "text features of all prompts")
     clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")
     clock.watch(training.Run, "_step", "steps, waiting for pictures included")
@@ -151,11 +151,11 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
 def inside_lists(arguments: argparse.Namespace) -> None:
     """Hand every picture's place, but no picture, through the loaders of an evaluation."""
     import torch
-    from domainbed.lib import fast_data_loader, training
+    from domainbed.lib import fast_data_loader, preparation
     from domainbed.scripts import train
 
     args = train.build_parser().parse_args(job(arguments, 1))
-    dataset, environments = training.load_environments(args, training.choose_hparams(args))
+    dataset, environments = preparation.load_environments(args, preparation.choose_hparams(args))
     nothing = torch.zeros(1)
     for folder in dataset:
         folder.loader, folder.transform = str, lambda path: nothing

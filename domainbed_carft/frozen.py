@@ -27,3 +27,10 @@ class Frozen:
 
     def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
         self.encoder._apply(fn)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: a run that goes on makes it anew from CLIP's weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to do."""

@@ -19,7 +19,7 @@ def test_train_at_the_default_batch_size(command, tmp_path):
     finished = command("train", *arguments, "--output_dir", "run")
     assert finished.returncode == 0, finished.stderr
     folder = tmp_path / "run"
-    files = ["done", "err.txt", "model.pkl", "out.txt", "results.jsonl"]
+    files = ["done", "err.txt", "model.pkl", "model_best.pkl", "out.txt", "results.jsonl"]
     assert sorted(path.name for path in folder.iterdir()) == files
     steps = [json.loads(line)["step"] for line in (folder / "results.jsonl").open()]
     assert steps == [0, 4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from domainbed import command_launchers, datasets
 from domainbed.command_launchers import FailedJob
+from domainbed.lib import job_lock
 from domainbed.scripts import sweep
 from domainbed.scripts.sweep import Job
 
@@ -166,6 +167,20 @@ def test_jobs_of_a_refused_kind_can_be_deleted(tmp_path, capsys):
     arguments = ["--holdout_fraction", "0", "--single_test_envs"]
     assert run(tmp_path, *arguments, command="delete_incomplete") == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_running_job_is_not_deleted(tmp_path, capsys):
+    assert run(tmp_path, "--single_test_envs") == 0
+    running, *others = sorted(tmp_path.iterdir())
+    with job_lock.JobLock(str(running)):
+        assert run(tmp_path, "--single_test_envs") == 0
+        assert "3 incomplete jobs were not launched; 1 of them are running" in (
+            capsys.readouterr().err
+        )
+        assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
+        assert f"sweep: running, hence left alone: {running}" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == [running]
+    assert len(others) == 2
 
 
 def test_an_interrupted_sweep_says_so(tmp_path, capsys, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.lib import training
+from domainbed.lib import preparation
 from domainbed.scripts import train
 
 from . import fakes
@@ -34,9 +34,12 @@ def test_a_run_leaves_what_upstreams_leaves(golden, tmp_path, capsys):
     found = records(tmp_path)
     for record in found:
         assert isinstance(record.pop("step_time"), float)
-        del record["args"]["output_dir"], record["args"]["workers"]
+        for ours in ("output_dir", "workers", "keep_weights"):
+            del record["args"][ours]
     assert found == expected["records"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == expected["files"]
+    # And the best weights, which upstream does not keep.
+    files = sorted([*expected["files"], "model_best.pkl"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert sorted(torch.load(tmp_path / "model.pkl", weights_only=True)) == expected["model_keys"]
     printed = capsys.readouterr().out
     assert expected["header"] in printed.splitlines()
@@ -162,8 +165,8 @@ def test_an_interrupted_run_leaves_a_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fakes.LinearSGD, "update", interrupt)
     assert run(tmp_path) == 130
-    line = "train: interrupted by Ctrl-C; the run is not done\n"
-    assert (tmp_path / "err.txt").read_text() == line
+    line = "train: interrupted by Ctrl-C; the run is not done. The same command goes on from its "
+    assert (tmp_path / "err.txt").read_text() == line + "last checkpoint.\n"
     assert not (tmp_path / "done").exists()
 
 
@@ -213,7 +216,7 @@ def test_hparams_seed_draws_what_upstream_draws_for_the_trial(golden):
     hparams_seed, trial_seed = map(str, draw["seeds"])
     arguments = [*QUICK, "--hparams_seed", hparams_seed, "--trial_seed", trial_seed]
     args = train.build_parser().parse_args([*arguments, "--hparams", '{"lr": 7}'])
-    assert training.choose_hparams(args) == {**draw["hparams"], "lr": 7}
+    assert preparation.choose_hparams(args) == {**draw["hparams"], "lr": 7}
 
 
 def test_runs_repeat(tmp_path):
@@ -255,7 +258,10 @@ def test_models_are_saved_when_asked(tmp_path):
         folder: sorted(p.name for p in (tmp_path / folder).glob("*.pkl*"))
         for folder in ("every", "none")
     }
-    assert models == {"every": ["model.pkl", "model_step0.pkl", "model_step2.pkl"], "none": []}
+    assert models == {
+        "every": ["model.pkl", "model_best.pkl", "model_step0.pkl", "model_step2.pkl"],
+        "none": [],
+    }
 
 
 def test_domain_adaptation_passes_unlabeled_items(tmp_path, capsys):
@@ -273,25 +279,20 @@ def test_balanced_classes(tmp_path):
 
 
 def test_a_cut_off_line_does_not_spoil_the_next(tmp_path):
+    """A run in a folder with records appends to them, as upstream's does."""
     path = tmp_path / "results.jsonl"
     path.write_text('{"step": 1}\n{"ste')
-    training.append_record(str(path), {"step": 2})
-    training.append_record(str(path), {"step": 3})
-    assert path.read_text() == '{"step": 1}\n{"ste\n{"step": 2}\n{"step": 3}\n'
+    assert run(tmp_path, "--steps", "1") == 0
+    first, cut, record = path.read_text().splitlines()
+    assert (first, cut) == ('{"step": 1}', '{"ste')
+    assert json.loads(record)["step"] == 0
 
 
 def test_workers_default_to_the_data_sets_number_but_not_beyond_the_cpus(monkeypatch):
-    monkeypatch.setattr(training.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert training.workers_for(None, datasets.Debug28) == 3
-    assert training.workers_for(12, datasets.Debug28) == 12
+    monkeypatch.setattr(preparation.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert preparation.workers_for(None, datasets.Debug28) == 3
+    assert preparation.workers_for(12, datasets.Debug28) == 12
+    monkeypatch.setenv("DOMAINBED_CORES", "2")
+    assert preparation.workers_for(None, datasets.Debug28) == 2
     monkeypatch.setattr(datasets.Debug28, "N_WORKERS", 0)
-    assert training.workers_for(None, datasets.Debug28) == 0
-
-
-def test_worker_processes_change_no_record(tmp_path):
-    for workers in ("0", "2"):
-        assert run(tmp_path / workers, "--workers", workers) == 0
-    alone, together = (records(tmp_path / workers)[-1] for workers in ("0", "2"))
-    for record in (alone, together):
-        del record["step_time"], record["args"]
-    assert alone == together
+    assert preparation.workers_for(None, datasets.Debug28) == 0

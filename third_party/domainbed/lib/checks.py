@@ -38,6 +38,19 @@ def dataset_problems(name: str) -> list[str]:
     return []
 
 
+def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
+    """Say if there is no such data set, or too few environments for the jobs of a sweep."""
+    problems = dataset_problems(dataset)
+    if problems:
+        return problems
+    needed = 2 if single_test_envs else 3
+    found = datasets.num_environments(dataset)
+    if found >= needed or found == 1:
+        return []
+    advice = " With --single_test_envs 2 are enough." if found == 2 else ""
+    return [f"{dataset} has {found} environments; these jobs need at least {needed}.{advice}"]
+
+
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:
     """Say if the data of a known data set is not where it has to be.
 

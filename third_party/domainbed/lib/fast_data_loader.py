@@ -12,45 +12,94 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from domainbed.lib import drawing
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+# A data set's number, a position in it, and the key of the random numbers drawn on the way.
+Request = tuple[int, int, tuple[int, ...]]
 
 
-class _EndlessDraws(Sampler[list[int]]):
-    """Endless batches of positions in a concatenation of data sets, one data set after another.
+class _RequestedItems(Dataset[Any]):
+    """Items of several data sets, each read with random numbers of its own.
+
+    So what an augmentation draws depends neither on the process that reads the item nor on what
+    that process has read before: the number of workers and a restart change no picture.
+    """
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        self._datasets = datasets
+
+    def __getitem__(self, request: Request) -> Any:
+        return self.__getitems__([request])[0]
+
+    def __getitems__(self, requests: list[Request]) -> list[Any]:
+        """Read a batch; torch's loader asks so, and the generators are put back once a batch."""
+        items = []
+        with drawing.kept():
+            for number, position, key in requests:
+                drawing.reseed(drawing.seed_of(*key))
+                items.append(self._datasets[number][position])
+        return items
+
+
+def _loader(
+    datasets: Sequence[Any], requests: Sampler[list[Request]] | list[list[Request]], workers: int
+) -> DataLoader[Any]:
+    # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
+    # one otherwise, and the training draws from that.
+    return DataLoader(
+        _RequestedItems(datasets),
+        batch_sampler=requests,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+
+
+class _EndlessDraws(Sampler[list[Request]]):
+    """Endless batches of requests, one of each data set a step.
 
     Items are drawn with replacement, as upstream does, so a data set smaller than the batch
-    serves as well as any.
+    serves as well as any. What is drawn is a function of seed, data set, step, place in the batch.
 
     Args:
         sizes: how many items each data set has.
         weights: for each data set its items' weights, or None to draw uniformly.
-        batch_size: how many positions a batch has.
+        batch_size: how many items a batch has.
+        first_step: the step to begin with.
     """
 
     def __init__(
-        self, sizes: Sequence[int], weights: Sequence[torch.Tensor | None], batch_size: int
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[torch.Tensor | None],
+        batch_size: int,
+        first_step: int,
     ) -> None:
         if 0 in sizes:
             raise ValueError("cannot draw batches from an empty data set")
-        self._starts = [0, *itertools.accumulate(sizes)][:-1]
         self._sizes = sizes
         self._weights = weights
         self._batch_size = batch_size
+        self._first_step = first_step
         # Drawn now: which items come must not depend on random numbers used after this.
         self._seed = int(torch.empty((), dtype=torch.int64).random_())
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self._seed)
-        while True:
-            for start, size, weights in zip(self._starts, self._sizes, self._weights, strict=True):
+    def __iter__(self) -> Iterator[list[Request]]:
+        for step in itertools.count(self._first_step):
+            for number, (size, weights) in enumerate(zip(self._sizes, self._weights, strict=True)):
+                key = (self._seed, number, step)
+                generator = drawing.generator(*key)
                 shape = (self._batch_size,)
                 if weights is None:
                     drawn = torch.randint(size, shape, generator=generator)
                 else:
                     drawn = torch.multinomial(weights, *shape, True, generator=generator)
-                yield (drawn + start).tolist()
+                yield [
+                    (number, position, (*key, place))
+                    for place, position in enumerate(drawn.tolist())
+                ]
 
 
 class EnvironmentBatches:
@@ -61,6 +110,7 @@ class EnvironmentBatches:
         weights: for each data set its items' weights, or None to draw uniformly.
         batch_size: items per batch.
         num_workers: processes that load for all data sets together; 0 loads in this one.
+        first_step: which item to begin with, to go on where an earlier iterator was stopped.
     """
 
     def __init__(
@@ -69,12 +119,12 @@ class EnvironmentBatches:
         weights: Sequence[torch.Tensor | None],
         batch_size: int,
         num_workers: int,
+        first_step: int = 0,
     ) -> None:
-        draws = _EndlessDraws([len(dataset) for dataset in datasets], weights, batch_size)
+        sizes = [len(dataset) for dataset in datasets]
+        draws = _EndlessDraws(sizes, weights, batch_size, first_step)
         self._per_item = len(datasets)
-        self._batches = iter(
-            DataLoader(ConcatDataset(datasets), batch_sampler=draws, num_workers=num_workers)
-        )
+        self._batches = iter(_loader(datasets, draws, num_workers))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
@@ -93,26 +143,46 @@ class EvaluationBatches:
         datasets: the data sets.
         batch_size: items per batch; the last batch of a data set may have fewer.
         num_workers: processes that load for all data sets together; 0 loads in this one.
+        key: what the random numbers depend on beside the data set and the item. Upstream
+            augments the pictures of training environments in evaluation as well.
     """
 
-    def __init__(self, datasets: Sequence[Any], batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Any],
+        batch_size: int,
+        num_workers: int,
+        key: Sequence[int] = (),
+    ) -> None:
         self._datasets = datasets
-        self._borders = [0, *itertools.accumulate(len(dataset) for dataset in datasets)]
         self._batch_size = batch_size
         self._num_workers = num_workers
+        self._key = key
 
     def __iter__(self) -> Iterator[Iterator[Batch]]:
-        positions = [
-            list(range(first, min(first + self._batch_size, end)))
-            for start, end in itertools.pairwise(self._borders)
-            for first in range(start, end, self._batch_size)
-        ]
-        loader: DataLoader[Any] = DataLoader(
-            ConcatDataset(self._datasets), batch_sampler=positions, num_workers=self._num_workers
+        requests = _Passes(
+            [len(dataset) for dataset in self._datasets], self._batch_size, self._key
         )
-        batches = iter(loader)
-        for start, end in itertools.pairwise(self._borders):
-            yield itertools.islice(batches, -(-(end - start) // self._batch_size))
+        batches = iter(_loader(self._datasets, requests, self._num_workers))
+        for dataset in self._datasets:
+            yield itertools.islice(batches, -(-len(dataset) // self._batch_size))
+
+
+class _Passes(Sampler[list[Request]]):
+    """Batches of requests for every item once; made one by one, since there may be a million."""
+
+    def __init__(self, sizes: Sequence[int], batch_size: int, key: Sequence[int]) -> None:
+        self._sizes = sizes
+        self._batch_size = batch_size
+        self._key = key
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for number, size in enumerate(self._sizes):
+            for first in range(0, size, self._batch_size):
+                yield [
+                    (number, position, (*self._key, number, position))
+                    for position in range(first, min(first + self._batch_size, size))
+                ]
 
 
 class InfiniteDataLoader:

@@ -158,19 +158,22 @@ class Tee:
         self._stream = stream or sys.stdout
         self._file = open(fname, mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
 
-    def _targets(self) -> list[TextIO]:
-        """A logger may hold on to us after the run; then only the stream is left."""
-        return [self._stream] if self._file.closed else [self._stream, self._file]
-
     def write(self, message: str) -> int:
-        for target in self._targets():
-            target.write(message)
-            target.flush()
+        self._stream.write(message)
+        self._stream.flush()
+        self._into_file(message)
         return len(message)
 
     def flush(self) -> None:
-        for target in self._targets():
-            target.flush()
+        self._stream.flush()
+
+    def _into_file(self, message: str) -> None:
+        """A logger may hold on to us after the run; and a full disk is told by what matters."""
+        if self._file.closed:
+            return
+        with contextlib.suppress(OSError):
+            self._file.write(message)
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file, not the stream."""

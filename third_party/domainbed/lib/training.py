@@ -1,109 +1,45 @@
 """The training loop: one run of one algorithm on one data set.
 
 Follows upstream file domainbed/scripts/train.py at b93c22a in what is trained on, when a
-checkpoint is due, and what a record holds.
+checkpoint is due, and what a record holds. That a run goes on where it was stopped is ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from domainbed import algorithms, datasets, hparams_registry
-from domainbed.lib import checks, errors, misc
-from domainbed.lib.fast_data_loader import EnvironmentBatches, EvaluationBatches
-from domainbed.lib.splits import Environment, Split, split_environments
+from domainbed import algorithms, datasets
+from domainbed.lib import algorithm_state, checkpoints, drawing, misc, resume, stopping
+from domainbed.lib.fast_data_loader import Batch, EnvironmentBatches, EvaluationBatches
+from domainbed.lib.job_lock import JobLock
+from domainbed.lib.preparation import workers_for
+from domainbed.lib.splits import Environment, Split
 
 EVALUATION_BATCH_SIZE = 64
-
-
-def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top."""
-    names = (args.algorithm, args.dataset)
-    overrides: dict[str, Any] = json.loads(args.hparams or "{}")
-    if not args.hparams_seed:
-        return hparams_registry.default_hparams(*names) | overrides
-    draw = misc.seed_hash(args.hparams_seed, args.trial_seed)
-    return hparams_registry.random_hparams(*names, draw) | overrides
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, and make cuDNN repeatable."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-
-
-def workers_for(requested: int | None, dataset: Any) -> int:
-    """Return how many loader processes to use: as requested, or as many as there is use for."""
-    if requested is not None:
-        return requested
-    # Not os.cpu_count: in a container that is the whole machine's.
-    affinity = getattr(os, "sched_getaffinity", None)
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(int(dataset.N_WORKERS), cpus)
-
-
-def load_environments(
-    args: argparse.Namespace, hparams: dict[str, Any]
-) -> tuple[Any, list[Environment]]:
-    """Build the data set and split it.
-
-    Raises:
-        UsageError: the data does not have the declared environments, or a split that the run
-            needs is empty.
-    """
-    dataset = datasets.get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
-    labels = dataset.ENVIRONMENTS
-    if len(dataset) != len(labels):
-        found = f"{args.dataset} has {len(labels)} environments ({', '.join(labels)})"
-        raise errors.UsageError([f"{found}, but the data has {len(dataset)}."])
-    environments = split_environments(
-        list(dataset),
-        args.test_envs,
-        args.trial_seed,
-        args.holdout_fraction,
-        args.uda_holdout_fraction,
-        hparams["class_balanced"],
-    )
-    checks.require(_split_problems(args, labels, environments))
-    return dataset, environments
-
-
-def _split_problems(
-    args: argparse.Namespace, labels: Sequence[str], environments: Sequence[Environment]
-) -> list[str]:
-    """Every split is evaluated, and the accuracy on no items is no number."""
-    problems = [
-        f"Environment {label!r} has {len(environment.in_split)} in-split and "
-        f"{len(environment.out_split)} out-split items; neither may be empty "
-        f"(--holdout_fraction {args.holdout_fraction})."
-        for label, environment in zip(labels, environments, strict=True)
-        if not (len(environment.in_split) and len(environment.out_split))
-    ]
-    if args.task == "domain_adaptation" and not any(len(e.uda_split) for e in environments):
-        problems.append(
-            "--task domain_adaptation needs unlabeled items: "
-            f"--uda_holdout_fraction {args.uda_holdout_fraction} leaves none."
-        )
-    return problems
 
 
 class Run:
     """A data set, its splits, an algorithm, and the folder that the records go to.
 
     Building one draws the loaders' seeds and then builds the algorithm; `train` does the rest.
+
+    Args:
+        args: the command line of `train`.
+        hparams: the hyperparameters, the same object that the data set was built with.
+        dataset, environments: what `preparation.load_environments` returned.
+        state: what an earlier process of the same run has saved; None to train from the start.
+        stop: the signals that make the training save its state and leave.
+        lock: where to tell others how far the training is.
+
+    Raises:
+        ResumeError: the state does not fit to this run.
     """
 
     def __init__(
@@ -112,14 +48,23 @@ class Run:
         hparams: dict[str, Any],
         dataset: Any,
         environments: Sequence[Environment],
+        state: dict[str, Any] | None,
+        stop: stopping.StopSignals,
+        lock: JobLock,
     ) -> None:
         self.args = args
         self.hparams = hparams
         self.dataset = dataset
+        self.stop = stop
+        self.lock = lock
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.n_workers = workers_for(args.workers, dataset)
         self.n_steps = args.steps or dataset.N_STEPS
         self.checkpoint_freq = args.checkpoint_freq or dataset.CHECKPOINT_FREQ
+        self.steps_done: int = state["steps_done"] if state else 0
+        # Whether the checkpoint that was due after the last step is recorded.
+        self.recorded: bool = state["recorded"] if state else True
+        self.interval: defaultdict[str, list[float]] = defaultdict(list)
 
         training = [i for i in range(len(environments)) if i not in args.test_envs]
         unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
@@ -138,6 +83,11 @@ class Run:
         )
         self.algorithm.to(self.device)
         self._printed_columns: list[str] = []
+        selected_by = [f"env{i}_out_acc" for i in training or range(len(environments))]
+        self.files = checkpoints.Files(args, selected_by, self._model_contents)
+        self.state_file = resume.StateFile(args.output_dir)
+        if state:
+            self._restore(state)
 
     def _endless(self, splits: Sequence[Split]) -> EnvironmentBatches:
         return EnvironmentBatches(
@@ -145,6 +95,7 @@ class Run:
             [split.weights for split in splits],
             self.hparams["batch_size"],
             self.n_workers,
+            self.steps_done,
         )
 
     def _warn_of_small_environments(
@@ -161,22 +112,50 @@ class Run:
                 )
 
     def train(self) -> None:
-        """Take all steps, record each checkpoint, save the model, and write the file `done`."""
-        interval: defaultdict[str, list[Any]] = defaultdict(list)
-        for step in range(self.n_steps):
+        """Take the steps that are left, record each checkpoint, save the model, write `done`.
+
+        Raises:
+            Stopped: one of `stopping.SIGNALS` came; the state is saved.
+            ResumeError: something could not be written; what was saved before is still there.
+        """
+        try:
+            self._go_on()
+        except stopping.Stopped:
+            self._save_state()
+            raise
+        self.files.finish()
+        self.state_file.remove()
+
+    def _go_on(self) -> None:
+        if not self.recorded:
+            self._checkpoint(self.steps_done - 1)
+        while self.steps_done < self.n_steps:
+            self.stop.check()
+            step = self.steps_done
             started = time.time()
             values = self._step()
-            interval["step_time"].append(time.time() - started)
+            self.interval["step_time"].append(time.time() - started)
             for name, value in values.items():
-                interval[name].append(value)
-            if step % self.checkpoint_freq == 0 or step == self.n_steps - 1:
-                self._checkpoint(step, interval)
-                interval.clear()
-                if self.args.save_model_every_checkpoint:
-                    self._save(f"model_step{step}.pkl")
-        self._save("model.pkl")
-        with open(os.path.join(self.args.output_dir, "done"), "w", encoding="utf-8") as file:
-            file.write("done")
+                self.interval[name].append(float(value))
+            self.steps_done += 1
+            due = step % self.checkpoint_freq == 0 or step == self.n_steps - 1
+            self.recorded = not due
+            self._tell(at_once=due)
+            if due:
+                self._checkpoint(step)
+
+    def _tell(self, at_once: bool) -> None:
+        """Let others read how far the training is, but not at every step."""
+        now = time.time()
+        if at_once or now > self._told + 5:
+            self._told = now
+            pictures = self.num_domains * self.hparams["batch_size"]
+            facts = {"step": self.steps_done, "steps": self.n_steps, "updated": now}
+            self.lock.tell(pictures_per_step=pictures, **facts)
+
+    _told = 0.0
+    _storable = True
+    _sizes_told = False
 
     def _step(self) -> Mapping[str, Any]:
         """Update the algorithm on one batch of each training environment."""
@@ -187,12 +166,12 @@ class Run:
         values: Mapping[str, Any] = self.algorithm.update(minibatches, unlabeled)
         return values
 
-    def _checkpoint(self, step: int, interval: Mapping[str, Sequence[Any]]) -> None:
-        """Evaluate, print a row, and append a record to results.jsonl."""
+    def _checkpoint(self, step: int) -> None:
+        """Evaluate, print a row, save the state with the new record in it, then the record."""
         results: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch}
-        for name, values in interval.items():
-            results[name] = float(np.mean([float(value) for value in values]))
-        results.update(self._evaluate())
+        for name, values in self.interval.items():
+            results[name] = float(np.mean(values))
+        results.update(self._evaluate(step))
         on_gpu = self.device == "cuda"
         results["mem_gb"] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
 
@@ -209,23 +188,39 @@ class Run:
         if isinstance(self.dataset, datasets.OwnData):
             # So that tables have their columns where the folder is not.
             record["environments"] = list(self.dataset.ENVIRONMENTS)
-        append_record(os.path.join(self.args.output_dir, "results.jsonl"), record)
+        self.files.add(record)
+        self.interval.clear()
+        self.recorded = True
+        self._save_state()
+        self.files.publish(self.steps_done)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Return the accuracy on every split of every environment."""
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Return the accuracy on every split of every environment.
+
+        When it is stopped half-way it is as if it had not begun.
+        """
         names, data = zip(*self.splits_to_evaluate.items(), strict=True)
-        passes = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers)
-        return {
-            f"{name}_acc": misc.accuracy(self.algorithm, batches, None, self.device)
-            for name, batches in zip(names, passes, strict=True)
-        }
+        key = (self.args.seed % 2**64, step)
+        passes = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers, key)
+        before = drawing.get_states()
+        try:
+            return {
+                f"{name}_acc": misc.accuracy(
+                    self.algorithm, self._until_stopped(batches), None, self.device
+                )
+                for name, batches in zip(names, passes, strict=True)
+            }
+        except stopping.Stopped:
+            drawing.set_states(before)
+            raise
 
-    def _save(self, filename: str) -> None:
-        """Save the model, unless told not to; the file appears only when it is complete."""
-        if self.args.skip_model_save:
-            return
-        path = os.path.join(self.args.output_dir, filename)
-        contents = {
+    def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.stop.check()
+            yield batch
+
+    def _model_contents(self) -> dict[str, Any]:
+        return {
             "args": vars(self.args),
             "model_input_shape": self.dataset.input_shape,
             "model_num_classes": self.dataset.num_classes,
@@ -233,8 +228,57 @@ class Run:
             "model_hparams": self.hparams,
             "model_dict": self.algorithm.state_dict(),
         }
-        torch.save(contents, f"{path}.part")
-        os.replace(f"{path}.part", path)
+
+    # The state, from which another process goes on
+
+    def _same_as_before(self) -> dict[str, dict[str, Any]]:
+        """What has to be equal, by what it is called in a message."""
+        sizes = {name: len(split) for name, split in self.splits_to_evaluate.items()}
+        arguments = resume.identity(vars(self.args))
+        hparams = {name: misc.plain(value) for name, value in self.hparams.items()}
+        return {"arguments": arguments, "hyperparameters": hparams, "data": sizes}
+
+    def _save_state(self) -> None:
+        try:
+            algorithm = algorithm_state.capture(self.algorithm)
+        except algorithm_state.StateError as error:
+            if self._storable:
+                print(f"Warning: this run starts over if it is interrupted. {error}")
+            self._storable = False
+            return
+        state = {
+            **self._same_as_before(),
+            "torch": str(torch.__version__),
+            "steps_done": self.steps_done,
+            "recorded": self.recorded,
+            "interval": dict(self.interval),
+            "files": self.files.state(),
+            "generators": drawing.stored(drawing.get_states()),
+            "cuda_generators": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
+            "algorithm": algorithm,
+        }
+        self.state_file.save(state)
+        if not self._sizes_told:
+            weights = sum(tensor.nbytes for tensor in self.algorithm.state_dict().values())
+            print(
+                f"Disk: {self.state_file.size / 2**20:.1f} MiB until the run is done, from which "
+                f"it can go on; {weights / 2**20:.1f} MiB for each file of weights."
+            )
+            self._sizes_told = True
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for what, now in self._same_as_before().items():
+            resume.require_same(self.state_file.path, what, state[what], now)
+        algorithm_state.restore(self.algorithm, state["algorithm"])
+        self.interval.update(state["interval"])
+        self.files.restore(state["files"])
+        drawing.set_states(state["generators"])
+        if self.device == "cuda" and state["cuda_generators"]:
+            torch.cuda.set_rng_state_all(state["cuda_generators"])
+        self.files.publish(self.steps_done)
+        print(f"Goes on after step {self.steps_done - 1} of {self.n_steps}.")
+        if state["torch"] != str(torch.__version__):
+            print(f"Warning: the steps before were taken with torch {state['torch']}.")
 
 
 def _named_splits(
@@ -248,14 +292,3 @@ def _named_splits(
     named |= {f"env{i}_out": e.out_split.data for i, e in enumerate(environments)}
     named |= {f"env{i}_uda": split.data for i, split in enumerate(unlabeled)}
     return named
-
-
-def append_record(path: str, record: Mapping[str, Any]) -> None:
-    """Append one line of JSON, on a line of its own even after a line that was cut off."""
-    line = json.dumps(record, sort_keys=True) + "\n"
-    with open(path, "ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        file.write(line.encode("utf-8"))

@@ -21,7 +21,7 @@ from typing import Any
 
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
-from domainbed.lib import checks, errors, misc, own_data
+from domainbed.lib import checks, errors, job_lock, misc, own_data
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -195,7 +195,7 @@ def check(args: argparse.Namespace) -> None:
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
     for dataset in args.datasets:
-        problems += _dataset_problems(dataset, args.single_test_envs)
+        problems += checks.too_few_environments(dataset, args.single_test_envs)
         for algorithm in args.algorithms:
             problems += checks.hparams_problems(args.hparams, algorithm, dataset)
     for flag, least in (("n_trials", 1), ("n_hparams_from", 0), ("steps", 0)):
@@ -204,19 +204,6 @@ def check(args: argparse.Namespace) -> None:
     if args.command == "launch":
         problems += checks.launch_problems(args)
     checks.require(problems)
-
-
-def _dataset_problems(dataset: str, single_test_envs: bool) -> list[str]:
-    """Say if there is no such data set, or too few environments for the jobs asked for."""
-    problems = checks.dataset_problems(dataset)
-    if problems:
-        return problems
-    needed = 2 if single_test_envs else 3
-    found = datasets.num_environments(dataset)
-    if found >= needed or found == 1:
-        return []
-    advice = " With --single_test_envs 2 are enough." if found == 2 else ""
-    return [f"{dataset} has {found} environments; these jobs need at least {needed}.{advice}"]
 
 
 def ask_for_confirmation() -> None:
@@ -241,20 +228,30 @@ def run(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{len(found)} {state.lower()}" for state, found in by_state.items())
     print(f"{len(jobs)} jobs: {counts}.")
     launching = args.command == "launch"
-    chosen = by_state[Job.NOT_LAUNCHED if launching else Job.INCOMPLETE]
+    chosen = by_state[Job.NOT_LAUNCHED] if launching else _not_running(by_state[Job.INCOMPLETE])
     print(f"About to {'launch' if launching else 'delete'} {len(chosen)} jobs.")
     if not args.skip_confirmation:
         ask_for_confirmation()
     if launching:
         if by_state[Job.INCOMPLETE]:
+            running = sum(job_lock.is_held(job.output_dir) for job in by_state[Job.INCOMPLETE])
             print(
-                f"sweep: {len(by_state[Job.INCOMPLETE])} incomplete jobs were not launched: they "
-                "may be running. If they are not, run delete_incomplete, then launch again.",
+                f"sweep: {len(by_state[Job.INCOMPLETE])} incomplete jobs were not launched; "
+                f"{running} of them are running. Others may wait in a queue. What does neither "
+                "goes on by its own command, or anew after delete_incomplete and launch.",
                 file=sys.stderr,
             )
         return 1 if Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher]) else 0
     Job.delete(chosen)
     return 0
+
+
+def _not_running(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs that no process has locked, and name the others."""
+    running = [job for job in jobs if job_lock.is_held(job.output_dir)]
+    for job in running:
+        print(f"sweep: running, hence left alone: {job.output_dir}", file=sys.stderr)
+    return [job for job in jobs if job not in running]
 
 
 def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Train one algorithm on one data set: `python -m domainbed.scripts.train --help`.
 
 Flags, their defaults and the printed text are those of upstream file domainbed/scripts/train.py
-at b93c22a; `--workers` is ours.
+at b93c22a; `--workers`, `--keep_weights` and `--restart` are ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ import PIL
 import torch
 import torchvision
 
-from domainbed.lib import checks, errors, misc, own_data, training
+from domainbed.lib import (
+    checkpoints,
+    checks,
+    errors,
+    job_lock,
+    misc,
+    own_data,
+    preparation,
+    resume,
+    stopping,
+    training,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,9 +49,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", default="train_output")
     _add_seeds(parser)
     _add_amounts(parser)
-    parser.add_argument("--skip_model_save", action="store_true")
-    parser.add_argument("--save_model_every_checkpoint", action="store_true")
+    _add_files(parser)
     return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--skip_model_save", action="store_true", help="keep no weights")
+    parser.add_argument("--save_model_every_checkpoint", action="store_true")
+    parser.add_argument(
+        "--keep_weights",
+        choices=checkpoints.KEEP,
+        default=checkpoints.KEEP[0],
+        help="the last in model.pkl, those chosen by training-domain validation in "
+        "model_best.pkl, or both (default)",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="do not go on from what an interrupted run saved in --output_dir: delete it",
+    )
 
 
 def _add_seeds(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +95,7 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         help="processes that load data, 0 for none; default: the data set's own number, at most "
-        "one a CPU. Each draws its own augmentations: give a number to repeat a run elsewhere",
+        "one a CPU; changes no result",
     )
 
 
@@ -103,19 +130,20 @@ def print_environment() -> None:
         print(f"\t{name}: {version}")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, lock: job_lock.JobLock) -> None:
     """Check, load, train."""
     check(args)
     print_environment()
     _print_sorted("Args:", vars(args))
-    hparams = training.choose_hparams(args)
-    _print_sorted("HParams:", hparams)
-    training.seed_everything(args.seed)
-    dataset, environments = training.load_environments(args, hparams)
-    job = training.Run(args, hparams, dataset, environments)
-    # Not among the arguments, whose names are upstream's, but augmentations depend on it.
-    print(f"Workers: {job.n_workers}")
-    job.train()
+    with stopping.StopSignals() as stop:
+        state = resume.StateFile(args.output_dir).load()
+        hparams = preparation.choose_hparams(args)
+        _print_sorted("HParams:", hparams)
+        preparation.seed_everything(args.seed)
+        dataset, environments = preparation.load_environments(args, hparams)
+        job = training.Run(args, hparams, dataset, environments, state, stop, lock)
+        print(f"Workers: {job.n_workers}")
+        job.train()
 
 
 def _print_sorted(title: str, values: dict[str, object]) -> None:
@@ -127,23 +155,48 @@ def _print_sorted(title: str, values: dict[str, object]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0; 1 after a failure; 2 after a wrong argument; 130 if interrupted, as a shell says it.
+    0; 1 after a failure; 2 after a wrong argument; 73 if another process trains this job; 75 if
+    told to stop by a signal, with all saved to go on; 130 if interrupted, as a shell says it.
     """
     args = build_parser().parse_args(argv)
-    os.makedirs(args.output_dir, exist_ok=True)
-    with misc.tee_output(args.output_dir):
-        try:
-            run(args)
-        except errors.UsageError as error:
-            print(f"train: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("train: interrupted by Ctrl-C; the run is not done", file=sys.stderr)
-            return 130
-        except Exception:
-            # Printed here, while err.txt is open: a sweep reports its last line.
-            traceback.print_exc()
-            return 1
+    restart = vars(args).pop("restart")  # no argument of the run, hence none of its records
+    try:
+        os.makedirs(args.output_dir, exist_ok=True)
+        with job_lock.JobLock(args.output_dir) as lock, misc.tee_output(args.output_dir):
+            if restart:
+                resume.StateFile(args.output_dir).remove()
+            return _run_and_tell(args, lock)
+    except job_lock.LockedError as error:
+        print(f"train: {error}", file=sys.stderr)  # not into the err.txt of the other
+        return job_lock.STATUS
+    except OSError as error:
+        print(f"train: --output_dir {args.output_dir} cannot be used: {error}", file=sys.stderr)
+        return 1
+
+
+def _run_and_tell(args: argparse.Namespace, lock: job_lock.JobLock) -> int:
+    """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
+    try:
+        run(args, lock)
+    except errors.UsageError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+    except resume.ResumeError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    except stopping.Stopped as signal:
+        print(f"train: stopped by {signal}; the same command goes on from here", file=sys.stderr)
+        return stopping.REQUEUE
+    except KeyboardInterrupt:
+        print(
+            "train: interrupted by Ctrl-C; the run is not done. The same command goes on from its "
+            "last checkpoint.",
+            file=sys.stderr,
+        )
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
     return 0
 
 

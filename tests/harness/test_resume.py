@@ -1,0 +1,330 @@
+"""A run that is killed or stopped ends as one that never was.
+
+Compared are all records but for times, and the final weights, to the bit. The children are forked,
+so that they need not import torch anew; SIGKILL, SIGTERM and the files are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from domainbed.lib import job_lock
+from domainbed.scripts import train
+from PIL import Image
+
+from . import fakes
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Three domains, two classes, ten pictures each, of noise."""
+    root = tmp_path_factory.mktemp("data") / "noise"
+    noise = np.random.default_rng(0)
+    for domain in "abc":
+        for name in ("dot", "line"):
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            for i in range(10):
+                pixels = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def carft(pictures: Path, folder: Path, *more: str) -> list[str]:
+    hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-3}
+    hparams |= {"total_steps": STEPS, "warmup_steps": 5}
+    return [
+        *("--algorithm", "CARFT", "--dataset", str(pictures), "--output_dir", str(folder)),
+        *("--steps", str(STEPS), "--checkpoint_freq", "3", "--workers", "0"),
+        *("--hparams", json.dumps(hparams), *more),
+    ]
+
+
+def forked(arguments: list[str]) -> int:
+    """Start `train` in a child process; return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        status = train.main(arguments)
+    finally:
+        os._exit(status)
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run(arguments: list[str]) -> int:
+    return ended(forked(arguments))
+
+
+def outcome(folder: Path):
+    """Records without what differs between any two runs, and the final weights."""
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["step_time"], record["args"]["output_dir"], record["args"]["workers"]
+    weights = torch.load(folder / "model.pkl", weights_only=True)["model_dict"]
+    best = torch.load(folder / "model_best.pkl", weights_only=True)
+    return records, weights, best["model_dict"], best["best_step"]
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    found, expected = outcome(folder), outcome(undisturbed)
+    assert found[0] == expected[0]
+    for a, b in zip(found[1:3], expected[1:3], strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert found[3] == expected[3]
+    names = [sorted(path.name for path in f.iterdir()) for f in (folder, undisturbed)]
+    assert names[0] == names[1] and "state.pt" not in names[0] and "lock" not in names[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert run(carft(pictures, folder)) == 0
+    records = outcome(folder)[0]
+    assert len(records) == 21 and records[-1]["loss_kl"] > 0
+    return folder
+
+
+def test_killed_at_twenty_random_moments(pictures, undisturbed, tmp_path):
+    chance = random.Random(time.time_ns())
+    folder = tmp_path / "killed"
+    kills, went_on = 0, set()
+    while kills < 20:
+        pid = forked(carft(pictures, folder))
+        time.sleep(chance.uniform(0.0, 0.9))
+        os.kill(pid, signal.SIGKILL)
+        if ended(pid) == -signal.SIGKILL:
+            kills += 1
+            went_on.add((folder / "state.pt").exists())
+        else:  # it was quicker than twenty kills: what it left is done, so again
+            assert_same(folder, undisturbed)
+            folder = tmp_path / f"killed after {kills}"
+    assert run(carft(pictures, folder)) == 0
+    assert_same(folder, undisturbed)
+    assert True in went_on
+
+
+@pytest.mark.parametrize(
+    ("place", "number"), [("update", signal.SIGTERM), ("predict", signal.SIGUSR1)]
+)
+def test_a_signal_saves_and_asks_to_be_started_again(
+    pictures, undisturbed, tmp_path, monkeypatch, place, number
+):
+    """At once, not only at the next checkpoint, in training as well as in an evaluation."""
+    from domainbed_carft.algorithms import CARFT
+
+    original = getattr(CARFT, place)
+    calls = []
+
+    def signalled(self, *args, **kwargs):
+        calls.append(place)
+        if len(calls) in (2, 8):
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CARFT, place, signalled)
+    arguments = carft(pictures, tmp_path / "run", "--checkpoint_freq", "3")
+    for _ in range(2):
+        assert run(arguments) == 75
+        said = (tmp_path / "run" / "err.txt").read_text().splitlines()[-1]
+        assert said == f"train: stopped by {number.name}; the same command goes on from here"
+        state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+        due = (state["steps_done"] - 1) % 3 == 0
+        assert state["recorded"] != due  # it left during the evaluation of a step, or after one
+        assert due or place == "update"
+    monkeypatch.undo()
+    assert run(arguments) == 0
+    assert_same(tmp_path / "run", undisturbed)
+    assert "Goes on after step" in (tmp_path / "run" / "out.txt").read_text()
+
+
+def test_the_number_of_workers_changes_nothing(pictures, tmp_path):
+    few = ("--steps", "8", "--checkpoint_freq", "4")
+    for workers in ("0", "1", "3"):
+        assert run(carft(pictures, tmp_path / workers, "--workers", workers, *few)) == 0
+    for workers in ("1", "3"):
+        assert_same(tmp_path / workers, tmp_path / "0")
+    # And it may change on the way.
+    pid = forked(carft(pictures, tmp_path / "changed", "--workers", "2", *few))
+    wait_for(tmp_path / "changed" / "state.pt")
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    assert run(carft(pictures, tmp_path / "changed", *few)) == 0
+    assert_same(tmp_path / "changed", tmp_path / "0")
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def test_the_best_weights_are_those_of_the_step_that_validation_selects(undisturbed, pictures):
+    records, _, _, best_step = outcome(undisturbed)
+    validation = [(r["env1_out_acc"] + r["env2_out_acc"]) / 2 for r in records]
+    assert best_step == records[int(np.argmax(validation))]["step"]
+
+
+def quick(folder: Path, *more: str) -> list[str]:
+    command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
+    return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *more]
+
+
+@pytest.mark.usefixtures("registered")
+class TestWithAQuickAlgorithm:
+    """The same without CLIP."""
+
+    def stopped(self, folder: Path, *more: str) -> None:
+        """Leave a run behind that has been stopped after five steps."""
+        os.makedirs(folder, exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            original = fakes.LinearSGD.update
+            calls = []
+
+            def update(self, *args):
+                calls.append(1)
+                if len(calls) == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return original(self, *args)
+
+            patch.setattr(fakes.LinearSGD, "update", update)
+            assert train.main(quick(folder, *more)) == 75
+
+    def test_best_weights_equal_those_of_their_step(self, tmp_path):
+        assert train.main(quick(tmp_path, "--save_model_every_checkpoint")) == 0
+        best = torch.load(tmp_path / "model_best.pkl", weights_only=True)
+        at_step = torch.load(tmp_path / f"model_step{best['best_step']}.pkl", weights_only=True)
+        for name, tensor in at_step["model_dict"].items():
+            assert torch.equal(tensor, best["model_dict"][name])
+
+    @pytest.mark.parametrize(
+        ("choice", "kept"),
+        [
+            ("both", ["model.pkl", "model_best.pkl"]),
+            ("last", ["model.pkl"]),
+            ("best", ["model_best.pkl"]),
+        ],
+    )
+    def test_what_is_kept_is_a_flag(self, tmp_path, choice, kept):
+        assert train.main(quick(tmp_path, "--keep_weights", choice)) == 0
+        assert sorted(path.name for path in tmp_path.glob("*.pkl")) == kept
+        assert not (tmp_path / "state.pt").exists()
+
+    def test_a_run_with_other_arguments_does_not_go_on(self, tmp_path, capsys):
+        self.stopped(tmp_path)
+        state = (tmp_path / "state.pt").read_bytes()
+        assert train.main(quick(tmp_path, "--steps", "9", "--trial_seed", "1")) == 1
+        said = capsys.readouterr().err
+        assert "other arguments (steps: 7 then, 9 now; trial_seed: 0 then, 1 now)" in said
+        assert "--restart" in said and "Traceback" not in said
+        assert (tmp_path / "state.pt").read_bytes() == state
+        assert train.main(quick(tmp_path, "--steps", "9", "--restart")) == 0
+
+    def test_where_the_data_is_does_not_matter(self, tmp_path):
+        self.stopped(tmp_path, "--data_dir", "/here")
+        assert train.main(quick(tmp_path, "--data_dir", "/there")) == 0
+
+    def test_a_cut_state_is_told_and_left_alone(self, tmp_path, capsys):
+        self.stopped(tmp_path)
+        path = tmp_path / "state.pt"
+        path.write_bytes(path.read_bytes()[:-100])
+        cut = path.read_bytes()
+        assert train.main(quick(tmp_path)) == 1
+        said = capsys.readouterr().err
+        assert f"{path} is no whole state of a run" in said and "--restart" in said
+        assert "Traceback" not in said and path.read_bytes() == cut
+        assert train.main(quick(tmp_path, "--restart")) == 0
+
+    def test_a_cut_or_lost_record_is_written_again(self, tmp_path):
+        assert train.main(quick(tmp_path / "whole")) == 0
+        for name, damage in (("cut", lambda text: text[:-30]), ("lost", lambda text: "")):
+            self.stopped(tmp_path / name)
+            path = tmp_path / name / "results.jsonl"
+            path.write_text(damage(path.read_text()))
+            assert train.main(quick(tmp_path / name)) == 0
+            assert_same(tmp_path / name, tmp_path / "whole")
+
+    def test_an_algorithm_that_cannot_be_stored_trains_all_the_same(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        original = fakes.LinearSGD.__init__
+
+        def init(self, *args):
+            original(self, *args)
+            self.batches = iter([1])
+
+        monkeypatch.setattr(fakes.LinearSGD, "__init__", init)
+        assert train.main(quick(tmp_path)) == 0
+        said = capsys.readouterr().out
+        assert said.count("Warning: this run starts over if it is interrupted.") == 1
+        assert "batches (a list_iterator)" in said
+
+    def test_a_second_process_names_the_first_and_leaves(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(job_lock, "PATIENCE_S", 0.1)
+        with job_lock.JobLock(str(tmp_path)) as lock:
+            lock.tell(step=3)
+            assert job_lock.is_held(str(tmp_path))
+            assert run(quick(tmp_path)) == 73
+            assert train.main(quick(tmp_path)) == 73
+            said = capsys.readouterr().err
+            assert f"is being trained by process {os.getpid()} on " in said
+            assert not (tmp_path / "err.txt").exists()
+        assert not job_lock.is_held(str(tmp_path))
+        assert train.main(quick(tmp_path)) == 0
+
+    def test_what_the_lock_tells(self, tmp_path, monkeypatch):
+        seen = []
+        original = fakes.LinearSGD.predict
+
+        def predict(self, x):
+            if not self.training:
+                seen.append(json.loads((tmp_path / "lock").read_text()))
+            return original(self, x)
+
+        monkeypatch.setattr(fakes.LinearSGD, "predict", predict)
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+        assert train.main(quick(tmp_path)) == 0
+        assert [told["step"] for told in seen[:: len(seen) // 4]] == [1, 3, 5, 7]
+        told = seen[-1]
+        assert (told["pid"], told["slurm"], told["steps"]) == (os.getpid(), "12_3", 7)
+        assert told["pictures_per_step"] == 8
+        assert time.time() - 60 < told["since"] <= told["updated"] <= time.time()
+
+    def test_a_lock_of_a_killed_process_is_free(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            fakes.LinearSGD, "update", lambda self, *_: os.kill(os.getpid(), signal.SIGKILL)
+        )
+        assert run(quick(tmp_path)) == -signal.SIGKILL
+        assert json.loads((tmp_path / "lock").read_text())["host"]
+        assert not job_lock.is_held(str(tmp_path))
+        monkeypatch.undo()
+
+    def test_a_launchers_lock_is_taken_over(self, tmp_path, monkeypatch):
+        """The descriptor is inherited: the job is locked for as long as either of both lives."""
+        with job_lock.JobLock(str(tmp_path)) as lock:
+            monkeypatch.setenv(job_lock.INHERITED, str(lock._descriptor))
+            assert train.main(quick(tmp_path)) == 0
+            assert job_lock.is_held(str(tmp_path))
+        assert not (tmp_path / "lock").exists()

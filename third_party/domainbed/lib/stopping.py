@@ -1,0 +1,51 @@
+"""Leaving in good order when told to: by SIGTERM, or by SIGUSR1, SLURM's warning of its limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+# Exit status "start me again": EX_TEMPFAIL of sysexits.h.
+REQUEUE = 75
+
+
+class Stopped(BaseException):
+    """Training was told to stop. No Exception: nothing on the way may take it for a failure."""
+
+
+class StopSignals:
+    """Inside the block the signals do not end the process; `check` raises Stopped instead.
+
+    So the training decides at which of its points it can leave.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._received: signal.Signals | None = None
+
+    def __enter__(self) -> StopSignals:
+        # Only the main thread may; a caller with threads of its own has signals of its own.
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        else:
+            self._former = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # A loader's processes inherit this, and ignore what is meant for the whole group: they
+        # serve until the training is done with them.
+        if os.getpid() == self._pid:
+            self._received = signal.Signals(number)
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self._received is not None:
+            raise Stopped(self._received.name)
