@@ -52,12 +52,13 @@ def carft(pictures: Path, folder: Path, *more: str) -> list[str]:
 
 
 def forked(arguments: list[str]) -> int:
-    """Start `train` in a child process; return its pid."""
+    """Start `train` in a child process with a group of its own; return its pid."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
+        os.setpgid(0, 0)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
@@ -166,17 +167,33 @@ def test_the_number_of_workers_changes_nothing(pictures, tmp_path):
         assert_same(tmp_path / workers, tmp_path / "0")
     # And it may change on the way.
     pid = forked(carft(pictures, tmp_path / "changed", "--workers", "2", *few))
-    wait_for(tmp_path / "changed" / "state.pt")
+    wait_until((tmp_path / "changed" / "state.pt").exists)
     os.kill(pid, signal.SIGKILL)
     ended(pid)
     assert run(carft(pictures, tmp_path / "changed", *few)) == 0
     assert_same(tmp_path / "changed", tmp_path / "0")
 
 
-def wait_for(path: Path) -> None:
+def test_a_signal_to_the_whole_group_reaches_the_loaders_processes_too(
+    pictures, undisturbed, tmp_path
+):
+    """SLURM signals all processes of a job."""
+    arguments = carft(pictures, tmp_path / "run", "--workers", "2")
+    said = tmp_path / "run" / "out.txt"
+    for times, moment in ((1, 1.0), (2, 0.0)):
+        pid = forked(arguments)
+        wait_until(lambda: said.exists() and said.read_text().count("Workers: 2") == times)
+        time.sleep(moment)
+        os.killpg(pid, signal.SIGTERM)
+        assert ended(pid) == 75, (tmp_path / "run" / "err.txt").read_text()
+    assert run(carft(pictures, tmp_path / "run")) == 0
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def wait_until(condition) -> None:
     until = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} did not appear"
+    while not condition():
+        assert time.monotonic() < until, "it did not come true"
         time.sleep(0.01)
 
 

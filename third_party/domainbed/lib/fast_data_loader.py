@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from domainbed.lib import drawing
+from domainbed.lib import drawing, stopping
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.
@@ -54,6 +54,7 @@ def _loader(
         batch_sampler=requests,
         num_workers=workers,
         generator=torch.Generator(),
+        worker_init_fn=stopping.ignore_in_worker,
     )
 
 

@@ -9,6 +9,7 @@ A launcher may have locked the folder for us: then the descriptor is in DOMAINBE
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -57,7 +58,8 @@ class JobLock:
 
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
-            os.unlink(self._path)  # while it is held: whoever waits for it sees that it is gone
+            with contextlib.suppress(FileNotFoundError):  # the whole folder may be gone
+                os.unlink(self._path)  # while it is held, so that who waits sees that it is gone
             os.close(self._descriptor)
 
     def tell(self, **facts: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from types import FrameType
@@ -24,7 +23,6 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
         self._received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignals:
@@ -40,12 +38,18 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # A loader's processes inherit this, and ignore what is meant for the whole group: they
-        # serve until the training is done with them.
-        if os.getpid() == self._pid:
-            self._received = signal.Signals(number)
+        self._received = signal.Signals(number)
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
         if self._received is not None:
             raise Stopped(self._received.name)
+
+
+def ignore_in_worker(worker_id: int) -> None:
+    """Let a loader's process serve on when the whole group is told to stop, as SLURM does.
+
+    If it died the training would fail in the middle of a step instead of leaving after it.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -170,7 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train: {error}", file=sys.stderr)  # not into the err.txt of the other
         return job_lock.STATUS
     except OSError as error:
-        print(f"train: --output_dir {args.output_dir} cannot be used: {error}", file=sys.stderr)
+        print(
+            f"train: --output_dir {args.output_dir} cannot be used: {error}. Expected a folder "
+            "that can be written, on a file system with locks.",
+            file=sys.stderr,
+        )
         return 1
 
 
