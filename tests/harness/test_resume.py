@@ -182,7 +182,7 @@ def test_a_signal_to_the_whole_group_reaches_the_loaders_processes_too(
     said = tmp_path / "run" / "out.txt"
     for times, moment in ((1, 1.0), (2, 0.0)):
         pid = forked(arguments)
-        wait_until(lambda: said.exists() and said.read_text().count("Workers: 2") == times)
+        wait_until(lambda n=times: said.exists() and said.read_text().count("Workers: 2") == n)
         time.sleep(moment)
         os.killpg(pid, signal.SIGTERM)
         assert ended(pid) == 75, (tmp_path / "run" / "err.txt").read_text()

@@ -54,7 +54,7 @@ def _loader(
         batch_sampler=requests,
         num_workers=workers,
         generator=torch.Generator(),
-        worker_init_fn=stopping.ignore_in_worker,
+        worker_init_fn=stopping.serve_on,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -46,10 +47,18 @@ class StopSignals:
             raise Stopped(self._received.name)
 
 
-def ignore_in_worker(worker_id: int) -> None:
-    """Let a loader's process serve on when the whole group is told to stop, as SLURM does.
+def serve_on(worker_id: int) -> None:
+    """Let a loader's process serve on when the whole group is told to stop, as SLURM does it.
 
-    If it died the training would fail in the middle of a step instead of leaving after it.
+    If it died the training would fail in the middle of a step instead of leaving after it. It
+    still ends when its parent tells it to. Who sent a signal only `sigwaitinfo` says.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
