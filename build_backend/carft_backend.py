@@ -5,7 +5,8 @@
   Python 3.17, the `.start` file (PEP 829) from 3.15 on. The names sort after
   `__editable__.*.pth`, which makes the package importable in the first place.
 - `domainbed_carft/harness/domainbed`: the harness, which the source tree keeps as
-  `third_party/domainbed`. An editable install uses it from there.
+  `third_party/domainbed`, and `domainbed_carft/sweeps`, the declared sweeps, there `sweeps`. An
+  editable install uses both from there.
 
 All of them stand in the wheel's RECORD, so that uninstalling removes them.
 """
@@ -40,7 +41,11 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-HARNESS = Path("third_party/domainbed")
+# Where the source tree keeps what the wheel has inside the package.
+MOVED = {
+    Path("third_party/domainbed"): "domainbed_carft/harness/domainbed",
+    Path("sweeps"): "domainbed_carft/sweeps",
+}
 
 # A package that is gone, a source tree moved away say, must not print a traceback at every start.
 PTH = (
@@ -58,9 +63,9 @@ def build_wheel(
     config_settings: Mapping[str, Any] | None = None,
     metadata_directory: str | None = None,
 ) -> str:
-    """Build the wheel with setuptools, then add the start files and the harness."""
+    """Build the wheel with setuptools, then add the start files, harness and sweeps."""
     name: str = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
-    _add_files(Path(wheel_directory, name), {**START_FILES, **_harness_files()})
+    _add_files(Path(wheel_directory, name), {**START_FILES, **_moved_files()})
     return name
 
 
@@ -75,15 +80,15 @@ def build_editable(
     return name
 
 
-def _harness_files() -> dict[str, bytes]:
-    """Return the harness's files by their names in the wheel."""
-    if not (HARNESS / "__init__.py").is_file():
-        raise FileNotFoundError(f"{HARNESS}/__init__.py is missing, so the wheel has no harness")
+def _moved_files() -> dict[str, bytes]:
+    """Return the files of MOVED by their names in the wheel."""
+    for folder in MOVED:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is missing, so the wheel would lack it")
     return {
-        f"domainbed_carft/harness/domainbed/{path.relative_to(HARNESS).as_posix()}": (
-            path.read_bytes()
-        )
-        for path in sorted(HARNESS.rglob("*"))
+        f"{inside}/{path.relative_to(folder).as_posix()}": path.read_bytes()
+        for folder, inside in MOVED.items()
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
 

@@ -1,20 +1,31 @@
 """The demo end to end in small, through real sub-processes, and what it says when jobs fail."""
 
-import json
 import re
+from pathlib import Path
 
 import pytest
+from domainbed.scripts.sweep import Job, make_args_list
 from PIL import Image
 
-from domainbed_carft import cli, demo, results
+from domainbed_carft import cli, demo, results, sweep
+from domainbed_carft.emoji import EmojiStyles
 from domainbed_carft.errors import CarftError
+from domainbed_carft.sweep import jobs as sweep_jobs
+
+SMALL = """
+name: small
+datasets: [EmojiStyles]
+algorithms: [CLIPZeroShot, CARFT]
+trials: 1
+steps: 2
+"""
 
 
-def test_two_algorithms_four_targets_then_the_table_and_the_plot(tmp_path, monkeypatch, capsys):
+def test_two_algorithms_four_targets_then_the_table_and_the_plot(tmp_path, capsys):
     output = tmp_path / "it's a demo"
-    monkeypatch.setattr(demo, "ALGORITHMS", ("CLIPZeroShot", "CARFT"))
-    monkeypatch.setattr(demo, "STEPS", 2)
-    demo.run(output)
+    declared = tmp_path / "small.yaml"
+    declared.write_text(SMALL)
+    demo.run(output, declared=declared)
     said = capsys.readouterr()
     frame = results.load(output / "sweep")
     assert len(frame) == 2 * 4 * 2  # algorithms, targets, checkpoints
@@ -37,7 +48,7 @@ def test_two_algorithms_four_targets_then_the_table_and_the_plot(tmp_path, monke
 
     with Image.open(output / "accuracy.png") as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
-    for place in ("results.txt", "accuracy.png", "sweep.log"):
+    for place in ("results.txt", "accuracy.png"):
         assert str(output / place) in said.out
     assert "8 of 8 jobs done" in said.err
 
@@ -47,25 +58,32 @@ def test_two_algorithms_four_targets_then_the_table_and_the_plot(tmp_path, monke
     finished = written()
     interrupted = next((output / "sweep").glob("*/done"))
     interrupted.unlink()
-    demo.run(output)  # only what is not done is trained again
+    demo.run(output, declared=declared)  # only what is not done is trained again
     again = {path for path, time in written().items() if finished[path] != time}
     assert again == {interrupted.parent / "results.jsonl"}
     assert (output / "results.txt").read_text() == table
 
 
-def test_a_failing_sweep_is_told_with_the_end_of_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "ALGORITHMS", ("CARFT", "NoSuchAlgorithm"))
-    with pytest.raises(CarftError, match=r"(?s)ended with status 2.*NoSuchAlgorithm"):
-        demo.run(tmp_path / "out")
+def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
+    declared = tmp_path / "small.yaml"
+    only = "test_environments: [noto]\nhparams: {clip_backbone: /no/such.pt}\n"
+    declared.write_text(SMALL.replace("CLIPZeroShot, ", "") + only)
+    message = r"(?s)1 of the jobs failed.*no/such.pt.*carft sweep retry"
+    with pytest.raises(CarftError, match=message):
+        demo.run(tmp_path / "out", declared=declared)
 
 
-def test_progress_counts_whole_records(tmp_path):
-    for name, steps in (("a", [0, 25, 50]), ("b", [])):
-        (tmp_path / name).mkdir()
-        lines = "".join(json.dumps({"step": s}) + "\n" for s in steps)
-        (tmp_path / name / "results.jsonl").write_text(lines + '{"step": 7')
-    (tmp_path / "a" / "done").touch()
-    assert demo._progress(tmp_path) == (51, 1)
+def test_the_declared_demo_is_what_the_readme_shows():
+    """Its jobs have the identities of DomainBed's own sweep with the same flags."""
+    declaration = sweep.load("demo")
+    assert declaration.algorithms == ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
+    assert declaration.steps == {"EmojiStyles": EmojiStyles.N_STEPS}
+    made = sweep_jobs.make(declaration, demo.DATA_DIR, Path("OUT"))
+    jobs = make_args_list(
+        1, ["EmojiStyles"], declaration.algorithms, 0, 1, EmojiStyles.N_STEPS, demo.DATA_DIR,
+        "domain_generalization", 0.2, True, None,
+    )  # fmt: skip
+    assert sorted(str(j.folder) for j in made) == sorted(Job(a, "OUT").output_dir for a in jobs)
 
 
 def test_wrong_arguments_are_told(capsys):

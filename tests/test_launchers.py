@@ -1,75 +1,322 @@
-"""The pool launcher on real processes, and in DomainBed's registry."""
+"""Local, pool and dummy on real processes, and in DomainBed's registry."""
 
+import json
 import os
 import shlex
+import signal
+import subprocess
 import sys
 
 import pytest
 from domainbed.command_launchers import REGISTRY
+from sweep_jobs import command, commands, events, launch, most_at_once, story, wait_until
 
 from domainbed_carft import launchers
+from domainbed_carft.errors import CarftError
+from domainbed_carft.job_folder import Attempt, JobFolder
+
+HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
+
+
+def run(name, commands, **options):
+    return launchers.make(name, options)(commands)
 
 
 def python(code, *arguments):
-    """A command as a sweep writes it."""
+    """A command as a sweep writes it, without an --output_dir."""
     return " ".join(["python", "-c", shlex.quote(code), *map(shlex.quote, arguments)])
 
 
-def test_the_registry_has_it():
-    assert REGISTRY["pool"] is launchers.pool
+def statuses(folder):
+    return [attempt.status for attempt in JobFolder(folder).attempts()]
 
 
-def test_jobs_run_with_this_interpreter_and_one_thread(tmp_path):
-    target = tmp_path / "it's one job's folder"
+def test_the_registry_has_them(tmp_path, monkeypatch):
+    """DomainBed's own `local` and `dummy` stay its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("pool", "slurm"):
+        assert REGISTRY[name] is launchers.LAUNCHERS[name]
+    assert REGISTRY["local"].__module__ == "domainbed.command_launchers"
+    assert REGISTRY["pool"]([command(tmp_path / "job")]) == []
+    assert (tmp_path / "job" / "done").exists()
+
+
+def test_dummy_prints_the_commands_as_domainbeds_does(capsys):
+    assert run("dummy", ["a 'b c'", "d"]) is None
+    assert capsys.readouterr().out == "Dummy launcher: a 'b c'\nDummy launcher: d\n"
+
+
+@pytest.mark.parametrize("name", ["local", "pool"])
+def test_jobs_run_and_nothing_in_their_words_is_executed(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / HOSTILE.replace("/", "") / "job"
+    assert run(name, [command(folder, hparams=HOSTILE)]) == []
+    assert story(folder)[0]["hparams"] == HOSTILE
+    assert not list(tmp_path.rglob("pwned"))
+    assert sorted(path.name for path in folder.iterdir()) == ["attempts.jsonl", "done", "story"]
+    assert [path.name for path in folder.parent.iterdir()] == ["job"]  # launches/ is gone
+    (attempt,) = JobFolder(folder).attempts()
+    assert attempt.status == 0 and attempt.started < attempt.ended and attempt.slurm is None
+
+
+def test_the_interpreter_and_the_commands_own_variables(tmp_path):
+    """T3A's and DPLCLIP's sweeps write variables before their commands."""
     code = (
         "import os, sys; open(sys.argv[1], 'w')"
-        ".write(sys.executable + ' ' + os.environ['OMP_NUM_THREADS'])"
+        ".write('|'.join([sys.executable, os.environ['A'], os.environ['B']]))"
     )
-    assert launchers.pool([python(code, str(target))]) == []
-    assert target.read_text() == f"{sys.executable} 1"
+    target = tmp_path / "a=b"
+    assert run("pool", [f"A='one two' B= {python(code, str(target))}"]) == []
+    assert target.read_text() == f"{sys.executable}|one two|"
 
 
-def test_variables_before_the_command_are_set_as_a_shell_would(tmp_path):
-    """T3A's and DPLCLIP's sweeps write their commands so."""
-    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['A'] + os.environ['B'])"
-    command = python(code, str(tmp_path / "a=b"))
-    assert launchers.pool([f"A='one two' B= {command}"]) == []
-    assert (tmp_path / "a=b").read_text() == "one two"
-
-
-def test_a_failure_is_told_and_stops_nothing(tmp_path, capfd):
-    commands = [
-        python("import sys; print('shown?'); sys.exit('no such data')"),
-        python("import os; os.kill(os.getpid(), 9)"),
-        python("open(__import__('sys').argv[1], 'w')", str(tmp_path / "ran")),
-    ]
-    first, second = launchers.pool(commands)
-    assert first.startswith("exit status 1: python -c") and first.endswith(": no such data")
-    assert second.startswith("exit status -9") and second.endswith("no message")
-    assert (tmp_path / "ran").exists()
+def test_without_a_folder_a_failure_is_told_once(capfd):
+    code = "import sys; print('shown?'); sys.exit('no such data')"
+    failed = run("pool", [python(code), python("import os; os.kill(os.getpid(), 9)")])
+    told = sorted(map(str, failed))
+    assert "failed once, exit status 1: no such data" in told[1]
+    assert "killed by SIGKILL (often: out of memory): it left no message" in told[0]
     said = capfd.readouterr()
     assert "no such data" in said.err and "shown?" not in said.out
 
 
-@pytest.mark.skipif(launchers.cores() < 2, reason="two jobs at once need two cores")
-def test_jobs_run_at_the_same_time(tmp_path):
-    """Each waits until the other has started, so one after another would time out."""
+@pytest.mark.parametrize("name", ["local", "pool"])
+def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, capfd):
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    jobs = [command(bad, status=3, words="no such picture"), command(good)]
+    (failed,) = run(name, jobs)
+    assert failed == launchers.FailedJob(str(bad), 3, 3, "no such picture")
+    assert str(failed) == f"{bad}: failed 3 times, exit status 3: no such picture"
+    assert str(failed) in capfd.readouterr().err
+    assert statuses(bad) == [3, 3, 3] and JobFolder(good).done
+    # A later launch tells it again, and tries it no more.
+    assert run(name, jobs) == [failed]
+    assert statuses(bad) == [3, 3, 3]
+
+
+def test_failed_jobs_are_tried_again_after_all_others(tmp_path):
+    run("local", [command(tmp_path / "bad", status=3), *commands(tmp_path, 2, seconds=0.1)])
+    starts = [e["time"] for e in story(tmp_path / "bad") if e["event"] == "start"]
+    others = [story(tmp_path / f"job{n:02}")[0]["time"] for n in range(2)]
+    assert starts[0] < min(others) and max(others) < starts[1]
+
+
+def test_wrong_arguments_are_final_at_once(tmp_path):
+    (failed,) = run("local", [command(tmp_path / "job", status=2, words="no such flag")])
+    assert (failed.status, failed.attempts, failed.last_words) == (2, 1, "no such flag")
+
+
+def test_status_0_without_done_is_a_failure(tmp_path):
+    job = f"{python('pass')} --output_dir {tmp_path}/job"
+    (failed,) = run("local", [job])
+    assert failed.attempts == 3 and "left no file done" in failed.last_words
+
+
+def test_a_program_that_is_not_there_is_told(tmp_path):
+    (failed,) = run("local", [f"no-such-program --output_dir {tmp_path}/job"])
+    assert failed.status == 127 and "no-such-program" in failed.last_words
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_stops_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    jobs = [command(tmp_path / "file" / "sub" / "job"), command(tmp_path / "job")]
+    # The launch cannot be noted there either, which is told before anything starts.
+    with pytest.raises(CarftError, match="Not a directory"):
+        run("local", jobs)
+    (tmp_path / "job2").touch()  # in a folder that is fine, a job's own place is taken
+    (failed,) = run("local", [command(tmp_path / "job2"), command(tmp_path / "job")])
+    assert "File exists" in failed.last_words and JobFolder(tmp_path / "job").done
+
+
+def test_last_words_come_from_err_txt_if_stderr_is_empty(tmp_path):
+    code = "import sys; open(sys.argv[2] + '/err.txt', 'w').write('a\\nthe reason\\n\\n'); exit(4)"
+    (failed,) = run("local", [f"{python(code)} --output_dir {tmp_path}/job"])
+    assert failed.last_words == "the reason"
+
+
+def test_a_job_that_asks_to_start_again_does_and_has_not_failed(tmp_path):
+    """SIGTERM to the job alone: it saves, leaves with 75, and goes on at once."""
+    process = launch("pool", commands(tmp_path, 1, seconds=2))
+    wait_until(lambda: story(tmp_path / "job00"))
+    os.kill(story(tmp_path / "job00")[0]["pid"], signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 0 and json.loads(out) == [], err
+    assert events(tmp_path / "job00") == ["start", "saved for SIGTERM", "start", "end"]
+    assert statuses(tmp_path / "job00") == [75, 0]
+
+
+def test_a_job_that_always_asks_to_start_again_is_left_for_now(tmp_path):
+    (failed,) = run("pool", [command(tmp_path / "job", status=75)])
+    assert failed.status == 75 and statuses(tmp_path / "job") == [75, 75, 75]
+    assert JobFolder(tmp_path / "job").failed() is None  # a later launch tries it again
+
+
+def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(launchers.machine, "cores", lambda: 7)
+    run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
+    folders = [tmp_path / f"job{n:02}" for n in range(3)]
+    for kind in ("threads", "cores"):
+        assert [story(folder)[0][kind] for folder in folders] == ["3"] * 3
+    assert most_at_once(folders) == 2
+    # Fewer jobs than may run have more each; whatever the user has set stays.
+    run("pool", [command(tmp_path / "alone")], jobs=2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    run("pool", [command(tmp_path / "set")], jobs=2)
+    assert story(tmp_path / "alone")[0]["threads"] == "7"
+    only = story(tmp_path / "set")[0]
+    assert (only["threads"], only["cores"]) == ("5", "7")
+
+
+def test_each_gpu_has_its_jobs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    run("pool", commands(tmp_path, 4, seconds=1.5), jobs_per_gpu=2)
+    gpus = [story(tmp_path / f"job{n:02}")[0]["gpu"] for n in range(4)]
+    assert sorted(gpus) == ["3", "3", "GPU-5a", "GPU-5a"]
+
+
+def test_local_runs_one_after_another(tmp_path):
+    run("local", commands(tmp_path, 3, seconds=0.2))
+    assert most_at_once(tmp_path / f"job{n:02}" for n in range(3)) == 1
+
+
+@pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", -2)])
+def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, number, status):
+    process = launch("pool", commands(tmp_path, 4, seconds=30), {"jobs": 2})
+    running = [tmp_path / "job00", tmp_path / "job01"]
+    wait_until(lambda: all(map(story, running)))
+    (launched,) = tmp_path.glob("launches/*.json")
+    told = json.loads(launched.read_text())
+    assert told["launcher"] == "pool" and told["pid"] == process.pid
+    assert told["jobs"] == {f"job{n:02}": None for n in range(4)}
+    process.send_signal(getattr(signal, number))
+    err = process.communicate(timeout=30)[1]
+    assert process.returncode == status or (number == "SIGINT" and process.returncode == 130)
+    assert "waiting for the running jobs to save" in err
+    for folder in running:
+        assert events(folder) == ["start", "saved for SIGTERM"] and statuses(folder) == [75]
+        assert not JobFolder(folder).lock_path.exists()
+    assert not (tmp_path / "job02").exists() and not (tmp_path / "launches").exists()
+
+
+def test_a_second_ctrl_c_kills_a_job_that_does_not_stop(tmp_path):
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); open('up', 'w'); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from domainbed_carft import launchers as l\n"
+         "l.make('local')(sys.argv[1:])", f"{python(code)} --output_dir job"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until((tmp_path / "up").exists)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert statuses(tmp_path / "job") == [-15]  # told to, so not the job's failure
+
+
+def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path):
+    jobs = commands(tmp_path, 3, seconds=2.5)
+    killed = launch("pool", jobs, {"jobs": 2})
+    running = [JobFolder(tmp_path / name) for name in ("job00", "job01")]
+    wait_until(lambda: all(story(folder.path) for folder in running))
+    killed.kill()
+    killed.communicate()
+    assert all(folder.holder().pid == killed.pid for folder in running)
+    second = launch("pool", jobs, {"jobs": 2})
+    out, err = second.communicate()
+    assert json.loads(out) == [] and f"process {killed.pid}" in err
+    assert events(tmp_path / "job02") == ["start", "end"]
+    wait_until(lambda: not any(folder.is_held() for folder in running), 10)
+    assert all(folder.last_holder().pid == killed.pid for folder in running)
+    # They have ended by themselves meanwhile; a third launch has nothing left to do.
+    assert run("pool", jobs) == []
+    assert [events(tmp_path / f"job0{n}") for n in range(3)] == [["start", "end"]] * 3
+
+
+def test_a_job_killed_with_its_launcher_is_finished_by_the_next(tmp_path):
+    jobs = commands(tmp_path, 1, seconds=1)
+    killed = launch("local", jobs)
+    wait_until(lambda: story(tmp_path / "job00"))
+    for pid in (killed.pid, story(tmp_path / "job00")[0]["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    killed.communicate()
+    wait_until(lambda: not JobFolder(tmp_path / "job00").is_held(), 10)
+    assert JobFolder(tmp_path / "job00").last_holder().pid == killed.pid
+    assert run("local", jobs) == []
+    assert events(tmp_path / "job00") == ["start", "start", "end"]
+    assert not JobFolder(tmp_path / "job00").lock_path.exists()
+
+
+def test_two_launchers_at_once_run_each_job_once(tmp_path):
+    jobs = commands(tmp_path, 12, seconds=0.2)
+    processes = [launch("pool", order, {"jobs": 2}) for order in (jobs, jobs, jobs[::-1])]
+    said = [process.communicate() for process in processes]
+    assert all(json.loads(out) == [] for out, _ in said), said
+    assert [events(tmp_path / f"job{n:02}") for n in range(12)] == [["start", "end"]] * 12
+    assert [statuses(tmp_path / f"job{n:02}") for n in range(12)] == [[0]] * 12
+
+
+def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
+    """Exit status 73: train found a lock that the launcher did not see, as over a network."""
+    folder = JobFolder(tmp_path / "job")
+    assert run("local", [command(folder.path, status=73)]) == []
+    assert statuses(folder.path) == [73] and "1 jobs were left" in capfd.readouterr().err
+
+
+def test_retrying_by_hand_is_renaming_the_attempts(tmp_path):
+    folder = JobFolder(tmp_path / "job")
+    folder.path.mkdir()
+    for _ in range(3):
+        folder.add_attempt(Attempt(1.0, 2.0, "host", None, -9, ""))
+    assert [job.status for job in run("local", [command(folder.path)])] == [-9]
+    folder.attempts_path.rename(folder.path / "attempts-1.jsonl")
+    assert run("local", [command(folder.path)]) == [] and folder.done
+
+
+def test_the_child_has_the_lock_it_is_told_of(tmp_path):
     code = (
-        "import os, sys, time; mine, other = sys.argv[1:]; open(mine, 'w')\n"
-        "end = time.monotonic() + 60\n"
-        "while not os.path.exists(other):\n"
-        "    assert time.monotonic() < end; time.sleep(0.01)"
+        "import os, sys; folder = sys.argv[2]\n"
+        "fd = int(os.environ['DOMAINBED_LOCK_FD'])\n"
+        "assert os.path.samestat(os.fstat(fd), os.stat(folder + '/lock'))\n"
+        "open(folder + '/done', 'w')"
     )
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    assert launchers.pool([python(code, a, b), python(code, b, a)]) == []
+    assert run("pool", [f"{python(code)} --output_dir {tmp_path}/job"]) == []
 
 
-def test_the_cores_are_those_this_process_may_use(monkeypatch):
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system cannot bind a process to cores")
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        assert launchers.cores() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mounted)])
+    if made.returncode:
+        pytest.skip("whoever runs this may not mount a file system")
+    yield mounted
+    subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_a_full_disk_is_told_and_no_job_counts_as_failed_for_it(small_disk):
+    """Where nothing can be noted, nothing is started; room made, the sweep goes on."""
+    jobs = commands(small_disk / "sweep", 2)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(CarftError, match=r"cannot be noted in .*launches: .*No space left"):
+        run("pool", jobs)
+    filler.unlink()
+    assert run("pool", jobs) == []
+    # Full in the middle of a sweep: the attempt cannot be noted, which is told as its failure.
+    code = (
+        "import os, sys\n"
+        "try:\n"
+        "    with open(sys.argv[2] + '/filler', 'wb', buffering=0) as file:\n"
+        "        while True: file.write(b'x' * 4096)\n"
+        "finally: os._exit(3)"
+    )
+    (failed,) = run("local", [f"{python(code)} --output_dir {small_disk}/sweep/full"])
+    assert "No space left" in failed.last_words
+    (small_disk / "sweep" / "full" / "filler").unlink()
+    assert JobFolder(small_disk / "sweep" / "full").failed() is None

@@ -69,6 +69,7 @@ def test_the_source_distribution_is_enough(source: Path, sdist: Path) -> None:
         "third_party/domainbed/__init__.py",
         "tests/test_packaging.py",
         "benchmarks/hook_cost.py",
+        "sweeps/demo.yaml",
     } <= names
     assets = (source / "domainbed_carft" / "assets").rglob("*")
     files = {path.relative_to(source).as_posix() for path in assets if path.is_file()}
@@ -95,6 +96,9 @@ def test_the_wheel(source: Path, wheel: Path) -> None:
     for path in (source / "third_party" / "domainbed").rglob("*.py"):
         name = path.relative_to(source / "third_party").as_posix()
         assert contents[f"domainbed_carft/harness/{name}"] == path.read_bytes()
+    for path in (source / "sweeps").glob("*.yaml"):
+        assert contents[f"domainbed_carft/sweeps/{path.name}"] == path.read_bytes()
+    assert "domainbed_carft/sweeps/demo.yaml" in contents
     for path in (source / "domainbed_carft").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(source).as_posix() in contents

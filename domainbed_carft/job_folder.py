@@ -1,0 +1,242 @@
+"""A job's folder: which file in it says what, who holds its lock, how its attempts ended.
+
+Only the standard library, so that whatever starts, watches or clears jobs can ask cheaply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from domainbed_carft.errors import CarftError
+
+MAX_ATTEMPTS = 3
+
+# Ends that say nothing against the job: another process has it (73), it was told to stop and has
+# saved itself (75), Ctrl-C (130), a SIGTERM or SIGUSR1 that it knew nothing of.
+NOT_ITS_FAULT = (73, 75, 130, -15, -10)
+WRONG_ARGUMENTS = 2  # trying again is useless
+
+# Whoever asks whether a lock is held has it for an instant, which must not turn a claimer away.
+_PATIENCE_SECONDS = 0.25
+
+
+class Holder(NamedTuple):
+    """Who runs a job, and how far it is; steps are those done so far and those to do."""
+
+    host: str
+    pid: int
+    slurm: str | None
+    since: float
+    step: int | None = None
+    steps: int | None = None
+    pictures_per_step: int | None = None
+    updated: float | None = None
+
+    def __str__(self) -> str:
+        where = f"SLURM job {self.slurm} on {self.host}" if self.slurm else f"{self.host}"
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"{where}, process {self.pid}, since {since}" if self.pid else "an unknown process"
+
+
+UNKNOWN = Holder("?", 0, None, 0.0)
+
+
+class Attempt(NamedTuple):
+    """How one attempt at a job ended; the status is negative for a signal."""
+
+    started: float
+    ended: float
+    host: str
+    slurm: str | None
+    status: int
+    last_words: str
+
+
+class Held(CarftError):
+    """Another process runs this job."""
+
+    def __init__(self, folder: Path, holder: Holder) -> None:
+        super().__init__(f"{folder} is being run by {holder}; wait for it, or stop it first")
+        self.holder = holder
+
+
+class JobFolder:
+    """The folder of one job; nothing is read before it is asked for, and nothing is kept."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"JobFolder({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "done").exists()
+
+    @property
+    def records_path(self) -> Path:
+        return self.path / "results.jsonl"
+
+    @property
+    def state_path(self) -> Path:
+        return self.path / "state.pt"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def attempts_path(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def description_path(self) -> Path:
+        return self.path / "job.json"
+
+    def is_held(self) -> bool:
+        """Whether a process runs this job now."""
+        try:
+            descriptor = os.open(self.lock_path, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def holder(self) -> Holder | None:
+        """Who runs this job now; UNKNOWN if that is not to be read, None if nobody does."""
+        return (self._written_holder() or UNKNOWN) if self.is_held() else None
+
+    def last_holder(self) -> Holder | None:
+        """Who ran this job and died without a word; None if it is held, or was let go."""
+        if not self.lock_path.exists() or self.is_held():
+            return None
+        return self._written_holder() or UNKNOWN
+
+    def attempts(self) -> list[Attempt]:
+        """The ended attempts, first to last; lines cut by a full disk or a crash are left out."""
+        try:
+            lines = self.attempts_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        read = (_fields(line, Attempt._fields, Attempt._fields) for line in lines)
+        return [Attempt(**fields) for fields in read if fields is not None]
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Append a line, on a line of its own even if the one before was cut."""
+        line = json.dumps(attempt._asdict()) + "\n"
+        with self.attempts_path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode())
+
+    def failed(self) -> Attempt | None:
+        """The last attempt, if the job is to be left alone; None if it may be tried (again)."""
+        attempts = [] if self.done else self.attempts()
+        counted = [attempt for attempt in attempts if attempt.status not in NOT_ITS_FAULT]
+        if not counted:
+            return None
+        hopeless = counted[-1].status == WRONG_ARGUMENTS or len(counted) >= MAX_ATTEMPTS
+        return counted[-1] if hopeless else None
+
+    def last_words(self) -> str:
+        """The last line of err.txt that is not blank; "" if there is none."""
+        try:
+            return last_line(self.path / "err.txt")
+        except OSError:
+            return ""
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[int]:
+        """Hold the lock, whose descriptor is the value, and remove it at the end.
+
+        A process that is given the descriptor holds the lock as well, should this one be killed.
+
+        Raises:
+            Held: naming the process that runs this job.
+            OSError: the folder is not to be written to.
+        """
+        descriptor = self._acquire()
+        try:
+            _write_holder(descriptor)
+            yield descriptor
+        finally:
+            self.lock_path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _acquire(self) -> int:
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The holder before may have removed the file between our opening and locking it.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(self.lock_path), os.fstat(descriptor)):
+                        return descriptor
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    os.close(descriptor)
+                    raise Held(self.path, self.holder() or UNKNOWN) from None
+                time.sleep(0.02)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _written_holder(self) -> Holder | None:
+        try:
+            text = self.lock_path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = _fields(text, Holder._fields, ("host", "pid", "slurm", "since"))
+        return None if fields is None else Holder(**fields)
+
+
+def last_line(path: str | os.PathLike[str]) -> str:
+    """The last line of a file that is not blank, looked for in its last 64 KiB."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
+        words = file.read().decode(errors="replace").splitlines()
+    return next((word.strip() for word in reversed(words) if word.strip()), "")
+
+
+def slurm_id() -> str | None:
+    """This process's SLURM job, an array's element as "123_4"; None outside of SLURM."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
+
+
+def _write_holder(descriptor: int) -> None:
+    holder = Holder(socket.gethostname(), os.getpid(), slurm_id(), time.time())
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, (json.dumps(holder._asdict()) + "\n").encode(), 0)
+
+
+def _fields(text: str, known: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, Any] | None:
+    """The known fields of a line of JSON; None if it is cut, or is not such a line."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(read, dict) or any(name not in read for name in needed):
+        return None
+    return {name: read[name] for name in known if name in read}

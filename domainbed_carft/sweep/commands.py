@@ -1,0 +1,194 @@
+"""``carft sweep``: a function a command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.sweep import clearing, declaration, flags, host, jobs, output, states, text
+from domainbed_carft.sweep.launch_command import again, confirm, launch
+from domainbed_carft.sweep.states import Queues, Status
+
+__all__ = ["cancel", "clean", "launch", "retry", "status"]
+
+SHORTEST_WATCH = 0.2  # seconds
+PATIENCE = 120  # seconds that stopped jobs have to save
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print the states; 1 if a job failed."""
+    every = arguments.watch
+    if every is not None and not every >= SHORTEST_WATCH:
+        raise CarftError(f"--watch is {every}, expected at least {SHORTEST_WATCH} seconds")
+    try:
+        return _watch(arguments, every)
+    except KeyboardInterrupt:  # the way out of --watch
+        return 130
+
+
+def _watch(arguments: argparse.Namespace, every: float | None) -> int:
+    while True:
+        started = time.monotonic()
+        waiting, statuses = look(arguments.output_dir)
+        _show(arguments, waiting, statuses)
+        if every is None or not _moving(statuses):
+            return int(any(one.state == states.FAILED for one in statuses))
+        # At most a tenth of the time goes into looking.
+        time.sleep(max(every, 9 * (time.monotonic() - started)))
+
+
+def look(folder: Path) -> tuple[Queues, list[Status]]:
+    """The states of all jobs of an output folder: those that were launched, and others in it."""
+    launched = output.recall(folder)
+    known: list[jobs.Job] = []
+    if launched is not None:
+        host.assume(launched.datasets)
+        declared = _declared(folder, launched)
+        if declared is not None:
+            known = output.settle(jobs.make(declared, launched.data_dir, folder), folder)
+    waiting = states.queues(folder)
+    return waiting, states.look([*known, *output.found_jobs(folder, known)], folder, waiting)
+
+
+def _declared(folder: Path, launched: output.Launched) -> declaration.Declaration | None:
+    """What was launched last; None where its copy is gone, and only its folders tell."""
+    if launched.flags is not None:
+        return flags.declared(launched.flags, checked=True)
+    copy = folder / output.DECLARATION
+    if not copy.is_file():
+        return None
+    return declaration.parse(copy.read_text(encoding="utf-8"), str(copy), checked=True)
+
+
+def _moving(statuses: Sequence[Status]) -> bool:
+    return any(one.state in (states.RUNNING, states.QUEUED) for one in statuses)
+
+
+def _show(arguments: argparse.Namespace, waiting: Queues, statuses: Sequence[Status]) -> None:
+    if arguments.json:
+        print(json.dumps(_as_dict(arguments.output_dir, waiting, statuses), indent=1), flush=True)
+        return
+    redraws = arguments.watch is not None and sys.stdout.isatty()
+    # Clears the screen and what was scrolled off it, then starts at its top.
+    head = "\033[2J\033[3J\033[H" if redraws else ""
+    if arguments.watch is not None:
+        head += f"{arguments.output_dir}  {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    note = f"\n{waiting.note}" if waiting.note else ""
+    print(head + text.overview(statuses) + note, flush=True)
+
+
+def _as_dict(folder: Path, waiting: Queues, statuses: Sequence[Status]) -> dict[str, Any]:
+    counts = {state: sum(one.state == state for one in statuses) for state in states.STATES}
+    return {
+        "output_dir": str(folder),
+        "at": time.time(),
+        "counts": counts,
+        "note": waiting.note,
+        "jobs": [one.as_dict() for one in statuses],
+    }
+
+
+def retry(arguments: argparse.Namespace) -> int:
+    """Forget the failures of failed jobs, so that the next launch takes them up."""
+    _, statuses = look(arguments.output_dir)
+    failed = [one for one in statuses if one.state == states.FAILED]
+    chosen = [one for one in failed if clearing.matches(one, arguments.only)]
+    if failed and not chosen:
+        names = "\n".join(text.limited([f"  {one.job}; {one.job.folder.name}" for one in failed]))
+        raise CarftError(f"no failed job matches {arguments.only!r}; those that failed:\n{names}")
+    clearing.forgive(chosen)
+    print(f"{len(chosen)} of {len(failed)} failed jobs may be tried again.")
+    if chosen:
+        print(f"Now run the same carft sweep launch again, with --output_dir {_quoted(arguments)}.")
+    return 0
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    """Stop launchers, SLURM jobs and what still runs here; 1 if something could not be reached."""
+    folder = arguments.output_dir
+    waiting, statuses = look(folder)
+    if not _moving(statuses) and not waiting.slurm:
+        print(f"Nothing runs or waits.{' ' + waiting.note if waiting.note else ''}")
+        return 0
+    print(f"About to stop: {text.counted(s for s in statuses if s.state in _STOPPED)}.")
+    confirm(arguments.yes)
+    beyond = [waiting.note] if waiting.note else []
+    if waiting.slurm:
+        from domainbed_carft.launchers import slurm
+
+        slurm.cancel(waiting.slurm)
+        print(f"{text.number(len(waiting.slurm), 'SLURM job')} cancelled.")
+    for launcher in (one for one in waiting.launches if one.alive):
+        if not (clearing.is_here(launcher.host) and clearing.stop(launcher.pid)):
+            beyond.append(
+                f"{launcher.launcher}, process {launcher.pid} on {launcher.host}, cannot be "
+                "reached from here: run the same command there"
+            )
+    beyond += _stop_orphans(statuses)
+    here = [s.job.folder for s in statuses if s.holder and clearing.is_here(s.holder.host)]
+    left = clearing.wait_until_free(here, PATIENCE)
+    beyond += [f"{folder} still runs {PATIENCE} s after it was told to stop" for folder in left]
+    for line in beyond:
+        print(line, file=sys.stderr)
+    print(f"{text.number(len(here) - len(left), 'job')} stopped; launch again to go on.")
+    return 1 if beyond else 0
+
+
+_STOPPED = (states.RUNNING, states.QUEUED)
+
+
+def _stop_orphans(statuses: Sequence[Status]) -> list[str]:
+    """Stop jobs whose launcher is gone, or that never had one; those that cannot be reached."""
+    beyond = []
+    for one in statuses:
+        holder = one.holder
+        if one.state != states.RUNNING or holder is None or holder.slurm:
+            continue
+        if not clearing.is_here(holder.host):
+            beyond.append(f"{one.job.folder} is run by {holder}, not on this machine")
+        elif clearing.trains_in(holder.pid, one.job.folder):
+            clearing.stop(holder.pid)
+    return beyond
+
+
+def clean(arguments: argparse.Namespace) -> int:
+    """Remove what is of no use any more, never of a job that runs or waits."""
+    folder = arguments.output_dir
+    waiting, statuses = look(folder)
+    done = [one for one in statuses if one.state == states.DONE]
+    files = clearing.leftovers(done) + clearing.ended_launches(folder)
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        path.unlink(missing_ok=True)
+    print(f"{text.number(len(files), 'file')} removed, {text.size_of(size)}.")
+    if not arguments.incomplete:
+        return 0
+    wanted = [states.STOPPED, states.STALE, states.FAILED, states.NOT_LAUNCHED]
+    wanted += [states.UNKNOWN] if arguments.unknown else []
+    chosen = [one for one in statuses if one.state in wanted and one.job.folder.is_dir()]
+    kept = [one for one in statuses if one.state == states.UNKNOWN and not arguments.unknown]
+    if kept:
+        print(
+            f"{text.number(len(kept), 'folder')} made by another tool, of which is not to be seen "
+            "whether it still runs, will stay. If it does not: --unknown."
+        )
+    if waiting.note and chosen:
+        raise CarftError(f"{waiting.note}; so it is not known which jobs wait, and none is deleted")
+    if not chosen:
+        print("There is no incomplete job to delete.")
+        return 0
+    print(f"About to delete {text.number(len(chosen), 'folder')}: {text.counted(chosen)}.")
+    confirm(arguments.yes)
+    deleted = sum(clearing.remove_folder(one) for one in chosen)
+    print(f"{text.number(deleted, 'folder')} deleted. {again('status', folder)} shows the rest.")
+    return 0
+
+
+def _quoted(arguments: argparse.Namespace) -> str:
+    return again("", arguments.output_dir).split(" ", 3)[-1]

@@ -1,0 +1,194 @@
+"""``carft sweep launch``: everything is checked, then shown, then asked, then run."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from domainbed_carft import benchmarks
+from domainbed_carft.errors import CarftError
+from domainbed_carft.sweep import (
+    declaration,
+    estimate,
+    flags,
+    host,
+    launching,
+    schedules,
+    states,
+    text,
+)
+from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.problems import raise_for
+from domainbed_carft.sweep.states import Status
+
+if TYPE_CHECKING:
+    from domainbed_carft.launchers import Launcher
+
+T = TypeVar("T")
+
+RUN_HERE = ("local", "pool")
+EMBEDDED = "embedded"  # what stands for a data folder where all pictures are in the package
+
+HOW_TO_MEASURE = (
+    "With --measure a few steps of each algorithm are timed here, on the machine that runs this; "
+    "once jobs have been run into this folder, their times are used."
+)
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Launch what is needed; 1 if a job failed."""
+    declared, data_dir, launcher = _checked(arguments)
+    statuses = launching.look(declared, data_dir, arguments.output_dir)
+    if arguments.dry_run:
+        _dry_run(arguments, declared, statuses)
+        return 0
+    chosen = launching.needed(statuses, arguments.unknown)
+    print(f"{declared.name}: {text.number(len(statuses), 'job')}: {text.counted(statuses)}.")
+    _tell_of_others(statuses, arguments)
+    if arguments.launcher == "dummy":
+        launcher([status.job.command for status in chosen])
+        return 0
+    if not chosen:
+        print("There is nothing to launch.")
+        return _ended(arguments, [s for s in statuses if s.state == states.FAILED])
+    count = text.number(len(chosen), "job")
+    print(f"About to launch {count} into {arguments.output_dir} ({arguments.launcher}).")
+    confirm(arguments.yes)
+    try:
+        failed = launching.run(
+            declared, data_dir, arguments.output_dir, launcher, arguments.launcher,
+            _origin(arguments), arguments.unknown,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("carft: stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
+        return 130
+    if arguments.launcher == "slurm":
+        print(f"Submitted. Watch them: {again('status', arguments.output_dir)} --watch 30")
+        return 0
+    return _ended(arguments, failed)
+
+
+def _checked(arguments: argparse.Namespace) -> tuple[Declaration, str, Launcher]:
+    """What was asked for, after all that is wrong with it has been told at once."""
+    from domainbed_carft import launchers
+
+    problems: list[str] = []
+    declared = _collected(functools.partial(_declared, arguments), problems)
+    options = flags.launcher_options(arguments)
+    launcher = _collected(lambda: launchers.make(arguments.launcher, options), problems)
+    data_dir = arguments.data_dir
+    if declared is not None:
+        embedded = all(
+            name in benchmarks.BENCHMARKS and not benchmarks.BENCHMARKS[name].folder
+            for name in declared.datasets
+        )
+        data_dir = data_dir or (EMBEDDED if embedded else None)
+        if data_dir is None:
+            problems.append("--data_dir is missing, expected the folder of the data sets' folders")
+        elif arguments.launcher in RUN_HERE and not arguments.dry_run:
+            for name in declared.datasets:
+                problems += host.data_problems(name, data_dir)
+    if arguments.measure and not arguments.dry_run:
+        problems.append("--measure belongs to --dry-run")
+    raise_for(problems)
+    assert declared is not None and launcher is not None and data_dir is not None
+    return declared, data_dir, launcher
+
+
+def _collected(make: Callable[[], T], problems: list[str]) -> T | None:
+    """What ``make`` returns, or None with what it raises among the problems."""
+    try:
+        return make()
+    except CarftError as error:
+        # Those of a declaration are a list already, under a headline.
+        lines = str(error).splitlines()
+        listed = [line[2:] for line in lines if line.startswith("- ")]
+        problems += listed or [str(error)]
+        return None
+
+
+def _declared(arguments: argparse.Namespace) -> Declaration:
+    given = flags.given(arguments)
+    if arguments.sweep is None:
+        if "algorithms" in given and "datasets" in given:
+            return flags.declared(given)
+        shipped = ", ".join(declaration.ours_by_name())
+        raise CarftError(
+            f"name a sweep (a file, or one of {shipped}), or give --algorithms and --datasets"
+        )
+    if given:
+        raise CarftError(
+            f"--{', --'.join(given)} and the sweep {arguments.sweep}: expected one of the two. "
+            "What a declared sweep does stands in its file; copy it to change it"
+        )
+    return declaration.load(arguments.sweep)
+
+
+def _origin(arguments: argparse.Namespace) -> launching.Origin:
+    if arguments.sweep is None:
+        return launching.Origin(flags=flags.given(arguments))
+    path = declaration.find(arguments.sweep)
+    return launching.Origin(str(path), path.read_text(encoding="utf-8"))
+
+
+def _tell_of_others(statuses: Sequence[Status], arguments: argparse.Namespace) -> None:
+    counts = Counter(status.state for status in statuses)
+    where = arguments.output_dir
+    if counts[states.FAILED]:
+        print(
+            f"{counts[states.FAILED]} failed and are left alone: {again('status', where)} says "
+            f"why, {again('retry', where)} lets them be tried again."
+        )
+    if counts[states.UNKNOWN] and not arguments.unknown:
+        print(
+            f"{counts[states.UNKNOWN]} were begun by another tool, which leaves no sign of whether "
+            "they run, and are left alone. If none of them runs: --unknown."
+        )
+
+
+def _ended(arguments: argparse.Namespace, failed: Sequence[Status]) -> int:
+    if not failed:
+        return 0
+    print(text.failures(failed), file=sys.stderr)
+    print(
+        f"Once the cause is mended: {again('retry', arguments.output_dir)}, then launch again.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _dry_run(
+    arguments: argparse.Namespace, declared: Declaration, statuses: Sequence[Status]
+) -> None:
+    jobs = [status.job for status in statuses]
+    paces = estimate.recorded(jobs)
+    if arguments.measure:
+        from domainbed_carft.sweep import measure
+
+        open_jobs = [status.job for status in statuses if status.state != states.DONE]
+        paces = measure.measure(open_jobs, paces, lambda line: print(line, file=sys.stderr))
+    print(f"{declared.name}: {text.number(len(statuses), 'job')}: {text.counted(statuses)}.")
+    print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.\n")
+    print(text.estimate(estimate.make(statuses, paces), HOW_TO_MEASURE))
+    for note in schedules.notes(declared):
+        print(f"Note: {note}")
+
+
+def confirm(yes: bool) -> None:
+    """Ask on a terminal, unless told not to; leave the program where the answer is no."""
+    if yes or not sys.stdin.isatty():
+        return
+    if not input("Go on? (y/n) ").strip().lower().startswith("y"):
+        print("Nothing was done.")
+        raise SystemExit(0)
+
+
+def again(command: str, folder: Path) -> str:
+    """A command line to copy."""
+    return f"carft sweep {command} {shlex.quote(str(folder))}"

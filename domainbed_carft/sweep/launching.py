@@ -1,0 +1,164 @@
+"""Launching the jobs of a sweep that need it, under one progress bar."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed_carft.sweep import host, jobs, output, states
+from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.states import Status
+
+if TYPE_CHECKING:
+    from domainbed_carft.launchers import Launcher
+
+NEEDED = (states.NOT_LAUNCHED, states.STOPPED, states.STALE)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a declaration is from: the file and its text, or DomainBed's flags."""
+
+    file: str | None = None
+    text: str | None = None
+    flags: dict[str, object] | None = None
+
+
+def look(declaration: Declaration, data_dir: str, folder: Path) -> list[Status]:
+    """All jobs of the sweep, each in its folder, and their states."""
+    return states.look(output.settle(jobs.make(declaration, data_dir, folder), folder), folder)
+
+
+def needed(statuses: Sequence[Status], unknown: bool = False) -> list[Status]:
+    """Those to launch; with ``unknown`` also those of which nobody can say whether they run."""
+    wanted = (*NEEDED, states.UNKNOWN) if unknown else NEEDED
+    return [status for status in statuses if status.state in wanted]
+
+
+def run(
+    declaration: Declaration,
+    data_dir: str,
+    folder: Path | str,
+    launcher: Launcher,
+    name: str = "pool",
+    origin: Origin | None = None,
+    unknown: bool = False,
+) -> list[Status]:
+    """Run what is not done of a sweep, with a bar if the launcher waits; the jobs that failed.
+
+    ``name`` is what the launcher is called; its jobs' folders are made and described first, so
+    that a sweep that is interrupted can be looked at.
+
+    Must be called from the main thread, where the launcher sees to Ctrl-C.
+    """
+    folder = Path(folder)
+    statuses = look(declaration, data_dir, folder)
+    chosen = needed(statuses, unknown)
+    prepare(declaration, data_dir, folder, chosen, name, origin or Origin())
+    commands = [status.job.command for status in chosen]
+    if not commands:
+        return []
+    if name == "slurm":
+        launcher(commands)
+        return []
+    with bar(statuses, folder):
+        launcher(commands)
+    after = states.look([status.job for status in chosen], folder)
+    return [status for status in after if status.state == states.FAILED]
+
+
+def prepare(
+    declaration: Declaration,
+    data_dir: str,
+    folder: Path,
+    chosen: Sequence[Status],
+    launcher: str,
+    origin: Origin,
+) -> None:
+    """Write down what is launched, in the output folder and in each job's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    launched = output.Launched(
+        declaration.name,
+        data_dir,
+        origin.file,
+        origin.flags,
+        {name: asdict(host.dataset(name)) for name in declaration.datasets},
+        launcher,
+        time.time(),
+    )
+    output.remember(folder, launched, origin.text)
+    for status in chosen:
+        output.describe(status.job, origin.file)
+
+
+@contextmanager
+def bar(statuses: Sequence[Status], folder: Path) -> Iterator[None]:
+    """A bar over all steps of the sweep while the block runs, fed from locks and records."""
+    from tqdm import tqdm
+
+    total = sum(status.steps or 1 for status in statuses)
+    before = sum(_counted(status) for status in statuses)
+    ended = threading.Event()
+    with tqdm(total=total, initial=before, unit="step", smoothing=0, desc="sweep") as shown:
+        watcher = _Watcher(statuses, shown, ended)
+        thread = threading.Thread(target=watcher.watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=30)
+
+
+class _Watcher:
+    def __init__(self, statuses: Sequence[Status], shown: Any, ended: threading.Event) -> None:
+        self._open = {status.job.folder: status for status in statuses}
+        self._jobs = len(statuses)
+        self._closed = 0
+        self._shown = shown
+        self._ended = ended
+
+    def watch(self) -> None:
+        while True:
+            over = self._ended.is_set()
+            started = time.monotonic()
+            self._update()
+            if over:
+                return
+            # Of thousands of jobs a look takes a while; the sweep comes first.
+            self._ended.wait(max(0.5, 10 * (time.monotonic() - started)))
+
+    def _update(self) -> None:
+        failed = 0
+        idle = states.Queues()
+        for folder, before in list(self._open.items()):
+            now = states.status(before.job, idle)
+            failed += now.state == states.FAILED
+            if now.state == states.DONE:
+                self._closed += now.steps or 1
+                del self._open[folder]
+            else:
+                self._open[folder] = now
+        steps = self._closed + sum(_counted(status) for status in self._open.values())
+        done = self._jobs - len(self._open)
+        failures = f", {failed} failed" if failed else ""
+        screen = sys.stderr.isatty()
+        # On a screen the clock goes on between records; a log gets a line a change.
+        self._shown.set_postfix_str(f"{done} of {self._jobs} jobs done{failures}", refresh=False)
+        if steps != self._shown.n:
+            self._shown.update(steps - self._shown.n)
+        elif screen:
+            self._shown.refresh()
+
+
+def _counted(status: Status) -> int:
+    """Steps to show for a job; one whose steps are not known counts as one."""
+    if status.steps is None:
+        return int(status.state == states.DONE)
+    return min(status.step, status.steps)

@@ -1,0 +1,70 @@
+"""Jobs for launchers to run, and what became of them."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FAKE_TRAIN = Path(__file__).parent / "fake_train.py"
+
+
+def command(folder, **flags):
+    """A command as a sweep writes it, of the stand-in for train."""
+    words = ["python", str(FAKE_TRAIN), "--output_dir", str(folder)]
+    for name, value in flags.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return " ".join(map(shlex.quote, words))
+
+
+def commands(sweep, count, **flags):
+    return [command(Path(sweep) / f"job{number:02}", **flags) for number in range(count)]
+
+
+def story(folder):
+    """The events that the stand-in told of, if any."""
+    path = Path(folder) / "story"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def events(folder):
+    return [line["event"] for line in story(folder)]
+
+
+def wait_until(condition, seconds=60, what="it did not come to that"):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def most_at_once(folders):
+    """How many of these jobs ran at the same time, at most."""
+    changes = []
+    for folder in folders:
+        for line in story(folder):
+            changes.append((line["time"], 1 if line["event"] == "start" else -1))
+    running = most = 0
+    for _, change in sorted(changes):
+        running += change
+        most = max(most, running)
+    return most
+
+
+LAUNCH = """
+import json, sys
+from domainbed_carft import launchers
+name, options, commands = map(json.loads, sys.argv[1:])
+failed = launchers.make(name, options)(commands)
+print(json.dumps([str(job) for job in failed or []]))
+"""
+
+
+def launch(name, commands, options=None, env=None):
+    """A launcher in a process of its own, that may be stopped or killed."""
+    words = [json.dumps(part) for part in (name, options or {}, list(commands))]
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *words], env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip

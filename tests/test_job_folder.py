@@ -1,0 +1,199 @@
+"""The lock and the files of a job's folder, with real processes."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from sweep_jobs import wait_until
+
+from domainbed_carft.job_folder import UNKNOWN, Attempt, Held, Holder, JobFolder
+
+CLAIM = """
+import subprocess, sys, time
+from domainbed_carft.job_folder import JobFolder
+with JobFolder(sys.argv[1]).claim() as descriptor:
+    # Like a launcher: the child has the descriptor, and knows nothing of it.
+    child = subprocess.Popen(["sleep", sys.argv[2]], pass_fds=[descriptor])
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "it's $(a) job's\nfolder"
+    path.mkdir()
+    return JobFolder(path)
+
+
+def claimer(folder, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(folder.path), str(seconds)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return process, int(process.stdout.readline())
+
+
+def attempt(status, words=""):
+    return Attempt(1.0, 2.0, "host", None, status, words)
+
+
+def test_a_free_folder_is_claimed_and_let_go(folder):
+    assert not folder.is_held() and folder.holder() is None and folder.last_holder() is None
+    with folder.claim() as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), os.stat(folder.lock_path))
+        assert folder.is_held() and folder.holder().pid == os.getpid()
+        assert folder.last_holder() is None
+        assert json.loads(folder.lock_path.read_text())["slurm"] is None
+    assert not folder.lock_path.exists()
+
+
+def test_asking_neither_makes_nor_removes_the_lock(folder):
+    folder.is_held()
+    assert not folder.lock_path.exists()
+    folder.lock_path.write_text("")
+    folder.is_held()
+    assert folder.lock_path.exists()
+
+
+def test_a_folder_that_is_held_names_its_holder(folder):
+    process, _ = claimer(folder, 20)
+    with pytest.raises(Held, match=rf"process {process.pid}, since 20") as raised, folder.claim():
+        pass
+    assert raised.value.holder == folder.holder() and folder.holder().pid == process.pid
+    assert folder.lock_path.exists()
+    process.send_signal(signal.SIGINT)
+    process.wait()
+
+
+def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
+    process, child = claimer(folder, 60)
+    process.kill()
+    process.wait()
+    assert folder.is_held() and folder.holder().pid == process.pid
+    assert folder.last_holder() is None
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: not folder.is_held(), 5)
+    stale = folder.last_holder()
+    assert folder.holder() is None and stale.pid == process.pid
+    with folder.claim():  # a stale lock is taken over
+        assert folder.holder().pid == os.getpid()
+
+
+def test_of_many_claimers_at_once_one_has_it_at_a_time(folder):
+    """Each claims, lets go and claims again, so that opening and removing the file interleave."""
+    code = """
+import os, sys, time
+from domainbed_carft.job_folder import Held, JobFolder
+folder, inside, won = JobFolder(sys.argv[1]), sys.argv[2], 0
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    try:
+        with folder.claim():
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+            os.unlink(inside)
+            won += 1
+    except Held:
+        pass
+print(won)
+"""
+    arguments = [sys.executable, "-c", code, str(folder.path), str(folder.path / "inside")]
+    processes = [
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [process.communicate() for process in processes]
+    assert all(process.returncode == 0 for process in processes), said
+    assert sum(int(won) for won, _ in said) > 20
+
+
+def test_someone_who_only_asks_turns_no_claimer_away(folder):
+    folder.lock_path.write_text("")
+    asking = os.open(folder.lock_path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    code = "import sys, time; from domainbed_carft.job_folder import JobFolder as J\n"
+    code += "with J(sys.argv[1]).claim(): print('has it', time.monotonic())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.1)
+    os.close(asking)
+    assert process.communicate()[0].startswith("has it")
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"host": "a", "pid": 1, "sl', "[]", '{"host": "a"}', "null", "\xff"]
+)
+def test_a_half_written_lock_has_an_unknown_holder(folder, content):
+    folder.lock_path.write_text(content, encoding="latin-1")
+    assert folder.last_holder() == UNKNOWN
+    with open(folder.lock_path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert folder.holder() == UNKNOWN
+        with pytest.raises(Held, match="by an unknown process"), folder.claim():
+            pass
+
+
+def test_what_later_versions_write_into_the_lock_is_passed_over(folder):
+    folder.lock_path.write_text(
+        '{"host": "a", "pid": 1, "slurm": "1_2", "since": 3.5, "step": 7, "mood": "good"}'
+    )
+    assert folder.last_holder() == Holder("a", 1, "1_2", 3.5, 7)
+    assert str(folder.last_holder()).startswith("SLURM job 1_2 on a, process 1, since 1970-01-01")
+
+
+def test_attempts_are_kept_and_cut_lines_passed_over(folder):
+    assert folder.attempts() == []
+    first, second = attempt(1, 'it\'s\na "word"'), attempt(-9)
+    folder.add_attempt(first)
+    with folder.attempts_path.open("a") as file:
+        file.write('{"started": 1.0, "en')
+    folder.add_attempt(second)
+    assert folder.attempts() == [first, second]
+    assert folder.attempts_path.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    "statuses, hopeless",
+    [
+        ([], False),
+        ([1, 1], False),
+        ([1, -9, 0], True),  # 0, but no file `done`
+        ([2], True),
+        ([1, 2], True),
+        ([75, 75, 75, 75, 130, -15, -10, 73], False),
+        ([1, 75, 1, 73], False),
+        ([1, 75, 1, 130, 1, 75], True),  # stops in between are no successes
+    ],
+)
+def test_three_failures_are_enough_and_stops_are_none(folder, statuses, hopeless):
+    for number, status in enumerate(statuses):
+        folder.add_attempt(attempt(status, f"words {number}"))
+    failed = folder.failed()
+    assert (failed is not None) is hopeless
+    if failed:
+        assert failed.status not in (73, 75, 130, -15, -10)
+    (folder.path / "done").touch()
+    assert folder.done and folder.failed() is None
+
+
+def test_last_words_are_the_last_line_that_is_not_blank(folder):
+    assert folder.last_words() == ""
+    err = folder.path / "err.txt"
+    err.write_bytes(b"x" * 100_000 + b"\nTraceback:\n  ValueError: caf\xc3\xa9 \xff\n\n  \n")
+    assert folder.last_words() == "ValueError: café �"
+    err.write_text("  \n")
+    assert folder.last_words() == ""
+
+
+def test_a_folder_that_is_not_there_answers_too(tmp_path):
+    gone = JobFolder(tmp_path / "gone")
+    assert not gone.is_held() and not gone.done and gone.attempts() == []
+    assert gone.holder() is gone.last_holder() is gone.failed() is None
+    with pytest.raises(FileNotFoundError), gone.claim():
+        pass

@@ -1,0 +1,205 @@
+"""The slurm launcher on a real SLURM, such as .ci/slurm starts; without one, these tests skip."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from sweep_jobs import command, commands, events, launch, most_at_once, story, wait_until
+
+from domainbed_carft import launchers
+from domainbed_carft.errors import CarftError
+from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.launchers import slurm
+
+
+def missing():
+    """Why these tests cannot run; "" if they can."""
+    if not shutil.which("sinfo"):
+        return "there is no SLURM here (.ci/slurm installs one)"
+    try:
+        asked = subprocess.run(
+            ["sinfo", "--noheader", "--format=%t"], capture_output=True, text=True, timeout=20
+        )
+    except subprocess.TimeoutExpired:
+        return "SLURM does not answer"
+    states = asked.stdout.split()
+    if asked.returncode or not {"idle", "mix", "alloc", "comp"} & set(states):
+        return (
+            f"SLURM has no node for jobs: {asked.stderr.strip() or states} (.ci/slurm starts one)"
+        )
+    return ""
+
+
+_MISSING = missing()
+pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
+
+QUICK = {"time": 5, "signal_seconds": 30}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep's folder with a name that a shell would take for something else."""
+    folder = tmp_path / 'the sweep\'s "$(touch pwned)" `touch pwned`; #x'
+    yield folder
+    slurm.cancel(name for launched in launched_in(folder) for name in launched.values())
+    pwned = [p for root in (Path.cwd(), tmp_path) for p in root.glob("**/pwned")]
+    assert not pwned
+
+
+def launched_in(sweep):
+    """Of each launch, the jobs and their SLURM ids."""
+    paths = sorted(Path(sweep).glob("launches/*.json"))
+    return [json.loads(path.read_text())["jobs"] for path in paths]
+
+
+def run(commands, **options):
+    return launchers.make("slurm", {**QUICK, **options})(commands)
+
+
+def ids_of(sweep):
+    (launched,) = launched_in(sweep)
+    return launched
+
+
+def left(sweep):
+    return slurm.states(ids_of(sweep).values())
+
+
+def end_soon(sweep):
+    """Wait until all jobs have ended, without most of the two minutes that requeued ones wait.
+
+    SLURM has them wait since a node does not take a job again that it has just been told to end.
+    """
+    waiting_since = {}
+
+    def ended():
+        states = left(sweep)
+        for name in [name for name in waiting_since if states.get(name) != "PENDING"]:
+            del waiting_since[name]
+        for name in (name for name, state in states.items() if state == "PENDING"):
+            if time.monotonic() > waiting_since.setdefault(name, time.monotonic()) + 5:
+                subprocess.run(["scontrol", "update", f"jobid={name}", "starttime=now"])
+                waiting_since[name] = time.monotonic() + 10**6  # once is enough
+        return not states
+
+    wait_until(ended, 400, "jobs did not end")
+
+
+def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys):
+    """SLURM's own limit, 6 here, is below the option array_size; the cap holds over two arrays."""
+    hparams = 'it\'s "a" $(touch pwned)\nline; `x`'
+    jobs = commands(sweep, 8, seconds=0.5, hparams=hparams)
+    assert run(jobs, array_cap=1, cpus=2) is None
+    ids = ids_of(sweep)
+    assert len(ids) == len(set(ids.values())) == 8
+    size = launchers.slurm.largest_array()
+    arrays = {name.partition("_")[0] for name in ids.values()}
+    assert len(arrays) == -(-8 // min(size, 1000))
+    assert set(left(sweep)) == set(ids.values())
+    assert f"has {min(size, 8)} of the sweep's 8 jobs" in capsys.readouterr().out
+    wait_until(lambda: not left(sweep), 120)
+    folders = [sweep / name for name in ids]
+    assert all(events(folder) == ["start", "end"] for folder in folders)
+    assert most_at_once(folders) == 1
+    first = story(folders[0])[0]
+    assert first["hparams"] == hparams and first["threads"] == "2"
+    for folder in folders:
+        (attempt,) = JobFolder(folder).attempts()
+        assert attempt.status == 0 and attempt.slurm == ids[folder.name]
+        assert not (folder / "lock").exists()
+    assert run(jobs) is None  # all are done: nothing is submitted
+    assert len(launched_in(sweep)) == 1
+
+
+def test_a_job_that_fails_is_tried_three_times_and_stops_no_other(sweep):
+    bad, good = sweep / "bad", sweep / "good"
+    run([command(bad, status=3, words="no such picture"), command(good)])
+    wait_until(lambda: not left(sweep))
+    assert events(good) == ["start", "end"]
+    failed = JobFolder(bad).failed()
+    assert failed.status == 3 and failed.last_words == "no such picture"
+    assert [attempt.status for attempt in JobFolder(bad).attempts()] == [3, 3, 3]
+    logs = sweep / "launches" / "slurm-logs"
+    assert "failed 3 times" in "".join(path.read_text() for path in logs.glob("*_log.err"))
+
+
+def test_a_requeued_job_goes_on_and_cancelled_ones_do_not(sweep):
+    again, cancelled, waiting = (sweep / name for name in ("again", "cancelled", "waiting"))
+    run([command(folder, seconds=6) for folder in (again, cancelled, waiting)], array_cap=2)
+    ids = ids_of(sweep)
+    wait_until(lambda: events(again) and events(cancelled))
+    lock = JobFolder(again).holder()
+    assert lock.slurm == ids["again"] and lock.pid > 0
+    assert left(sweep)[ids["again"]] == "RUNNING" and left(sweep)[ids["waiting"]] == "PENDING"
+    subprocess.run(["scontrol", "requeue", ids["again"]], check=True)
+    slurm.cancel([ids["cancelled"], ids["waiting"]])
+    wait_until(lambda: set(left(sweep)) == {ids["again"]})
+    assert events(cancelled) == ["start", "saved for SIGTERM"] and not events(waiting)
+    assert not JobFolder(cancelled).is_held() and JobFolder(cancelled).failed() is None
+    end_soon(sweep)
+    assert events(again) == ["start", "saved for SIGTERM", "start", "end"]
+    assert [attempt.status for attempt in JobFolder(again).attempts()] == [75, 0]
+    assert JobFolder(again).done
+
+
+def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
+    """One minute is SLURM's shortest limit; its warning may come up to a minute early."""
+    run([command(sweep / "long", seconds=45)], time=1, signal_seconds=30)
+    end_soon(sweep)
+    told = events(sweep / "long")
+    assert told[:2] == ["start", "saved for SIGUSR1"] and told[-2:] == ["start", "end"]
+    statuses = [attempt.status for attempt in JobFolder(sweep / "long").attempts()]
+    assert set(statuses[:-1]) == {75} and statuses[-1] == 0
+
+
+def test_what_slurm_refuses_is_told_and_what_it_took_stays(sweep):
+    with pytest.raises(CarftError, match=r"refused: .*nosuch.* 2 jobs are left.* launch the sweep"):
+        run(commands(sweep, 2), partition="nosuch")
+    assert ids_of(sweep) == {}
+
+
+def test_a_refusal_half_way_is_told_and_launching_again_goes_on(sweep, monkeypatch):
+    """A partition that closes after the first array stands for whatever limit there is."""
+    node = subprocess.run(
+        ["sinfo", "--noheader", "--format=%N"], capture_output=True, text=True
+    ).stdout.strip()
+    made = subprocess.run(["scontrol", "create", "partition=closing", f"nodes={node}"])
+    if made.returncode:
+        pytest.skip("whoever runs this may not make a partition")
+    submit = slurm.Slurm._submit_array
+
+    def submit_and_close(*args):
+        submitted = submit(*args)
+        subprocess.run(["scontrol", "update", "partition=closing", "state=drain"], check=True)
+        return submitted
+
+    monkeypatch.setattr(slurm.Slurm, "_submit_array", submit_and_close)
+    jobs = commands(sweep, 5)
+    try:
+        with pytest.raises(CarftError, match="3 jobs are submitted and stay so; 2 jobs are left"):
+            run(jobs, partition="closing", array_size=3)
+        assert set(ids_of(sweep)) == {"job00", "job01", "job02"}
+        wait_until(lambda: not left(sweep))
+    finally:
+        slurm.cancel(ids_of(sweep).values())
+        wait_until(lambda: not left(sweep))
+        subprocess.run(["scontrol", "delete", "partition=closing"], check=True)
+    monkeypatch.undo()
+    run(jobs)
+    first, second = launched_in(sweep)
+    assert set(second) == {"job03", "job04"}
+    wait_until(lambda: not slurm.states(second.values()))
+    assert all(JobFolder(sweep / name).done for name in [*first, *second])
+
+
+def test_two_launches_at_once_run_each_job_once(sweep):
+    jobs = commands(sweep, 3, seconds=1)
+    first, second = (launch("slurm", jobs, QUICK) for _ in range(2))
+    assert first.wait() == second.wait() == 0, first.stderr.read() + second.stderr.read()
+    names = [name for launched in launched_in(sweep) for name in launched.values()]
+    assert len(set(names)) == 6
+    wait_until(lambda: not slurm.states(names), 120)
+    assert [events(sweep / f"job{n:02}") for n in range(3)] == [["start", "end"]] * 3

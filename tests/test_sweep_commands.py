@@ -1,0 +1,227 @@
+"""Sweeps through the real command, its launchers and domainbed's train."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from domainbed_carft import cli
+from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.sweep import jobs, output
+
+TWO_STEPS = """
+name: two-steps
+datasets: [EmojiStyles]
+algorithms: [CLIPZeroShot, CARFT]
+trials: 1
+steps: 2
+test_environments: [line]
+"""
+
+# Noise under random labels: ten thousand steps do not end by themselves within a test.
+ENDLESS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
+ENDLESS += ["--single_test_envs", "--data_dir", "/data"]
+
+QUICK = [*ENDLESS, "--steps", "2", "--hparams", '{"batch_size": 4}']
+
+
+def carft(*arguments, **keywords):
+    command = [sys.executable, "-m", "domainbed_carft", "sweep", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **keywords)
+
+
+def domainbed(*arguments, **keywords):
+    command = [sys.executable, "-m", "domainbed.scripts.sweep", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **keywords)
+
+
+def written(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("**/results.jsonl")}
+
+
+def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_path):
+    (tmp_path / "mine.yaml").write_text(TWO_STEPS)
+    out = tmp_path / "it's out"
+    launch = ["launch", tmp_path / "mine.yaml", "--output_dir", out, "--launcher", "pool"]
+    done = carft(*launch, "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    assert "two-steps: 2 jobs: 2 not launched." in done.stdout
+    assert "4/4" in done.stderr and "2 of 2 jobs done" in done.stderr
+
+    told = json.loads(carft("status", out, "--json").stdout)
+    assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
+    assert {(job["algorithm"], job["test_envs"][0]) for job in told["jobs"]} == {
+        ("CLIPZeroShot", 1), ("CARFT", 1)
+    }  # fmt: skip
+    assert (out / "sweep.yaml").read_text() == TWO_STEPS
+
+    before = written(out)
+    again = carft(*launch)
+    assert "There is nothing to launch." in again.stdout and again.returncode == 0
+    # It has the environments that were not asked for to do.
+    flags = ["--algorithms", "CLIPZeroShot", "CARFT", "--datasets", "EmojiStyles", "--n_trials"]
+    flags += ["1", "--n_hparams", "1", "--single_test_envs", "--steps", "2", "--data_dir"]
+    flags += ["embedded", "--output_dir", out, "--command_launcher", "dummy"]
+    theirs = domainbed("launch", *flags, "--skip_confirmation")
+    assert "8 jobs: 2 done, 0 incomplete, 6 not launched." in theirs.stdout, theirs.stderr
+    assert written(out) == before
+
+    estimate = carft(*launch, "--dry-run")
+    assert "the time that 1 finished jobs took" in estimate.stdout
+    assert "Disk: " in estimate.stdout and "MB when all jobs are done" in estimate.stdout
+
+
+@pytest.mark.slow
+def test_domainbeds_own_sweep_is_gone_on_with(tmp_path):
+    out = tmp_path / "out"
+    flags = [*QUICK, "--output_dir", out]
+    theirs = domainbed("launch", *flags, "--command_launcher", "local", "--skip_confirmation")
+    assert theirs.returncode == 0, theirs.stderr
+    assert len(list(out.glob("*/done"))) == 3
+    ours = carft("launch", *flags)
+    assert "There is nothing to launch." in ours.stdout, ours.stderr
+    status = carft("status", out)
+    assert status.stdout.startswith("3 jobs: 3 done.\n")
+    # Another spelling of the same hparams and place is the same sweep.
+    spelled = ["--hparams", '{"batch_size":4}', "--data_dir", "/data/"]
+    moved = carft("launch", *flags, *spelled)
+    assert "There is nothing to launch." in moved.stdout, moved.stderr
+
+
+def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
+    out = tmp_path / "out"
+    # ERM refuses the optimiser of another algorithm, but only in the job.
+    bad = [*ENDLESS, "--steps", "2", "--hparams", '{"lars": true}', "--output_dir", out]
+    done = carft("launch", *bad, "--launcher", "local")
+    assert done.returncode == 1
+    assert "3 jobs failed:" in done.stderr
+    assert "exit status 2: " in done.stderr and "LARS" in done.stderr
+    assert "carft sweep retry" in done.stderr
+    again = carft("launch", *bad)
+    assert again.returncode == 1 and "3 failed and are left alone" in again.stdout
+    assert "There is nothing to launch." in again.stdout
+    assert "lars" in (next(out.glob("*/err.txt"))).read_text()
+    status = carft("status", out)
+    assert status.returncode == 1 and "Failed, and left alone" in status.stdout
+    assert "3 of 3 failed jobs may be tried again" in carft("retry", out).stdout
+    dry = carft("launch", *bad, "--launcher", "dummy")
+    assert dry.stdout.count("Dummy launcher: python -m domainbed.scripts.train") == 3
+
+
+def start(*arguments, **keywords):
+    command = [sys.executable, "-m", "domainbed_carft", "sweep", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **keywords)
+
+
+def wait_for(condition, seconds=120):
+    give_up = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+    return found
+
+
+def running(out):
+    told = json.loads(carft("status", out, "--json").stdout or '{"jobs": []}')
+    return [job for job in told["jobs"] if job["state"] == "running" and (job["step"] or 0) > 0]
+
+
+@pytest.mark.parametrize("way", ["cancel", pytest.param("ctrl-c", marks=pytest.mark.slow)])
+def test_what_is_stopped_goes_on_where_it_was(tmp_path, way):
+    out = tmp_path / "out"
+    # Only one environment would be quicker, but DomainBed's flags know none.
+    flags = [*ENDLESS, "--steps", "1000000", "--hparams", '{"batch_size": 4}', "--output_dir", out]
+    launcher = start("launch", *flags, "--launcher", "pool", "--jobs", 1)
+    try:
+        wait_for(out.is_dir)
+        (job,) = wait_for(lambda: running(out))
+        assert job["host"] == os.uname().nodename and job["steps"] == 1000000
+        counts = json.loads(carft("status", out, "--json").stdout)["counts"]
+        assert (counts["running"], counts["queued"]) == (1, 2)
+        refused = carft("clean", out, "--incomplete", "--yes")
+        assert "There is no incomplete job to delete." in refused.stdout
+        if way == "cancel":
+            stopped = carft("cancel", out, "--yes")
+            assert stopped.returncode == 0, stopped.stderr
+            assert "1 job stopped" in stopped.stdout
+        else:
+            launcher.send_signal(signal.SIGINT)
+        said = launcher.communicate(timeout=120)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == (143 if way == "cancel" else 130), said
+    assert "Traceback" not in said[1]
+    folder = JobFolder(job["folder"])
+    assert not folder.is_held() and folder.state_path.exists()
+    told = json.loads(carft("status", out, "--json").stdout)
+    assert (told["counts"]["stopped"], told["counts"]["not launched"]) == (1, 2)
+    assert [attempt.status for attempt in folder.attempts()] == [75]
+    assert "Nothing runs or waits." in carft("cancel", out, "--yes").stdout
+
+
+@pytest.mark.slow
+def test_cancel_reaches_a_job_whose_launcher_was_killed(tmp_path):
+    out = tmp_path / "out"
+    flags = [*ENDLESS, "--steps", "1000000", "--hparams", '{"batch_size": 4}', "--output_dir", out]
+    launcher = start("launch", *flags, "--launcher", "local")
+    try:
+        wait_for(out.is_dir)
+        (job,) = wait_for(lambda: running(out))
+        launcher.kill()
+        launcher.communicate(timeout=60)
+        assert running(out)[0]["folder"] == job["folder"]
+        stopped = carft("cancel", out, "--yes")
+        assert stopped.returncode == 0, stopped.stderr
+    finally:
+        launcher.kill()
+        for one in running(out):
+            os.kill(one["pid"], signal.SIGKILL)
+    assert JobFolder(job["folder"]).state_path.exists()
+    counts = json.loads(carft("status", out, "--json").stdout)["counts"]
+    assert counts["running"] == 0
+    assert counts["stale"] + counts["stopped"] == 1
+
+
+def test_data_that_is_not_there_is_told_before_any_folder_is_made(tmp_path, capsys):
+    arguments = ["sweep", "launch", "domainbed", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    assert "--data_dir is missing" in capsys.readouterr().err
+    assert cli.main([*arguments, "--data_dir", str(tmp_path / "nowhere")]) == 1
+    said = capsys.readouterr().err
+    assert "5 problems, nothing was done" in said
+    assert f"expected the folder {tmp_path}/nowhere/office_home" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_dummy_launcher_leaves_nothing_behind(tmp_path, capsys):
+    arguments = ["sweep", "launch", "demo", "--output_dir", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--launcher", "dummy"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if "Dummy" in line]
+    assert len(commands) == 16 and not (tmp_path / "out").exists()
+    assert all("--steps 101 " in line and "--data_dir embedded " in line for line in commands)
+
+
+def test_launch_asks_on_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: "n")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["sweep", "launch", "demo", "--output_dir", str(tmp_path / "out")])
+    assert left.value.code == 0 and not (tmp_path / "out").exists()
+
+
+def test_what_is_launched_is_written_down_for_the_jobs(tmp_path):
+    from domainbed_carft import sweep
+    from domainbed_carft.sweep import launching
+
+    made = sweep.load("lambda")
+    statuses = launching.look(made, "D", tmp_path)
+    launching.prepare(made, "D", tmp_path, statuses[:1], "pool", launching.Origin("lambda.yaml"))
+    (job, *_) = jobs.make(made, "D", tmp_path)
+    told = json.loads((job.folder / "job.json").read_text())
+    assert told == {"train_args": dict(job.train_args), "declared_in": "lambda.yaml"}
+    assert output.recall(tmp_path).datasets["PACS"]["labels"] == ["A", "C", "P", "S"]

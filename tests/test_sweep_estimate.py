@@ -1,0 +1,121 @@
+"""What a sweep is said to cost, and what that is from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from domainbed_carft import cli
+from domainbed_carft.job_folder import Attempt, JobFolder
+from domainbed_carft.sweep import declaration, estimate, jobs, launching, output
+
+
+def made(text):
+    return declaration.parse(f"name: x\nalgorithms: [CARFT]\ntrials: 1\n{text}", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "trained", "evaluated"),
+    [
+        # 17 checkpoints at steps 0, 300, ..., 4800, and one at the last step, 5000.
+        ("datasets: [PACS]", 5001, 5001 * 32 * 3, 18 * 9991),
+        ("datasets: [PACS]\nhparams: {batch_size: 5}", 5001, 5001 * 5 * 3, 18 * 9991),
+        ("datasets: [PACS]\nsteps: 300", 300, 300 * 32 * 3, 2 * 9991),
+        ("datasets: [PACS]\nsteps: 301", 301, 301 * 32 * 3, 2 * 9991),
+        ("datasets: [DomainNet]\nsteps: 1", 1, 32 * 5, 586575),
+        ("datasets: [EmojiStyles]", 101, 101 * 16 * 3, 3 * 1716),
+    ],
+)
+def test_pictures(text, steps, trained, evaluated):
+    (job, *_) = jobs.make(made(text), "D", Path("o"))
+    assert estimate.work(job) == (steps, trained, evaluated)
+
+
+def test_a_drawn_batch_size_is_that_of_the_job():
+    from domainbed import hparams_registry
+    from domainbed.lib import misc
+
+    found = jobs.make(made("datasets: [PACS]\nhparams_seeds: 6"), "D", Path("o"))
+    for job in found[:6]:
+        args = job.train_args
+        seed = misc.seed_hash(args["hparams_seed"], args["trial_seed"])
+        drawn = hparams_registry.random_hparams("CARFT", "PACS", seed)["batch_size"]
+        expected = drawn if args["hparams_seed"] else 32
+        assert estimate.given_or_drawn(job, "batch_size") == expected
+    erm = declaration.parse("name: x\ndatasets: [PACS]\nalgorithms: [ERM]\nhparams_seeds: 3", "x")
+    for job in jobs.make(erm, "D", Path("o"))[1:3]:
+        args = job.train_args
+        seed = misc.seed_hash(args["hparams_seed"], args["trial_seed"])
+        drawn = hparams_registry.random_hparams("ERM", "PACS", seed)["batch_size"]
+        assert estimate.given_or_drawn(job, "batch_size") == drawn
+
+
+def dry_run(folder, capsys, *arguments):
+    given = ["sweep", "launch", "mine.yaml", "--data_dir", "D", "--output_dir", str(folder)]
+    assert cli.main([*given, "--dry-run", *arguments]) == 0
+    return capsys.readouterr()
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A sweep of 4 jobs that is launched, and its jobs."""
+    monkeypatch.chdir(tmp_path)
+    text = "name: x\nalgorithms: [CARFT]\ntrials: 1\ndatasets: [PACS]\nsteps: 100\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    folder = tmp_path / "out"
+    statuses = launching.look(declaration.load("mine.yaml"), "D", folder)
+    for status in statuses:
+        output.describe(status.job, None)
+    return folder, [status.job for status in statuses]
+
+
+def test_nothing_measured_says_how_to_measure(begun, capsys):
+    said = dry_run(begun[0], capsys).out
+    assert "Hours: nothing is measured yet. With --measure" in said
+    assert "Disk: not known" in said
+    # Its cosine would end long after its training.
+    assert "Note: CARFT on PACS trains 100 steps, but its rate falls to 0 at step 5,001" in said
+
+
+def test_from_step_times_in_records(begun, capsys):
+    folder, (job, *_) = begun
+    records = [{"step": step, "step_time": t, "args": {}} for step, t in ((0, 90.0), (50, 36.0))]
+    (job.folder / "results.jsonl").write_text("\n".join(map(json.dumps, records)))
+    said = dry_run(folder, capsys).out
+    assert "from step_time in the records of 1 jobs; without: evaluation, loading of data" in said
+    assert "4     0    400" in said and "  4.00" in said  # 4 jobs x 100 steps x 36 s
+
+
+def test_from_the_time_that_finished_jobs_took(begun, capsys):
+    folder, (job, *_) = begun
+    (job.folder / "done").touch()
+    (job.folder / "model.pkl").write_bytes(bytes(1_000_000))
+    JobFolder(job.folder).add_attempt(Attempt(0.0, 7200.0, "h", None, 0, ""))
+    said = dry_run(folder, capsys).out
+    assert (
+        "from the time that 1 finished jobs took beside what else ran then; without: nothing"
+        in said
+    )
+    assert "  6.00" in said  # 3 jobs are left, of 2 hours each
+    assert "Disk: 4 MB when all jobs are done" in said
+
+
+def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "name: x\ndatasets: [EmojiStyles]\nalgorithms: [CARFT, CLIPZeroShot]\ntrials: 1\n"
+    )
+    said = dry_run(tmp_path / "out", capsys, "--measure").out
+    for name in ("CARFT", "CLIPZeroShot"):
+        assert f"EmojiStyles {name}: from 3 steps and 3 evaluation batches on random pict" in said
+    assert "without: decoding and augmenting pictures" in said
+    assert "Disk: " in said and not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_measured_is_told_and_the_rest_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\nhparams: {clip_backbone: gone.pt}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    said = dry_run(tmp_path / "out", capsys, "--measure")
+    assert "PACS CARFT cannot be measured here: " in said.err and "gone.pt" in said.err
+    assert "12 jobs" in said.out and "Hours: nothing is measured yet" in said.out
