@@ -114,6 +114,13 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     assert len(launched_in(sweep)) == 1
 
 
+def test_why_a_job_will_not_start_is_told(sweep):
+    """The partition allows an hour."""
+    run([command(sweep / "long")], time=120)
+    (name,) = ids_of(sweep).values()
+    wait_until(lambda: left(sweep) == {name: "PENDING (PartitionTimeLimit)"})
+
+
 def test_a_job_that_fails_is_tried_three_times_and_stops_no_other(sweep):
     bad, good = sweep / "bad", sweep / "good"
     run([command(bad, status=3, words="no such picture"), command(good)])

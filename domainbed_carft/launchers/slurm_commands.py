@@ -10,9 +10,17 @@ from domainbed_carft.errors import CarftError
 
 _AT_ONCE = 500  # jobs named in one command line
 
+# Why a job may wait that will be started in its turn. Other reasons are worth telling.
+_IN_TURN = (
+    *("None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit"),
+    *("Cleaning", "Licenses", "RaisedSignal", ""),
+)
+
 
 def states(ids: Iterable[str]) -> dict[str, str]:
     """SLURM's word (PENDING, RUNNING, COMPLETING, ...) for each of these jobs that has not ended.
+
+    Where a job does not simply wait for its turn, the reason follows: PENDING (PartitionTimeLimit).
 
     Args:
         ids: of jobs, or of elements of arrays, as "123_4".
@@ -24,12 +32,17 @@ def states(ids: Iterable[str]) -> dict[str, str]:
     if not asked:
         return {}
     jobs = ",".join(sorted({name.partition("_")[0] for name in asked}))
-    command = ["squeue", "--noheader", "--array", "--format=%i|%T", f"--jobs={jobs}"]
+    command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}"]
     done = _call(command)
     if done.returncode and "Invalid job id" not in done.stderr:  # all have ended, and are forgotten
         raise CarftError(f"squeue failed: {done.stderr.strip() or done.returncode}")
-    lines = [line.strip().partition("|") for line in done.stdout.splitlines()]
-    return {name: state for name, _, state in lines if name in asked}
+    lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
+    return {name: _word(state, reason) for name, state, reason in lines if name in asked}
+
+
+def _word(state: str, reason: str) -> str:
+    tell = state == "PENDING" and reason not in _IN_TURN
+    return f"{state} ({reason})" if tell else state
 
 
 def cancel(ids: Iterable[str]) -> None:
