@@ -1,7 +1,7 @@
 """What launching costs: the overhead per job of each launcher, and the demo sweep under two.
 
     python benchmarks/launch.py [--jobs 1000] [--launchers harness local pool slurm]
-    python benchmarks/launch.py --demo [--rounds 1] [--steps 101]
+    python benchmarks/launch.py --demo [--rounds 1] [--steps STEPS]
 
 The trivial job is `python -S -c ...`, which writes the file `done`. Its own time is that of
 starting it in a bare loop, in the same run; the overhead is what a launcher takes longer per job,
@@ -10,14 +10,15 @@ jobs at a time, and its overhead may be negative. `harness` is the harness's own
 SLURM that .ci/slurm started takes arrays of six jobs, for the tests; `MAX_ARRAY_SIZE=1001
 .ci/slurm` starts it anew with what is usual.
 
-With --demo, DomainBed's sweep under the harness's `local` and under `pool` in turn train the demo's
-jobs in new folders.
+With --demo, `local`, one job after another with all cores, and `pool`, one job a core, in turn
+train the jobs of sweeps/demo.yaml in new folders.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -32,7 +33,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import demo, launchers
+from domainbed_carft import launchers, sweep
 from domainbed_carft.launchers import slurm
 
 JOB = "import os, sys; os.close(os.open(sys.argv[2] + '/done', os.O_CREAT))"
@@ -107,27 +108,21 @@ def overheads(names: Sequence[str], jobs: int) -> None:
         )
 
 
-def demo_seconds(launcher: str, steps: int) -> float:
-    """Train the demo's jobs, all there are, in a new folder."""
+def demo_seconds(launcher: str, steps: int | None) -> float:
+    """Train the jobs of the declared demo in a new folder."""
+    declaration = sweep.load("demo")
+    if steps:
+        declaration = dataclasses.replace(declaration, steps={"EmojiStyles": steps})
     with tempfile.TemporaryDirectory(prefix="carft-launch-demo-") as folder:
         begin = time.perf_counter()
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "domainbed.scripts.sweep", "launch",
-                "--algorithms", *demo.ALGORITHMS, "--datasets", "EmojiStyles",
-                "--data_dir", "embedded", "--output_dir", folder, "--command_launcher", launcher,
-                "--n_hparams", "1", "--n_trials", "1", "--single_test_envs",
-                "--skip_confirmation", "--steps", str(steps),
-            ],
-            capture_output=True, text=True,
-        )  # fmt: skip
+        failed = sweep.run(declaration, "embedded", folder, launcher)
         taken = time.perf_counter() - begin
-    if done.returncode:
-        raise SystemExit(f"{launcher}: status {done.returncode}: {done.stderr[-2000:]}")
+    if failed:
+        raise SystemExit(f"{launcher}: {len(failed)} jobs failed, such as {failed[0]}")
     return taken
 
 
-def demos(rounds: int, steps: int) -> None:
+def demos(rounds: int, steps: int | None) -> None:
     """Print how long the demo sweep takes under `local` and under `pool`, in turn."""
     taken: dict[str, list[float]] = {"local": [], "pool": []}
     for number in range(rounds):
@@ -146,9 +141,7 @@ def main() -> None:
     parser.add_argument("--launchers", nargs="+", default=names, choices=names)
     parser.add_argument("--demo", action="store_true", help="time the demo sweep instead")
     parser.add_argument("--rounds", type=int, default=1, help="demo sweeps of each (default: 1)")
-    parser.add_argument(
-        "--steps", type=int, default=demo.STEPS, help=f"of the demo's jobs (default: {demo.STEPS})"
-    )
+    parser.add_argument("--steps", type=int, help="of the demo's jobs (default: as declared)")
     arguments = parser.parse_args()
     # An OMP_NUM_THREADS of the caller's would keep the launchers from sharing out the cores.
     os.environ.pop("OMP_NUM_THREADS", None)

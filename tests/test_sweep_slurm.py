@@ -4,8 +4,12 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
+
+from domainbed_carft.job_folder import JobFolder
 
 
 def _slurm_answers():
@@ -16,10 +20,9 @@ def _slurm_answers():
     return b"up" in done.stdout
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not _slurm_answers(), reason="no SLURM answers here: .ci/slurm starts one"),
-]
+pytestmark = pytest.mark.skipif(
+    not _slurm_answers(), reason="no SLURM answers here: .ci/slurm starts one"
+)
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
 FLAGS += ["--single_test_envs", "--data_dir", "/data", "--hparams", '{"batch_size": 4}']
@@ -69,9 +72,47 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
 
 
-def test_what_is_submitted_gets_done(tmp_path):
+def test_the_demo_with_a_job_requeued_on_the_way(tmp_path):
+    """All 16 jobs; the one that SLURM starts again ends as if nothing had happened, to the bit."""
     out = tmp_path / "out"
-    launched = carft("launch", *FLAGS, "--steps", 2, "--output_dir", out)
+    launched = carft(
+        *("launch", "demo", "--output_dir", out),
+        *("--launcher", "slurm", "--time", 10, "--signal_seconds", 30),
+    )
     assert launched.returncode == 0, launched.stderr
-    wait_for(lambda: look(out)["counts"]["done"] == 3)
-    assert all(job["state"] == "done" for job in look(out)["jobs"])
+
+    def in_the_middle():
+        jobs = [job for job in look(out)["jobs"] if job["algorithm"] != "CLIPZeroShot"]
+        return [job for job in jobs if job["state"] == "running" and 0 < job["step"] < 60]
+
+    job = wait_for(in_the_middle)[0]
+    subprocess.run(["scontrol", "requeue", job["slurm"]], check=True)
+    folder = Path(job["folder"])
+    wait_for((folder / "attempts.jsonl").exists)
+    time.sleep(6)  # sooner, the node would not take it again; by itself SLURM waits two minutes
+    subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
+    wait_for(lambda: look(out)["counts"]["done"] == 16, 900)
+    assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
+    assert "Goes on after step" in (folder / "out.txt").read_text()
+
+    arguments = json.loads((folder / "job.json").read_text())["train_args"]
+    flags = [word for name, value in arguments.items() for word in flag(name, value)]
+    alone = tmp_path / "alone"
+    command = [sys.executable, "-m", "domainbed.scripts.train", *flags, "--output_dir", str(alone)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert records(folder) == records(alone)
+    weights = [
+        torch.load(f / "model.pkl", weights_only=True)["model_dict"] for f in (folder, alone)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def flag(name, value):
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def records(folder):
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for record in lines:
+        del record["step_time"], record["args"]["output_dir"]
+    return lines

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import io
+import random
 
 import numpy as np
 import pytest
@@ -64,6 +66,10 @@ class Scattered(nn.Module):
         self.linear.bias.requires_grad_(self.average.count < 2)
 
 
+def captured(algorithm, at_first=None):
+    return algorithm_state.capture(algorithm, at_first or algorithm_state.places(algorithm))
+
+
 def written_and_read(state):
     file = io.BytesIO()
     torch.save(state, file)
@@ -86,14 +92,15 @@ def test_a_restored_algorithm_goes_on_as_the_other():
     first = Scattered()
     torch.manual_seed(1)
     second = Scattered()
+    at_first = algorithm_state.places(first)
     for _ in range(3):
         first.step()
-    algorithm_state.restore(second, written_and_read(algorithm_state.capture(first)))
-    assert same(algorithm_state.capture(first), algorithm_state.capture(second))
+    algorithm_state.restore(second, written_and_read(captured(first, at_first)))
+    assert same(captured(first), captured(second))
     for _ in range(3):
         first.step()
         second.step()
-    states = [algorithm_state.capture(one) for one in (first, second)]
+    states = [captured(one, at_first) for one in (first, second)]
     assert same(*states)
     paths = set(states[0])
     assert {"", "optimizers[0]", "schedule", "average.network", "noise", "queue"} <= paths
@@ -103,25 +110,85 @@ def test_a_restored_algorithm_goes_on_as_the_other():
 def test_who_refers_to_the_same_object_still_does():
     first, second = Scattered(), Scattered()
     first.step()
-    algorithm_state.restore(second, algorithm_state.capture(first))
+    algorithm_state.restore(second, captured(first))
     assert second.shared is second.hparams and second.hparams["seen"] == 1
     assert second.trained[0] is second.linear.weight
     (of_temperature,) = second.of_temperature.param_groups[0]["params"]
     assert of_temperature is second.temperature
 
 
-def test_what_cannot_be_stored_is_named():
+def test_the_second_name_of_an_object_is_kept():
+    """A tensor under two names that were None, and one that is trained."""
+    first, second = Scattered(), Scattered()
+    at_first = algorithm_state.places(first)
+    first.last = first.linear.last = torch.ones(2)
+    first.came_later = first.last
+    first.average.count = torch.zeros(2, requires_grad=True)
+    algorithm_state.restore(second, written_and_read(captured(first, at_first)))
+    assert torch.equal(second.last, torch.ones(2))
+    assert second.linear.last is second.last and second.came_later is second.last
+    assert second.average.count.requires_grad and second.average.count.is_leaf
+
+
+def set_in(name, value):
+    return lambda algorithm: setattr(algorithm, name, value)
+
+
+class Queue(collections.deque):
+    """With attributes of its own beside what it holds."""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda a: setattr(a.average, "batches", iter([1])), r"average.batches \(a new Scattered"),
+        (set_in("last", iter([1])), r"last \(a list_iterator\)"),
+        (set_in("last", random.Random(1)), r"last \(a Random\)"),
+        (set_in("last", Queue([1])), r"last \(this Queue was another thing at first\)|a Queue"),
+        (lambda a: setattr(a.average, "late", 1), r"average.late \(a new Scattered has no such"),
+        (lambda a: a.optimizers.append(a.of_temperature), "optimizers"),
+        (set_in("last", torch.optim.SGD([torch.ones(1)], lr=1)), r"last \(this SGD was another"),
+        (set_in("extra", nn.Linear(1, 1)), r" \(this Scattered was another thing at first\)"),
+        (lambda a: a.register_buffer("late", torch.ones(2)), r"this Scattered was another thing"),
+    ],
+)
+def test_what_would_not_come_back_is_refused_by_name(change, named):
     algorithm = Scattered()
-    algorithm.average.batches = iter([1])
-    message = r"Scattered keeps what cannot be stored: \['average.batches \(a list_iterator\)'\]"
-    with pytest.raises(algorithm_state.StateError, match=message):
-        algorithm_state.capture(algorithm)
+    at_first = algorithm_state.places(algorithm)
+    change(algorithm)
+    with pytest.raises(algorithm_state.StateError, match=named):
+        algorithm_state.capture(algorithm, at_first)
+
+
+def test_arrays_and_filled_dicts_come_back_as_they_were():
+    first, second = Scattered(), Scattered()
+    for one in (first, second):
+        one.table = collections.defaultdict(list)
+    at_first = algorithm_state.places(first)
+    first.table["a"].append(np.arange(3))
+    first.made_later = np.ones((2, 2))
+    algorithm_state.restore(second, written_and_read(captured(first, at_first)))
+    assert isinstance(second.table, collections.defaultdict) and second.table["b"] == []
+    assert np.array_equal(second.table["a"][0], np.arange(3))
+    assert np.array_equal(second.made_later, np.ones((2, 2)))
 
 
 def test_a_state_of_another_algorithm_is_refused():
-    state = algorithm_state.capture(Scattered())
-    with pytest.raises(Exception, match="linear.weight"):
-        algorithm_state.restore(nn.Linear(2, 2), state)
-    state = {"networks[2]": {"state of": "Linear", "dict": {}}}
-    with pytest.raises(algorithm_state.StateError, match=r"Linear has no networks\[2\]"):
-        algorithm_state.restore(nn.Linear(2, 2), state)
+    with pytest.raises(RuntimeError, match=r"linear.weight"):
+        algorithm_state.restore(nn.Linear(2, 2), captured(Scattered()))
+    with pytest.raises(algorithm_state.StateError, match="a new Linear has no such place"):
+        algorithm_state.restore(nn.Linear(2, 2), {"networks[2]": 1})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_tensors_go_back_to_the_gpu():
+    first, second = Scattered(), Scattered()
+    at_first = algorithm_state.places(first)
+    first.queue = [torch.ones(2, device="cuda")]
+    file = io.BytesIO()
+    torch.save(captured(first, at_first), file)
+    file.seek(0)
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    algorithm_state.restore(second, state)
+    assert second.queue[0].is_cuda

@@ -108,11 +108,17 @@ def undisturbed(pictures, tmp_path_factory) -> Path:
 
 def test_killed_at_twenty_random_moments(pictures, undisturbed, tmp_path):
     chance = random.Random(time.time_ns())
+    began = time.monotonic()
+    pid = forked(carft(pictures, tmp_path / "first"))
+    wait_until((tmp_path / "first" / "state.pt").exists)
+    until_saved = time.monotonic() - began
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
     folder = tmp_path / "killed"
     kills, went_on = 0, set()
     while kills < 20:
         pid = forked(carft(pictures, folder))
-        time.sleep(chance.uniform(0.0, 0.9))
+        time.sleep(chance.uniform(0.0, 2 * until_saved))
         os.kill(pid, signal.SIGKILL)
         if ended(pid) == -signal.SIGKILL:
             kills += 1
@@ -212,7 +218,7 @@ def quick(folder: Path, *more: str) -> list[str]:
 class TestWithAQuickAlgorithm:
     """The same without CLIP."""
 
-    def stopped(self, folder: Path, *more: str) -> None:
+    def stopped(self, folder: Path, *more: str, expected: int = 75) -> None:
         """Leave a run behind that has been stopped after five steps."""
         os.makedirs(folder, exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
@@ -226,7 +232,7 @@ class TestWithAQuickAlgorithm:
                 return original(self, *args)
 
             patch.setattr(fakes.LinearSGD, "update", update)
-            assert train.main(quick(folder, *more)) == 75
+            assert train.main(quick(folder, *more)) == expected
 
     def test_best_weights_equal_those_of_their_step(self, tmp_path):
         assert train.main(quick(tmp_path, "--save_model_every_checkpoint")) == 0
@@ -257,6 +263,10 @@ class TestWithAQuickAlgorithm:
         assert "--restart" in said and "Traceback" not in said
         assert (tmp_path / "state.pt").read_bytes() == state
         assert train.main(quick(tmp_path, "--steps", "9", "--restart")) == 0
+        steps = [json.loads(line)["step"] for line in (tmp_path / "results.jsonl").open()]
+        assert steps == [0, 2, 4, 6, 8]
+        aside = [json.loads(line)["step"] for line in (tmp_path / "results-1.jsonl").open()]
+        assert aside == [0, 2]
 
     def test_where_the_data_is_does_not_matter(self, tmp_path):
         self.stopped(tmp_path, "--data_dir", "/here")
@@ -296,6 +306,31 @@ class TestWithAQuickAlgorithm:
         said = capsys.readouterr().out
         assert said.count("Warning: this run starts over if it is interrupted.") == 1
         assert "batches (a list_iterator)" in said
+
+        interrupted = tmp_path / "interrupted"
+        self.stopped(interrupted, expected=1)
+        assert "this algorithm cannot be stored" in capsys.readouterr().err
+        assert train.main(quick(interrupted)) == 0
+        steps = [json.loads(line)["step"] for line in (interrupted / "results.jsonl").open()]
+        assert steps == [0, 2, 4, 6]
+
+    def test_best_weights_that_were_not_kept_are_told(self, tmp_path, capsys):
+        self.stopped(tmp_path, "--keep_weights", "last")
+        assert train.main(quick(tmp_path, "--keep_weights", "both")) == 0
+        told = "Warning: the best weights so far, of step 0, were not kept."
+        assert told in capsys.readouterr().out
+        assert not (tmp_path / "model_best.pkl").exists()  # no later step was better
+
+    def test_an_environment_variable_says_which_weights_to_keep(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", "none")
+        assert train.main(quick(tmp_path)) == 0
+        assert not list(tmp_path.glob("*.pkl"))
+        monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", "all")
+        assert train.main(quick(tmp_path)) == 2
+        said = capsys.readouterr().err
+        assert "DOMAINBED_KEEP_WEIGHTS is 'all', expected one of both, last, best, none" in said
 
     def test_a_second_process_names_the_first_and_leaves(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(job_lock, "PATIENCE_S", 0.1)

@@ -178,7 +178,9 @@ def test_a_running_job_is_not_deleted(tmp_path, capsys):
             capsys.readouterr().err
         )
         assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
-        assert f"sweep: running, hence left alone: {running}" in capsys.readouterr().err
+        assert (
+            f"sweep: left alone: {running} is being trained by process" in capsys.readouterr().err
+        )
         assert list(tmp_path.iterdir()) == [running]
     assert len(others) == 2
 

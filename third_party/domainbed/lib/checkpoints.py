@@ -7,6 +7,7 @@ process dies, the next one brings the files back in line with the state it goes 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,10 @@ import numpy as np
 
 from domainbed.lib import resume
 
-KEEP = ("both", "last", "best")
+KEEP = ("both", "last", "best", "none")
+
+# Where a launcher says which weights all jobs are to keep.
+VARIABLE = "DOMAINBED_KEEP_WEIGHTS"
 
 
 class Files:
@@ -39,11 +43,22 @@ class Files:
         self._selected_by = selected_by
         self._contents = contents
         self._records_path = os.path.join(args.output_dir, "results.jsonl")
-        # A folder may hold the records of an earlier run: upstream appends to them.
-        self._records = _on_a_new_line(_text(self._records_path))
+        self._keep = "none" if args.skip_model_save else args.keep_weights
+        self._records = self._earlier_records()
         self._step = -1
         self._best_step = -1
         self._best_accuracy = -1.0
+
+    def _earlier_records(self) -> str:
+        """The records of earlier runs in this folder: upstream appends to them.
+
+        Not those of this very run, which was interrupted and left no state to go on from.
+        """
+        text = _text(self._records_path)
+        if not os.path.exists(os.path.join(self._args.output_dir, "done")):
+            own = resume.identity(vars(self._args))
+            text = "".join(line for line in text.splitlines(True) if _identity_in(line) != own)
+        return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record; `publish` writes it."""
@@ -59,16 +74,16 @@ class Files:
         Doing it again changes nothing.
         """
         _extend(self._records_path, self._records)
-        if self._args.skip_model_save or self._step != steps_done - 1:
+        if self._keep == "none" or self._step != steps_done - 1:
             return
         if self._args.save_model_every_checkpoint:
             self._save(f"model_step{self._step}.pkl")
-        if self._best_step == self._step and self._args.keep_weights in ("both", "best"):
+        if self._best_step == self._step and self._keep in ("both", "best"):
             self._save("model_best.pkl", best_step=self._best_step)
 
     def finish(self) -> None:
         """Write the last weights, and the file that says that the run is done."""
-        if not self._args.skip_model_save and self._args.keep_weights in ("both", "last"):
+        if self._keep in ("both", "last"):
             self._save("model.pkl")
         path = os.path.join(self._args.output_dir, "done")
         with resume.told(path), open(path, "w", encoding="utf-8") as file:
@@ -88,6 +103,12 @@ class Files:
         self._records = state["records"]
         self._step = state["step"]
         self._best_step, self._best_accuracy = state["best_step"], state["best_accuracy"]
+        present = os.path.exists(os.path.join(self._args.output_dir, "model_best.pkl"))
+        if self._keep in ("both", "best") and not present and self._best_step < self._step:
+            print(
+                f"Warning: the best weights so far, of step {self._best_step}, were not kept. "
+                "model_best.pkl will be there only if a later step is better."
+            )
 
     def _save(self, filename: str, **more: Any) -> None:
         path = os.path.join(self._args.output_dir, filename)
@@ -102,9 +123,26 @@ def _text(path: str) -> str:
         return ""
 
 
-def _on_a_new_line(text: str) -> str:
-    """A line that was cut off must not spoil the next."""
-    return text if not text or text.endswith("\n") else text + "\n"
+def _identity_in(line: str) -> dict[str, Any] | None:
+    """What the run of a record depends on; None for a line that is no record."""
+    try:
+        record = json.loads(line)
+        return resume.identity(record["args"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def begin_anew(folder: str) -> None:
+    """Delete what an interrupted run left to go on from; set its records aside."""
+    resume.StateFile(folder).remove()
+    for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
+        if os.path.basename(path).startswith("model") and path.endswith((".pkl", ".part")):
+            os.unlink(path)
+    records = os.path.join(folder, "results.jsonl")
+    if os.path.exists(records):
+        numbers = itertools.count(1)
+        aside = (os.path.join(folder, f"results-{number}.jsonl") for number in numbers)
+        os.rename(records, next(path for path in aside if not os.path.exists(path)))
 
 
 def _extend(path: str, wanted: str) -> None:

@@ -9,7 +9,6 @@ A launcher may have locked the folder for us: then the descriptor is in DOMAINBE
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -34,12 +33,14 @@ class JobLock:
     """Holds the lock of `folder` inside a `with` block.
 
     Raises:
-        LockedError: somebody else holds it and has not let go within PATIENCE_S.
+        LockedError: somebody else holds it and has not let go within `patience` seconds, PATIENCE_S
+            if left out.
         OSError: the file system has no locks, or the folder cannot be written.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, patience: float | None = None) -> None:
         self._path = os.path.join(folder, NAME)
+        self._patience = PATIENCE_S if patience is None else patience
         self._descriptor = -1
         self._is_ours = True
         self._holder: dict[str, Any] = {}
@@ -58,8 +59,9 @@ class JobLock:
 
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
-            with contextlib.suppress(FileNotFoundError):  # the whole folder may be gone
-                os.unlink(self._path)  # while it is held, so that who waits sees that it is gone
+            # While it is held, so that who waits sees that it is gone; it may be, with the folder.
+            if _is_file(self._descriptor, self._path):
+                os.unlink(self._path)
             os.close(self._descriptor)
 
     def tell(self, **facts: Any) -> None:
@@ -76,7 +78,7 @@ class JobLock:
 
     def _acquired(self) -> int:
         """Open and lock the file, which its last holder may be deleting meanwhile."""
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + self._patience
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -101,6 +103,8 @@ def is_held(folder: str) -> bool:
         descriptor = os.open(os.path.join(folder, NAME), os.O_RDONLY)
     except FileNotFoundError:
         return False
+    except PermissionError:  # another user's: it cannot be asked, and is not ours to touch
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

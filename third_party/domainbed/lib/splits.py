@@ -76,3 +76,16 @@ def split_environments(
 
 def _weighed(data: misc.SplitDataset, balanced: bool) -> Split:
     return Split(data, misc.make_weights_for_balanced_classes(data) if balanced else None)
+
+
+def named_splits(
+    environments: Sequence[Environment], unlabeled: Sequence[Split]
+) -> dict[str, misc.SplitDataset]:
+    """Return what is evaluated, by the name in the records.
+
+    Upstream counts the uda-splits from 0, whichever environments they belong to.
+    """
+    named = {f"env{i}_in": e.in_split.data for i, e in enumerate(environments)}
+    named |= {f"env{i}_out": e.out_split.data for i, e in enumerate(environments)}
+    named |= {f"env{i}_uda": split.data for i, split in enumerate(unlabeled)}
+    return named

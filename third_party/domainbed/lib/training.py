@@ -20,7 +20,7 @@ from domainbed.lib import algorithm_state, checkpoints, drawing, misc, resume, s
 from domainbed.lib.fast_data_loader import Batch, EnvironmentBatches, EvaluationBatches
 from domainbed.lib.job_lock import JobLock
 from domainbed.lib.preparation import workers_for
-from domainbed.lib.splits import Environment, Split
+from domainbed.lib.splits import Environment, Split, named_splits
 
 EVALUATION_BATCH_SIZE = 64
 
@@ -71,7 +71,7 @@ class Run:
         self._warn_of_small_environments(environments, training)
         self.minibatches = self._endless([environments[i].in_split for i in training])
         self.unlabeled = self._endless(unlabeled) if args.task == "domain_adaptation" else None
-        self.splits_to_evaluate = _named_splits(environments, unlabeled)
+        self.splits_to_evaluate = named_splits(environments, unlabeled)
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in environments)
         self.steps_per_epoch = smallest / hparams["batch_size"]
@@ -82,6 +82,7 @@ class Run:
             dataset.input_shape, dataset.num_classes, self.num_domains, hparams
         )
         self.algorithm.to(self.device)
+        self._places = algorithm_state.places(self.algorithm)
         self._printed_columns: list[str] = []
         selected_by = [f"env{i}_out_acc" for i in training or range(len(environments))]
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
@@ -121,7 +122,11 @@ class Run:
         try:
             self._go_on()
         except stopping.Stopped:
-            self._save_state()
+            if not self._save_state():
+                raise resume.ResumeError(
+                    "stopped by a signal; this algorithm cannot be stored (see out.txt), so the "
+                    "same command starts over"
+                ) from None
             raise
         self.files.finish()
         self.state_file.remove()
@@ -238,14 +243,15 @@ class Run:
         hparams = {name: misc.plain(value) for name, value in self.hparams.items()}
         return {"arguments": arguments, "hyperparameters": hparams, "data": sizes}
 
-    def _save_state(self) -> None:
+    def _save_state(self) -> bool:
+        """Save the state, and return True, unless the algorithm has things that cannot be."""
         try:
-            algorithm = algorithm_state.capture(self.algorithm)
+            algorithm = algorithm_state.capture(self.algorithm, self._places)
         except algorithm_state.StateError as error:
             if self._storable:
                 print(f"Warning: this run starts over if it is interrupted. {error}")
             self._storable = False
-            return
+            return False
         state = {
             **self._same_as_before(),
             "torch": str(torch.__version__),
@@ -265,11 +271,18 @@ class Run:
                 f"it can go on; {weights / 2**20:.1f} MiB for each file of weights."
             )
             self._sizes_told = True
+        return True
 
     def _restore(self, state: dict[str, Any]) -> None:
         for what, now in self._same_as_before().items():
             resume.require_same(self.state_file.path, what, state[what], now)
-        algorithm_state.restore(self.algorithm, state["algorithm"])
+        try:
+            algorithm_state.restore(self.algorithm, state["algorithm"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise resume.ResumeError(
+                f"{self.state_file.path} does not fit to {self.args.algorithm} as it is now: "
+                f"{error}. Its code may have changed. --restart begins anew."
+            ) from error
         self.interval.update(state["interval"])
         self.files.restore(state["files"])
         drawing.set_states(state["generators"])
@@ -279,16 +292,3 @@ class Run:
         print(f"Goes on after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
             print(f"Warning: the steps before were taken with torch {state['torch']}.")
-
-
-def _named_splits(
-    environments: Sequence[Environment], unlabeled: Sequence[Split]
-) -> dict[str, misc.SplitDataset]:
-    """Return what is evaluated, by the name in the records.
-
-    Upstream counts the uda-splits from 0, whichever environments they belong to.
-    """
-    named = {f"env{i}_in": e.in_split.data for i, e in enumerate(environments)}
-    named |= {f"env{i}_out": e.out_split.data for i, e in enumerate(environments)}
-    named |= {f"env{i}_uda": split.data for i, split in enumerate(unlabeled)}
-    return named

@@ -8,6 +8,7 @@ a local sweep that is cut short then holds whole trials.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -78,11 +79,23 @@ class Job:
 
     @staticmethod
     def delete(jobs: Sequence[Job]) -> None:
-        """Delete the jobs' folders."""
+        """Delete the jobs' folders, but those of jobs that run by now."""
         print("Deleting...")
+        deleted = 0
         for job in jobs:
-            shutil.rmtree(job.output_dir)
-        print(f"Deleted {len(jobs)} jobs!")
+            gone = f"{job.output_dir}.deleted"
+            try:
+                with job_lock.JobLock(job.output_dir, patience=0):
+                    # Nobody finds half of it, and no table has a job that is being deleted.
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(job.output_dir, "results.jsonl"))
+                    os.rename(job.output_dir, gone)
+            except job_lock.LockedError as error:
+                print(f"sweep: left alone: {error}", file=sys.stderr)
+                continue
+            shutil.rmtree(gone)
+            deleted += 1
+        print(f"Deleted {deleted} jobs!")
 
 
 def _quoted(value: Any) -> str:
@@ -228,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{len(found)} {state.lower()}" for state, found in by_state.items())
     print(f"{len(jobs)} jobs: {counts}.")
     launching = args.command == "launch"
-    chosen = by_state[Job.NOT_LAUNCHED] if launching else _not_running(by_state[Job.INCOMPLETE])
+    chosen = by_state[Job.NOT_LAUNCHED if launching else Job.INCOMPLETE]
     print(f"About to {'launch' if launching else 'delete'} {len(chosen)} jobs.")
     if not args.skip_confirmation:
         ask_for_confirmation()
@@ -244,14 +257,6 @@ def run(args: argparse.Namespace) -> int:
         return 1 if Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher]) else 0
     Job.delete(chosen)
     return 0
-
-
-def _not_running(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that no process has locked, and name the others."""
-    running = [job for job in jobs if job_lock.is_held(job.output_dir)]
-    for job in running:
-        print(f"sweep: running, hence left alone: {job.output_dir}", file=sys.stderr)
-    return [job for job in jobs if job not in running]
 
 
 def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -59,14 +59,15 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep_weights",
         choices=checkpoints.KEEP,
-        default=checkpoints.KEEP[0],
+        default=os.environ.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
         help="the last in model.pkl, those chosen by training-domain validation in "
-        "model_best.pkl, or both (default)",
+        f"model_best.pkl, both (default), or none; ${checkpoints.VARIABLE} says it for all jobs",
     )
     parser.add_argument(
         "--restart",
         action="store_true",
-        help="do not go on from what an interrupted run saved in --output_dir: delete it",
+        help="begin anew: delete state and weights that a run left in --output_dir, and set its "
+        "records aside in results-1.jsonl",
     )
 
 
@@ -109,6 +110,11 @@ def check(args: argparse.Namespace) -> None:
     problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
+    if args.keep_weights not in checkpoints.KEEP:
+        problems.append(
+            f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected one of "
+            f"{', '.join(checkpoints.KEEP)}."
+        )
     for flag, least in (("steps", 0), ("checkpoint_freq", 0), ("workers", 0)):
         problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
     checks.require(problems)
@@ -164,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.makedirs(args.output_dir, exist_ok=True)
         with job_lock.JobLock(args.output_dir) as lock, misc.tee_output(args.output_dir):
             if restart:
-                resume.StateFile(args.output_dir).remove()
+                checkpoints.begin_anew(args.output_dir)
             return _run_and_tell(args, lock)
     except job_lock.LockedError as error:
         print(f"train: {error}", file=sys.stderr)  # not into the err.txt of the other
