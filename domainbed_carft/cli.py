@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_carft import __version__
+from domainbed_carft.collect import commands as collect_commands
 from domainbed_carft.data import commands as data_commands
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import parser as sweep_parser
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
     doctor.set_defaults(run=_doctor)
     data_commands.add_to(commands)
+    collect_commands.add_to(commands)
     sweep_parser.add_to(commands)
     return parser
 

@@ -1,12 +1,11 @@
 """From the records of a sweep to selected accuracies. Built on pandas, no torch.
 
-The protocol's own tables are printed by ``domainbed.scripts.collect_results``; this is what plots
-and paired comparisons are made from.
+Tables are ``collect``'s, whose reading of records this shares; this is what plots are made from,
+for which the algorithms' own means are kept as well.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from domainbed_carft.collect import records
 from domainbed_carft.errors import CarftError
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def load(folder: Path | str) -> pd.DataFrame:
     Columns: RUN; ``step``; ``target``, the accuracy in [0, 1] on the target's in-split, which is
     what DomainBed reports; ``validation``, the mean accuracy on the training environments'
     out-splits, by which training-domain validation selects; and the means that the algorithm
-    returned. A line that is no JSON is named in the log and skipped; of two records of one step of
-    a job the later one counts.
+    returned. A line that is no whole record is named in the log and skipped; of two records of one
+    step of a job the later one counts.
 
     Raises CarftError, naming the folders, when two jobs differ only in what is not in RUN, such as
     ``--steps`` or ``--hparams``: their figures must not be mixed.
@@ -90,11 +90,11 @@ def paired(selected: pd.DataFrame, a: str, b: str, column: str = "target") -> Pa
 
 def _records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob("*/results.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                yield path.parent, json.loads(line)
-            except json.JSONDecodeError as error:
-                log.warning("%s, line %d is no JSON and skipped (%s)", path, number, error)
+        found, faults = records.whole_records(str(path))
+        for fault in faults:
+            log.warning("%s, %s", fault.path, fault.text)
+        for record in found:
+            yield path.parent, record
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any] | None:

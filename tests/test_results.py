@@ -73,7 +73,7 @@ def test_cut_lines_are_named_and_repeated_steps_counted_once(tmp_path, caplog):
     path.write_text(text + text + text[:50])
     after = results.load(tmp_path)
     assert len(after) == len(before)
-    assert f"{path}, line 7 is no JSON" in caplog.text
+    assert f"{path}, line 7 is no whole record" in caplog.text
 
 
 def test_jobs_that_differ_in_more_than_their_seeds_are_not_mixed(tmp_path):

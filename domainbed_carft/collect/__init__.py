@@ -1,0 +1,6 @@
+"""From the records of sweeps to tables: ``carft collect`` and ``carft top``.
+
+``reading`` finds and reads, ``settings`` keeps apart what does not belong together, ``selection``
+selects as DomainBed does, ``tables`` averages and ``gaps`` says what is missing; ``paired``,
+``published`` and ``top`` answer questions of their own; ``formats`` writes. No torch.
+"""

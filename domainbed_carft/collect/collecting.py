@@ -1,0 +1,143 @@
+"""What ``carft collect`` and ``carft top`` do, from folders to the printed page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from domainbed_carft.collect import faults as told
+from domainbed_carft.collect import reading
+from domainbed_carft.collect.faults import Fault
+from domainbed_carft.errors import CarftError
+
+INCOMPLETE = 3  # exit status of --strict
+
+
+class Collection(NamedTuple):
+    """Runs in groups that may be averaged, by which methods, and what was wrong."""
+
+    groups: Sequence[Any]
+    methods: Sequence[str]
+    faults: Sequence[Fault]
+    records: int
+    jobs: int
+
+
+def gather(
+    folders: Sequence[Path | str],
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    processes: int = 1,
+) -> Collection:
+    """Read ``folders``, keep apart what does not belong together, count each job once.
+
+    Raises CarftError if there is no record, or if a job was run twice with different records.
+    """
+    found = reading.read(folders, processes, _load_numpy)
+    from domainbed_carft.collect import drift, jobs, settings
+
+    if not found.runs:
+        wrong = "".join(f"\n{line}" for line in told.lines(found.faults))
+        raise CarftError(
+            f"no record below {', '.join(map(str, folders))}; expected the output folder of a "
+            f"sweep, with a folder a job and results.jsonl in it{wrong}"
+        )
+    groups = []
+    passed_over: list[Fault] = []
+    for group in settings.groups(found.runs, found.planned, ignored):
+        kept, faults = jobs.distinct(group.runs)
+        groups.append(group._replace(runs=kept, notes=[*group.notes, *drift.notes(kept)]))
+        passed_over += faults
+    count = sum(len(group.runs) for group in groups)
+    faults = [*found.faults, *passed_over]
+    return Collection(groups, methods or _methods(found.runs), faults, found.records, count)
+
+
+def _load_numpy() -> None:
+    """Half of a start is spent on it; other processes read meanwhile."""
+    from domainbed_carft.collect import tables  # noqa: F401
+
+
+def _methods(runs: Sequence[Any]) -> list[str]:
+    """Those that there are jobs for; leave-one-domain-out always, so that nobody misses it."""
+    from domainbed_carft.collect import selection
+
+    left_out = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
+    found = left_out if any(run.test_envs for run in runs) else []
+    return found + [selection.IN_DOMAIN] * any(not run.test_envs for run in runs)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``carft collect``; its exit status."""
+    from domainbed_carft.collect import formats, page
+
+    extras = [name for name in ("compare", "paired") if getattr(arguments, name)]
+    if arguments.format == "csv" and len(extras) > 1:
+        raise CarftError(
+            "--format csv is one table, and --compare and --paired are two; expected one of them"
+        )
+    collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
+    built = page.build(collection, arguments.paired, bool(arguments.compare))
+    text = formats.render(built.document, arguments.format)
+    _write(text, arguments.output)
+    notes = page.notes(collection) if arguments.format == "csv" else []  # it has no room for them
+    for line in [*notes, *_summary(collection, built.incomplete, built.cells)]:
+        print(line, file=sys.stderr)
+    if arguments.strict and built.incomplete:
+        print("carft: --strict: there are gaps, see the notes", file=sys.stderr)
+        return INCOMPLETE
+    return 0
+
+
+def _write(text: str, path: Path | None) -> None:
+    if path is None:
+        sys.stdout.write(text)
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CarftError(
+            f"--output {path} cannot be written ({error.strerror}); expected a file in a folder "
+            "that is there"
+        ) from error
+
+
+def run_top(arguments: argparse.Namespace) -> None:
+    """``carft top``: a JSON list."""
+    collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
+    from domainbed_carft.collect import top
+
+    wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    entries = list(top.best(collection.groups, collection.methods))
+    _require_known(wanted, entries)
+    chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
+    print(json.dumps(chosen, indent=2, ensure_ascii=False))
+    for line in told.lines(collection.faults):
+        print(line, file=sys.stderr)
+
+
+def _require_known(wanted: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
+    problems = []
+    for name, value in wanted.items():
+        there = sorted({entry[name] for entry in entries if entry[name] is not None})
+        if value not in there:
+            listed = ", ".join(map(str, there)) or "none"
+            problems.append(f"--{name} {value}: nothing was selected for it; there are: {listed}")
+    if problems:
+        raise CarftError("\n".join(problems))
+
+
+def _summary(collection: Collection, incomplete: int, cells: int) -> Iterator[str]:
+    yield from told.lines(collection.faults)
+    if len(collection.groups) > 1:
+        yield (
+            f"The runs were made under {len(collection.groups)} settings, which are never "
+            "averaged: each has tables of its own."
+        )
+    gaps = f"; {incomplete} of {cells} cells lack something, see the notes" if incomplete else ""
+    yield f"{collection.records:,} records of {collection.jobs:,} jobs{gaps}."

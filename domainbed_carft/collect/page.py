@@ -1,0 +1,79 @@
+"""The document that ``carft collect`` writes: tables, comparisons, and what was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from domainbed_carft.collect import document, paired, published, selection, tables
+from domainbed_carft.collect.document import Document, Grid
+from domainbed_carft.collect.tables import Table
+
+if TYPE_CHECKING:
+    from domainbed_carft.collect.collecting import Collection
+
+
+class Page(NamedTuple):
+    """The document, and how many of how many cells lack something."""
+
+    document: Document
+    incomplete: int
+    cells: int
+
+
+def build(collection: Collection, pair: Sequence[str] | None, compare: bool) -> Page:
+    """Everything that was asked for; ``pair``: two algorithms."""
+    built = [tables.build(group, collection.methods) for group in collection.groups]
+    flat = [table for group in built for table in group]
+    grids = [document.grid(table) for table in flat]
+    caption = list(document.CAPTION)
+    sections: dict[str, Any] = {"tables": [document.table_entry(table) for table in flat]}
+    records = document.cell_records(flat)
+    if collection.methods == [selection.IN_DOMAIN]:
+        caption[0] = (
+            "Accuracy in % on each environment's out-split at the last step; no environment was "
+            f"left out. Cells: mean {document.PLUS_MINUS} standard error (n, the number of trials)."
+        )
+    caption += notes(collection)
+    sections["notes"] = notes(collection)
+    if compare:
+        beside, more, records = _published(collection, built)
+        grids += [*beside, published.overview()]
+        caption += published.CAPTION
+        sections["published"] = more
+    if pair:
+        a, b = pair
+        found = paired.compare(collection.groups, collection.methods, a, b)
+        grids.append(paired.grid(found, a, b))
+        caption.append(paired.CAPTION)
+        sections["paired"] = records = paired.entries(found, a, b)
+    sections["summary"] = {
+        "records": collection.records,
+        "jobs": collection.jobs,
+        "faults": [fault._asdict() for fault in collection.faults],
+    }
+    incomplete = sum(table.incomplete for table in flat)
+    cells = sum(len(table.columns) * len(table.rows) for table in flat)
+    return Page(Document("Results", caption, grids, sections, records), incomplete, cells)
+
+
+def notes(collection: Collection) -> list[str]:
+    """Remarks on what the runs of each group do not share."""
+    return [
+        f"{group.title}: {note}" if group.title else note
+        for group in collection.groups
+        for note in group.notes
+    ]
+
+
+def _published(
+    collection: Collection, built: Sequence[Sequence[Table]]
+) -> tuple[list[Grid], Any, list[dict[str, Any]]]:
+    grids = []
+    records = []
+    for group, own in zip(collection.groups, built, strict=True):
+        found, remarks = published.compare(group, own)
+        grids.append(published.grid(found, remarks))
+        records += published.entries(found)
+    figures = [figure._asdict() for figure in published.figures()]
+    return grids, {"comparisons": records, "figures": figures}, records

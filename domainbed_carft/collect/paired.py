@@ -1,0 +1,144 @@
+"""Two algorithms compared where both were run: over (data set, target, trial).
+
+Trials share splits between algorithms, so a difference of a pair is less uncertain than two means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from domainbed_carft.collect import environments, selection
+from domainbed_carft.collect.document import Grid
+from domainbed_carft.collect.selection import Selected
+from domainbed_carft.collect.settings import Group
+from domainbed_carft.errors import CarftError
+
+RESAMPLES = 10_000
+SEED = 0
+LEVEL = 95
+
+CAPTION = (
+    "Differences: accuracy of the first minus that of the second, in points, over the (data set, "
+    "environment left out, trial) that both have. Interval: the middle "
+    f"{LEVEL}% of the mean in {RESAMPLES:,} bootstrap resamples of the (data set, environment left "
+    f"out), each with all its trials (numpy's default_rng, seed {SEED}). With few environments "
+    "such an interval is too narrow. Equal accuracies are ties."
+)
+
+
+class Difference(NamedTuple):
+    """Of one group by one method, in points; ``low`` and ``high`` are None for a single target."""
+
+    setting: str
+    method: str
+    mean: float
+    low: float | None
+    high: float | None
+    targets: int
+    pairs: int
+    wins: int
+    losses: int
+    ties: int
+    unpaired: Sequence[str]
+
+
+def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
+    """``a`` minus ``b`` in each group that has pairs, by each method.
+
+    Raises CarftError, naming what there is, where no group has any.
+    """
+    found = []
+    for group in groups:
+        labels = environments.labels(group.runs)
+        for method in methods:
+            selected = selection.select(group.runs, method)
+            values = [_accuracies(selected, name) for name in (a, b)]
+            if values[0].keys() & values[1].keys():
+                found.append(_difference(group.title, method, values[0], values[1], labels))
+    if not found:
+        there = "; ".join(
+            f"{', '.join(environments.algorithms(run.algorithm for run in group.runs))}"
+            + (f" ({group.title})" if group.title else "")
+            for group in groups
+        )
+        raise CarftError(
+            f"--paired {a} {b}: no (data set, target, trial) has both under the same settings; "
+            f"expected two algorithms of one of these groups: {there}"
+        )
+    return found
+
+
+_Key = tuple[str, int, int]
+
+
+def _accuracies(selected: Sequence[Selected], algorithm: str) -> dict[_Key, float]:
+    return {
+        (one.dataset, one.target, one.trial): 100 * one.outcome.accuracy
+        for one in selected
+        if one.algorithm == algorithm
+    }
+
+
+def _difference(
+    setting: str, method: str, a: Mapping[_Key, float], b: Mapping[_Key, float],
+    labels: Mapping[str, Sequence[str]],
+) -> Difference:  # fmt: skip
+    keys = sorted(a.keys() & b.keys())
+    differences = np.array([a[key] - b[key] for key in keys])
+    targets: dict[tuple[str, int], list[float]] = {}
+    for key, difference in zip(keys, differences.tolist()):
+        targets.setdefault(key[:2], []).append(difference)
+    interval = interval_of_mean(list(targets.values()))
+    equal = np.array([a[key] == b[key] for key in keys])
+    return Difference(
+        setting, method, float(differences.mean()), *interval, len(targets), len(keys),
+        int(((differences > 0) & ~equal).sum()), int(((differences < 0) & ~equal).sum()),
+        int(equal.sum()),
+        [f"{d} {labels[d][t]} trial {trial}" for d, t, trial in sorted(a.keys() ^ b.keys())],
+    )  # fmt: skip
+
+
+def interval_of_mean(clusters: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """Bootstrap percentiles of the mean of all values, whole clusters being drawn anew."""
+    if len(clusters) < 2:
+        return None, None
+    sums = np.array([sum(cluster) for cluster in clusters])
+    counts = np.array([len(cluster) for cluster in clusters])
+    draw = np.random.default_rng(SEED)
+    drawn = draw.integers(len(clusters), size=(RESAMPLES, len(clusters)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
+    """A row a group and method."""
+    rows = []
+    notes = []
+    for one in found:
+        known = one.low is not None and one.high is not None
+        interval = f"{one.low:+.2f} to {one.high:+.2f}" if known else "one target: none"
+        label = "; ".join(filter(None, [selection.METHODS[one.method].title, one.setting]))
+        counts = [str(number) for number in (one.wins, one.losses, one.ties, one.pairs)]
+        rows.append([label, f"{one.mean:+.2f}", interval, *counts, str(one.targets)])
+        if one.unpaired:
+            notes.append(f"{label}: without a partner: {', '.join(one.unpaired)}.")
+    header = ["Selection", "Mean", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "Pairs"]
+    return Grid(f"{a} minus {b}", [*header, "Targets"], rows, notes)
+
+
+def entries(found: Sequence[Difference], a: str, b: str) -> list[dict[str, Any]]:
+    """For JSON and CSV."""
+    return [
+        {
+            "setting": one.setting, "selection": one.method, "a": a, "b": b,
+            "mean_difference": one.mean, "low": one.low, "high": one.high, "level": LEVEL / 100,
+            "resamples": RESAMPLES, "seed": SEED, "targets": one.targets, "pairs": one.pairs,
+            "wins": one.wins, "losses": one.losses, "ties": one.ties,
+            "unpaired": ", ".join(one.unpaired),
+        }
+        for one in found
+    ]  # fmt: skip

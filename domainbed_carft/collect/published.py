@@ -1,0 +1,196 @@
+"""Our figures beside the published ones of ``assets/published.csv``, each with its source."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from domainbed_carft.collect import environments, tables
+from domainbed_carft.collect.document import PLUS_MINUS, Grid
+from domainbed_carft.collect.records import Run
+from domainbed_carft.collect.settings import Group
+from domainbed_carft.collect.tables import Cell, Row, Table
+
+AVERAGE = "average"
+BACKBONE = "ViT-B/16"
+
+CAPTION = (
+    f"Published: accuracy in % of CLIP {BACKBONE} with one domain left out, mean over the targets. "
+    "The error is that of our mean, over trials; the published figures are single numbers without "
+    "one. Within: whether they differ by no more than that error, which one trial does not have. "
+    "The published figures come from several sources and protocols.",
+)
+
+
+class Figure(NamedTuple):
+    """One published accuracy, in percent; ``dataset`` may be AVERAGE, over the five."""
+
+    method: str
+    dataset: str
+    accuracy: float
+    source: str
+
+
+class Comparison(NamedTuple):
+    """One of our cells beside a published figure; differences in points."""
+
+    setting: str
+    selection: str
+    algorithm: str
+    dataset: str
+    ours: float
+    error: float
+    n: int
+    complete: bool
+    published: Figure
+
+    @property
+    def difference(self) -> float:
+        """Ours minus the published."""
+        return self.ours - self.published.accuracy
+
+    @property
+    def within(self) -> bool | None:
+        """Whether they differ by no more than our error; None where there is none."""
+        return abs(self.difference) <= self.error if self.n > 1 else None
+
+
+def figures() -> list[Figure]:
+    """All published figures, in the order of the file."""
+    path = files("domainbed_carft") / "assets" / "published.csv"
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    return [Figure(r["method"], r["dataset"], float(r["accuracy"]), r["source"]) for r in rows]
+
+
+def counterpart(run: Run) -> str | None:
+    """The published method that a run is an instance of, None for what has no figures."""
+    hparams: dict[str, Any] = json.loads(run.hparams)
+    if run.algorithm == "CLIPFineTune":
+        start = "random" if hparams.get("head_init") == "random" else "zero-shot"
+        return f"ERM, {start} head"
+    return {
+        "CARFT": "CAR-FT", "CLIPZeroShot": "zero-shot CLIP", "CLIPLinearProbe": "linear probe",
+    }.get(run.algorithm)  # fmt: skip
+
+
+def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], list[str]]:
+    """Our averages over targets beside the published, and remarks on what is not comparable."""
+    known = {(figure.method, figure.dataset): figure for figure in figures()}
+    methods = {run.algorithm: counterpart(run) for run in group.runs}
+    found = []
+    for table in built:
+        if table.dataset != tables.AVERAGES:
+            continue
+        for row in table.rows:
+            cells = dict(zip(table.columns, row.cells, strict=True))
+            cells |= _over_all(cells, known)
+            for dataset, cell in cells.items():
+                figure = known.get((methods[row.algorithm] or "", dataset))
+                if figure and cell.mean is not None and cell.error is not None:
+                    found.append(_beside(table, row, dataset, cell, figure))
+    return found, _remarks(group)
+
+
+def _beside(table: Table, row: Row, dataset: str, cell: Cell, figure: Figure) -> Comparison:
+    assert cell.mean is not None and cell.error is not None
+    return Comparison(
+        table.setting, table.method, row.algorithm, dataset, float(cell.mean),
+        float(cell.error), cell.n, not cell.missing, figure,
+    )  # fmt: skip
+
+
+def _over_all(cells: dict[str, Cell], known: Iterable[tuple[str, str]]) -> dict[str, Cell]:
+    """The average over the published data sets, where a row has the same trials of all."""
+    wanted = list(dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE))
+    mine = [cells[name] for name in wanted if name in cells]
+    trials = {tuple(sorted(cell.trials)) for cell in mine}
+    if len(mine) < len(wanted) or len(trials) != 1:
+        return {}
+    means = {t: float(np.mean([c.trials[t] for c in mine])) for t in sorted(mine[0].trials)}
+    if not means:
+        return {}
+    mean, error = tables.mean_and_error(value / 100 for value in means.values())
+    missing = tuple(text for cell in mine for text in cell.missing)
+    return {AVERAGE: Cell(mean, error, len(means), missing, means)}
+
+
+def _remarks(group: Group) -> list[str]:
+    backbones: dict[str, dict[str, None]] = {}
+    for run in group.runs:
+        backbone = json.loads(run.hparams).get("clip_backbone")
+        if counterpart(run) and backbone not in (BACKBONE, None):
+            backbones.setdefault(str(backbone), {})[run.algorithm] = None
+    remarks = [
+        f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
+        for backbone, names in backbones.items()
+    ]
+    without = {run.algorithm for run in group.runs if counterpart(run) is None}
+    if without:
+        names = ", ".join(environments.algorithms(without))
+        remarks.append(f"No published figure: {names}.")
+    return remarks
+
+
+def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
+    """A row a comparison."""
+    said = {True: "yes", False: "no", None: "one trial"}
+    sources: dict[str, int] = {}
+    rows = []
+    for one in found:
+        ours = f"{one.ours:.1f} {PLUS_MINUS} {one.error:.1f} ({one.n})"
+        rows.append(
+            [
+                one.algorithm, one.selection, one.dataset,
+                ours if one.complete else f"{ours}, incomplete",
+                f"{one.published.accuracy:.1f}", f"{one.difference:+.1f}", said[one.within],
+                f"{one.published.method} {_numbered(one.published.source, sources)}",
+            ]
+        )  # fmt: skip
+    header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference", "Within"]
+    setting = found[0].setting if found else ""
+    title = "; ".join(filter(None, ["Beside published figures", setting]))
+    notes = list(remarks) if found else ["No data set and algorithm of ours has one.", *remarks]
+    return Grid(title, [*header, "Published as"], rows, [*notes, *_listed(sources)])
+
+
+def overview() -> Grid:
+    """All published figures: a row a method, a column a data set."""
+    columns = list(dict.fromkeys(figure.dataset for figure in figures()))
+    methods: dict[str, dict[str, Figure]] = {}
+    for figure in figures():
+        methods.setdefault(figure.method, {})[figure.dataset] = figure
+    sources: dict[str, int] = {}
+    rows = []
+    for method, cells in methods.items():
+        own = dict.fromkeys(_numbered(figure.source, sources) for figure in cells.values())
+        numbers = [f"{cells[name].accuracy:.1f}" if name in cells else "" for name in columns]
+        rows.append([f"{method} {' '.join(own)}", *numbers])
+    return Grid(f"Published, CLIP {BACKBONE}", ["Method", *columns], rows, _listed(sources))
+
+
+def _numbered(source: str, sources: dict[str, int]) -> str:
+    """A mark for a source, the same wherever it stands."""
+    return f"[{sources.setdefault(source, len(sources) + 1)}]"
+
+
+def _listed(sources: dict[str, int]) -> list[str]:
+    return [f"[{number}] {source}." for source, number in sources.items()]
+
+
+def entries(found: Iterable[Comparison]) -> list[dict[str, Any]]:
+    """For JSON and CSV."""
+    return [
+        {
+            "setting": one.setting, "selection": one.selection, "algorithm": one.algorithm,
+            "dataset": one.dataset, "ours": one.ours, "standard_error": one.error, "n": one.n,
+            "complete": one.complete, "published": one.published.accuracy,
+            "difference": one.difference, "within": one.within,
+            "method": one.published.method, "source": one.published.source,
+        }
+        for one in found
+    ]  # fmt: skip

@@ -1,0 +1,88 @@
+"""Records for the collector's tests, and the tables that the harness prints of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+
+from domainbed_carft.collect import collecting, page
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def benchmark(name):
+    """A module of benchmarks/, which is no package."""
+    path = REPO / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **given):
+    """A job's folder with records ``at`` steps; ``given``: arguments of train, or record keys."""
+    extra = {key: given.pop(key) for key in ("data_edition", "environments") if key in given}
+    recorded = given.pop("recorded", {"lr": 0.1})
+    args = {
+        "dataset": "PACS", "algorithm": "ERM", "test_envs": [0], "trial_seed": 0,
+        "hparams_seed": 0, "seed": 7, "holdout_fraction": 0.2, "uda_holdout_fraction": 0,
+        "steps": None, "checkpoint_freq": None, "hparams": None, "task": "domain_generalization",
+        "output_dir": name, **given,
+    }  # fmt: skip
+    count = len(extra.get("environments", "ACPS"))
+    draw = random.Random(f"{name} {seed}")
+    lines = []
+    for step in at:
+        record = {"step": step, "epoch": step / 10, "hparams": recorded, "args": args, **extra}
+        for env in range(count):
+            record |= {f"env{env}_{s}_acc": draw.randint(6, 20) / 20 for s in ("in", "out")}
+        lines.append(json.dumps(record, sort_keys=True) + "\n")
+    job = Path(folder) / name
+    job.mkdir(parents=True)
+    (job / "results.jsonl").write_text("".join(lines))
+    if done:
+        (job / "done").write_text("done")
+    return job
+
+
+def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=False, **given):
+    """All jobs of PACS; their folders are called after what they are."""
+    recorded = given.pop("recorded", {})
+    targets = [[i] for i in range(4)]
+    targets += [[i, j] for i in range(4) for j in range(i + 1, 4)] if pairs else []
+    for algorithm in algorithms:
+        for envs in targets:
+            for trial in range(trials):
+                for choice in range(choices):
+                    name = f"{algorithm}-{'-'.join(map(str, envs))}-{trial}-{choice}"
+                    hparams = {"lr": 0.1 / (1 + choice), **recorded}
+                    write_job(
+                        folder, name, algorithm=algorithm, test_envs=envs, trial_seed=trial,
+                        hparams_seed=choice, recorded=hparams, **given,
+                    )  # fmt: skip
+
+
+def tables(*folders, methods=None, ignored=()):
+    """The tables by (setting, method, data set)."""
+    built = collect(*folders, methods=methods, ignored=ignored)
+    return {
+        (table["setting"], table["selection"], table["dataset"] or "Averages"): table
+        for table in built.document.sections["tables"]
+    }
+
+
+def collect(*folders, methods=None, ignored=(), **more):
+    """The page of ``carft collect``."""
+    collection = collecting.gather(folders, methods, ignored)
+    return page.build(collection, more.get("paired"), more.get("compare", False))
+
+
+def cell(table, algorithm, column):
+    """One entry of a table."""
+    (row,) = (row for row in table["rows"] if row["algorithm"] == algorithm)
+    (found,) = (cell for cell in row["cells"] if cell["column"] == column)
+    return found

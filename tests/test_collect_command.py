@@ -1,0 +1,95 @@
+"""``carft collect`` as a command: what it loads, prints and refuses; its benchmark."""
+
+import json
+import subprocess
+import sys
+
+import collect_sweeps
+import pytest
+
+from domainbed_carft import cli
+
+LOADED = """
+import json, sys
+from domainbed_carft import cli
+status = cli.main(sys.argv[1:])
+heavy = {"torch", "pandas", "matplotlib", "domainbed", "clip"} & set(sys.modules)
+print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--compare", "published", "--paired", "ERM", "Mixup", "--format", "html"]]
+)
+def test_nothing_heavy_is_loaded(tmp_path, more):
+    collect_sweeps.write_sweep(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "collect", str(tmp_path), *more],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, []], done.stderr
+
+
+def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+    for number in range(25):
+        (tmp_path / f"empty {number:02}").mkdir()
+    path = tmp_path / "ERM-0-0-0" / "results.jsonl"
+    with path.open("a") as file:
+        file.write('{"args": {"data')
+    assert cli.main(["collect", str(tmp_path), "--select", "oracle"]) == 0
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert f"cut line: {path}: line 4 is no whole record and skipped" in lines
+    assert f"empty folder: {tmp_path / 'empty 19'}: no records" in lines
+    assert "empty folder: ... and 5 more (all of them: --format json)" in lines
+    assert lines[-1] == "48 records of 16 jobs."
+    assert "empty" not in out
+
+
+def test_groups_and_their_notes_are_told(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], steps=1)
+    collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], steps=2)
+    collect_sweeps.write_sweep(tmp_path / "c", ["CARFT"], steps=2, task="other")
+    assert cli.main(["collect", str(tmp_path), "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert "made under 2 settings, which are never averaged" in err
+    assert "steps 2: Not all runs have the same task" in err
+    assert out.startswith("setting,selection,") and "\nsteps 1,oracle,PACS,A,ERM," in out
+
+
+def test_it_writes_to_a_file(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path / "sweep", ["ERM"])
+    path = tmp_path / "tables.md"
+    assert cli.main(
+        ["collect", str(tmp_path / "sweep"), "--format", "markdown", "-o", str(path)]
+    ) == 0  # fmt: skip
+    assert capsys.readouterr().out == ""
+    assert path.read_text().startswith("# Results\n")
+
+
+def test_wrong_arguments_are_refused(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path)
+    folder = str(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["collect", folder, "--select", "oracle,iid"])
+    assert "'iid'; expected one or more of training-domain," in capsys.readouterr().err
+    both = ["--format", "csv", "--compare", "published", "--paired", "ERM", "Mixup"]
+    assert cli.main(["collect", folder, *both]) == 1
+    assert "--format csv is one table" in capsys.readouterr().err
+    assert cli.main(["collect", str(tmp_path / "no")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert cli.main(["collect", folder, "-o", str(tmp_path / "no" / "file")]) == 1
+    assert "--output" in capsys.readouterr().err
+
+
+def test_the_benchmark_finds_the_harnesss_values(tmp_path):
+    """240 jobs, the fewest that it writes."""
+    command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]
+    done = subprocess.run(
+        [*command, "--jobs", "1", "--rounds", "1"],
+        cwd=collect_sweeps.REPO, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("240 jobs, 4,080 records, 7 MB")
+    assert "the harness's collect_results: 156 of 156 values equal as printed" in done.stdout

@@ -1,0 +1,179 @@
+"""Paired differences, published figures, the best hyperparameters."""
+
+import json
+import shlex
+from pathlib import Path
+
+import collect_sweeps
+import numpy as np
+import pytest
+
+from domainbed_carft import cli, results
+from domainbed_carft.collect import paired, published
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def test_a_paired_difference_is_that_of_numpy(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=3)
+    page = collect_sweeps.collect(
+        tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
+    )
+    (found,) = page.document.sections["paired"]
+    frame = results.select(results.load(tmp_path))
+    theirs = results.paired(frame, "CARFT", "CLIPFineTune")
+    assert found["mean_difference"] == pytest.approx(100 * theirs.mean)
+    table = frame.pivot_table(
+        index=["test_env", "trial_seed"], columns="algorithm", values="target"
+    )
+    difference = table["CARFT"] - table["CLIPFineTune"]
+    counts = (found["wins"], found["losses"], found["ties"])
+    assert counts == tuple(int(x.sum()) for x in (difference > 0, difference < 0, difference == 0))
+    assert (found["pairs"], found["targets"]) == (12, 4)
+    assert (found["resamples"], found["seed"], found["level"]) == (10_000, 0, 0.95)
+    assert found["low"] < found["mean_difference"] < found["high"]
+    grid = page.document.grids[-1]
+    assert grid.rows[0][1] == f"{100 * theirs.mean:+.2f}"
+
+
+def test_the_interval_is_over_targets_not_over_pairs():
+    """Three trials that agree within each target carry no more than one of them."""
+    draw = np.random.default_rng(1)
+    targets = draw.normal(1, 2, size=24)
+    once = paired.interval_of_mean([[value] for value in targets])
+    assert paired.interval_of_mean([[value] * 3 for value in targets]) == pytest.approx(once)
+    # Of so many targets it is near the normal approximation.
+    error = targets.std() / np.sqrt(len(targets))
+    expected = targets.mean() - 1.96 * error, targets.mean() + 1.96 * error
+    assert once == pytest.approx(expected, abs=0.15)
+    assert paired.interval_of_mean([[1.0, 2.0]]) == (None, None)
+
+
+def test_pairs_without_a_partner_are_named(tmp_path):
+    collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], trials=2)
+    collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], trials=1)
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
+    (found,) = page.document.sections["paired"]
+    assert found["pairs"] == 4
+    assert found["unpaired"].startswith("PACS A trial 1, PACS C trial 1")
+    assert "without a partner: PACS A trial 1" in page.document.grids[-1].notes[0]
+
+
+def test_a_single_target_has_no_interval(tmp_path):
+    for algorithm in ("CARFT", "ERM"):
+        collect_sweeps.write_job(tmp_path, algorithm, algorithm=algorithm)
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
+    assert page.document.grids[-1].rows[0][2] == "one target: none"
+
+
+def test_every_published_figure_has_a_source_and_its_average():
+    figures = published.figures()
+    assert len(figures) == 11 * 6
+    assert all(figure.source for figure in figures)
+    means = {}
+    for figure in figures:
+        if figure.dataset != published.AVERAGE:
+            means.setdefault(figure.method, []).append(figure.accuracy)
+    for figure in figures:
+        if figure.dataset == published.AVERAGE:
+            assert len(means[figure.method]) == 5
+            # Averages were published with one decimal, some of figures with more.
+            assert figure.accuracy == pytest.approx(np.mean(means[figure.method]), abs=0.11)
+
+
+def test_the_rows_are_those_that_a_sweep_can_name():
+    schema = (REPO / "domainbed_carft" / "assets" / "sweep.schema.json").read_text()
+    names = json.loads(schema)["properties"]["compare_with"]["items"]["enum"]
+    assert {figure.method for figure in published.figures()} == set(names)
+
+
+def test_ours_beside_the_published(tmp_path):
+    given = {"recorded": {"clip_backbone": "ViT-B/16"}, "trials": 2, "choices": 1}
+    for dataset in ("PACS", "VLCS", "OfficeHome", "TerraIncognita"):
+        collect_sweeps.write_sweep(tmp_path / dataset, ["CARFT"], dataset=dataset, **given)
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    entries = page.document.sections["published"]["comparisons"]
+    assert [e["dataset"] for e in entries] == ["VLCS", "PACS", "OfficeHome", "TerraIncognita"]
+    table = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]
+    for entry in entries:
+        cell = collect_sweeps.cell(table, "CARFT", entry["dataset"])
+        assert (entry["ours"], entry["standard_error"]) == (cell["mean"], cell["standard_error"])
+        assert entry["difference"] == entry["ours"] - entry["published"]
+        assert entry["within"] == (abs(entry["difference"]) <= entry["standard_error"])
+    assert {e["dataset"]: e["published"] for e in entries}["PACS"] == 96.8
+
+    six = ("a", "b", "c", "d", "e", "f")
+    for target in range(6):
+        for trial in range(2):
+            collect_sweeps.write_job(
+                tmp_path / "DomainNet", f"{target}{trial}", dataset="DomainNet",
+                algorithm="CARFT", test_envs=[target], trial_seed=trial, environments=six,
+            )  # fmt: skip
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    last = page.document.sections["published"]["comparisons"][-1]
+    assert (last["dataset"], last["published"], last["n"]) == ("average", 78.5, 2)
+    averages = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]["rows"][0]["average"]
+    assert last["ours"] == pytest.approx(averages)
+    assert "abstract" in last["source"]
+
+
+def test_what_is_not_comparable_is_said(tmp_path):
+    start = {"head_init": "random", "clip_backbone": "tiny"}
+    collect_sweeps.write_sweep(tmp_path, ["CLIPFineTune"], trials=1, choices=1, recorded=start)
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    (entry,) = page.document.sections["published"]["comparisons"]
+    assert (entry["method"], entry["published"]) == ("ERM, random head", 83.4)
+    assert entry["within"] is None
+    beside = page.document.grids[-2]
+    assert beside.rows[0][6] == "one trial"
+    assert beside.notes == [
+        "Not comparable: CLIPFineTune used tiny, the published figures ViT-B/16.",
+        "No published figure: ERM.",
+        "[1] khanrc/miro issue 6.",
+    ]
+    assert beside.rows[0][-1] == "ERM, random head [1]"
+
+
+def top(capsys, *arguments):
+    assert cli.main(["top", *map(str, arguments)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_best_hyperparameters_are_ready_to_train_with(tmp_path, capsys):
+    recorded = {"words": "it's a {}", "data_edition": "new", "prompts_digest": "d"}
+    collect_sweeps.write_sweep(
+        tmp_path, choices=3, pairs=True, recorded=recorded, hparams='{"data_edition": "new"}'
+    )
+    entries = top(capsys, tmp_path)
+    assert len(entries) == 3 * 2 * 4 * 2
+    keys = ["selection", "dataset", "algorithm", "test_env", "trial_seed"]
+    assert len({tuple(entry[key] for key in keys) for entry in entries}) == len(entries)
+    for entry in entries:
+        flag, value = shlex.split(entry["argument"])
+        expected = {**entry["hparams"]}
+        del expected["prompts_digest"]
+        assert (flag, json.loads(value)) == ("--hparams", expected)
+        assert entry["hparams"]["lr"] == 0.1 / (1 + entry["hparams_seed"])
+        pairs = 3 if entry["selection"] == "leave-one-domain-out" else 0
+        assert len(entry["folders"]) == 1 + pairs
+        place = f"{entry['test_env']}-{entry['trial_seed']}-{entry['hparams_seed']}"
+        assert entry["folders"][0] == str(tmp_path / f"{entry['algorithm']}-{place}")
+
+
+def test_top_takes_what_is_asked_for(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path)
+    few = ["--algorithm", "Mixup", "--test_env", "2", "--select", "oracle"]
+    (first, second) = top(capsys, tmp_path, *few)
+    assert (first["environment"], first["algorithm"], second["trial_seed"]) == ("P", "Mixup", 1)
+    assert cli.main(["top", str(tmp_path), "--algorithm", "ERN", "--test_env", "9"]) == 1
+    error = capsys.readouterr().err
+    assert "--algorithm ERN: nothing was selected for it; there are: ERM, Mixup" in error
+    assert "--test_env 9: nothing was selected for it; there are: 0, 1, 2, 3" in error
+
+
+def test_top_of_jobs_that_leave_nothing_out(tmp_path, capsys):
+    for choice in range(2):
+        collect_sweeps.write_job(tmp_path, str(choice), test_envs=[], hparams_seed=choice)
+    (entry,) = top(capsys, tmp_path)
+    assert (entry["selection"], entry["test_env"]) == ("in-domain", None)

@@ -1,0 +1,149 @@
+"""The same tables as text, Markdown, CSV, JSON, HTML and LaTeX."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import collect_sweeps
+import pytest
+
+from domainbed_carft.collect import formats
+from domainbed_carft.collect.document import Document, Grid
+from domainbed_carft.collect.formats import as_latex
+
+AWKWARD = 'a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫'
+
+
+@pytest.fixture
+def document(tmp_path):
+    """Of a sweep with gaps, with awkward names."""
+    labels = ["art", "[50%_off]", "猫", "real | world"]
+    collect_sweeps.write_sweep(
+        tmp_path, ["An_Algorithm&more", "ERM"], dataset="./my_data", environments=labels
+    )
+    shutil.rmtree(tmp_path / "ERM-0-0-0")
+    page = collect_sweeps.collect(tmp_path, paired=["ERM", "An_Algorithm&more"], compare=True)
+    return page.document
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_text_is_aligned_and_explains_itself(document):
+    text = formats.render(document, "text")
+    assert text.isascii() is False  # the labels are as they are
+    lines = text.splitlines()
+    start = lines.index("./my_data; training-domain validation set")
+    header, first, second, note = lines[start + 1 : start + 5]
+    assert header.split()[:2] == ["Algorithm", "art"]
+    assert header.index("art") == first.index(first.split("  ")[1].strip())
+    assert re.match(r"ERM +\d+\.\d \+/- \d+\.\d \(2\) \[1\]  ", second)
+    assert note == "[1] no job --test_envs 0: trial 0 hparams_seed 0."
+    assert "Standard error = s / sqrt(n)" in text and "(n, the number of trials)" in text
+    assert all(len(line) <= 100 for line in lines if line.startswith("["))
+
+
+def test_markdown_has_tables_of_equal_rows(document):
+    text = formats.render(document, "markdown")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert r"An\_Algorithm\&more" in text and r"\[50%\_off\]" in text
+    assert r"real \| world" in text
+    bare = [row.replace(r"\|", "") for row in rows]
+    table = bare[: next(i for i, row in enumerate(bare) if i > 1 and "---" in row) - 1]
+    assert {row.count("|") for row in table} == {7}
+
+
+def test_csv_has_a_row_a_cell(document):
+    entries = list(csv.DictReader(io.StringIO(formats.render(document, "csv"))))
+    assert entries == [  # of the paired comparison, which was asked for last
+        {key: str(value) if value is not None else "" for key, value in record.items()}
+        for record in document.records
+    ]
+    assert {entry["a"] for entry in entries} == {"ERM"}
+
+
+def test_csv_of_the_tables_alone(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+    document = collect_sweeps.collect(tmp_path).document
+    entries = list(csv.DictReader(io.StringIO(formats.render(document, "csv"))))
+    assert len(entries) == 3 * (4 + 1)
+    assert [e["environment"] for e in entries[:5]] == ["A", "C", "P", "S", "average"]
+    assert {(e["dataset"], e["algorithm"]) for e in entries} == {("PACS", "ERM")}
+    table = document.sections["tables"][0]
+    assert float(entries[1]["mean"]) == collect_sweeps.cell(table, "ERM", "C")["mean"]
+    lacking = [e for e in entries if e["selection"] == "leave-one-domain-out"]
+    assert all(e["mean"] == "" and e["n"] == "0" and e["missing"] for e in lacking)
+
+
+def test_json_has_everything(document):
+    content = json.loads(formats.render(document, "json"))
+    assert set(content) == {"caption", "tables", "notes", "published", "paired", "summary"}
+    assert content["tables"] == document.sections["tables"]
+    assert content["summary"]["jobs"] == 31
+
+
+def test_html_is_one_page_with_headers_and_nothing_from_elsewhere(document):
+    text = formats.render(document, "html")
+    page = Elements(text)
+    tables = [tag for tag, _ in page.tags if tag == "table"]
+    assert len(tables) == len(document.grids) == len([t for t, _ in page.tags if t == "caption"])
+    scopes = [attributes["scope"] for tag, attributes in page.tags if tag == "th"]
+    assert scopes.count("row") == sum(len(grid.rows) for grid in document.grids)
+    assert not any(key in ("src", "href") for _, attributes in page.tags for key in attributes)
+    assert "An_Algorithm&more" in page.words and "url(" not in text
+
+
+def latex_command():
+    for name in ("pdflatex", "tectonic"):
+        if shutil.which(name):
+            return name
+    pytest.skip("neither pdflatex (Debian: texlive-latex-base) nor tectonic is installed")
+
+
+def test_latex_compiles(document, tmp_path):
+    command = [latex_command()]
+    awkward = Grid(AWKWARD, [AWKWARD, "b"], [[AWKWARD, "12.3 ± 4.5 (3) [1]"]], [f"[1] {AWKWARD}"])
+    whole = document._replace(grids=[*document.grids, awkward], caption=[AWKWARD])
+    path = tmp_path / "tables.tex"
+    path.write_text(formats.render(whole, "latex"), encoding="utf-8")
+    if command == ["pdflatex"]:
+        command += ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run(
+        [*command, path.name], cwd=tmp_path, capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_latex_escapes_what_it_would_read_as_a_command():
+    escaped = as_latex._escaped(AWKWARD)
+    assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
+    assert "{-}{-}flag é (U+732B)" in escaped
+    text = formats.render(Document("t", [], [Grid("t", ["a"], [["x ± y"]], [])], {}, []), "latex")
+    assert r"x $\pm$ y \\" in text
+
+
+def test_an_unknown_pair_of_algorithms_is_refused(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
+    with pytest.raises(ValueError, match=r"--paired CARFT CLIP: .*groups: ERM, CARFT$"):
+        collect_sweeps.collect(tmp_path, paired=["CARFT", "CLIP"])

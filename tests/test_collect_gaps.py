@@ -1,0 +1,117 @@
+"""Incomplete cells say what they lack."""
+
+import json
+import shutil
+
+import collect_sweeps
+
+from domainbed_carft import cli
+
+
+def missing(folder, method, column="A", algorithm="ERM"):
+    table = collect_sweeps.tables(folder)["", method, "PACS"]
+    return collect_sweeps.cell(table, algorithm, column)["missing"]
+
+
+def lose(folder, *names):
+    for name in names:
+        shutil.rmtree(folder / name)
+
+
+def test_a_whole_sweep_lacks_nothing(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, pairs=True)
+    page = collect_sweeps.collect(tmp_path)
+    assert (page.incomplete, page.cells) == (0, 2 * 3 * (4 + 1))
+
+
+def test_jobs_that_were_not_run(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, trials=3, choices=4, pairs=True)
+    lose(tmp_path, "ERM-0-1-0", "ERM-0-1-1", "ERM-0-1-3", "ERM-0-2-2", "ERM-0-2-2-1")
+    lose(tmp_path, *(f"ERM-1-2-{choice}" for choice in range(4)))
+    assert missing(tmp_path, "oracle") == [
+        "no job --test_envs 0: trial 1 hparams_seed 0-1, 3; trial 2 hparams_seed 2"
+    ]
+    assert missing(tmp_path, "training-domain", "C") == ["no job --test_envs 1: trial 2"]
+    assert missing(tmp_path, "oracle", "P") == []
+    assert missing(tmp_path, "leave-one-domain-out", "P") == [
+        "no job --test_envs 0 2: trial 2 hparams_seed 1"
+    ]
+    averages = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]
+    assert collect_sweeps.cell(averages, "ERM", "PACS")["missing"] == ["incomplete in PACS: A, C"]
+    assert collect_sweeps.cell(averages, "Mixup", "PACS")["missing"] == []
+    table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
+    cell = collect_sweeps.cell(table, "ERM", "C")
+    assert (cell["n"], list(cell["trials"])) == (2, ["0", "1"])
+
+
+def test_a_target_that_no_job_has(tmp_path):
+    collect_sweeps.write_sweep(tmp_path)
+    lose(tmp_path, *(f"ERM-3-{trial}-{choice}" for trial in range(2) for choice in range(2)))
+    table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
+    cell = collect_sweeps.cell(table, "ERM", "S")
+    assert cell["missing"] == ["no job --test_envs 3: in every trial"]
+    assert (cell["mean"], cell["n"], table["rows"][0]["average"]) == (None, 0, None)
+
+
+def test_leave_one_domain_out_without_its_jobs_says_which_they_are(tmp_path):
+    collect_sweeps.write_sweep(tmp_path)
+    assert missing(tmp_path, "leave-one-domain-out", "C") == [
+        "needs the jobs with two test environments, --test_envs 0 1, 1 2, 1 3, of each trial and "
+        "hparams_seed; the data set has none"
+    ]
+
+
+def test_runs_that_broke_off(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], trials=1, choices=1)
+    lose(tmp_path, "ERM-0-0-0", "ERM-1-0-0")
+    given = {"algorithm": "ERM", "recorded": {"lr": 0.1}}
+    collect_sweeps.write_job(tmp_path, "a", at=(0, 100), test_envs=[0], **given)
+    collect_sweeps.write_job(tmp_path, "b", at=(0, 200), test_envs=[1], **given)
+    (tmp_path / "ERM-2-0-0" / "done").unlink()
+    assert missing(tmp_path, "oracle", "A") == [
+        "--test_envs 0 stopped at step 100 of 200: in every trial"
+    ]
+    assert missing(tmp_path, "oracle", "C") == [
+        "--test_envs 1 has 2 of 3 checkpoints: in every trial"
+    ]
+    assert missing(tmp_path, "oracle", "P") == [
+        "--test_envs 2 is not finished (no file done): in every trial"
+    ]
+    assert missing(tmp_path, "oracle", "S") == []
+
+
+def test_jobs_described_and_not_yet_run_are_missed(tmp_path):
+    """Without the description nobody could see that there was to be a third trial."""
+    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], trials=2, choices=1)
+    args = {"dataset": "PACS", "algorithm": "ERM", "test_envs": [0], "hparams_seed": 0}
+    args |= {"trial_seed": 2, "holdout_fraction": 0.2, "uda_holdout_fraction": 0}
+    args |= {"task": "domain_generalization", "steps": None, "checkpoint_freq": None}
+    (tmp_path / "waiting").mkdir()
+    (tmp_path / "waiting" / "job.json").write_text(json.dumps({"train_args": args}))
+    assert missing(tmp_path, "oracle", "P") == ["no job --test_envs 2: trial 2"]
+    faults = collect_sweeps.collect(tmp_path).document.sections["summary"]["faults"]
+    assert [fault["text"] for fault in faults] == ["no record of PACS ERM, test_envs [0], trial 2"]
+
+
+def test_algorithms_with_fewer_draws_are_named(tmp_path):
+    collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], choices=3)
+    collect_sweeps.write_sweep(tmp_path / "b", ["CLIPZeroShot"], choices=1)
+    table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
+    assert all(not cell["missing"] for row in table["rows"] for cell in row["cells"])
+    assert table["notes"] == [
+        "Hyperparameters were chosen among different numbers of draws: CLIPZeroShot 1, ERM 3."
+    ]
+
+
+def test_strict_fails_on_any_gap(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"])
+    command = ["collect", str(tmp_path), "--strict", "--select"]
+    assert cli.main([*command, "oracle,training-domain"]) == 0
+    assert "lack something" not in capsys.readouterr().err
+    assert cli.main([*command, "leave-one-domain-out"]) == 3
+    out, err = capsys.readouterr()
+    assert "X [1]" in out
+    assert "64 records" not in err and "5 of 5 cells lack something" in err
+    lose(tmp_path, "ERM-0-0-0")
+    assert cli.main([*command, "oracle"]) == 3
+    assert cli.main(command[:2]) == 0

@@ -1,0 +1,95 @@
+"""What does not belong together is never averaged."""
+
+import shutil
+
+import collect_sweeps
+import pytest
+
+from domainbed_carft.collect import collecting
+from domainbed_carft.errors import CarftError
+
+
+def titles(folder, **given):
+    return sorted({setting for setting, *_ in collect_sweeps.tables(folder, **given)})
+
+
+SETTINGS = [
+    ({"steps": 101}, {}, ["steps 101", "steps default"]),
+    ({"holdout_fraction": 0.1}, {}, ["holdout_fraction 0.1", "holdout_fraction 0.2"]),
+    ({"task": "other"}, {}, ["task domain_generalization", "task other"]),
+    ({"hparams": '{"k": 3, "b": 1}'}, {"hparams": '{"b": 1}'}, ["hparam k 3", "hparam k default"]),
+    ({"recorded": {"protocol": "clip"}}, {}, ["protocol clip", "protocol not recorded"]),
+    ({"data_edition": "a"}, {"data_edition": "b"}, ["data edition a", "data edition b"]),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), SETTINGS)
+def test_runs_under_several_settings_have_tables_of_their_own(tmp_path, one, other, expected):
+    collect_sweeps.write_sweep(tmp_path / "one", ["CARFT"], **one)
+    collect_sweeps.write_sweep(tmp_path / "other", ["CARFT"], **other)
+    assert titles(tmp_path) == expected
+    both = collect_sweeps.tables(tmp_path)
+    for folder in ("one", "other"):
+        alone = collect_sweeps.tables(tmp_path / folder)["", "oracle", "PACS"]["rows"]
+        assert alone in [both[setting, "oracle", "PACS"]["rows"] for setting in expected]
+
+
+def test_versions_that_differ_split_and_can_be_ignored(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT"], trials=2, choices=1)
+    for job in tmp_path.iterdir():
+        trial = job.name.split("-")[2]
+        text = f"Environment:\n\tPyTorch: 2.{trial}\n\tTorchvision: 0.{trial}\n"
+        (job / "out.txt").write_text(text)
+    # Torchvision's tells nothing apart that PyTorch's does not.
+    assert titles(tmp_path) == ["version of PyTorch 2.0", "version of PyTorch 2.1"]
+    assert titles(tmp_path, ignored=["versions"]) == [""]
+    caption = collect_sweeps.collect(tmp_path, ignored=["versions"]).document.caption
+    assert (
+        "Not all runs have the same version of PyTorch (averaged all the same, as asked): "
+        "2.0: CARFT on PACS; 2.1: CARFT on PACS." in caption
+    )
+
+
+def test_algorithms_with_a_setting_each_share_a_table_that_says_so(tmp_path):
+    collect_sweeps.write_sweep(tmp_path / "a", ["CLIPZeroShot"], steps=1)
+    collect_sweeps.write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}')
+    collect_sweeps.write_sweep(tmp_path / "c", ["CLIPFineTune"])
+    assert titles(tmp_path) == [""]
+    notes = collect_sweeps.collect(tmp_path).document.sections["notes"]
+    assert notes == [
+        "Not all runs have the same steps: 1: CLIPZeroShot on PACS; "
+        "default: CARFT on PACS, CLIPFineTune on PACS.",
+        "Not all runs have the same hparam kl_weight: "
+        "default: CLIPZeroShot on PACS, CLIPFineTune on PACS; 3: CARFT on PACS.",
+    ]
+
+
+def test_defaults_that_changed_meanwhile_are_named(tmp_path):
+    collect_sweeps.write_job(tmp_path, "a", recorded={"lr": 1, "b": 2})
+    collect_sweeps.write_job(tmp_path, "b", recorded={"lr": 3, "b": 2}, trial_seed=1)
+    notes = collect_sweeps.collect(tmp_path).document.sections["notes"]
+    assert notes == [
+        "ERM on PACS, hparams_seed 0: the hyperparameters differ between runs, in lr (1, 3)."
+    ]
+
+
+def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
+    first = collect_sweeps.write_job(tmp_path, "a", seed=1)
+    shutil.copytree(first, tmp_path / "copy")
+    collection = collecting.gather([tmp_path])
+    assert collection.jobs == 1
+    assert [(fault.kind, fault.text) for fault in collection.faults] == [
+        ("passed over", f"the same job as in {first}, which counts")
+    ]
+    collect_sweeps.write_job(tmp_path, "b", done=False)
+    assert collecting.gather([tmp_path]).jobs == 1
+    (tmp_path / "b" / "done").touch()
+    with pytest.raises(
+        CarftError, match=r"1 jobs were run twice .*\n- PACS ERM: .*/a, .*/b.*differ: in no arg"
+    ):
+        collecting.gather([tmp_path])
+    shutil.rmtree(tmp_path / "copy")
+    collect_sweeps.write_job(tmp_path, "c", at=(0,), hparams='{"lr": 1}')
+    (tmp_path / "b" / "results.jsonl").unlink()
+    with pytest.raises(CarftError, match="they differ: hparam lr None and 1"):
+        collecting.gather([tmp_path], ignored=["hparams"])

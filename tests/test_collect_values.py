@@ -1,0 +1,119 @@
+"""``carft collect`` says what DomainBed says, to the last printed digit."""
+
+import json
+from pathlib import Path
+
+import collect_sweeps
+import pytest
+from domainbed import datasets
+from domainbed.scripts import collect_results
+from harness import synthetic_records
+
+from domainbed_carft import results
+from domainbed_carft.collect import commands, environments, formats, reading, selection, settings
+
+GOLDEN = Path(__file__).parent / "golden" / "upstream"
+printed_tables = collect_sweeps.benchmark("printed_tables")
+
+
+def ours(folder):
+    found = collect_sweeps.collect(folder).document.sections["tables"]
+    return printed_tables.of_json(found)
+
+
+@pytest.mark.parametrize("kind", synthetic_records.KINDS)
+def test_tables_are_upstreams(tmp_path, kind):
+    synthetic_records.write_sweep(tmp_path, kind)
+    expected = printed_tables.read((GOLDEN / f"tables_{kind}.txt").read_text())
+    assert len(expected) == 9
+    assert printed_tables.differences(ours(tmp_path), expected) == []
+
+
+@pytest.mark.parametrize("kind", synthetic_records.KINDS)
+def test_rankings_are_upstreams_to_the_last_bit(tmp_path, kind):
+    synthetic_records.write_sweep(tmp_path, kind)
+    tests = {
+        (test.trial, test.dataset, test.algorithm, test.target): test
+        for test in selection.tests(reading.read([tmp_path]).runs)
+    }
+    expected = json.loads((GOLDEN / f"selections_{kind}.json").read_text())
+    by_title = {method.title: method for method in selection.METHODS.values()}
+    assert len(expected) == 3 * len(tests)
+    for entry in expected:
+        keys = ("trial_seed", "dataset", "algorithm", "test_env")
+        ranked = selection.ranked(
+            tests[tuple(entry[key] for key in keys)], by_title[entry["method"]]
+        )
+        assert [[o.choice, o.validation, o.accuracy] for o in ranked] == entry["ranking"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tables_are_the_harnesss_on_other_folders(tmp_path, capsys, seed):
+    collect_sweeps.write_sweep(tmp_path, trials=3, choices=4, pairs=True, seed=seed)
+    for name in ("ERM-0-1-1", "Mixup-0-1-2-3", "ERM-2-0-0"):
+        (tmp_path / name / "results.jsonl").unlink()
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+    theirs = printed_tables.read(capsys.readouterr().out)
+    assert len(theirs) == 6
+    assert printed_tables.differences(ours(tmp_path), theirs) == []
+
+
+def test_ten_environments_are_summed_in_numpys_order(tmp_path, capsys):
+    """From eight on, numpy sums a list in another order than from left to right."""
+    labels = list(datasets.SVIRO.ENVIRONMENTS)
+    targets = [[0], *([0, i] for i in range(1, 10))]
+    for trial in range(3):
+        for envs in targets:
+            collect_sweeps.write_job(
+                tmp_path, f"{envs}-{trial}", dataset="SVIRO", test_envs=envs, trial_seed=trial,
+                environments=labels, at=range(0, 500, 20),
+            )  # fmt: skip
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+    theirs = printed_tables.read(capsys.readouterr().out)
+    assert printed_tables.differences(ours(tmp_path), theirs) == []
+
+
+def test_jobs_that_leave_nothing_out_are_the_harnesss(tmp_path, capsys):
+    for trial in range(2):
+        for choice in range(3):
+            collect_sweeps.write_job(
+                tmp_path, f"{trial}-{choice}", test_envs=[], trial_seed=trial, hparams_seed=choice
+            )
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+    line = capsys.readouterr().out.rstrip().splitlines()[-1]
+    (table,) = collect_sweeps.tables(tmp_path).values()
+    ((row, *_),) = (rows.values() for rows in printed_tables.of_json([table]).values())
+    assert " ".join(line.split()[1:]) == " ".join(row)
+
+
+def test_a_checkpoint_is_not_taken_that_only_some_of_the_jobs_have(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], pairs=True)
+    path = tmp_path / "ERM-0-1-0-0" / "results.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True)[1:])))
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+    theirs = printed_tables.read(capsys.readouterr().out)
+    assert printed_tables.differences(ours(tmp_path), theirs) == []
+
+
+def test_what_plots_are_made_from_is_the_same(tmp_path):
+    collect_sweeps.write_sweep(tmp_path)
+    frame = results.select(results.load(tmp_path))
+    table = collect_sweeps.tables(tmp_path)["", "training-domain", "PACS"]
+    means = 100 * frame.groupby(["algorithm", "test_env"])["target"].mean()
+    for algorithm in ("ERM", "Mixup"):
+        for target, label in enumerate("ACPS"):
+            mean = collect_sweeps.cell(table, algorithm, label)["mean"]
+            assert mean == pytest.approx(means[algorithm, target])
+
+
+def test_names_are_those_of_the_modules_that_know_them():
+    assert tuple(selection.METHODS) == commands.METHODS
+    assert formats.NAMES == commands.FORMATS
+    assert tuple(settings.KINDS) == commands.PARTS
+
+
+def test_environments_are_domainbeds():
+    for name in (*datasets.DATASETS, "EmojiStyles"):
+        known = tuple(datasets.get_dataset_class(name).ENVIRONMENTS)
+        assert environments._labels(name, len(known), {}) == known
+    assert environments._labels("PACS", 3, {}) == ("env0", "env1", "env2")
