@@ -33,7 +33,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
         f"{', '.join(declaration.algorithms)}: each trained {declaration.steps[dataset]} steps "
         f"with one of {', '.join(environments)} left out, {declaration.trials} of each"
     )
-    _finish(sweep.run(declaration, DATA_DIR, folder, "pool"), folder)
+    _require_done(sweep.run(declaration, DATA_DIR, folder, "pool"), folder)
     table = _collect(folder)
     (output / "results.txt").write_text(table, encoding="utf-8")
     selected = results.select(results.load(folder))
@@ -49,15 +49,15 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     print(f"Records:  {folder}/*/results.jsonl, with out.txt, err.txt and model.pkl beside")
 
 
-def _finish(failed: list[sweep.Status], folder: Path) -> None:
-    """Raise a CarftError if a job failed."""
-    if not failed:
+def _require_done(left: list[sweep.Status], folder: Path) -> None:
+    """Raise a CarftError if a job is not done."""
+    if not left:
         return
-    words = [status.attempt.last_words if status.attempt else status.detail for status in failed]
+    words = [status.attempt.last_words if status.attempt else status.detail for status in left]
     raise CarftError(
-        f"{len(failed)} of the jobs failed, the first in {failed[0].job.folder}: {words[0]}\n"
+        f"{len(left)} of the jobs are not done, the first in {left[0].job.folder}: {words[0]}\n"
         f"`carft sweep status {folder}` lists them. When the cause is mended, "
-        f"`carft sweep retry {folder}`, then the same command again"
+        f"`carft sweep retry {folder}` if they failed, then the same command again"
     )
 
 

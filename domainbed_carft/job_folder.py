@@ -6,6 +6,7 @@ Only the standard library, so that whatever starts, watches or clears jobs can a
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,9 @@ WRONG_ARGUMENTS = 2  # trying again is useless
 
 # Whoever asks whether a lock is held has it for an instant, which must not turn a claimer away.
 _PATIENCE_SECONDS = 0.25
+
+# What flock says where the file system has no locks, or its lock server does not answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Holder(NamedTuple):
@@ -65,7 +69,7 @@ class Held(CarftError):
 
     def __init__(self, folder: Path, holder: Holder) -> None:
         super().__init__(f"{folder} is being run by {holder}; wait for it, or stop it first")
-        self.holder = holder
+        self.folder, self.holder = folder, holder
 
 
 class JobFolder:
@@ -83,7 +87,7 @@ class JobFolder:
 
     @property
     def done(self) -> bool:
-        return (self.path / "done").exists()
+        return os.path.exists(self.path / "done")  # False also where one may not look
 
     @property
     def records_path(self) -> Path:
@@ -106,17 +110,19 @@ class JobFolder:
         return self.path / "job.json"
 
     def is_held(self) -> bool:
-        """Whether a process runs this job now."""
+        """Whether a process runs this job now, or may: another user's lock may not be readable.
+
+        Raises:
+            CarftError: the file system has no locks.
+        """
         try:
             descriptor = os.open(self.lock_path, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except PermissionError:
             return True
-        else:
-            return False
+        try:
+            return not self._flock(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
@@ -126,7 +132,7 @@ class JobFolder:
 
     def last_holder(self) -> Holder | None:
         """Who ran this job and died without a word; None if it is held, or was let go."""
-        if not self.lock_path.exists() or self.is_held():
+        if not os.path.exists(self.lock_path) or self.is_held():
             return None
         return self._written_holder() or UNKNOWN
 
@@ -136,6 +142,11 @@ class JobFolder:
             lines = self.attempts_path.read_text(encoding="utf-8", errors="replace").splitlines()
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except PermissionError as error:
+            raise CarftError(
+                f"how the job in {self.path} ended cannot be read: {error}; whoever ran it has to "
+                "let others read that folder"
+            ) from error
         read = (_fields(line, Attempt._fields, Attempt._fields) for line in lines)
         return [Attempt(**fields) for fields in read if fields is not None]
 
@@ -173,34 +184,66 @@ class JobFolder:
         Raises:
             Held: naming the process that runs this job.
             OSError: the folder is not to be written to.
+            CarftError: its file system has no locks.
         """
         descriptor = self._acquire()
         try:
             _write_holder(descriptor)
             yield descriptor
         finally:
-            self.lock_path.unlink(missing_ok=True)
+            # Where the folder was moved away, a lock in its place is another's.
+            if self._is_lock(descriptor):
+                self.lock_path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def _acquire(self) -> int:
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = self._opened()
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder before may have removed the file between our opening and locking it.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.stat(self.lock_path), os.fstat(descriptor)):
+                if self._flock(descriptor, fcntl.LOCK_EX):
+                    # The holder before may have removed the file before we had locked it.
+                    if self._is_lock(descriptor):
                         return descriptor
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    os.close(descriptor)
-                    raise Held(self.path, self.holder() or UNKNOWN) from None
-                time.sleep(0.02)
+                elif time.monotonic() > give_up:
+                    raise Held(self.path, self.holder() or UNKNOWN)
+                else:
+                    time.sleep(0.02)
             except BaseException:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+
+    def _opened(self) -> int:
+        try:
+            return os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError:
+            if os.path.exists(self.lock_path) and self.is_held():  # by another user
+                raise Held(self.path, self.holder() or UNKNOWN) from None
+            raise
+
+    def _is_lock(self, descriptor: int) -> bool:
+        """Whether a descriptor is that of the lock file that is there now."""
+        try:
+            return os.path.samestat(os.stat(self.lock_path), os.fstat(descriptor))
+        except OSError:
+            return False
+
+    def _flock(self, descriptor: int, kind: int) -> bool:
+        """Lock without waiting; False if another process has it."""
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise CarftError(
+                f"{self.path} cannot be locked: {error}. Without locks nobody can say whether a "
+                "job runs; put the output folder on a file system with flock, such as a local "
+                "disk, NFS version 4, or Lustre mounted with -o flock"
+            ) from error
+        return True
 
     def _written_holder(self) -> Holder | None:
         try:

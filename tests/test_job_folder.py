@@ -1,5 +1,6 @@
 """The lock and the files of a job's folder, with real processes."""
 
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import pytest
 from sweep_jobs import wait_until
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import UNKNOWN, Attempt, Held, Holder, JobFolder
 
 CLAIM = """
@@ -197,3 +199,61 @@ def test_a_folder_that_is_not_there_answers_too(tmp_path):
     assert gone.holder() is gone.last_holder() is gone.failed() is None
     with pytest.raises(FileNotFoundError), gone.claim():
         pass
+
+
+def test_of_a_folder_that_was_moved_away_the_lock_in_its_place_is_anothers(folder):
+    """As when it is deleted, and launched again meanwhile."""
+    with folder.claim():
+        folder.path.rename(folder.path.with_name("away"))
+        folder.path.mkdir()
+        process, _ = claimer(folder, 20)
+    assert folder.is_held() and folder.holder().pid == process.pid
+    process.send_signal(signal.SIGINT)
+    process.wait()
+
+
+@pytest.fixture
+def anothers(folder, monkeypatch):
+    """What the kernel says to anybody but root of another user's lock."""
+    real = os.open
+
+    def refuse(path, *args, **keywords):
+        if path == folder.lock_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **keywords)
+
+    folder.lock_path.write_text("")
+    monkeypatch.setattr(os, "open", refuse)
+    return folder
+
+
+def test_a_lock_that_may_not_be_read_is_held_by_who_knows_whom(anothers, monkeypatch):
+    assert anothers.is_held() and anothers.last_holder() is None
+    monkeypatch.setattr(JobFolder, "_written_holder", lambda self: None)
+    assert anothers.holder() == UNKNOWN
+    with pytest.raises(Held, match="by an unknown process"), anothers.claim():
+        pass
+
+
+def test_what_may_not_be_looked_at_is_told_or_not_done(folder, monkeypatch):
+    def refuse(*args, **keywords):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert not folder.done
+    monkeypatch.undo()
+    monkeypatch.setattr(type(folder.path), "read_text", refuse)
+    with pytest.raises(CarftError, match=r"ended cannot be read: .*let others read"):
+        folder.attempts()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(folder, monkeypatch, number):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder.lock_path.write_text("")
+    for ask in (folder.is_held, folder.holder, lambda: folder.claim().__enter__()):
+        with pytest.raises(CarftError, match=r"cannot be locked: .*file system with flock"):
+            ask()

@@ -9,7 +9,7 @@ import pytest
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import machine, settings, values
+from domainbed_carft.launchers import machine, settings, slurm, values
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm
@@ -99,6 +99,29 @@ def test_what_submitit_is_given():
         "requeue": True, "x": "y", "dependency": "afterany:17"
     }  # fmt: skip
     assert "account" not in given
+
+
+def test_arrays_of_several_folders_wait_for_one_another(tmp_path, monkeypatch):
+    """So that the cap holds over all variants of a sweep."""
+    waited = []
+
+    def submit(self, sweep, jobs, after):
+        waited.append((sweep.name, len(jobs), after))
+        return [f"{len(waited)}_{n}" for n in range(len(jobs))]
+
+    monkeypatch.setattr(slurm, "_submitit", lambda: None)
+    monkeypatch.setattr(slurm, "largest_array", lambda: 2)
+    monkeypatch.setattr(Slurm, "_submit_array", submit)
+    jobs = [f"python x --output_dir {tmp_path}/{v}/job{n}" for v in "ab" for n in range(3)]
+    assert launchers.make("slurm")(jobs) is None
+    assert waited == [("a", 2, None), ("a", 1, "1"), ("b", 2, "2"), ("b", 1, "3")]
+
+    def refuse(self, sweep, jobs, after):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(Slurm, "_submit_array", refuse)
+    with pytest.raises(CarftError, match="no more. 6 jobs are left"):
+        launchers.make("slurm")(jobs)
 
 
 def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch):

@@ -265,6 +265,19 @@ def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
     assert statuses(folder.path) == [73] and "1 jobs were left" in capfd.readouterr().err
 
 
+def test_a_folder_that_cannot_be_locked_is_told_and_stops_no_other(tmp_path, monkeypatch):
+    acquire = JobFolder._acquire
+
+    def refuse(self):
+        if self.name == "job00":
+            raise CarftError(f"{self.path} cannot be locked: No locks available")
+        return acquire(self)
+
+    monkeypatch.setattr(JobFolder, "_acquire", refuse)
+    (failed,) = run("local", commands(tmp_path, 2))
+    assert "No locks available" in failed.last_words and JobFolder(tmp_path / "job01").done
+
+
 def test_retrying_by_hand_is_renaming_the_attempts(tmp_path):
     folder = JobFolder(tmp_path / "job")
     folder.path.mkdir()

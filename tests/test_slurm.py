@@ -1,6 +1,7 @@
 """The slurm launcher on a real SLURM, such as .ci/slurm starts; without one, these tests skip."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -114,6 +115,42 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     assert len(launched_in(sweep)) == 1
 
 
+def test_the_cap_holds_over_the_folders_of_a_launch(sweep):
+    """As those of a sweep's variants are."""
+    variants = [sweep / "a", sweep / "b"]
+    run([job for folder in variants for job in commands(folder, 2, seconds=1)], array_cap=1)
+    launched = [ids_of(folder) for folder in variants]
+    names = [name for ids in launched for name in ids.values()]
+    try:
+        wait_until(lambda: not slurm.states(names), 120)
+    finally:
+        slurm.cancel(names)
+    folders = [folder / name for folder, ids in zip(variants, launched) for name in ids]
+    assert all(events(folder) == ["start", "end"] for folder in folders)
+    assert most_at_once(folders) == 1
+
+
+def test_a_job_that_another_process_has_is_requeued_until_it_is_free(sweep):
+    """A process that SLURM knows nothing of has it, and leaves it undone."""
+    run(commands(sweep, 1, seconds=0.1), extra={"begin": "now+5"})
+    (name,) = ids_of(sweep).values()
+    (sweep / "job00").mkdir()
+    with JobFolder(sweep / "job00").claim():
+        wait_until(lambda: left(sweep).get(name) == "RUNNING")
+        wait_until(lambda: left(sweep).get(name) == "PENDING", 90)
+    assert events(sweep / "job00") == [] and not JobFolder(sweep / "job00").attempts()
+    end_soon(sweep)
+    assert events(sweep / "job00") == ["start", "end"]
+
+
+def test_a_jobs_own_variables_arrive(sweep):
+    code = "import os, sys; open(sys.argv[2] + '/done', 'w').write(os.environ['KEPT'])"
+    folder = shlex.quote(f"{sweep}/j")
+    run([f"KEPT='none at all' python -c {shlex.quote(code)} --output_dir {folder}"])
+    wait_until(lambda: not left(sweep))
+    assert (sweep / "j" / "done").read_text() == "none at all"
+
+
 def test_why_a_job_will_not_start_is_told(sweep):
     """The partition allows an hour."""
     run([command(sweep / "long")], time=120)
@@ -206,7 +243,7 @@ def test_two_launches_at_once_run_each_job_once(sweep):
     jobs = commands(sweep, 3, seconds=1)
     first, second = (launch("slurm", jobs, QUICK) for _ in range(2))
     assert first.wait() == second.wait() == 0, first.stderr.read() + second.stderr.read()
+    # The later may find jobs that the first already has, or has done, and leave them alone.
     names = [name for launched in launched_in(sweep) for name in launched.values()]
-    assert len(set(names)) == 6
     wait_until(lambda: not slurm.states(names), 120)
     assert [events(sweep / f"job{n:02}") for n in range(3)] == [["start", "end"]] * 3

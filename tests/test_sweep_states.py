@@ -331,7 +331,7 @@ def test_a_job_that_was_taken_up_meanwhile_is_not_deleted(sweep, hold):
     folder, (job, *_) = sweep
     before = status(folder, job)
     hold(job.folder)
-    assert not clearing.remove_folder(before)
+    assert not clearing.remove_folder(before, folder)
     assert (job.folder / "job.json").exists()
 
 

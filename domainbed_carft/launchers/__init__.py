@@ -6,7 +6,8 @@ A launcher is a function of a list of commands, as ``domainbed.scripts.sweep`` m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from domainbed_carft.launchers import local, options, pool, settings, slurm
@@ -14,7 +15,7 @@ from domainbed_carft.launchers.machine import cores
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.launchers.protocol import FailedJob, Launcher
 
-__all__ = ["LAUNCHERS", "OPTIONS", "FailedJob", "Launcher", "cores", "make"]
+__all__ = ["LAUNCHERS", "OPTIONS", "FailedJob", "Launcher", "cores", "make", "problems"]
 
 _KINDS: dict[str, Any] = {
     "dummy": local.Dummy,
@@ -39,6 +40,12 @@ def make(name: str, given: Mapping[str, Any] | None = None, verbose: bool = Fals
     checked = options.build(name, chosen)
     launcher: Launcher = _KINDS[name](checked, verbose)
     return launcher
+
+
+def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
+    """Why a launcher could not run jobs below these folders here and now, before it is called."""
+    look = getattr(launcher, "problems", None)
+    return list(look(sweeps)) if look else []
 
 
 def _pool(commands: Sequence[str]) -> list[FailedJob] | None:

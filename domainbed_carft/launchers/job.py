@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import (
     NOT_ITS_FAULT,
     UNKNOWN,
@@ -41,6 +42,7 @@ class Result(enum.Enum):
     FAILED = "failed, and may be tried again"
     LEFT = "failed, and is to be left alone"
     HELD = "another process runs it"
+    ELSEWHERE = "another process runs it, whose lock is not seen from here"
     INTERRUPTED = "stopped before its end, and may be started again"
 
 
@@ -164,7 +166,7 @@ def run(
         except Held as held:
             if time.monotonic() >= give_up:
                 return Ending(command, Result.HELD, held=held)
-        except OSError as error:  # of the folder: no attempt can be made, or noted
+        except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
             failure = FailedJob(str(folder.path), CANNOT_START, 1, str(error))
             return Ending(command, Result.LEFT, failure)
         time.sleep(0.5)
@@ -187,7 +189,8 @@ def _ending(folder: JobFolder, command: str, status: int | None) -> Ending:
     if folder.done:
         return Ending(command, Result.DONE)
     if status == ELSEWHERE:
-        return Ending(command, Result.HELD, held=Held(folder.path, folder.holder() or UNKNOWN))
+        held = Held(folder.path, folder.holder() or UNKNOWN)
+        return Ending(command, Result.ELSEWHERE, held=held)
     attempts = folder.attempts()
     failures = sum(attempt.status not in NOT_ITS_FAULT for attempt in attempts)
     last = attempts[-1]

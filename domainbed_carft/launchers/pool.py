@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.launchers import machine
@@ -26,6 +27,14 @@ class Pool:
 
     def __call__(self, commands: Sequence[str]) -> list[FailedJob]:
         return SharedQueue("pool", commands, self.verbose).run(self.slots(len(commands)))
+
+    def problems(self, sweeps: Iterable[Path]) -> list[str]:
+        """Why this machine cannot do what the options say."""
+        try:
+            self._width(len(machine.gpus()))
+        except CarftError as error:
+            return [str(error)]
+        return []
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
         """The variables of each slot, for so many jobs in all."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from domainbed_carft.job_folder import MAX_ATTEMPTS
+from domainbed_carft.job_folder import MAX_ATTEMPTS, Held, JobFolder
 from domainbed_carft.launchers import job
 from domainbed_carft.launchers.job import Children, Ending, Result
 from domainbed_carft.launchers.protocol import FailedJob
 from domainbed_carft.launchers.record import in_hand
 from domainbed_carft.launchers.signals import stopping
+
+LOOK_EVERY = 2.0  # seconds, while others have the jobs that are left
 
 
 @dataclass
@@ -29,11 +33,16 @@ class SharedQueue:
         self._waiting = deque(self.commands)
         self._children = Children()
         self._interruptions: Counter[str] = Counter()
-        self._held: list[Ending] = []
+        self._left: list[Ending] = []
+        self._held: dict[str, Held] = {}
+        self._looking = threading.Lock()
+        self._told: set[str] = set()
         self._ended = 0
 
     def run(self, slots: Sequence[Mapping[str, str]]) -> list[FailedJob]:
         """Run all jobs, one at a time in each slot, with the slot's variables.
+
+        Jobs that other processes have are waited for at the end, and run if these leave them.
 
         Returns the jobs that did not succeed.
         """
@@ -53,17 +62,44 @@ class SharedQueue:
         return self.failed
 
     def _work(self, environment: Mapping[str, str]) -> None:
-        while self._children.stopped_by is None:
-            try:
-                command = self._waiting.popleft()
-            except IndexError:
-                return
-            if self._is_settled(job.run(command, environment, self._children)):
+        while (command := self._next()) is not None:
+            ending = job.run(command, environment, self._children)
+            if self._is_settled(ending):
                 self._ended += 1
                 if self.verbose:
                     self._progress()
-            elif self._children.stopped_by is None:
+            elif ending.held is not None:
+                with self._looking:
+                    self._held[command] = ending.held
+            else:
                 self._waiting.append(command)
+
+    def _next(self) -> str | None:
+        """The next job: of those that others had when they were tried, once nothing else waits."""
+        while self._children.stopped_by is None:
+            with self._looking:
+                if self._waiting:
+                    return self._waiting.popleft()
+                if not self._held:
+                    return None
+                for command, held in self._held.items():
+                    if not JobFolder(held.folder).is_held():
+                        del self._held[command]
+                        return command
+                self._tell_of_waiting()
+            again = time.monotonic() + LOOK_EVERY
+            while self._children.stopped_by is None and time.monotonic() < again:
+                time.sleep(0.1)
+        return None
+
+    def _tell_of_waiting(self) -> None:
+        new = [held for command, held in self._held.items() if command not in self._told]
+        self._told.update(self._held)
+        for held in new:
+            print(
+                f"{self.name}: waiting for {held.folder}, run by {held.holder}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     def _is_settled(self, ending: Ending) -> bool:
         """Whether this launch is through with a job; if not, it is to be started again."""
@@ -74,11 +110,11 @@ class SharedQueue:
             if settled and ending.failure:
                 self.failed.append(ending.failure)
             return settled
-        if ending.result is Result.HELD:
-            self._held.append(ending)
+        if ending.result is Result.ELSEWHERE:
+            self._left.append(ending)
         if ending.result is Result.LEFT and ending.failure:
             self.failed.append(ending.failure)
-        return ending.result is not Result.FAILED
+        return ending.result not in (Result.FAILED, Result.HELD)
 
     def _progress(self) -> None:
         failed = f", {len(self.failed)} failed" if self.failed else ""
@@ -88,10 +124,10 @@ class SharedQueue:
         )  # fmt: skip
 
     def _tell(self) -> None:
-        if self._held:
+        if self._left:
             print(
-                f"{self.name}: {len(self._held)} jobs were left to the processes that run them, "
-                f"such as: {self._held[0].held}",
+                f"{self.name}: {len(self._left)} jobs were left to the processes that run them, "
+                f"such as: {self._left[0].held}",
                 file=sys.stderr,
             )
         for failure in self.failed:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Slurm:
         Raises:
             CarftError: SLURM is not there, or takes no more; what it took stays submitted.
         """
-        submitit = _submitit()
+        _submitit()
         waiting: dict[Path, list[tuple[str, JobFolder]]] = {}
         for command in commands:
             folder = job.Command(command).folder
@@ -49,37 +49,54 @@ class Slurm:
                 raise CarftError(f"slurm: there is no --output_dir in the command {command!r}")
             if not (folder.done or folder.is_held() or folder.failed()):
                 waiting.setdefault(folder.path.parent.absolute(), []).append((command, folder))
+        if unsafe := _unsafe(waiting):
+            raise CarftError("; ".join(unsafe))
+        after, left = None, sum(map(len, waiting.values()))
         for sweep, jobs in waiting.items():
-            self._submit(submitit, sweep, jobs)
+            after = self._submit(sweep, jobs, after, left)
+            left -= len(jobs)
         return None
 
-    def _submit(self, submitit: Any, sweep: Path, jobs: Sequence[tuple[str, JobFolder]]) -> None:
-        """Submit the jobs of one sweep as arrays, each of which waits for the one before."""
-        if any(character in str(sweep) for character in _UNSAFE):
-            raise CarftError(
-                f"slurm: the folder {str(sweep)!r} has a line break, % or \\ in its name, which "
-                "SLURM's batch files cannot hold; move the sweep to another"
-            )
+    def problems(self, sweeps: Iterable[Path]) -> list[str]:
+        """Why nothing can be submitted from here, or for jobs in these folders."""
+        try:
+            _submitit()
+        except CarftError as error:
+            return [str(error), *_unsafe(sweeps)]
+        return _unsafe(sweeps)
+
+    def _submit(
+        self, sweep: Path, jobs: Sequence[tuple[str, JobFolder]], after: str | None, left: int
+    ) -> str | None:
+        """Submit the jobs of one folder as arrays, each of which waits for the one before.
+
+        Args:
+            after: the last array of the folder before, so that the cap holds over all folders.
+            left: jobs to submit, in this folder and those that come after it.
+
+        Returns the last array.
+        """
         launch = Launch("slurm", sweep)
         ids: dict[str, str | None] = {}
         os.close(launch.write(ids))  # where nothing can be noted, nothing is submitted
         size = min(self.options.array_size, largest_array() or sys.maxsize)
-        after = None
         for begin in range(0, len(jobs), size):
             chunk = jobs[begin : begin + size]
             try:
-                submitted = self._submit_array(submitit, sweep, chunk, after)
+                submitted = self._submit_array(sweep, chunk, after)
             except Exception as error:  # submitit has its own, for what sbatch answers
-                raise CarftError(_refused(error, ids, len(jobs) - begin)) from error
+                raise CarftError(_refused(error, ids, left - begin)) from error
             ids.update({folder.name: name for (_, folder), name in zip(chunk, submitted)})
             os.close(launch.write(ids))
             after = submitted[0].partition("_")[0]
             print(f"slurm: job {after} has {len(chunk)} of the sweep's {len(jobs)} jobs")
+        return after
 
     def _submit_array(
-        self, submitit: Any, sweep: Path, jobs: Sequence[tuple[str, JobFolder]], after: str | None
+        self, sweep: Path, jobs: Sequence[tuple[str, JobFolder]], after: str | None
     ) -> list[str]:
         """Submit one array, and return the SLURM ids of its elements."""
+        submitit = _submitit()
         logs = sweep / FOLDER / "slurm-logs"
         logs.mkdir(parents=True, exist_ok=True)
         # Time-outs are no failures, and never too many.
@@ -110,6 +127,15 @@ class Slurm:
             "additional_parameters": extra,
         }  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _unsafe(sweeps: Iterable[Path]) -> list[str]:
+    return [
+        f"slurm: the folder {str(sweep)!r} has a line break, % or \\ in its name, which SLURM's "
+        "batch files cannot hold; move the sweep to another"
+        for sweep in (sweep.absolute() for sweep in sweeps)
+        if any(character in str(sweep) for character in _UNSAFE)
+    ]
 
 
 def _submitit() -> Any:

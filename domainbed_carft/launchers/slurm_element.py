@@ -8,14 +8,19 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import MAX_ATTEMPTS, slurm_id
+from domainbed_carft.job_folder import MAX_ATTEMPTS, Held, slurm_id
 from domainbed_carft.launchers import job, slurm_commands
 from domainbed_carft.launchers.job import Children, Ending, Result
+from domainbed_carft.launchers.record import FOLDER
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _OTHERS_SECONDS = 30.0
+
+# A turn is this and the two minutes that SLURM has a requeued job wait: some two hours in all.
+_HELD_TURNS = 50
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,23 @@ class Element:
             slurm_commands.requeue(name or "")
         if children.stopped_by is not None:
             sys.exit(128 + children.stopped_by)
-        if ending.result is Result.HELD:
-            print(f"carft: {ending.held}", flush=True)
-            return
+        if ending.held is not None:
+            self._give_way(ending.held)
         raise CarftError(str(ending.failure))
+
+    def _give_way(self, held: Held) -> NoReturn:
+        """Leave the job to who has it, and look again in another turn; not for ever."""
+        name = slurm_id() or ""
+        notes = held.folder.parent / FOLDER / "slurm-logs"
+        notes.mkdir(parents=True, exist_ok=True)
+        with (notes / f"{name}.held").open("a", encoding="utf-8") as file:
+            file.write(f"{held.holder}\n")
+        turns = len((notes / f"{name}.held").read_text(encoding="utf-8").splitlines())
+        if turns > _HELD_TURNS:
+            raise CarftError(f"{held}. It was waited for {turns} times; launch the sweep again")
+        print(f"carft: {held}; requeue {name}", flush=True)
+        slurm_commands.requeue(name)
+        sys.exit(75)  # try again: EX_TEMPFAIL
 
     def _attempts(self, children: Children) -> Ending:
         interruptions = 0

@@ -8,17 +8,19 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import Held, JobFolder
 from domainbed_carft.sweep import states
-from domainbed_carft.sweep.states import Launch, Status
+from domainbed_carft.sweep.states import Status
 
 # Of a finished job: what only an unfinished one needs, or what was being written when it died.
 LEFTOVERS = ("state.pt", "*.part")
+
+_DELETED = ".deleted-"
 
 
 def matches(status: Status, pattern: str | None) -> bool:
@@ -54,29 +56,52 @@ def ended_launches(folder: Path) -> list[Path]:
     ]
 
 
-def remove_folder(status: Status) -> bool:
-    """Delete the folder of a job, unless a process has it by now or it has become done."""
+def remove_files(paths: Sequence[Path]) -> tuple[int, int]:
+    """Delete files; how many there were still, and their bytes."""
+    count = size = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # the job, or another clean, was faster
+            taken = path.stat().st_size
+            path.unlink()
+            count, size = count + 1, size + taken
+    return count, size
+
+
+def remove_folder(status: Status, sweep: Path) -> bool:
+    """Delete the folder of a job, unless it is done, run by a process or waited for by now.
+
+    Args:
+        sweep: the output folder, whose launches say what waits.
+
+    Raises:
+        CarftError: it is not known whether it waits, or the folder cannot be deleted.
+    """
     folder = JobFolder(status.job.folder)
+    away = folder.path.with_name(f"{_DELETED}{folder.name}-{os.getpid()}")
     try:
         with folder.claim():
-            if folder.done:
+            if folder.done or _waits(folder, sweep):
                 return False
-            shutil.rmtree(folder.path)
-    except Held:
+            # All at once: whoever launches the job now makes a folder with a lock of its own.
+            folder.path.rename(away)
+            shutil.rmtree(away)
+    except (Held, FileNotFoundError):
         return False
     except OSError as error:
         raise CarftError(f"{folder.path} cannot be deleted: {error}") from error
     return True
 
 
-def live_launchers(folder: Path) -> list[Launch]:
-    """Launchers of ours that run jobs of this folder now, not SLURM's."""
-    return [launch for launch in states.queues(folder).launches if launch.alive]
+def half_deleted(folder: Path) -> list[Path]:
+    """What is left of folders whose deletion was cut short."""
+    return [*folder.glob(f"{_DELETED}*"), *folder.glob(f"*/{_DELETED}*")]
 
 
-def slurm_ids(folder: Path) -> list[str]:
-    """SLURM jobs of this folder that have not ended."""
-    return sorted(states.queues(folder).slurm)
+def _waits(folder: JobFolder, sweep: Path) -> bool:
+    queues = states.queues(sweep)
+    if queues.note:
+        raise CarftError(f"{queues.note}; so it is not known which jobs wait")
+    return folder.failed() is None and queues.waiting(folder.name) is not None
 
 
 def stop(pid: int) -> bool:
@@ -92,13 +117,60 @@ def is_here(host: str) -> bool:
     return host == socket.gethostname()
 
 
-def trains_in(pid: int, folder: Path) -> bool:
-    """Whether a process is the job of that folder: a number may have been given away again."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+def stop_job(folder: Path, told: Collection[int]) -> bool:
+    """Tell a job of this machine to save and leave, unless its launcher, one of these, does.
+
+    False if it could not be told.
+    """
+    pids = roots_of_holders(folder)
+    reached = [pid in told or stop(pid) for pid in pids]
+    return all(reached) if reached else not JobFolder(folder).is_held()
+
+
+def roots_of_holders(folder: Path) -> list[int]:
+    """The processes of this machine that hold a job's lock, without those that these started.
+
+    A job whose launcher was killed has the lock from it, and its loaders have it from the job.
+    """
+    lock = JobFolder(folder).lock_path
+    pids = {pid for pid in _processes() if _holds(pid, lock)}
+    return sorted(pid for pid in pids if _parent(pid) not in pids)
+
+
+def _processes() -> list[int]:
+    with contextlib.suppress(OSError):  # a system without /proc
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return []
+
+
+def _holds(pid: int, lock: Path) -> bool:
+    with contextlib.suppress(OSError):  # it has ended, or is another user's
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if _is_held_through(pid, number, lock):
+                    return True
+    return False
+
+
+def _is_held_through(pid: int, number: str, lock: Path) -> bool:
+    """Whether the descriptor is the lock's and has it; others only ask, or wait for it."""
+    link = f"/proc/{pid}/fd/{number}"
+    # By name first: to look at files of any kind may take long, as on a network that is gone.
+    if os.path.basename(os.readlink(link)) != lock.name:
         return False
-    return any(folder.name.encode() in word for word in words)
+    if not os.path.samestat(os.stat(link), os.stat(lock)):
+        return False
+    told = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()
+    return any(line.startswith("lock:") and "WRITE" in line for line in told)
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        # The second word is the program's name, which may have any characters in it.
+        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(words[1])
 
 
 def wait_until_free(folders: Sequence[Path], seconds: float) -> list[Path]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.job_folder import UNKNOWN
 from domainbed_carft.sweep import clearing, declaration, flags, host, jobs, output, states, text
 from domainbed_carft.sweep.launch_command import again, confirm, launch
 from domainbed_carft.sweep.states import Queues, Status
@@ -124,14 +126,17 @@ def cancel(arguments: argparse.Namespace) -> int:
 
         slurm.cancel(waiting.slurm)
         print(f"{text.number(len(waiting.slurm), 'SLURM job')} cancelled.")
+    told = set()
     for launcher in (one for one in waiting.launches if one.alive):
-        if not (clearing.is_here(launcher.host) and clearing.stop(launcher.pid)):
+        if clearing.is_here(launcher.host) and clearing.stop(launcher.pid):
+            told.add(launcher.pid)
+        else:
             beyond.append(
                 f"{launcher.launcher}, process {launcher.pid} on {launcher.host}, cannot be "
                 "reached from here: run the same command there"
             )
-    beyond += _stop_orphans(statuses)
-    here = [s.job.folder for s in statuses if s.holder and clearing.is_here(s.holder.host)]
+    here, out_of_reach = _stop_orphans(statuses, told, waiting.slurm)
+    beyond += out_of_reach
     left = clearing.wait_until_free(here, PATIENCE)
     beyond += [f"{folder} still runs {PATIENCE} s after it was told to stop" for folder in left]
     for line in beyond:
@@ -143,18 +148,32 @@ def cancel(arguments: argparse.Namespace) -> int:
 _STOPPED = (states.RUNNING, states.QUEUED)
 
 
-def _stop_orphans(statuses: Sequence[Status]) -> list[str]:
-    """Stop jobs whose launcher is gone, or that never had one; those that cannot be reached."""
-    beyond = []
-    for one in statuses:
-        holder = one.holder
-        if one.state != states.RUNNING or holder is None or holder.slurm:
-            continue
-        if not clearing.is_here(holder.host):
-            beyond.append(f"{one.job.folder} is run by {holder}, not on this machine")
-        elif clearing.trains_in(holder.pid, one.job.folder):
-            clearing.stop(holder.pid)
-    return beyond
+def _stop_orphans(
+    statuses: Sequence[Status], told: Collection[int], cancelled: Collection[str]
+) -> tuple[list[Path], list[str]]:
+    """Stop running jobs of which no launcher was told: it is gone, or there never was one.
+
+    Args:
+        told: processes of launchers that stop their own jobs.
+        cancelled: SLURM jobs.
+
+    Returns the folders of those here that will end, and who cannot be reached.
+    """
+    stopping, beyond = [], []
+    for one in (one for one in statuses if one.state == states.RUNNING):
+        holder, folder = one.holder or UNKNOWN, one.job.folder
+        slurm = holder.slurm in cancelled
+        if holder.pid and not clearing.is_here(holder.host):
+            if not slurm:
+                beyond.append(f"{folder} is run by {holder}, not on this machine")
+        elif slurm or clearing.stop_job(folder, told):
+            stopping.append(folder)
+        else:
+            beyond.append(
+                f"{folder} is run by {holder}, which cannot be reached: no process that holds its "
+                "lock is to be seen here, or may be stopped; it is another user's or container's"
+            )
+    return stopping, beyond
 
 
 def clean(arguments: argparse.Namespace) -> int:
@@ -163,10 +182,10 @@ def clean(arguments: argparse.Namespace) -> int:
     waiting, statuses = look(folder)
     done = [one for one in statuses if one.state == states.DONE]
     files = clearing.leftovers(done) + clearing.ended_launches(folder)
-    size = sum(path.stat().st_size for path in files)
-    for path in files:
-        path.unlink(missing_ok=True)
-    print(f"{text.number(len(files), 'file')} removed, {text.size_of(size)}.")
+    count, size = clearing.remove_files(files)
+    for path in clearing.half_deleted(folder):
+        shutil.rmtree(path, ignore_errors=True)
+    print(f"{text.number(count, 'file')} removed, {text.size_of(size)}.")
     if not arguments.incomplete:
         return 0
     wanted = [states.STOPPED, states.STALE, states.FAILED, states.NOT_LAUNCHED]
@@ -185,7 +204,7 @@ def clean(arguments: argparse.Namespace) -> int:
         return 0
     print(f"About to delete {text.number(len(chosen), 'folder')}: {text.counted(chosen)}.")
     confirm(arguments.yes)
-    deleted = sum(clearing.remove_folder(one) for one in chosen)
+    deleted = sum(clearing.remove_folder(one, folder) for one in chosen)
     print(f"{text.number(deleted, 'folder')} deleted. {again('status', folder)} shows the rest.")
     return 0
 

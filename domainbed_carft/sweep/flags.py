@@ -68,6 +68,15 @@ def add_launchers(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """What jobs keep beside their records, which is no part of what they are."""
+    parser.add_argument(
+        "--keep_weights", choices=("both", "last", "best", "none"),
+        help="weights that jobs started now keep: the last, those that validation selects, both or "
+        "none (default: what DOMAINBED_KEEP_WEIGHTS says, else both)",
+    )  # fmt: skip
+
+
 def launcher_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, whichever launcher's they are."""
     names = {field.name for options in OPTIONS.values() for field in dataclasses.fields(options)}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RUN_HERE = ("local", "pool")
+KEEP_WEIGHTS = "DOMAINBED_KEEP_WEIGHTS"  # read by our train
 EMBEDDED = "embedded"  # what stands for a data folder where all pictures are in the package
 
 HOW_TO_MEASURE = (
@@ -42,28 +43,31 @@ HOW_TO_MEASURE = (
 
 
 def launch(arguments: argparse.Namespace) -> int:
-    """Launch what is needed; 1 if a job failed."""
+    """Launch what is needed; 1 if a job is not done after a launcher that waits, or failed."""
     declared, data_dir, launcher = _checked(arguments)
     statuses = launching.look(declared, data_dir, arguments.output_dir)
     if arguments.dry_run:
         _dry_run(arguments, declared, statuses)
         return 0
     chosen = launching.needed(statuses, arguments.unknown)
+    kept = arguments.keep_weights
+    environment = {KEEP_WEIGHTS: kept} if kept else {}
     print(f"{declared.name}: {text.number(len(statuses), 'job')}: {text.counted(statuses)}.")
     _tell_of_others(statuses, arguments)
     if arguments.launcher == "dummy":
-        launcher([status.job.command for status in chosen])
+        launcher([launching.command(status, environment) for status in chosen])
         return 0
     if not chosen:
         print("There is nothing to launch.")
-        return _ended(arguments, [s for s in statuses if s.state == states.FAILED])
+        told = [one for one in statuses if _is_told(one, arguments)]
+        return _ended(arguments, launching.not_done(told))
     count = text.number(len(chosen), "job")
     print(f"About to launch {count} into {arguments.output_dir} ({arguments.launcher}).")
     confirm(arguments.yes)
     try:
-        failed = launching.run(
+        left = launching.run(
             declared, data_dir, arguments.output_dir, launcher, arguments.launcher,
-            _origin(arguments), arguments.unknown,
+            _origin(arguments), arguments.unknown, environment,
         )  # fmt: skip
     except KeyboardInterrupt:
         print("carft: stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
@@ -71,7 +75,12 @@ def launch(arguments: argparse.Namespace) -> int:
     if arguments.launcher == "slurm":
         print(f"Submitted. Watch them: {again('status', arguments.output_dir)} --watch 30")
         return 0
-    return _ended(arguments, failed)
+    return _ended(arguments, left)
+
+
+def _is_told(status: Status, arguments: argparse.Namespace) -> bool:
+    """Whether a job that is not launched is a reason for exit status 1; in SLURM others wait."""
+    return arguments.launcher != "slurm" or status.state == states.FAILED
 
 
 def _checked(arguments: argparse.Namespace) -> tuple[Declaration, str, Launcher]:
@@ -82,6 +91,8 @@ def _checked(arguments: argparse.Namespace) -> tuple[Declaration, str, Launcher]
     declared = _collected(functools.partial(_declared, arguments), problems)
     options = flags.launcher_options(arguments)
     launcher = _collected(lambda: launchers.make(arguments.launcher, options), problems)
+    if launcher is not None and not arguments.dry_run:
+        problems += launchers.problems(launcher, [arguments.output_dir])
     data_dir = arguments.data_dir
     if declared is not None:
         embedded = all(
@@ -152,14 +163,15 @@ def _tell_of_others(statuses: Sequence[Status], arguments: argparse.Namespace) -
         )
 
 
-def _ended(arguments: argparse.Namespace, failed: Sequence[Status]) -> int:
-    if not failed:
+def _ended(arguments: argparse.Namespace, left: Sequence[Status]) -> int:
+    if not left:
         return 0
-    print(text.failures(failed), file=sys.stderr)
-    print(
-        f"Once the cause is mended: {again('retry', arguments.output_dir)}, then launch again.",
-        file=sys.stderr,
-    )
+    print(text.failures(left), file=sys.stderr)
+    if any(one.state == states.FAILED for one in left):
+        print(
+            f"Once the cause is mended: {again('retry', arguments.output_dir)}, then launch again.",
+            file=sys.stderr,
+        )
     return 1
 
 

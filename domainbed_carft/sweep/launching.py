@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft import launchers
 from domainbed_carft.sweep import host, jobs, output, states
 from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.problems import raise_for
 from domainbed_carft.sweep.states import Status
 
 if TYPE_CHECKING:
-    from domainbed_carft.launchers import Launcher
+    from domainbed_carft.launchers import FailedJob, Launcher
 
 NEEDED = (states.NOT_LAUNCHED, states.STOPPED, states.STALE)
 
@@ -49,28 +52,56 @@ def run(
     name: str = "pool",
     origin: Origin | None = None,
     unknown: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> list[Status]:
-    """Run what is not done of a sweep, with a bar if the launcher waits; the jobs that failed.
+    """Run what is not done of a sweep; where the launcher waits, with a bar.
+
+    Returns the jobs of the sweep that are not done by the end, each with the reason as its detail;
+    none where the launcher does not wait.
 
     ``name`` is what the launcher is called; its jobs' folders are made and described first, so
-    that a sweep that is interrupted can be looked at.
+    that a sweep that is interrupted can be looked at. ``environment`` is set for each job.
 
     Must be called from the main thread, where the launcher sees to Ctrl-C.
     """
     folder = Path(folder)
     statuses = look(declaration, data_dir, folder)
     chosen = needed(statuses, unknown)
+    raise_for(launchers.problems(launcher, {status.job.folder.parent for status in chosen}))
     prepare(declaration, data_dir, folder, chosen, name, origin or Origin())
-    commands = [status.job.command for status in chosen]
-    if not commands:
-        return []
+    commands = [command(status, environment or {}) for status in chosen]
     if name == "slurm":
-        launcher(commands)
+        if commands:
+            launcher(commands)
         return []
-    with bar(statuses, folder):
-        launcher(commands)
-    after = states.look([status.job for status in chosen], folder)
-    return [status for status in after if status.state == states.FAILED]
+    failures: Sequence[FailedJob] = ()
+    if commands:
+        with bar(statuses, folder):
+            failures = launcher(commands) or ()
+    return not_done(states.look([status.job for status in statuses], folder), failures)
+
+
+def command(status: Status, environment: Mapping[str, str]) -> str:
+    """A job's command, with these variables written before it, as launchers and shells take it."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    return " ".join([*words, status.job.command])
+
+
+def not_done(statuses: Sequence[Status], failures: Sequence[FailedJob] = ()) -> list[Status]:
+    """The jobs that are not done, each with the reason as its detail."""
+    told = {failure.folder: failure for failure in failures}
+    left = [status for status in statuses if status.state != states.DONE]
+    return [replace(one, detail=_reason(one, told.get(str(one.job.folder)))) for one in left]
+
+
+def _reason(status: Status, failure: FailedJob | None) -> str:
+    if status.state == states.RUNNING:
+        return f"running elsewhere: {status.holder}"
+    if status.state == states.QUEUED:
+        return f"queued elsewhere: {status.detail}"
+    if status.attempt is None and failure is not None:  # there could be no attempt
+        return failure.last_words or str(failure)
+    return status.detail or status.state
 
 
 def prepare(

@@ -49,7 +49,7 @@ def job_folders(output: Path) -> Iterator[Path]:
             continue
         if FOLDER_NAME.fullmatch(entry.name):
             yield Path(entry.path)
-        elif entry.name != "launches":
+        elif entry.name != "launches" and not entry.name.startswith("."):  # being deleted
             for inner in sorted(os.scandir(entry.path), key=lambda e: e.name):
                 if inner.is_dir() and FOLDER_NAME.fullmatch(inner.name):
                     yield Path(inner.path)

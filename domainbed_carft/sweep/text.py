@@ -86,10 +86,16 @@ def _line(status: Status) -> str:
     return "; ".join([*parts, status.job.folder.name])
 
 
-def failures(failed: Sequence[Status]) -> str:
-    """The jobs that failed, with exit status and last words."""
-    lines = [f"  {status.job}: {status.detail}; {status.job.folder}" for status in failed]
-    return "\n".join([f"{number(len(failed), 'job')} failed:", *limited(lines)])
+def failures(left: Sequence[Status]) -> str:
+    """The jobs that failed, with exit status and last words, then others that are not done."""
+    failed = [status for status in left if status.state == states.FAILED]
+    others = [status for status in left if status.state != states.FAILED]
+    lines = []
+    for title, group in (("failed", failed), ("not done", others)):
+        if group:
+            reasons = [f"  {s.job}: {s.detail or s.state}; {s.job.folder}" for s in group]
+            lines += [f"{number(len(group), 'job')} {title}:", *limited(reasons)]
+    return "\n".join(lines)
 
 
 def estimate(made: Estimate, how_to_measure: str) -> str:
