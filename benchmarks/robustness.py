@@ -15,18 +15,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainbed_carft import results
-from domainbed_carft.demo import ALGORITHMS, ENVIRONMENTS
+from domainbed_carft import results, sweep
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sweep", type=Path, help="folder of a sweep's jobs")
+    demo = sweep.load("demo")
+    (environments,) = demo.environments.values()
     selected = results.select(results.load(parser.parse_args().sweep))
     counts = selected.groupby("algorithm")["trial_seed"].nunique()
     print(f"trials: {', '.join(f'{name} {n}' for name, n in counts.items())}")
-    print(f"{'':16}" + "".join(f"{e:>10}" for e in (*ENVIRONMENTS, "average", "in-domain")))
-    for algorithm in ALGORITHMS:
+    print(f"{'':16}" + "".join(f"{e:>10}" for e in (*environments, "average", "in-domain")))
+    for algorithm in demo.algorithms:
         rows = selected[selected["algorithm"] == algorithm]
         cells = [*rows.groupby("test_env")["target"].mean(), rows["target"].mean()]
         cells.append(rows["validation"].mean())
