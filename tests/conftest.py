@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 import warnings
@@ -14,6 +15,12 @@ from installed import NOT_SOURCE, PIP_OPTIONS, pip
 # Small models gain nothing from a second thread, and on a busy machine two that wait for each other
 # take ten times as long. Before torch is imported; sub-processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Started by nohup or in a script's background the tests inherit signals that are ignored, and would
+# hand that on to the processes that are to be stopped by them. A handler is not handed on.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
 
 # Before any test imports the package, and inherited by every sub-process: the user's own cache is
 # neither read nor written.
