@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -32,11 +33,13 @@ def events(folder):
     return [line["event"] for line in story(folder)]
 
 
-def wait_until(condition, seconds=60, what="it did not come to that"):
+def wait_until(condition, seconds=60, what="it did not come to that", pause=0.05):
+    """Wait for a condition, and return what it gives."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, what
-        time.sleep(0.05)
+        time.sleep(pause)
+    return found
 
 
 def most_at_once(folders):
@@ -68,3 +71,21 @@ def launch(name, commands, options=None, env=None):
         [sys.executable, "-c", LAUNCH, *words], env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def missing_slurm():
+    """Why tests that need a SLURM cannot run; "" if they can."""
+    if not shutil.which("sinfo"):
+        return "there is no SLURM here (.ci/slurm installs one)"
+    try:
+        asked = subprocess.run(
+            ["sinfo", "--noheader", "--format=%t"], capture_output=True, text=True, timeout=20
+        )
+    except subprocess.TimeoutExpired:
+        return "SLURM does not answer"
+    states = asked.stdout.split()
+    if asked.returncode or not {"idle", "mix", "alloc", "comp"} & set(states):
+        return (
+            f"SLURM has no node for jobs: {asked.stderr.strip() or states} (.ci/slurm starts one)"
+        )
+    return ""

@@ -2,39 +2,28 @@
 
 import json
 import shlex
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from sweep_jobs import command, commands, events, launch, most_at_once, story, wait_until
+from sweep_jobs import (
+    command,
+    commands,
+    events,
+    launch,
+    missing_slurm,
+    most_at_once,
+    story,
+    wait_until,
+)
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import JobFolder
 from domainbed_carft.launchers import slurm
 
-
-def missing():
-    """Why these tests cannot run; "" if they can."""
-    if not shutil.which("sinfo"):
-        return "there is no SLURM here (.ci/slurm installs one)"
-    try:
-        asked = subprocess.run(
-            ["sinfo", "--noheader", "--format=%t"], capture_output=True, text=True, timeout=20
-        )
-    except subprocess.TimeoutExpired:
-        return "SLURM does not answer"
-    states = asked.stdout.split()
-    if asked.returncode or not {"idle", "mix", "alloc", "comp"} & set(states):
-        return (
-            f"SLURM has no node for jobs: {asked.stderr.strip() or states} (.ci/slurm starts one)"
-        )
-    return ""
-
-
-_MISSING = missing()
+_MISSING = missing_slurm()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
 
 QUICK = {"time": 5, "signal_seconds": 30}

@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from sweep_jobs import wait_until
 
 from domainbed_carft import cli
 from domainbed_carft.job_folder import JobFolder
@@ -119,11 +119,7 @@ def start(*arguments, **keywords):
 
 
 def wait_for(condition, seconds=120):
-    give_up = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < give_up
-        time.sleep(0.2)
-    return found
+    return wait_until(condition, seconds, pause=0.2)
 
 
 def running(out):

@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from sweep_jobs import missing_slurm, wait_until
 
 from domainbed_carft.job_folder import JobFolder
 
-
-def _slurm_answers():
-    try:
-        done = subprocess.run(["sinfo", "-h", "-o", "%a"], capture_output=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return b"up" in done.stdout
-
-
-pytestmark = pytest.mark.skipif(
-    not _slurm_answers(), reason="no SLURM answers here: .ci/slurm starts one"
-)
+_MISSING = missing_slurm()
+pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
 FLAGS += ["--single_test_envs", "--data_dir", "/data", "--hparams", '{"batch_size": 4}']
@@ -39,11 +30,7 @@ def look(out):
 
 
 def wait_for(condition, seconds=240):
-    give_up = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < give_up
-        time.sleep(1)
-    return found
+    return wait_until(condition, seconds, pause=1)
 
 
 def test_from_launch_to_cancel_to_done(tmp_path):
