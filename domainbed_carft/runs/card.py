@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The arguments of a run by which it is repeated; not those that only say where files are.
 _REPEATED = (
     "algorithm", "dataset", "test_envs", "hparams_seed", "trial_seed", "seed", "holdout_fraction",
-    "steps", "checkpoint_freq",
+    "uda_holdout_fraction", "task", "steps", "checkpoint_freq",
 )  # fmt: skip
 
 
