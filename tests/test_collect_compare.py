@@ -40,13 +40,14 @@ def test_the_interval_is_over_targets_not_over_pairs():
     """Three trials that agree within each target carry no more than one of them."""
     draw = np.random.default_rng(1)
     targets = draw.normal(1, 2, size=24)
-    once = paired.interval_of_mean([[value] for value in targets])
-    assert paired.interval_of_mean([[value] * 3 for value in targets]) == pytest.approx(once)
+    once = paired.interval_of_mean(targets, np.ones(24, dtype=int))
+    thrice = paired.interval_of_mean(3 * targets, np.full(24, 3))
+    assert thrice == pytest.approx(once)
     # Of so many targets it is near the normal approximation.
     error = targets.std() / np.sqrt(len(targets))
     expected = targets.mean() - 1.96 * error, targets.mean() + 1.96 * error
     assert once == pytest.approx(expected, abs=0.15)
-    assert paired.interval_of_mean([[1.0, 2.0]]) == (None, None)
+    assert paired.interval_of_mean(np.array([3.0]), np.array([2])) == (None, None)
 
 
 def test_pairs_without_a_partner_are_named(tmp_path):

@@ -37,7 +37,7 @@ def gather(
 
     Raises CarftError if there is no record, or if a job was run twice with different records.
     """
-    found = reading.read(folders, processes, _load_numpy)
+    found = reading.read(folders, processes, _load_pandas)
     from domainbed_carft.collect import drift, jobs, settings
 
     if not found.runs:
@@ -57,8 +57,8 @@ def gather(
     return Collection(groups, methods or _methods(found.runs), faults, found.records, count)
 
 
-def _load_numpy() -> None:
-    """Half of a start is spent on it; other processes read meanwhile."""
+def _load_pandas() -> None:
+    """Most of a start is spent on it; other processes read meanwhile."""
     from domainbed_carft.collect import tables  # noqa: F401
 
 

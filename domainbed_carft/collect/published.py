@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import numpy as np
+import pandas as pd
 
 from domainbed_carft.collect import environments, tables
 from domainbed_carft.collect.document import PLUS_MINUS, Grid
@@ -63,8 +62,9 @@ class Comparison(NamedTuple):
 def figures() -> list[Figure]:
     """All published figures, in the order of the file."""
     path = files("domainbed_carft") / "assets" / "published.csv"
-    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    return [Figure(r["method"], r["dataset"], float(r["accuracy"]), r["source"]) for r in rows]
+    with path.open(encoding="utf-8") as file:
+        table = pd.read_csv(file)
+    return [Figure(*row) for row in table[list(Figure._fields)].itertuples(index=False)]
 
 
 def counterpart(run: Run) -> str | None:
@@ -108,15 +108,13 @@ def _over_all(cells: dict[str, Cell], known: Iterable[tuple[str, str]]) -> dict[
     """The average over the published data sets, where a row has the same trials of all."""
     wanted = list(dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE))
     mine = [cells[name] for name in wanted if name in cells]
-    trials = {tuple(sorted(cell.trials)) for cell in mine}
-    if len(mine) < len(wanted) or len(trials) != 1:
+    trials = pd.DataFrame([cell.trials for cell in mine])
+    if len(mine) < len(wanted) or trials.empty or trials.isna().any(axis=None):
         return {}
-    means = {t: float(np.mean([c.trials[t] for c in mine])) for t in sorted(mine[0].trials)}
-    if not means:
-        return {}
-    mean, error = tables.mean_and_error(value / 100 for value in means.values())
+    means = trials.mean().sort_index()
+    mean, error = tables.mean_and_error(means.to_numpy() / 100)
     missing = tuple(text for cell in mine for text in cell.missing)
-    return {AVERAGE: Cell(mean, error, len(means), missing, means)}
+    return {AVERAGE: Cell(mean, error, len(means), missing, dict(means))}
 
 
 def _remarks(group: Group) -> list[str]:
