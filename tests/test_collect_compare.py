@@ -118,6 +118,25 @@ def test_ours_beside_the_published(tmp_path):
     assert "abstract" in last["source"]
 
 
+def test_a_declared_sweep_says_which_published_rows_it_is_about(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT"], trials=1, choices=1)
+    command = ["collect", str(tmp_path), "--compare", "published", "--select", "oracle"]
+
+    def rows():
+        assert cli.main([*command, "--format", "json"]) == 0
+        return json.loads(capsys.readouterr().out)["published"]["figures"]
+
+    assert {row["method"] for row in rows()} >= {"CAR-FT", "SWAD", "MIRO", "CLIPood"}
+    (tmp_path / "sweep.yaml").write_text('compare_with: [CLIPood, "MIRO"]\n')
+    assert {row["method"] for row in rows()} == {"CLIPood", "MIRO"}
+    assert cli.main(command) == 0
+    overview = capsys.readouterr().out.split("Published, CLIP")[1]
+    assert "MIRO [1]" in overview and "CLIPood [2]" in overview and "SWAD" not in overview
+    (tmp_path / "sweep.yaml").write_text("compare_with: [")
+    assert cli.main(command) == 1
+    assert "sweep.yaml cannot be read" in capsys.readouterr().err
+
+
 def test_what_is_not_comparable_is_said(tmp_path):
     start = {"head_init": "random", "clip_backbone": "tiny"}
     collect_sweeps.write_sweep(tmp_path, ["CLIPFineTune"], trials=1, choices=1, recorded=start)
