@@ -40,13 +40,14 @@ def test_the_interval_is_over_targets_not_over_pairs():
     """Three trials that agree within each target carry no more than one of them."""
     draw = np.random.default_rng(1)
     targets = draw.normal(1, 2, size=24)
-    once = paired.interval_of_mean([[value] for value in targets])
-    assert paired.interval_of_mean([[value] * 3 for value in targets]) == pytest.approx(once)
+    once = paired.interval_of_mean(targets, np.ones(24, dtype=int))
+    thrice = paired.interval_of_mean(3 * targets, np.full(24, 3))
+    assert thrice == pytest.approx(once)
     # Of so many targets it is near the normal approximation.
     error = targets.std() / np.sqrt(len(targets))
     expected = targets.mean() - 1.96 * error, targets.mean() + 1.96 * error
     assert once == pytest.approx(expected, abs=0.15)
-    assert paired.interval_of_mean([[1.0, 2.0]]) == (None, None)
+    assert paired.interval_of_mean(np.array([3.0]), np.array([2])) == (None, None)
 
 
 def test_pairs_without_a_partner_are_named(tmp_path):
@@ -115,6 +116,25 @@ def test_ours_beside_the_published(tmp_path):
     averages = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]["rows"][0]["average"]
     assert last["ours"] == pytest.approx(averages)
     assert "abstract" in last["source"]
+
+
+def test_a_declared_sweep_says_which_published_rows_it_is_about(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT"], trials=1, choices=1)
+    command = ["collect", str(tmp_path), "--compare", "published", "--select", "oracle"]
+
+    def rows():
+        assert cli.main([*command, "--format", "json"]) == 0
+        return json.loads(capsys.readouterr().out)["published"]["figures"]
+
+    assert {row["method"] for row in rows()} >= {"CAR-FT", "SWAD", "MIRO", "CLIPood"}
+    (tmp_path / "sweep.yaml").write_text('compare_with: [CLIPood, "MIRO"]\n')
+    assert {row["method"] for row in rows()} == {"CLIPood", "MIRO"}
+    assert cli.main(command) == 0
+    overview = capsys.readouterr().out.split("Published, CLIP")[1]
+    assert "MIRO [1]" in overview and "CLIPood [2]" in overview and "SWAD" not in overview
+    (tmp_path / "sweep.yaml").write_text("compare_with: [")
+    assert cli.main(command) == 1
+    assert "sweep.yaml cannot be read" in capsys.readouterr().err
 
 
 def test_what_is_not_comparable_is_said(tmp_path):
