@@ -6,7 +6,6 @@ algorithm says which parameters it trains and how much the KL term counts.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +27,6 @@ from domainbed_carft import (
 from domainbed_carft.errors import CarftError
 from domainbed_carft.frozen import Frozen
 
-log = logging.getLogger(__name__)
-
 
 class CLIPAlgorithm(Algorithm):
     """The body shared by our four algorithms.
@@ -38,11 +35,12 @@ class CLIPAlgorithm(Algorithm):
     and the hparams of ``domainbed_carft.hparams``. Raises CarftError for hparams that are unknown
     or invalid, pictures without three channels, and classes without names.
 
-    The state dict holds the image encoder, the head and the context weights. The frozen original
-    is not in it: ``checkpoints.load`` needs no CLIP to predict again.
+    The state dict holds the image encoder, the head, the context weights and the words, but not the
+    frozen original: ``checkpoints.load`` needs no CLIP to predict again.
     """
 
     input: images.CLIPInput
+    words: Tensor  # the text of prompts.as_json as uint8
     trains_encoder = True
     trains_head = True
     original: Frozen | None = None
@@ -79,6 +77,8 @@ class CLIPAlgorithm(Algorithm):
         print(f"CLIP classes: {', '.join(names)}")
         print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
         self._record_words(prompts.digest(templates, names))
+        text = bytearray(prompts.as_json(templates, names).encode())
+        self.register_buffer("words", torch.frombuffer(text, dtype=torch.uint8).clone())
         features = backbone.text_features(clip_model, prompts.prompts(templates, names))
         return objective.zero_shot_weights(features)
 
@@ -142,6 +142,12 @@ class CLIPAlgorithm(Algorithm):
     def context_logits(self, x: Tensor) -> Tensor:
         """Context logits (N, M) of the fine-tuned encoder."""
         return objective.context_logits(self._features(x), self.context_weights, self._t())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        """Take also a state from before the words were part of it."""
+        if hasattr(self, "words"):
+            state_dict.setdefault(f"{prefix}words", self.words)
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:
         """Train mode, but for batch norm (OpenAI's ResNets), which keeps CLIP's own statistics.
@@ -222,7 +228,8 @@ class CLIPAlgorithm(Algorithm):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.hparams["grad_clip"] > 0:
-            nn.utils.clip_grad_norm_(self._trained(), self.hparams["grad_clip"])
+            trained = [p for p in self.parameters() if p.requires_grad]
+            nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
         self.optimizer.step()
         self.steps_taken += 1
         if self.steps_taken == self.hparams["total_steps"] + 1:
@@ -251,9 +258,6 @@ class CLIPAlgorithm(Algorithm):
     def _t(self) -> Tensor | float:
         scale: float | str = self.hparams["context_scale"]
         return self.logit_scale if isinstance(scale, str) else scale
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self.parameters() if p.requires_grad]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""

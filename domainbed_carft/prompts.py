@@ -72,11 +72,30 @@ def prompts(templates: Sequence[str], class_names: Sequence[str]) -> list[list[s
 def digest(templates: Sequence[str], class_names: Sequence[str]) -> str:
     """16 hexadecimal digits of the SHA-256 over every word that CLIP reads in a run.
 
-    Over the JSON text of ``{"classes": [...], "contexts": [...]}``: cleaned class names in label
-    order, then templates, as ``class_names`` and ``contexts`` return them.
+    Over ``as_json``: cleaned class names in label order, then templates, as ``class_names`` and
+    ``contexts`` return them.
     """
-    words = json.dumps({"classes": list(class_names), "contexts": list(templates)})
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
+    return hashlib.sha256(as_json(templates, class_names).encode()).hexdigest()[:16]
+
+
+def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
+    """All words of a run as the JSON text of ``{"classes": [...], "contexts": [...]}``."""
+    return json.dumps({"classes": list(class_names), "contexts": list(templates)})
+
+
+def from_json(text: str) -> tuple[list[str], list[str]]:
+    """Templates and class names, in this order, of what ``as_json`` returned.
+
+    Raises CarftError for any other text.
+    """
+    try:
+        words = json.loads(text)
+        templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CarftError(
+            f"the words of a run are no JSON of contexts and classes: {text[:80]!r}"
+        ) from error
+    return templates, names
 
 
 def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:

@@ -1,8 +1,11 @@
 """Shared fixtures: a cache folder, CLIPs with random weights, our distributions, built once."""
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
 import warnings
@@ -94,3 +97,22 @@ def wheel(sdist: Path) -> Path:
     pip("wheel", *PIP_OPTIONS, "--wheel-dir", str(folder / "wheel"), str(unpacked))
     (built,) = (folder / "wheel").iterdir()
     return built
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a job that `domainbed.scripts.train` has run: CARFT on EmojiStyles.
+
+    Its rate is so high that the best step is not the last. It has a uda-split.
+    """
+    folder = tmp_path_factory.mktemp("job") / "CARFT job"
+    hparams = {"batch_size": 4, "warmup_steps": 0, "total_steps": 6, "lr": 0.003}
+    arguments = ["--algorithm", "CARFT", "--dataset", "EmojiStyles", "--test_envs", "0"]
+    arguments += ["--steps", "4", "--checkpoint_freq", "2", "--seed", "3", "--workers", "0"]
+    arguments += ["--uda_holdout_fraction", "0.25", "--hparams", json.dumps(hparams)]
+    done = subprocess.run(
+        [sys.executable, "-m", "domainbed.scripts.train", *arguments, "--output_dir", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder

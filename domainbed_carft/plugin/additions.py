@@ -202,6 +202,8 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
 
     `which` is the place in the pairs (default, random value) of our overlay.
     """
+    import numpy as np
+
     from domainbed_carft import arguments
 
     signature = inspect.signature(original)
@@ -219,6 +221,8 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
         except Exception:
             # A registry that knows its own algorithms only: what it gives to each of them serves.
             host = original("ERM", *values[1:])
+        # Upstream draws some as numpy's, which neither JSON nor torch's restricted reader takes.
+        host = {name: v.item() if isinstance(v, np.generic) else v for name, v in host.items()}
         arguments.allow(host.keys())
         pairs = hparams.overlay(algorithm, dataset, int(values[2]) if which else 0)
         return {**host, **{name: pair[which] for name, pair in pairs.items()}}

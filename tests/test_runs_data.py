@@ -1,0 +1,255 @@
+"""The splits of a saved run are those that it was trained on, to the picture."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from domainbed import datasets
+from domainbed.lib import misc, preparation, splits
+from domainbed.scripts import train
+from fake_checkout import REPO, run_python
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from domainbed_carft import emoji
+from domainbed_carft.errors import CarftError
+from domainbed_carft.runs import data, saved
+
+
+def accuracies(run, names, batch_size=64, workers=0):
+    """As upstream has it: the share of items that ``predict`` gets right."""
+    found = {}
+    for split in data.splits(run):
+        if split.name in names:
+            right = 0
+            with torch.no_grad():
+                for x, y in DataLoader(split.items, batch_size, num_workers=workers):
+                    right += int((run.algorithm.predict(x).argmax(1) == y).sum())
+            found[f"{split.name}_acc"] = right / len(split)
+    return found
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_order_names_and_sizes(trained):
+    found = data.splits(saved.open_run(trained))
+    names = [f"env{i}_{part}" for part in ("in", "out") for i in range(4)]
+    assert [split.name for split in found] == [*names, "env0_uda"]
+    environments = emoji.EmojiStyles.ENVIRONMENTS
+    assert [s.environment for s in found] == [*environments, *environments, environments[0]]
+    assert [s.is_target for s in found] == [True, False, False, False] * 2 + [True]
+    assert [len(s) for s in found[:5]] == [258, 344, 344, 344, 85] and len(found[-1]) == 86
+
+
+def test_the_accuracies_of_the_last_record_to_the_digit(trained):
+    """Training environments are augmented: this hangs on each single draw."""
+    run = saved.open_run(trained)
+    last = records(trained)[-1]
+    names = ("env0_in", "env1_in", "env2_out", "env3_out", "env0_uda")
+    assert accuracies(run, names) == {f"{name}_acc": last[f"{name}_acc"] for name in names}
+
+
+def test_the_best_weights_are_of_their_own_step(trained):
+    run = saved.open_run(trained, "best")
+    (record,) = (r for r in records(trained) if r["step"] == run.step)
+    names = ("env0_out", "env1_out", "env2_out")
+    assert accuracies(run, names) == {f"{name}_acc": record[f"{name}_acc"] for name in names}
+    assert record["step"] != records(trained)[-1]["step"]
+
+
+def test_a_picture_does_not_depend_on_how_it_is_read(trained):
+    split = data.splits(saved.open_run(trained))[1]
+    whole = torch.cat([x for x, _ in DataLoader(split.items, 100)])
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert torch.equal(split.items[200][0], whole[200])
+    assert random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    with_workers = torch.cat([x for x, _ in DataLoader(split.items, 7, num_workers=2)])
+    assert torch.equal(whole, with_workers)
+    other_step = data.splits(saved.open_run(trained, "best"))[1]
+    assert not torch.equal(other_step.items[200][0], whole[200])
+
+
+def test_the_division_is_the_harnesss(trained):
+    run = saved.open_run(trained)
+    dataset = datasets.EmojiStyles(None, [0], dict(run.hparams))
+    expected = splits.split_environments(list(dataset), [0], 0, 0.2, 0.25, False)
+    found = {split.name: split.items._items for split in data.splits(run)}
+    for index, environment in enumerate(expected):
+        assert found[f"env{index}_in"].keys == environment.in_split.data.keys
+        assert found[f"env{index}_out"].keys == environment.out_split.data.keys
+    assert found["env0_uda"].keys == expected[0].uda_split.data.keys
+
+
+def test_data_that_is_drawn_is_drawn_again(tmp_path):
+    """Debug28 is noise, made after the seeds were set."""
+    arguments = ["--algorithm", "CLIPZeroShot", "--dataset", "Debug28", "--workers", "0"]
+    more = ["--steps", "1", "--seed", "7", "--trial_seed", "2", "--output_dir", str(tmp_path)]
+    assert train.main([*arguments, *more]) == 0
+    run = saved.open_run(tmp_path)
+    preparation.seed_everything(7)
+    expected = datasets.Debug28(None, [0], {})[1]
+    (_, other) = misc.split_dataset(expected, 3, misc.seed_hash(2, 1))
+    split = data.splits(run)[1]
+    assert all(torch.equal(split.items[i][0], other[i][0]) for i in range(len(other)))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A job on a user's own folder, with two targets."""
+    folder = tmp_path_factory.mktemp("own")
+    colours = np.random.default_rng(0).integers(0, 256, (3, 2, 10, 3))
+    for e, environment in enumerate(("art", "photo", "sketch")):
+        for c, name in enumerate(("cat", "wild dog")):
+            place = folder / "my pets" / environment / name
+            place.mkdir(parents=True)
+            for n in range(10):
+                colour = tuple(map(int, colours[e, c, n]))
+                Image.new("RGB", (20, 30), colour).save(place / f"{n}.png")
+    hparams = {"clip_backbone": "tiny", "batch_size": 2, "warmup_steps": 0, "total_steps": 5}
+    arguments = ["--algorithm", "CLIPLinearProbe", "--dataset", str(folder / "my pets")]
+    arguments += ["--test_envs", "0", "2", "--steps", "1", "--uda_holdout_fraction", "0.3"]
+    arguments += ["--workers", "0", "--hparams", json.dumps(hparams)]
+    assert train.main([*arguments, "--output_dir", str(folder / "job")]) == 0
+    return folder
+
+
+def test_a_users_own_folder(own):
+    run = saved.open_run(own / "job")
+    found = {split.name: split for split in data.splits(run)}
+    assert run.classes == ["cat", "wild dog"]
+    assert found["env0_in"].environment == "art" and not found["env1_in"].is_target
+    assert [found[f"env{i}_uda"].environment for i in (0, 1)] == ["art", "sketch"]
+    names = list(found)
+    last = records(own / "job")[-1]
+    assert accuracies(run, names) == {f"{name}_acc": last[f"{name}_acc"] for name in names}
+
+
+def test_other_data_than_the_runs_is_refused(own, tmp_path, random_tiny):
+    content = torch.load(own / "job" / "model.pkl", weights_only=True)
+    elsewhere = tmp_path / "pets"
+    shutil.copytree(own / "my pets", elsewhere)
+
+    def opened(dataset=str(elsewhere), edition="consistent"):
+        args = {**content["args"], "dataset": dataset}
+        hparams = {**content["model_hparams"], "data_edition": edition}
+        torch.save({**content, "args": args, "model_hparams": hparams}, tmp_path / "model.pkl")
+        return saved.open_run(tmp_path)
+
+    assert len(data.splits(opened())) == 8
+    with pytest.raises(CarftError, match="was 'verified: x', and the data is now 'consistent'"):
+        data.splits(opened(edition="verified: x"))
+    for environment in ("art", "photo", "sketch"):
+        shutil.copytree(elsewhere / environment / "cat", elsewhere / environment / "yak")
+    with pytest.raises(CarftError, match="has 3 classes, but .* was trained on 2: cat, wild dog"):
+        data.splits(opened())
+    shutil.rmtree(elsewhere / "sketch")
+    for environment in ("art", "photo"):
+        shutil.rmtree(elsewhere / environment / "yak")
+    with pytest.raises(CarftError, match="has 2 environments, but .* number 2"):
+        data.splits(opened())
+    with pytest.raises(CarftError, match="cannot be read from .*There is no folder.*--data_dir"):
+        data.splits(opened(dataset=str(tmp_path / "gone")))
+    with pytest.raises(CarftError, match="data set PACS .* from /nowhere: .*/nowhere/PACS"):
+        data.splits(opened(dataset="PACS"), "/nowhere")
+
+
+def test_pictures_that_are_normalised_otherwise_are_refused(own):
+    run = saved.open_run(own / "job")
+    run.algorithm.input.shift += 0.5
+    with pytest.raises(CarftError, match="normalised by mean and deviation .* trained with others"):
+        data.splits(run)
+
+
+# After the contract: what DomainBed's `lib.misc` has, a data set that augments, and `train`'s end.
+FOREIGN_MISC = """
+import hashlib
+import numpy as np
+from torch.utils.data import Subset
+
+def seed_hash(*args):
+    return int(hashlib.md5(str(args).encode("utf-8")).hexdigest(), 16) % (2**31)
+
+def split_dataset(dataset, n, seed=0):
+    keys = list(range(len(dataset)))
+    np.random.RandomState(seed).shuffle(keys)
+    return Subset(dataset, keys[:n]), Subset(dataset, keys[n:])
+"""
+REGISTERED = "import domainbed_carft; domainbed_carft.register()\n"
+FOREIGN_TRAIN = """
+import sys
+import torch
+from domainbed import algorithms, datasets, hparams_registry
+from torchvision import transforms
+hparams = hparams_registry.default_hparams("CARFT", "Pets") | {"clip_backbone": "tiny"}
+args = dict(
+    algorithm="CARFT", dataset="Pets", data_dir=sys.argv[1], test_envs=[0], steps=None,
+    trial_seed=3, seed=1, holdout_fraction=0.2, uda_holdout_fraction=0,
+)
+dataset = datasets.Pets(args["data_dir"], [0], hparams)
+algorithm = algorithms.get_algorithm_class("CARFT")(dataset.input_shape, 2, 2, hparams)
+torch.save({
+    "args": args, "model_input_shape": dataset.input_shape, "model_num_classes": 2,
+    "model_num_domains": 2, "model_hparams": hparams, "model_dict": algorithm.state_dict(),
+}, sys.argv[2])
+"""
+FOREIGN_READ = """
+import json, sys
+import torch
+from torch.utils.data import DataLoader
+import domainbed
+from domainbed_carft.runs import data, saved
+run = saved.open_run(sys.argv[1])
+found = data.splits(run, sys.argv[2])
+passes = [torch.cat([x for x, _ in DataLoader(found[1].items, b)]) for b in (3, 8)]
+print(json.dumps({
+    "file": domainbed.__file__, "same": data.same_pictures(run), "equal": torch.equal(*passes),
+    "splits": [[s.name, s.environment, s.is_target, s.items._items.indices] for s in found],
+    "changes": len({x.sum() for x, _ in [found[1].items[i] for i in range(8)]}) > 1,
+}))
+"""
+
+
+def test_a_checkout_that_draws_by_no_key(tmp_path):
+    """Read again by a DomainBed of another make, of which only the contract is known."""
+    shutil.copytree(REPO / "tests" / "checkouts" / "classic", tmp_path / "checkout")
+    package = tmp_path / "checkout" / "domainbed"
+    (package / "lib").mkdir()
+    (package / "lib" / "misc.py").write_text(FOREIGN_MISC)
+    text = (package / "datasets.py").read_text().replace(
+        "transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)"
+    ).replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")  # fmt: skip
+    (package / "datasets.py").write_text(text)
+    noise = np.random.default_rng(0)
+    for environment in ("art", "photo", "sketch"):
+        for name in ("Persian_cat", "dog"):
+            place = tmp_path / "data" / "Pets" / environment / name
+            place.mkdir(parents=True)
+            for n in range(5):
+                picture = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(place / f"{n}.png")
+
+    def python(*arguments):
+        done = run_python("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    (tmp_path / "job").mkdir()
+    python(REGISTERED + FOREIGN_TRAIN, str(tmp_path / "data"), str(tmp_path / "job" / "model.pkl"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    read = json.loads(
+        python(REGISTERED + FOREIGN_READ, str(tmp_path / "job"), str(tmp_path / "moved"))
+    )
+    assert read["file"].startswith(str(tmp_path)) and read["equal"] and read["changes"]
+    assert read["same"] is False
+    for number, (part, start, stop) in enumerate((("in", 2, 10), ("out", 0, 2))):
+        for index, environment in enumerate(("art", "photo", "sketch")):
+            keys = list(range(10))
+            np.random.RandomState(misc.seed_hash(3, index)).shuffle(keys)
+            expected = [f"env{index}_{part}", environment, index == 0, keys[start:stop]]
+            assert read["splits"][3 * number + index] == expected

@@ -1,0 +1,232 @@
+"""A saved run is opened for what it is, and nothing in a file is ever executed."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from test_algorithms import CLASSES, CONTEXTS, dumped, make, settings
+
+from domainbed_carft import algorithms, checkpoints, hparams, observed, prompts
+from domainbed_carft.errors import CarftError
+from domainbed_carft.plugin import additions
+from domainbed_carft.runs import saved
+
+
+def written(folder, algorithm, name="model.pkl", **more):
+    """A folder with what DomainBed's train saves of ``algorithm``."""
+    buffer = dumped(algorithm)
+    buffer.seek(0)
+    content = {**torch.load(buffer, weights_only=True), **more}
+    torch.save(content, folder / name)
+    return folder
+
+
+def without_words(folder, algorithm, **changed):
+    """The same as versions wrote it that did not keep the words."""
+    state = {k: v for k, v in algorithm.state_dict().items() if k != "words"}
+    return written(
+        folder, algorithm, model_dict=state, model_hparams={**algorithm.hparams, **changed}
+    )
+
+
+def test_a_trained_job(trained):
+    run = saved.open_run(trained)
+    assert run.path == trained / "model.pkl"
+    assert run.classes == list(prompts.BUILT_IN_CLASSES["EmojiStyles"])
+    assert run.contexts == prompts.contexts("emoji")
+    assert run.hparams["prompts_digest"] == prompts.digest(run.contexts, run.classes)
+    assert run.args["algorithm"] == "CARFT" and run.args["test_envs"] == [0]
+    assert (run.input_shape, run.step, run.alpha) == ((3, 48, 48), None, None)
+    assert type(run.algorithm).__name__ == "CARFT" and not run.algorithm.training
+    best = saved.open_run(trained, "best")
+    assert best.path == trained / "model_best.pkl"
+    records = [json.loads(line) for line in (trained / "results.jsonl").read_text().splitlines()]
+    means = {r["step"]: sum(r[f"env{e}_out_acc"] for e in (1, 2, 3)) for r in records}
+    assert best.step == max(means, key=means.get) != records[-1]["step"]
+    assert not torch.equal(run.algorithm.head.weight, best.algorithm.head.weight)
+
+
+def test_a_file_of_weights_and_the_step_in_its_name(random_tiny, tmp_path):
+    written(tmp_path, make(random_tiny), "model_step40.pkl")
+    assert saved.open_run(tmp_path / "model_step40.pkl").step == 40
+    assert saved.open_run(str(tmp_path / "model_step40.pkl")).classes == CLASSES
+
+
+def test_words_of_the_folders_are_kept(random_tiny, tmp_path):
+    """They come from the data set, which is not there any more."""
+    values = settings(random_tiny, class_names="dataset:Mine")
+    names = ["Alarm_Clock", "Bücher", "TV"]
+    observed.remember(values, "Mine", [observed.Environment("a", names)])
+    algorithm = algorithms.CARFT((3, 28, 28), 3, 2, values)
+    observed.remember({}, "Other", [])
+    run = saved.open_run(written(tmp_path, algorithm))
+    assert (run.classes, run.contexts) == (["alarm clock", "bücher", "TV"], CONTEXTS)
+
+
+def test_the_words_are_in_the_state_dict_whatever_is_done_to_the_model(random_tiny):
+    algorithm = make(random_tiny)
+    text = bytes(algorithm.to(torch.float16).state_dict()["words"].tolist()).decode()
+    assert json.loads(text) == {"classes": CLASSES, "contexts": CONTEXTS}
+    average = torch.optim.swa_utils.AveragedModel(make(random_tiny), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(make(random_tiny))
+    assert torch.equal(average.module.words, algorithm.words)
+
+
+def test_a_state_from_before_the_words_goes_on(random_tiny):
+    algorithm, other = make(random_tiny), make(random_tiny, seed=1)
+    state = {k: v for k, v in other.state_dict().items() if k != "words"}
+    algorithm.load_state_dict(state)
+    assert algorithm.words.numel() and "words" not in state
+    with pytest.raises(RuntimeError, match="head.weight"):
+        algorithm.load_state_dict({k: v for k, v in state.items() if k != "head.weight"})
+
+
+def test_runs_without_words_go_by_their_hparams(random_tiny, tmp_path):
+    run = saved.open_run(without_words(tmp_path, make(random_tiny)))
+    assert (run.classes, run.contexts) == (CLASSES, CONTEXTS)
+    undigested = without_words(tmp_path, make(random_tiny), prompts_digest="")
+    assert saved.open_run(undigested).classes == CLASSES
+
+
+def test_runs_without_words_whose_hparams_do_not_tell_are_told_how(random_tiny, tmp_path):
+    names = tmp_path / "names {0}.txt"
+    names.write_text("\n".join(CLASSES))
+    without_words(tmp_path, make(random_tiny), class_names="dataset:Mine")
+    with pytest.raises(CarftError, match="before runs kept their words.*'Mine'.*--class_names"):
+        saved.open_run(tmp_path)
+    assert saved.open_run(tmp_path, class_names=names).classes == CLASSES
+    names.write_text("\n".join(reversed(CLASSES)))
+    with pytest.raises(CarftError, match=r"names \{0\}.*have the digest .* trained with"):
+        saved.open_run(tmp_path, class_names=names)
+
+
+def test_names_that_contradict_the_run_are_refused(random_tiny, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(CLASSES))
+    written(tmp_path, make(random_tiny))
+    assert saved.open_run(tmp_path, class_names=names).classes == CLASSES
+    names.write_text("a\nb\nc\n")
+    with pytest.raises(CarftError, match="names other classes than .* dog, cat, owl"):
+        saved.open_run(tmp_path, class_names=names)
+
+
+@pytest.mark.parametrize("text", [b"{}", b"\xff\x00", b'{"classes": ["a"], "contexts": ["b {}"]}'])
+def test_words_that_do_not_fit_are_refused(random_tiny, tmp_path, text):
+    algorithm = make(random_tiny)
+    algorithm.words = torch.tensor(list(text), dtype=torch.uint8)
+    with pytest.raises(CarftError, match="words of a run|for weights of 4 contexts and 3 classes"):
+        saved.open_run(written(tmp_path, algorithm))
+
+
+class Evil:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.victim),)
+
+
+def evil_zip(path, victim):
+    torch.save({"args": {"algorithm": "CARFT"}, "x": Evil(victim)}, path)
+
+
+def evil_pickle(path, victim):
+    path.write_bytes(pickle.dumps(Evil(victim)))
+
+
+def evil_legacy(path, victim):
+    torch.save(Evil(victim), path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("write", [evil_zip, evil_pickle, evil_legacy])
+def test_a_pickle_is_not_executed(tmp_path, write):
+    path, victim = tmp_path / "model.pkl", tmp_path / "executed"
+    write(path, victim)
+    for read in (saved.open_run, checkpoints.load):
+        with pytest.raises(CarftError, match="model.pkl.*might be a program. Nothing in it was"):
+            read(path)
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(Evil(victim)))
+    assert victim.exists()  # it would have
+
+
+def cut(path, whole):
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def empty(path, whole):
+    path.write_bytes(b"")
+
+
+def text(path, whole):
+    path.write_text("step,loss\n0,1\n")
+
+
+def archive(path, whole):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("readme.txt", "no weights")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, text, archive])
+def test_files_that_are_not_whole_are_refused_in_one_line(random_tiny, tmp_path, damage):
+    damage(tmp_path / "model.pkl", dumped(make(random_tiny)).getvalue())
+    with pytest.raises(CarftError, match=r"model\.pkl is no file of weights .*it is cut") as raised:
+        saved.open_run(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
+    algorithm = make(random_tiny)
+    for more, message in (
+        ({"args": {"algorithm": "ERM"}}, "holds ERM, which is not a run of CARFT"),
+        ({"args": "none"}, "holds no algorithm"),
+        ({"model_dict": {"head.weight": torch.zeros(3, 2)}}, "not hold the weights of a CARFT"),
+        ({"model_dict": {**algorithm.state_dict(), "more": torch.zeros(1)}}, "Unexpected key"),
+    ):
+        with pytest.raises(CarftError, match=message):
+            saved.open_run(written(tmp_path, algorithm, **more))
+    content = torch.load(io.BytesIO(dumped(algorithm).getvalue()), weights_only=True)
+    del content["model_input_shape"]
+    torch.save(content, tmp_path / "model.pkl")
+    with pytest.raises(CarftError, match="has no model_input_shape; expected"):
+        saved.open_run(tmp_path)
+
+
+def test_what_is_not_there_is_said(random_tiny, tmp_path):
+    with pytest.raises(CarftError, match="there is no .*gone; expected a job's folder with model"):
+        saved.open_run(tmp_path / "gone")
+    job = tmp_path / "job"
+    job.mkdir()
+    with pytest.raises(CarftError, match=r"has no model\.pkl; neither .* nor .* --keep_weights"):
+        saved.open_run(job)
+    (job / "results.jsonl").touch()
+    with pytest.raises(CarftError, match="the run is not done"):
+        saved.open_run(job)
+    written(job, make(random_tiny), "model_best.pkl")
+    with pytest.raises(CarftError, match=r"but model_best\.pkl: --which best takes that"):
+        saved.open_run(job)
+    with pytest.raises(CarftError, match="holds folders of jobs, such as .*job"):
+        saved.open_run(tmp_path)
+    with pytest.raises(CarftError, match="is a file, and --which chooses one of a folder"):
+        saved.open_run(job / "model_best.pkl", "last")
+    shutil.rmtree(job)
+    (tmp_path / "model.pkl").mkdir()
+    with pytest.raises(CarftError, match=r"model\.pkl cannot be read: Is a directory"):
+        saved.open_run(tmp_path)
+
+
+def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons():
+    """Upstream draws some by RandomState.choice; no restricted reader would read those back."""
+
+    def random_hparams(algorithm, dataset, seed):
+        return {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
+
+    drawn = additions._overlaid(random_hparams, hparams, 1)("CARFT", "PACS", 1)
+    assert [type(drawn[key]) for key in ("resnet_dropout", "count", "name")] == [float, int, str]
