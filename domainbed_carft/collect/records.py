@@ -162,7 +162,7 @@ def _run(
         raise ValueError("no record has an accuracy (env0_out_acc)")
     values.require_identity(args, count)
     if not isinstance(args.get("hparams"), (str, dict, type(None))):
-        values.require(args, "hparams", dict)
+        values.require({"args.hparams": args["hparams"]}, "args.hparams", dict)
     recorded = values.optional(first, "versions") or versions
     environments, wrong = values.environments(first.get("environments"), count)
     targets = tuple(args["test_envs"])

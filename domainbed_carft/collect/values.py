@@ -49,7 +49,7 @@ def require_identity(args: Mapping[str, Any], count: int | None = None) -> None:
         known = known if count is None else f"accuracies of {count} environments"
         raise ValueError(f"test_envs {_short(targets)}, {known}")
     if len(set(targets)) < len(targets):
-        raise ValueError(f"test_envs {_short(targets)}, which names an environment twice")
+        raise ValueError(f"test_envs {_short(targets)} has an environment twice")
 
 
 def require(where: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -95,9 +95,10 @@ def numbers(record: Mapping[str, Any], names: Iterable[str]) -> tuple[list[float
 
 def _wrong(where: Mapping[str, Any], key: str, expected: type) -> str:
     if key not in where:
-        return f"there is no {key}; expected {_WORDS[expected]}"
+        return f"there is no {key}"
     value = where[key]
-    return f"{key} is {_short(value)}, {_WORDS[type(value)]}; expected {_WORDS[expected]}"
+    wanted = "a finite number" if expected is float else _WORDS[expected]
+    return f"{key} is {_short(value)}, {_WORDS[type(value)]}; expected {wanted}"
 
 
 def _short(value: Any) -> str:
