@@ -31,8 +31,8 @@ def write(text: str, path: Path) -> None:
             path.write_bytes(content)
     except OSError as error:
         raise CarftError(
-            f"--output {path} cannot be written ({error.strerror}); expected a file in a folder "
-            "that is there"
+            f"--output {path} cannot be written ({error.strerror}); expected room for a file in a "
+            "folder that is there"
         ) from error
 
 

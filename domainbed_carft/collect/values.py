@@ -44,7 +44,7 @@ def require_identity(args: Mapping[str, Any], count: int | None = None) -> None:
     for key, kind in IDENTITY.items():
         require(args, key, kind)
     targets = require(args, "test_envs", list)
-    if not all(type(i) is int and 0 <= i and (count is None or i < count) for i in targets):
+    if not all(type(i) is int and i >= 0 and (count is None or i < count) for i in targets):
         known = "expected indices of environments"
         known = known if count is None else f"accuracies of {count} environments"
         raise ValueError(f"test_envs {_short(targets)}, {known}")
@@ -83,7 +83,7 @@ def numbers(record: Mapping[str, Any], names: Iterable[str]) -> tuple[list[float
     values = []
     strange = []
     for name in names:
-        value = record.get(name)
+        value: Any = record.get(name)
         if is_finite(value):
             values.append(float(value))
         else:
