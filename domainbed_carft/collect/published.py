@@ -108,9 +108,9 @@ def _counterparts(runs: Iterable[Run]) -> _Counterparts:
     """The published methods that runs are instances of, on each data set and on all together."""
     found: _Counterparts = {}
     for run in runs:
+        method = counterpart(run) or ""
         for dataset in (run.dataset, AVERAGE):
-            methods = found.setdefault((run.algorithm, dataset), {})
-            methods[counterpart(run) or ""] = None
+            found.setdefault((run.algorithm, dataset), {})[method] = None
     return found
 
 
