@@ -59,8 +59,8 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=KINDS,
         default=os.environ.get(VARIABLE, "").split(),
-        help="where the scalars of the records go as well, while training; the libraries are "
-        f"extras; ${VARIABLE} says it for all jobs",
+        help="where the scalars of the records go as well, while training (no name: nowhere); the "
+        f"libraries are extras; ${VARIABLE} says it for all jobs",
     )
 
 
