@@ -134,6 +134,10 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
     content["args"]["test_envs"] = [3]
     with pytest.raises(CarftError, match="has 3 environments, but .* number 3"):
         data.splits(opened())
+    content["args"]["test_envs"] = [[0]]  # as some forks have it
+    with pytest.raises(CarftError, match=r"does not say by which .*'test_envs': \[\[0\]\]"):
+        data.splits(opened())
+    content["args"]["test_envs"] = [0]
     with pytest.raises(CarftError, match="cannot be read from .*There is no folder.*--data_dir"):
         data.splits(opened(dataset=str(tmp_path / "gone")))
     with pytest.raises(CarftError, match="data set PACS .* from /nowhere: .*/nowhere/PACS"):

@@ -13,6 +13,12 @@ from domainbed_carft import cache
 from domainbed_carft.errors import CarftError
 
 
+def require_file(path: Path | None) -> None:
+    """Raise CarftError, before anything takes time, if ``path`` is a folder."""
+    if path is not None and path.is_dir():
+        raise CarftError(f"--output {path} is a folder; expected the name of a file")
+
+
 def write(text: str, path: Path | None) -> None:
     """Write ``text`` to ``path``, to standard output without one."""
     if path is None:

@@ -25,6 +25,7 @@ Probabilities = dict[str, float]
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict and print, or write to ``--output``; the exit status."""
+    output.require_file(arguments.output)
     device = passes.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
     opened.algorithm.to(device)

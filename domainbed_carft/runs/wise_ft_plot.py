@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 LINE, START, END = "#999999", "#0072B2", "#D55E00"  # of Okabe and Ito's palette
 
@@ -21,8 +22,9 @@ def draw(points: Sequence[Mapping[str, Any]], title: str) -> Figure:
     ends = {0.0: ("s", START, "original CLIP (zero-shot)"), 1.0: ("D", END, "the run")}
     for point, x, y in zip(points, xs, ys):
         axes.annotate(
-            f"{point['alpha']:g}", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8
-        )
+            f"{point['alpha']:g}", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8,
+            path_effects=[withStroke(linewidth=3, foreground="white")],  # readable over the line
+        )  # fmt: skip
         if point["alpha"] in ends:
             mark, colour, label = ends[point["alpha"]]
             axes.scatter([x], [y], marker=mark, color=colour, s=60, label=label, zorder=2)
