@@ -14,9 +14,10 @@ its own, and 2.4 GB of disk are taken. Each part runs in processes of its own:
   the text encoder, the second finds them in the cache;
 - ``lists``: one pass over all splits as an evaluation makes it, but with nothing read or decoded,
   for the memory that the lists of pictures take in the loader's processes;
-- ``train``: a job of ``--steps`` steps with one checkpoint at its first and one at its last step,
-  on ``--train_scale`` of the pictures. ``--train_scale 1 --steps 1001`` is a whole interval of
-  DomainBed's on the whole set, which evaluates 1,173,150 pictures.
+- ``train``: a job of ``--steps`` steps and the checkpoint after the last of them, on
+  ``--train_scale`` of the pictures: what an interval between two checkpoints costs. The checkpoint
+  that DomainBed makes of the first step of a job is left out. ``--train_scale 1 --steps 1001`` is
+  an interval of DomainBed's on the whole set.
 
 Memory is what the processes of a job hold together, looked at every half second, without the pages
 of program files, which they share with other jobs (pages that n of them share count 1/n in each).
@@ -121,7 +122,10 @@ def job(arguments: argparse.Namespace, steps: int) -> list[str]:
 
 
 def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
-    """Train with a clock, as ``domainbed.scripts.train`` does; perhaps to the first step only."""
+    """Train with a clock, as ``domainbed.scripts.train`` does; perhaps to the first step only.
+
+    Of the checkpoints that of the first step is left out.
+    """
     clock = Clock()
     from domainbed.lib import image_folders, preparation, training
     from domainbed.scripts import train
@@ -143,6 +147,9 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
             raise SystemExit(0)
 
         training.Run._checkpoint = stop
+    else:
+        checkpoint = training.Run._checkpoint
+        training.Run._checkpoint = lambda run, step: checkpoint(run, step) if step else None
     status = train.main(job(arguments, arguments.steps))
     clock.show()
     raise SystemExit(status)

@@ -47,11 +47,12 @@ MANY_PROMPTS = 2000  # from here on encoding takes long enough for a progress ba
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP in float32 and eval mode on the CPU, and the SHA-256 of the file it came from."""
+    """A CLIP in float32 and eval mode on the CPU, the file it came from, and its SHA-256."""
 
     name: str
     model: Any  # clip.model.CLIP
     digest: str
+    path: Path
 
     @property
     def logit_scale(self) -> float:
@@ -91,14 +92,14 @@ def load(name: str) -> Backbone:
     SHA-256, and a file that is no CLIP.
     """
     path, expected = _locate(name)
-    digest = _sha256(path)
+    digest = sha256(path)
     if expected and digest != expected:
         raise CarftError(
             f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}: the file is "
             "damaged or another model's. Delete it, or give its path as clip_backbone if you mean "
             "this very file"
         )
-    return Backbone(name, _build(_read_state_dict(path), path), digest)
+    return Backbone(name, _build(_read_state_dict(path), path), digest, path)
 
 
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
@@ -142,6 +143,15 @@ def empty_image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     return ModifiedResNet(tuple(blocks), output, width * 32 // 64, grid * 32, width)
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name`` and the SHA-256 it must have, None where any will do."""
     if name == "tiny" or name in OPENAI_WEIGHTS:
@@ -170,7 +180,7 @@ def _look_at(name: str) -> Weights:
     if not path.is_file():
         return Weights(name, path, expected, None, None)
     try:
-        digest = _sha256(path)
+        digest = sha256(path)
     except OSError:
         digest = None
     return Weights(name, path, expected, path.stat().st_size, digest)
@@ -270,19 +280,10 @@ def _cached(path: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        features: Tensor = torch.load(path, map_location="cpu", weights_only=True)
-        return features
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged cache costs time, never a job
         log.warning("the cached text features %s are unreadable (%s) and made anew", path, error)
         return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ LOADED = """
 import json, sys
 from domainbed_carft import cli
 status = cli.main(sys.argv[1:])
-heavy = {"torch", "pandas", "matplotlib", "domainbed", "clip"} & set(sys.modules)
+heavy = {"torch", "matplotlib", "jinja2", "domainbed", "clip"} & set(sys.modules)
 print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
 """
 

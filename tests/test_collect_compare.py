@@ -40,13 +40,14 @@ def test_the_interval_is_over_targets_not_over_pairs():
     """Three trials that agree within each target carry no more than one of them."""
     draw = np.random.default_rng(1)
     targets = draw.normal(1, 2, size=24)
-    once = paired.interval_of_mean([[value] for value in targets])
-    assert paired.interval_of_mean([[value] * 3 for value in targets]) == pytest.approx(once)
+    once = paired.interval_of_mean(targets, np.ones(24, dtype=int))
+    thrice = paired.interval_of_mean(3 * targets, np.full(24, 3))
+    assert thrice == pytest.approx(once)
     # Of so many targets it is near the normal approximation.
     error = targets.std() / np.sqrt(len(targets))
     expected = targets.mean() - 1.96 * error, targets.mean() + 1.96 * error
     assert once == pytest.approx(expected, abs=0.15)
-    assert paired.interval_of_mean([[1.0, 2.0]]) == (None, None)
+    assert paired.interval_of_mean(np.array([3.0]), np.array([2])) == (None, None)
 
 
 def test_pairs_without_a_partner_are_named(tmp_path):
@@ -117,6 +118,25 @@ def test_ours_beside_the_published(tmp_path):
     assert "abstract" in last["source"]
 
 
+def test_a_declared_sweep_says_which_published_rows_it_is_about(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT"], trials=1, choices=1)
+    command = ["collect", str(tmp_path), "--compare", "published", "--select", "oracle"]
+
+    def rows():
+        assert cli.main([*command, "--format", "json"]) == 0
+        return json.loads(capsys.readouterr().out)["published"]["figures"]
+
+    assert {row["method"] for row in rows()} >= {"CAR-FT", "SWAD", "MIRO", "CLIPood"}
+    (tmp_path / "sweep.yaml").write_text('compare_with: [CLIPood, "MIRO"]\n')
+    assert {row["method"] for row in rows()} == {"CLIPood", "MIRO"}
+    assert cli.main(command) == 0
+    overview = capsys.readouterr().out.split("Published, CLIP")[1]
+    assert "MIRO [1]" in overview and "CLIPood [2]" in overview and "SWAD" not in overview
+    (tmp_path / "sweep.yaml").write_text("compare_with: [")
+    assert cli.main(command) == 1
+    assert "sweep.yaml cannot be read" in capsys.readouterr().err
+
+
 def test_what_is_not_comparable_is_said(tmp_path):
     start = {"head_init": "random", "clip_backbone": "tiny"}
     collect_sweeps.write_sweep(tmp_path, ["CLIPFineTune"], trials=1, choices=1, recorded=start)
@@ -133,6 +153,36 @@ def test_what_is_not_comparable_is_said(tmp_path):
         "[1] khanrc/miro issue 6.",
     ]
     assert beside.rows[0][-1] == "ERM, random head [1]"
+
+
+def test_the_published_row_is_that_of_the_data_sets_own_runs(tmp_path):
+    for dataset, start in (("PACS", "random"), ("VLCS", "zero-shot")):
+        recorded = {"head_init": start, "clip_backbone": "ViT-B/16"}
+        collect_sweeps.write_sweep(
+            tmp_path / dataset, ["CLIPFineTune"], trials=1, choices=1, dataset=dataset,
+            recorded=recorded,
+        )  # fmt: skip
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    entries = page.document.sections["published"]["comparisons"]
+    assert {(e["dataset"], e["method"], e["published"]) for e in entries} == {
+        ("PACS", "ERM, random head", 83.4), ("VLCS", "ERM, zero-shot head", 83.0),
+    }  # fmt: skip
+    collect_sweeps.write_job(
+        tmp_path, "other", algorithm="CLIPFineTune", trial_seed=1,
+        recorded={"head_init": "zero-shot", "clip_backbone": "ViT-B/16"},
+    )  # fmt: skip
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    assert len(page.document.sections["published"]["comparisons"]) == 1
+    assert any(
+        note.startswith("No published figure: CLIPFineTune on PACS, whose runs are instances of")
+        for note in page.document.grids[-2].notes
+    )
+
+
+def test_an_algorithm_is_not_compared_with_itself(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    assert cli.main(["collect", str(tmp_path), "--paired", "ERM", "ERM"]) == 1
+    assert "--paired ERM ERM compares an algorithm with itself" in capsys.readouterr().err
 
 
 def top(capsys, *arguments):

@@ -37,7 +37,7 @@ def gather(
 
     Raises CarftError if there is no record, or if a job was run twice with different records.
     """
-    found = reading.read(folders, processes, _load_numpy)
+    found = reading.read(folders, processes, _load_pandas)
     from domainbed_carft.collect import drift, jobs, settings
 
     if not found.runs:
@@ -57,8 +57,8 @@ def gather(
     return Collection(groups, methods or _methods(found.runs), faults, found.records, count)
 
 
-def _load_numpy() -> None:
-    """Half of a start is spent on it; other processes read meanwhile."""
+def _load_pandas() -> None:
+    """Most of a start is spent on it; other processes read meanwhile."""
     from domainbed_carft.collect import tables  # noqa: F401
 
 
@@ -73,7 +73,7 @@ def _methods(runs: Sequence[Any]) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     """``carft collect``; its exit status."""
-    from domainbed_carft.collect import formats, page
+    from domainbed_carft.collect import formats, page, published
 
     extras = [name for name in ("compare", "paired") if getattr(arguments, name)]
     if arguments.format == "csv" and len(extras) > 1:
@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
             "--format csv is one table, and --compare and --paired are two; expected one of them"
         )
     collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
-    built = page.build(collection, arguments.paired, bool(arguments.compare))
+    named = published.asked_for(arguments.folders) if arguments.compare else []
+    built = page.build(collection, arguments.paired, bool(arguments.compare), named)
     text = formats.render(built.document, arguments.format)
     _write(text, arguments.output)
     notes = page.notes(collection) if arguments.format == "csv" else []  # it has no room for them

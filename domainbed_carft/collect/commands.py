@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# As the modules that know them have them, which a test compares: those load numpy.
+# As the modules that know them have them, which a test compares: those load pandas.
 METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
 FORMATS = ("text", "markdown", "csv", "json", "html", "latex")
 PARTS = (

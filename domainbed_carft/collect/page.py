@@ -21,8 +21,16 @@ class Page(NamedTuple):
     cells: int
 
 
-def build(collection: Collection, pair: Sequence[str] | None, compare: bool) -> Page:
-    """Everything that was asked for; ``pair``: two algorithms."""
+def build(
+    collection: Collection,
+    pair: Sequence[str] | None = None,
+    compare: bool = False,
+    methods: Sequence[str] = (),
+) -> Page:
+    """Everything that was asked for; ``pair``: two algorithms.
+
+    ``compare``: with the published figures, of which those of ``methods`` are shown, or all.
+    """
     built = [tables.build(group, collection.methods) for group in collection.groups]
     flat = [table for group in built for table in group]
     grids = [document.grid(table) for table in flat]
@@ -37,8 +45,8 @@ def build(collection: Collection, pair: Sequence[str] | None, compare: bool) -> 
     caption += notes(collection)
     sections["notes"] = notes(collection)
     if compare:
-        beside, more, records = _published(collection, built)
-        grids += [*beside, published.overview()]
+        beside, more, records = _published(collection, built, methods)
+        grids += [*beside, published.overview(methods)]
         caption += published.CAPTION
         sections["published"] = more
     if pair:
@@ -67,7 +75,7 @@ def notes(collection: Collection) -> list[str]:
 
 
 def _published(
-    collection: Collection, built: Sequence[Sequence[Table]]
+    collection: Collection, built: Sequence[Sequence[Table]], methods: Sequence[str]
 ) -> tuple[list[Grid], Any, list[dict[str, Any]]]:
     grids = []
     records = []
@@ -75,5 +83,5 @@ def _published(
         found, remarks = published.compare(group, own)
         grids.append(published.grid(found, remarks))
         records += published.entries(found)
-    figures = [figure._asdict() for figure in published.figures()]
+    figures = [figure._asdict() for figure in published.figures(methods)]
     return grids, {"comparisons": records, "figures": figures}, records

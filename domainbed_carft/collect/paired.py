@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
-from domainbed_carft.collect import environments, selection
+from domainbed_carft.collect import environments, frames, selection
 from domainbed_carft.collect.document import Grid
-from domainbed_carft.collect.selection import Selected
 from domainbed_carft.collect.settings import Group
 from domainbed_carft.errors import CarftError
 
@@ -48,16 +49,19 @@ class Difference(NamedTuple):
 def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
     """``a`` minus ``b`` in each group that has pairs, by each method.
 
-    Raises CarftError, naming what there is, where no group has any.
+    Raises CarftError, naming what there is, where no group has any, or for one and the same.
     """
+    if a == b:
+        raise CarftError(f"--paired {a} {b} compares an algorithm with itself; expected two")
     found = []
     for group in groups:
         labels = environments.labels(group.runs)
         for method in methods:
-            selected = selection.select(group.runs, method)
-            values = [_accuracies(selected, name) for name in (a, b)]
-            if values[0].keys() & values[1].keys():
-                found.append(_difference(group.title, method, values[0], values[1], labels))
+            selected = frames.selected(group.runs, method)
+            both = [frames.of_algorithm(selected, name) for name in (a, b)]
+            side_by_side = pd.concat(both, axis="columns", keys=["a", "b"]).sort_index()
+            if side_by_side.notna().all(axis="columns").any():
+                found.append(_difference(group.title, method, side_by_side, labels))
     if not found:
         there = "; ".join(
             f"{', '.join(environments.algorithms(run.algorithm for run in group.runs))}"
@@ -71,44 +75,35 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
     return found
 
 
-_Key = tuple[str, int, int]
-
-
-def _accuracies(selected: Sequence[Selected], algorithm: str) -> dict[_Key, float]:
-    return {
-        (one.dataset, one.target, one.trial): 100 * one.outcome.accuracy
-        for one in selected
-        if one.algorithm == algorithm
-    }
-
-
 def _difference(
-    setting: str, method: str, a: Mapping[_Key, float], b: Mapping[_Key, float],
-    labels: Mapping[str, Sequence[str]],
-) -> Difference:  # fmt: skip
-    keys = sorted(a.keys() & b.keys())
-    differences = np.array([a[key] - b[key] for key in keys])
-    targets: dict[tuple[str, int], list[float]] = {}
-    for key, difference in zip(keys, differences.tolist()):
-        targets.setdefault(key[:2], []).append(difference)
-    interval = interval_of_mean(list(targets.values()))
-    equal = np.array([a[key] == b[key] for key in keys])
+    setting: str, method: str, side_by_side: pd.DataFrame, labels: Mapping[str, Sequence[str]]
+) -> Difference:
+    """Of accuracies in percent in the columns "a" and "b", by ``frames.KEY``."""
+    pairs = side_by_side.dropna()
+    # Equal accuracies have a difference of exactly 0.
+    differences = pairs["a"] - pairs["b"]
+    targets = differences.groupby(level=frames.KEY[:2])
+    alone = side_by_side.index.difference(pairs.index)
     return Difference(
-        setting, method, float(differences.mean()), *interval, len(targets), len(keys),
-        int(((differences > 0) & ~equal).sum()), int(((differences < 0) & ~equal).sum()),
-        int(equal.sum()),
-        [f"{d} {labels[d][t]} trial {trial}" for d, t, trial in sorted(a.keys() ^ b.keys())],
+        setting, method, float(differences.mean()),
+        *interval_of_mean(targets.sum().to_numpy(), targets.size().to_numpy()),
+        len(targets), len(pairs),
+        int((differences > 0).sum()), int((differences < 0).sum()), int((differences == 0).sum()),
+        [f"{dataset} {labels[dataset][target]} trial {trial}" for dataset, target, trial in alone],
     )  # fmt: skip
 
 
-def interval_of_mean(clusters: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
-    """Bootstrap percentiles of the mean of all values, whole clusters being drawn anew."""
-    if len(clusters) < 2:
+def interval_of_mean(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
+) -> tuple[float | None, float | None]:
+    """Bootstrap percentiles of the mean of all values, whole clusters being drawn anew.
+
+    ``sums``, ``counts``: of the values of each cluster. None of a single cluster.
+    """
+    if len(sums) < 2:
         return None, None
-    sums = np.array([sum(cluster) for cluster in clusters])
-    counts = np.array([len(cluster) for cluster in clusters])
     draw = np.random.default_rng(SEED)
-    drawn = draw.integers(len(clusters), size=(RESAMPLES, len(clusters)))
+    drawn = draw.integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(low), float(high)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import pandas as pd
+import yaml
 
 from domainbed_carft.collect import environments, tables
 from domainbed_carft.collect.document import PLUS_MINUS, Grid
 from domainbed_carft.collect.records import Run
 from domainbed_carft.collect.settings import Group
 from domainbed_carft.collect.tables import Cell, Row, Table
+from domainbed_carft.errors import CarftError
 
 AVERAGE = "average"
+DECLARATION = "sweep.yaml"  # what `carft sweep launch` leaves in its output folder
 BACKBONE = "ViT-B/16"
 
 CAPTION = (
@@ -60,11 +63,13 @@ class Comparison(NamedTuple):
         return abs(self.difference) <= self.error if self.n > 1 else None
 
 
-def figures() -> list[Figure]:
-    """All published figures, in the order of the file."""
+def figures(wanted: Sequence[str] = ()) -> list[Figure]:
+    """Published figures in the order of the file; of the methods in ``wanted``, if any."""
     path = files("domainbed_carft") / "assets" / "published.csv"
-    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    return [Figure(r["method"], r["dataset"], float(r["accuracy"]), r["source"]) for r in rows]
+    with path.open(encoding="utf-8") as file:
+        table = pd.read_csv(file)
+    rows = table if not wanted else table[table["method"].isin(wanted)]
+    return [Figure(*row) for row in rows[list(Figure._fields)].itertuples(index=False)]
 
 
 def counterpart(run: Run) -> str | None:
@@ -81,7 +86,7 @@ def counterpart(run: Run) -> str | None:
 def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], list[str]]:
     """Our averages over targets beside the published, and remarks on what is not comparable."""
     known = {(figure.method, figure.dataset): figure for figure in figures()}
-    methods = {run.algorithm: counterpart(run) for run in group.runs}
+    methods = _counterparts(group.runs)
     found = []
     for table in built:
         if table.dataset != tables.AVERAGES:
@@ -90,10 +95,29 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
             cells = dict(zip(table.columns, row.cells, strict=True))
             cells |= _over_all(cells, known)
             for dataset, cell in cells.items():
-                figure = known.get((methods[row.algorithm] or "", dataset))
+                figure = known.get((_only(methods, row.algorithm, dataset), dataset))
                 if figure and cell.mean is not None and cell.error is not None:
                     found.append(_beside(table, row, dataset, cell, figure))
     return found, _remarks(group)
+
+
+_Counterparts = dict[tuple[str, str], dict[str, None]]  # (algorithm, data set) -> methods
+
+
+def _counterparts(runs: Iterable[Run]) -> _Counterparts:
+    """The published methods that runs are instances of, on each data set and on all together."""
+    found: _Counterparts = {}
+    for run in runs:
+        method = counterpart(run) or ""
+        for dataset in (run.dataset, AVERAGE):
+            found.setdefault((run.algorithm, dataset), {})[method] = None
+    return found
+
+
+def _only(methods: _Counterparts, algorithm: str, dataset: str) -> str:
+    """The method that all of them are instances of, "" if there is no such."""
+    found = list(methods.get((algorithm, dataset), ()))
+    return found[0] if len(found) == 1 else ""
 
 
 def _beside(table: Table, row: Row, dataset: str, cell: Cell, figure: Figure) -> Comparison:
@@ -108,15 +132,13 @@ def _over_all(cells: dict[str, Cell], known: Iterable[tuple[str, str]]) -> dict[
     """The average over the published data sets, where a row has the same trials of all."""
     wanted = list(dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE))
     mine = [cells[name] for name in wanted if name in cells]
-    trials = {tuple(sorted(cell.trials)) for cell in mine}
-    if len(mine) < len(wanted) or len(trials) != 1:
+    trials = pd.DataFrame([cell.trials for cell in mine])
+    if len(mine) < len(wanted) or trials.empty or trials.isna().any(axis=None):
         return {}
-    means = {t: float(np.mean([c.trials[t] for c in mine])) for t in sorted(mine[0].trials)}
-    if not means:
-        return {}
-    mean, error = tables.mean_and_error(value / 100 for value in means.values())
+    means = trials.mean().sort_index()
+    mean, error = tables.mean_and_error(means.to_numpy() / 100)
     missing = tuple(text for cell in mine for text in cell.missing)
-    return {AVERAGE: Cell(mean, error, len(means), missing, means)}
+    return {AVERAGE: Cell(mean, error, len(means), missing, dict(means))}
 
 
 def _remarks(group: Group) -> list[str]:
@@ -129,6 +151,12 @@ def _remarks(group: Group) -> list[str]:
         f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
         for backbone, names in backbones.items()
     ]
+    for (algorithm, dataset), methods in _counterparts(group.runs).items():
+        if len(methods) > 1 and dataset != AVERAGE:
+            remarks.append(
+                f"No published figure: {algorithm} on {dataset}, whose runs are instances of "
+                f"several: {', '.join(methods)}."
+            )
     without = {run.algorithm for run in group.runs if counterpart(run) is None}
     if without:
         names = ", ".join(environments.algorithms(without))
@@ -158,11 +186,29 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     return Grid(title, [*header, "Published as"], rows, [*notes, *_listed(sources)])
 
 
-def overview() -> Grid:
-    """All published figures: a row a method, a column a data set."""
-    columns = list(dict.fromkeys(figure.dataset for figure in figures()))
+def asked_for(folders: Iterable[Path | str]) -> list[str]:
+    """The published methods that the declared sweeps in ``folders`` are about: ``compare_with``."""
+    found: dict[str, None] = {}
+    for folder in folders:
+        path = Path(folder) / DECLARATION
+        if path.is_file():
+            try:
+                declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+                found |= dict.fromkeys(declared.get("compare_with", ()))
+            except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+                raise CarftError(
+                    f"{path} cannot be read ({error}); expected the copy of the declaration that "
+                    "`carft sweep launch` left there. Without that file all published figures count"
+                ) from error
+    return list(found)
+
+
+def overview(wanted: Sequence[str] = ()) -> Grid:
+    """Published figures: a row a method, a column a data set; of methods in ``wanted``, if any."""
+    shown = figures(wanted)
+    columns = list(dict.fromkeys(figure.dataset for figure in shown))
     methods: dict[str, dict[str, Figure]] = {}
-    for figure in figures():
+    for figure in shown:
         methods.setdefault(figure.method, {})[figure.dataset] = figure
     sources: dict[str, int] = {}
     rows = []

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
-from domainbed_carft.collect import environments, selection
+from domainbed_carft.collect import environments, frames, selection
 from domainbed_carft.collect.gaps import Gaps
-from domainbed_carft.collect.selection import Selected
+from domainbed_carft.collect.records import Planned, Run
 from domainbed_carft.collect.settings import Group
 
 AVERAGES = "Averages"
+_NO_TRIAL: pd.Series[float] = pd.Series(dtype=float)
 
 
 class Cell(NamedTuple):
@@ -58,12 +62,11 @@ class Table(NamedTuple):
         return sum(bool(cell.missing) for row in self.rows for cell in row.cells)
 
 
-def mean_and_error(values: Iterable[float]) -> tuple[float | None, float | None]:
-    """In percent, as DomainBed's collect_results computes them, to the last bit.
+def mean_and_error(accuracies: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """In percent of accuracies in [0, 1], as DomainBed's collect_results has them, to the last bit.
 
     The error is the standard deviation with divisor n (numpy's ddof 0) over the root of n.
     """
-    accuracies = np.fromiter(values, dtype=float)
     if not accuracies.size:
         return None, None
     # Divided before, not after: the last bit decides how a half is rounded.
@@ -74,47 +77,48 @@ def mean_and_error(values: Iterable[float]) -> tuple[float | None, float | None]
 def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
     gaps = Gaps(group.runs, group.planned)
-    labels = environments.labels(group.runs)
+    labels = environments.labels(group.runs, group.planned)
     result = []
     for method in methods:
-        selected = selection.select(group.runs, method)
         left_out = method != selection.IN_DOMAIN
-        own = [run for run in group.runs if bool(run.test_envs) == left_out]
-        names = {run.dataset: labels[run.dataset] for run in own}
-        names = {name: labels[name] for name in labels if name in names}
-        algorithms = environments.algorithms(run.algorithm for run in own)
+        jobs = itertools.chain[Run | Planned](group.runs, group.planned)
+        own = [job for job in jobs if bool(job.test_envs) == left_out]
+        names = {job.dataset for job in own}
+        algorithms = environments.algorithms(job.algorithm for job in own)
+        frame = frames.selected(group.runs, method)
+        cells = {key: _by_trial(rows) for key, rows in frame.groupby(frames.CELL, sort=False)}
         tables = [
-            _of_dataset(group, method, name, names[name], algorithms, selected, gaps)
-            for name in names
+            _of_dataset(group, method, name, labels[name], algorithms, cells, gaps)
+            for name in labels
+            if name in names
         ]
         if left_out and tables:
-            tables.append(_averages(group, method, tables, algorithms, selected))
+            tables.append(_averages(group, method, tables, algorithms, frame))
         result += tables
     return result
 
 
+def _by_trial(rows: pd.DataFrame) -> pd.Series[float]:
+    return rows.set_index("trial")["accuracy"]
+
+
 def _of_dataset(
     group: Group, method: str, dataset: str, labels: Sequence[str],
-    algorithms: Sequence[str], selected: Sequence[Selected], gaps: Gaps,
+    algorithms: Sequence[str], selected: Mapping[Any, pd.Series[float]], gaps: Gaps,
 ) -> Table:  # fmt: skip
-    values: dict[tuple[str, int], dict[int, float]] = {}
-    for one in selected:
-        if one.dataset == dataset:
-            cell = values.setdefault((one.algorithm, one.target), {})
-            cell[one.trial] = one.outcome.accuracy
     choices = gaps.choices(dataset, method)
     rows = []
     for algorithm in algorithms:
         if algorithm in choices:
             cells = [
                 _cell(
-                    values.get((algorithm, target), {}),
+                    selected.get((algorithm, dataset, target), _NO_TRIAL),
                     gaps.of(dataset, algorithm, target, method, len(labels)),
                 )
                 for target in range(len(labels))
             ]
         else:
-            cells = [_cell({}, ["no job of the algorithm on this data set"]) for _ in labels]
+            cells = [_cell(_NO_TRIAL, ["no job of the algorithm on this data set"]) for _ in labels]
         rows.append(Row(algorithm, cells, _average(cells)))
     notes = []
     if len(set(choices.values())) > 1:
@@ -125,35 +129,34 @@ def _of_dataset(
 
 def _averages(
     group: Group, method: str, tables: Sequence[Table], algorithms: Sequence[str],
-    selected: Sequence[Selected],
+    selected: pd.DataFrame,
 ) -> Table:  # fmt: skip
     """Over each trial's mean over targets, as far as it has them."""
-    reached: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for one in selected:
-        trials = reached.setdefault((one.algorithm, one.dataset), {})
-        trials.setdefault(one.trial, []).append(one.outcome.accuracy)
+    keys = ["algorithm", "dataset", "trial"]
+    # Not pandas' own mean, which sums in another order than numpy, and so than DomainBed.
+    means = selected.groupby(keys)["accuracy"].agg(lambda values: np.mean(values.to_numpy()))
+    reached = {key: rows.droplevel([0, 1]) for key, rows in means.groupby(keys[:2])}
     rows = []
     for algorithm in algorithms:
         cells = []
         for table in tables:
             (row,) = (row for row in table.rows if row.algorithm == algorithm)
-            found = reached.get((algorithm, table.dataset), {})
-            means = {trial: float(np.mean(found[trial])) for trial in sorted(found)}
             lacking = [
                 label for label, cell in zip(table.columns, row.cells, strict=True) if cell.missing
             ]
             missing = [f"incomplete in {table.dataset}: {', '.join(lacking)}"] if lacking else []
-            cells.append(_cell(means, missing))
+            cells.append(_cell(reached.get((algorithm, table.dataset), _NO_TRIAL), missing))
         rows.append(Row(algorithm, cells, _average(cells)))
     columns = [table.dataset for table in tables]
     return Table(group.title, method, AVERAGES, columns, rows, [])
 
 
-def _cell(accuracies: Mapping[int, float], missing: Sequence[str]) -> Cell:
-    mean, error = mean_and_error(accuracies.values())
+def _cell(accuracies: pd.Series[float], missing: Sequence[str]) -> Cell:
+    """Of accuracies in [0, 1] by trial."""
+    mean, error = mean_and_error(accuracies.to_numpy())
     if mean is None and not missing:
         missing = ["no accuracy on this environment was recorded"]
-    percent = {trial: 100 * value for trial, value in accuracies.items()}
+    percent = dict(zip(accuracies.index, (100 * accuracies).to_list(), strict=True))
     return Cell(mean, error, len(accuracies), tuple(missing), percent)
 
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     to_save = chosen(arguments.save, alphas)
     device = passes.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
-    folder = wise_ft_folder.Folder(arguments.output, backbone._sha256(opened.path))
+    folder = wise_ft_folder.Folder(arguments.output, backbone.sha256(opened.path))
     folder.require_free(to_save)
     splits = data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device)
