@@ -116,3 +116,15 @@ def trained(tmp_path_factory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory) -> Path:
+    """A folder of a user's pictures, "my pets", and beside it a job of each algorithm on them."""
+    import runs_jobs
+
+    folder = tmp_path_factory.mktemp("pets")
+    pictures = runs_jobs.write_pictures(folder / "my pets")
+    for algorithm in ("CARFT", "CLIPLinearProbe", "CLIPZeroShot"):
+        runs_jobs.train_job(folder / algorithm, pictures, algorithm)
+    return folder

@@ -155,6 +155,36 @@ def test_what_is_not_comparable_is_said(tmp_path):
     assert beside.rows[0][-1] == "ERM, random head [1]"
 
 
+def test_the_published_row_is_that_of_the_data_sets_own_runs(tmp_path):
+    for dataset, start in (("PACS", "random"), ("VLCS", "zero-shot")):
+        recorded = {"head_init": start, "clip_backbone": "ViT-B/16"}
+        collect_sweeps.write_sweep(
+            tmp_path / dataset, ["CLIPFineTune"], trials=1, choices=1, dataset=dataset,
+            recorded=recorded,
+        )  # fmt: skip
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    entries = page.document.sections["published"]["comparisons"]
+    assert {(e["dataset"], e["method"], e["published"]) for e in entries} == {
+        ("PACS", "ERM, random head", 83.4), ("VLCS", "ERM, zero-shot head", 83.0),
+    }  # fmt: skip
+    collect_sweeps.write_job(
+        tmp_path, "other", algorithm="CLIPFineTune", trial_seed=1,
+        recorded={"head_init": "zero-shot", "clip_backbone": "ViT-B/16"},
+    )  # fmt: skip
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    assert len(page.document.sections["published"]["comparisons"]) == 1
+    assert any(
+        note.startswith("No published figure: CLIPFineTune on PACS, whose runs are instances of")
+        for note in page.document.grids[-2].notes
+    )
+
+
+def test_an_algorithm_is_not_compared_with_itself(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    assert cli.main(["collect", str(tmp_path), "--paired", "ERM", "ERM"]) == 1
+    assert "--paired ERM ERM compares an algorithm with itself" in capsys.readouterr().err
+
+
 def top(capsys, *arguments):
     assert cli.main(["top", *map(str, arguments)]) == 0
     return json.loads(capsys.readouterr().out)

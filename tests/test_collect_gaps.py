@@ -115,3 +115,115 @@ def test_strict_fails_on_any_gap(tmp_path, capsys):
     lose(tmp_path, "ERM-0-0-0")
     assert cli.main([*command, "oracle"]) == 3
     assert cli.main(command[:2]) == 0
+
+
+def write_records(job, change):
+    """Rewrite a job's records as ``change`` returns them."""
+    path = job / "results.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(record)) + "\n" for record in records))
+
+
+def test_a_sweep_of_which_nothing_is_done_yet_is_not_whole(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1, done=False)
+    assert missing(tmp_path, "oracle") == []  # records alone, handed on without the other files
+    for job in tmp_path.iterdir():
+        (job / "out.txt").touch()
+    assert missing(tmp_path, "oracle") == [
+        "--test_envs 0 is not finished (no file done): in every trial"
+    ]
+
+
+def test_runs_that_all_ended_before_the_last_step_asked_for(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], steps=301)
+    assert missing(tmp_path, "oracle") == [
+        "--test_envs 0 stopped at step 200 of 300: in every trial"
+    ]
+
+
+def test_other_checkpoints_are_none_too_few(tmp_path):
+    many = {"checkpoint_freq": 100, "trials": 1, "choices": 1}
+    collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], **many)
+    for target in range(4):
+        collect_sweeps.write_job(
+            tmp_path / "b", str(target), at=(0, 200), test_envs=[target], trial_seed=1,
+            checkpoint_freq=200,
+        )  # fmt: skip
+    tables = collect_sweeps.tables(tmp_path, ignored=["checkpoint_freq"])
+    cell = collect_sweeps.cell(tables["", "oracle", "PACS"], "ERM", "A")
+    assert (cell["missing"], cell["n"]) == ([], 2)
+
+
+def test_jobs_only_described_have_rows_and_tables(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    args = json.loads((tmp_path / "ERM-0-0-0" / "results.jsonl").read_text().splitlines()[0])[
+        "args"
+    ]
+    for number, more in enumerate(({"algorithm": "Mixup"}, {"dataset": "VLCS", "test_envs": [1]})):
+        job = tmp_path / f"planned {number}"
+        job.mkdir()
+        (job / "job.json").write_text(json.dumps({"train_args": {**args, **more}}))
+    built = collect_sweeps.tables(tmp_path)
+    row = collect_sweeps.cell(built["", "oracle", "PACS"], "Mixup", "C")
+    assert row["missing"] == ["no job --test_envs 1: in every trial"]
+    vlcs = built["", "oracle", "VLCS"]
+    assert vlcs["columns"] == ["C", "L", "S", "V"]
+    lacking = collect_sweeps.cell(vlcs, "ERM", "L")
+    assert (lacking["mean"], lacking["missing"]) == (None, ["no job --test_envs 1: in every trial"])
+    assert cli.main(["collect", str(tmp_path), "--strict", "--select", "oracle"]) == 3
+
+
+def test_described_jobs_of_another_setting_are_no_missing_trials(tmp_path):
+    job = collect_sweeps.write_job(tmp_path, "finished")
+    args = json.loads((job / "results.jsonl").read_text().splitlines()[0])["args"]
+    planned = tmp_path / "planned"
+    planned.mkdir()
+    other = {**args, "trial_seed": 1, "holdout_fraction": 0.3}
+    (planned / "job.json").write_text(json.dumps({"train_args": other}))
+    built = collect_sweeps.tables(tmp_path)
+    cells = {
+        setting: collect_sweeps.cell(table, "ERM", "A")["missing"]
+        for (setting, method, dataset), table in built.items()
+        if (method, dataset) == ("oracle", "PACS")
+    }
+    assert cells == {
+        "holdout_fraction 0.2": [],
+        "holdout_fraction 0.3": ["no job --test_envs 0: in every trial"],
+    }
+
+
+def test_described_pairs_are_not_unheard_of(tmp_path):
+    job = collect_sweeps.write_job(tmp_path, "finished")
+    args = json.loads((job / "results.jsonl").read_text().splitlines()[0])["args"]
+    planned = tmp_path / "planned"
+    planned.mkdir()
+    (planned / "job.json").write_text(json.dumps({"train_args": {**args, "test_envs": [0, 1]}}))
+    assert missing(tmp_path, "leave-one-domain-out") == [
+        f"no job --test_envs {pair}: in every trial" for pair in ("0 1", "0 2", "0 3")
+    ]
+
+
+def test_what_is_no_number_is_not_the_best(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=2)
+    before = collect_sweeps.cell(collect_sweeps.tables(tmp_path)["", "oracle", "PACS"], "ERM", "A")
+    nan = {"env0_out_acc": float("nan"), "env1_out_acc": float("nan"), "env0_in_acc": 0.01}
+    write_records(tmp_path / "ERM-0-0-1", lambda record: {**record, **nan})
+    for method in ("oracle", "training-domain"):
+        table = collect_sweeps.tables(tmp_path)["", method, "PACS"]
+        cell = collect_sweeps.cell(table, "ERM", "A")
+        assert cell["mean"] > 20 and cell["n"] == before["n"] == 1
+        assert cell["missing"] == [
+            "--test_envs 0 has accuracies that are no numbers: trial 0 hparams_seed 1"
+        ]
+
+
+def test_a_mean_over_incomplete_cells_is_marked(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+    lose(tmp_path, "ERM-0-0-0")
+    (grid,) = (
+        grid
+        for grid in collect_sweeps.collect(tmp_path, methods=["oracle"]).document.grids
+        if grid.title.startswith("PACS")
+    )
+    assert grid.rows[0][1].endswith(" [1]") and grid.rows[0][-1].endswith(" [2]")
+    assert grid.notes[1] == "[2] a mean over cells of which some lack something."

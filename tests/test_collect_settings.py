@@ -93,3 +93,50 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     (tmp_path / "b" / "results.jsonl").unlink()
     with pytest.raises(CarftError, match="they differ: hparam lr None and 1"):
         collecting.gather([tmp_path], ignored=["hparams"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "environments", "expected"),
+    [
+        ("CARFT", ["b", "c"], ["environments a, b", "environments b, c"]),
+        ("ERM", ["b", "c"], ["environments a, b", "environments b, c"]),
+        ("ERM", ["a", "b", "c"], ["environments a, b", "environments a, b, c"]),
+        ("ERM", ["a", "b"], [""]),
+    ],
+)
+def test_other_environments_have_tables_of_their_own(tmp_path, algorithm, environments, expected):
+    """Also those of another algorithm: a column has one name."""
+    given = {"dataset": "./mine"}
+    collect_sweeps.write_job(tmp_path, "a", algorithm="CARFT", environments=["a", "b"], **given)
+    collect_sweeps.write_job(
+        tmp_path, "b", algorithm=algorithm, trial_seed=1, environments=environments, **given
+    )
+    assert titles(tmp_path) == expected
+    for (setting, *_), table in collect_sweeps.tables(tmp_path).items():
+        if table["dataset"] and setting:
+            assert setting == f"environments {', '.join(table['columns'])}"
+
+
+def test_what_is_ignored_is_so_also_where_it_was_set_by_hand(tmp_path):
+    collect_sweeps.write_job(tmp_path, "a", recorded={"protocol": "domainbed"})
+    clip = {"recorded": {"protocol": "clip"}, "hparams": '{"protocol": "clip"}'}
+    collect_sweeps.write_job(tmp_path, "b", trial_seed=1, **clip)
+    assert len(titles(tmp_path)) == 2
+    assert titles(tmp_path, ignored=["protocol"]) == [""]
+
+
+def test_one_is_one_point_zero(tmp_path):
+    collect_sweeps.write_job(tmp_path, "a", hparams='{"lr": 1}')
+    collect_sweeps.write_job(tmp_path, "b", trial_seed=1, hparams='{"lr": 1.0}')
+    assert titles(tmp_path) == [""]
+
+
+def test_a_job_run_again_in_its_folder_is_told_with_what_differs(tmp_path):
+    job = collect_sweeps.write_job(tmp_path, "job", recorded={"lr": 0.1})
+    again = collect_sweeps.write_job(tmp_path, "again", seed=1, recorded={"lr": 0.2})
+    with (job / "results.jsonl").open("a") as file:
+        file.write((again / "results.jsonl").read_text())
+    shutil.rmtree(again)
+    message = rf"- PACS ERM: {job} \(they differ: recorded hparams lr \(0.1, 0.2\)\)"
+    with pytest.raises(CarftError, match=rf"(?s)in one folder set the records.*{message}"):
+        collecting.gather([tmp_path])

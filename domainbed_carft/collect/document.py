@@ -21,6 +21,8 @@ CAPTION = (
     f"[k] marks a cell that lacks something; the note says what. {NOTHING}: no trial has a value.",
 )
 
+_OVER_GAPS = ("a mean over cells of which some lack something",)
+
 
 class Grid(NamedTuple):
     """A table as words: rows are as long as the header, and begin with their label."""
@@ -53,6 +55,8 @@ def grid(table: Table) -> Grid:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
         average = NOTHING if row.average is None else f"{row.average:.1f}"
+        if row.average is not None and any(cell.missing for cell in row.cells):
+            average += f" [{numbers.setdefault(_OVER_GAPS, len(numbers) + 1)}]"
         rows.append([row.algorithm, *cells, average])
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])

@@ -26,13 +26,14 @@ def notes(runs: Iterable[Run]) -> Iterator[str]:
         of_trial = "" if trial is None else f" of trial {trial}"
         yield (
             f"{algorithm} on {dataset}, hparams_seed {choice}{of_trial}: the hyperparameters "
-            f"differ between runs, in {_differences(texts)}."
+            f"differ between runs, in {differences(texts)}."
         )
     if len(several) > _SHOWN:
         yield f"... and so do {len(several) - _SHOWN} more choices of hyperparameters."
 
 
-def _differences(texts: Iterable[str]) -> str:
+def differences(texts: Iterable[str]) -> str:
+    """In which hyperparameters the JSON objects differ, and how; "" if they do not."""
     hparams = [json.loads(text) for text in texts]
     names = sorted({name for one in hparams for name in one})
     values = {

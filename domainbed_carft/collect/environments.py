@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from domainbed_carft import benchmarks
-from domainbed_carft.collect.records import Run
+from domainbed_carft.collect.records import Planned, Run
 
 # Of DomainBed's data sets those that are no benchmark (domainbed/datasets.py at b93c22a).
 _OTHERS = {
@@ -25,11 +25,12 @@ _ORDER = (
 _OURS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
 
 
-def labels(runs: Iterable[Run]) -> dict[str, tuple[str, ...]]:
+def labels(runs: Iterable[Run], planned: Iterable[Planned] = ()) -> dict[str, tuple[str, ...]]:
     """Data set -> labels of its environments, in the order of the tables.
 
     Those that a record tells, else the known ones if they are as many as the record has accuracies
-    of, else env0, env1, ...
+    of, else env0, env1, ... Of a data set that is only planned, the known ones, else as many as are
+    to be left out.
     """
     told: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
@@ -37,19 +38,28 @@ def labels(runs: Iterable[Run]) -> dict[str, tuple[str, ...]]:
         counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
         if run.environments:
             told.setdefault(run.dataset, run.environments)
+    least: dict[str, int] = {}
+    for job in planned:
+        if job.dataset not in counts:
+            last = max(job.test_envs, default=-1) + 1
+            least[job.dataset] = max(last, least.get(job.dataset, 0), len(_known(job.dataset)))
+    counts |= least
     ordered = [name for name in _ORDER if name in counts]
     ordered += [name for name in counts if name not in _ORDER]
     return {name: _labels(name, counts[name], told) for name in ordered}
 
 
 def _labels(name: str, count: int, told: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    known = _OTHERS.get(name, ())
-    if name in benchmarks.BENCHMARKS:
-        known = tuple(e.label for e in benchmarks.BENCHMARKS[name].environments)
-    for candidate in (told.get(name, ()), known):
+    for candidate in (told.get(name, ()), _known(name)):
         if len(candidate) == count:
             return candidate
     return tuple(f"env{i}" for i in range(count))
+
+
+def _known(name: str) -> tuple[str, ...]:
+    if name in benchmarks.BENCHMARKS:
+        return tuple(e.label for e in benchmarks.BENCHMARKS[name].environments)
+    return _OTHERS.get(name, ())
 
 
 def algorithms(names: Iterable[str]) -> list[str]:

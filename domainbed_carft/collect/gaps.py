@@ -13,7 +13,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from domainbed_carft.collect import environments
+import numpy as np
+
+from domainbed_carft.collect import environments, scan, selection
 from domainbed_carft.collect.jobs import identity
 from domainbed_carft.collect.records import Planned, Run
 from domainbed_carft.collect.selection import IN_DOMAIN, LEAVE_ONE_OUT
@@ -26,20 +28,21 @@ class Gaps:
 
     def __init__(self, runs: Sequence[Run], planned: Iterable[Planned] = ()) -> None:
         self.runs = {identity(run): run for run in runs}
+        self._reasons: dict[tuple[Any, ...], str] = {}  # each is asked for by several methods
         self._trials: dict[tuple[str, bool], set[int]] = {}
         self._choices: dict[tuple[str, str, bool], set[int]] = {}
-        self._with_pairs = {run.dataset for run in runs if len(run.test_envs) == 2}
+        self._with_pairs: set[str] = set()
         for job in itertools.chain[Run | Planned](runs, planned):
             left_out = bool(job.test_envs)
+            if len(job.test_envs) == 2:
+                self._with_pairs.add(job.dataset)
             self._trials.setdefault((job.dataset, left_out), set()).add(job.trial)
             key = (job.dataset, job.algorithm, left_out)
             self._choices.setdefault(key, set()).add(job.choice)
-        # Records are also handed on without the other files of their folders.
         self._marked = {os.path.dirname(run.folder) for run in runs if run.done}
-        self._steps: dict[tuple[str, str, bool], dict[float, None]] = {}
+        self._steps: dict[tuple[Any, ...], dict[float, None]] = {}
         for run in runs:
-            key = (run.dataset, run.algorithm, bool(run.test_envs))
-            self._steps.setdefault(key, {}).update(dict.fromkeys(run.steps))
+            self._steps.setdefault(_schedule(run), {}).update(dict.fromkeys(run.steps))
 
     def choices(self, dataset: str, method: str) -> dict[str, int]:
         """Algorithm -> how many choices of hyperparameters it has on a data set."""
@@ -66,7 +69,10 @@ class Gaps:
             wanted = [*wanted, *pairs]
         lacks: dict[str, _Places] = {}
         for envs, trial, choice in itertools.product(wanted, trials, choices):
-            if reason := self._reason(dataset, algorithm, envs, trial, choice):
+            job = (dataset, algorithm, envs, trial, choice)
+            if job not in self._reasons:
+                self._reasons[job] = self._reason(*job)
+            if reason := self._reasons[job]:
                 lacks.setdefault(reason, {}).setdefault(trial, []).append(choice)
         return [f"{why}: {_where(places, trials, choices)}" for why, places in lacks.items()]
 
@@ -76,14 +82,42 @@ class Gaps:
         run = self.runs.get((dataset, algorithm, frozenset(envs), trial, choice))
         if run is None:
             return f"no job {job}"
-        expected = self._steps[dataset, algorithm, bool(run.test_envs)]
+        expected = self._steps[_schedule(run)]
+        last, end = max(run.steps), max(*expected, _last_step(run))
+        if last < end:
+            return f"{job} stopped at step {last:g} of {end:g}"
         if len(run.steps) < len(expected):
-            last = max(run.steps)
-            if last < max(expected):
-                return f"{job} stopped at step {last:g} of {max(expected):g}"
             return f"{job} has {len(run.steps)} of {len(expected)} checkpoints"
-        unfinished = not run.done and os.path.dirname(run.folder) in self._marked
-        return f"{job} is not finished (no file done)" if unfinished else ""
+        if self._is_unfinished(run):
+            return f"{job} is not finished (no file done)"
+        return f"{job} has accuracies that are no numbers" if _has_nan(run) else ""
+
+    def _is_unfinished(self, run: Run) -> bool:
+        """Whether a file is lacking: records are also handed on without the others."""
+        if run.done:
+            return False
+        beside = (scan.OUTPUT, scan.DESCRIPTION)
+        return os.path.dirname(run.folder) in self._marked or any(
+            os.path.exists(os.path.join(run.folder, name)) for name in beside
+        )
+
+
+def _schedule(run: Run) -> tuple[Any, ...]:
+    """What runs have to share to have checkpoints at the same steps."""
+    amounts = (run.setting.get("steps"), run.setting.get("checkpoint_freq"))
+    return (run.dataset, run.algorithm, bool(run.test_envs), *amounts)
+
+
+def _last_step(run: Run) -> int:
+    """That of ``--steps``; -1 where the data set's own number counts, which is not recorded."""
+    steps = run.setting.get("steps", "")
+    return int(steps) - 1 if steps.isdigit() else -1
+
+
+def _has_nan(run: Run) -> bool:
+    """Whether the accuracy on an out-split, or on a target's in-split, is no number anywhere."""
+    ins, outs = selection.accuracies(run)
+    return bool(np.isnan(outs).any() or np.isnan(ins[:, list(run.test_envs)]).any())
 
 
 def _where(places: _Places, trials: Sequence[int], choices: Sequence[int]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from domainbed_carft.collect import drift
 from domainbed_carft.collect.faults import Fault
 from domainbed_carft.collect.records import Run
 from domainbed_carft.errors import CarftError
@@ -42,8 +43,8 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
     if problems:
         raise CarftError(
             f"{len(problems)} jobs were run twice under the same settings, and came to different "
-            "records; expected one folder a job. Move one of each away, or collect them apart:\n"
-            + "\n".join(problems)
+            "records; expected one run a job. Of two folders move one away, or collect them apart; "
+            "in one folder set the records that do not count aside:\n" + "\n".join(problems)
         )
     return [run for run in runs if id(run) not in passed_over], faults
 
@@ -59,7 +60,7 @@ def _kept(same: Sequence[Run]) -> Run | None:
     return first if equal else None
 
 
-def _problem(same: Iterable[Run]) -> str:
+def _problem(same: Sequence[Run]) -> str:
     first, *others = same
     parts = [
         f"{part} {first.setting.get(part)} and {run.setting.get(part)}"
@@ -68,6 +69,8 @@ def _problem(same: Iterable[Run]) -> str:
         if first.setting.get(part) != run.setting.get(part)
     ]
     parts += [f"seed {first.seed} and {run.seed}" for run in others if run.seed != first.seed]
-    folders = ", ".join(run.folder for run in (first, *others))
+    if drifted := drift.differences(dict.fromkeys(run.hparams for run in same)):
+        parts.append(f"recorded hparams {drifted}")
+    folders = ", ".join(dict.fromkeys(run.folder for run in same))
     difference = "; ".join(parts) or "in no argument"
     return f"- {first.dataset} {first.algorithm}: {folders} (they differ: {difference})"

@@ -49,8 +49,10 @@ class Difference(NamedTuple):
 def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
     """``a`` minus ``b`` in each group that has pairs, by each method.
 
-    Raises CarftError, naming what there is, where no group has any.
+    Raises CarftError, naming what there is, where no group has any, or for one and the same.
     """
+    if a == b:
+        raise CarftError(f"--paired {a} {b} compares an algorithm with itself; expected two")
     found = []
     for group in groups:
         labels = environments.labels(group.runs)

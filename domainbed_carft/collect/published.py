@@ -86,7 +86,7 @@ def counterpart(run: Run) -> str | None:
 def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], list[str]]:
     """Our averages over targets beside the published, and remarks on what is not comparable."""
     known = {(figure.method, figure.dataset): figure for figure in figures()}
-    methods = {run.algorithm: counterpart(run) for run in group.runs}
+    methods = _counterparts(group.runs)
     found = []
     for table in built:
         if table.dataset != tables.AVERAGES:
@@ -95,10 +95,29 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
             cells = dict(zip(table.columns, row.cells, strict=True))
             cells |= _over_all(cells, known)
             for dataset, cell in cells.items():
-                figure = known.get((methods[row.algorithm] or "", dataset))
+                figure = known.get((_only(methods, row.algorithm, dataset), dataset))
                 if figure and cell.mean is not None and cell.error is not None:
                     found.append(_beside(table, row, dataset, cell, figure))
     return found, _remarks(group)
+
+
+_Counterparts = dict[tuple[str, str], dict[str, None]]  # (algorithm, data set) -> methods
+
+
+def _counterparts(runs: Iterable[Run]) -> _Counterparts:
+    """The published methods that runs are instances of, on each data set and on all together."""
+    found: _Counterparts = {}
+    for run in runs:
+        method = counterpart(run) or ""
+        for dataset in (run.dataset, AVERAGE):
+            found.setdefault((run.algorithm, dataset), {})[method] = None
+    return found
+
+
+def _only(methods: _Counterparts, algorithm: str, dataset: str) -> str:
+    """The method that all of them are instances of, "" if there is no such."""
+    found = list(methods.get((algorithm, dataset), ()))
+    return found[0] if len(found) == 1 else ""
 
 
 def _beside(table: Table, row: Row, dataset: str, cell: Cell, figure: Figure) -> Comparison:
@@ -132,6 +151,12 @@ def _remarks(group: Group) -> list[str]:
         f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
         for backbone, names in backbones.items()
     ]
+    for (algorithm, dataset), methods in _counterparts(group.runs).items():
+        if len(methods) > 1 and dataset != AVERAGE:
+            remarks.append(
+                f"No published figure: {algorithm} on {dataset}, whose runs are instances of "
+                f"several: {', '.join(methods)}."
+            )
     without = {run.algorithm for run in group.runs if counterpart(run) is None}
     if without:
         names = ", ".join(environments.algorithms(without))

@@ -110,7 +110,7 @@ def _training_domain(test: Test, choice: int) -> Outcome | None:
         return None
     # A row in one piece is summed in numpy's order for a list, as DomainBed sums.
     validation = np.ascontiguousarray(outs[:, training]).mean(axis=1)
-    best = int(validation.argmax())
+    best = _best(validation)
     return _at(test, choice, best, validation[best], [run])
 
 
@@ -134,8 +134,13 @@ def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
     if not len(left_out):
         return None
     validation = np.ascontiguousarray(left_out).sum(axis=1) / len(others)
-    best = int(validation.argmax())
+    best = _best(validation)
     return _at(test, choice, int(places[0][best]), validation[best], runs)
+
+
+def _best(validation: Floats) -> int:
+    """The first of the highest; what is no number is not the highest, though numpy's argmax is."""
+    return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
 
 
 def _common_places(runs: Sequence[Run]) -> list[Sequence[int] | npt.NDArray[np.intp]]:
@@ -152,9 +157,9 @@ def _common_places(runs: Sequence[Run]) -> list[Sequence[int] | npt.NDArray[np.i
 def _at(
     test: Test, choice: int, row: int, validation: float, runs: Sequence[Run]
 ) -> Outcome | None:
-    """The outcome at one checkpoint; none if the target's accuracy was not measured there."""
+    """The outcome at one checkpoint; none if an accuracy that it needs is no number."""
     accuracy = float(accuracies(runs[0])[0][row, test.target])
-    if accuracy != accuracy:
+    if np.isnan(accuracy) or np.isnan(validation):
         return None
     return Outcome(choice, runs[0].steps[row], float(validation), accuracy, runs)
 

@@ -1,7 +1,8 @@
 """Under which settings a run was made, and which runs may therefore be averaged.
 
 What is chosen by seeds, by trial or by target is no setting. A setting is what two runs of one
-algorithm on one data set have to share, or their mean would mean nothing.
+algorithm on one data set have to share, or their mean would mean nothing. The environments are
+what all runs on a data set have to share, or a column would mean nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
 DEFAULT = "default"
 UNKNOWN = "not recorded"
+ENVIRONMENTS = "environments"
 # What can be left out of account by name, and how the names of parts begin.
-KINDS = {
-    **{name: name for name in ARGUMENTS},
-    "hparams": "hparam ",
-    "protocol": "protocol",
-    "data_edition": "data edition",
-    "versions": "version of ",
+KINDS: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ARGUMENTS},
+    "hparams": ("hparam ",),
+    "protocol": ("protocol", "hparam protocol"),
+    "data_edition": ("data edition", "hparam data_edition"),
+    "versions": ("version of ",),
 }
 
 
@@ -38,7 +40,7 @@ def of(
         value = args.get(name, UNKNOWN)
         parts[name] = DEFAULT if value is None else str(value)
     for name, value in _overrides(args.get("hparams")).items():
-        parts[f"hparam {name}"] = json.dumps(value, sort_keys=True)
+        parts[f"hparam {name}"] = json.dumps(_same_number(value), sort_keys=True)
     if "protocol" in hparams:
         parts["protocol"] = str(hparams["protocol"])
     edition = edition or hparams.get("data_edition")
@@ -57,18 +59,38 @@ def _overrides(given: Any) -> Mapping[str, Any]:
     return given if isinstance(given, dict) else {}
 
 
+def _same_number(value: Any) -> Any:
+    """1.0 as 1: as an hparam they are the same."""
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
+
+
 def value(setting: Mapping[str, str], part: str) -> str:
     """A part's value; an hparam that is not overridden is the default."""
     return setting.get(part, DEFAULT if part.startswith("hparam ") else UNKNOWN)
 
 
 class Group(NamedTuple):
-    """Runs that may be averaged, what sets them apart from the other groups, and remarks."""
+    """Runs that may be averaged, what sets them apart from the other groups, and remarks.
+
+    ``planned``: jobs without a record that belong to them; there may be nothing but these.
+    """
 
     title: str
     runs: Sequence[Run]
     planned: Sequence[Planned]
     notes: Sequence[str]
+
+
+class _Job(NamedTuple):
+    """A run, or a planned job, and its setting, of which the environments are a part."""
+
+    job: Run | Planned
+    setting: Mapping[str, str]
+
+    @property
+    def of_whom(self) -> tuple[str, str]:
+        return self.job.dataset, self.job.algorithm
 
 
 def groups(
@@ -79,18 +101,41 @@ def groups(
     Algorithms, or data sets, that each have one setting but not the same stay together, for no cell
     mixes them; a note says in what they differ. ``ignored``: keys of KINDS that do not count.
     """
-    starts = tuple(KINDS[name] for name in ignored)
-    parts = [p for p in _conflicts(runs) if not (starts and p.startswith(starts))]
-    parts = _telling(parts, runs)
-    members: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        members.setdefault(_key(run.setting, parts), []).append(run)
+    starts = tuple(start for name in ignored for start in KINDS[name])
+    ran = [_Job(run, {**run.setting, ENVIRONMENTS: _environments(run)}) for run in runs]
+    waiting = [_Job(job, job.setting) for job in planned]
+    parts = [p for p in _conflicts(ran, waiting) if not (starts and p.startswith(starts))]
+    parts = _telling(parts, [*ran, *waiting])
+    members: dict[tuple[str, ...], list[_Job]] = {}
+    for job in ran:
+        members.setdefault(_key(job.setting, parts), []).append(job)
+    places = _places(waiting, parts, members)
     result = []
-    for key in sorted(members):
+    for key in sorted({*members, *places}):
         title = ", ".join(f"{part} {word}" for part, word in zip(parts, key))
-        mine = [p for p in planned if _agrees(p.setting, parts, key)]
-        result.append(Group(title, members[key], mine, list(_notes(members[key], starts))))
+        mine = members.get(key, [])
+        there = [one.job for one in mine]
+        notes = list(_notes(mine, starts))
+        result.append(Group(title, there, places.get(key, []), notes))  # type: ignore[arg-type]
     return result
+
+
+def _environments(run: Run) -> str:
+    """Their names, where the records tell them; else how many there are."""
+    return ", ".join(run.environments) or str(run.n_environments)
+
+
+def _places(
+    waiting: Iterable[_Job], parts: Sequence[str], known: Iterable[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[Planned]]:
+    """The groups that planned jobs belong to, which may be groups of their own."""
+    known = list(known)
+    found: dict[tuple[str, ...], list[Planned]] = {}
+    for one in waiting:
+        fitting = [key for key in known if _agrees(one.setting, parts, key)]
+        for key in fitting or [_key(one.setting, parts)]:
+            found.setdefault(key, []).append(one.job)  # type: ignore[arg-type]
+    return found
 
 
 def _key(setting: Mapping[str, str], parts: Sequence[str]) -> tuple[str, ...]:
@@ -100,31 +145,43 @@ def _key(setting: Mapping[str, str], parts: Sequence[str]) -> tuple[str, ...]:
 def _agrees(setting: Mapping[str, str], parts: Sequence[str], key: Sequence[str]) -> bool:
     """Whether a job not yet run may belong there: some parts are known from records only."""
     known = [value(setting, part) for part in parts]
-    return all(word in (wanted, UNKNOWN) for word, wanted in zip(known, key))
+    return all(UNKNOWN in (word, wanted) or word == wanted for word, wanted in zip(known, key))
 
 
-def _by_algorithm(runs: Iterable[Run]) -> dict[tuple[str, str], list[Mapping[str, str]]]:
+def _by_algorithm(jobs: Iterable[_Job]) -> dict[tuple[str, str], list[Mapping[str, str]]]:
     """Different settings of each (data set, algorithm)."""
     found: dict[tuple[str, str], dict[tuple[Any, ...], Mapping[str, str]]] = {}
-    for run in runs:
-        different = found.setdefault((run.dataset, run.algorithm), {})
-        different.setdefault(tuple(run.setting.items()), run.setting)
+    for one in jobs:
+        different = found.setdefault(one.of_whom, {})
+        different.setdefault(tuple(one.setting.items()), one.setting)
     return {key: list(different.values()) for key, different in found.items()}
 
 
-def _conflicts(runs: Sequence[Run]) -> list[str]:
-    """Parts of which some algorithm has several values on some data set."""
+def _conflicts(ran: Sequence[_Job], waiting: Sequence[_Job]) -> list[str]:
+    """Parts of which some algorithm, or of environments some data set, has several values."""
     found: dict[str, None] = {}
-    for different in _by_algorithm(runs).values():
+    environments: dict[str, set[str]] = {}
+    settings = _by_algorithm(ran)
+    for (dataset, _), different in settings.items():
         for part in dict.fromkeys(part for setting in different for part in setting):
-            if len({value(setting, part) for setting in different}) > 1:
+            values = {value(setting, part) for setting in different}
+            if part == ENVIRONMENTS:
+                values |= environments.setdefault(dataset, set())
+                environments[dataset] = values
+            if len(values) > 1:
+                found[part] = None
+    for of_whom, different in _by_algorithm(waiting).items():
+        for part in dict.fromkeys(part for setting in different for part in setting):
+            there = {value(setting, part) for setting in settings.get(of_whom, [])}
+            wanted = {value(setting, part) for setting in different} - {UNKNOWN}
+            if there and UNKNOWN not in there and wanted - there:
                 found[part] = None
     return list(found)
 
 
-def _telling(parts: list[str], runs: Sequence[Run]) -> list[str]:
+def _telling(parts: list[str], jobs: Sequence[_Job]) -> list[str]:
     """Without those parts, the last first, that tell nothing apart that the others do not."""
-    settings = {tuple(run.setting.items()): run.setting for run in runs}.values()
+    settings = {tuple(one.setting.items()): one.setting for one in jobs}.values()
     for part in reversed(parts):
         without = [other for other in parts if other != part]
         if without and _distinct(settings, without) == _distinct(settings, parts):
@@ -136,11 +193,13 @@ def _distinct(settings: Iterable[Mapping[str, str]], parts: Sequence[str]) -> in
     return len({_key(setting, parts) for setting in settings})
 
 
-def _notes(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]:
+def _notes(jobs: Sequence[_Job], ignored: tuple[str, ...]) -> Iterator[str]:
     """In what the settings of a group's algorithms and data sets differ."""
-    settings = _by_algorithm(runs)
+    settings = _by_algorithm(jobs)
     parts = dict.fromkeys(p for different in settings.values() for s in different for p in s)
     for part in parts:
+        if part == ENVIRONMENTS:  # each data set has its own, which name the columns
+            continue
         # Each data set has an edition of its own.
         apart = part == "data edition"
         for dataset in dict.fromkeys(name for name, _ in settings) if apart else [None]:

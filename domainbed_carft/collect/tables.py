@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from domainbed_carft.collect import environments, frames, selection
 from domainbed_carft.collect.gaps import Gaps
+from domainbed_carft.collect.records import Planned, Run
 from domainbed_carft.collect.settings import Group
 
 AVERAGES = "Averages"
@@ -75,13 +77,14 @@ def mean_and_error(accuracies: npt.NDArray[np.float64]) -> tuple[float | None, f
 def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
     gaps = Gaps(group.runs, group.planned)
-    labels = environments.labels(group.runs)
+    labels = environments.labels(group.runs, group.planned)
     result = []
     for method in methods:
         left_out = method != selection.IN_DOMAIN
-        own = [run for run in group.runs if bool(run.test_envs) == left_out]
-        names = {run.dataset for run in own}
-        algorithms = environments.algorithms(run.algorithm for run in own)
+        jobs = itertools.chain[Run | Planned](group.runs, group.planned)
+        own = [job for job in jobs if bool(job.test_envs) == left_out]
+        names = {job.dataset for job in own}
+        algorithms = environments.algorithms(job.algorithm for job in own)
         frame = frames.selected(group.runs, method)
         cells = {key: _by_trial(rows) for key, rows in frame.groupby(frames.CELL, sort=False)}
         tables = [

@@ -48,11 +48,11 @@ def splits(run: Run, data_dir: str | None = None) -> list[Split]:
 
     Raises CarftError where the data is not there, or is not that of the run.
     """
+    targets = _targets(run)
     hparams = copy.deepcopy(dict(run.hparams))
     dataset = _dataset(run, data_dir, hparams)
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     _require_same_data(run, dataset, seen)
-    targets = [int(index) for index in run.args["test_envs"]]
     named = _divided(run, dataset, targets)
     names = _environment_names(dataset, seen)
     steps = run.args.get("steps") or dataset.N_STEPS
@@ -72,6 +72,18 @@ def same_pictures(run: Run) -> bool:
     return _drawing() is not None and "keep_weights" in run.args
 
 
+def _targets(run: Run) -> list[int]:
+    """The indices of the test environments."""
+    found = run.args.get("test_envs")
+    whole = isinstance(found, list) and all(isinstance(index, int) for index in found)
+    if not whole or "dataset" not in run.args:
+        raise CarftError(
+            f"{run.path} does not say by which data set and test environments it was trained, as "
+            f"DomainBed's train does (args: dataset, test_envs); found {dict(run.args)}"
+        )
+    return list(found or ())
+
+
 def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
     """The data set as `train` builds it, which may draw: after seeding everything."""
     from domainbed import datasets
@@ -89,7 +101,8 @@ def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CarftError(
             f"the data set {name} of {run.path} cannot be read from {folder or 'no folder'}: "
-            f"{reason} Give the folder that it lies in as --data_dir"
+            f"{reason} Give the folder that it lies in as --data_dir; a data set that is a path "
+            "has to be where it was"
         ) from error
 
 

@@ -126,6 +126,8 @@ def _step(content: Mapping[str, Any], file: Path) -> int | None:
     """The step of the weights, which ``--save_model_every_checkpoint`` tells by the file's name."""
     if "best_step" in content:
         return int(content["best_step"])
+    if content.get("wise_ft_step") is not None:
+        return int(content["wise_ft_step"])
     named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)
     return int(named[1]) if named else None
 

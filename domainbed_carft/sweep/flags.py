@@ -77,6 +77,15 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_logs(parser: argparse.ArgumentParser) -> None:
+    """Where jobs log to beside their records, which is no part of what they are."""
+    parser.add_argument(
+        "--log", nargs="+", choices=("tensorboard", "wandb"), metavar="NAME",
+        help="tensorboard, wandb or both: where jobs started now log their scalars, too (default: "
+        "what DOMAINBED_LOG says)",
+    )  # fmt: skip
+
+
 def launcher_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, whichever launcher's they are."""
     names = {field.name for options in OPTIONS.values() for field in dataclasses.fields(options)}

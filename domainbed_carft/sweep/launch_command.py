@@ -19,6 +19,7 @@ from domainbed_carft.sweep import (
     flags,
     host,
     launching,
+    logs,
     schedules,
     states,
     text,
@@ -52,6 +53,7 @@ def launch(arguments: argparse.Namespace) -> int:
     chosen = launching.needed(statuses, arguments.unknown)
     kept = arguments.keep_weights
     environment = {KEEP_WEIGHTS: kept} if kept else {}
+    environment |= logs.environment(arguments.log or (), arguments.output_dir)
     print(f"{declared.name}: {text.number(len(statuses), 'job')}: {text.counted(statuses)}.")
     _tell_of_others(statuses, arguments)
     if arguments.launcher == "dummy":
@@ -105,6 +107,7 @@ def _checked(arguments: argparse.Namespace) -> tuple[Declaration, str, Launcher]
         elif arguments.launcher in RUN_HERE and not arguments.dry_run:
             for name in declared.datasets:
                 problems += host.data_problems(name, data_dir)
+    problems += logs.problems(arguments.log or ())
     if arguments.measure and not arguments.dry_run:
         problems.append("--measure belongs to --dry-run")
     raise_for(problems)

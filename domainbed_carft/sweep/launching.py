@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import launchers
-from domainbed_carft.sweep import host, jobs, output, states
+from domainbed_carft.sweep import host, jobs, logs, output, states
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.problems import raise_for
 from domainbed_carft.sweep.states import Status
@@ -83,7 +83,8 @@ def run(
 
 def command(status: Status, environment: Mapping[str, str]) -> str:
     """A job's command, with these variables written before it, as launchers and shells take it."""
-    words = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    variables = logs.of_variant(environment, status.job.variant)
+    words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     return " ".join([*words, status.job.command])
 
 

@@ -45,6 +45,7 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         help="also launch jobs that another tool began; see first that none of them runs",
     )  # fmt: skip
     flags.add_weights(parser)
+    flags.add_logs(parser)
     flags.add_launchers(parser)
     flags.add_domainbeds(parser)
     parser.set_defaults(run=_runner("launch"))

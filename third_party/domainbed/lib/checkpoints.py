@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from domainbed.lib import resume
+from domainbed.lib import resume, scalar_logs
 
 KEEP = ("both", "last", "best", "none")
 
@@ -45,6 +45,8 @@ class Files:
         self._records_path = os.path.join(args.output_dir, "results.jsonl")
         self._keep = "none" if args.skip_model_save else args.keep_weights
         self._records = self._earlier_records()
+        self._logs: scalar_logs.Logs | None = None
+        self._begins_at = len(self._records)  # this run, in the records
         self._step = -1
         self._best_step = -1
         self._best_accuracy = -1.0
@@ -74,12 +76,19 @@ class Files:
         Doing it again changes nothing.
         """
         _extend(self._records_path, self._records)
+        if self._logs is not None:
+            self._logs.catch_up(self._records[self._begins_at :])
         if self._keep == "none" or self._step != steps_done - 1:
             return
         if self._args.save_model_every_checkpoint:
             self._save(f"model_step{self._step}.pkl")
         if self._best_step == self._step and self._keep in ("both", "best"):
             self._save("model_best.pkl", best_step=self._best_step)
+
+    def log_to(self, logs: scalar_logs.Logs) -> None:
+        """Log the records of this run, those so far and all that are going to be published."""
+        logs.begin(self._records[self._begins_at :])
+        self._logs = logs
 
     def finish(self) -> None:
         """Write the last weights, and the file that says that the run is done."""
@@ -93,6 +102,7 @@ class Files:
         """What the state of the run has to hold of this."""
         return {
             "records": self._records,
+            "begins_at": self._begins_at,
             "step": self._step,
             "best_step": self._best_step,
             "best_accuracy": self._best_accuracy,
@@ -101,6 +111,7 @@ class Files:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` returned; `publish` then brings the files in line with it."""
         self._records = state["records"]
+        self._begins_at = state.get("begins_at", 0)  # states of before there were logs have none
         self._step = state["step"]
         self._best_step, self._best_accuracy = state["best_step"], state["best_accuracy"]
         present = os.path.exists(os.path.join(self._args.output_dir, "model_best.pkl"))
@@ -133,8 +144,9 @@ def _identity_in(line: str) -> dict[str, Any] | None:
 
 
 def begin_anew(folder: str) -> None:
-    """Delete what an interrupted run left to go on from; set its records aside."""
+    """Delete what an interrupted run left to go on from, and logs; set its records aside."""
     resume.StateFile(folder).remove()
+    scalar_logs.forget(folder)
     for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
         if os.path.basename(path).startswith("model") and path.endswith((".pkl", ".part")):
             os.unlink(path)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
-from domainbed.lib import names
+from domainbed.lib import names, scalar_logs
 from domainbed.lib.errors import UsageError
 
 TASKS = ("domain_generalization", "domain_adaptation")
@@ -143,6 +143,7 @@ def launch_problems(args: argparse.Namespace) -> list[str]:
     """
     problems = command_launchers.problems(args.command_launcher)
     problems += holdout_problems(args.holdout_fraction)
+    problems += scalar_logs.problems(args.log)
     if args.task == "domain_adaptation":
         problems.append(
             "--task domain_adaptation needs unlabeled items, and a sweep's jobs have none: only "

@@ -22,7 +22,7 @@ from typing import Any
 
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
-from domainbed.lib import checks, errors, job_lock, misc, own_data
+from domainbed.lib import checks, errors, job_lock, misc, own_data, scalar_logs
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -194,6 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--holdout_fraction", type=float, default=0.2)
     parser.add_argument("--single_test_envs", action="store_true")
     parser.add_argument("--skip_confirmation", action="store_true")
+    scalar_logs.add_flag(parser)
     return parser
 
 
@@ -221,8 +222,7 @@ def check(args: argparse.Namespace) -> None:
 
 def ask_for_confirmation() -> None:
     """Leave the program unless the user says yes."""
-    answer = input("Are you sure? (y/n) ").strip().lower()
-    if answer.startswith("y"):
+    if input("Are you sure? (y/n) ").strip().lower().startswith("y"):
         return
     print("Nevermind!")
     raise SystemExit(0)
@@ -254,6 +254,7 @@ def run(args: argparse.Namespace) -> int:
                 "goes on by its own command, or anew after delete_incomplete and launch.",
                 file=sys.stderr,
             )
+        scalar_logs.hand_on(args.log, args.output_dir)
         return 1 if Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher]) else 0
     Job.delete(chosen)
     return 0

@@ -1,7 +1,7 @@
 """Train one algorithm on one data set: `python -m domainbed.scripts.train --help`.
 
 Flags, their defaults and the printed text are those of upstream file domainbed/scripts/train.py
-at b93c22a; `--workers`, `--keep_weights` and `--restart` are ours.
+at b93c22a; `--workers`, `--keep_weights`, `--log` and `--restart` are ours.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from domainbed.lib import (
     own_data,
     preparation,
     resume,
+    scalar_logs,
     stopping,
     training,
 )
@@ -66,9 +67,10 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart",
         action="store_true",
-        help="begin anew: delete state and weights that a run left in --output_dir, and set its "
-        "records aside in results-1.jsonl",
+        help="begin anew: delete state, weights and logs that a run left in --output_dir, and set "
+        "its records aside in results-1.jsonl",
     )
+    scalar_logs.add_flag(parser)
 
 
 def _add_seeds(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +102,7 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
     """Raise a UsageError that lists everything wrong with the command line."""
     unknown_dataset = checks.dataset_problems(args.dataset)
     problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
@@ -117,6 +119,7 @@ def check(args: argparse.Namespace) -> None:
         )
     for flag, least in (("steps", 0), ("checkpoint_freq", 0), ("workers", 0)):
         problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
+    problems += scalar_logs.problems(log_to)
     checks.require(problems)
 
 
@@ -136,9 +139,9 @@ def print_environment() -> None:
         print(f"\t{name}: {version}")
 
 
-def run(args: argparse.Namespace, lock: job_lock.JobLock) -> None:
+def run(args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str]) -> None:
     """Check, load, train."""
-    check(args)
+    check(args, log_to)
     print_environment()
     _print_sorted("Args:", vars(args))
     with stopping.StopSignals() as stop:
@@ -149,7 +152,9 @@ def run(args: argparse.Namespace, lock: job_lock.JobLock) -> None:
         dataset, environments = preparation.load_environments(args, hparams)
         job = training.Run(args, hparams, dataset, environments, state, stop, lock)
         print(f"Workers: {job.n_workers}")
-        job.train()
+        with scalar_logs.Logs(log_to, vars(args), hparams) as logs:
+            job.files.log_to(logs)
+            job.train()
 
 
 def _print_sorted(title: str, values: dict[str, object]) -> None:
@@ -165,13 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     told to stop by a signal, with all saved to go on; 130 if interrupted, as a shell says it.
     """
     args = build_parser().parse_args(argv)
-    restart = vars(args).pop("restart")  # no argument of the run, hence none of its records
+    # No arguments of the run, hence in none of its records.
+    restart, log_to = vars(args).pop("restart"), vars(args).pop("log")
     try:
         os.makedirs(args.output_dir, exist_ok=True)
         with job_lock.JobLock(args.output_dir) as lock, misc.tee_output(args.output_dir):
             if restart:
                 checkpoints.begin_anew(args.output_dir)
-            return _run_and_tell(args, lock)
+            return _run_and_tell(args, lock, log_to)
     except job_lock.LockedError as error:
         print(f"train: {error}", file=sys.stderr)  # not into the err.txt of the other
         return job_lock.STATUS
@@ -184,14 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run_and_tell(args: argparse.Namespace, lock: job_lock.JobLock) -> int:
+def _run_and_tell(args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str]) -> int:
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
-        run(args, lock)
+        run(args, lock, log_to)
     except errors.UsageError as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
-    except resume.ResumeError as error:
+    except (resume.ResumeError, scalar_logs.LogError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     except stopping.Stopped as signal:

@@ -1,0 +1,70 @@
+"""Where results go: standard output, or a file that is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from domainbed_carft import cache
+from domainbed_carft.errors import CarftError
+
+
+def require_file(path: Path | None) -> None:
+    """Raise CarftError, before anything takes time, if ``path`` is a folder."""
+    if path is not None and path.is_dir():
+        raise CarftError(f"--output {path} is a folder; expected the name of a file")
+
+
+def write(text: str, path: Path | None) -> None:
+    """Write ``text`` to ``path``, to standard output without one."""
+    if path is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        save(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Let ``write_to`` make a file beside ``path``, then rename it.
+
+    Raises CarftError where it cannot be written; what was there before is untouched then.
+    """
+    try:
+        cache.write(path, write_to)
+    except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
+        raise CarftError(
+            f"{path} cannot be written: {error}. Expected a place in a folder that may be written "
+            "to, with room on its disk"
+        ) from error
+
+
+@contextlib.contextmanager
+def stream(path: Path | None) -> Iterator[TextIO]:
+    """A text file to write line after line, standard output without a path.
+
+    The file is called ``path`` once the block is done, and has ``.part`` behind its name before.
+    Raises CarftError where it cannot be written.
+    """
+    if path is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        raise CarftError(
+            f"{path} cannot be written: {error}. Expected a place in a folder that may be written "
+            f"to, with room on its disk; what was done is in {part}, if that is there"
+        ) from error
+
+
+def shown(path: str) -> str:
+    """A path on one line that any terminal takes; escaped where it has other characters."""
+    return path if path.isprintable() else ascii(path)

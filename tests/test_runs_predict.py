@@ -1,0 +1,234 @@
+"""`carft predict`: the probabilities of pictures of any name and kind; broken ones are told."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from domainbed import datasets
+from PIL import Image, ImageFile
+from torchvision.datasets.folder import default_loader
+
+from domainbed_carft import cli, images, objective, protocol
+from domainbed_carft.runs import pictures, predicting, saved
+
+
+def predict(capfd, run, *paths, status=0, flags=()):
+    """The objects of the JSON Lines that are printed; and what is on stderr."""
+    arguments = [str(run), *map(str, paths), "--format", "jsonl", "--device", "cpu", *flags]
+    assert cli.main(["predict", *arguments]) == status
+    out, err = capfd.readouterr()
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def noise(path, mode="RGB", seed=0, size=(30, 20), **how):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **how)
+    return path
+
+
+def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
+    """Through DomainBed's own data set, and through ours."""
+    run = saved.open_run(pets / "CARFT")
+    folder = datasets.get_dataset_class(str(pets / "my pets"))(None, [0], dict(run.hparams))[0]
+    found, err = predict(capfd, pets / "CARFT", pets / "my pets" / "art")
+    assert [one["path"] for one in found] == sorted(path for path, _ in folder.samples)
+    assert err == "Pictures: squeezed to a square, 224 px (domainbed)\n"
+    by_path = {path: x for (path, _), (x, _) in zip(folder.samples, folder)}
+    for one in found:
+        with torch.no_grad():
+            x = by_path[one["path"]][None]
+            shares = run.algorithm.predict(x).softmax(1)[0].tolist()
+            contexts = run.algorithm.context_logits(x).softmax(1)[0].tolist()
+        assert list(one["classes"]) == run.classes and list(one["contexts"]) == run.contexts
+        assert list(one["classes"].values()) == pytest.approx(shares, abs=1e-5)
+        assert list(one["contexts"].values()) == pytest.approx(contexts, abs=1e-5)
+        assert sum(one["contexts"].values()) == pytest.approx(1)
+
+
+NAMES = [b"a b.png", b'it\'s "so".PNG', b"two\nlines.png", b"bytes \xff\xfe.png", "ü.jpeg".encode()]
+
+
+def test_names_folders_and_links(pets, tmp_path, capfd):
+    root = os.fsencode(tmp_path / "in")
+    os.makedirs(root + b"/z/deep er")
+    for number, name in enumerate(NAMES):
+        place = root if number % 2 else root + b"/z/deep er"
+        with open(os.path.join(place, name), "wb") as file:
+            kind = "JPEG" if name.endswith(b"jpeg") else "PNG"
+            noise(file, seed=number, format=kind)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / "link.png").symlink_to(os.fsdecode(NAMES[1]))
+    (tmp_path / "in" / "z" / "around").symlink_to(tmp_path / "in")
+    found, _ = predict(capfd, pets / "CARFT", tmp_path / "in")
+    top = sorted(os.fsdecode(n) for n in (NAMES[1], NAMES[3], b"link.png"))
+    deep = sorted(os.fsdecode(n) for n in (NAMES[0], NAMES[2], NAMES[4]))
+    expected = [str(tmp_path / "in" / n) for n in top]
+    expected += [str(tmp_path / "in" / "z" / "deep er" / n) for n in deep]
+    assert [one["path"] for one in found] == expected
+    by_name = {os.path.basename(one["path"]): one["classes"] for one in found}
+    assert by_name["link.png"] == by_name[os.fsdecode(NAMES[1])]
+    text = tmp_path / "out.txt"
+    arguments = [str(pets / "CARFT"), str(tmp_path / "in"), "--device", "cpu", "-o", str(text)]
+    assert cli.main(["predict", *arguments]) == 0
+    lines = text.read_text().splitlines()
+    assert len(lines) == 6 and not os.path.exists(f"{text}.part")
+    assert sum("two\\nlines.png': " in line for line in lines) == 1
+    assert sum("bytes \\udcff\\udcfe.png': " in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "L", "1", "RGBA", "LA", "I;16"])
+def test_every_kind_of_picture_as_its_rgb(pets, tmp_path, capfd, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    if mode == "I;16":
+        values = np.random.default_rng(0).integers(0, 2**16, (20, 30), dtype=np.uint16)
+        Image.fromarray(values).save(path)
+    else:
+        noise(path, mode)
+    Image.open(path).convert("RGB").save(tmp_path / "rgb.bmp")
+    found, _ = predict(capfd, pets / "CARFT", path, tmp_path / "rgb.bmp")
+    assert found[0]["classes"] == pytest.approx(found[1]["classes"], abs=1e-6)
+
+
+def test_orientation_in_exif_is_not_followed_as_in_domainbed(pets, tmp_path, capfd):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    for name, more in (("a.png", {}), ("b.png", {"exif": exif})):
+        noise(tmp_path / name, **more)
+    (plain, tagged), _ = predict(capfd, pets / "CARFT", tmp_path)
+    assert plain["classes"] == tagged["classes"]
+
+
+def break_in_every_way(folder):
+    noise(folder / "1 good.png")
+    (folder / "2 empty.png").touch()
+    (folder / "3 text.jpg").write_text("no picture")
+    whole = noise(folder / "4 cut.jpg", size=(300, 300)).read_bytes()
+    (folder / "4 cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "5 gone.png").symlink_to("nowhere")
+    os.mkfifo(folder / "6 pipe.png")
+    whole = noise(folder / "7 damaged.png", size=(300, 300)).read_bytes()
+    (folder / "7 damaged.png").write_bytes(whole[:500] + bytes(200) + whole[700:])
+    noise(folder / "8 good.png", seed=1)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_broken_pictures_are_told_and_skipped(pets, tmp_path, capfd, workers):
+    break_in_every_way(tmp_path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES  # the harness's, whose data sets read on
+    flags = ("--workers", workers, "--batch_size", "3")
+    found, err = predict(capfd, pets / "CARFT", tmp_path, status=3, flags=flags)
+    names = [os.path.basename(one["path"]) for one in found]
+    assert names == sorted(names) and len(names) == 8
+    good = [one for one in found if "error" not in one]
+    assert [os.path.basename(one["path"]) for one in good] == ["1 good.png", "8 good.png"]
+    assert [sorted(one) for one in found[1:7]] == [["error", "path"]] * 6
+    reasons = {name[:1]: one["error"] for name, one in zip(names, found) if "error" in one}
+    assert reasons["2"] == reasons["3"] == "no picture of a kind that Pillow knows"
+    assert "truncated" in reasons["4"] and reasons["5"] == "No such file or directory"
+    assert reasons["6"] == "no file"
+    for one in found[1:7]:
+        assert f"carft: {one['path']} is skipped: {one['error']}\n" in err
+    assert err.endswith("carft: 6 of 8 pictures were skipped\n")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+    alone, _ = predict(capfd, pets / "CARFT", tmp_path / "8 good.png")
+    assert alone[0]["classes"] == pytest.approx(good[1]["classes"], abs=1e-6)
+
+
+def test_nothing_that_could_be_read(pets, tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.jpg").write_text("no picture")
+    paths = (tmp_path / "gone.png", tmp_path / "empty", tmp_path / "x.jpg")
+    found, err = predict(capfd, pets / "CARFT", *paths, status=1)
+    assert [one["error"].split(":")[0] for one in found] == [
+        "No such file or directory",
+        "no picture in this folder",
+        "no picture of a kind that Pillow knows",
+    ]
+    assert cli.main(["predict", str(pets / "CARFT"), str(tmp_path / "x.jpg")]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and "x.jpg is skipped" in err
+
+
+def test_the_likeliest_come_first(pets, tmp_path, capfd):
+    noise(tmp_path / "x.png")
+    ((every,), _), ((top,), _) = (
+        predict(capfd, pets / "CARFT", tmp_path / "x.png", flags=flags)
+        for flags in ((), ("--top", "2"))
+    )
+    best = sorted(every["contexts"].items(), key=lambda item: -item[1])[:2]
+    assert list(top["contexts"].items()) == best and len(every["contexts"]) > 2
+    assert cli.main(["predict", str(pets / "CARFT"), str(tmp_path / "x.png"), "--top", "1"]) == 0
+    context, share = best[0]
+    line = capfd.readouterr().out
+    assert line.startswith(f"{tmp_path / 'x.png'}: ")
+    assert line.endswith(f"% | {context} {100 * share:.1f}%\n") and line.count("%") == 2
+
+
+def test_pictures_are_not_all_held(tmp_path):
+    """Of endless pictures the first batches come."""
+    path = str(noise(tmp_path / "x.png"))
+    asked = itertools.count()
+    endless = (pictures.Found(path) for _ in asked)
+    transform = protocol.transform("domainbed", 48, False)
+    batches = pictures.read(endless, transform, 4, 0)
+    for _ in range(3):
+        batch = next(batches)
+        assert batch.pictures.shape == (4, 3, 48, 48) and len(batch.found) == 4
+    assert next(asked) <= 16
+
+
+def test_transforms_of_the_recorded_protocol(pets, tmp_path):
+    path = noise(tmp_path / "x.png")
+    run = saved.open_run(pets / "CARFT")
+    run.hparams["protocol"] = "clip"
+    transform, words = pictures.transform_of(run)
+    picture = default_loader(str(path))
+    assert torch.equal(transform(picture), protocol.transform("clip", 224, False)(picture))
+    assert words.startswith("the shorter side resized, bicubic") and words.endswith("(clip)")
+
+
+def test_transforms_of_a_host(pets, tmp_path):
+    """Only its normalisation is known: what the encoder sees is what it saw."""
+    run = saved.open_run(pets / "CARFT")
+    run.hparams["protocol"] = "host"
+    half = (0.5, 0.5, 0.5)
+    run.algorithm.input = images.CLIPInput(run.algorithm.input.resolution, half, half)
+    transform, words = pictures.transform_of(run)
+    assert "squeezed to a square, 224 px" in words and "only the normalisation" in words
+    x = transform(default_loader(str(noise(tmp_path / "x.png"))))
+    raw = protocol.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
+    std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
+    torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_of_the_same_words_are_kept_apart():
+    assert predicting._distinct(["a", "b", "a"]) == ["a (label 0)", "b", "a (label 2)"]
+
+
+def test_contexts_are_the_objectives(pets):
+    run = saved.open_run(pets / "CARFT")
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        features = run.algorithm._features(x)
+    expected = objective.context_distribution(
+        features, run.algorithm.context_weights, run.algorithm.logit_scale
+    )
+    for (_, contexts), row in zip(predicting.predict(run, x), expected.tolist(), strict=True):
+        assert list(contexts.values()) == row
+
+
+def test_a_reader_that_stops_reading_is_no_error(pets, tmp_path):
+    noise(tmp_path / "x.png")
+    command = [sys.executable, "-m", "domainbed_carft", "predict", str(pets / "CARFT")]
+    process = subprocess.Popen(
+        [*command, *[str(tmp_path / "x.png")] * 3, "--batch_size", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait() == 0

@@ -1,0 +1,255 @@
+"""`carft wise-ft`: the weights between CLIP and a run, to the bit, and what it says of them."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_clip
+from PIL import Image
+from runs_jobs import accuracies, records
+from test_algorithms import make
+from test_runs_saved import written
+
+from domainbed_carft import checkpoints, cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.runs import data, interpolation, saved, wise_ft, wise_ft_folder
+
+
+def mix(run, output, *more, status=0):
+    arguments = [str(run), "-o", str(output), "--device", "cpu", *more]
+    assert cli.main(["wise-ft", *arguments]) == status
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model_dict"]
+
+
+@pytest.fixture(scope="module")
+def mixed(pets, tmp_path_factory):
+    """A folder with the results of three alphas."""
+    folder = tmp_path_factory.mktemp("mixed") / "wise ft"
+    mix(pets / "CARFT", folder, "--alphas", "1", "0", "0.5")
+    return folder
+
+
+def results(folder):
+    rows = json.loads((folder / "wise_ft.json").read_text())["alphas"]
+    return {row["alpha"]: row for row in rows}
+
+
+def test_what_it_leaves(mixed):
+    names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
+    assert sorted(os.listdir(mixed)) == sorted([*names, *wise_ft_folder.RESULTS])
+
+
+def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
+    zero_shot, run = (weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
+    start, end = (weights(mixed / f"model_alpha_{alpha}.pkl") for alpha in ("0.00", "1.00"))
+    assert start.keys() == zero_shot.keys() == run.keys() == end.keys()
+    for name in run:
+        assert start[name].numpy().tobytes() == zero_shot[name].numpy().tobytes(), name
+        assert end[name].numpy().tobytes() == run[name].numpy().tobytes(), name
+    assert not torch.equal(zero_shot["encoder.proj"], run["encoder.proj"])
+
+
+def test_between_them_the_weights_are_the_formulas(pets, mixed):
+    zero_shot, run = (weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
+    half = np.float32(0.5)
+    for name, found in weights(mixed / "model_alpha_0.50.pkl").items():
+        if name.startswith(("encoder.", "head.")):
+            expected = zero_shot[name].numpy() * half + run[name].numpy() * half
+            assert np.array_equal(found.numpy(), expected), name
+        else:
+            assert torch.equal(found, run[name]), name
+
+
+def test_accuracies_are_those_of_the_records(pets, mixed):
+    found = results(mixed)
+    assert found[1.0]["splits"] == accuracies(records(pets / "CARFT")[-1])
+    zero_shot = accuracies(records(pets / "CLIPZeroShot")[-1])
+    for name in ("env0_in", "env0_out"):  # of the target, whose pictures are not augmented
+        assert found[0.0]["splits"][name] == zero_shot[name]
+    for row in found.values():
+        inner = [row["splits"][f"env{index}_out"] for index in (1, 2)]
+        assert row["in_domain"] == sum(inner) / 2
+        assert row["out_of_domain"] == row["splits"]["env0_in"]
+
+
+def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path):
+    path = mixed / "model_alpha_0.50.pkl"
+    run = saved.open_run(path)
+    assert run.alpha == 0.5 and run.classes == ["cat", "wild dog"]
+    assert type(checkpoints.load(path)).__name__ == "CARFT"
+    assert cli.main(["evaluate", str(path), "--json", "--device", "cpu"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    expected = results(mixed)[0.5]["splits"]
+    assert {s["name"]: s["accuracy"] for s in document["splits"]} == expected
+    assert document["wise_ft_alpha"] == 0.5
+    picture = pets / "my pets" / "art" / "cat" / "0.png"
+    assert cli.main(["predict", str(path), str(picture)]) == 0
+    mix(path, tmp_path / "again", "--alphas", "0.5", "--save", "0.5")
+    assert "is itself at alpha 0.5 of a run" in capsys.readouterr().err
+    again = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
+    assert again.alpha == 0.25
+    quarter = interpolation.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
+    quarter.set(0.25)
+    torch.testing.assert_close(quarter.state(), again.algorithm.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_table_and_the_csv_agree(mixed):
+    rows = list(csv.DictReader((mixed / "wise_ft.csv").open()))
+    assert len(rows) == 3 * 6
+    found = results(mixed)
+    for row in rows:
+        assert float(row["accuracy"]) == found[float(row["alpha"])]["splits"][row["split"]]
+    of_art = [row for row in rows if row["environment"] == "art"]
+    assert {row["is_target"] for row in of_art} == {"1"} and len(of_art) == 6
+
+
+def test_the_plot_shows_each_alpha(mixed):
+    with Image.open(mixed / "wise_ft.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 400
+    root = ElementTree.parse(mixed / "wise_ft.svg").getroot()
+    assert root.tag.endswith("svg")
+    comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
+    for words in ("0.5", "original CLIP (zero-shot)", "the run", "CARFT on"):
+        assert words in comments
+
+
+def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
+    asked = []
+    original = data._Items.__getitems__
+
+    def counting(self, positions):
+        asked.extend(positions)
+        return original(self, positions)
+
+    monkeypatch.setattr(data._Items, "__getitems__", counting)
+    mix(pets / "CARFT", tmp_path / "out", "--alphas", "0.1", "0.2", "0.3", "--save", "none")
+    assert len(asked) == 60
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(wise_ft_folder.RESULTS)
+
+
+def test_of_a_linear_probe_the_head_alone_moves(pets):
+    run = saved.open_run(pets / "CLIPLinearProbe")
+    before = {k: v.clone() for k, v in run.algorithm.state_dict().items()}
+    mixed = interpolation.Interpolation(run, torch.device("cpu"))
+    mixed.set(0.3)
+    moved = {
+        k for k, v in mixed.state().items() if v.numpy().tobytes() != before[k].numpy().tobytes()
+    }
+    assert moved == {"head.weight"}
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """A small ResNet of OpenAI's kind with random weights."""
+    shape = dict(
+        embed_dim=128, image_resolution=64, vision_layers=(1, 1, 1, 1), vision_width=16,
+        vision_patch_size=None, context_length=77, vocab_size=49408, transformer_width=64,
+        transformer_heads=1, transformer_layers=1,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("weights") / "resnet.pt"
+    torch.save(random_clip(**shape).state_dict(), path)
+    return path
+
+
+def test_statistics_of_batch_norm_are_interpolated(resnet, tmp_path):
+    algorithm = make(resnet)
+    name = "encoder.bn1.running_mean"
+    original = algorithm.state_dict()[name].clone()
+    algorithm.state_dict()[name] += 2
+    algorithm.state_dict()["encoder.bn1.num_batches_tracked"] += 5
+    run = saved.open_run(written(tmp_path, algorithm))
+    mixed = interpolation.Interpolation(run, torch.device("cpu"))
+    mixed.set(0.5)
+    torch.testing.assert_close(mixed.state()[name], original + 1)
+    assert mixed.state()["encoder.bn1.num_batches_tracked"] == 5
+
+
+def changed(pets, folder, **hparams):
+    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
+    content["model_hparams"].update(hparams)
+    folder.mkdir()
+    torch.save(content, folder / "model.pkl")
+    return folder
+
+
+def test_runs_that_cannot_be_mixed(pets, tmp_path, random_tiny, capsys):
+    output = tmp_path / "out"
+    mix(pets / "CLIPZeroShot", output, status=1)
+    assert "CLIPZeroShot, which trains nothing" in capsys.readouterr().err
+    mix(changed(pets, tmp_path / "a", clip_backbone="/nowhere/clip.pt"), output, status=1)
+    assert "neither a file nor one of: tiny" in capsys.readouterr().err
+    mix(changed(pets, tmp_path / "b", clip_backbone=str(random_tiny)), output, status=1)
+    assert "is now another CLIP than the one that" in capsys.readouterr().err
+
+
+def test_a_clip_of_the_same_shape_but_other_weights_is_noticed(random_tiny, tmp_path):
+    run = saved.open_run(written(tmp_path, make(random_tiny)))
+    interpolation.Interpolation(run, torch.device("cpu"))
+    run.algorithm.context_weights += 0.01
+    with pytest.raises(CarftError, match="is now another CLIP"):
+        interpolation.Interpolation(run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--alphas", "0", "1.5", "-1"], "--alphas has 1.5, -1, expected numbers from 0"),
+        (["--alphas", "nan"], "--alphas has nan"),
+        (["--alphas", "0.5", "0.50"], "--alphas has 0.5 more than once"),
+        (["--alphas", "0.5", "--save", "0.4"], "--save 0.4 is none of --alphas 0.5"),
+        (["--alphas", "0.5", "--save", "all", "0.5"], "--save all 0.5: expected all, none, or"),
+    ],
+)
+def test_wrong_alphas_are_refused_at_once(tmp_path, capsys, flags, message):
+    mix(tmp_path / "no run", tmp_path / "out", *flags, status=1)
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_names_of_files_tell_alphas_apart():
+    assert wise_ft_folder.weights_name(0.5) == "model_alpha_0.50.pkl"
+    assert wise_ft_folder.weights_name(0.125) == "model_alpha_0.125.pkl"
+    assert wise_ft.checked_alphas([1.0, -0.0, 0.3]) == [0.0, 0.3, 1.0]
+    assert str(wise_ft.checked_alphas([-0.0])[0]) == "0.0"
+
+
+def test_only_its_own_files_are_replaced(pets, mixed, tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(mixed, own)
+    before = (own / "model_alpha_0.50.pkl").read_bytes()
+    half = ("--alphas", "0.5")
+    mix(pets / "CARFT", own, *half, "--save", "none")  # the same run again
+    mix(pets / "CLIPLinearProbe", own, *half, status=1)
+    err = capsys.readouterr().err
+    assert "model_alpha_0.50.pkl is there already and was not made of this run" in err
+    assert (own / "model_alpha_0.50.pkl").read_bytes() == before
+    (tmp_path / "wise_ft.json").write_text("mine")
+    mix(pets / "CARFT", tmp_path, *half, "--save", "none", status=1)
+    assert "wise_ft.json is there already" in capsys.readouterr().err
+    assert (tmp_path / "wise_ft.json").read_text() == "mine"
+    mix(pets / "CARFT", tmp_path / "wise_ft.json", *half, status=1)
+    assert "is a file; expected a folder" in capsys.readouterr().err
+
+
+def test_as_a_command(pets, tmp_path):
+    command = [sys.executable, "-m", "domainbed_carft", "wise-ft", str(pets / "CARFT")]
+    done = subprocess.run(
+        [*command, "--alphas", "0", "1", "--save", "1", "-o", "out"], cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    found = results(tmp_path / "out")
+    for alpha in (0.0, 1.0):
+        means = [f"{100 * found[alpha][name]:.1f}" for name in ("in_domain", "out_of_domain")]
+        assert any(line.split() == [f"{alpha:g}", *means] for line in done.stdout.splitlines())
+    assert (tmp_path / "out" / "model_alpha_1.00.pkl").exists()
+    assert not (tmp_path / "out" / "model_alpha_0.00.pkl").exists()
