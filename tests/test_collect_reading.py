@@ -24,7 +24,10 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     read = reading.read([tmp_path])
     assert [(fault.kind, fault.text) for fault in read.faults] == [
         ("cut line", "line 5 is no whole record and skipped"),
-        ("cut line", "line 7 is no whole record and skipped"),
+        (
+            "cut line",
+            "line 7 is no whole record and skipped: it is [1], a list; expected an object",
+        ),
         ("repeated steps", "1 records of steps recorded before; the later ones count"),
     ]
     (run,) = read.runs
@@ -45,8 +48,8 @@ def test_folders_without_records(tmp_path):
     assert len(read.runs) == 1
     assert kinds(read) == [
         ("empty folder", "empty"),
+        ("no regular file", "results.jsonl"),
         ("no records", "begun"),
-        ("unreadable", "results.jsonl"),
         ("no records", "strange"),
     ]
 
@@ -63,7 +66,7 @@ def test_records_that_make_no_run(tmp_path):
     assert texts == [
         "accuracies of 4 environments, then of 5; passed over",
         "test_envs [4], accuracies of 4 environments; passed over",
-        "trial_seed is 'first', expected int; passed over",
+        "trial_seed is 'first', a string; expected a whole number; passed over",
     ]
 
 

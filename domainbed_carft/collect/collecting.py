@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.collect import faults as told
-from domainbed_carft.collect import reading
+from domainbed_carft.collect import output, reading
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.collect.printable import shown
 from domainbed_carft.errors import CarftError
 
 INCOMPLETE = 3  # exit status of --strict
@@ -84,40 +84,40 @@ def run(arguments: argparse.Namespace) -> int:
     named = published.asked_for(arguments.folders) if arguments.compare else []
     built = page.build(collection, arguments.paired, bool(arguments.compare), named)
     text = formats.render(built.document, arguments.format)
-    _write(text, arguments.output)
+    if arguments.output:
+        output.write(text, arguments.output)
+    else:
+        output.show(text)
     notes = page.notes(collection) if arguments.format == "csv" else []  # it has no room for them
     for line in [*notes, *_summary(collection, built.incomplete, built.cells)]:
-        print(line, file=sys.stderr)
-    if arguments.strict and built.incomplete:
-        print("carft: --strict: there are gaps, see the notes", file=sys.stderr)
+        print(shown(line), file=sys.stderr)
+    if arguments.strict and (why := _strict(collection, built.incomplete)):
+        print(f"carft: --strict: {why}", file=sys.stderr)
         return INCOMPLETE
     return 0
 
 
-def _write(text: str, path: Path | None) -> None:
-    if path is None:
-        sys.stdout.write(text)
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CarftError(
-            f"--output {path} cannot be written ({error.strerror}); expected a file in a folder "
-            "that is there"
-        ) from error
+def _strict(collection: Collection, incomplete: int) -> str:
+    """What ``--strict`` finds fault with; "" if nothing."""
+    found = [f"{incomplete} cells lack something, see the notes"] if incomplete else []
+    for kind in told.LOST:
+        if count := sum(fault.kind == kind for fault in collection.faults):
+            found.append(f"{count} named above as: {kind}")
+    return "; ".join(found)
 
 
 def run_top(arguments: argparse.Namespace) -> None:
     """``carft top``: a JSON list."""
     collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
     from domainbed_carft.collect import top
+    from domainbed_carft.collect.formats import as_json
 
     wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     entries = list(top.best(collection.groups, collection.methods))
     _require_known(wanted, entries)
     chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
-    print(json.dumps(chosen, indent=2, ensure_ascii=False))
+    output.show(as_json.text(chosen))
     for line in told.lines(collection.faults):
         print(line, file=sys.stderr)
 

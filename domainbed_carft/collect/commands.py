@@ -25,7 +25,9 @@ def add_to(commands: Any) -> None:
     collect.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     collect.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
     collect.add_argument(
-        "--strict", action="store_true", help="exit status 3 if a cell lacks anything"
+        "--strict",
+        action="store_true",
+        help="exit status 3 if a cell lacks anything, or a job's records cannot be used",
     )
     collect.add_argument(
         "--compare", choices=["published"], help="our figures beside the published ones"

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from domainbed_carft.collect.printable import shown
+
 SHOWN = 20  # of a kind
+# What stands there may be the records of a job, and none of them counts.
+LOST = ("no records", "unreadable")
 
 
 class Fault(NamedTuple):
@@ -23,6 +27,6 @@ def lines(faults: Iterable[Fault]) -> Iterator[str]:
         kinds.setdefault(fault.kind, []).append(fault)
     for kind, found in kinds.items():
         for fault in found[:SHOWN]:
-            yield f"{kind}: {fault.path}: {fault.text}"
+            yield shown(f"{kind}: {fault.path}: {fault.text}")
         if len(found) > SHOWN:
             yield f"{kind}: ... and {len(found) - SHOWN} more (all of them: --format json)"

@@ -7,15 +7,15 @@ harness (domainbed/lib/reporting.py).
 from __future__ import annotations
 
 import json
+import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from domainbed_carft.collect import lines, scan, settings
+from domainbed_carft.collect import lines, scan, settings, values
 from domainbed_carft.collect.faults import Fault
 
-_IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed": int}
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 _NAN = float("nan")
 
@@ -67,6 +67,14 @@ class Read(NamedTuple):
 def read(job: scan.Found) -> Read:
     """All runs recorded in one folder: one, unless several were told to write there."""
     found = Read([], [], [], 0)
+    try:
+        _read(job, found)
+    except RecursionError:
+        found.faults.append(Fault("unreadable", job.path, "nested too deeply; passed over"))
+    return found._replace(records=sum(len(run.steps) for run in found.runs))
+
+
+def _read(job: scan.Found, found: Read) -> None:
     latest: dict[str, dict[Any, dict[str, Any]]] = {}
     repeated = 0
     if scan.RECORDS in job.files:
@@ -78,15 +86,14 @@ def read(job: scan.Found) -> Read:
     if repeated:
         text = f"{repeated} records of steps recorded before; the later ones count"
         found.faults.append(Fault("repeated steps", job.path, text))
-    versions = _versions(job) if latest else {}
+    versions = _versions(job, found.faults) if latest else {}
     for steps in latest.values():
         try:
-            found.runs.append(_run(job, list(steps.values()), versions))
-        except (TypeError, ValueError, AttributeError) as error:
+            found.runs.append(_run(job, list(steps.values()), versions, found.faults))
+        except ValueError as error:
             found.faults.append(Fault("unreadable", job.path, f"{error}; passed over"))
     if not latest:
         _tell_what_is_planned(job, found)
-    return found._replace(records=sum(len(run.steps) for run in found.runs))
 
 
 def whole_records(path: str) -> tuple[list[dict[str, Any]], list[Fault]]:
@@ -98,79 +105,110 @@ def whole_records(path: str) -> tuple[list[dict[str, Any]], list[Fault]]:
 
 
 def _records(path: str, faults: list[Fault]) -> Iterator[dict[str, Any]]:
+    for number, record in lines.decoded(_text(path, faults) or ""):
+        if lacking := values.lacks(record):
+            what = f"line {number} is no whole record and skipped"
+            what += f": {lacking}" if record is not None else ""
+            faults.append(Fault("cut line", path, what))
+        else:
+            yield record
+
+
+def _text(path: str, faults: list[Fault], limit: int = -1) -> str | None:
+    """The first ``limit`` bytes of a file, or all, without the mark that some editors put first.
+
+    None, and told, if it cannot be read.
+    """
     try:
         with open(path, "rb") as file:
-            text = file.read().decode("utf-8", errors="replace")
+            return file.read(limit).decode("utf-8-sig", errors="replace")
     except OSError as error:
         faults.append(Fault("unreadable", path, f"{error.strerror}; passed over"))
-        return
-    for number, record in lines.decoded(text):
-        if _is_whole(record):
-            yield record
-        else:
-            what = f"line {number} is no whole record and skipped"
-            faults.append(Fault("cut line", path, what))
-
-
-def _is_whole(record: Any) -> bool:
-    """Whether everything is there by which records are told apart and grouped."""
-    if not isinstance(record, dict) or not isinstance(record.get("step"), (int, float)):
-        return False
-    args = record.get("args")
-    if not isinstance(args, dict) or not isinstance(args.get("test_envs"), list):
-        return False
-    return args.keys() >= _IDENTITY.keys()
+        return None
 
 
 def _keyed(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each record with what its run is told from others by; most are of the run of the last."""
-    last: Mapping[str, Any] = {"args": None}
+    args: Any = None
+    hparams: Any = None
     key = ""
     for record in records:
-        if not (_same(record, last, "args") and _same(record, last, "hparams")):
+        # What repeats is one object as a rule: see lines.
+        if not (key and record["args"] is args and record.get("hparams") is hparams):
+            args, hparams = record["args"], record.get("hparams")
             key = _run_key(record)
-            last = record
         yield key, record
-
-
-def _same(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
-    a, b = one.get(key), other.get(key)
-    return a is b or a == b  # of dicts, `==` alone compares all that is in them
 
 
 def _run_key(record: Mapping[str, Any]) -> str:
     args = record["args"]
-    told_apart = [args.get(key) for key in (*_IDENTITY, "test_envs", "seed", *settings.ARGUMENTS)]
-    return repr([told_apart, args.get("hparams"), record.get("hparams")])
+    keys = (*values.IDENTITY, "test_envs", "seed", *settings.ARGUMENTS, "hparams")
+    # As JSON, for true is equal to 1; sorted, for the order of an object's keys says nothing.
+    told_apart = [*map(args.get, keys), record.get("hparams")]
+    return json.dumps(told_apart, sort_keys=True)
 
 
-def _run(job: scan.Found, records: list[dict[str, Any]], versions: Mapping[str, str]) -> Run:
-    """Raises ValueError or TypeError for records that cannot be one run's."""
+def _run(
+    job: scan.Found,
+    records: list[dict[str, Any]],
+    versions: Mapping[str, str],
+    faults: list[Fault],
+) -> Run:
+    """Raises ValueError for records that cannot be one run's."""
     first = records[0]
-    args, hparams = first["args"], first.get("hparams") or {}
+    args, hparams = first["args"], values.optional(first, "hparams")
     count = _count(first)
-    targets = tuple(args["test_envs"])
-    for key, kind in _IDENTITY.items():
-        if not isinstance(args[key], kind):
-            raise ValueError(f"{key} is {args[key]!r}, expected {kind.__name__}")
     if not count:
         raise ValueError("no record has an accuracy (env0_out_acc)")
-    if not all(isinstance(target, int) and 0 <= target < count for target in targets):
-        raise ValueError(f"test_envs {list(targets)}, accuracies of {count} environments")
+    values.require_identity(args, count)
+    if not isinstance(args.get("hparams"), (str, dict, type(None))):
+        values.require({"args.hparams": args["hparams"]}, "args.hparams", dict)
+    recorded = values.optional(first, "versions") or versions
+    environments, wrong = values.environments(first.get("environments"), count)
+    targets = tuple(args["test_envs"])
+    if wrong:
+        faults.append(Fault("no names", job.path, f"{wrong}; they count as not recorded"))
+    if len(targets) > 2:
+        what = f"{len(targets)} test environments: no method of selection uses it"
+        faults.append(Fault("counts nowhere", job.path, what))
+    return Run(
+        job.path, scan.DONE in job.files, args["dataset"], args["algorithm"], targets,
+        args["trial_seed"], args["hparams_seed"], args.get("seed"),
+        settings.of(args, hparams, first.get("data_edition"), recorded),
+        json.dumps(hparams, sort_keys=True), environments, count,
+        array("d", [record["step"] for record in records]),
+        _accuracies(job, records, count, faults),
+    )  # fmt: skip
+
+
+def _accuracies(
+    job: scan.Found, records: list[dict[str, Any]], count: int, faults: list[Fault]
+) -> array[float]:
     names = [f"env{i}_{split}_acc" for split in ("in", "out") for i in range(count)]
-    rows = array("d")
     one_too_many = f"env{count}_out_acc"
     for record in records:
         if names[-1] not in record or one_too_many in record:
             raise ValueError(f"accuracies of {count} environments, then of {_count(record)}")
-        rows.extend([record.get(name, _NAN) for name in names])
-    return Run(
-        job.path, scan.DONE in job.files, args["dataset"], args["algorithm"], targets,
-        args["trial_seed"], args["hparams_seed"], args.get("seed"),
-        settings.of(args, hparams, first.get("data_edition"), first.get("versions") or versions),
-        json.dumps(hparams, sort_keys=True), tuple(first.get("environments") or ()), count,
-        array("d", [record["step"] for record in records]), rows,
-    )  # fmt: skip
+    rows = array("d")
+    try:
+        for record in records:
+            rows.extend([record.get(name, _NAN) for name in names])
+        if math.isfinite(sum(rows)):
+            return rows
+    except (TypeError, OverflowError):
+        pass
+    # Some are no numbers, which a look at each tells.
+    rows = array("d")
+    strange = []
+    for record in records:
+        found, odd = values.numbers(record, names)
+        rows.extend(found)
+        strange += [f"{text} at step {record['step']:g}" for text in odd]
+    if strange:
+        what = f"{len(strange)} accuracies are no numbers and count as missing: {strange[0]}"
+        what += ", ..." if len(strange) > 1 else ""
+        faults.append(Fault("no number", job.path, what))
+    return rows
 
 
 def _count(record: Mapping[str, Any]) -> int:
@@ -181,15 +219,11 @@ def _count(record: Mapping[str, Any]) -> int:
     return count
 
 
-def _versions(job: scan.Found) -> dict[str, str]:
+def _versions(job: scan.Found, faults: list[Fault]) -> dict[str, str]:
     """The versions that ``train`` printed, upstream's too; of a run gone on with, all in turn."""
     if scan.OUTPUT not in job.files:
         return {}
-    try:
-        with open(os.path.join(job.path, scan.OUTPUT), "rb") as file:
-            printed = file.read(1 << 20).decode("utf-8", errors="replace")
-    except OSError:
-        return {}
+    printed = _text(os.path.join(job.path, scan.OUTPUT), faults, 1 << 20) or ""
     found: dict[str, dict[str, None]] = {}
     for block in printed.split("Environment:\n")[1:]:
         for line in block.split("\n", 10):
@@ -200,17 +234,28 @@ def _versions(job: scan.Found) -> dict[str, str]:
 
 
 def _tell_what_is_planned(job: scan.Found, found: Read) -> None:
-    try:
-        with open(os.path.join(job.path, scan.DESCRIPTION), encoding="utf-8") as file:
-            args = json.load(file)["train_args"]
-        planned = Planned(
-            job.path, args["dataset"], args["algorithm"], tuple(args["test_envs"]),
-            args["trial_seed"], args["hparams_seed"], settings.of(args, {}, None, {}),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
-        what = "no record"
-    else:
-        found.planned.append(planned)
-        what = f"no record of {planned.dataset} {planned.algorithm}, "
-        what += f"test_envs {list(planned.test_envs)}, trial {planned.trial}"
-    found.faults.append(Fault("no records", job.path, what))
+    planned = None
+    if scan.DESCRIPTION in job.files:
+        path = os.path.join(job.path, scan.DESCRIPTION)
+        text = _text(path, found.faults)
+        try:
+            planned = _planned(job, json.loads(text)) if text is not None else None
+        except ValueError as error:
+            found.faults.append(Fault("unreadable", path, f"{error}; passed over"))
+    if planned is None:
+        found.faults.append(Fault("no records", job.path, "no record"))
+        return
+    found.planned.append(planned)
+    what = f"no record of {planned.dataset} {planned.algorithm}, "
+    what += f"test_envs {list(planned.test_envs)}, trial {planned.trial}"
+    found.faults.append(Fault("not run", job.path, what))
+
+
+def _planned(job: scan.Found, description: Any) -> Planned:
+    """Raises ValueError for what describes no job."""
+    args = values.require(values.require({"it": description}, "it", dict), "train_args", dict)
+    values.require_identity(args)
+    return Planned(
+        job.path, args["dataset"], args["algorithm"], tuple(args["test_envs"]),
+        args["trial_seed"], args["hparams_seed"], settings.of(args, {}, None, {}),
+    )  # fmt: skip

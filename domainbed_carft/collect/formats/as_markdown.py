@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from domainbed_carft.collect.document import Document, Grid
+from domainbed_carft.collect.printable import shown
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&])")
 
@@ -38,4 +39,4 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", " ".join(shown(text).split()))

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from domainbed_carft.collect.document import PLUS_MINUS, Document, Grid
+from domainbed_carft.collect.printable import shown
 
 WIDTH = 100
 
@@ -13,19 +14,19 @@ WIDTH = 100
 def render(document: Document) -> str:
     """Tables first, each with its notes, then the caption."""
     parts = ["\n".join(_lines(grid)) for grid in document.grids]
-    parts += ["\n".join(textwrap.wrap(_ascii(text), WIDTH)) for text in document.caption]
+    parts += ["\n".join(textwrap.wrap(_plain(text), WIDTH)) for text in document.caption]
     return "\n\n".join(parts) + "\n"
 
 
 def _lines(grid: Grid) -> Iterator[str]:
-    yield grid.title
-    rows = [[_ascii(cell) for cell in row] for row in (grid.header, *grid.rows)]
+    yield _plain(grid.title)
+    rows = [[_plain(cell) for cell in row] for row in (grid.header, *grid.rows)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
     for note in grid.notes:
-        yield from textwrap.wrap(_ascii(note), WIDTH, subsequent_indent="    ")
+        yield from textwrap.wrap(_plain(note), WIDTH, subsequent_indent="    ")
 
 
-def _ascii(text: str) -> str:
-    return text.replace(PLUS_MINUS, "+/-")
+def _plain(text: str) -> str:
+    return shown(text).replace(PLUS_MINUS, "+/-")

@@ -1,0 +1,59 @@
+"""Writing what was collected: to the screen, or to a file that is whole at any time."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from domainbed_carft.errors import CarftError
+
+_UNENCODABLE = "backslashreplace"  # as Python has it for the error stream
+
+
+def show(text: str) -> None:
+    """Print ``text`` as it is, with escapes for what the screen's encoding has no room for."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, _UNENCODABLE).decode(encoding))
+
+
+def write(text: str, path: Path) -> None:
+    """Write ``text`` in UTF-8; what ``path`` had before is kept until all of it is written.
+
+    A link stays one, and a file keeps its permissions. Raises CarftError, naming ``path``.
+    """
+    content = text.encode("utf-8", _UNENCODABLE)
+    try:
+        if _can_be_replaced(path):
+            _replace(Path(os.path.realpath(path)), content)
+        else:
+            path.write_bytes(content)
+    except OSError as error:
+        raise CarftError(
+            f"--output {path} cannot be written ({error.strerror}); expected room for a file in a "
+            "folder that is there"
+        ) from error
+
+
+def _can_be_replaced(path: Path) -> bool:
+    """Not so a device or a pipe, a file that is open by a name in /dev, one in a closed folder."""
+    if os.path.abspath(path).startswith(("/dev/", "/proc/")):
+        return False
+    if os.path.exists(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):
+        return False
+    return os.access(os.path.dirname(os.path.realpath(path)), os.W_OK)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """`cache.write` makes folders, and files that only their owner may read."""
+    beside = path.with_name(f".carft-{os.getpid()}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(content)
+        if path.exists():
+            os.chmod(beside, stat.S_IMODE(path.stat().st_mode))
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
