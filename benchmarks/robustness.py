@@ -14,8 +14,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
-from domainbed_carft import results, sweep
+import pandas as pd
+
+from domainbed_carft import sweep
+from domainbed_carft.collect import collecting
+from domainbed_carft.report import frames
+
+
+class Difference(NamedTuple):
+    """Mean of a - b over (target, trial), its standard error, and the pairs counted."""
+
+    mean: float
+    standard_error: float
+    pairs: int
 
 
 def main() -> None:
@@ -23,26 +36,44 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="folder of a sweep's jobs")
     demo = sweep.load("demo")
     (environments,) = demo.environments.values()
-    selected = results.select(results.load(parser.parse_args().sweep))
-    counts = selected.groupby("algorithm")["trial_seed"].nunique()
+    collection = collecting.gather([parser.parse_args().sweep])
+    if len(collection.groups) > 1:
+        titles = "; ".join(group.title for group in collection.groups)
+        parser.error(f"the jobs were run under several settings ({titles}); expected one")
+    outcomes = frames.outcomes(collection.groups[0].runs, "training-domain")
+    selected = outcomes[outcomes["selected"]]
+    counts = selected.groupby("algorithm")["trial"].nunique()
     print(f"trials: {', '.join(f'{name} {n}' for name, n in counts.items())}")
     print(f"{'':16}" + "".join(f"{e:>10}" for e in (*environments, "average", "in-domain")))
     for algorithm in demo.algorithms:
         rows = selected[selected["algorithm"] == algorithm]
-        cells = [*rows.groupby("test_env")["target"].mean(), rows["target"].mean()]
-        cells.append(rows["validation"].mean())
+        cells = [*rows.groupby("target")["out_of_domain"].mean(), rows["out_of_domain"].mean()]
+        cells.append(rows["in_domain"].mean())
         print(f"{algorithm:16}" + "".join(f"{100 * cell:10.1f}" for cell in cells))
-    for a, b, column, name in (
-        ("CARFT", "CLIPFineTune", "target", "out-of-domain"),
-        ("CARFT", "CLIPZeroShot", "target", "out-of-domain"),
-        ("CARFT", "CLIPFineTune", "validation", "in-domain"),
+    for a, b, column in (
+        ("CARFT", "CLIPFineTune", "out_of_domain"),
+        ("CARFT", "CLIPZeroShot", "out_of_domain"),
+        ("CARFT", "CLIPFineTune", "in_domain"),
     ):
-        d = results.paired(selected, a, b, column)
+        d = paired(selected, a, b, column)
         print(
-            f"{a} - {b}, {name}: {100 * d.mean:+.2f} points, standard error "
+            f"{a} - {b}, {column.replace('_', '-')}: {100 * d.mean:+.2f} points, standard error "
             f"{100 * d.standard_error:.2f}, {d.mean / d.standard_error:+.1f} of them, "
             f"{d.pairs} pairs of (trial, target)"
         )
+
+
+def paired(selected: pd.DataFrame, a: str, b: str, column: str) -> Difference:
+    """``column`` of algorithm ``a`` minus that of ``b``, over the pairs that both have.
+
+    The standard error is that of the mean of the differences: their sample standard deviation
+    (ddof 1) over the root of the number of pairs.
+    """
+    table = selected.pivot_table(
+        index=["dataset", "target", "trial"], columns="algorithm", values=column
+    )
+    difference = (table[a] - table[b]).dropna()
+    return Difference(float(difference.mean()), float(difference.sem(ddof=1)), len(difference))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from domainbed_carft import __version__
 from domainbed_carft.collect import commands as collect_commands
 from domainbed_carft.data import commands as data_commands
 from domainbed_carft.errors import CarftError
+from domainbed_carft.report import commands as report_commands
 from domainbed_carft.runs import commands as run_commands
 from domainbed_carft.runs import export_command
 from domainbed_carft.sweep import parser as sweep_parser
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     data_commands.add_to(commands)
     collect_commands.add_to(commands)
+    report_commands.add_to(commands)
     run_commands.add_to(commands)
     export_command.add_to(commands)
     sweep_parser.add_to(commands)

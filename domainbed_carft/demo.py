@@ -1,7 +1,7 @@
-"""The demo: the sweep that ``sweeps/demo.yaml`` declares, run on this machine, and its table.
+"""The demo: the sweep that ``sweeps/demo.yaml`` declares, run on this machine, table and report.
 
-Nothing here trains or averages: the sweep's jobs are ``domainbed.scripts.train``'s, and the table
-is what ``domainbed.scripts.collect_results`` says.
+Nothing here trains or averages: the sweep's jobs are ``domainbed.scripts.train``'s, the table is
+what ``domainbed.scripts.collect_results`` says, and the report that of ``carft report``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from domainbed_carft import results, sweep
+from domainbed_carft import sweep
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report import plot_targets
+from domainbed_carft.report import building, writing
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
-    """Train, collect and plot into ``output``; what was done or begun there before is not redone.
+    """Train, collect and report into ``output``; what was done or begun there before is not redone.
 
     ``declared`` is a sweep of EmojiStyles; ``trials`` of its cells in place of its own number.
     """
@@ -33,19 +33,20 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
         f"{', '.join(declaration.algorithms)}: each trained {declaration.steps[dataset]} steps "
         f"with one of {', '.join(environments)} left out, {declaration.trials} of each"
     )
+    writing.require_place(output / "report")
     _require_done(sweep.run(declaration, DATA_DIR, folder, "pool"), folder)
     table = _collect(folder)
     (output / "results.txt").write_text(table, encoding="utf-8")
-    selected = results.select(results.load(folder))
-    plot_targets(selected, environments, declaration.algorithms, output / "accuracy.png")
     print(table)
     print(
         "Each cell: accuracy (%) on the environment that was left out, with the checkpoint chosen "
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "
         "jobs with two test environments, which the demo does not run.\n"
     )
+    _, content = building.build(building.Wanted([folder]))
+    report = writing.write(output / "report", content)
     print(f"Table:    {output / 'results.txt'}")
-    print(f"Plot:     {output / 'accuracy.png'}")
+    print(f"Report:   {report}, to be opened in a browser")
     print(f"Records:  {folder}/*/results.jsonl, with out.txt, err.txt and model.pkl beside")
 
 

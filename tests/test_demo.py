@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import report_page
 from domainbed.scripts.sweep import Job, make_args_list
-from PIL import Image
 
-from domainbed_carft import cli, demo, results, sweep
+from domainbed_carft import cli, demo, sweep
+from domainbed_carft.collect import collecting
 from domainbed_carft.emoji import EmojiStyles
 from domainbed_carft.errors import CarftError
+from domainbed_carft.report import frames
 from domainbed_carft.sweep import jobs as sweep_jobs
 
 SMALL = """
@@ -21,13 +23,14 @@ steps: 2
 """
 
 
-def test_two_algorithms_four_targets_then_the_table_and_the_plot(tmp_path, capsys):
+def test_two_algorithms_four_targets_then_the_table_and_the_report(tmp_path, capsys):
     output = tmp_path / "it's a demo"
     declared = tmp_path / "small.yaml"
     declared.write_text(SMALL)
     demo.run(output, declared=declared)
     said = capsys.readouterr()
-    frame = results.load(output / "sweep")
+    runs = collecting.gather([output / "sweep"]).groups[0].runs
+    frame = frames.checkpoints(runs, "training-domain")
     assert len(frame) == 2 * 4 * 2  # algorithms, targets, checkpoints
     assert (frame.groupby("algorithm").size() == 8).all()
     assert len(list((output / "sweep").glob("*/model.pkl"))) == 8
@@ -36,19 +39,24 @@ def test_two_algorithms_four_targets_then_the_table_and_the_plot(tmp_path, capsy
 
     table = (output / "results.txt").read_text()
     assert table in said.out
-    selected = results.select(frame)
+    outcomes = frames.outcomes(runs, "training-domain").sort_values("target")
     section = table.split("training-domain validation set")[1]
     for name in ("CARFT", "CLIPZeroShot"):
         (row,) = re.findall(rf"^{name} .*$", section.split("Averages")[0], flags=re.MULTILINE)
         printed = [float(x) for x in re.findall(r"(\d+\.\d) \+/-", row)]
-        mine = selected[selected.algorithm == name].sort_values("test_env")["target"] * 100
+        mine = outcomes[outcomes.algorithm == name]["out_of_domain"] * 100
         assert printed[:4] == pytest.approx([round(x, 1) for x in mine], abs=0.051)
         average = re.findall(r"\d+\.\d", row)[-1]
         assert float(average) == pytest.approx(mine.mean(), abs=0.1)
 
-    with Image.open(output / "accuracy.png") as picture:
-        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
-    for place in ("results.txt", "accuracy.png"):
+    page = report_page.read(output / "report")
+    _, *rows = page.tables["EmojiStyles; training-domain validation set"]
+    assert {row[0]: [float(cell.split()[0]) for cell in row[1:5]] for row in rows} == {
+        name: [round(100 * accuracy, 1) for accuracy in accuracies]
+        for name, accuracies in outcomes.groupby("algorithm")["out_of_domain"].apply(list).items()
+    }
+    assert (output / "report" / "figures" / "EmojiStyles-context_drift.png").exists()
+    for place in ("results.txt", "report/index.html"):
         assert str(output / place) in said.out
     assert "8 of 8 jobs done" in said.err
 

@@ -52,16 +52,16 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "folders", nargs="+", type=Path, metavar="DIR", help="a sweep's --output_dir, ours or not"
     )
     parser.add_argument(
-        "--select", type=_some_of(METHODS), action="extend", metavar="METHOD,...",
+        "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
         help=f"methods of selection, of {', '.join(METHODS)}; default: all that there are jobs for",
     )  # fmt: skip
     parser.add_argument(
-        "--ignore", type=_some_of(PARTS), action="extend", default=[], metavar="PART,...",
+        "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
         help="do not keep apart runs that differ in this, of " + ", ".join(PARTS),
     )  # fmt: skip
 
 
-def _some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+def some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
     """A type for argparse: names with commas between. A list of words would swallow DIR."""
 
     def parse(text: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Figures, a module a kind; ``style`` has what they share, ``drawn`` makes the files."""

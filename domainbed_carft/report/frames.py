@@ -1,0 +1,141 @@
+"""The runs of a group as pandas frames: what figures are drawn from, and questions are asked of.
+
+What is selected is ``collect.selection``'s choice. In-domain accuracy is the mean over the
+out-splits of the environments trained on, by which training-domain validation selects;
+out-of-domain accuracy is that on the target's in-split, which DomainBed reports. Both in [0, 1].
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from domainbed_carft.collect import records, selection
+from domainbed_carft.collect.records import Run
+
+RUN = ["dataset", "algorithm", "target", "trial"]
+NOTHING = -1  # the target of a run that left nothing out
+# The means of our algorithms that say how far the context distribution has moved.
+DRIFT = ("loss_kl", "context_agreement")
+
+_OUTCOME = [
+    *RUN, "choice", "step", "in_domain", "out_of_domain", "selected", "folder",
+]  # fmt: skip
+
+
+def outcomes(runs: Iterable[Run], method: str) -> pd.DataFrame:
+    """A row for each choice of hyperparameters of each (data set, algorithm, target, trial).
+
+    ``step``, ``in_domain`` and ``out_of_domain`` are those of the checkpoint that the method takes;
+    ``selected`` marks the choice that counts. Empty where the method needs a target and no run has
+    one.
+    """
+    rows = []
+    for test in selection.tests(runs):
+        for place, outcome in enumerate(selection.ranked(test, selection.METHODS[method])):
+            run = outcome.runs[0]
+            at = run.steps.index(outcome.step)
+            inside = float(_in_domain(run, test.target)[at])
+            rows.append(
+                (
+                    test.dataset, test.algorithm, test.target, test.trial, outcome.choice,
+                    outcome.step, inside, outcome.accuracy, place == 0, run.folder,
+                )
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=_OUTCOME)
+
+
+def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
+    """A row for each checkpoint of the runs that the method selects, sorted by RUN and step.
+
+    Columns: RUN, ``step``, ``in_domain``, ``out_of_domain`` and, nan where they were not recorded,
+    DRIFT. Runs that left nothing out have the target NOTHING, and no ``out_of_domain``.
+    """
+    chosen: dict[tuple[Any, ...], Run] = {}
+    for one in selection.select(runs, method):
+        run = one.outcome.runs[0]
+        target = one.target if run.test_envs else NOTHING
+        chosen[one.dataset, one.algorithm, target, one.trial] = run
+    parts = [_checkpoints(key, run) for key, run in chosen.items()]
+    if not parts:
+        return pd.DataFrame(columns=[*RUN, "step", "in_domain", "out_of_domain", *DRIFT])
+    return pd.concat(parts, ignore_index=True).sort_values([*RUN, "step"], ignore_index=True)
+
+
+def _checkpoints(key: tuple[Any, ...], run: Run) -> pd.DataFrame:
+    target = key[2]
+    ins, _ = selection.accuracies(run)
+    frame = pd.DataFrame({"step": np.frombuffer(run.steps)})
+    for name, value in zip(RUN, key):
+        frame[name] = value
+    frame["in_domain"] = _in_domain(run, target)
+    frame["out_of_domain"] = np.nan if target == NOTHING else ins[:, target]
+    means = _means(run)
+    for name in DRIFT:
+        frame[name] = [means.get(step, {}).get(name, np.nan) for step in run.steps]
+    return frame
+
+
+def _in_domain(run: Run, target: int) -> selection.Floats:
+    """A mean a checkpoint over the out-splits of what was trained on."""
+    outs = selection.accuracies(run)[1]
+    training = [i for i in range(run.n_environments) if i not in run.test_envs]
+    return np.ascontiguousarray(outs[:, training]).mean(axis=1)
+
+
+def _means(run: Run) -> dict[float, dict[str, float]]:
+    """Step -> what the algorithm measured of DRIFT: the collector does not keep it."""
+    found, _ = records.whole_records(os.path.join(run.folder, "results.jsonl"))
+    return {
+        float(record["step"]): {name: record[name] for name in DRIFT if _is_number(record, name)}
+        for record in found
+        if _is_of(record, run)
+    }
+
+
+def _is_number(record: dict[str, Any], name: str) -> bool:
+    return isinstance(record.get(name), (int, float))
+
+
+def _is_of(record: dict[str, Any], run: Run) -> bool:
+    """Whether a record is this run's: several may have written into one folder."""
+    args = record["args"]
+    mine = (run.dataset, run.algorithm, list(run.test_envs), run.trial, run.choice)
+    keys = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+    return tuple(args[key] for key in keys) == mine
+
+
+def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Each trial's mean over the targets, where it has all of them that any algorithm has.
+
+    ``frame``: ``checkpoints`` or ``outcomes`` of one data set. Rows are (algorithm, trial), with
+    step where ``frame`` is of checkpoints, those of a run that is selected only; the target is -1.
+    """
+    wanted = frame["target"].nunique()
+    keys = ["algorithm", "trial"] + ["step"] * ("selected" not in frame)
+    if "selected" in frame:
+        frame = frame[frame["selected"]]
+    grouped = frame.groupby(keys, sort=True)
+    means = grouped[list(values)].mean()
+    whole = grouped["target"].nunique() == wanted
+    return means[whole].reset_index()
+
+
+def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(algorithm, frame of ``mean``, ``error`` and ``n`` by step) of what has any value.
+
+    The error is the tables': the standard deviation with divisor n over the root of n.
+    """
+    known = frame.dropna(subset=[value])
+    for algorithm, rows in known.groupby("algorithm", sort=False):
+        grouped = rows.groupby("step")[value]
+        yield (
+            str(algorithm),
+            pd.DataFrame(
+                {"mean": grouped.mean(), "error": grouped.sem(ddof=0), "n": grouped.count()}
+            ),
+        )

@@ -1,0 +1,110 @@
+"""The folder of a report: index.html and figures/, each file written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.report import page
+from domainbed_carft.report.content import Content
+from domainbed_carft.report.figures.drawn import Drawn
+
+INDEX = "index.html"
+FIGURES = "figures"
+_OURS = f'<meta name="generator" content="{page.GENERATOR} '
+_LINK = re.compile(rf'href="({FIGURES}/[A-Za-z0-9_.-]+\.(?:png|svg))"')
+
+
+def require_place(folder: Path) -> None:
+    """Raise CarftError unless ``folder`` can take a report: new, empty, or an earlier report's."""
+    try:
+        there = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        there = []
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if there and not _is_report(folder):
+        raise CarftError(
+            f"--output {folder} is a folder with other files ({', '.join(there[:3])}"
+            f"{', ...' * (len(there) > 3)}), and no report is there; expected a new or empty "
+            "folder, or that of an earlier report"
+        )
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / FIGURES):
+            with tempfile.TemporaryFile(dir=place):
+                pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether a report is there, or was begun: its first file comes with the figures."""
+    there = set(os.listdir(folder))
+    if INDEX in there:
+        return _OURS in _text(folder / INDEX)
+    return there == {FIGURES} and not os.listdir(folder / FIGURES)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def write(folder: Path, content: Content) -> Path:
+    """Write the page and its figures; the path of the page.
+
+    Figures that an earlier page had, and this one has not, are removed. Nothing else is.
+    """
+    html = page.render(content)
+    earlier = set(_LINK.findall(_text(folder / INDEX)))
+    try:
+        for drawn in _figures(content):
+            _put(folder / FIGURES / f"{drawn.name}.svg", drawn.svg.encode())
+            _put(folder / FIGURES / f"{drawn.name}.png", drawn.png)
+        _put(folder / INDEX, html.encode())
+        for name in sorted(earlier.difference(_LINK.findall(html))):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder / INDEX
+
+
+def _figures(content: Content) -> Iterable[Drawn]:
+    return [
+        shown.drawn
+        for section in content.sections
+        for part in section.parts
+        for shown in part.figures
+    ]
+
+
+def _put(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _unwritable(folder: Path, error: OSError) -> CarftError:
+    return CarftError(
+        f"--output {folder} cannot be written ({error.strerror}: {error.filename}); expected a "
+        "folder in which files can be made"
+    )

@@ -1,0 +1,95 @@
+"""A report's page, read as a browser reads it, and records to make one of."""
+
+from __future__ import annotations
+
+import json
+import random
+from html.parser import HTMLParser
+from pathlib import Path
+
+import collect_sweeps
+
+from domainbed_carft.report.figures import drawn
+
+VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
+HEADINGS = ("h1", "h2", "h3", "h4", "h5")
+OURS = ("CLIPZeroShot", "CLIPFineTune", "CARFT")
+
+
+class Page(HTMLParser):
+    """``tables``: caption -> rows of texts; ``elements``: (tag, attributes) in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+        self.elements, self.headings, self.tables = [], [], {}
+        self._open, self._rows, self._words, self._caption = [], None, None, ""
+        self.feed(text)
+        self.close()
+        assert not self._open, f"left open: {self._open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "table":
+            self._rows = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("th", "td", "caption", *HEADINGS):
+            self._words = ""
+
+    def handle_endtag(self, tag):
+        assert self._open and self._open[-1] == tag, f"</{tag}> after {self._open}"
+        self._open.pop()
+        if tag == "caption":
+            self._caption = " ".join(self._words.split())
+        elif tag in ("th", "td"):
+            self._rows[-1].append(" ".join(self._words.split()))
+        elif tag == "table":
+            self.tables.setdefault(self._caption, self._rows)
+        elif tag in HEADINGS:
+            self.headings.append((int(tag[1]), " ".join(self._words.split())))
+
+    def handle_data(self, data):
+        if self._words is not None:
+            self._words += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def leave_undrawn(patch):
+    """Figures with their names and words, and nothing on them: drawing takes most of the time."""
+
+    def draw(name, alt, height, onto):
+        return drawn.Drawn(name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
+
+    patch.setattr(drawn, "draw", draw)
+
+
+def read(folder) -> Page:
+    return Page((Path(folder) / "index.html").read_text(encoding="utf-8"))
+
+
+def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", at=(0, 100, 200), **given):
+    """A sweep of our algorithms, whose records have what they measure of the drift."""
+    for algorithm in algorithms:
+        for target in range(4):
+            for trial in range(trials):
+                job = collect_sweeps.write_job(
+                    folder, f"{dataset}-{algorithm}-{target}-{trial}", at=at, algorithm=algorithm,
+                    dataset=dataset, test_envs=[target], trial_seed=trial,
+                    recorded={"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"},
+                    **given,
+                )  # fmt: skip
+                if algorithm in ("CARFT", "CLIPFineTune"):
+                    _add_drift(job / "results.jsonl")
+
+
+def _add_drift(path):
+    draw = random.Random(str(path.parent.name))
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record |= {"loss_kl": draw.random(), "context_agreement": draw.random()}
+    path.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records))

@@ -1,0 +1,240 @@
+"""Example pictures of a real sweep, judged again with plain torch."""
+
+import base64
+import io
+import itertools
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import report_page
+import torch
+from domainbed.lib import misc
+from domainbed.scripts import train
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from domainbed_carft import checkpoints, cli, emoji
+from domainbed_carft.images import IMAGENET_MEAN as MEAN
+from domainbed_carft.images import IMAGENET_STD as STD
+from domainbed_carft.report import weights
+
+ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face", "food"), 12
+# Only with two environments as targets, so that the third one's jobs are missing.
+TARGETS = (0, 1)
+JOBS = [("CARFT", 0), ("CARFT", 1), ("CLIPFineTune", 0), ("CLIPFineTune", 1), ("CLIPZeroShot", 0)]
+HPARAMS = {
+    "clip_backbone": "tiny", "contexts": "emoji", "batch_size": 4, "lr": 5e-3, "warmup_steps": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """A few of the embedded pictures, as a user's own data set of the name Drawings."""
+    folder = tmp_path_factory.mktemp("data") / "drawings"
+    for environment, name in itertools.product(ENVIRONMENTS, CLASSES):
+        (folder / environment / name).mkdir(parents=True)
+        for path in sorted((emoji.unpacked() / environment / name).iterdir())[:PICTURES]:
+            shutil.copy(path, folder / environment / name)
+    (folder.parent / "datasets.txt").write_text("Drawings = drawings\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOMAINBED_DATASETS", str(folder.parent / "datasets.txt"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def sweep(drawings, tmp_path_factory):
+    """A few steps, at a rate at which the two come to differ."""
+    folder = tmp_path_factory.mktemp("real")
+    for algorithm, target in JOBS:
+        words = [
+            "--dataset", "Drawings", "--algorithm", algorithm, "--test_envs", str(target),
+            "--steps", "7", "--checkpoint_freq", "3", "--workers", "0",
+            "--hparams", json.dumps(HPARAMS), "--output_dir", str(folder / f"{algorithm}-{target}"),
+        ]  # fmt: skip
+        assert train.main(words) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(sweep, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert cli.main(["report", str(sweep), "-o", str(folder), "--n_examples", "3"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(made):
+    return (made / "index.html").read_text(encoding="utf-8")
+
+
+def block(text, environment):
+    """What the page has of one environment left out."""
+    return text.split(f"<h4>{environment} left out</h4>")[1].split("</details>")[0]
+
+
+def file_of(sweep, algorithm, target):
+    """The weights that training-domain validation selects, and their record."""
+    folder = sweep / f"{algorithm}-{target}"
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    means = [np.mean([r[f"env{e}_out_acc"] for e in range(3) if e != target]) for r in records]
+    best = int(np.argmax(means))
+    return folder / ("model.pkl" if best == len(records) - 1 else "model_best.pkl"), records[best]
+
+
+def judged(drawings, file, target):
+    """(algorithm, pictures, labels, class logits) on the target's in-split, by hand."""
+    algorithm = checkpoints.load(file)
+    tensors = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    transform = v2.Compose([v2.Resize((224, 224)), *tensors])
+    pictures = ImageFolder(str(drawings / ENVIRONMENTS[target]), transform)
+    count = int(len(pictures) * 0.2)
+    _, rest = misc.split_dataset(pictures, count, misc.seed_hash(0, target))
+    _, rest = misc.split_dataset(rest, 0, misc.seed_hash(0, target))  # no uda-split, but shuffled
+    x = torch.stack([rest[i][0] for i in range(len(rest))])
+    y = torch.tensor([rest[i][1] for i in range(len(rest))])
+    with torch.no_grad():
+        return algorithm, x, y, algorithm.predict(x)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_counts_are_those_of_the_weights_that_were_selected(drawings, sweep, text, target):
+    environment = ENVIRONMENTS[target]
+    right = {}
+    for name in ("CARFT", "CLIPFineTune"):
+        file, record = file_of(sweep, name, target)
+        _, _, y, logits = judged(drawings, file, target)
+        right[name] = logits.argmax(dim=1) == y
+        recorded = 100 * record[f"env{target}_in_acc"]
+        assert right[name].double().mean().item() * 100 == pytest.approx(recorded)
+        said = f"{name}: {file.name}, of step {record['step']}, which was selected; "
+        said += f"accuracy {recorded:.1f}% now, {recorded:.1f}% recorded."
+        assert said in block(text, environment)
+    a, b = right.values()
+    sentence = (
+        f"Of {len(a)} pictures {(a & b).sum()} are right for both and {(~a & ~b).sum()} for "
+        f"neither; {(a & ~b).sum()} only for CARFT, {(b & ~a).sum()} only for CLIPFineTune."
+    )
+    assert sentence in block(text, environment)
+    assert (a & ~b).any() and (b & ~a).any()  # or nothing is tested
+
+
+def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, sweep, text):
+    files = [file_of(sweep, name, 0)[0] for name in ("CARFT", "CLIPFineTune")]
+    (carft, x, y, logits), (tuned, _, _, others) = (judged(drawings, file, 0) for file in files)
+    original = checkpoints.load(sweep / "CLIPZeroShot-0" / "model.pkl")
+    wanted = ((logits.argmax(1) == y) & (others.argmax(1) != y)).nonzero().flatten().tolist()
+    part = block(text, "line").split("<h5>CLIPFineTune right")[0]
+    assert f"<h5>CARFT right, CLIPFineTune wrong: {min(3, len(wanted))} of {len(wanted)}" in part
+    articles = part.split("<article")[1:]
+    assert len(articles) == min(3, len(wanted))
+    for index, article in zip(wanted, articles):
+        truth = CLASSES[y[index]]
+        assert f'aria-label="{truth}, picture {index}"' in article
+        share = logits[index].softmax(0)[y[index]].item()
+        assert f"✓ right</span>: {truth} {100 * share:.0f}%" in article
+        wrong = others[index].softmax(0)
+        said = f"{CLASSES[wrong.argmax()]} {100 * wrong.max():.0f}%; {truth} "
+        assert f"✗ wrong</span>: {said}{100 * wrong[y[index]]:.0f}%" in article
+        with torch.no_grad():
+            spread = [
+                model.context_logits(x[index : index + 1]).softmax(1)[0]
+                for model in (original, carft, tuned)
+            ]
+        check_contexts(article, spread)
+        for name, mine in (("CARFT", spread[1]), ("CLIPFineTune", spread[2])):
+            kl = (spread[0] * (spread[0] / mine).log()).sum().item()
+            told = re.search(rf"<dt>{name}</dt>.*?KL ([\d.]+) nats", article)
+            assert float(told[1]) == pytest.approx(kl, abs=6e-4)
+        check_picture(article, x[index])
+
+
+def check_contexts(article, spread):
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', article)
+    shown = {template: re.findall(r"<td>(\d+)%", cells) for template, cells in rows}
+    with open(emoji.__file__.replace("emoji.py", "assets/contexts/emoji.txt")) as file:
+        templates = [line.strip() for line in file if line.strip()]
+    wanted = {templates[i] for one in spread for i in one.topk(3).indices}
+    assert set(shown) == wanted
+    for template, cells in shown.items():
+        place = templates.index(template)
+        assert cells == [f"{100 * one[place]:.0f}" for one in spread]
+
+
+def check_picture(article, x):
+    """As CLIP sees it: at its own size."""
+    encoded = re.search(r'src="data:image/png;base64,([^"]+)"', article)[1]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+        pixels = np.asarray(picture.convert("RGB")) / 255
+    shrunk = torch.nn.functional.interpolate(x[None], (48, 48), mode="bicubic", antialias=True)[0]
+    expected = shrunk.numpy().transpose(1, 2, 0) * np.array(STD) + np.array(MEAN)
+    assert pixels == pytest.approx(np.clip(expected, 0, 1), abs=1.5 / 255)
+
+
+def test_what_stands_in_the_way_is_said_in_its_place(text):
+    reason = "No trial has both CARFT and CLIPFineTune: their jobs are missing, see below."
+    assert reason in block(text, "twemoji")
+    assert "nats" in block(text, "line")
+    assert "nats" not in block(text, "noto")  # no run there has the original encoder
+
+
+def test_the_same_weights_and_data_give_the_same_page(sweep, made, tmp_path):
+    assert cli.main(["report", str(sweep), "-o", str(tmp_path), "--n_examples", "3"]) == 0
+    assert (tmp_path / "index.html").read_bytes() == (made / "index.html").read_bytes()
+
+
+@pytest.fixture
+def one_target(sweep, tmp_path):
+    """The jobs of one target and trial, to be taken apart."""
+    for name in ("CARFT", "CLIPFineTune"):
+        shutil.copytree(sweep / f"{name}-1", tmp_path / "sweep" / name)
+    return tmp_path / "sweep"
+
+
+def page_of(folder, *words):
+    output = folder.parent / "report"
+    assert cli.main(["report", str(folder), "-o", str(output), *words]) == 0
+    return (output / "index.html").read_text(encoding="utf-8")
+
+
+def test_without_weights_the_rest_is_there_and_it_says_how_to_get_them(one_target):
+    for name in weights.FILES.values():
+        (one_target / "CARFT" / name).unlink()
+    said = block(page_of(one_target), "noto")
+    assert f"No weights: neither model.pkl nor model_best.pkl in {one_target / 'CARFT'}." in said
+    assert "--skip_model_save" in said and "CLIPFineTune" not in said
+
+
+def test_without_the_selected_weights_it_says_which_it_took(one_target):
+    record = one_target / "CARFT" / "results.jsonl"
+    first, *others = [json.loads(line) for line in record.read_text().splitlines()]
+    for env in (0, 2):
+        first[f"env{env}_out_acc"] = 1.0  # it is selected now, and only the last are kept
+    record.write_text("".join(json.dumps(r) + "\n" for r in (first, *others)))
+    (one_target / "CARFT" / "model_best.pkl").unlink()
+    said = block(page_of(one_target), "noto")
+    assert "the weights of step 0, which was selected, were not kept" in said
+
+
+def test_broken_weights_are_told_on_the_page(one_target):
+    for name in weights.FILES.values():
+        (one_target / "CARFT" / name).write_bytes(b"no weights")
+    page = page_of(one_target)
+    assert "CARFT" in block(page, "noto") and "model" in block(page, "noto")
+    assert "figures/Drawings-accuracy.svg" in page
+
+
+def test_without_examples_neither_weights_nor_data_are_looked_at(one_target):
+    for name in weights.FILES.values():
+        (one_target / "CARFT" / name).write_bytes(b"no weights")
+    assert "Example pictures" not in page_of(one_target, "--no-examples")
+
+
+def test_pages_of_examples_are_well_made(made):
+    page = report_page.read(made)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert all(img.get("alt") for img in page.all("img"))
