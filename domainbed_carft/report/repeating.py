@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_carft
-from domainbed_carft.collect import environments, scan, settings
+from domainbed_carft.collect import environments, records, scan, settings
 from domainbed_carft.collect.document import Grid
 from domainbed_carft.collect.records import Run
 from domainbed_carft.report.content import Digest, Repeat
@@ -126,7 +126,7 @@ def _jobs(runs: Sequence[Run], sums: Mapping[str, str]) -> Grid:
 
 def _command(run: Run) -> str:
     """A line for a shell: the arguments that the job was described with, else those recorded."""
-    given = _described(run.folder) or _recorded(run.folder)
+    given = _described(run.folder) or dict(next(records.of_run(run), {"args": {}})["args"])
     given = {**given, "output_dir": f"OUT/{Path(run.folder).name}"}
     return " ".join(["python -m domainbed.scripts.train", *_flags(given)])
 
@@ -147,22 +147,12 @@ def _words_of(value: Any) -> str:
 
 
 def _described(folder: str) -> dict[str, Any]:
+    path = os.path.join(folder, scan.DESCRIPTION)
     try:
-        with open(os.path.join(folder, scan.DESCRIPTION), encoding="utf-8") as file:
+        if not os.path.isfile(path):  # a named pipe would be waited for without an end
+            return {}
+        with open(path, encoding="utf-8") as file:
             found = json.load(file)["train_args"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _recorded(folder: str) -> dict[str, Any]:
-    try:
-        with open(os.path.join(folder, scan.RECORDS), encoding="utf-8") as file:
-            for line in file:
-                try:
-                    return dict(json.loads(line)["args"])
-                except (ValueError, KeyError, TypeError):
-                    continue
-    except OSError:
-        pass
-    return {}
