@@ -40,6 +40,8 @@ _DRIFT = (
     f"checkpoint before, in each trial the mean over the environments left out. {_BAND}"
 )
 
+_LONGEST = 60  # letters of a part of a name; a file's may have 255 in all
+
 
 class Names:
     """Names for files and places on the page, each given once."""
@@ -49,7 +51,8 @@ class Names:
 
     def of(self, *parts: str) -> str:
         """A name that file systems and addresses take."""
-        stem = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_.") or "_" for part in parts)
+        plain = (re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_.") for part in parts)
+        stem = "-".join(part[:_LONGEST] or "_" for part in plain)
         name, count = stem, 2
         while name.lower() in self._given:  # some file systems do not tell cases apart
             name, count = f"{stem}-{count}", count + 1

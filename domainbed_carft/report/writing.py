@@ -16,6 +16,8 @@ from domainbed_carft.report.figures.drawn import Drawn
 INDEX = "index.html"
 FIGURES = "figures"
 _OURS = f'<meta name="generator" content="{page.GENERATOR} '
+# Until all figures are there: a report that was broken off is known for one, and can be made anew.
+_BEGUN = f'<!doctype html>\n{_OURS}begun">\n<title>A report that was not finished</title>\n'
 _LINK = re.compile(rf'href="({FIGURES}/[A-Za-z0-9_.-]+\.(?:png|svg))"')
 
 
@@ -43,7 +45,7 @@ def require_place(folder: Path) -> None:
 
 
 def _is_report(folder: Path) -> bool:
-    """Whether a report is there, or was begun: its first file comes with the figures."""
+    """Whether a report is there, or was begun."""
     there = set(os.listdir(folder))
     if INDEX in there:
         return _OURS in _text(folder / INDEX)
@@ -65,10 +67,13 @@ def write(folder: Path, content: Content) -> Path:
     html = page.render(content)
     earlier = set(_LINK.findall(_text(folder / INDEX)))
     try:
+        if not (folder / INDEX).exists():
+            _put(folder / INDEX, _BEGUN.encode())
         for drawn in _figures(content):
             _put(folder / FIGURES / f"{drawn.name}.svg", drawn.svg.encode())
             _put(folder / FIGURES / f"{drawn.name}.png", drawn.png)
-        _put(folder / INDEX, html.encode())
+        # Halves of characters, which names may have, are in no encoding.
+        _put(folder / INDEX, html.encode("utf-8", "backslashreplace"))
         for name in sorted(earlier.difference(_LINK.findall(html))):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
@@ -104,7 +109,8 @@ def _umask() -> int:
 
 
 def _unwritable(folder: Path, error: OSError) -> CarftError:
+    where = f": {error.filename}" if error.filename else ""
     return CarftError(
-        f"--output {folder} cannot be written ({error.strerror}: {error.filename}); expected a "
-        "folder in which files can be made"
+        f"--output {folder} cannot be written ({error.strerror}{where}); expected a folder in "
+        "which files can be made, with room on its disk"
     )
