@@ -20,14 +20,22 @@ def folder() -> Path:
 def write(path: Path, write_to: Callable[[Path], object]) -> None:
     """Let ``write_to`` make a temporary file beside ``path``, then rename it.
 
-    A reader sees nothing or the whole file, and of two writers at once the last one wins.
+    A reader sees nothing or the whole file, and of two writers at once the last one wins. Whoever
+    may read what this user writes may read it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         write_to(Path(name))
+        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from domainbed_carft import cache
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import page
 from domainbed_carft.report.content import Content
@@ -91,21 +92,7 @@ def _figures(content: Content) -> Iterable[Drawn]:
 
 
 def _put(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    cache.write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _unwritable(folder: Path, error: OSError) -> CarftError:
