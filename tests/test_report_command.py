@@ -20,7 +20,7 @@ from PIL import Image
 
 from domainbed_carft import cli
 from domainbed_carft.collect import document, published
-from domainbed_carft.report import frames, writing
+from domainbed_carft.report import frames, repeating, writing
 
 TABLE = "PACS; training-domain validation set"
 
@@ -217,6 +217,19 @@ def test_commands_are_those_of_the_jobs(sweep, page):
         given = vars(parsed[path.parent.name])
         for name in set(wanted) - {"output_dir"}:
             assert given[name] == wanted[name], name
+
+
+def test_the_digest_is_of_what_find_finds(tmp_path):
+    """Not of what a link leads to, and of what somebody has left in the folder of a job."""
+    for name in ("a", "a/old", "a/b/c/too deep", ".hidden", "b c"):
+        write_records(tmp_path / "sweep" / name, record(seed=len(name)))
+    write_records(tmp_path / "elsewhere", record())
+    (tmp_path / "sweep" / "link").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "sweep" / "results.jsonl")
+    found = repeating.digest(tmp_path / "sweep")
+    done = subprocess.run(["bash", "-c", found.command], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == found.sha256
+    assert found.files == 3
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -238,6 +238,11 @@ def test_only_its_own_files_are_replaced(pets, mixed, tmp_path, capsys):
     assert (tmp_path / "wise_ft.json").read_text() == "mine"
     mix(pets / "CARFT", tmp_path / "wise_ft.json", *half, status=1)
     assert "is a file; expected a folder" in capsys.readouterr().err
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "wise_ft.png").write_text("mine")
+    mix(pets / "CARFT", tmp_path / "plots", *half, "--save", "none", status=1)
+    assert "wise_ft.png is there already" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "plots") == ["wise_ft.png"]
 
 
 def test_as_a_command(pets, tmp_path):

@@ -41,16 +41,24 @@ def collect(folders: Sequence[Path], runs: Sequence[Run], command: str) -> Repea
 
 def digest(folder: Path | str) -> Digest:
     """SHA-256 of what ``sha256sum`` prints of all results.jsonl, sorted by their paths' bytes."""
-    found, _ = scan.find([folder])
-    paths = [os.path.join(job.path, scan.RECORDS) for job in found if scan.RECORDS in job.files]
-    names = sorted("./" + os.path.relpath(path, folder) for path in paths)
+    names = sorted(_found(str(folder)), key=os.fsencode)
     lines = [f"{_sha256(os.path.join(folder, name))}  {name}\n" for name in names]
     whole = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     command = (
         f"cd {shlex.quote(str(folder))} && find . -maxdepth {scan.DEPTH + 1} -name {scan.RECORDS} "
-        "-not -path '*/.*/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+        "-xtype f -not -path '*/.*/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
     )
     return Digest(str(folder), len(names), whole, command)
+
+
+def _found(folder: str) -> Iterator[str]:
+    """What ``find`` finds: no links to folders, but what lies within the folder of a job, too."""
+    for here, folders, _ in os.walk(folder):
+        inner = os.path.relpath(here, folder)
+        depth = 0 if inner == os.curdir else inner.count(os.sep) + 1
+        folders[:] = [n for n in folders if not n.startswith(".")] if depth < scan.DEPTH else []
+        if os.path.isfile(os.path.join(here, scan.RECORDS)):
+            yield os.path.join(os.curdir, *([inner] if depth else []), scan.RECORDS)
 
 
 def _sha256(path: str) -> str:
