@@ -430,3 +430,18 @@ def test_each_run_of_a_folder_has_its_own_command(tmp_path):
     assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "--algorithm CARFT " in text and "--seed 1 " in text and "--seed 2 " in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_sweep_that_left_nothing_out_is_not_told_to_have(tmp_path):
+    report_page.write_ours(tmp_path / "sweep", ["CARFT"], trials=1)
+    for path in (tmp_path / "sweep").glob("*/results.jsonl"):
+        path.write_text(re.sub(r'"test_envs": \[\d\]', '"test_envs": []', path.read_text()))
+        if "CARFT-0" not in str(path):
+            shutil.rmtree(path.parent)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    page = report_page.read(tmp_path / "report")
+    assert page.headings[0] == (1, "PACS: nothing left out")
+    assert "no environment was left out. Cells" in page.text
+    drift = [img["alt"] for img in page.all("img") if "KL to" in img["alt"]]
+    assert len(drift) == 1 and "PACS, nothing left out" in drift[0]

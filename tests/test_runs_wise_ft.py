@@ -258,3 +258,14 @@ def test_as_a_command(pets, tmp_path):
         assert any(line.split() == [f"{alpha:g}", *means] for line in done.stdout.splitlines())
     assert (tmp_path / "out" / "model_alpha_1.00.pkl").exists()
     assert not (tmp_path / "out" / "model_alpha_0.00.pkl").exists()
+
+
+def test_without_a_test_environment_there_is_no_plot_and_none_is_told(pets, tmp_path, capsys):
+    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
+    content["args"]["test_envs"] = []
+    torch.save(content, tmp_path / "model.pkl")
+    mix(tmp_path, tmp_path / "out", "--alphas", "1", "--save", "1")
+    made = sorted(os.listdir(tmp_path / "out"))
+    assert made == ["model_alpha_1.00.pkl", "wise_ft.csv", "wise_ft.json"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(": wise_ft.csv, wise_ft.json, weights of 1 alpha")

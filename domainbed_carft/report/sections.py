@@ -201,7 +201,9 @@ def _curves(
     title = "In-domain against out-of-domain"
     yield Sketch(f"{identity}-robustness", title, _ROBUSTNESS, tasks, nothing)
     drift = frames.over_targets(checkpoints, frames.DRIFT)
-    what = f"{dataset}, mean over the environments left out"
+    nothing_out = table.method == selection.IN_DOMAIN
+    what = "nothing left out" if nothing_out else "mean over the environments left out"
+    what = f"{dataset}, {what}"
     name = names.of(dataset, "context_drift")
     task = (curves.draw, (name, what, drift, curves.DRIFT, looks))
     nothing = (

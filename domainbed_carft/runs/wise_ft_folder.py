@@ -17,7 +17,8 @@ from domainbed_carft.runs import output
 from domainbed_carft.runs.saved import Run
 
 DOCUMENT = "wise_ft.json"
-RESULTS = ("wise_ft.csv", DOCUMENT, "wise_ft.png", "wise_ft.svg")
+TABLES = ("wise_ft.csv", DOCUMENT)
+RESULTS = (*TABLES, "wise_ft.png", "wise_ft.svg")
 
 
 def weights_name(alpha: float) -> str:
@@ -61,13 +62,16 @@ class Folder:
 
     def write_results(
         self, document: Mapping[str, Any], rows: str, points: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Write the results as JSON and CSV, and, where there is a test environment, the plot."""
+    ) -> list[str]:
+        """Write the results as JSON and CSV, and, where there is a test environment, the plot.
+
+        The names of the files.
+        """
         text = json.dumps({**document, "run_sha256": self._run}, indent=1) + "\n"
         output.write(text, self._path / DOCUMENT)  # the first: it says of which run all are
         output.write(rows, self._path / "wise_ft.csv")
         if any(point["out_of_domain"] is None or point["in_domain"] is None for point in points):
-            return
+            return [*TABLES]
         from domainbed_carft.runs import wise_ft_plot
 
         title = f"{document['algorithm']} on {document['dataset']}"
@@ -75,6 +79,7 @@ class Folder:
         for kind in ("png", "svg"):
             write = functools.partial(wise_ft_plot.save, figure, kind)
             output.save(self._path / f"wise_ft.{kind}", write)
+        return [*RESULTS]
 
     def save_weights(self, run: Run, alpha: float, state: Mapping[str, Tensor]) -> None:
         """Write a file that `checkpoints.load` reads as it does the run's own."""
