@@ -445,3 +445,13 @@ def test_a_sweep_that_left_nothing_out_is_not_told_to_have(tmp_path):
     assert "no environment was left out. Cells" in page.text
     drift = [img["alt"] for img in page.all("img") if "KL to" in img["alt"]]
     assert len(drift) == 1 and "PACS, nothing left out" in drift[0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_jobs_have_the_environments_of_their_own_records(tmp_path):
+    """Two editions of a folder of one's own, whose environments are called otherwise."""
+    for name, names in (("one", ["a", "b"]), ("two", ["c", "d"])):
+        collect_sweeps.write_job(tmp_path / "sweep", name, dataset="/data", environments=names)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    _, *rows = report_page.read(tmp_path / "report").tables["Jobs"]
+    assert {row[0]: row[3] for row in rows} == {"one": "a", "two": "c"}

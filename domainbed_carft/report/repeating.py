@@ -119,7 +119,8 @@ def _jobs(runs: Sequence[Run], sums: Mapping[str, str]) -> Grid:
     rows = [
         [
             Path(run.folder).name, run.dataset, run.algorithm,
-            ", ".join(labels[run.dataset][i] for i in run.test_envs) or "nothing",
+            ", ".join((run.environments or labels[run.dataset])[i] for i in run.test_envs)
+            or "nothing",
             str(run.trial), str(run.choice), str(run.seed), f"{max(run.steps):g}",
             "yes" if run.done else "no", sums[run.folder],
         ]
