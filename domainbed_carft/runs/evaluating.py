@@ -113,7 +113,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     splits = document["splits"]
     rows = [["split", "environment", "pictures", "accuracy (%)", "ECE (%)"]]
     for split in splits:
-        environment = split["environment"] + " (test)" * split["is_target"]
+        environment = printable.shown(split["environment"]) + " (test)" * split["is_target"]
         figures = [_percent(split["accuracy"]), _percent(split["ece"])]
         rows.append([split["name"], environment, str(split["pictures"]), *figures])
     yield table(rows)
