@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from domainbed_carft import files
 
 
 def folder() -> Path:
@@ -18,24 +19,6 @@ def folder() -> Path:
 
 
 def write(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Let ``write_to`` make a temporary file beside ``path``, then rename it.
-
-    A reader sees nothing or the whole file, and of two writers at once the last one wins. Whoever
-    may read what this user writes may read it.
-    """
+    """Let ``write_to`` make a file of the cache, as ``files.write`` has it, and its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write_to(Path(name))
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    files.write(path, write_to)

@@ -217,6 +217,19 @@ def test_what_is_no_number_is_not_the_best(tmp_path):
         ]
 
 
+def test_what_is_no_number_is_not_the_best_with_nothing_left_out_either(tmp_path):
+    for choice in range(2):
+        collect_sweeps.write_job(tmp_path, str(choice), test_envs=[], hparams_seed=choice)
+    nan = {"env2_out_acc": float("nan")}
+    write_records(tmp_path / "0", lambda record: {**record, **nan})
+    table = collect_sweeps.tables(tmp_path)["", "in-domain", "PACS"]
+    cell = collect_sweeps.cell(table, "ERM", "P")
+    assert (cell["n"], cell["mean"] > 20) == (1, True)
+    assert cell["missing"] == [
+        "--test_envs has accuracies that are no numbers: trial 0 hparams_seed 0"
+    ]
+
+
 def test_a_mean_over_incomplete_cells_is_marked(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     lose(tmp_path, "ERM-0-0-0")

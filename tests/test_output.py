@@ -9,7 +9,7 @@ import threading
 import collect_sweeps
 import pytest
 
-from domainbed_carft import cache, cli
+from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building
 from domainbed_carft.runs import output
@@ -97,7 +97,7 @@ def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(write, tmp_path)
 def test_others_may_read_what_is_written(tmp_path):
     before = os.umask(0o027)
     try:
-        cache.write(tmp_path / "file", lambda path: path.write_text("new"))
+        files.write(tmp_path / "file", lambda path: path.write_text("new"))
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(tmp_path / "file").st_mode) == 0o640

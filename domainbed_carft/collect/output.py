@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 
 _UNENCODABLE = "backslashreplace"  # as Python has it for the error stream
@@ -19,7 +19,7 @@ def write(text: str, path: Path) -> None:
     content = text.encode("utf-8", _UNENCODABLE)
     try:
         if can_be_replaced(path):
-            _replace(Path(os.path.realpath(path)), content)
+            files.write(Path(os.path.realpath(path)), lambda beside: beside.write_bytes(content))
         else:
             path.write_bytes(content)
     except OSError as error:
@@ -36,17 +36,3 @@ def can_be_replaced(path: Path) -> bool:
     if os.path.exists(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):
         return False
     return os.access(os.path.dirname(os.path.realpath(path)), os.W_OK)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Not `cache.write`, which makes folders, and keeps no permissions."""
-    beside = path.with_name(f".carft-{os.getpid()}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-        if path.exists():
-            os.chmod(beside, stat.S_IMODE(path.stat().st_mode))
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -167,13 +167,16 @@ def _at(
 def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     """Of jobs that leave nothing out: accuracy on each out-split at the last step.
 
-    Of the choices in a trial the one with the highest sum of these counts, the first of equals.
+    Of the choices in a trial the one with the highest sum of these counts, the first of equals; one
+    of which some are no numbers does not.
     """
     trials: dict[tuple[str, str, int], list[tuple[float, Run, int]]] = {}
     for run in sorted(runs, key=lambda run: run.choice):
         if not run.test_envs:
             last = int(np.frombuffer(run.steps).argmax())
             reached = sum(accuracies(run)[1][last].tolist())
+            if np.isnan(reached):
+                continue
             trials.setdefault((run.dataset, run.algorithm, run.trial), []).append(
                 (reached, run, last)
             )

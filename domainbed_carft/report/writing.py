@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from domainbed_carft import cache
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import page
 from domainbed_carft.report.content import Content
@@ -92,7 +92,7 @@ def _figures(content: Content) -> Iterable[Drawn]:
 
 
 def _put(path: Path, content: bytes) -> None:
-    cache.write(path, lambda temporary: temporary.write_bytes(content))
+    files.write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _unwritable(folder: Path, error: OSError) -> CarftError:

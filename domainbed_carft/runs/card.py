@@ -186,7 +186,7 @@ def _versions(run: Run) -> dict[str, str]:
     there = {name for name in (scan.RECORDS, scan.OUTPUT) if (folder / name).exists()}
     runs = records.read(scan.Found(str(folder), frozenset(there))).runs
     said = runs[-1].setting if runs else {}
-    head = settings.KINDS["versions"]
+    (head,) = settings.KINDS["versions"]
     return {part[len(head) :]: said[part] for part in said if part.startswith(head)}
 
 

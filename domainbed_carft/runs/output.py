@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from domainbed_carft import cache
+from domainbed_carft import files
 from domainbed_carft.collect import output
 from domainbed_carft.errors import CarftError
 
@@ -39,7 +39,7 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
     Raises CarftError where it cannot be written; what was there before is untouched then.
     """
     try:
-        cache.write(path, write_to)
+        files.write(path, write_to)
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         raise CarftError(
             f"{path} cannot be written: {error}. Expected a place in a folder that may be written "

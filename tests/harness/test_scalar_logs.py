@@ -207,14 +207,15 @@ def test_interrupted_runs_have_the_logs_of_one_that_was_not(tmp_path, server):
     os.kill(pid, signal.SIGKILL)
     ended(pid)
     begun = run_id(tmp_path)
-    assert run(arguments(tmp_path)) == 0
+    if not (tmp_path / "done").exists():  # it may have been faster than the signal
+        assert run(arguments(tmp_path)) == 0
     assert [step for step, _ in recorded(tmp_path)] == STEPS
     assert_on_tensorboard(tmp_path)
     assert len(list((tmp_path / "tensorboard" / NAME).iterdir())) == 1
     sync(tmp_path)
     assert [*server.runs] == [run_id(tmp_path)]
     assert_on_wandb(server.runs[run_id(tmp_path)], tmp_path)
-    assert begun == run_id(tmp_path) or (tmp_path / "done").exists()
+    assert begun == run_id(tmp_path)
 
 
 @needs_wandb
