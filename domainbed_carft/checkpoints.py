@@ -5,7 +5,8 @@ A pickle can be a program. Nothing here executes one: ``weights_only`` is never 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,27 @@ PARTS = (
 )
 
 
+def _is_of_ours(hparams: Any) -> bool:
+    return (
+        isinstance(hparams, dict)
+        and isinstance(hparams.get("clip_backbone"), str)
+        and isinstance(hparams.get("context_scale"), (str, int, float))
+        and isinstance(hparams.get("protocol", ""), str)
+    )
+
+
+# What is gone by, of what may stand in such a file.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "model_input_shape": lambda shape: (
+        isinstance(shape, (tuple, list)) and len(shape) == 3 and all(type(n) is int for n in shape)
+    ),
+    "model_hparams": _is_of_ours,
+    "best_step": lambda step: type(step) is int,
+    "wise_ft_step": lambda step: step is None or type(step) is int,
+    "wise_ft_alpha": lambda alpha: isinstance(alpha, (int, float)) and 0 <= alpha <= 1,
+}
+
+
 def load(path: Path | str) -> algorithms.CLIPAlgorithm:
     """The trained algorithm in a ``model.pkl`` that DomainBed's train saved, on the CPU.
 
@@ -39,6 +61,8 @@ def read(path: Path | str) -> dict[str, Any]:
     Raises CarftError for a file that is missing, cut, no file of torch's, that holds anything but
     plain data and tensors, or that is no run of one of our algorithms.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise CarftError(f"{path} is no file; expected the model.pkl that train saved")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -76,6 +100,12 @@ def _require_run(saved: Any, path: Path | str) -> None:
             f"{path} has no {', '.join(missing)}; expected the model.pkl that "
             "domainbed.scripts.train saves, which has all of " + ", ".join(PARTS)
         )
+    odd = [part for part, fits in _FITS.items() if part in saved and not fits(saved[part])]
+    if odd:
+        raise CarftError(
+            f"{path} has {odd[0]} {str(saved[odd[0]])[:200]}, which no run of ours has; was it "
+            "changed after domainbed.scripts.train had saved it?"
+        )
 
 
 def restore(saved: Mapping[str, Any], path: Path | str) -> algorithms.CLIPAlgorithm:
@@ -91,7 +121,7 @@ def restore(saved: Mapping[str, Any], path: Path | str) -> algorithms.CLIPAlgori
     )
     try:
         _put_in(algorithm, saved["model_dict"])
-    except (KeyError, RuntimeError, AttributeError, TypeError) as error:
+    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise CarftError(
             f"{path} does not hold the weights of a {cls.__name__} ({_in_short(error)}); was it "
             "changed after domainbed.scripts.train had saved it?"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +23,34 @@ from domainbed_carft.sweep import parser as sweep_parser
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for what a user can mend."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
     try:
         status: int | None = arguments.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except CarftError as error:
         print(f"carft: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("carft: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # what is printed goes into head, say
+        _print_no_more()
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _print_no_more()
+        where = error.filename or "where this is printed or written to"
+        print(f"carft: there is no room left on the disk ({where}); make some", file=sys.stderr)
+        return 1
     return status or 0
+
+
+def _print_no_more() -> None:
+    """What is left to print would fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import collect_sweeps
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 
 from domainbed_carft import cli
 from domainbed_carft.collect import document, published
-from domainbed_carft.report import frames, writing
+from domainbed_carft.report import frames, repeating, writing
 
 TABLE = "PACS; training-domain validation set"
 
@@ -124,7 +125,7 @@ def test_curves_and_marks_tell_the_means_of_the_frames(sweep, page):
     mine = outcomes[(outcomes["target"] == 3) & (outcomes["algorithm"] == "CARFT")]
     inside, outside = (100 * mine[name].mean() for name in ("in_domain", "out_of_domain"))
     (alt,) = (i["alt"] for i in page.all("img") if "upwards), PACS, S left out" in i["alt"])
-    assert f"CARFT: {inside:.1f} in, {outside:.1f} out, 2 runs" in alt
+    assert f"CARFT: {inside:.1f} in, {outside:.1f} out, 2 marks" in alt
     (alt,) = (img["alt"] for img in page.all("img") if "KL to the original" in img["alt"])
     assert "CLIPFineTune from" in alt and "CLIPZeroShot" not in alt
 
@@ -216,6 +217,19 @@ def test_commands_are_those_of_the_jobs(sweep, page):
         given = vars(parsed[path.parent.name])
         for name in set(wanted) - {"output_dir"}:
             assert given[name] == wanted[name], name
+
+
+def test_the_digest_is_of_what_find_finds(tmp_path):
+    """Not of what a link leads to, and of what somebody has left in the folder of a job."""
+    for name in ("a", "a/old", "a/b/c/too deep", ".hidden", "b c"):
+        write_records(tmp_path / "sweep" / name, record(seed=len(name)))
+    write_records(tmp_path / "elsewhere", record())
+    (tmp_path / "sweep" / "link").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "sweep" / "results.jsonl")
+    found = repeating.digest(tmp_path / "sweep")
+    done = subprocess.run(["bash", "-c", found.command], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == found.sha256
+    assert found.files == 3
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -347,3 +361,97 @@ def test_the_best_of_each_column_is_marked(page):
         values = [row[place] for row in rows if row[place] != document.NOTHING]
         highest = max(values, key=lambda text: float(text.split()[0]))
         assert highest in marked
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_that_was_broken_off_is_made_anew(sweep, made, tmp_path, monkeypatch, capsys):
+    """As by a full disk, which no file's name comes with."""
+    put, written = writing._put, []
+
+    def until_full(path, content):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        put(path, content)
+
+    monkeypatch.setattr(writing, "_put", until_full)
+    assert report(sweep, "-o", tmp_path, "--no-examples") == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and "None" not in error
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+    monkeypatch.setattr(writing, "_put", put)
+    assert report(sweep, "-o", tmp_path, "--no-examples") == 0
+    assert contents(tmp_path).keys() == contents(made).keys()
+
+
+def write_records(folder, *lines):
+    (folder / "job").mkdir(parents=True)
+    (folder / "job" / "results.jsonl").write_bytes(b"\n".join(lines))
+
+
+def record(step=0, seed=0, **more):
+    """One line, of an algorithm, a data set and an environment that are called oddly."""
+    odd = "".join(map(chr, (0xD800, 0, 27))) + "a\nb"
+    args = {
+        "dataset": "x" * 300, "algorithm": more.pop("algorithm", odd), "test_envs": [0],
+        "trial_seed": 0, "hparams_seed": 0, "seed": seed,
+    }  # fmt: skip
+    accuracies = {f"env{i}_{split}_acc": 0.5 for i in range(2) for split in ("in", "out")}
+    told = {"environments": ["average", odd], "hparams": {}, "args": args, "step": step}
+    return json.dumps({**accuracies, **told, **more}).encode()
+
+
+def test_odd_names_and_values_are_on_page_and_figures(tmp_path):
+    odd = {"loss_kl": 10**400, "context_agreement": 0.5}
+    write_records(
+        tmp_path / "sweep",
+        record(**odd),
+        record(5),
+        b'{"cut \xff',
+        record(algorithm="", env0_in_acc=1e300),
+    )
+    os.mkfifo(tmp_path / "sweep" / "job" / "job.json")
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    page = report_page.read(tmp_path / "report")
+    (bars,) = (img["alt"] for img in page.all("img") if img["alt"].startswith("Bars"))
+    assert bars.count("50.0") == 1  # on the environment that is called as the averages are
+    figures = list((tmp_path / "report" / "figures").glob("*.svg"))
+    assert len(figures) == 4
+    for path in figures:
+        text = "".join(ElementTree.parse(path).getroot().itertext())
+        assert r"\ud800\x00\x1ba\nb" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_each_run_of_a_folder_has_its_own_command(tmp_path):
+    write_records(tmp_path / "sweep", record(seed=1), record(seed=2, algorithm="CARFT"))
+    job = tmp_path / "sweep" / "job"
+    (job / "job.json").write_text("[" * 100_000)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "--algorithm CARFT " in text and "--seed 1 " in text and "--seed 2 " in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_sweep_that_left_nothing_out_is_not_told_to_have(tmp_path):
+    report_page.write_ours(tmp_path / "sweep", ["CARFT"], trials=1)
+    for path in (tmp_path / "sweep").glob("*/results.jsonl"):
+        path.write_text(re.sub(r'"test_envs": \[\d\]', '"test_envs": []', path.read_text()))
+        if "CARFT-0" not in str(path):
+            shutil.rmtree(path.parent)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    page = report_page.read(tmp_path / "report")
+    assert page.headings[0] == (1, "PACS: nothing left out")
+    assert "no environment was left out. Cells" in page.text
+    drift = [img["alt"] for img in page.all("img") if "KL to" in img["alt"]]
+    assert len(drift) == 1 and "PACS, nothing left out" in drift[0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_jobs_have_the_environments_of_their_own_records(tmp_path):
+    """Two editions of a folder of one's own, whose environments are called otherwise."""
+    for name, names in (("one", ["a", "b"]), ("two", ["c", "d"])):
+        collect_sweeps.write_job(tmp_path / "sweep", name, dataset="/data", environments=names)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    _, *rows = report_page.read(tmp_path / "report").tables["Jobs"]
+    assert {row[0]: row[3] for row in rows} == {"one": "a", "two": "c"}

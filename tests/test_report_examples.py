@@ -238,3 +238,48 @@ def test_pages_of_examples_are_well_made(made):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert all(img.get("alt") for img in page.all("img"))
+
+
+def copied(sweep, folder, *names):
+    for name in names:
+        shutil.copytree(sweep / name, folder / name)
+    return folder
+
+
+def test_weights_of_another_run_are_not_taken_for_the_recorded(sweep, tmp_path):
+    """Nor does it matter to the pair what is wrong with the original's."""
+    folder = copied(sweep, tmp_path / "sweep", *(f"{name}-{target}" for name, target in JOBS))
+    for name in weights.FILES.values():
+        shutil.copy(folder / "CARFT-1" / name, folder / "CLIPFineTune-1" / name)
+        (folder / "CLIPZeroShot-0" / name).write_bytes(b"no weights")
+    page = page_of(folder)
+    assert "is not of the run that is recorded beside it, CLIPFineTune" in block(page, "noto")
+    said = block(page, "line")
+    assert "CARFT right, CLIPFineTune wrong" in said and "Without the original CLIP: " in said
+    assert "nats" not in said
+
+
+def test_other_contexts_are_not_shown_under_the_same_names(one_target):
+    words = [
+        *("--dataset", "Drawings", "--algorithm", "CLIPFineTune", "--test_envs", "1"),
+        *("--steps", "7", "--checkpoint_freq", "3", "--workers", "0", "--output_dir"),
+        *(str(one_target / "CLIPFineTune"), "--hparams"),
+        json.dumps({**HPARAMS, "contexts": ["a drawing of a {}", "a photo of a {}"]}),
+    ]
+    shutil.rmtree(one_target / "CLIPFineTune")
+    assert train.main(words) == 0
+    assert "have different contexts" in block(page_of(one_target), "noto")
+
+
+def test_pictures_that_cannot_be_read_are_told_on_the_page(one_target, drawings):
+    paths = list((drawings / "noto" / "animal").iterdir())
+    contents = [path.read_bytes() for path in paths]
+    try:
+        for path in paths:
+            path.write_bytes(b"no picture")
+        page = page_of(one_target)
+    finally:
+        for path, content in zip(paths, contents):
+            path.write_bytes(content)
+    assert "a picture of noto (env1_in) cannot be read" in block(page, "noto")
+    assert "figures/Drawings-accuracy.svg" in page

@@ -1,5 +1,6 @@
 """The splits of a saved run are those that it was trained on, to the picture."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -142,6 +143,16 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
         data.splits(opened(dataset=str(tmp_path / "gone")))
     with pytest.raises(CarftError, match="data set PACS .* from /nowhere: .*/nowhere/PACS"):
         data.splits(opened(dataset="PACS"), "/nowhere")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"holdout_fraction": "a fifth"}, {"holdout_fraction": 5.0}, {"steps": "many"}]
+)
+def test_arguments_by_which_nothing_can_be_divided_are_refused(trained, changed):
+    run = saved.open_run(trained)
+    odd = dataclasses.replace(run, args={**run.args, **changed})
+    with pytest.raises(CarftError, match="by which no data can be divided"):
+        data.splits(odd)
 
 
 def test_pictures_that_are_normalised_otherwise_are_refused(pets):

@@ -119,7 +119,7 @@ def test_what_a_user_can_get_wrong(pets, tmp_path, capsys):
         ([run, "--device", "cuda:99"], "--device cuda:99 cannot be used ("),
         ([run, "--device", "gpu"], "expected cpu, cuda or cuda:N"),
         ([run, "--device", "meta"], "expected cpu, cuda or cuda:N"),
-        ([run, "-o", str(pets / "CARFT" / "done" / "x")], "cannot be written"),
+        ([run, "-o", str(pets / "CARFT" / "done" / "x")], "is no folder; make it first"),
         ([run, "-o", str(tmp_path)], "is a folder; expected the name of a file"),
     ):
         assert cli.main(["evaluate", *arguments]) == 1

@@ -189,6 +189,15 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
         ({"args": "none"}, "holds no algorithm"),
         ({"model_dict": {"head.weight": torch.zeros(3, 2)}}, "not hold the weights of a CARFT"),
         ({"model_dict": {**algorithm.state_dict(), "more": torch.zeros(1)}}, "Unexpected key"),
+        (
+            {"model_dict": {**algorithm.state_dict(), "words": torch.ones(2)}},
+            "words in .* no bytes",
+        ),
+        ({"model_dict": {**algorithm.state_dict(), "head.weight": torch.ones(2)}}, "not hold the"),
+        ({"model_hparams": {**algorithm.hparams, "clip_backbone": 5}}, "has model_hparams"),
+        ({"model_input_shape": ()}, "has model_input_shape"),
+        ({"best_step": "last"}, "has best_step last"),
+        ({"wise_ft_alpha": "half"}, "has wise_ft_alpha half"),
     ):
         with pytest.raises(CarftError, match=message):
             saved.open_run(written(tmp_path, algorithm, **more))
@@ -218,7 +227,13 @@ def test_what_is_not_there_is_said(random_tiny, tmp_path):
         saved.open_run(job / "model_best.pkl", "last")
     shutil.rmtree(job)
     (tmp_path / "model.pkl").mkdir()
-    with pytest.raises(CarftError, match=r"model\.pkl cannot be read: Is a directory"):
+    with pytest.raises(CarftError, match=r"model\.pkl is no file"):
+        saved.open_run(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.pkl")
+    with pytest.raises(CarftError, match=r"model\.pkl is no file"):
         saved.open_run(tmp_path)
 
 

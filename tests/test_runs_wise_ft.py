@@ -238,6 +238,11 @@ def test_only_its_own_files_are_replaced(pets, mixed, tmp_path, capsys):
     assert (tmp_path / "wise_ft.json").read_text() == "mine"
     mix(pets / "CARFT", tmp_path / "wise_ft.json", *half, status=1)
     assert "is a file; expected a folder" in capsys.readouterr().err
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "wise_ft.png").write_text("mine")
+    mix(pets / "CARFT", tmp_path / "plots", *half, "--save", "none", status=1)
+    assert "wise_ft.png is there already" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "plots") == ["wise_ft.png"]
 
 
 def test_as_a_command(pets, tmp_path):
@@ -253,3 +258,14 @@ def test_as_a_command(pets, tmp_path):
         assert any(line.split() == [f"{alpha:g}", *means] for line in done.stdout.splitlines())
     assert (tmp_path / "out" / "model_alpha_1.00.pkl").exists()
     assert not (tmp_path / "out" / "model_alpha_0.00.pkl").exists()
+
+
+def test_without_a_test_environment_there_is_no_plot_and_none_is_told(pets, tmp_path, capsys):
+    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
+    content["args"]["test_envs"] = []
+    torch.save(content, tmp_path / "model.pkl")
+    mix(tmp_path, tmp_path / "out", "--alphas", "1", "--save", "1")
+    made = sorted(os.listdir(tmp_path / "out"))
+    assert made == ["model_alpha_1.00.pkl", "wise_ft.csv", "wise_ft.json"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(": wise_ft.csv, wise_ft.json, weights of 1 alpha")

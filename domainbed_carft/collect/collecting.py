@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         output.write(text, arguments.output)
     else:
-        output.show(text)
+        sys.stdout.write(text)
     notes = page.notes(collection) if arguments.format == "csv" else []  # it has no room for them
     for line in [*notes, *_summary(collection, built.incomplete, built.cells)]:
         print(shown(line), file=sys.stderr)
@@ -117,7 +117,7 @@ def run_top(arguments: argparse.Namespace) -> None:
     entries = list(top.best(collection.groups, collection.methods))
     _require_known(wanted, entries)
     chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
-    output.show(as_json.text(chosen))
+    sys.stdout.write(as_json.text(chosen))
     for line in told.lines(collection.faults):
         print(line, file=sys.stderr)
 

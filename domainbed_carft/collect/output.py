@@ -1,21 +1,14 @@
-"""Writing what was collected: to the screen, or to a file that is whole at any time."""
+"""Writing what was collected to a file that is whole at any time."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 
 _UNENCODABLE = "backslashreplace"  # as Python has it for the error stream
-
-
-def show(text: str) -> None:
-    """Print ``text`` as it is, with escapes for what the screen's encoding has no room for."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(text.encode(encoding, _UNENCODABLE).decode(encoding))
 
 
 def write(text: str, path: Path) -> None:
@@ -25,7 +18,7 @@ def write(text: str, path: Path) -> None:
     """
     content = text.encode("utf-8", _UNENCODABLE)
     try:
-        if _can_be_replaced(path):
+        if can_be_replaced(path):
             files.write(Path(os.path.realpath(path)), lambda beside: beside.write_bytes(content))
         else:
             path.write_bytes(content)
@@ -36,7 +29,7 @@ def write(text: str, path: Path) -> None:
         ) from error
 
 
-def _can_be_replaced(path: Path) -> bool:
+def can_be_replaced(path: Path) -> bool:
     """Not so a device or a pipe, a file that is open by a name in /dev, one in a closed folder."""
     if os.path.abspath(path).startswith(("/dev/", "/proc/")):
         return False

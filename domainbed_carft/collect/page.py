@@ -34,14 +34,9 @@ def build(
     built = [tables.build(group, collection.methods) for group in collection.groups]
     flat = [table for group in built for table in group]
     grids = [document.grid(table) for table in flat]
-    caption = list(document.CAPTION)
+    caption = caption_of(collection)
     sections: dict[str, Any] = {"tables": [document.table_entry(table) for table in flat]}
     records = document.cell_records(flat)
-    if collection.methods == [selection.IN_DOMAIN]:
-        caption[0] = (
-            "Accuracy in % on each environment's out-split at the last step; no environment was "
-            f"left out. Cells: mean {document.PLUS_MINUS} standard error (n, the number of trials)."
-        )
     caption += notes(collection)
     sections["notes"] = notes(collection)
     if compare:
@@ -63,6 +58,17 @@ def build(
     incomplete = sum(table.incomplete for table in flat)
     cells = sum(len(table.columns) * len(table.rows) for table in flat)
     return Page(Document("Results", caption, grids, sections, records), incomplete, cells)
+
+
+def caption_of(collection: Collection) -> list[str]:
+    """What the numbers of the tables are."""
+    caption = list(document.CAPTION)
+    if collection.methods == [selection.IN_DOMAIN]:
+        caption[0] = (
+            "Accuracy in % on each environment's out-split at the last step; no environment was "
+            f"left out. Cells: mean {document.PLUS_MINUS} standard error (n, the number of trials)."
+        )
+    return caption
 
 
 def notes(collection: Collection) -> list[str]:

@@ -104,6 +104,22 @@ def whole_records(path: str) -> tuple[list[dict[str, Any]], list[Fault]]:
     return list(latest.values()), faults
 
 
+def of_run(run: Run) -> Iterator[dict[str, Any]]:
+    """The whole records of one run, in their order: several may have written into its folder."""
+    for record in _records(os.path.join(run.folder, scan.RECORDS), []):
+        args = record["args"]
+        said = (
+            *map(args.get, values.IDENTITY), args["test_envs"], args.get("seed"),
+            json.dumps(record.get("hparams") or {}, sort_keys=True),
+        )  # fmt: skip
+        mine = (
+            run.dataset, run.algorithm, run.trial, run.choice, list(run.test_envs), run.seed,
+            run.hparams,
+        )  # fmt: skip
+        if said == mine and settings.of(args, {}, None, {}).items() <= run.setting.items():
+            yield record
+
+
 def _records(path: str, faults: list[Fault]) -> Iterator[dict[str, Any]]:
     for number, record in lines.decoded(_text(path, faults) or ""):
         if lacking := values.lacks(record):

@@ -137,14 +137,19 @@ def _content(
         else "",
         list(faults.lines(collection.faults)),
         collected.notes(collection),
-        {"tables": document.CAPTION, "paired": [paired.CAPTION], "published": published.CAPTION},
+        {
+            "tables": collected.caption_of(collection),
+            "paired": [paired.CAPTION],
+            "published": published.CAPTION,
+        },
         repeating.collect(wanted.folders, runs, _command(wanted)),
     )
 
 
 def _title(runs: Sequence[Run]) -> str:
     names = list(environments.labels(runs))
-    return f"{' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}: one domain left out"
+    left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
+    return f"{' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}: {left_out} left out"
 
 
 def _facts(collection: Collection, method: str) -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from domainbed_carft import images, objective
 from domainbed_carft.collect import environments, selection
@@ -30,7 +29,7 @@ from domainbed_carft.report.content import (
     OfTarget,
 )
 from domainbed_carft.report.weights import Weights
-from domainbed_carft.runs import data, saved
+from domainbed_carft.runs import data, passes, saved
 
 BATCH = 64
 TOP = 3  # contexts of each
@@ -95,9 +94,19 @@ def _of_target(
             f"{a.weights.run.folder} and {b.weights.run.folder} have different splits of {label}; "
             "they cannot be compared picture by picture"
         )
+    if a.run.contexts != b.run.contexts:
+        raise CarftError(
+            f"{a.weights.run.folder} and {b.weights.run.folder} have different contexts; they "
+            "cannot be compared picture by picture"
+        )
     run = found[0].run
+    remarks = [f"Trial {run.trial}.", *(_remark(one, target) for one in (a, b))]
     first = weights.original(selected, run.dataset, target, run.trial)
-    beginning = saved.open_run(first.run.folder, which=first.which) if first else None
+    beginning = None
+    try:
+        beginning = _opened(first) if first else None
+    except CarftError as error:
+        remarks.append(f"Without the {ORIGINAL}: {error}.")
     if beginning is not None and beginning.contexts != a.run.contexts:
         beginning = None
     directions = [
@@ -109,7 +118,7 @@ def _of_target(
         int((a.right & b.right).sum()),
         int((~a.right & ~b.right).sum()),
         directions,
-        [f"Trial {run.trial}.", *(_remark(one, target) for one in (a, b))],
+        remarks,
     )
 
 
@@ -125,20 +134,33 @@ def _remark(judged: Judged, target: int) -> str:
 
 
 def _judge(found: Weights, target: int, data_dir: str | None) -> Judged:
-    run = saved.open_run(found.run.folder, which=found.which)
+    run = _opened(found)
     name = f"env{target}_in"
     (split,) = (split for split in data.splits(run, data_dir) if split.name == name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not len(split):
+        raise CarftError(f"{split.environment} has no picture in its in-split")
+    device = passes.choose_device(None)
     run.algorithm.to(device)
-    loader = torch.utils.data.DataLoader(split.items, batch_size=BATCH)
-    said = f"{found.run.algorithm}, {split.environment} left out"
     probabilities, labels = [], []
     with torch.inference_mode():
-        for x, y in tqdm(loader, desc=said, unit="batch", leave=False):
+        for _, x, y in passes.batches([split], BATCH, None):
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")
     return Judged(found, run, split.items, torch.cat(probabilities), torch.cat(labels))
+
+
+def _opened(found: Weights) -> saved.Run:
+    """Raises CarftError for weights that are not of the run in whose folder they are."""
+    run, of = saved.open_run(found.run.folder, which=found.which), found.run
+    wanted = (of.dataset, of.algorithm, list(of.test_envs), of.trial, of.choice)
+    keys = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+    if tuple(map(run.args.get, keys)) != wanted or run.step not in (None, found.step):
+        raise CarftError(
+            f"{run.path} is not of the run that is recorded beside it, {of.algorithm} on "
+            f"{of.dataset}, test_envs {list(of.test_envs)}, trial {of.trial}, step {found.step:g}"
+        )
+    return run
 
 
 def _direction(

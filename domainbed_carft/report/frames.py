@@ -7,14 +7,13 @@ out-of-domain accuracy is that on the target's in-split, which DomainBed reports
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from domainbed_carft.collect import records, selection
+from domainbed_carft.collect import records, selection, values
 from domainbed_carft.collect.records import Run
 
 RUN = ["dataset", "algorithm", "target", "trial"]
@@ -89,31 +88,20 @@ def _in_domain(run: Run, target: int) -> selection.Floats:
 
 def _means(run: Run) -> dict[float, dict[str, float]]:
     """Step -> what the algorithm measured of DRIFT: the collector does not keep it."""
-    found, _ = records.whole_records(os.path.join(run.folder, "results.jsonl"))
     return {
-        float(record["step"]): {name: record[name] for name in DRIFT if _is_number(record, name)}
-        for record in found
-        if _is_of(record, run)
+        float(record["step"]): {
+            name: float(record[name]) for name in DRIFT if values.is_finite(record.get(name))
+        }
+        for record in records.of_run(run)
     }
-
-
-def _is_number(record: dict[str, Any], name: str) -> bool:
-    return isinstance(record.get(name), (int, float))
-
-
-def _is_of(record: dict[str, Any], run: Run) -> bool:
-    """Whether a record is this run's: several may have written into one folder."""
-    args = record["args"]
-    mine = (run.dataset, run.algorithm, list(run.test_envs), run.trial, run.choice)
-    keys = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-    return tuple(args[key] for key in keys) == mine
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """Each trial's mean over the targets, where it has all of them that any algorithm has.
 
+    A value that is lacking, or no number, for one of the targets has no mean over them.
     ``frame``: ``checkpoints`` or ``outcomes`` of one data set. Rows are (algorithm, trial), with
-    step where ``frame`` is of checkpoints, those of a run that is selected only; the target is -1.
+    step where ``frame`` is of checkpoints, those of a run that is selected only.
     """
     wanted = frame["target"].nunique()
     keys = ["algorithm", "trial"] + ["step"] * ("selected" not in frame)
@@ -121,8 +109,7 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
         frame = frame[frame["selected"]]
     grouped = frame.groupby(keys, sort=True)
     means = grouped[list(values)].mean()
-    whole = grouped["target"].nunique() == wanted
-    return means[whole].reset_index()
+    return means[grouped[list(values)].count() == wanted].dropna(how="all").reset_index()
 
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:

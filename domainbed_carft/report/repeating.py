@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_carft
-from domainbed_carft.collect import environments, scan, settings
+from domainbed_carft.collect import environments, records, scan, settings
 from domainbed_carft.collect.document import Grid
 from domainbed_carft.collect.records import Run
 from domainbed_carft.report.content import Digest, Repeat
@@ -41,16 +41,24 @@ def collect(folders: Sequence[Path], runs: Sequence[Run], command: str) -> Repea
 
 def digest(folder: Path | str) -> Digest:
     """SHA-256 of what ``sha256sum`` prints of all results.jsonl, sorted by their paths' bytes."""
-    found, _ = scan.find([folder])
-    paths = [os.path.join(job.path, scan.RECORDS) for job in found if scan.RECORDS in job.files]
-    names = sorted("./" + os.path.relpath(path, folder) for path in paths)
+    names = sorted(_found(str(folder)), key=os.fsencode)
     lines = [f"{_sha256(os.path.join(folder, name))}  {name}\n" for name in names]
     whole = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     command = (
         f"cd {shlex.quote(str(folder))} && find . -maxdepth {scan.DEPTH + 1} -name {scan.RECORDS} "
-        "-not -path '*/.*/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+        "-xtype f -not -path '*/.*/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
     )
     return Digest(str(folder), len(names), whole, command)
+
+
+def _found(folder: str) -> Iterator[str]:
+    """What ``find`` finds: no links to folders, but what lies within the folder of a job, too."""
+    for here, folders, _ in os.walk(folder):
+        inner = os.path.relpath(here, folder)
+        depth = 0 if inner == os.curdir else inner.count(os.sep) + 1
+        folders[:] = [n for n in folders if not n.startswith(".")] if depth < scan.DEPTH else []
+        if os.path.isfile(os.path.join(here, scan.RECORDS)):
+            yield os.path.join(os.curdir, *([inner] if depth else []), scan.RECORDS)
 
 
 def _sha256(path: str) -> str:
@@ -111,7 +119,8 @@ def _jobs(runs: Sequence[Run], sums: Mapping[str, str]) -> Grid:
     rows = [
         [
             Path(run.folder).name, run.dataset, run.algorithm,
-            ", ".join(labels[run.dataset][i] for i in run.test_envs) or "nothing",
+            ", ".join((run.environments or labels[run.dataset])[i] for i in run.test_envs)
+            or "nothing",
             str(run.trial), str(run.choice), str(run.seed), f"{max(run.steps):g}",
             "yes" if run.done else "no", sums[run.folder],
         ]
@@ -126,7 +135,7 @@ def _jobs(runs: Sequence[Run], sums: Mapping[str, str]) -> Grid:
 
 def _command(run: Run) -> str:
     """A line for a shell: the arguments that the job was described with, else those recorded."""
-    given = _described(run.folder) or _recorded(run.folder)
+    given = _described(run.folder) or dict(next(records.of_run(run), {"args": {}})["args"])
     given = {**given, "output_dir": f"OUT/{Path(run.folder).name}"}
     return " ".join(["python -m domainbed.scripts.train", *_flags(given)])
 
@@ -147,22 +156,12 @@ def _words_of(value: Any) -> str:
 
 
 def _described(folder: str) -> dict[str, Any]:
+    path = os.path.join(folder, scan.DESCRIPTION)
     try:
-        with open(os.path.join(folder, scan.DESCRIPTION), encoding="utf-8") as file:
+        if not os.path.isfile(path):  # a named pipe would be waited for without an end
+            return {}
+        with open(path, encoding="utf-8") as file:
             found = json.load(file)["train_args"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _recorded(folder: str) -> dict[str, Any]:
-    try:
-        with open(os.path.join(folder, scan.RECORDS), encoding="utf-8") as file:
-            for line in file:
-                try:
-                    return dict(json.loads(line)["args"])
-                except (ValueError, KeyError, TypeError):
-                    continue
-    except OSError:
-        pass
-    return {}

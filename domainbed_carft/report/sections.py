@@ -40,6 +40,8 @@ _DRIFT = (
     f"checkpoint before, in each trial the mean over the environments left out. {_BAND}"
 )
 
+_LONGEST = 60  # letters of a part of a name; a file's may have 255 in all
+
 
 class Names:
     """Names for files and places on the page, each given once."""
@@ -49,7 +51,8 @@ class Names:
 
     def of(self, *parts: str) -> str:
         """A name that file systems and addresses take."""
-        stem = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_.") or "_" for part in parts)
+        plain = (re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_.") for part in parts)
+        stem = "-".join(part[:_LONGEST] or "_" for part in plain)
         name, count = stem, 2
         while name.lower() in self._given:  # some file systems do not tell cases apart
             name, count = f"{stem}-{count}", count + 1
@@ -198,7 +201,9 @@ def _curves(
     title = "In-domain against out-of-domain"
     yield Sketch(f"{identity}-robustness", title, _ROBUSTNESS, tasks, nothing)
     drift = frames.over_targets(checkpoints, frames.DRIFT)
-    what = f"{dataset}, mean over the environments left out"
+    nothing_out = table.method == selection.IN_DOMAIN
+    what = "nothing left out" if nothing_out else "mean over the environments left out"
+    what = f"{dataset}, {what}"
     name = names.of(dataset, "context_drift")
     task = (curves.draw, (name, what, drift, curves.DRIFT, looks))
     nothing = (

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import page
 from domainbed_carft.report.content import Content
@@ -16,6 +17,8 @@ from domainbed_carft.report.figures.drawn import Drawn
 INDEX = "index.html"
 FIGURES = "figures"
 _OURS = f'<meta name="generator" content="{page.GENERATOR} '
+# Until all figures are there: a report that was broken off is known for one, and can be made anew.
+_BEGUN = f'<!doctype html>\n{_OURS}begun">\n<title>A report that was not finished</title>\n'
 _LINK = re.compile(rf'href="({FIGURES}/[A-Za-z0-9_.-]+\.(?:png|svg))"')
 
 
@@ -43,7 +46,7 @@ def require_place(folder: Path) -> None:
 
 
 def _is_report(folder: Path) -> bool:
-    """Whether a report is there, or was begun: its first file comes with the figures."""
+    """Whether a report is there, or was begun."""
     there = set(os.listdir(folder))
     if INDEX in there:
         return _OURS in _text(folder / INDEX)
@@ -65,10 +68,13 @@ def write(folder: Path, content: Content) -> Path:
     html = page.render(content)
     earlier = set(_LINK.findall(_text(folder / INDEX)))
     try:
+        if not (folder / INDEX).exists():
+            _put(folder / INDEX, _BEGUN.encode())
         for drawn in _figures(content):
             _put(folder / FIGURES / f"{drawn.name}.svg", drawn.svg.encode())
             _put(folder / FIGURES / f"{drawn.name}.png", drawn.png)
-        _put(folder / INDEX, html.encode())
+        # Halves of characters, which names may have, are in no encoding.
+        _put(folder / INDEX, html.encode("utf-8", "backslashreplace"))
         for name in sorted(earlier.difference(_LINK.findall(html))):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
@@ -86,25 +92,12 @@ def _figures(content: Content) -> Iterable[Drawn]:
 
 
 def _put(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    files.write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _unwritable(folder: Path, error: OSError) -> CarftError:
+    where = f": {error.filename}" if error.filename else ""
     return CarftError(
-        f"--output {folder} cannot be written ({error.strerror}: {error.filename}); expected a "
-        "folder in which files can be made"
+        f"--output {folder} cannot be written ({error.strerror}{where}); expected a folder in "
+        "which files can be made, with room on its disk"
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,14 +103,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
     def run(arguments: argparse.Namespace) -> int | None:
         command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
-        try:
-            status: int | None = command.run(arguments)
-        except BrokenPipeError:  # what is printed goes into head, say
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except KeyboardInterrupt:
-            print("carft: interrupted", file=sys.stderr)
-            return 130
+        status: int | None = command.run(arguments)
         return status
 
     return run

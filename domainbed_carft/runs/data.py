@@ -55,7 +55,7 @@ def splits(run: Run, data_dir: str | None = None) -> list[Split]:
     _require_same_data(run, dataset, seen)
     named = _divided(run, dataset, targets)
     names = _environment_names(dataset, seen)
-    steps = run.args.get("steps") or dataset.N_STEPS
+    steps = _number(run, "steps", None) or dataset.N_STEPS
     step = steps - 1 if run.step is None else run.step
     key = (run.args.get("seed", 0) % 2**64, step)  # and the split's number, as `train` has it
     return [
@@ -82,6 +82,16 @@ def _targets(run: Run) -> list[int]:
             f"DomainBed's train does (args: dataset, test_envs); found {dict(run.args)}"
         )
     return list(found or ())
+
+
+def _number(run: Run, name: str, default: Any, most: float = float("inf")) -> Any:
+    value = run.args.get(name, default)
+    if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= most):
+        raise CarftError(
+            f"{run.path} was trained with {name} {value!r}, by which no data can be divided; was "
+            "it changed after domainbed.scripts.train had saved it?"
+        )
+    return value
 
 
 def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
@@ -145,8 +155,8 @@ def _divided(run: Run, dataset: Any, targets: Sequence[int]) -> list[tuple[str, 
     """Name, index of the environment and items of each split, in the order of the records."""
     from domainbed.lib import misc
 
-    held_out = run.args.get("holdout_fraction", 0.2)
-    unlabeled = run.args.get("uda_holdout_fraction", 0)
+    held_out = _number(run, "holdout_fraction", 0.2, most=1)
+    unlabeled = _number(run, "uda_holdout_fraction", 0, most=1)
     ins: list[tuple[str, int, Any]] = []
     outs: list[tuple[str, int, Any]] = []
     udas: list[tuple[str, int, Any]] = []

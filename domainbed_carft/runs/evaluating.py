@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from domainbed_carft.collect import printable
 from domainbed_carft.runs import data, output, passes, saved
 from domainbed_carft.runs.metrics import BINS, Tally
 from domainbed_carft.sweep.text import table
@@ -98,7 +99,8 @@ def notes(opened: saved.Run) -> list[str]:
 
 def as_text(document: Mapping[str, Any]) -> str:
     """Tables for people."""
-    return "\n".join(_lines(document)) + "\n"
+    lines = "\n".join(_lines(document)).split("\n")
+    return "".join(printable.shown(line) + "\n" for line in lines)
 
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -111,7 +113,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     splits = document["splits"]
     rows = [["split", "environment", "pictures", "accuracy (%)", "ECE (%)"]]
     for split in splits:
-        environment = split["environment"] + " (test)" * split["is_target"]
+        environment = printable.shown(split["environment"]) + " (test)" * split["is_target"]
         figures = [_percent(split["accuracy"]), _percent(split["ece"])]
         rows.append([split["name"], environment, str(split["pictures"]), *figures])
     yield table(rows)

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import TextIO
 
 from domainbed_carft import files
+from domainbed_carft.collect import output
 from domainbed_carft.errors import CarftError
 
 
 def require_file(path: Path | None) -> None:
-    """Raise CarftError, before anything takes time, if ``path`` is a folder."""
-    if path is not None and path.is_dir():
+    """Raise CarftError, before anything takes time, unless ``path`` can be a file's."""
+    if path is None:
+        return
+    if os.path.isdir(path):
         raise CarftError(f"--output {path} is a folder; expected the name of a file")
+    if not os.path.isdir(path.parent):
+        raise CarftError(f"--output {path}: {path.parent} is no folder; make it first")
 
 
 def write(text: str, path: Path | None) -> None:
@@ -25,7 +30,7 @@ def write(text: str, path: Path | None) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        save(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        output.write(text, path)
 
 
 def save(path: Path, write_to: Callable[[Path], object]) -> None:
@@ -46,18 +51,21 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
 def stream(path: Path | None) -> Iterator[TextIO]:
     """A text file to write line after line, standard output without a path.
 
-    The file is called ``path`` once the block is done, and has ``.part`` behind its name before.
-    Raises CarftError where it cannot be written.
+    The file is called ``path`` once the block is done, and has ``.part`` behind its name before,
+    unless it is a pipe or a device. Raises CarftError where it cannot be written.
     """
     if path is None:
         yield sys.stdout
         sys.stdout.flush()
         return
-    part = path.with_name(f"{path.name}.part")
+    whole = os.path.realpath(path)  # a link stays one
+    replaced = output.can_be_replaced(path)
+    part = Path(f"{whole}.part") if replaced else path
     try:
         with part.open("w", encoding="utf-8") as file:
             yield file
-        os.replace(part, path)
+        if replaced:
+            os.replace(part, whole)
     except OSError as error:
         raise CarftError(
             f"{path} cannot be written: {error}. Expected a place in a folder that may be written "

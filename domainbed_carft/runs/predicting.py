@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from domainbed_carft import launchers, objective
+from domainbed_carft.collect import printable
 from domainbed_carft.runs import output, passes, pictures, saved
 
 SOME_SKIPPED = 3  # exit status
@@ -85,7 +86,8 @@ def _line(
     classes, contexts = (_likeliest(found, top) for found in predicted)
     if as_json:
         return json.dumps({"path": one.path, "classes": classes, "contexts": contexts}) + "\n"
-    return f"{output.shown(one.path)}: {_words(classes)} | {_words(contexts)}\n"
+    words = printable.shown(f"{_words(classes)} | {_words(contexts)}")
+    return f"{output.shown(one.path)}: {words}\n"
 
 
 def _likeliest(found: Probabilities, count: int | None) -> Probabilities:

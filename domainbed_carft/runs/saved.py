@@ -142,7 +142,11 @@ def _words(
     text = getattr(algorithm, "words", None)
     if text is None:
         return _named_words(content, file, given)
-    contexts, classes = prompts.from_json(bytes(text.tolist()).decode(errors="replace"))
+    try:
+        letters = bytes(text.tolist())
+    except (TypeError, ValueError) as error:
+        raise CarftError(f"the words in {file} are no bytes ({error})") from error
+    contexts, classes = prompts.from_json(letters.decode(errors="replace"))
     expected = (len(algorithm.context_weights), content["model_num_classes"])
     if (len(contexts), len(classes)) != expected:
         raise CarftError(

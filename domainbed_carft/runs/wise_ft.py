@@ -18,7 +18,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import data, evaluating, output, passes, saved, wise_ft_folder
 from domainbed_carft.runs.interpolation import Interpolation
 from domainbed_carft.runs.metrics import Tally
-from domainbed_carft.sweep.text import table
+from domainbed_carft.sweep.text import number, table
 
 Tallies = dict[float, list[Tally]]
 
@@ -41,11 +41,12 @@ def run(arguments: argparse.Namespace) -> None:
         )
     tallies = evaluate(mixed, alphas, splits, arguments, device)
     rows = summarise(alphas, splits, tallies)
-    folder.write_results(_document(opened, rows), _as_csv(splits, tallies), rows)
+    made = folder.write_results(_document(opened, rows), _as_csv(splits, tallies), rows)
     for alpha in to_save:
         mixed.set(alpha)
         folder.save_weights(opened, alpha, mixed.state())
-    output.write(_as_text(opened, rows, arguments.output), None)
+    made += [f"weights of {number(len(to_save), 'alpha')}"] if to_save else []
+    output.write(_as_text(opened, rows, arguments.output, made), None)
 
 
 def checked_alphas(alphas: Iterable[float]) -> list[float]:
@@ -157,7 +158,9 @@ def _as_csv(splits: Sequence[data.Split], tallies: Tallies) -> str:
     return text.getvalue()
 
 
-def _as_text(opened: saved.Run, rows: Sequence[dict[str, Any]], folder: Path) -> str:
+def _as_text(
+    opened: saved.Run, rows: Sequence[dict[str, Any]], folder: Path, made: Sequence[str]
+) -> str:
     shown = [["alpha", "in-domain (%)", "out-of-domain (%)"]]
     for row in rows:
         means = [row["in_domain"], row["out_of_domain"]]
@@ -169,5 +172,5 @@ def _as_text(opened: saved.Run, rows: Sequence[dict[str, Any]], folder: Path) ->
         f"1 the run\n{table(shown)}\n"
         "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
         f"in-splits of the test environments\n{output.shown(str(folder))}: "
-        f"{', '.join(wise_ft_folder.RESULTS)} and the weights\n"
+        f"{', '.join(made)}\n"
     )

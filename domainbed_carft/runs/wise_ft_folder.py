@@ -16,7 +16,9 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import output
 from domainbed_carft.runs.saved import Run
 
-RESULTS = ("wise_ft.csv", "wise_ft.json", "wise_ft.png", "wise_ft.svg")
+DOCUMENT = "wise_ft.json"
+TABLES = ("wise_ft.csv", DOCUMENT)
+RESULTS = (*TABLES, "wise_ft.png", "wise_ft.svg")
 
 
 def weights_name(alpha: float) -> str:
@@ -42,7 +44,8 @@ class Folder:
             raise CarftError(f"--output {self._path} is a file; expected a folder, or a new name")
         for alpha in alphas:
             self._require_own(self._path / weights_name(alpha), _run_of_weights)
-        self._require_own(self._path / "wise_ft.json", _run_of_results)
+        for name in RESULTS:
+            self._require_own(self._path / name, lambda path: _run_of_results(path.parent))
         try:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -59,13 +62,16 @@ class Folder:
 
     def write_results(
         self, document: Mapping[str, Any], rows: str, points: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Write the results as JSON and CSV, and, where there is a test environment, the plot."""
+    ) -> list[str]:
+        """Write the results as JSON and CSV, and, where there is a test environment, the plot.
+
+        The names of the files.
+        """
         text = json.dumps({**document, "run_sha256": self._run}, indent=1) + "\n"
+        output.write(text, self._path / DOCUMENT)  # the first: it says of which run all are
         output.write(rows, self._path / "wise_ft.csv")
-        output.write(text, self._path / "wise_ft.json")
         if any(point["out_of_domain"] is None or point["in_domain"] is None for point in points):
-            return
+            return [*TABLES]
         from domainbed_carft.runs import wise_ft_plot
 
         title = f"{document['algorithm']} on {document['dataset']}"
@@ -73,6 +79,7 @@ class Folder:
         for kind in ("png", "svg"):
             write = functools.partial(wise_ft_plot.save, figure, kind)
             output.save(self._path / f"wise_ft.{kind}", write)
+        return [*RESULTS]
 
     def save_weights(self, run: Run, alpha: float, state: Mapping[str, Tensor]) -> None:
         """Write a file that `checkpoints.load` reads as it does the run's own."""
@@ -95,8 +102,8 @@ def _run_of_weights(path: Path) -> str | None:
     return str(found)
 
 
-def _run_of_results(path: Path) -> str | None:
+def _run_of_results(folder: Path) -> str | None:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["run_sha256"])
+        return str(json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))["run_sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,10 +85,6 @@ def _runner(name: str) -> Run:
         from domainbed_carft.sweep import commands
 
         command: Run = getattr(commands, name)
-        try:
-            return command(arguments)
-        except BrokenPipeError:  # what is printed goes into head, say
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        return command(arguments)
 
     return run

@@ -8,10 +8,12 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from domainbed_carft.collect.printable import shown
 from domainbed_carft.collect.tables import Cell, Table
 from domainbed_carft.report.figures import drawn, style
 
 _ROW = 0.2  # inches a bar
+_END = 110  # in percent, where the numbers behind bars begin at most
 AVERAGE = "average"
 
 
@@ -26,6 +28,9 @@ class Bar(NamedTuple):
     method: str = ""
 
 
+Titled = tuple[str, list[Bar]]
+
+
 def draw(
     name: str, table: Table, averages: Mapping[str, Cell],
     published: Mapping[str, tuple[str, float]], looks: Mapping[str, style.Look],
@@ -36,7 +41,7 @@ def draw(
     algorithm -> (published method, its accuracy on the data set), which stand beside the averages.
     """
     groups = _groups(table, averages, published)
-    rows = sum(len(bars) + 1.6 for bars in groups.values())
+    rows = sum(len(bars) + 1.6 for _, bars in groups)
 
     def onto(figure: Figure) -> None:
         _bars(figure.subplots(), groups, looks)
@@ -46,44 +51,48 @@ def draw(
 
 def _groups(
     table: Table, averages: Mapping[str, Cell], published: Mapping[str, tuple[str, float]]
-) -> dict[str, list[Bar]]:
-    groups = {
-        column: [
-            Bar(row.algorithm, cell.mean, cell.error, cell.n)
-            for row in table.rows
-            if (cell := row.cells[place]).mean is not None
-        ]
+) -> list[Titled]:
+    """Pairs, for an environment may be called as the averages are."""
+    groups = [
+        (
+            column,
+            [
+                Bar(row.algorithm, cell.mean, cell.error, cell.n)
+                for row in table.rows
+                if (cell := row.cells[place]).mean is not None
+            ],
+        )
         for place, column in enumerate(table.columns)
-    }  # fmt: skip
+    ]
     whole = {row.algorithm for row in table.rows if row.average is not None}
-    groups[AVERAGE] = [
+    over_all = [
         Bar(algorithm, cell.mean, cell.error, cell.n, *_beside(published.get(algorithm)))
         for algorithm, cell in averages.items()
         if cell.mean is not None and algorithm in whole
     ]
-    return {title: bars for title, bars in groups.items() if bars}
+    return [(title, bars) for title, bars in [*groups, (AVERAGE, over_all)] if bars]
 
 
 def _beside(published: tuple[str, float] | None) -> tuple[float | None, str]:
     return (published[1], published[0]) if published else (None, "")
 
 
-def _bars(axes: Axes, groups: Mapping[str, Sequence[Bar]], looks: Mapping[str, style.Look]) -> None:
+def _bars(axes: Axes, groups: Sequence[Titled], looks: Mapping[str, style.Look]) -> None:
     place = 0.0
     names: dict[float, str] = {}
     marked = False
-    for title, bars in groups.items():
-        axes.text(0, place, f" {title}", va="center", weight="bold")
+    for title, bars in groups:
+        axes.text(0, place, f" {shown(title)}", va="center", weight="bold")
         for bar in bars:
             place += 1
-            names[place] = bar.algorithm
+            names[place] = shown(bar.algorithm)
             _bar(axes, place, bar, looks[bar.algorithm])
             marked |= bar.published is not None
         place += 1.6
     axes.set_yticks(list(names), list(names.values()))
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(place - 0.7, -0.8)
-    axes.set_xlim(0, 122)
+    axes.set_xlim(0, _END + 12)
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
@@ -102,6 +111,7 @@ def _bar(axes: Axes, place: float, bar: Bar, look: style.Look) -> None:
     ours = f"{bar.mean:.1f}"
     if bar.published is None:
         end = bar.mean + ((bar.error or 0.0) if bar.n > 1 else 0.0)
+        end = min(end, _END)  # a record may tell any number
         axes.text(end + 1.5, place, ours, va="center", fontsize=9)
         return
     # Each number beside what it is of: ours in the bar, the published one at its mark.
@@ -115,12 +125,12 @@ def _bar(axes: Axes, place: float, bar: Bar, look: style.Look) -> None:
     )  # fmt: skip
 
 
-def _alt(table: Table, groups: Mapping[str, Sequence[Bar]]) -> str:
+def _alt(table: Table, groups: Sequence[Titled]) -> str:
     """All of its numbers but the errors, which the table has."""
     told = "; ".join(
         f"{title}: "
         + ", ".join(f"{bar.algorithm} {bar.mean:.1f}" + _published(bar) for bar in bars)
-        for title, bars in groups.items()
+        for title, bars in groups
     )
     return f"Bars of the accuracy in percent on {table.dataset}, by environment. {told}."
 

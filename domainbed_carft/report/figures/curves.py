@@ -8,8 +8,10 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from domainbed_carft.collect import printable
 from domainbed_carft.report import frames
 from domainbed_carft.report.figures import drawn, style
 
@@ -49,14 +51,15 @@ def draw(
 
     def onto(figure: Figure) -> None:
         axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        handles: dict[str, Line2D] = {}
         for place, panel in zip(axes, shown):
-            _panel(place, panel, lines[panel], {name: looks[name] for name in present})
+            handles |= _panel(place, panel, lines[panel], {name: looks[name] for name in present})
         axes[-1].set_xlabel("training step")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        handles = [handle for handle in axes[0].get_lines() + axes[-1].get_lines()]
-        by_label = {str(handle.get_label()): handle for handle in handles}
-        found = [by_label[name] for name in present]
-        figure.legend(found, present, loc="outside lower center", ncols=2)
+        figure.legend(
+            [handles[name] for name in present], [printable.shown(name) for name in present],
+            loc="outside lower center", ncols=2,
+        )  # fmt: skip
 
     height = 0.8 + 1.75 * len(shown) + 0.2 * ((len(present) + 1) // 2)
     return drawn.draw(name, _alt(what, shown, lines, present), height, onto)
@@ -64,7 +67,9 @@ def draw(
 
 def _panel(
     axes: Axes, panel: Panel, lines: Mapping[str, pd.DataFrame], looks: Mapping[str, style.Look]
-) -> None:
+) -> dict[str, Line2D]:
+    """The line of each algorithm that has one."""
+    handles = {}
     for algorithm, look in looks.items():
         if algorithm not in lines:
             continue
@@ -73,13 +78,14 @@ def _panel(
             line.index, line["mean"] - line["error"], line["mean"] + line["error"],
             color=look.colour, alpha=0.18, linewidth=0,
         )  # fmt: skip
-        axes.plot(
+        (handles[algorithm],) = axes.plot(
             line.index, line["mean"], color=look.colour, marker=look.marker, ms=5, lw=1.8,
-            linestyle=look.dash, mec=style.INK, mew=0.5, label=algorithm,
+            linestyle=look.dash, mec=style.INK, mew=0.5,
             markevery=max(1, len(line) // 10),
         )  # fmt: skip
     axes.set_title(panel.title)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    return handles
 
 
 def _alt(

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from domainbed_carft.collect.printable import shown
 from domainbed_carft.report.figures import drawn, style
 
 
@@ -32,18 +34,19 @@ def draw(
 
     def onto(figure: Figure) -> None:
         axes = figure.subplots()
-        for algorithm in present:
-            _marks(axes, rows[rows["algorithm"] == algorithm], algorithm, looks[algorithm])
+        handles = [_marks(axes, rows[rows["algorithm"] == a], looks[a]) for a in present]
         _frame(axes)
         figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.2
-        )
+            handles, [shown(algorithm) for algorithm in present], loc="outside lower center",
+            ncols=2, handlelength=1.2,
+        )  # fmt: skip
 
     height = 3.4 + 0.2 * ((len(present) + 1) // 2)
     return drawn.draw(name, _alt(what, rows, present), height, onto)
 
 
-def _marks(axes: Axes, rows: pd.DataFrame, algorithm: str, look: style.Look) -> None:
+def _marks(axes: Axes, rows: pd.DataFrame, look: style.Look) -> PathCollection:
+    """Those of one algorithm; the selected ones are returned."""
     if "selected" in rows:
         passed = rows[~rows["selected"]]
         axes.scatter(
@@ -51,9 +54,9 @@ def _marks(axes: Axes, rows: pd.DataFrame, algorithm: str, look: style.Look) -> 
             marker=look.marker, alpha=0.3, linewidths=0, zorder=2,
         )  # fmt: skip
         rows = rows[rows["selected"]]
-    axes.scatter(
+    return axes.scatter(
         100 * rows["in_domain"], 100 * rows["out_of_domain"], s=46, c=look.colour,
-        marker=look.marker, edgecolors=style.INK, linewidths=0.8, label=algorithm, zorder=3,
+        marker=look.marker, edgecolors=style.INK, linewidths=0.8, zorder=3,
     )  # fmt: skip
 
 
@@ -68,13 +71,13 @@ def _frame(axes: Axes) -> None:
 
 
 def _alt(what: str, rows: pd.DataFrame, algorithms: list[str]) -> str:
-    shown = rows[rows["selected"]] if "selected" in rows else rows
+    counted = rows[rows["selected"]] if "selected" in rows else rows
     told = []
     for algorithm in algorithms:
-        mine = 100 * shown.loc[shown["algorithm"] == algorithm, ["in_domain", "out_of_domain"]]
+        mine = 100 * counted.loc[counted["algorithm"] == algorithm, ["in_domain", "out_of_domain"]]
         told.append(
             f"{algorithm}: {mine['in_domain'].mean():.1f} in, {mine['out_of_domain'].mean():.1f} "
-            f"out, {len(mine)} runs"
+            f"out, {len(mine)} mark{'s' * (len(mine) != 1)}"
         )
     return (
         f"Marks of in-domain (left to right) against out-of-domain accuracy (upwards), {what}. "

@@ -1,0 +1,108 @@
+"""Where any command's results go: full disks, closed pipes, links, pipes, and who may read them."""
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import collect_sweeps
+import pytest
+
+from domainbed_carft import cli, files
+from domainbed_carft.errors import CarftError
+from domainbed_carft.report import building
+from domainbed_carft.runs import output
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    collect_sweeps.write_job(folder, algorithm="Näïve")
+    return folder
+
+
+def collect(sweep, stdout, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "domainbed_carft", "collect", str(sweep)], stdout=stdout,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_told(sweep):
+    with open("/dev/full", "w") as full:
+        done = collect(sweep, full)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("carft: there is no room left on the disk")
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_fault(sweep):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = collect(sweep, write)
+    finally:
+        os.close(write)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_letters_that_the_screen_lacks_are_escaped(sweep):
+    done = collect(sweep, subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and r"N\xe4\xefve" in done.stdout
+
+
+def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
+    def interrupted(wanted):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "build", interrupted)
+    assert cli.main(["report", str(sweep), "-o", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "carft: interrupted\n"
+
+
+def stream(text, path):
+    with output.stream(path) as file:
+        file.write(text)
+
+
+WAYS = pytest.mark.parametrize("write", [output.write, stream])
+
+
+@WAYS
+def test_a_link_stays_one(write, tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write("new", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["link", "target"]
+
+
+@WAYS
+def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(write, tmp_path):
+    """A device, too, as /dev/null, which root could replace by a file."""
+    os.mkfifo(tmp_path / "pipe")
+    found = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
+    reader.daemon = True
+    reader.start()
+    write("new", tmp_path / "pipe")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    reader.join(10)
+    assert found == ["new"]
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write(tmp_path / "file", lambda path: path.write_text("new"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(tmp_path / "file").st_mode) == 0o640
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_takes_time(tmp_path):
+    with pytest.raises(CarftError, match="no folder; make it first"):
+        output.require_file(tmp_path / "no" / "file")
