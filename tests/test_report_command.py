@@ -316,6 +316,14 @@ def test_what_cannot_be_done_is_told(sweep, tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_pictures_of_what_was_left_out_need_something_left_out(tmp_path, capsys):
+    for name in ("CARFT", "ERM"):
+        collect_sweeps.write_job(tmp_path / "sweep", name, algorithm=name, test_envs=[])
+    words = ["--examples", "CARFT", "ERM"]
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", *words) == 1
+    assert "the jobs of --select in-domain left none out" in capsys.readouterr().err
+
+
 def test_no_record_is_told_and_leaves_no_page(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert report(tmp_path / "empty", "-o", tmp_path / "report") == 1

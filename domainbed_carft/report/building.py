@@ -76,7 +76,7 @@ def build(wanted: Wanted) -> tuple[Collection, Content]:
     method = _method(collection, wanted.select)
     runs = [run for group in collection.groups for run in group.runs]
     algorithms = environments.algorithms(run.algorithm for run in runs)
-    pair = _pair(algorithms, wanted.pair)
+    pair = _pair(algorithms, wanted.pair, method)
     built = [tables.build(group, collection.methods) for group in collection.groups]
     looks = style.looks(algorithms)
     shown = sections.build(collection.groups, built, method, looks, wanted.processes)
@@ -95,10 +95,17 @@ def _method(collection: Collection, asked: str | None) -> str:
     return asked
 
 
-def _pair(algorithms: Sequence[str], asked: Sequence[str] | None) -> Sequence[str] | None:
+def _pair(
+    algorithms: Sequence[str], asked: Sequence[str] | None, method: str
+) -> Sequence[str] | None:
     """The two algorithms to compare, None if there are not both of ours and none were asked for."""
     if asked is None:
         return PAIR if set(PAIR) <= set(algorithms) else None
+    if method == selection.IN_DOMAIN:
+        raise CarftError(
+            f"--examples {' '.join(asked)}: pictures are of environments left out, and the jobs of "
+            f"--select {method} left none out; expected another method, or no --examples"
+        )
     unknown = [name for name in asked if name not in algorithms]
     if unknown or asked[0] == asked[1]:
         problem = f"no job is of {', '.join(unknown)}" if unknown else "they are the same"
