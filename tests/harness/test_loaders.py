@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
+from domainbed.lib import stopping
 from domainbed.lib.fast_data_loader import (
     EnvironmentBatches,
     EvaluationBatches,
@@ -59,6 +62,22 @@ def test_without_workers_there_is_no_process():
     next(EnvironmentBatches([SMALL], [None], 4, 0))
     assert [list(batches) for batches in EvaluationBatches([SMALL], 2, 0)]
     assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeypatch, number):
+    """SLURM signals all processes of a job; here it comes before anything of ours has run there."""
+    serve_on = stopping.serve_on
+
+    def signalled(worker_id: int) -> None:
+        os.kill(os.getpid(), number)
+        serve_on(worker_id)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(stopping, "serve_on", signalled)
+    seen = [[len(x) for x, _ in batches] for batches in EvaluationBatches([numbered(0, 5)], 2, 2)]
+    assert seen == [[2, 2, 1]]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
 
 
 def test_draws_follow_the_weights():

@@ -44,18 +44,20 @@ class _RequestedItems(Dataset[Any]):
         return items
 
 
-def _loader(
-    datasets: Sequence[Any], requests: Sampler[list[Request]] | list[list[Request]], workers: int
-) -> DataLoader[Any]:
+def _batches(
+    datasets: Sequence[Any], requests: Sampler[list[Request]], workers: int
+) -> Iterator[Any]:
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _RequestedItems(datasets),
         batch_sampler=requests,
         num_workers=workers,
         generator=torch.Generator(),
         worker_init_fn=stopping.serve_on,
     )
+    with stopping.held():
+        return iter(loader)
 
 
 class _EndlessDraws(Sampler[list[Request]]):
@@ -125,7 +127,7 @@ class EnvironmentBatches:
         sizes = [len(dataset) for dataset in datasets]
         draws = _EndlessDraws(sizes, weights, batch_size, first_step)
         self._per_item = len(datasets)
-        self._batches = iter(_loader(datasets, draws, num_workers))
+        self._batches = _batches(datasets, draws, num_workers)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
@@ -164,7 +166,7 @@ class EvaluationBatches:
         requests = _Passes(
             [len(dataset) for dataset in self._datasets], self._batch_size, self._key
         )
-        batches = iter(_loader(self._datasets, requests, self._num_workers))
+        batches = _batches(self._datasets, requests, self._num_workers)
         for dataset in self._datasets:
             yield itertools.islice(batches, -(-len(dataset) // self._batch_size))
 

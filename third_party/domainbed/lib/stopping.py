@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -47,12 +49,26 @@ class StopSignals:
             raise Stopped(self._received.name)
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold the signals back inside the block, also in processes that are started there.
+
+    A loader's process starts its life with them held, so that none can end it before `serve_on`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def serve_on(worker_id: int) -> None:
     """Let a loader's process serve on when the whole group is told to stop, as SLURM does it.
 
     If it died the training would fail in the middle of a step instead of leaving after it. It
     still ends when its parent tells it to. Who sent a signal only `sigwaitinfo` says.
     """
+    # They are held already, but where a fork server that is older than `held` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = os.getppid()
 
