@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import select
 import signal
+import time
 
 import pytest
 import torch
@@ -78,6 +80,31 @@ def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeyp
     seen = [[len(x) for x, _ in batches] for batches in EvaluationBatches([numbered(0, 5)], 2, 2)]
     assert seen == [[2, 2, 1]]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
+
+
+def test_a_loaders_process_ends_with_its_parent_even_if_that_was_killed_before_it_began():
+    """It has inherited the job's lock, and nobody else could go on with the job."""
+    serve_on = stopping.serve_on
+    reading, writing = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        os.close(reading)
+
+        def late(worker_id: int) -> None:
+            os.kill(os.getppid(), signal.SIGKILL)
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            serve_on(worker_id)
+
+        parent = os.getpid()
+        stopping.serve_on = late
+        list(map(list, EvaluationBatches([numbered(0, 5)], 2, 1)))
+        os._exit(0)
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(trainer, 0)[1]) == -signal.SIGKILL
+    with open(reading, "rb") as pipe:
+        assert select.select([pipe], [], [], 30)[0], "a process still has the pipe open"
+        assert pipe.read() == b""
 
 
 def test_draws_follow_the_weights():

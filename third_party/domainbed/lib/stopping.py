@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -13,6 +14,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 # Exit status "start me again": EX_TEMPFAIL of sysexits.h.
 REQUEUE = 75
+
+# How often a loader's process looks whether its parent lives: until then it keeps the job's lock.
+_LOOK_AFTER_PARENT_S = 2.0
 
 
 class Stopped(BaseException):
@@ -65,16 +69,20 @@ def held() -> Iterator[None]:
 def serve_on(worker_id: int) -> None:
     """Let a loader's process serve on when the whole group is told to stop, as SLURM does it.
 
-    If it died the training would fail in the middle of a step instead of leaving after it. It
-    still ends when its parent tells it to. Who sent a signal only `sigwaitinfo` says.
+    If it died the training would fail in the middle of a step instead of leaving after it. It ends
+    when its parent tells it to, which only `sigtimedwait` can tell from others, and when its parent
+    is gone: torch looks whether it has a new parent, and would take one of before that for its own.
     """
     # They are held already, but where a fork server that is older than `held` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "to be called in a loader's process"
 
     def wait() -> None:
-        while signal.sigwaitinfo(SIGNALS).si_pid != parent:
-            pass
+        while parent.is_alive():
+            told = signal.sigtimedwait(SIGNALS, _LOOK_AFTER_PARENT_S)
+            if told is not None and told.si_pid == parent.pid:
+                break
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
