@@ -18,6 +18,14 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 
+RECORDS = "results.jsonl"
+OUTPUT = "out.txt"
+ERRORS = "err.txt"
+DESCRIPTION = "job.json"
+DONE = "done"
+# Weights: after the last step, and of the step that was best in validation.
+WEIGHTS = {"last": "model.pkl", "best": "model_best.pkl"}
+
 MAX_ATTEMPTS = 3
 
 # Ends that say nothing against the job: another process has it (73), it was told to stop and has
@@ -87,11 +95,11 @@ class JobFolder:
 
     @property
     def done(self) -> bool:
-        return os.path.exists(self.path / "done")  # False also where one may not look
+        return os.path.exists(self.path / DONE)  # False also where one may not look
 
     @property
     def records_path(self) -> Path:
-        return self.path / "results.jsonl"
+        return self.path / RECORDS
 
     @property
     def state_path(self) -> Path:
@@ -107,7 +115,7 @@ class JobFolder:
 
     @property
     def description_path(self) -> Path:
-        return self.path / "job.json"
+        return self.path / DESCRIPTION
 
     def is_held(self) -> bool:
         """Whether a process runs this job now, or may: another user's lock may not be readable.
@@ -171,7 +179,7 @@ class JobFolder:
     def last_words(self) -> str:
         """The last line of err.txt that is not blank; "" if there is none."""
         try:
-            return last_line(self.path / "err.txt")
+            return last_line(self.path / ERRORS)
         except OSError:
             return ""
 

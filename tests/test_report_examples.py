@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from domainbed_carft import checkpoints, cli, emoji
 from domainbed_carft.images import IMAGENET_MEAN as MEAN
 from domainbed_carft.images import IMAGENET_STD as STD
-from domainbed_carft.report import weights
+from domainbed_carft.job_folder import WEIGHTS
 
 ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face", "food"), 12
 # Only with two environments as targets, so that the third one's jobs are missing.
@@ -201,7 +201,7 @@ def page_of(folder, *words):
 
 
 def test_without_weights_the_rest_is_there_and_it_says_how_to_get_them(one_target):
-    for name in weights.FILES.values():
+    for name in WEIGHTS.values():
         (one_target / "CARFT" / name).unlink()
     said = block(page_of(one_target), "noto")
     assert f"No weights: neither model.pkl nor model_best.pkl in {one_target / 'CARFT'}." in said
@@ -220,7 +220,7 @@ def test_without_the_selected_weights_it_says_which_it_took(one_target):
 
 
 def test_broken_weights_are_told_on_the_page(one_target):
-    for name in weights.FILES.values():
+    for name in WEIGHTS.values():
         (one_target / "CARFT" / name).write_bytes(b"no weights")
     page = page_of(one_target)
     assert "CARFT" in block(page, "noto") and "model" in block(page, "noto")
@@ -228,7 +228,7 @@ def test_broken_weights_are_told_on_the_page(one_target):
 
 
 def test_without_examples_neither_weights_nor_data_are_looked_at(one_target):
-    for name in weights.FILES.values():
+    for name in WEIGHTS.values():
         (one_target / "CARFT" / name).write_bytes(b"no weights")
     assert "Example pictures" not in page_of(one_target, "--no-examples")
 
@@ -249,7 +249,7 @@ def copied(sweep, folder, *names):
 def test_weights_of_another_run_are_not_taken_for_the_recorded(sweep, tmp_path):
     """Nor does it matter to the pair what is wrong with the original's."""
     folder = copied(sweep, tmp_path / "sweep", *(f"{name}-{target}" for name, target in JOBS))
-    for name in weights.FILES.values():
+    for name in WEIGHTS.values():
         shutil.copy(folder / "CARFT-1" / name, folder / "CLIPFineTune-1" / name)
         (folder / "CLIPZeroShot-0" / name).write_bytes(b"no weights")
     page = page_of(folder)

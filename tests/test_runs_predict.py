@@ -77,8 +77,8 @@ def test_names_folders_and_links(pets, tmp_path, capfd):
     assert cli.main(["predict", *arguments]) == 0
     lines = text.read_text().splitlines()
     assert len(lines) == 6 and not os.path.exists(f"{text}.part")
-    assert sum("two\\nlines.png': " in line for line in lines) == 1
-    assert sum("bytes \\udcff\\udcfe.png': " in line for line in lines) == 1
+    assert sum("two\\nlines.png: " in line for line in lines) == 1
+    assert sum("bytes \\udcff\\udcfe.png: " in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "P", "L", "1", "RGBA", "LA", "I;16"])

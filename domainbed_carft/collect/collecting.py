@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from domainbed_carft.collect import faults as told
 from domainbed_carft.collect import output, reading
 from domainbed_carft.collect.faults import Fault
-from domainbed_carft.collect.printable import shown
 from domainbed_carft.errors import CarftError
+from domainbed_carft.printable import shown
 
 INCOMPLETE = 3  # exit status of --strict
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.collect import tables
 from domainbed_carft.collect.tables import Cell, Table
 
 PLUS_MINUS = "±"
@@ -74,7 +73,7 @@ def table_entry(table: Table) -> dict[str, Any]:
     return {
         "setting": table.setting,
         "selection": table.method,
-        "dataset": None if table.dataset == tables.AVERAGES else table.dataset,
+        "dataset": None if table.averages else table.dataset,
         "title": table.title,
         "columns": list(table.columns),
         "rows": [
@@ -104,15 +103,14 @@ def cell_records(built: Iterable[Table]) -> list[dict[str, Any]]:
     """A row a cell for CSV; those of the averages have the environment "average"."""
     result = []
     for table in built:
-        averages = table.dataset == tables.AVERAGES
         for row in table.rows:
             for column, cell in zip(table.columns, row.cells, strict=True):
                 result.append(
                     {
                         "setting": table.setting,
                         "selection": table.method,
-                        "dataset": column if averages else table.dataset,
-                        "environment": "average" if averages else column,
+                        "dataset": column if table.averages else table.dataset,
+                        "environment": "average" if table.averages else column,
                         "algorithm": row.algorithm,
                         "mean": cell.mean,
                         "standard_error": cell.error,

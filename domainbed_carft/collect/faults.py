@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from domainbed_carft.collect.printable import shown
+from domainbed_carft.printable import shown
 
 SHOWN = 20  # of a kind
 # What stands there may be the records of a job, and none of them counts.

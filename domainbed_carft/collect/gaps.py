@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_carft.collect import environments, scan, selection
+from domainbed_carft import job_folder
+from domainbed_carft.collect import environments, selection
 from domainbed_carft.collect.jobs import identity
 from domainbed_carft.collect.records import Planned, Run
 from domainbed_carft.collect.selection import IN_DOMAIN, LEAVE_ONE_OUT
@@ -96,7 +97,7 @@ class Gaps:
         """Whether a file is lacking: records are also handed on without the others."""
         if run.done:
             return False
-        beside = (scan.OUTPUT, scan.DESCRIPTION)
+        beside = (job_folder.OUTPUT, job_folder.DESCRIPTION)
         return os.path.dirname(run.folder) in self._marked or any(
             os.path.exists(os.path.join(run.folder, name)) for name in beside
         )

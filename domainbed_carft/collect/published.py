@@ -89,7 +89,7 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
     methods = _counterparts(group.runs)
     found = []
     for table in built:
-        if table.dataset != tables.AVERAGES:
+        if not table.averages:
             continue
         for row in table.rows:
             cells = dict(zip(table.columns, row.cells, strict=True))

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from domainbed_carft import job_folder
 from domainbed_carft.collect import lines, scan, settings, values
 from domainbed_carft.collect.faults import Fault
 
@@ -77,8 +78,8 @@ def read(job: scan.Found) -> Read:
 def _read(job: scan.Found, found: Read) -> None:
     latest: dict[str, dict[Any, dict[str, Any]]] = {}
     repeated = 0
-    if scan.RECORDS in job.files:
-        path = os.path.join(job.path, scan.RECORDS)
+    if job_folder.RECORDS in job.files:
+        path = os.path.join(job.path, job_folder.RECORDS)
         for key, record in _keyed(_records(path, found.faults)):
             steps = latest.setdefault(key, {})
             repeated += record["step"] in steps
@@ -106,7 +107,7 @@ def whole_records(path: str) -> tuple[list[dict[str, Any]], list[Fault]]:
 
 def of_run(run: Run) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
-    for record in _records(os.path.join(run.folder, scan.RECORDS), []):
+    for record in _records(os.path.join(run.folder, job_folder.RECORDS), []):
         args = record["args"]
         said = (
             *map(args.get, values.IDENTITY), args["test_envs"], args.get("seed"),
@@ -188,7 +189,7 @@ def _run(
         what = f"{len(targets)} test environments: no method of selection uses it"
         faults.append(Fault("counts nowhere", job.path, what))
     return Run(
-        job.path, scan.DONE in job.files, args["dataset"], args["algorithm"], targets,
+        job.path, job_folder.DONE in job.files, args["dataset"], args["algorithm"], targets,
         args["trial_seed"], args["hparams_seed"], args.get("seed"),
         settings.of(args, hparams, first.get("data_edition"), recorded),
         json.dumps(hparams, sort_keys=True), environments, count,
@@ -206,10 +207,13 @@ def _accuracies(
         if names[-1] not in record or one_too_many in record:
             raise ValueError(f"accuracies of {count} environments, then of {_count(record)}")
     rows = array("d")
+    kinds: set[type] = set()
     try:
         for record in records:
-            rows.extend([record.get(name, _NAN) for name in names])
-        if math.isfinite(sum(rows)):
+            row = [record.get(name, _NAN) for name in names]
+            kinds.update(map(type, row))
+            rows.extend(row)
+        if kinds <= {float, int} and math.isfinite(sum(rows)):  # to Python, true is equal to 1
             return rows
     except (TypeError, OverflowError):
         pass
@@ -237,9 +241,9 @@ def _count(record: Mapping[str, Any]) -> int:
 
 def _versions(job: scan.Found, faults: list[Fault]) -> dict[str, str]:
     """The versions that ``train`` printed, upstream's too; of a run gone on with, all in turn."""
-    if scan.OUTPUT not in job.files:
+    if job_folder.OUTPUT not in job.files:
         return {}
-    printed = _text(os.path.join(job.path, scan.OUTPUT), faults, 1 << 20) or ""
+    printed = _text(os.path.join(job.path, job_folder.OUTPUT), faults, 1 << 20) or ""
     found: dict[str, dict[str, None]] = {}
     for block in printed.split("Environment:\n")[1:]:
         for line in block.split("\n", 10):
@@ -251,8 +255,8 @@ def _versions(job: scan.Found, faults: list[Fault]) -> dict[str, str]:
 
 def _tell_what_is_planned(job: scan.Found, found: Read) -> None:
     planned = None
-    if scan.DESCRIPTION in job.files:
-        path = os.path.join(job.path, scan.DESCRIPTION)
+    if job_folder.DESCRIPTION in job.files:
+        path = os.path.join(job.path, job_folder.DESCRIPTION)
         text = _text(path, found.faults)
         try:
             planned = _planned(job, json.loads(text)) if text is not None else None

@@ -9,15 +9,12 @@ from typing import NamedTuple
 
 from domainbed_carft.collect.faults import Fault
 from domainbed_carft.errors import CarftError
+from domainbed_carft.job_folder import DESCRIPTION, DONE, ERRORS, OUTPUT, RECORDS
 
-RECORDS = "results.jsonl"
-OUTPUT = "out.txt"
-DESCRIPTION = "job.json"
-DONE = "done"
 # One of these makes a folder a job's. What else a job prints into has names that a shell is told
 # for a whole sweep, too: `nohup ... > OUT/out.txt`.
 _SURE = frozenset({RECORDS, DESCRIPTION, DONE})
-_OF_A_JOB = _SURE | {OUTPUT, "err.txt"}
+_OF_A_JOB = _SURE | {OUTPUT, ERRORS}
 _READ = (RECORDS, OUTPUT, DESCRIPTION)
 # A folder of sweeps, a sweep, its variants, their jobs.
 DEPTH = 3

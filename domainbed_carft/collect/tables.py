@@ -15,7 +15,6 @@ from domainbed_carft.collect.gaps import Gaps
 from domainbed_carft.collect.records import Planned, Run
 from domainbed_carft.collect.settings import Group
 
-AVERAGES = "Averages"
 _NO_TRIAL: pd.Series[float] = pd.Series(dtype=float)
 
 
@@ -41,7 +40,11 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One data set's, or that of all data sets' averages, by one method, of one group."""
+    """One data set's, or that of all data sets' averages, by one method, of one group.
+
+    The averages' ``columns`` are the data sets, and their ``dataset`` is only what to call them: a
+    data set may have that name, too.
+    """
 
     setting: str
     method: str
@@ -49,6 +52,7 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Row]
     notes: Sequence[str]
+    averages: bool = False
 
     @property
     def title(self) -> str:
@@ -148,7 +152,7 @@ def _averages(
             cells.append(_cell(reached.get((algorithm, table.dataset), _NO_TRIAL), missing))
         rows.append(Row(algorithm, cells, _average(cells)))
     columns = [table.dataset for table in tables]
-    return Table(group.title, method, AVERAGES, columns, rows, [])
+    return Table(group.title, method, "Averages", columns, rows, [], averages=True)
 
 
 def _cell(accuracies: pd.Series[float], missing: Sequence[str]) -> Cell:

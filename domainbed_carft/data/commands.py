@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft import printable
+
 if TYPE_CHECKING:  # the other commands need not wait for what these import
     from domainbed_carft.benchmarks import Benchmark
     from domainbed_carft.data.verify import Report
@@ -108,10 +110,10 @@ def _facts(benchmark: Benchmark) -> dict[str, Any]:
 def _text(report: Report) -> str:
     """A line an environment, then everything found, a line each, and the verdict last."""
     rows = [
-        (_shown(name), f"{sum(classes.values()):,} pictures", f"{len(classes)} classes")
+        (printable.shown(name), f"{sum(classes.values()):,} pictures", f"{len(classes)} classes")
         for name, classes in report.counts.items()
     ]
-    lines = [f"{report.name} in {_shown(str(report.root))}", _table(rows)]
+    lines = [f"{report.name} in {printable.shown(str(report.root))}", _table(rows)]
     for kind, sentences in (
         ("problem", report.problems),
         ("difference", report.differences),
@@ -120,7 +122,7 @@ def _text(report: Report) -> str:
         lines += [f"{kind}: {sentence}" for sentence in sentences]
     for one in report.damaged:
         state = "cut off" if one.truncated else "not decodable"
-        lines.append(f"{state}: {_shown(one.path)} ({_shown(one.reason)})")
+        lines.append(f"{state}: {printable.shown(one.path)} ({printable.shown(one.reason)})")
     lines.append(_verdict(report))
     return "\n".join(lines)
 
@@ -147,8 +149,3 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in rows
     )
-
-
-def _shown(name: str) -> str:
-    """A name as it is, unless it would break the line or the terminal."""
-    return name if name.isprintable() else repr(name)

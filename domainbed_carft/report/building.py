@@ -122,7 +122,7 @@ def _content(
     flat = [table for group in built for table in group]
     runs = [run for group in collection.groups for run in group.runs]
     told = [table for table in flat if missing.has_values(table)]
-    averages = [document.grid(table) for table in told if table.dataset == tables.AVERAGES]
+    averages = [document.grid(table) for table in told if table.averages]
     several = len({run.dataset for run in runs}) > 1
     differences = _differences(collection.groups, method, pair)
     beside, overview = _published(wanted, collection, built, method)

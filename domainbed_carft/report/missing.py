@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from domainbed_carft.collect import selection, tables
+from domainbed_carft.collect import selection
 from domainbed_carft.collect.tables import Table
 from domainbed_carft.report.content import Missing
 
@@ -13,7 +13,7 @@ def listed(built: Iterable[Table]) -> list[Missing]:
     """A row for each thing that cells of a data set lack, with the cells and the methods."""
     found: dict[tuple[str, str], dict[str, dict[str, dict[str, None]]]] = {}
     for table in built:
-        if table.dataset == tables.AVERAGES:
+        if table.averages:
             continue
         where = "; ".join(filter(None, [table.dataset, table.setting]))
         method = selection.METHODS[table.method].title

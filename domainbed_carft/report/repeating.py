@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import domainbed_carft
+from domainbed_carft import job_folder, train_command
 from domainbed_carft.collect import environments, records, scan, settings
 from domainbed_carft.collect.document import Grid
 from domainbed_carft.collect.records import Run
@@ -25,7 +26,7 @@ _WORDS = ("clip_backbone", "contexts", "class_names", "prompts_digest")
 
 def collect(folders: Sequence[Path], runs: Sequence[Run], command: str) -> Repeat:
     """Of all runs; ``command`` is that of the report, without where it is written."""
-    sums = {run.folder: _sha256(os.path.join(run.folder, scan.RECORDS)) for run in runs}
+    sums = {run.folder: _sha256(os.path.join(run.folder, job_folder.RECORDS)) for run in runs}
     used = ", ".join(f"{name} {version(name)}" for name in _DRAWN_BY)
     return Repeat(
         command,
@@ -45,8 +46,9 @@ def digest(folder: Path | str) -> Digest:
     lines = [f"{_sha256(os.path.join(folder, name))}  {name}\n" for name in names]
     whole = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     command = (
-        f"cd {shlex.quote(str(folder))} && find . -maxdepth {scan.DEPTH + 1} -name {scan.RECORDS} "
-        "-xtype f -not -path '*/.*/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+        f"cd {shlex.quote(str(folder))} && find . -maxdepth {scan.DEPTH + 1} "
+        f"-name {job_folder.RECORDS} -xtype f -not -path '*/.*/*' -print0 "
+        "| LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
     )
     return Digest(str(folder), len(names), whole, command)
 
@@ -57,8 +59,8 @@ def _found(folder: str) -> Iterator[str]:
         inner = os.path.relpath(here, folder)
         depth = 0 if inner == os.curdir else inner.count(os.sep) + 1
         folders[:] = [n for n in folders if not n.startswith(".")] if depth < scan.DEPTH else []
-        if os.path.isfile(os.path.join(here, scan.RECORDS)):
-            yield os.path.join(os.curdir, *([inner] if depth else []), scan.RECORDS)
+        if os.path.isfile(os.path.join(here, job_folder.RECORDS)):
+            yield os.path.join(os.curdir, *([inner] if depth else []), job_folder.RECORDS)
 
 
 def _sha256(path: str) -> str:
@@ -136,27 +138,11 @@ def _jobs(runs: Sequence[Run], sums: Mapping[str, str]) -> Grid:
 def _command(run: Run) -> str:
     """A line for a shell: the arguments that the job was described with, else those recorded."""
     given = _described(run.folder) or dict(next(records.of_run(run), {"args": {}})["args"])
-    given = {**given, "output_dir": f"OUT/{Path(run.folder).name}"}
-    return " ".join(["python -m domainbed.scripts.train", *_flags(given)])
-
-
-def _flags(given: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in sorted(given.items()):
-        if value is True:
-            yield f"--{name}"
-        elif value is not None and value is not False:
-            yield f"--{name} {_words_of(value)}".rstrip()
-
-
-def _words_of(value: Any) -> str:
-    if isinstance(value, dict):
-        value = json.dumps(value, sort_keys=True)
-    values: Iterable[Any] = value if isinstance(value, list) else [value]
-    return " ".join(shlex.quote(str(word)) for word in values)
+    return train_command.line({**given, "output_dir": f"OUT/{Path(run.folder).name}"})
 
 
 def _described(folder: str) -> dict[str, Any]:
-    path = os.path.join(folder, scan.DESCRIPTION)
+    path = os.path.join(folder, job_folder.DESCRIPTION)
     try:
         if not os.path.isfile(path):  # a named pipe would be waited for without an end
             return {}

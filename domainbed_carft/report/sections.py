@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from domainbed_carft.collect import document, published, selection, tables
+from domainbed_carft.collect import document, published, selection
 from domainbed_carft.collect.settings import Group
 from domainbed_carft.collect.tables import Cell, Table
 from domainbed_carft.report import frames, missing
@@ -102,11 +102,14 @@ def _of_group(
 ) -> Iterator[tuple[Section, list[Sketch]]]:
     outcomes = frames.outcomes(group.runs, method)
     checkpoints = frames.checkpoints(group.runs, method)
-    own = {table.dataset: table for table in built if table.method == method}
-    averages = own.get(tables.AVERAGES)
+    mine = [table for table in built if table.method == method]
+    own = {table.dataset: table for table in mine if not table.averages}
+    averages = next((table for table in mine if table.averages), None)
     for dataset in datasets(built, method):
         table = own[dataset]
-        others = [t for t in built if t.dataset == dataset and t.method != method]
+        others = [
+            t for t in built if t.dataset == dataset and t.method != method and not t.averages
+        ]
         identity = names.of("data", dataset)
         sketches = [
             _bars(identity, group, table, averages, looks, names),
@@ -129,8 +132,7 @@ def _of_group(
 
 def datasets(built: Sequence[Table], method: str) -> list[str]:
     """Those that a group has sections of, in their order; ``built``: its tables."""
-    found = [table.dataset for table in built if table.method == method]
-    return [name for name in found if name != tables.AVERAGES]
+    return [t.dataset for t in built if t.method == method and not t.averages]
 
 
 def best(table: Table) -> list[list[bool]]:

@@ -11,12 +11,11 @@ import numpy as np
 from domainbed_carft.collect import selection
 from domainbed_carft.collect.records import Run
 from domainbed_carft.collect.selection import Selected
-
-FILES = {"last": "model.pkl", "best": "model_best.pkl"}
+from domainbed_carft.job_folder import WEIGHTS
 
 
 class Weights(NamedTuple):
-    """``which`` of FILES, the step that they are of, and the step that was selected."""
+    """``which`` of WEIGHTS, the step that they are of, and the step that was selected."""
 
     run: Run
     which: str
@@ -26,7 +25,7 @@ class Weights(NamedTuple):
     @property
     def remark(self) -> str:
         """What they are, and whether they are those of the table."""
-        text = f"{self.run.algorithm}: {FILES[self.which]}, of step {self.step:g}"
+        text = f"{self.run.algorithm}: {WEIGHTS[self.which]}, of step {self.step:g}"
         if self.step == self.selected:
             return f"{text}, which was selected"
         return f"{text}; the weights of step {self.selected:g}, which was selected, were not kept"
@@ -36,7 +35,7 @@ def of(one: Selected) -> Weights | None:
     """The weights of what was selected; None where neither file is there."""
     run = one.outcome.runs[0]
     steps = {"last": max(run.steps), "best": _best_step(run, one.target)}
-    there = [which for which in FILES if os.path.exists(os.path.join(run.folder, FILES[which]))]
+    there = [which for which in WEIGHTS if os.path.exists(os.path.join(run.folder, WEIGHTS[which]))]
     if not there:
         return None
     right = [which for which in there if steps[which] == one.outcome.step]
@@ -72,9 +71,9 @@ def pairs(
         if of(by_algorithm[name][trials[0]]) is None
     ]
     return [], (
-        f"No weights: neither {' nor '.join(FILES.values())} in {' and '.join(without)}. Jobs keep "
-        "them unless they run with --skip_model_save or --keep_weights none; train these again "
-        "without."
+        f"No weights: neither {' nor '.join(WEIGHTS.values())} in {' and '.join(without)}. Jobs "
+        "keep them unless they run with --skip_model_save or --keep_weights none; train these "
+        "again without."
     )
 
 

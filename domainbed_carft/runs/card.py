@@ -6,7 +6,6 @@ import json
 import math
 import platform
 import re
-import shlex
 from collections.abc import Mapping
 from importlib import metadata
 from importlib.resources import files
@@ -16,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import __version__, backbone, benchmarks, images
+from domainbed_carft import (
+    __version__,
+    backbone,
+    benchmarks,
+    images,
+    job_folder,
+    train_command,
+)  # fmt: skip
 from domainbed_carft.collect import records, scan, settings
 
 if TYPE_CHECKING:
@@ -165,7 +171,8 @@ def _run(run: Run) -> dict[str, Any]:
         "prompts_digest": run.hparams.get("prompts_digest", ""),
         "hparams": dict(run.hparams),
         "versions": _versions(run),
-        "command": _train_command(run.args),
+        # Where its data is, and its output goes, is another matter.
+        "command": train_command.line({k: run.args.get(k) for k in (*_REPEATED, "hparams")}),
     }
 
 
@@ -173,7 +180,7 @@ def _record(run: Run) -> Mapping[str, Any]:
     """The record of the step at which the weights were saved; empty if there is none."""
     if run.alpha is not None:  # no record is of weights that nobody has trained
         return {}
-    found, _ = records.whole_records(str(run.path.parent / "results.jsonl"))
+    found, _ = records.whole_records(str(run.path.parent / job_folder.RECORDS))
     own = [r for r in found if all(r["args"].get(k) == run.args.get(k) for k in _REPEATED)]
     if run.step is not None:
         own = [record for record in own if record["step"] == run.step]
@@ -183,7 +190,7 @@ def _record(run: Run) -> Mapping[str, Any]:
 def _versions(run: Run) -> dict[str, str]:
     """Of the libraries that the run was trained with, as its ``out.txt`` tells them."""
     folder = run.path.parent
-    there = {name for name in (scan.RECORDS, scan.OUTPUT) if (folder / name).exists()}
+    there = {name for name in (job_folder.RECORDS, job_folder.OUTPUT) if (folder / name).exists()}
     runs = records.read(scan.Found(str(folder), frozenset(there))).runs
     said = runs[-1].setting if runs else {}
     (head,) = settings.KINDS["versions"]
@@ -199,19 +206,6 @@ def _environment_names(run: Run, record: Mapping[str, Any], count: int) -> dict[
     if benchmark is None or count not in (0, len(benchmark.environments)):
         return {}
     return {index: e.folder for index, e in enumerate(benchmark.environments)}
-
-
-def _train_command(args: Mapping[str, Any]) -> str:
-    """What trains such a run again; where its data is, and its output goes, is another matter."""
-    words = ["python", "-m", "domainbed.scripts.train"]
-    for key in _REPEATED:
-        value = args.get(key)
-        if value is not None:
-            words += [f"--{key}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
-    hparams = args.get("hparams")
-    if hparams:
-        words += ["--hparams", hparams if isinstance(hparams, str) else json.dumps(hparams)]
-    return shlex.join(words)
 
 
 def _number(value: Any) -> float | None:

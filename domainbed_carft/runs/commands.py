@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# As the modules that know them have them, which a test compares: those load torch.
-WHICH = ("last", "best")
-BATCH_SIZE = 64  # train's own: the last bits of a logit depend on the batch it is computed in
+from domainbed_carft.job_folder import WEIGHTS
+
+# As in train, which a test compares: the last bits of a logit depend on the batch around it.
+BATCH_SIZE = 64
 ALPHAS = tuple(tenths / 10 for tenths in range(11))
 
 
@@ -70,7 +71,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "path", type=Path, metavar="RUN", help="a job's folder, or a file of weights in one"
     )
     parser.add_argument(
-        "--which", choices=WHICH,
+        "--which", choices=tuple(WEIGHTS),
         help="of a folder: model.pkl (default), or model_best.pkl, which was best in validation",
     )  # fmt: skip
     parser.add_argument(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft.collect import printable
+from domainbed_carft import printable
 from domainbed_carft.runs import data, output, passes, saved
 from domainbed_carft.runs.metrics import BINS, Tally
 from domainbed_carft.sweep.text import table
@@ -108,7 +108,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     alpha = document["wise_ft_alpha"]
     mixed = "" if alpha is None else f", WiSE-FT alpha {alpha:g}"
     yield f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}"
-    yield output.shown(document["run"])
+    yield printable.shown(document["run"])
     yield ""
     splits = document["splits"]
     rows = [["split", "environment", "pictures", "accuracy (%)", "ECE (%)"]]

@@ -71,8 +71,3 @@ def stream(path: Path | None) -> Iterator[TextIO]:
             f"{path} cannot be written: {error}. Expected a place in a folder that may be written "
             f"to, with room on its disk; what was done is in {part}, if that is there"
         ) from error
-
-
-def shown(path: str) -> str:
-    """A path on one line that any terminal takes; escaped where it has other characters."""
-    return path if path.isprintable() else ascii(path)

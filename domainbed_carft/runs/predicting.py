@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from domainbed_carft import launchers, objective
-from domainbed_carft.collect import printable
+from domainbed_carft import launchers, objective, printable
 from domainbed_carft.runs import output, passes, pictures, saved
 
 SOME_SKIPPED = 3  # exit status
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             for one in batch.found:
                 done["skipped" if one.problem else "read"] += 1
                 if one.problem:
-                    told = f"carft: {output.shown(one.path)} is skipped: {one.problem}"
+                    told = f"carft: {printable.shown(one.path)} is skipped: {one.problem}"
                     tqdm.write(told, file=sys.stderr)
                 line = _line(one, None if one.problem else next(predicted), arguments)
                 file.write(line)
@@ -87,7 +86,7 @@ def _line(
     if as_json:
         return json.dumps({"path": one.path, "classes": classes, "contexts": contexts}) + "\n"
     words = printable.shown(f"{_words(classes)} | {_words(contexts)}")
-    return f"{output.shown(one.path)}: {words}\n"
+    return f"{printable.shown(one.path)}: {words}\n"
 
 
 def _likeliest(found: Probabilities, count: int | None) -> Probabilities:

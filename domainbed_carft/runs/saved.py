@@ -11,9 +11,7 @@ from typing import Any
 
 from domainbed_carft import algorithms, checkpoints, prompts
 from domainbed_carft.errors import CarftError
-
-# Which weights of a job, and the file that DomainBed's train, ours or not, keeps them in.
-FILES = {"last": "model.pkl", "best": "model_best.pkl"}
+from domainbed_carft.job_folder import DONE, RECORDS, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ def open_run(
 ) -> Run:
     """The run in a job's folder, or in a file of weights.
 
-    ``which`` of FILES is read of a folder, the last by default. ``class_names`` is a text file with
-    a name a line, in label order, for runs that do not say theirs.
+    ``which`` of WEIGHTS is read of a folder, the last by default. ``class_names`` is a text file
+    with a name a line, in label order, for runs that do not say theirs.
 
     Raises CarftError for a folder without the weights, a file that ``checkpoints.read`` refuses,
     and a run that does not say its words.
@@ -77,7 +75,7 @@ def open_run(
 
 def _weights_file(path: Path, which: str | None) -> Path:
     if os.path.isdir(path):
-        file = path / FILES[which or "last"]
+        file = path / WEIGHTS[which or "last"]
         if not os.path.exists(file):
             raise CarftError(f"{path} has no {file.name}{_instead(path)}")
         return file
@@ -88,7 +86,7 @@ def _weights_file(path: Path, which: str | None) -> Path:
         )
     if not os.path.exists(path):
         raise CarftError(
-            f"there is no {path}; expected a job's folder with {' or '.join(FILES.values())} in "
+            f"there is no {path}; expected a job's folder with {' or '.join(WEIGHTS.values())} in "
             "it, or a file of weights"
         )
     return path
@@ -96,17 +94,17 @@ def _weights_file(path: Path, which: str | None) -> Path:
 
 def _instead(folder: Path) -> str:
     """What the user might have meant."""
-    others = [which for which, name in FILES.items() if os.path.exists(folder / name)]
+    others = [which for which, name in WEIGHTS.items() if os.path.exists(folder / name)]
     if others:
-        return f", but {FILES[others[0]]}: --which {others[0]} takes that"
-    looked_for = f"; neither {' nor '.join(FILES.values())} is there"
+        return f", but {WEIGHTS[others[0]]}: --which {others[0]} takes that"
+    looked_for = f"; neither {' nor '.join(WEIGHTS.values())} is there"
     inner = _folders_in(folder)
     jobs = [
-        name for name in inner if any(os.path.exists(folder / name / f) for f in FILES.values())
+        name for name in inner if any(os.path.exists(folder / name / f) for f in WEIGHTS.values())
     ]
     if jobs:
         return f"{looked_for}, but it holds folders of jobs, such as {folder / jobs[0]}: name one"
-    if os.path.exists(folder / "results.jsonl") and not os.path.exists(folder / "done"):
+    if os.path.exists(folder / RECORDS) and not os.path.exists(folder / DONE):
         return f"{looked_for}: the run is not done; `carft sweep status` says how far it is"
     return (
         f"{looked_for}. Expected a job's folder, trained without --skip_model_save and without "

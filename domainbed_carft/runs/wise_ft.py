@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import backbone
+from domainbed_carft import backbone, printable
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import data, evaluating, output, passes, saved, wise_ft_folder
 from domainbed_carft.runs.interpolation import Interpolation
@@ -171,6 +171,6 @@ def _as_text(
         f"{opened.args['algorithm']} on {opened.args['dataset']}: alpha 0 is the original CLIP, "
         f"1 the run\n{table(shown)}\n"
         "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
-        f"in-splits of the test environments\n{output.shown(str(folder))}: "
+        f"in-splits of the test environments\n{printable.shown(str(folder))}: "
         f"{', '.join(made)}\n"
     )

@@ -10,12 +10,12 @@ import contextlib
 import hashlib
 import itertools
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft import train_command
 from domainbed_carft.sweep.declaration import Declaration, Variant
 
 
@@ -30,9 +30,7 @@ class Job:
     @property
     def command(self) -> str:
         """The command line, quoted for a shell, as ``domainbed.scripts.sweep`` has it."""
-        arguments = {**self.train_args, "output_dir": str(self.folder)}
-        flags = [f"--{name} {_quoted(value)}" for name, value in sorted(arguments.items())]
-        return " ".join(["python -m domainbed.scripts.train", *flags])
+        return train_command.line({**self.train_args, "output_dir": str(self.folder)})
 
     def __str__(self) -> str:
         args = self.train_args
@@ -122,12 +120,6 @@ def test_env_choices(declaration: Declaration, dataset: str) -> list[list[int]]:
         pairs = itertools.combinations(range(count), 2)
         chosen += [list(pair) for pair in pairs if set(pair) & set(targets)]
     return sorted(chosen)
-
-
-def _quoted(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return shlex.quote(value) if isinstance(value, str) else str(value)
 
 
 def same_but_for_the_data(train_args: Mapping[str, Any]) -> str:

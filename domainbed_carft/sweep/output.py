@@ -17,10 +17,11 @@ from typing import Any
 
 from domainbed_carft import cache
 from domainbed_carft.errors import CarftError
+from domainbed_carft.job_folder import DESCRIPTION, DONE, RECORDS
 from domainbed_carft.sweep.jobs import Job, same_but_for_the_data
 
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
-DECLARATION, LAUNCHED, DESCRIPTION = "sweep.yaml", "sweep.json", "job.json"
+DECLARATION, LAUNCHED = "sweep.yaml", "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def arguments_of(folder: Path) -> dict[str, Any] | None:
 def records(folder: Path) -> Iterator[dict[str, Any]]:
     """The whole records of a job; a line that was cut off is passed over."""
     try:
-        with (folder / "results.jsonl").open(encoding="utf-8", errors="replace") as lines:
+        with (folder / RECORDS).open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     record = json.loads(line)
@@ -83,7 +84,7 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 def last_record(folder: Path) -> dict[str, Any] | None:
     """The last whole record, read from the end of the file."""
     try:
-        with (folder / "results.jsonl").open("rb") as file:
+        with (folder / RECORDS).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             reach = 1 << 16
             while True:
@@ -117,7 +118,7 @@ def settle(jobs: Iterable[Job], output: Path) -> list[Job]:
         if folder not in own and (train_args := arguments_of(folder)) is not None:
             key = (folder.parent, same_but_for_the_data(train_args))
             # Of several that one is gone on with which is done.
-            if key not in begun or not (begun[key] / "done").exists():
+            if key not in begun or not (begun[key] / DONE).exists():
                 begun[key] = folder
     return [job if job.folder.is_dir() else _settled(job, begun) for job in listed]
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 
 from domainbed_carft.collect.document import Document, Grid
-from domainbed_carft.collect.printable import shown
+from domainbed_carft.printable import shown
 
 _STYLE = (
     ":root{color-scheme:light dark}"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from domainbed_carft.collect.document import Document, Grid
-from domainbed_carft.collect.printable import shown
+from domainbed_carft.printable import shown
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&])")
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from domainbed_carft.collect.document import PLUS_MINUS, Document, Grid
-from domainbed_carft.collect.printable import shown
+from domainbed_carft.printable import shown
 
 WIDTH = 100
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from domainbed_carft.collect.printable import shown
 from domainbed_carft.collect.tables import Cell, Table
+from domainbed_carft.printable import shown
 from domainbed_carft.report.figures import drawn, style
 
 _ROW = 0.2  # inches a bar

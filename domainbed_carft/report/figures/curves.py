@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from domainbed_carft.collect import printable
+from domainbed_carft import printable
 from domainbed_carft.report import frames
 from domainbed_carft.report.figures import drawn, style
 

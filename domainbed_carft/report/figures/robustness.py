@@ -14,7 +14,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from domainbed_carft.collect.printable import shown
+from domainbed_carft.printable import shown
 from domainbed_carft.report.figures import drawn, style
 
 
