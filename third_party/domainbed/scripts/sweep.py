@@ -222,7 +222,14 @@ def check(args: argparse.Namespace) -> None:
 
 def ask_for_confirmation() -> None:
     """Leave the program unless the user says yes."""
-    if input("Are you sure? (y/n) ").strip().lower().startswith("y"):
+    try:
+        answer = input("Are you sure? (y/n) ")
+    except (EOFError, RuntimeError):  # the latter where it was closed from the start
+        print()
+        raise errors.UsageError(
+            ["Nobody could answer, for standard input has ended: give --skip_confirmation."]
+        ) from None
+    if answer.strip().lower().startswith("y"):
         return
     print("Nevermind!")
     raise SystemExit(0)
@@ -231,6 +238,8 @@ def ask_for_confirmation() -> None:
 def run(args: argparse.Namespace) -> int:
     """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
     check(args)
+    for note in checks.launch_notes(args) if args.command == "launch" else ():
+        print(f"sweep: {note}", file=sys.stderr)
     jobs = [Job(train_args, args.output_dir) for train_args in _args_list(args)]
     by_state = {
         state: [job for job in jobs if job.state == state]
