@@ -50,7 +50,7 @@ def _look(name: str, data_dir: str, unchecked: bool) -> Look:
     folder = host.picture_folder(name, data_dir)
     told = host.data_problems(name, data_dir)
     if folder is None or not os.path.isdir(folder):
-        where = "it has no folder of pictures to look at" if folder is None else f"no {folder} here"
+        where = "no folder of its pictures is known" if folder is None else f"no {folder} here"
         return Look(name, f"not seen, {where}", absent=told)
     if told:
         return Look(name, "broken", broken=told)

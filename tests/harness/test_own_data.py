@@ -253,6 +253,10 @@ def test_a_name_of_two_folders_is_refused(pets, tmp_path, monkeypatch):
     listing.write_text("Pets = own pets\n\nPets = other\n")
     with pytest.raises(UsageError, match=r"txt, line 3: Pets is .*other, and .*own pets further"):
         datasets.get_dataset_class("Pets")
+    assert datasets.num_environments("PACS") == 4  # the file may be about something else
+    monkeypatch.setenv("DOMAINBED_DATASETS", str(listing))
+    with pytest.raises(UsageError, match="line 3: Pets is"):
+        datasets.get_dataset_class("PACS")
 
 
 def test_folders_that_cannot_be_read_are_named(pets, tmp_path, monkeypatch, capsys):

@@ -39,7 +39,7 @@ def folder_of(name: str, taken: bool = False) -> str | None:
     """
     if os.sep in name:
         return name
-    listed = _listed().get(name)
+    listed = _listed(name)
     if taken and listed is not None:
         raise errors.UsageError(
             [f"{_file()} gives a folder for {name}, which is a data set of DomainBed's: rename it."]
@@ -118,11 +118,11 @@ def _file() -> str:
     return os.environ.get(VARIABLE) or DEFAULT_FILE
 
 
-def _listed() -> dict[str, str]:
-    """Return name to folder, as the file of data sets has them.
+def _listed(wanted: str) -> str | None:
+    """Return the folder that the file of data sets gives for the name `wanted`, if it does.
 
     A `datasets.txt` that nobody has named may be about something else: it need not be there, and
-    its other lines are skipped.
+    what is wrong with its other lines does not matter.
     """
     path, meant = _file(), bool(os.environ.get(VARIABLE))
     base = os.path.dirname(os.path.abspath(path))
@@ -136,13 +136,14 @@ def _listed() -> dict[str, str]:
         if separator and name and folder:
             place = os.path.join(base, os.path.expanduser(folder))
             other = result.setdefault(name, place)
-            if os.path.normpath(other) != os.path.normpath(place):
+            same = os.path.normpath(other) == os.path.normpath(place)
+            if not same and (meant or name == wanted):
                 raise errors.UsageError(
                     [f"{where}: {name} is {place}, and {other} further up: keep one of them."]
                 )
         elif meant:
             raise errors.UsageError([f"{where}: expected NAME = PATH, not: {text}"])
-    return result
+    return result.get(wanted)
 
 
 def _lines(path: str, meant: bool) -> list[str]:

@@ -189,7 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="accepted as upstream does, unused")
     parser.add_argument("--n_trials", type=int, default=3)
     parser.add_argument("--command_launcher", required=True)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, help="0, and the default: the data set's own")
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set in every job")
     parser.add_argument("--holdout_fraction", type=float, default=0.2)
     parser.add_argument("--single_test_envs", action="store_true")
