@@ -123,6 +123,8 @@ def _text(report: Report) -> str:
     for one in report.damaged:
         state = "cut off" if one.truncated else "not decodable"
         lines.append(f"{state}: {printable.shown(one.path)} ({printable.shown(one.reason)})")
+    if report.verdict in ("differs", "consistent"):
+        lines.append(f"as jobs record it (data_edition): {report.data_edition}")
     lines.append(_verdict(report))
     return "\n".join(lines)
 

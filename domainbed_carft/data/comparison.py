@@ -6,6 +6,8 @@ what shifts a position is a problem, and another name at the same position is on
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,6 +73,11 @@ def with_each_other(counts: Counts) -> Findings:
             )
     _without_pictures(counts, findings)
     return findings
+
+
+def digest(counts: Counts) -> str:
+    """Eight hex digits that tell counts apart by any environment, class or number in them."""
+    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

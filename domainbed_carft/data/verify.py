@@ -53,6 +53,17 @@ class Report:
         return "verified" if self.edition else "consistent"
 
     @property
+    def data_edition(self) -> str:
+        """What the records of a job on this data say of it.
+
+        The verdict, with the known edition; where the counts are not known ones, with their digest.
+        """
+        parts = [self.edition] if self.edition else []
+        if self.verdict in ("differs", "consistent"):
+            parts.append(comparison.digest(self.counts))
+        return f"{self.verdict}: {', '.join(parts)}" if parts else self.verdict
+
+    @property
     def pictures(self) -> int:
         """Pictures in all environments."""
         return sum(sum(classes.values()) for classes in self.counts.values())
@@ -64,6 +75,7 @@ class Report:
             "folder": None if self.root is None else str(self.root),
             "verdict": self.verdict,
             "edition": self.edition,
+            "data_edition": self.data_edition,
             "pictures": self.pictures,
             "environments": [
                 {"name": name, "pictures": sum(classes.values()), "classes": dict(classes)}
