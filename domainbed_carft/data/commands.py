@@ -41,6 +41,10 @@ def add_to(commands: Any) -> None:
     )
     fetch.add_argument("data", metavar="NAME")
     fetch.add_argument("--data_dir", type=Path, required=True, help="where its folder will be")
+    fetch.add_argument(
+        "--accept_different", action="store_true",
+        help="take what is usable though it is not as known, such as another edition",
+    )  # fmt: skip
     fetch.set_defaults(run=_download)
 
 
@@ -67,15 +71,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if report.verdict == "broken" else 0
 
 
-def download(name: str, data_dir: str) -> None:
+def download(name: str, data_dir: str, accept_different: bool = False) -> None:
     """Download the benchmark ``name`` into ``data_dir`` and print what came."""
     from domainbed_carft.data import download as downloads
 
-    print(_text(downloads.download(name, Path(data_dir))))
+    report = downloads.download(name, Path(data_dir), accept_different=accept_different)
+    print(_text(report))
 
 
 def _download(arguments: argparse.Namespace) -> None:
-    download(arguments.data, arguments.data_dir)
+    download(arguments.data, arguments.data_dir, arguments.accept_different)
 
 
 def _row(benchmark: Benchmark) -> tuple[str, ...]:
