@@ -138,7 +138,8 @@ def _fetch(url: str, path: Path) -> None:
         from gdown.exceptions import DownloadError
     except ImportError as error:
         raise CarftError(
-            "downloading needs gdown: pip install 'domainbed-carft[data]', or fetch by hand"
+            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]', or fetch "
+            "by hand"
         ) from error
     try:
         gdown.download(url, str(path), resume=True)
