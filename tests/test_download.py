@@ -431,6 +431,30 @@ def test_an_archive_that_shows_its_damage_late_is_not_kept_either(pacs, tmp_path
     assert files(archives) == ["PACS.zip.damaged"]
 
 
+def test_damage_inside_an_archive_is_that_of_the_archive(tmp_path):
+    names = [f"{prepare.TERRA_ANNOTATIONS}/{name}" for name in prepare.TERRA_FILES]
+    contents = {
+        "terra_incognita_images.tar.gz": [(f"{prepare.TERRA_PICTURES}/a.jpg", PICTURE)],
+        "eccv_18_annotations.tar.gz": [(name, b'{"images": [') for name in names],
+    }
+    with pytest.raises(CarftError) as told:
+        download.download(
+            "TerraIncognita", tmp_path, lambda _, path: tarred(path, *contents[path.name]) and None
+        )
+    _, source = benchmarks.get("TerraIncognita").sources
+    assert f"{source.file}, from {source.url}, is damaged: its cis_test" in str(told.value)
+    left = files(tmp_path / ".terra_incognita.download" / "archives")
+    assert left == ["eccv_18_annotations.tar.gz.damaged", "terra_incognita_images.tar.gz"]
+
+
+def test_a_gdown_that_tells_no_errors_is_not_used(pacs, tmp_path, monkeypatch):
+    """Those before 6 have no DownloadError, and keep the page of a 404 as the file."""
+    gdown = pytest.importorskip("gdown", reason="the extra 'data' is not installed")
+    monkeypatch.delattr(gdown.exceptions, "DownloadError")
+    with pytest.raises(CarftError, match=r"needs gdown 6\.3 or later: pip install"):
+        download.download("PACS", tmp_path)
+
+
 def half_of_it(path: Path, pacs) -> Path:
     names = [f"kfold/{e.folder}/{c}/1.jpg" for e in pacs.environments for c in pacs.classes]
     return zipped(path, [*names, "kfold/photo/dog/2.jpg"])

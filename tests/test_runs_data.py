@@ -228,9 +228,9 @@ def test_a_users_own_folder_is_found_where_it_is_now(moved):
         assert [split.items._items.keys for split in found] == before
     with pytest.raises(CarftError) as told:
         data.splits(run, str(moved / "here"))
-    assert f"There is no {moved / 'here' / 'my pets'}" in str(told.value)
-    looked = f"{moved / 'here' / 'my pets'} and in {moved / 'here'}"
-    assert f"a folder with art, photo, sketch in it was looked for in {looked}." in str(told.value)
+    assert f"There is no folder {moved / 'here' / 'my pets'}" in str(told.value)
+    looked = f"{moved / 'here' / 'my pets'} and as {moved / 'here'}"
+    assert f"A folder with art, photo, sketch in it was looked for as {looked}." in str(told.value)
     add_pictures(moved / "there" / "my pets")
     with pytest.raises(CarftError, match="is now 'consistent: "):
         data.splits(run, str(moved / "there"))
@@ -242,6 +242,9 @@ def test_a_listed_folder_is_found_without_the_list(moved, monkeypatch):
     job = train_job(moved / "listed", "pets", "CLIPLinearProbe")
     (moved / "datasets.txt").unlink()
     assert len(data.splits(saved.open_run(job), "here/my pets")) == 6
+    (job / "results.jsonl").unlink()  # so that its environments are not known
+    with pytest.raises(CarftError, match="pets.* Its folder was looked for as nowhere/p"):
+        data.splits(saved.open_run(job), "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_environments_that_are_one_level_too_deep(mine):
     assert report.verdict == "broken"
     assert only(report, "problems") == (
         "the environments are one level too deep, in the folder 'kfold': move the 4 folders in it "
-        "up one level, and it away"
+        "up one level and remove it"
     )
     note = verify.verify(str(mine / "PACS")).notes[0]  # by its path nothing is known of it
     assert "each has the folders 'dog', 'elephant'" in note

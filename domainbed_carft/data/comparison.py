@@ -41,7 +41,7 @@ def with_known(benchmark: Benchmark, counts: Counts) -> Findings:
         if len(_places(benchmark, list(inside))) == len(benchmark.environments):
             findings.problems.append(
                 f"the environments are one level too deep, in the folder {name!r}: move the "
-                f"{len(inside)} folders in it up one level, and it away"
+                f"{len(inside)} folders in it up one level and remove it"
             )
             return findings
     place = _places(benchmark, list(counts))

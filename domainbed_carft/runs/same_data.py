@@ -31,23 +31,26 @@ def dataset_class(run: Run, data_dir: str | None) -> Any:
         return vars(datasets)[name]
     try:
         return look_up(name)
-    except Exception:
-        if data_dir is None:
+    except Exception as error:  # a host may raise anything
+        if data_dir is None or name in vars(datasets):
             raise
-        return look_up(_moved(name, data_dir, _environments(run)))
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return look_up(_moved(name, data_dir, _environments(run), reason))
 
 
-def _moved(name: str, data_dir: str, environments: Sequence[str]) -> str:
-    """``data_dir`` and what it has by the last part of ``name``: which has the environments."""
-    places = [os.path.join(data_dir, os.path.basename(os.path.normpath(name))), data_dir]
+def _moved(name: str, data_dir: str, environments: Sequence[str], reason: str) -> str:
+    """The folder that was ``name``: below ``data_dir`` by its last part, else ``data_dir``."""
+    places = [os.path.join(data_dir, os.path.basename(os.path.normpath(name)))]
+    if environments or os.sep in name:
+        places.append(data_dir)
     for place in map(os.path.abspath, places):
         if os.path.isdir(place):
             with os.scandir(place) as entries:
                 inside = {entry.name for entry in entries if entry.is_dir()}
             if inside and inside.issuperset(environments):
                 return place
-    said = f"a folder with {', '.join(environments)} in it" if environments else "its environments"
-    raise CarftError(f"There is no {name}; {said} was looked for in {' and in '.join(places)}.")
+    what = f"A folder with {', '.join(environments)} in it" if environments else "Its folder"
+    raise CarftError(f"{reason} {what} was looked for as {' and as '.join(places)}.")
 
 
 def _environments(run: Run) -> list[str]:
