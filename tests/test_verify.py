@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft import benchmarks
+from domainbed_carft import benchmarks, observed
 from domainbed_carft.data import comparison, listing, verify
 from domainbed_carft.errors import CarftError
 
@@ -251,6 +251,18 @@ def test_classes_of_ones_own_in_two_spellings(tmp_path):
         "it lacks 'Dog', so that 'cat' gets label 0 in place of 1"
         in verify.verify(str(root)).problems[0]
     )
+
+
+def test_published_counts_under_other_names_are_no_published_edition():
+    table = {e: dict(c) for e, c in benchmarks.get("PACS").editions[0].by_class.items()}
+    names = {"dog": "Dog", "horse": "Horse"}  # in the order of the others
+    table["photo"] = {names.get(c, c): n for c, n in table["photo"].items()}
+    report = verify.judge("PACS", table)
+    found = f"differs: as published, {comparison.digest(report.counts)}"
+    assert report.data_edition == found
+    assert observed.is_edition(found, found)
+    assert observed.is_edition("differs: as published", found)  # of an older record
+    assert not observed.is_edition("verified: as published", found)
 
 
 def test_a_picture_too_few_is_told_by_class(mine):

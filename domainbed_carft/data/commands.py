@@ -30,10 +30,10 @@ def add_to(commands: Any) -> None:
     known.add_argument("--json", action="store_true", help="all of it, for scripts")
     known.set_defaults(run=_list)
     check = below.add_parser(
-        "verify",
-        help="compare a data set with what is known of it; exit status 1 if it is broken, 2 if "
-        "there is none to look at",
-    )
+        "verify", help="compare a data set with what is known of it",
+        description="Compare a data set with what is known of it. Exit status: 1 if it is broken, "
+        "2 if there is none to look at, 0 else.",
+    )  # fmt: skip
     check.add_argument(
         "data",
         metavar="NAME|PATH",
