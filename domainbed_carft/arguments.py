@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.hparams import HPARAMS
-from domainbed_carft.observed import Seen
+from domainbed_carft.observed import Seen, is_edition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ def checked_edition(hparams: Mapping[str, Any], seen: Seen) -> str:
     """What to record as the data's edition.
 
     Raises CarftError for data that is broken, and for another edition than the hparam
-    ``data_edition`` demands.
+    ``data_edition`` demands, which may be an edition without its digest.
     """
     demanded: str = hparams["data_edition"]
     if demanded == UNCHECKED:
@@ -101,7 +101,7 @@ def checked_edition(hparams: Mapping[str, Any], seen: Seen) -> str:
             f"the data is broken: {'; '.join(seen.problems)}. `carft data verify` says more. To "
             f"train on it as it is, set the hparam data_edition to {UNCHECKED!r}"
         )
-    if demanded not in ("", seen.edition):
+    if demanded and not is_edition(demanded, seen.edition):
         raise CarftError(
             f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
             "`carft data verify` says how it differs. Get the edition you mean, or leave "

@@ -23,12 +23,13 @@ from domainbed_carft.sweep import parser as sweep_parser
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for what a user can mend."""
     arguments = _parser().parse_args(argv)
+    if sys.stdout is None:  # closed, as `>&-` does it; a file opened later would get its number
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
     try:
         status: int | None = arguments.run(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except CarftError as error:
         print(f"carft: {error}", file=sys.stderr)
         return 1

@@ -64,7 +64,7 @@ def refusal(name: str, folder: str | Path, problems: Sequence[str]) -> str:
     """That data is broken, by which problems, and what to do."""
     return (
         f"The data of {name} in {folder} is broken: {'; '.join(problems)}. "
-        f"{_verify(name, Path(folder))} says more. To train on it as it is: {_without_us()} in the "
+        f"{_verify(name, folder)} says more. To train on it as it is: {_without_us()} in the "
         "environment leaves domainbed-carft out, and with it this check and its algorithms; these "
         f"take the hparam data_edition {UNCHECKED!r}."
     )
@@ -80,10 +80,9 @@ def _without_us() -> str:
 
 def warn(name: str, folder: str | Path, problems: Sequence[str]) -> None:
     """Tell on the error stream, once a job, that broken data is trained on."""
-    folder = Path(folder)
-    if folder in _warned:
+    if Path(folder) in _warned:
         return
-    _warned.add(folder)
+    _warned.add(Path(folder))
     listed = "".join(f"\n- {problem}" for problem in problems)
     print(
         f"domainbed-carft: Warning: the data of {name} in {folder} is broken. A job of DomainBed's "
@@ -94,9 +93,10 @@ def warn(name: str, folder: str | Path, problems: Sequence[str]) -> None:
     )
 
 
-def _verify(name: str, folder: Path) -> str:
+def _verify(name: str, folder: str | Path) -> str:
     """The command that looks at this data."""
-    known = benchmarks.BENCHMARKS.get(name)
-    if known is None or known.folder != folder.name:
+    known, place = benchmarks.BENCHMARKS.get(name), Path(folder)
+    if known is None or known.folder != place.name:
+        # As it was written: without its "./" a path is taken for a name.
         return f"`carft data verify {shlex.quote(str(folder))}`"
-    return f"`carft data verify {name} --data_dir {shlex.quote(str(folder.parent))}`"
+    return f"`carft data verify {name} --data_dir {shlex.quote(str(place.parent))}`"

@@ -167,8 +167,9 @@ HPARAMS: tuple[Hparam, ...] = (
         _always(""),
         lambda v: isinstance(v, str),
         "'', 'unchecked', or the edition that an earlier record shows",
-        "Verdict on the data by the counts of its pictures, filled in by the run. Data that is "
-        "broken is refused, unless this is 'unchecked'.",
+        "Verdict on the data by the counts of its pictures, and their digest where they are no "
+        "known edition's, filled in by the run. Data that is broken is refused, unless this is "
+        "'unchecked'.",
     ),
     Hparam(
         "head_init",

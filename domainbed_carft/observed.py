@@ -34,9 +34,9 @@ class Environment:
 class Seen:
     """All environments of a data set, and what they make of it.
 
-    ``edition``: the verdict of ``carft data verify`` on its counts, with the edition they are of,
-    "" where nothing was counted; ``problems`` say why the data is broken, ``differences`` how it is
-    not the known edition.
+    ``edition``: the verdict of ``carft data verify`` on its counts, with the edition they are of or
+    their digest, "" where nothing was counted; ``problems`` say why the data is broken,
+    ``differences`` how it is not the known edition.
     """
 
     environments: Sequence[Environment] = ()
@@ -93,8 +93,15 @@ def _judged(dataset: str, environments: Sequence[Environment], root: str | None)
     else:
         counts = {e.name: dict(zip(e.classes or (), e.counts or ())) for e in environments}
         report = verify.judge(dataset, counts)
-    edition = f"{report.verdict}: {report.edition}" if report.edition else report.verdict
-    return Seen(environments, edition, report.problems, report.differences)
+    return Seen(environments, report.data_edition, report.problems, report.differences)
+
+
+def is_edition(recorded: str, found: str) -> bool:
+    """Whether data whose edition is ``found`` is what ``recorded`` says.
+
+    Older records have no digest after the verdict: any data of that verdict is what they say.
+    """
+    return found == recorded or found.startswith((f"{recorded}: ", f"{recorded}, "))
 
 
 def normalisation(transform: Any) -> Normalisation | None:

@@ -126,7 +126,14 @@ def test_pipes_are_not_waited_for(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(None, None), (math.inf, "inf"), (-math.inf, "-inf"), ("0.5", "'0.5'"), (10**400, "1000000")],
+    [
+        (None, None),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        ("0.5", "'0.5'"),
+        (True, "True"),
+        (10**400, "1000000"),
+    ],
 )
 def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value, words):
     job = collect_sweeps.write_job(tmp_path, "job")

@@ -75,6 +75,7 @@ def test_what_no_name_of_a_folder_shows_is_refused_too(tmp_path):
     (root / "b" / "cat" / "empty.png").touch()
     done = train(tmp_path, "--dataset", "./pets")
     assert done.returncode == 2 and "b/cat/empty.png" in done.stderr
+    assert "`carft data verify ./pets` says more" in done.stderr
     (root / "b" / "cat" / "empty.png").unlink()
     shutil.rmtree(root / "a" / "dog")
     shutil.rmtree(root / "b" / "dog")

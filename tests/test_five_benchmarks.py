@@ -209,7 +209,8 @@ def trained(tree, test_env, output, evaluated):
     records = reporting.read_records(str(output))
     assert [record["step"] for record in records] == [0, 1]
     for record in records:
-        assert record["data_edition"] == record["hparams"]["data_edition"] == "differs"
+        assert record["data_edition"] == record["hparams"]["data_edition"]
+        assert record["data_edition"].startswith("differs: ")
         words = prompts.digest(CONTEXTS, [prompts.clean(c) for c in known_classes(tree.name)])
         assert record["hparams"]["prompts_digest"] == words
         assert_all_was_evaluated(record, tree.sizes)
@@ -357,7 +358,7 @@ def test_swept(tree, tmp_path, capsys):
     records = reporting.load_records(str(output))
     assert sorted(r["args"]["test_envs"] for r in records) == [[i] for i in range(4) for _ in "01"]
     for record in records:
-        assert record["data_edition"] == "differs"
+        assert record["data_edition"].startswith("differs: ")
         assert_all_was_evaluated(record, made.sizes)
     assert_table(capsys, output, "VLCS")
 

@@ -1,6 +1,8 @@
 """What an algorithm takes over from the job it is in: words, normalisation, the host's calls."""
 
+import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from PIL import Image
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
 
 from domainbed_carft import algorithms, benchmarks, checkpoints, images, observed, prompts
+from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError
 
 IMAGENET = (images.IMAGENET_MEAN, images.IMAGENET_STD)
@@ -117,11 +120,29 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
     assert "Data: verified: as published\n" in capsys.readouterr().out
     pets(random_tiny, counts, data_edition="verified: as published")
     counts["photo"][0] -= 1
-    assert pets(random_tiny, counts).hparams["data_edition"] == "differs"
+    found = pets(random_tiny, counts).hparams["data_edition"]
+    assert re.fullmatch("differs: [0-9a-f]{8}", found)
     told = capsys.readouterr().out
     assert "Data differs: " in told and "photo" in told
-    with pytest.raises(CarftError, match="demands 'verified: as published', but .* 'differs'"):
+    with pytest.raises(CarftError, match="demands 'verified: as published', but .* 'differs: "):
         pets(random_tiny, counts, data_edition="verified: as published")
+
+
+def test_data_that_is_no_known_edition_is_recorded_by_its_counts(random_tiny):
+    counts = published()
+    counts["photo"][0] -= 1
+    first = pets(random_tiny, counts).hparams["data_edition"]
+    assert pets(random_tiny, counts, data_edition=first).hparams["data_edition"] == first
+    counts["photo"][1] -= 1  # the same word, and other data
+    other = pets(random_tiny, counts).hparams["data_edition"]
+    assert other != first and other.startswith("differs: ")
+    with pytest.raises(CarftError, match=f"demands '{first}', but the data is '{other}'"):
+        pets(random_tiny, counts, data_edition=first)
+    # An older record has the word alone.
+    assert pets(random_tiny, counts, data_edition="differs").hparams["data_edition"] == other
+    for another in ("consistent", "diff", "differs: as published"):
+        with pytest.raises(CarftError, match=f"demands '{another}'"):
+            pets(random_tiny, counts, data_edition=another)
 
 
 def test_broken_data_is_refused_unless_it_is_meant(random_tiny):
@@ -147,7 +168,10 @@ def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
     (tmp_path / "photo" / "dog" / "4.png").unlink()
     dataset = cls(None, [0], values)
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
-    assert algorithm.hparams["data_edition"] == "consistent"
+    content = json.dumps({e: {"cat": 4, "dog": 4} for e in ("art", "photo")}, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    assert algorithm.hparams["data_edition"] == f"consistent: {digest}"
+    assert verify.verify(str(tmp_path)).data_edition == f"consistent: {digest}"
 
 
 def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
@@ -161,4 +185,5 @@ def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
     output = tmp_path.parent / "output"
     assert train.main([*arguments, *more, "--output_dir", str(output)]) == 0
     record = json.loads((output / "results.jsonl").read_text().splitlines()[-1])
-    assert record["environments"] == ["only"] and record["hparams"]["data_edition"] == "consistent"
+    assert record["environments"] == ["only"]
+    assert record["hparams"]["data_edition"].startswith("consistent: ")

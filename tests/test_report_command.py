@@ -233,14 +233,23 @@ def test_the_digest_is_of_what_find_finds(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_described_job_has_the_command_that_it_was_launched_with(tmp_path):
-    job = collect_sweeps.write_job(tmp_path / "sweep", "one")
-    described = {"train_args": {"dataset": "PACS", "hparams": '{"a": "b c"}', "test_envs": [0, 1]}}
-    (job / "job.json").write_text(json.dumps(described))
+@pytest.mark.parametrize("trial", [0, 1])
+def test_a_described_job_has_the_command_that_it_was_launched_with(tmp_path, trial):
+    """Unless the records beside are another job's: then it has theirs."""
+    job = collect_sweeps.write_job(tmp_path / "sweep", "one", test_envs=[0, 1])
+    described = {
+        "algorithm": "ERM", "dataset": "PACS", "hparams": '{"a": "b c"}', "hparams_seed": 0,
+        "test_envs": [0, 1], "trial_seed": trial,
+    }  # fmt: skip
+    (job / "job.json").write_text(json.dumps({"train_args": described}))
     report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples")
     text = html.unescape((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
-    expected = """--hparams '{"a": "b c"}' --output_dir OUT/one --test_envs 0 1"""
-    assert f"python -m domainbed.scripts.train --dataset PACS {expected}\n" in text
+    expected = (
+        '--algorithm ERM --dataset PACS --hparams \'{"a": "b c"}\' --hparams_seed 0 '
+        "--output_dir OUT/one --test_envs 0 1 --trial_seed 0\n"
+    )
+    assert (f"python -m domainbed.scripts.train {expected}" in text) == (trial == 0)
+    assert "--trial_seed 1" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -295,6 +304,20 @@ def test_several_data_sets_have_averages(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_data_set_may_be_called_as_the_table_of_averages(tmp_path):
+    for dataset in ("PACS", "Averages"):
+        report_page.write_ours(tmp_path / "sweep", ["CARFT"], trials=1, dataset=dataset)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    page = report_page.read(tmp_path / "report")
+    assert [text for level, text in page.headings if level == 2][:2] == ["PACS", "Averages"]
+    found = collect_sweeps.collect(tmp_path / "sweep").document.sections["tables"]
+    oracle = {t["dataset"]: t["columns"] for t in found if t["selection"] == "oracle"}
+    environments = [f"env{i}" for i in range(4)]
+    known = {"PACS": ["A", "C", "P", "S"], "Averages": environments, None: ["PACS", "Averages"]}
+    assert oracle == known
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_another_method_is_followed_when_asked_for(sweep, tmp_path):
     assert report(sweep, "-o", tmp_path, "--no-examples", "--select", "oracle") == 0
     page = report_page.read(tmp_path)
@@ -330,7 +353,7 @@ def test_no_record_is_told_and_leaves_no_page(tmp_path, capsys):
     assert "no record below" in capsys.readouterr().err
     assert report(tmp_path / "nowhere", "-o", tmp_path / "report") == 1
     assert "there is no folder" in capsys.readouterr().err
-    assert not (tmp_path / "report" / "index.html").exists()
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_folder_with_other_files_is_left_alone(sweep, tmp_path, capsys):

@@ -117,14 +117,14 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
     elsewhere = tmp_path / "pets"
     shutil.copytree(pets / "my pets", elsewhere)
 
-    def opened(dataset=str(elsewhere), edition="consistent"):
+    def opened(dataset=str(elsewhere), edition="consistent"):  # as older runs recorded it
         args = {**content["args"], "dataset": dataset}
         hparams = {**content["model_hparams"], "data_edition": edition}
         torch.save({**content, "args": args, "model_hparams": hparams}, tmp_path / "model.pkl")
         return saved.open_run(tmp_path)
 
     assert len(data.splits(opened())) == 6
-    with pytest.raises(CarftError, match="was 'verified: x', and the data is now 'consistent'"):
+    with pytest.raises(CarftError, match="was 'verified: x', and the data is now 'consistent: "):
         data.splits(opened(edition="verified: x"))
     for environment in ("art", "photo", "sketch"):
         shutil.copytree(elsewhere / environment / "cat", elsewhere / environment / "yak")
@@ -139,10 +139,112 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
     with pytest.raises(CarftError, match=r"does not say by which .*'test_envs': \[\[0\]\]"):
         data.splits(opened())
     content["args"]["test_envs"] = [0]
-    with pytest.raises(CarftError, match="cannot be read from .*There is no folder.*--data_dir"):
+    with pytest.raises(CarftError, match="cannot be read from .*There is no folder.*and was moved"):
         data.splits(opened(dataset=str(tmp_path / "gone")))
     with pytest.raises(CarftError, match="data set PACS .* from /nowhere: .*/nowhere/PACS"):
         data.splits(opened(dataset="PACS"), "/nowhere")
+
+
+@pytest.fixture
+def moved(pets, tmp_path):
+    """A job on pictures of its own, with both in a folder that may be changed; returns that."""
+    shutil.copytree(pets / "my pets", tmp_path / "here" / "my pets")
+    train_job(tmp_path / "job", tmp_path / "here" / "my pets", "CLIPLinearProbe")
+    return tmp_path
+
+
+def as_older(job):
+    """Leave of the recorded edition what runs recorded before there was a digest."""
+    content = torch.load(job / "model.pkl", weights_only=True)
+    hparams = content["model_hparams"]
+    hparams["data_edition"] = hparams["data_edition"].split(":")[0]
+    assert hparams["data_edition"] == "consistent"
+    torch.save(content, job / "model.pkl")
+
+
+def add_pictures(root):
+    for number in range(5):
+        shutil.copy(root / "art" / "cat" / "0.png", root / "art" / "cat" / f"new {number}.png")
+
+
+def move_a_picture(root):
+    (root / "art" / "cat" / "0.png").rename(root / "art" / "wild dog" / "from cat.png")
+
+
+def rename_a_class(root):
+    for environment in root.iterdir():
+        (environment / "cat").rename(environment / "zebra")
+
+
+def rename_an_environment(root):
+    (root / "art").rename(root / "zoo")
+
+
+def delete_an_environment(root):
+    shutil.rmtree(root / "sketch")
+
+
+NAMED = [
+    (rename_a_class, "class 0 .* was 'cat' .* is now 'wild dog' .*now: wild dog, zebra"),
+    (rename_an_environment, "environment 0 .* was 'art' .* is now 'photo' .*now: photo, sketch, z"),
+    (delete_an_environment, "environment 2 .* was 'sketch' .* is now none"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add_pictures, "was 'consistent: .* is now 'consistent: .*would be mixed.*put the data"),
+        (move_a_picture, "was 'consistent: .* is now 'consistent: "),
+        *NAMED,
+    ],
+)
+def test_a_users_own_data_that_was_changed_is_refused(moved, change, message):
+    run = saved.open_run(moved / "job")
+    assert len(data.splits(run)) == 6
+    change(moved / "here" / "my pets")
+    with pytest.raises(CarftError, match=message):
+        data.splits(run)
+
+
+@pytest.mark.parametrize(("change", "message"), NAMED)
+def test_of_an_older_run_the_names_are_compared(moved, change, message):
+    as_older(moved / "job")
+    run = saved.open_run(moved / "job")
+    add_pictures(moved / "here" / "my pets")
+    assert len(data.splits(run)) == 6  # it does not say how many there were
+    change(moved / "here" / "my pets")
+    with pytest.raises(CarftError, match=message):
+        data.splits(run)
+
+
+def test_a_users_own_folder_is_found_where_it_is_now(moved):
+    run = saved.open_run(moved / "job")
+    before = [split.items._items.keys for split in data.splits(run)]
+    (moved / "here").rename(moved / "there")
+    (moved / "here").mkdir()
+    for data_dir in (moved / "there", moved / "there" / "my pets"):
+        found = data.splits(run, str(data_dir))
+        assert [split.items._items.keys for split in found] == before
+    with pytest.raises(CarftError) as told:
+        data.splits(run, str(moved / "here"))
+    assert f"There is no folder {moved / 'here' / 'my pets'}" in str(told.value)
+    looked = f"{moved / 'here' / 'my pets'} and as {moved / 'here'}"
+    assert f"A folder with art, photo, sketch in it was looked for as {looked}." in str(told.value)
+    add_pictures(moved / "there" / "my pets")
+    with pytest.raises(CarftError, match="is now 'consistent: "):
+        data.splits(run, str(moved / "there"))
+
+
+def test_a_listed_folder_is_found_without_the_list(moved, monkeypatch):
+    monkeypatch.chdir(moved)
+    (moved / "datasets.txt").write_text("pets = here/my pets\n")
+    job = train_job(moved / "listed", "pets", "CLIPLinearProbe")
+    (moved / "datasets.txt").unlink()
+    assert len(data.splits(saved.open_run(job), "here/my pets")) == 6
+    (job / "results.jsonl").unlink()  # so that its environments are not known
+    with pytest.raises(CarftError, match="pets.* Its folder was looked for as nowhere/p"):
+        data.splits(saved.open_run(job), "nowhere")
 
 
 @pytest.mark.parametrize(

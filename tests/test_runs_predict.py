@@ -81,6 +81,16 @@ def test_names_folders_and_links(pets, tmp_path, capfd):
     assert sum("bytes \\udcff\\udcfe.png: " in line for line in lines) == 1
 
 
+def test_without_standard_output_there_is_no_fault(pets, tmp_path, monkeypatch, capsys):
+    """As a shell's `>&-` closes it."""
+    noise(tmp_path / "x.png")
+    monkeypatch.setattr("sys.stdout", None)
+    arguments = [str(pets / "CARFT"), str(tmp_path / "x.png"), "--device", "cpu"]
+    assert cli.main(["predict", *arguments]) == 0
+    assert cli.main(["predict", *arguments, "-o", str(tmp_path / "out.txt")]) == 0
+    assert (tmp_path / "out.txt").read_text().startswith(f"{tmp_path / 'x.png'}: ")
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "P", "L", "1", "RGBA", "LA", "I;16"])
 def test_every_kind_of_picture_as_its_rgb(pets, tmp_path, capfd, mode):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")

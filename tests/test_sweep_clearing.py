@@ -158,6 +158,19 @@ def test_who_only_asks_for_a_lock_or_waits_for_it_does_not_hold_it(sweep, start)
     assert clearing.roots_of_holders(job.folder) == [holder.pid]
 
 
+def test_cancel_looks_again_when_one_it_saw_has_ended_meanwhile(sweep, start, capsys, monkeypatch):
+    folder, (job, *_) = sweep
+    process = start(HOLD, job.folder)
+    ended = start("print('ready', flush=True)", job.folder)
+    ended.wait()
+    seen = iter([[ended.pid], []])
+    look = clearing.roots_of_holders
+    monkeypatch.setattr(clearing, "roots_of_holders", lambda path: next(seen, None) or look(path))
+    assert cli.main(["sweep", "cancel", str(folder), "--yes"]) == 0
+    assert capsys.readouterr().out.endswith("1 job stopped; launch again to go on.\n")
+    assert process.wait(10) == -signal.SIGTERM
+
+
 def test_cancel_says_at_once_whom_it_cannot_reach(sweep, start, capsys, monkeypatch):
     folder, (job, *_) = sweep
     process = start(HOLD, job.folder)

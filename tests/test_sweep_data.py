@@ -1,6 +1,7 @@
 """What `carft sweep launch` and the harness's own `sweep` see of the data before a job starts."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -67,7 +68,8 @@ def test_a_dry_run_shows_each_verdict(data, capsys):
     names = ["PACS", "OfficeHome", "EmojiStyles", "./pets"]
     status, out, err = carft(capsys, names, "--data_dir", data, "--dry-run")
     assert status == 0, err
-    lines = [line for line in out.splitlines() if line.startswith("Data: ")]
+    digest = re.compile(": [0-9a-f]{8},")  # of the counts, as the records will have it
+    lines = [digest.sub(",", line) for line in out.splitlines() if line.startswith("Data: ")]
     assert lines == [
         f"Data: PACS: differs, 28 pictures in {data}/PACS.",
         f"Data: OfficeHome: not seen, no {data}/office_home here.",
@@ -80,7 +82,7 @@ def test_the_number_of_pictures_is_that_of_a_known_edition(data, capsys, monkeyp
     shutil.rmtree(data / "PACS")
     touch(data / "PACS", benchmarks.get("PACS").editions[0].by_class)
     _, out, _ = carft(capsys, ["PACS"], "--data_dir", data, "--dry-run")
-    assert f"Data: PACS: verified, as published, 9,991 pictures in {data}/PACS.\n" in out
+    assert f"Data: PACS: verified: as published, 9,991 pictures in {data}/PACS.\n" in out
 
 
 @pytest.mark.parametrize(

@@ -76,15 +76,50 @@ def test_the_demo_with_a_job_requeued_on_the_way(tmp_path):
     subprocess.run(["scontrol", "requeue", job["slurm"]], check=True)
     folder = Path(job["folder"])
     wait_for((folder / "attempts.jsonl").exists)
-    time.sleep(6)  # sooner, the node would not take it again; by itself SLURM waits two minutes
-    subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
+    time.sleep(6)  # sooner, the node would not take it again
+    start_now(job)
     wait_for(lambda: look(out)["counts"]["done"] == 16, 900)
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
-    assert "Goes on after step" in (folder / "out.txt").read_text()
+    assert_as_undisturbed(folder, tmp_path / "alone")
 
+
+def test_a_job_whose_node_died_ends_as_if_nothing_had_happened(tmp_path):
+    """SLURM starts it again on another; here it is the same one, once it is up again."""
+    out = tmp_path / "out"
+    launched = carft("launch", *FLAGS, "--steps", 400, "--output_dir", out)
+    assert launched.returncode == 0, launched.stderr
+
+    def in_the_middle():
+        jobs = [job for job in look(out)["jobs"] if job["state"] == "running"]
+        return [job for job in jobs if 0 < (job["step"] or 0) < 300]
+
+    job = wait_for(in_the_middle)[0]
+    folder = Path(job["folder"])
+    node = subprocess.run(["sinfo", "-hN", "-o", "%N"], capture_output=True, text=True).stdout
+    set_state = ["scontrol", "update", f"nodename={node.strip()}"]
+    subprocess.run([*set_state, "state=down", "reason=test"], check=True)
+    try:
+        wait_for(lambda: not JobFolder(folder).is_held())
+        assert not (folder / "done").exists()
+    finally:
+        subprocess.run([*set_state, "state=resume"])  # it may have come back by itself
+    time.sleep(6)
+    start_now(job)
+    wait_for((folder / "done").exists)
+    carft("cancel", out, "--yes")  # the other two
+    assert_as_undisturbed(folder, tmp_path / "alone")
+
+
+def start_now(job):
+    """By itself SLURM waits two minutes before it starts a job again."""
+    subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
+
+
+def assert_as_undisturbed(folder, alone):
+    """It has gone on, and has the records and the weights, to the bit, of the same job by hand."""
+    assert "Goes on after step" in (folder / "out.txt").read_text()
     arguments = json.loads((folder / "job.json").read_text())["train_args"]
     flags = [word for name, value in arguments.items() for word in flag(name, value)]
-    alone = tmp_path / "alone"
     command = [sys.executable, "-m", "domainbed.scripts.train", *flags, "--output_dir", str(alone)]
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert records(folder) == records(alone)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_checkout import REPO, run_python
@@ -12,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft import benchmarks
+from domainbed_carft import benchmarks, observed
 from domainbed_carft.data import comparison, listing, verify
 from domainbed_carft.errors import CarftError
 
@@ -175,6 +176,28 @@ def test_sub_splits_in_place_of_classes(tmp_path, monkeypatch):
     assert "'SUN09' has the sub-splits 'crossval', 'test', 'train'" in report.problems[2]
 
 
+def test_environments_that_are_one_level_too_deep(mine):
+    (mine / "unpacked").mkdir()
+    (mine / "PACS").rename(mine / "unpacked" / "kfold")
+    (mine / "unpacked").rename(mine / "PACS")
+    report = verify.verify("PACS", mine)
+    assert report.verdict == "broken"
+    assert only(report, "problems") == (
+        "the environments are one level too deep, in the folder 'kfold': move the 4 folders in it "
+        "up one level and remove it"
+    )
+    note = verify.verify(str(mine / "PACS")).notes[0]  # by its path nothing is known of it
+    assert "each has the folders 'dog', 'elephant'" in note
+    assert note.endswith(f"give {mine / 'PACS' / 'kfold'}")
+
+
+def test_folders_below_some_classes_are_no_sign_of_that(tmp_path):
+    grow(tmp_path, {f"art/{name}": {"2019": 1, "2020": 1} for name in ("cat", "dog")})
+    assert "one level deeper" in verify.verify(str(tmp_path)).notes[0]
+    (tmp_path / "art" / "cat" / "own.jpg").write_bytes(b"x")
+    assert "one level deeper" not in "".join(verify.verify(str(tmp_path)).notes)
+
+
 # Classes and counts
 
 
@@ -208,6 +231,38 @@ def test_classes_by_other_names(mine):
     assert "another order than expected, so that 'elephant' gets label 2" in only(
         report, "problems"
     )
+
+
+def test_a_class_that_is_there_twice_in_two_spellings(mine):
+    grow(mine / "PACS", {"photo": {"Dog": 2}})
+    problem = only(verify.verify("PACS", mine), "problems")
+    assert "'photo' has 8 classes, 7 expected: it has 'Dog' besides" in problem
+    assert "one class twice: 'Dog' and 'dog'; merge them), so that 'dog' gets label 1" in problem
+
+
+def test_classes_of_ones_own_in_two_spellings(tmp_path):
+    root = grow(tmp_path, even(["Dog", "cat", "dog"], ["art", "photo", "sketch"]))
+    report = verify.verify(str(root))
+    assert report.verdict == "consistent"
+    assert "differ only in case are classes of their own: 'Dog', 'dog'" in only(report, "notes")
+    (root / "art" / "Dog" / "0.jpg").unlink()
+    (root / "art" / "Dog").rmdir()
+    assert (
+        "it lacks 'Dog', so that 'cat' gets label 0 in place of 1"
+        in verify.verify(str(root)).problems[0]
+    )
+
+
+def test_published_counts_under_other_names_are_no_published_edition():
+    table = {e: dict(c) for e, c in benchmarks.get("PACS").editions[0].by_class.items()}
+    names = {"dog": "Dog", "horse": "Horse"}  # in the order of the others
+    table["photo"] = {names.get(c, c): n for c, n in table["photo"].items()}
+    report = verify.judge("PACS", table)
+    found = f"differs: as published, {comparison.digest(report.counts)}"
+    assert report.data_edition == found
+    assert observed.is_edition(found, found)
+    assert observed.is_edition("differs: as published", found)  # of an older record
+    assert not observed.is_edition("verified: as published", found)
 
 
 def test_a_picture_too_few_is_told_by_class(mine):
@@ -293,6 +348,27 @@ def test_links_that_lead_nowhere_or_back(tmp_path):
     problems = verify.verify(str(root)).problems
     assert "links to no picture: 1 ('art/cat/gone.jpg')" in problems[0]
     assert "links to a folder above them" in problems[1]
+
+
+def test_pipes_are_neither_pictures_nor_read(tmp_path):
+    """A picture's name does not make them end."""
+    root = grow(tmp_path, even(["cat", "dog"]), jpeg())
+    os.mkfifo(root / "art" / "cat" / "pipe.jpg")
+    (root / "art" / "dog" / "link.jpg").symlink_to(root / "art" / "cat" / "pipe.jpg")
+    done = carft("verify", root, "--decode", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == 1 and said["damaged"] == []
+    (problem,) = said["problems"]
+    assert re.match("pipes, sockets or devices with a picture's name.*: 2 .*; remove", problem)
+
+
+def test_what_is_known_without_decoding_is_told_once(tmp_path):
+    root = grow(tmp_path, even(["cat", "dog"]), jpeg())
+    (root / "art" / "cat" / "empty.jpg").touch()
+    (root / "art" / "cat" / "gone.jpg").symlink_to("nothing")
+    report = verify.verify(str(root), decode=True)
+    assert report.damaged == () and len(report.problems) == 2
+    assert report.pictures == 6  # as DomainBed counts them
 
 
 def test_what_is_not_read_is_noted(tmp_path):
@@ -420,6 +496,48 @@ def test_where_the_data_is_not(tmp_path):
         verify.verify("OfficeHome")
     with pytest.raises(CarftError, match=r"'PASC' is neither .* did you mean PACS\?"):
         verify.verify("PASC", tmp_path)
+    (tmp_path / "PACS").touch()
+    with pytest.raises(CarftError, match=r"PACS is a file, expected the folder of PACS; if it is"):
+        verify.verify("PACS", tmp_path)
+    with pytest.raises(CarftError, match=r"PACS' is a file, expected the folder of the env"):
+        verify.verify(str(tmp_path / "PACS"))
+    with pytest.raises(CarftError, match=r"gone is no folder that can be read \(No such file"):
+        verify.verify("PACS", tmp_path / "gone")
+
+
+def test_names_that_no_folder_can_have():
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(CarftError, match="is neither a benchmark nor a folder"):
+            verify.verify(name)
+    with pytest.raises(CarftError, match=r"is no folder that can be read \(File name too long"):
+        verify.verify("PACS", Path("x" * 300))
+
+
+def test_names_that_are_listed(tmp_path, monkeypatch):
+    """As the harness's train has them."""
+    grow(tmp_path / "my pets", even(["cat", "dog"]))
+    (tmp_path / "datasets.txt").write_text("pets = my pets\ngone = nowhere\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DOMAINBED_DATASETS", raising=False)
+    report = verify.verify("pets")
+    assert (report.name, report.root) == ("pets", tmp_path / "my pets")
+    assert report.verdict == "consistent"
+    with pytest.raises(CarftError, match=r"'gone' is listed as .*nowhere, but there is no such"):
+        verify.verify("gone")
+    (tmp_path / "datasets.txt").write_text("pets\n")
+    monkeypatch.setenv("DOMAINBED_DATASETS", "datasets.txt")
+    with pytest.raises(CarftError, match=r"^datasets\.txt, line 1: expected NAME = PATH"):
+        verify.verify("pets")
+
+
+def test_another_domainbed_has_no_list(tmp_path):
+    """Nothing is looked for in it, and it is not in the way."""
+    (tmp_path / "domainbed").mkdir()
+    (tmp_path / "domainbed" / "__init__.py").touch()
+    (tmp_path / "datasets.txt").write_text(f"pets = {tmp_path}\n")
+    command = ("-m", "domainbed_carft", "data", "verify", "pets")
+    done = run_python(*command, cwd=tmp_path, path=[tmp_path, REPO])
+    assert done.returncode == 2 and "'pets' is neither a benchmark nor a folder" in done.stderr
 
 
 # The command
@@ -455,8 +573,20 @@ def test_the_command_in_json(tmp_path):
 
 def test_the_command_on_a_wrong_name():
     done = carft("verify", "Ofice-Home", "--data_dir", "/")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean OfficeHome? Known: PACS, VLCS" in done.stderr
+    done = carft("verify", "Ofice-Home", "--data_dir", "/", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == 2 and (said["name"], said["verdict"]) == ("Ofice-Home", None)
+    assert "did you mean OfficeHome?" in said["error"] and said["error"] in done.stderr
+
+
+def test_the_command_on_an_empty_folder(tmp_path):
+    (tmp_path / "PACS").mkdir()
+    done = carft("verify", "PACS", "--data_dir", tmp_path)
+    _, problem, verdict = done.stdout.splitlines()
+    assert (done.returncode, verdict[:7]) == (1, "broken:")
+    assert "(no sub-folders); expected 'art_painting'" in problem
 
 
 def test_the_list():

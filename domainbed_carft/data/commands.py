@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import printable
+from domainbed_carft.errors import CarftError
 
 if TYPE_CHECKING:  # the other commands need not wait for what these import
     from domainbed_carft.benchmarks import Benchmark
     from domainbed_carft.data.verify import Report
+
+
+NOT_THERE = 2  # nothing was judged; argparse ends so, too, where it was asked amiss
 
 
 def add_to(commands: Any) -> None:
@@ -25,12 +30,15 @@ def add_to(commands: Any) -> None:
     known.add_argument("--json", action="store_true", help="all of it, for scripts")
     known.set_defaults(run=_list)
     check = below.add_parser(
-        "verify", help="compare a data set with what is known of it; exit status 1 if it is broken"
-    )
+        "verify", help="compare a data set with what is known of it",
+        description="Compare a data set with what is known of it. Exit status: 1 if it is broken, "
+        "2 if there is none to look at, 0 else.",
+    )  # fmt: skip
     check.add_argument(
         "data",
         metavar="NAME|PATH",
-        help="a benchmark, or a folder environment/class/picture of your own",
+        help="a benchmark, or a folder environment/class/picture of your own: its path, or its "
+        "name in datasets.txt",
     )
     check.add_argument("--data_dir", type=Path, help="the folder that has the benchmark's folder")
     check.add_argument("--decode", action="store_true", help="decode every picture, on all cores")
@@ -41,6 +49,10 @@ def add_to(commands: Any) -> None:
     )
     fetch.add_argument("data", metavar="NAME")
     fetch.add_argument("--data_dir", type=Path, required=True, help="where its folder will be")
+    fetch.add_argument(
+        "--accept_different", action="store_true",
+        help="take what is usable though it is not as known, such as another edition",
+    )  # fmt: skip
     fetch.set_defaults(run=_download)
 
 
@@ -62,20 +74,28 @@ def _list(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from domainbed_carft.data import verify
 
-    report = verify.verify(arguments.data, arguments.data_dir, arguments.decode)
+    try:
+        report = verify.verify(arguments.data, arguments.data_dir, arguments.decode)
+    except CarftError as error:
+        print(f"carft: {error}", file=sys.stderr)
+        if arguments.json:
+            nothing = {"name": arguments.data, "verdict": None, "error": str(error)}
+            print(json.dumps(nothing, indent=2))
+        return NOT_THERE
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else _text(report))
     return 1 if report.verdict == "broken" else 0
 
 
-def download(name: str, data_dir: str) -> None:
+def download(name: str, data_dir: str, accept_different: bool = False) -> None:
     """Download the benchmark ``name`` into ``data_dir`` and print what came."""
     from domainbed_carft.data import download as downloads
 
-    print(_text(downloads.download(name, Path(data_dir))))
+    report = downloads.download(name, Path(data_dir), accept_different=accept_different)
+    print(_text(report))
 
 
 def _download(arguments: argparse.Namespace) -> None:
-    download(arguments.data, arguments.data_dir)
+    download(arguments.data, arguments.data_dir, arguments.accept_different)
 
 
 def _row(benchmark: Benchmark) -> tuple[str, ...]:
@@ -113,7 +133,8 @@ def _text(report: Report) -> str:
         (printable.shown(name), f"{sum(classes.values()):,} pictures", f"{len(classes)} classes")
         for name, classes in report.counts.items()
     ]
-    lines = [f"{report.name} in {printable.shown(str(report.root))}", _table(rows)]
+    lines = [f"{report.name} in {printable.shown(str(report.root))}"]
+    lines += [_table(rows)] if rows else []
     for kind, sentences in (
         ("problem", report.problems),
         ("difference", report.differences),
@@ -123,6 +144,8 @@ def _text(report: Report) -> str:
     for one in report.damaged:
         state = "cut off" if one.truncated else "not decodable"
         lines.append(f"{state}: {printable.shown(one.path)} ({printable.shown(one.reason)})")
+    if report.verdict in ("differs", "consistent"):
+        lines.append(f"as jobs record it (data_edition): {report.data_edition}")
     lines.append(_verdict(report))
     return "\n".join(lines)
 

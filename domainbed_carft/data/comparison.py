@@ -6,6 +6,8 @@ what shifts a position is a problem, and another name at the same position is on
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +37,13 @@ class Findings:
 def with_known(benchmark: Benchmark, counts: Counts) -> Findings:
     """Environments, classes and numbers against those of ``benchmark``."""
     findings = Findings()
+    for name, inside in counts.items():
+        if len(_places(benchmark, list(inside))) == len(benchmark.environments):
+            findings.problems.append(
+                f"the environments are one level too deep, in the folder {name!r}: move the "
+                f"{len(inside)} folders in it up one level and remove it"
+            )
+            return findings
     place = _places(benchmark, list(counts))
     _environments(benchmark, list(counts), place, findings)
     found = {place[name]: classes for name, classes in counts.items() if name in place}
@@ -64,6 +73,7 @@ def with_each_other(counts: Counts) -> Findings:
         model = next(name for name in names if tuple(counts[name]) == usual)
         for name in names:
             _classes(name, list(counts[name]), usual, f"as in {model!r}", findings)
+        _note_alike(usual, findings)
         if len(usual) < 2:
             findings.problems.append(
                 f"class folders in {model!r}: {len(usual)}, expected at least two; the layout is "
@@ -71,6 +81,11 @@ def with_each_other(counts: Counts) -> Findings:
             )
     _without_pictures(counts, findings)
     return findings
+
+
+def digest(counts: Counts) -> str:
+    """Eight hex digits that tell counts apart by any environment, class or number in them."""
+    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
@@ -104,8 +119,8 @@ def _environments(
     missing = [folder for folder in folders if folder not in place.values()]
     if missing:
         findings.problems.append(
-            f"no environment {listed(missing)} ({len(names)} sub-folders: {listed(names, 8)}); "
-            f"expected {listed(folders, 8)}. Get what is missing, or rename its folder"
+            f"no environment {listed(missing)} ({_sub_folders(names)}); expected "
+            f"{listed(folders, 8)}. Get what is missing, or rename its folder"
         )
     findings.problems += [_stray(name, names) for name in names if name not in place]
     renamed = {name: folder for name, folder in place.items() if name != folder}
@@ -121,6 +136,10 @@ def _environments(
         findings.differences.append(
             f"environments have other names, though in the same order: rename {said}"
         )
+
+
+def _sub_folders(names: Sequence[str]) -> str:
+    return f"{len(names)} sub-folders: {listed(names, 8)}" if names else "no sub-folders"
 
 
 def _stray(name: str, names: Sequence[str]) -> str:
@@ -146,17 +165,17 @@ def _classes(
         return
     if list(found) == list(expected):
         return
-    plain_found, plain_expected = [_plain(n) for n in found], [_plain(n) for n in expected]
-    missing = [n for n, p in zip(expected, plain_expected) if p not in plain_found]
-    extra = [n for n, p in zip(found, plain_found) if p not in plain_expected]
+    stands_for = _matched(found, expected)
+    missing = [name for name in expected if name not in stands_for.values()]
+    extra = [name for name in found if name not in stands_for]
     if missing or extra:
         parts = [f"lacks {listed(missing)}"] if missing else []
-        parts += [f"has {listed(extra)} besides"] if extra else []
+        parts += [f"has {listed(extra)} besides{_twice(extra, stands_for)}"] if extra else []
         findings.problems.append(
             f"environment {environment!r} has {len(found)} classes, {len(expected)} {source}: it "
             f"{' and '.join(parts)}{_shift(found, expected)}. Make its class folders those {source}"
         )
-    elif plain_found != plain_expected:
+    elif [stands_for[name] for name in found] != list(expected):
         findings.problems.append(
             f"environment {environment!r} has its classes in another order than {source}"
             f"{_shift(found, expected)}. Name the class folders as {source}"
@@ -166,6 +185,36 @@ def _classes(
         findings.differences.append(
             f"environment {environment!r} writes {len(renamed)} classes differently, though in the "
             f"same order: {', '.join(renamed[:5])}"
+        )
+
+
+def _matched(found: Sequence[str], expected: Sequence[str]) -> dict[str, str]:
+    """Name that was found -> expected name: the same one, else one that is only written alike."""
+    pairs = {name: name for name in found if name in expected}
+    left: dict[str, list[str]] = {}
+    for name in found:
+        if name not in pairs:
+            left.setdefault(_plain(name), []).append(name)
+    for name in expected:
+        alike = [] if name in pairs else left.get(_plain(name), [])
+        if alike:
+            pairs[alike.pop(0)] = name
+    return pairs
+
+
+def _twice(extra: Sequence[str], stands_for: Mapping[str, str]) -> str:
+    forms = {_plain(name): name for name in stands_for}
+    same = [f"{n!r} and {forms[_plain(n)]!r}" for n in extra if _plain(n) in forms]
+    return f" (one class twice: {', '.join(same)}; merge them)" if same else ""
+
+
+def _note_alike(names: Sequence[str], findings: Findings) -> None:
+    forms = Counter(name.casefold() for name in names)
+    alike = [name for name in names if forms[name.casefold()] > 1]
+    if alike:
+        findings.notes.append(
+            f"class folders that differ only in case are classes of their own: {listed(alike)}; "
+            "merge them if they are the same"
         )
 
 

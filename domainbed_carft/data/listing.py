@@ -8,6 +8,7 @@ looked at: an empty file is the usual trace of a full disk.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,18 +25,21 @@ PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 class Oddities:
     """Paths, relative to the root, of what is not as ImageFolder would like it.
 
-    ``empty`` files, ``broken_links`` and ``resource_forks`` (macOS's "._" files) have a picture's
-    name and fail when read. ``other_files`` have none and are not read, as ``loose`` pictures,
-    which are in no class folder. ``nested`` folders lie below a class. ``loops`` are links to a
-    folder above them, ``unreadable`` folders cannot be opened.
+    ``empty`` files, ``broken_links``, ``irregular`` files (pipes, sockets, devices) and
+    ``resource_forks`` (macOS's "._" files) have a picture's name and fail when read.
+    ``other_files`` have none and are not read, as ``loose`` pictures, which are in no class folder.
+    ``nested`` folders lie below a class; all pictures of an ``only_below`` class are in those.
+    ``loops`` are links to a folder above them, ``unreadable`` folders cannot be opened.
     """
 
     empty: list[str] = field(default_factory=list)
     broken_links: list[str] = field(default_factory=list)
+    irregular: list[str] = field(default_factory=list)
     resource_forks: list[str] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
     nested: list[str] = field(default_factory=list)
+    only_below: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -125,6 +129,8 @@ def _pictures(
     for name in sorted(below):
         odd.nested.append(f"{inside}/{name}")
         count += _pictures(root, f"{inside}/{name}", odd, pictures, (*above, here))
+    if not above and count and not found:
+        odd.only_below.append(inside)
     return count
 
 
@@ -142,11 +148,13 @@ def _entries(folder: int, inside: str, odd: Oddities) -> tuple[list[str], list[s
                 continue
             found.append(name)
             try:
-                empty = entry.stat().st_size == 0
+                status = entry.stat()
             except OSError:
                 odd.broken_links.append(f"{inside}/{name}")
                 continue
-            if empty:
+            if not stat.S_ISREG(status.st_mode):
+                odd.irregular.append(f"{inside}/{name}")
+            elif status.st_size == 0:
                 odd.empty.append(f"{inside}/{name}")
             elif name.startswith("._"):
                 odd.resource_forks.append(f"{inside}/{name}")

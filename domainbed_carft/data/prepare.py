@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import benchmarks
+from domainbed_carft.data.arrived import BadFile
 from domainbed_carft.errors import CarftError
 
 TERRA_PICTURES = "eccv_18_all_images_sm"
@@ -23,13 +25,22 @@ TERRA_FILES = tuple(
     f"{part}_annotations.json"
     for part in ("cis_test", "cis_val", "train", "trans_test", "trans_val")
 )
+# What is read of an annotation file: list -> what each of its items has.
+TERRA_FIELDS = {
+    "images": ("id", "location", "file_name"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+TERRA_ARCHIVE = "eccv_18_annotations.tar.gz"
 DOMAIN_NET_DUPLICATES = "domain_net_duplicates.txt"
+DUPLICATES = 9431  # lines of that file at b93c22a
 
 
 def prepare(name: str, unpacked: Path, ready: Path) -> None:
     """Make the folder ``ready`` of the benchmark ``name`` from what its archives held.
 
-    Raises CarftError where the archives hold something else than they are known for.
+    Raises BadFile for a list or an annotation file that is damaged, CarftError where the archives
+    hold something else than they are known for, or name files that are not theirs.
     """
     PREPARATIONS[name](unpacked, ready)
 
@@ -46,19 +57,38 @@ def _moved(inner: str) -> Callable[[Path, Path], None]:
 def _domain_net(unpacked: Path, ready: Path) -> None:
     """Six archives of a folder each, and the list of what is in them twice."""
     ready.mkdir()
-    for environment in benchmarks.get("DomainNet").environments:
-        _required(unpacked / environment.folder).rename(ready / environment.folder)
-    listed = _required(unpacked / DOMAIN_NET_DUPLICATES).read_text(encoding="utf-8").splitlines()
-    for line in listed:
-        inside = os.path.normpath(line.strip())
-        if line.strip() and not inside.startswith((os.pardir, os.sep)):
-            (ready / inside).unlink(missing_ok=True)
+    folders = [environment.folder for environment in benchmarks.get("DomainNet").environments]
+    duplicates = _duplicates(_required(unpacked / DOMAIN_NET_DUPLICATES), folders)
+    for folder in folders:
+        _required(unpacked / folder).rename(ready / folder)
+    for path in duplicates:
+        (ready / path).unlink(missing_ok=True)
+
+
+def _duplicates(file: Path, environments: Iterable[str]) -> list[str]:
+    """The lines of the list: paths environment/class/picture."""
+    form = re.compile(rf"({'|'.join(environments)})/[^/]+/[^/]+")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if not form.fullmatch(line) or os.path.normpath(line) != line:
+            raise BadFile(
+                DOMAIN_NET_DUPLICATES,
+                f"is damaged: expected lines environment/class/picture, found {line[:80]!r}",
+            )
+    if len(lines) != DUPLICATES:
+        raise BadFile(
+            DOMAIN_NET_DUPLICATES,
+            f"has {len(lines):,} lines, expected {DUPLICATES:,}: it is cut off, or another list",
+        )
+    return lines
 
 
 def _terra_incognita(unpacked: Path, ready: Path) -> None:
     """One folder of pictures, and annotation files that say where each was taken, and of what."""
     pictures = _required(unpacked / TERRA_PICTURES)
     annotations = _annotations(_required(unpacked / TERRA_ANNOTATIONS))
+    _refuse_outsiders(picture["file_name"] for picture in annotations["images"])
     known = benchmarks.get("TerraIncognita")
     locations = {e.folder.removeprefix("location_"): e.folder for e in known.environments}
     categories = {item["id"]: item["name"] for item in annotations["categories"]}
@@ -73,24 +103,50 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
         for category in seen[picture["id"]] & set(known.classes):
             place = ready / folder / category
             place.mkdir(parents=True, exist_ok=True)
-            _link(pictures / picture["file_name"], place / Path(picture["file_name"]).name)
+            source = pictures / str(picture["file_name"])
+            _link(source, place / source.name)
 
 
 def _annotations(folder: Path) -> Mapping[str, list[Any]]:
     """All annotation files as one: lists of images, annotations and categories."""
-    merged: defaultdict[str, list[Any]] = defaultdict(list)
+    merged: dict[str, list[Any]] = {key: [] for key in TERRA_FIELDS}
     for name in TERRA_FILES:
-        text = _required(folder / name).read_text(encoding="utf-8")
-        for key, values in json.loads(text).items():
-            if isinstance(values, list):
-                merged[key] += values
-    missing = [key for key in ("images", "annotations", "categories") if not merged[key]]
+        content = _json(_required(folder / name))
+        for key, fields in TERRA_FIELDS.items():
+            items = content.get(key, [])
+            if not isinstance(items, list) or not all(_has(item, fields) for item in items):
+                what = f"{key}, each with {', '.join(fields)}"
+                raise BadFile(TERRA_ARCHIVE, f"is damaged: its {name} has no list of {what}")
+            merged[key] += items
+    missing = [key for key, items in merged.items() if not items]
     if missing:
-        raise CarftError(
-            f"the annotation files in {folder} have no {' and no '.join(missing)}; expected those "
-            "of eccv_18_annotations.tar.gz. Delete the archive and fetch it again"
-        )
+        raise BadFile(TERRA_ARCHIVE, f"is damaged: its files have no {' and no '.join(missing)}")
     return merged
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+        raise BadFile(TERRA_ARCHIVE, f"is damaged: its {file.name} is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise BadFile(TERRA_ARCHIVE, f"is damaged: its {file.name} is no JSON object")
+    return content
+
+
+def _has(item: Any, fields: Iterable[str]) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(f), (str, int)) for f in fields)
+
+
+def _refuse_outsiders(names: Iterable[Any]) -> None:
+    """Nobody shall get another file of this machine into a data set by calling it a picture."""
+    for name in map(str, names):
+        inside = os.path.normpath(name)
+        if os.path.isabs(name) or inside.split(os.sep)[0] in (os.pardir, "", ".") or "\0" in name:
+            raise CarftError(
+                f"{TERRA_ARCHIVE} names a picture {name!r}, which is outside the folder of the "
+                "pictures; nothing was made of it. Do not use this archive"
+            )
 
 
 def _link(source: Path, target: Path) -> None:

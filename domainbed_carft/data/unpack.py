@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
-import lzma
 import os
+import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
+from domainbed_carft.data import arrived
 from domainbed_carft.errors import CarftError
-
-# What the libraries raise for archives that are damaged, encrypted or packed in unknown ways.
-DAMAGES = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    RuntimeError,
-    NotImplementedError,
-)
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or (compressed) tar ``archive`` into ``folder``, which is made.
 
-    Raises CarftError for a file that is neither or is cut off, and, before anything is written, for
-    a member that would lie outside ``folder``, by its path or through a link.
+    All of it or nothing: it is unpacked beside ``folder`` first. Raises ``arrived.BadFile`` for a
+    file that is neither or is cut off, CarftError for a member that would lie outside ``folder``,
+    by its path or through a link, and for a disk that is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f"{folder.name}.partial")
     try:
+        arrived.check(archive, is_archive=True)
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+        beside.mkdir()
         if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, folder)
-        elif tarfile.is_tarfile(archive):
-            _unpack_tar(archive, folder)
+            _unpack_zip(archive, beside)
         else:
-            raise CarftError(
-                f"{archive} is neither a zip nor a tar archive; it is damaged, or a web page in "
-                "place of the file. Delete it and fetch it again"
-            )
-    except (*DAMAGES, OSError) as error:
+            _unpack_tar(archive, beside)
+        _move_all(beside, folder)
+    except (*arrived.DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
-            raise CarftError(f"{archive} cannot be unpacked to {folder}: {error}") from error
-        raise CarftError(
-            f"{archive} is damaged or cut off ({error}); delete it and fetch it again"
-        ) from error
+            raise CarftError(
+                f"{archive} cannot be unpacked to {folder}: {error}. The archive is kept; make "
+                "room there, or see that the folder can be written to, and run the command again"
+            ) from error
+        raise arrived.BadFile(archive, f"is damaged or cut off ({error})") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _move_all(source: Path, target: Path) -> None:
+    """Into ``target``, where folders of the same name become one."""
+    for path in source.iterdir():
+        place = target / path.name
+        if all(one.is_dir() and not one.is_symlink() for one in (path, place)):
+            _move_all(path, place)
+        else:
+            os.replace(path, place)
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
@@ -71,7 +74,10 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
         for member in members:
             _refuse_by_the_filter(archive, member, folder)
         for member in _progress(members, archive):
-            file.extract(member, folder, filter="data")
+            try:
+                file.extract(member, folder, filter="data")
+            except tarfile.FilterError as error:  # a link that leads outside through another link
+                raise _unsafe(archive, member, error) from error
 
 
 def _refuse_outsiders(archive: Path, folder: Path, names: Iterable[str]) -> None:
@@ -80,8 +86,8 @@ def _refuse_outsiders(archive: Path, folder: Path, names: Iterable[str]) -> None
         place = os.path.normpath(os.path.join(root, name.replace("\\", "/")))
         if place != root and not place.startswith(root + os.sep):
             raise CarftError(
-                f"{archive} has a member {name!r}, which would be written outside {folder}; "
-                "nothing was unpacked. Do not use this archive"
+                f"{archive} has a member {name!r}, which would be written outside the folder that "
+                "it is unpacked to; nothing was unpacked. Do not use this archive"
             )
 
 
@@ -90,10 +96,14 @@ def _refuse_by_the_filter(archive: Path, member: tarfile.TarInfo, folder: Path) 
     try:
         tarfile.data_filter(member, str(folder))
     except tarfile.FilterError as error:
-        raise CarftError(
-            f"{archive} has a member {member.name!r} that is not safe to unpack ({error}); nothing "
-            "was unpacked. Do not use this archive"
-        ) from error
+        raise _unsafe(archive, member, error) from error
+
+
+def _unsafe(archive: Path, member: tarfile.TarInfo, error: Exception) -> CarftError:
+    return CarftError(
+        f"{archive} has a member {member.name!r} that is not safe to unpack ({error}); nothing "
+        "was unpacked. Do not use this archive"
+    )
 
 
 def _progress(members: list, archive: Path) -> Iterable:  # type: ignore[type-arg]

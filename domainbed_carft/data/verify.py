@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import benchmarks
-from domainbed_carft.data import comparison, listing
+from domainbed_carft.data import comparison, listing, places
 from domainbed_carft.data.comparison import Counts, Findings, listed
-from domainbed_carft.errors import CarftError
 
 if TYPE_CHECKING:
     from domainbed_carft.data.decoding import Damaged
@@ -53,6 +52,17 @@ class Report:
         return "verified" if self.edition else "consistent"
 
     @property
+    def data_edition(self) -> str:
+        """What the records of a job on this data say of it.
+
+        The verdict, with the known edition; where the counts are not known ones, with their digest.
+        """
+        parts = [self.edition] if self.edition else []
+        if self.verdict in ("differs", "consistent"):
+            parts.append(comparison.digest(self.counts))
+        return f"{self.verdict}: {', '.join(parts)}" if parts else self.verdict
+
+    @property
     def pictures(self) -> int:
         """Pictures in all environments."""
         return sum(sum(classes.values()) for classes in self.counts.values())
@@ -64,6 +74,7 @@ class Report:
             "folder": None if self.root is None else str(self.root),
             "verdict": self.verdict,
             "edition": self.edition,
+            "data_edition": self.data_edition,
             "pictures": self.pictures,
             "environments": [
                 {"name": name, "pictures": sum(classes.values()), "classes": dict(classes)}
@@ -86,26 +97,29 @@ def judge(name: str, counts: Counts) -> Report:
 
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
-    """List the folder of a benchmark below ``data_dir``, or any folder, and say what it holds.
+    """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
 
     ``decode`` reads every picture, which takes as long as an epoch; else only directories and
     sizes are read. Raises CarftError where there is no such benchmark or folder.
     """
-    return examine(*_place(name_or_path, data_dir), decode)
+    return examine(*places.place(name_or_path, data_dir), decode)
 
 
 def examine(name: str, root: Path, decode: bool = False) -> Report:
     """The same of the folder ``root``, as that of the data set ``name``."""
     found = listing.read(root, with_pictures=decode)
     findings = _compared(name, found.counts)
-    _odd(found, findings)
     if name not in benchmarks.BENCHMARKS:
+        _perhaps_too_deep(found, findings)
         _perhaps_known(root.resolve(), findings)
+    _odd(found, findings)
     if not decode:
         return _report(name, root, found.counts, findings)
     from domainbed_carft.data import decoding  # Pillow is of no use before
 
-    bad = decoding.damaged(root, found.pictures)
+    odd = found.oddities  # of which it is known without
+    known = {*odd.empty, *odd.broken_links, *odd.irregular, *odd.resource_forks}
+    bad = decoding.damaged(root, [path for path in found.pictures if path not in known])
     _damaged(bad, findings)
     return _report(name, root, found.counts, findings, decoded=True, damaged=tuple(bad))
 
@@ -130,36 +144,6 @@ def _compared(name: str, counts: Counts) -> Findings:
     return comparison.with_known(known, counts) if known else comparison.with_each_other(counts)
 
 
-def _place(name_or_path: str, data_dir: Path | None) -> tuple[str, Path]:
-    """What to call the data, and its folder. What is given by its path is nobody's benchmark."""
-    known = benchmarks.BENCHMARKS.get(name_or_path)
-    if known is None:
-        if not Path(name_or_path).is_dir():
-            raise CarftError(
-                f"{name_or_path!r} is neither a benchmark nor a folder; "
-                f"{benchmarks.nearest(name_or_path)}"
-            )
-        return name_or_path, Path(name_or_path)
-    if not known.folder:
-        from domainbed_carft import emoji  # imports torchvision
-
-        return known.name, emoji.unpacked()
-    if data_dir is None:
-        raise CarftError(
-            f"{known.name} is looked for below a data folder: give --data_dir, the folder that has "
-            f"{known.folder!r} in it"
-        )
-    root = data_dir / known.folder
-    if not root.is_dir():
-        beside = sorted(p.name for p in data_dir.iterdir()) if data_dir.is_dir() else []
-        raise CarftError(
-            f"{known.name} should be in {root}, but there is no such folder; "
-            f"{data_dir} has {listed(beside, 12) or 'nothing in it'}. Rename the folder, or give "
-            "the --data_dir that has it"
-        )
-    return known.name, root
-
-
 def _perhaps_known(root: Path, findings: Findings) -> None:
     for known in benchmarks.BENCHMARKS.values():
         if known.folder == root.name:
@@ -167,11 +151,35 @@ def _perhaps_known(root: Path, findings: Findings) -> None:
             findings.notes.append(f"to compare with what is known of {known.name}: {command}")
 
 
+def _perhaps_too_deep(found: listing.Listing, findings: Findings) -> None:
+    """One level above the environments everything looks like environments and classes, too."""
+    pairs = [f"{e}/{name}" for e, classes in found.counts.items() for name in classes]
+    below: dict[str, list[str]] = {pair: [] for pair in pairs}
+    for path in found.oddities.nested:
+        environment, name, *more = path.split("/")
+        if len(more) == 1:
+            below[f"{environment}/{name}"] += more
+    names = below[pairs[0]] if pairs else []
+    same = all(inside == names for inside in below.values())
+    if len(names) > 1 and same and set(pairs) <= set(found.oddities.only_below):
+        deeper = " or ".join(shlex.quote(str(found.root / e)) for e in found.counts)
+        findings.notes.insert(
+            0,
+            f"no class folder has a picture of its own, and each has the folders {listed(names)}. "
+            "If those are the classes, the environments are one level deeper than the folder that "
+            f"was given: give {deeper}",
+        )
+
+
 def _odd(found: listing.Listing, findings: Findings) -> None:
     odd, root = found.oddities, shlex.quote(str(found.root))
     problems = {
         ("empty files with a picture's name", "get them again"): odd.empty,
         ("links to no picture", "restore what they point to"): odd.broken_links,
+        (
+            "pipes, sockets or devices with a picture's name, which would be read without end",
+            "remove them",
+        ): odd.irregular,
         (
             "macOS resource forks, which are read as pictures",
             f"find {root} -name '._*' -delete",

@@ -6,7 +6,7 @@ import base64
 import re
 from typing import Any
 
-from domainbed_carft import __version__
+from domainbed_carft import __version__, templates
 from domainbed_carft.report.content import Content
 from domainbed_carft.report.figures.drawn import Drawn
 
@@ -15,21 +15,13 @@ GENERATOR = "domainbed-carft"
 
 def render(content: Content) -> str:
     """One page that needs nothing from anywhere else: styles, script and pictures are in it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("domainbed_carft", "assets/report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment(autoescape=True)
     environment.filters["light"] = lambda drawn: _uri(drawn.svg)
     environment.filters["dark"] = lambda drawn: _uri(drawn.dark_svg)
     environment.filters["breakable"] = _breakable
     environment.filters["percent"] = lambda share: f"{100 * share:.0f}%"
     environment.globals["size"] = size
-    template = environment.get_template("page.html.j2")
+    template = environment.get_template("report/page.html.j2")
     return template.render(page=content, generator=GENERATOR, version=__version__)
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import domainbed_carft
 from domainbed_carft import job_folder, train_command
-from domainbed_carft.collect import environments, records, scan, settings
+from domainbed_carft.collect import environments, records, scan, settings, values
 from domainbed_carft.collect.document import Grid
 from domainbed_carft.collect.records import Run
 from domainbed_carft.report.content import Digest, Repeat
 
 (_VERSION,) = settings.KINDS["versions"]
+_IDENTITY = (*values.IDENTITY, "test_envs")
 _DRAWN_BY = ("matplotlib", "pandas", "numpy", "jinja2")
 # What decides the words that CLIP reads, and which CLIP it is.
 _WORDS = ("clip_backbone", "contexts", "class_names", "prompts_digest")
@@ -137,7 +138,10 @@ def _jobs(runs: Sequence[Run], sums: Mapping[str, str]) -> Grid:
 
 def _command(run: Run) -> str:
     """A line for a shell: the arguments that the job was described with, else those recorded."""
-    given = _described(run.folder) or dict(next(records.of_run(run), {"args": {}})["args"])
+    recorded = dict(next(records.of_run(run), {"args": {}})["args"])
+    described = _described(run.folder)
+    # Of a folder that others have written to since, the description is another job's.
+    given = described if all(described.get(k) == recorded.get(k) for k in _IDENTITY) else recorded
     return train_command.line({**given, "output_dir": f"OUT/{Path(run.folder).name}"})
 
 

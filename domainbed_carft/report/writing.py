@@ -37,20 +37,21 @@ def require_place(folder: Path) -> None:
             "folder, or that of an earlier report"
         )
     try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        for place in (folder, folder / FIGURES):
+        for place in {_existing(folder), _existing(folder / FIGURES)}:
             with tempfile.TemporaryFile(dir=place):
                 pass
     except OSError as error:
         raise _unwritable(folder, error) from error
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or what is there of its path: nothing is made before there is a report."""
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+
+
 def _is_report(folder: Path) -> bool:
     """Whether a report is there, or was begun."""
-    there = set(os.listdir(folder))
-    if INDEX in there:
-        return _OURS in _text(folder / INDEX)
-    return there == {FIGURES} and not os.listdir(folder / FIGURES)
+    return os.path.exists(folder / INDEX) and _OURS in _text(folder / INDEX)
 
 
 def _text(path: Path) -> str:
@@ -68,6 +69,7 @@ def write(folder: Path, content: Content) -> Path:
     html = page.render(content)
     earlier = set(_LINK.findall(_text(folder / INDEX)))
     try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         if not (folder / INDEX).exists():
             _put(folder / INDEX, _BEGUN.encode())
         for drawn in _figures(content):

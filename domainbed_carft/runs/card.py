@@ -8,7 +8,6 @@ import platform
 import re
 from collections.abc import Mapping
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from domainbed_carft import (
     benchmarks,
     images,
     job_folder,
+    templates,
     train_command,
 )  # fmt: skip
 from domainbed_carft.collect import records, scan, settings
@@ -108,18 +108,12 @@ def open_clip_name(name: str) -> str | None:
 
 def readme(card: Mapping[str, Any], card_file: str) -> str:
     """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
-    import jinja2
-
-    template = files("domainbed_carft") / "assets" / "model_card.md.jinja"
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
+    environment = templates.environment(autoescape=False)
     environment.filters["words"] = _words
     environment.filters["python"] = repr
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}%"
-    text = template.read_text(encoding="utf-8")
-    return environment.from_string(text).render(card=card, card_file=card_file)
+    template = environment.get_template("model_card.md.j2")
+    return template.render(card=card, card_file=card_file)
 
 
 def _installed(name: str) -> str | None:

@@ -87,7 +87,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data_dir", help="where the data is (default: where the run found it)")
+    parser.add_argument(
+        "--data_dir",
+        help="where the data is, a folder of your own that was moved too (default: where the run "
+        "found it)",
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:

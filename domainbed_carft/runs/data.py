@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from domainbed_carft import images, observed, prompts
+from domainbed_carft import observed, prompts
 from domainbed_carft.errors import CarftError
+from domainbed_carft.runs import same_data
 from domainbed_carft.runs.saved import Run
 
 
@@ -43,8 +44,9 @@ class Split:
 def splits(run: Run, data_dir: str | None = None) -> list[Split]:
     """The splits of the job that ``run`` is of: all in-splits, all out-splits, all uda-splits.
 
-    ``data_dir`` is the one that the job was trained with, unless given. On our harness an
-    augmented picture is the very one that `train` evaluated at the step of the weights.
+    ``data_dir`` is the one that the job was trained with, unless given; a data set that is a path
+    and no longer there is looked for in it. On our harness an augmented picture is the very one
+    that `train` evaluated at the step of the weights.
 
     Raises CarftError where the data is not there, or is not that of the run.
     """
@@ -52,7 +54,7 @@ def splits(run: Run, data_dir: str | None = None) -> list[Split]:
     hparams = copy.deepcopy(dict(run.hparams))
     dataset = _dataset(run, data_dir, hparams)
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    _require_same_data(run, dataset, seen)
+    same_data.require(run, dataset, seen)
     named = _divided(run, dataset, targets)
     names = _environment_names(dataset, seen)
     steps = _number(run, "steps", None) or dataset.N_STEPS
@@ -96,59 +98,19 @@ def _number(run: Run, name: str, default: Any, most: float = float("inf")) -> An
 
 def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
     """The data set as `train` builds it, which may draw: after seeding everything."""
-    from domainbed import datasets
-
-    name = run.args["dataset"]
     folder = run.args.get("data_dir") if data_dir is None else data_dir
     try:
-        # The harness's function finds a user's own folders, too; not every fork has one.
-        look_up = getattr(datasets, "get_dataset_class", None)
-        cls = look_up(name) if look_up else vars(datasets)[name]
+        cls = same_data.dataset_class(run, data_dir)
         with _generators_kept():
             _reseed(run.args.get("seed", 0))
             return cls(folder, run.args["test_envs"], hparams)
     except Exception as error:  # a host's class may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CarftError(
-            f"the data set {name} of {run.path} cannot be read from {folder or 'no folder'}: "
-            f"{reason} Give the folder that it lies in as --data_dir; a data set that is a path "
-            "has to be where it was"
+            f"the data set {run.args['dataset']} of {run.path} cannot be read from "
+            f"{folder or 'no folder'}: {reason} Give the folder that it lies in as --data_dir, "
+            "also for a data set that is a path and was moved"
         ) from error
-
-
-def _require_same_data(run: Run, dataset: Any, seen: observed.Seen) -> None:
-    if dataset.num_classes != len(run.classes):
-        raise CarftError(
-            f"the data set {run.args['dataset']} has {dataset.num_classes} classes, but "
-            f"{run.path} was trained on {len(run.classes)}: {', '.join(run.classes)}. Is this its "
-            "data?"
-        )
-    missing = [index for index in run.args["test_envs"] if index >= len(dataset)]
-    if missing:
-        raise CarftError(
-            f"the data set {run.args['dataset']} has {len(dataset)} environments, but {run.path} "
-            f"was tested on number {missing[0]}. Is this its data?"
-        )
-    edition = run.hparams.get("data_edition", "")
-    if seen.edition and edition not in ("", "unchecked", seen.edition):
-        raise CarftError(
-            f"{run.path} was trained on data that was {edition!r}, and the data is now "
-            f"{seen.edition!r}, so its splits would be others. `carft data verify` says how it "
-            "differs"
-        )
-    shown = images.normalisation(seen.environments)
-    ours = run.algorithm.input
-    if shown is not None and not _undoes(ours, images.CLIPInput(ours.resolution, *shown)):
-        raise CarftError(
-            f"the pictures of {run.args['dataset']} are normalised by mean and deviation {shown}, "
-            f"and {run.path} was trained with others; evaluate it with the DomainBed that has "
-            "trained it"
-        )
-
-
-def _undoes(one: images.CLIPInput, other: images.CLIPInput) -> bool:
-    pairs = ((one.scale, other.scale), (one.shift, other.shift))
-    return all(torch.allclose(ours, theirs) for ours, theirs in pairs)
 
 
 def _divided(run: Run, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:

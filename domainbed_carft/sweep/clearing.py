@@ -21,6 +21,8 @@ from domainbed_carft.sweep.states import Status
 LEFTOVERS = ("state.pt", "*.part")
 
 _DELETED = ".deleted-"
+# How long to look for who holds a job: processes start and end while one looks.
+_LOOK_AGAIN_S = 1.0
 
 
 def matches(status: Status, pattern: str | None) -> bool:
@@ -122,9 +124,19 @@ def stop_job(folder: Path, told: Collection[int]) -> bool:
 
     False if it could not be told.
     """
-    pids = roots_of_holders(folder)
-    reached = [pid in told or stop(pid) for pid in pids]
-    return all(reached) if reached else not JobFolder(folder).is_held()
+    reached = set(told)
+    give_up = time.monotonic() + _LOOK_AGAIN_S
+    while True:
+        pids = roots_of_holders(folder)
+        reached |= {pid for pid in pids if pid not in reached and stop(pid)}
+        if pids and reached.issuperset(pids):
+            return True
+        # Who was just seen may have ended since, and others of the job are then to be told.
+        if not JobFolder(folder).is_held():
+            return True
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.05)
 
 
 def roots_of_holders(folder: Path) -> list[int]:

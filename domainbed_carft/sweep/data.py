@@ -62,5 +62,4 @@ def _look(name: str, data_dir: str, unchecked: bool) -> Look:
         return Look(name, "broken", broken=(str(error),))
     if found.problems:
         return Look(name, "broken", broken=(data_check.refusal(name, folder, found.problems),))
-    edition = f", {found.edition}" if found.edition else ""
-    return Look(name, f"{found.verdict}{edition}, {found.pictures:,} pictures in {folder}")
+    return Look(name, f"{found.data_edition}, {found.pictures:,} pictures in {folder}")
