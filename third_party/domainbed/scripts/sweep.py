@@ -23,6 +23,7 @@ from typing import Any
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, errors, job_lock, misc, own_data, scalar_logs
+from domainbed.lib.confirmation import ask_for_confirmation
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -218,21 +219,6 @@ def check(args: argparse.Namespace) -> None:
     if args.command == "launch":
         problems += checks.launch_problems(args)
     checks.require(problems)
-
-
-def ask_for_confirmation() -> None:
-    """Leave the program unless the user says yes."""
-    try:
-        answer = input("Are you sure? (y/n) ")
-    except (EOFError, RuntimeError):  # the latter where it was closed from the start
-        print()
-        raise errors.UsageError(
-            ["Nobody could answer, for standard input has ended: give --skip_confirmation."]
-        ) from None
-    if answer.strip().lower().startswith("y"):
-        return
-    print("Nevermind!")
-    raise SystemExit(0)
 
 
 def run(args: argparse.Namespace) -> int:
