@@ -50,7 +50,7 @@ class EmojiStyles:
         self, root: Any, test_envs: Sequence[int] = (), hparams: dict[str, Any] | None = None
     ) -> None:
         folder = unpacked()
-        self._protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
+        self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         size = SIZE if hparams and "clip_backbone" in hparams else self.HOSTS_SIZE
         self.input_shape = (3, size, size)
@@ -68,7 +68,7 @@ class EmojiStyles:
                 name,
                 folder.classes,
                 observed.normalisation(folder.transform),
-                self._protocol,
+                self.protocol,
                 observed.counts(folder),
             )
             for name, folder in zip(self.ENVIRONMENTS, self.datasets)
@@ -81,7 +81,7 @@ class EmojiStyles:
         if hparams is None:
             return None
         augment = hparams.get("data_augmentation", True)  # the key is younger than DomainBed
-        return protocol.transform(self._protocol, self.input_shape[-1], augment and not is_test)
+        return protocol.transform(self.protocol, self.input_shape[-1], augment and not is_test)
 
     def __getitem__(self, index: int) -> ImageFolder:
         return self.datasets[index]

@@ -4,6 +4,9 @@
 class CarftError(ValueError):
     """Something asked of this package cannot be done; the message says what would be right."""
 
+    # By this our harness tells it from a fault of the code, without knowing the class.
+    for_the_user = True
+
 
 class CarftWarning(UserWarning):
     """This package could not do its part and stepped aside; what it was added to goes on."""

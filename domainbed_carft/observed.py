@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a channel, of [0, 1]
@@ -86,10 +85,11 @@ def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
 def _judged(dataset: str, environments: Sequence[Environment], root: str | None) -> Seen:
     if not environments or any(e.counts is None or e.classes is None for e in environments):
         return Seen(environments)
+    from domainbed_carft import data_check
     from domainbed_carft.data import verify
 
     if root is not None:
-        report = verify.examine(dataset, Path(root))
+        report = data_check.taken(dataset, root)
     else:
         counts = {e.name: dict(zip(e.classes or (), e.counts or ())) for e in environments}
         report = verify.judge(dataset, counts)

@@ -12,6 +12,8 @@ from domainbed_carft.collect import collecting, page
 
 REPO = Path(__file__).resolve().parents[1]
 
+TOP_LEVEL = ("data_edition", "environments", "protocol")
+
 
 def benchmark(name):
     """A module of benchmarks/, which is no package."""
@@ -25,7 +27,7 @@ def benchmark(name):
 
 def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **given):
     """A job's folder with records ``at`` steps; ``given``: arguments of train, or record keys."""
-    extra = {key: given.pop(key) for key in ("data_edition", "environments") if key in given}
+    extra = {key: given.pop(key) for key in TOP_LEVEL if key in given}
     recorded = given.pop("recorded", {"lr": 0.1})
     args = {
         "dataset": "PACS", "algorithm": "ERM", "test_envs": [0], "trial_seed": 0,

@@ -140,3 +140,15 @@ def test_a_job_run_again_in_its_folder_is_told_with_what_differs(tmp_path):
     message = rf"- PACS ERM: {job} \(they differ: recorded hparams lr \(0.1, 0.2\)\)"
     with pytest.raises(CarftError, match=rf"(?s)in one folder set the records.*{message}"):
         collecting.gather([tmp_path])
+
+
+def test_older_records_that_do_not_tell_the_protocol_stay_with_newer_ones(tmp_path):
+    """The harness records it for every algorithm; before it did for ours alone."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    collect_sweeps.write_sweep(older, ["ERM"], trials=1)
+    collect_sweeps.write_sweep(newer, ["ERM"], trials=1, protocol="domainbed")
+    collect_sweeps.write_sweep(newer / "ours", ["CARFT"], recorded={"protocol": "domainbed"})
+    assert titles(tmp_path) == [""]
+    assert not collect_sweeps.collect(newer).document.sections["notes"]
+    collect_sweeps.write_sweep(tmp_path / "third", ["ERM"], trials=1, protocol="host")
+    assert titles(tmp_path) == ["protocol domainbed", "protocol host", "protocol not recorded"]

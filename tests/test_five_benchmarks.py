@@ -414,18 +414,16 @@ def test_a_class_missing_in_one_environment(name, tmp_path, capsys, models):
     assert status == 1 and f"it lacks {label!r}, so that " in text
     status, message = refused(name, tmp_path, tmp_path / "out", capsys)
     assert status == 2 and not models
-    assert f"{known.environments[1].folder!r} must have the same class folders" in message
-    assert message.rstrip().endswith(f"only one of them has: {label}")
+    assert f"it lacks {label!r}, so that " in message
 
 
 def test_a_class_missing_everywhere(tmp_path, capsys, models):
-    """The harness sees nothing wrong with it, and our algorithms do."""
     known = benchmarks.get("PACS")
     grow(tmp_path, "PACS", 2, without={(e.folder, "guitar") for e in known.environments})
     assert verify.verify("PACS", tmp_path).verdict == "broken"
     status, message = refused("PACS", tmp_path, tmp_path / "out", capsys)
-    assert status == 1 and not models
-    assert "CarftError: the data is broken: environment 'art_painting' has 6 classes" in message
+    assert status == 2 and not models
+    assert "is broken: environment 'art_painting' has 6 classes" in message
     assert "it lacks 'guitar', so that 'horse' gets label 3 in place of 4" in message
 
 
@@ -436,7 +434,7 @@ def test_a_missing_environment(tmp_path, capsys, models):
     assert status == 1 and "no environment 'Real World'" in text
     status, message = refused("OfficeHome", tmp_path, tmp_path / "out", capsys)
     assert status == 2 and not models
-    assert "OfficeHome has 4 environments (A, C, P, R), but the data has 3." in message
+    assert "no environment 'Real World'" in message
 
 
 def test_a_web_page_with_a_pictures_name(tmp_path, capsys):

@@ -191,7 +191,7 @@ def _run(
     return Run(
         job.path, job_folder.DONE in job.files, args["dataset"], args["algorithm"], targets,
         args["trial_seed"], args["hparams_seed"], args.get("seed"),
-        settings.of(args, hparams, first.get("data_edition"), recorded),
+        settings.of(args, hparams, first.get("data_edition"), recorded, first.get("protocol")),
         json.dumps(hparams, sort_keys=True), environments, count,
         array("d", [record["step"] for record in records]),
         _accuracies(job, records, count, faults),

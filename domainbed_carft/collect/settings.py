@@ -33,6 +33,7 @@ def of(
     hparams: Mapping[str, Any],
     edition: str | None,
     versions: Mapping[str, Any],
+    protocol: str | None = None,
 ) -> dict[str, str]:
     """Part -> value, as words: arguments, overridden hparams, protocol, data edition, versions."""
     parts = {}
@@ -41,8 +42,8 @@ def of(
         parts[name] = DEFAULT if value is None else str(value)
     for name, value in _overrides(args.get("hparams")).items():
         parts[f"hparam {name}"] = json.dumps(_same_number(value), sort_keys=True)
-    if "protocol" in hparams:
-        parts["protocol"] = str(hparams["protocol"])
+    if protocol := hparams.get("protocol", protocol):
+        parts["protocol"] = str(protocol)
     edition = edition or hparams.get("data_edition")
     if edition:
         parts["data edition"] = str(edition)
@@ -165,6 +166,8 @@ def _conflicts(ran: Sequence[_Job], waiting: Sequence[_Job]) -> list[str]:
     for (dataset, _), different in settings.items():
         for part in dict.fromkeys(part for setting in different for part in setting):
             values = {value(setting, part) for setting in different}
+            if part == "protocol" and values <= {UNKNOWN, "domainbed"}:
+                continue  # older records of other algorithms than ours do not tell it
             if part == ENVIRONMENTS:
                 values |= environments.setdefault(dataset, set())
                 environments[dataset] = values

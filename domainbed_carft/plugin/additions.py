@@ -80,7 +80,8 @@ def wrap_image_folders(module: ModuleType) -> None:
     for part in _parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
         if base is not None and not _JOURNAL.owns(base, "__init__"):
-            _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__))
+            hosts_own = not isinstance(getattr(module, "DATA_CHECKS", None), list)
+            _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__, hosts_own))
 
 
 def add_emoji_styles(module: ModuleType) -> None:
@@ -108,6 +109,15 @@ def add_launchers(module: ModuleType) -> None:
         _JOURNAL.put(module.REGISTRY, name, launcher)
 
 
+def add_data_checks(module: ModuleType) -> None:
+    """Have broken data refused before a job loads it, if the host asks as our harness does."""
+    asked = getattr(module, "DATA_CHECKS", None)
+    if isinstance(asked, list):
+        from domainbed_carft import data_check
+
+        _JOURNAL.append(asked, data_check.refusals)
+
+
 def add_downloaders(module: ModuleType) -> None:
     """Tell the host how to get the benchmarks, if it asks as our harness does."""
     table = getattr(module, "DOWNLOADERS", None)
@@ -124,7 +134,12 @@ def add_downloaders(module: ModuleType) -> None:
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.algorithms": (add_algorithms,),
     "domainbed.hparams_registry": (wrap_hparams,),
-    "domainbed.datasets": (wrap_image_folders, add_emoji_styles, add_downloaders),
+    "domainbed.datasets": (
+        wrap_image_folders,
+        add_emoji_styles,
+        add_data_checks,
+        add_downloaders,
+    ),
     "domainbed.command_launchers": (add_launchers,),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.plugin.finder import warn_once
@@ -24,8 +24,11 @@ UPSTREAMS_STEPS = (
 )
 
 
-def remembering(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, then we look at it."""
+def remembering(original: Callable[..., None], hosts_own: bool) -> Callable[..., None]:
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, and we look at it.
+
+    `hosts_own` says that the host does not ask us about its data: then broken data is told of here.
+    """
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -33,6 +36,8 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
         named = dict(zip(signature.parameters, (self, *args))) | kwargs
         hparams = named.get("hparams")
         names = hparams.get("class_names") if isinstance(hparams, dict) else None
+        if hosts_own:  # before, for the host may fail of it
+            _tell_if_broken(type(self).__name__, hparams, named.get("root"))
         original(self, *args, **kwargs)
         try:
             # DPLCLIP puts the folders' names here, over what the user may have said.
@@ -43,6 +48,20 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
             warn_once(f"the class names of {type(self).__name__}", error)
 
     return __init__
+
+
+def _tell_if_broken(name: str, hparams: Any, root: Any) -> None:
+    """Warn of broken data; our own algorithms refuse it by themselves, when they are built."""
+    ours = isinstance(hparams, dict) and "data_edition" in hparams
+    try:
+        if ours or not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
+            return
+        from domainbed_carft import data_check
+
+        if problems := data_check.report(name, os.fspath(root)).problems:
+            data_check.warn(name, os.fspath(root), problems)
+    except Exception as error:
+        warn_once(f"the check of {name}", error)
 
 
 def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
@@ -85,10 +104,22 @@ def _remember(dataset: Any, hparams: Any, protocol: str) -> None:
         )
         for index, environment in enumerate(dataset.datasets)
     ]
-    ours = isinstance(hparams, dict) and "data_edition" in hparams
-    root = _common_root(dataset) if ours else None
+    root = _common_root(dataset)
     seen = observed.remember(hparams, type(dataset).__name__, environments, root)
-    dataset.data_edition = seen.edition
+    dataset.data_edition, dataset.protocol = seen.edition, protocol
+    dataset.data_faults = _faults(dataset, hparams, root, seen.problems)
+
+
+def _faults(dataset: Any, hparams: Any, root: str | None, problems: Sequence[str]) -> list[str]:
+    """Why a host that asks should not train on the data; ours may be told to do so by an hparam."""
+    if not problems or (isinstance(hparams, dict) and hparams.get("data_edition") == "unchecked"):
+        return []
+    name = type(dataset).__name__
+    if root is None:  # the environments lie here and there
+        return [f"The data of {name} is broken: {'; '.join(problems)}."]
+    from domainbed_carft import data_check
+
+    return [data_check.refusal(name, root, problems)]
 
 
 def _common_root(dataset: Any) -> str | None:

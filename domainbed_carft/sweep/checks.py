@@ -21,10 +21,16 @@ from domainbed_carft.sweep.problems import Path, Problem, unknown
 
 Data = Mapping[str, Any]
 
+# Hparams that every DomainBed's train and data sets ask whether they are on, as the text "no" is.
+SWITCHES = ("data_augmentation", "class_balanced")
+
 
 def spelled(name: str) -> str:
-    """A data set's name; a path in its shortest form, as DomainBed's jobs have it."""
-    return os.path.normpath(name) if os.sep in name else name
+    """A data set's name; a path in the form that our harness gives it (its ``lib.own_data``)."""
+    if os.sep not in name:
+        return name
+    path = os.path.normpath(name)
+    return path if os.sep in path else os.path.join(os.curdir, path)
 
 
 def without(data: Any, problems: Iterable[Problem]) -> dict[str, Any]:
@@ -198,6 +204,8 @@ def _hparams(data: Data) -> Iterator[Problem]:
 
 
 def _value_problem(key: str, value: Any, algorithm: str) -> str | None:
+    if key in SWITCHES and not (isinstance(value, int) and value in (0, 1)):
+        return f"it is {value!r}, expected true or false"
     known = host.OUR_HPARAMS.get(key)
     if known is None or not (algorithm in ours.ALGORITHMS or key == "batch_size"):
         return None

@@ -190,6 +190,18 @@ def data_problems(name: str, data_dir: str) -> tuple[str, ...]:
     return tuple(ask(data_dir)) if ask else ()
 
 
+def picture_folder(name: str, data_dir: str) -> str | None:
+    """The folder of the environments' folders; None where it has none, or does not say."""
+    if name in benchmarks.BENCHMARKS:
+        folder = benchmarks.BENCHMARKS[name].folder
+        return os.path.join(data_dir, folder) if folder else None
+    if os.sep in name:
+        return name
+    ask = getattr(_dataset_class(name), "picture_folder", None)
+    found: str | None = ask(data_dir) if ask else None
+    return found
+
+
 @contextlib.contextmanager
 def _path_of_a_job() -> Iterator[None]:
     """Import as ``python -m domainbed.scripts.train`` does: from the current folder first."""

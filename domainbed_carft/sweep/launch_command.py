@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 from domainbed_carft import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import (
+    data,
     declaration,
     estimate,
     flags,
-    host,
     launching,
     logs,
     schedules,
@@ -45,11 +45,14 @@ HOW_TO_MEASURE = (
 
 def launch(arguments: argparse.Namespace) -> int:
     """Launch what is needed; 1 if a job is not done after a launcher that waits, or failed."""
-    declared, data_dir, launcher = _checked(arguments)
+    declared, data_dir, launcher, looks = _checked(arguments)
     statuses = launching.look(declared, data_dir, arguments.output_dir)
     if arguments.dry_run:
-        _dry_run(arguments, declared, statuses)
+        _dry_run(arguments, declared, statuses, looks)
         return 0
+    for one in looks:
+        if one.absent:
+            print(f"{one}; the jobs look at it where they run.", file=sys.stderr)
     chosen = launching.needed(statuses, arguments.unknown)
     kept = arguments.keep_weights
     environment = {KEEP_WEIGHTS: kept} if kept else {}
@@ -85,7 +88,9 @@ def _is_told(status: Status, arguments: argparse.Namespace) -> bool:
     return arguments.launcher != "slurm" or status.state == states.FAILED
 
 
-def _checked(arguments: argparse.Namespace) -> tuple[Declaration, str, Launcher]:
+def _checked(
+    arguments: argparse.Namespace,
+) -> tuple[Declaration, str, Launcher, list[data.Look]]:
     """What was asked for, after all that is wrong with it has been told at once."""
     from domainbed_carft import launchers
 
@@ -96,6 +101,7 @@ def _checked(arguments: argparse.Namespace) -> tuple[Declaration, str, Launcher]
     if launcher is not None and not arguments.dry_run:
         problems += launchers.problems(launcher, [arguments.output_dir])
     data_dir = arguments.data_dir
+    looks: list[data.Look] = []
     if declared is not None:
         embedded = all(
             name in benchmarks.BENCHMARKS and not benchmarks.BENCHMARKS[name].folder
@@ -104,15 +110,17 @@ def _checked(arguments: argparse.Namespace) -> tuple[Declaration, str, Launcher]
         data_dir = data_dir or (EMBEDDED if embedded else None)
         if data_dir is None:
             problems.append("--data_dir is missing, expected the folder of the data sets' folders")
-        elif arguments.launcher in RUN_HERE and not arguments.dry_run:
-            for name in declared.datasets:
-                problems += host.data_problems(name, data_dir)
+        else:
+            looks = data.look(declared, data_dir)
+            needed_here = arguments.launcher in RUN_HERE and not arguments.dry_run
+            for one in looks:
+                problems += [*one.broken, *(one.absent if needed_here else ())]
     problems += logs.problems(arguments.log or ())
     if arguments.measure and not arguments.dry_run:
         problems.append("--measure belongs to --dry-run")
     raise_for(problems)
     assert declared is not None and launcher is not None and data_dir is not None
-    return declared, data_dir, launcher
+    return declared, data_dir, launcher, looks
 
 
 def _collected(make: Callable[[], T], problems: list[str]) -> T | None:
@@ -179,7 +187,10 @@ def _ended(arguments: argparse.Namespace, left: Sequence[Status]) -> int:
 
 
 def _dry_run(
-    arguments: argparse.Namespace, declared: Declaration, statuses: Sequence[Status]
+    arguments: argparse.Namespace,
+    declared: Declaration,
+    statuses: Sequence[Status],
+    looks: Sequence[data.Look],
 ) -> None:
     jobs = [status.job for status in statuses]
     paces = estimate.recorded(jobs)
@@ -189,7 +200,10 @@ def _dry_run(
         open_jobs = [status.job for status in statuses if status.state != states.DONE]
         paces = measure.measure(open_jobs, paces, lambda line: print(line, file=sys.stderr))
     print(f"{declared.name}: {text.number(len(statuses), 'job')}: {text.counted(statuses)}.")
-    print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.\n")
+    print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.")
+    for one in looks:
+        print(f"Data: {one}.")
+    print()
     print(text.estimate(estimate.make(statuses, paces), HOW_TO_MEASURE))
     for note in schedules.notes(declared):
         print(f"Note: {note}")
@@ -197,7 +211,7 @@ def _dry_run(
 
 def confirm(yes: bool) -> None:
     """Ask on a terminal, unless told not to; leave the program where the answer is no."""
-    if yes or not sys.stdin.isatty():
+    if yes or sys.stdin is None or not sys.stdin.isatty():
         return
     if not input("Go on? (y/n) ").strip().lower().startswith("y"):
         print("Nothing was done.")

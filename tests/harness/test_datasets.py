@@ -184,6 +184,27 @@ def test_absent_digits_without_a_network_say_which_files_belong_where(tmp_path, 
     assert capsys.readouterr().out.endswith(": t10k-labels-idx1-ubyte. Downloading.\n")
 
 
+@pytest.mark.parametrize(
+    ("name", "spoil", "what"),
+    [
+        ("train-images-idx3-ubyte", lambda data: b"", r"0 bytes, which do not begin as MNIST's"),
+        ("train-images-idx3-ubyte", lambda data: data[:9], "9 bytes, which do not begin"),
+        ("t10k-images-idx3-ubyte", lambda data: data[:-784], "14912 bytes in place of 15696"),
+        ("t10k-labels-idx1-ubyte", lambda data: data + b"1", "29 bytes in place of 28"),
+        ("t10k-labels-idx1-ubyte", lambda data: b"<html>", "6 bytes, which do not begin"),
+    ],
+)
+def test_damaged_digits_are_named(tmp_path, offline, name, spoil, what):
+    fixed_inputs.write_digits(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / name
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(UsageError) as refused:
+        datasets.RotatedMNIST(str(tmp_path), [0], HPARAMS)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"MNIST's file {path} is damaged: it has {what}")
+    assert "Delete it, and it is downloaded" in problem
+
+
 def test_digits_need_a_folder():
     with pytest.raises(UsageError, match="RotatedMNIST needs a data folder: give --data_dir"):
         datasets.RotatedMNIST(None, [0], HPARAMS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 from domainbed import command_launchers, datasets
 from domainbed.command_launchers import FailedJob
@@ -100,6 +103,16 @@ def test_confirmation(tmp_path, capsys, monkeypatch, answer, count):
     assert ("Nevermind!" in printed) == (count == 0)
 
 
+def test_without_anybody_to_ask_the_flag_is_named(tmp_path, command):
+    given = ["launch", "--algorithms", "Still", "--datasets", "Debug28", "--n_trials", "1"]
+    given += ["--n_hparams", "1", "--data_dir", "D", "--command_launcher", "dummy"]
+    for closed in ({"stdin": subprocess.DEVNULL}, {"preexec_fn": lambda: os.close(0)}):
+        done = command("sweep", *given, "--output_dir", str(tmp_path / "out"), **closed)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].endswith("give --skip_confirmation.")
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_failed_job_makes_the_sweep_fail(tmp_path, monkeypatch):
     failing = [FailedJob("python", 1, "no luck")]
     monkeypatch.setitem(command_launchers.REGISTRY, "failing", lambda commands: failing)
@@ -157,6 +170,53 @@ def test_what_each_job_would_refuse_is_refused_before_folders_are_made(
 def test_jobs_that_may_run_elsewhere_need_no_data_here(tmp_path, capsys):
     assert run(tmp_path, "--datasets", "PACS", "--data_dir", "/nowhere", "--single_test_envs") == 0
     assert len(launched(capsys)) == 4
+
+
+def judging(monkeypatch, words):
+    """What a plugin says of data, and what it was asked."""
+    asked = []
+
+    def judge(*question):
+        asked.append(question)
+        return words
+
+    monkeypatch.setattr(datasets, "DATA_CHECKS", [judge])
+    return asked
+
+
+@pytest.mark.parametrize("launcher", ["dummy", "local"])
+def test_what_a_plugin_says_of_data_is_heard_once_before_the_launch(
+    tmp_path, capsys, monkeypatch, launcher
+):
+    asked = judging(monkeypatch, ["It is broken."])
+    (tmp_path / "data" / "PACS").mkdir(parents=True)
+    arguments = ["--datasets", "PACS", "Debug28", "--data_dir", str(tmp_path / "data")]
+    arguments += ["--command_launcher", launcher, "--hparams", '{"lr": 1}']
+    arguments += ["--algorithms", "Still", "LinearSGD", "--n_trials", "0"]
+    assert run(tmp_path / "out", *arguments) == 2
+    said = capsys.readouterr().err
+    assert "error: 2 problems" in said and "\n- It is broken." in said
+    assert asked == [("PACS", str(tmp_path / "data" / "PACS"), {"lr": 1})]
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_not_here_is_noted_where_jobs_may_run_elsewhere(tmp_path, capsys, monkeypatch):
+    asked = judging(monkeypatch, ["It is broken."])
+    launched_jobs = []
+    monkeypatch.setitem(command_launchers.REGISTRY, "far", launched_jobs.extend)
+    arguments = ["--datasets", "PACS", "--data_dir", "/nowhere", "--single_test_envs"]
+    assert run(tmp_path, *arguments, "--command_launcher", "far") == 0
+    said = capsys.readouterr().err
+    assert "sweep: PACS was not looked at: /nowhere/PACS is not on this machine." in said
+    assert len(launched_jobs) == 4 and not asked
+
+    def near(commands):
+        raise AssertionError
+
+    near.runs_here = True
+    monkeypatch.setitem(command_launchers.REGISTRY, "near", near)
+    assert run(tmp_path / "out", *arguments, "--command_launcher", "near") == 2
+    assert "PACS is not there" in capsys.readouterr().err
 
 
 def test_jobs_of_a_refused_kind_can_be_deleted(tmp_path, capsys):

@@ -109,11 +109,41 @@ def test_impossible_test_environments(tmp_path, capsys, test_envs, message):
         ('{"lrr": 1}', "hyperparameter of LinearSGD not found: lrr. Nearest: lr"),
         ('{"batch_size": 0}', "batch_size must be a whole number of at least 1, not 0."),
         ('{"batch_size": 2.5}', "batch_size must be a whole number of at least 1, not 2.5."),
+        ('{"data_augmentation": "no"}', "data_augmentation must be true or false, not 'no'."),
+        ('{"class_balanced": "yes"}', "class_balanced must be true or false, not 'yes'."),
+        ('{"class_balanced": 2}', "class_balanced must be true or false, not 2."),
+        ('{"class_balanced": null}', "class_balanced must be true or false, not None."),
     ],
 )
 def test_impossible_hparams(tmp_path, capsys, hparams, message):
     assert run(tmp_path, "--hparams", hparams) == 2
     assert message in capsys.readouterr().err
+
+
+def test_switches_are_booleans_and_what_equals_them(tmp_path):
+    assert run(tmp_path, "--hparams", '{"class_balanced": 1, "data_augmentation": 0}') == 0
+    last = records(tmp_path)[-1]["hparams"]
+    assert (last["class_balanced"], last["data_augmentation"]) == (1, 0)
+
+
+@pytest.mark.parametrize(("seed", "status"), [("-1", 2), (str(2**32), 2), (str(2**32 - 1), 0)])
+def test_the_seeds_that_there_are(tmp_path, capsys, seed, status):
+    assert run(tmp_path, "--seed", seed) == status
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert (f"--seed must be from 0 to 4294967295, not {seed}." in said) == bool(status)
+
+
+def test_zero_steps_are_the_data_sets_own_and_the_help_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets.Debug28, "N_STEPS", 4)
+    monkeypatch.setattr(datasets.Debug28, "CHECKPOINT_FREQ", 2)
+    assert run(tmp_path, "--steps", "0", "--checkpoint_freq", "0") == 0
+    assert [record["step"] for record in records(tmp_path)] == [0, 2, 3]
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--steps STEPS 0, and the default: the data set's own" in said
+    assert "steps between checkpoints; 0, and the default: the data set's own" in said
 
 
 def test_an_unknown_hyperparameter_is_answered_with_all_valid_ones(tmp_path, capsys):

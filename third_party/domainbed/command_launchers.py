@@ -169,5 +169,10 @@ def problems(name: str) -> list[str]:
 
 
 def runs_here(name: str) -> bool:
-    """Whether the jobs are known to run on this machine, and so to find the data as we do."""
-    return REGISTRY.get(name) in (local_launcher, multi_gpu_launcher)
+    """Whether the jobs are known to run on this machine, and so to find the data as we do.
+
+    A plugin's launcher says so by the attribute `runs_here`.
+    """
+    launcher = REGISTRY.get(name)
+    ours = launcher in (local_launcher, multi_gpu_launcher)
+    return ours or getattr(launcher, "runs_here", False) is True

@@ -8,7 +8,7 @@ name into DATASETS.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ DATASETS = [
     "DomainNet",
     "SVIRO",
 ]
+
+# What plugins know about data: functions of a data set's name, the folder of its environments and
+# the hyperparameters that the user set. They return sentences that say why nothing may be trained.
+DATA_CHECKS: list[Callable[[str, str, Mapping[str, Any]], Sequence[str]]] = []
 
 # Data set to a function that downloads it into a data folder; plugins put them here, for
 # domainbed.scripts.download.
@@ -96,6 +100,11 @@ class MultipleDomainDataset:
     def data_problems(cls, root: str | None) -> list[str]:
         """Say, without reading any, which data is not where it has to be for `root`."""
         return []
+
+    @classmethod
+    def picture_folder(cls, root: str | None) -> str | None:
+        """Return the folder of the environments' folders; None for data of another kind."""
+        return None
 
     def __getitem__(self, index: int) -> Any:
         return self.datasets[index]
@@ -263,6 +272,10 @@ class _Benchmark(MultipleEnvironmentImageFolder):
             f"environment. Is --data_dir {root} the folder that holds it?"
         ]
 
+    @classmethod
+    def picture_folder(cls, root: str | None) -> str | None:
+        return None if root is None else os.path.join(root, cls.FOLDER)
+
 
 class OwnData(MultipleEnvironmentImageFolder):
     """A user's own folder domain/class; made for each by `get_dataset_class`."""
@@ -276,6 +289,10 @@ class OwnData(MultipleEnvironmentImageFolder):
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
         return own_data.problems(cls.FOLDER)
+
+    @classmethod
+    def picture_folder(cls, root: str | None) -> str | None:
+        return cls.FOLDER
 
 
 def _own(name: str, folder: str) -> type[OwnData]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -51,13 +52,35 @@ def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
     return [f"{dataset} has {found} environments; these jobs need at least {needed}.{advice}"]
 
 
-def data_problems(dataset: str, data_dir: str | None) -> list[str]:
-    """Say if the data of a known data set is not where it has to be.
+def data_problems(dataset: str, data_dir: str | None, hparams: str | None) -> list[str]:
+    """Say if the data of a known data set is not where it has to be, or not as it has to be.
 
-    Data sets that plugins register may not have the question answered: they get none.
+    The latter is what plugins know (`datasets.DATA_CHECKS`). Data sets that plugins register may
+    not have the questions answered: they get none.
     """
     ask = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
-    return list(ask(data_dir)) if ask else []
+    absent = list(ask(data_dir)) if ask else []
+    folder = picture_folder(dataset, data_dir)
+    if absent or folder is None:
+        return absent
+    given = _given(hparams)
+    return [p for check in datasets.DATA_CHECKS for p in check(dataset, folder, given)]
+
+
+def picture_folder(dataset: str, data_dir: str | None) -> str | None:
+    """Return the folder of a known data set's environments; None where there is none to look at."""
+    ask = getattr(datasets.get_dataset_class(dataset), "picture_folder", None)
+    folder: str | None = ask(data_dir) if ask else None
+    return folder
+
+
+def _given(hparams: str | None) -> dict[str, Any]:
+    """What --hparams sets; nothing where it is wrong, of which `hparams_problems` tells."""
+    try:
+        given = json.loads(hparams or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return given if isinstance(given, dict) else {}
 
 
 def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
@@ -92,7 +115,7 @@ def hparams_problems(text: str | None, algorithm: str, dataset: str) -> list[str
         return [f"--hparams is not valid JSON ({error}): {text}"]
     if not isinstance(given, dict):
         return [f'--hparams must be a JSON object such as {{"lr": 0.001}}, not: {text}']
-    problems = _batch_size_problems(given)
+    problems = _batch_size_problems(given) + _switch_problems(given)
     if not algorithm_problems(algorithm) and not dataset_problems(dataset):
         known = hparams_registry.default_hparams(algorithm, dataset)
         problems += [
@@ -109,6 +132,15 @@ def _batch_size_problems(given: dict[str, Any]) -> list[str]:
     if isinstance(size, int) and not isinstance(size, bool) and size >= 1:
         return []
     return [f"--hparams: batch_size must be a whole number of at least 1, not {size!r}."]
+
+
+def _switch_problems(given: dict[str, Any]) -> list[str]:
+    """The harness itself asks whether these are on, and the text "no" would be."""
+    return [
+        f"--hparams: {name} must be true or false, not {given[name]!r}."
+        for name in ("data_augmentation", "class_balanced")
+        if name in given and not (isinstance(given[name], int) and given[name] in (0, 1))
+    ]
 
 
 def holdout_problems(value: float) -> list[str]:
@@ -135,6 +167,13 @@ def least_problems(flag: str, value: int | None, least: int) -> list[str]:
     return [f"{flag} must be at least {least}, not {value}."]
 
 
+def seed_problems(seed: int) -> list[str]:
+    """Say if numpy does not take `seed`."""
+    if 0 <= seed < 2**32:
+        return []
+    return [f"--seed must be from 0 to {2**32 - 1}, not {seed}."]
+
+
 def launch_problems(args: argparse.Namespace) -> list[str]:
     """Say what the launcher or each job of a sweep would refuse, before any folder is made.
 
@@ -149,11 +188,28 @@ def launch_problems(args: argparse.Namespace) -> list[str]:
             "--task domain_adaptation needs unlabeled items, and a sweep's jobs have none: only "
             "train has --uda_holdout_fraction."
         )
-    if command_launchers.runs_here(args.command_launcher):
-        for dataset in args.datasets:
-            if not dataset_problems(dataset):
-                problems += data_problems(dataset, args.data_dir)
+    for dataset in dict.fromkeys(args.datasets):
+        if not dataset_problems(dataset) and not _is_elsewhere(dataset, args):
+            problems += data_problems(dataset, args.data_dir, args.hparams)
     return problems
+
+
+def launch_notes(args: argparse.Namespace) -> list[str]:
+    """Say of which data nothing could be seen before the jobs run; of a checked command line."""
+    return [
+        f"{dataset} was not looked at: {picture_folder(dataset, args.data_dir)} is not on this "
+        f"machine. The jobs of {args.command_launcher} look at it where they run."
+        for dataset in dict.fromkeys(args.datasets)
+        if _is_elsewhere(dataset, args)
+    ]
+
+
+def _is_elsewhere(dataset: str, args: argparse.Namespace) -> bool:
+    """Whether the data is not here, and need not be for the jobs to find it."""
+    if command_launchers.runs_here(args.command_launcher):
+        return False
+    folder = picture_folder(dataset, args.data_dir)
+    return folder is not None and not os.path.isdir(folder)
 
 
 def require(problems: Iterable[str]) -> None:

@@ -31,6 +31,27 @@ def columns(records: Q) -> dict[str, list[str]]:
     return result
 
 
+def conflicts(records: Q) -> list[str]:
+    """Say which data sets have jobs whose environments differ, so that no column is of one of them.
+
+    Only records of users' own data hold their environments.
+    """
+    found: dict[str, dict[tuple[str, ...], str]] = {}
+    for record in records:
+        args, labels = record["args"], record.get("environments")
+        if isinstance(labels, list):
+            known = found.setdefault(args["dataset"], {})
+            known.setdefault(tuple(map(str, labels)), args.get("output_dir", "one job"))
+    return [
+        f"{name} has not the same environments in all jobs: "
+        + "; ".join(f"{', '.join(labels)} in {folder}" for labels, folder in known.items())
+        + ". One column would stand for several: move the jobs of one kind to another folder, or "
+        "use `carft collect`, which gives each kind its own table."
+        for name, known in found.items()
+        if len(known) > 1
+    ]
+
+
 def remarks(records: Q) -> list[str]:
     """Return sentences on data sets without a table, cells without a value, missing jobs."""
     found = records.select("args.dataset").unique()

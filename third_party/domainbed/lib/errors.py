@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 
 class UsageError(ValueError):
@@ -22,3 +23,19 @@ class UsageError(ValueError):
     def __reduce__(self) -> tuple[type[UsageError], tuple[list[str]]]:
         # Copies, as a worker process sends them, are built from the problems, not from the text.
         return type(self), (self.problems,)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Make errors for the user out of a plugin's, in the building of data sets and algorithms.
+
+    A plugin marks the classes of those that need no traceback by the attribute `for_the_user`.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if getattr(error, "for_the_user", False) is not True:
+            raise
+        raise UsageError([str(error)]) from error

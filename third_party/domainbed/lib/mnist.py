@@ -6,7 +6,9 @@ same seed of torch gives the same pictures and labels in the same order.
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 
 import torch
 from torch.utils.data import TensorDataset
@@ -23,11 +25,15 @@ def read(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     Files that are not under root/MNIST/raw are downloaded.
 
     Raises:
-        UsageError: they cannot be downloaded; the message names files and folder.
+        UsageError: they cannot be downloaded, and the message names files and folder; or one is
+            damaged.
     """
     folder = os.path.join(root, "MNIST", "raw")
     names = [os.path.splitext(os.path.basename(url))[0] for url, _ in MNIST.resources]
     missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    present = [os.path.join(folder, name) for name in names if name not in missing]
+    if damaged := [problem for path in present for problem in _damages(path)]:
+        raise errors.UsageError(damaged)
     if missing:
         print(f"MNIST: not in {folder}: {', '.join(missing)}. Downloading.")
     try:
@@ -41,6 +47,25 @@ def read(root: str) -> tuple[torch.Tensor, torch.Tensor]:
             ]
         ) from error
     return torch.cat([part.data for part in parts]), torch.cat([part.targets for part in parts])
+
+
+def _damages(path: str) -> list[str]:
+    """Say if a file is not as long as its head says (http://yann.lecun.com/exdb/mnist/)."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        magic = file.read(4)
+        dimensions = magic[3] if len(magic) == 4 else 0
+        sizes = file.read(4 * dimensions)
+    if magic[:3] != b"\0\0\x08" or len(sizes) != 4 * dimensions:
+        what = f"{size} bytes, which do not begin as MNIST's"
+    elif (wanted := 4 + len(sizes) + math.prod(struct.unpack(f">{dimensions}I", sizes))) != size:
+        what = f"{size} bytes in place of {wanted}"
+    else:
+        return []
+    return [
+        f"MNIST's file {path} is damaged: it has {what}. Delete it, and it is downloaded when a "
+        "job starts; or put a whole one there."
+    ]
 
 
 def rotated(images: torch.Tensor, labels: torch.Tensor, angle: float) -> TensorDataset:

@@ -20,19 +20,26 @@ STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")
 
 
 def spelled(name: str) -> str:
-    """Return `name`, a path in its shortest form: `./pets/` and `pets` are one data set."""
-    return os.path.normpath(name) if os.sep in name else name
+    """Return `name`, a path in its shortest form that still is one.
+
+    `./pets/` and `pets/` are `./pets`, one data set; `pets` is a name, perhaps of another one.
+    """
+    if os.sep not in name:
+        return name
+    path = os.path.normpath(name)
+    return path if os.sep in path else os.path.join(os.curdir, path)
 
 
 def folder_of(name: str, taken: bool = False) -> str | None:
     """Return the folder that `name` stands for; None for a name that is no path and not listed.
 
     Raises:
-        UsageError: a data set in Python has that name already (`taken`), and the file lists it.
+        UsageError: a data set in Python has that name already (`taken`), and the file lists it; or
+            the file is wrong.
     """
     if os.sep in name:
         return name
-    listed = _listed().get(name)
+    listed = _listed(name)
     if taken and listed is not None:
         raise errors.UsageError(
             [f"{_file()} gives a folder for {name}, which is a data set of DomainBed's: rename it."]
@@ -46,7 +53,8 @@ def environments(folder: str) -> list[str]:
     """Return the domains' names, sorted; the folders in `folder`, of which there must be one.
 
     Raises:
-        UsageError: there is no such folder, or none in it, or one that is no domain.
+        UsageError: there is no such folder, or none in it, or one that is no domain; or it cannot
+            be read.
     """
     if not os.path.isdir(folder):
         raise errors.UsageError(
@@ -60,12 +68,18 @@ def environments(folder: str) -> list[str]:
 
 def problems(folder: str) -> list[str]:
     """Say what is wrong with the tree, by the names of its folders; no picture is looked at."""
+    classes: dict[str, list[str]] = {}
+    unread: list[str] = []
     try:
-        classes = {
-            domain: _folders_in(os.path.join(folder, domain)) for domain in environments(folder)
-        }
+        for domain in environments(folder):
+            try:
+                classes[domain] = _folders_in(os.path.join(folder, domain))
+            except errors.UsageError as error:
+                unread += error.problems
     except errors.UsageError as error:
         return error.problems
+    if unread:
+        return unread
     result = [
         f"The domain {os.path.join(folder, domain)} has no sub-folders; expected one a class."
         for domain, found in classes.items()
@@ -83,7 +97,12 @@ def problems(folder: str) -> list[str]:
 
 
 def _folders_in(path: str) -> list[str]:
-    found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    try:
+        found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    except OSError as error:
+        raise errors.UsageError(
+            [f"The folder {path} cannot be read ({error.strerror}): mend its permissions."]
+        ) from error
     stray = [name for name in found if STRAY.match(name)]
     if stray:
         raise errors.UsageError(
@@ -96,27 +115,49 @@ def _folders_in(path: str) -> list[str]:
 
 
 def _file() -> str:
-    return os.environ.get(VARIABLE, DEFAULT_FILE)
+    return os.environ.get(VARIABLE) or DEFAULT_FILE
 
 
-def _listed() -> dict[str, str]:
-    """Return name to folder, as the file of data sets has them.
+def _listed(wanted: str) -> str | None:
+    """Return the folder that the file of data sets gives for the name `wanted`, if it does.
 
-    A `datasets.txt` that nobody has named may be about something else: its other lines are skipped.
+    A `datasets.txt` that nobody has named may be about something else: it need not be there, and
+    what is wrong with its other lines does not matter.
     """
-    path = _file()
-    if not os.path.isfile(path):
-        return {}
+    path, meant = _file(), bool(os.environ.get(VARIABLE))
     base = os.path.dirname(os.path.abspath(path))
-    result = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.strip()
-            name, separator, folder = (part.strip() for part in text.partition("="))
-            if separator and name and folder:
-                result[name] = os.path.join(base, os.path.expanduser(folder))
-            elif text and not text.startswith("#") and VARIABLE in os.environ:
+    result: dict[str, str] = {}
+    for number, line in enumerate(_lines(path, meant), start=1):
+        text = line.strip()
+        name, separator, folder = (part.strip() for part in text.partition("="))
+        if not text or text.startswith("#"):
+            continue
+        where = f"{path}, line {number}"
+        if separator and name and folder:
+            place = os.path.join(base, os.path.expanduser(folder))
+            other = result.setdefault(name, place)
+            same = os.path.normpath(other) == os.path.normpath(place)
+            if not same and (meant or name == wanted):
                 raise errors.UsageError(
-                    [f"{path}, line {number}: expected NAME = PATH, not: {text}"]
+                    [f"{where}: {name} is {place}, and {other} further up: keep one of them."]
                 )
-    return result
+        elif meant:
+            raise errors.UsageError([f"{where}: expected NAME = PATH, not: {text}"])
+    return result.get(wanted)
+
+
+def _lines(path: str, meant: bool) -> list[str]:
+    if not (meant or os.path.isfile(path)):
+        return []
+    try:
+        # Windows' editors put a mark at the beginning, which would be part of the first name.
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            return file.readlines()
+    except OSError as error:
+        said = f"{VARIABLE} is {path}" if meant else path
+        raise errors.UsageError(
+            [
+                f"{said}, which cannot be read ({error.strerror}): expected a file with a line "
+                f"NAME = PATH a data set{f', or no {VARIABLE}' if meant else ''}."
+            ]
+        ) from error

@@ -61,10 +61,12 @@ def load_environments(
     """Build the data set and split it.
 
     Raises:
-        UsageError: the data does not have the declared environments, or a split that the run
-            needs is empty.
+        UsageError: the data does not have the declared environments, or a plugin has found it
+            broken, or a split that the run needs is empty.
     """
     dataset = datasets.get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
+    # Of data in a folder that only the class knows: of all other `checks.data_problems` has told.
+    checks.require(getattr(dataset, "data_faults", ()))
     labels = dataset.ENVIRONMENTS
     if len(dataset) != len(labels):
         found = f"{args.dataset} has {len(labels)} environments ({', '.join(labels)})"

@@ -187,9 +187,10 @@ class Run:
         misc.print_row([results[column] for column in columns], colwidth=12)
 
         record = {**results, "hparams": self.hparams, "args": vars(self.args)}
-        # What a plugin found out about the data; upstream's records have no such key.
-        if edition := getattr(self.dataset, "data_edition", ""):
-            record["data_edition"] = edition
+        # What a plugin knows of the data and its transforms; upstream's records have no such keys.
+        for key in ("data_edition", "protocol"):
+            if known := getattr(self.dataset, key, ""):
+                record[key] = known
         if isinstance(self.dataset, datasets.OwnData):
             # So that tables have their columns where the folder is not.
             record["environments"] = list(self.dataset.ENVIRONMENTS)

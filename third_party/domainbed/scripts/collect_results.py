@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from domainbed import algorithms, model_selection
-from domainbed.lib import coverage, misc, reporting
+from domainbed.lib import coverage, errors, misc, reporting
 from domainbed.lib.query import Q
 
 SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
@@ -220,7 +220,10 @@ def print_report(records: Q, latex: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 if there is no such folder."""
+    """Run the command; return its exit status.
+
+    0; or 2 if there is no such folder, or if its jobs cannot be in one table.
+    """
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
     )
@@ -231,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"collect_results: error: no such folder: {args.input_dir}", file=sys.stderr)
         return 2
     records = reporting.load_records(args.input_dir)
+    if conflicts := coverage.conflicts(records):
+        print(f"collect_results: {errors.UsageError(conflicts)}", file=sys.stderr)
+        return 2
     for remark in coverage.unfinished(args.input_dir) + coverage.remarks(records):
         print(remark, file=sys.stderr)
     path = os.path.join(args.input_dir, "results.tex" if args.latex else "results.txt")

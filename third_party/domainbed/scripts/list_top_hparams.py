@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from domainbed import model_selection
-from domainbed.lib import errors, reporting
+from domainbed.lib import checks, coverage, errors, own_data, reporting
 from domainbed.lib.query import Q
 from domainbed.scripts.collect_results import SELECTION_METHODS
 
@@ -40,15 +40,23 @@ def build_parser() -> argparse.ArgumentParser:
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--dataset", required=True, type=own_data.spelled)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)
     return parser
 
 
-def check(args: argparse.Namespace, groups: Q) -> None:
+def check(args: argparse.Namespace, records: Q, groups: Q) -> None:
     """Raise a UsageError if no record has what was asked for; the message says what there is."""
-    problems = []
+    own = records.filter_equals("args.dataset", args.dataset)
+    problems = coverage.conflicts(own)
+    if len(own) and not len(groups.filter_equals("dataset", args.dataset)):
+        problems.append(
+            f"--dataset {args.dataset}: its jobs below {args.input_dir} left no environment out, "
+            "so there is no --test_env to rank by. collect_results shows their accuracies on "
+            "out-splits, and `carft top` lists the hyperparameters that are best on them."
+        )
+    checks.require(problems)
     for flag in ("dataset", "algorithm", "test_env"):
         wanted = getattr(args, flag)
         found = groups.select(flag).unique().sorted()
@@ -56,8 +64,7 @@ def check(args: argparse.Namespace, groups: Q) -> None:
             there = f"there are: {', '.join(map(str, found))}" if len(found) else "there is none"
             problems.append(f"--{flag} {wanted}: no record below {args.input_dir} has it; {there}.")
         groups = groups.filter_equals(flag, wanted) if wanted in found else groups
-    if problems:
-        raise errors.UsageError(problems)
+    checks.require(problems)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -66,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         raise errors.UsageError([f"--input_dir: no such folder: {args.input_dir}"])
     records = reporting.load_records(args.input_dir)
     groups = reporting.get_grouped_records(records)
-    check(args, groups)
+    check(args, records, groups)
     print("Total records:", len(records))
     wanted = (args.dataset, args.algorithm, args.test_env)
     groups = groups.filter_equals("dataset,algorithm,test_env", wanted)

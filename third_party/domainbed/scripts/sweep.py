@@ -23,6 +23,7 @@ from typing import Any
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, errors, job_lock, misc, own_data, scalar_logs
+from domainbed.lib.confirmation import ask_for_confirmation
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -189,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="accepted as upstream does, unused")
     parser.add_argument("--n_trials", type=int, default=3)
     parser.add_argument("--command_launcher", required=True)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, help="0, and the default: the data set's own")
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set in every job")
     parser.add_argument("--holdout_fraction", type=float, default=0.2)
     parser.add_argument("--single_test_envs", action="store_true")
@@ -220,17 +221,11 @@ def check(args: argparse.Namespace) -> None:
     checks.require(problems)
 
 
-def ask_for_confirmation() -> None:
-    """Leave the program unless the user says yes."""
-    if input("Are you sure? (y/n) ").strip().lower().startswith("y"):
-        return
-    print("Nevermind!")
-    raise SystemExit(0)
-
-
 def run(args: argparse.Namespace) -> int:
     """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
     check(args)
+    for note in checks.launch_notes(args) if args.command == "launch" else ():
+        print(f"sweep: {note}", file=sys.stderr)
     jobs = [Job(train_args, args.output_dir) for train_args in _args_list(args)]
     by_state = {
         state: [job for job in jobs if job.state == state]

@@ -84,7 +84,7 @@ def _add_seeds(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_amounts(parser: argparse.ArgumentParser) -> None:
-    own = "default: the data set's own"
+    own = "0, and the default: the data set's own"
     parser.add_argument("--steps", type=int, help=own)
     parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints; {own}")
     parser.add_argument("--holdout_fraction", type=float, default=0.2)
@@ -108,7 +108,7 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
     problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
-        problems += checks.data_problems(args.dataset, args.data_dir)
+        problems += checks.data_problems(args.dataset, args.data_dir, args.hparams)
     problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
@@ -119,6 +119,7 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
         )
     for flag, least in (("steps", 0), ("checkpoint_freq", 0), ("workers", 0)):
         problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
+    problems += checks.seed_problems(args.seed)
     problems += scalar_logs.problems(log_to)
     checks.require(problems)
 
@@ -149,8 +150,9 @@ def run(args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str])
         hparams = preparation.choose_hparams(args)
         _print_sorted("HParams:", hparams)
         preparation.seed_everything(args.seed)
-        dataset, environments = preparation.load_environments(args, hparams)
-        job = training.Run(args, hparams, dataset, environments, state, stop, lock)
+        with errors.refusing():
+            dataset, environments = preparation.load_environments(args, hparams)
+            job = training.Run(args, hparams, dataset, environments, state, stop, lock)
         print(f"Workers: {job.n_workers}")
         with scalar_logs.Logs(log_to, vars(args), hparams) as logs:
             job.files.log_to(logs)

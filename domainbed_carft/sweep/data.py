@@ -1,0 +1,65 @@
+"""What is seen of a sweep's data before its jobs are launched: each data set is looked at once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from domainbed_carft import benchmarks, data_check, plugin
+from domainbed_carft.arguments import UNCHECKED
+from domainbed_carft.errors import CarftError
+from domainbed_carft.sweep import host
+
+if TYPE_CHECKING:
+    from domainbed_carft.sweep.declaration import Declaration
+
+
+class Look(NamedTuple):
+    """A data set and the verdict on it, in words.
+
+    ``broken`` are reasons why no job could be right, ``absent`` why the data is not to be seen
+    from here.
+    """
+
+    name: str
+    verdict: str
+    broken: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.verdict}"
+
+
+def look(declaration: Declaration, data_dir: str) -> list[Look]:
+    """A look at each data set, in no picture of it."""
+    return [_look(name, data_dir, _is_meant(declaration, name)) for name in declaration.datasets]
+
+
+def _is_meant(declaration: Declaration, dataset: str) -> bool:
+    """Whether all jobs on the data set ask for no check."""
+    return all(
+        declaration.hparams_of(dataset, algorithm, variant).get("data_edition") == UNCHECKED
+        for variant in declaration.variants
+        for algorithm in declaration.algorithms_of(variant)
+    )
+
+
+def _look(name: str, data_dir: str, unchecked: bool) -> Look:
+    if name in benchmarks.BENCHMARKS and not benchmarks.BENCHMARKS[name].folder:
+        return Look(name, "in the package")
+    folder = host.picture_folder(name, data_dir)
+    told = host.data_problems(name, data_dir)
+    if folder is None or not os.path.isdir(folder):
+        where = "no folder of its pictures is known" if folder is None else f"no {folder} here"
+        return Look(name, f"not seen, {where}", absent=told)
+    if told:
+        return Look(name, "broken", broken=told)
+    if unchecked or plugin.switched_off():
+        return Look(name, "not checked, as asked")
+    try:
+        found = data_check.report(name, folder)
+    except CarftError as error:
+        return Look(name, "broken", broken=(str(error),))
+    if found.problems:
+        return Look(name, "broken", broken=(data_check.refusal(name, folder, found.problems),))
+    return Look(name, f"{found.data_edition}, {found.pictures:,} pictures in {folder}")
