@@ -1,17 +1,20 @@
-"""A report's page, read as a browser reads it, and records to make one of."""
+"""A report, its page as a browser reads it, and records to make one of."""
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import collect_sweeps
 
+from domainbed_carft import cli
 from domainbed_carft.report.figures import drawn
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
+TABLE = "PACS; training-domain validation set"
 HEADINGS = ("h1", "h2", "h3", "h4", "h5")
 OURS = ("CLIPZeroShot", "CLIPFineTune", "CARFT")
 
@@ -68,8 +71,20 @@ def leave_undrawn(patch):
     patch.setattr(drawn, "draw", draw)
 
 
+def report(*words):
+    return cli.main(["report", *map(str, words)])
+
+
 def read(folder) -> Page:
     return Page((Path(folder) / "index.html").read_text(encoding="utf-8"))
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", at=(0, 100, 200), **given):
@@ -93,3 +108,27 @@ def _add_drift(path):
     for record in records:
         record |= {"loss_kl": draw.random(), "context_agreement": draw.random()}
     path.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+
+
+def write_incomplete(folder):
+    """Our algorithms on PACS, complete but for one job."""
+    write_ours(folder)
+    shutil.rmtree(folder / "PACS-CLIPFineTune-1-1")
+    return folder
+
+
+def write_records(folder, *lines):
+    (folder / "job").mkdir(parents=True)
+    (folder / "job" / "results.jsonl").write_bytes(b"\n".join(lines))
+
+
+def record(step=0, seed=0, **more):
+    """One line, of an algorithm, a data set and an environment that are called oddly."""
+    odd = "".join(map(chr, (0xD800, 0, 27))) + "a\nb"
+    args = {
+        "dataset": "x" * 300, "algorithm": more.pop("algorithm", odd), "test_envs": [0],
+        "trial_seed": 0, "hparams_seed": 0, "seed": seed,
+    }  # fmt: skip
+    accuracies = {f"env{i}_{split}_acc": 0.5 for i in range(2) for split in ("in", "out")}
+    told = {"environments": ["average", odd], "hparams": {}, "args": args, "step": step}
+    return json.dumps({**accuracies, **told, **more}).encode()

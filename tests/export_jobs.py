@@ -1,0 +1,48 @@
+"""Jobs to export, and exports as clip, open_clip and readers of their page take them."""
+
+import json
+import re
+import warnings
+
+import torch
+from domainbed.scripts import train
+
+from domainbed_carft import cli
+from domainbed_carft.runs import export
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import clip
+    import open_clip
+
+# What trains fast, and far enough from the original to tell the two apart.
+FAST = {"warmup_steps": 0, "total_steps": 4, "lr": 0.001}
+
+
+def debug(folder, algorithm, *more, **hparams):
+    """The folder of a job on Debug28."""
+    arguments = ["--algorithm", algorithm, "--dataset", "Debug28", "--output_dir", str(folder)]
+    arguments += ["--hparams", json.dumps({**FAST, **hparams}), "--workers", "0", "--steps", "4"]
+    assert train.main([*arguments, "--checkpoint_freq", "3", "--test_envs", "2", *more]) == 0
+    return folder
+
+
+def exported(job, folder):
+    """An export by the command, in a folder."""
+    weights = folder / "it's.pt"
+    assert cli.main(["export", str(job), "-o", str(weights)]) == 0
+    return export.Files.of(weights)
+
+
+def blocks(markdown: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", markdown, flags=re.MULTILINE | re.DOTALL)
+
+
+def exact(files):
+    """The export in clip and in open_clip, as the card says."""
+    state = torch.load(files.weights, weights_only=True)
+    theirs = clip.model.build_model(dict(state)).float()
+    theirs.load_state_dict(state)
+    other = open_clip.CLIP(**json.loads(files.card.read_text())["open_clip_config"])
+    open_clip.load_checkpoint(other, str(files.weights))
+    return theirs.eval(), other.eval()

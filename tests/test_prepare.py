@@ -1,0 +1,136 @@
+"""From what is in the archives to a data set's folder, with small trees; lists that are damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from data_archives import files, write
+
+from domainbed_carft import benchmarks
+from domainbed_carft.data import arrived, prepare
+from domainbed_carft.errors import CarftError
+
+
+def domain_net(unpacked: Path, *duplicates: str) -> list[str]:
+    """Three pictures an environment and the list; returns the pictures."""
+    environments = [e.folder for e in benchmarks.get("DomainNet").environments]
+    names = [f"{e}/zebra/{e}_{i}.jpg" for e in environments for i in range(3)]
+    write(unpacked, [*names, "outside.jpg"])
+    (unpacked / "domain_net_duplicates.txt").write_text("\n".join(duplicates))
+    return names
+
+
+def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch):
+    twice = ["real/zebra/real_1.jpg", "sketch/zebra/sketch_0.jpg", "real/zebra/unheard.jpg"]
+    names = domain_net(tmp_path / "unpacked", *twice, "")
+    monkeypatch.setattr(prepare, "DUPLICATES", 3)
+    prepare.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
+    assert files(tmp_path / "ready") == sorted(set(names) - set(twice))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "<!DOCTYPE html>", "../unpacked/outside.jpg", "/real/zebra/real_1.jpg", "real/real_1.jpg",
+        "real/../real_1.jpg", "photo/zebra/1.jpg",
+    ],
+)  # fmt: skip
+def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
+    domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg", line)
+    monkeypatch.setattr(prepare, "DUPLICATES", 2)
+    with pytest.raises(arrived.BadFile, match=r"duplicates\.txt is damaged: expected lines"):
+        prepare.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
+    assert (tmp_path / "unpacked" / "outside.jpg").exists()
+
+
+def test_a_list_of_duplicates_that_is_cut_off(tmp_path):
+    domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg")
+    with pytest.raises(arrived.BadFile, match=r"has 1 lines, expected 9,431: it is cut off"):
+        prepare.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
+
+
+def terra(unpacked: Path) -> Path:
+    """Four pictures at two known locations and an unknown one, annotated in five files."""
+    categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "car"}]
+    images = [
+        {"id": "a", "location": 38, "file_name": "a.jpg"},
+        {"id": "b", "location": "100", "file_name": "b.jpg"},
+        {"id": "c", "location": 38, "file_name": "c.jpg"},
+        {"id": "d", "location": 7, "file_name": "d.jpg"},
+    ]
+    seen = [("a", 1), ("a", 1), ("a", 2), ("b", 2), ("c", 3), ("d", 1)]
+    annotations = [{"image_id": i, "category_id": c} for i, c in seen]
+    write(unpacked / prepare.TERRA_PICTURES, [image["file_name"] for image in images])
+    folder = unpacked / prepare.TERRA_ANNOTATIONS
+    folder.mkdir()
+    for number, name in enumerate(prepare.TERRA_FILES):
+        content = {
+            "info": {"year": 2018},
+            "images": images[number::5],
+            "annotations": annotations[number::5],
+            "categories": categories,
+        }
+        (folder / name).write_text(json.dumps(content))
+    (folder / "._train_annotations.json").write_bytes(b"\x00\xff from a Mac")
+    return unpacked
+
+
+def test_terra_incognita_goes_by_its_annotations(tmp_path):
+    prepare.prepare("TerraIncognita", terra(tmp_path / "unpacked"), tmp_path / "ready")
+    # a dog and a cat on one picture are in both; cars and location 7 are no part of the benchmark
+    assert files(tmp_path / "ready") == [
+        "location_100/cat/b.jpg",
+        "location_38/cat/a.jpg",
+        "location_38/dog/a.jpg",
+    ]
+
+
+def test_terra_incognita_with_a_picture_missing(tmp_path):
+    unpacked = terra(tmp_path / "unpacked")
+    (unpacked / prepare.TERRA_PICTURES / "b.jpg").unlink()
+    with pytest.raises(CarftError, match=r"b\.jpg is annotated but not in the archive"):
+        prepare.prepare("TerraIncognita", unpacked, tmp_path / "ready")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"images": [{"id": 1', "no JSON"),
+        ("<html>Not found</html>", "no JSON"),
+        ("[]", "no JSON object"),
+        (b"\xff\xfe", "no JSON"),
+        ('{"images": {"id": 1}}', "no list of images, each with id, location, file_name"),
+        ('{"images": [1]}', "no list of images"),
+        ('{"images": [{"id": "x", "location": 38}]}', "no list of images"),
+        ('{"annotations": [{"image_id": []}]}', "no list of annotations"),
+        ('{"categories": [{"id": 1}]}', "no list of categories, each with id, name"),
+    ],
+)
+def test_annotations_that_are_none(tmp_path, content, fault):
+    unpacked = terra(tmp_path / "unpacked")
+    file = unpacked / prepare.TERRA_ANNOTATIONS / prepare.TERRA_FILES[2]
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    expected = rf"eccv_18_annotations\.tar\.gz is damaged: its {file.name} (is|has) {fault}"
+    with pytest.raises(arrived.BadFile, match=expected):
+        prepare.prepare("TerraIncognita", unpacked, tmp_path / "ready")
+
+
+@pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg", "a/../../../secret.jpg", ""])
+def test_annotations_of_files_elsewhere_are_refused(tmp_path, name):
+    write(tmp_path, ["secret.jpg"])
+    unpacked = terra(tmp_path / "unpacked")
+    file = unpacked / prepare.TERRA_ANNOTATIONS / prepare.TERRA_FILES[0]
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = name.format(tmp_path)
+    file.write_text(json.dumps(content))
+    with pytest.raises(CarftError, match=r"names a picture .* is outside the folder.*Do not use"):
+        prepare.prepare("TerraIncognita", unpacked, tmp_path / "ready")
+    assert not (tmp_path / "ready").exists()
+
+
+def test_an_archive_of_another_edition_is_named(tmp_path):
+    write(tmp_path / "unpacked", ["PACS/photo/dog/1.jpg"])
+    with pytest.raises(CarftError, match=r"should hold 'kfold', but holds PACS"):
+        prepare.prepare("PACS", tmp_path / "unpacked", tmp_path / "ready")
