@@ -19,15 +19,20 @@ print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--compare", "published", "--paired", "ERM", "Mixup", "--format", "html"]]
+    ("more", "loaded"),
+    [
+        ([], []),
+        (["--compare", "published", "--paired", "ERM", "Mixup", "--format", "latex"], []),
+        (["--format", "html"], ["jinja2"]),
+    ],
 )
-def test_nothing_heavy_is_loaded(tmp_path, more):
+def test_nothing_heavy_is_loaded_but_for_what_needs_it(tmp_path, more, loaded):
     collect_sweeps.write_sweep(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", LOADED, "collect", str(tmp_path), *more],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert json.loads(done.stderr.splitlines()[-1]) == [0, []], done.stderr
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, loaded], done.stderr
 
 
 def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
