@@ -1,6 +1,6 @@
 """Is a job on our harness the same as on DomainBed's own? Splits, pictures seen, accuracies.
 
-    python benchmarks/parity.py --upstream CHECKOUT [--seeds 5] [--steps 60] [--output FOLDER]
+    python benchmarks/parity.py --upstream CHECKOUT [--seeds 5] [--algorithms CARFT ERM]
 
 Each job runs twice with the same arguments: from the root of a checkout of facebookresearch/
 DomainBed, so on its harness, and from an empty folder, so on ours. Both need this package and
@@ -275,6 +275,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--upstream", type=Path, required=True, help="a checkout of DomainBed")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--algorithms", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--steps", type=int, default=60, help="of CARFT (default: 60)")
     parser.add_argument("--erm_steps", type=int, default=25, help="(default: 25)")
     parser.add_argument("--output", type=Path, help="new folder for jobs and parity.json")
@@ -287,7 +288,7 @@ def main() -> int:
     stand_in_weights(work / "torch")
     classes = {name: lay_out(work / "data" / name, *data) for name, data in DATA.items()}
     rest = commands(arguments.steps, arguments.erm_steps, classes["CARFT"])
-    runs = [(name, seed) for seed in range(arguments.seeds) for name in DATA]
+    runs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.algorithms]
     with ThreadPoolExecutor(2) as pool:
         pairs = pool.map(lambda r: run(work, upstream, *r, rest[r[0]]), runs)
         by_algorithm: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -268,6 +268,17 @@ class TestWithAQuickAlgorithm:
         aside = [json.loads(line)["step"] for line in (tmp_path / "results-1.jsonl").open()]
         assert aside == [0, 2]
 
+    @pytest.mark.parametrize(
+        ("more", "status"), [(["--hparams", "{"], 2), (["--hparams", '{"lr": "no rate"}'], 1)]
+    )
+    def test_a_restart_that_cannot_begin_leaves_all_there_is(self, tmp_path, more, status):
+        self.stopped(tmp_path)
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".txt"}
+        assert train.main(quick(tmp_path, "--restart", *more)) == status
+        after = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".txt"}
+        assert after == before and {"state.pt", "model_best.pkl", "results.jsonl"} <= before.keys()
+        assert train.main(quick(tmp_path)) == 0
+
     def test_where_the_data_is_does_not_matter(self, tmp_path):
         self.stopped(tmp_path, "--data_dir", "/here")
         assert train.main(quick(tmp_path, "--data_dir", "/there")) == 0

@@ -62,6 +62,20 @@ class Files:
             text = "".join(line for line in text.splitlines(True) if _identity_in(line) != own)
         return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
 
+    def begin_anew(self) -> None:
+        """Delete what an interrupted run left to go on from, and logs; set its records aside."""
+        folder = self._args.output_dir
+        resume.StateFile(folder).remove()
+        scalar_logs.forget(folder)
+        for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
+            if os.path.basename(path).startswith("model") and path.endswith((".pkl", ".part")):
+                os.unlink(path)
+        if os.path.exists(self._records_path):
+            numbers = itertools.count(1)
+            aside = (os.path.join(folder, f"results-{number}.jsonl") for number in numbers)
+            os.rename(self._records_path, next(path for path in aside if not os.path.exists(path)))
+        self._records, self._begins_at = "", 0
+
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record; `publish` writes it."""
         self._records += json.dumps(record, sort_keys=True) + "\n"
@@ -141,20 +155,6 @@ def _identity_in(line: str) -> dict[str, Any] | None:
         return resume.identity(record["args"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def begin_anew(folder: str) -> None:
-    """Delete what an interrupted run left to go on from, and logs; set its records aside."""
-    resume.StateFile(folder).remove()
-    scalar_logs.forget(folder)
-    for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
-        if os.path.basename(path).startswith("model") and path.endswith((".pkl", ".part")):
-            os.unlink(path)
-    records = os.path.join(folder, "results.jsonl")
-    if os.path.exists(records):
-        numbers = itertools.count(1)
-        aside = (os.path.join(folder, f"results-{number}.jsonl") for number in numbers)
-        os.rename(records, next(path for path in aside if not os.path.exists(path)))
 
 
 def _extend(path: str, wanted: str) -> None:

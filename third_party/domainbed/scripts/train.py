@@ -140,19 +140,23 @@ def print_environment() -> None:
         print(f"\t{name}: {version}")
 
 
-def run(args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str]) -> None:
+def run(
+    args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str], restart: bool
+) -> None:
     """Check, load, train."""
     check(args, log_to)
     print_environment()
     _print_sorted("Args:", vars(args))
     with stopping.StopSignals() as stop:
-        state = resume.StateFile(args.output_dir).load()
+        state = None if restart else resume.StateFile(args.output_dir).load()
         hparams = preparation.choose_hparams(args)
         _print_sorted("HParams:", hparams)
         preparation.seed_everything(args.seed)
         with errors.refusing():
             dataset, environments = preparation.load_environments(args, hparams)
             job = training.Run(args, hparams, dataset, environments, state, stop, lock)
+        if restart:  # now that the run can begin
+            job.files.begin_anew()
         print(f"Workers: {job.n_workers}")
         with scalar_logs.Logs(log_to, vars(args), hparams) as logs:
             job.files.log_to(logs)
@@ -177,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         os.makedirs(args.output_dir, exist_ok=True)
         with job_lock.JobLock(args.output_dir) as lock, misc.tee_output(args.output_dir):
-            if restart:
-                checkpoints.begin_anew(args.output_dir)
-            return _run_and_tell(args, lock, log_to)
+            return _run_and_tell(args, lock, log_to, restart)
     except job_lock.LockedError as error:
         print(f"train: {error}", file=sys.stderr)  # not into the err.txt of the other
         return job_lock.STATUS
@@ -192,10 +194,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run_and_tell(args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str]) -> int:
+def _run_and_tell(
+    args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str], restart: bool
+) -> int:
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
-        run(args, lock, log_to)
+        run(args, lock, log_to, restart)
     except errors.UsageError as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
