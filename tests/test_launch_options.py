@@ -262,3 +262,16 @@ def test_launchers_are_cheap_to_import():
     code = f"import sys, domainbed_carft.launchers; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_domainbeds_sweep_tells_a_wrong_option_before_it_makes_a_folder(tmp_path):
+    """A job whose folder is there counts as launched, and would not be launched again."""
+    command = [sys.executable, "-m", "domainbed.scripts.sweep", "launch", "--command_launcher"]
+    command += ["pool", "--algorithms", "ERM", "--datasets", "Debug28", "--data_dir", "data"]
+    command += ["--output_dir", "out", "--single_test_envs", "--skip_confirmation"]
+    (tmp_path / "launchers.yaml").write_text("pool: {jobs: many}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    told = "launchers.yaml: pool: jobs = 'many': expected a whole number from 1."
+    assert done.stderr.splitlines()[-1] == f"- {told}"
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.launchers import local, options, pool, settings, slurm
 from domainbed_carft.launchers.machine import cores
 from domainbed_carft.launchers.options import OPTIONS
@@ -48,19 +49,30 @@ def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
     return list(look(sweeps)) if look else []
 
 
-def _pool(commands: Sequence[str]) -> list[FailedJob] | None:
-    """Run several jobs at a time on this machine."""
-    return make("pool", verbose=True)(commands)
+class Registered:
+    """A launcher for DomainBed's registry, which takes its options from the file alone.
+
+    It looks for them when it is asked or called, so that a wrong one stops no other use of the
+    registry. ``runs_here``: its jobs run on this machine, so the data has to be here; our harness
+    asks for it, and for ``problems``, before it makes the jobs' folders.
+    """
+
+    def __init__(self, name: str, runs_here: bool) -> None:
+        self._name, self.runs_here = name, runs_here
+
+    def __call__(self, commands: Sequence[str]) -> list[FailedJob] | None:
+        return make(self._name, verbose=True)(commands)
+
+    def problems(self, sweep: str) -> list[str]:
+        """Why it could not run jobs below the folder ``sweep``."""
+        try:
+            return problems(make(self._name), [Path(sweep)])
+        except CarftError as error:
+            return [f"{error}."]
 
 
-def _slurm(commands: Sequence[str]) -> list[FailedJob] | None:
-    """Hand the jobs to SLURM."""
-    return make("slurm", verbose=True)(commands)
-
-
-# So our harness's sweep knows that the data has to be here.
-_pool.runs_here = True  # type: ignore[attr-defined]
-
-# What DomainBed's registry gets beside its own `local` and `dummy`. Their options are looked for
-# when they are called, so that a wrong one stops no other use of the registry.
-LAUNCHERS: dict[str, Launcher] = {"pool": _pool, "slurm": _slurm}
+# What DomainBed's registry gets beside its own `local` and `dummy`.
+LAUNCHERS: dict[str, Launcher] = {
+    "pool": Registered("pool", runs_here=True),
+    "slurm": Registered("slurm", runs_here=False),
+}

@@ -72,8 +72,9 @@ def test_multi_gpu_refuses_to_run_without_a_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(RuntimeError, match="found no GPU"):
         multi_gpu_launcher(["x"])
-    assert command_launchers.problems("multi_gpu") == [
+    assert command_launchers.problems("multi_gpu", "out") == [
         "The multi_gpu launcher found no GPU: use the local one, or check CUDA_VISIBLE_DEVICES."
     ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert command_launchers.problems("multi_gpu") == command_launchers.problems("local") == []
+    for name in ("multi_gpu", "local"):
+        assert command_launchers.problems(name, "out") == []

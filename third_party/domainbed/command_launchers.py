@@ -159,13 +159,17 @@ REGISTRY: dict[str, Launcher] = {
 }
 
 
-def problems(name: str) -> list[str]:
-    """Say if no launcher is called `name`, or if it is known to fail on this machine."""
+def problems(name: str, output_dir: str) -> list[str]:
+    """Say if no launcher is called `name`, or if it is known to fail on this machine.
+
+    A plugin's launcher says so by its function `problems` of the sweep's folder.
+    """
     if name not in REGISTRY:
         return [names.unknown_name("Launcher", name, REGISTRY)]
     if REGISTRY[name] is multi_gpu_launcher and not _visible_gpus():
         return [_NO_GPU]
-    return []
+    ask = getattr(REGISTRY[name], "problems", None)
+    return list(ask(output_dir)) if ask else []
 
 
 def runs_here(name: str) -> bool:

@@ -180,7 +180,7 @@ def launch_problems(args: argparse.Namespace) -> list[str]:
     Args:
         args: the command line of `sweep`.
     """
-    problems = command_launchers.problems(args.command_launcher)
+    problems = command_launchers.problems(args.command_launcher, args.output_dir)
     problems += holdout_problems(args.holdout_fraction)
     problems += scalar_logs.problems(args.log)
     if args.task == "domain_adaptation":

@@ -27,7 +27,7 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Make errors for the user out of a plugin's, in the building of data sets and algorithms.
+    """Make errors for the user out of a plugin's: of its data sets, algorithms and launchers.
 
     A plugin marks the classes of those that need no traceback by the attribute `for_the_user`.
     """

@@ -278,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        return run(args)
+        with errors.refusing():
+            return run(args)
     except errors.UsageError as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
