@@ -43,8 +43,10 @@ def test_options_are_checked_however_they_are_made():
     with pytest.raises(CarftError, match=r"jobs = 0: .*; memory_gb = 'lots'"):
         PoolOptions(jobs=0, memory_gb="lots")
     assert PoolOptions(jobs="3", memory_gb="1.5") == PoolOptions(jobs=3, memory_gb=1.5)
-    with pytest.raises(CarftError, match="signal_seconds = 120 is no shorter than"):
+    with pytest.raises(CarftError, match=r"signal_seconds = 120 is too long .* more than 150 s"):
         launchers.make("slurm", {"time": 2})
+    with pytest.raises(CarftError, match="signal_seconds = 30 is too long"):
+        launchers.make("slurm", {"time": 1, "signal_seconds": 30})
 
 
 def test_each_option_has_a_help_text():

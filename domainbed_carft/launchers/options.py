@@ -57,6 +57,10 @@ class PoolOptions(Options):
     )
 
 
+# SLURM's controller looks twice a minute whose limit comes near.
+WARNS_EARLY_SECONDS = 30
+
+
 @dataclass(frozen=True)
 class SlurmOptions(Options):
     """What is asked of SLURM for each job.
@@ -92,10 +96,13 @@ class SlurmOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.signal_seconds >= 60 * self.time:
+        needed = self.signal_seconds + WARNS_EARLY_SECONDS
+        if needed >= 60 * self.time:
             raise CarftError(
-                f"signal_seconds = {self.signal_seconds} is no shorter than the time limit of "
-                f"{self.time} minutes; a job would save at once and never go on"
+                f"signal_seconds = {self.signal_seconds} is too long for the time limit of "
+                f"{self.time} minutes: SLURM warns up to {WARNS_EARLY_SECONDS} s earlier, and a "
+                "warning that comes as the job starts is lost. Expected a time limit of more than "
+                f"{needed} s, or a smaller signal_seconds"
             )
 
 
