@@ -21,7 +21,7 @@ from sweep_jobs import (
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.launchers import slurm
+from domainbed_carft.launchers import job, slurm
 
 _MISSING = missing_slurm()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
@@ -179,8 +179,11 @@ def test_a_requeued_job_goes_on_and_cancelled_ones_do_not(sweep):
 
 
 def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
-    """One minute is SLURM's shortest limit; its warning may come up to a minute early."""
-    run([command(sweep / "long", seconds=45)], time=1, signal_seconds=30)
+    """One minute is SLURM's shortest limit. Its warning comes up to half a minute early.
+
+    So with 20 s it comes 10 to 40 s after the start. One that comes at the start itself is lost.
+    """
+    run([command(sweep / "long", seconds=50)], time=1, signal_seconds=20)
     end_soon(sweep)
     told = events(sweep / "long")
     assert told[:2] == ["start", "saved for SIGUSR1"] and told[-2:] == ["start", "end"]
@@ -190,8 +193,16 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
 
 def test_what_slurm_refuses_is_told_and_what_it_took_stays(sweep):
     with pytest.raises(CarftError, match=r"refused: .*nosuch.* 2 jobs are left.* launch the sweep"):
-        run(commands(sweep, 2), partition="nosuch")
+        run(with_folders(commands(sweep, 2)), partition="nosuch")
     assert ids_of(sweep) == {}
+    assert not list(sweep.glob("job*"))  # DomainBed's sweep would pass them over next time
+
+
+def with_folders(commands):
+    """The commands; their jobs' folders are made, as DomainBed's sweep does before it launches."""
+    for text in commands:
+        job.Command(text).folder.path.mkdir(parents=True)
+    return commands
 
 
 def test_a_refusal_half_way_is_told_and_launching_again_goes_on(sweep, monkeypatch):
@@ -210,10 +221,11 @@ def test_a_refusal_half_way_is_told_and_launching_again_goes_on(sweep, monkeypat
         return submitted
 
     monkeypatch.setattr(slurm.Slurm, "_submit_array", submit_and_close)
-    jobs = commands(sweep, 5)
+    jobs = with_folders(commands(sweep, 5))
     try:
         with pytest.raises(CarftError, match="3 jobs are submitted and stay so; 2 jobs are left"):
             run(jobs, partition="closing", array_size=3)
+        assert sorted(path.name for path in sweep.glob("job*")) == ["job00", "job01", "job02"]
         assert set(ids_of(sweep)) == {"job00", "job01", "job02"}
         wait_until(lambda: not left(sweep))
     finally:

@@ -85,6 +85,10 @@ class Slurm:
             try:
                 submitted = self._submit_array(sweep, chunk, after)
             except Exception as error:  # submitit has its own, for what sbatch answers
+                # DomainBed's sweep takes a job for launched, and passes it over, by its folder.
+                for _, folder in jobs[begin:]:
+                    with contextlib.suppress(OSError):
+                        folder.path.rmdir()
                 raise CarftError(_refused(error, ids, left - begin)) from error
             ids.update({folder.name: name for (_, folder), name in zip(chunk, submitted)})
             os.close(launch.write(ids))
