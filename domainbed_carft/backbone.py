@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from domainbed_carft import cache
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, PassingError
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def _download(name: str, path: Path) -> None:
             clip.load(name, device="cpu", download_root=temporary)
             os.replace(Path(temporary) / path.name, path)
     except (OSError, RuntimeError) as error:
-        raise CarftError(
+        raise PassingError(
             f"the weights of {name!r} are not at {path}, and downloading them failed ({error}). "
             f"On a machine with internet access run python -c \"import clip; clip.load('{name}', "
             f"'cpu')\", then copy ~/.cache/clip/{path.name} (SHA-256 {OPENAI_WEIGHTS[name][1]}) to "

@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cache, observed, protocol
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import PassingError
 
 SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
 ARCHIVE = "emoji_styles.zip"
@@ -125,7 +125,7 @@ def _unpack(pictures: zipfile.ZipFile, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-")
     except OSError as error:
-        raise CarftError(
+        raise PassingError(
             f"EmojiStyles is unpacked to {target}, which cannot be written ({error}); set "
             "DOMAINBED_CARFT_CACHE to a folder that can"
         ) from error
@@ -134,6 +134,6 @@ def _unpack(pictures: zipfile.ZipFile, target: Path) -> None:
         os.rename(temporary, target)
     except OSError as error:
         if not target.is_dir():  # else another job was faster, and its copy is as good
-            raise CarftError(f"EmojiStyles cannot be unpacked to {target}: {error}") from error
+            raise PassingError(f"EmojiStyles cannot be unpacked to {target}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -8,5 +8,11 @@ class CarftError(ValueError):
     for_the_user = True
 
 
+class PassingError(CarftError):
+    """The same, but of a disk or a network, not of what was asked: trying again may help."""
+
+    may_pass = True
+
+
 class CarftWarning(UserWarning):
     """This package could not do its part and stepped aside; what it was added to goes on."""

@@ -216,6 +216,14 @@ def test_what_we_refuse_is_a_line_and_final(tmp_path, hparams, message):
     assert (tmp_path / "job" / "err.txt").read_text() == done.stderr
 
 
+def test_what_may_pass_is_a_line_and_tried_again(tmp_path):
+    (tmp_path / "a file").touch()
+    cache = {"DOMAINBED_CARFT_CACHE": str(tmp_path / "a file" / "cache")}
+    done = train(tmp_path, "--dataset", "EmojiStyles", algorithm="CARFT", **cache)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("train: EmojiStyles is unpacked to ")
+
+
 FAILING = """
 import sys
 from domainbed.scripts import train

@@ -245,6 +245,28 @@ def test_a_running_job_is_not_deleted(tmp_path, capsys):
     assert len(others) == 2
 
 
+def test_what_an_interrupted_deletion_left_is_in_nobodys_way(tmp_path):
+    assert run(tmp_path, "--single_test_envs") == 0
+    for folder in list(tmp_path.iterdir()):
+        (tmp_path / f"{folder.name}.deleted").mkdir()
+        (tmp_path / f"{folder.name}.deleted" / "model.pkl").touch()
+    assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launcher_that_gives_up_half_way_has_run_something(tmp_path, capsys, monkeypatch):
+    class Refused(Exception):
+        for_the_user = True
+
+    def refused(commands):
+        raise Refused("1 job is submitted, 2 are left: launch again")
+
+    monkeypatch.setitem(command_launchers.REGISTRY, "refused", refused)
+    assert run(tmp_path, "--single_test_envs", "--command_launcher", "refused") == 1
+    said = capsys.readouterr().err
+    assert said == "sweep: 1 job is submitted, 2 are left: launch again\n"
+
+
 def test_an_interrupted_sweep_says_so(tmp_path, capsys, monkeypatch):
     def interrupted(commands):
         raise KeyboardInterrupt

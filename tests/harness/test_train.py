@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import preparation
 from domainbed.scripts import train
+from PIL import Image
 
 from . import fakes
 
@@ -198,6 +201,21 @@ def test_an_interrupted_run_leaves_a_line(tmp_path, monkeypatch):
     line = "train: interrupted by Ctrl-C; the run is not done. The same command goes on from its "
     assert (tmp_path / "err.txt").read_text() == line + "last checkpoint.\n"
     assert not (tmp_path / "done").exists()
+
+
+def test_a_signal_while_the_data_is_looked_at_stops_in_good_order(tmp_path, monkeypatch):
+    def check(name, folder, hparams):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return []
+
+    monkeypatch.setattr(datasets, "DATA_CHECKS", [check])
+    pets = tmp_path / "pets"
+    for place in ("a/cat", "a/dog", "b/cat", "b/dog"):
+        (pets / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(pets / place / "1.png")
+    assert run(tmp_path / "job", "--dataset", str(pets)) == 75
+    assert not (tmp_path / "job" / "lock").exists()
+    assert "stopped by SIGUSR1" in (tmp_path / "job" / "err.txt").read_text()
 
 
 def test_the_number_of_workers_is_printed(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The error for what a user can mend."""
+"""The errors for what a user can mend."""
 
 from __future__ import annotations
 
@@ -25,11 +25,19 @@ class UsageError(ValueError):
         return type(self), (self.problems,)
 
 
+class Failure(RuntimeError):
+    """Something failed that was asked for rightly; the message says why, and what to do.
+
+    The scripts print it without a traceback and exit with status 1: trying again may help.
+    """
+
+
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
+def refusing(begun: bool = False) -> Iterator[None]:
     """Make errors for the user out of a plugin's: of its data sets, algorithms and launchers.
 
-    A plugin marks the classes of those that need no traceback by the attribute `for_the_user`.
+    A plugin marks the classes of those that need no traceback by the attribute `for_the_user`, and
+    by `may_pass` those that are no fault of the arguments. Nor are any once something has `begun`.
     """
     try:
         yield
@@ -38,4 +46,6 @@ def refusing() -> Iterator[None]:
     except Exception as error:
         if getattr(error, "for_the_user", False) is not True:
             raise
+        if begun or getattr(error, "may_pass", False) is True:
+            raise Failure(str(error)) from error
         raise UsageError([str(error)]) from error

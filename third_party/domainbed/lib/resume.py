@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from domainbed.lib import errors
+
 NAME = "state.pt"
 
 # Arguments that do not change the result, so that a run may go on with others.
@@ -25,7 +27,7 @@ _INDIFFERENT = (
 COMFORT = "What was saved before is untouched: make room, then start the same again."
 
 
-class ResumeError(RuntimeError):
+class ResumeError(errors.Failure):
     """The run cannot be saved or cannot go on; the message says what to do."""
 
 

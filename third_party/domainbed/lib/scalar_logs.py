@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from domainbed.lib import tensorboard_log, wandb_log
+from domainbed.lib import errors, tensorboard_log, wandb_log
 
 # Where a launcher says what all jobs are to log to: the names, with blanks between them.
 VARIABLE = "DOMAINBED_LOG"
@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[[str, str, Mapping[str, Any], Mapping[str, Any]], Log]
 _PROBLEMS = {"tensorboard": tensorboard_log.problems, "wandb": wandb_log.problems}
 
 
-class LogError(RuntimeError):
+class LogError(errors.Failure):
     """A log cannot be begun; the message says what to do."""
 
 

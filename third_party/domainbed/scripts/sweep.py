@@ -87,6 +87,8 @@ class Job:
             gone = f"{job.output_dir}.deleted"
             try:
                 with job_lock.JobLock(job.output_dir, patience=0):
+                    # What an interrupted deletion has left.
+                    shutil.rmtree(gone, ignore_errors=True)
                     # Nobody finds half of it, and no table has a job that is being deleted.
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(job.output_dir, "results.jsonl"))
@@ -223,8 +225,10 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
-    check(args)
-    for note in checks.launch_notes(args) if args.command == "launch" else ():
+    with errors.refusing():
+        check(args)
+        notes = checks.launch_notes(args) if args.command == "launch" else []
+    for note in notes:
         print(f"sweep: {note}", file=sys.stderr)
     jobs = [Job(train_args, args.output_dir) for train_args in _args_list(args)]
     by_state = {
@@ -250,7 +254,9 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         scalar_logs.hand_on(args.log, args.output_dir)
-        return 1 if Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher]) else 0
+        with errors.refusing(begun=True):
+            failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
+        return 1 if failed else 0
     Job.delete(chosen)
     return 0
 
@@ -274,15 +280,15 @@ def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0; 1 after failed jobs; 2 after a wrong argument; 130 if interrupted, as a shell says it.
+    0; 1 after failed jobs or a failed launch; 2 after a wrong argument; 130 if interrupted, as a
+    shell says it.
     """
     args = build_parser().parse_args(argv)
     try:
-        with errors.refusing():
-            return run(args)
-    except errors.UsageError as error:
+        return run(args)
+    except (errors.UsageError, errors.Failure) as error:
         print(f"sweep: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, errors.UsageError) else 1
     except KeyboardInterrupt:
         print(
             "sweep: interrupted by Ctrl-C; jobs that ran are incomplete. Run delete_incomplete, "

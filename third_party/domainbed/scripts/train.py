@@ -144,10 +144,11 @@ def run(
     args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str], restart: bool
 ) -> None:
     """Check, load, train."""
-    check(args, log_to)
-    print_environment()
-    _print_sorted("Args:", vars(args))
     with stopping.StopSignals() as stop:
+        check(args, log_to)  # takes minutes where much data lies on a network
+        stop.check()
+        print_environment()
+        _print_sorted("Args:", vars(args))
         state = None if restart else resume.StateFile(args.output_dir).load()
         hparams = preparation.choose_hparams(args)
         _print_sorted("HParams:", hparams)
@@ -203,7 +204,7 @@ def _run_and_tell(
     except errors.UsageError as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
-    except (resume.ResumeError, scalar_logs.LogError) as error:
+    except errors.Failure as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     except stopping.Stopped as signal:
