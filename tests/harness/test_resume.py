@@ -268,6 +268,19 @@ class TestWithAQuickAlgorithm:
         aside = [json.loads(line)["step"] for line in (tmp_path / "results-1.jsonl").open()]
         assert aside == [0, 2]
 
+    def test_a_restarted_run_is_not_done_until_it_is(self, tmp_path):
+        assert train.main(quick(tmp_path)) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fakes.LinearSGD, "update", lambda self, *args: 1 / 0)
+            assert train.main(quick(tmp_path, "--restart")) == 1
+        assert not (tmp_path / "done").exists()
+
+    def test_what_a_restart_cannot_delete_is_told(self, tmp_path, capsys):
+        (tmp_path / "model_x.pkl").mkdir()
+        assert train.main(quick(tmp_path, "--restart")) == 1
+        said = capsys.readouterr().err
+        assert "Traceback" not in said and f"{tmp_path} cannot be written: " in said
+
     @pytest.mark.parametrize(
         ("more", "status"), [(["--hparams", "{"], 2), (["--hparams", '{"lr": "no rate"}'], 1)]
     )

@@ -7,6 +7,7 @@ process dies, the next one brings the files back in line with the state it goes 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -63,8 +64,19 @@ class Files:
         return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
 
     def begin_anew(self) -> None:
-        """Delete what an interrupted run left to go on from, and logs; set its records aside."""
-        folder = self._args.output_dir
+        """Delete what an earlier run left to go on from, and logs; set its records aside.
+
+        Raises:
+            ResumeError: something cannot be deleted.
+        """
+        with resume.told(self._args.output_dir):
+            self._clear(self._args.output_dir)
+        self._records, self._begins_at = "", 0
+
+    def _clear(self, folder: str) -> None:
+        # First of all: whatever comes in between, half a run must not pass for a whole one.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, "done"))
         resume.StateFile(folder).remove()
         scalar_logs.forget(folder)
         for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
@@ -74,7 +86,6 @@ class Files:
             numbers = itertools.count(1)
             aside = (os.path.join(folder, f"results-{number}.jsonl") for number in numbers)
             os.rename(self._records_path, next(path for path in aside if not os.path.exists(path)))
-        self._records, self._begins_at = "", 0
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record; `publish` writes it."""
