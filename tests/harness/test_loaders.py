@@ -82,8 +82,9 @@ def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeyp
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
 
 
-def test_a_loaders_process_ends_with_its_parent_even_if_that_was_killed_before_it_began():
-    """It has inherited the job's lock, and nobody else could go on with the job."""
+@pytest.mark.parametrize("workers", [1, 20])
+def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(workers):
+    """They have inherited the job's lock, and nobody else could go on with the job."""
     serve_on = stopping.serve_on
     reading, writing = os.pipe()
     trainer = os.fork()
@@ -91,14 +92,15 @@ def test_a_loaders_process_ends_with_its_parent_even_if_that_was_killed_before_i
         os.close(reading)
 
         def late(worker_id: int) -> None:
-            os.kill(os.getppid(), signal.SIGKILL)
+            if worker_id == workers - 1:
+                os.kill(parent, signal.SIGKILL)
             while os.getppid() == parent:
                 time.sleep(0.01)
             serve_on(worker_id)
 
         parent = os.getpid()
         stopping.serve_on = late
-        list(map(list, EvaluationBatches([numbered(0, 5)], 2, 1)))
+        list(map(list, EvaluationBatches([numbered(0, 5)], 2, workers)))
         os._exit(0)
     os.close(writing)
     assert os.waitstatus_to_exitcode(os.waitpid(trainer, 0)[1]) == -signal.SIGKILL

@@ -66,6 +66,14 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _exists(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except OSError:  # nobody, or somebody else's, who was given the number since
+        return False
+    return True
+
+
 def serve_on(worker_id: int) -> None:
     """Let a loader's process serve on when the whole group is told to stop, as SLURM does it.
 
@@ -79,7 +87,8 @@ def serve_on(worker_id: int) -> None:
     assert parent is not None, "to be called in a loader's process"
 
     def wait() -> None:
-        while parent.is_alive():
+        # The first looks at a pipe, of which loaders that were forked later have copies.
+        while parent.is_alive() and _exists(parent.pid):
             told = signal.sigtimedwait(SIGNALS, _LOOK_AFTER_PARENT_S)
             if told is not None and told.si_pid == parent.pid:
                 break
