@@ -59,14 +59,19 @@ def remember(
     With the folder ``root`` of all environments it is verified as ``carft data verify`` does,
     without decoding; else judged by its counts alone.
     """
+    _keep(hparams, dataset, Seen(environments))  # which is known even if judging fails
+    seen = _judged(dataset, environments, root)
+    _keep(hparams, dataset, seen)
+    return seen
+
+
+def _keep(hparams: Any, dataset: str, seen: Seen) -> None:
     _by_object.clear()
     _by_name.clear()
-    seen = _judged(dataset, environments, root)
     if hparams is None:
         _by_name[dataset] = seen
     else:
         _by_object[id(hparams)] = (hparams, seen)
-    return seen
 
 
 def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from data_trees import carft, even, grow, jpeg, only
@@ -121,9 +122,20 @@ def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, function, refuse)
     problems = verify.verify(str(root)).problems
-    assert "folders that cannot be read: 2 ('photo', 'art/cat')" in problems[-1]
+    assert "folders or links that cannot be read: 2 ('photo', 'art/cat')" in problems[-1]
     with pytest.raises(CarftError, match=r"photo cannot be read as a folder \(Permission denied\)"):
         verify.verify(str(root / "photo"))
+
+
+def test_links_in_circles_are_told_and_end_nothing(tmp_path):
+    root = grow(tmp_path, even(["cat", "dog"]))
+    for name in ("art/cat/round.jpg", "art/cat/round", "photo/round"):
+        (root / name).symlink_to(Path(name).name)
+    report = verify.verify(str(root))
+    assert report.verdict == "broken" and len(report.problems) == 2
+    assert "links to no picture: 1 ('art/cat/round.jpg')" in report.problems[0]
+    assert "folders or links that cannot be read: 1 ('photo/round')" in report.problems[1]
+    assert "no pictures by their name, and not read: 1 ('art/cat/round')" in report.notes[0]
 
 
 # Decoding

@@ -29,7 +29,8 @@ class Oddities:
     ``resource_forks`` (macOS's "._" files) have a picture's name and fail when read.
     ``other_files`` have none and are not read, as ``loose`` pictures, which are in no class folder.
     ``nested`` folders lie below a class; all pictures of an ``only_below`` class are in those.
-    ``loops`` are links to a folder above them, ``unreadable`` folders cannot be opened.
+    ``loops`` are links to a folder above them, ``unreadable`` folders that cannot be opened, and
+    links in the place of a folder that cannot be followed.
     """
 
     empty: list[str] = field(default_factory=list)
@@ -93,11 +94,22 @@ def _folders(root: Path, inside: str, odd: Oddities) -> list[str]:
     found = []
     with os.scandir(root / inside) as entries:
         for entry in entries:
-            if entry.is_dir():
+            is_folder = _is_folder(entry)
+            if is_folder:
                 found.append(entry.name)
+            elif is_folder is None:  # torchvision ends here
+                odd.unreadable.append(os.path.join(inside, entry.name))
             elif entry.name.lower().endswith(PICTURES):
                 odd.loose.append(os.path.join(inside, entry.name))
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Whether a folder is there; None for a link in circles, or to where one may not look."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return None
 
 
 def _pictures(
@@ -140,7 +152,7 @@ def _entries(folder: int, inside: str, odd: Oddities) -> tuple[list[str], list[s
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 below.append(name)
                 continue
             if not name.lower().endswith(PICTURES):

@@ -188,7 +188,7 @@ def _odd(found: listing.Listing, findings: Findings) -> None:
             "links to a folder above them, below which pictures are read again and again",
             "remove them",
         ): odd.loops,
-        ("folders that cannot be read", "mend their permissions"): odd.unreadable,
+        ("folders or links that cannot be read", "mend or delete them"): odd.unreadable,
     }
     for (what, remedy), paths in problems.items():
         if paths:

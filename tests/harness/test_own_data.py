@@ -280,6 +280,16 @@ def test_folders_that_cannot_be_read_are_named(pets, tmp_path, monkeypatch, caps
     assert "city cannot be read (Permission denied)" in capsys.readouterr().err
 
 
+def test_a_link_in_circles_is_named(pets, tmp_path, capsys):
+    for path in (pets / "city" / "round", pets / "round"):
+        path.symlink_to("round")
+        output = ["--output_dir", str(tmp_path / "out")]
+        assert train.main(["--algorithm", "Still", "--dataset", str(pets), *output]) == 2
+        said = capsys.readouterr().err
+        assert f"- The link {path} cannot be read (Too many levels of symbolic links): mend" in said
+        assert "Traceback" not in said
+
+
 # Jobs that are not of one kind
 
 

@@ -97,11 +97,18 @@ def problems(folder: str) -> list[str]:
 
 
 def _folders_in(path: str) -> list[str]:
+    at = path
     try:
-        found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        found = []
+        for entry in os.scandir(path):
+            at = entry.path
+            if entry.is_dir():
+                found.append(entry.name)
+        found.sort()
     except OSError as error:
+        what, remedy = ("folder", "its permissions") if at == path else ("link", "or delete it")
         raise errors.UsageError(
-            [f"The folder {path} cannot be read ({error.strerror}): mend its permissions."]
+            [f"The {what} {at} cannot be read ({error.strerror}): mend {remedy}."]
         ) from error
     stray = [name for name in found if STRAY.match(name)]
     if stray:
