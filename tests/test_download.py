@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -220,6 +221,35 @@ def test_a_file_put_there_by_hand_is_not_fetched(server, pacs, tmp_path):
     (archives / "PACS.zip").write_bytes(server.content)
     download.download("PACS", tmp_path)
     assert server.asked == [] and (tmp_path / "PACS" / "photo" / "dog" / "1.jpg").exists()
+
+
+def test_an_archive_of_another_edition_is_told_with_its_place(server, pacs, tmp_path):
+    archives = tmp_path / ".PACS.download" / "archives"
+    archives.mkdir(parents=True)
+    zipped(archives / "PACS.zip", ["PACS/photo/dog/1.jpg"])
+    with pytest.raises(CarftError, match="hold 'kfold', but holds PACS") as told:
+        download.download("PACS", tmp_path)
+    assert f"What was fetched is in {archives}: put others there" in str(told.value)
+    (archives / "PACS.zip").write_bytes(server.content)
+    assert download.download("PACS", tmp_path).verdict == "verified"
+
+
+def test_what_cannot_be_cleared_away_is_noted(server, pacs, tmp_path, monkeypatch):
+    """As a file that some process has open on NFS."""
+    archives = tmp_path / ".PACS.download" / "archives"
+    archives.mkdir(parents=True)
+    (archives / "PACS.zip").write_bytes(server.content)
+    os_rmdir = os.rmdir
+
+    def rmdir(path, **more):
+        if os.fspath(path) in ("archives", str(archives)):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+        os_rmdir(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    report = download.download("PACS", tmp_path)
+    assert report.verdict == "verified" and (tmp_path / "PACS" / "photo").is_dir()
+    assert report.notes[-1].startswith(f"{archives.parent} is not needed any more")
 
 
 def test_a_data_set_that_is_not_right_does_not_take_its_place(server, pacs, tmp_path):

@@ -62,8 +62,9 @@ def _download(name: str, data_dir: Path, fetch: Fetch, accept_different: bool) -
     report = verify.verify(name, work / "ready")
     _require_as_known(report, work, data_dir, accept_different)
     (work / "ready" / benchmark.folder).rename(target)
-    shutil.rmtree(work)
-    return dataclasses.replace(report, root=target)
+    shutil.rmtree(work, ignore_errors=True)
+    left = (f"{work} is not needed any more, but could not be deleted",) if work.exists() else ()
+    return dataclasses.replace(report, root=target, notes=(*report.notes, *left))
 
 
 def _make(benchmark: benchmarks.Benchmark, work: Path) -> None:
@@ -75,7 +76,15 @@ def _make(benchmark: benchmarks.Benchmark, work: Path) -> None:
             unpack.unpack(archive, unpacked)
         else:
             shutil.copy(archive, unpacked / source.file)
-    prepare.prepare(benchmark.name, unpacked, _cleared(work / "ready" / benchmark.folder))
+    try:
+        prepare.prepare(benchmark.name, unpacked, _cleared(work / "ready" / benchmark.folder))
+    except arrived.BadFile:
+        raise
+    except CarftError as error:
+        raise CarftError(
+            f"{error}. What was fetched is in {work / 'archives'}: put others there, or delete "
+            "what is to be fetched again, and run the command again"
+        ) from error
 
 
 def _require_as_known(

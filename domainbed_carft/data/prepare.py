@@ -158,7 +158,7 @@ def _link(source: Path, target: Path) -> None:
     except FileNotFoundError as error:
         raise CarftError(
             f"{source} is annotated but not in the archive of pictures; it is cut off or another "
-            "edition. Delete the archive and fetch it again"
+            "edition"
         ) from error
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
@@ -169,7 +169,7 @@ def _required(path: Path) -> Path:
         found = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise CarftError(
             f"the archive should hold {path.name!r}, but holds {', '.join(found) or 'nothing'}; it "
-            "is another edition than DomainBed's. `carft data verify` says how the folder must look"
+            "is another edition than DomainBed's"
         )
     return path
 
