@@ -152,3 +152,13 @@ def test_older_records_that_do_not_tell_the_protocol_stay_with_newer_ones(tmp_pa
     assert not collect_sweeps.collect(newer).document.sections["notes"]
     collect_sweeps.write_sweep(tmp_path / "third", ["ERM"], trials=1, protocol="host")
     assert titles(tmp_path) == ["protocol domainbed", "protocol host", "protocol not recorded"]
+
+
+def test_older_records_with_the_verdict_alone_stay_with_newer_ones(tmp_path):
+    """The digest of the counts was added to the verdict later."""
+    collect_sweeps.write_sweep(tmp_path / "older", ["ERM"], data_edition="differs")
+    collect_sweeps.write_sweep(tmp_path / "newer", ["ERM"], data_edition="differs: 1a2b3c4d")
+    assert titles(tmp_path) == [""]
+    collect_sweeps.write_sweep(tmp_path / "third", ["ERM"], data_edition="differs: 5e6f7a8b")
+    editions = ["differs", "differs: 1a2b3c4d", "differs: 5e6f7a8b"]
+    assert titles(tmp_path) == [f"data edition {edition}" for edition in editions]

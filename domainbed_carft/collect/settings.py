@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from domainbed_carft.observed import is_edition
+
 if TYPE_CHECKING:
     from domainbed_carft.collect.records import Planned, Run
 
@@ -18,12 +20,13 @@ ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fracti
 DEFAULT = "default"
 UNKNOWN = "not recorded"
 ENVIRONMENTS = "environments"
+EDITION = "data edition"
 # What can be left out of account by name, and how the names of parts begin.
 KINDS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ARGUMENTS},
     "hparams": ("hparam ",),
     "protocol": ("protocol", "hparam protocol"),
-    "data_edition": ("data edition", "hparam data_edition"),
+    "data_edition": (EDITION, "hparam data_edition"),
     "versions": ("version of ",),
 }
 
@@ -46,7 +49,7 @@ def of(
         parts["protocol"] = str(protocol)
     edition = edition or hparams.get("data_edition")
     if edition:
-        parts["data edition"] = str(edition)
+        parts[EDITION] = str(edition)
     return parts | {f"version of {name}": str(value) for name, value in sorted(versions.items())}
 
 
@@ -168,6 +171,9 @@ def _conflicts(ran: Sequence[_Job], waiting: Sequence[_Job]) -> list[str]:
             values = {value(setting, part) for setting in different}
             if part == "protocol" and values <= {UNKNOWN, "domainbed"}:
                 continue  # older records of other algorithms than ours do not tell it
+            if part == EDITION:
+                # Older records have the verdict alone, which any data of that verdict meets.
+                values = {v for v in values if not any(is_edition(v, w) for w in values - {v})}
             if part == ENVIRONMENTS:
                 values |= environments.setdefault(dataset, set())
                 environments[dataset] = values
@@ -204,7 +210,7 @@ def _notes(jobs: Sequence[_Job], ignored: tuple[str, ...]) -> Iterator[str]:
         if part == ENVIRONMENTS:  # each data set has its own, which name the columns
             continue
         # Each data set has an edition of its own.
-        apart = part == "data edition"
+        apart = part == EDITION
         for dataset in dict.fromkeys(name for name, _ in settings) if apart else [None]:
             words: dict[str, list[str]] = {}
             for (name, algorithm), different in settings.items():
