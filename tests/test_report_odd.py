@@ -13,6 +13,7 @@ import pytest
 import report_page
 from report_page import TABLE, record, report, write_incomplete, write_records
 
+from domainbed_carft import files
 from domainbed_carft.report import repeating
 
 
@@ -216,6 +217,14 @@ def test_pictures_of_what_was_left_out_need_something_left_out(tmp_path, capsys)
     words = ["--examples", "CARFT", "ERM"]
     assert report(tmp_path / "sweep", "-o", tmp_path / "report", *words) == 1
     assert "the jobs of --select in-domain left none out" in capsys.readouterr().err
+
+
+def test_a_report_that_found_no_room_at_all_can_be_made_anew(sweep, tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        full.setattr(files, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report(sweep, "-o", tmp_path / "report")
+    assert report(sweep, "-o", tmp_path / "report") == 0
 
 
 def test_no_record_is_told_and_leaves_no_page(tmp_path, capsys):

@@ -69,9 +69,10 @@ def write(folder: Path, content: Content) -> Path:
     html = page.render(content)
     earlier = set(_LINK.findall(_text(folder / INDEX)))
     try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if not (folder / INDEX).exists():
             _put(folder / INDEX, _BEGUN.encode())
+        (folder / FIGURES).mkdir(exist_ok=True)
         for drawn in _figures(content):
             _put(folder / FIGURES / f"{drawn.name}.svg", drawn.svg.encode())
             _put(folder / FIGURES / f"{drawn.name}.png", drawn.png)
