@@ -1,0 +1,73 @@
+"""Do upstream's own tests pass on our harness, unmodified?
+
+    python benchmarks/upstream_tests.py --upstream CHECKOUT
+
+The six test files of facebookresearch/DomainBed that need neither a GPU nor data, with the recorded
+sweep that two of them read, are copied beside a copy of our harness in a temporary folder, and run
+there by unittest, with the plugin switched off and on. DATA_DIR is set to an empty folder: without
+it upstream skips a launch, which reads no data. Needs `pip install parameterized`, which upstream's
+tests import. Exit status 1 if a test fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HARNESS = Path(__file__).resolve().parents[1] / "third_party" / "domainbed"
+MODULES = (
+    "lib.test_misc",
+    "lib.test_query",
+    "test_model_selection",
+    "test_hparams_registry",
+    "scripts.test_sweep",
+    "scripts.test_collect_results",
+)
+
+
+def main() -> int:
+    """Run them and print a line each; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--upstream", type=Path, required=True, help="a checkout of DomainBed")
+    upstream = parser.parse_args().upstream / "domainbed"
+    good = True
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "domainbed"
+        shutil.copytree(HARNESS, copy)
+        for name in ("test", "misc"):
+            shutil.copytree(upstream / name, copy / name)
+        for plugin in ("off", "on"):
+            for module in MODULES:
+                ran, skipped, words = run(Path(folder), module, plugin == "off")
+                print(f"plugin {plugin:3}  {module:28} {ran:3} run, {skipped} skipped: {words}")
+                good &= words == "OK"
+    return 0 if good else 1
+
+
+def run(folder: Path, module: str, without_plugin: bool) -> tuple[int, int, str]:
+    """Tests run and skipped, and unittest's verdict."""
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    # Upstream's tests call `python`, which has to be this one.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    env = {**os.environ, "DATA_DIR": str(data), "PATH": path}
+    if without_plugin:
+        env["DOMAINBED_CARFT_DISABLE"] = "1"
+    command = [sys.executable, "-m", "unittest", f"domainbed.test.{module}"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    ran = re.search(r"^Ran (\d+) test", done.stderr, re.MULTILINE)
+    skipped = re.search(r"skipped=(\d+)", done.stderr)
+    if done.returncode or ran is None:
+        print(done.stdout[-3000:], done.stderr[-3000:], sep="\n", file=sys.stderr)
+    words = "OK" if done.returncode == 0 and ran else f"failed, status {done.returncode}"
+    return int(ran[1]) if ran else 0, int(skipped[1]) if skipped else 0, words
+
+
+if __name__ == "__main__":
+    sys.exit(main())
