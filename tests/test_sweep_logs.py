@@ -60,9 +60,10 @@ def launched(tmp_path, monkeypatch):
 
 def test_the_jobs_are_told_and_are_the_same_jobs(launched):
     plain = launched(*FLAGS)
-    told = launched(*FLAGS, "--log", "tensorboard", "wandb", "--keep_weights", "none")
+    told = launched(*FLAGS, "--log", "tensorboard", "wandb", "--keep_weights", "none",
+                    "--skip_training_in_splits")  # fmt: skip
     variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "my sweep"}
-    variables["DOMAINBED_KEEP_WEIGHTS"] = "none"
+    variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1"}
     assert len(plain) == 3 and all(Command(one).environment == {} for one in plain)
     assert all(Command(one).environment == variables for one in told)
     assert [Command(one).arguments for one in told] == [Command(one).arguments for one in plain]

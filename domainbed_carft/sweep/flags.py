@@ -68,12 +68,17 @@ def add_launchers(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """What jobs keep beside their records, which is no part of what they are."""
+def add_extent(parser: argparse.ArgumentParser) -> None:
+    """What jobs keep beside their records and evaluate, which is no part of what they are."""
     parser.add_argument(
         "--keep_weights", choices=("both", "last", "best", "none"),
         help="weights that jobs started now keep: the last, those that validation selects, both or "
         "none (default: what DOMAINBED_KEEP_WEIGHTS says, else both)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--skip_training_in_splits", action="store_true",
+        help="jobs started now leave out the accuracies on the training environments' in-splits: "
+        "most of the evaluation, and no selection uses them",
     )  # fmt: skip
 
 

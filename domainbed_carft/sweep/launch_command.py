@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RUN_HERE = ("local", "pool")
-KEEP_WEIGHTS = "DOMAINBED_KEEP_WEIGHTS"  # read by our train
+# Read by our train.
+KEEP_WEIGHTS = "DOMAINBED_KEEP_WEIGHTS"
+SKIP_IN_SPLITS = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
 EMBEDDED = "embedded"  # what stands for a data folder where all pictures are in the package
 
 HOW_TO_MEASURE = (
@@ -54,8 +56,9 @@ def launch(arguments: argparse.Namespace) -> int:
         if one.absent:
             print(f"{one}; the jobs look at it where they run.", file=sys.stderr)
     chosen = launching.needed(statuses, arguments.unknown)
-    kept = arguments.keep_weights
+    kept, skips = arguments.keep_weights, arguments.skip_training_in_splits
     environment = {KEEP_WEIGHTS: kept} if kept else {}
+    environment |= {SKIP_IN_SPLITS: "1"} if skips else {}
     environment |= logs.environment(arguments.log or (), arguments.output_dir)
     print(f"{declared.name}: {text.number(len(statuses), 'job')}: {text.counted(statuses)}.")
     _tell_of_others(statuses, arguments)

@@ -42,7 +42,7 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         "--unknown", action="store_true",
         help="also launch jobs that another tool began; see first that none of them runs",
     )  # fmt: skip
-    flags.add_weights(parser)
+    flags.add_extent(parser)
     flags.add_logs(parser)
     flags.add_launchers(parser)
     flags.add_domainbeds(parser)

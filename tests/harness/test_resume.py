@@ -339,7 +339,7 @@ class TestWithAQuickAlgorithm:
         assert steps == [0, 2, 4, 6]
 
     def test_best_weights_that_were_not_kept_are_told(self, tmp_path, capsys):
-        self.stopped(tmp_path, "--keep_weights", "last")
+        self.stopped(tmp_path, "--keep_weights", "last", "--skip_training_in_splits")
         assert train.main(quick(tmp_path, "--keep_weights", "both")) == 0
         told = "Warning: the best weights so far, of step 0, were not kept."
         assert told in capsys.readouterr().out

@@ -37,7 +37,7 @@ def test_a_run_leaves_what_upstreams_leaves(golden, tmp_path, capsys):
     found = records(tmp_path)
     for record in found:
         assert isinstance(record.pop("step_time"), float)
-        for ours in ("output_dir", "workers", "keep_weights"):
+        for ours in ("output_dir", "workers", "keep_weights", "skip_training_in_splits"):
             del record["args"][ours]
     assert found == expected["records"]
     # And the best weights, which upstream does not keep.
@@ -66,6 +66,25 @@ def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, c
     for warning, name in zip(warnings, ("'0'", "'2'"), strict=True):
         assert f"environment {name} has 13 items" in warning
         assert "batch size 64" in warning
+
+
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_without_the_training_in_splits_all_else_is_the_same(tmp_path, monkeypatch, by_flag):
+    """EmojiStyles, since its pictures are augmented in evaluation as upstream does it."""
+    arguments = ["--dataset", "EmojiStyles", "--algorithm", "Still", "--steps", "2"]
+    arguments += ["--hparams", '{"batch_size": 2}', "--test_envs", "1"]
+    assert run(tmp_path / "all", *arguments) == 0
+    if not by_flag:
+        monkeypatch.setenv("DOMAINBED_SKIP_TRAINING_IN_SPLITS", "1")
+    skip = ["--skip_training_in_splits"] if by_flag else []
+    assert run(tmp_path / "some", *arguments, *skip) == 0
+    for every, some in zip(records(tmp_path / "all"), records(tmp_path / "some"), strict=True):
+        for index in (0, 2, 3):
+            del every[f"env{index}_in_acc"]
+        for record in (every, some):
+            for name in ("step_time", "args"):
+                record.pop(name, None)
+        assert some == every and {"env1_in_acc", "env0_out_acc"} < some.keys()
 
 
 def test_there_is_no_warning_without_need(tmp_path, capsys):

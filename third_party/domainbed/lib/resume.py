@@ -20,7 +20,7 @@ NAME = "state.pt"
 # Arguments that do not change the result, so that a run may go on with others.
 _INDIFFERENT = (
     *("output_dir", "data_dir", "workers"),
-    *("skip_model_save", "save_model_every_checkpoint", "keep_weights"),
+    *("skip_model_save", "save_model_every_checkpoint", "keep_weights", "skip_training_in_splits"),
 )
 
 

@@ -71,7 +71,8 @@ class Run:
         self._warn_of_small_environments(environments, training)
         self.minibatches = self._endless([environments[i].in_split for i in training])
         self.unlabeled = self._endless(unlabeled) if args.task == "domain_adaptation" else None
-        self.splits_to_evaluate = named_splits(environments, unlabeled)
+        self.splits = named_splits(environments, unlabeled)
+        self.skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in environments)
         self.steps_per_epoch = smallest / hparams["batch_size"]
@@ -205,7 +206,9 @@ class Run:
 
         When it is stopped half-way it is as if it had not begun.
         """
-        names, data = zip(*self.splits_to_evaluate.items(), strict=True)
+        # An empty one stands in for what is skipped: what is drawn for a picture depends on the
+        # place of its split.
+        data = [[] if name in self.skipped else split for name, split in self.splits.items()]
         key = (self.args.seed % 2**64, step)
         passes = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers, key)
         before = drawing.get_states()
@@ -214,7 +217,8 @@ class Run:
                 f"{name}_acc": misc.accuracy(
                     self.algorithm, self._until_stopped(batches), None, self.device
                 )
-                for name, batches in zip(names, passes, strict=True)
+                for name, batches in zip(self.splits, passes, strict=True)
+                if name not in self.skipped
             }
         except stopping.Stopped:
             drawing.set_states(before)
@@ -239,7 +243,7 @@ class Run:
 
     def _same_as_before(self) -> dict[str, dict[str, Any]]:
         """What has to be equal, by what it is called in a message."""
-        sizes = {name: len(split) for name, split in self.splits_to_evaluate.items()}
+        sizes = {name: len(split) for name, split in self.splits.items()}
         arguments = resume.identity(vars(self.args))
         hparams = {name: misc.plain(value) for name, value in self.hparams.items()}
         return {"arguments": arguments, "hyperparameters": hparams, "data": sizes}

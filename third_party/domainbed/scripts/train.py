@@ -1,7 +1,8 @@
 """Train one algorithm on one data set: `python -m domainbed.scripts.train --help`.
 
 Flags, their defaults and the printed text are those of upstream file domainbed/scripts/train.py
-at b93c22a; `--workers`, `--keep_weights`, `--log` and `--restart` are ours.
+at b93c22a; `--workers`, `--skip_training_in_splits`, `--keep_weights`, `--log` and
+`--restart` are ours.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from domainbed.lib import (
     stopping,
     training,
 )
+
+# Where a launcher says that all jobs are to evaluate less.
+SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,6 +103,13 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="processes that load data, 0 for none; default: the data set's own number, at most "
         "one a CPU; changes no result",
+    )
+    parser.add_argument(
+        "--skip_training_in_splits",
+        action="store_true",
+        default=os.environ.get(SKIP_VARIABLE) == "1",
+        help="leave accuracies on the training environments' in-splits out of the records: most of "
+        f"the evaluation, and no selection uses them; ${SKIP_VARIABLE}=1 says it for all jobs",
     )
 
 
