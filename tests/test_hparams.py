@@ -1,8 +1,11 @@
 """Defaults, draws and refusals of the hyperparameters."""
 
 import json
+from pathlib import Path
 
 import pytest
+from domainbed import hparams_registry
+from domainbed.lib import misc
 
 from domainbed_carft import hparams
 from domainbed_carft.arguments import check_hparams
@@ -59,6 +62,15 @@ def test_draws_depend_on_the_seed_stay_in_range_and_move_no_other():
 
     seed = int(hashlib.md5(b"(7, 'lr')").hexdigest(), 16) % 2**31
     assert drawn[7]["lr"] == 10 ** np.random.RandomState(seed).uniform(-6, -4.5)
+
+
+def test_defaults_and_draws_on_our_harness_are_those_on_upstreams():
+    golden = Path(__file__).parent / "golden" / "upstream" / "hparams_carft.json"
+    for dataset, expected in json.loads(golden.read_text()).items():
+        assert hparams_registry.default_hparams("CARFT", dataset) == expected["default"]
+        for draw in expected["random"]:
+            seed = misc.seed_hash(*draw["seeds"])
+            assert hparams_registry.random_hparams("CARFT", dataset, seed) == draw["hparams"]
 
 
 def test_every_hparam_says_why():

@@ -74,19 +74,29 @@ def seed_hashes() -> list[dict[str, Any]]:
 
 def hparams() -> dict[str, Any]:
     """ERM's hyperparameters, whose names are those of any algorithm without entries of its own."""
+    return _hparams("ERM")
+
+
+def hparams_carft() -> dict[str, Any]:
+    """CARFT's on upstream's registry, to which this package's plugin has added them."""
+    return _hparams("CARFT")
+
+
+def _hparams(algorithm: str) -> dict[str, Any]:
     registry, misc = upstream("hparams_registry"), upstream("lib.misc")
     result: dict[str, Any] = {}
     for dataset in cases.HPARAMS_DATASETS:
         drawn = [
             {
                 "seeds": seeds,
-                "hparams": registry.random_hparams("ERM", dataset, misc.seed_hash(*seeds)),
+                "hparams": registry.random_hparams(algorithm, dataset, misc.seed_hash(*seeds)),
             }
             for seeds in cases.HPARAMS_SEEDS
         ]
         for entry in drawn:
             entry["hparams"] = {k: plain(v) for k, v in entry["hparams"].items()}
-        result[dataset] = {"default": registry.default_hparams("ERM", dataset), "random": drawn}
+        default = registry.default_hparams(algorithm, dataset)
+        result[dataset] = {"default": default, "random": drawn}
     return result
 
 
@@ -268,7 +278,7 @@ def main() -> None:
 
     args.output.mkdir(parents=True, exist_ok=True)
     of_models = (models.networks, models.erm_steps, models.digits)
-    for compute in (seed_hashes, hparams, jobs, splits, train_run, *of_models):
+    for compute in (seed_hashes, hparams, hparams_carft, jobs, splits, train_run, *of_models):
         write_json(args.output / f"{compute.__name__}.json", compute())
     for kind in synthetic.KINDS:
         with tempfile.TemporaryDirectory() as folder:
