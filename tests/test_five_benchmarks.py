@@ -265,8 +265,8 @@ def assert_table(capsys, folder, name):
         assert row.count("+/- ") == len(LABELS[name].split())
 
 
-def marked(name, test_env, by_default):
-    return pytest.param(name, test_env, marks=() if by_default else pytest.mark.slow)
+def marked(*values, by_default):
+    return pytest.param(*values, marks=() if by_default else pytest.mark.slow)
 
 
 # Whole sets
@@ -339,11 +339,12 @@ def test_trained_and_tabulated(tree, name, test_env, tmp_path, capsys, evaluated
     assert row.split()[1 + 3 * test_env] == f"{own:.1f}"
 
 
-def test_swept(tree, tmp_path, capsys):
-    """VLCS by commands alone: a sweep whose jobs leave each environment out, and its table."""
-    made, output = tree("VLCS"), tmp_path / "a sweep"
+@pytest.mark.parametrize("name", [marked(name, by_default=name == "VLCS") for name in LABELS])
+def test_swept(tree, name, tmp_path, capsys):
+    """By commands alone: a sweep whose jobs leave each environment out, and its table."""
+    made, output = tree(name), tmp_path / "a sweep"
     arguments = [
-        *("launch", "--datasets", "VLCS", "--algorithms", "CARFT", "--data_dir", str(made.data)),
+        *("launch", "--datasets", name, "--algorithms", "CARFT", "--data_dir", str(made.data)),
         *("--output_dir", str(output), "--command_launcher", "local", "--single_test_envs"),
         *("--n_hparams", "1", "--n_trials", "1", "--steps", "2", "--hparams", HPARAMS),
     ]
@@ -356,11 +357,12 @@ def test_swept(tree, tmp_path, capsys):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     records = reporting.load_records(str(output))
-    assert sorted(r["args"]["test_envs"] for r in records) == [[i] for i in range(4) for _ in "01"]
+    targets = [[i] for i in range(len(made.sizes)) for _ in "01"]
+    assert sorted(r["args"]["test_envs"] for r in records) == targets
     for record in records:
         assert record["data_edition"].startswith("differs: ")
         assert_all_was_evaluated(record, made.sizes)
-    assert_table(capsys, output, "VLCS")
+    assert_table(capsys, output, name)
 
 
 # Broken sets
