@@ -100,7 +100,7 @@ class CLIPAlgorithm(Algorithm):
         self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
         protocol = images.followed_protocol(self.hparams["protocol"], seen.environments)
         self.hparams["protocol"] = protocol
-        print(f"CLIP protocol: {protocol} ({images.PROTOCOLS[protocol]})")
+        print(f"CLIP protocol: {images.described(protocol)}")
         return images.normalisation(seen.environments)
 
     def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft import prompts
 from domainbed_carft.errors import CarftError
-from domainbed_carft.hparams import HPARAMS
+from domainbed_carft.hparams import ALGORITHMS, HPARAMS, overlay
 from domainbed_carft.observed import Seen, is_edition
 
 if TYPE_CHECKING:
@@ -53,19 +54,49 @@ def check_hparams(hparams: Mapping[str, Any]) -> list[str]:
     valid = _OURS | _host_keys
     unread = sorted(set(hparams) - valid)
     problems = [p for key in unread for p in _unknown(key, sorted(valid))]
-    for h in HPARAMS:
-        if h.name not in hparams:
-            problems.append(f"hparam {h.name!r} is missing, expected {h.expected}")
-        elif not h.valid(hparams[h.name]):
-            problems.append(f"{h.name} is {hparams[h.name]!r}, expected {h.expected}")
-    if not problems and hparams["warmup_steps"] >= hparams["total_steps"]:
+    missing = [h for h in HPARAMS if h.name not in hparams]
+    problems += [f"hparam {h.name!r} is missing, expected {h.expected}" for h in missing]
+    problems += _value_problems(hparams)
+    if problems:
+        raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
+    return unread
+
+
+def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values that a user ``given`` to one of our algorithms.
+
+    What our harness asks before it loads anything; of ``batch_size`` it tells by itself.
+    """
+    if algorithm not in ALGORITHMS:
+        return []
+    values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}
+    values |= {name: value for name, value in given.items() if name != "batch_size"}
+    return [f"--hparams: {problem}." for problem in _value_problems(values)]
+
+
+def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
+    wrong = {h.name: h for h in HPARAMS if h.name in hparams and not h.valid(hparams[h.name])}
+    problems = [f"{name} is {hparams[name]!r}, expected {h.expected}" for name, h in wrong.items()]
+    for name, find in (("clip_backbone", _find_backbone), ("contexts", prompts.contexts)):
+        if name in hparams and name not in wrong:
+            try:
+                find(hparams[name])
+            except CarftError as error:
+                problems.append(str(error))
+    both = {"warmup_steps", "total_steps"} <= hparams.keys() - wrong.keys()
+    if both and hparams["warmup_steps"] >= hparams["total_steps"]:
         problems.append(
             f"warmup_steps is {hparams['warmup_steps']}, expected fewer than total_steps = "
             f"{hparams['total_steps']}, else the rate never reaches lr; set both"
         )
-    if problems:
-        raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
-    return unread
+    return problems
+
+
+def _find_backbone(name: str) -> None:
+    from domainbed_carft import backbone  # which takes the seconds of importing torch
+
+    if name not in backbone.OPENAI_WEIGHTS:  # these may have to be downloaded, in their turn
+        backbone.locate(name)
 
 
 def _unknown(key: str, valid: Sequence[str]) -> list[str]:

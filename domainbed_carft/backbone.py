@@ -91,7 +91,7 @@ def load(name: str) -> Backbone:
     Raises CarftError for an unknown name, a failed download (saying what to put where), a wrong
     SHA-256, and a file that is no CLIP.
     """
-    path, expected = _locate(name)
+    path, expected = locate(name)
     digest = sha256(path)
     if expected and digest != expected:
         raise CarftError(
@@ -152,7 +152,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _locate(name: str) -> tuple[Path, str | None]:
+def locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name`` and the SHA-256 it must have, None where any will do."""
     if name == "tiny" or name in OPENAI_WEIGHTS:
         path, sha = _published(name)

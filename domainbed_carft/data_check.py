@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import benchmarks
 from domainbed_carft.arguments import UNCHECKED
 from domainbed_carft.errors import CarftError
+from domainbed_carft.hparams import ALGORITHMS
 from domainbed_carft.plugin import SWITCH, finder
 
 if TYPE_CHECKING:
     from domainbed_carft.data.verify import Report
+
+# How a command line asks our algorithms to train on what is refused.
+BY_FLAG = f"""--hparams '{{"data_edition": "{UNCHECKED}"}}'"""
 
 # What was found last, and where, for a job asks more than once and a large set takes seconds.
 _last: dict[tuple[str, Path], Report] = {}
@@ -49,25 +53,58 @@ def _examined(name: str, folder: str | Path) -> Report:
     return verify.examine(name, Path(folder))
 
 
-def refusals(name: str, folder: str, hparams: Mapping[str, Any]) -> list[str]:
-    """Why no job of these hparams should be trained on that data; what our harness asks."""
+def refusals(
+    folders: Mapping[str, str], algorithms: Sequence[str], hparams: Mapping[str, Any]
+) -> list[str]:
+    """Why no job of these should be trained on that data; what our harness asks.
+
+    ``folders`` are those of the environments, by the data sets' names.
+    """
     if hparams.get("data_edition") == UNCHECKED:
         return []
-    try:
-        problems = report(name, folder).problems
-    except CarftError as error:
-        return [f"{error}."]
-    return [refusal(name, folder, problems)] if problems else []
+    unread, broken = [], []
+    for name, folder in folders.items():
+        try:
+            problems = report(name, folder).problems
+        except CarftError as error:
+            unread.append(f"{error}.")
+            continue
+        if problems:
+            broken.append(refusal(name, folder, problems))
+    return unread + with_remedy(broken, {name in ALGORITHMS for name in algorithms})
 
 
 def refusal(name: str, folder: str | Path, problems: Sequence[str]) -> str:
-    """That data is broken, by which problems, and what to do."""
+    """That data is broken, and by which problems."""
     return (
         f"The data of {name} in {folder} is broken: {'; '.join(problems)}. "
-        f"{_verify(name, folder)} says more. To train on it as it is: {_without_us()} in the "
-        "environment leaves domainbed-carft out, and with it this check and its algorithms; these "
-        f"take the hparam data_edition {UNCHECKED!r}."
+        f"{_verify(name, folder)} says more."
     )
+
+
+def with_remedy(
+    told: Sequence[str], are_ours: Collection[bool], setting: str = BY_FLAG
+) -> list[str]:
+    """The refusals ``told``, of which the last one says how to train nevertheless.
+
+    ``are_ours`` says of the algorithms whether they are ours, ``setting`` how these are told.
+    """
+    if not told:
+        return []
+    variables = (
+        f"{_without_us()} in the environment, which leaves domainbed-carft out, and with it this "
+        "check"
+    )
+    if False not in are_ours:
+        way = setting
+    elif True not in are_ours:
+        way = variables
+    else:
+        way = (
+            f"launched apart, the algorithms of domainbed-carft with {setting}, and the others "
+            f"with {variables}"
+        )
+    return [*told[:-1], f"{told[-1]} To train on it as it is: {way}."]
 
 
 def _without_us() -> str:

@@ -29,6 +29,12 @@ PROTOCOLS = {
 }
 
 
+def described(protocol: str) -> str:
+    """A preset in words; of one that is chosen in place of DomainBed's, that one's as well."""
+    replaced = f", in place of domainbed's ({PROTOCOLS['domainbed']})" * (protocol == "clip")
+    return f"{protocol} ({PROTOCOLS[protocol]}){replaced}"
+
+
 class CLIPInput(nn.Module):
     """From the data set's pictures to CLIP's: undo one normalisation, resize, apply the other.
 

@@ -13,6 +13,7 @@ def defaults():
 
 def test_all_problems_come_at_once_with_the_valid_names():
     values = {**defaults(), "kl_wieght": 3.0, "lr": 0, "amp": "fp16", "head_init": None}
+    values["clip_backbone"] = "nope"
     del values["grad_clip"]
     with pytest.raises(CarftError) as caught:
         arguments.check_hparams(values)
@@ -23,6 +24,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
         "amp is 'fp16', expected one of 'off', 'bf16'",
         "head_init is None",
         "'grad_clip' is missing",
+        "clip_backbone is 'nope', which is neither a file nor one of: tiny, RN50",
         "Valid hparams: amp, batch_size",
     ):
         assert part in message

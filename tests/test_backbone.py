@@ -61,7 +61,7 @@ def test_half_precision_files_become_float32(tmp_path):
 def test_tiny_is_a_clip_that_openais_own_package_reads():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs, _ = clip.load(str(backbone._locate("tiny")[0]), device="cpu")
+        theirs, _ = clip.load(str(backbone.locate("tiny")[0]), device="cpu")
     ours = backbone.load("tiny")
     picture = torch.rand(2, 3, 48, 48)
     with torch.no_grad():

@@ -56,7 +56,9 @@ def test_the_harness_refuses_it_whatever_the_algorithm(pacs, tmp_path):
         assert problem.startswith(f"- The data of PACS in {pacs} is broken: no environment 'art_")
         assert "'pacs_art' would be read as environment" in problem
         assert f"`carft data verify PACS --data_dir '{tmp_path}/it'\"'\"'s data'`" in problem
-        assert "DOMAINBED_CARFT_DISABLE=1" in problem and "'unchecked'" in problem
+        ours = """To train on it as it is: --hparams '{"data_edition": "unchecked"}'."""
+        assert (ours in problem) == (algorithm == "CARFT")
+        assert ("DOMAINBED_CARFT_DISABLE=1" in problem) == (algorithm != "CARFT")
         left = {path.name for path in (tmp_path / "job").iterdir()}
         assert left == {"err.txt", "out.txt"}
         assert (tmp_path / "job" / "err.txt").read_text() == done.stderr
@@ -116,6 +118,7 @@ def test_the_data_of_a_users_class_is_refused_when_its_folder_is_known(tmp_path)
     done = python("-c", code, *given, "--output_dir", tmp_path / "job", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"- The data of Mine in {root} is broken: empty files" in done.stderr
+    assert "DOMAINBED_CARFT_DISABLE=1" in done.stderr and "unchecked" not in done.stderr
     (root / "b" / "cat" / "empty.png").unlink()
     done = python("-c", code, *given, "--output_dir", tmp_path / "job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -198,6 +201,37 @@ def test_the_record_of_any_algorithm_has_the_verdict_and_the_preset(tmp_path):
 
 
 # Other errors of ours, on the harness
+
+
+def test_all_mistakes_in_values_are_told_at_once_before_anything_is_loaded(tmp_path):
+    wrong = {"lr": "a", "kl_weight": -3, "clip_backbone": "nope", "kl_weigth": 3, "batch_size": 0}
+    wrong |= {"contexts": "no.txt", "warmup_steps": 101}
+    given = ["--dataset", "EmojiStyles", "--hparams", json.dumps(wrong)]
+    done = train(tmp_path, *given, algorithm="CARFT")
+    assert done.returncode == 2 and "HParams" not in done.stdout
+    first, *problems = done.stderr.splitlines()
+    assert first == "train: error: 7 problems, nothing was run" and len(problems) == 7
+    for part in (
+        "- --hparams: batch_size must be a whole number of at least 1, not 0.",
+        "- --hparams: hyperparameter of CARFT not found: kl_weigth. Nearest: kl_weight",
+        "- --hparams: lr is 'a', expected a number > 0.",
+        "- --hparams: kl_weight is -3, expected a number >= 0.",
+        "- --hparams: clip_backbone is 'nope', which is neither a file nor one of: tiny, RN50, ",
+        "- --hparams: contexts is 'no.txt', which is neither a shipped list",
+        "- --hparams: warmup_steps is 101, expected fewer than total_steps = 101",
+    ):
+        assert any(problem.startswith(part) for problem in problems), (part, problems)
+
+
+def test_the_harness_sweep_tells_wrong_values_once_and_deletes_all_the_same(tmp_path):
+    given = ["--algorithms", "CARFT", "CLIPZeroShot", "--datasets", "EmojiStyles", "--data_dir"]
+    given += [".", "--output_dir", "out", "--command_launcher", "dummy", "--skip_confirmation"]
+    given += ["--hparams", '{"lr": "a"}']
+    command = ["-m", "domainbed.scripts.sweep"]
+    done = python(*command, "launch", *given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == ["- --hparams: lr is 'a', expected a number > 0."]
+    assert python(*command, "delete_incomplete", *given, cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,9 @@ def test_emoji_styles_follows(random_tiny, capsys):
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)
     x = dataset[0][0][0][None]
     assert torch.equal(algorithm.input(x), x)  # nothing to undo
-    assert "CLIP protocol: clip (training: bicubic crop" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "CLIP protocol: clip (training: bicubic crop" in said
+    assert ", in place of domainbed's (training: crop of 70 to 100%, flip, colour" in said
 
 
 @pytest.mark.parametrize(

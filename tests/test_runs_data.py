@@ -139,7 +139,12 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
     with pytest.raises(CarftError, match=r"does not say by which .*'test_envs': \[\[0\]\]"):
         data.splits(opened())
     content["args"]["test_envs"] = [0]
-    with pytest.raises(CarftError, match="cannot be read from .*There is no folder.*and was moved"):
+    gone = r" cannot be read \(no --data_dir was given\): There is no folder .* and was moved"
+    with pytest.raises(CarftError, match=gone):
+        data.splits(opened(dataset=str(tmp_path / "gone")))
+    content["args"]["data_dir"] = str(tmp_path)
+    gone = f" cannot be read from {tmp_path}: There is no folder"
+    with pytest.raises(CarftError, match=gone):
         data.splits(opened(dataset=str(tmp_path / "gone")))
     with pytest.raises(CarftError, match="data set PACS .* from /nowhere: .*/nowhere/PACS"):
         data.splits(opened(dataset="PACS"), "/nowhere")

@@ -41,16 +41,64 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("launcher", [("local",), ("pool",), ("dummy",), ("local", "--dry-run")])
+@pytest.mark.parametrize("launcher", ["local", "pool", "dummy"])
 def test_broken_data_is_refused_before_the_first_job(data, capsys, launcher):
     shutil.rmtree(data / "PACS" / "photo")
-    more = ["--data_dir", data, "--launcher", *launcher]
+    more = ["--data_dir", data, "--launcher", launcher]
     for algorithms in (("CARFT",), ("ERM",)):
         status, out, err = carft(capsys, ["VLCS", "PACS"], *more, algorithms=algorithms)
         assert status == 1 and "2 problems, nothing was done" in err
         assert f"- The data of VLCS in {data}/VLCS is broken: the folder '__MACOSX'" in err
         assert f"- The data of PACS in {data}/PACS is broken: no environment 'photo'" in err
         assert "jobs" not in out and not (data.parent / "out").exists()
+        first, last = err.splitlines()[1:]  # the remedy is told once
+        ours = """To train on it as it is: --hparams '{"data_edition": "unchecked"}'."""
+        variables = "To train on it as it is: DOMAINBED_CARFT_DISABLE=1 PYTHONPATH="
+        assert "as it is" not in first
+        assert (ours in last) == (algorithms == ("CARFT",)) == (variables not in last)
+
+
+def test_a_sweep_of_ours_and_others_is_told_both_remedies(data, capsys):
+    given = ["--algorithms", "ERM", "CARFT", "--datasets", "VLCS", "--single_test_envs"]
+    given += ["--data_dir", str(data), "--output_dir", "out"]
+    assert cli.main(["sweep", "launch", *given]) == 1
+    carfts = capsys.readouterr().err
+    given += ["--command_launcher", "dummy", "--skip_confirmation"]
+    assert harness_sweep.main(["launch", *given]) == 2
+    for err in (carfts, capsys.readouterr().err):
+        apart = "as it is: launched apart, the algorithms of domainbed-carft with --hparams '{"
+        assert apart in err and "and the others with DOMAINBED_CARFT_DISABLE=1" in err
+
+
+def test_a_declared_sweep_is_told_what_to_declare(data, capsys):
+    text = "name: x\ndatasets: [VLCS]\nalgorithms: [CARFT]\n"
+    (data.parent / "x.yaml").write_text(text)
+    command = ["sweep", "launch", "x.yaml", "--data_dir", str(data), "--output_dir", "out"]
+    assert cli.main(command) == 1
+    assert "as it is: hparams: {data_edition: unchecked} in the decl" in capsys.readouterr().err
+    (data.parent / "x.yaml").write_text(f"{text}hparams: {{data_edition: unchecked}}\n")
+    assert cli.main([*command, "--launcher", "dummy"]) == 0
+
+
+def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
+    given = ["--data_dir", data, "--dry-run"]
+    status, out, err = carft(capsys, ["VLCS", "PACS"], *given)
+    assert status == 1 and "1 problem, nothing was done" in err and "__MACOSX" in err
+    assert "Data: VLCS: broken.\n" in out and "Data: PACS: differs: " in out
+    assert "8 jobs: 8 not launched" in out and "40,008" in out  # steps of both
+    status, out, err = carft(capsys, ["VLCS", "PACS"], *given, "--launcher", "poool")
+    assert status == 1 and "2 problems" in err and not out
+    assert not (data.parent / "out").exists()
+
+
+def test_a_data_folder_is_asked_for_only_where_it_is_needed(data, capsys, monkeypatch):
+    grow(data.parent / "pets", ("a", "b"), ("cat", "dog"), 2)
+    (data.parent / "datasets.txt").write_text("Pets = pets\n")
+    for names in (["./pets"], ["Pets"], ["./pets", "EmojiStyles"], ["Debug28"]):
+        status, out, err = carft(capsys, names, "--launcher", "dummy")
+        assert status == 0 and " --data_dir . --dataset " in out, err
+    status, _, err = carft(capsys, ["./pets", "RotatedMNIST"])
+    assert status == 1 and "--data_dir is missing" in err
 
 
 def test_all_mistakes_and_all_data_are_told_at_once(data, capsys):

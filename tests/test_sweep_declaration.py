@@ -155,6 +155,14 @@ compare_with: [CARFT]
         (SMALLEST + "grid: {lr: []}", "x.yaml:4: grid.lr: it is empty, expected a list of diff"),
         (SMALLEST + "grid: {contexts: [a/b, a b]}", "2 combinations would share the folder con"),
         (SMALLEST + "grid: {lr: [1]}\nvariants: {a: {}}", "expected one of the two"),
+        (
+            "name: x\ndatasets: [PACS]\nalgorithms: [CARFT, ERM]\nprotocol: clip",
+            "x.yaml:4: protocol: the preset 'clip' is for CARFT, CLIPFineTune, .*; ERM has none",
+        ),
+        (
+            "name: x\ndatasets: [PACS]\nalgorithms: [CARFT, MMD]",
+            r"x.yaml:3: algorithms\[1\]: Algorithm MMD is not included. Use a checkout of face",
+        ),
         (SMALLEST + "variants: {a/b: {}}", "variants.a/b: expected a name that can be a folder's"),
         (SMALLEST + "holdout_fraction: 1", "holdout_fraction: it is 1, expected a number over 0"),
         (SMALLEST + "overrides: [{datasets: [PACS]}]", "it sets nothing; expected hparams or step"),

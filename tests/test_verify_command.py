@@ -196,6 +196,8 @@ def test_the_list():
         "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001".split()
     )
     assert "24,330 or 24,788" in done.stdout
+    assert "\nSWAD and MIRO train on DomainNet for 15,001.\n" in done.stdout
+    assert done.stdout.count("SWAD and MIRO") == 1
     said = {one["name"]: one for one in json.loads(carft("list", "--json").stdout)}
     assert list(said) == list(benchmarks.BENCHMARKS)
     assert len(said["DomainNet"]["classes"]) == 345 and said["PACS"]["licence"] == "not stated"

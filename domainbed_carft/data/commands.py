@@ -67,6 +67,7 @@ def _list(arguments: argparse.Namespace) -> None:
     print(_table([head, *(_row(benchmark) for benchmark in known)]))
     print(
         "\nsteps: DomainBed's default, which --steps overrides.\n"
+        f"{_longer(known)}"
         "Sources, licences, citations and counts by class: carft data list --json"
     )
 
@@ -106,6 +107,15 @@ def _row(benchmark: Benchmark) -> tuple[str, ...]:
         str(len(benchmark.classes)),
         " or ".join(f"{edition.total:,}" for edition in benchmark.editions),
         f"{benchmark.steps['DomainBed']:,}",
+    )
+
+
+def _longer(known: Sequence[Benchmark]) -> str:
+    """A line for each benchmark on which SWAD and MIRO train longer than DomainBed."""
+    return "".join(
+        f"SWAD and MIRO train on {one.name} for {one.steps['SWAD']:,}.\n"
+        for one in known
+        if one.steps.get("SWAD", 0) > one.steps["DomainBed"]
     )
 
 

@@ -118,6 +118,15 @@ def add_data_checks(module: ModuleType) -> None:
         _JOURNAL.append(asked, data_check.refusals)
 
 
+def add_hparam_checks(module: ModuleType) -> None:
+    """Have values refused before anything is loaded, if the host asks as our harness does."""
+    asked = getattr(module, "HPARAM_CHECKS", None)
+    if isinstance(asked, list):
+        from domainbed_carft import arguments
+
+        _JOURNAL.append(asked, arguments.refusals)
+
+
 def add_downloaders(module: ModuleType) -> None:
     """Tell the host how to get the benchmarks, if it asks as our harness does."""
     table = getattr(module, "DOWNLOADERS", None)
@@ -133,7 +142,7 @@ def add_downloaders(module: ModuleType) -> None:
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.algorithms": (add_algorithms,),
-    "domainbed.hparams_registry": (wrap_hparams,),
+    "domainbed.hparams_registry": (wrap_hparams, add_hparam_checks),
     "domainbed.datasets": (
         wrap_image_folders,
         add_emoji_styles,

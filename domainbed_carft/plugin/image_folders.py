@@ -119,7 +119,8 @@ def _faults(dataset: Any, hparams: Any, root: str | None, problems: Sequence[str
         return [f"The data of {name} is broken: {'; '.join(problems)}."]
     from domainbed_carft import data_check
 
-    return [data_check.refusal(name, root, problems)]
+    ours = isinstance(hparams, dict) and "data_edition" in hparams
+    return data_check.with_remedy([data_check.refusal(name, root, problems)], {ours})
 
 
 def _common_root(dataset: Any) -> str | None:

@@ -105,11 +105,11 @@ def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
             _reseed(run.args.get("seed", 0))
             return cls(folder, run.args["test_envs"], hparams)
     except Exception as error:  # a host's class may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        where = f"from {folder}" if folder else "(no --data_dir was given)"
         raise CarftError(
-            f"the data set {run.args['dataset']} of {run.path} cannot be read from "
-            f"{folder or 'no folder'}: {reason} Give the folder that it lies in as --data_dir, "
-            "also for a data set that is a path and was moved"
+            f"the data set {run.args['dataset']} of {run.path} cannot be read {where}: "
+            f"{same_data.reason(error)} Give the folder that it lies in as --data_dir, also for a "
+            "data set that is a path and was moved"
         ) from error
 
 

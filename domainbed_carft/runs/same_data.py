@@ -34,8 +34,13 @@ def dataset_class(run: Run, data_dir: str | None) -> Any:
     except Exception as error:  # a host may raise anything
         if data_dir is None or name in vars(datasets):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return look_up(_moved(name, data_dir, _environments(run), reason))
+        return look_up(_moved(name, data_dir, _environments(run), reason(error)))
+
+
+def reason(error: Exception) -> str:
+    """What a host says of data, in one line, without the heading that our harness gives it."""
+    told = getattr(error, "problems", [str(error)])
+    return " ".join(" ".join(told).split()) or type(error).__name__
 
 
 def _moved(name: str, data_dir: str, environments: Sequence[str], reason: str) -> str:

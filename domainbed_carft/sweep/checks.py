@@ -87,8 +87,10 @@ def _unknown_datasets(names: Sequence[str]) -> Iterator[Problem]:
 
 def _unknown_algorithms(names: Sequence[str]) -> Iterator[Problem]:
     for index, name in enumerate(names):
-        if not host.is_algorithm(name):
-            text = unknown("algorithm", name, host.known_algorithms())
+        said = host.refused_algorithm(name)
+        if said is not None:
+            told = "not included" in said
+            text = said if told else unknown("algorithm", name, host.known_algorithms())
             yield Problem(("algorithms", index), text)
 
 
@@ -195,12 +197,21 @@ def _hparams(data: Data) -> Iterator[Problem]:
             for dataset in map(spelled, only.get("datasets", datasets)):
                 if algorithm not in algorithms or dataset not in datasets:
                     continue
-                if not host.has_hparam(key, algorithm, dataset):
+                if path == ("protocol",) and algorithm not in ours.ALGORITHMS:
+                    yield Problem(path, _no_preset(value, algorithm))
+                elif not host.has_hparam(key, algorithm, dataset):
                     known = host.known_hparams(algorithm, dataset)
                     text = unknown(f"hyperparameter of {algorithm}", key, known)
                     yield Problem(path, text)
                 elif problem := _value_problem(key, value, algorithm):
                     yield Problem(path, problem)
+
+
+def _no_preset(preset: str, algorithm: str) -> str:
+    return (
+        f"the preset {preset!r} is for {', '.join(ours.ALGORITHMS)}; {algorithm} has none. Leave "
+        f"protocol out, or {algorithm}"
+    )
 
 
 def _value_problem(key: str, value: Any, algorithm: str) -> str | None:

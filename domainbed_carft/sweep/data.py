@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from domainbed_carft import benchmarks, data_check, plugin
 from domainbed_carft.arguments import UNCHECKED
 from domainbed_carft.errors import CarftError
+from domainbed_carft.hparams import ALGORITHMS
 from domainbed_carft.sweep import host
 
 if TYPE_CHECKING:
@@ -17,13 +19,14 @@ if TYPE_CHECKING:
 class Look(NamedTuple):
     """A data set and the verdict on it, in words.
 
-    ``broken`` are reasons why no job could be right, ``absent`` why the data is not to be seen
-    from here.
+    ``broken`` are reasons why no job could be right, ``refused`` those of a check that can be left
+    out, ``absent`` why the data is not to be seen from here.
     """
 
     name: str
     verdict: str
     broken: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -33,6 +36,19 @@ class Look(NamedTuple):
 def look(declaration: Declaration, data_dir: str) -> list[Look]:
     """A look at each data set, in no picture of it."""
     return [_look(name, data_dir, _is_meant(declaration, name)) for name in declaration.datasets]
+
+
+def problems(
+    looks: Sequence[Look], algorithms: Sequence[str], setting: str, absent_too: bool
+) -> list[str]:
+    """Why nothing should be launched on that data; what is absent may be there where jobs run.
+
+    ``setting`` says how the sweep's ``algorithms`` that are ours are told to train nevertheless.
+    """
+    told = [text for one in looks for text in (*one.broken, *(one.absent if absent_too else ()))]
+    refused = [text for one in looks for text in one.refused]
+    are_ours = {name in ALGORITHMS for name in algorithms}
+    return told + data_check.with_remedy(refused, are_ours, setting)
 
 
 def _is_meant(declaration: Declaration, dataset: str) -> bool:
@@ -61,5 +77,5 @@ def _look(name: str, data_dir: str, unchecked: bool) -> Look:
     except CarftError as error:
         return Look(name, "broken", broken=(str(error),))
     if found.problems:
-        return Look(name, "broken", broken=(data_check.refusal(name, folder, found.problems),))
+        return Look(name, "broken", refused=(data_check.refusal(name, folder, found.problems),))
     return Look(name, f"{found.data_edition}, {found.pictures:,} pictures in {folder}")

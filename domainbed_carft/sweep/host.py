@@ -139,15 +139,20 @@ def known_datasets() -> list[str]:
 
 def is_algorithm(name: str) -> bool:
     """Whether an algorithm has that name."""
+    return refused_algorithm(name) is None
+
+
+def refused_algorithm(name: str) -> str | None:
+    """What the host says of an algorithm that it lacks; None where there is one of that name."""
     if name in hparams.ALGORITHMS or name in ALWAYS:
-        return True
+        return None
     try:
         module("algorithms").get_algorithm_class(name)
     except CarftError:
         raise
-    except Exception:  # upstream raises NotImplementedError, a fork's table KeyError
-        return False
-    return True
+    except Exception as error:  # upstream raises NotImplementedError, a fork's table KeyError
+        return str(error)
+    return None
 
 
 def known_algorithms() -> list[str]:
@@ -188,6 +193,18 @@ def data_problems(name: str, data_dir: str) -> tuple[str, ...]:
         return tuple(_own().problems(name))
     ask = getattr(_dataset_class(name), "data_problems", None)
     return tuple(ask(data_dir)) if ask else ()
+
+
+def lies_in_data_dir(name: str) -> bool:
+    """Whether a data set is looked for in ``--data_dir``."""
+    if name in benchmarks.BENCHMARKS:
+        return bool(benchmarks.BENCHMARKS[name].folder)
+    if os.sep in name:
+        return False
+    found = _dataset_class(name)
+    if not hasattr(found, "data_problems"):  # upstream's do not say
+        return True
+    return found.picture_folder(None) is None and bool(found.data_problems(None))
 
 
 def picture_folder(name: str, data_dir: str) -> str | None:

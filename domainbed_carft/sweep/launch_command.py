@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from domainbed_carft import benchmarks
+from domainbed_carft import benchmarks, data_check
+from domainbed_carft.arguments import UNCHECKED
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import (
     data,
     declaration,
     estimate,
     flags,
+    host,
     launching,
     logs,
     schedules,
@@ -37,7 +39,13 @@ RUN_HERE = ("local", "pool")
 # Read by our train.
 KEEP_WEIGHTS = "DOMAINBED_KEEP_WEIGHTS"
 SKIP_IN_SPLITS = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
-EMBEDDED = "embedded"  # what stands for a data folder where all pictures are in the package
+
+# What stands for a data folder where all pictures are in the package; and where others have one
+# that is no other's, as what DomainBed's own command line would be given.
+EMBEDDED = "embedded"
+HERE = "."
+# How a file asks our algorithms to train on broken data.
+BY_DECLARATION = f"hparams: {{data_edition: {UNCHECKED}}} in the declaration"
 
 HOW_TO_MEASURE = (
     "With --measure a few steps of each algorithm are timed here, on the machine that runs this; "
@@ -51,6 +59,7 @@ def launch(arguments: argparse.Namespace) -> int:
     statuses = launching.look(declared, data_dir, arguments.output_dir)
     if arguments.dry_run:
         _dry_run(arguments, declared, statuses, looks)
+        raise_for(_data_problems(arguments, declared, looks))
         return 0
     for one in looks:
         if one.absent:
@@ -94,7 +103,10 @@ def _is_told(status: Status, arguments: argparse.Namespace) -> bool:
 def _checked(
     arguments: argparse.Namespace,
 ) -> tuple[Declaration, str, Launcher, list[data.Look]]:
-    """What was asked for, after all that is wrong with it has been told at once."""
+    """What was asked for, after all that is wrong with it has been told at once.
+
+    But for the data of a dry run, if nothing else is wrong: it shows the verdicts first.
+    """
     from domainbed_carft import launchers
 
     problems: list[str] = []
@@ -106,24 +118,34 @@ def _checked(
     data_dir = arguments.data_dir
     looks: list[data.Look] = []
     if declared is not None:
-        embedded = all(
-            name in benchmarks.BENCHMARKS and not benchmarks.BENCHMARKS[name].folder
-            for name in declared.datasets
-        )
-        data_dir = data_dir or (EMBEDDED if embedded else None)
+        data_dir = data_dir or _data_dir_of_none(declared.datasets)
         if data_dir is None:
             problems.append("--data_dir is missing, expected the folder of the data sets' folders")
         else:
             looks = data.look(declared, data_dir)
-            needed_here = arguments.launcher in RUN_HERE and not arguments.dry_run
-            for one in looks:
-                problems += [*one.broken, *(one.absent if needed_here else ())]
     problems += logs.problems(arguments.log or ())
     if arguments.measure and not arguments.dry_run:
         problems.append("--measure belongs to --dry-run")
+    if declared is not None and (problems or not arguments.dry_run):
+        problems += _data_problems(arguments, declared, looks)
     raise_for(problems)
     assert declared is not None and launcher is not None and data_dir is not None
     return declared, data_dir, launcher, looks
+
+
+def _data_dir_of_none(datasets: Sequence[str]) -> str | None:
+    """What jobs get as ``--data_dir`` where no data set is looked for in it; else None."""
+    if any(map(host.lies_in_data_dir, datasets)):
+        return None
+    return EMBEDDED if all(name in benchmarks.BENCHMARKS for name in datasets) else HERE
+
+
+def _data_problems(
+    arguments: argparse.Namespace, declared: Declaration, looks: Sequence[data.Look]
+) -> list[str]:
+    setting = BY_DECLARATION if arguments.sweep else data_check.BY_FLAG
+    needed_here = arguments.launcher in RUN_HERE and not arguments.dry_run
+    return data.problems(looks, declared.algorithms, setting, needed_here)
 
 
 def _collected(make: Callable[[], T], problems: list[str]) -> T | None:

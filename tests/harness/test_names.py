@@ -6,7 +6,11 @@ import pytest
 from domainbed import algorithms, datasets
 from domainbed.lib import checks
 from domainbed.lib.errors import UsageError
-from domainbed.lib.names import DATASETS_NOT_INCLUDED, UnknownNameError
+from domainbed.lib.names import (
+    ALGORITHMS_NOT_INCLUDED,
+    DATASETS_NOT_INCLUDED,
+    UnknownNameError,
+)
 
 from . import fakes
 
@@ -67,6 +71,19 @@ def test_every_listed_data_set_has_environments():
         "DomainNet": 6,
         "SVIRO": 10,
     }
+
+
+@pytest.mark.parametrize("name", ALGORITHMS_NOT_INCLUDED)
+def test_upstreams_other_algorithms_are_answered_with_what_to_use(registered, monkeypatch, name):
+    message = f"Algorithm {name} is not included. Use a checkout of facebook.*Here: Still, Linear"
+    with pytest.raises(UnknownNameError, match=message):
+        algorithms.get_algorithm_class(name)
+    monkeypatch.setattr(algorithms, name, fakes.Still, raising=False)  # a plugin's
+    assert algorithms.get_algorithm_class(name) is fakes.Still
+
+
+def test_as_many_algorithms_are_not_included_as_the_readme_says():
+    assert len(ALGORITHMS_NOT_INCLUDED) == len(set(ALGORITHMS_NOT_INCLUDED)) == 33
 
 
 @pytest.mark.parametrize("name", DATASETS_NOT_INCLUDED)

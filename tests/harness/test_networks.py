@@ -10,7 +10,7 @@ import pytest
 import torch
 from domainbed import algorithms, hparams_registry, networks
 from domainbed.lib import pretrained, wide_resnet
-from domainbed.lib.errors import UsageError
+from domainbed.lib.errors import Failure, UsageError
 from domainbed.scripts import train
 
 from . import fixed_inputs
@@ -182,9 +182,9 @@ def test_absent_weights_without_a_network_say_which_file_belongs_where(tmp_path,
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(Failure) as failed:
         pretrained.read(pretrained.RESNET18)
-    (problem,) = refused.value.problems
+    problem = str(failed.value)
     assert problem.startswith(f"The pretrained weights {path} are not there, and downloading them")
     assert f"no network>). Put {pretrained.RESNET18} there; TORCH_HOME moves" in problem
 
@@ -193,7 +193,7 @@ def test_train_without_weights_names_the_file_and_gives_no_traceback(tmp_path, m
     (tmp_path / "hub").touch()  # no folder can be made there, with or without a network
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     arguments = ["--dataset", "Debug224", "--workers", "0", "--output_dir", str(tmp_path / "run")]
-    assert train.main(arguments) == 2
+    assert train.main(arguments) == 1  # a launcher tries again
     err = capsys.readouterr().err
     assert f"{tmp_path}/hub/checkpoints/resnet50_ram-a26f946b.pth are not there" in err
     assert "Traceback" not in err

@@ -196,7 +196,8 @@ def test_what_a_plugin_says_of_data_is_heard_once_before_the_launch(
     assert run(tmp_path / "out", *arguments) == 2
     said = capsys.readouterr().err
     assert "error: 2 problems" in said and "\n- It is broken." in said
-    assert asked == [("PACS", str(tmp_path / "data" / "PACS"), {"lr": 1})]
+    folders = {"PACS": str(tmp_path / "data" / "PACS")}
+    assert asked == [(folders, ["Still", "LinearSGD"], {"lr": 1})]
     assert not (tmp_path / "out").exists()
 
 

@@ -223,7 +223,7 @@ def test_an_interrupted_run_leaves_a_line(tmp_path, monkeypatch):
 
 
 def test_a_signal_while_the_data_is_looked_at_stops_in_good_order(tmp_path, monkeypatch):
-    def check(name, folder, hparams):
+    def check(folders, algorithms, hparams):
         os.kill(os.getpid(), signal.SIGUSR1)
         return []
 
@@ -353,6 +353,20 @@ def test_a_cut_off_line_does_not_spoil_the_next(tmp_path):
     first, cut, record = path.read_text().splitlines()
     assert (first, cut) == ('{"step": 1}', '{"ste')
     assert json.loads(record)["step"] == 0
+
+
+def test_a_finished_run_that_is_trained_again_is_told_of(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    assert "Note:" not in capsys.readouterr().out
+    before = records(tmp_path)
+    assert run(tmp_path) == 0
+    said = (tmp_path / "out.txt").read_text()
+    assert f"\nNote: {tmp_path} has a finished run. The weights that this one keeps repl" in said
+    assert records(tmp_path)[: len(before)] == before
+    assert len(records(tmp_path)) == 2 * len(before)
+    capsys.readouterr()
+    assert run(tmp_path, "--restart") == 0
+    assert "Note:" not in capsys.readouterr().out
 
 
 def test_workers_default_to_the_data_sets_number_but_not_beyond_the_cpus(monkeypatch):

@@ -22,13 +22,15 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
     """Return the class that this module's globals hold under `algorithm_name`.
 
     Raises:
-        UnknownNameError: no algorithm has that name; the message lists the valid ones.
+        UnknownNameError: no algorithm has that name; the message lists the valid ones, and what to
+            use for one that upstream has.
     """
     found = globals().get(algorithm_name)
     if algorithm_name.startswith("_") or not _is_algorithm(found):
-        raise names.UnknownNameError(
-            names.unknown_name("Algorithm", algorithm_name, _registered_names())
-        )
+        told = _registered_names()
+        if algorithm_name in names.ALGORITHMS_NOT_INCLUDED:
+            raise names.UnknownNameError(names.algorithm_not_included(algorithm_name, told))
+        raise names.UnknownNameError(names.unknown_name("Algorithm", algorithm_name, told))
     return found
 
 
@@ -102,7 +104,8 @@ class ERM(Algorithm):
 
     Raises:
         UsageError: the hyperparameters ask for what is not included, or there is no network for
-            the input's shape, or its pretrained weights are not to be had.
+            the input's shape, or its pretrained weights cannot be read.
+        Failure: the pretrained weights could not be downloaded.
     """
 
     def __init__(

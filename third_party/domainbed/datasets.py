@@ -29,9 +29,12 @@ DATASETS = [
     "SVIRO",
 ]
 
-# What plugins know about data: functions of a data set's name, the folder of its environments and
-# the hyperparameters that the user set. They return sentences that say why nothing may be trained.
-DATA_CHECKS: list[Callable[[str, str, Mapping[str, Any]], Sequence[str]]] = []
+# What plugins know about data: functions of the folder of each data set's environments by its name,
+# of the algorithms' names, and of the hyperparameters that the user set. They return sentences that
+# say why nothing may be trained.
+DATA_CHECKS: list[
+    Callable[[Mapping[str, str], Sequence[str], Mapping[str, Any]], Sequence[str]]
+] = []
 
 # Data set to a function that downloads it into a data folder; plugins put them here, for
 # domainbed.scripts.download.
@@ -57,7 +60,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
     if taken:
         return found
     if dataset_name in names.DATASETS_NOT_INCLUDED:
-        raise names.UnknownNameError(names.not_included(dataset_name))
+        raise names.UnknownNameError(names.dataset_not_included(dataset_name))
     raise names.UnknownNameError(names.unknown_name("Dataset", dataset_name, DATASETS))
 
 
@@ -168,7 +171,8 @@ class MultipleEnvironmentMNIST(MultipleDomainDataset):
         num_classes: number of labels.
 
     Raises:
-        UsageError: the digits' files are not to be had.
+        Failure: the digits' files could not be downloaded.
+        UsageError: there is no folder for them, or one is damaged.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ the two public functions, `default_hparams` and `random_hparams`, in the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ import numpy as np
 from domainbed.lib import misc
 
 Draw = Callable[[np.random.RandomState], Any]
+
+# What plugins know of values: functions of an algorithm's name, a data set's, and of what the user
+# set. They return sentences that say what is wrong with it.
+HPARAM_CHECKS: list[Callable[[str, str, Mapping[str, Any]], Sequence[str]]] = []
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")
 

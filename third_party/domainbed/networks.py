@@ -148,7 +148,8 @@ class ResNet(nn.Module):
         hparams: reads resnet18, resnet50_augmix, freeze_bn, resnet_dropout.
 
     Raises:
-        UsageError: the pretrained weights are not to be had.
+        Failure: the pretrained weights could not be downloaded.
+        UsageError: their file cannot be read.
     """
 
     def __init__(self, input_shape: Sequence[int], hparams: dict[str, Any]) -> None:

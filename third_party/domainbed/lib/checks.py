@@ -6,6 +6,7 @@ Every check returns a list of problems, so that a command can report all of them
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -52,19 +53,27 @@ def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
     return [f"{dataset} has {found} environments; these jobs need at least {needed}.{advice}"]
 
 
-def data_problems(dataset: str, data_dir: str | None, hparams: str | None) -> list[str]:
-    """Say if the data of a known data set is not where it has to be, or not as it has to be.
+def data_problems(
+    known: Iterable[str], algorithm_names: Sequence[str], data_dir: str | None, hparams: str | None
+) -> list[str]:
+    """Say if the data of known data sets is not where it has to be, or not as it has to be.
 
     The latter is what plugins know (`datasets.DATA_CHECKS`). Data sets that plugins register may
     not have the questions answered: they get none.
     """
-    ask = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
-    absent = list(ask(data_dir)) if ask else []
-    folder = picture_folder(dataset, data_dir)
-    if absent or folder is None:
-        return absent
+    problems: list[str] = []
+    folders: dict[str, str] = {}
+    for dataset in known:
+        ask = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
+        absent = list(ask(data_dir)) if ask else []
+        folder = picture_folder(dataset, data_dir)
+        problems += absent
+        if folder is not None and not absent:
+            folders[dataset] = folder
     given = _given(hparams)
-    return [p for check in datasets.DATA_CHECKS for p in check(dataset, folder, given)]
+    for check in datasets.DATA_CHECKS if folders else ():
+        problems += check(folders, algorithm_names, given)
+    return problems
 
 
 def picture_folder(dataset: str, data_dir: str | None) -> str | None:
@@ -126,6 +135,13 @@ def hparams_problems(text: str | None, algorithm: str, dataset: str) -> list[str
     return problems
 
 
+def plugin_hparams_problems(text: str | None, algorithm: str, dataset: str) -> list[str]:
+    """Say what plugins find wrong with --hparams (`hparams_registry.HPARAM_CHECKS`)."""
+    given = _given(text)
+    checks = hparams_registry.HPARAM_CHECKS if given else ()
+    return [problem for check in checks for problem in check(algorithm, dataset, given)]
+
+
 def _batch_size_problems(given: dict[str, Any]) -> list[str]:
     """The harness itself makes batches, so it knows what a batch size has to be."""
     size = given.get("batch_size", 1)
@@ -183,15 +199,19 @@ def launch_problems(args: argparse.Namespace) -> list[str]:
     problems = command_launchers.problems(args.command_launcher, args.output_dir)
     problems += holdout_problems(args.holdout_fraction)
     problems += scalar_logs.problems(args.log)
+    for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
+        problems += plugin_hparams_problems(args.hparams, algorithm, dataset)
     if args.task == "domain_adaptation":
         problems.append(
             "--task domain_adaptation needs unlabeled items, and a sweep's jobs have none: only "
             "train has --uda_holdout_fraction."
         )
-    for dataset in dict.fromkeys(args.datasets):
-        if not dataset_problems(dataset) and not _is_elsewhere(dataset, args):
-            problems += data_problems(dataset, args.data_dir, args.hparams)
-    return problems
+    here = [
+        dataset
+        for dataset in dict.fromkeys(args.datasets)
+        if not dataset_problems(dataset) and not _is_elsewhere(dataset, args)
+    ]
+    return problems + data_problems(here, args.algorithms, args.data_dir, args.hparams)
 
 
 def launch_notes(args: argparse.Namespace) -> list[str]:

@@ -25,8 +25,8 @@ def read(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     Files that are not under root/MNIST/raw are downloaded.
 
     Raises:
-        UsageError: they cannot be downloaded, and the message names files and folder; or one is
-            damaged.
+        Failure: they could not be downloaded; the message names files and folder.
+        UsageError: one is damaged, or cannot be read.
     """
     folder = os.path.join(root, "MNIST", "raw")
     names = [os.path.splitext(os.path.basename(url))[0] for url, _ in MNIST.resources]
@@ -40,11 +40,15 @@ def read(root: str) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [MNIST(root, train=train, download=bool(missing)) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
+        remedy = (
+            f"Put {', '.join(names)} into {folder}, or give the --data_dir whose MNIST/raw holds "
+            "them."
+        )
+        if missing:
+            text = f"MNIST's files could not be downloaded ({reason}). {remedy}"
+            raise errors.Failure(text) from error
         raise errors.UsageError(
-            [
-                f"MNIST's files could not be downloaded ({reason}). Put {', '.join(names)} into "
-                f"{folder}, or give the --data_dir whose MNIST/raw holds them."
-            ]
+            [f"MNIST's files in {folder} cannot be read ({reason}). {remedy}"]
         ) from error
     return torch.cat([part.data for part in parts]), torch.cat([part.targets for part in parts])
 

@@ -12,6 +12,15 @@ DATASETS_NOT_INCLUDED = (
     *("SpawriousM2M_easy", "SpawriousM2M_medium", "SpawriousM2M_hard"),
 )
 
+# Upstream's algorithms at b93c22a that this implementation lacks.
+ALGORITHMS_NOT_INCLUDED = tuple(
+    "ERMPlusPlus Fish IRM GroupDRO Mixup MLDG CORAL MMD DANN CDANN MTL SagNet ARM VREx RSC SD "
+    "ANDMask SANDMask IGA SelfReg Fishr TRM IB_ERM IB_IRM CAD CondCAD Transfer CausIRL_CORAL "
+    "CausIRL_MMD EQRM RDM ADRMX URM".split()
+)
+
+_CHECKOUT = "Use a checkout of facebookresearch/DomainBed"
+
 
 class UnknownNameError(NotImplementedError):
     """A name that no algorithm or data set has.
@@ -31,10 +40,15 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     return f"{message} Valid: {', '.join(names) if names else 'none is registered'}."
 
 
-def not_included(dataset: str) -> str:
+def dataset_not_included(name: str) -> str:
     """Say what to use instead of a data set that upstream has and we do not."""
-    wilds = " and the package wilds" if dataset.startswith("WILDS") else ""
+    wilds = " and the package wilds" if name.startswith("WILDS") else ""
     return (
-        f"Dataset {dataset} is not included. Use a checkout of facebookresearch/DomainBed{wilds}; "
-        "or put the pictures into folders environment/class, and give their folder as the data set."
+        f"Dataset {name} is not included. {_CHECKOUT}{wilds}; or put the pictures into folders "
+        "environment/class, and give their folder as the data set."
     )
+
+
+def algorithm_not_included(name: str, valid: Iterable[str]) -> str:
+    """Say what to use instead of an algorithm that upstream has and we do not."""
+    return f"Algorithm {name} is not included. {_CHECKOUT}. Here: {', '.join(valid)}."

@@ -28,24 +28,23 @@ def read(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
     Raises:
-        UsageError: the file is neither there nor to be had, or cannot be read; the message says
-            which file belongs where.
+        Failure: the file is not there, and could not be downloaded.
+        UsageError: it cannot be read. Either message says which file belongs where.
     """
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     if not os.path.exists(path):
         try:
             _download(url, path)
         except Exception as error:  # no network, no room, another hash: many types, one remedy
-            raise _unavailable(
-                path,
-                f"are not there, and downloading them failed ({_brief(error)}). Put {url} there",
-            ) from error
+            problem = (
+                f"are not there, and downloading them failed ({_brief(error)}). Put {url} there"
+            )
+            raise errors.Failure(_unavailable(path, problem)) from error
     try:
         weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes of the unpickler
-        raise _unavailable(
-            path, f"cannot be read ({_brief(error)}). Delete the file, or replace it by {url}"
-        ) from error
+        problem = f"cannot be read ({_brief(error)}). Delete the file, or replace it by {url}"
+        raise errors.UsageError([_unavailable(path, problem)]) from error
     return weights
 
 
@@ -57,9 +56,8 @@ def _download(url: str, path: str) -> None:
     torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
 
 
-def _unavailable(path: str, problem: str) -> errors.UsageError:
-    text = f"The pretrained weights {path} {problem}; TORCH_HOME moves the folder."
-    return errors.UsageError([text])
+def _unavailable(path: str, problem: str) -> str:
+    return f"The pretrained weights {path} {problem}; TORCH_HOME moves the folder."
 
 
 def _brief(error: Exception) -> str:

@@ -21,7 +21,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_dir", required=True, help="folder for the data sets' folders")
     # The one call that is not in a comment upstream.
-    parser.add_argument("--datasets", nargs="+", default=["TerraIncognita"])
+    default = ["TerraIncognita"]
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        default=default,
+        help=f"what to download (default: {', '.join(default)}, as upstream's script does; begins "
+        f"without asking); there are: {', '.join(datasets.DOWNLOADERS) or 'none'}",
+    )
     return parser
 
 

@@ -119,8 +119,11 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
     problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
-        problems += checks.data_problems(args.dataset, args.data_dir, args.hparams)
-    problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
+        problems += checks.data_problems(
+            [args.dataset], [args.algorithm], args.data_dir, args.hparams
+        )
+    asked = (args.hparams, args.algorithm, args.dataset)
+    problems += checks.hparams_problems(*asked) + checks.plugin_hparams_problems(*asked)
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
     if args.keep_weights not in checkpoints.KEEP:
@@ -163,6 +166,12 @@ def run(
         state = None if restart else resume.StateFile(args.output_dir).load()
         hparams = preparation.choose_hparams(args)
         _print_sorted("HParams:", hparams)
+        if not (restart or state) and os.path.exists(os.path.join(args.output_dir, "done")):
+            print(
+                f"Note: {args.output_dir} has a finished run. The weights that this one keeps "
+                "replace its weights, and new records are added to its own; --restart sets those "
+                "aside."
+            )
         preparation.seed_everything(args.seed)
         with errors.refusing():
             dataset, environments = preparation.load_environments(args, hparams)
