@@ -85,7 +85,7 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     assert collecting.gather([tmp_path]).jobs == 1
     (tmp_path / "b" / "done").touch()
     with pytest.raises(
-        CarftError, match=r"1 jobs were run twice .*\n- PACS ERM: .*/a, .*/b.*differ: in no arg"
+        CarftError, match=r"1 job was run twice .*\n- PACS ERM: .*/a, .*/b.*differ: in no arg"
     ):
         collecting.gather([tmp_path])
     shutil.rmtree(tmp_path / "copy")

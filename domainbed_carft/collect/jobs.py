@@ -9,6 +9,7 @@ from domainbed_carft.collect import drift
 from domainbed_carft.collect.faults import Fault
 from domainbed_carft.collect.records import Run
 from domainbed_carft.errors import CarftError
+from domainbed_carft.wording import counted
 
 
 def identity(run: Run) -> tuple[Any, ...]:
@@ -42,7 +43,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
                 faults.append(Fault("passed over", run.folder, what))
     if problems:
         raise CarftError(
-            f"{len(problems)} jobs were run twice under the same settings, and came to different "
+            f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, and came to different "
             "records; expected one run a job. Of two folders move one away, or collect them apart; "
             "in one folder set the records that do not count aside:\n" + "\n".join(problems)
         )

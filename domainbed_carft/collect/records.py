@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from domainbed_carft import job_folder
 from domainbed_carft.collect import lines, scan, settings, values
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.wording import counted
 
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 _NAN = float("nan")
@@ -85,7 +86,7 @@ def _read(job: scan.Found, found: Read) -> None:
             repeated += record["step"] in steps
             steps[record["step"]] = record
     if repeated:
-        text = f"{repeated} records of steps recorded before; the later ones count"
+        text = f"{counted(repeated, 'record')} of steps recorded before; the later ones count"
         found.faults.append(Fault("repeated steps", job.path, text))
     versions = _versions(job, found.faults) if latest else {}
     for steps in latest.values():
@@ -225,7 +226,8 @@ def _accuracies(
         rows.extend(found)
         strange += [f"{text} at step {record['step']:g}" for text in odd]
     if strange:
-        what = f"{len(strange)} accuracies are no numbers and count as missing: {strange[0]}"
+        told = ("accuracy is no number and counts", "accuracies are no numbers and count")
+        what = f"{counted(len(strange), *told)} as missing: {strange[0]}"
         what += ", ..." if len(strange) > 1 else ""
         faults.append(Fault("no number", job.path, what))
     return rows
