@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.collect import faults as told
 from domainbed_carft.collect import output, reading
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.collect.records import Read
 from domainbed_carft.errors import CarftError
 from domainbed_carft.printable import shown
 from domainbed_carft.wording import counted, inflected
@@ -76,7 +77,7 @@ def _load_pandas() -> None:
 
 
 def _methods(
-    found: reading.Read, folders: Sequence[Path | str], also: str | None
+    found: Read, folders: Sequence[Path | str], also: str | None
 ) -> tuple[list[str], list[str], list[Fault]]:
     """The methods, those of them that are optional, and what was wrong with declarations.
 
@@ -85,14 +86,15 @@ def _methods(
     """
     from domainbed_carft.collect import declared, selection
 
-    pairs = any(len(job.test_envs) == 2 for job in (*found.runs, *found.planned))
+    left_out = [run.test_envs for run in found.runs] + [job.test_envs for job in found.planned]
     selections, faults = declared.selections(folders)
     wanted = {also, *(name for names in selections for name in names or ())}
-    wanted |= {selection.LEAVE_ONE_OUT} if pairs else set()
-    left_out = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
+    wanted |= {selection.LEAVE_ONE_OUT} if any(len(envs) == 2 for envs in left_out) else set()
+    methods = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
     if None not in selections:
-        left_out = [name for name in left_out if name in wanted]
-    methods = left_out if any(run.test_envs for run in found.runs) else []
+        methods = [name for name in methods if name in wanted]
+    if not any(run.test_envs for run in found.runs):
+        methods = []
     if any(not run.test_envs for run in found.runs):
         methods.append(selection.IN_DOMAIN)
     optional = [] if selection.LEAVE_ONE_OUT in wanted else [selection.LEAVE_ONE_OUT]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from domainbed_carft.collect import environments, tables
+from domainbed_carft.collect import environments, settings, tables
 from domainbed_carft.collect.document import PLUS_MINUS, Grid
 from domainbed_carft.collect.records import Run
 from domainbed_carft.collect.settings import Group
@@ -94,7 +94,15 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
                 figure = known.get((_only(methods, row.algorithm, dataset), dataset))
                 if figure and cell.mean is not None and cell.error is not None:
                     found.append(_beside(table, row, dataset, cell, figure))
-    return found, _remarks(group)
+    averaged = dict.fromkeys(one.algorithm for one in found if one.dataset == AVERAGE)
+    names = {dataset for _, dataset in known}
+    mixed = settings.mixed(run for run in group.runs if run.test_envs and run.dataset in names)
+    remarks = [
+        f"{name}: the average is over data sets that differ in {mixed[name]}."
+        for name in averaged
+        if name in mixed
+    ]
+    return found, [*remarks, *_remarks(group)]
 
 
 _Counterparts = dict[tuple[str, str], dict[str, None]]  # (algorithm, data set) -> methods

@@ -198,6 +198,9 @@ def _finding(one: paired.Difference, pair: Sequence[str]) -> str:
     )
     if one.low is not None and one.high is not None:
         text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
+    if count := len(one.incomplete):
+        lack = counted(count, "pair lacks", "pairs lack")
+        text += f"; {lack} something, which stands at the paired comparison"
     return f"{one.setting}: {text}." if one.setting else f"{text}."
 
 

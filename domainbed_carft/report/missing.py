@@ -27,7 +27,9 @@ def listed(built: Iterable[Table], optional: Container[str] = ()) -> list[Missin
                     cells.setdefault(row.algorithm, {})[column] = None
     return [
         Missing(
-            where, text, _cells(methods),
+            where,
+            text,
+            _cells(methods),
             ", ".join(selection.METHODS[method].title for method in methods),
             any(method not in optional for method in methods),
         )
