@@ -88,6 +88,13 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert "--output" in capsys.readouterr().err
 
 
+def test_what_takes_several_names_says_how(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["collect", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.count("separated by commas") == 2
+
+
 def test_the_benchmark_finds_the_harnesss_values(tmp_path):
     """240 jobs, the fewest that it writes."""
     command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import collect_sweeps
@@ -58,6 +59,29 @@ def test_pairs_without_a_partner_are_named(tmp_path):
     assert found["pairs"] == 4
     assert found["unpaired"].startswith("PACS A trial 1, PACS C trial 1")
     assert "without a partner: PACS A trial 1" in page.document.grids[-1].notes[0]
+
+
+@pytest.mark.parametrize("method", ["training-domain", "oracle"])
+def test_pairs_of_runs_that_broke_off_are_named(tmp_path, method):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], choices=1)
+    path = tmp_path / "CARFT-1-1-0" / "results.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    shutil.rmtree(tmp_path / "ERM-0-0-0")
+    page = collect_sweeps.collect(tmp_path, methods=[method], paired=["CARFT", "ERM"])
+    (found,) = page.document.sections["paired"]
+    what = "PACS C trial 1 (CARFT: --test_envs 1 stopped at step 100 of 200)"
+    assert (found["pairs"], found["incomplete_pairs"], found["incomplete"]) == (7, 1, what)
+    assert page.document.records == [found]
+    (note,) = (note for note in page.document.grids[-1].notes if "incomplete" in note)
+    assert note.endswith(f"incomplete: {what}.")
+
+
+def test_pairs_that_lack_some_choices_of_hyperparameters_say_which(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], trials=1, choices=3)
+    shutil.rmtree(tmp_path / "ERM-0-0-1")
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
+    (found,) = page.document.sections["paired"]
+    assert found["incomplete"] == "PACS A trial 0 (ERM: no job --test_envs 0 hparams_seed 1)"
 
 
 def test_a_single_target_has_no_interval(tmp_path):
@@ -176,6 +200,22 @@ def test_the_published_row_is_that_of_the_data_sets_own_runs(tmp_path):
     assert any(
         note.startswith("No published figure: CLIPFineTune on PACS, whose runs are instances of")
         for note in page.document.grids[-2].notes
+    )
+
+
+def test_an_average_beside_the_published_says_what_it_mixes(tmp_path):
+    counts = {"VLCS": 4, "PACS": 4, "OfficeHome": 4, "TerraIncognita": 4, "DomainNet": 6}
+    for dataset, count in counts.items():
+        for target in range(count):
+            collect_sweeps.write_job(
+                tmp_path / dataset, str(target), dataset=dataset, algorithm="CARFT",
+                test_envs=[target], environments=list("abcdef")[:count],
+                protocol="clip" if dataset == "PACS" else "domainbed",
+            )  # fmt: skip
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    assert page.document.grids[-2].notes[0] == (
+        "CARFT: the average is over data sets that differ in protocol "
+        "(domainbed: DomainNet, OfficeHome, TerraIncognita, VLCS; clip: PACS)."
     )
 
 

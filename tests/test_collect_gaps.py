@@ -1,11 +1,15 @@
 """Incomplete cells say what they lack."""
 
+import dataclasses
 import json
 import shutil
 
 import collect_sweeps
+import pytest
 
 from domainbed_carft import cli
+from domainbed_carft.collect import collecting, declared
+from domainbed_carft.sweep.declaration import Declaration
 
 
 def missing(folder, method, column="A", algorithm="ERM"):
@@ -57,8 +61,75 @@ def test_leave_one_domain_out_without_its_jobs_says_which_they_are(tmp_path):
     collect_sweeps.write_sweep(tmp_path)
     assert missing(tmp_path, "leave-one-domain-out", "C") == [
         "needs the jobs with two test environments, --test_envs 0 1, 1 2, 1 3, of each trial and "
-        "hparams_seed; the data set has none"
+        "hparams_seed; there are no such jobs on this data set"
     ]
+
+
+def strict(capsys, folder, *more):
+    """The exit status, and what is printed."""
+    status = cli.main(["collect", str(folder), "--strict", *more])
+    return status, *capsys.readouterr()
+
+
+def test_a_sweep_that_never_meant_to_leave_two_domains_out_is_whole(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+    status, out, err = strict(capsys, tmp_path)
+    assert (status, err) == (0, "48 records of 16 jobs.\n")
+    assert "leave-one-domain-out" in out and "needs the jobs with two test environments" in out
+    assert strict(capsys, tmp_path, "--select", "oracle,leave-one-domain-out")[0] == 3
+    collect_sweeps.write_job(tmp_path, "pair", test_envs=[0, 1])
+    status, _, err = strict(capsys, tmp_path)
+    assert status == 3 and "5 of 15 cells lack something" in err
+
+
+DECLARED = "datasets: [PACS]\nalgorithms: [ERM]\n"
+
+
+@pytest.mark.parametrize(
+    ("declared", "shown", "expected"),
+    [
+        ("", ["training-domain", "oracle"], 0),
+        ("selection: [oracle]", ["oracle"], 0),
+        ("selection: [leave-one-domain-out]", ["leave-one-domain-out"], 3),
+    ],
+)
+def test_the_methods_are_those_that_the_sweep_declares(tmp_path, capsys, declared, shown, expected):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    (tmp_path / "sweep.yaml").write_text(DECLARED + declared)
+    status, out, _ = strict(capsys, tmp_path, "--format", "json")
+    assert status == expected
+    tables = json.loads(out)["tables"]
+    assert list(dict.fromkeys(table["selection"] for table in tables)) == shown
+
+
+def test_undeclared_jobs_beside_a_declared_sweep_have_all_their_tables(tmp_path):
+    for name in ("declared", "other"):
+        collect_sweeps.write_sweep(tmp_path / name, [name], trials=1, choices=1)
+    (tmp_path / "declared" / "sweep.yaml").write_text(DECLARED + "selection: [oracle]")
+    collection = collecting.gather([tmp_path / "declared", tmp_path / "other"])
+    assert collection.methods == ["training-domain", "leave-one-domain-out", "oracle"]
+    assert collection.optional == ["leave-one-domain-out"]
+    collect_sweeps.write_job(tmp_path / "declared", "pair", test_envs=[0, 1])
+    collection = collecting.gather([tmp_path / "declared"])
+    assert collection.methods == ["leave-one-domain-out", "oracle"]
+    assert collection.optional == []
+
+
+def test_the_default_of_declarations_is_that_of_the_sweep():
+    (default,) = (f.default for f in dataclasses.fields(Declaration) if f.name == "selection")
+    assert default == declared._DEFAULT
+
+
+@pytest.mark.parametrize("text", [DECLARED + "selection: [iid]", "- a list", "selection: ["])
+def test_a_declaration_that_cannot_be_used_is_named(tmp_path, text):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    (tmp_path / "sweep.yaml").write_text(text)
+    collection = collecting.gather([tmp_path])
+    assert collection.methods == ["training-domain", "leave-one-domain-out", "oracle"]
+    ((kind, path, _),) = collection.faults
+    assert (kind, path) == ("unreadable", str(tmp_path / "sweep.yaml"))
+    (tmp_path / "sweep.yaml").write_text("program: train.py\n")  # W&B's have this name, too
+    assert collecting.gather([tmp_path]).faults == []
 
 
 def test_runs_that_broke_off(tmp_path):
@@ -201,6 +272,15 @@ def test_described_pairs_are_not_unheard_of(tmp_path):
     assert missing(tmp_path, "leave-one-domain-out") == [
         f"no job --test_envs {pair}: in every trial" for pair in ("0 1", "0 2", "0 3")
     ]
+
+
+def test_a_job_whose_records_cannot_be_used_is_not_one_that_was_not_run(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    write_records(tmp_path / "ERM-1-0-0", lambda record: record | {"hparams": "none"})
+    assert missing(tmp_path, "oracle", "C") == [
+        "--test_envs 1 has no usable record: in every trial"
+    ]
+    assert missing(tmp_path, "oracle", "A") == []
 
 
 def test_what_is_no_number_is_not_the_best(tmp_path):

@@ -146,7 +146,7 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value, words):
     else:
         ((kind, _, text),) = told(read)
         assert kind == "no number"
-        start = "1 accuracies are no numbers and count as missing: env2_out_acc "
+        start = "1 accuracy is no number and counts as missing: env2_out_acc "
         assert text.startswith(start + words) and text.endswith(" at step 100")
 
 

@@ -28,7 +28,7 @@ def test_cut_lines_and_repeated_steps(tmp_path):
             "cut line",
             "line 7 is no whole record and skipped: it is [1], a list; expected an object",
         ),
-        ("repeated steps", "1 records of steps recorded before; the later ones count"),
+        ("repeated steps", "1 record of steps recorded before; the later ones count"),
     ]
     (run,) = read.runs
     assert list(run.steps) == [0, 100, 200]

@@ -73,6 +73,54 @@ def test_defaults_that_changed_meanwhile_are_named(tmp_path):
     ]
 
 
+def averages(folder):
+    """The row of the averages, as it is printed, and the notes below."""
+    grids = collect_sweeps.collect(folder, methods=["oracle"]).document.grids
+    (grid,) = (grid for grid in grids if grid.title.startswith("Averages"))
+    return grid.rows[0], grid.notes
+
+
+def test_an_average_over_data_sets_of_several_settings_says_so(tmp_path):
+    own = {"data_edition": "a", "environments": ["a", "b", "c", "d"]}
+    collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], protocol="domainbed", **own)
+    collect_sweeps.write_sweep(
+        tmp_path / "b", ["CARFT"], dataset="VLCS", protocol="domainbed", data_edition="b"
+    )
+    row, notes = averages(tmp_path)
+    assert notes == [] and "[" not in row[-1]
+    clip = {"hparams": '{"protocol": "clip"}', "recorded": {"protocol": "clip"}, "steps": 3}
+    collect_sweeps.write_sweep(tmp_path / "c", ["CARFT"], dataset="OfficeHome", **clip)
+    row, notes = averages(tmp_path)
+    assert row[-1].endswith(" [1]") and not any("[" in cell for cell in row[:-1])
+    assert notes == [
+        "[1] a mean over data sets that differ in steps (default: PACS, VLCS; 3: OfficeHome), "
+        "protocol (domainbed: PACS, VLCS; clip: OfficeHome)."
+    ]
+    (table,) = (
+        table
+        for (_, method, name), table in collect_sweeps.tables(tmp_path).items()
+        if (method, name) == ("oracle", "Averages")
+    )
+    assert table["rows"][0]["average_mixes"].startswith("steps (")
+    caption = collect_sweeps.collect(tmp_path).document.caption
+    told = [note for note in caption if note.startswith("Not all runs have the same")]
+    assert len(told) == 2 and "hparam protocol" not in " ".join(told)
+
+
+def test_an_hparam_recorded_alike_is_the_same_set_by_hand_or_not(tmp_path):
+    tiny = {"recorded": {"clip_backbone": "tiny"}}
+    collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], **tiny)
+    collect_sweeps.write_sweep(
+        tmp_path / "b", ["CARFT"], dataset="VLCS", hparams='{"clip_backbone": "tiny"}', **tiny
+    )
+    assert collect_sweeps.collect(tmp_path).document.sections["notes"] == []
+    assert averages(tmp_path)[1] == []
+    other = {"recorded": {"clip_backbone": "other"}}
+    collect_sweeps.write_sweep(tmp_path / "c", ["CARFT"], dataset="OfficeHome", **other)
+    (note,) = collect_sweeps.collect(tmp_path).document.sections["notes"]
+    assert note.startswith("Not all runs have the same hparam clip_backbone: ")
+
+
 def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     first = collect_sweeps.write_job(tmp_path, "a", seed=1)
     shutil.copytree(first, tmp_path / "copy")
@@ -85,7 +133,7 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     assert collecting.gather([tmp_path]).jobs == 1
     (tmp_path / "b" / "done").touch()
     with pytest.raises(
-        CarftError, match=r"1 jobs were run twice .*\n- PACS ERM: .*/a, .*/b.*differ: in no arg"
+        CarftError, match=r"1 job was run twice .*\n- PACS ERM: .*/a, .*/b.*differ: in no arg"
     ):
         collecting.gather([tmp_path])
     shutil.rmtree(tmp_path / "copy")

@@ -92,6 +92,36 @@ def test_another_method_is_followed_when_asked_for(sweep, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_whole_sweep_is_not_told_to_lack_jobs(tmp_path, capsys):
+    report_page.write_ours(tmp_path / "sweep", trials=1)
+    words = [tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples"]
+    assert report(*words) == 0
+    assert "missing" not in capsys.readouterr().err
+    assert report(*words, "--select", "leave-one-domain-out") == 0
+    assert "4 kinds of jobs are missing, see the page." in capsys.readouterr().err
+    text = "datasets: [PACS]\nalgorithms: [CARFT]\nselection: [training-domain]\n"
+    (tmp_path / "sweep" / "sweep.yaml").write_text(text)
+    assert report(*words, "--select", "oracle") == 0
+    page = report_page.read(tmp_path / "report")
+    assert {"PACS; test-domain validation set (oracle)", TABLE} <= page.tables.keys()
+    assert "leave-one-domain-out" not in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_finding_says_which_of_its_pairs_lack_something(tmp_path, capsys):
+    report_page.write_ours(tmp_path / "sweep", trials=1)
+    shutil.rmtree(tmp_path / "sweep" / "PACS-CARFT-0-0")
+    path = tmp_path / "sweep" / "PACS-CARFT-1-0" / "results.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    assert "2 kinds of jobs are missing, see the page." in capsys.readouterr().err
+    page = report_page.read(tmp_path / "report")
+    assert "the mean over 3 pairs of (environment, trial)" in page.text
+    assert "1 pair lacks something, which stands at the paired comparison." in page.text
+    assert "PACS C trial 0 (CARFT: --test_envs 1 stopped at step 0 of 200)" in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_that_left_nothing_out_is_not_told_to_have(tmp_path):
     report_page.write_ours(tmp_path / "sweep", ["CARFT"], trials=1)
     for path in (tmp_path / "sweep").glob("*/results.jsonl"):

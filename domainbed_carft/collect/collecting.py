@@ -11,20 +11,27 @@ from typing import Any, NamedTuple
 from domainbed_carft.collect import faults as told
 from domainbed_carft.collect import output, reading
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.collect.records import Read
 from domainbed_carft.errors import CarftError
 from domainbed_carft.printable import shown
+from domainbed_carft.wording import counted, inflected
 
 INCOMPLETE = 3  # exit status of --strict
 
 
 class Collection(NamedTuple):
-    """Runs in groups that may be averaged, by which methods, and what was wrong."""
+    """Runs in groups that may be averaged, by which methods, and what was wrong.
+
+    ``optional``: of the methods those that nobody has asked for or run jobs for; what their cells
+    lack is said, and is no gap.
+    """
 
     groups: Sequence[Any]
     methods: Sequence[str]
     faults: Sequence[Fault]
     records: int
     jobs: int
+    optional: Sequence[str] = ()
 
 
 def gather(
@@ -32,9 +39,12 @@ def gather(
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
     processes: int = 1,
+    also: str | None = None,
 ) -> Collection:
     """Read ``folders``, keep apart what does not belong together, count each job once.
 
+    ``methods``: None for those that the sweeps declare, else those that there are jobs for, and
+    the one called ``also``.
     Raises CarftError if there is no record, or if a job was run twice with different records.
     """
     found = reading.read(folders, processes, _load_pandas)
@@ -54,7 +64,11 @@ def gather(
         passed_over += faults
     count = sum(len(group.runs) for group in groups)
     faults = [*found.faults, *passed_over]
-    return Collection(groups, methods or _methods(found.runs), faults, found.records, count)
+    optional: list[str] = []
+    if not methods:
+        methods, optional, more = _methods(found, folders, also)
+        faults += more
+    return Collection(groups, methods, faults, found.records, count, optional)
 
 
 def _load_pandas() -> None:
@@ -62,18 +76,34 @@ def _load_pandas() -> None:
     from domainbed_carft.collect import tables  # noqa: F401
 
 
-def _methods(runs: Sequence[Any]) -> list[str]:
-    """Those that there are jobs for; leave-one-domain-out always, so that nobody misses it."""
-    from domainbed_carft.collect import selection
+def _methods(
+    found: Read, folders: Sequence[Path | str], also: str | None
+) -> tuple[list[str], list[str], list[Fault]]:
+    """The methods, those of them that are optional, and what was wrong with declarations.
 
-    left_out = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
-    found = left_out if any(run.test_envs for run in runs) else []
-    return found + [selection.IN_DOMAIN] * any(not run.test_envs for run in runs)
+    Without a declaration leave-one-domain-out is always one, so that nobody misses it; it is
+    optional where there are no jobs for it.
+    """
+    from domainbed_carft.collect import declared, selection
+
+    left_out = [run.test_envs for run in found.runs] + [job.test_envs for job in found.planned]
+    selections, faults = declared.selections(folders)
+    wanted = {also, *(name for names in selections for name in names or ())}
+    wanted |= {selection.LEAVE_ONE_OUT} if any(len(envs) == 2 for envs in left_out) else set()
+    methods = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
+    if None not in selections:
+        methods = [name for name in methods if name in wanted]
+    if not any(run.test_envs for run in found.runs):
+        methods = []
+    if any(not run.test_envs for run in found.runs):
+        methods.append(selection.IN_DOMAIN)
+    optional = [] if selection.LEAVE_ONE_OUT in wanted else [selection.LEAVE_ONE_OUT]
+    return methods, [name for name in optional if name in methods], faults
 
 
 def run(arguments: argparse.Namespace) -> int:
     """``carft collect``; its exit status."""
-    from domainbed_carft.collect import formats, page, published
+    from domainbed_carft.collect import declared, formats, page
 
     extras = [name for name in ("compare", "paired") if getattr(arguments, name)]
     if arguments.format == "csv" and len(extras) > 1:
@@ -81,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             "--format csv is one table, and --compare and --paired are two; expected one of them"
         )
     collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
-    named = published.asked_for(arguments.folders) if arguments.compare else []
+    named = declared.compare_with(arguments.folders) if arguments.compare else []
     built = page.build(collection, arguments.paired, bool(arguments.compare), named)
     text = formats.render(built.document, arguments.format)
     if arguments.output:
@@ -99,7 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _strict(collection: Collection, incomplete: int) -> str:
     """What ``--strict`` finds fault with; "" if nothing."""
-    found = [f"{incomplete} cells lack something, see the notes"] if incomplete else []
+    lacking = f"{counted(incomplete, 'cell lacks', 'cells lack')} something, see the notes"
+    found = [lacking] if incomplete else []
     for kind in told.LOST:
         if count := sum(fault.kind == kind for fault in collection.faults):
             found.append(f"{count} named above as: {kind}")
@@ -140,5 +171,7 @@ def _summary(collection: Collection, incomplete: int, cells: int) -> Iterator[st
             f"The runs were made under {len(collection.groups)} settings, which are never "
             "averaged: each has tables of its own."
         )
-    gaps = f"; {incomplete} of {cells} cells lack something, see the notes" if incomplete else ""
-    yield f"{collection.records:,} records of {collection.jobs:,} jobs{gaps}."
+    lack = inflected(incomplete, "lacks", "lack")
+    gaps = f"; {incomplete:,} of {counted(cells, 'cell')} {lack} something, see the notes"
+    gaps = gaps if incomplete else ""
+    yield f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}{gaps}."

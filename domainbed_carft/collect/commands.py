@@ -53,11 +53,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
-        help=f"methods of selection, of {', '.join(METHODS)}; default: all that there are jobs for",
+        help=f"methods of selection, separated by commas, of {', '.join(METHODS)}; default: those "
+        "that the sweep declares, else all that there are jobs for, and leave-one-domain-out with "
+        "what it needs",
     )  # fmt: skip
     parser.add_argument(
         "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
-        help="do not keep apart runs that differ in this, of " + ", ".join(PARTS),
+        help="do not keep apart runs that differ in this, separated by commas, of "
+        + ", ".join(PARTS),
     )  # fmt: skip
 
 

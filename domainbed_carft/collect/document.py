@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.collect.tables import Cell, Table
+from domainbed_carft.collect.tables import Cell, Row, Table
 
 PLUS_MINUS = "±"
 NOTHING = "X"
@@ -20,7 +20,8 @@ CAPTION = (
     f"[k] marks a cell that lacks something; the note says what. {NOTHING}: no trial has a value.",
 )
 
-_OVER_GAPS = ("a mean over cells of which some lack something",)
+_OVER_GAPS = "a mean over cells of which some lack something"
+_MIXED = "a mean over data sets that differ in"
 
 
 class Grid(NamedTuple):
@@ -54,11 +55,19 @@ def grid(table: Table) -> Grid:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
         average = NOTHING if row.average is None else f"{row.average:.1f}"
-        if row.average is not None and any(cell.missing for cell in row.cells):
-            average += f" [{numbers.setdefault(_OVER_GAPS, len(numbers) + 1)}]"
+        for remark in _remarks(row):
+            average += f" [{numbers.setdefault((remark,), len(numbers) + 1)}]"
         rows.append([row.algorithm, *cells, average])
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
+
+
+def _remarks(row: Row) -> Iterator[str]:
+    """What is to be known of the mean of a row's cells."""
+    if row.average is not None and any(cell.missing for cell in row.cells):
+        yield _OVER_GAPS
+    if row.average is not None and row.mixed:
+        yield f"{_MIXED} {row.mixed}"
 
 
 def words(cell: Cell) -> str:
@@ -84,6 +93,7 @@ def table_entry(table: Table) -> dict[str, Any]:
                     for column, cell in zip(table.columns, row.cells, strict=True)
                 ],
                 "average": row.average,
+                "average_mixes": row.mixed,
             }
             for row in table.rows
         ],

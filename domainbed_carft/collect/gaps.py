@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ _Places = dict[int, list[int]]  # trial -> choices
 class Gaps:
     """Answers for one group of runs."""
 
-    def __init__(self, runs: Sequence[Run], planned: Iterable[Planned] = ()) -> None:
+    def __init__(self, runs: Sequence[Run], planned: Sequence[Planned] = ()) -> None:
         self.runs = {identity(run): run for run in runs}
+        self._unusable = {identity(job) for job in planned if job.unusable}
         self._reasons: dict[tuple[Any, ...], str] = {}  # each is asked for by several methods
         self._trials: dict[tuple[str, bool], set[int]] = {}
         self._choices: dict[tuple[str, str, bool], set[int]] = {}
@@ -55,34 +56,58 @@ class Gaps:
 
     def of(self, dataset: str, algorithm: str, target: int, method: str, count: int) -> list[str]:
         """Sentences on what the cell lacks, none for a whole one; ``count`` environments."""
+        if method == LEAVE_ONE_OUT and dataset not in self._with_pairs:
+            listed = ", ".join(environments.listed(pair) for pair in _pairs(target, count))
+            return [
+                f"needs the jobs with two test environments, --test_envs {listed}, of each trial "
+                "and hparams_seed; there are no such jobs on this data set"
+            ]
+        trials, choices = self._expected(dataset, algorithm, method)
+        lacks = self._lacks(dataset, algorithm, target, method, count)
+        return [f"{why}: {_where(places, trials, choices)}" for why, places in lacks.items()]
+
+    def by_trial(
+        self, dataset: str, algorithm: str, target: int, method: str, count: int
+    ) -> dict[int, list[str]]:
+        """What each trial of the cell lacks, of those that lack something."""
+        _, choices = self._expected(dataset, algorithm, method)
+        found: dict[int, list[str]] = {}
+        for why, places in self._lacks(dataset, algorithm, target, method, count).items():
+            for trial, lost in places.items():
+                which = "" if lost == choices else f" hparams_seed {', '.join(_spans(lost))}"
+                found.setdefault(trial, []).append(why + which)
+        return found
+
+    def _expected(self, dataset: str, algorithm: str, method: str) -> tuple[list[int], list[int]]:
+        """Trials, and choices of hyperparameters."""
         left_out = method != IN_DOMAIN
-        trials = sorted(self._trials.get((dataset, left_out), ()))
-        choices = sorted(self._choices.get((dataset, algorithm, left_out), ()))
-        wanted: list[tuple[int, ...]] = [(target,)] if left_out else [()]
+        trials = self._trials.get((dataset, left_out), ())
+        return sorted(trials), sorted(self._choices.get((dataset, algorithm, left_out), ()))
+
+    def _lacks(
+        self, dataset: str, algorithm: str, target: int, method: str, count: int
+    ) -> dict[str, _Places]:
+        """Reason -> where it holds."""
+        wanted: list[tuple[int, ...]] = [()] if method == IN_DOMAIN else [(target,)]
         if method == LEAVE_ONE_OUT:
-            pairs = [(min(i, target), max(i, target)) for i in range(count) if i != target]
-            if dataset not in self._with_pairs:
-                listed = ", ".join(environments.listed(pair) for pair in pairs)
-                return [
-                    "needs the jobs with two test environments, --test_envs "
-                    f"{listed}, of each trial and hparams_seed; the data set has none"
-                ]
-            wanted = [*wanted, *pairs]
-        lacks: dict[str, _Places] = {}
-        for envs, trial, choice in itertools.product(wanted, trials, choices):
+            wanted += _pairs(target, count)
+        found: dict[str, _Places] = {}
+        places = itertools.product(wanted, *self._expected(dataset, algorithm, method))
+        for envs, trial, choice in places:
             job = (dataset, algorithm, envs, trial, choice)
             if job not in self._reasons:
                 self._reasons[job] = self._reason(*job)
             if reason := self._reasons[job]:
-                lacks.setdefault(reason, {}).setdefault(trial, []).append(choice)
-        return [f"{why}: {_where(places, trials, choices)}" for why, places in lacks.items()]
+                found.setdefault(reason, {}).setdefault(trial, []).append(choice)
+        return found
 
     def _reason(self, dataset: str, algorithm: str, envs: Any, trial: int, choice: int) -> str:
         """What is wrong with a job, "" if nothing is."""
         job = f"--test_envs {environments.listed(envs)}".rstrip()
-        run = self.runs.get((dataset, algorithm, frozenset(envs), trial, choice))
+        key = (dataset, algorithm, frozenset(envs), trial, choice)
+        run = self.runs.get(key)
         if run is None:
-            return f"no job {job}"
+            return f"{job} has no usable record" if key in self._unusable else f"no job {job}"
         expected = self._steps[_schedule(run)]
         last, end = max(run.steps), max(*expected, _last_step(run))
         if last < end:
@@ -101,6 +126,11 @@ class Gaps:
         return os.path.dirname(run.folder) in self._marked or any(
             os.path.exists(os.path.join(run.folder, name)) for name in beside
         )
+
+
+def _pairs(target: int, count: int) -> list[tuple[int, ...]]:
+    """The target with each of the other environments, in their order."""
+    return [(min(i, target), max(i, target)) for i in range(count) if i != target]
 
 
 def _schedule(run: Run) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Page(NamedTuple):
-    """The document, and how many of how many cells lack something."""
+    """The document, and how many of how many cells lack something; see Collection.optional."""
 
     document: Document
     incomplete: int
@@ -55,8 +55,9 @@ def build(
         "jobs": collection.jobs,
         "faults": [fault._asdict() for fault in collection.faults],
     }
-    incomplete = sum(table.incomplete for table in flat)
-    cells = sum(len(table.columns) * len(table.rows) for table in flat)
+    counting = [table for table in flat if table.method not in collection.optional]
+    incomplete = sum(table.incomplete for table in counting)
+    cells = sum(len(table.columns) * len(table.rows) for table in counting)
     return Page(Document("Results", caption, grids, sections, records), incomplete, cells)
 
 

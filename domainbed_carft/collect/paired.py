@@ -5,7 +5,7 @@ Trials share splits between algorithms, so a difference of a pair is less uncert
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +14,15 @@ import pandas as pd
 
 from domainbed_carft.collect import environments, frames, selection
 from domainbed_carft.collect.document import Grid
+from domainbed_carft.collect.gaps import Gaps
 from domainbed_carft.collect.settings import Group
 from domainbed_carft.errors import CarftError
 
 RESAMPLES = 10_000
 SEED = 0
 LEVEL = 95
+
+_Labels = Mapping[str, Sequence[str]]
 
 CAPTION = (
     "Differences: accuracy of the first minus that of the second, in points, over the (data set, "
@@ -31,7 +34,10 @@ CAPTION = (
 
 
 class Difference(NamedTuple):
-    """Of one group by one method, in points; ``low`` and ``high`` are None for a single target."""
+    """Of one group by one method, in points; ``low`` and ``high`` are None for a single target.
+
+    ``unpaired``: what has no partner. ``incomplete``: pairs that count, and what they lack.
+    """
 
     setting: str
     method: str
@@ -44,6 +50,7 @@ class Difference(NamedTuple):
     losses: int
     ties: int
     unpaired: Sequence[str]
+    incomplete: Sequence[str]
 
 
 def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
@@ -56,12 +63,17 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
     found = []
     for group in groups:
         labels = environments.labels(group.runs)
+        gaps = Gaps(group.runs, group.planned)
         for method in methods:
             selected = frames.selected(group.runs, method)
             both = [frames.of_algorithm(selected, name) for name in (a, b)]
             side_by_side = pd.concat(both, axis="columns", keys=["a", "b"]).sort_index()
-            if side_by_side.notna().all(axis="columns").any():
-                found.append(_difference(group.title, method, side_by_side, labels))
+            pairs = side_by_side.dropna()
+            if len(pairs):
+                alone = side_by_side.index.difference(pairs.index)
+                named = [_named(place, labels) for place in alone]
+                lacking = [*_incomplete(pairs.index, (a, b), method, labels, gaps)]
+                found.append(_difference(group.title, method, pairs, named, lacking))
     if not found:
         there = "; ".join(
             f"{', '.join(environments.algorithms(run.algorithm for run in group.runs))}"
@@ -76,21 +88,41 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
 
 
 def _difference(
-    setting: str, method: str, side_by_side: pd.DataFrame, labels: Mapping[str, Sequence[str]]
-) -> Difference:
+    setting: str, method: str, pairs: pd.DataFrame, unpaired: Sequence[str],
+    incomplete: Sequence[str],
+) -> Difference:  # fmt: skip
     """Of accuracies in percent in the columns "a" and "b", by ``frames.KEY``."""
-    pairs = side_by_side.dropna()
     # Equal accuracies have a difference of exactly 0.
     differences = pairs["a"] - pairs["b"]
     targets = differences.groupby(level=frames.KEY[:2])
-    alone = side_by_side.index.difference(pairs.index)
     return Difference(
         setting, method, float(differences.mean()),
         *interval_of_mean(targets.sum().to_numpy(), targets.size().to_numpy()),
         len(targets), len(pairs),
         int((differences > 0).sum()), int((differences < 0).sum()), int((differences == 0).sum()),
-        [f"{dataset} {labels[dataset][target]} trial {trial}" for dataset, target, trial in alone],
+        unpaired, incomplete,
     )  # fmt: skip
+
+
+def _incomplete(
+    pairs: Iterable[tuple[str, int, int]], names: Sequence[str], method: str, labels: _Labels,
+    gaps: Gaps,
+) -> Iterator[str]:  # fmt: skip
+    """The pairs, by ``frames.KEY``, of which an algorithm lacks something, and what."""
+    for dataset, target, trial in pairs:
+        count = len(labels[dataset])
+        lacks = [
+            f"{name}: {why}"
+            for name in names
+            for why in gaps.by_trial(dataset, name, target, method, count).get(trial, ())
+        ]
+        if lacks:
+            yield f"{_named((dataset, target, trial), labels)} ({'; '.join(lacks)})"
+
+
+def _named(place: tuple[str, int, int], labels: _Labels) -> str:
+    dataset, target, trial = place
+    return f"{dataset} {labels[dataset][target]} trial {trial}"
 
 
 def interval_of_mean(
@@ -121,6 +153,8 @@ def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
         rows.append([label, f"{one.mean:+.2f}", interval, *counts, str(one.targets)])
         if one.unpaired:
             notes.append(f"{label}: without a partner: {', '.join(one.unpaired)}.")
+        if one.incomplete:
+            notes.append(f"{label}: incomplete: {', '.join(one.incomplete)}.")
     header = ["Selection", "Mean", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "Pairs"]
     return Grid(f"{a} minus {b}", [*header, "Targets"], rows, notes)
 
@@ -134,6 +168,7 @@ def entries(found: Sequence[Difference], a: str, b: str) -> list[dict[str, Any]]
             "resamples": RESAMPLES, "seed": SEED, "targets": one.targets, "pairs": one.pairs,
             "wins": one.wins, "losses": one.losses, "ties": one.ties,
             "unpaired": ", ".join(one.unpaired),
+            "incomplete_pairs": len(one.incomplete), "incomplete": ", ".join(one.incomplete),
         }
         for one in found
     ]  # fmt: skip

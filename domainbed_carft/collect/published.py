@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
-from domainbed_carft.collect import environments, tables
+from domainbed_carft.collect import environments, settings, tables
 from domainbed_carft.collect.document import PLUS_MINUS, Grid
 from domainbed_carft.collect.records import Run
 from domainbed_carft.collect.settings import Group
 from domainbed_carft.collect.tables import Cell, Row, Table
-from domainbed_carft.errors import CarftError
 
 AVERAGE = "average"
-DECLARATION = "sweep.yaml"  # what `carft sweep launch` leaves in its output folder
 BACKBONE = "ViT-B/16"
 
 CAPTION = (
@@ -98,7 +94,15 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
                 figure = known.get((_only(methods, row.algorithm, dataset), dataset))
                 if figure and cell.mean is not None and cell.error is not None:
                     found.append(_beside(table, row, dataset, cell, figure))
-    return found, _remarks(group)
+    averaged = dict.fromkeys(one.algorithm for one in found if one.dataset == AVERAGE)
+    names = {dataset for _, dataset in known}
+    mixed = settings.mixed(run for run in group.runs if run.test_envs and run.dataset in names)
+    remarks = [
+        f"{name}: the average is over data sets that differ in {mixed[name]}."
+        for name in averaged
+        if name in mixed
+    ]
+    return found, [*remarks, *_remarks(group)]
 
 
 _Counterparts = dict[tuple[str, str], dict[str, None]]  # (algorithm, data set) -> methods
@@ -184,23 +188,6 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     title = "; ".join(filter(None, ["Beside published figures", setting]))
     notes = list(remarks) if found else ["No data set and algorithm of ours has one.", *remarks]
     return Grid(title, [*header, "Published as"], rows, [*notes, *_listed(sources)])
-
-
-def asked_for(folders: Iterable[Path | str]) -> list[str]:
-    """The published methods that the declared sweeps in ``folders`` are about: ``compare_with``."""
-    found: dict[str, None] = {}
-    for folder in folders:
-        path = Path(folder) / DECLARATION
-        if path.is_file():
-            try:
-                declared = yaml.safe_load(path.read_text(encoding="utf-8"))
-                found |= dict.fromkeys(declared.get("compare_with", ()))
-            except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-                raise CarftError(
-                    f"{path} cannot be read ({error}); expected the copy of the declaration that "
-                    "`carft sweep launch` left there. Without that file all published figures count"
-                ) from error
-    return list(found)
 
 
 def overview(wanted: Sequence[str] = ()) -> Grid:

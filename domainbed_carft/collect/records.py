@@ -6,6 +6,7 @@ harness (domainbed/lib/reporting.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from domainbed_carft import job_folder
 from domainbed_carft.collect import lines, scan, settings, values
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.wording import counted
 
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 _NAN = float("nan")
@@ -45,7 +47,10 @@ class Run(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A job that ``carft sweep`` has described and that has no record yet."""
+    """A job that ``carft sweep`` has described and that has no record yet.
+
+    Or, ``unusable``, one whose records say which it is, and cannot be used.
+    """
 
     folder: str
     dataset: str
@@ -54,6 +59,7 @@ class Planned(NamedTuple):
     trial: int
     choice: int
     setting: Mapping[str, str]
+    unusable: bool = False
 
 
 class Read(NamedTuple):
@@ -85,7 +91,7 @@ def _read(job: scan.Found, found: Read) -> None:
             repeated += record["step"] in steps
             steps[record["step"]] = record
     if repeated:
-        text = f"{repeated} records of steps recorded before; the later ones count"
+        text = f"{counted(repeated, 'record')} of steps recorded before; the later ones count"
         found.faults.append(Fault("repeated steps", job.path, text))
     versions = _versions(job, found.faults) if latest else {}
     for steps in latest.values():
@@ -93,6 +99,12 @@ def _read(job: scan.Found, found: Read) -> None:
             found.runs.append(_run(job, list(steps.values()), versions, found.faults))
         except ValueError as error:
             found.faults.append(Fault("unreadable", job.path, f"{error}; passed over"))
+            first = next(iter(steps.values()))
+            with contextlib.suppress(ValueError):
+                if count := _count(first):
+                    found.planned.append(
+                        _planned(job, first["args"], count)._replace(unusable=True)
+                    )
     if not latest:
         _tell_what_is_planned(job, found)
 
@@ -225,7 +237,8 @@ def _accuracies(
         rows.extend(found)
         strange += [f"{text} at step {record['step']:g}" for text in odd]
     if strange:
-        what = f"{len(strange)} accuracies are no numbers and count as missing: {strange[0]}"
+        told = ("accuracy is no number and counts", "accuracies are no numbers and count")
+        what = f"{counted(len(strange), *told)} as missing: {strange[0]}"
         what += ", ..." if len(strange) > 1 else ""
         faults.append(Fault("no number", job.path, what))
     return rows
@@ -259,7 +272,7 @@ def _tell_what_is_planned(job: scan.Found, found: Read) -> None:
         path = os.path.join(job.path, job_folder.DESCRIPTION)
         text = _text(path, found.faults)
         try:
-            planned = _planned(job, json.loads(text)) if text is not None else None
+            planned = _described(job, json.loads(text)) if text is not None else None
         except ValueError as error:
             found.faults.append(Fault("unreadable", path, f"{error}; passed over"))
     if planned is None:
@@ -271,10 +284,15 @@ def _tell_what_is_planned(job: scan.Found, found: Read) -> None:
     found.faults.append(Fault("not run", job.path, what))
 
 
-def _planned(job: scan.Found, description: Any) -> Planned:
+def _described(job: scan.Found, description: Any) -> Planned:
     """Raises ValueError for what describes no job."""
-    args = values.require(values.require({"it": description}, "it", dict), "train_args", dict)
-    values.require_identity(args)
+    described = values.require({"it": description}, "it", dict)
+    return _planned(job, values.require(described, "train_args", dict))
+
+
+def _planned(job: scan.Found, args: Mapping[str, Any], count: int | None = None) -> Planned:
+    """Raises ValueError for arguments of no job; ``count``: of environments, if known."""
+    values.require_identity(args, count)
     return Planned(
         job.path, args["dataset"], args["algorithm"], tuple(args["test_envs"]),
         args["trial_seed"], args["hparams_seed"], settings.of(args, {}, None, {}),

@@ -21,6 +21,12 @@ DEFAULT = "default"
 UNKNOWN = "not recorded"
 ENVIRONMENTS = "environments"
 EDITION = "data edition"
+# Of what is recorded the hparam that sets it says no more.
+_RECORDED_AS = {"hparam protocol": "protocol", "hparam data_edition": EDITION}
+_SAME_PROTOCOL = {
+    UNKNOWN,
+    "domainbed",
+}  # older records of other algorithms than ours do not tell it
 # What can be left out of account by name, and how the names of parts begin.
 KINDS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ARGUMENTS},
@@ -169,8 +175,8 @@ def _conflicts(ran: Sequence[_Job], waiting: Sequence[_Job]) -> list[str]:
     for (dataset, _), different in settings.items():
         for part in dict.fromkeys(part for setting in different for part in setting):
             values = {value(setting, part) for setting in different}
-            if part == "protocol" and values <= {UNKNOWN, "domainbed"}:
-                continue  # older records of other algorithms than ours do not tell it
+            if part == "protocol" and values <= _SAME_PROTOCOL:
+                continue
             if part == EDITION:
                 # Older records have the verdict alone, which any data of that verdict meets.
                 values = {v for v in values if not any(is_edition(v, w) for w in values - {v})}
@@ -204,21 +210,75 @@ def _distinct(settings: Iterable[Mapping[str, str]], parts: Sequence[str]) -> in
 
 def _notes(jobs: Sequence[_Job], ignored: tuple[str, ...]) -> Iterator[str]:
     """In what the settings of a group's algorithms and data sets differ."""
-    settings = _by_algorithm(jobs)
-    parts = dict.fromkeys(p for different in settings.values() for s in different for p in s)
-    for part in parts:
-        if part == ENVIRONMENTS:  # each data set has its own, which name the columns
-            continue
+    for part, settings in _differing(jobs):
         # Each data set has an edition of its own.
         apart = part == EDITION
         for dataset in dict.fromkeys(name for name, _ in settings) if apart else [None]:
-            words: dict[str, list[str]] = {}
-            for (name, algorithm), different in settings.items():
-                if dataset in (None, name):
-                    for word in dict.fromkeys(value(setting, part) for setting in different):
-                        words.setdefault(word, []).append(f"{algorithm} on {name}")
-            if len(words) > 1:
-                told = "; ".join(f"{word}: {', '.join(who)}" for word, who in words.items())
+            whose = {
+                f"{algorithm} on {name}": words
+                for (name, algorithm), words in settings.items()
+                if dataset in (None, name)
+            }
+            words = _told(whose)
+            if words:
                 asked = " (averaged all the same, as asked)"
                 mixed = asked if ignored and part.startswith(ignored) else ""
-                yield f"Not all runs have the same {part}{mixed}: {told}."
+                yield f"Not all runs have the same {part}{mixed}: {words}."
+
+
+def mixed(runs: Iterable[Run]) -> dict[str, str]:
+    """Algorithm -> in what its data sets differ; not so the edition, of which each has its own.
+
+    Algorithms whose mean over data sets mixes nothing are not in it.
+    """
+    of_algorithm: dict[str, list[_Job]] = {}
+    for run in runs:
+        of_algorithm.setdefault(run.algorithm, []).append(_Job(run, run.setting))
+    found: dict[str, list[str]] = {}
+    for algorithm, jobs in of_algorithm.items():
+        for part, settings in _differing(jobs):
+            whose = {dataset: words for (dataset, _), words in settings.items()}
+            sets = {frozenset(words) for words in whose.values()}
+            older = part == "protocol" and frozenset().union(*sets) <= _SAME_PROTOCOL
+            if len(sets) > 1 and part != EDITION and not older:
+                found.setdefault(algorithm, []).append(f"{part} ({_told(whose)})")
+    return {algorithm: ", ".join(parts) for algorithm, parts in found.items()}
+
+
+def _told(whose: Mapping[str, Iterable[str]]) -> str:
+    """Each value with those who have it, "" if there is but one."""
+    found: dict[str, list[str]] = {}
+    for who, words in whose.items():
+        for word in words:
+            found.setdefault(word, []).append(who)
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items())
+    return told if len(found) > 1 else ""
+
+
+def _differing(
+    jobs: Sequence[_Job],
+) -> Iterator[tuple[str, dict[tuple[str, str], list[str]]]]:
+    """Parts that have several values, with those of each (data set, algorithm), each said once."""
+    settings = _by_algorithm(jobs)
+    parts = dict.fromkeys(p for different in settings.values() for s in different for p in s)
+    for part in parts:
+        # The environments of each data set name the columns.
+        if part == ENVIRONMENTS or _RECORDED_AS.get(part) in parts:
+            continue
+        values = {
+            of_whom: list(dict.fromkeys(value(setting, part) for setting in different))
+            for of_whom, different in settings.items()
+        }
+        several = len({word for words in values.values() for word in words}) > 1
+        if several and not _recorded_alike(jobs, part):
+            yield part, values
+
+
+def _recorded_alike(jobs: Iterable[_Job], part: str) -> bool:
+    """Whether it is an hparam of which all runs recorded one value, set by hand or not."""
+    name = part.removeprefix("hparam ")
+    if name == part:
+        return False
+    recorded = [json.loads(text) for text in {one.job.hparams for one in jobs}]  # type: ignore[union-attr]
+    known = [json.dumps(_same_number(one[name])) for one in recorded if name in one]
+    return len(known) == len(recorded) and len(set(known)) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from domainbed_carft.collect import environments, frames, selection
+from domainbed_carft.collect import environments, frames, selection, settings
 from domainbed_carft.collect.gaps import Gaps
 from domainbed_carft.collect.records import Planned, Run
 from domainbed_carft.collect.settings import Group
@@ -32,11 +32,15 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An algorithm's cells, and their mean; None where a cell has none."""
+    """An algorithm's cells, and their mean; None where a cell has none.
+
+    ``mixed``: in what the data sets differ that the mean is over, "" in nothing.
+    """
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
+    mixed: str = ""
 
 
 class Table(NamedTuple):
@@ -82,6 +86,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
     gaps = Gaps(group.runs, group.planned)
     labels = environments.labels(group.runs, group.planned)
+    mixed = settings.mixed(run for run in group.runs if run.test_envs)
     result = []
     for method in methods:
         left_out = method != selection.IN_DOMAIN
@@ -97,7 +102,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
             if name in names
         ]
         if left_out and tables:
-            tables.append(_averages(group, method, tables, algorithms, frame))
+            tables.append(_averages(group, method, tables, algorithms, frame, mixed))
         result += tables
     return result
 
@@ -133,7 +138,7 @@ def _of_dataset(
 
 def _averages(
     group: Group, method: str, tables: Sequence[Table], algorithms: Sequence[str],
-    selected: pd.DataFrame,
+    selected: pd.DataFrame, mixed: Mapping[str, str],
 ) -> Table:  # fmt: skip
     """Over each trial's mean over targets, as far as it has them."""
     keys = ["algorithm", "dataset", "trial"]
@@ -150,7 +155,7 @@ def _averages(
             ]
             missing = [f"incomplete in {table.dataset}: {', '.join(lacking)}"] if lacking else []
             cells.append(_cell(reached.get((algorithm, table.dataset), _NO_TRIAL), missing))
-        rows.append(Row(algorithm, cells, _average(cells)))
+        rows.append(Row(algorithm, cells, _average(cells), mixed.get(algorithm, "")))
     columns = [table.dataset for table in tables]
     return Table(group.title, method, "Averages", columns, rows, [], averages=True)
 

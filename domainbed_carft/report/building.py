@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from domainbed_carft.collect import (
     collecting,
+    declared,
     document,
     environments,
     faults,
@@ -29,6 +30,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.report import missing, repeating, sections, writing
 from domainbed_carft.report.content import Content, Section
 from domainbed_carft.report.figures import style
+from domainbed_carft.wording import counted, inflected
 
 PAIR = ("CARFT", "CLIPFineTune")
 
@@ -72,7 +74,9 @@ def build(wanted: Wanted) -> tuple[Collection, Content]:
     Raises CarftError as ``collecting.gather`` does, for a method of selection that there are no
     jobs for, and for algorithms in ``pair`` that no job is of.
     """
-    collection = collecting.gather(wanted.folders, None, wanted.ignored, wanted.processes)
+    collection = collecting.gather(
+        wanted.folders, None, wanted.ignored, wanted.processes, wanted.select
+    )
     method = _method(collection, wanted.select)
     runs = [run for group in collection.groups for run in group.runs]
     algorithms = environments.algorithms(run.algorithm for run in runs)
@@ -126,7 +130,7 @@ def _content(
     several = len({run.dataset for run in runs}) > 1
     differences = _differences(collection.groups, method, pair)
     beside, overview = _published(wanted, collection, built, method)
-    lacking = missing.listed(flat)
+    lacking = missing.listed(flat, collection.optional)
     cells = sum(len(t.columns) * len(t.rows) for t in flat if t.method == method)
     return Content(
         _title(runs),
@@ -161,14 +165,14 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _facts(collection: Collection, method: str) -> list[tuple[str, str]]:
     runs = [run for group in collection.groups for run in group.runs]
-    counted = [
+    numbers = [
         (len({run.dataset for run in runs}), "data set"),
         (len({run.algorithm for run in runs}), "algorithm"),
         (len({run.trial for run in runs}), "trial"),
         (collection.jobs, "job"),
         (collection.records, "record"),
     ]
-    return [(f"{count:,}", word + "s" * (count != 1)) for count, word in counted]
+    return [(f"{count:,}", inflected(count, word)) for count, word in numbers]
 
 
 def _differences(
@@ -188,11 +192,15 @@ def _finding(one: paired.Difference, pair: Sequence[str]) -> str:
     word = "above" if one.mean >= 0 else "below"
     text = (
         f"{a} is {abs(one.mean):.1f} points {word} {b} on the environments left out: the mean over "
-        f"{one.pairs} pairs of (environment, trial), of which {one.wins} are won, {one.losses} lost"
+        f"{counted(one.pairs, 'pair')} of (environment, trial), of which "
+        f"{counted(one.wins, 'is', 'are')} won, {one.losses} lost"
         + (f" and {one.ties} equal" if one.ties else "")
     )
     if one.low is not None and one.high is not None:
         text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
+    if count := len(one.incomplete):
+        lack = counted(count, "pair lacks", "pairs lack")
+        text += f"; {lack} something, which stands at the paired comparison"
     return f"{one.setting}: {text}." if one.setting else f"{text}."
 
 
@@ -206,7 +214,7 @@ def _published(
         if known.intersection(run.dataset for run in group.runs):
             found, remarks = published.compare(group, own)
             grids.append(published.grid([f for f in found if f.selection == method], remarks))
-    return grids, published.overview(published.asked_for(wanted.folders)) if grids else None
+    return grids, published.overview(declared.compare_with(wanted.folders)) if grids else None
 
 
 def _command(wanted: Wanted) -> str:
@@ -245,5 +253,6 @@ def _with_examples(
 
 
 def _lacking(content: Content) -> Iterator[str]:
-    if content.missing:
-        yield f"{len(content.missing)} kinds of jobs are missing, see the page."
+    if count := sum(one.counts for one in content.missing):
+        are = inflected(count, "is", "are")
+        yield f"{counted(count, 'kind')} of jobs {are} missing, see the page."

@@ -25,8 +25,8 @@ def add_to(commands: Any) -> None:
     report.add_argument(
         "--select", choices=collecting.METHODS, metavar="METHOD",
         help="the method of selection that figures and examples follow, of "
-        f"{', '.join(collecting.METHODS)}; default: the first that there are jobs for. Tables are "
-        "of all methods",
+        f"{', '.join(collecting.METHODS)}; default: the first that the sweep declares, or that "
+        "there are jobs for. Tables are of all of these",
     )  # fmt: skip
     report.add_argument(
         "--ignore", type=collecting.some_of(collecting.PARTS), action="extend", default=[],

@@ -100,12 +100,16 @@ class Section(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """What cells of a data set lack; ``cells``: algorithms with their environments."""
+    """What cells of a data set lack; ``cells``: algorithms with their environments.
+
+    ``counts``: whether it is a gap, not only what another method of selection would need.
+    """
 
     where: str
     what: str
     cells: str
     methods: str
+    counts: bool
 
 
 class Digest(NamedTuple):

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from domainbed_carft.collect import selection
 from domainbed_carft.collect.tables import Table
 from domainbed_carft.report.content import Missing
 
 
-def listed(built: Iterable[Table]) -> list[Missing]:
-    """A row for each thing that cells of a data set lack, with the cells and the methods."""
+def listed(built: Iterable[Table], optional: Container[str] = ()) -> list[Missing]:
+    """A row for each thing that cells of a data set lack, with the cells and the methods.
+
+    ``optional``: methods whose gaps do not count.
+    """
     found: dict[tuple[str, str], dict[str, dict[str, dict[str, None]]]] = {}
     for table in built:
         if table.averages:
             continue
         where = "; ".join(filter(None, [table.dataset, table.setting]))
-        method = selection.METHODS[table.method].title
         for row in table.rows:
             for column, cell in zip(table.columns, row.cells, strict=True):
                 for text in cell.missing:
                     methods = found.setdefault((where, text), {})
-                    cells = methods.setdefault(method, {})
+                    cells = methods.setdefault(table.method, {})
                     cells.setdefault(row.algorithm, {})[column] = None
     return [
-        Missing(where, text, _cells(methods), ", ".join(methods))
+        Missing(
+            where,
+            text,
+            _cells(methods),
+            ", ".join(selection.METHODS[method].title for method in methods),
+            any(method not in optional for method in methods),
+        )
         for (where, text), methods in found.items()
     ]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from domainbed import algorithms, datasets
@@ -35,6 +38,25 @@ def test_what_is_missing_goes_to_the_error_stream(tmp_path, capsys):
     assert (
         "Missing: PACS ERM, test_envs [0], trial_seed 0, hparams_seed 0" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("collect_results", ["--latex"]),
+        ("list_top_hparams", ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "0"]),
+    ],
+)
+def test_a_closed_pipe_ends_it_quietly(tmp_path, script, flags):
+    synthetic_records.write_sweep(tmp_path, "single")
+    read, write = os.pipe()
+    os.close(read)
+    command = ["-m", f"domainbed.scripts.{script}", "--input_dir", str(tmp_path), *flags]
+    done = subprocess.run([sys.executable, *command], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 0 and not re.search(b"Error|Exception", done.stderr)
+    if script == "collect_results":  # what nobody reads is in the file all the same
+        assert (tmp_path / "results.tex").read_text().endswith("\\end{document}\n")
 
 
 def test_format_mean():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from domainbed import algorithms, model_selection
-from domainbed.lib import coverage, errors, misc, reporting
+from domainbed.lib import coverage, errors, misc, pipes, reporting
 from domainbed.lib.query import Q
 
 SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
@@ -240,7 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for remark in coverage.unfinished(args.input_dir) + coverage.remarks(records):
         print(remark, file=sys.stderr)
     path = os.path.join(args.input_dir, "results.tex" if args.latex else "results.txt")
-    with contextlib.closing(misc.Tee(path, "w")) as out, contextlib.redirect_stdout(out):
+    with (
+        pipes.while_read(),
+        contextlib.closing(misc.Tee(path, "w")) as out,
+        contextlib.redirect_stdout(out),
+    ):
         print_report(records, args.latex)
     return 0
 

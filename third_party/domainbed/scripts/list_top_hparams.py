@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from domainbed import model_selection
-from domainbed.lib import checks, coverage, errors, own_data, reporting
+from domainbed.lib import checks, coverage, errors, own_data, pipes, reporting
 from domainbed.lib.query import Q
 from domainbed.scripts.collect_results import SELECTION_METHODS
 
@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 if there is nothing to list."""
     args = build_parser().parse_args(argv)
     try:
-        run(args)
+        with pipes.while_read():
+            run(args)
     except errors.UsageError as error:
         print(f"list_top_hparams: {error}", file=sys.stderr)
         return 2
