@@ -16,9 +16,9 @@ know; a job's trial seed is its seed, and `art_painting` (here fluent3d) the tes
 
 Within each job's process `watched_job` replaces each label by one that tells the picture too, and
 turns it back before an algorithm or the accuracy sees it: so it is known which pictures came into
-which split, were trained on as which environment, and evaluated as which split. It also sets both
-harnesses to as many loader processes. CARFT and ERM draw batches and augmentations in another order
-on each harness: over the seeds, the mean difference is held against its standard error.
+which split, were trained on as which environment, and evaluated as which split. Both harnesses get as
+many loader processes. CARFT and ERM draw in another order on each: over the seeds, the mean
+difference is held against its standard error.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def main() -> int:
     stand_in_weights(work / "torch")
     classes = {name: lay_out(work / "data" / name, *data) for name, data in DATA.items()}
     rest = commands(arguments.steps, arguments.erm_steps, classes["CARFT"])
-    runs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.algorithms]
+    runs = [*itertools.product(arguments.algorithms, range(arguments.seeds))]
     with ThreadPoolExecutor(2) as pool:
         pairs = pool.map(lambda r: run(work, upstream, *r, rest[r[0]]), runs)
         by_algorithm: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -1,8 +1,7 @@
 """Launch the jobs of a sweep: `python -m domainbed.scripts.sweep --help`.
 
-Flags, job identities, command lines and printed text are those of upstream file
-domainbed/scripts/sweep.py at b93c22a. Jobs are launched in the order of the list, not shuffled:
-a local sweep that is cut short then holds whole trials.
+Flags, job identities, command lines and printed text are those of upstream file of this name at
+b93c22a. Jobs are launched in the order of the list: a local sweep cut short holds whole trials.
 """
 
 from __future__ import annotations
@@ -280,8 +279,7 @@ def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0; 1 after failed jobs or a failed launch; 2 after a wrong argument; 130 if interrupted, as a
-    shell says it.
+    0; 1 after failed jobs or a failed launch; 2 after a wrong argument; 130 if interrupted.
     """
     args = build_parser().parse_args(argv)
     try:
