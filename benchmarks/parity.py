@@ -16,9 +16,8 @@ know; a job's trial seed is its seed, and `art_painting` (here fluent3d) the tes
 
 Within each job's process `watched_job` replaces each label by one that tells the picture too, and
 turns it back before an algorithm or the accuracy sees it: so it is known which pictures came into
-which split, were trained on as which environment, and evaluated as which split. Both harnesses get
-as many loader processes. CARFT and ERM draw in another order on each: over the seeds, the mean
-difference is held against its standard error.
+which split, were trained on as which environment, and evaluated as which split. CARFT and ERM draw
+in another order on each harness: over the seeds, the mean difference has its standard error.
 """
 
 from __future__ import annotations

@@ -23,10 +23,8 @@ ENVIRONMENTS = "environments"
 EDITION = "data edition"
 # Of what is recorded the hparam that sets it says no more.
 _RECORDED_AS = {"hparam protocol": "protocol", "hparam data_edition": EDITION}
-_SAME_PROTOCOL = {
-    UNKNOWN,
-    "domainbed",
-}  # older records of other algorithms than ours do not tell it
+# Older records of other algorithms than ours do not tell it.
+_SAME_PROTOCOL = {UNKNOWN, "domainbed"}
 # What can be left out of account by name, and how the names of parts begin.
 KINDS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ARGUMENTS},
