@@ -87,6 +87,15 @@ def test_without_the_training_in_splits_all_else_is_the_same(tmp_path, monkeypat
         assert some == every and {"env1_in_acc", "env0_out_acc"} < some.keys()
 
 
+def test_the_variable_for_it_is_1_or_0(tmp_path, monkeypatch, capsys):
+    for value, status in (("0", 0), ("", 0), ("true", 2)):
+        monkeypatch.setenv("DOMAINBED_SKIP_TRAINING_IN_SPLITS", value)
+        assert run(tmp_path / value, "--steps", "1") == status
+    assert "SPLITS is 'true', expected 1, 0 or nothing" in capsys.readouterr().err
+    for name in ("0", ""):
+        assert "env1_in_acc" in records(tmp_path / name)[0]
+
+
 def test_there_is_no_warning_without_need(tmp_path, capsys):
     assert run(tmp_path, "--hparams", '{"batch_size": 13}') == 0
     assert "Warning" not in capsys.readouterr().out

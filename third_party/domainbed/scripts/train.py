@@ -131,6 +131,8 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
             f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected one of "
             f"{', '.join(checkpoints.KEEP)}."
         )
+    if (switch := os.environ.get(SKIP_VARIABLE, "")) not in ("", "0", "1"):
+        problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing.")
     for flag, least in (("steps", 0), ("checkpoint_freq", 0), ("workers", 0)):
         problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
     problems += checks.seed_problems(args.seed)
