@@ -103,7 +103,7 @@ def assert_on_wandb(received: wandb_server.Run, folder: Path) -> None:
 
 
 def sync(folder: Path, *flags: str) -> None:
-    (place,) = (folder / "wandb").glob(f"*run-*-{run_id(folder)}")
+    (place,) = (folder / "wandb").glob(f"*run-*-{run_id(folder)}*")
     command = [sys.executable, "-m", "wandb", "sync", *flags, str(place)]
     env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
     where = env["HOME"]  # it writes into the current folder

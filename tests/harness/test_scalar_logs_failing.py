@@ -75,6 +75,21 @@ def test_interrupted_runs_have_the_logs_of_one_that_was_not(tmp_path, server):
 
 
 @needs_wandb
+def test_what_was_begun_in_the_same_second_is_one_run(tmp_path, server, monkeypatch):
+    """W&B calls its folders by the second, and adds a number where there is one already."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    for at in (1, 2):
+        with pytest.MonkeyPatch.context() as patch:
+            killing(patch, signal.SIGTERM, at)
+            assert run(arguments(tmp_path, log=("wandb",))) == 75
+    assert run(arguments(tmp_path, log=("wandb",))) == 0
+    sync(tmp_path)
+    assert [*server.runs] == [run_id(tmp_path)]
+    assert_on_wandb(server.runs[run_id(tmp_path)], tmp_path)
+
+
+@needs_wandb
 @pytest.mark.slow
 def test_what_was_synced_half_way_is_whole_after_the_next_sync(tmp_path, server, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:

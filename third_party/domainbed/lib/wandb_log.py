@@ -83,7 +83,9 @@ def _remove(folder: str, run_id: str, but: str = "") -> None:
 
 
 def _folders(folder: str, run_id: str) -> list[str]:
-    return glob.glob(os.path.join(glob.escape(folder), "wandb", f"*run-*-{run_id}"))
+    """W&B's folders of a run; one begun in the same second as another has a number at its end."""
+    begun = os.path.join(glob.escape(folder), "wandb", f"*run-*-{run_id}")
+    return glob.glob(begun) + glob.glob(f"{begun}-*")
 
 
 def _sent(folder: str, run_id: str) -> bool:
