@@ -67,9 +67,10 @@ def batches(
                     bar.update(len(x))
             except OSError as error:  # of Pillow's, too
                 reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                if "--decode" not in reason:  # which our harness says
+                    reason += ". `carft data verify --decode` says which"
                 raise CarftError(
-                    f"a picture of {split.environment} ({split.name}) cannot be read: {reason}. "
-                    "`carft data verify --decode` says which"
+                    f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
                 ) from error
 
 

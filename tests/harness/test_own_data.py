@@ -53,6 +53,23 @@ def test_a_path_is_a_data_set(pets, tmp_path):
     assert {"env0_in_acc", "env1_out_acc"} <= record.keys() and "env2_in_acc" not in record
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_picture_that_cannot_be_read_is_named(pets, tmp_path, command, workers):
+    """By what a worker process meets, too; with the right file there the job goes on."""
+    spoilt = pets / "my village" / "dog" / "3.png"
+    right = spoilt.read_bytes()
+    spoilt.write_text("no picture")
+    arguments = ["--algorithm", "Still", "--dataset", str(pets), "--output_dir", "job"]
+    arguments += ["--steps", "2", "--workers", workers, "--hparams", HPARAMS]
+    done = command("train", *arguments)
+    assert done.returncode == 1
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("train: ")]
+    assert f"{spoilt} cannot be read: cannot identify image" in told and "--decode" in told
+    assert "Traceback" not in done.stderr and done.stderr.endswith(f"{told}\n")
+    spoilt.write_bytes(right)
+    assert command("train", *arguments).returncode == 0
+
+
 def test_a_line_of_a_file_is_a_data_set(pets, tmp_path, monkeypatch):
     listing = tmp_path / "datasets.txt"
     listing.write_text("# mine\n\nPets = own pets\n")

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from domainbed.lib import drawing, stopping
+from domainbed.lib import drawing, errors, stopping
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.
@@ -32,16 +32,33 @@ class _RequestedItems(Dataset[Any]):
         self._datasets = datasets
 
     def __getitem__(self, request: Request) -> Any:
-        return self.__getitems__([request])[0]
+        return _unless_failed(self.__getitems__([request]))[0]
 
-    def __getitems__(self, requests: list[Request]) -> list[Any]:
-        """Read a batch; torch's loader asks so, and the generators are put back once a batch."""
+    def __getitems__(self, requests: list[Request]) -> Any:
+        """Read a batch; torch's loader asks so, and the generators are put back once a batch.
+
+        A failure is what comes instead of a batch: raised in a worker, it would reach the user as
+        torch's account of it, a traceback.
+        """
         items = []
         with drawing.kept():
             for number, position, key in requests:
                 drawing.reseed(drawing.seed_of(*key))
-                items.append(self._datasets[number][position])
+                try:
+                    items.append(self._datasets[number][position])
+                except errors.Failure as failure:
+                    return failure
         return items
+
+
+def _collated(items: Any) -> Any:
+    return items if isinstance(items, errors.Failure) else default_collate(items)
+
+
+def _unless_failed(batch: Any) -> Any:
+    if isinstance(batch, errors.Failure):
+        raise batch
+    return batch
 
 
 def _batches(
@@ -55,9 +72,10 @@ def _batches(
         num_workers=workers,
         generator=torch.Generator(),
         worker_init_fn=stopping.serve_on,
+        collate_fn=_collated,
     )
     with stopping.held():
-        return iter(loader)
+        return map(_unless_failed, iter(loader))
 
 
 class _EndlessDraws(Sampler[list[Request]]):

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import ImageFile
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
 
 from domainbed.lib import errors
 
@@ -20,6 +21,10 @@ ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PictureError(errors.Failure, OSError):
+    """A picture cannot be read; an OSError, as Pillow's own are for the most part."""
 
 
 def subfolders(root: str) -> list[str]:
@@ -35,11 +40,23 @@ def subfolders(root: str) -> list[str]:
 def read(path: str, transform: Any) -> ImageFolder:
     """Return an environment's pictures; refuse one with an empty class or without any."""
     try:
-        return ImageFolder(path, transform=transform)
+        return ImageFolder(path, transform=transform, loader=_picture)
     except FileNotFoundError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise errors.UsageError(
             [f"Expected a folder with one sub-folder a class, pictures in each: {path} ({reason})."]
+        ) from error
+
+
+def _picture(path: str) -> Any:
+    try:
+        return default_loader(path)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PictureError(
+            f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; put back the "
+            "right file, or take it away (which changes the splits). `carft data verify --decode` "
+            "finds all such files of a data set."
         ) from error
 
 
