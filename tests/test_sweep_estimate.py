@@ -31,6 +31,20 @@ def test_pictures(text, steps, trained, evaluated):
     assert estimate.work(job) == (steps, trained, evaluated)
 
 
+def test_without_the_training_in_splits(begun, capsys):
+    """Their sizes are those of the harness's own division."""
+    from domainbed.lib import misc
+
+    counts = (2048, 2344, 1670, 3929)
+    out = [len(misc.split_dataset(range(n), int(n * 0.2))[0]) for n in counts]
+    each = [2 * (sum(out) - out[i] + n) for i, n in enumerate(counts)]  # 2 checkpoints
+    assert [estimate.work(job, skips=True).evaluated for job in begun[1]] == each
+    said = dry_run(begun[0], capsys, "--skip_training_in_splits").out
+    assert f"{sum(each):,}" in said and "out-splits of the others" in said
+    said = dry_run(begun[0], capsys).out
+    assert f"{4 * 2 * 9991:,}" in said and "Evaluated: both splits of every environment." in said
+
+
 def test_a_drawn_batch_size_is_that_of_the_job():
     from domainbed import hparams_registry
     from domainbed.lib import misc

@@ -67,10 +67,11 @@ class Row:
 
 @dataclass
 class Estimate:
-    """The rows, and what was measured of each group."""
+    """The rows, what was measured of each group, and whether training in-splits are left out."""
 
     rows: list[Row]
     paces: Mapping[Group, Pace] = field(default_factory=dict)
+    skips: bool = False
 
     def hours(self, row: Row) -> float | None:
         """Hours of a row's jobs that are not done, one after another; None if not measured."""
@@ -88,26 +89,35 @@ class Estimate:
         return None if pace is None or pace.bytes is None else pace.bytes * row.jobs
 
 
-def make(statuses: Sequence[Status], paces: Mapping[Group, Pace]) -> Estimate:
-    """Sum up the jobs."""
+def make(statuses: Sequence[Status], paces: Mapping[Group, Pace], skips: bool = False) -> Estimate:
+    """Sum up the jobs; ``skips`` are those of ``--skip_training_in_splits``."""
     rows: dict[tuple[str, str, str], Row] = {}
     for status in statuses:
         args = status.job.train_args
         key = (status.job.variant, args["dataset"], args["algorithm"])
         row = rows.setdefault(key, Row(*key))
-        row.add(work(status.job), status.state == DONE)
-    return Estimate(list(rows.values()), paces)
+        row.add(work(status.job, skips), status.state == DONE)
+    return Estimate(list(rows.values()), paces, skips)
 
 
-def work(job: Job) -> Work:
-    """Steps and pictures of a job."""
+def work(job: Job, skips: bool = False) -> Work:
+    """Steps and pictures of a job; ``skips``: it evaluates no training environment's in-split."""
     facts = host.dataset(job.train_args["dataset"])
     steps = int(job.train_args.get("steps") or facts.steps)
     size = int(given_or_drawn(job, "batch_size"))
     checkpoints = len({*range(0, steps, facts.checkpoint_freq), steps - 1})
-    # Both splits of every environment, as DomainBed evaluates them.
-    evaluated = None if facts.pictures is None else checkpoints * sum(facts.pictures)
+    evaluated = None if facts.pictures is None else checkpoints * _a_pass(job, facts, skips)
     return Work(steps, steps * size * rates.training_environments(job), evaluated)
+
+
+def _a_pass(job: Job, facts: host.Dataset, skips: bool) -> int:
+    """Pictures of one checkpoint: both splits of every environment, as DomainBed evaluates them."""
+    counts = facts.pictures or ()
+    if not skips:
+        return sum(counts)
+    targets, holdout = job.train_args["test_envs"], job.train_args["holdout_fraction"]
+    # The size of an out-split as in upstream file domainbed/scripts/train.py at b93c22a.
+    return sum(n if i in targets else int(n * holdout) for i, n in enumerate(counts))
 
 
 def given_or_drawn(job: Job, name: str) -> Any:

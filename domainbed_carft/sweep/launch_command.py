@@ -229,7 +229,8 @@ def _dry_run(
     for one in looks:
         print(f"Data: {one}.")
     print()
-    print(text.estimate(estimate.make(statuses, paces), HOW_TO_MEASURE))
+    made = estimate.make(statuses, paces, arguments.skip_training_in_splits)
+    print(text.estimate(made, HOW_TO_MEASURE))
     for note in schedules.notes(declared):
         print(f"Note: {note}")
 

@@ -98,6 +98,13 @@ def failures(left: Sequence[Status]) -> str:
     return "\n".join(lines)
 
 
+_ALL = "both splits of every environment"
+_SKIPS = (
+    "both splits of test environments, out-splits of the others, as asked for (a checkout's own "
+    "train evaluates all)"
+)
+
+
 def estimate(made: Estimate, how_to_measure: str) -> str:
     """The whole of ``--dry-run``."""
     head = ["variant", "data set", "algorithm", "jobs", "done", "steps", "trained", "evaluated"]
@@ -120,7 +127,7 @@ def estimate(made: Estimate, how_to_measure: str) -> str:
         _hours(sum(measured)) if len(measured) == len(hours) else "?",
     ]  # fmt: skip
     lines = [table([[*head, "hours left"], *rows, total])]
-    lines.append("Trained, evaluated: pictures. Evaluated: both splits of every environment.")
+    lines.append(f"Trained, evaluated: pictures. Evaluated: {_SKIPS if made.skips else _ALL}.")
     lines.append(_time(made, how_to_measure))
     lines.append(_disk(made))
     return "\n".join(lines)
