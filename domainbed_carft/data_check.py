@@ -62,16 +62,18 @@ def refusals(
     """
     if hparams.get("data_edition") == UNCHECKED:
         return []
-    unread, broken = [], []
+    unread, broken, trainable = [], [], True
     for name, folder in folders.items():
         try:
-            problems = report(name, folder).problems
+            found = report(name, folder)
         except CarftError as error:
             unread.append(f"{error}.")
             continue
-        if problems:
-            broken.append(refusal(name, folder, problems))
-    return unread + with_remedy(broken, {name in ALGORITHMS for name in algorithms})
+        if found.problems:
+            broken.append(refusal(name, folder, found.problems))
+            trainable = trainable and found.trainable
+    ours = {name in ALGORITHMS for name in algorithms}
+    return unread + (with_remedy(broken, ours) if trainable else broken)
 
 
 def refusal(name: str, folder: str | Path, problems: Sequence[str]) -> str:

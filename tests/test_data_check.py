@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,6 +66,34 @@ def test_the_harness_refuses_it_whatever_the_algorithm(pacs, tmp_path):
         assert (tmp_path / "job" / "err.txt").read_text() == done.stderr
         assert "HParams" not in done.stdout  # nothing is loaded
         shutil.rmtree(tmp_path / "job")
+
+
+def test_the_remedies_that_it_tells_train(pacs, tmp_path):
+    given = ["--dataset", "PACS", "--data_dir", pacs.parent]
+    told = train(tmp_path, *given).stderr
+    (remedy,) = re.findall(r"as it is: (.*) in the environment", told)
+    variables = dict(part.split("=", 1) for part in shlex.split(remedy))
+    variables["PYTHONPATH"] += os.pathsep + str(FAKES)
+    done = train(tmp_path, *given, **variables)
+    assert done.returncode == 0, done.stderr
+    tiny = '{"clip_backbone": "tiny", "batch_size": 2, "data_edition": "unchecked"}'
+    done = train(tmp_path, *given, "--hparams", tiny, algorithm="CARFT")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("spoil", ["a class less", "a stray folder", "a class without pictures"])
+def test_what_cannot_be_trained_on_is_told_no_remedy_but_to_mend_it(tmp_path, spoil):
+    names = [environment.folder for environment in benchmarks.get("PACS").environments]
+    root = grow(tmp_path / "PACS", names, benchmarks.get("PACS").classes, 1)
+    horse = root / "photo" / "horse"
+    if spoil == "a stray folder":
+        (root / "__MACOSX").mkdir()
+    else:
+        (horse / "0.png").unlink()
+    if spoil == "a class less":
+        horse.rmdir()
+    done = train(tmp_path, "--dataset", "PACS", "--data_dir", tmp_path)
+    assert done.returncode == 2 and "is broken" in done.stderr and "as it is" not in done.stderr
 
 
 def test_the_harness_tells_it_with_all_other_mistakes(pacs, tmp_path):

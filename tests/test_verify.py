@@ -174,7 +174,12 @@ def test_classes_by_other_names(mine):
     photo = mine / "PACS" / "photo"
     (photo / "dog").rename(photo / "Dog")
     report = verify.verify("PACS", mine)
-    assert report.verdict == "differs" and "'Dog' for 'dog'" in only(report, "differences")
+    assert "'Dog' for 'dog'" in only(report, "differences")
+    assert report.verdict == "broken"  # since no job can train on two names of one class
+    assert "'photo' writes 'Dog' for 'dog' as in 'art_painting'" in only(report, "problems")
+    for environment in ("art_painting", "cartoon", "sketch"):
+        (mine / "PACS" / environment / "dog").rename(mine / "PACS" / environment / "Dog")
+    assert verify.verify("PACS", mine).verdict == "differs"
     (photo / "person").rename(photo / "Person")
     report = verify.verify("PACS", mine)
     assert report.verdict == "broken"
@@ -203,10 +208,18 @@ def test_classes_of_ones_own_in_two_spellings(tmp_path):
     )
 
 
+def test_a_class_of_ones_own_that_two_environments_write_differently(tmp_path):
+    root = grow(tmp_path, even(["Alarm_Clock", "dog"], ["art", "photo", "sketch"]))
+    (root / "photo" / "Alarm_Clock").rename(root / "photo" / "Alarm Clock")
+    report = verify.verify(str(root))
+    assert report.verdict == "broken"
+    assert "rename the class folders, so that they are the same" in only(report, "problems")
+
+
 def test_published_counts_under_other_names_are_no_published_edition():
     table = {e: dict(c) for e, c in benchmarks.get("PACS").editions[0].by_class.items()}
     names = {"dog": "Dog", "horse": "Horse"}  # in the order of the others
-    table["photo"] = {names.get(c, c): n for c, n in table["photo"].items()}
+    table = {e: {names.get(c, c): n for c, n in inside.items()} for e, inside in table.items()}
     report = verify.judge("PACS", table)
     found = f"differs: as published, {comparison.digest(report.counts)}"
     assert report.data_edition == found

@@ -49,6 +49,7 @@ def with_known(benchmark: Benchmark, counts: Counts) -> Findings:
     found = {place[name]: classes for name, classes in counts.items() if name in place}
     for name in place:
         _classes(name, list(counts[name]), benchmark.classes, "expected", findings)
+    _one_writing(counts, findings)
     _without_pictures(counts, findings)
     _editions(benchmark, found, findings)
     return findings
@@ -73,6 +74,7 @@ def with_each_other(counts: Counts) -> Findings:
         model = next(name for name in names if tuple(counts[name]) == usual)
         for name in names:
             _classes(name, list(counts[name]), usual, f"as in {model!r}", findings)
+        _one_writing(counts, findings)
         _note_alike(usual, findings)
         if len(usual) < 2:
             findings.problems.append(
@@ -186,6 +188,19 @@ def _classes(
             f"environment {environment!r} writes {len(renamed)} classes differently, though in the "
             f"same order: {', '.join(renamed[:5])}"
         )
+
+
+def _one_writing(counts: Counts, findings: Findings) -> None:
+    """A class that two environments write differently has no one name, and ends a job."""
+    first: dict[tuple[str, ...], str] = {}
+    for name, classes in counts.items():
+        model = first.setdefault(tuple(map(_plain, classes)), name)
+        pairs = [f"{f!r} for {e!r}" for f, e in zip(classes, counts[model]) if f != e]
+        if pairs:
+            findings.problems.append(
+                f"environment {name!r} writes {', '.join(pairs[:5])} as in {model!r}, which ends a "
+                "job when it starts; rename the class folders, so that they are the same everywhere"
+            )
 
 
 def _matched(found: Sequence[str], expected: Sequence[str]) -> dict[str, str]:

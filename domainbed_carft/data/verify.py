@@ -52,6 +52,18 @@ class Report:
         return "verified" if self.edition else "consistent"
 
     @property
+    def trainable(self) -> bool:
+        """Whether our harness would train on it if it did not look: it then gives wrong results.
+
+        It needs the declared number of environments, the same classes in all, pictures in each.
+        """
+        known = benchmarks.BENCHMARKS.get(self.name)
+        whole = known is None or len(self.counts) == len(known.environments)
+        classes = {tuple(inside) for inside in self.counts.values()}
+        full = all(all(inside.values()) for inside in self.counts.values())
+        return whole and len(classes) == 1 and () not in classes and full
+
+    @property
     def data_edition(self) -> str:
         """What the records of a job on this data say of it.
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Look(NamedTuple):
     """A data set and the verdict on it, in words.
 
-    ``broken`` are reasons why no job could be right, ``refused`` those of a check that can be left
-    out, ``absent`` why the data is not to be seen from here.
+    ``broken`` are reasons why no job could run, ``refused`` those of a check that can be left out,
+    ``absent`` why the data is not to be seen from here.
     """
 
     name: str
@@ -77,5 +77,8 @@ def _look(name: str, data_dir: str, unchecked: bool) -> Look:
     except CarftError as error:
         return Look(name, "broken", broken=(str(error),))
     if found.problems:
-        return Look(name, "broken", refused=(data_check.refusal(name, folder, found.problems),))
+        told = (data_check.refusal(name, folder, found.problems),)
+        if found.trainable:
+            return Look(name, "broken", refused=told)
+        return Look(name, "broken", broken=told)
     return Look(name, f"{found.data_edition}, {found.pictures:,} pictures in {folder}")
