@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from domainbed import algorithms, model_selection
-from domainbed.lib import coverage, errors, misc, pipes, reporting
+from domainbed.lib import coverage, errors, misc, names, pipes, reporting
 from domainbed.lib.query import Q
 
 SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
@@ -141,17 +141,17 @@ def print_in_domain_tables(records: Q, latex: bool) -> None:
     their mean: what other tables only select by.
     """
     jobs = records.filter(lambda record: not record["args"]["test_envs"])
-    names = _listed_first(jobs.select("args.algorithm").unique())
+    algorithm_names = _listed_first(jobs.select("args.algorithm").unique())
     for dataset, labels in coverage.columns(jobs).items():
         header = f"Dataset: {dataset}, nothing left out: out-split accuracy at the last step"
         trials = []
         last = f"env{len(labels) - 1}_out_acc"  # data that has grown since has more
-        for name in names:
+        for name in algorithm_names:
             own = jobs.filter_equals("args.dataset,args.algorithm", (dataset, name))
             runs = Q([record for record in own if last in record]).group("args.trial_seed")
             best = [_best_last_step(trial, len(labels)) for _, trial in runs]
             trials.append([Q(list(values)) for values in zip(*best, strict=True)])
-        _print_means(trials, header, names, labels, 20, latex)
+        _print_means(trials, header, algorithm_names, labels, 20, latex)
 
 
 def _best_last_step(trial: Q, count: int) -> list[float]:
@@ -162,8 +162,9 @@ def _best_last_step(trial: Q, count: int) -> list[float]:
 
 
 def _listed_first(found: Q) -> list[str]:
-    """Order algorithms as ALGORITHMS does, the others after them as they come."""
-    listed = [name for name in algorithms.ALGORITHMS if name in found]
+    """Order algorithms as upstream's ALGORITHMS does, the others after them as they come."""
+    order = ["ERM", *names.ALGORITHMS_NOT_INCLUDED, *algorithms.ALGORITHMS]
+    listed = [name for name in dict.fromkeys(order) if name in found]
     return listed + [name for name in found if name not in listed]
 
 
