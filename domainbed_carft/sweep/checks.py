@@ -203,7 +203,7 @@ def _hparams(data: Data) -> Iterator[Problem]:
                     known = host.known_hparams(algorithm, dataset)
                     text = unknown(f"hyperparameter of {algorithm}", key, known)
                     yield Problem(path, text)
-                elif problem := _value_problem(key, value, algorithm):
+                elif problem := _value_problem(key, value, algorithm, dataset):
                     yield Problem(path, problem)
 
 
@@ -214,12 +214,13 @@ def _no_preset(preset: str, algorithm: str) -> str:
     )
 
 
-def _value_problem(key: str, value: Any, algorithm: str) -> str | None:
+def _value_problem(key: str, value: Any, algorithm: str, dataset: str) -> str | None:
     if key in SWITCHES and not (isinstance(value, int) and value in (0, 1)):
         return f"it is {value!r}, expected true or false"
     known = host.OUR_HPARAMS.get(key)
     if known is None or not (algorithm in ours.ALGORITHMS or key == "batch_size"):
-        return None
+        is_ours = algorithm in ours.ALGORITHMS
+        return None if is_ours else host.refused(key, value, algorithm, dataset)
     if not known.valid(value):
         return f"it is {value!r}, expected {known.expected}"
     if key == "contexts":

@@ -169,6 +169,14 @@ def has_hparam(name: str, algorithm: str, dataset_name: str) -> bool:
     return name in known_hparams(algorithm, dataset_name)
 
 
+def refused(name: str, value: Any, algorithm: str, dataset_name: str) -> str | None:
+    """Why the host refuses a value of one of its own algorithms, if it can be asked."""
+    for check in getattr(module("hparams_registry"), "HPARAM_CHECKS", ()):
+        for told in check(algorithm, dataset_name, {name: value}):
+            return str(told).removeprefix("--hparams: ").rstrip(".")
+    return None
+
+
 @functools.cache
 def known_hparams(algorithm: str, dataset_name: str) -> tuple[str, ...]:
     """Names of hyperparameters, ours first."""

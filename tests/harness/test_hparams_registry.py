@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from domainbed import hparams_registry
 from domainbed.lib import misc
+from domainbed.scripts import sweep, train
+
+from domainbed_carft import cli
 
 
 def test_defaults_and_draws_are_upstreams(golden):
@@ -33,3 +37,43 @@ def test_numpy_values_become_plain(monkeypatch):
     drawn = hparams_registry.random_hparams("A", "D", 7)
     assert drawn == {"n": 7, "name": "D"}
     assert type(drawn["n"]) is int
+
+
+BAD = {
+    "lr": ["fast", None, -1, float("nan"), True],
+    "weight_decay": [-0.1, "0"],
+    "resnet_dropout": [5, -0.1],
+    "nonlinear_classifier": ["no", None, 2],
+    "resnet18": ["false"],
+    "freeze_bn": ["no"],
+    "lars": [True, "yes"],
+    "vit": [True],
+    "dinov2": [1],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_values_that_erm_cannot_take_are_told_and_its_own_are_not(name):
+    for value in BAD[name]:
+        (told,) = hparams_registry.HPARAM_CHECKS[0]("ERM", "PACS", {name: value})
+        assert told.startswith(f"--hparams: {name} must be ") and f"not {value!r}." in told
+        assert not hparams_registry.HPARAM_CHECKS[0]("Other", "PACS", {name: value})
+    for seed in range(20):
+        drawn = hparams_registry.random_hparams("ERM", "PACS", seed)
+        assert not hparams_registry.HPARAM_CHECKS[0]("ERM", "PACS", drawn)
+
+
+def test_they_are_told_before_anything_is_loaded_and_before_a_sweeps_first_job(tmp_path, capsys):
+    out = ["--output_dir", str(tmp_path / "out"), "--hparams", '{"lr": "fast", "lars": true}']
+    one = ["--algorithm", "ERM", "--dataset", "Debug28", *out]
+    many = ["--algorithms", "ERM", "--datasets", "Debug28", "--data_dir", "D", *out]
+    for main, arguments, status in (
+        (train.main, one, 2),
+        (sweep.main, ["launch", "--command_launcher", "dummy", "--skip_confirmation", *many], 2),
+        (cli.main, ["sweep", "launch", "--launcher", "dummy", *many], 1),
+    ):
+        assert main(arguments) == status
+        told = capsys.readouterr().err
+        assert "2 problems" in told
+        assert "lr must be a number of at least 0, not 'fast'" in told
+        assert "lars must be false (what upstream has for it is not included), not True" in told

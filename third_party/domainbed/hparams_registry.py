@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from domainbed.lib import misc
+from domainbed.lib import erm_hparams, misc
 
 Draw = Callable[[np.random.RandomState], Any]
 
-# What plugins know of values: functions of an algorithm's name, a data set's, and of what the user
-# set. They return sentences that say what is wrong with it.
-HPARAM_CHECKS: list[Callable[[str, str, Mapping[str, Any]], Sequence[str]]] = []
+# What is known of values, also by plugins: functions of an algorithm's name, a data set's, and of
+# what the user set. They return sentences that say what is wrong with it.
+HPARAM_CHECKS: list[Callable[[str, str, Mapping[str, Any]], Sequence[str]]] = [erm_hparams.problems]
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")
 

@@ -135,8 +135,8 @@ def hparams_problems(text: str | None, algorithm: str, dataset: str) -> list[str
     return problems
 
 
-def plugin_hparams_problems(text: str | None, algorithm: str, dataset: str) -> list[str]:
-    """Say what plugins find wrong with --hparams (`hparams_registry.HPARAM_CHECKS`)."""
+def hparam_values_problems(text: str | None, algorithm: str, dataset: str) -> list[str]:
+    """Say which values in --hparams the algorithm refuses (`hparams_registry.HPARAM_CHECKS`)."""
     given = _given(text)
     checks = hparams_registry.HPARAM_CHECKS if given else ()
     return [problem for check in checks for problem in check(algorithm, dataset, given)]
@@ -200,7 +200,7 @@ def launch_problems(args: argparse.Namespace) -> list[str]:
     problems += holdout_problems(args.holdout_fraction)
     problems += scalar_logs.problems(args.log)
     for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
-        problems += plugin_hparams_problems(args.hparams, algorithm, dataset)
+        problems += hparam_values_problems(args.hparams, algorithm, dataset)
     if args.task == "domain_adaptation":
         problems.append(
             "--task domain_adaptation needs unlabeled items, and a sweep's jobs have none: only "

@@ -123,7 +123,7 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
             [args.dataset], [args.algorithm], args.data_dir, args.hparams
         )
     asked = (args.hparams, args.algorithm, args.dataset)
-    problems += checks.hparams_problems(*asked) + checks.plugin_hparams_problems(*asked)
+    problems += checks.hparams_problems(*asked) + checks.hparam_values_problems(*asked)
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
     if args.keep_weights not in checkpoints.KEEP:
