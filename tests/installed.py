@@ -52,7 +52,7 @@ class Environment:
             env={**clean_environment(), "PATH": path, **variables},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     def files(self) -> set[str]:

@@ -205,6 +205,14 @@ def test_damaged_digits_are_named(tmp_path, offline, name, spoil, what):
     assert "Delete it, and it is downloaded" in problem
 
 
+def test_digits_with_the_labels_of_others_are_refused(tmp_path, offline):
+    fixed_inputs.write_digits(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    with pytest.raises(UsageError, match=r"do not belong together: \d+ pictures and 20 labels"):
+        datasets.RotatedMNIST(str(tmp_path), [0], HPARAMS)
+
+
 def test_digits_need_a_folder():
     with pytest.raises(UsageError, match="RotatedMNIST needs a data folder: give --data_dir"):
         datasets.RotatedMNIST(None, [0], HPARAMS)

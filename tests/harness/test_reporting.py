@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from domainbed.lib import coverage, reporting
 from domainbed.lib.query import Q
+from domainbed.scripts import collect_results
 
 JOB = {
     "dataset": "PACS",
@@ -17,8 +19,12 @@ JOB = {
 }
 
 
-def line(step, value=0.0, **job):
-    return json.dumps({"args": {**JOB, **job}, "step": step, "value": value}) + "\n"
+ACCURACIES = {f"env{i}_{split}_acc": 0.5 for i in range(4) for split in ("in", "out")}
+
+
+def line(step, value=0.0, more=(), **job):
+    record = {"args": {**JOB, **job}, "step": step, "value": value, **ACCURACIES, **dict(more)}
+    return json.dumps(record) + "\n"
 
 
 def write(folder, text):
@@ -43,9 +49,25 @@ def test_a_record_that_cannot_be_told_apart_is_skipped_and_named(tmp_path, capsy
     assert [message.split(" of ")[0] for message in err] == ["Skipped line 1", "Skipped line 3"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"test_envs": 0}, {"test_envs": ["0"]}, {"test_envs": [7]}, {"trial_seed": None}),
+        *({"hparams_seed": "zero"}, {"dataset": ["PACS"]}, {"step": "x"}, {"step": True}),
+        *({"more": {"hparams": None}}, {"more": {"env0_in_acc": "high"}}),
+        *({"more": {"env1_out_acc": None}}, {"more": {"args": []}}),
+    ],
+)
+def test_values_of_another_kind_are_no_record(tmp_path, capsys, odd):
+    write(tmp_path / "a", line(0) + line(**{"step": 1, **odd}))
+    (kept,) = reporting.load_records(str(tmp_path))
+    assert kept["step"] == 0 and "Skipped line 2" in capsys.readouterr().err
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+
+
 def test_runs_of_other_hparams_in_one_folder_are_kept_apart(tmp_path):
     def with_lr(lr):
-        return json.dumps({"args": JOB, "step": 0, "hparams": {"lr": lr}}) + "\n"
+        return line(0, more={"hparams": {"lr": lr}})
 
     write(tmp_path / "a", with_lr(1) + with_lr(2) + with_lr(1))
     assert len(reporting.load_records(str(tmp_path))) == 2

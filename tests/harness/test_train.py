@@ -350,6 +350,17 @@ def test_domain_adaptation_passes_unlabeled_items(tmp_path, capsys):
     assert 0 <= last["env0_uda_acc"] <= 1
 
 
+def test_adaptation_to_nothing_is_told_with_all_else(tmp_path, capsys):
+    arguments = ["--task", "domain_adaptation", "--steps", "-1"]
+    assert run(tmp_path, *arguments) == 2
+    said = capsys.readouterr().err
+    assert "2 problems" in said and "--uda_holdout_fraction 0 leaves none" in said
+    more = ["--uda_holdout_fraction", "0.5", "--test_envs"]
+    assert run(tmp_path, *arguments, *more) == 2
+    said = capsys.readouterr().err
+    assert "2 problems" in said and "give --test_envs" in said
+
+
 def test_balanced_classes(tmp_path):
     assert run(tmp_path, "--hparams", '{"class_balanced": true}') == 0
 

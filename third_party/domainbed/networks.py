@@ -193,7 +193,7 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
         url = pretrained.RESNET18 if small else pretrained.RESNET50
     small = small and not augmix
     network = _unweighed(small)
-    network.load_state_dict(pretrained.read(url))
+    pretrained.load(network, url)
     return network, 512 if small else 2048
 
 

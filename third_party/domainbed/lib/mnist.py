@@ -26,7 +26,7 @@ def read(root: str) -> tuple[torch.Tensor, torch.Tensor]:
 
     Raises:
         Failure: they could not be downloaded; the message names files and folder.
-        UsageError: one is damaged, or cannot be read.
+        UsageError: one is damaged, or cannot be read, or they do not belong together.
     """
     folder = os.path.join(root, "MNIST", "raw")
     names = [os.path.splitext(os.path.basename(url))[0] for url, _ in MNIST.resources]
@@ -50,6 +50,15 @@ def read(root: str) -> tuple[torch.Tensor, torch.Tensor]:
         raise errors.UsageError(
             [f"MNIST's files in {folder} cannot be read ({reason}). {remedy}"]
         ) from error
+    for part in parts:
+        if len(part.data) != len(part.targets):
+            raise errors.UsageError(
+                [
+                    f"MNIST's files in {folder} do not belong together: {len(part.data)} pictures "
+                    f"and {len(part.targets)} labels. Delete them, and they are downloaded when a "
+                    "job starts; or put the right ones there."
+                ]
+            )
     return torch.cat([part.data for part in parts]), torch.cat([part.targets for part in parts])
 
 

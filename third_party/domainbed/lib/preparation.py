@@ -95,8 +95,15 @@ def _split_problems(
         if not (len(environment.in_split) and len(environment.out_split))
     ]
     if args.task == "domain_adaptation" and not any(len(e.uda_split) for e in environments):
-        problems.append(
-            "--task domain_adaptation needs unlabeled items: "
-            f"--uda_holdout_fraction {args.uda_holdout_fraction} leaves none."
-        )
+        problems.append(no_unlabeled_items(args))
     return problems
+
+
+def no_unlabeled_items(args: argparse.Namespace) -> str:
+    """Say that domain adaptation has nothing to adapt to."""
+    if not args.test_envs:
+        return "--task domain_adaptation needs items of a test environment: give --test_envs."
+    return (
+        "--task domain_adaptation needs unlabeled items: "
+        f"--uda_holdout_fraction {args.uda_holdout_fraction} leaves none."
+    )

@@ -31,7 +31,7 @@ def read(url: str) -> dict[str, torch.Tensor]:
         Failure: the file is not there, and could not be downloaded.
         UsageError: it cannot be read. Either message says which file belongs where.
     """
-    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    path = _place(url)
     if not os.path.exists(path):
         try:
             _download(url, path)
@@ -46,6 +46,25 @@ def read(url: str) -> dict[str, torch.Tensor]:
         problem = f"cannot be read ({_brief(error)}). Delete the file, or replace it by {url}"
         raise errors.UsageError([_unavailable(path, problem)]) from error
     return weights
+
+
+def load(network: torch.nn.Module, url: str) -> None:
+    """Put the weights at `url`, as `read` returns them, into a network.
+
+    Raises:
+        Failure, UsageError: as `read`; also a UsageError if they are another network's.
+    """
+    weights = read(url)
+    try:
+        network.load_state_dict(weights)
+    except Exception as error:  # RuntimeError for another network's, others for no state dict
+        kind = type(network).__name__
+        problem = f"are not those of this {kind} ({_brief(error)}). Replace the file by {url}"
+        raise errors.UsageError([_unavailable(_place(url), problem)]) from error
+
+
+def _place(url: str) -> str:
+    return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
 
 
 def _download(url: str, path: str) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Any, TextIO
 
 from domainbed.lib.query import Q
 
 # What tells one job from another in its records, beside the step.
-_JOB_KEYS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+_NAMES, _SEEDS = ("dataset", "algorithm"), ("trial_seed", "hparams_seed")
+_JOB_KEYS = (*_NAMES, "test_envs", *_SEEDS)
+
+_ACCURACY = re.compile(r"env\d+_(in|out|uda)_acc")
 
 
 def load_records(path: str) -> Q:
@@ -53,10 +57,24 @@ def read_records(folder: str, complaints: TextIO | None = None) -> list[dict[str
 
 
 def _is_whole(record: Any) -> bool:
-    """Whether everything is there by which records are told apart and grouped."""
-    if not (isinstance(record, dict) and "step" in record and isinstance(record.get("args"), dict)):
+    """Whether all is there, and of its kind, by which records are grouped and selected."""
+    if not (isinstance(record, dict) and isinstance(record.get("args"), dict)):
         return False
-    return all(key in record["args"] for key in _JOB_KEYS)
+    args, hparams = record["args"], record.get("hparams", {})
+    if not (_are(int, record.get("step"), *map(args.get, _SEEDS)) and isinstance(hparams, dict)):
+        return False
+    targets = args.get("test_envs")
+    if not (
+        _are(str, *map(args.get, _NAMES)) and isinstance(targets, list) and _are(int, *targets)
+    ):
+        return False
+    needed = {f"env{i}_{split}_acc" for i in targets for split in ("in", "out")}
+    accuracies = {key: v for key, v in record.items() if _ACCURACY.fullmatch(key)}
+    return needed <= accuracies.keys() and _are((int, float), *accuracies.values())
+
+
+def _are(kind: type | tuple[type, ...], *values: Any) -> bool:
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
 def _one_a_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -126,6 +126,8 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
     problems += checks.hparams_problems(*asked) + checks.hparam_values_problems(*asked)
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
+    if args.task == "domain_adaptation" and not (args.uda_holdout_fraction and args.test_envs):
+        problems.append(preparation.no_unlabeled_items(args))
     if args.keep_weights not in checkpoints.KEEP:
         problems.append(
             f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected one of "
