@@ -227,6 +227,16 @@ def test_broken_weights_are_told_on_the_page(one_target):
     assert "figures/Drawings-accuracy.svg" in page
 
 
+def test_weights_that_diverged_are_told_on_the_page(one_target):
+    for name in WEIGHTS.values():
+        content = torch.load(one_target / "CARFT" / name, weights_only=True)
+        content["model_dict"]["head.weight"].fill_(float("nan"))
+        torch.save(content, one_target / "CARFT" / name)
+    page = page_of(one_target)
+    assert "no finite numbers in head.weight: the training diverged" in block(page, "noto")
+    assert "figures/Drawings-accuracy.svg" in page
+
+
 def test_without_examples_neither_weights_nor_data_are_looked_at(one_target):
     for name in WEIGHTS.values():
         (one_target / "CARFT" / name).write_bytes(b"no weights")
