@@ -108,6 +108,20 @@ def test_a_whole_sweep_is_not_told_to_lack_jobs(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_method_that_selects_nothing_is_not_told_that_nothing_was_recorded(tmp_path):
+    """All jobs leave exactly one out, and have recorded checkpoints and drift."""
+    report_page.write_ours(tmp_path / "sweep", trials=1)
+    words = ["--no-examples", "--select", "leave-one-domain-out"]
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", *words) == 0
+    page = report_page.read(tmp_path / "report")
+    said = "No run could be selected by leave-one-domain-out cross-validation: what that lacks is"
+    assert page.text.count(said) == 3  # over steps, in-domain against out-of-domain, drift
+    for untrue in ("No checkpoint was", "No run has left", "No run has recorded"):
+        assert untrue not in page.text
+    assert len(page.tables["Jobs that cells lack"]) > 1
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_finding_says_which_of_its_pairs_lack_something(tmp_path, capsys):
     report_page.write_ours(tmp_path / "sweep", trials=1)
     shutil.rmtree(tmp_path / "sweep" / "PACS-CARFT-0-0")
