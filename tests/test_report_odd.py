@@ -238,6 +238,19 @@ def test_each_run_of_a_folder_has_its_own_command(tmp_path):
     assert "--algorithm CARFT " in text and "--seed 1 " in text and "--seed 2 " in text
 
 
+def test_names_that_the_font_lacks_or_has_no_room_for_are_remarks(tmp_path, capsys, recwarn):
+    collect_sweeps.write_job(tmp_path / "sweep", "one", algorithm="漢字" * 3)
+    collect_sweeps.write_job(tmp_path / "sweep", "two", algorithm="x" * 300)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    told = capsys.readouterr().err
+    assert told.count("The figures' font lacks 字, 漢: boxes in their PNGs") == 1
+    assert told.count("Names leave too little room in ") == 1
+    assert "Glyph" not in told and "Warning" not in told and "constrained" not in told
+    assert not [one for one in recwarn if "lyph" in str(one.message)]
+    svg = (tmp_path / "report" / "figures" / "PACS-accuracy.svg").read_text(encoding="utf-8")
+    assert "漢字" in svg
+
+
 # What is refused
 
 
