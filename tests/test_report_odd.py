@@ -176,7 +176,7 @@ def test_names_from_records_are_text(tmp_path):
 
 def test_the_digest_is_of_what_find_finds(tmp_path):
     """Not of what a link leads to, and of what somebody has left in the folder of a job."""
-    for name in ("a", "a/old", "a/b/c/too deep", ".hidden", "b c"):
+    for name in ("a", "a/old", "a/b/c/too deep", ".hidden", "b c", "two\nlines", "c\\d"):
         write_records(tmp_path / "sweep" / name, record(seed=len(name)))
     write_records(tmp_path / "elsewhere", record())
     (tmp_path / "sweep" / "link").symlink_to(tmp_path / "elsewhere")
@@ -184,7 +184,7 @@ def test_the_digest_is_of_what_find_finds(tmp_path):
     found = repeating.digest(tmp_path / "sweep")
     done = subprocess.run(["bash", "-c", found.command], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == found.sha256
-    assert found.files == 3
+    assert found.files == 5
 
 
 @pytest.mark.usefixtures("undrawn")
