@@ -156,7 +156,8 @@ def test_a_broken_picture_is_told(pets, tmp_path, capsys, workers):
     torch.save(content, tmp_path / "model.pkl")
     assert cli.main(["evaluate", str(tmp_path), "--workers", workers]) == 1
     err = capsys.readouterr().err
-    assert "a picture of photo (env1_" in err and "photo/cat/3.png cannot be read" in err
+    assert "a picture of photo (env1_" in err
+    assert f") cannot be read: {tmp_path}/pets/photo/cat/3.png cannot be read: " in err
     assert err.count("carft data verify --decode") == 1
     assert "Traceback" not in err
 
