@@ -227,6 +227,16 @@ def test_broken_weights_are_told_on_the_page(one_target):
     assert "figures/Drawings-accuracy.svg" in page
 
 
+def test_weights_that_diverged_are_told_on_the_page(one_target):
+    for name in WEIGHTS.values():
+        content = torch.load(one_target / "CARFT" / name, weights_only=True)
+        content["model_dict"]["head.weight"].fill_(float("nan"))
+        torch.save(content, one_target / "CARFT" / name)
+    page = page_of(one_target)
+    assert "no finite numbers in head.weight: the training diverged" in block(page, "noto")
+    assert "figures/Drawings-accuracy.svg" in page
+
+
 def test_without_examples_neither_weights_nor_data_are_looked_at(one_target):
     for name in WEIGHTS.values():
         (one_target / "CARFT" / name).write_bytes(b"no weights")
@@ -283,3 +293,26 @@ def test_pictures_that_cannot_be_read_are_told_on_the_page(one_target, drawings)
             path.write_bytes(content)
     assert "a picture of noto (env1_in) cannot be read" in block(page, "noto")
     assert "figures/Drawings-accuracy.svg" in page
+
+
+@pytest.mark.parametrize(
+    "changed, what",
+    [
+        ({"context_scale": 1}, "another context_scale"),
+        ({"clip_backbone": "random"}, "another clip_backbone"),
+        ({"class_names": ["beast", "face", "food"]}, "other class names"),
+        ({"contexts": ["a drawing of a {}", "a photo of a {}"]}, "other contexts"),
+    ],
+)
+def test_another_original_than_the_pairs_is_left_out(sweep, tmp_path, random_tiny, changed, what):
+    """Its KL would be of two things that nobody has fine-tuned one into the other."""
+    folder = copied(sweep, tmp_path / "sweep", "CARFT-0", "CLIPFineTune-0")
+    if "clip_backbone" in changed:
+        changed = {"clip_backbone": str(random_tiny)}
+    words = ["--dataset", "Drawings", "--algorithm", "CLIPZeroShot", "--test_envs", "0"]
+    words += ["--steps", "1", "--workers", "0", "--hparams", json.dumps({**HPARAMS, **changed})]
+    assert train.main([*words, "--output_dir", str(folder / "CLIPZeroShot-0")]) == 0
+    said = block(page_of(folder), "line")
+    assert f"CLIPZeroShot-0/model.pkl has {what} than {folder}/CARFT-0/" in said
+    assert "Without the original CLIP: " in said and "nats" not in said
+    assert "CARFT right, CLIPFineTune wrong" in said

@@ -108,6 +108,20 @@ def test_a_whole_sweep_is_not_told_to_lack_jobs(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_method_that_selects_nothing_is_not_told_that_nothing_was_recorded(tmp_path):
+    """All jobs leave exactly one out, and have recorded checkpoints and drift."""
+    report_page.write_ours(tmp_path / "sweep", trials=1)
+    words = ["--no-examples", "--select", "leave-one-domain-out"]
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", *words) == 0
+    page = report_page.read(tmp_path / "report")
+    said = "No run could be selected by leave-one-domain-out cross-validation: what that lacks is"
+    assert page.text.count(said) == 3  # over steps, in-domain against out-of-domain, drift
+    for untrue in ("No checkpoint was", "No run has left", "No run has recorded"):
+        assert untrue not in page.text
+    assert len(page.tables["Jobs that cells lack"]) > 1
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_finding_says_which_of_its_pairs_lack_something(tmp_path, capsys):
     report_page.write_ours(tmp_path / "sweep", trials=1)
     shutil.rmtree(tmp_path / "sweep" / "PACS-CARFT-0-0")
@@ -162,7 +176,7 @@ def test_names_from_records_are_text(tmp_path):
 
 def test_the_digest_is_of_what_find_finds(tmp_path):
     """Not of what a link leads to, and of what somebody has left in the folder of a job."""
-    for name in ("a", "a/old", "a/b/c/too deep", ".hidden", "b c"):
+    for name in ("a", "a/old", "a/b/c/too deep", ".hidden", "b c", "two\nlines", "c\\d"):
         write_records(tmp_path / "sweep" / name, record(seed=len(name)))
     write_records(tmp_path / "elsewhere", record())
     (tmp_path / "sweep" / "link").symlink_to(tmp_path / "elsewhere")
@@ -170,7 +184,7 @@ def test_the_digest_is_of_what_find_finds(tmp_path):
     found = repeating.digest(tmp_path / "sweep")
     done = subprocess.run(["bash", "-c", found.command], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == found.sha256
-    assert found.files == 3
+    assert found.files == 5
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -222,6 +236,19 @@ def test_each_run_of_a_folder_has_its_own_command(tmp_path):
     assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "--algorithm CARFT " in text and "--seed 1 " in text and "--seed 2 " in text
+
+
+def test_names_that_the_font_lacks_or_has_no_room_for_are_remarks(tmp_path, capsys, recwarn):
+    collect_sweeps.write_job(tmp_path / "sweep", "one", algorithm="漢字" * 3)
+    collect_sweeps.write_job(tmp_path / "sweep", "two", algorithm="x" * 300)
+    assert report(tmp_path / "sweep", "-o", tmp_path / "report", "--no-examples") == 0
+    told = capsys.readouterr().err
+    assert told.count("The figures' font lacks 字, 漢: boxes in their PNGs") == 1
+    assert told.count("Names leave too little room in ") == 1
+    assert "Glyph" not in told and "Warning" not in told and "constrained" not in told
+    assert not [one for one in recwarn if "lyph" in str(one.message)]
+    svg = (tmp_path / "report" / "figures" / "PACS-accuracy.svg").read_text(encoding="utf-8")
+    assert "漢字" in svg
 
 
 # What is refused

@@ -241,6 +241,24 @@ def test_a_users_own_folder_is_found_where_it_is_now(moved):
         data.splits(run, str(moved / "there"))
 
 
+def test_a_data_dir_is_followed_though_the_folder_is_where_it_was(moved, monkeypatch):
+    shutil.copytree(moved / "here", moved / "there")
+    (moved / "empty").mkdir()
+    add_pictures(moved / "there" / "my pets")
+    run = saved.open_run(moved / "job")
+    for data_dir in (moved / "there", moved / "there" / "my pets"):
+        with pytest.raises(CarftError, match="was 'consistent: .* is now 'consistent: "):
+            data.splits(run, str(data_dir))
+    with pytest.raises(CarftError, match="looked for as .*empty/my pets and as") as told:
+        data.splits(run, str(moved / "empty"))
+    assert f"Without --data_dir it is {moved / 'here' / 'my pets'}" in str(told.value)
+    assert len(data.splits(run, str(moved / "here"))) == len(data.splits(run)) == 6
+    # One that the run was trained with says nothing of where a path is.
+    run = dataclasses.replace(run, args={**run.args, "data_dir": str(moved / "empty")})
+    monkeypatch.chdir(moved)
+    assert len(data.splits(run)) == len(data.splits(run, "empty/")) == 6
+
+
 def test_a_listed_folder_is_found_without_the_list(moved, monkeypatch):
     monkeypatch.chdir(moved)
     (moved / "datasets.txt").write_text("pets = here/my pets\n")

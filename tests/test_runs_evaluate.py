@@ -130,6 +130,23 @@ def test_what_a_user_can_get_wrong(pets, tmp_path, capsys):
             cli.main(["evaluate", run, *flags])
 
 
+def test_a_jobs_own_files_are_never_overwritten(pets, tmp_path, capsys):
+    job = shutil.copytree(pets / "CARFT", tmp_path / "job")
+    shutil.copy(job / "model.pkl", job / "mine.pkl")
+    (tmp_path / "link.json").symlink_to(job / "model_best.pkl")
+    before = {path.name: path.read_bytes() for path in job.iterdir()}
+    told = "is a file of the job in its folder"
+    for name in ("model_best.pkl", "results.jsonl", "job.json", "model_step2.pkl", "../link.json"):
+        assert cli.main(["evaluate", str(job), "-o", str(job / name)]) == 1
+        assert told in capsys.readouterr().err
+    assert cli.main(["evaluate", str(job / "mine.pkl"), "-o", str(job / "mine.pkl")]) == 1
+    assert "mine.pkl is what this command reads" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in job.iterdir()} == before
+    assert cli.main(["evaluate", str(job), "-o", str(job / "found.txt")]) == 0
+    (tmp_path / "out.txt").touch()  # of that name, but of no job
+    assert cli.main(["evaluate", str(job), "-o", str(tmp_path / "out.txt")]) == 0
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_broken_picture_is_told(pets, tmp_path, capsys, workers):
     shutil.copytree(pets / "my pets", tmp_path / "pets")
@@ -139,7 +156,8 @@ def test_a_broken_picture_is_told(pets, tmp_path, capsys, workers):
     torch.save(content, tmp_path / "model.pkl")
     assert cli.main(["evaluate", str(tmp_path), "--workers", workers]) == 1
     err = capsys.readouterr().err
-    assert "a picture of photo (env1_" in err and "photo/cat/3.png cannot be read" in err
+    assert "a picture of photo (env1_" in err
+    assert f") cannot be read: {tmp_path}/pets/photo/cat/3.png cannot be read: " in err
     assert err.count("carft data verify --decode") == 1
     assert "Traceback" not in err
 

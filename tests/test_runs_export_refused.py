@@ -78,14 +78,16 @@ def test_nothing_is_overwritten_unless_told(files, trained, run, tmp_path, capsy
 
 def test_what_it_is_made_from_is_never_overwritten(trained, random_tiny, tmp_path):
     (tmp_path / "run.pt").write_bytes((trained / "model.pkl").read_bytes())
-    with pytest.raises(CarftError, match=r"run.pt is what the export is made from"):
+    with pytest.raises(CarftError, match=r"run.pt is what this command reads"):
         export.export(saved.open_run(tmp_path / "run.pt"), tmp_path / "run.pt", force=True)
     mine = tmp_path / "mine.pt"
     mine.write_bytes(random_tiny.read_bytes())
     trained_from = debug(tmp_path / "job", "CARFT", clip_backbone=str(mine))
-    with pytest.raises(CarftError, match=r"mine.pt is what the export is made from"):
+    with pytest.raises(CarftError, match=r"mine.pt is what this command reads"):
         export.export(saved.open_run(trained_from), mine, force=True)
     assert mine.read_bytes() == random_tiny.read_bytes()
+    with pytest.raises(CarftError, match=r"job.json is a file of the job"):  # beside job.pt
+        export.export(saved.open_run(trained_from), tmp_path / "job" / "job.pt", force=True)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,23 @@ def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
         assert sum(one["contexts"].values()) == pytest.approx(1)
 
 
+def test_a_picture_that_is_read_is_not_overwritten(pets, tmp_path, capfd):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    one, other = noise(tmp_path / "in" / "sub" / "x.jpg"), noise(tmp_path / "other.png")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked").mkdir()
+    linked = noise(tmp_path / "linked" / "y.png")
+    before = [path.read_bytes() for path in (one, other, linked)]
+    for path in (one, other, linked):
+        arguments = [str(pets / "CARFT"), str(tmp_path / "in"), str(other), "-o", str(path)]
+        assert cli.main(["predict", *arguments]) == 1
+        assert f"{path} is what this command reads" in capfd.readouterr().err
+    assert [path.read_bytes() for path in (one, other, linked)] == before
+    for name in ("in/found.txt", "in/found.txt", "new.png"):
+        arguments = [str(pets / "CARFT"), str(tmp_path / "in"), "-o", str(tmp_path / name)]
+        assert cli.main(["predict", *arguments]) == 0
+
+
 NAMES = [b"a b.png", b'it\'s "so".PNG', b"two\nlines.png", b"bytes \xff\xfe.png", "ü.jpeg".encode()]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, settings
 
-from domainbed_carft import algorithms, checkpoints, hparams, observed, prompts
+from domainbed_carft import algorithms, checkpoints, cli, hparams, observed, prompts
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin import additions
 from domainbed_carft.runs import saved
@@ -206,6 +206,24 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
     torch.save(content, tmp_path / "model.pkl")
     with pytest.raises(CarftError, match="has no model_input_shape; expected"):
         saved.open_run(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, capsys, value):
+    algorithm = make(random_tiny)
+    algorithm.encoder.proj.data[0, 0] = value
+    with pytest.raises(CarftError, match=r"numbers in encoder\.proj: the training diverged"):
+        saved.open_run(written(tmp_path, algorithm))
+    algorithm.head.weight.data.fill_(value)
+    written(tmp_path, algorithm)
+    output = tmp_path / "mix"
+    capsys.readouterr()
+    for command in (["evaluate", "--json"], ["predict", "x.png"], ["wise-ft", "-o", str(output)]):
+        assert cli.main([command[0], str(tmp_path), *command[1:]]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and "encoder.proj and 1 other tensor: the training diverged" in err
+        assert "--which best" in err and "Warning" not in err
+    assert not output.exists()
 
 
 def test_what_is_not_there_is_said(random_tiny, tmp_path):

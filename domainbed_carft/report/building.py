@@ -256,3 +256,9 @@ def _lacking(content: Content) -> Iterator[str]:
     if count := sum(one.counts for one in content.missing):
         are = inflected(count, "is", "are")
         yield f"{counted(count, 'kind')} of jobs {are} missing, see the page."
+    drawn = writing.figures(content)
+    if boxes := sorted(frozenset().union(*(figure.boxes for figure in drawn))):
+        these = ", ".join(boxes[:10]) + ", ..." * (len(boxes) > 10)
+        yield f"The figures' font lacks {these}: boxes in their PNGs; their SVGs have them as text."
+    if crowded := [figure.name for figure in drawn if figure.crowded]:
+        yield f"Names leave too little room in {counted(len(crowded), 'figure')}, as {crowded[0]}."

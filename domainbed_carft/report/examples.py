@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -101,14 +102,9 @@ def _of_target(
         )
     run = found[0].run
     remarks = [f"Trial {run.trial}.", *(_remark(one, target) for one in (a, b))]
-    first = weights.original(selected, run.dataset, target, run.trial)
-    beginning = None
-    try:
-        beginning = _opened(first) if first else None
-    except CarftError as error:
-        remarks.append(f"Without the {ORIGINAL}: {error}.")
-    if beginning is not None and beginning.contexts != a.run.contexts:
-        beginning = None
+    there = weights.originals(selected, run.dataset, target, run.trial)
+    beginning, problems = _beginning(there, (a.run, b.run))
+    remarks += [f"Without the {ORIGINAL}: {problem}." for problem in problems]
     directions = [
         _direction(one, other, (a, b), beginning, count) for one, other in ((a, b), (b, a))
     ]
@@ -120,6 +116,42 @@ def _of_target(
         directions,
         remarks,
     )
+
+
+def _beginning(
+    there: Sequence[Weights], pair: Sequence[saved.Run]
+) -> tuple[saved.Run | None, list[str]]:
+    """The first that is the original of both, else what is wrong with each."""
+    problems = []
+    for one in there:
+        try:
+            run = _opened(one)
+        except CarftError as error:
+            problems.append(f"{error}")
+            continue
+        others = [(other, _difference(run, other)) for other in pair]
+        differ = [f"{what} than {other.path}" for other, what in others if what]
+        if not differ:
+            return run, []
+        problems.append(f"{run.path} has {differ[0]}")
+    return None, problems
+
+
+def _difference(original: saved.Run, run: saved.Run) -> str:
+    """What the original has that is not ``run``'s, so that no KL is of the two; "" for nothing."""
+    scales = [float(one.algorithm._t()) for one in (original, run)]
+    ours, theirs = (one.algorithm.context_weights for one in (original, run))
+    same = {
+        "another clip_backbone": original.hparams["clip_backbone"] == run.hparams["clip_backbone"],
+        "another protocol": original.hparams.get("protocol") == run.hparams.get("protocol"),
+        "other contexts": original.contexts == run.contexts,
+        "other class names": original.classes == run.classes,
+        "another context_scale": math.isclose(*scales, rel_tol=1e-4),
+        # Text features of a GPU differ from a processor's in their last digits.
+        "other context weights": ours.shape == theirs.shape
+        and torch.allclose(ours, theirs, atol=1e-3),
+    }
+    return next((what for what, holds in same.items() if not holds), "")
 
 
 def _remark(judged: Judged, target: int) -> str:

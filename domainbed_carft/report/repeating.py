@@ -42,14 +42,17 @@ def collect(folders: Sequence[Path], runs: Sequence[Run], command: str) -> Repea
 
 
 def digest(folder: Path | str) -> Digest:
-    """SHA-256 of what ``sha256sum`` prints of all results.jsonl, sorted by their paths' bytes."""
+    """SHA-256 of what ``sha256sum`` prints of all results.jsonl, sorted by their paths' bytes.
+
+    Its lines end with NUL (-z), for otherwise it escapes some names.
+    """
     names = sorted(_found(str(folder)), key=os.fsencode)
-    lines = [f"{_sha256(os.path.join(folder, name))}  {name}\n" for name in names]
+    lines = [f"{_sha256(os.path.join(folder, name))}  {name}\0" for name in names]
     whole = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     command = (
         f"cd {shlex.quote(str(folder))} && find . -maxdepth {scan.DEPTH + 1} "
         f"-name {job_folder.RECORDS} -xtype f -not -path '*/.*/*' -print0 "
-        "| LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+        "| LC_ALL=C sort -z | xargs -0 sha256sum -z | sha256sum"
     )
     return Digest(str(folder), len(names), whole, command)
 

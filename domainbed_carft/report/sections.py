@@ -189,17 +189,18 @@ def _curves(
     names: Names,
 ) -> Iterator[Sketch]:  # fmt: skip
     dataset, values = table.dataset, ["in_domain", "out_of_domain"]
+    unselected = "" if len(checkpoints) else _unselected(table.method)
     tasks: list[tuple[str, Task]] = []
     for title, what, rows in _places(table, checkpoints, values):
         name = names.of(dataset, "over_steps", title)
         tasks.append((title, (curves.draw, (name, what, rows, curves.ACCURACY, looks))))
-    nothing = "No checkpoint was recorded."
+    nothing = unselected or "No checkpoint was recorded."
     yield Sketch(f"{identity}-steps", "Accuracy over steps", _ACCURACY, tasks, nothing)
     tasks = []
     for title, what, rows in _places(table, outcomes, values):
         name = names.of(dataset, "robustness", title)
         tasks.append((title, (robustness.draw, (name, what, rows, looks))))
-    nothing = "No run has left an environment out, so that nothing is out-of-domain."
+    nothing = unselected or "No run has left an environment out: nothing is out-of-domain."
     title = "In-domain against out-of-domain"
     yield Sketch(f"{identity}-robustness", title, _ROBUSTNESS, tasks, nothing)
     drift = frames.over_targets(checkpoints, frames.DRIFT)
@@ -208,12 +209,17 @@ def _curves(
     what = f"{dataset}, {what}"
     name = names.of(dataset, "context_drift")
     task = (curves.draw, (name, what, drift, curves.DRIFT, looks))
-    nothing = (
+    nothing = unselected or (
         "No run has recorded it: of our algorithms CARFT does, and CLIPFineTune unless its hparam "
         "drift_every is 0."
     )
     title = "Drift of the context distribution"
     yield Sketch(f"{identity}-drift", title, _DRIFT, [(dataset, task)], nothing)
+
+
+def _unselected(method: str) -> str:
+    title = selection.METHODS[method].title
+    return f"No run could be selected by {title}: what that lacks is said under What is missing."
 
 
 def _places(

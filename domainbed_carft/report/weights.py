@@ -77,16 +77,13 @@ def pairs(
     )
 
 
-def original(selected: Sequence[Selected], dataset: str, target: int, trial: int) -> Weights | None:
-    """A run of this place whose encoder is the original CLIP's, if its weights are there."""
+def originals(selected: Sequence[Selected], dataset: str, target: int, trial: int) -> list[Weights]:
+    """The runs of this place with the encoder of an original CLIP, whose weights are there."""
     place = (dataset, target, trial)
-    for name in ("CLIPZeroShot", "CLIPLinearProbe"):
-        there = [
-            found
-            for one in selected
-            if one.algorithm == name and (one.dataset, one.target, one.trial) == place
-            if (found := of(one)) is not None
-        ]
-        if there:
-            return there[0]
-    return None
+    return [
+        found
+        for name in ("CLIPZeroShot", "CLIPLinearProbe")
+        for one in selected
+        if one.algorithm == name and (one.dataset, one.target, one.trial) == place
+        if (found := of(one)) is not None
+    ]

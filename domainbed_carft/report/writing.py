@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from domainbed_carft import files
@@ -73,7 +72,7 @@ def write(folder: Path, content: Content) -> Path:
         if not (folder / INDEX).exists():
             _put(folder / INDEX, _BEGUN.encode())
         (folder / FIGURES).mkdir(exist_ok=True)
-        for drawn in _figures(content):
+        for drawn in figures(content):
             _put(folder / FIGURES / f"{drawn.name}.svg", drawn.svg.encode())
             _put(folder / FIGURES / f"{drawn.name}.png", drawn.png)
         # Halves of characters, which names may have, are in no encoding.
@@ -85,7 +84,8 @@ def write(folder: Path, content: Content) -> Path:
     return folder / INDEX
 
 
-def _figures(content: Content) -> Iterable[Drawn]:
+def figures(content: Content) -> list[Drawn]:
+    """Those of all sections, in the order of the page."""
     return [
         shown.drawn
         for section in content.sections

@@ -45,7 +45,7 @@ def splits(run: Run, data_dir: str | None = None) -> list[Split]:
     """The splits of the job that ``run`` is of: all in-splits, all out-splits, all uda-splits.
 
     ``data_dir`` is the one that the job was trained with, unless given; a data set that is a path
-    and no longer there is looked for in it. On our harness an augmented picture is the very one
+    is looked for in one that is given. On our harness an augmented picture is the very one
     that `train` evaluated at the step of the weights.
 
     Raises CarftError where the data is not there, or is not that of the run.

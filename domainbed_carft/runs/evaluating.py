@@ -21,7 +21,7 @@ LARGEST_CELLS = 20
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``."""
-    output.require_file(arguments.output)
+    output.require_file(arguments.output, (arguments.path, arguments.class_names))
     device = passes.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
     splits = data.splits(opened, arguments.data_dir)

@@ -20,7 +20,7 @@ from torch import Tensor
 from domainbed_carft import backbone, objective, prompts
 from domainbed_carft.algorithms import CLIPAlgorithm
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import card
+from domainbed_carft.runs import card, output
 
 if TYPE_CHECKING:
     from domainbed_carft.runs.saved import Run
@@ -67,7 +67,8 @@ def export(
     files = Files.of(weights)
     require_free(files, force)
     source = _original(run, original)
-    _require_not_an_input(files, run, source)
+    for path in files:  # not even ``force`` overwrites what the export is made from
+        output.require_no_input(path, (run.path, source.path))
     state = _state_dict(run.algorithm, source, half)
     with _staged(files) as staged:
         _write(staged.weights, lambda file: torch.save(state, file))
@@ -145,14 +146,6 @@ def _difference(run: Run, loaded: backbone.Backbone) -> str:
         if changed:
             return f"other weights in its image encoder, as in {changed[0]}"
     return ""
-
-
-def _require_not_an_input(files: Files, run: Run, source: backbone.Backbone) -> None:
-    """Not even --force overwrites what the export is made from."""
-    for path in files:
-        for read in (run.path, source.path):
-            if os.path.exists(path) and path.samefile(read):
-                raise CarftError(f"{path} is what the export is made from; choose another name")
 
 
 def _state_dict(

@@ -5,23 +5,36 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from domainbed_carft import files
+from domainbed_carft import files, job_files
 from domainbed_carft.collect import output
 from domainbed_carft.errors import CarftError
 
 
-def require_file(path: Path | None) -> None:
-    """Raise CarftError, before anything takes time, unless ``path`` can be a file's."""
+def require_file(path: Path | None, read: Iterable[Path | str | None] = ()) -> None:
+    """Raise CarftError, before anything takes time, unless ``path`` can be a file's.
+
+    It must be none of those that are ``read``.
+    """
     if path is None:
         return
     if os.path.isdir(path):
         raise CarftError(f"--output {path} is a folder; expected the name of a file")
     if not os.path.isdir(path.parent):
         raise CarftError(f"--output {path}: {path.parent} is no folder; make it first")
+    require_no_input(path, read)
+
+
+def require_no_input(path: Path, read: Iterable[Path | str | None]) -> None:
+    """Raise CarftError for a job's file, and for one of those that are ``read``."""
+    if job_files.is_of_a_job(path):
+        raise CarftError(f"--output {path} is a file of the job in its folder; choose another name")
+    there = os.path.exists(path)
+    if there and any(other and os.path.exists(other) and path.samefile(other) for other in read):
+        raise CarftError(f"--output {path} is what this command reads; choose another name")
 
 
 def write(text: str, path: Path | None) -> None:

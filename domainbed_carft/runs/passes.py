@@ -66,12 +66,20 @@ def batches(
                     yield number, x, y
                     bar.update(len(x))
             except OSError as error:  # of Pillow's, too
-                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                reason = _last_line(error)
                 if "--decode" not in reason:  # which our harness says
                     reason += ". `carft data verify --decode` says which"
                 raise CarftError(
                     f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
                 ) from error
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says; of a worker's, which is a whole traceback, without the type's name."""
+    kind = type(error)
+    words = (str(error).strip() or kind.__name__).splitlines()[-1]
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return words.removeprefix(f"{module}{kind.__qualname__}: ")
 
 
 @contextlib.contextmanager

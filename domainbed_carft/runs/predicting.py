@@ -8,9 +8,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from domainbed_carft import launchers, objective, printable
@@ -25,7 +27,7 @@ Probabilities = dict[str, float]
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict and print, or write to ``--output``; the exit status."""
-    output.require_file(arguments.output)
+    output.require_file(arguments.output, _read(arguments))
     device = passes.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
     opened.algorithm.to(device)
@@ -47,6 +49,16 @@ def run(arguments: argparse.Namespace) -> int:
                 file.write(line)
             file.flush()
     return _status(done)
+
+
+def _read(arguments: argparse.Namespace) -> Iterator[Path | str | None]:
+    """What is read, of folders only where the output may be one of their pictures."""
+    yield arguments.path
+    yield arguments.class_names
+    in_folders = str(arguments.output).lower().endswith(IMG_EXTENSIONS)
+    for path in arguments.pictures:
+        if in_folders or not os.path.isdir(path):
+            yield from (found.path for found in pictures.find([path]))
 
 
 def predict(opened: saved.Run, batch: Tensor) -> Iterator[tuple[Probabilities, Probabilities]]:

@@ -18,9 +18,10 @@ from domainbed_carft.runs.saved import Run
 def dataset_class(run: Run, data_dir: str | None) -> Any:
     """The data set's class, of this host.
 
-    For a user's own folder that is not where the run found it, that of ``data_dir/NAME`` or of
-    ``data_dir`` itself, if they hold its environments. Raises whatever the host raises for a name
-    that it does not know, and CarftError for a folder that is in none of these places.
+    For a user's own folder that is not where the run found it, or where another ``data_dir`` than
+    the run's is given, that of ``data_dir/NAME`` or of ``data_dir`` itself, if they hold its
+    environments. Raises whatever the host raises for a name that it does not know, and CarftError
+    for a folder that is in none of these places.
     """
     from domainbed import datasets
 
@@ -29,12 +30,23 @@ def dataset_class(run: Run, data_dir: str | None) -> Any:
     look_up = getattr(datasets, "get_dataset_class", None)
     if look_up is None:
         return vars(datasets)[name]
-    try:
+    if data_dir is None or name in vars(datasets):
         return look_up(name)
+    try:
+        found = look_up(name)
+        why = f"Without --data_dir it is {name}, where the run found it."
     except Exception as error:  # a host may raise anything
-        if data_dir is None or name in vars(datasets):
-            raise
-        return look_up(_moved(name, data_dir, _environments(run), reason(error)))
+        found, why = None, reason(error)
+    is_path = getattr(found, "FOLDER", None) == name  # no list says where it is
+    if found is not None and (not is_path or _is_recorded(run, data_dir)):
+        return found
+    return look_up(_moved(name, data_dir, _environments(run), why))
+
+
+def _is_recorded(run: Run, data_dir: str) -> bool:
+    """Whether the run was given this one, which its path did not need."""
+    recorded = run.args.get("data_dir")
+    return isinstance(recorded, str) and os.path.realpath(recorded) == os.path.realpath(data_dir)
 
 
 def reason(error: Exception) -> str:

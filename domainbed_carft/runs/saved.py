@@ -12,6 +12,7 @@ from typing import Any
 from domainbed_carft import algorithms, checkpoints, prompts
 from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import DONE, RECORDS, WEIGHTS
+from domainbed_carft.wording import counted
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,12 @@ def open_run(
     with a name a line, in label order, for runs that do not say theirs.
 
     Raises CarftError for a folder without the weights, a file that ``checkpoints.read`` refuses,
-    and a run that does not say its words.
+    weights that are no finite numbers, and a run that does not say its words.
     """
     file = _weights_file(Path(path), which)
     content = checkpoints.read(file)
     algorithm = checkpoints.restore(content, file)
+    _require_finite(algorithm, file)
     contexts, classes = _words(algorithm, content, file, class_names)
     return Run(
         path=file,
@@ -90,6 +92,18 @@ def _weights_file(path: Path, which: str | None) -> Path:
             "it, or a file of weights"
         )
     return path
+
+
+def _require_finite(algorithm: algorithms.CLIPAlgorithm, file: Path) -> None:
+    state = algorithm.state_dict().items()
+    wrong = [name for name, tensor in state if not tensor.isfinite().all()]
+    if wrong:
+        more = f" and {counted(len(wrong) - 1, 'other tensor')}" if len(wrong) > 1 else ""
+        raise CarftError(
+            f"{file} has values that are no finite numbers in {wrong[0]}{more}: the training "
+            "diverged, and it predicts nothing. Take weights from before that, if there are any "
+            "(--which best, or a model_step*.pkl), or train again with a smaller hparam lr"
+        )
 
 
 def _instead(folder: Path) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,12 +17,18 @@ DPI = 180  # of the PNG
 
 
 class Drawn(NamedTuple):
-    """A figure: the stem of its files' names, what it shows in words, and the files' contents."""
+    """A figure: the stem of its files' names, what it shows in words, and the files' contents.
+
+    ``boxes``: characters that the font lacks, so that the PNG has boxes for them; ``crowded``:
+    whether its names have left no room to lay it out.
+    """
 
     name: str
     alt: str
     svg: str
     png: bytes
+    boxes: frozenset[str] = frozenset()
+    crowded: bool = False
 
     @property
     def dark_svg(self) -> str:
@@ -32,7 +39,8 @@ class Drawn(NamedTuple):
 
 def draw(name: str, alt: str, height: float, onto: Callable[[Figure], None]) -> Drawn:
     """A figure ``height`` inches high, drawn by ``onto``."""
-    with matplotlib.rc_context(style.RC):
+    with warnings.catch_warnings(record=True) as told, matplotlib.rc_context(style.RC):
+        warnings.simplefilter("always")
         figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
         onto(figure)
         figure.draw_without_rendering()
@@ -40,7 +48,22 @@ def draw(name: str, alt: str, height: float, onto: Callable[[Figure], None]) -> 
         vector, raster = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(raster, format="png", dpi=DPI, metadata={"Software": None})
-    return Drawn(name, alt, _without_preamble(vector.getvalue()), raster.getvalue())
+    svg = _without_preamble(vector.getvalue())
+    return Drawn(name, alt, svg, raster.getvalue(), *_understood(told))
+
+
+def _understood(told: Iterable[warnings.WarningMessage]) -> tuple[frozenset[str], bool]:
+    """What matplotlib warns of in its own words, for `Drawn`; other warnings go on."""
+    boxes, crowded = set(), False
+    for one in told:
+        glyph = re.match(r"Glyph (\d+) .*missing from", str(one.message))
+        if glyph:
+            boxes.add(chr(int(glyph[1])))
+        elif str(one.message).startswith("constrained_layout not applied"):
+            crowded = True
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return frozenset(boxes), crowded
 
 
 def _without_preamble(svg: str) -> str:

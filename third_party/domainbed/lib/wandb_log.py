@@ -51,8 +51,18 @@ def _login_problems() -> list[str]:
                 return []
         reason = "no API key configured"
     except Exception as error:
+        if wrong := _wrong_mode(error):
+            return [f"--log wandb: {wrong}. {_ADVICE}."]
         reason = " ".join(str(error).split()).rstrip(".")
     return [f"--log wandb: {reason}. Run `wandb login` first, or set WANDB_API_KEY. {_ADVICE}."]
+
+
+def _wrong_mode(error: Exception) -> str:
+    """What is wrong with WANDB_MODE, of pydantic's error, which names neither it nor a remedy."""
+    told = getattr(error, "errors", list)()
+    why = [one["msg"] for one in told if isinstance(one, dict) and one.get("loc") == ("mode",)]
+    mode = os.environ.get("WANDB_MODE")
+    return f"WANDB_MODE is {mode!r}. {why[0]}" if why and mode is not None else ""
 
 
 @contextlib.contextmanager
