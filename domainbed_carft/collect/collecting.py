@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.collect import faults as told
 from domainbed_carft.collect import output, reading
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.collect.planned import Planned
 from domainbed_carft.collect.records import Read
 from domainbed_carft.errors import CarftError
 from domainbed_carft.printable import shown
@@ -48,7 +49,7 @@ def gather(
     Raises CarftError if there is no record, or if a job was run twice with different records.
     """
     found = reading.read(folders, processes, _load_pandas)
-    from domainbed_carft.collect import drift, jobs, settings
+    from domainbed_carft.collect import declared, drift, jobs, settings
 
     if not found.runs:
         wrong = "".join(f"\n{line}" for line in told.lines(found.faults))
@@ -58,16 +59,18 @@ def gather(
         )
     groups = []
     passed_over: list[Fault] = []
-    for group in settings.groups(found.runs, found.planned, ignored):
+    wanted, untold = declared.jobs(folders)
+    split = settings.groups(found.runs, [*found.planned, *wanted], ignored)
+    for group in declared.placed(split):
         kept, faults = jobs.distinct(group.runs)
         groups.append(group._replace(runs=kept, notes=[*group.notes, *drift.notes(kept)]))
         passed_over += faults
     count = sum(len(group.runs) for group in groups)
-    faults = [*found.faults, *passed_over]
+    faults = [*found.faults, *passed_over, *untold]
     optional: list[str] = []
     if not methods:
-        methods, optional, more = _methods(found, folders, also)
-        faults += more
+        methods, optional, more = _methods(found, wanted, folders, also)
+        faults += [fault for fault in more if fault.path not in {other.path for other in untold}]
     return Collection(groups, methods, faults, found.records, count, optional)
 
 
@@ -77,7 +80,7 @@ def _load_pandas() -> None:
 
 
 def _methods(
-    found: Read, folders: Sequence[Path | str], also: str | None
+    found: Read, wanted: Sequence[Planned], folders: Sequence[Path | str], also: str | None
 ) -> tuple[list[str], list[str], list[Fault]]:
     """The methods, those of them that are optional, and what was wrong with declarations.
 
@@ -86,18 +89,19 @@ def _methods(
     """
     from domainbed_carft.collect import declared, selection
 
-    left_out = [run.test_envs for run in found.runs] + [job.test_envs for job in found.planned]
+    left_out = [run.test_envs for run in found.runs] + [job.test_envs for job in wanted]
+    described = [job.test_envs for job in found.planned]
     selections, faults = declared.selections(folders)
-    wanted = {also, *(name for names in selections for name in names or ())}
-    wanted |= {selection.LEAVE_ONE_OUT} if any(len(envs) == 2 for envs in left_out) else set()
+    asked = {also, *(name for names in selections for name in names or ())}
+    asked |= {selection.LEAVE_ONE_OUT} if any(len(e) == 2 for e in left_out + described) else set()
     methods = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
     if None not in selections:
-        methods = [name for name in methods if name in wanted]
-    if not any(run.test_envs for run in found.runs):
+        methods = [name for name in methods if name in asked]
+    if not any(left_out):
         methods = []
-    if any(not run.test_envs for run in found.runs):
+    if not all(left_out):
         methods.append(selection.IN_DOMAIN)
-    optional = [] if selection.LEAVE_ONE_OUT in wanted else [selection.LEAVE_ONE_OUT]
+    optional = [] if selection.LEAVE_ONE_OUT in asked else [selection.LEAVE_ONE_OUT]
     return methods, [name for name in optional if name in methods], faults
 
 

@@ -73,7 +73,7 @@ def _remarks(row: Row) -> Iterator[str]:
 def words(cell: Cell) -> str:
     """Mean and error as DomainBed prints them, and the number of trials."""
     if cell.mean is None:
-        return NOTHING
+        return NOTHING if cell.counts else "-"
     return f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
 
 

@@ -57,7 +57,7 @@ def build(
     }
     counting = [table for table in flat if table.method not in collection.optional]
     incomplete = sum(table.incomplete for table in counting)
-    cells = sum(len(table.columns) * len(table.rows) for table in counting)
+    cells = sum(table.size for table in counting)
     return Page(Document("Results", caption, grids, sections, records), incomplete, cells)
 
 

@@ -128,7 +128,7 @@ def _beside(table: Table, row: Row, dataset: str, cell: Cell, figure: Figure) ->
     assert cell.mean is not None and cell.error is not None
     return Comparison(
         table.setting, table.method, row.algorithm, dataset, float(cell.mean),
-        float(cell.error), cell.n, not cell.missing, figure,
+        float(cell.error), cell.n, not (cell.missing or cell.undeclared), figure,
     )  # fmt: skip
 
 
@@ -142,7 +142,8 @@ def _over_all(cells: dict[str, Cell], known: Iterable[tuple[str, str]]) -> dict[
     means = trials.mean().sort_index()
     mean, error = tables.mean_and_error(means.to_numpy() / 100)
     missing = tuple(text for cell in mine for text in cell.missing)
-    return {AVERAGE: Cell(mean, error, len(means), missing, dict(means))}
+    undeclared = tuple(label for cell in mine for label in cell.undeclared)
+    return {AVERAGE: Cell(mean, error, len(means), missing, dict(means), undeclared)}
 
 
 def _remarks(group: Group) -> list[str]:

@@ -131,7 +131,7 @@ def _content(
     differences = _differences(collection.groups, method, pair)
     beside, overview = _published(wanted, collection, built, method)
     lacking = missing.listed(flat, collection.optional)
-    cells = sum(len(t.columns) * len(t.rows) for t in flat if t.method == method)
+    cells = sum(t.size for t in flat if t.method == method)
     return Content(
         _title(runs),
         selection.METHODS[method].title,
