@@ -88,6 +88,30 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert "--output" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["collect", "--strict"], ["top"], ["report"]])
+def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
+    collect_sweeps.write_sweep(tmp_path / "it", ["ERM"], choices=1)
+    output = ["-o", str(tmp_path / "page")] if command == ["report"] else []
+    words = [*command, str(tmp_path / "it"), *output, "--select", "in-domain"]
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err == (
+        "carft: --select in-domain: there are no jobs for it; expected one of training-domain, "
+        "leave-one-domain-out, oracle. It needs jobs without a test environment (--test_envs with "
+        "nothing behind it)\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["top"], ["collect", "--paired", "ERM", "Mixup"]])
+def test_a_method_that_selected_nothing_says_what_it_needs(tmp_path, capsys, command):
+    collect_sweeps.write_sweep(tmp_path, choices=1)
+    assert cli.main([*command, "--select", "leave-one-domain-out", "--", str(tmp_path)]) == 1
+    assert (
+        "nothing was selected by leave-one-domain-out, which needs jobs with one test environment, "
+        " and all with two of which it is one" in capsys.readouterr().err
+    )
+
+
 def test_what_takes_several_names_says_how(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["collect", "--help"])

@@ -12,7 +12,7 @@ from domainbed_carft.collect import faults as told
 from domainbed_carft.collect import output, reading
 from domainbed_carft.collect.faults import Fault
 from domainbed_carft.collect.planned import Planned
-from domainbed_carft.collect.records import Read
+from domainbed_carft.collect.records import Read, Run
 from domainbed_carft.errors import CarftError
 from domainbed_carft.printable import shown
 from domainbed_carft.wording import counted, inflected
@@ -46,7 +46,8 @@ def gather(
 
     ``methods``: None for those that the sweeps declare, else those that there are jobs for, and
     the one called ``also``.
-    Raises CarftError if there is no record, or if a job was run twice with different records.
+    Raises CarftError if there is no record, no job for one of ``methods``, or if a job was run
+    twice with different records.
     """
     found = reading.read(folders, processes, _load_pandas)
     from domainbed_carft.collect import declared, drift, jobs, settings
@@ -68,10 +69,21 @@ def gather(
     count = sum(len(group.runs) for group in groups)
     faults = [*found.faults, *passed_over, *untold]
     optional: list[str] = []
-    if not methods:
+    if methods:
+        _require_jobs(methods, [*found.runs, *found.planned, *wanted])
+    else:
         methods, optional, more = _methods(found, wanted, folders, also)
         faults += [fault for fault in more if fault.path not in {other.path for other in untold}]
     return Collection(groups, methods, faults, found.records, count, optional)
+
+
+def _require_jobs(methods: Sequence[str], jobs: Sequence[Run | Planned]) -> None:
+    from domainbed_carft.collect import selection
+
+    kinds = {bool(job.test_envs) for job in jobs}
+    there = [name for name in selection.METHODS if (name != selection.IN_DOMAIN) in kinds]
+    for name in methods:
+        selection.require_jobs(name, there)
 
 
 def _load_pandas() -> None:
@@ -144,12 +156,14 @@ def _strict(collection: Collection, incomplete: int) -> str:
 def run_top(arguments: argparse.Namespace) -> None:
     """``carft top``: a JSON list."""
     collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
-    from domainbed_carft.collect import top
+    from domainbed_carft.collect import selection, top
     from domainbed_carft.collect.formats import as_json
 
     wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     entries = list(top.best(collection.groups, collection.methods))
+    idle = {*(arguments.select or ())} - {entry["selection"] for entry in entries}
+    selection.require_selected("--select", [name for name in collection.methods if name in idle])
     _require_known(wanted, entries)
     chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
     sys.stdout.write(as_json.text(chosen))

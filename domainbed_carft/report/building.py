@@ -91,11 +91,7 @@ def build(wanted: Wanted) -> tuple[Collection, Content]:
 def _method(collection: Collection, asked: str | None) -> str:
     if asked is None:
         return collection.methods[0]
-    if asked not in collection.methods:
-        raise CarftError(
-            f"--select {asked}: there are no jobs for it; expected one of "
-            f"{', '.join(collection.methods)}"
-        )
+    selection.require_jobs(asked, collection.methods)
     return asked
 
 
