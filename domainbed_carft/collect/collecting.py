@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         output.write(text, arguments.output)
     else:
         sys.stdout.write(text)
-    notes = page.notes(collection) if arguments.format == "csv" else []  # it has no room for them
+    notes = built.remarks if arguments.format == "csv" else []  # it has no room for them
     for line in [*notes, *_summary(collection, built.incomplete, built.cells)]:
         print(shown(line), file=sys.stderr)
     if arguments.strict and (why := _strict(collection, built.incomplete)):

@@ -34,13 +34,17 @@ class Grid(NamedTuple):
 
 
 class Document(NamedTuple):
-    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV."""
+    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV.
+
+    ``columns``: what their keys would be, of a table that may have no entry.
+    """
 
     title: str
     caption: Sequence[str]
     grids: Sequence[Grid]
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    columns: Sequence[str] = ()
 
 
 def grid(table: Table) -> Grid:
