@@ -49,7 +49,9 @@ def gather(
     Raises CarftError if there is no record, no job for one of ``methods``, or if a job was run
     twice with different records.
     """
-    found = reading.read(folders, processes, _load_pandas)
+    ahead: list[tuple[list[Planned], list[Fault]]] = []
+    found = reading.read(folders, processes, lambda: ahead.append(_declared(folders)))
+    wanted, untold = ahead[0] if ahead else _declared(folders)
     from domainbed_carft.collect import declared, drift, jobs, settings
 
     if not found.runs:
@@ -60,9 +62,7 @@ def gather(
         )
     groups = []
     passed_over: list[Fault] = []
-    wanted, untold = declared.jobs(folders)
-    split = settings.groups(found.runs, [*found.planned, *wanted], ignored)
-    for group in declared.placed(split):
+    for group in declared.placed(settings.groups(found.runs, [*found.planned, *wanted], ignored)):
         kept, faults = jobs.distinct(group.runs)
         groups.append(group._replace(runs=kept, notes=[*group.notes, *drift.notes(kept)]))
         passed_over += faults
@@ -86,9 +86,11 @@ def _require_jobs(methods: Sequence[str], jobs: Sequence[Run | Planned]) -> None
         selection.require_jobs(name, there)
 
 
-def _load_pandas() -> None:
-    """Most of a start is spent on it; other processes read meanwhile."""
-    from domainbed_carft.collect import tables  # noqa: F401
+def _declared(folders: Sequence[Path | str]) -> tuple[list[Planned], list[Fault]]:
+    """What ``declared.jobs`` returns; loads pandas, on which most of a start is spent."""
+    from domainbed_carft.collect import declared, tables  # noqa: F401
+
+    return declared.jobs(folders)
 
 
 def _methods(
