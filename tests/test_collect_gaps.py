@@ -293,7 +293,7 @@ def test_what_is_no_number_is_not_the_best(tmp_path):
         cell = collect_sweeps.cell(table, "ERM", "A")
         assert cell["mean"] > 20 and cell["n"] == before["n"] == 1
         assert cell["missing"] == [
-            "--test_envs 0 has accuracies that are no numbers: trial 0 hparams_seed 1"
+            "--test_envs 0 has accuracies that are no numbers in [0, 1]: trial 0 hparams_seed 1"
         ]
 
 
@@ -306,7 +306,7 @@ def test_what_is_no_number_is_not_the_best_with_nothing_left_out_either(tmp_path
     cell = collect_sweeps.cell(table, "ERM", "P")
     assert (cell["n"], cell["mean"] > 20) == (1, True)
     assert cell["missing"] == [
-        "--test_envs has accuracies that are no numbers: trial 0 hparams_seed 0"
+        "--test_envs has accuracies that are no numbers in [0, 1]: trial 0 hparams_seed 0"
     ]
 
 

@@ -144,7 +144,7 @@ class Gaps:
             return f"{job} has {len(run.steps)} of {len(expected)} checkpoints"
         if self._is_unfinished(run):
             return f"{job} is not finished (no file done)"
-        return f"{job} has accuracies that are no numbers" if _has_nan(run) else ""
+        return f"{job} has accuracies that are no numbers in [0, 1]" if _has_nan(run) else ""
 
     def _why_not_run(self, key: tuple[Any, ...], job: str) -> str:
         if key in self._unusable:
@@ -181,7 +181,7 @@ def _last_step(run: Run) -> int:
 
 
 def _has_nan(run: Run) -> bool:
-    """Whether the accuracy on an out-split, or on a target's in-split, is no number anywhere."""
+    """Whether an accuracy on an out-split, or on a target's in-split, is no number in [0, 1]."""
     ins, outs = selection.accuracies(run)
     return bool(np.isnan(outs).any() or np.isnan(ins[:, list(run.test_envs)]).any())
 

@@ -22,6 +22,13 @@ from domainbed_carft.wording import counted
 
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 _NAN = float("nan")
+# Kinds of accuracies that do not count: one, several.
+_UNUSABLE = {
+    "no number": ("accuracy is no number and counts", "accuracies are no numbers and count"),
+    "out of range": (
+        "accuracy is not in [0, 1] and counts", "accuracies are not in [0, 1] and count",
+    ),
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -209,22 +216,24 @@ def _accuracies(
             row = [record.get(name, _NAN) for name in names]
             kinds.update(map(type, row))
             rows.extend(row)
-        if kinds <= {float, int} and math.isfinite(sum(rows)):  # to Python, true is equal to 1
+        numbers = kinds <= {float, int} and math.isfinite(sum(rows))  # true is equal to 1
+        if numbers and values.in_range(min(rows), max(rows)):
             return rows
     except (TypeError, OverflowError):
         pass
-    # Some are no numbers, which a look at each tells.
+    # Some cannot be used, which a look at each tells.
     rows = array("d")
-    strange = []
+    found: dict[str, list[str]] = {kind: [] for kind in _UNUSABLE}
     for record in records:
-        found, odd = values.numbers(record, names)
-        rows.extend(found)
-        strange += [f"{text} at step {record['step']:g}" for text in odd]
-    if strange:
-        told = ("accuracy is no number and counts", "accuracies are no numbers and count")
-        what = f"{counted(len(strange), *told)} as missing: {strange[0]}"
-        what += ", ..." if len(strange) > 1 else ""
-        faults.append(Fault("no number", job.path, what))
+        row, *odd = values.shares(record, names)
+        rows.extend(row)
+        for known, texts in zip(found.values(), odd, strict=True):
+            known += [f"{text} at step {record['step']:g}" for text in texts]
+    for kind, texts in found.items():
+        if texts:
+            what = f"{counted(len(texts), *_UNUSABLE[kind])} as missing: {texts[0]}"
+            what += ", ..." if len(texts) > 1 else ""
+            faults.append(Fault(kind, job.path, what))
     return rows
 
 
