@@ -7,7 +7,7 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.collect import declared
+from domainbed_carft.collect import scan
 from domainbed_carft.sweep import flags, host, jobs, output
 from domainbed_carft.sweep.declaration import parse
 
@@ -165,4 +165,4 @@ def test_a_declaration_that_cannot_be_read_is_noted_once(tmp_path, capsys, name,
 
 
 def test_the_files_are_those_that_the_sweep_leaves():
-    assert (declared.DECLARATION, declared._LAUNCHED) == (output.DECLARATION, output.LAUNCHED)
+    assert (scan.DECLARATION, scan.LAUNCHED) == (output.DECLARATION, output.LAUNCHED)

@@ -128,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise CarftError(
             "--format csv is one table, and --compare and --paired are two; expected one of them"
         )
+    if arguments.output:
+        output.require_no_input(arguments.output)
     collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
     named = declared.compare_with(arguments.folders) if arguments.compare else []
     built = page.build(collection, arguments.paired, bool(arguments.compare), named)

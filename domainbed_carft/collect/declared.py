@@ -14,11 +14,10 @@ from domainbed_carft.collect import planned, selection
 from domainbed_carft.collect.faults import Fault
 from domainbed_carft.collect.jobs import identity
 from domainbed_carft.collect.planned import Planned
+from domainbed_carft.collect.scan import DECLARATION, LAUNCHED
 from domainbed_carft.collect.settings import Group
 from domainbed_carft.errors import CarftError
 
-DECLARATION = "sweep.yaml"  # what `carft sweep launch` leaves in its output folder
-_LAUNCHED = "sweep.json"  # and what it leaves beside; both as domainbed_carft.sweep has them
 _DEFAULT = ("training-domain", "oracle")  # as domainbed_carft.sweep has it, which a test compares
 
 
@@ -60,13 +59,13 @@ def jobs(folders: Iterable[Path | str]) -> tuple[list[Planned], list[Fault]]:
     found: list[Planned] = []
     faults = []
     for folder in map(Path, folders):
-        if not (folder / _LAUNCHED).is_file():
+        if not (folder / LAUNCHED).is_file():
             continue
         try:
             found += _jobs(folder)
         except Exception as error:  # whatever somebody has made of these files
             path = folder / DECLARATION
-            path = path if path.is_file() else folder / _LAUNCHED
+            path = path if path.is_file() else folder / LAUNCHED
             told = "; ".join(line.removeprefix("- ") for line in str(error).splitlines())
             what = f"{told}; passed over: the jobs of the folder tell which were to be run"
             faults.append(Fault("unreadable", str(path), what))
@@ -78,7 +77,7 @@ def _jobs(folder: Path) -> list[Planned]:
 
     launched = recalled.declared(folder, ask=False)
     if launched is None:
-        json.loads((folder / _LAUNCHED).read_text(encoding="utf-8"))  # else it tells of no launch
+        json.loads((folder / LAUNCHED).read_text(encoding="utf-8"))  # else it tells of no launch
         return []
     declaration, made = launched
     return [

@@ -18,6 +18,7 @@ def require_file(path: Path | None) -> None:
     """Raise CarftError, before anything takes time, unless ``path`` can be a file's."""
     if path is None:
         return
+    output.require_no_input(path)
     if os.path.isdir(path):
         raise CarftError(f"--output {path} is a folder; expected the name of a file")
     if not os.path.isdir(path.parent):
