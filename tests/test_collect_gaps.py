@@ -65,6 +65,16 @@ def test_leave_one_domain_out_without_its_jobs_says_which_they_are(tmp_path):
     ]
 
 
+def test_a_single_environment_leaves_none_to_validate_on(tmp_path):
+    collect_sweeps.write_job(tmp_path, dataset="mine", environments=["only"])
+    built = collect_sweeps.tables(tmp_path)
+    for method in ("training-domain", "leave-one-domain-out"):
+        assert collect_sweeps.cell(built["", method, "mine"], "ERM", "only")["missing"] == [
+            "there is no environment besides it for the method to validate on"
+        ]
+    assert collect_sweeps.cell(built["", "oracle", "mine"], "ERM", "only")["missing"] == []
+
+
 def strict(capsys, folder, *more):
     """The exit status, and what is printed."""
     status = cli.main(["collect", str(folder), "--strict", *more])

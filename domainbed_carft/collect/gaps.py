@@ -77,6 +77,8 @@ class Gaps:
 
     def of(self, dataset: str, algorithm: str, target: int, method: str, count: int) -> list[str]:
         """Sentences on what the cell lacks, none for a whole one; ``count`` environments."""
+        if count == 1 and method in selection.ON_OTHERS and self._is_recorded(dataset):
+            return ["there is no environment besides it for the method to validate on"]
         if method == LEAVE_ONE_OUT and dataset not in self._with_pairs:
             listed = ", ".join(environments.listed(pair) for pair in _pairs(target, count))
             return [
@@ -86,6 +88,9 @@ class Gaps:
         expected = self._expected(dataset, algorithm, target, method)
         lacks = self._lacks(dataset, algorithm, target, method, count)
         return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
+
+    def _is_recorded(self, dataset: str) -> bool:
+        return any(run.dataset == dataset for run in self.runs.values())
 
     def by_trial(
         self, dataset: str, algorithm: str, target: int, method: str, count: int

@@ -195,6 +195,7 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
 _SINGLES = "jobs with one test environment"
 IN_DOMAIN = "in-domain"
 LEAVE_ONE_OUT = "leave-one-domain-out"
+ON_OTHERS = ("training-domain", LEAVE_ONE_OUT)  # they validate on the environments not left out
 METHODS = {
     "training-domain": Method("training-domain validation set", _SINGLES, _training_domain),
     LEAVE_ONE_OUT: Method(
