@@ -1,6 +1,5 @@
 """``carft collect`` as a command: what it loads, prints and refuses; its benchmark."""
 
-import json
 import subprocess
 import sys
 
@@ -8,14 +7,6 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-
-LOADED = """
-import json, sys
-from domainbed_carft import cli
-status = cli.main(sys.argv[1:])
-heavy = {"torch", "matplotlib", "jinja2", "domainbed", "clip"} & set(sys.modules)
-print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
-"""
 
 
 @pytest.mark.parametrize(
@@ -28,11 +19,7 @@ print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
 )
 def test_nothing_heavy_is_loaded_but_for_what_needs_it(tmp_path, more, loaded):
     collect_sweeps.write_sweep(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, "collect", str(tmp_path), *more],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert json.loads(done.stderr.splitlines()[-1]) == [0, loaded], done.stderr
+    assert collect_sweeps.loaded("collect", tmp_path, *more) == [0, loaded]
 
 
 def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):

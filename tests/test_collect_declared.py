@@ -164,5 +164,18 @@ def test_a_declaration_that_cannot_be_read_is_noted_once(tmp_path, capsys, name,
         assert strict(capsys, tmp_path / "it")[2].count("unreadable: ") == 1
 
 
+def test_nobody_is_asked_for_what_the_launch_has_kept(tmp_path, capsys):
+    """Of a data set that only a domainbed knows, which loads torch."""
+    launch(tmp_path / "it", PACS)
+    for name in ("sweep.yaml", "sweep.json"):
+        path = tmp_path / "it" / name
+        path.write_text(path.read_text().replace("PACS", "Unheard"))
+    assert collect_sweeps.loaded("collect", tmp_path / "it", "--strict") == [3, []]
+    cli.main(["collect", str(tmp_path / "it"), "--select", "oracle"])
+    out, err = capsys.readouterr()
+    assert "Unheard; test-domain" in out and "was not launched: in every trial" in out
+    assert "unreadable" not in err
+
+
 def test_the_files_are_those_that_the_sweep_leaves():
     assert (scan.DECLARATION, scan.LAUNCHED) == (output.DECLARATION, output.LAUNCHED)
