@@ -59,16 +59,20 @@ def build(
         grids.append(paired.grid(found, a, b))
         caption.append(paired.CAPTION)
         sections["paired"] = records = paired.entries(found, a, b)
-    sections["summary"] = {
-        "records": collection.records,
-        "jobs": collection.jobs,
-        "faults": [fault._asdict() for fault in collection.faults],
-    }
+    sections["summary"] = _summary(collection)
     counting = [table for table in flat if table.method not in collection.optional]
     incomplete = sum(table.incomplete for table in counting)
     cells = sum(table.size for table in counting)
     page = Document("Results", caption, grids, sections, records, columns)
     return Page(page, incomplete, cells, remarks)
+
+
+def _summary(collection: Collection) -> dict[str, Any]:
+    return {
+        "records": collection.records,
+        "jobs": collection.jobs,
+        "faults": [fault._asdict() for fault in collection.faults],
+    }
 
 
 def caption_of(collection: Collection) -> list[str]:
