@@ -25,6 +25,9 @@ DESCRIPTION = "job.json"
 DONE = "done"
 # Weights: after the last step, and of the step that was best in validation.
 WEIGHTS = {"last": "model.pkl", "best": "model_best.pkl"}
+STATE = "state.pt"
+LOCK = "lock"
+ATTEMPTS = "attempts.jsonl"
 
 MAX_ATTEMPTS = 3
 
@@ -103,15 +106,15 @@ class JobFolder:
 
     @property
     def state_path(self) -> Path:
-        return self.path / "state.pt"
+        return self.path / STATE
 
     @property
     def lock_path(self) -> Path:
-        return self.path / "lock"
+        return self.path / LOCK
 
     @property
     def attempts_path(self) -> Path:
-        return self.path / "attempts.jsonl"
+        return self.path / ATTEMPTS
 
     @property
     def description_path(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,23 @@ from domainbed_carft.collect import collecting, page
 REPO = Path(__file__).resolve().parents[1]
 
 TOP_LEVEL = ("data_edition", "environments", "protocol")
+
+
+LOADED = """
+import json, sys
+from domainbed_carft import cli
+status = cli.main(sys.argv[1:])
+heavy = {"torch", "matplotlib", "jinja2", "domainbed", "clip"} & set(sys.modules)
+print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
+"""
+
+
+def loaded(*words):
+    """The exit status of ``carft``, and what it loads that takes long."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *map(str, words)], capture_output=True, text=True
+    )
+    return json.loads(done.stderr.splitlines()[-1])
 
 
 def benchmark(name):

@@ -1,6 +1,5 @@
 """``carft collect`` as a command: what it loads, prints and refuses; its benchmark."""
 
-import json
 import subprocess
 import sys
 
@@ -8,14 +7,6 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-
-LOADED = """
-import json, sys
-from domainbed_carft import cli
-status = cli.main(sys.argv[1:])
-heavy = {"torch", "matplotlib", "jinja2", "domainbed", "clip"} & set(sys.modules)
-print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
-"""
 
 
 @pytest.mark.parametrize(
@@ -28,11 +19,7 @@ print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
 )
 def test_nothing_heavy_is_loaded_but_for_what_needs_it(tmp_path, more, loaded):
     collect_sweeps.write_sweep(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, "collect", str(tmp_path), *more],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert json.loads(done.stderr.splitlines()[-1]) == [0, loaded], done.stderr
+    assert collect_sweeps.loaded("collect", tmp_path, *more) == [0, loaded]
 
 
 def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
@@ -86,6 +73,30 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
     assert cli.main(["collect", folder, "-o", str(tmp_path / "no" / "file")]) == 1
     assert "--output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["collect", "--strict"], ["top"], ["report"]])
+def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
+    collect_sweeps.write_sweep(tmp_path / "it", ["ERM"], choices=1)
+    output = ["-o", str(tmp_path / "page")] if command == ["report"] else []
+    words = [*command, str(tmp_path / "it"), *output, "--select", "in-domain"]
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err == (
+        "carft: --select in-domain: there are no jobs for it; expected one of training-domain, "
+        "leave-one-domain-out, oracle. It needs jobs without a test environment (--test_envs with "
+        "nothing behind it)\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["top"], ["collect", "--paired", "ERM", "Mixup"]])
+def test_a_method_that_selected_nothing_says_what_it_needs(tmp_path, capsys, command):
+    collect_sweeps.write_sweep(tmp_path, choices=1)
+    assert cli.main([*command, "--select", "leave-one-domain-out", "--", str(tmp_path)]) == 1
+    assert (
+        "nothing was selected by leave-one-domain-out, which needs jobs with one test "
+        "environment, and all with two of which it is one" in capsys.readouterr().err
+    )
 
 
 def test_what_takes_several_names_says_how(capsys):

@@ -141,6 +141,15 @@ def test_ours_beside_the_published(tmp_path):
     assert last["ours"] == pytest.approx(averages)
     assert "abstract" in last["source"]
 
+    shutil.rmtree(tmp_path / "DomainNet" / "01")
+    collect_sweeps.write_sweep(tmp_path / "own", ["CARFT"], dataset="average", **given)
+    for target in range(1, 6):
+        shutil.rmtree(tmp_path / "DomainNet" / f"{target}1")
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    entries = page.document.sections["published"]["comparisons"]
+    assert "average" not in [entry["dataset"] for entry in entries]
+    assert "CARFT: no average by oracle is compared: DomainNet lacks trial 1." in page.remarks
+
 
 def test_a_declared_sweep_says_which_published_rows_it_is_about(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["CARFT"], trials=1, choices=1)
@@ -159,6 +168,20 @@ def test_a_declared_sweep_says_which_published_rows_it_is_about(tmp_path, capsys
     (tmp_path / "sweep.yaml").write_text("compare_with: [")
     assert cli.main(command) == 1
     assert "sweep.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_csv_without_a_counterpart_has_its_header_and_the_reason(tmp_path, capsys):
+    words = ["--compare", "published", "--format", "csv"]
+    collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], trials=1, choices=1)
+    assert cli.main(["collect", str(tmp_path / "a"), *words]) == 0
+    header = capsys.readouterr().out.splitlines()[0]
+    collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], trials=1, choices=1)
+    assert cli.main(["collect", str(tmp_path / "b"), *words]) == 0
+    out, err = capsys.readouterr()
+    assert out == header + "\n" and header.startswith("setting,selection,algorithm,dataset,ours,")
+    assert err.splitlines()[:2] == [
+        "No data set and algorithm of ours has a published figure.", "No published figure: ERM."
+    ]  # fmt: skip
 
 
 def test_what_is_not_comparable_is_said(tmp_path):

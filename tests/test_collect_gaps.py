@@ -65,6 +65,16 @@ def test_leave_one_domain_out_without_its_jobs_says_which_they_are(tmp_path):
     ]
 
 
+def test_a_single_environment_leaves_none_to_validate_on(tmp_path):
+    collect_sweeps.write_job(tmp_path, dataset="mine", environments=["only"])
+    built = collect_sweeps.tables(tmp_path)
+    for method in ("training-domain", "leave-one-domain-out"):
+        assert collect_sweeps.cell(built["", method, "mine"], "ERM", "only")["missing"] == [
+            "there is no environment besides it for the method to validate on"
+        ]
+    assert collect_sweeps.cell(built["", "oracle", "mine"], "ERM", "only")["missing"] == []
+
+
 def strict(capsys, folder, *more):
     """The exit status, and what is printed."""
     status = cli.main(["collect", str(folder), "--strict", *more])
@@ -293,7 +303,7 @@ def test_what_is_no_number_is_not_the_best(tmp_path):
         cell = collect_sweeps.cell(table, "ERM", "A")
         assert cell["mean"] > 20 and cell["n"] == before["n"] == 1
         assert cell["missing"] == [
-            "--test_envs 0 has accuracies that are no numbers: trial 0 hparams_seed 1"
+            "--test_envs 0 has accuracies that are no numbers in [0, 1]: trial 0 hparams_seed 1"
         ]
 
 
@@ -306,7 +316,7 @@ def test_what_is_no_number_is_not_the_best_with_nothing_left_out_either(tmp_path
     cell = collect_sweeps.cell(table, "ERM", "P")
     assert (cell["n"], cell["mean"] > 20) == (1, True)
     assert cell["missing"] == [
-        "--test_envs has accuracies that are no numbers: trial 0 hparams_seed 0"
+        "--test_envs has accuracies that are no numbers in [0, 1]: trial 0 hparams_seed 0"
     ]
 
 

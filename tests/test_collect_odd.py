@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 
 import collect_sweeps
 import pytest
@@ -148,6 +149,32 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value, words):
         assert kind == "no number"
         start = "1 accuracy is no number and counts as missing: env2_out_acc "
         assert text.startswith(start + words) and text.endswith(" at step 100")
+
+
+@pytest.mark.parametrize("value", [63.5, 1e308, -0.25, 1.001])
+def test_an_accuracy_out_of_range_counts_as_missing(tmp_path, value):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    rewrite(tmp_path / "ERM-2-0-0", lambda record: record.update(env2_in_acc=value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
+    cell = collect_sweeps.cell(table, "ERM", "P")
+    assert (cell["mean"], cell["missing"]) == (
+        None, ["--test_envs 2 has accuracies that are no numbers in [0, 1]: in every trial"]
+    )  # fmt: skip
+    assert told(reading.read([tmp_path])) == [
+        (
+            "out of range", "ERM-2-0-0", "3 accuracies are not in [0, 1] and count as missing: "
+            f"env2_in_acc {value} at step 0, ...",
+        )
+    ]  # fmt: skip
+
+
+def test_an_accuracy_that_rounding_took_beyond_one_counts(tmp_path):
+    job = collect_sweeps.write_job(tmp_path, "job")
+    rewrite(job, lambda record: record.update(env0_in_acc=1 + 2**-23))
+    read = reading.read([tmp_path])
+    assert (read.runs[0].accuracies[0], read.faults) == (1 + 2**-23, [])
 
 
 @pytest.mark.parametrize("step", [True, math.nan, math.inf, 10**400, "0", None])

@@ -118,6 +118,30 @@ def test_a_link_and_permissions_are_kept(tmp_path):
         output.write("", tmp_path / "no" / "table")
 
 
+NAMES = ("results.jsonl", "job.json", "done", "model.pkl", "state.pt", "out.txt", "link")
+
+
+@pytest.mark.parametrize("name", [*(f"sweep/job/{name}" for name in NAMES), "sweep/sweep.yaml"])
+@pytest.mark.parametrize("command", ["collect", "evaluate"])
+def test_output_never_replaces_what_a_job_has(tmp_path, capsys, name, command):
+    """Nor makes what it would have: a file ``done`` says that the job is."""
+    job = collect_sweeps.write_job(tmp_path / "sweep", "job", done=False)
+    (job / "link").symlink_to("results.jsonl")
+    for file in ("sweep.yaml", "sweep.json"):
+        (tmp_path / "sweep" / file).touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    read = tmp_path / "sweep" if command == "collect" else job
+    assert cli.main([command, str(read), "-o", str(tmp_path / name)]) == 1
+    assert f"--output {tmp_path / name} is a file of a job" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_output_may_be_called_as_a_file_of_a_job_elsewhere(tmp_path):
+    collect_sweeps.write_job(tmp_path / "sweep")
+    for name in ("out.txt", "sweep.yaml"):
+        assert cli.main(["collect", str(tmp_path / "sweep"), "-o", str(tmp_path / name)]) == 0
+
+
 def test_output_may_be_a_device(tmp_path):
     collect_sweeps.write_job(tmp_path, "job")
     done = subprocess.run(

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from domainbed_carft.collect import faults as told
 from domainbed_carft.collect import output, reading
 from domainbed_carft.collect.faults import Fault
-from domainbed_carft.collect.records import Read
+from domainbed_carft.collect.planned import Planned
+from domainbed_carft.collect.records import Read, Run
 from domainbed_carft.errors import CarftError
 from domainbed_carft.printable import shown
 from domainbed_carft.wording import counted, inflected
@@ -45,10 +46,13 @@ def gather(
 
     ``methods``: None for those that the sweeps declare, else those that there are jobs for, and
     the one called ``also``.
-    Raises CarftError if there is no record, or if a job was run twice with different records.
+    Raises CarftError if there is no record, no job for one of ``methods``, or if a job was run
+    twice with different records.
     """
-    found = reading.read(folders, processes, _load_pandas)
-    from domainbed_carft.collect import drift, jobs, settings
+    ahead: list[tuple[list[Planned], list[Fault]]] = []
+    found = reading.read(folders, processes, lambda: ahead.append(_declared(folders)))
+    wanted, untold = ahead[0] if ahead else _declared(folders)
+    from domainbed_carft.collect import declared, drift, jobs, settings
 
     if not found.runs:
         wrong = "".join(f"\n{line}" for line in told.lines(found.faults))
@@ -58,26 +62,39 @@ def gather(
         )
     groups = []
     passed_over: list[Fault] = []
-    for group in settings.groups(found.runs, found.planned, ignored):
+    for group in declared.placed(settings.groups(found.runs, [*found.planned, *wanted], ignored)):
         kept, faults = jobs.distinct(group.runs)
         groups.append(group._replace(runs=kept, notes=[*group.notes, *drift.notes(kept)]))
         passed_over += faults
     count = sum(len(group.runs) for group in groups)
-    faults = [*found.faults, *passed_over]
+    faults = [*found.faults, *passed_over, *untold]
     optional: list[str] = []
-    if not methods:
-        methods, optional, more = _methods(found, folders, also)
-        faults += more
+    if methods:
+        _require_jobs(methods, [*found.runs, *found.planned, *wanted])
+    else:
+        methods, optional, more = _methods(found, wanted, folders, also)
+        faults += [fault for fault in more if fault.path not in {other.path for other in untold}]
     return Collection(groups, methods, faults, found.records, count, optional)
 
 
-def _load_pandas() -> None:
-    """Most of a start is spent on it; other processes read meanwhile."""
-    from domainbed_carft.collect import tables  # noqa: F401
+def _require_jobs(methods: Sequence[str], jobs: Sequence[Run | Planned]) -> None:
+    from domainbed_carft.collect import selection
+
+    kinds = {bool(job.test_envs) for job in jobs}
+    there = [name for name in selection.METHODS if (name != selection.IN_DOMAIN) in kinds]
+    for name in methods:
+        selection.require_jobs(name, there)
+
+
+def _declared(folders: Sequence[Path | str]) -> tuple[list[Planned], list[Fault]]:
+    """What ``declared.jobs`` returns; loads pandas, on which most of a start is spent."""
+    from domainbed_carft.collect import declared, tables  # noqa: F401
+
+    return declared.jobs(folders)
 
 
 def _methods(
-    found: Read, folders: Sequence[Path | str], also: str | None
+    found: Read, wanted: Sequence[Planned], folders: Sequence[Path | str], also: str | None
 ) -> tuple[list[str], list[str], list[Fault]]:
     """The methods, those of them that are optional, and what was wrong with declarations.
 
@@ -86,18 +103,19 @@ def _methods(
     """
     from domainbed_carft.collect import declared, selection
 
-    left_out = [run.test_envs for run in found.runs] + [job.test_envs for job in found.planned]
+    left_out = [run.test_envs for run in found.runs] + [job.test_envs for job in wanted]
+    described = [job.test_envs for job in found.planned]
     selections, faults = declared.selections(folders)
-    wanted = {also, *(name for names in selections for name in names or ())}
-    wanted |= {selection.LEAVE_ONE_OUT} if any(len(envs) == 2 for envs in left_out) else set()
+    asked = {also, *(name for names in selections for name in names or ())}
+    asked |= {selection.LEAVE_ONE_OUT} if any(len(e) == 2 for e in left_out + described) else set()
     methods = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
     if None not in selections:
-        methods = [name for name in methods if name in wanted]
-    if not any(run.test_envs for run in found.runs):
+        methods = [name for name in methods if name in asked]
+    if not any(left_out):
         methods = []
-    if any(not run.test_envs for run in found.runs):
+    if not all(left_out):
         methods.append(selection.IN_DOMAIN)
-    optional = [] if selection.LEAVE_ONE_OUT in wanted else [selection.LEAVE_ONE_OUT]
+    optional = [] if selection.LEAVE_ONE_OUT in asked else [selection.LEAVE_ONE_OUT]
     return methods, [name for name in optional if name in methods], faults
 
 
@@ -110,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise CarftError(
             "--format csv is one table, and --compare and --paired are two; expected one of them"
         )
+    if arguments.output:
+        output.require_no_input(arguments.output)
     collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
     named = declared.compare_with(arguments.folders) if arguments.compare else []
     built = page.build(collection, arguments.paired, bool(arguments.compare), named)
@@ -118,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
         output.write(text, arguments.output)
     else:
         sys.stdout.write(text)
-    notes = page.notes(collection) if arguments.format == "csv" else []  # it has no room for them
+    notes = built.remarks if arguments.format == "csv" else []  # it has no room for them
     for line in [*notes, *_summary(collection, built.incomplete, built.cells)]:
         print(shown(line), file=sys.stderr)
     if arguments.strict and (why := _strict(collection, built.incomplete)):
@@ -140,12 +160,14 @@ def _strict(collection: Collection, incomplete: int) -> str:
 def run_top(arguments: argparse.Namespace) -> None:
     """``carft top``: a JSON list."""
     collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
-    from domainbed_carft.collect import top
+    from domainbed_carft.collect import selection, top
     from domainbed_carft.collect.formats import as_json
 
     wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     entries = list(top.best(collection.groups, collection.methods))
+    idle = {*(arguments.select or ())} - {entry["selection"] for entry in entries}
+    selection.require_selected("--select", [name for name in collection.methods if name in idle])
     _require_known(wanted, entries)
     chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
     sys.stdout.write(as_json.text(chosen))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from domainbed_carft.collect import selection
+from domainbed_carft.collect import planned, selection
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.collect.jobs import identity
+from domainbed_carft.collect.planned import Planned
+from domainbed_carft.collect.scan import DECLARATION, LAUNCHED
+from domainbed_carft.collect.settings import Group
 from domainbed_carft.errors import CarftError
 
-DECLARATION = "sweep.yaml"  # what `carft sweep launch` leaves in its output folder
 _DEFAULT = ("training-domain", "oracle")  # as domainbed_carft.sweep has it, which a test compares
 
 
@@ -47,6 +52,71 @@ def selections(folders: Iterable[Path | str]) -> tuple[list[list[str] | None], l
             faults.append(Fault("unreadable", str(path), what))
             found.append(None)
     return found, faults
+
+
+def jobs(folders: Iterable[Path | str]) -> tuple[list[Planned], list[Fault]]:
+    """The jobs of the sweeps that were launched into ``folders``, run or not."""
+    found: list[Planned] = []
+    faults = []
+    for folder in map(Path, folders):
+        if not (folder / LAUNCHED).is_file():
+            continue
+        try:
+            found += _jobs(folder)
+        except Exception as error:  # whatever somebody has made of these files
+            path = folder / DECLARATION
+            path = path if path.is_file() else folder / LAUNCHED
+            told = "; ".join(line.removeprefix("- ") for line in str(error).splitlines())
+            what = f"{told}; passed over: the jobs of the folder tell which were to be run"
+            faults.append(Fault("unreadable", str(path), what))
+    return found, faults
+
+
+def _jobs(folder: Path) -> list[Planned]:
+    from domainbed_carft.sweep import recalled  # takes a while, and most folders are not launched
+
+    launched = recalled.declared(folder, ask=False)
+    if launched is None:
+        json.loads((folder / LAUNCHED).read_text(encoding="utf-8"))  # else it tells of no launch
+        return []
+    declaration, made = launched
+    return [
+        planned.of(os.fspath(job.folder), job.train_args)._replace(
+            declared=True, environments=declaration.environments[job.train_args["dataset"]]
+        )
+        for job in made
+    ]
+
+
+def placed(groups: Sequence[Group]) -> list[Group]:
+    """Without the declared jobs that were run in another group, where they are not missed.
+
+    Missed they are among runs of the same trial, and of the algorithm's same hyperparameters.
+    """
+    if len(groups) < 2:
+        return list(groups)
+    ran = [{identity(run) for run in group.runs} for group in groups]
+    where: dict[int, list[int]] = {}
+    for number, group in enumerate(groups):
+        for job in group.planned:
+            where.setdefault(id(job), []).append(number)
+    result = []
+    for number, group in enumerate(groups):
+        trials = {(run.dataset, run.trial) for run in group.runs}
+        choices = {(run.dataset, run.algorithm, run.choice) for run in group.runs}
+        kept = [
+            job
+            for job in group.planned
+            if not job.declared
+            or not any(identity(job) in ran[other] for other in where[id(job)] if other != number)
+            or identity(job) in ran[number]
+            or (
+                (job.dataset, job.trial) in trials
+                and (job.dataset, job.algorithm, job.choice) in choices
+            )
+        ]
+        result.append(group._replace(planned=kept))
+    return result
 
 
 def _selection(declared: dict[str, Any] | None) -> list[str] | None:

@@ -34,13 +34,17 @@ class Grid(NamedTuple):
 
 
 class Document(NamedTuple):
-    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV."""
+    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV.
+
+    ``columns``: what their keys would be, of a table that may have no entry.
+    """
 
     title: str
     caption: Sequence[str]
     grids: Sequence[Grid]
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    columns: Sequence[str] = ()
 
 
 def grid(table: Table) -> Grid:
@@ -73,7 +77,7 @@ def _remarks(row: Row) -> Iterator[str]:
 def words(cell: Cell) -> str:
     """Mean and error as DomainBed prints them, and the number of trials."""
     if cell.mean is None:
-        return NOTHING
+        return NOTHING if cell.counts else "-"
     return f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from domainbed_carft import benchmarks
-from domainbed_carft.collect.records import Planned, Run
+from domainbed_carft.collect.planned import Planned
+from domainbed_carft.collect.records import Run
 
 # Of DomainBed's data sets those that are no benchmark (domainbed/datasets.py at b93c22a).
 _OTHERS = {
@@ -30,7 +31,7 @@ def labels(runs: Iterable[Run], planned: Iterable[Planned] = ()) -> dict[str, tu
 
     Those that a record tells, else the known ones if they are as many as the record has accuracies
     of, else env0, env1, ... Of a data set that is only planned, the known ones, else as many as are
-    to be left out.
+    to be left out; of one that is declared, the declared ones.
     """
     told: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
@@ -41,7 +42,9 @@ def labels(runs: Iterable[Run], planned: Iterable[Planned] = ()) -> dict[str, tu
     least: dict[str, int] = {}
     for job in planned:
         if job.dataset not in counts:
-            last = max(job.test_envs, default=-1) + 1
+            if job.environments:
+                told.setdefault(job.dataset, job.environments)
+            last = max(len(job.environments), max(job.test_envs, default=-1) + 1)
             least[job.dataset] = max(last, least.get(job.dataset, 0), len(_known(job.dataset)))
     counts |= least
     ordered = [name for name in _ORDER if name in counts]

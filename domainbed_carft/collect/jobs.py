@@ -7,7 +7,8 @@ from typing import Any
 
 from domainbed_carft.collect import drift
 from domainbed_carft.collect.faults import Fault
-from domainbed_carft.collect.records import Planned, Run
+from domainbed_carft.collect.planned import Planned
+from domainbed_carft.collect.records import Run
 from domainbed_carft.errors import CarftError
 from domainbed_carft.wording import counted
 

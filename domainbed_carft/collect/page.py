@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domainbed_carft.collect import document, paired, published, selection, tables
 from domainbed_carft.collect.document import Document, Grid
+from domainbed_carft.collect.settings import Group
 from domainbed_carft.collect.tables import Table
 
 if TYPE_CHECKING:
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
 
 
 class Page(NamedTuple):
-    """The document, and how many of how many cells lack something; see Collection.optional."""
+    """The document, and how many of how many cells lack something; see Collection.optional.
+
+    ``remarks``: what is to be known of the one table for CSV, which has no room for it.
+    """
 
     document: Document
     incomplete: int
     cells: int
+    remarks: Sequence[str] = ()
 
 
 def build(
@@ -37,10 +42,14 @@ def build(
     caption = caption_of(collection)
     sections: dict[str, Any] = {"tables": [document.table_entry(table) for table in flat]}
     records = document.cell_records(flat)
-    caption += notes(collection)
-    sections["notes"] = notes(collection)
+    remarks = notes(collection)
+    caption += remarks
+    sections["notes"] = remarks
+    columns: Sequence[str] = ()
     if compare:
-        beside, more, records = _published(collection, built, methods)
+        beside, more, records, about = _published(collection, built, methods)
+        columns = published.COLUMNS
+        remarks = [*remarks, *about]
         grids += [*beside, published.overview(methods)]
         caption += published.CAPTION
         sections["published"] = more
@@ -50,15 +59,20 @@ def build(
         grids.append(paired.grid(found, a, b))
         caption.append(paired.CAPTION)
         sections["paired"] = records = paired.entries(found, a, b)
-    sections["summary"] = {
+    sections["summary"] = _summary(collection)
+    counting = [table for table in flat if table.method not in collection.optional]
+    incomplete = sum(table.incomplete for table in counting)
+    cells = sum(table.size for table in counting)
+    page = Document("Results", caption, grids, sections, records, columns)
+    return Page(page, incomplete, cells, remarks)
+
+
+def _summary(collection: Collection) -> dict[str, Any]:
+    return {
         "records": collection.records,
         "jobs": collection.jobs,
         "faults": [fault._asdict() for fault in collection.faults],
     }
-    counting = [table for table in flat if table.method not in collection.optional]
-    incomplete = sum(table.incomplete for table in counting)
-    cells = sum(len(table.columns) * len(table.rows) for table in counting)
-    return Page(Document("Results", caption, grids, sections, records), incomplete, cells)
 
 
 def caption_of(collection: Collection) -> list[str]:
@@ -74,21 +88,23 @@ def caption_of(collection: Collection) -> list[str]:
 
 def notes(collection: Collection) -> list[str]:
     """Remarks on what the runs of each group do not share."""
-    return [
-        f"{group.title}: {note}" if group.title else note
-        for group in collection.groups
-        for note in group.notes
-    ]
+    return [_told(group, note) for group in collection.groups for note in group.notes]
+
+
+def _told(group: Group, note: str) -> str:
+    return f"{group.title}: {note}" if group.title else note
 
 
 def _published(
     collection: Collection, built: Sequence[Sequence[Table]], methods: Sequence[str]
-) -> tuple[list[Grid], Any, list[dict[str, Any]]]:
+) -> tuple[list[Grid], Any, list[dict[str, Any]], list[str]]:
     grids = []
     records = []
+    told = []
     for group, own in zip(collection.groups, built, strict=True):
         found, remarks = published.compare(group, own)
         grids.append(published.grid(found, remarks))
+        told += [_told(group, remark) for remark in remarks]
         records += published.entries(found)
     figures = [figure._asdict() for figure in published.figures(methods)]
-    return grids, {"comparisons": records, "figures": figures}, records
+    return grids, {"comparisons": records, "figures": figures}, records, told

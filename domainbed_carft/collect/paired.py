@@ -61,11 +61,14 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
     if a == b:
         raise CarftError(f"--paired {a} {b} compares an algorithm with itself; expected two")
     found = []
+    idle = set(methods)
     for group in groups:
         labels = environments.labels(group.runs)
         gaps = Gaps(group.runs, group.planned)
         for method in methods:
             selected = frames.selected(group.runs, method)
+            if len(selected):
+                idle.discard(method)
             both = [frames.of_algorithm(selected, name) for name in (a, b)]
             side_by_side = pd.concat(both, axis="columns", keys=["a", "b"]).sort_index()
             pairs = side_by_side.dropna()
@@ -75,6 +78,8 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
                 lacking = [*_incomplete(pairs.index, (a, b), method, labels, gaps)]
                 found.append(_difference(group.title, method, pairs, named, lacking))
     if not found:
+        if idle == set(methods):
+            selection.require_selected(f"--paired {a} {b}", methods)
         there = "; ".join(
             f"{', '.join(environments.algorithms(run.algorithm for run in group.runs))}"
             + (f" ({group.title})" if group.title else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from domainbed_carft.collect.settings import Group
 from domainbed_carft.collect.tables import Cell, Row, Table
 
 AVERAGE = "average"
+_NONE = "No data set and algorithm of ours has a published figure."
 BACKBONE = "ViT-B/16"
 
 CAPTION = (
@@ -24,6 +25,12 @@ CAPTION = (
     "one. Within: whether they differ by no more than that error, which one trial does not have. "
     "The published figures come from several sources and protocols.",
 )
+
+
+COLUMNS = (
+    "setting", "selection", "algorithm", "dataset", "ours", "standard_error", "n", "complete",
+    "published", "difference", "within", "method", "source",
+)  # fmt: skip
 
 
 class Figure(NamedTuple):
@@ -83,13 +90,20 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
     """Our averages over targets beside the published, and remarks on what is not comparable."""
     known = {(figure.method, figure.dataset): figure for figure in figures()}
     methods = _counterparts(group.runs)
-    found = []
+    found: list[Comparison] = []
+    uneven: list[str] = []
     for table in built:
         if not table.averages:
             continue
         for row in table.rows:
             cells = dict(zip(table.columns, row.cells, strict=True))
-            cells |= _over_all(cells, known)
+            cells.pop(AVERAGE, None)  # a data set may be called so
+            same = _of_published(cells, known)
+            cells |= _over_all(same)
+            if (_only(methods, row.algorithm, AVERAGE), AVERAGE) in known and (
+                why := _uneven(same)
+            ):
+                uneven.append(f"{row.algorithm}: no average by {table.method} is compared: {why}.")
             for dataset, cell in cells.items():
                 figure = known.get((_only(methods, row.algorithm, dataset), dataset))
                 if figure and cell.mean is not None and cell.error is not None:
@@ -102,7 +116,7 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
         for name in averaged
         if name in mixed
     ]
-    return found, [*remarks, *_remarks(group)]
+    return found, [*([] if found else [_NONE]), *uneven, *remarks, *_remarks(group)]
 
 
 _Counterparts = dict[tuple[str, str], dict[str, None]]  # (algorithm, data set) -> methods
@@ -128,21 +142,37 @@ def _beside(table: Table, row: Row, dataset: str, cell: Cell, figure: Figure) ->
     assert cell.mean is not None and cell.error is not None
     return Comparison(
         table.setting, table.method, row.algorithm, dataset, float(cell.mean),
-        float(cell.error), cell.n, not cell.missing, figure,
+        float(cell.error), cell.n, not (cell.missing or cell.undeclared), figure,
     )  # fmt: skip
 
 
-def _over_all(cells: dict[str, Cell], known: Iterable[tuple[str, str]]) -> dict[str, Cell]:
+def _of_published(cells: Mapping[str, Cell], known: Iterable[tuple[str, str]]) -> dict[str, Cell]:
+    """Those of the published data sets, none unless there are all."""
+    wanted = dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE)
+    return {name: cells[name] for name in wanted} if wanted.keys() <= cells.keys() else {}
+
+
+def _uneven(cells: Mapping[str, Cell]) -> str:
+    """Which trials some data sets have and others lack."""
+    trials = sorted({trial for cell in cells.values() for trial in cell.trials})
+    lacking = {
+        name: [str(trial) for trial in trials if trial not in cell.trials]
+        for name, cell in cells.items()
+    }
+    return "; ".join(f"{name} lacks trial {', '.join(t)}" for name, t in lacking.items() if t)
+
+
+def _over_all(cells: Mapping[str, Cell]) -> dict[str, Cell]:
     """The average over the published data sets, where a row has the same trials of all."""
-    wanted = list(dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE))
-    mine = [cells[name] for name in wanted if name in cells]
+    mine = cells.values()
     trials = pd.DataFrame([cell.trials for cell in mine])
-    if len(mine) < len(wanted) or trials.empty or trials.isna().any(axis=None):
+    if trials.empty or trials.isna().any(axis=None):
         return {}
     means = trials.mean().sort_index()
     mean, error = tables.mean_and_error(means.to_numpy() / 100)
     missing = tuple(text for cell in mine for text in cell.missing)
-    return {AVERAGE: Cell(mean, error, len(means), missing, dict(means))}
+    undeclared = tuple(label for cell in mine for label in cell.undeclared)
+    return {AVERAGE: Cell(mean, error, len(means), missing, dict(means), undeclared)}
 
 
 def _remarks(group: Group) -> list[str]:
@@ -186,7 +216,7 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference", "Within"]
     setting = found[0].setting if found else ""
     title = "; ".join(filter(None, ["Beside published figures", setting]))
-    notes = list(remarks) if found else ["No data set and algorithm of ours has one.", *remarks]
+    notes = list(remarks) if found or _NONE in remarks else [_NONE, *remarks]
     return Grid(title, [*header, "Published as"], rows, [*notes, *_listed(sources)])
 
 
@@ -217,13 +247,12 @@ def _listed(sources: dict[str, int]) -> list[str]:
 
 def entries(found: Iterable[Comparison]) -> list[dict[str, Any]]:
     """For JSON and CSV."""
-    return [
-        {
-            "setting": one.setting, "selection": one.selection, "algorithm": one.algorithm,
-            "dataset": one.dataset, "ours": one.ours, "standard_error": one.error, "n": one.n,
-            "complete": one.complete, "published": one.published.accuracy,
-            "difference": one.difference, "within": one.within,
-            "method": one.published.method, "source": one.published.source,
-        }
+    values = (
+        (
+            one.setting, one.selection, one.algorithm, one.dataset, one.ours, one.error, one.n,
+            one.complete, one.published.accuracy, one.difference, one.within,
+            one.published.method, one.published.source,
+        )
         for one in found
-    ]  # fmt: skip
+    )  # fmt: skip
+    return [dict(zip(COLUMNS, row, strict=True)) for row in values]

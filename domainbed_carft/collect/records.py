@@ -15,12 +15,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from domainbed_carft import job_folder
-from domainbed_carft.collect import lines, scan, settings, values
+from domainbed_carft.collect import lines, planned, scan, settings, values
 from domainbed_carft.collect.faults import Fault
+from domainbed_carft.collect.planned import Planned
 from domainbed_carft.wording import counted
 
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 _NAN = float("nan")
+# Kinds of accuracies that do not count: one, several.
+_UNUSABLE = {
+    "no number": ("accuracy is no number and counts", "accuracies are no numbers and count"),
+    "out of range": (
+        "accuracy is not in [0, 1] and counts", "accuracies are not in [0, 1] and count",
+    ),
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -44,22 +52,6 @@ class Run(NamedTuple):
     n_environments: int
     steps: array[float]
     accuracies: array[float]
-
-
-class Planned(NamedTuple):
-    """A job that ``carft sweep`` has described and that has no record yet.
-
-    Or, ``unusable``, one whose records say which it is, and cannot be used.
-    """
-
-    folder: str
-    dataset: str
-    algorithm: str
-    test_envs: tuple[int, ...]
-    trial: int
-    choice: int
-    setting: Mapping[str, str]
-    unusable: bool = False
 
 
 class Read(NamedTuple):
@@ -102,9 +94,8 @@ def _read(job: scan.Found, found: Read) -> None:
             first = next(iter(steps.values()))
             with contextlib.suppress(ValueError):
                 if count := _count(first):
-                    found.planned.append(
-                        _planned(job, first["args"], count)._replace(unusable=True)
-                    )
+                    of_job = planned.of(job.path, first["args"], count)
+                    found.planned.append(of_job._replace(unusable=True))
     if not latest:
         _tell_what_is_planned(job, found)
 
@@ -225,22 +216,24 @@ def _accuracies(
             row = [record.get(name, _NAN) for name in names]
             kinds.update(map(type, row))
             rows.extend(row)
-        if kinds <= {float, int} and math.isfinite(sum(rows)):  # to Python, true is equal to 1
+        numbers = kinds <= {float, int} and math.isfinite(sum(rows))  # true is equal to 1
+        if numbers and values.in_range(min(rows), max(rows)):
             return rows
     except (TypeError, OverflowError):
         pass
-    # Some are no numbers, which a look at each tells.
+    # Some cannot be used, which a look at each tells.
     rows = array("d")
-    strange = []
+    found: dict[str, list[str]] = {kind: [] for kind in _UNUSABLE}
     for record in records:
-        found, odd = values.numbers(record, names)
-        rows.extend(found)
-        strange += [f"{text} at step {record['step']:g}" for text in odd]
-    if strange:
-        told = ("accuracy is no number and counts", "accuracies are no numbers and count")
-        what = f"{counted(len(strange), *told)} as missing: {strange[0]}"
-        what += ", ..." if len(strange) > 1 else ""
-        faults.append(Fault("no number", job.path, what))
+        row, *odd = values.shares(record, names)
+        rows.extend(row)
+        for known, texts in zip(found.values(), odd, strict=True):
+            known += [f"{text} at step {record['step']:g}" for text in texts]
+    for kind, texts in found.items():
+        if texts:
+            what = f"{counted(len(texts), *_UNUSABLE[kind])} as missing: {texts[0]}"
+            what += ", ..." if len(texts) > 1 else ""
+            faults.append(Fault(kind, job.path, what))
     return rows
 
 
@@ -267,33 +260,18 @@ def _versions(job: scan.Found, faults: list[Fault]) -> dict[str, str]:
 
 
 def _tell_what_is_planned(job: scan.Found, found: Read) -> None:
-    planned = None
+    told = None
     if job_folder.DESCRIPTION in job.files:
         path = os.path.join(job.path, job_folder.DESCRIPTION)
         text = _text(path, found.faults)
         try:
-            planned = _described(job, json.loads(text)) if text is not None else None
+            told = planned.described(job.path, text) if text is not None else None
         except ValueError as error:
             found.faults.append(Fault("unreadable", path, f"{error}; passed over"))
-    if planned is None:
+    if told is None:
         found.faults.append(Fault("no records", job.path, "no record"))
         return
-    found.planned.append(planned)
-    what = f"no record of {planned.dataset} {planned.algorithm}, "
-    what += f"test_envs {list(planned.test_envs)}, trial {planned.trial}"
+    found.planned.append(told)
+    what = f"no record of {told.dataset} {told.algorithm}, "
+    what += f"test_envs {list(told.test_envs)}, trial {told.trial}"
     found.faults.append(Fault("not run", job.path, what))
-
-
-def _described(job: scan.Found, description: Any) -> Planned:
-    """Raises ValueError for what describes no job."""
-    described = values.require({"it": description}, "it", dict)
-    return _planned(job, values.require(described, "train_args", dict))
-
-
-def _planned(job: scan.Found, args: Mapping[str, Any], count: int | None = None) -> Planned:
-    """Raises ValueError for arguments of no job; ``count``: of environments, if known."""
-    values.require_identity(args, count)
-    return Planned(
-        job.path, args["dataset"], args["algorithm"], tuple(args["test_envs"]),
-        args["trial_seed"], args["hparams_seed"], settings.of(args, {}, None, {}),
-    )  # fmt: skip

@@ -13,9 +13,12 @@ from domainbed_carft.job_folder import DESCRIPTION, DONE, ERRORS, OUTPUT, RECORD
 
 # One of these makes a folder a job's. What else a job prints into has names that a shell is told
 # for a whole sweep, too: `nohup ... > OUT/out.txt`.
-_SURE = frozenset({RECORDS, DESCRIPTION, DONE})
-_OF_A_JOB = _SURE | {OUTPUT, ERRORS}
+SURE = frozenset({RECORDS, DESCRIPTION, DONE})
+_OF_A_JOB = SURE | {OUTPUT, ERRORS}
 _READ = (RECORDS, OUTPUT, DESCRIPTION)
+# What `carft sweep launch` leaves in its output folder, as domainbed_carft.sweep has it, which a
+# test compares: the declaration, and what is to be known beside it.
+DECLARATION, LAUNCHED = "sweep.yaml", "sweep.json"
 # A folder of sweeps, a sweep, its variants, their jobs.
 DEPTH = 3
 
@@ -82,7 +85,7 @@ class _Walk:
             for entry in listed
             if entry.name in _OF_A_JOB and not self._is_folder_of_done(entry)
         ]
-        sure = not _SURE.isdisjoint(entry.name for entry in named)
+        sure = not SURE.isdisjoint(entry.name for entry in named)
         inner = [] if sure else self._inner(listed)
         if sure or (named and not inner):
             self._levels[real] = DEPTH

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from domainbed_carft.observed import is_edition
 
 if TYPE_CHECKING:
-    from domainbed_carft.collect.records import Planned, Run
+    from domainbed_carft.collect.planned import Planned
+    from domainbed_carft.collect.records import Run
 
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
 DEFAULT = "default"
@@ -81,7 +82,8 @@ def value(setting: Mapping[str, str], part: str) -> str:
 class Group(NamedTuple):
     """Runs that may be averaged, what sets them apart from the other groups, and remarks.
 
-    ``planned``: jobs without a record that belong to them; there may be nothing but these.
+    ``planned``: jobs without a record that belong to them, and all declared ones; there may be
+    nothing but these.
     """
 
     title: str

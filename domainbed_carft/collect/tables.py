@@ -12,9 +12,11 @@ import pandas as pd
 
 from domainbed_carft.collect import environments, frames, selection, settings
 from domainbed_carft.collect.gaps import Gaps
-from domainbed_carft.collect.records import Planned, Run
+from domainbed_carft.collect.planned import Planned
+from domainbed_carft.collect.records import Run
 from domainbed_carft.collect.settings import Group
 
+_UNDECLARED = "-: no job was declared for it; Avg is over the other cells."
 _NO_TRIAL: pd.Series[float] = pd.Series(dtype=float)
 
 
@@ -22,6 +24,7 @@ class Cell(NamedTuple):
     """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
 
     ``trials``: trial -> accuracy in percent. Mean and error are None where there is no trial.
+    ``undeclared``: environments that are no part of it, as the sweep declares no job for them.
     """
 
     mean: float | None
@@ -29,6 +32,12 @@ class Cell(NamedTuple):
     n: int
     missing: tuple[str, ...] = ()
     trials: Mapping[int, float] = {}
+    undeclared: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is meant to have a value."""
+        return self.mean is not None or bool(self.missing) or not self.undeclared
 
 
 class Row(NamedTuple):
@@ -68,6 +77,11 @@ class Table(NamedTuple):
     def incomplete(self) -> int:
         """How many cells lack something."""
         return sum(bool(cell.missing) for row in self.rows for cell in row.cells)
+
+    @property
+    def size(self) -> int:
+        """How many cells are meant to have a value."""
+        return sum(cell.counts for row in self.rows for cell in row.cells)
 
 
 def mean_and_error(accuracies: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
@@ -118,18 +132,18 @@ def _of_dataset(
     choices = gaps.choices(dataset, method)
     rows = []
     for algorithm in algorithms:
-        if algorithm in choices:
-            cells = [
-                _cell(
-                    selected.get((algorithm, dataset, target), _NO_TRIAL),
-                    gaps.of(dataset, algorithm, target, method, len(labels)),
-                )
-                for target in range(len(labels))
-            ]
-        else:
-            cells = [_cell(_NO_TRIAL, ["no job of the algorithm on this data set"]) for _ in labels]
+        cells = []
+        for target, label in enumerate(labels):
+            if not gaps.is_asked_for(dataset, algorithm, target, method):
+                cells.append(Cell(None, None, 0, undeclared=(label,)))
+            elif algorithm in choices:
+                accuracies = selected.get((algorithm, dataset, target), _NO_TRIAL)
+                lacks = gaps.of(dataset, algorithm, target, method, len(labels))
+                cells.append(_cell(accuracies, lacks))
+            else:
+                cells.append(_cell(_NO_TRIAL, ["no job of the algorithm on this data set"]))
         rows.append(Row(algorithm, cells, _average(cells)))
-    notes = []
+    notes = [_UNDECLARED] if not all(cell.counts for row in rows for cell in row.cells) else []
     if len(set(choices.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in sorted(choices.items()))
         notes.append(f"Hyperparameters were chosen among different numbers of draws: {told}.")
@@ -146,18 +160,33 @@ def _averages(
     means = selected.groupby(keys)["accuracy"].agg(lambda values: np.mean(values.to_numpy()))
     reached = {key: rows.droplevel([0, 1]) for key, rows in means.groupby(keys[:2])}
     rows = []
+    notes: dict[str, None] = {}
     for algorithm in algorithms:
         cells = []
         for table in tables:
-            (row,) = (row for row in table.rows if row.algorithm == algorithm)
-            lacking = [
-                label for label, cell in zip(table.columns, row.cells, strict=True) if cell.missing
-            ]
-            missing = [f"incomplete in {table.dataset}: {', '.join(lacking)}"] if lacking else []
-            cells.append(_cell(reached.get((algorithm, table.dataset), _NO_TRIAL), missing))
+            cell = _average_cell(
+                table, algorithm, reached.get((algorithm, table.dataset), _NO_TRIAL)
+            )
+            if not cell.counts:
+                notes[_UNDECLARED] = None
+            elif cell.undeclared:
+                without = ", ".join(cell.undeclared)
+                notes[f"{algorithm} on {table.dataset}: without {without}, not declared."] = None
+            cells.append(cell)
         rows.append(Row(algorithm, cells, _average(cells), mixed.get(algorithm, "")))
     columns = [table.dataset for table in tables]
-    return Table(group.title, method, "Averages", columns, rows, [], averages=True)
+    return Table(group.title, method, "Averages", columns, rows, [*notes], averages=True)
+
+
+def _average_cell(table: Table, algorithm: str, accuracies: pd.Series[float]) -> Cell:
+    (row,) = (row for row in table.rows if row.algorithm == algorithm)
+    by_label = list(zip(table.columns, row.cells, strict=True))
+    undeclared = tuple(label for label, cell in by_label if not cell.counts)
+    if len(undeclared) == len(by_label):
+        return Cell(None, None, 0, undeclared=undeclared)
+    lacking = [label for label, cell in by_label if cell.missing]
+    missing = [f"incomplete in {table.dataset}: {', '.join(lacking)}"] if lacking else []
+    return _cell(accuracies, missing)._replace(undeclared=undeclared)
 
 
 def _cell(accuracies: pd.Series[float], missing: Sequence[str]) -> Cell:
@@ -170,5 +199,6 @@ def _cell(accuracies: pd.Series[float], missing: Sequence[str]) -> Cell:
 
 
 def _average(cells: Sequence[Cell]) -> float | None:
-    means = [cell.mean for cell in cells if cell.mean is not None]
-    return sum(means) / len(means) if means and len(means) == len(cells) else None
+    counting = [cell for cell in cells if cell.counts]
+    means = [cell.mean for cell in counting if cell.mean is not None]
+    return sum(means) / len(means) if means and len(means) == len(counting) else None

@@ -12,6 +12,7 @@ from typing import Any
 IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed": int}
 _LARGEST = sys.float_info.max
 _NAN = float("nan")
+_ROUNDING = 1e-6
 _WORDS = {
     dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number",
     bool: "true or false", type(None): "null",
@@ -78,19 +79,34 @@ def environments(told: Any, count: int) -> tuple[tuple[str, ...], str]:
     return tuple(told), ""
 
 
-def numbers(record: Mapping[str, Any], names: Iterable[str]) -> tuple[list[float], list[str]]:
-    """The values under ``names``, nan where there is none; names of those that are no number."""
+def shares(
+    record: Mapping[str, Any], names: Iterable[str]
+) -> tuple[list[float], list[str], list[str]]:
+    """The values under ``names``, nan where there is none in [0, 1].
+
+    And what there is instead: those that are no number, those that are out of range.
+    """
     values = []
     strange = []
+    outside = []
     for name in names:
         value: Any = record.get(name)
-        if is_finite(value):
+        known = is_finite(value)
+        if known and in_range(value, value):
             values.append(float(value))
-        else:
-            values.append(_NAN)
-            if value is not None and value == value:
-                strange.append(f"{name} {_short(value)}")
-    return values, strange
+            continue
+        values.append(_NAN)
+        if known:
+            outside.append(f"{name} {_short(value)}")
+        elif value is not None and value == value:
+            strange.append(f"{name} {_short(value)}")
+    return values, strange, outside
+
+
+def in_range(least: float, most: float) -> bool:
+    """Whether all from ``least`` to ``most`` are in [0, 1]."""
+    # Weights that are summed up in two orders may come to a little more than all.
+    return least >= 0 and most <= 1 + _ROUNDING
 
 
 def _wrong(where: Mapping[str, Any], key: str, expected: type) -> str:

@@ -91,11 +91,7 @@ def build(wanted: Wanted) -> tuple[Collection, Content]:
 def _method(collection: Collection, asked: str | None) -> str:
     if asked is None:
         return collection.methods[0]
-    if asked not in collection.methods:
-        raise CarftError(
-            f"--select {asked}: there are no jobs for it; expected one of "
-            f"{', '.join(collection.methods)}"
-        )
+    selection.require_jobs(asked, collection.methods)
     return asked
 
 
@@ -131,7 +127,7 @@ def _content(
     differences = _differences(collection.groups, method, pair)
     beside, overview = _published(wanted, collection, built, method)
     lacking = missing.listed(flat, collection.optional)
-    cells = sum(len(t.columns) * len(t.rows) for t in flat if t.method == method)
+    cells = sum(t.size for t in flat if t.method == method)
     return Content(
         _title(runs),
         selection.METHODS[method].title,

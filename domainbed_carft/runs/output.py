@@ -21,6 +21,7 @@ def require_file(path: Path | None, read: Iterable[Path | str | None] = ()) -> N
     """
     if path is None:
         return
+    output.require_no_input(path)
     if os.path.isdir(path):
         raise CarftError(f"--output {path} is a folder; expected the name of a file")
     if not os.path.isdir(path.parent):

@@ -3,7 +3,7 @@
 - `declaration`, `yaml_source`, `schema`, `checks`, `schedules`, `problems`: a file, or DomainBed's
   flags, to a `Declaration`, with everything that is wrong told at once;
 - `host`: what there is to name; `data`: what is seen of the data;
-- `jobs`, `output`: the jobs, and where they lie in an output folder;
+- `jobs`, `output`, `recalled`: the jobs, where they lie in an output folder, those launched;
 - `states`, `rates`: what each of them is doing;
 - `launching`, `clearing`: what is done with them;
 - `estimate`, `measure`: what they will cost;

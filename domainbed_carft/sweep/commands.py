@@ -13,7 +13,7 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import UNKNOWN
-from domainbed_carft.sweep import clearing, declaration, flags, host, jobs, output, states, text
+from domainbed_carft.sweep import clearing, output, recalled, states, text
 from domainbed_carft.sweep.launch_command import again, confirm, launch
 from domainbed_carft.sweep.states import Queues, Status
 
@@ -47,25 +47,10 @@ def _watch(arguments: argparse.Namespace, every: float | None) -> int:
 
 def look(folder: Path) -> tuple[Queues, list[Status]]:
     """The states of all jobs of an output folder: those that were launched, and others in it."""
-    launched = output.recall(folder)
-    known: list[jobs.Job] = []
-    if launched is not None:
-        host.assume(launched.datasets)
-        declared = _declared(folder, launched)
-        if declared is not None:
-            known = output.settle(jobs.make(declared, launched.data_dir, folder), folder)
+    launched = recalled.declared(folder)
+    known = [] if launched is None else output.settle(launched[1], folder)
     waiting = states.queues(folder)
     return waiting, states.look([*known, *output.found_jobs(folder, known)], folder, waiting)
-
-
-def _declared(folder: Path, launched: output.Launched) -> declaration.Declaration | None:
-    """What was launched last; None where its copy is gone, and only its folders tell."""
-    if launched.flags is not None:
-        return flags.declared(launched.flags, checked=True)
-    copy = folder / output.DECLARATION
-    if not copy.is_file():
-        return None
-    return declaration.parse(copy.read_text(encoding="utf-8"), str(copy), checked=True)
 
 
 def _moving(statuses: Sequence[Status]) -> bool:

@@ -9,6 +9,6 @@ from domainbed_carft.collect.document import Document
 
 def render(document: Document) -> str:
     """The one table of ``document.records``; an empty field where there is no value."""
-    if not document.records:
-        return ""
-    return pd.DataFrame(document.records).to_csv(index=False, lineterminator="\n")
+    columns = None if document.records else [*document.columns]
+    frame = pd.DataFrame(document.records, columns=columns)
+    return frame.to_csv(index=False, lineterminator="\n")
