@@ -135,7 +135,7 @@ def test_a_jobs_own_files_are_never_overwritten(pets, tmp_path, capsys):
     shutil.copy(job / "model.pkl", job / "mine.pkl")
     (tmp_path / "link.json").symlink_to(job / "model_best.pkl")
     before = {path.name: path.read_bytes() for path in job.iterdir()}
-    told = "is a file of the job in its folder"
+    told = "is a file of a job, or of a sweep"
     for name in ("model_best.pkl", "results.jsonl", "job.json", "model_step2.pkl", "../link.json"):
         assert cli.main(["evaluate", str(job), "-o", str(job / name)]) == 1
         assert told in capsys.readouterr().err

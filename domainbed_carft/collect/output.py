@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_carft import files
@@ -10,12 +12,12 @@ from domainbed_carft.collect import scan
 from domainbed_carft.errors import CarftError
 from domainbed_carft.job_folder import ATTEMPTS, ERRORS, LOCK, OUTPUT, STATE, WEIGHTS
 
-# Names of files, and what is in a folder where they are a job's, or a sweep's.
-_KNOWN_BY = {
-    **dict.fromkeys((*scan.SURE, OUTPUT, ERRORS, *WEIGHTS.values()), tuple(scan.SURE)),
-    **dict.fromkeys((STATE, LOCK, ATTEMPTS), tuple(scan.SURE)),
-    **dict.fromkeys((scan.DECLARATION, scan.LAUNCHED), (scan.LAUNCHED,)),
-}
+# Names of a job's files, and what is in a folder where they are one's.
+_JOBS = re.compile(
+    "|".join(map(re.escape, (*scan.SURE, OUTPUT, ERRORS, *WEIGHTS.values(), STATE, LOCK, ATTEMPTS)))
+    + r"|model_step\d+\.pkl"
+)
+_BESIDE_JOBS = (*scan.SURE, *WEIGHTS.values())
 _UNENCODABLE = "backslashreplace"  # as Python has it for the error stream
 
 
@@ -40,13 +42,21 @@ def write(text: str, path: Path) -> None:
 
 def require_no_input(path: Path) -> None:
     """Raise CarftError for a file that a job has, or would have, and what declares a sweep."""
-    folder, name = os.path.split(os.path.realpath(path))
-    beside = _KNOWN_BY.get(name, ())
-    if any(os.path.exists(os.path.join(folder, other)) for other in beside):
+    if any(map(_is_read_by_others, {os.path.abspath(path), os.path.realpath(path)})):
         raise CarftError(
             f"--output {path} is a file of a job, or of a sweep, and other commands read it; "
             "expected another place"
         )
+
+
+def _is_read_by_others(path: str) -> bool:
+    folder, name = os.path.split(path)
+    beside: Sequence[str] = ()
+    if _JOBS.fullmatch(name):
+        beside = _BESIDE_JOBS
+    elif name in (scan.DECLARATION, scan.LAUNCHED):
+        beside = (scan.LAUNCHED,)
+    return any(os.path.exists(os.path.join(folder, other)) for other in beside)
 
 
 def can_be_replaced(path: Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from domainbed_carft import files, job_files
+from domainbed_carft import files
 from domainbed_carft.collect import output
 from domainbed_carft.errors import CarftError
 
@@ -21,7 +21,6 @@ def require_file(path: Path | None, read: Iterable[Path | str | None] = ()) -> N
     """
     if path is None:
         return
-    output.require_no_input(path)
     if os.path.isdir(path):
         raise CarftError(f"--output {path} is a folder; expected the name of a file")
     if not os.path.isdir(path.parent):
@@ -31,8 +30,7 @@ def require_file(path: Path | None, read: Iterable[Path | str | None] = ()) -> N
 
 def require_no_input(path: Path, read: Iterable[Path | str | None]) -> None:
     """Raise CarftError for a job's file, and for one of those that are ``read``."""
-    if job_files.is_of_a_job(path):
-        raise CarftError(f"--output {path} is a file of the job in its folder; choose another name")
+    output.require_no_input(path)
     there = os.path.exists(path)
     if there and any(other and os.path.exists(other) and path.samefile(other) for other in read):
         raise CarftError(f"--output {path} is what this command reads; choose another name")
