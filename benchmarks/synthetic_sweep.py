@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.sweep import host, output
+
+DATA = "/data/benchmarks"
 DATASETS = {"PACS": 4, "VLCS": 4}
 ALGORITHMS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
 TRIALS = 3
@@ -27,7 +30,7 @@ def write(folder: Path, jobs: int, seed: int = 0) -> int:
     """Write ``jobs`` jobs below ``folder``, rounded to whole choices of hyperparameters.
 
     Each data set, algorithm and trial has the jobs with one test environment and those with two.
-    The number of jobs written is returned.
+    The number of jobs written is returned. The folder says that it was launched by its flags.
     """
     draw = random.Random(seed)
     choices = max(1, round(jobs / JOBS_OF_ONE_CHOICE))
@@ -42,6 +45,12 @@ def write(folder: Path, jobs: int, seed: int = 0) -> int:
         (place / "err.txt").touch()
         (place / "done").write_text("done")
         count += 1
+    flags = {"algorithms": [*ALGORITHMS], "datasets": [*DATASETS], "n_trials": TRIALS}
+    launched = output.Launched(
+        name="flags", data_dir=DATA, declared_in=None, flags=flags | {"n_hparams": choices},
+        datasets={name: vars(host.dataset(name)) for name in DATASETS}, launcher="pool", at=0.0,
+    )  # fmt: skip
+    output.remember(folder, launched, None)
     return count
 
 
@@ -52,7 +61,7 @@ def _jobs(folder: Path, choices: int) -> Iterator[dict[str, Any]]:
         targets += [list(pair) for pair in itertools.combinations(range(count), 2)]
         for envs, trial, choice in itertools.product(targets, range(TRIALS), range(choices)):
             job = {
-                "algorithm": algorithm, "checkpoint_freq": None, "data_dir": "/data/benchmarks",
+                "algorithm": algorithm, "checkpoint_freq": None, "data_dir": DATA,
                 "dataset": dataset, "holdout_fraction": 0.2, "hparams": None,
                 "hparams_seed": choice, "keep_weights": "last", "output_dir": "",
                 "save_model_every_checkpoint": False, "seed": 0, "skip_model_save": False,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from typing import Any, TextIO
 
@@ -16,8 +15,6 @@ from domainbed.lib.query import Q
 # What tells one job from another in its records, beside the step.
 _NAMES, _SEEDS = ("dataset", "algorithm"), ("trial_seed", "hparams_seed")
 _JOB_KEYS = (*_NAMES, "test_envs", *_SEEDS)
-
-_ACCURACY = re.compile(r"env\d+_(in|out|uda)_acc")
 
 
 def load_records(path: str) -> Q:
@@ -68,9 +65,9 @@ def _is_whole(record: Any) -> bool:
         _are(str, *map(args.get, _NAMES)) and isinstance(targets, list) and _are(int, *targets)
     ):
         return False
-    needed = {f"env{i}_{split}_acc" for i in targets for split in ("in", "out")}
-    accuracies = {key: v for key, v in record.items() if _ACCURACY.fullmatch(key)}
-    return needed <= accuracies.keys() and _are((int, float), *accuracies.values())
+    needed = (f"env{i}_{split}_acc" for i in targets for split in ("in", "out"))
+    accuracies = [v for key, v in record.items() if key[:3] == "env" and key[-4:] == "_acc"]
+    return all(key in record for key in needed) and _are((int, float), *accuracies)
 
 
 def _are(kind: type | tuple[type, ...], *values: Any) -> bool:
