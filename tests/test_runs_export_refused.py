@@ -86,7 +86,7 @@ def test_what_it_is_made_from_is_never_overwritten(trained, random_tiny, tmp_pat
     with pytest.raises(CarftError, match=r"mine.pt is what this command reads"):
         export.export(saved.open_run(trained_from), mine, force=True)
     assert mine.read_bytes() == random_tiny.read_bytes()
-    with pytest.raises(CarftError, match=r"job.json is a file of the job"):  # beside job.pt
+    with pytest.raises(CarftError, match=r"job.json is a file of a job"):  # beside job.pt
         export.export(saved.open_run(trained_from), tmp_path / "job" / "job.pt", force=True)
 
 
