@@ -170,10 +170,13 @@ def has_hparam(name: str, algorithm: str, dataset_name: str) -> bool:
 
 
 def refused(name: str, value: Any, algorithm: str, dataset_name: str) -> str | None:
-    """Why the host refuses a value of one of its own algorithms, if it can be asked."""
+    """Why the host refuses a value of one of its own algorithms, if it can be asked.
+
+    Without the name, which stands before it already.
+    """
     for check in getattr(module("hparams_registry"), "HPARAM_CHECKS", ()):
         for told in check(algorithm, dataset_name, {name: value}):
-            return str(told).removeprefix("--hparams: ").rstrip(".")
+            return str(told).removeprefix(f"--hparams: {name} ").rstrip(".")
     return None
 
 
