@@ -8,7 +8,8 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.collect import collecting, declared
+from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import declared
 from domainbed_carft.sweep.declaration import Declaration
 
 

@@ -15,7 +15,7 @@ from fake_checkout import REPO
 from PIL import Image
 from test_checkouts import write
 
-from domainbed_carft import benchmarks
+from domainbed_carft.data import benchmarks
 
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
 QUICK = ["--steps", "1", "--test_envs", "0", "--hparams", '{"batch_size": 2}']

@@ -12,7 +12,7 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import UNKNOWN, Attempt, Held, Holder, JobFolder
+from domainbed_carft.jobs.folder import UNKNOWN, Attempt, Held, Holder, JobFolder
 
 CLAIM = """
 import subprocess, sys, time
@@ -117,7 +117,7 @@ def test_someone_who_only_asks_turns_no_claimer_away(folder):
     folder.lock_path.write_text("")
     asking = os.open(folder.lock_path, os.O_RDONLY)
     fcntl.flock(asking, fcntl.LOCK_SH)
-    code = "import sys, time; from domainbed_carft.job_folder import JobFolder as J\n"
+    code = "import sys, time; from domainbed_carft.jobs.folder import JobFolder as J\n"
     code += "with J(sys.argv[1]).claim(): print('has it', time.monotonic())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True

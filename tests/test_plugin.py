@@ -392,14 +392,16 @@ print(json.dumps([
     assert "it has its own CARFT" in done.stderr
 
 
-@pytest.mark.parametrize("first", ["domainbed_carft.algorithms", "domainbed_carft.emoji"])
+@pytest.mark.parametrize(
+    "first", ["domainbed_carft.method.algorithms", "domainbed_carft.plugin.emoji_styles"]
+)
 def test_our_modules_may_be_imported_first(site: Site, checkout: Path, first: str) -> None:
     code = f"""
 import json, {first}
 from domainbed import algorithms, datasets
 import domainbed_carft.algorithms, domainbed_carft.emoji
 print(json.dumps([
-    algorithms.CARFT is domainbed_carft.algorithms.CARFT,
+    algorithms.CARFT is domainbed_carft.method.algorithms.CARFT,
     [c.__name__ for c in datasets.EmojiStyles.__mro__],
     algorithms.ALGORITHMS + datasets.DATASETS,
 ]))

@@ -10,8 +10,8 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.sweep import clearing, commands, declaration, launching, states
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.sweep import clearing, declaration, launching, states, upkeep
 
 TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 11\n"
 
@@ -89,7 +89,7 @@ def test_what_is_taken_up_while_clean_asks_is_not_deleted(sweep, start, monkeypa
         start(HOLD, held.folder)
         (done.folder / "done").touch()
 
-    monkeypatch.setattr(commands, "confirm", meanwhile)
+    monkeypatch.setattr(upkeep, "confirm", meanwhile)
     assert cli.main(["sweep", "clean", str(folder), "--incomplete"]) == 0
     said = capsys.readouterr().out
     assert "About to delete 4 folders" in said and "\n1 folder deleted" in said

@@ -10,8 +10,9 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.sweep import jobs, output
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.sweep import jobs
 
 TWO_STEPS = """
 name: two-steps
@@ -220,4 +221,4 @@ def test_what_is_launched_is_written_down_for_the_jobs(tmp_path):
     (job, *_) = jobs.make(made, "D", tmp_path)
     told = json.loads((job.folder / "job.json").read_text())
     assert told == {"train_args": dict(job.train_args), "declared_in": "lambda.yaml"}
-    assert output.recall(tmp_path).datasets["PACS"]["labels"] == ["A", "C", "P", "S"]
+    assert manifest.recall(tmp_path).datasets["PACS"]["labels"] == ["A", "C", "P", "S"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import Attempt, JobFolder
-from domainbed_carft.sweep import declaration, estimate, jobs, launching, output
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.folder import Attempt, JobFolder
+from domainbed_carft.sweep import declaration, estimate, jobs, launching
 
 
 def made(text):
@@ -79,7 +80,7 @@ def begun(tmp_path, monkeypatch):
     folder = tmp_path / "out"
     statuses = launching.look(declaration.load("mine.yaml"), "D", folder)
     for status in statuses:
-        output.describe(status.job, None)
+        manifest.describe(status.job, None)
     return folder, [status.job for status in statuses]
 
 

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import Attempt, JobFolder
-from domainbed_carft.sweep import declaration, jobs, launching, output, states
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.folder import Attempt, JobFolder
+from domainbed_carft.sweep import declaration, jobs, launching, states
 
 TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
 
@@ -350,7 +351,7 @@ def test_thousands_of_jobs_are_looked_at_in_seconds(tmp_path):
     )
     found = jobs.make(made, "D", tmp_path)
     for job in found:
-        output.describe(job, None)
+        manifest.describe(job, None)
     begun = time.process_time()
     states.look(found, tmp_path)
     assert len(found) == 3000 and time.process_time() - begun < 5

@@ -7,7 +7,8 @@ import pytest
 import torch
 from domainbed.scripts import train
 
-from domainbed_carft import checkpoints, hparams, prompts
+from domainbed_carft.method import hparams, prompts
+from domainbed_carft.runs import checkpoints
 
 
 def run(output, algorithm, dataset, *more):

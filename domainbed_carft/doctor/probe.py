@@ -131,7 +131,7 @@ def look_at_device() -> Facts:
 
 def look_at_backbones() -> list[Facts]:
     """Published weights, whether here and whole; sizes in bytes."""
-    from domainbed_carft import backbone
+    from domainbed_carft.method import backbone
 
     return [
         {

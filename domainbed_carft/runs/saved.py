@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import algorithms, checkpoints, prompts
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import DONE, RECORDS, WEIGHTS
+from domainbed_carft.jobs.folder import DONE, RECORDS, WEIGHTS
+from domainbed_carft.method import algorithms, prompts
+from domainbed_carft.runs import checkpoints
 from domainbed_carft.wording import counted
 
 

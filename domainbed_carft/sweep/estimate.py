@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from domainbed_carft import hparams as ours
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.sweep import host, output, rates
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.method import hparams as ours
+from domainbed_carft.sweep import names, rates
 from domainbed_carft.sweep.jobs import Job, seed_hash
 from domainbed_carft.sweep.states import DONE, Status
 
@@ -102,7 +103,7 @@ def make(statuses: Sequence[Status], paces: Mapping[Group, Pace], skips: bool = 
 
 def work(job: Job, skips: bool = False) -> Work:
     """Steps and pictures of a job; ``skips``: it evaluates no training environment's in-split."""
-    facts = host.dataset(job.train_args["dataset"])
+    facts = names.dataset(job.train_args["dataset"])
     steps = int(job.train_args.get("steps") or facts.steps)
     size = int(given_or_drawn(job, "batch_size"))
     checkpoints = len({*range(0, steps, facts.checkpoint_freq), steps - 1})
@@ -110,7 +111,7 @@ def work(job: Job, skips: bool = False) -> Work:
     return Work(steps, steps * size * rates.training_environments(job), evaluated)
 
 
-def _a_pass(job: Job, facts: host.Dataset, skips: bool) -> int:
+def _a_pass(job: Job, facts: names.Dataset, skips: bool) -> int:
     """Pictures of one checkpoint: both splits of every environment, as DomainBed evaluates them."""
     counts = facts.pictures or ()
     if not skips:
@@ -180,7 +181,7 @@ def _whole_run(job: Job) -> float | None:
 
 def _step_time(job: Job) -> float | None:
     # The first record is of the first step alone, which is slower than the others.
-    times = [r["step_time"] for r in output.records(job.folder) if r.get("step_time")]
+    times = [r["step_time"] for r in manifest.records(job.folder) if r.get("step_time")]
     return float(sum(times[1:]) / len(times[1:])) if len(times) > 1 else None
 
 

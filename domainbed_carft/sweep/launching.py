@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import launchers
-from domainbed_carft.sweep import host, jobs, logs, output, states
+from domainbed_carft.jobs import manifest
+from domainbed_carft.sweep import jobs, logs, names, states
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.problems import raise_for
 from domainbed_carft.sweep.states import Status
@@ -35,7 +36,7 @@ class Origin:
 
 def look(declaration: Declaration, data_dir: str, folder: Path) -> list[Status]:
     """All jobs of the sweep, each in its folder, and their states."""
-    return states.look(output.settle(jobs.make(declaration, data_dir, folder), folder), folder)
+    return states.look(manifest.settle(jobs.make(declaration, data_dir, folder), folder), folder)
 
 
 def needed(statuses: Sequence[Status], unknown: bool = False) -> list[Status]:
@@ -115,18 +116,18 @@ def prepare(
 ) -> None:
     """Write down what is launched, in the output folder and in each job's."""
     folder.mkdir(parents=True, exist_ok=True)
-    launched = output.Launched(
+    launched = manifest.Launched(
         declaration.name,
         data_dir,
         origin.file,
         origin.flags,
-        {name: asdict(host.dataset(name)) for name in declaration.datasets},
+        {name: asdict(names.dataset(name)) for name in declaration.datasets},
         launcher,
         time.time(),
     )
-    output.remember(folder, launched, origin.text)
+    manifest.remember(folder, launched, origin.text)
     for status in chosen:
-        output.describe(status.job, origin.file)
+        manifest.describe(status.job, origin.file)
 
 
 @contextmanager

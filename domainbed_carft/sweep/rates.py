@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from domainbed_carft.job_folder import Holder, JobFolder
-from domainbed_carft.sweep import host, output
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.folder import Holder, JobFolder
+from domainbed_carft.sweep import names
 from domainbed_carft.sweep.jobs import Job
 
 
@@ -25,7 +26,7 @@ def measure(job: Job, holder: Holder, steps: int | None) -> Rate:
     job of a domainbed that leaves the lock alone, by the last record's mean time of a step, which
     leaves evaluation out.
     """
-    record = output.last_record(job.folder)
+    record = manifest.last_record(job.folder)
     step = holder.step if holder.step is not None else int(record["step"]) + 1 if record else 0
     pace, trained = _by_the_clock(job, holder, step), _by_the_record(record)
     # Faster than training alone: it did not begin with the first step after all.
@@ -54,12 +55,12 @@ def _by_the_record(record: dict[str, Any] | None) -> float | None:
 def _pictures_per_step(job: Job, record: dict[str, Any] | None) -> int | None:
     name = str(job.train_args["dataset"])
     size = record.get("hparams", {}).get("batch_size") if record else None
-    if not isinstance(size, int) or not host.is_known(name):
+    if not isinstance(size, int) or not names.is_known(name):
         return None
     return size * training_environments(job)
 
 
 def training_environments(job: Job) -> int:
     """How many environments a job trains on."""
-    labels = host.dataset(str(job.train_args["dataset"])).labels
+    labels = names.dataset(str(job.train_args["dataset"])).labels
     return len(labels) - len(job.train_args["test_envs"])

@@ -138,7 +138,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     pictures, undisturbed, tmp_path, monkeypatch, place, number
 ):
     """At once, not only at the next checkpoint, in training as well as in an evaluation."""
-    from domainbed_carft.algorithms import CARFT
+    from domainbed_carft.method.algorithms import CARFT
 
     original = getattr(CARFT, place)
     calls = []
