@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.jobs import manifest
-from domainbed_carft.sweep import names
+from domainbed_carft.sweep import names, output
 
 DATA = "/data/benchmarks"
 DATASETS = {"PACS": 4, "VLCS": 4}
@@ -47,11 +46,11 @@ def write(folder: Path, jobs: int, seed: int = 0) -> int:
         (place / "done").write_text("done")
         count += 1
     flags = {"algorithms": [*ALGORITHMS], "datasets": [*DATASETS], "n_trials": TRIALS}
-    launched = manifest.Launched(
+    launched = output.Launched(
         name="flags", data_dir=DATA, declared_in=None, flags=flags | {"n_hparams": choices},
         datasets={name: vars(names.dataset(name)) for name in DATASETS}, launcher="pool", at=0.0,
     )  # fmt: skip
-    manifest.remember(folder, launched, None)
+    output.remember(folder, launched, None)
     return count
 
 

@@ -7,8 +7,8 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import manifest, scan
-from domainbed_carft.sweep import flags, jobs, names
+from domainbed_carft.jobs import scan
+from domainbed_carft.sweep import flags, jobs, names, output
 from domainbed_carft.sweep.declaration import parse
 
 PACS = "name: it\ndatasets: [PACS]\nalgorithms: [ERM, Mixup]\ntrials: 2\n"
@@ -20,8 +20,8 @@ def launch(folder, text=None, flag_values=None, run=lambda args: True):
     made = parse(text, "it", checked=True) if text else flags.declared(flag_values, checked=True)
     facts = {name: dataclasses.asdict(names.dataset(name)) for name in made.datasets}
     folder.mkdir(exist_ok=True)
-    launched = manifest.Launched("it", "data", None, flag_values, facts, "pool", 0.0)
-    manifest.remember(folder, launched, text)
+    launched = output.Launched("it", "data", None, flag_values, facts, "pool", 0.0)
+    output.remember(folder, launched, text)
     for job in jobs.make(made, "data", folder):
         if run(job.train_args):
             labels = made.environments[job.train_args["dataset"]]
@@ -178,4 +178,4 @@ def test_nobody_is_asked_for_what_the_launch_has_kept(tmp_path, capsys):
 
 
 def test_the_files_are_those_that_the_sweep_leaves():
-    assert (scan.DECLARATION, scan.LAUNCHED) == (manifest.DECLARATION, manifest.LAUNCHED)
+    assert (scan.DECLARATION, scan.LAUNCHED) == (output.DECLARATION, output.LAUNCHED)

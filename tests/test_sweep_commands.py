@@ -10,9 +10,8 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.sweep import jobs
+from domainbed_carft.sweep import jobs, output
 
 TWO_STEPS = """
 name: two-steps
@@ -221,4 +220,4 @@ def test_what_is_launched_is_written_down_for_the_jobs(tmp_path):
     (job, *_) = jobs.make(made, "D", tmp_path)
     told = json.loads((job.folder / "job.json").read_text())
     assert told == {"train_args": dict(job.train_args), "declared_in": "lambda.yaml"}
-    assert manifest.recall(tmp_path).datasets["PACS"]["labels"] == ["A", "C", "P", "S"]
+    assert output.recall(tmp_path).datasets["PACS"]["labels"] == ["A", "C", "P", "S"]

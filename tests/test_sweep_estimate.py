@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import Attempt, JobFolder
-from domainbed_carft.sweep import declaration, estimate, jobs, launching
+from domainbed_carft.sweep import declaration, estimate, jobs, launching, output
 
 
 def made(text):
@@ -80,7 +79,7 @@ def begun(tmp_path, monkeypatch):
     folder = tmp_path / "out"
     statuses = launching.look(declaration.load("mine.yaml"), "D", folder)
     for status in statuses:
-        manifest.describe(status.job, None)
+        output.describe(status.job, None)
     return folder, [status.job for status in statuses]
 
 

@@ -8,8 +8,7 @@ import pytest
 from domainbed.scripts import sweep as harness
 from fake_checkout import REPO
 
-from domainbed_carft.jobs import manifest
-from domainbed_carft.sweep import declaration, flags, jobs
+from domainbed_carft.sweep import declaration, flags, jobs, output
 
 GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_text())
 
@@ -111,11 +110,11 @@ def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, told_by):
     before = jobs.make(made, "/data", tmp_path)
     for job in before[:2]:
         if told_by == "job.json":
-            manifest.describe(job, None)
+            output.describe(job, None)
         else:
             # Spelled as somebody at a shell would.
             write_record(job.folder, job, hparams='{"lr":1e-4}')
-    after = manifest.settle(jobs.make(made, spelling, tmp_path), tmp_path)
+    after = output.settle(jobs.make(made, spelling, tmp_path), tmp_path)
     assert [job.folder for job in after[:2]] == [job.folder for job in before[:2]]
     assert all(job.train_args["data_dir"] == spelling for job in after)
     assert after[2].folder != before[2].folder and not after[2].folder.exists()
@@ -130,7 +129,7 @@ def test_what_changes_a_result_makes_another_job(tmp_path, change):
     made = parse("steps: 5\nhparams: {lr: 1e-4}")
     (job, *_) = jobs.make(made, "/data", tmp_path)
     write_record(job.folder, job, **change)
-    (after, *_) = manifest.settle(jobs.make(made, "/elsewhere", tmp_path), tmp_path)
+    (after, *_) = output.settle(jobs.make(made, "/elsewhere", tmp_path), tmp_path)
     assert after.folder != job.folder
 
 
@@ -138,10 +137,10 @@ def test_of_two_folders_of_one_job_the_finished_one_goes_on(tmp_path):
     made = parse("")
     first, second = (jobs.make(made, data_dir, tmp_path)[0] for data_dir in ("/a", "/b"))
     for job in (first, second):
-        manifest.describe(job, None)
+        output.describe(job, None)
     for done in (first, second):
         (done.folder / "done").touch()
-        (settled, *_) = manifest.settle(jobs.make(made, "/c", tmp_path), tmp_path)
+        (settled, *_) = output.settle(jobs.make(made, "/c", tmp_path), tmp_path)
         assert settled.folder == done.folder
         (done.folder / "done").unlink()
 
@@ -149,7 +148,7 @@ def test_of_two_folders_of_one_job_the_finished_one_goes_on(tmp_path):
 def test_jobs_are_looked_for_within_their_variant(tmp_path):
     made = parse("variants: {a: {}, b: {}}")
     before = jobs.make(made, "/a", tmp_path)
-    manifest.describe(before[0], None)
-    after = manifest.settle(jobs.make(made, "/b", tmp_path), tmp_path)
+    output.describe(before[0], None)
+    after = output.settle(jobs.make(made, "/b", tmp_path), tmp_path)
     assert after[0].folder == before[0].folder
     assert after[4].variant == "b" and after[4].folder.parent == tmp_path / "b"

@@ -11,9 +11,8 @@ import time
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import Attempt, JobFolder
-from domainbed_carft.sweep import declaration, jobs, launching, states
+from domainbed_carft.sweep import declaration, jobs, launching, output, states
 
 TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
 
@@ -351,7 +350,7 @@ def test_thousands_of_jobs_are_looked_at_in_seconds(tmp_path):
     )
     found = jobs.make(made, "D", tmp_path)
     for job in found:
-        manifest.describe(job, None)
+        output.describe(job, None)
     begun = time.process_time()
     states.look(found, tmp_path)
     assert len(found) == 3000 and time.process_time() - begun < 5

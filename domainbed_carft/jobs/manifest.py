@@ -1,44 +1,132 @@
-"""The output folder of a sweep: which jobs lie where in it, and what was launched into it.
+"""The manifest of a sweep: ``sweep.json`` in its output folder lists every job launched there.
 
-``sweep.yaml`` is a copy of the declaration, ``sweep.json`` what is to be known beside it; each
-job's ``job.json`` has its arguments.
+Each launch adds its jobs, under a lock, to those that are listed already; status, collect, report
+and clean read the list. A folder that upstream's own sweep filled has none, and its records tell.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import fcntl
 import os
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import cache
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import DESCRIPTION, DONE, RECORDS
-from domainbed_carft.sweep.jobs import Job, same_but_for_the_data
+from domainbed_carft.jobs import records
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job import FOLDER_NAME, Job, same_but_for_the_data
 
-FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
-DECLARATION, LAUNCHED = "sweep.yaml", "sweep.json"
+NAME = "sweep.json"
+VERSION = 1
 
 
 @dataclass(frozen=True)
-class Launched:
-    """What was launched last into an output folder.
+class Dataset:
+    """Facts of a data set, so that nobody has to ask the domainbed in use for them again.
 
-    ``flags`` are DomainBed's own flags, where they were given in place of a file; ``datasets``
-    the facts of each data set (``host.Dataset``), so that nobody has to be asked for them again.
+    ``labels`` of the environments; ``pictures`` of each, None where that is not known; default
+    ``steps`` and ``checkpoint_freq``.
+    """
+
+    labels: tuple[str, ...]
+    pictures: tuple[int, ...] | None
+    steps: int
+    checkpoint_freq: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was launched into an output folder; of its settings those of the last launch.
+
+    ``selection`` are the methods that the sweep declares; ``compare_with`` published methods.
     """
 
     name: str
     data_dir: str
-    declared_in: str | None
-    flags: Mapping[str, Any] | None
-    datasets: Mapping[str, Mapping[str, Any]]
-    launcher: str
-    at: float
+    jobs: tuple[Job, ...]
+    datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    selection: tuple[str, ...] = ()
+    compare_with: tuple[str, ...] = ()
+
+
+def read(output: Path) -> Sweep | None:
+    """The manifest of an output folder, None where ``carft sweep`` launched nothing into it.
+
+    Raises CarftError for a missing folder and for a file that is no manifest.
+    """
+    if not output.is_dir():
+        raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
+    path = output / NAME
+    try:
+        found = files.parse_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    try:
+        return _sweep(found, output)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def add(output: Path, sweep: Sweep) -> Sweep:
+    """Add the jobs of a launch to the manifest and return it; other facts are the launch's.
+
+    Raises CarftError where it cannot be written.
+    """
+    return _update(output, lambda before: _joined(before, sweep))
+
+
+def drop(output: Path, folders: Iterable[Path]) -> None:
+    """Take the jobs of these folders from the manifest."""
+    gone = set(folders)
+
+    def without(before: Sweep | None) -> Sweep | None:
+        if before is None:
+            return None
+        return replace(before, jobs=tuple(job for job in before.jobs if job.folder not in gone))
+
+    _update(output, without)
+
+
+def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
+    """The jobs, each in the folder where it has been begun, if it has.
+
+    One whose own folder is not there is looked for by its arguments apart from the data folder:
+    data that moved, or another spelling of its place, makes no other job of it.
+    """
+    if all(job.folder.is_dir() for job in jobs):
+        return list(jobs)
+    begun: dict[tuple[str, str], Job] = {}
+    for job in found(output):
+        key = (job.variant, same_but_for_the_data(job.args))
+        # Of several that one is gone on with which is done.
+        if key not in begun or not JobFolder(begun[key].folder).done:
+            begun[key] = job
+    settled = []
+    for job in jobs:
+        other = begun.get((job.variant, same_but_for_the_data(job.args)))
+        moved = other is not None and not job.folder.is_dir()
+        settled.append(replace(job, folder=other.folder) if moved and other else job)
+    return settled
+
+
+def found(output: Path, listed: Iterable[Job] = ()) -> list[Job]:
+    """Jobs whose folders are in the output folder: those ``listed``, or as their records say."""
+    known = {job.folder: job for job in listed}
+    jobs = []
+    for folder in job_folders(output):
+        if folder in known:
+            jobs.append(known[folder])
+        else:
+            variant = "" if folder.parent == output else folder.parent.name
+            jobs.append(Job(records.arguments(folder) or {}, folder, variant))
+    return jobs
 
 
 def job_folders(output: Path) -> Iterator[Path]:
@@ -50,146 +138,99 @@ def job_folders(output: Path) -> Iterator[Path]:
             continue
         if FOLDER_NAME.fullmatch(entry.name):
             yield Path(entry.path)
-        elif entry.name != "launches" and not entry.name.startswith("."):  # being deleted
-            for inner in sorted(os.scandir(entry.path), key=lambda e: e.name):
-                if inner.is_dir() and FOLDER_NAME.fullmatch(inner.name):
-                    yield Path(inner.path)
+        elif not entry.name.startswith("."):  # being deleted
+            with contextlib.suppress(PermissionError):
+                for inner in sorted(os.scandir(entry.path), key=lambda e: e.name):
+                    if inner.is_dir() and FOLDER_NAME.fullmatch(inner.name):
+                        yield Path(inner.path)
 
 
-def arguments_of(folder: Path) -> dict[str, Any] | None:
-    """Arguments of the job in a folder: from job.json, else from its first whole record."""
-    described = _json(folder / DESCRIPTION)
-    if described is not None and isinstance(described.get("train_args"), dict):
-        return dict(described["train_args"])
-    for record in records(folder):
-        return dict(record["args"])
-    return None
-
-
-def records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The whole records of a job; a line that was cut off is passed over."""
+def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> Any:
+    path = output / NAME
     try:
-        with (folder / RECORDS).open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if isinstance(record, dict) and isinstance(record.get("args"), dict):
-                    yield record
-    except OSError:
-        return
-
-
-def last_record(folder: Path) -> dict[str, Any] | None:
-    """The last whole record, read from the end of the file."""
+        output.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output, os.O_RDONLY)
+    except OSError as error:
+        raise CarftError(f"{output} cannot be used as --output_dir: {error.strerror}") from error
     try:
-        with (folder / RECORDS).open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            reach = 1 << 16
-            while True:
-                file.seek(max(0, size - reach))
-                for line in reversed(file.read().split(b"\n")):
-                    try:
-                        record = json.loads(line)
-                    except ValueError:
-                        continue
-                    if isinstance(record, dict) and "step" in record:
-                        return record
-                if reach >= size:
-                    return None
-                reach *= 8
-    except OSError:
-        return None
+        # The folder itself is locked: the file is replaced, and a lock would go with the old one.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        changed = change(read(output))
+        if changed is not None:
+            text = _text(changed, output)
+            files.save(path, lambda beside: beside.write_bytes(text))
+        return changed
+    finally:
+        os.close(descriptor)
 
 
-def settle(jobs: Iterable[Job], output: Path) -> list[Job]:
-    """The jobs, each in the folder where it has been begun, if it has.
-
-    One whose own folder is not there is looked for by its arguments apart from the data folder:
-    data that moved, or another spelling of its place, makes no other job of it.
-    """
-    listed = list(jobs)
-    if all(job.folder.is_dir() for job in listed):
-        return listed
-    own = {job.folder for job in listed}
-    begun: dict[tuple[Path, str], Path] = {}
-    for folder in job_folders(output):
-        if folder not in own and (train_args := arguments_of(folder)) is not None:
-            key = (folder.parent, same_but_for_the_data(train_args))
-            # Of several that one is gone on with which is done.
-            if key not in begun or not (begun[key] / DONE).exists():
-                begun[key] = folder
-    return [job if job.folder.is_dir() else _settled(job, begun) for job in listed]
+def _joined(before: Sweep | None, sweep: Sweep) -> Sweep:
+    if before is None:
+        return sweep
+    jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
+    datasets = {**before.datasets, **sweep.datasets}
+    return replace(sweep, jobs=tuple(jobs.values()), datasets=datasets)
 
 
-def _settled(job: Job, begun: Mapping[tuple[Path, str], Path]) -> Job:
-    found = begun.get((job.folder.parent, same_but_for_the_data(job.train_args)))
-    return replace(job, folder=found) if found else job
+def _text(sweep: Sweep, output: Path) -> bytes:
+    import orjson
+
+    content = {
+        "version": VERSION,
+        "name": sweep.name,
+        "data_dir": sweep.data_dir,
+        "selection": sweep.selection,
+        "compare_with": sweep.compare_with,
+        "datasets": {name: asdict(facts) for name, facts in sweep.datasets.items()},
+        "jobs": [
+            {
+                "folder": os.path.relpath(job.folder, output),
+                "variant": job.variant,
+                "args": job.args,
+            }
+            for job in sweep.jobs
+        ],
+    }
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"
 
 
-def found_jobs(output: Path, known: Iterable[Job] = ()) -> list[Job]:
-    """Jobs in the output folder that are not among ``known``."""
-    taken = {job.folder for job in known}
-    found = []
-    for folder in job_folders(output):
-        if folder not in taken:
-            variant = "" if folder.parent == output else folder.parent.name
-            found.append(Job(_complete(arguments_of(folder)), folder, variant))
-    return found
-
-
-def _complete(train_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    blank = {"dataset": "?", "algorithm": "?", "test_envs": [], "trial_seed": "?"}
-    return {**blank, "hparams_seed": "?", **(train_args or {})}
-
-
-def describe(job: Job, declared_in: str | None) -> None:
-    """Make the job's folder and write its arguments there."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    _write_json(
-        job.folder / DESCRIPTION,
-        {"train_args": dict(job.train_args), "declared_in": declared_in},
+def _sweep(found: Any, output: Path) -> Sweep:
+    if found["version"] != VERSION:
+        raise ValueError(f"version is {found['version']!r}, expected {VERSION}")
+    datasets = {
+        name: Dataset(
+            tuple(map(str, facts["labels"])),
+            None if facts["pictures"] is None else tuple(map(int, facts["pictures"])),
+            int(facts["steps"]),
+            int(facts["checkpoint_freq"]),
+        )
+        for name, facts in found["datasets"].items()
+    }
+    return Sweep(
+        str(found["name"]),
+        str(found["data_dir"]),
+        tuple(_job(one, output) for one in found["jobs"]),
+        datasets,
+        tuple(map(str, found["selection"])),
+        tuple(map(str, found["compare_with"])),
     )
 
 
-def remember(output: Path, launched: Launched, declaration: str | None) -> None:
-    """Write what is launched into the output folder; ``declaration`` is the text of its file."""
-    _write_json(output / LAUNCHED, vars(launched))
-    copy = output / DECLARATION
-    if declaration is None:
-        copy.unlink(missing_ok=True)
-    else:
-        cache.write(copy, lambda path: path.write_text(declaration, encoding="utf-8"))
+def _job(found: Any, output: Path) -> Job:
+    """A stranger's manifest names no folder but those of jobs below the output folder."""
+    folder, variant, args = found["folder"], found["variant"], dict(found["args"])
+    *above, name = folder.split("/")
+    if not FOLDER_NAME.fullmatch(name) or above != ([variant] if variant else []):
+        raise ValueError(f"the folder of a job is {folder!r}")
+    if variant in (".", "..") or re.search(r"[/\0]", variant):
+        raise ValueError(f"the variant of a job is {variant!r}")
+    job = Job(args, output / folder, variant)
+    hash(job.key)
+    return job
 
 
-def recall(output: Path) -> Launched | None:
-    """What was launched last; None for a folder that ``carft sweep`` did not launch into."""
-    if not output.is_dir():
-        raise CarftError(f"there is no folder {output}, expected the --output_dir of a sweep")
-    found = _json(output / LAUNCHED)
-    try:
-        return None if found is None else Launched(**found)
-    except TypeError as error:
-        raise CarftError(f"{output / LAUNCHED} is not of this version: {error}") from error
-
-
-def now() -> float:
-    """Seconds since 1970."""
-    return time.time()
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1) + "\n"
-    try:
-        cache.write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise CarftError(f"{path} cannot be written: {error}") from error
+def _unreadable(path: Path, error: Exception) -> CarftError:
+    return CarftError(
+        f"{path} is not a manifest that can be read ({error}); move it away and launch the sweep "
+        "again, which writes it anew and keeps all finished jobs"
+    )

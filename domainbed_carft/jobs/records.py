@@ -14,12 +14,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from domainbed_carft import files
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs import lines, planned, scan, values
 from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.planned import Planned
 from domainbed_carft.results import settings
-from domainbed_carft.wording import counted
+from domainbed_carft.text import counted
 
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 _NAN = float("nan")
@@ -276,3 +277,30 @@ def _tell_what_is_planned(job: scan.Found, found: Read) -> None:
     what = f"no record of {told.dataset} {told.algorithm}, "
     what += f"test_envs {list(told.test_envs)}, trial {told.trial}"
     found.faults.append(Fault("not run", job.path, what))
+
+
+def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The arguments of the job in a folder, from its first whole record; None without one."""
+    for record in _records(os.path.join(folder, job_folder.RECORDS), []):
+        return dict(record["args"])
+    return None
+
+
+def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The last whole record of the job in a folder, read from the end of the file."""
+    try:
+        with open(os.path.join(folder, job_folder.RECORDS), "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            reach = 1 << 16
+            while True:
+                file.seek(max(0, size - reach))
+                for line in reversed(file.read().split(b"\n")):
+                    with contextlib.suppress(ValueError):
+                        record = files.parse_json(line)
+                        if isinstance(record, dict) and "step" in record:
+                            return record
+                if reach >= size:
+                    return None
+                reach *= 8
+    except OSError:
+        return None

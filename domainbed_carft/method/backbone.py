@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from domainbed_carft import cache
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError, PassingError
 
 log = logging.getLogger(__name__)
@@ -110,12 +110,12 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
     """
     flat = [prompt for row in prompts for prompt in row]
     key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
-    path = cache.folder() / "text" / f"{key.hexdigest()}.pt"
+    path = files.cache_folder() / "text" / f"{key.hexdigest()}.pt"
     features = _cached(path)
     if features is None:
         features = _encode(backbone.model, flat)
         try:
-            cache.write(path, lambda temporary: torch.save(features, temporary))
+            files.write(path, lambda temporary: torch.save(features, temporary))
         except OSError as error:
             log.warning("text features are not kept: %s cannot be written (%s)", path, error)
     return features.view(len(prompts), len(prompts[0]), -1)
@@ -170,7 +170,7 @@ def locate(name: str) -> tuple[Path, str | None]:
 def _published(name: str) -> tuple[Path, str]:
     """Where the weights that are published as ``name`` belong, and their SHA-256."""
     if name == "tiny":
-        return Path(str(files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
+        return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
     file_name, sha = OPENAI_WEIGHTS[name]
     return Path("~/.cache/clip").expanduser() / file_name, sha
 

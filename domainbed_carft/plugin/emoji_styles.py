@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from importlib.resources import as_file, files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from domainbed_carft import cache
+from domainbed_carft import files
 from domainbed_carft.errors import PassingError
 from domainbed_carft.method import observed, protocol
 
@@ -103,11 +103,11 @@ def unpacked() -> Path:
     Unpacked beside its place, then renamed, so that jobs that start at once never see half of it.
     Raises CarftError where the cache folder cannot be written.
     """
-    with as_file(files("domainbed_carft") / "assets" / ARCHIVE) as archive:
+    with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
         stat = archive.stat()
         with zipfile.ZipFile(archive) as pictures:
             version = f"{_checksum(pictures):08x}-{stat.st_size}"
-            target = cache.folder() / "emoji_styles" / version
+            target = files.cache_folder() / "emoji_styles" / version
             if not target.is_dir():
                 _unpack(pictures, target)
     return target

@@ -21,7 +21,7 @@ from domainbed_carft.results import page as collected
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
-from domainbed_carft.wording import counted, inflected
+from domainbed_carft.text import counted, inflected
 
 PAIR = ("CARFT", "CLIPFineTune")
 

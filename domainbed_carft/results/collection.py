@@ -15,8 +15,7 @@ from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.planned import Planned
 from domainbed_carft.jobs.records import Read, Run
 from domainbed_carft.results import output
-from domainbed_carft.text import shown
-from domainbed_carft.wording import counted, inflected
+from domainbed_carft.text import counted, inflected, shown
 
 INCOMPLETE = 3  # exit status of --strict
 

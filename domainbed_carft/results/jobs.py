@@ -10,7 +10,7 @@ from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.planned import Planned
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import drift
-from domainbed_carft.wording import counted
+from domainbed_carft.text import counted
 
 
 def identity(run: Run | Planned) -> tuple[Any, ...]:

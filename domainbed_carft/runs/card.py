@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import __version__, templates
+from domainbed_carft import __version__, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs import folder as job_folder  # fmt: skip
 from domainbed_carft.jobs import records, scan, train_command
@@ -104,7 +104,7 @@ def open_clip_name(name: str) -> str | None:
 
 def readme(card: Mapping[str, Any], card_file: str) -> str:
     """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
-    environment = templates.environment(autoescape=False)
+    environment = text.templates(autoescape=False)
     environment.filters["words"] = _words
     environment.filters["python"] = repr
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}%"

@@ -13,7 +13,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import DONE, RECORDS, WEIGHTS
 from domainbed_carft.method import algorithms, prompts
 from domainbed_carft.runs import checkpoints
-from domainbed_carft.wording import counted
+from domainbed_carft.text import counted
 
 
 @dataclass(frozen=True)

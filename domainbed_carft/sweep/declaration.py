@@ -11,7 +11,8 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import hparams as ours
 from domainbed_carft.sweep import checks, schedules, schema, yaml_source
-from domainbed_carft.sweep.problems import Problem, Source, require, unknown
+from domainbed_carft.sweep.problems import Problem, Source, require
+from domainbed_carft.text import unknown
 
 TASK = "domain_generalization"
 SUFFIX = ".yaml"

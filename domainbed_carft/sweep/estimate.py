@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.method import hparams as ours
-from domainbed_carft.sweep import names, rates
+from domainbed_carft.sweep import names, output, rates
 from domainbed_carft.sweep.jobs import Job, seed_hash
 from domainbed_carft.sweep.states import DONE, Status
 
@@ -181,7 +180,7 @@ def _whole_run(job: Job) -> float | None:
 
 def _step_time(job: Job) -> float | None:
     # The first record is of the first step alone, which is slower than the others.
-    times = [r["step_time"] for r in manifest.records(job.folder) if r.get("step_time")]
+    times = [r["step_time"] for r in output.records(job.folder) if r.get("step_time")]
     return float(sum(times[1:]) / len(times[1:])) if len(times) > 1 else None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from domainbed_carft.data import benchmarks, data_check
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.method.arguments import UNCHECKED
 from domainbed_carft.sweep import (
     data,
@@ -27,7 +27,6 @@ from domainbed_carft.sweep import (
     states,
 )
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.problems import raise_for
 from domainbed_carft.sweep.states import Status
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import launchers
-from domainbed_carft.jobs import manifest
-from domainbed_carft.sweep import jobs, logs, names, states
+from domainbed_carft.errors import raise_for
+from domainbed_carft.sweep import jobs, logs, names, output, states
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.problems import raise_for
 from domainbed_carft.sweep.states import Status
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Origin:
 
 def look(declaration: Declaration, data_dir: str, folder: Path) -> list[Status]:
     """All jobs of the sweep, each in its folder, and their states."""
-    return states.look(manifest.settle(jobs.make(declaration, data_dir, folder), folder), folder)
+    return states.look(output.settle(jobs.make(declaration, data_dir, folder), folder), folder)
 
 
 def needed(statuses: Sequence[Status], unknown: bool = False) -> list[Status]:
@@ -116,7 +115,7 @@ def prepare(
 ) -> None:
     """Write down what is launched, in the output folder and in each job's."""
     folder.mkdir(parents=True, exist_ok=True)
-    launched = manifest.Launched(
+    launched = output.Launched(
         declaration.name,
         data_dir,
         origin.file,
@@ -125,9 +124,9 @@ def prepare(
         launcher,
         time.time(),
     )
-    manifest.remember(folder, launched, origin.text)
+    output.remember(folder, launched, origin.text)
     for status in chosen:
-        manifest.describe(status.job, origin.file)
+        output.describe(status.job, origin.file)
 
 
 @contextmanager

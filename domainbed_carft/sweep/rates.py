@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import Holder, JobFolder
-from domainbed_carft.sweep import names
+from domainbed_carft.sweep import names, output
 from domainbed_carft.sweep.jobs import Job
 
 
@@ -26,7 +25,7 @@ def measure(job: Job, holder: Holder, steps: int | None) -> Rate:
     job of a domainbed that leaves the lock alone, by the last record's mean time of a step, which
     leaves evaluation out.
     """
-    record = manifest.last_record(job.folder)
+    record = output.last_record(job.folder)
     step = holder.step if holder.step is not None else int(record["step"]) + 1 if record else 0
     pace, trained = _by_the_clock(job, holder, step), _by_the_record(record)
     # Faster than training alone: it did not begin with the first step after all.

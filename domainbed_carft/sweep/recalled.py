@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import manifest
-from domainbed_carft.sweep import checks, declaration, flags, jobs, yaml_source
+from domainbed_carft.sweep import checks, declaration, flags, jobs, output, yaml_source
 from domainbed_carft.sweep import names as host
 from domainbed_carft.sweep.declaration import Declaration
 
@@ -20,7 +19,7 @@ def declared(folder: Path, ask: bool = True) -> tuple[Declaration, list[jobs.Job
     is gone. Raises CarftError or OSError where it cannot be read. ``ask``: whether the domainbed in
     use may be asked, which loads torch, for data sets that were not those launched.
     """
-    launched = manifest.recall(folder)
+    launched = output.recall(folder)
     if launched is None:
         return None
     host.assume(launched.datasets)
@@ -28,12 +27,12 @@ def declared(folder: Path, ask: bool = True) -> tuple[Declaration, list[jobs.Job
     return None if found is None else (found, jobs.make(found, launched.data_dir, folder))
 
 
-def _declaration(folder: Path, launched: manifest.Launched, ask: bool) -> Declaration | None:
+def _declaration(folder: Path, launched: output.Launched, ask: bool) -> Declaration | None:
     if launched.flags is not None:
         if not ask:
             _require_known(launched.flags)
         return flags.declared(launched.flags, checked=True)
-    copy = folder / manifest.DECLARATION
+    copy = folder / output.DECLARATION
     if not copy.is_file():
         return None
     text, name = copy.read_text(encoding="utf-8"), str(copy)

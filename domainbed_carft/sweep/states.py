@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder
 from domainbed_carft.sweep import names as host
-from domainbed_carft.sweep import rates
+from domainbed_carft.sweep import output, rates
 from domainbed_carft.sweep.jobs import Job
 
 NOT_LAUNCHED = "not launched"
@@ -229,5 +228,5 @@ def steps_of(job: Job) -> int | None:
 
 
 def _recorded(job: Job) -> int:
-    record = manifest.last_record(job.folder)
+    record = output.last_record(job.folder)
     return int(record["step"]) + 1 if record else 0

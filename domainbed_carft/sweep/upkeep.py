@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import UNKNOWN
-from domainbed_carft.sweep import clearing, printing, recalled, states
+from domainbed_carft.sweep import clearing, output, printing, recalled, states
 from domainbed_carft.sweep.launch import again, confirm, launch
 from domainbed_carft.sweep.states import Queues, Status
 
@@ -49,9 +48,9 @@ def _watch(arguments: argparse.Namespace, every: float | None) -> int:
 def look(folder: Path) -> tuple[Queues, list[Status]]:
     """The states of all jobs of an output folder: those that were launched, and others in it."""
     launched = recalled.declared(folder)
-    known = [] if launched is None else manifest.settle(launched[1], folder)
+    known = [] if launched is None else output.settle(launched[1], folder)
     waiting = states.queues(folder)
-    return waiting, states.look([*known, *manifest.found_jobs(folder, known)], folder, waiting)
+    return waiting, states.look([*known, *output.found_jobs(folder, known)], folder, waiting)
 
 
 def _moving(statuses: Sequence[Status]) -> bool:
