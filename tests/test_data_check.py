@@ -291,7 +291,7 @@ def test_what_may_pass_is_a_line_and_tried_again(tmp_path):
 FAILING = """
 import sys
 from domainbed.scripts import train
-from domainbed_carft import algorithms
+from domainbed_carft.method import algorithms
 from domainbed_carft.errors import CarftError
 
 def update(self, minibatches, unlabeled=None):
