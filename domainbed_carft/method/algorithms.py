@@ -6,6 +6,7 @@ algorithm says which parameters it trains and how much the KL term counts.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +17,42 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, backbone, objective, observed, optimisation, prompts
-from domainbed_carft.method import pictures as images
-from domainbed_carft.method.frozen import Frozen
+from domainbed_carft.method import (
+    arguments,
+    backbone,
+    objective,
+    observed,
+    optimisation,
+    pictures,
+    prompts,
+)
+
+
+class Frozen:
+    """The original image encoder: eval mode, no gradients, in inference precision.
+
+    Not a Module on purpose: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    """
+
+    def __init__(self, encoder: nn.Module, precision: str) -> None:
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.bf16 = precision == "bf16"
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features: Tensor = self.encoder(pictures)
+        return features.float()
+
+    def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.encoder._apply(fn)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: a run that goes on makes it anew from CLIP's weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to do."""
 
 
 class CLIPAlgorithm(Algorithm):
@@ -32,7 +66,7 @@ class CLIPAlgorithm(Algorithm):
     frozen original: ``checkpoints.load`` needs no CLIP to predict again.
     """
 
-    input: images.CLIPInput
+    input: pictures.CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
     trains_encoder = True
     trains_head = True
@@ -91,16 +125,16 @@ class CLIPAlgorithm(Algorithm):
         dataset = prompts.named_dataset(self.hparams["class_names"])
         seen = observed.recall(self.hparams, dataset)
         self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
-        protocol = images.followed_protocol(self.hparams["protocol"], seen.environments)
+        protocol = observed.followed_protocol(self.hparams["protocol"], seen.environments)
         self.hparams["protocol"] = protocol
-        print(f"CLIP protocol: {images.described(protocol)}")
-        return images.normalisation(seen.environments)
+        print(f"CLIP protocol: {pictures.described(protocol)}")
+        return observed.agreed_normalisation(seen.environments)
 
     def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
         """Expect pictures normalised as the data set shows it, else as DomainBed does."""
         if shown is not None:
-            self.input = images.CLIPInput(self.input.resolution, *shown)
-        mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)
+            self.input = pictures.CLIPInput(self.input.resolution, *shown)
+        mean, std = shown or (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
         source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
@@ -110,7 +144,7 @@ class CLIPAlgorithm(Algorithm):
         """What training and predicting both need; a restored algorithm has nothing more."""
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
-        self.input = images.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
+        self.input = pictures.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
         self.head = nn.Linear(dim, num_classes, bias=False)
         if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
             self.head.weight.data.copy_(weights.classes)
@@ -179,15 +213,15 @@ class CLIPAlgorithm(Algorithm):
         return {name: float(value.detach()) for name, value in measured.items()}
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        pictures = self.input(x)
-        features = self._encode(pictures)
+        clip_pictures = self.input(x)
+        features = self._encode(clip_pictures)
         logits = self._class_logits(features)
         if not self._compares_contexts():
             cross_entropy = F.cross_entropy(logits, y)
             return {"loss": cross_entropy, "loss_ce": cross_entropy}
         assert self.original is not None  # made wherever contexts are compared
         original = objective.context_logits(
-            self.original(pictures), self.context_weights, self._t()
+            self.original(clip_pictures), self.context_weights, self._t()
         )
         with torch.set_grad_enabled(self.kl_weight > 0):
             tuned = objective.context_logits(features, self.context_weights, self._t())

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft.errors import CarftError
+
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a channel, of [0, 1]
 
 
@@ -128,3 +130,37 @@ def counts(folder: Any) -> list[int] | None:
         return None
     found = Counter(targets)
     return [found[label] for label in range(len(classes))]
+
+
+def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:
+    """The one mean and standard deviation that all ``environments`` show; None if none shows any.
+
+    Raises CarftError where they differ: one correction cannot serve both.
+    """
+    shown = [e for e in environments if e.normalisation is not None]
+    for other in shown[1:]:
+        if other.normalisation != shown[0].normalisation:
+            raise CarftError(
+                f"the environments {shown[0].name!r} and {other.name!r} normalise pictures "
+                f"differently: {shown[0].normalisation} and {other.normalisation} (mean, standard "
+                "deviation); CLIP needs one way for all. Make their transforms equal"
+            )
+    return shown[0].normalisation if shown else None
+
+
+def followed_protocol(wanted: str, environments: Sequence[Environment]) -> str:
+    """The preset that the pictures of all ``environments`` follow, to be recorded.
+
+    It is ``host`` where a fork transforms in a way of its own, which nobody has to ask for. Raises
+    CarftError where ``clip`` is wanted and not followed. Environments that nobody has seen follow
+    their host's own, which is ``domainbed``.
+    """
+    followed = {e.protocol for e in environments} or {"domainbed"}
+    if followed == {wanted} or (wanted == "domainbed" and followed == {"host"}):
+        return followed.pop()
+    raise CarftError(
+        f"protocol is {wanted!r}, but the pictures of this data set are transformed by its host, "
+        f"{' and '.join(sorted(followed))}: only data sets of DomainBed's "
+        "MultipleEnvironmentImageFolder that are given test_envs and hparams, and EmojiStyles, "
+        "can follow another one. Leave protocol at 'domainbed'"
+    )

@@ -74,11 +74,11 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
     if wanted != "clip" or "test_envs" not in given:
         return "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
-    from domainbed_carft.method import protocol
+    from domainbed_carft.method import pictures
 
     for index, environment in enumerate(dataset.datasets):
         augment = bool(given.get("augment", True)) and index not in given["test_envs"]
-        environment.transform = protocol.transform(wanted, dataset.input_shape[-1], augment)
+        environment.transform = pictures.transform(wanted, dataset.input_shape[-1], augment)
     return wanted
 
 

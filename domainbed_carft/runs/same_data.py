@@ -139,7 +139,7 @@ def _classes(hparams: Mapping[str, Any], seen: observed.Seen) -> list[list[str]]
 
 
 def _require_normalisation(run: Run, seen: observed.Seen) -> None:
-    shown = pictures.normalisation(seen.environments)
+    shown = observed.agreed_normalisation(seen.environments)
     ours = run.algorithm.input
     if shown is not None and not _undoes(ours, pictures.CLIPInput(ours.resolution, *shown)):
         raise CarftError(
