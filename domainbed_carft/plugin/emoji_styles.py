@@ -14,8 +14,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from domainbed_carft.data import emoji
+from domainbed_carft.data import emoji, verify
 from domainbed_carft.method import observed, pictures
+from domainbed_carft.plugin.image_folders import counts
 
 SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
 
@@ -58,15 +59,13 @@ class EmojiStyles:
         self.num_classes = len(self.datasets[0].classes)
         shown = [
             observed.Environment(
-                name,
-                folder.classes,
-                observed.normalisation(folder.transform),
-                self.protocol,
-                observed.counts(folder),
+                name, folder.classes, observed.normalisation(folder.transform), self.protocol
             )
             for name, folder in zip(self.ENVIRONMENTS, self.datasets)
         ]
-        self.data_edition = observed.remember(hparams, type(self).__name__, shown).edition
+        found = {n: counts(folder) or {} for n, folder in zip(self.ENVIRONMENTS, self.datasets)}
+        report = verify.judge(type(self).__name__, found)
+        self.data_edition = observed.remember(hparams, type(self).__name__, shown, report).edition
 
     def _transform(
         self, hparams: dict[str, Any] | None, is_test: bool
