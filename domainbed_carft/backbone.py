@@ -39,6 +39,7 @@ OPENAI_WEIGHTS = {
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
 }
+PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
 TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
 TEXT_BATCH = 256  # prompts encoded at once
@@ -77,11 +78,11 @@ class Weights:
 
 def inventory() -> list[Weights]:
     """``tiny`` and OpenAI's CLIPs on this machine. Reads what is there, downloads nothing."""
-    return [_look_at(name) for name in ("tiny", *OPENAI_WEIGHTS)]
+    return [_look_at(name) for name in PUBLISHED]
 
 
 def load(name: str) -> Backbone:
-    """Load ``"tiny"``, one of OpenAI's names, or the path of a state dict or TorchScript archive.
+    """Load ``"tiny"``, one of OpenAI's names, or the path of a state dict or of OpenAI's archive.
 
     The weights are float32 on the CPU whatever the machine, exactly those of the file:
     ``clip.load`` gives half precision on a GPU, which turns to NaN when trained, and rounds
@@ -89,7 +90,7 @@ def load(name: str) -> Backbone:
     ``~/.cache/clip`` as OpenAI's own package does.
 
     Raises CarftError for an unknown name, a failed download (saying what to put where), a wrong
-    SHA-256, and a file that is no CLIP.
+    SHA-256, a TorchScript archive that is not one of OpenAI's, and a file that is no CLIP.
     """
     path, expected = locate(name)
     digest = sha256(path)
@@ -99,7 +100,7 @@ def load(name: str) -> Backbone:
             "damaged or another model's. Delete it, or give its path as clip_backbone if you mean "
             "this very file"
         )
-    return Backbone(name, _build(_read_state_dict(path), path), digest, path)
+    return Backbone(name, _build(_read_state_dict(path, digest), path), digest, path)
 
 
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
@@ -154,7 +155,7 @@ def sha256(path: Path) -> str:
 
 def locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name`` and the SHA-256 it must have, None where any will do."""
-    if name == "tiny" or name in OPENAI_WEIGHTS:
+    if name in PUBLISHED:
         path, sha = _published(name)
         if name in OPENAI_WEIGHTS and not path.is_file():
             _download(name, path)
@@ -162,8 +163,7 @@ def locate(name: str) -> tuple[Path, str | None]:
     if Path(name).is_file():
         return Path(name), None
     raise CarftError(
-        f"clip_backbone is {name!r}, which is neither a file nor one of: tiny, "
-        f"{', '.join(OPENAI_WEIGHTS)}"
+        f"clip_backbone is {name!r}, which is neither a file nor one of: {', '.join(PUBLISHED)}"
     )
 
 
@@ -204,10 +204,18 @@ def _download(name: str, path: Path) -> None:
         ) from error
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive or of a saved state dict, as float32 where floating."""
+def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of OpenAI's archive or of a saved state dict, as float32 where floating."""
+    # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
+    trusted = any(digest == sha for _, sha in OPENAI_WEIGHTS.values())
+    if _is_torchscript(path) and not trusted:
+        raise CarftError(
+            f"{path} is a TorchScript archive, which is a program, and not one that OpenAI "
+            "publishes; it was not opened. Where you trust it, make a state dict of it: "
+            "torch.save(clip_model.state_dict(), path)"
+        )
     try:
-        if _is_torchscript(path):
+        if trusted:
             with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
                 warnings.simplefilter("ignore")
                 state = torch.jit.load(str(path), map_location="cpu").state_dict()
@@ -215,8 +223,8 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
         raise CarftError(
-            f"{path} cannot be read as a state dict or a TorchScript archive ({error}); expected a "
-            "file as OpenAI publishes it or as torch.save(clip_model.state_dict(), path) writes it"
+            f"{path} cannot be read as a state dict ({error}); expected a file as OpenAI "
+            "publishes it or as torch.save(clip_model.state_dict(), path) writes it"
         ) from error
     if not isinstance(state, Mapping):
         raise CarftError(f"{path} holds a {type(state).__name__}, expected a CLIP's state dict")
