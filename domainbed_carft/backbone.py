@@ -7,11 +7,10 @@ import logging
 import os
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from domainbed_carft import cache
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft import cache, files
+from domainbed_carft.errors import CarftError, PassingError, brief
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,7 @@ PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
 TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
 TEXT_BATCH = 256  # prompts encoded at once
+MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has some 1,400
 MANY_PROMPTS = 2000  # from here on encoding takes long enough for a progress bar
 
 
@@ -112,7 +112,7 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
     flat = [prompt for row in prompts for prompt in row]
     key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
     path = cache.folder() / "text" / f"{key.hexdigest()}.pt"
-    features = _cached(path)
+    features = _cached(path, (len(flat), backbone.model.text_projection.shape[1]))
     if features is None:
         features = _encode(backbone.model, flat)
         try:
@@ -126,8 +126,19 @@ def empty_image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
 
     How a checkpoint is restored without the CLIP it started from. The rules by which OpenAI's
-    format implies the architecture are those of openai/CLIP, clip/model.py, build_model.
+    format implies the architecture are those of openai/CLIP, clip/model.py, build_model. Raises
+    an exception of any type for shapes that are no such encoder's, before they take memory.
     """
+    if len(shapes) > MOST_TENSORS:
+        raise ValueError(f"an image encoder of {len(shapes)} tensors")
+    with torch.device("meta"):
+        made = {key: value.shape for key, value in _image_encoder(shapes).state_dict().items()}
+    if wrong := sorted(made.items() ^ shapes.items()):
+        raise ValueError(f"{wrong[0][0]} does not fit the image encoder")
+    return _image_encoder(shapes)
+
+
+def _image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     with _clip_imported():
         from clip.model import ModifiedResNet, VisionTransformer
     if "proj" in shapes:
@@ -170,7 +181,7 @@ def locate(name: str) -> tuple[Path, str | None]:
 def _published(name: str) -> tuple[Path, str]:
     """Where the weights that are published as ``name`` belong, and their SHA-256."""
     if name == "tiny":
-        return Path(str(files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
+        return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
     file_name, sha = OPENAI_WEIGHTS[name]
     return Path("~/.cache/clip").expanduser() / file_name, sha
 
@@ -207,25 +218,12 @@ def _download(name: str, path: Path) -> None:
 def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
     """The tensors of OpenAI's archive or of a saved state dict, as float32 where floating."""
     # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
-    trusted = any(digest == sha for _, sha in OPENAI_WEIGHTS.values())
-    if _is_torchscript(path) and not trusted:
-        raise CarftError(
-            f"{path} is a TorchScript archive, which is a program, and not one that OpenAI "
-            "publishes; it was not opened. Where you trust it, make a state dict of it: "
-            "torch.save(clip_model.state_dict(), path)"
-        )
-    try:
-        if trusted:
-            with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
-                warnings.simplefilter("ignore")
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise CarftError(
-            f"{path} cannot be read as a state dict ({error}); expected a file as OpenAI "
-            "publishes it or as torch.save(clip_model.state_dict(), path) writes it"
-        ) from error
+    if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
+        with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
+            warnings.simplefilter("ignore")
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    else:
+        state = files.load_weights(path)
     if not isinstance(state, Mapping):
         raise CarftError(f"{path} holds a {type(state).__name__}, expected a CLIP's state dict")
     for key, value in state.items():
@@ -237,24 +235,22 @@ def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
     return {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in member for member in archive.namelist())
-
-
 def _build(state: dict[str, Tensor], path: Path) -> Any:
     with _clip_imported():
         from clip.model import build_model
     try:
+        if len(state) > MOST_TENSORS:
+            raise ValueError(f"{len(state)} tensors")
+        with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
+            warnings.simplefilter("ignore")
+            build_model(dict(state))
         model = build_model(dict(state)).float()  # rounds to half precision on its way
         weights = {k: v for k, v in state.items() if k in model.state_dict()}
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except Exception as error:  # what other tensors make of build_model: any type
         raise CarftError(
-            f"{path} is not a CLIP in OpenAI's format ({error}); expected the keys of OpenAI's "
-            "clip.model.CLIP, such as visual.conv1.weight and text_projection"
+            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected the keys of "
+            "OpenAI's clip.model.CLIP, such as visual.conv1.weight and text_projection"
         ) from error
     return model.eval().requires_grad_(False)
 
@@ -284,14 +280,19 @@ def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
     return torch.cat(features).clone()
 
 
-def _cached(path: Path) -> Tensor | None:
-    if not path.is_file():
+def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """None where there are none of this shape: a damaged cache costs time, never a job."""
+    if not os.path.lexists(path):
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged cache costs time, never a job
-        log.warning("the cached text features %s are unreadable (%s) and made anew", path, error)
+        found = files.load_weights(path)
+        fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
+        if not fits or not found.isfinite().all():
+            raise CarftError(f"{path} holds other text features than it should")
+    except CarftError as error:
+        log.warning("%s; they are encoded again", error)
         return None
+    return found
 
 
 @contextmanager
