@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import secrets
@@ -51,13 +50,13 @@ def load_weights(path: Path | str) -> Any:
         with open(path, "rb") as file:
             _require_sound(file, path)
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except CarftError:
+    except (CarftError, MemoryError):
         raise
     except OSError as error:
         raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch and zipfile raise a dozen types
         # torch's own text tells the user to read the file unsafely.
-        named = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
         fault = f"holds {named[1]}, which" if named else "is cut off or holds something that"
         raise CarftError(
             f"{path} {fault} might be a program; nothing in it was run. Expected tensors and "
@@ -72,18 +71,21 @@ def _require_sound(file: IO[bytes], path: Path | str) -> None:
     """Check what torch does not, and leave ``file`` at its start."""
     # TorchScript, which torch before 2.6 runs even with weights_only. Searched as bytes, because
     # zipfile and torch may see other members in a file that was made to deceive.
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        if view.find(b"constants.pkl") >= 0:
+    before = b""
+    while piece := file.read(1 << 20):
+        if b"constants.pkl" in before + piece:
             raise CarftError(
                 f"{path} is TorchScript, which is a program; it was not opened. Where you "
                 "trust it, make a state dict of it: torch.save(clip_model.state_dict(), path)"
             )
-        size = len(view)
+        before = piece[-12:]
+    size = file.tell()
+    file.seek(0)
     if file.read(4) == b"PK\3\4":
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
             if any(part.compress_type for part in parts) or size < sum(p.file_size for p in parts):
-                raise CarftError(f"{path} is compressed, as torch.save leaves no file; not opened")
+                raise CarftError(f"{path} is compressed, which torch.save never does")
             if damaged := archive.testzip():
                 raise CarftError(
                     f"{path} is damaged: the checksum of {damaged} is wrong; get it again"
