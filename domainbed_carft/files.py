@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -34,6 +35,15 @@ def write(path: Path, write_to: Callable[[Path], object]) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def sha256(path: Path | str) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def load_weights(path: Path | str) -> Any:

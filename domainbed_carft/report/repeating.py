@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_carft
-from domainbed_carft import job_folder, train_command
+from domainbed_carft import files, job_folder, train_command
 from domainbed_carft.collect import environments, records, scan, settings, values
 from domainbed_carft.collect.document import Grid
 from domainbed_carft.collect.records import Run
@@ -69,8 +69,7 @@ def _found(folder: str) -> Iterator[str]:
 
 def _sha256(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+        return files.sha256(path)
     except OSError:
         return "unreadable"
 

@@ -18,6 +18,7 @@ from domainbed_carft import (
     __version__,
     backbone,
     benchmarks,
+    files,
     images,
     job_folder,
     templates,
@@ -128,7 +129,7 @@ def _blocks(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "sha256": backbone.sha256(path), "bytes": path.stat().st_size}
+    return {"file": path.name, "sha256": files.sha256(path), "bytes": path.stat().st_size}
 
 
 def _pictures(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import backbone, printable
+from domainbed_carft import files, printable
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import data, evaluating, output, passes, saved, wise_ft_folder
 from domainbed_carft.runs.interpolation import Interpolation
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     to_save = chosen(arguments.save, alphas)
     device = passes.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
-    folder = wise_ft_folder.Folder(arguments.output, backbone.sha256(opened.path))
+    folder = wise_ft_folder.Folder(arguments.output, files.sha256(opened.path))
     folder.require_free(to_save)
     splits = data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device, arguments.original)
