@@ -223,6 +223,8 @@ def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
                 f"{path} has a {type(value).__name__} under {key!r}, expected a state dict of "
                 "tensors; if the weights lie in an inner dict, save that one by itself"
             )
+        if not torch.isfinite(value).all():
+            raise CarftError(f"{path} has NaN or infinity in {key!r}, expected finite weights")
     return {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
 
 

@@ -171,6 +171,7 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
         (b"not weights", "is cut off or holds"),
         ({"layer.weight": torch.zeros(2)}, "not a CLIP in OpenAI's format"),
         ({"state_dict": {}, "epoch": 3}, "has a dict under 'state_dict', expected a state dict"),
+        ({"visual.proj": torch.tensor([1, float("nan")])}, "has NaN or infinity in 'visual.proj'"),
         (torch.zeros(3), "holds a Tensor, expected a CLIP's state dict"),
     ],
 )

@@ -221,3 +221,10 @@ def test_what_is_launched_is_written_down_for_the_jobs(tmp_path):
     told = json.loads((job.folder / "job.json").read_text())
     assert told == {"train_args": dict(job.train_args), "declared_in": "lambda.yaml"}
     assert output.recall(tmp_path).datasets["PACS"]["labels"] == ["A", "C", "P", "S"]
+
+
+def test_a_hyperparameter_given_twice_is_refused(tmp_path, capsys):
+    flags = [*ENDLESS, "--hparams", '{"lr": 1, "lr": 2}', "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["sweep", "launch", *flags, "--dry-run"]) != 0
+    assert "(the key 'lr' is there twice; keep one)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

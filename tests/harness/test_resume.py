@@ -404,3 +404,35 @@ class TestWithAQuickAlgorithm:
             assert train.main(quick(tmp_path)) == 0
             assert job_lock.is_held(str(tmp_path))
         assert not (tmp_path / "lock").exists()
+
+
+def test_a_diverged_run_that_is_stopped_ends_as_one_that_never_was(pictures, tmp_path, monkeypatch):
+    from domainbed_carft.algorithms import CARFT
+
+    hparams = {"clip_backbone": "tiny", "lr": 1e6, "grad_clip": 1e6, "batch_size": 4}
+    more = ("--steps", "9", "--checkpoint_freq", "4", "--hparams", json.dumps(hparams))
+    assert run(carft(pictures, tmp_path / "whole", *more)) == 0
+    original, calls = CARFT.update, []
+
+    def stopped(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CARFT, "update", stopped)
+    assert run(carft(pictures, tmp_path / "parts", *more)) == 75
+    monkeypatch.undo()
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    diverged_at = state["files"]["diverged_at"]
+    assert state["steps_done"] == 4 and 0 < diverged_at < 4
+    assert run(carft(pictures, tmp_path / "parts", *more)) == 0
+    # As text and bytes: NaN is not equal to itself.
+    texts, weights = [], []
+    for name in ("whole", "parts"):
+        records, *files, _ = outcome(tmp_path / name)
+        assert [r.get("diverged_at") for r in records] == [None, diverged_at, diverged_at]
+        texts.append(json.dumps(records))
+        weights.append([[t.numpy().tobytes() for t in file.values()] for file in files])
+        assert (tmp_path / name / "out.txt").read_text().count("the training diverged") == 1
+    assert texts[0] == texts[1] and weights[0] == weights[1]
