@@ -40,7 +40,7 @@ from typing import Any
 from process_memory import MIB, Memory
 from synthetic_tree import NAME, grow, pictures, wanted
 
-from domainbed_carft import benchmarks
+from domainbed_carft.data import benchmarks
 
 HPARAMS = {"clip_backbone": "tiny"}
 
@@ -130,7 +130,8 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     from domainbed.lib import image_folders, preparation, training
     from domainbed.scripts import train
 
-    from domainbed_carft import backbone, data_check
+    from domainbed_carft.data import data_check
+    from domainbed_carft.method import backbone
 
     clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
     clock.watch(image_folders, "read", "listing by torchvision's ImageFolder")

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from domainbed_carft import sweep
-from domainbed_carft.collect import collecting
 from domainbed_carft.report import frames
+from domainbed_carft.results import collection as collecting
 
 
 class Difference(NamedTuple):

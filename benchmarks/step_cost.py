@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import algorithms, hparams
+from domainbed_carft.method import algorithms, hparams
 
 DOMAINS = 3
 CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]  # PACS

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.sweep import host, output
+from domainbed_carft.sweep import names, output
 
 DATA = "/data/benchmarks"
 DATASETS = {"PACS": 4, "VLCS": 4}
@@ -48,7 +48,7 @@ def write(folder: Path, jobs: int, seed: int = 0) -> int:
     flags = {"algorithms": [*ALGORITHMS], "datasets": [*DATASETS], "n_trials": TRIALS}
     launched = output.Launched(
         name="flags", data_dir=DATA, declared_in=None, flags=flags | {"n_hparams": choices},
-        datasets={name: vars(host.dataset(name)) for name in DATASETS}, launcher="pool", at=0.0,
+        datasets={name: vars(names.dataset(name)) for name in DATASETS}, launcher="pool", at=0.0,
     )  # fmt: skip
     output.remember(folder, launched, None)
     return count

@@ -6,7 +6,7 @@ import io
 import os
 from pathlib import Path
 
-from domainbed_carft import benchmarks
+from domainbed_carft.data import benchmarks
 
 NAME = "DomainNet"
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from domainbed_carft.collect import collecting, page
+from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import page
 
 REPO = Path(__file__).resolve().parents[1]
 

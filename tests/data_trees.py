@@ -6,7 +6,7 @@ from dataclasses import replace
 from fake_checkout import REPO, run_python
 from PIL import Image
 
-from domainbed_carft import benchmarks
+from domainbed_carft.data import benchmarks
 
 
 def grow(root, counts, content=b"x"):

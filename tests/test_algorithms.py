@@ -13,8 +13,10 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft import algorithms, backbone, checkpoints, files, hparams, images, objective
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, backbone, hparams, objective, pictures
+from domainbed_carft.runs import checkpoints
 
 CLASSES = ["dog", "cat", "owl"]
 CONTEXTS = ["a photo of a {}", "a sketch of a {}", "a dark {}", "a toy {}"]
@@ -134,7 +136,7 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
     picture = Image.fromarray(rng.integers(0, 256, size=(48, 48, 3), dtype=np.uint8))
     loaded = backbone.load(str(random_tiny))
     to_clip = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize(images.CLIP_MEAN, images.CLIP_STD)]
+        [transforms.ToTensor(), transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD)]
     )
     to_domainbed = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
@@ -157,12 +159,14 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
 
 
 def test_pictures_are_resized_between_the_two_normalisations():
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_MEAN, images.IMAGENET_STD))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
+    )
     clip_mean, clip_std = (
-        torch.tensor(v).view(3, 1, 1) for v in (images.CLIP_MEAN, images.CLIP_STD)
+        torch.tensor(v).view(3, 1, 1) for v in (pictures.CLIP_MEAN, pictures.CLIP_STD)
     )
     raw = torch.rand(2, 3, 224, 224)
-    got = images.CLIPInput(48)((raw - mean) / std)
+    got = pictures.CLIPInput(48)((raw - mean) / std)
     small = transforms.functional.resize(
         raw, [48, 48], transforms.InterpolationMode.BICUBIC, antialias=True
     )

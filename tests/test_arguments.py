@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from domainbed_carft import arguments, hparams
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import arguments, hparams
 
 
 def defaults():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import TINY_SHAPE, random_clip
 
-from domainbed_carft import backbone, cache, files
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import backbone
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -123,9 +124,9 @@ def test_a_cache_file_appears_whole_or_not_at_all(tmp_path):
         path.write_text("half of it")
         raise OSError("disk full")
 
-    cache.write(tmp_path / "x" / "kept", lambda path: path.write_text("whole"))
+    files.write(tmp_path / "x" / "kept", lambda path: path.write_text("whole"))
     with pytest.raises(OSError, match="disk full"):
-        cache.write(tmp_path / "x" / "kept", fail)
+        files.write(tmp_path / "x" / "kept", fail)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["kept"]
     assert (tmp_path / "x" / "kept").read_text() == "whole"
 

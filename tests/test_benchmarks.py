@@ -8,8 +8,9 @@ from importlib.resources import files
 import pytest
 from domainbed import datasets
 
-from domainbed_carft import benchmarks, emoji
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
+from domainbed_carft.plugin import emoji_styles
 
 IMAGE_SETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet")
 
@@ -91,14 +92,14 @@ def test_terra_incognita_has_two_editions():
 
 def test_emoji_styles_is_what_is_in_the_archive():
     assets = files("domainbed_carft") / "assets"
-    with zipfile.ZipFile(assets / emoji.ARCHIVE) as archive:
+    with zipfile.ZipFile(assets / emoji_styles.ARCHIVE) as archive:
         inside = [n.split("/") for n in archive.namelist() if n.endswith(".png")]
     found = Counter((environment, name) for environment, name, _ in inside)
     known = benchmarks.get("EmojiStyles")
-    assert [e.folder for e in known.environments] == emoji.EmojiStyles.ENVIRONMENTS
+    assert [e.folder for e in known.environments] == emoji_styles.EmojiStyles.ENVIRONMENTS
     table = known.editions[0].by_class
     assert found == Counter({(e, c): n for e, classes in table.items() for c, n in classes.items()})
-    assert known.steps["DomainBed"] == emoji.EmojiStyles.N_STEPS
+    assert known.steps["DomainBed"] == emoji_styles.EmojiStyles.N_STEPS
 
 
 def test_every_table_of_the_package_is_used():

@@ -19,7 +19,7 @@ from fake_checkout import OURS
 from installed import Environment
 from torchvision.transforms.functional import to_pil_image
 
-from domainbed_carft import prompts
+from domainbed_carft.method import prompts
 
 CHECKOUTS = Path(__file__).parent / "checkouts"
 

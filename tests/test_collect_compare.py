@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.collect import collecting, paired, published
 from domainbed_carft.report import frames
+from domainbed_carft.results import collection, paired, published
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -22,7 +22,7 @@ def test_a_paired_difference_is_that_of_numpy(tmp_path):
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
     )
     (found,) = page.document.sections["paired"]
-    outcomes = frames.outcomes(collecting.gather([tmp_path]).groups[0].runs, "training-domain")
+    outcomes = frames.outcomes(collection.gather([tmp_path]).groups[0].runs, "training-domain")
     table = outcomes[outcomes["selected"]].pivot_table(
         index=["target", "trial"], columns="algorithm", values="out_of_domain"
     )

@@ -7,8 +7,8 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.collect import scan
-from domainbed_carft.sweep import flags, host, jobs, output
+from domainbed_carft.jobs import scan
+from domainbed_carft.sweep import flags, jobs, names, output
 from domainbed_carft.sweep.declaration import parse
 
 PACS = "name: it\ndatasets: [PACS]\nalgorithms: [ERM, Mixup]\ntrials: 2\n"
@@ -18,7 +18,7 @@ FLAGS = {"datasets": ["PACS"], "algorithms": ["ERM", "Mixup"], "n_trials": 2, "n
 def launch(folder, text=None, flag_values=None, run=lambda args: True):
     """What ``carft sweep launch`` leaves in a folder, and the records of the jobs that were run."""
     made = parse(text, "it", checked=True) if text else flags.declared(flag_values, checked=True)
-    facts = {name: dataclasses.asdict(host.dataset(name)) for name in made.datasets}
+    facts = {name: dataclasses.asdict(names.dataset(name)) for name in made.datasets}
     folder.mkdir(exist_ok=True)
     launched = output.Launched("it", "data", None, flag_values, facts, "pool", 0.0)
     output.remember(folder, launched, text)
@@ -80,7 +80,7 @@ def test_an_average_over_some_environments_is_no_whole_one_beside_the_published(
 
 def test_jobs_beyond_the_declaration_have_their_cells(tmp_path, capsys):
     launch(tmp_path / "it", PACS + "test_environments: [sketch]\n")
-    given = {"environments": host.dataset("PACS").labels}
+    given = {"environments": names.dataset("PACS").labels}
     collect_sweeps.write_job(tmp_path / "it", "more", test_envs=[0], trial_seed=5, **given)
     collect_sweeps.write_job(tmp_path / "it", "cut", test_envs=[1], at=(0, 100), **given)
     status, tables, _ = strict(capsys, tmp_path / "it")

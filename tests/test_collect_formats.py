@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 import collect_sweeps
 import pytest
 
-from domainbed_carft.collect import formats
-from domainbed_carft.collect.document import Document, Grid
-from domainbed_carft.collect.formats import as_latex
+from domainbed_carft.results import formats
+from domainbed_carft.results.document import Document, Grid
+from domainbed_carft.results.formats import as_latex
 
 AWKWARD = 'a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫'
 

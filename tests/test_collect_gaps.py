@@ -9,7 +9,8 @@ import pytest
 from domainbed.scripts import collect_results
 
 from domainbed_carft import cli
-from domainbed_carft.collect import collecting, declared
+from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import declared
 from domainbed_carft.sweep.declaration import Declaration
 
 

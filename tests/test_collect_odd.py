@@ -8,7 +8,7 @@ import warnings
 import collect_sweeps
 import pytest
 
-from domainbed_carft.collect import reading
+from domainbed_carft.jobs import reading
 
 NAMES = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(4)]
 

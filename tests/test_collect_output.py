@@ -11,9 +11,9 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.collect import formats, output
-from domainbed_carft.collect.document import Document, Grid
 from domainbed_carft.errors import CarftError
+from domainbed_carft.results import formats, output
+from domainbed_carft.results.document import Document, Grid
 
 ODD = "two\nlines \x1b[31mred \u2028\udcff"
 ESCAPED = "two\\nlines \\x1b[31mred \\u2028\\udcff"

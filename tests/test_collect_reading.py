@@ -6,9 +6,9 @@ import os
 import collect_sweeps
 import pytest
 
-from domainbed_carft.collect import reading, records, scan
-from domainbed_carft.collect.lines import decoded
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import reading, records, scan
+from domainbed_carft.jobs.lines import decoded
 
 
 def kinds(read):

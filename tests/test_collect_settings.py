@@ -5,8 +5,8 @@ import shutil
 import collect_sweeps
 import pytest
 
-from domainbed_carft.collect import collecting
 from domainbed_carft.errors import CarftError
+from domainbed_carft.results import collection as collecting
 
 
 def titles(folder, **given):

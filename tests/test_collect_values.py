@@ -9,16 +9,11 @@ from domainbed import datasets
 from domainbed.scripts import collect_results
 from harness import synthetic_records
 
-from domainbed_carft.collect import (
-    collecting,
-    commands,
-    environments,
-    formats,
-    reading,
-    selection,
-    settings,
-)
+from domainbed_carft.cli import results
+from domainbed_carft.jobs import reading
 from domainbed_carft.report import frames
+from domainbed_carft.results import collection, formats, selection, settings
+from domainbed_carft.results import labels as environments
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
 printed_tables = collect_sweeps.benchmark("printed_tables")
@@ -105,7 +100,7 @@ def test_a_checkpoint_is_not_taken_that_only_some_of_the_jobs_have(tmp_path, cap
 
 def test_what_figures_are_drawn_from_is_the_same(tmp_path):
     collect_sweeps.write_sweep(tmp_path)
-    frame = frames.outcomes(collecting.gather([tmp_path]).groups[0].runs, "training-domain")
+    frame = frames.outcomes(collection.gather([tmp_path]).groups[0].runs, "training-domain")
     frame = frame[frame["selected"]]
     table = collect_sweeps.tables(tmp_path)["", "training-domain", "PACS"]
     means = 100 * frame.groupby(["algorithm", "target"])["out_of_domain"].mean()
@@ -116,9 +111,9 @@ def test_what_figures_are_drawn_from_is_the_same(tmp_path):
 
 
 def test_names_are_those_of_the_modules_that_know_them():
-    assert tuple(selection.METHODS) == commands.METHODS
-    assert formats.NAMES == commands.FORMATS
-    assert tuple(settings.KINDS) == commands.PARTS
+    assert tuple(selection.METHODS) == results.METHODS
+    assert formats.NAMES == results.FORMATS
+    assert tuple(settings.KINDS) == results.PARTS
 
 
 def test_environments_are_domainbeds():

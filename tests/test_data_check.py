@@ -15,7 +15,7 @@ from fake_checkout import REPO
 from PIL import Image
 from test_checkouts import write
 
-from domainbed_carft import benchmarks
+from domainbed_carft.data import benchmarks
 
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
 QUICK = ["--steps", "1", "--test_envs", "0", "--hparams", '{"batch_size": 2}']
@@ -291,7 +291,7 @@ def test_what_may_pass_is_a_line_and_tried_again(tmp_path):
 FAILING = """
 import sys
 from domainbed.scripts import train
-from domainbed_carft import algorithms
+from domainbed_carft.method import algorithms
 from domainbed_carft.errors import CarftError
 
 def update(self, minibatches, unlabeled=None):

@@ -7,11 +7,12 @@ import pytest
 import report_page
 from domainbed.scripts.sweep import Job, make_args_list
 
-from domainbed_carft import cli, demo, sweep
-from domainbed_carft.collect import collecting
-from domainbed_carft.emoji import EmojiStyles
+from domainbed_carft import cli, sweep
+from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
+from domainbed_carft.plugin.emoji_styles import EmojiStyles
 from domainbed_carft.report import frames
+from domainbed_carft.results import collection
 from domainbed_carft.sweep import jobs as sweep_jobs
 
 SMALL = """
@@ -29,7 +30,7 @@ def test_two_algorithms_four_targets_then_the_table_and_the_report(tmp_path, cap
     declared.write_text(SMALL)
     demo.run(output, declared=declared)
     said = capsys.readouterr()
-    runs = collecting.gather([output / "sweep"]).groups[0].runs
+    runs = collection.gather([output / "sweep"]).groups[0].runs
     frame = frames.checkpoints(runs, "training-domain")
     assert len(frame) == 2 * 4 * 2  # algorithms, targets, checkpoints
     assert (frame.groupby("algorithm").size() == 8).all()

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from domainbed_carft import hparams
+from domainbed_carft.method import hparams
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,9 +21,10 @@ from fake_checkout import (
     write_start_hook,
 )
 
-from domainbed_carft import backbone, cli, doctor
+from domainbed_carft import cli, doctor
 from domainbed_carft.doctor import host, judge
 from domainbed_carft.doctor.findings import SECTIONS
+from domainbed_carft.method import backbone
 
 HARNESS = REPO / "third_party" / "domainbed"
 
@@ -296,7 +297,7 @@ def test_the_harness_can_start(harness: Examined) -> None:
     assert harness.status == 0 and harness["ok"] is True
     assert all(harness[section] for section in SECTIONS)
     assert harness["domainbed"]["path"] == str(HARNESS) and harness["domainbed"]["ours"]
-    assert harness["algorithms"] == dict.fromkeys(OURS, "domainbed_carft.algorithms")
+    assert harness["algorithms"] == dict.fromkeys(OURS, "domainbed_carft.method.algorithms")
     assert math.isfinite(harness["step"]["loss"]) and harness["step"]["seconds"] > 0
     assert harness["versions"]["torch"] and harness["device"]["cores"] >= 1
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from data_archives import PICTURE, files, tarred, zipped
 
-from domainbed_carft import benchmarks, cli
-from domainbed_carft.data import commands, download, prepare
+from domainbed_carft import cli
+from domainbed_carft.cli import data
+from domainbed_carft.data import benchmarks, download, prepare
 from domainbed_carft.errors import CarftError
 
 
@@ -189,7 +190,7 @@ def test_what_is_not_as_known_is_taken_only_when_that_is_meant(server, pacs, tmp
     assert said.count(f"carft data download PACS --data_dir '{tmp_path}/it'\"'\"'s'") == 1
     assert not (tmp_path / "it's" / "PACS").exists() and (archives / "PACS.zip").exists()
     with pytest.raises(CarftError, match="--accept_different"):  # as the harness's script does it
-        commands.download("PACS", str(tmp_path / "it's"))
+        data.download("PACS", str(tmp_path / "it's"))
     assert cli.main([*arguments, "--accept_different"]) == 0
     assert "\ndiffers: 29 pictures" in capsys.readouterr().out
     assert server.asked == [] and not archives.exists()

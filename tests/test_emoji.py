@@ -7,8 +7,9 @@ from importlib.resources import files
 import pytest
 import torch
 
-from domainbed_carft import emoji, prompts
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import prompts
+from domainbed_carft.plugin import emoji_styles
 
 HPARAMS = {
     "data_augmentation": True,
@@ -25,7 +26,7 @@ def fresh_cache(tmp_path, monkeypatch):
 
 def test_contract():
     hparams = dict(HPARAMS)
-    dataset = emoji.EmojiStyles("not read", [1], hparams)
+    dataset = emoji_styles.EmojiStyles("not read", [1], hparams)
     assert len(dataset) == 4 and dataset.num_classes == 10
     assert dataset.input_shape == (3, 48, 48)
     assert sorted(dataset.ENVIRONMENTS) == dataset.ENVIRONMENTS  # as sorted folders would be
@@ -37,21 +38,21 @@ def test_contract():
 
 
 def test_only_training_environments_are_augmented():
-    dataset = emoji.EmojiStyles("", [1], dict(HPARAMS))
+    dataset = emoji_styles.EmojiStyles("", [1], dict(HPARAMS))
     moves = [not torch.equal(env[5][0], env[5][0]) for env in dataset]
     assert moves == [True, False, True, True]
-    still = emoji.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
+    still = emoji_styles.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
     assert all(torch.equal(env[5][0], env[5][0]) for env in still)
 
 
 def test_the_hosts_own_algorithms_get_the_size_they_have_networks_for():
-    dataset = emoji.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
+    dataset = emoji_styles.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
     assert dataset.input_shape == (3, 224, 224)
     assert all(env[0][0].shape == (3, 224, 224) for env in dataset)
 
 
 def test_a_host_that_gives_no_hparams_transforms_by_itself():
-    dataset = emoji.EmojiStyles("not read")
+    dataset = emoji_styles.EmojiStyles("not read")
     picture, label = dataset[2][0]
     assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
     assert dataset.input_shape == (3, 224, 224)  # SWAD's and MIRO's transforms, in every data set
@@ -61,14 +62,14 @@ def test_a_host_that_gives_no_hparams_transforms_by_itself():
 
 
 def test_all_environments_have_the_same_things():
-    dataset = emoji.EmojiStyles("", [], dict(HPARAMS))
+    dataset = emoji_styles.EmojiStyles("", [], dict(HPARAMS))
     names = [[path.split("/")[-2:] for path, _ in env.samples] for env in dataset]
     assert names.count(names[0]) == 4 and len(names[0]) > 400
 
 
 def test_jobs_that_start_at_once_all_find_the_whole_folder(fresh_cache):
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: emoji.unpacked(), range(4)))
+        folders = set(pool.map(lambda _: emoji_styles.unpacked(), range(4)))
     (folder,) = folders
     with zipfile.ZipFile(str(files("domainbed_carft") / "assets" / "emoji_styles.zip")) as archive:
         expected = {n for n in archive.namelist() if not n.endswith("/")}
@@ -81,4 +82,4 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
     with pytest.raises(CarftError, match=r"file.*cannot be written.*DOMAINBED_CARFT_CACHE"):
-        emoji.unpacked()
+        emoji_styles.unpacked()

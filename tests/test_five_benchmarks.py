@@ -23,8 +23,9 @@ from domainbed.scripts import collect_results, train
 from fake_checkout import run_python
 from PIL import Image, ImageFile
 
-from domainbed_carft import benchmarks, cli, prompts
-from domainbed_carft.data import verify
+from domainbed_carft import cli
+from domainbed_carft.data import benchmarks, verify
+from domainbed_carft.method import prompts
 
 LABELS = {
     "PACS": "A C P S",
@@ -371,7 +372,7 @@ def test_swept(tree, name, tmp_path, capsys):
 @pytest.fixture
 def models(monkeypatch):
     """The CLIPs that were loaded; none of them is to be."""
-    from domainbed_carft import backbone
+    from domainbed_carft.method import backbone
 
     loaded, load = [], backbone.load
 

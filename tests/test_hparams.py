@@ -7,8 +7,8 @@ import pytest
 from domainbed import hparams_registry
 from domainbed.lib import misc
 
-from domainbed_carft import hparams
-from domainbed_carft.arguments import check_hparams
+from domainbed_carft.method import hparams
+from domainbed_carft.method.arguments import check_hparams
 
 SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"]
 

@@ -10,13 +10,13 @@ from sweep_jobs import command, commands, events, launch, story, wait_until
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers import shared_queue, slurm_commands, slurm_element
 from domainbed_carft.launchers.slurm_element import Element
 
 HOLD = """
 import os, sys, time
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 os.makedirs(sys.argv[1], exist_ok=True)
 with JobFolder(sys.argv[1]).claim():
     print("held", flush=True)

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from domainbed_carft import launchers
+from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import machine, settings, slurm, values
+from domainbed_carft.launchers import settings, slurm, values
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm

@@ -13,7 +13,7 @@ from sweep_jobs import command, commands, events, launch, most_at_once, story, w
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import Attempt, JobFolder
+from domainbed_carft.jobs.folder import Attempt, JobFolder
 
 HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
 

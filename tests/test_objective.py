@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed_carft import objective
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import objective
 
 M, K, N, D = 7, 5, 11, 32
 SCALE = 100.0

@@ -11,12 +11,13 @@ from domainbed.scripts import train
 from PIL import Image
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
 
-from domainbed_carft import algorithms, benchmarks, checkpoints, images, observed, prompts
-from domainbed_carft.data import verify
+from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, observed, pictures, prompts
+from domainbed_carft.runs import checkpoints
 
-IMAGENET = (images.IMAGENET_MEAN, images.IMAGENET_STD)
-CLIPS = (images.CLIP_MEAN, images.CLIP_STD)
+IMAGENET = (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
+CLIPS = (pictures.CLIP_MEAN, pictures.CLIP_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 

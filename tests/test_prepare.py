@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from data_archives import files, write
 
-from domainbed_carft import benchmarks
-from domainbed_carft.data import arrived, prepare
+from domainbed_carft.data import arrived, benchmarks, prepare
 from domainbed_carft.errors import CarftError
 
 

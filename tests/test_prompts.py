@@ -2,8 +2,8 @@
 
 import pytest
 
-from domainbed_carft import observed, prompts
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import observed, prompts
 
 
 def test_shipped_lists():

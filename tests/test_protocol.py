@@ -7,8 +7,9 @@ from domainbed.lib import image_folders
 from PIL import Image
 from test_algorithms import settings
 
-from domainbed_carft import algorithms, emoji, images, observed, protocol
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, observed, pictures, protocol
+from domainbed_carft.plugin import emoji_styles
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def test_at_test_time_one_squeezes_and_one_crops(picture):
     by_hand = np.asarray(picture.resize((48, 48), Image.Resampling.BILINEAR)) / 255
     wide = picture.resize((96, 48), Image.Resampling.BICUBIC).crop((24, 0, 72, 48))
     for got, expected, (mean, std) in (
-        (squeezed, by_hand, (images.IMAGENET_MEAN, images.IMAGENET_STD)),
-        (cropped, np.asarray(wide) / 255, (images.CLIP_MEAN, images.CLIP_STD)),
+        (squeezed, by_hand, (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)),
+        (cropped, np.asarray(wide) / 255, (pictures.CLIP_MEAN, pictures.CLIP_STD)),
     ):
         pixels = undone(got, mean, std).permute(1, 2, 0).numpy()
         assert np.abs(pixels - expected).max() < 0.02
@@ -42,8 +43,8 @@ def test_in_training_only_one_changes_colours(picture):
     torch.manual_seed(0)
     picture = picture.resize((80, 60))  # wider ones always give the same crop
     for name, (mean, std) in {
-        "domainbed": (images.IMAGENET_MEAN, images.IMAGENET_STD),
-        "clip": (images.CLIP_MEAN, images.CLIP_STD),
+        "domainbed": (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD),
+        "clip": (pictures.CLIP_MEAN, pictures.CLIP_STD),
     }.items():
         seen = [undone(protocol.transform(name, 48, True)(picture), mean, std) for _ in range(40)]
         assert len({x.sum().item() for x in seen}) == 40  # each draw is another crop
@@ -60,8 +61,8 @@ def test_the_preset_domainbed_is_the_harness_own(augment):
 
 def test_emoji_styles_follows(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
-    dataset = emoji.EmojiStyles("", [0], values)
-    assert dataset[0].transform.transforms[-1].mean == images.CLIP_MEAN
+    dataset = emoji_styles.EmojiStyles("", [0], values)
+    assert dataset[0].transform.transforms[-1].mean == pictures.CLIP_MEAN
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)

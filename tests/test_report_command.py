@@ -18,8 +18,8 @@ from domainbed.scripts import train
 from PIL import Image
 from report_page import TABLE, contents, report, write_incomplete
 
-from domainbed_carft.collect import document, published
 from domainbed_carft.report import frames, writing
+from domainbed_carft.results import document, published
 
 
 @pytest.fixture
@@ -106,9 +106,9 @@ def test_bars_tell_the_means_of_the_table_and_the_published(made, page):
 
 
 def test_curves_and_marks_tell_the_means_of_the_frames(sweep, page):
-    from domainbed_carft.collect import collecting
+    from domainbed_carft.results import collection
 
-    (group,) = collecting.gather([sweep]).groups
+    (group,) = collection.gather([sweep]).groups
     rows = frames.checkpoints(group.runs, "training-domain")
     rows = rows[(rows["target"] == 3) & (rows["algorithm"] == "CARFT")]
     first, last = (100 * rows[rows["step"] == s]["out_of_domain"].mean() for s in (0, 200))

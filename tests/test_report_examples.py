@@ -17,10 +17,12 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from domainbed_carft import checkpoints, cli, emoji
-from domainbed_carft.images import IMAGENET_MEAN as MEAN
-from domainbed_carft.images import IMAGENET_STD as STD
-from domainbed_carft.job_folder import WEIGHTS
+from domainbed_carft import cli
+from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.method.pictures import IMAGENET_MEAN as MEAN
+from domainbed_carft.method.pictures import IMAGENET_STD as STD
+from domainbed_carft.plugin import emoji_styles
+from domainbed_carft.runs import checkpoints
 
 ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face", "food"), 12
 # Only with two environments as targets, so that the third one's jobs are missing.
@@ -37,7 +39,7 @@ def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "drawings"
     for environment, name in itertools.product(ENVIRONMENTS, CLASSES):
         (folder / environment / name).mkdir(parents=True)
-        for path in sorted((emoji.unpacked() / environment / name).iterdir())[:PICTURES]:
+        for path in sorted((emoji_styles.unpacked() / environment / name).iterdir())[:PICTURES]:
             shutil.copy(path, folder / environment / name)
     (folder.parent / "datasets.txt").write_text("Drawings = drawings\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +157,7 @@ def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, swe
 def check_contexts(article, spread):
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', article)
     shown = {template: re.findall(r"<td>(\d+)%", cells) for template, cells in rows}
-    with open(emoji.__file__.replace("emoji.py", "assets/contexts/emoji.txt")) as file:
+    with open(emoji_styles.__file__.replace("emoji.py", "assets/contexts/emoji.txt")) as file:
         templates = [line.strip() for line in file if line.strip()]
     wanted = {templates[i] for one in spread for i in one.topk(3).indices}
     assert set(shown) == wanted

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from domainbed_carft.collect.tables import Cell, Row, Table
 from domainbed_carft.report.figures import bars, style
+from domainbed_carft.results.tables import Cell, Row, Table
 
 OURS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
 MANY = (*"ABCDEFG", *OURS)

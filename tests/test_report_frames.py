@@ -9,8 +9,8 @@ import pytest
 from domainbed.lib import reporting
 from domainbed.model_selection import IIDAccuracySelectionMethod
 
-from domainbed_carft.collect import collecting
 from domainbed_carft.report import frames
+from domainbed_carft.results import collection
 
 ENVIRONMENTS = 4
 KEYS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
@@ -62,7 +62,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(sweep):
-    (group,) = collecting.gather([sweep]).groups
+    (group,) = collection.gather([sweep]).groups
     return group.runs
 
 
@@ -133,7 +133,7 @@ def test_a_trial_that_lacks_a_target_has_no_mean_over_them(tmp_path):
     write_records(tmp_path, trials=2, choices=1)
     for path in (tmp_path / "CARFT-1-0-[2]").iterdir():
         path.unlink()
-    (group,) = collecting.gather([tmp_path]).groups
+    (group,) = collection.gather([tmp_path]).groups
     means = frames.over_targets(frames.outcomes(group.runs, "oracle"), ["out_of_domain"])
     assert means[["algorithm", "trial"]].to_numpy().tolist() == [
         ["CARFT", 0], ["CLIPFineTune", 0], ["CLIPFineTune", 1],
@@ -142,7 +142,7 @@ def test_a_trial_that_lacks_a_target_has_no_mean_over_them(tmp_path):
 
 def test_runs_that_left_nothing_out_have_no_target(tmp_path):
     collect_sweeps.write_job(tmp_path, test_envs=[])
-    (group,) = collecting.gather([tmp_path]).groups
+    (group,) = collection.gather([tmp_path]).groups
     checkpoints = frames.checkpoints(group.runs, "in-domain")
     assert (checkpoints["target"] == frames.NOTHING).all()
     assert checkpoints["out_of_domain"].isna().all()
@@ -172,7 +172,7 @@ def test_a_value_that_one_target_lacks_has_no_mean_over_them(tmp_path):
     first, *others = map(json.loads, path.read_text().splitlines())
     first["loss_kl"] = None
     path.write_text("".join(json.dumps(record) + "\n" for record in (first, *others)))
-    (group,) = collecting.gather([tmp_path]).groups
+    (group,) = collection.gather([tmp_path]).groups
     rows = frames.checkpoints(group.runs, "training-domain")
     means = frames.over_targets(rows, frames.DRIFT)
     known = means[means["algorithm"] == "CARFT"].set_index("step")

@@ -14,7 +14,9 @@ from domainbed.scripts import train
 from export_jobs import blocks, debug, exported
 from PIL import Image
 
-from domainbed_carft import backbone, cli, emoji, images, protocol
+from domainbed_carft import cli
+from domainbed_carft.method import backbone, pictures, protocol
+from domainbed_carft.plugin import emoji_styles
 from domainbed_carft.runs import card, export, saved
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
@@ -47,7 +49,7 @@ def test_the_card(files, trained, run):
     assert told["data_edition"] == record["data_edition"]
     assert told["step"] == record["step"] == 3
     assert told["test_environments"] == ["fluent3d"] and told["test_envs"] == [0]
-    assert list(told["accuracies"]) == emoji.EmojiStyles.ENVIRONMENTS
+    assert list(told["accuracies"]) == emoji_styles.EmojiStyles.ENVIRONMENTS
     assert told["accuracies"]["fluent3d"]["in"] == record["env0_in_acc"]
     assert told["accuracies"]["twemoji"]["out"] == record["env3_out_acc"]
     assert told["versions"]["PyTorch"] == facts["versions"]["torch"] == torch.__version__
@@ -141,7 +143,7 @@ def test_the_pre_processing_of_the_page_is_that_of_the_run(name, size, files, ru
     x = protocol.transform(name, size, augment=False)(picture)[None]
     by_run = run.algorithm.input
     if name == "clip":
-        by_run = images.CLIPInput(48, images.CLIP_MEAN, images.CLIP_STD)
+        by_run = pictures.CLIPInput(48, pictures.CLIP_MEAN, pictures.CLIP_STD)
     torch.testing.assert_close(names["preprocess"](picture)[None], by_run(x), rtol=0, atol=1e-4)
 
 

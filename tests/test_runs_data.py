@@ -16,9 +16,10 @@ from PIL import Image
 from runs_jobs import records, train_job
 from torch.utils.data import DataLoader
 
-from domainbed_carft import emoji
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import data, saved
+from domainbed_carft.plugin import emoji_styles
+from domainbed_carft.runs import saved
+from domainbed_carft.runs import splits as data
 
 
 def accuracies(run, names, batch_size=64, workers=0):
@@ -38,7 +39,7 @@ def test_order_names_and_sizes(trained):
     found = data.splits(saved.open_run(trained))
     names = [f"env{i}_{part}" for part in ("in", "out") for i in range(4)]
     assert [split.name for split in found] == [*names, "env0_uda"]
-    environments = emoji.EmojiStyles.ENVIRONMENTS
+    environments = emoji_styles.EmojiStyles.ENVIRONMENTS
     assert [s.environment for s in found] == [*environments, *environments, environments[0]]
     assert [s.is_target for s in found] == [True, False, False, False] * 2 + [True]
     assert [len(s) for s in found[:5]] == [258, 344, 344, 344, 85] and len(found[-1]) == 86

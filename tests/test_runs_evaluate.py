@@ -12,7 +12,8 @@ from runs_jobs import accuracies, records
 from torch.utils.data import DataLoader
 
 from domainbed_carft import cli
-from domainbed_carft.runs import data, evaluating, saved
+from domainbed_carft.runs import evaluate as evaluating
+from domainbed_carft.runs import saved, splits
 
 
 def evaluate(capsys, *arguments):
@@ -52,7 +53,7 @@ def test_all_figures_of_a_split(pets, capsys):
     document = evaluate(capsys, pets / "CARFT")
     assert document["classes"] == ["cat", "wild dog"]
     run = saved.open_run(pets / "CARFT")
-    for split, found in zip(data.splits(run), document["splits"], strict=True):
+    for split, found in zip(splits.splits(run), document["splits"], strict=True):
         with torch.no_grad():
             x, labels = next(iter(DataLoader(split.items, 64)))
             shares = run.algorithm.predict(x).double().softmax(1).numpy()

@@ -13,7 +13,9 @@ from export_jobs import blocks, debug, exact, exported
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
-from domainbed_carft import backbone, cli, emoji, protocol
+from domainbed_carft import cli
+from domainbed_carft.method import backbone, protocol
+from domainbed_carft.plugin import emoji_styles
 from domainbed_carft.runs import card, export, saved
 
 with warnings.catch_warnings():
@@ -35,21 +37,21 @@ def run(trained):
 @pytest.fixture(scope="module")
 def pictures():
     """Files of the environment left out, every ninth."""
-    dataset = emoji.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
+    dataset = emoji_styles.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     return [path for path, _ in dataset[0].samples[::9]]
 
 
 @pytest.fixture(scope="module")
 def expected(run, pictures):
     """What the algorithm itself says of the pictures, as DomainBed hands them to it."""
-    transform = protocol.transform("domainbed", emoji.SIZE, augment=False)
+    transform = protocol.transform("domainbed", emoji_styles.SIZE, augment=False)
     with torch.no_grad():
         return run.algorithm.predict(torch.stack([transform(default_loader(p)) for p in pictures]))
 
 
 AFTERWARDS = """
 import sys
-assert not {"domainbed_carft.backbone", "domainbed_carft.images"} & set(sys.modules)  # on its own
+assert not {"domainbed_carft.method.backbone", "domainbed_carft.method.pictures"} & set(sys.modules)
 x = torch.stack([preprocess(Image.open(p).convert("RGB")) for p in sys.argv[2:]])
 with torch.no_grad():
     features = torch.nn.functional.normalize(model.encode_image(x), dim=-1)

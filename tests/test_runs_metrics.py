@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from domainbed_carft.runs import commands, metrics
+from domainbed_carft.cli import runs
+from domainbed_carft.runs import metrics
 
 
 def drawn(seed, n, classes):
@@ -63,4 +64,4 @@ def test_of_nothing_there_is_nothing():
 def test_the_batch_is_that_of_train():
     from domainbed.lib import training
 
-    assert training.EVALUATION_BATCH_SIZE == commands.BATCH_SIZE
+    assert training.EVALUATION_BATCH_SIZE == runs.BATCH_SIZE

@@ -13,8 +13,11 @@ from domainbed import datasets
 from PIL import Image, ImageFile
 from torchvision.datasets.folder import default_loader
 
-from domainbed_carft import cli, images, objective, protocol
-from domainbed_carft.runs import pictures, predicting, saved
+from domainbed_carft import cli
+from domainbed_carft.method import objective, protocol
+from domainbed_carft.method import pictures as images
+from domainbed_carft.runs import pictures, saved
+from domainbed_carft.runs import predict as predicting
 
 
 def predict(capfd, run, *paths, status=0, flags=()):

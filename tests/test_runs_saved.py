@@ -12,10 +12,11 @@ import pytest
 import torch
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, settings
 
-from domainbed_carft import algorithms, checkpoints, cli, hparams, observed, prompts
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, hparams, observed, prompts
 from domainbed_carft.plugin import additions
-from domainbed_carft.runs import saved
+from domainbed_carft.runs import checkpoints, saved
 
 
 def written(folder, algorithm, name="model.pkl", **more):

@@ -17,9 +17,9 @@ from runs_jobs import accuracies, records
 from test_algorithms import make
 from test_runs_saved import written
 
-from domainbed_carft import checkpoints, cli
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import data, interpolation, saved, wise_ft, wise_ft_folder
+from domainbed_carft.runs import checkpoints, interpolation, saved, splits, wise_ft, wise_ft_folder
 
 
 def mix(run, output, *more, status=0):
@@ -125,13 +125,13 @@ def test_the_plot_shows_each_alpha(mixed):
 
 def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     asked = []
-    original = data._Items.__getitems__
+    original = splits._Items.__getitems__
 
     def counting(self, positions):
         asked.extend(positions)
         return original(self, positions)
 
-    monkeypatch.setattr(data._Items, "__getitems__", counting)
+    monkeypatch.setattr(splits._Items, "__getitems__", counting)
     mix(pets / "CARFT", tmp_path / "out", "--alphas", "0.1", "0.2", "0.3", "--save", "none")
     assert len(asked) == 60
     assert sorted(os.listdir(tmp_path / "out")) == sorted(wise_ft_folder.RESULTS)

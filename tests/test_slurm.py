@@ -20,8 +20,9 @@ from sweep_jobs import (
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.launchers import job, slurm
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.launchers import attempt as job
+from domainbed_carft.launchers import slurm
 
 _MISSING = missing_slurm()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)

@@ -10,14 +10,14 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.sweep import clearing, commands, declaration, launching, states
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.sweep import clearing, declaration, launching, states, upkeep
 
 TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 11\n"
 
 HOLD = """
 import sys, time
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 with JobFolder(sys.argv[1]).claim():
     print("ready", flush=True)
     time.sleep(60)
@@ -25,7 +25,7 @@ with JobFolder(sys.argv[1]).claim():
 
 QUEUE = """
 import sys, time
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers import record
 with record.in_hand("pool", [JobFolder(sys.argv[1])]):
     print("ready", flush=True)
@@ -35,7 +35,7 @@ with record.in_hand("pool", [JobFolder(sys.argv[1])]):
 # A job with a loader of its own, both of which have the lock, as a foreign train has.
 ORPHAN = """
 import subprocess, sys
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 train = '''
 import signal, subprocess, sys
 loader = subprocess.Popen(["sleep", "60"], close_fds=False)
@@ -89,7 +89,7 @@ def test_what_is_taken_up_while_clean_asks_is_not_deleted(sweep, start, monkeypa
         start(HOLD, held.folder)
         (done.folder / "done").touch()
 
-    monkeypatch.setattr(commands, "confirm", meanwhile)
+    monkeypatch.setattr(upkeep, "confirm", meanwhile)
     assert cli.main(["sweep", "clean", str(folder), "--incomplete"]) == 0
     said = capsys.readouterr().out
     assert "About to delete 4 folders" in said and "\n1 folder deleted" in said

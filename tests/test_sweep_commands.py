@@ -10,7 +10,7 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.sweep import jobs, output
 
 TWO_STEPS = """

@@ -10,8 +10,10 @@ from test_data_check import grow
 from test_verify import even
 from test_verify import grow as touch
 
-from domainbed_carft import benchmarks, cli
-from domainbed_carft.sweep import declaration, host
+from domainbed_carft import cli
+from domainbed_carft.data import benchmarks
+from domainbed_carft.sweep import declaration
+from domainbed_carft.sweep import names as host
 
 
 def published(root, name="PACS"):

@@ -8,9 +8,9 @@ import pytest
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import Attempt
+from domainbed_carft.jobs.folder import Attempt
 from domainbed_carft.launchers import FailedJob
-from domainbed_carft.launchers.job import Command
+from domainbed_carft.launchers.attempt import Command
 from domainbed_carft.sweep import declaration, launching, states
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
@@ -18,7 +18,7 @@ FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "2"]
 
 HOLD = """
 import sys
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 with JobFolder(sys.argv[1]).claim():
     print("held", flush=True)
     sys.stdin.read()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import Attempt, JobFolder
+from domainbed_carft.jobs.folder import Attempt, JobFolder
 from domainbed_carft.sweep import declaration, estimate, jobs, launching, output
 
 

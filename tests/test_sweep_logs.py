@@ -10,7 +10,7 @@ import pytest
 from fake_checkout import write_checkout
 
 from domainbed_carft import cli, launchers
-from domainbed_carft.launchers.job import Command
+from domainbed_carft.launchers.attempt import Command
 from domainbed_carft.sweep import logs
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sweep_jobs import missing_slurm, wait_until
 
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 
 _MISSING = missing_slurm()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)

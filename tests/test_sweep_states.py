@@ -11,7 +11,7 @@ import time
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.job_folder import Attempt, JobFolder
+from domainbed_carft.jobs.folder import Attempt, JobFolder
 from domainbed_carft.sweep import declaration, jobs, launching, output, states
 
 TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
@@ -30,7 +30,7 @@ def sweep(tmp_path):
 HOLD = """
 import json, os, sys, time
 from pathlib import Path
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 folder, fields = JobFolder(sys.argv[1]), json.loads(sys.argv[2])
 with folder.claim() as lock:
     holder = {**folder.holder()._asdict(), **fields}
@@ -174,7 +174,7 @@ LAUNCH = textwrap.dedent("""
     import json, sys
     from pathlib import Path
     from domainbed_carft.launchers import record
-    from domainbed_carft.job_folder import JobFolder
+    from domainbed_carft.jobs.folder import JobFolder
     with record.in_hand("pool", [JobFolder(sys.argv[1])]):
         print("held", flush=True)
         sys.stdin.read()

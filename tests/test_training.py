@@ -9,7 +9,9 @@ import pytest
 import torch
 from domainbed.scripts import train
 
-from domainbed_carft import checkpoints, cli, hparams, prompts
+from domainbed_carft import cli
+from domainbed_carft.method import hparams, prompts
+from domainbed_carft.runs import checkpoints
 
 
 def run(output, algorithm, dataset, *more):

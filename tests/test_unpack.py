@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from data_archives import PICTURE, files, tarred, zipped
 
-from domainbed_carft.data import arrived, unpack
+from domainbed_carft.data import archives, arrived
 from domainbed_carft.errors import CarftError
 
 
 def test_both_kinds_of_archives(tmp_path):
     names = ["PACS/photo/dog/it's one.jpg", "PACS/photo/dog/2.jpg"]
-    unpack.unpack(zipped(tmp_path / "a.zip", names), tmp_path / "from zip")
+    archives.unpack(zipped(tmp_path / "a.zip", names), tmp_path / "from zip")
     members = [(name, PICTURE) for name in names]
-    unpack.unpack(tarred(tmp_path / "a.tar.gz", *members), tmp_path / "from tar")
+    archives.unpack(tarred(tmp_path / "a.tar.gz", *members), tmp_path / "from tar")
     assert files(tmp_path / "from zip") == files(tmp_path / "from tar") == sorted(names)
 
 
@@ -31,14 +31,14 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, name, kind):
     else:
         archive = tarred(tmp_path / "a.tar.gz", ("good.jpg", PICTURE), (name, PICTURE))
     with pytest.raises(CarftError, match=r"evil\.jpg.*outside the folder.*nothing was unpacked"):
-        unpack.unpack(archive, tmp_path / "inner")
+        archives.unpack(archive, tmp_path / "inner")
     assert files(tmp_path / "inner") == [] and not (tmp_path / "evil.jpg").exists()
 
 
 def test_a_link_that_leads_outside_is_refused(tmp_path):
     archive = tarred(tmp_path / "a.tar.gz", ("good.jpg", PICTURE), ("link", "../../etc/passwd"))
     with pytest.raises(CarftError, match=r"'link' that is not safe to unpack.*nothing was"):
-        unpack.unpack(archive, tmp_path / "inner")
+        archives.unpack(archive, tmp_path / "inner")
     assert files(tmp_path / "inner") == []
 
 
@@ -46,15 +46,15 @@ def test_what_is_no_whole_archive_is_named(tmp_path):
     page = tmp_path / "page.zip"
     page.write_text("<html>Too many users have viewed this file</html>")
     with pytest.raises(arrived.BadFile, match=r"page\.zip is a web page in place of the file"):
-        unpack.unpack(page, tmp_path / "inner")
+        archives.unpack(page, tmp_path / "inner")
     page.write_text("Too many users have viewed this file")
     with pytest.raises(arrived.BadFile, match=r"page\.zip is neither a zip nor a tar archive"):
-        unpack.unpack(page, tmp_path / "inner")
+        archives.unpack(page, tmp_path / "inner")
     whole = tarred(tmp_path / "whole.tar.gz", *[(f"{i}.jpg", PICTURE * 50) for i in range(20)])
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(arrived.BadFile, match=r"cut\.tar\.gz is damaged or cut off"):
-        unpack.unpack(cut, tmp_path / "inner")
+        archives.unpack(cut, tmp_path / "inner")
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["inner"]
     assert not list((tmp_path / "inner").iterdir())
 
@@ -65,7 +65,7 @@ def test_links_that_lead_outside_through_each_other_are_refused(tmp_path):
         tmp_path / "a.tar.gz", ("d/good.jpg", PICTURE), ("d/ln", ".."), ("a", "d/ln/..")
     )
     with pytest.raises(CarftError, match=r"'a' that is not safe to unpack.*Do not use") as told:
-        unpack.unpack(archive, tmp_path / "inner")
+        archives.unpack(archive, tmp_path / "inner")
     assert not isinstance(told.value, arrived.BadFile)
     assert not list((tmp_path / "inner").iterdir()) and not (tmp_path / "inner.partial").exists()
 
@@ -74,14 +74,14 @@ def test_a_name_that_is_not_in_the_letters_it_says(tmp_path):
     path = zipped(tmp_path / "a.zip", ["café.jpg"])  # marked as UTF-8
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
     with pytest.raises(arrived.BadFile, match=r"a\.zip is damaged or cut off .*utf-8"):
-        unpack.unpack(path, tmp_path / "inner")
+        archives.unpack(path, tmp_path / "inner")
 
 
 def test_archives_share_a_folder(tmp_path):
     """Of DomainNet's six some hold the same __MACOSX."""
     for n in "12":
         archive = zipped(tmp_path / f"{n}.zip", [f"{n}/a.jpg", f"both/{n}.jpg", "both/x/same.jpg"])
-        unpack.unpack(archive, tmp_path / "inner")
+        archives.unpack(archive, tmp_path / "inner")
     expected = ["1/a.jpg", "2/a.jpg", "both/1.jpg", "both/2.jpg", "both/x/same.jpg"]
     assert files(tmp_path / "inner") == expected
 
@@ -95,7 +95,7 @@ def test_a_disk_that_is_full_while_unpacking(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
     with pytest.raises(CarftError, match=r"No space left.*The archive is kept; make room"):
-        unpack.unpack(archive, tmp_path / "inner")
+        archives.unpack(archive, tmp_path / "inner")
     assert archive.exists() and files(tmp_path) == ["a.zip"]
 
 
@@ -113,4 +113,4 @@ def test_an_archive_with_flipped_bytes_is_named(tmp_path, kind):
         content[place] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(CarftError, match=r"flipped\..* is (damaged|neither).* fetched again"):
-        unpack.unpack(path, tmp_path / "inner")
+        archives.unpack(path, tmp_path / "inner")

@@ -3,8 +3,8 @@
 import pytest
 from data_trees import even, grow, link_pacs, only, smaller, write_pacs
 
-from domainbed_carft import benchmarks, observed
-from domainbed_carft.data import comparison, verify
+from domainbed_carft.data import benchmarks, comparison, verify
+from domainbed_carft.method import observed
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 from data_trees import carft, even, grow, jpeg, link_pacs, only, write_pacs
 from fake_checkout import REPO, run_python
 
-from domainbed_carft import benchmarks
-from domainbed_carft.data import comparison, verify
+from domainbed_carft.data import benchmarks, comparison, verify
 from domainbed_carft.errors import CarftError
 
 

@@ -13,8 +13,10 @@ from test_algorithms import make
 from test_runs_saved import written
 from test_runs_wise_ft import changed
 
-from domainbed_carft import backbone, checkpoints, cli, files
+from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import backbone
+from domainbed_carft.runs import checkpoints
 
 
 def program(path, victim):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from domainbed_carft.benchmarks import Benchmark, Edition
+from domainbed_carft.data.benchmarks import Benchmark, Edition
 
 Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> pictures, in order of position
 

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from domainbed_carft import benchmarks
-from domainbed_carft.data import arrived, prepare, unpack, verify
+from domainbed_carft.data import archives as unpack
+from domainbed_carft.data import arrived, benchmarks, prepare, verify
 from domainbed_carft.errors import CarftError
 
 Fetch = Callable[[str, Path], None]

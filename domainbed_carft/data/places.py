@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from domainbed_carft import benchmarks
-from domainbed_carft.benchmarks import Benchmark
+from domainbed_carft.data import benchmarks
+from domainbed_carft.data.benchmarks import Benchmark
 from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError
 
@@ -38,9 +38,9 @@ def place(name_or_path: str, data_dir: Path | None) -> tuple[str, Path]:
 
 def _of_benchmark(known: Benchmark, data_dir: Path | None) -> Path:
     if not known.folder:
-        from domainbed_carft import emoji  # imports torchvision
+        from domainbed_carft.plugin import emoji_styles  # imports torchvision
 
-        return emoji.unpacked()
+        return emoji_styles.unpacked()
     if data_dir is None:
         raise CarftError(
             f"{known.name} is looked for below a data folder: give --data_dir, the folder that has "

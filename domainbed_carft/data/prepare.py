@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import benchmarks
+from domainbed_carft.data import benchmarks
 from domainbed_carft.data.arrived import BadFile
 from domainbed_carft.errors import CarftError
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import benchmarks
-from domainbed_carft.data import comparison, listing, places
+from domainbed_carft.data import benchmarks, comparison, listing, places
 from domainbed_carft.data.comparison import Counts, Findings, listed
 
 if TYPE_CHECKING:

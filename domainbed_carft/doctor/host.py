@@ -44,7 +44,7 @@ def look_at_domainbed() -> Facts:
 
 def look_at_algorithms() -> Facts:
     """Name of each of our algorithms -> the module of the class it stands for, None if none."""
-    from domainbed_carft.hparams import ALGORITHMS
+    from domainbed_carft.method.hparams import ALGORITHMS
 
     host = importlib.import_module("domainbed.algorithms")
 

@@ -164,7 +164,7 @@ def _host_failures(own: Facts) -> list[Finding]:
 
 
 def _algorithms(own: Facts, facts: Facts) -> list[Finding]:
-    ours = [name for name, module in own.items() if module == "domainbed_carft.algorithms"]
+    ours = [name for name, module in own.items() if module == "domainbed_carft.method.algorithms"]
     absent = [name for name, module in own.items() if module is None]
     hosts = [name for name in own if name not in ours and name not in absent]
     said = " ".join(facts["domainbed"]["warnings"])

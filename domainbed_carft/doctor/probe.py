@@ -23,7 +23,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from domainbed_carft import __version__, cache, plugin
+from domainbed_carft import __version__, files, plugin
 from domainbed_carft.doctor import host
 from domainbed_carft.doctor.findings import Facts
 
@@ -94,7 +94,7 @@ def look_at_hook() -> Facts:
 
 def look_at_cache() -> Facts:
     """Where it is, and whether it can be written, by writing; the free space in bytes."""
-    folder = cache.folder()
+    folder = files.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -131,7 +131,7 @@ def look_at_device() -> Facts:
 
 def look_at_backbones() -> list[Facts]:
     """Published weights, whether here and whole; sizes in bytes."""
-    from domainbed_carft import backbone
+    from domainbed_carft.method import backbone
 
     return [
         {

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import machine
 from domainbed_carft.launchers.options import PoolOptions
 from domainbed_carft.launchers.protocol import FailedJob
 from domainbed_carft.launchers.shared_queue import SharedQueue

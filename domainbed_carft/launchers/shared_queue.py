@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from domainbed_carft.job_folder import MAX_ATTEMPTS, Held, JobFolder
-from domainbed_carft.launchers import job
-from domainbed_carft.launchers.job import Children, Ending, Result
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, Held, JobFolder
+from domainbed_carft.launchers import attempt
+from domainbed_carft.launchers.attempt import Children, Ending, Result
+from domainbed_carft.launchers.launches import in_hand
 from domainbed_carft.launchers.protocol import FailedJob
-from domainbed_carft.launchers.record import in_hand
 from domainbed_carft.launchers.signals import stopping
 
 LOOK_EVERY = 2.0  # seconds, while others have the jobs that are left
@@ -48,7 +48,7 @@ class SharedQueue:
         """
         if not self.commands:
             return []
-        folders = [job.Command(command).folder for command in self.commands]
+        folders = [attempt.Command(command).folder for command in self.commands]
         with (
             stopping(self._children, self.name),
             in_hand(self.name, [folder for folder in folders if folder]),
@@ -63,7 +63,7 @@ class SharedQueue:
 
     def _work(self, environment: Mapping[str, str]) -> None:
         while (command := self._next()) is not None:
-            ending = job.run(command, environment, self._children)
+            ending = attempt.run(command, environment, self._children)
             if self._is_settled(ending):
                 self._ended += 1
                 if self.verbose:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from domainbed_carft.launchers.job import Children
+from domainbed_carft.launchers.attempt import Children
 
 
 @contextlib.contextmanager

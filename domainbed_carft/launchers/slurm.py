@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.launchers import job
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.launchers import attempt
+from domainbed_carft.launchers.launches import FOLDER, Launch
 from domainbed_carft.launchers.options import SlurmOptions
 from domainbed_carft.launchers.protocol import FailedJob
-from domainbed_carft.launchers.record import FOLDER, Launch
 from domainbed_carft.launchers.slurm_commands import cancel, largest_array, states
 from domainbed_carft.launchers.slurm_element import Element
 
@@ -44,7 +44,7 @@ class Slurm:
         _submitit()
         waiting: dict[Path, list[tuple[str, JobFolder]]] = {}
         for command in commands:
-            folder = job.Command(command).folder
+            folder = attempt.Command(command).folder
             if folder is None:
                 raise CarftError(f"slurm: there is no --output_dir in the command {command!r}")
             if not (folder.done or folder.is_held() or folder.failed()):

@@ -11,10 +11,10 @@ from types import FrameType
 from typing import NoReturn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import MAX_ATTEMPTS, Held, slurm_id
-from domainbed_carft.launchers import job, slurm_commands
-from domainbed_carft.launchers.job import Children, Ending, Result
-from domainbed_carft.launchers.record import FOLDER
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, Held, slurm_id
+from domainbed_carft.launchers import attempt, slurm_commands
+from domainbed_carft.launchers.attempt import Children, Ending, Result
+from domainbed_carft.launchers.launches import FOLDER
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _OTHERS_SECONDS = 30.0
@@ -90,7 +90,7 @@ class Element:
     def _attempts(self, children: Children) -> Ending:
         interruptions = 0
         while True:
-            ending = job.run(self.command, self.environment, children, _OTHERS_SECONDS)
+            ending = attempt.run(self.command, self.environment, children, _OTHERS_SECONDS)
             interruptions += ending.result is Result.INTERRUPTED
             again = ending.result in (Result.FAILED, Result.INTERRUPTED)
             if children.stopped_by or not again or interruptions >= MAX_ATTEMPTS:

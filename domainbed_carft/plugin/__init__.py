@@ -38,7 +38,7 @@ HOST_MODULES = (
 # Our module that imports one of domainbed's at its top. Whoever imports ours first starts the
 # host's import from within ours, before there is anything to add; so the host's turn comes again
 # once ours is through.
-OWN_MODULES = {"domainbed_carft.algorithms": "domainbed.algorithms"}
+OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 
 
 class HostFinder:

@@ -53,7 +53,7 @@ def withdraw() -> None:
 
 def add_algorithms(module: ModuleType) -> None:
     """Put our algorithms into `domainbed.algorithms`, its list and its lookup."""
-    from domainbed_carft import algorithms, hparams
+    from domainbed_carft.method import algorithms, hparams
 
     classes = {name: getattr(algorithms, name) for name in hparams.ALGORITHMS}
     added = _add_named(module, "ALGORITHMS", classes)
@@ -66,7 +66,7 @@ def wrap_hparams(module: ModuleType) -> None:
 
     They are what every fork has, whether or not it draws values as upstream's `_hparams` does.
     """
-    from domainbed_carft import hparams
+    from domainbed_carft.method import hparams
 
     for name, which in (("default_hparams", 0), ("random_hparams", 1)):
         if not _JOURNAL.owns(module, name):
@@ -86,14 +86,14 @@ def wrap_image_folders(module: ModuleType) -> None:
 
 def add_emoji_styles(module: ModuleType) -> None:
     """Put the embedded benchmark into `domainbed.datasets`, its list and its lookup."""
-    from domainbed_carft import emoji
+    from domainbed_carft.plugin import emoji_styles
 
     # Forks with a package in place of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
     if _JOURNAL.owns(home, "EmojiStyles"):
         ours = home.EmojiStyles
     else:
-        ours = _as_a_hosts(emoji.EmojiStyles, home, "MultipleDomainDataset")
+        ours = _as_a_hosts(emoji_styles.EmojiStyles, home, "MultipleDomainDataset")
     added = _add_named(home, "DATASETS", {"EmojiStyles": ours})
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
@@ -113,7 +113,7 @@ def add_data_checks(module: ModuleType) -> None:
     """Have broken data refused before a job loads it, if the host asks as our harness does."""
     asked = getattr(module, "DATA_CHECKS", None)
     if isinstance(asked, list):
-        from domainbed_carft import data_check
+        from domainbed_carft.data import data_check
 
         _JOURNAL.append(asked, data_check.refusals)
 
@@ -122,7 +122,7 @@ def add_hparam_checks(module: ModuleType) -> None:
     """Have values refused before anything is loaded, if the host asks as our harness does."""
     asked = getattr(module, "HPARAM_CHECKS", None)
     if isinstance(asked, list):
-        from domainbed_carft import arguments
+        from domainbed_carft.method import arguments
 
         _JOURNAL.append(asked, arguments.refusals)
 
@@ -132,12 +132,12 @@ def add_downloaders(module: ModuleType) -> None:
     table = getattr(module, "DOWNLOADERS", None)
     if not isinstance(table, dict):
         return
-    from domainbed_carft import benchmarks
-    from domainbed_carft.data import commands
+    from domainbed_carft.cli import data
+    from domainbed_carft.data import benchmarks
 
     for name, benchmark in benchmarks.BENCHMARKS.items():
         if benchmark.sources:
-            _JOURNAL.put(table, name, functools.partial(commands.download, name))
+            _JOURNAL.put(table, name, functools.partial(data.download, name))
 
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
@@ -228,7 +228,7 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
     """
     import numpy as np
 
-    from domainbed_carft import arguments
+    from domainbed_carft.method import arguments
 
     signature = inspect.signature(original)
 

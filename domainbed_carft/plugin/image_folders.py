@@ -56,7 +56,7 @@ def _tell_if_broken(name: str, hparams: Any, root: Any) -> None:
     try:
         if ours or not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
             return
-        from domainbed_carft import data_check
+        from domainbed_carft.data import data_check
 
         if problems := data_check.report(name, os.fspath(root)).problems:
             data_check.warn(name, os.fspath(root), problems)
@@ -74,7 +74,7 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
     if wanted != "clip" or "test_envs" not in given:
         return "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
-    from domainbed_carft import protocol
+    from domainbed_carft.method import protocol
 
     for index, environment in enumerate(dataset.datasets):
         augment = bool(given.get("augment", True)) and index not in given["test_envs"]
@@ -91,7 +91,7 @@ def _is_upstreams(environment: Any) -> bool:
 
 def _remember(dataset: Any, hparams: Any, protocol: str) -> None:
     """Hand on what the environments show, by the very dict that the algorithm gets."""
-    from domainbed_carft import observed
+    from domainbed_carft.method import observed
 
     names = _environment_names(dataset)
     environments = [
@@ -117,7 +117,7 @@ def _faults(dataset: Any, hparams: Any, root: str | None, problems: Sequence[str
     name = type(dataset).__name__
     if root is None:  # the environments lie here and there
         return [f"The data of {name} is broken: {'; '.join(problems)}."]
-    from domainbed_carft import data_check
+    from domainbed_carft.data import data_check
 
     ours = isinstance(hparams, dict) and "data_edition" in hparams
     return data_check.with_remedy([data_check.refusal(name, root, problems)], {ours})

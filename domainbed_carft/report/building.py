@@ -9,28 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from domainbed_carft.collect import (
-    collecting,
-    declared,
-    document,
-    environments,
-    faults,
-    paired,
-    published,
-    reading,
-    selection,
-    tables,
-)
-from domainbed_carft.collect import page as collected
-from domainbed_carft.collect.collecting import Collection
-from domainbed_carft.collect.records import Run
-from domainbed_carft.collect.settings import Group
-from domainbed_carft.collect.tables import Table
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import faults, reading
+from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import missing, repeating, sections, writing
 from domainbed_carft.report.content import Content, Section
 from domainbed_carft.report.figures import style
-from domainbed_carft.wording import counted, inflected
+from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import declared, document, labels, paired, published, selection, tables
+from domainbed_carft.results import page as collected
+from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.settings import Group
+from domainbed_carft.results.tables import Table
+from domainbed_carft.text import counted, inflected
 
 PAIR = ("CARFT", "CLIPFineTune")
 
@@ -79,7 +70,7 @@ def build(wanted: Wanted) -> tuple[Collection, Content]:
     )
     method = _method(collection, wanted.select)
     runs = [run for group in collection.groups for run in group.runs]
-    algorithms = environments.algorithms(run.algorithm for run in runs)
+    algorithms = labels.algorithms(run.algorithm for run in runs)
     pair = _pair(algorithms, wanted.pair, method)
     built = [tables.build(group, collection.methods) for group in collection.groups]
     looks = style.looks(algorithms)
@@ -154,7 +145,7 @@ def _content(
 
 
 def _title(runs: Sequence[Run]) -> str:
-    names = list(environments.labels(runs))
+    names = list(labels.labels(runs))
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     return f"{' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}: {left_out} left out"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from domainbed_carft.collect.document import Grid
 from domainbed_carft.report.figures.drawn import Drawn
+from domainbed_carft.results.document import Grid
 
 
 class Shown(NamedTuple):

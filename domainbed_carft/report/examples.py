@@ -15,11 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from domainbed_carft import images, objective
-from domainbed_carft.collect import environments, selection
-from domainbed_carft.collect.selection import Selected
-from domainbed_carft.collect.settings import Group
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import objective, pictures
 from domainbed_carft.report import weights
 from domainbed_carft.report.content import (
     Belief,
@@ -30,7 +27,11 @@ from domainbed_carft.report.content import (
     OfTarget,
 )
 from domainbed_carft.report.weights import Weights
-from domainbed_carft.runs import data, passes, saved
+from domainbed_carft.results import labels as environments
+from domainbed_carft.results import selection
+from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.settings import Group
+from domainbed_carft.runs import passes, saved, splits
 
 BATCH = 64
 TOP = 3  # contexts of each
@@ -168,7 +169,7 @@ def _remark(judged: Judged, target: int) -> str:
 def _judge(found: Weights, target: int, data_dir: str | None) -> Judged:
     run = _opened(found)
     name = f"env{target}_in"
-    (split,) = (split for split in data.splits(run, data_dir) if split.name == name)
+    (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
     if not len(split):
         raise CarftError(f"{split.environment} has no picture in its in-split")
     device = passes.choose_device(None)
@@ -255,8 +256,8 @@ def _picture(judged: Judged, index: int) -> str:
     from torchvision.transforms.functional import to_pil_image
 
     seen = judged.run.algorithm.input(judged.items[index][0][None])[0]
-    std = torch.tensor(images.CLIP_STD).view(3, 1, 1)
-    mean = torch.tensor(images.CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(pictures.CLIP_STD).view(3, 1, 1)
+    mean = torch.tensor(pictures.CLIP_MEAN).view(3, 1, 1)
     picture = to_pil_image((seen * std + mean).clamp(0, 1))
     picture.thumbnail((SIDE, SIDE))
     file = io.BytesIO()

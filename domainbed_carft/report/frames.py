@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed_carft.collect import records, selection, values
-from domainbed_carft.collect.records import Run
+from domainbed_carft.jobs import records, values
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.results import selection
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NOTHING = -1  # the target of a run that left nothing out

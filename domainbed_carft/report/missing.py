@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from domainbed_carft.collect import selection
-from domainbed_carft.collect.tables import Table
 from domainbed_carft.report.content import Missing
+from domainbed_carft.results import selection
+from domainbed_carft.results.tables import Table
 
 
 def listed(built: Iterable[Table], optional: Container[str] = ()) -> list[Missing]:

@@ -6,7 +6,7 @@ import base64
 import re
 from typing import Any
 
-from domainbed_carft import __version__, templates
+from domainbed_carft import __version__, text
 from domainbed_carft.report.content import Content
 from domainbed_carft.report.figures.drawn import Drawn
 
@@ -15,7 +15,7 @@ GENERATOR = "domainbed-carft"
 
 def render(content: Content) -> str:
     """One page that needs nothing from anywhere else: styles, script and pictures are in it."""
-    environment = templates.environment(autoescape=True)
+    environment = text.templates(autoescape=True)
     environment.filters["light"] = lambda drawn: _uri(drawn.svg)
     environment.filters["dark"] = lambda drawn: _uri(drawn.dark_svg)
     environment.filters["breakable"] = _breakable

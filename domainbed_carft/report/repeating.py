@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_carft
-from domainbed_carft import files, job_folder, train_command
-from domainbed_carft.collect import environments, records, scan, settings, values
-from domainbed_carft.collect.document import Grid
-from domainbed_carft.collect.records import Run
+from domainbed_carft import files
+from domainbed_carft.jobs import folder as job_folder
+from domainbed_carft.jobs import records, scan, train_command, values
+from domainbed_carft.jobs.records import Run
 from domainbed_carft.report.content import Digest, Repeat
+from domainbed_carft.results import labels as environments
+from domainbed_carft.results import settings
+from domainbed_carft.results.document import Grid
 
 (_VERSION,) = settings.KINDS["versions"]
 _IDENTITY = (*values.IDENTITY, "test_envs")

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from domainbed_carft.collect import document, published, selection
-from domainbed_carft.collect.settings import Group
-from domainbed_carft.collect.tables import Cell, Table
 from domainbed_carft.report import frames, missing
 from domainbed_carft.report.content import Part, Section, Shown
 from domainbed_carft.report.figures import bars, curves, drawn, robustness, style
 from domainbed_carft.report.figures.drawn import Drawn
+from domainbed_carft.results import document, published, selection
+from domainbed_carft.results.settings import Group
+from domainbed_carft.results.tables import Cell, Table
 
 Looks = Mapping[str, style.Look]
 # A function that draws, and what it draws from: other processes may do it.

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from domainbed_carft.collect import selection
-from domainbed_carft.collect.records import Run
-from domainbed_carft.collect.selection import Selected
-from domainbed_carft.job_folder import WEIGHTS
+from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.results import selection
+from domainbed_carft.results.selection import Selected
 
 
 class Weights(NamedTuple):

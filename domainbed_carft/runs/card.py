@@ -14,17 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import (
-    __version__,
-    backbone,
-    benchmarks,
-    files,
-    images,
-    job_folder,
-    templates,
-    train_command,
-)  # fmt: skip
-from domainbed_carft.collect import records, scan, settings
+from domainbed_carft import __version__, files, text
+from domainbed_carft.data import benchmarks
+from domainbed_carft.jobs import folder as job_folder  # fmt: skip
+from domainbed_carft.jobs import records, scan, train_command
+from domainbed_carft.method import backbone, pictures
+from domainbed_carft.results import settings
 
 if TYPE_CHECKING:
     from domainbed_carft.runs.export import Files
@@ -109,7 +104,7 @@ def open_clip_name(name: str) -> str | None:
 
 def readme(card: Mapping[str, Any], card_file: str) -> str:
     """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
-    environment = templates.environment(autoescape=False)
+    environment = text.templates(autoescape=False)
     environment.filters["words"] = _words
     environment.filters["python"] = repr
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}%"
@@ -137,10 +132,10 @@ def _pictures(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
     protocol = run.hparams.get("protocol", "domainbed")
     return {
         "resolution": config["vision_cfg"]["image_size"],
-        "mean": images.CLIP_MEAN,
-        "std": images.CLIP_STD,
+        "mean": pictures.CLIP_MEAN,
+        "std": pictures.CLIP_STD,
         "protocol": protocol,
-        "means": images.PROTOCOLS.get(protocol),
+        "means": pictures.PROTOCOLS.get(protocol),
         "data_set_size": run.input_shape[-1],
     }
 

@@ -17,9 +17,9 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from domainbed_carft import backbone, objective, prompts
-from domainbed_carft.algorithms import CLIPAlgorithm
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import backbone, objective, prompts
+from domainbed_carft.method.algorithms import CLIPAlgorithm
 from domainbed_carft.runs import card, output
 from domainbed_carft.runs.saved import Run, original_clip
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from domainbed_carft import backbone, objective, prompts
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import backbone, objective, prompts
 from domainbed_carft.runs.saved import Run, original_clip
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 from domainbed_carft import files
-from domainbed_carft.collect import output
 from domainbed_carft.errors import CarftError
+from domainbed_carft.results import output
 
 
 def require_file(path: Path | None, read: Iterable[Path | str | None] = ()) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs.data import Split
+from domainbed_carft.runs.splits import Split
 
 # Below this many pictures starting processes takes longer than they save.
 MANY_PICTURES = 5000

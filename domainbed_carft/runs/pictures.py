@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
-from domainbed_carft import images, protocol
+from domainbed_carft.method import pictures as images
+from domainbed_carft.method import protocol
 from domainbed_carft.runs.saved import Run
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import images, job_folder, observed, prompts
-from domainbed_carft.arguments import UNCHECKED
-from domainbed_carft.collect import records
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import folder, records
+from domainbed_carft.method import observed, pictures, prompts
+from domainbed_carft.method.arguments import UNCHECKED
 from domainbed_carft.runs.saved import Run
 
 
@@ -72,7 +72,7 @@ def _moved(name: str, data_dir: str, environments: Sequence[str], reason: str) -
 
 def _environments(run: Run) -> list[str]:
     """The names of the environments, as the run's records tell them of a user's own folder."""
-    found, _ = records.whole_records(str(run.path.parent / job_folder.RECORDS))
+    found, _ = records.whole_records(str(run.path.parent / folder.RECORDS))
     for record in reversed(found):
         told = record.get("environments")
         if record["args"].get("dataset") == run.args["dataset"] and isinstance(told, list):
@@ -139,9 +139,9 @@ def _classes(hparams: Mapping[str, Any], seen: observed.Seen) -> list[list[str]]
 
 
 def _require_normalisation(run: Run, seen: observed.Seen) -> None:
-    shown = images.normalisation(seen.environments)
+    shown = pictures.normalisation(seen.environments)
     ours = run.algorithm.input
-    if shown is not None and not _undoes(ours, images.CLIPInput(ours.resolution, *shown)):
+    if shown is not None and not _undoes(ours, pictures.CLIPInput(ours.resolution, *shown)):
         raise CarftError(
             f"the pictures of {run.args['dataset']} are normalised by mean and deviation {shown}, "
             f"and {run.path} was trained with others; evaluate it with the DomainBed that has "
@@ -149,6 +149,6 @@ def _require_normalisation(run: Run, seen: observed.Seen) -> None:
         )
 
 
-def _undoes(one: images.CLIPInput, other: images.CLIPInput) -> bool:
+def _undoes(one: pictures.CLIPInput, other: pictures.CLIPInput) -> bool:
     pairs = ((one.scale, other.scale), (one.shift, other.shift))
     return all(torch.allclose(ours, theirs) for ours, theirs in pairs)

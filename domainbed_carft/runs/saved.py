@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import algorithms, backbone, checkpoints, prompts
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import DONE, RECORDS, WEIGHTS
-from domainbed_carft.wording import counted
+from domainbed_carft.jobs.folder import DONE, RECORDS, WEIGHTS
+from domainbed_carft.method import algorithms, backbone, prompts
+from domainbed_carft.runs import checkpoints
+from domainbed_carft.text import counted
 
 
 @dataclass(frozen=True)

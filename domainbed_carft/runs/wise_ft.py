@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import files, printable
+from domainbed_carft import files
+from domainbed_carft import text as printable
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import data, evaluating, output, passes, saved, wise_ft_folder
+from domainbed_carft.runs import evaluate as evaluating
+from domainbed_carft.runs import output, passes, saved, wise_ft_folder
+from domainbed_carft.runs import splits as data
 from domainbed_carft.runs.interpolation import Interpolation
 from domainbed_carft.runs.metrics import Tally
-from domainbed_carft.sweep.text import number, table
+from domainbed_carft.sweep.printing import number, table
 
 Tallies = dict[float, list[Tally]]
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import checkpoints
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import output
+from domainbed_carft.runs import checkpoints, output
 from domainbed_carft.runs.saved import Run
 
 DOCUMENT = "wise_ft.json"

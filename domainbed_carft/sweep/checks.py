@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from domainbed_carft import hparams as ours
-from domainbed_carft import prompts
 from domainbed_carft.errors import CarftError
-from domainbed_carft.sweep import host
-from domainbed_carft.sweep.problems import Path, Problem, unknown
+from domainbed_carft.method import hparams as ours
+from domainbed_carft.method import prompts
+from domainbed_carft.sweep import names as host
+from domainbed_carft.sweep.problems import Path, Problem
+from domainbed_carft.text import unknown
 
 Data = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import Held, JobFolder
+from domainbed_carft.jobs.folder import Held, JobFolder
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from domainbed_carft import benchmarks, data_check, plugin
-from domainbed_carft.arguments import UNCHECKED
+from domainbed_carft import plugin
+from domainbed_carft.data import benchmarks, data_check
 from domainbed_carft.errors import CarftError
-from domainbed_carft.hparams import ALGORITHMS
-from domainbed_carft.sweep import host
+from domainbed_carft.method.arguments import UNCHECKED
+from domainbed_carft.method.hparams import ALGORITHMS
+from domainbed_carft.sweep import names
 
 if TYPE_CHECKING:
     from domainbed_carft.sweep.declaration import Declaration
@@ -63,8 +64,8 @@ def _is_meant(declaration: Declaration, dataset: str) -> bool:
 def _look(name: str, data_dir: str, unchecked: bool) -> Look:
     if name in benchmarks.BENCHMARKS and not benchmarks.BENCHMARKS[name].folder:
         return Look(name, "in the package")
-    folder = host.picture_folder(name, data_dir)
-    told = host.data_problems(name, data_dir)
+    folder = names.picture_folder(name, data_dir)
+    told = names.data_problems(name, data_dir)
     if folder is None or not os.path.isdir(folder):
         where = "no folder of its pictures is known" if folder is None else f"no {folder} here"
         return Look(name, f"not seen, {where}", absent=told)

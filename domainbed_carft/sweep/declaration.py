@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import hparams as ours
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import hparams as ours
 from domainbed_carft.sweep import checks, schedules, schema, yaml_source
-from domainbed_carft.sweep.problems import Problem, Source, require, unknown
+from domainbed_carft.sweep.problems import Problem, Source, require
+from domainbed_carft.text import unknown
 
 TASK = "domain_generalization"
 SUFFIX = ".yaml"
@@ -216,7 +217,7 @@ def find(file: str | Path) -> Path:
 
 def ours_by_name() -> dict[str, Path]:
     """The sweeps that come with the project: in ``sweeps/`` of its source, or in the package."""
-    package = Path(ours.__file__).resolve().parent
+    package = Path(ours.__file__).resolve().parents[1]
     folders = (package.parent / "sweeps", package / "sweeps")
     # A folder called sweeps beside an installed package need not be ours.
     chosen = next((f for f in folders if (f / f"demo{SUFFIX}").is_file()), folders[0])

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from domainbed_carft import hparams as ours
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.sweep import host, output, rates
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.method import hparams as ours
+from domainbed_carft.sweep import names, output, rates
 from domainbed_carft.sweep.jobs import Job, seed_hash
 from domainbed_carft.sweep.states import DONE, Status
 
@@ -102,7 +102,7 @@ def make(statuses: Sequence[Status], paces: Mapping[Group, Pace], skips: bool = 
 
 def work(job: Job, skips: bool = False) -> Work:
     """Steps and pictures of a job; ``skips``: it evaluates no training environment's in-split."""
-    facts = host.dataset(job.train_args["dataset"])
+    facts = names.dataset(job.train_args["dataset"])
     steps = int(job.train_args.get("steps") or facts.steps)
     size = int(given_or_drawn(job, "batch_size"))
     checkpoints = len({*range(0, steps, facts.checkpoint_freq), steps - 1})
@@ -110,7 +110,7 @@ def work(job: Job, skips: bool = False) -> Work:
     return Work(steps, steps * size * rates.training_environments(job), evaluated)
 
 
-def _a_pass(job: Job, facts: host.Dataset, skips: bool) -> int:
+def _a_pass(job: Job, facts: names.Dataset, skips: bool) -> int:
     """Pictures of one checkpoint: both splits of every environment, as DomainBed evaluates them."""
     counts = facts.pictures or ()
     if not skips:

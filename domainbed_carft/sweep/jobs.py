@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import train_command
+from domainbed_carft.jobs import train_command
 from domainbed_carft.sweep.declaration import Declaration, Variant
 
 

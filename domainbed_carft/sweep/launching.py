@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import launchers
-from domainbed_carft.sweep import host, jobs, logs, output, states
+from domainbed_carft.errors import raise_for
+from domainbed_carft.sweep import jobs, logs, names, output, states
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.problems import raise_for
 from domainbed_carft.sweep.states import Status
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def prepare(
         data_dir,
         origin.file,
         origin.flags,
-        {name: asdict(host.dataset(name)) for name in declaration.datasets},
+        {name: asdict(names.dataset(name)) for name in declaration.datasets},
         launcher,
         time.time(),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.sweep import host
+from domainbed_carft.sweep import names
 
 LOG = "DOMAINBED_LOG"  # read by our train
 GROUP = "WANDB_RUN_GROUP"  # by W&B: what the runs of a sweep have in common
@@ -19,7 +19,7 @@ def problems(kinds: Sequence[str]) -> list[str]:
     if not kinds:
         return []
     try:
-        found: list[str] = host.module("lib.scalar_logs").problems(kinds)
+        found: list[str] = names.module("lib.scalar_logs").problems(kinds)
     except CarftError:
         domainbed = getattr(sys.modules.get("domainbed"), "__path__", ["not found"])[0]
         return [

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from domainbed_carft import benchmarks
-from domainbed_carft import hparams as ours
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.sweep import host, rates
+from domainbed_carft.method import hparams as ours
+from domainbed_carft.sweep import names as host
+from domainbed_carft.sweep import rates
 from domainbed_carft.sweep.estimate import Group, Pace
 from domainbed_carft.sweep.jobs import Job, seed_hash
 

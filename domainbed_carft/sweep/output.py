@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import cache
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import DESCRIPTION, DONE, RECORDS
+from domainbed_carft.jobs.folder import DESCRIPTION, DONE, RECORDS
 from domainbed_carft.sweep.jobs import Job, same_but_for_the_data
 
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
@@ -160,7 +160,7 @@ def remember(output: Path, launched: Launched, declaration: str | None) -> None:
     if declaration is None:
         copy.unlink(missing_ok=True)
     else:
-        cache.write(copy, lambda path: path.write_text(declaration, encoding="utf-8"))
+        files.write(copy, lambda path: path.write_text(declaration, encoding="utf-8"))
 
 
 def recall(output: Path) -> Launched | None:
@@ -190,6 +190,6 @@ def _json(path: Path) -> dict[str, Any] | None:
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1) + "\n"
     try:
-        cache.write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        files.write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise CarftError(f"{path} cannot be written: {error}") from error

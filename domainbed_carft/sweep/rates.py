@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from domainbed_carft.job_folder import Holder, JobFolder
-from domainbed_carft.sweep import host, output
+from domainbed_carft.jobs.folder import Holder, JobFolder
+from domainbed_carft.sweep import names, output
 from domainbed_carft.sweep.jobs import Job
 
 
@@ -54,12 +54,12 @@ def _by_the_record(record: dict[str, Any] | None) -> float | None:
 def _pictures_per_step(job: Job, record: dict[str, Any] | None) -> int | None:
     name = str(job.train_args["dataset"])
     size = record.get("hparams", {}).get("batch_size") if record else None
-    if not isinstance(size, int) or not host.is_known(name):
+    if not isinstance(size, int) or not names.is_known(name):
         return None
     return size * training_environments(job)
 
 
 def training_environments(job: Job) -> int:
     """How many environments a job trains on."""
-    labels = host.dataset(str(job.train_args["dataset"])).labels
+    labels = names.dataset(str(job.train_args["dataset"])).labels
     return len(labels) - len(job.train_args["test_envs"])

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.sweep import checks, declaration, flags, host, jobs, output, yaml_source
+from domainbed_carft.sweep import checks, declaration, flags, jobs, output, yaml_source
+from domainbed_carft.sweep import names as host
 from domainbed_carft.sweep.declaration import Declaration
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import hparams as ours
-from domainbed_carft.sweep import host
+from domainbed_carft.method import hparams as ours
+from domainbed_carft.sweep import names
 from domainbed_carft.sweep.problems import Problem
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def notes(declaration: Declaration) -> list[str]:
         if _value(declaration, case, "lr_schedule") != "cosine":
             continue
         total = _value(declaration, case, "total_steps")
-        steps = declaration.steps_of(dataset, algorithm) or host.dataset(dataset).steps
+        steps = declaration.steps_of(dataset, algorithm) or names.dataset(dataset).steps
         if steps != total:
             found.append(
                 f"{algorithm} on {dataset} trains {steps:,} steps, but its rate falls to 0 at step "
@@ -62,4 +62,4 @@ def _ours(declaration: Declaration) -> Iterator[Case]:
 def _value(declaration: Declaration, case: Case, name: str) -> Any:
     dataset, algorithm, variant = case
     given = declaration.hparams_of(dataset, algorithm, variant)
-    return given.get(name, host.OUR_HPARAMS[name].default((algorithm, dataset)))
+    return given.get(name, names.OUR_HPARAMS[name].default((algorithm, dataset)))

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.sweep.problems import Path, Problem, unknown
+from domainbed_carft.sweep.problems import Path, Problem
+from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError

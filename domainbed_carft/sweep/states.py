@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.job_folder import Attempt, Holder, JobFolder, has_diverged
-from domainbed_carft.sweep import host, output, rates
+from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder, has_diverged
+from domainbed_carft.sweep import names as host
+from domainbed_carft.sweep import output, rates
 from domainbed_carft.sweep.jobs import Job
 
 NOT_LAUNCHED = "not launched"

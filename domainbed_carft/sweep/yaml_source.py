@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from domainbed_carft.sweep.problems import Path, Problem, raise_for
+from domainbed_carft.errors import raise_for
+from domainbed_carft.sweep.problems import Path, Problem
 
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+")

@@ -138,7 +138,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     pictures, undisturbed, tmp_path, monkeypatch, place, number
 ):
     """At once, not only at the next checkpoint, in training as well as in an evaluation."""
-    from domainbed_carft.algorithms import CARFT
+    from domainbed_carft.method.algorithms import CARFT
 
     original = getattr(CARFT, place)
     calls = []
@@ -407,7 +407,7 @@ class TestWithAQuickAlgorithm:
 
 
 def test_a_diverged_run_that_is_stopped_ends_as_one_that_never_was(pictures, tmp_path, monkeypatch):
-    from domainbed_carft.algorithms import CARFT
+    from domainbed_carft.method.algorithms import CARFT
 
     hparams = {"clip_backbone": "tiny", "lr": 1e6, "grad_clip": 1e6, "batch_size": 4}
     more = ("--steps", "9", "--checkpoint_freq", "4", "--hparams", json.dumps(hparams))

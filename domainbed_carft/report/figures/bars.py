@@ -8,9 +8,9 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from domainbed_carft.collect.tables import Cell, Table
-from domainbed_carft.printable import shown
 from domainbed_carft.report.figures import drawn, style
+from domainbed_carft.results.tables import Cell, Table
+from domainbed_carft.text import shown
 
 _ROW = 0.2  # inches a bar
 _END = 110  # in percent, where the numbers behind bars begin at most

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from domainbed_carft import printable
+from domainbed_carft import text
 from domainbed_carft.report import frames
 from domainbed_carft.report.figures import drawn, style
 
@@ -57,7 +57,7 @@ def draw(
         axes[-1].set_xlabel("training step")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         figure.legend(
-            [handles[name] for name in present], [printable.shown(name) for name in present],
+            [handles[name] for name in present], [text.shown(name) for name in present],
             loc="outside lower center", ncols=2,
         )  # fmt: skip
 

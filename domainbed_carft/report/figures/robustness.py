@@ -14,8 +14,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from domainbed_carft.printable import shown
 from domainbed_carft.report.figures import drawn, style
+from domainbed_carft.text import shown
 
 
 def draw(

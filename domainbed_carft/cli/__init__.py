@@ -1,0 +1,94 @@
+"""The ``carft`` command: a parser, one function a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from domainbed_carft import __version__
+from domainbed_carft.cli import data as data_commands
+from domainbed_carft.cli import export
+from domainbed_carft.cli import report as report_commands
+from domainbed_carft.cli import results as collect_commands
+from domainbed_carft.cli import runs as run_commands
+from domainbed_carft.cli import sweep as sweep_parser
+from domainbed_carft.errors import CarftError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; its exit status, 1 with a message on stderr for what a user can mend."""
+    arguments = _parser().parse_args(argv)
+    if sys.stdout is None:  # closed, as `>&-` does it; a file opened later would get its number
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
+    try:
+        status: int | None = arguments.run(arguments)
+        sys.stdout.flush()
+    except CarftError as error:
+        print(f"carft: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("carft: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # what is printed goes into head, say
+        _print_no_more()
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _print_no_more()
+        where = error.filename or "where this is printed or written to"
+        print(f"carft: there is no room left on the disk ({where}); make some", file=sys.stderr)
+        return 1
+    return status or 0
+
+
+def _print_no_more() -> None:
+    """What is left to print would fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="carft", description="CAR-FT for DomainBed.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo", help="train CAR-FT and three baselines on the embedded benchmark, show the table"
+    )
+    demo.add_argument("--output_dir", type=Path, default=Path("demo_output"))
+    demo.add_argument("--trials", type=int, default=1, help="trials a cell (default: 1)")
+    demo.set_defaults(run=_demo)
+    doctor = commands.add_parser(
+        "doctor", help="say whether a training job could start here, and what to do where not"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    doctor.set_defaults(run=_doctor)
+    data_commands.add_to(commands)
+    collect_commands.add_to(commands)
+    report_commands.add_to(commands)
+    run_commands.add_to(commands)
+    export.add_to(commands)
+    sweep_parser.add_to(commands)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from domainbed_carft.cli import demo  # matplotlib and pandas take a second to import
+
+    if arguments.trials < 1:
+        raise CarftError(f"--trials is {arguments.trials}, expected at least 1")
+    demo.run(arguments.output_dir, arguments.trials)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from domainbed_carft import doctor
+
+    report = doctor.examine()
+    print(report.as_json() if arguments.json else report.as_text())
+    return 0 if report.ok else 1

@@ -1,0 +1,118 @@
+"""The command lines of what is done with saved runs; they load what they need when run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.jobs.folder import WEIGHTS
+
+# As in train, which a test compares: the last bits of a logit depend on the batch around it.
+BATCH_SIZE = 64
+ALPHAS = tuple(tenths / 10 for tenths in range(11))
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to argparse's ``commands``."""
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_wise_ft(commands)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate", help="accuracy of a saved run: by split, by class, its calibration"
+    )
+    _common(parser)
+    _of_data(parser)
+    parser.add_argument("--json", action="store_true", help="all of it as JSON, for scripts")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
+    parser.set_defaults(run=_runner("evaluating"))
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser("predict", help="classes and contexts of pictures, by a saved run")
+    _common(parser)
+    parser.add_argument(
+        "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom"
+    )
+    parser.add_argument(
+        "--top", type=_at_least(1), metavar="K",
+        help="the K likeliest classes and contexts (default: 3 as text, all as JSON Lines)",
+    )  # fmt: skip
+    parser.add_argument("--format", choices=("text", "jsonl"), default="text")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
+    parser.set_defaults(run=_runner("predicting"))
+
+
+def _add_wise_ft(commands: Any) -> None:
+    parser = commands.add_parser(
+        "wise-ft", help="weights between the original CLIP and a saved run: evaluated, saved"
+    )
+    _common(parser)
+    _of_data(parser)
+    parser.add_argument(
+        "--alphas", nargs="+", type=float, default=list(ALPHAS), metavar="ALPHA",
+        help="0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True)
+    parser.add_argument(
+        "--original", metavar="FILE",
+        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--save", nargs="+", default=["all"], metavar="ALPHA",
+        help="which weights to save: all (default), none, or some of --alphas",
+    )  # fmt: skip
+    parser.set_defaults(run=_runner("wise_ft"))
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", type=Path, metavar="RUN", help="a job's folder, or a file of weights in one"
+    )
+    parser.add_argument(
+        "--which", choices=tuple(WEIGHTS),
+        help="of a folder: model.pkl (default), or model_best.pkl, which was best in validation",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class_names", type=Path, metavar="FILE",
+        help="a name a line, in label order: for runs saved before they kept their words",
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N")
+    parser.add_argument(
+        "--workers", type=_at_least(0), metavar="N",
+        help="processes that load pictures (default: one a core, none for few pictures)",
+    )  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+
+
+def _of_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data_dir",
+        help="where the data is, a folder of your own that was moved too (default: where the run "
+        "found it)",
+    )
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}; expected a whole number of at least {least}"
+            )
+        return int(text)
+
+    return parse
+
+
+def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
+    def run(arguments: argparse.Namespace) -> int | None:
+        command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
+        status: int | None = command.run(arguments)
+        return status
+
+    return run

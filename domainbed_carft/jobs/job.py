@@ -1,0 +1,114 @@
+"""One training: its arguments, and its identity, command line and seed as DomainBed has them.
+
+Arguments, seeds and folder names are those of upstream file domainbed/scripts/sweep.py at b93c22a,
+so that either tool goes on with the other's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
+
+
+class Key(NamedTuple):
+    """What no two jobs of a sweep may share; ``choice`` is the hparams seed."""
+
+    dataset: str
+    algorithm: str
+    test_envs: frozenset[int]
+    trial: int
+    choice: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of train: its arguments without the folder, the folder, the variant's name."""
+
+    args: Mapping[str, Any]
+    folder: Path
+    variant: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Raises KeyError and TypeError for arguments that name no job."""
+        args = self.args
+        seeds = args["trial_seed"], args["hparams_seed"]
+        return Key(args["dataset"], args["algorithm"], frozenset(args["test_envs"]), *seeds)
+
+    @property
+    def command(self) -> list[str]:
+        """The words of the command line, ``python -m domainbed.scripts.train`` first."""
+        return command({**self.args, "output_dir": str(self.folder)})
+
+    @property
+    def line(self) -> str:
+        """The command line, quoted for a shell."""
+        return shlex.join(self.command)
+
+    def __str__(self) -> str:
+        args = {"dataset": "?", "algorithm": "?", "trial_seed": "?", "hparams_seed": "?"}
+        args |= self.args
+        left_out = " ".join(map(str, args.get("test_envs") or ())) or "none"
+        where = f"{self.variant} " if self.variant else ""
+        return (
+            f"{where}{args['dataset']} {args['algorithm']}, test environments {left_out}, "
+            f"trial {args['trial_seed']}, hparams seed {args['hparams_seed']}"
+        )
+
+
+def identity(args: Mapping[str, Any]) -> str:
+    """The name of a job's folder: the md5 of its arguments, in hexadecimal digits."""
+    text = json.dumps(args, sort_keys=True)
+    return hashlib.md5(text.encode("utf-8"), usedforsecurity=False).hexdigest()
+
+
+def seed_hash(*args: Any) -> int:
+    """DomainBed's seed of some values (domainbed/lib/misc.py at b93c22a), in [0, 2^31)."""
+    digest = hashlib.md5(str(args).encode("utf-8"), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 2**31
+
+
+def command(args: Mapping[str, Any]) -> list[str]:
+    """The words of ``python -m domainbed.scripts.train``, the arguments sorted by name.
+
+    A flag without a value is True; what is None or False is left out. Numbers and words of a list
+    follow each other, and a mapping is JSON, as ``--hparams`` takes it.
+    """
+    return ["python", "-m", "domainbed.scripts.train", *_flags(args)]
+
+
+def _flags(args: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in sorted(args.items()):
+        if value is None or value is False:
+            continue
+        yield f"--{name}"
+        if value is True:
+            continue
+        if isinstance(value, Mapping):
+            value = json.dumps(value, sort_keys=True)
+        yield from map(str, value if isinstance(value, (list, tuple)) else [value])
+
+
+def same_but_for_the_data(args: Mapping[str, Any]) -> str:
+    """What of a job's arguments can change its result, in one spelling.
+
+    Takes the arguments of a sweep as well as the ``args`` of a record, which name every flag.
+    """
+    hparams: Any = args.get("hparams") or "{}"
+    with contextlib.suppress(TypeError, ValueError):  # not JSON: compared as the text it is
+        hparams = json.loads(hparams)
+    names = "dataset algorithm holdout_fraction hparams_seed trial_seed seed steps".split()
+    relevant: dict[str, Any] = {name: args.get(name) for name in names}
+    relevant["test_envs"] = list(args.get("test_envs") or [])
+    relevant["task"] = args.get("task", "domain_generalization")
+    relevant["hparams"] = hparams
+    return json.dumps(relevant, sort_keys=True)

@@ -1,0 +1,1 @@
+"""The method of the paper: objective, algorithms, hyperparameters, words, CLIP."""

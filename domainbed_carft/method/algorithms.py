@@ -1,0 +1,293 @@
+"""CAR-FT and the CLIP baselines it is compared with, as DomainBed algorithms.
+
+One body, ``CLIPAlgorithm``: an image encoder, a linear head, a frozen original, an optimiser. Each
+algorithm says which parameters it trains and how much the KL term counts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from domainbed.algorithms import Algorithm
+from torch import Tensor, nn
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import arguments, backbone, objective, observed, optimisation, prompts
+from domainbed_carft.method import pictures as images
+from domainbed_carft.method.frozen import Frozen
+
+
+class CLIPAlgorithm(Algorithm):
+    """The body shared by our four algorithms.
+
+    Arguments as DomainBed gives them: ``input_shape`` (3, H, W), ``num_classes``, ``num_domains``
+    and the hparams of ``domainbed_carft.method.hparams``. Raises CarftError for hparams that are
+    unknown or invalid, pictures without three channels, and classes without names.
+
+    The state dict holds the image encoder, the head, the context weights and the words, but not the
+    frozen original: ``checkpoints.load`` needs no CLIP to predict again.
+    """
+
+    input: images.CLIPInput
+    words: Tensor  # the text of prompts.as_json as uint8
+    trains_encoder = True
+    trains_head = True
+    original: Frozen | None = None
+    restored = False
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: dict[str, Any],
+    ) -> None:
+        arguments.check(input_shape, hparams)
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        shown = self._check_data()  # before anything takes time
+        # Making the modules must not move the generators that the training draws from.
+        with torch.random.fork_rng(devices=[]):
+            clip_model = backbone.load(hparams["clip_backbone"])
+            weights = self._zero_shot_weights(clip_model, num_classes)
+            self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
+            self._undo_normalisation(shown)
+        self.original = self._freeze_original()
+        self.steps_taken = 0
+        self.train()
+        if self.trains_head:
+            self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
+            self.scheduler = optimisation.schedule(self.optimizer, hparams)
+
+    def _zero_shot_weights(
+        self, clip_model: backbone.Backbone, num_classes: int
+    ) -> objective.ZeroShotWeights:
+        names = prompts.class_names(self.hparams, num_classes)
+        templates = prompts.contexts(self.hparams["contexts"])
+        print(f"CLIP classes: {', '.join(names)}")
+        print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
+        self._record_words(prompts.digest(templates, names))
+        text = bytearray(prompts.as_json(templates, names).encode())
+        self.register_buffer("words", torch.frombuffer(text, dtype=torch.uint8).clone())
+        features = backbone.text_features(clip_model, prompts.prompts(templates, names))
+        return objective.zero_shot_weights(features)
+
+    def _record_words(self, digest: str) -> None:
+        """Put the digest of all words into the hparams, which DomainBed writes into each record."""
+        expected = self.hparams["prompts_digest"]
+        if expected not in ("", digest):
+            raise CarftError(
+                f"the hparam prompts_digest asks for {expected}, but the class names and contexts "
+                f"of this run have {digest}: they are other words than those of the run it was "
+                "taken from. Give class_names and contexts as they were there, or no prompts_digest"
+            )
+        self.hparams["prompts_digest"] = digest
+
+    def _check_data(self) -> observed.Normalisation | None:
+        """Refuse data that is not as it should be, record what it is; return what it shows."""
+        dataset = prompts.named_dataset(self.hparams["class_names"])
+        seen = observed.recall(self.hparams, dataset)
+        self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
+        protocol = images.followed_protocol(self.hparams["protocol"], seen.environments)
+        self.hparams["protocol"] = protocol
+        print(f"CLIP protocol: {images.described(protocol)}")
+        return images.normalisation(seen.environments)
+
+    def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
+        """Expect pictures normalised as the data set shows it, else as DomainBed does."""
+        if shown is not None:
+            self.input = images.CLIPInput(self.input.resolution, *shown)
+        mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)
+        source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
+        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
+
+    def _set_up(
+        self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float
+    ) -> None:
+        """What training and predicting both need; a restored algorithm has nothing more."""
+        num_classes, dim = weights.classes.shape
+        self.encoder = encoder
+        self.input = images.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
+        self.head = nn.Linear(dim, num_classes, bias=False)
+        if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
+            self.head.weight.data.copy_(weights.classes)
+        self.register_buffer("context_weights", weights.contexts.clone())
+        self.register_buffer("logit_scale", torch.tensor(logit_scale))
+        self.encoder.requires_grad_(self.trains_encoder)
+        self.head.requires_grad_(self.trains_head)
+
+    @property
+    def kl_weight(self) -> float:
+        """The weight of the KL term in the loss; 0 but for CARFT."""
+        return 0.0
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
+        return self._class_logits(self._features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same as ``predict``; weight averaging (SWAD) calls the module itself."""
+        return self.predict(x)
+
+    def context_logits(self, x: Tensor) -> Tensor:
+        """Context logits (N, M) of the fine-tuned encoder."""
+        return objective.context_logits(self._features(x), self.context_weights, self._t())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        """Take also a state from before the words were part of it."""
+        if hasattr(self, "words"):
+            state_dict.setdefault(f"{prefix}words", self.words)
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
+    def train(self, mode: bool = True) -> CLIPAlgorithm:
+        """Train mode, but for batch norm (OpenAI's ResNets), which keeps CLIP's own statistics.
+
+        With those of a batch of one domain's pictures the encoder would not be the original even
+        before the first step, nor the one that is evaluated.
+        """
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def update(
+        self, minibatches: arguments.Minibatches | None = None, unlabeled: Any = None, **more: Any
+    ) -> dict[str, float]:
+        """One training step on (x, y) of each training environment.
+
+        ``minibatches``: a list of (x, y), x (N, 3, H, W), y (N,), one an environment. SWAD's line
+        of forks gives two lists by keyword instead, ``x`` and ``y``. Unlabeled pictures and further
+        keyword arguments are not used.
+
+        Returns ``loss``, its parts ``loss_ce`` and ``loss_kl`` (unweighted), in nats, and
+        ``context_agreement`` in [0, 1]. CLIPFineTune has the last two only on the steps on which
+        it measures the drift (hparam ``drift_every``).
+        """
+        if self.restored:
+            raise CarftError(
+                "a restored algorithm predicts and does not train on: its optimizer and its "
+                "original encoder are not in the file. Train from the start instead"
+            )
+        xs, ys = arguments.pictures_and_labels(minibatches, more)
+        x, y = torch.cat(xs), torch.cat(ys)
+        measured = self._loss(x, y)
+        self._step(measured["loss"])
+        return {name: float(value.detach()) for name, value in measured.items()}
+
+    def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        pictures = self.input(x)
+        features = self._encode(pictures)
+        logits = self._class_logits(features)
+        if not self._compares_contexts():
+            cross_entropy = F.cross_entropy(logits, y)
+            return {"loss": cross_entropy, "loss_ce": cross_entropy}
+        assert self.original is not None  # made wherever contexts are compared
+        original = objective.context_logits(
+            self.original(pictures), self.context_weights, self._t()
+        )
+        with torch.set_grad_enabled(self.kl_weight > 0):
+            tuned = objective.context_logits(features, self.context_weights, self._t())
+        loss = objective.carft_loss(
+            logits,
+            y,
+            original,
+            tuned,
+            kl_weight=self.kl_weight,
+            kl_direction=self.hparams["kl_direction"],
+        )
+        return {
+            "loss": loss.total,
+            "loss_ce": loss.cross_entropy,
+            "loss_kl": loss.kl,
+            "context_agreement": objective.context_agreement(original, tuned),
+        }
+
+    def _freeze_original(self) -> Frozen | None:
+        """The original encoder, where this algorithm ever compares with it."""
+        if self.kl_weight > 0 or self.hparams["drift_every"] > 0:
+            return Frozen(self.encoder, self.hparams["original_precision"])
+        return None
+
+    def _compares_contexts(self) -> bool:
+        """Whether this step runs the original encoder: for the KL term, or to measure the drift."""
+        every = self.hparams["drift_every"]
+        return self.kl_weight > 0 or (every > 0 and self.steps_taken % every == 0)
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.hparams["grad_clip"] > 0:
+            trained = [p for p in self.parameters() if p.requires_grad]
+            nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
+        self.optimizer.step()
+        self.steps_taken += 1
+        if self.steps_taken == self.hparams["total_steps"] + 1:
+            warnings.warn(
+                f"training goes on after total_steps = {self.hparams['total_steps']}, where the "
+                f"{self.hparams['lr_schedule']} schedule ends; set total_steps to the number of "
+                "steps you train",
+                stacklevel=2,
+            )
+        self.scheduler.step()
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self._encode(self.input(x))
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        """Image features (N, D), not normalised, of pictures as CLIP wants them."""
+        bf16 = self.hparams["amp"] == "bf16"
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
+            features: Tensor = self.encoder(pictures)
+        return features.float()
+
+    def _class_logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.logit_scale * self.head(F.normalize(features, dim=-1))
+        return logits
+
+    def _t(self) -> Tensor | float:
+        scale: float | str = self.hparams["context_scale"]
+        return self.logit_scale if isinstance(scale, str) else scale
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
+        """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""
+        super()._apply(fn, recurse)
+        if self.original is not None:
+            self.original.apply_to(fn)
+        return self
+
+
+class CARFT(CLIPAlgorithm):
+    """Context-aware robust fine-tuning, arXiv 2211.16175: cross-entropy + kl_weight * KL."""
+
+    @property
+    def kl_weight(self) -> float:
+        return float(self.hparams["kl_weight"])
+
+
+class CLIPFineTune(CLIPAlgorithm):
+    """Plain fine-tuning of the image encoder and the zero-shot head: CARFT without the KL term."""
+
+
+class CLIPLinearProbe(CLIPAlgorithm):
+    """Only the head is trained, from W_cls, on the original encoder's features."""
+
+    trains_encoder = False
+
+    def _freeze_original(self) -> None:
+        return None  # the encoder is the original
+
+    def _compares_contexts(self) -> bool:
+        return False
+
+
+class CLIPZeroShot(CLIPLinearProbe):
+    """Nothing is trained: the original encoder under W_cls. ``update`` only measures the loss."""
+
+    trains_head = False
+
+    def _step(self, loss: Tensor) -> None:
+        pass

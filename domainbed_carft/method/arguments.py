@@ -1,0 +1,162 @@
+"""What a host hands to an algorithm, in the shapes its forks give it, checked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import prompts
+from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, overlay
+from domainbed_carft.method.observed import Seen, is_edition
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Minibatches = Sequence[tuple[Tensor, Tensor]]
+
+UNCHECKED = "unchecked"
+
+_OURS = frozenset(h.name for h in HPARAMS)
+
+# Read by DomainBed's own train; a host's further ones are added by `allow`.
+_host_keys = {"data_augmentation", "class_balanced"}
+
+
+def allow(keys: Iterable[str]) -> None:
+    """Know these keys as the host's: its registry puts them into every hparams dict."""
+    _host_keys.update(keys)
+
+
+def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+    """Raise CarftError for hparams that ``check_hparams`` refuses and for pictures not RGB."""
+    unread = check_hparams(hparams)
+    if unread:
+        print(f"CLIP does not read these hparams, which are the host's: {', '.join(unread)}")
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        raise CarftError(
+            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
+            "width): CLIP reads RGB, so data sets such as ColoredMNIST (two channels) cannot serve"
+        )
+
+
+def check_hparams(hparams: Mapping[str, Any]) -> list[str]:
+    """Raise CarftError, naming all of them at once, for unknown, missing and invalid entries.
+
+    Returns the keys that only the host can know: forks add some of their own on the way from the
+    registry to the algorithm (DPLCLIP its test environments, MIRO its whole configuration). So a
+    key counts as unknown only where the user gave it, or where it resembles one of ours.
+    """
+    hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
+    valid = _OURS | _host_keys
+    unread = sorted(set(hparams) - valid)
+    problems = [p for key in unread for p in _unknown(key, sorted(valid))]
+    missing = [h for h in HPARAMS if h.name not in hparams]
+    problems += [f"hparam {h.name!r} is missing, expected {h.expected}" for h in missing]
+    problems += _value_problems(hparams)
+    if problems:
+        raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
+    return unread
+
+
+def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values that a user ``given`` to one of our algorithms.
+
+    What our harness asks before it loads anything; of ``batch_size`` it tells by itself.
+    """
+    if algorithm not in ALGORITHMS:
+        return []
+    values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}
+    values |= {name: value for name, value in given.items() if name != "batch_size"}
+    return [f"--hparams: {problem}." for problem in _value_problems(values)]
+
+
+def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
+    wrong = {h.name: h for h in HPARAMS if h.name in hparams and not h.valid(hparams[h.name])}
+    problems = [f"{name} is {hparams[name]!r}, expected {h.expected}" for name, h in wrong.items()]
+    for name, find in (("clip_backbone", _find_backbone), ("contexts", prompts.contexts)):
+        if name in hparams and name not in wrong:
+            try:
+                find(hparams[name])
+            except CarftError as error:
+                problems.append(str(error))
+    both = {"warmup_steps", "total_steps"} <= hparams.keys() - wrong.keys()
+    if both and hparams["warmup_steps"] >= hparams["total_steps"]:
+        problems.append(
+            f"warmup_steps is {hparams['warmup_steps']}, expected fewer than total_steps = "
+            f"{hparams['total_steps']}, else the rate never reaches lr; set both"
+        )
+    return problems
+
+
+def _find_backbone(name: str) -> None:
+    from domainbed_carft.method import backbone  # which takes the seconds of importing torch
+
+    if name not in backbone.OPENAI_WEIGHTS:  # these may have to be downloaded, in their turn
+        backbone.locate(name)
+
+
+def _unknown(key: str, valid: Sequence[str]) -> list[str]:
+    given = key in _given_by_hand()
+    near = get_close_matches(key, valid, n=1, cutoff=0.6 if given else 0.85)
+    if not near and not given:
+        return []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return [f"unknown hparam {key!r}{hint}"]
+
+
+def _given_by_hand() -> set[str]:
+    """The keys in ``--hparams`` of this process, which DomainBed's train merges unchecked."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--hparams")
+    try:
+        return set(json.loads(parser.parse_known_args()[0].hparams or "{}"))
+    except (argparse.ArgumentError, ValueError, TypeError):
+        return set()  # not DomainBed's command line
+
+
+def checked_edition(hparams: Mapping[str, Any], seen: Seen) -> str:
+    """What to record as the data's edition.
+
+    Raises CarftError for data that is broken, and for another edition than the hparam
+    ``data_edition`` demands, which may be an edition without its digest.
+    """
+    demanded: str = hparams["data_edition"]
+    if demanded == UNCHECKED:
+        return demanded
+    if seen.problems:
+        raise CarftError(
+            f"the data is broken: {'; '.join(seen.problems)}. `carft data verify` says more. To "
+            f"train on it as it is, set the hparam data_edition to {UNCHECKED!r}"
+        )
+    if demanded and not is_edition(demanded, seen.edition):
+        raise CarftError(
+            f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
+            "`carft data verify` says how it differs. Get the edition you mean, or leave "
+            "data_edition out"
+        )
+    print(f"Data: {seen.edition or 'not counted'}")
+    for difference in seen.differences:
+        print(f"Data differs: {difference}")
+    return seen.edition
+
+
+def pictures_and_labels(
+    minibatches: Minibatches | None, more: Mapping[str, Any]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The pictures and the labels of each environment, from ``update``'s arguments.
+
+    Either ``minibatches``, a list of (x, y), or two lists ``x`` and ``y`` among ``more``, as
+    SWAD's line of forks gives them. Raises CarftError for neither.
+    """
+    if minibatches is not None:
+        return [x for x, _ in minibatches], [y for _, y in minibatches]
+    if "x" not in more or "y" not in more:
+        raise CarftError(
+            "update was called without pictures: expected update(minibatches), a list of (x, y), "
+            f"or update(x=..., y=...), two lists; got the arguments {sorted(more) or 'none'}"
+        )
+    return list(more["x"]), list(more["y"])

@@ -1,0 +1,191 @@
+"""Every word that CLIP's text encoder reads: contexts, class names, prompts. No torch.
+
+A context is a template with one ``{}`` for the class name: "a sketch of a {}.". The lists that ship
+are text files in ``assets/contexts``, a template a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.data import benchmarks
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import observed
+
+CONTEXT_LISTS = ("imagenet", "emoji")
+
+# What is known without looking at the data, in label order.
+BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
+    **{name: benchmark.classes for name, benchmark in benchmarks.BENCHMARKS.items()},
+    # Random noise under random labels: any two words serve.
+    "Debug28": ("zero", "one"),
+    "Debug224": ("zero", "one"),
+}
+
+DATASET_PREFIX = "dataset:"
+
+
+def contexts(spec: str | Sequence[str]) -> list[str]:
+    """The context templates that ``spec`` stands for.
+
+    ``spec``: the name of a shipped list (CONTEXT_LISTS), the path of a text file with a template a
+    line, or the templates themselves. Empty lines are skipped.
+
+    Raises CarftError, naming the template, unless each has exactly one ``{}``, all differ, and
+    there are at least two.
+    """
+    if not isinstance(spec, str):
+        found, where = [str(s) for s in spec], "the list of contexts"
+    elif spec in CONTEXT_LISTS:
+        found = _lines(files("domainbed_carft") / "assets" / "contexts" / f"{spec}.txt")
+        where = f"the shipped list {spec!r}"
+    elif Path(spec).is_file():
+        found, where = _lines(Path(spec)), f"the file {spec}"
+    else:
+        raise CarftError(
+            f"contexts is {spec!r}, which is neither a shipped list ({', '.join(CONTEXT_LISTS)}) "
+            "nor a readable file; give one of these, or a list of templates like 'a sketch of {}'"
+        )
+    _check_templates(found, where)
+    return found
+
+
+def clean(name: str) -> str:
+    """A class name as a prompt says it: "Alarm_Clock" -> "alarm clock".
+
+    Underscores and hyphens become spaces. A word all in capitals ("TV") keeps them, as CLIP's
+    tokenizer lowers every letter anyway and the log should stay readable.
+    """
+    words = name.replace("_", " ").replace("-", " ").split()
+    return " ".join(w if w.isupper() and len(w) > 1 else w.lower() for w in words)
+
+
+def prompts(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
+    """Every context with every class: M lists of K prompts."""
+    return [[template.replace("{}", name) for name in class_names] for template in templates]
+
+
+def digest(templates: Sequence[str], class_names: Sequence[str]) -> str:
+    """16 hexadecimal digits of the SHA-256 over every word that CLIP reads in a run.
+
+    Over ``as_json``: cleaned class names in label order, then templates, as ``class_names`` and
+    ``contexts`` return them.
+    """
+    return hashlib.sha256(as_json(templates, class_names).encode()).hexdigest()[:16]
+
+
+def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
+    """All words of a run as the JSON text of ``{"classes": [...], "contexts": [...]}``."""
+    return json.dumps({"classes": list(class_names), "contexts": list(templates)})
+
+
+def from_json(text: str) -> tuple[list[str], list[str]]:
+    """Templates and class names, in this order, of what ``as_json`` returned.
+
+    Raises CarftError for any other text.
+    """
+    try:
+        words = json.loads(text)
+        templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CarftError(
+            f"the words of a run are no JSON of contexts and classes: {text[:80]!r}"
+        ) from error
+    return templates, names
+
+
+def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
+    """The ``num_classes`` class names, cleaned, in label order.
+
+    Taken from, in this order: the hparam ``class_names`` where it is a list or a file; the folders
+    of the data set that was built with this hparams object; the built-in table of the data set that
+    the hparam names ("dataset:PACS").
+
+    Raises CarftError naming what disagrees, or the three ways when there are no names.
+    """
+    spec = hparams["class_names"]
+    dataset = named_dataset(spec)
+    environments = observed.recall(hparams, dataset).environments
+    seen = {e.name: list(e.classes) for e in environments if e.classes}
+    if dataset is None:
+        found = _explicit(spec)
+        source = "hparam class_names"
+    elif seen:
+        found = _agreed(seen)
+        source = "the folders of the data set"
+    elif dataset in BUILT_IN_CLASSES:
+        found, source = list(BUILT_IN_CLASSES[dataset]), f"the built-in table of {dataset}"
+    else:
+        raise CarftError(
+            f"no class names for the data set {dataset!r}: CLIP needs the words. Give them as "
+            '--hparams \'{"class_names": ["dog", ...]}\', or as the path of a text file with a '
+            "name a line, or load the data through MultipleEnvironmentImageFolder, whose folders "
+            f"are named after the classes (built in: {', '.join(sorted(BUILT_IN_CLASSES))})"
+        )
+    if len(found) != num_classes:
+        raise CarftError(
+            f"{len(found)} class names from {source} ({', '.join(found)}), but the data set has "
+            f"{num_classes} classes; give one name a class, in label order"
+        )
+    return [clean(name) for name in found]
+
+
+def named_dataset(spec: Any) -> str | None:
+    """NAME where the hparam ``class_names`` is "dataset:NAME", else None."""
+    if isinstance(spec, str) and spec.startswith(DATASET_PREFIX):
+        return spec[len(DATASET_PREFIX) :]
+    return None
+
+
+def _explicit(spec: Any) -> list[str]:
+    if isinstance(spec, str):
+        if not Path(spec).is_file():
+            raise CarftError(
+                f"class_names is {spec!r}, which is not a readable file; give a list of names, "
+                f"the path of a text file with a name a line, or {DATASET_PREFIX}NAME"
+            )
+        return _lines(Path(spec))
+    return [str(name) for name in spec]
+
+
+def _agreed(by_environment: Mapping[str, list[str]]) -> list[str]:
+    """The one class list of all environments; a label must mean the same everywhere."""
+    first, *others = by_environment
+    for other in others:
+        if by_environment[other] != by_environment[first]:
+            only_first = sorted(set(by_environment[first]) - set(by_environment[other]))
+            only_other = sorted(set(by_environment[other]) - set(by_environment[first]))
+            raise CarftError(
+                f"the environments {first!r} and {other!r} have different classes, so the same "
+                f"label means different things: only in {first!r}: {only_first}; only in "
+                f"{other!r}: {only_other}. Make the class folders equal"
+            )
+    return by_environment[first]
+
+
+def _lines(path: Any) -> list[str]:
+    text: str = path.read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _check_templates(templates: Iterable[str], where: str) -> None:
+    templates = list(templates)
+    for template in templates:
+        if template.count("{}") != 1:
+            raise CarftError(
+                f"the context {template!r} of {where} has {template.count('{}')} places for the "
+                "class name, expected exactly one {}, as in 'a sketch of a {}.'"
+            )
+    if len(set(templates)) != len(templates):
+        twice = sorted({t for t in templates if templates.count(t) > 1})
+        raise CarftError(f"{where} has contexts more than once: {twice}; keep each once")
+    if len(templates) < 2:
+        raise CarftError(
+            f"{where} has {len(templates)} context, expected at least two: over a single one the "
+            "context distribution is constant, and CAR-FT's KL term is zero"
+        )

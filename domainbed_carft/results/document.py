@@ -1,0 +1,135 @@
+"""What a command has to say, before it is text, Markdown, CSV, JSON, HTML or LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from domainbed_carft.results.tables import Cell, Row, Table
+
+PLUS_MINUS = "±"
+NOTHING = "X"
+
+CAPTION = (
+    "Accuracy in % on the in-split of the environment that was left out, which names the column, "
+    "of the checkpoint and the hyperparameters that the selection method chose in each trial. "
+    f"Cells: mean {PLUS_MINUS} standard error (n, the number of trials).",
+    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, of divisor n "
+    "(numpy.std with ddof 0), as DomainBed computes it; it says nothing where n is 1. Avg: mean of "
+    "the row's cells. Averages: over each trial's mean over the environments left out.",
+    f"[k] marks a cell that lacks something; the note says what. {NOTHING}: no trial has a value.",
+)
+
+_OVER_GAPS = "a mean over cells of which some lack something"
+_MIXED = "a mean over data sets that differ in"
+
+
+class Grid(NamedTuple):
+    """A table as words: rows are as long as the header, and begin with their label."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+class Document(NamedTuple):
+    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV.
+
+    ``columns``: what their keys would be, of a table that may have no entry.
+    """
+
+    title: str
+    caption: Sequence[str]
+    grids: Sequence[Grid]
+    sections: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    columns: Sequence[str] = ()
+
+
+def grid(table: Table) -> Grid:
+    """A table's cells as words, with numbered notes on what they lack."""
+    numbers: dict[tuple[str, ...], int] = {}
+    rows = []
+    for row in table.rows:
+        cells = []
+        for cell in row.cells:
+            text = words(cell)
+            if cell.missing:
+                text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
+            cells.append(text)
+        average = NOTHING if row.average is None else f"{row.average:.1f}"
+        for remark in _remarks(row):
+            average += f" [{numbers.setdefault((remark,), len(numbers) + 1)}]"
+        rows.append([row.algorithm, *cells, average])
+    notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
+    return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
+
+
+def _remarks(row: Row) -> Iterator[str]:
+    """What is to be known of the mean of a row's cells."""
+    if row.average is not None and any(cell.missing for cell in row.cells):
+        yield _OVER_GAPS
+    if row.average is not None and row.mixed:
+        yield f"{_MIXED} {row.mixed}"
+
+
+def words(cell: Cell) -> str:
+    """Mean and error as DomainBed prints them, and the number of trials."""
+    if cell.mean is None:
+        return NOTHING if cell.counts else "-"
+    return f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
+
+
+def table_entry(table: Table) -> dict[str, Any]:
+    """A table for JSON."""
+    return {
+        "setting": table.setting,
+        "selection": table.method,
+        "dataset": None if table.averages else table.dataset,
+        "title": table.title,
+        "columns": list(table.columns),
+        "rows": [
+            {
+                "algorithm": row.algorithm,
+                "cells": [
+                    {"column": column, **_cell_entry(cell)}
+                    for column, cell in zip(table.columns, row.cells, strict=True)
+                ],
+                "average": row.average,
+                "average_mixes": row.mixed,
+            }
+            for row in table.rows
+        ],
+        "notes": list(table.notes),
+    }
+
+
+def _cell_entry(cell: Cell) -> dict[str, Any]:
+    trials = {str(trial): value for trial, value in cell.trials.items()}
+    return {
+        "mean": cell.mean, "standard_error": cell.error, "n": cell.n, "trials": trials,
+        "missing": list(cell.missing),
+    }  # fmt: skip
+
+
+def cell_records(built: Iterable[Table]) -> list[dict[str, Any]]:
+    """A row a cell for CSV; those of the averages have the environment "average"."""
+    result = []
+    for table in built:
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                result.append(
+                    {
+                        "setting": table.setting,
+                        "selection": table.method,
+                        "dataset": column if table.averages else table.dataset,
+                        "environment": "average" if table.averages else column,
+                        "algorithm": row.algorithm,
+                        "mean": cell.mean,
+                        "standard_error": cell.error,
+                        "n": cell.n,
+                        "missing": ". ".join(cell.missing),
+                    }
+                )
+    return result

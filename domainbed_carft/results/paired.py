@@ -1,0 +1,180 @@
+"""Two algorithms compared where both were run: over (data set, target, trial).
+
+Trials share splits between algorithms, so a difference of a pair is less uncertain than two means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.results import frames, selection
+from domainbed_carft.results import labels as environments
+from domainbed_carft.results.document import Grid
+from domainbed_carft.results.gaps import Gaps
+from domainbed_carft.results.settings import Group
+
+RESAMPLES = 10_000
+SEED = 0
+LEVEL = 95
+
+_Labels = Mapping[str, Sequence[str]]
+
+CAPTION = (
+    "Differences: accuracy of the first minus that of the second, in points, over the (data set, "
+    "environment left out, trial) that both have. Interval: the middle "
+    f"{LEVEL}% of the mean in {RESAMPLES:,} bootstrap resamples of the (data set, environment left "
+    f"out), each with all its trials (numpy's default_rng, seed {SEED}). With few environments "
+    "such an interval is too narrow. Equal accuracies are ties."
+)
+
+
+class Difference(NamedTuple):
+    """Of one group by one method, in points; ``low`` and ``high`` are None for a single target.
+
+    ``unpaired``: what has no partner. ``incomplete``: pairs that count, and what they lack.
+    """
+
+    setting: str
+    method: str
+    mean: float
+    low: float | None
+    high: float | None
+    targets: int
+    pairs: int
+    wins: int
+    losses: int
+    ties: int
+    unpaired: Sequence[str]
+    incomplete: Sequence[str]
+
+
+def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
+    """``a`` minus ``b`` in each group that has pairs, by each method.
+
+    Raises CarftError, naming what there is, where no group has any, or for one and the same.
+    """
+    if a == b:
+        raise CarftError(f"--paired {a} {b} compares an algorithm with itself; expected two")
+    found = []
+    idle = set(methods)
+    for group in groups:
+        labels = environments.labels(group.runs)
+        gaps = Gaps(group.runs, group.planned)
+        for method in methods:
+            selected = frames.selected(group.runs, method)
+            if len(selected):
+                idle.discard(method)
+            both = [frames.of_algorithm(selected, name) for name in (a, b)]
+            side_by_side = pd.concat(both, axis="columns", keys=["a", "b"]).sort_index()
+            pairs = side_by_side.dropna()
+            if len(pairs):
+                alone = side_by_side.index.difference(pairs.index)
+                named = [_named(place, labels) for place in alone]
+                lacking = [*_incomplete(pairs.index, (a, b), method, labels, gaps)]
+                found.append(_difference(group.title, method, pairs, named, lacking))
+    if not found:
+        if idle == set(methods):
+            selection.require_selected(f"--paired {a} {b}", methods)
+        there = "; ".join(
+            f"{', '.join(environments.algorithms(run.algorithm for run in group.runs))}"
+            + (f" ({group.title})" if group.title else "")
+            for group in groups
+        )
+        raise CarftError(
+            f"--paired {a} {b}: no (data set, target, trial) has both under the same settings; "
+            f"expected two algorithms of one of these groups: {there}"
+        )
+    return found
+
+
+def _difference(
+    setting: str, method: str, pairs: pd.DataFrame, unpaired: Sequence[str],
+    incomplete: Sequence[str],
+) -> Difference:  # fmt: skip
+    """Of accuracies in percent in the columns "a" and "b", by ``frames.KEY``."""
+    # Equal accuracies have a difference of exactly 0.
+    differences = pairs["a"] - pairs["b"]
+    targets = differences.groupby(level=frames.KEY[:2])
+    return Difference(
+        setting, method, float(differences.mean()),
+        *interval_of_mean(targets.sum().to_numpy(), targets.size().to_numpy()),
+        len(targets), len(pairs),
+        int((differences > 0).sum()), int((differences < 0).sum()), int((differences == 0).sum()),
+        unpaired, incomplete,
+    )  # fmt: skip
+
+
+def _incomplete(
+    pairs: Iterable[tuple[str, int, int]], names: Sequence[str], method: str, labels: _Labels,
+    gaps: Gaps,
+) -> Iterator[str]:  # fmt: skip
+    """The pairs, by ``frames.KEY``, of which an algorithm lacks something, and what."""
+    for dataset, target, trial in pairs:
+        count = len(labels[dataset])
+        lacks = [
+            f"{name}: {why}"
+            for name in names
+            for why in gaps.by_trial(dataset, name, target, method, count).get(trial, ())
+        ]
+        if lacks:
+            yield f"{_named((dataset, target, trial), labels)} ({'; '.join(lacks)})"
+
+
+def _named(place: tuple[str, int, int], labels: _Labels) -> str:
+    dataset, target, trial = place
+    return f"{dataset} {labels[dataset][target]} trial {trial}"
+
+
+def interval_of_mean(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
+) -> tuple[float | None, float | None]:
+    """Bootstrap percentiles of the mean of all values, whole clusters being drawn anew.
+
+    ``sums``, ``counts``: of the values of each cluster. None of a single cluster.
+    """
+    if len(sums) < 2:
+        return None, None
+    draw = np.random.default_rng(SEED)
+    drawn = draw.integers(len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
+    """A row a group and method."""
+    rows = []
+    notes = []
+    for one in found:
+        known = one.low is not None and one.high is not None
+        interval = f"{one.low:+.2f} to {one.high:+.2f}" if known else "one target: none"
+        label = "; ".join(filter(None, [selection.METHODS[one.method].title, one.setting]))
+        counts = [str(number) for number in (one.wins, one.losses, one.ties, one.pairs)]
+        rows.append([label, f"{one.mean:+.2f}", interval, *counts, str(one.targets)])
+        if one.unpaired:
+            notes.append(f"{label}: without a partner: {', '.join(one.unpaired)}.")
+        if one.incomplete:
+            notes.append(f"{label}: incomplete: {', '.join(one.incomplete)}.")
+    header = ["Selection", "Mean", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "Pairs"]
+    return Grid(f"{a} minus {b}", [*header, "Targets"], rows, notes)
+
+
+def entries(found: Sequence[Difference], a: str, b: str) -> list[dict[str, Any]]:
+    """For JSON and CSV."""
+    return [
+        {
+            "setting": one.setting, "selection": one.method, "a": a, "b": b,
+            "mean_difference": one.mean, "low": one.low, "high": one.high, "level": LEVEL / 100,
+            "resamples": RESAMPLES, "seed": SEED, "targets": one.targets, "pairs": one.pairs,
+            "wins": one.wins, "losses": one.losses, "ties": one.ties,
+            "unpaired": ", ".join(one.unpaired),
+            "incomplete_pairs": len(one.incomplete), "incomplete": ", ".join(one.incomplete),
+        }
+        for one in found
+    ]  # fmt: skip

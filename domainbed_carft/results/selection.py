@@ -1,0 +1,232 @@
+"""Which checkpoint and which hyperparameters count: DomainBed's rules, to the last bit.
+
+As domainbed/model_selection.py at b93c22a has them: what is reported is the accuracy on the
+target's in-split, and of choices with equal validation accuracy the one with the highest
+hparams_seed counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.records import Run
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class Test:
+    """The runs with one target left out in one trial, by choice of hyperparameters.
+
+    ``pairs``: choice -> the other environment left out -> run.
+    """
+
+    dataset: str
+    algorithm: str
+    target: int
+    trial: int
+    singles: dict[int, Run] = field(default_factory=dict)
+    pairs: dict[int, dict[int, Run]] = field(default_factory=dict)
+
+
+class Outcome(NamedTuple):
+    """What one choice of hyperparameters comes to; accuracies in [0, 1]."""
+
+    choice: int
+    step: float
+    validation: float
+    accuracy: float
+    runs: Sequence[Run]
+
+
+class Selected(NamedTuple):
+    """The accuracy that counts for one (data set, algorithm, target, trial)."""
+
+    dataset: str
+    algorithm: str
+    target: int
+    trial: int
+    outcome: Outcome
+
+
+class Method(NamedTuple):
+    """A rule of selection: DomainBed's name for it, which jobs, the outcome of one choice."""
+
+    title: str
+    needs: str
+    outcome: Callable[[Test, int], Outcome | None]
+
+
+def tests(runs: Iterable[Run]) -> list[Test]:
+    """In the order of DomainBed's groups, on which the last bit of a mean depends."""
+    found: dict[tuple[Any, ...], Test] = {}
+    for run in runs:
+        for target in run.test_envs:
+            key = (run.trial, run.dataset, run.algorithm, target)
+            if (test := found.get(key)) is None:
+                test = found[key] = Test(run.dataset, run.algorithm, target, run.trial)
+            if len(run.test_envs) == 1:
+                test.singles[run.choice] = run
+            elif len(run.test_envs) == 2:
+                other = sum(run.test_envs) - target
+                test.pairs.setdefault(run.choice, {})[other] = run
+    return list(found.values())
+
+
+def ranked(test: Test, method: Method) -> list[Outcome]:
+    """The outcomes of all choices that have one, the best first."""
+    outcomes = [method.outcome(test, choice) for choice in sorted(test.singles)]
+    known = [outcome for outcome in outcomes if outcome is not None]
+    return sorted(known, key=lambda outcome: outcome.validation)[::-1]
+
+
+def select(runs: Iterable[Run], name: str) -> list[Selected]:
+    """What the method called ``name``, one of METHODS, selects from runs of one group."""
+    if name == IN_DOMAIN:
+        return _in_domain(runs)
+    method = METHODS[name]
+    return [
+        Selected(test.dataset, test.algorithm, test.target, test.trial, best[0])
+        for test in tests(runs)
+        if (best := ranked(test, method))
+    ]
+
+
+def accuracies(run: Run) -> tuple[Floats, Floats]:
+    """On in-splits and on out-splits: a row a checkpoint, a column an environment."""
+    table = np.frombuffer(run.accuracies).reshape(-1, 2, run.n_environments)
+    return table[:, 0], table[:, 1]
+
+
+def _training_domain(test: Test, choice: int) -> Outcome | None:
+    run = test.singles[choice]
+    _, outs = accuracies(run)
+    training = [i for i in range(run.n_environments) if i != test.target]
+    if not training:
+        return None
+    # A row in one piece is summed in numpy's order for a list, as DomainBed sums.
+    validation = np.ascontiguousarray(outs[:, training]).mean(axis=1)
+    best = _best(validation)
+    return _at(test, choice, best, validation[best], [run])
+
+
+def _oracle(test: Test, choice: int) -> Outcome | None:
+    run = test.singles[choice]
+    last = int(np.frombuffer(run.steps).argmax())
+    return _at(test, choice, last, accuracies(run)[1][last, test.target], [run])
+
+
+def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
+    run = test.singles[choice]
+    pairs = test.pairs.get(choice, {})
+    others = [i for i in range(run.n_environments) if i != test.target]
+    if not others or any(i not in pairs for i in others):
+        return None
+    runs = [run, *(pairs[i] for i in others)]
+    places = _common_places(runs)
+    left_out = np.stack(
+        [accuracies(pair)[0][at, i] for pair, at, i in zip(runs[1:], places[1:], others)], axis=1
+    )
+    if not len(left_out):
+        return None
+    validation = np.ascontiguousarray(left_out).sum(axis=1) / len(others)
+    best = _best(validation)
+    return _at(test, choice, int(places[0][best]), validation[best], runs)
+
+
+def _best(validation: Floats) -> int:
+    """The first of the highest; what is no number is not the highest, though numpy's argmax is."""
+    return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
+
+
+def _common_places(runs: Sequence[Run]) -> list[Sequence[int] | npt.NDArray[np.intp]]:
+    """For each run the rows of the steps that all have, in the order of the steps."""
+    first = runs[0].steps
+    if all(run.steps == first for run in runs):
+        order = np.argsort(np.frombuffer(first))
+        return [order] * len(runs)
+    rows = [{step: row for row, step in enumerate(run.steps)} for run in runs]
+    steps = sorted(set(rows[0]).intersection(*rows[1:]))
+    return [[row[step] for step in steps] for row in rows]
+
+
+def _at(
+    test: Test, choice: int, row: int, validation: float, runs: Sequence[Run]
+) -> Outcome | None:
+    """The outcome at one checkpoint; none if an accuracy that it needs is no number."""
+    accuracy = float(accuracies(runs[0])[0][row, test.target])
+    if np.isnan(accuracy) or np.isnan(validation):
+        return None
+    return Outcome(choice, runs[0].steps[row], float(validation), accuracy, runs)
+
+
+def _in_domain(runs: Iterable[Run]) -> list[Selected]:
+    """Of jobs that leave nothing out: accuracy on each out-split at the last step.
+
+    Of the choices in a trial the one with the highest sum of these counts, the first of equals; one
+    of which some are no numbers does not.
+    """
+    trials: dict[tuple[str, str, int], list[tuple[float, Run, int]]] = {}
+    for run in sorted(runs, key=lambda run: run.choice):
+        if not run.test_envs:
+            last = int(np.frombuffer(run.steps).argmax())
+            reached = sum(accuracies(run)[1][last].tolist())
+            if np.isnan(reached):
+                continue
+            trials.setdefault((run.dataset, run.algorithm, run.trial), []).append(
+                (reached, run, last)
+            )
+    result = []
+    for (dataset, algorithm, trial), choices in sorted(trials.items()):
+        reached, run, last = max(choices, key=lambda choice: choice[0])
+        for target, accuracy in enumerate(accuracies(run)[1][last].tolist()):
+            mean = reached / run.n_environments
+            outcome = Outcome(run.choice, run.steps[last], mean, accuracy, [run])
+            result.append(Selected(dataset, algorithm, target, trial, outcome))
+    return result
+
+
+_SINGLES = "jobs with one test environment"
+IN_DOMAIN = "in-domain"
+LEAVE_ONE_OUT = "leave-one-domain-out"
+ON_OTHERS = ("training-domain", LEAVE_ONE_OUT)  # they validate on the environments not left out
+METHODS = {
+    "training-domain": Method("training-domain validation set", _SINGLES, _training_domain),
+    LEAVE_ONE_OUT: Method(
+        "leave-one-domain-out cross-validation",
+        "jobs with one test environment, and all with two of which it is one",
+        _leave_one_domain_out,
+    ),
+    "oracle": Method("test-domain validation set (oracle)", _SINGLES, _oracle),
+    # The jobs that leave nothing out have no target to be told of.
+    IN_DOMAIN: Method(
+        "nothing left out, out-splits at the last step",
+        "jobs without a test environment (--test_envs with nothing behind it)",
+        lambda test, choice: None,
+    ),
+}
+
+
+def require_jobs(name: str, there: Sequence[str]) -> None:
+    """Raise CarftError unless the method called ``name`` is among those that there are jobs for."""
+    if name not in there:
+        raise CarftError(
+            f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}. It "
+            f"needs {METHODS[name].needs}"
+        )
+
+
+def require_selected(option: str, names: Sequence[str]) -> None:
+    """Raise CarftError if there are names: of methods that selected nothing."""
+    if names:
+        told = "; ".join(f"{name}, which needs {METHODS[name].needs}" for name in names)
+        raise CarftError(
+            f"{option}: nothing was selected by {told}. The tables of carft collect say what is "
+            "missing"
+        )

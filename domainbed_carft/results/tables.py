@@ -1,0 +1,205 @@
+"""Means over trials, their errors, and the tables that they stand in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from domainbed_carft.jobs.planned import Planned
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.results import frames, selection, settings
+from domainbed_carft.results import labels as environments
+from domainbed_carft.results.gaps import Gaps
+from domainbed_carft.results.settings import Group
+
+_UNDECLARED = "-: no job was declared for it; Avg is over the other cells."
+_NO_TRIAL: pd.Series[float] = pd.Series(dtype=float)
+
+
+class Cell(NamedTuple):
+    """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
+
+    ``trials``: trial -> accuracy in percent. Mean and error are None where there is no trial.
+    ``undeclared``: environments that are no part of it, as the sweep declares no job for them.
+    """
+
+    mean: float | None
+    error: float | None
+    n: int
+    missing: tuple[str, ...] = ()
+    trials: Mapping[int, float] = {}
+    undeclared: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is meant to have a value."""
+        return self.mean is not None or bool(self.missing) or not self.undeclared
+
+
+class Row(NamedTuple):
+    """An algorithm's cells, and their mean; None where a cell has none.
+
+    ``mixed``: in what the data sets differ that the mean is over, "" in nothing.
+    """
+
+    algorithm: str
+    cells: Sequence[Cell]
+    average: float | None
+    mixed: str = ""
+
+
+class Table(NamedTuple):
+    """One data set's, or that of all data sets' averages, by one method, of one group.
+
+    The averages' ``columns`` are the data sets, and their ``dataset`` is only what to call them: a
+    data set may have that name, too.
+    """
+
+    setting: str
+    method: str
+    dataset: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    notes: Sequence[str]
+    averages: bool = False
+
+    @property
+    def title(self) -> str:
+        """Data set, method of selection, and what sets the group apart."""
+        parts = [self.dataset, selection.METHODS[self.method].title, self.setting]
+        return "; ".join(part for part in parts if part)
+
+    @property
+    def incomplete(self) -> int:
+        """How many cells lack something."""
+        return sum(bool(cell.missing) for row in self.rows for cell in row.cells)
+
+    @property
+    def size(self) -> int:
+        """How many cells are meant to have a value."""
+        return sum(cell.counts for row in self.rows for cell in row.cells)
+
+
+def mean_and_error(accuracies: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """In percent of accuracies in [0, 1], as DomainBed's collect_results has them, to the last bit.
+
+    The error is the standard deviation with divisor n (numpy's ddof 0) over the root of n.
+    """
+    if not accuracies.size:
+        return None, None
+    # Divided before, not after: the last bit decides how a half is rounded.
+    shares = accuracies / accuracies.size**0.5
+    return 100 * accuracies.mean(), 100 * shares.std()
+
+
+def build(group: Group, methods: Sequence[str]) -> list[Table]:
+    """All tables of one group."""
+    gaps = Gaps(group.runs, group.planned)
+    labels = environments.labels(group.runs, group.planned)
+    mixed = settings.mixed(run for run in group.runs if run.test_envs)
+    result = []
+    for method in methods:
+        left_out = method != selection.IN_DOMAIN
+        jobs = itertools.chain[Run | Planned](group.runs, group.planned)
+        own = [job for job in jobs if bool(job.test_envs) == left_out]
+        names = {job.dataset for job in own}
+        algorithms = environments.algorithms(job.algorithm for job in own)
+        frame = frames.selected(group.runs, method)
+        cells = {key: _by_trial(rows) for key, rows in frame.groupby(frames.CELL, sort=False)}
+        tables = [
+            _of_dataset(group, method, name, labels[name], algorithms, cells, gaps)
+            for name in labels
+            if name in names
+        ]
+        if left_out and tables:
+            tables.append(_averages(group, method, tables, algorithms, frame, mixed))
+        result += tables
+    return result
+
+
+def _by_trial(rows: pd.DataFrame) -> pd.Series[float]:
+    return rows.set_index("trial")["accuracy"]
+
+
+def _of_dataset(
+    group: Group, method: str, dataset: str, labels: Sequence[str],
+    algorithms: Sequence[str], selected: Mapping[Any, pd.Series[float]], gaps: Gaps,
+) -> Table:  # fmt: skip
+    choices = gaps.choices(dataset, method)
+    rows = []
+    for algorithm in algorithms:
+        cells = []
+        for target, label in enumerate(labels):
+            if not gaps.is_asked_for(dataset, algorithm, target, method):
+                cells.append(Cell(None, None, 0, undeclared=(label,)))
+            elif algorithm in choices:
+                accuracies = selected.get((algorithm, dataset, target), _NO_TRIAL)
+                lacks = gaps.of(dataset, algorithm, target, method, len(labels))
+                cells.append(_cell(accuracies, lacks))
+            else:
+                cells.append(_cell(_NO_TRIAL, ["no job of the algorithm on this data set"]))
+        rows.append(Row(algorithm, cells, _average(cells)))
+    notes = [_UNDECLARED] if not all(cell.counts for row in rows for cell in row.cells) else []
+    if len(set(choices.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in sorted(choices.items()))
+        notes.append(f"Hyperparameters were chosen among different numbers of draws: {told}.")
+    return Table(group.title, method, dataset, [*labels], rows, notes)
+
+
+def _averages(
+    group: Group, method: str, tables: Sequence[Table], algorithms: Sequence[str],
+    selected: pd.DataFrame, mixed: Mapping[str, str],
+) -> Table:  # fmt: skip
+    """Over each trial's mean over targets, as far as it has them."""
+    keys = ["algorithm", "dataset", "trial"]
+    # Not pandas' own mean, which sums in another order than numpy, and so than DomainBed.
+    means = selected.groupby(keys)["accuracy"].agg(lambda values: np.mean(values.to_numpy()))
+    reached = {key: rows.droplevel([0, 1]) for key, rows in means.groupby(keys[:2])}
+    rows = []
+    notes: dict[str, None] = {}
+    for algorithm in algorithms:
+        cells = []
+        for table in tables:
+            cell = _average_cell(
+                table, algorithm, reached.get((algorithm, table.dataset), _NO_TRIAL)
+            )
+            if not cell.counts:
+                notes[_UNDECLARED] = None
+            elif cell.undeclared:
+                without = ", ".join(cell.undeclared)
+                notes[f"{algorithm} on {table.dataset}: without {without}, not declared."] = None
+            cells.append(cell)
+        rows.append(Row(algorithm, cells, _average(cells), mixed.get(algorithm, "")))
+    columns = [table.dataset for table in tables]
+    return Table(group.title, method, "Averages", columns, rows, [*notes], averages=True)
+
+
+def _average_cell(table: Table, algorithm: str, accuracies: pd.Series[float]) -> Cell:
+    (row,) = (row for row in table.rows if row.algorithm == algorithm)
+    by_label = list(zip(table.columns, row.cells, strict=True))
+    undeclared = tuple(label for label, cell in by_label if not cell.counts)
+    if len(undeclared) == len(by_label):
+        return Cell(None, None, 0, undeclared=undeclared)
+    lacking = [label for label, cell in by_label if cell.missing]
+    missing = [f"incomplete in {table.dataset}: {', '.join(lacking)}"] if lacking else []
+    return _cell(accuracies, missing)._replace(undeclared=undeclared)
+
+
+def _cell(accuracies: pd.Series[float], missing: Sequence[str]) -> Cell:
+    """Of accuracies in [0, 1] by trial."""
+    mean, error = mean_and_error(accuracies.to_numpy())
+    if mean is None and not missing:
+        missing = ["no accuracy on this environment was recorded"]
+    percent = dict(zip(accuracies.index, (100 * accuracies).to_list(), strict=True))
+    return Cell(mean, error, len(accuracies), tuple(missing), percent)
+
+
+def _average(cells: Sequence[Cell]) -> float | None:
+    counting = [cell for cell in cells if cell.counts]
+    means = [cell.mean for cell in counting if cell.mean is not None]
+    return sum(means) / len(means) if means and len(means) == len(counting) else None

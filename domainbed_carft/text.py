@@ -1,0 +1,116 @@
+"""Words and figures for people: counts, durations, tables, near misses, foreign text made safe."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
+
+# Control characters, what else ends a line, turns its direction or has no width, and halves of
+# characters, which is also what Python makes of a file's name that is not UTF-8.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
+    "\ud800-\udfff]"
+)
+
+
+def shown(text: str) -> str:
+    r"""``text`` from a file or a folder, safe to print: a newline becomes ``\n``, and so on."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def inflected(count: int, one: str, many: str = "") -> str:
+    """``one`` after a count of 1, else ``many``, which is ``one`` with an s if it is left out."""
+    return one if count == 1 else many or f"{one}s"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """The number and what it counts: 1 job, 3,840 jobs."""
+    return f"{count:,} {inflected(count, one, many)}"
+
+
+def duration(seconds: float) -> str:
+    """``3 d 4 h``, ``4 h 5 min``, ``5:06``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes}:{rest:02}"
+
+
+def size_of(count: float) -> str:
+    """Bytes as ``12 MB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def limited(lines: Sequence[str], most: int = 20) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"  ... and {more:,} more"] if more > 0 else [])]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table, figures to the right; columns without any entry are left out."""
+    from tabulate import tabulate
+
+    kept = [i for i in range(len(head)) if any(row[i] not in ("", "-", "?") for row in rows)]
+    body = [[shown(row[i]) for i in kept] for row in rows]
+    aligned = [
+        "right" if all(row[n][:1].isdigit() or row[n] in ("", "-", "?") for row in body) else "left"
+        for n in range(len(kept))
+    ]
+    lines = tabulate(
+        body, [head[i] for i in kept], "plain", colalign=aligned, disable_numparse=True
+    )
+    return "\n".join(line.rstrip() for line in lines.splitlines())
+
+
+def nearest(name: str, valid: Iterable[str]) -> list[str]:
+    """The names, at most three, that ``name`` may have been meant for; upper or lower case."""
+    folded = {candidate.casefold(): candidate for candidate in valid}
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.5)
+    return [folded[match] for match in close]
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Say that no ``kind`` is called ``name``: the nearest valid names, then all."""
+    names = list(valid)
+    close = nearest(name, names)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    listed = ", ".join(repr(one) if "," in one else one for one in names)
+    return f"no {kind} is called {name!r}; {meant}Valid: {listed}"
+
+
+def confirm(yes: bool) -> None:
+    """Ask on a terminal, unless told not to; leave the program where the answer is no."""
+    if yes or sys.stdin is None or not sys.stdin.isatty():
+        return
+    if not input("Go on? (y/n) ").strip().lower().startswith("y"):
+        print("Nothing was done.")
+        raise SystemExit(0)
+
+
+def templates(autoescape: bool) -> jinja2.Environment:
+    """The templates in ``assets``: an unknown name is an error, a block's line leaves none behind.
+
+    ``autoescape``: for HTML. Filters are the caller's to add before a template is read.
+    """
+    import jinja2  # for what is written by a template only: it takes a while to load
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("domainbed_carft", "assets"),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
