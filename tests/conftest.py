@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -12,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import warm
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
@@ -29,6 +29,32 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 # neither read nor written.
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
+
+# Under `make test` a group runs in one worker, one after another. A module is a group; these belong
+# together, or must not meet. Those of the first wait most of their time, so they start first and
+# run beside the others.
+GROUPS = {
+    "slurm": ("test_slurm", "test_sweep_slurm"),
+    "browser": ("test_report_browser",),
+    "disk": ("test_full_disk",),
+}
+# What is built once a worker, and takes long.
+GROUPS_BY_FIXTURE = {"wheel": "install", "sdist": "install", "trained": "runs", "pets": "runs"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    by_module = {module: group for group, modules in GROUPS.items() for module in modules}
+    group_of = {item.path: by_module.get(item.path.stem) for item in items}
+    for item in items:
+        for fixture in GROUPS_BY_FIXTURE.keys() & set(item.fixturenames):
+            group_of[item.path] = GROUPS_BY_FIXTURE[fixture]
+    for item in items:
+        group = group_of[item.path] or str(item.path.relative_to(REPO))
+        item.add_marker(pytest.mark.xdist_group(group))
+    early = ["runs", "install", "slurm"]
+    items.sort(key=lambda item: -early.index(g) if (g := group_of[item.path]) in early else 1)
+
 
 TINY_SHAPE = dict(
     embed_dim=128,
@@ -54,6 +80,16 @@ def random_clip(seed=0, **shape):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CLIP(**shape).eval()
+
+
+@pytest.fixture(autouse=True)
+def _no_facts_of_the_test_before() -> None:
+    """What a command asks once in its life is forgotten, since here many share a process."""
+    host = sys.modules.get("domainbed_carft.sweep.host")
+    if host:
+        host._FACTS.clear()
+        for asked in (host.known_hparams, host.data_problems, host.module):
+            asked.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +146,7 @@ def trained(tmp_path_factory) -> Path:
     arguments = ["--algorithm", "CARFT", "--dataset", "EmojiStyles", "--test_envs", "0"]
     arguments += ["--steps", "4", "--checkpoint_freq", "2", "--seed", "3", "--workers", "0"]
     arguments += ["--uda_holdout_fraction", "0.25", "--hparams", json.dumps(hparams)]
-    done = subprocess.run(
-        [sys.executable, "-m", "domainbed.scripts.train", *arguments, "--output_dir", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.run("-m", "domainbed.scripts.train", *arguments, "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from sweep_jobs import missing_slurm, wait_until
 
 from domainbed_carft.job_folder import JobFolder
@@ -21,8 +21,7 @@ FLAGS += ["--launcher", "slurm", "--time", "10", "--signal_seconds", "30"]
 
 
 def carft(*arguments):
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
 
 
 def look(out):
@@ -120,8 +119,8 @@ def assert_as_undisturbed(folder, alone):
     assert "Goes on after step" in (folder / "out.txt").read_text()
     arguments = json.loads((folder / "job.json").read_text())["train_args"]
     flags = [word for name, value in arguments.items() for word in flag(name, value)]
-    command = [sys.executable, "-m", "domainbed.scripts.train", *flags, "--output_dir", str(alone)]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    done = warm.run("-m", "domainbed.scripts.train", *flags, "--output_dir", alone)
+    assert done.returncode == 0, done.stderr
     assert records(folder) == records(alone)
     weights = [
         torch.load(f / "model.pkl", weights_only=True)["model_dict"] for f in (folder, alone)

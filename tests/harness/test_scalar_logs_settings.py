@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import warm
 from domainbed import command_launchers
 from domainbed.lib import optional_library, scalar_logs, tensorboard_log
 from domainbed.scripts import sweep, train
@@ -32,13 +33,8 @@ def test_neither_library_is_loaded_unless_asked_for(tmp_path):
         "import sys; from domainbed.scripts import train, sweep; train.main(sys.argv[1:]); "
         "print({'tensorboard', 'wandb'} & set(sys.modules))"
     )
-    path = [str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments(tmp_path, log=())],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True,
-        text=True,
-    )
+    env = {**os.environ, "PYTHONPATH": str(PLUGIN)}
+    done = warm.run("-c", code, *arguments(tmp_path, log=()), env=env)
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
