@@ -28,7 +28,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS)
 
 # On what old checkouts have: `make OLDEST=/path/to/python3.10 test-oldest`.
 test-oldest: $(OLDEST_VENV)/.installed-test
@@ -77,11 +77,7 @@ $(VENV)/.installed-test: $(VENV)/.created $(DECLARATIONS)
 	$(BIN)/python -m pip install --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-# On what old checkouts have: `make OLDEST=/path/to/python3.10 test-oldest`.
-test-oldest: $(OLDEST_VENV)/.installed-test
-	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS) $(OLDEST_TESTS)
-
-lint: $(VENV)/.created $(DECLARATIONS)
+$(VENV)/.installed-lint: $(VENV)/.created $(DECLARATIONS)
 	$(BIN)/python -m pip install --editable '.[lint]'
 	@touch $@ $(VENV)/.installed
 

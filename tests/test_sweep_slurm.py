@@ -58,11 +58,22 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
 
 
-def test_the_demo_with_a_job_requeued_on_the_way(tmp_path):
-    """All 16 jobs; the one that SLURM starts again ends as if nothing had happened, to the bit."""
+FOUR = """
+name: four
+datasets: [EmojiStyles]
+algorithms: [CLIPZeroShot, CARFT]
+trials: 1
+steps: 101
+test_environments: [line, noto]
+"""
+
+
+def test_a_job_that_is_requeued_ends_as_if_nothing_had_happened(tmp_path):
+    """To the bit."""
     out = tmp_path / "out"
+    (tmp_path / "four.yaml").write_text(FOUR)
     launched = carft(
-        *("launch", "demo", "--output_dir", out),
+        *("launch", tmp_path / "four.yaml", "--output_dir", out),
         *("--launcher", "slurm", "--time", 10, "--signal_seconds", 30),
     )
     assert launched.returncode == 0, launched.stderr
@@ -77,11 +88,12 @@ def test_the_demo_with_a_job_requeued_on_the_way(tmp_path):
     wait_for((folder / "attempts.jsonl").exists)
     time.sleep(6)  # sooner, the node would not take it again
     start_now(job)
-    wait_for(lambda: look(out)["counts"]["done"] == 16, 900)
+    wait_for(lambda: look(out)["counts"]["done"] == 4, 600)
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
     assert_as_undisturbed(folder, tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_job_whose_node_died_ends_as_if_nothing_had_happened(tmp_path):
     """SLURM starts it again on another; here it is the same one, once it is up again."""
     out = tmp_path / "out"

@@ -19,14 +19,17 @@ from .logged_runs import (
     arguments,
     assert_on_tensorboard,
     assert_on_wandb,
+    ended,
+    forked,
     killing,
     needs_wandb,
     recorded,
+    run,
     run_id,
     sync,
 )
 from .test_full_disk import mounted
-from .test_resume import ended, forked, run, wait_until
+from .test_resume import wait_until
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
 

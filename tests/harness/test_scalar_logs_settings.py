@@ -15,8 +15,7 @@ from domainbed.scripts import sweep, train
 
 from . import logged_runs, wandb_server
 from .conftest import PLUGIN
-from .logged_runs import arguments, assert_on_tensorboard, needs_wandb
-from .test_resume import run
+from .logged_runs import arguments, assert_on_tensorboard, needs_wandb, run
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
 
