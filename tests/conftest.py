@@ -30,30 +30,35 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 
-# Under `make test` a group runs in one worker, one after another. A module is a group; these belong
-# together, or must not meet. Those of the first wait most of their time, so they start first and
-# run beside the others.
+# Under `make test` the tests of a group run in one worker, one after another. A module is a group,
+# but modules that are named here belong together, and those that ask for one of these fixtures,
+# which are built once a worker. Groups start in this order: SLURM's mostly wait, and run beside the
+# others; then those that take longest.
 GROUPS = {
-    "slurm": ("test_slurm", "test_sweep_slurm"),
-    "browser": ("test_report_browser",),
-    "disk": ("test_full_disk",),
+    "slurm": {"test_slurm", "test_sweep_slurm"},
+    "install": {"sdist", "wheel"},
+    "kills": {"test_resume"},
+    "pets": {"pets"},
+    "trained": {"trained"},
+    "browser": {"test_report_browser"},
+    "disk": {"test_full_disk"},
 }
-# What is built once a worker, and takes long.
-GROUPS_BY_FIXTURE = {"wheel": "install", "sdist": "install", "trained": "runs", "pets": "runs"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    by_module = {module: group for group, modules in GROUPS.items() for module in modules}
-    group_of = {item.path: by_module.get(item.path.stem) for item in items}
+    asked: dict[Path, set[str]] = {}
     for item in items:
-        for fixture in GROUPS_BY_FIXTURE.keys() & set(item.fixturenames):
-            group_of[item.path] = GROUPS_BY_FIXTURE[fixture]
+        asked.setdefault(item.path, {item.path.stem}).update(item.fixturenames)
+    order = [*GROUPS, ""]
+
+    def group_of(item: pytest.Function) -> str:
+        return next((name for name in GROUPS if GROUPS[name] & asked[item.path]), "")
+
     for item in items:
-        group = group_of[item.path] or str(item.path.relative_to(REPO))
-        item.add_marker(pytest.mark.xdist_group(group))
-    early = ["runs", "install", "slurm"]
-    items.sort(key=lambda item: -early.index(g) if (g := group_of[item.path]) in early else 1)
+        name = group_of(item) or str(item.path.relative_to(REPO))
+        item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: order.index(group_of(item)))
 
 
 TINY_SHAPE = dict(

@@ -1,12 +1,13 @@
 """`carft export`: what it writes, as clip and open_clip themselves read it."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import warm
 from conftest import TINY_SHAPE, random_clip
 from export_jobs import blocks, debug, exact, exported
 from torch.nn.functional import cosine_similarity, normalize
@@ -65,7 +66,10 @@ def test_what_the_card_shows_gives_the_predictions_of_the_run(
     (tmp_path / "picture.png").write_bytes(Path(pictures[0]).read_bytes())
     by_clip, by_open_clip, classify = blocks(files.readme.read_text(encoding="utf-8"))
     code = (by_clip if library == "clip" else by_open_clip) + classify + AFTERWARDS
-    done = warm.run("-c", code, "logits", *pictures, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, "logits", *pictures],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == run.classes[int(expected[0].argmax())]
     logits = torch.load(tmp_path / "logits", weights_only=True)

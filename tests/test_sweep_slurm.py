@@ -89,6 +89,7 @@ def test_a_job_that_is_requeued_ends_as_if_nothing_had_happened(tmp_path):
     time.sleep(6)  # sooner, the node would not take it again
     start_now(job)
     wait_for(lambda: look(out)["counts"]["done"] == 4, 600)
+    wait_for(lambda: len(JobFolder(folder).attempts()) == 2)  # it is done a little earlier
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
     assert_as_undisturbed(folder, tmp_path / "alone")
 

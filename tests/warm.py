@@ -42,14 +42,14 @@ class Process:
 
     poll = returncode.fget
 
-    def wait(self, timeout: float | None = 120) -> int:
+    def wait(self, timeout: float | None = 300) -> int:
         self._process.join(timeout)
         status = self.returncode
         if status is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return status
 
-    def communicate(self, timeout: float | None = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float | None = 300) -> tuple[str, str]:
         """Wait for its end; the rest of what it printed."""
         self.wait(timeout)
         with self.stdout, self.stderr:
@@ -110,6 +110,8 @@ def _child(words: list[str], env: dict[str, str], stdout: int, stderr: int, cwd:
     for number, descriptor in ((1, stdout), (2, stderr)):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from . import fakes
 
-STEPS = 60
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def undisturbed(pictures, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
     assert run(carft(pictures, folder)) == 0
     records = outcome(folder)[0]
-    assert len(records) == 21 and records[-1]["loss_kl"] > 0
+    assert len(records) == 11 and records[-1]["loss_kl"] > 0
     return folder
 
 
@@ -175,7 +175,7 @@ def test_a_signal_to_the_whole_group_reaches_the_loaders_processes_too(
     """SLURM signals all processes of a job."""
     arguments = carft(pictures, tmp_path / "run", "--workers", "2")
     said = tmp_path / "run" / "out.txt"
-    for times, moment in ((1, 1.0), (2, 0.0)):
+    for times, moment in ((1, 0.3), (2, 0.0)):
         process = start(arguments)
         wait_until(lambda n=times: said.exists() and said.read_text().count("Workers: 2") == n)
         time.sleep(moment)
@@ -186,7 +186,7 @@ def test_a_signal_to_the_whole_group_reaches_the_loaders_processes_too(
 
 
 def wait_until(condition) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < until, "it did not come true"
         time.sleep(0.01)
