@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 # One more than the cores that the smallest machine has: what SLURM is tested with mostly waits.
 # tests/conftest.py says what stays together, and in which order.
 WORKERS ?= 3
-PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What meets torch and the interpreter most, for `make test-oldest`.
 OLDEST := python3.10
@@ -32,7 +32,7 @@ test-slow: $(VENV)/.installed-test
 
 # On what old checkouts have: `make OLDEST=/path/to/python3.10 test-oldest`.
 test-oldest: $(OLDEST_VENV)/.installed-test
-	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS) $(OLDEST_TESTS)
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(OLDEST_TESTS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

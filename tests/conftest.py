@@ -30,35 +30,42 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 
-# Under `make test` the tests of a group run in one worker, one after another. A module is a group,
-# but modules that are named here belong together, and those that ask for one of these fixtures,
-# which are built once a worker. Groups start in this order: SLURM's mostly wait, and run beside the
-# others; then those that take longest.
-GROUPS = {
-    "slurm": {"test_slurm", "test_sweep_slurm"},
-    "install": {"sdist", "wheel"},
-    "kills": {"test_resume"},
-    "pets": {"pets"},
-    "trained": {"trained"},
-    "browser": {"test_report_browser"},
-    "disk": {"test_full_disk"},
-}
+# Under `make test` a module runs in one worker, and so do those that stand together here: users of
+# one SLURM, or of session fixtures that are built once a worker. They start first, in this order:
+# SLURM's mostly wait, and run beside the others.
+GROUPS = (
+    ("test_slurm", "test_sweep_slurm"),
+    ("test_checkouts", "test_packaging"),  # sdist and wheel
+    ("test_resume",),  # alone, but long
+    ("test_runs_data", "test_runs_evaluate", "test_runs_predict", "test_runs_wise_ft"),  # pets
+    (
+        "test_runs_card", "test_runs_export", "test_runs_export_refused", "test_runs_saved",
+        "test_sweep_estimate",
+    ),  # trained
+)  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    asked: dict[Path, set[str]] = {}
-    for item in items:
-        asked.setdefault(item.path, {item.path.stem}).update(item.fixturenames)
-    order = [*GROUPS, ""]
+def _group(module: str) -> int:
+    """Its number; those of all other modules are the last."""
+    return next((n for n, group in enumerate(GROUPS) if module in group), len(GROUPS))
 
-    def group_of(item: pytest.Function) -> str:
-        return next((name for name in GROUPS if GROUPS[name] & asked[item.path]), "")
 
-    for item in items:
-        name = group_of(item) or str(item.path.relative_to(REPO))
-        item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: order.index(group_of(item)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _group(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Schedule by our groups. (xdist 3.8's own, --dist loadgroup, has none with pytest 9.2.)"""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByGroup(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            number = _group(Path(file).stem)
+            return f"group {number}" if number < len(GROUPS) else file
+
+    return ByGroup(config, log)
 
 
 TINY_SHAPE = dict(
