@@ -1,10 +1,8 @@
 """What `carft export` refuses: other originals, places and values that cannot be written."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+import warm
 from conftest import TINY_SHAPE, random_clip
 from export_jobs import debug, exported
 
@@ -135,9 +133,8 @@ def test_a_disk_that_is_full(files, trained, tmp_path):
         "import resource, sys; from domainbed_carft import cli; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); sys.exit(cli.main())"
     )
-    weights = str(tmp_path / files.weights.name)
-    command = [sys.executable, "-W", "ignore", "-c", code, "export", str(trained), "-o", weights]
-    done = subprocess.run([*command, "--force"], capture_output=True, text=True)
+    weights = tmp_path / files.weights.name
+    done = warm.run("-c", code, "export", trained, "-o", weights, "--force")
     assert done.returncode == 1, done.stderr
     assert "File too large; nothing was overwritten" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,13 +4,12 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import random_clip
 from PIL import Image
 from runs_jobs import accuracies, records
@@ -246,11 +245,8 @@ def test_only_its_own_files_are_replaced(pets, mixed, tmp_path, capsys):
 
 
 def test_as_a_command(pets, tmp_path):
-    command = [sys.executable, "-m", "domainbed_carft", "wise-ft", str(pets / "CARFT")]
-    done = subprocess.run(
-        [*command, "--alphas", "0", "1", "--save", "1", "-o", "out"], cwd=tmp_path,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["-m", "domainbed_carft", "wise-ft", pets / "CARFT"]
+    done = warm.run(*command, "--alphas", "0", "1", "--save", "1", "-o", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     found = results(tmp_path / "out")
     for alpha in (0.0, 1.0):

@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
+import warm
 from sweep_jobs import wait_until
 
 from domainbed_carft import cli
@@ -29,14 +28,12 @@ ENDLESS += ["--single_test_envs", "--data_dir", "/data"]
 QUICK = [*ENDLESS, "--steps", "2", "--hparams", '{"batch_size": 4}']
 
 
-def carft(*arguments, **keywords):
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **keywords)
+def carft(*arguments):
+    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
 
 
-def domainbed(*arguments, **keywords):
-    command = [sys.executable, "-m", "domainbed.scripts.sweep", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **keywords)
+def domainbed(*arguments):
+    return warm.run("-m", "domainbed.scripts.sweep", *arguments)
 
 
 def written(folder):
@@ -112,10 +109,8 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert dry.stdout.count("Dummy launcher: python -m domainbed.scripts.train") == 3
 
 
-def start(*arguments, **keywords):
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **keywords)
+def start(*arguments):
+    return warm.start("-m", "domainbed_carft", "sweep", *arguments)
 
 
 def wait_for(condition, seconds=120):
