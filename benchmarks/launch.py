@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import launchers, sweep
+from domainbed_carft import launchers, machine, sweep
 from domainbed_carft.launchers import slurm
 
 JOB = "import os, sys; os.close(os.open(sys.argv[2] + '/done', os.O_CREAT))"
@@ -145,7 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # An OMP_NUM_THREADS of the caller's would keep the launchers from sharing out the cores.
     os.environ.pop("OMP_NUM_THREADS", None)
-    print(f"{platform.machine()}, {launchers.cores()} cores, Python {platform.python_version()}")
+    print(f"{platform.machine()}, {machine.cores()} cores, Python {platform.python_version()}")
     if arguments.demo:
         demos(arguments.rounds, arguments.steps)
     else:

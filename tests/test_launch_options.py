@@ -40,9 +40,9 @@ def test_an_unknown_launcher_is_told_with_those_there_are():
 
 
 def test_options_are_checked_however_they_are_made():
-    with pytest.raises(CarftError, match=r"jobs = 0: .*; memory_gb = 'lots'"):
-        PoolOptions(jobs=0, memory_gb="lots")
-    assert PoolOptions(jobs="3", memory_gb="1.5") == PoolOptions(jobs=3, memory_gb=1.5)
+    with pytest.raises(CarftError, match=r"jobs = 0: .*; jobs_per_gpu = 'lots'"):
+        PoolOptions(jobs=0, jobs_per_gpu="lots")
+    assert PoolOptions(jobs="3") == PoolOptions(jobs=3)
     with pytest.raises(CarftError, match=r"signal_seconds = 120 is too long .* more than 150 s"):
         launchers.make("slurm", {"time": 2})
     with pytest.raises(CarftError, match="signal_seconds = 30 is too long"):
@@ -127,11 +127,11 @@ def test_arrays_of_several_folders_wait_for_one_another(tmp_path, monkeypatch):
 
 
 def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch):
-    (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, memory_gb: 2}\nslurm:\n")
-    assert launchers.make("pool").options == PoolOptions(jobs=3, memory_gb=2)
+    (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, jobs_per_gpu: 2}\nslurm:\n")
+    assert launchers.make("pool").options == PoolOptions(jobs=3, jobs_per_gpu=2)
     # A flag wins; one that is not set does not.
-    chosen = launchers.make("pool", {"jobs": 5, "memory_gb": None}).options
-    assert chosen == PoolOptions(jobs=5, memory_gb=2)
+    chosen = launchers.make("pool", {"jobs": 5, "jobs_per_gpu": None}).options
+    assert chosen == PoolOptions(jobs=5, jobs_per_gpu=2)
     (tmp_path / "launchers.yaml").write_text("slurm: {signal_seconds: 30}")
     assert launchers.make("slurm", {"time": 2}).options.time == 2  # would be too short otherwise
     other = tmp_path / "a cluster's.yaml"
@@ -169,10 +169,9 @@ def test_a_file_that_is_not_there_is_told_by_name(tmp_path, monkeypatch):
         launchers.make("pool")
 
 
-def test_the_pool_is_as_wide_as_cores_gpus_and_memory_allow(monkeypatch):
+def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(machine, "cores", lambda: 6)
-    monkeypatch.setattr(machine, "available_memory", lambda: 10 * 2**30)
 
     def width(gpus, in_all=100, **options):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
@@ -184,8 +183,6 @@ def test_the_pool_is_as_wide_as_cores_gpus_and_memory_allow(monkeypatch):
     assert width("0,1", jobs=4) == 4
     assert width("0,1", jobs_per_gpu=3) == 6
     assert width("0,1", jobs=4, jobs_per_gpu=1) == 2
-    assert width("", memory_gb=4) == 2
-    assert width("", memory_gb=40) == 1  # and not none
     with pytest.raises(CarftError, match="jobs_per_gpu = 2, but there is no GPU"):
         width("", jobs_per_gpu=2)
 
@@ -196,7 +193,7 @@ def test_the_cores_are_those_this_process_may_use():
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert launchers.cores() == 1
+        assert machine.cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
 
@@ -206,34 +203,16 @@ def write(root, path, text):
     (root / path).write_text(text)
 
 
-def test_quotas_and_limits_of_cgroups_version_2(tmp_path):
+def test_quotas_and_limits_of_cgroups(tmp_path):
+    """Of the process's own group and those around it; version 2, as current systems have it."""
+    all_cores, all_memory = machine.cores(tmp_path), machine.memory(tmp_path)
     write(tmp_path, "proc/self/cgroup", "0::/a/b\n")
-    assert machine.cpu_quota(tmp_path) is None
     write(tmp_path, "sys/fs/cgroup/a/b/cpu.max", "max 100000\n")
-    write(tmp_path, "sys/fs/cgroup/a/cpu.max", "250000 100000\n")
-    assert machine.cpu_quota(tmp_path) == 2.5
-    write(tmp_path, "proc/meminfo", "MemTotal: 99 kB\nMemAvailable:   50 kB\n")
-    assert machine.available_memory(tmp_path) == 50 * 1024
-    write(tmp_path, "sys/fs/cgroup/a/memory.max", "30000\n")
-    write(tmp_path, "sys/fs/cgroup/a/memory.current", "10000\n")
     write(tmp_path, "sys/fs/cgroup/a/b/memory.max", "max\n")
-    write(tmp_path, "sys/fs/cgroup/a/b/memory.current", "9000\n")
-    assert machine.available_memory(tmp_path) == 20000
-
-
-def test_quotas_and_limits_of_cgroups_version_1(tmp_path):
-    write(tmp_path, "proc/self/cgroup", "3:cpu,cpuacct:/x\n4:memory:/x\n1:name=systemd:/y\n")
-    assert machine.available_memory(tmp_path) is None
-    write(tmp_path, "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "-1\n")
-    write(tmp_path, "sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n")
-    assert machine.cpu_quota(tmp_path) is None
-    write(tmp_path, "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "150000\n")
-    write(tmp_path, "sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n")
-    assert machine.cpu_quota(tmp_path) == 1.5
-    write(tmp_path, "proc/meminfo", "MemAvailable:   50 kB\n")
-    write(tmp_path, "sys/fs/cgroup/memory/x/memory.limit_in_bytes", f"{2**63 - 4096}\n")
-    write(tmp_path, "sys/fs/cgroup/memory/x/memory.usage_in_bytes", "7\n")
-    assert machine.available_memory(tmp_path) == 50 * 1024
+    assert machine.cores(tmp_path) == all_cores and machine.memory(tmp_path) == all_memory
+    write(tmp_path, "sys/fs/cgroup/a/cpu.max", "50000 100000\n")
+    write(tmp_path, "sys/fs/cgroup/a/memory.max", "30000\n")
+    assert machine.cores(tmp_path) == 1 and machine.memory(tmp_path) == 30000
 
 
 def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from domainbed.command_launchers import REGISTRY
 from sweep_jobs import command, commands, events, launch, most_at_once, story, wait_until
 
-from domainbed_carft import launchers
+from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import Attempt, JobFolder
 
@@ -154,7 +154,7 @@ def test_a_job_that_always_asks_to_start_again_is_left_for_now(tmp_path):
 def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(launchers.machine, "cores", lambda: 7)
+    monkeypatch.setattr(machine, "cores", lambda: 7)
     run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
     folders = [tmp_path / f"job{n:02}" for n in range(3)]
     for kind in ("threads", "cores"):

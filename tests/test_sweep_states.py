@@ -30,7 +30,7 @@ def sweep(tmp_path):
 HOLD = """
 import json, os, sys, time
 from pathlib import Path
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 folder, fields = JobFolder(sys.argv[1]), json.loads(sys.argv[2])
 with folder.claim() as lock:
     holder = {**folder.holder()._asdict(), **fields}
@@ -173,9 +173,9 @@ def test_a_folder_of_another_tool_is_unknown_until_it_is_done(sweep):
 LAUNCH = textwrap.dedent("""
     import json, sys
     from pathlib import Path
-    from domainbed_carft.launchers import record
-    from domainbed_carft.job_folder import JobFolder
-    with record.in_hand("pool", [JobFolder(sys.argv[1])]):
+    from domainbed_carft.launchers import launches
+    from domainbed_carft.jobs.folder import JobFolder
+    with launches.in_hand("pool", [JobFolder(sys.argv[1])]):
         print("held", flush=True)
         sys.stdin.read()
 """)

@@ -14,9 +14,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.launchers import local, options, pool, settings, slurm
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.launchers.protocol import FailedJob, Launcher
-from domainbed_carft.machine import cores
 
-__all__ = ["LAUNCHERS", "OPTIONS", "FailedJob", "Launcher", "cores", "make", "problems"]
+__all__ = ["LAUNCHERS", "OPTIONS", "FailedJob", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Any] = {
     "dummy": local.Dummy,

@@ -43,7 +43,6 @@ class PoolOptions(Options):
         jobs: jobs at a time; by default as many as the GPUs hold, or one a core where there are
             none.
         jobs_per_gpu: jobs at a time on each GPU.
-        memory_gb: what one job needs of the machine's memory, which may then allow fewer.
     """
 
     jobs: int | None = option(
@@ -51,9 +50,6 @@ class PoolOptions(Options):
     )
     jobs_per_gpu: int | None = option(
         values.whole(1), None, "jobs at a time on each GPU (default: 1)"
-    )
-    memory_gb: float | None = option(
-        values.gigabytes, None, "main memory that one job needs; fewer jobs run if it is short"
     )
 
 

@@ -1,4 +1,4 @@
-"""Several jobs at a time on this machine, its GPUs, memory and cores shared out among them."""
+"""Several jobs at a time on this machine, its GPUs and cores shared out among them."""
 
 from __future__ import annotations
 
@@ -55,11 +55,7 @@ class Pool:
         widths = [chosen.jobs] if chosen.jobs else []
         if chosen.jobs_per_gpu or (gpus and not widths):
             widths.append(gpus * (chosen.jobs_per_gpu or 1))
-        widths = widths or [machine.cores()]
-        memory = machine.available_memory() if chosen.memory_gb else None
-        if memory is not None and chosen.memory_gb:
-            widths.append(int(memory // (chosen.memory_gb * 2**30)))
-        return min(widths)
+        return min(widths or [machine.cores()])
 
 
 def _threads(jobs: int) -> dict[str, str]:
