@@ -11,8 +11,8 @@ from sweep_jobs import command, commands, events, launch, story, wait_until
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import shared_queue, slurm_commands, slurm_element
-from domainbed_carft.launchers.slurm_element import Element
+from domainbed_carft.launchers import pool, slurm
+from domainbed_carft.launchers.slurm import Element
 
 HOLD = """
 import os, sys, time
@@ -45,7 +45,7 @@ def hold():
 
 @pytest.mark.parametrize("name", ["local", "pool"])
 def test_a_held_job_comes_last_and_is_run_when_it_is_free(name, tmp_path, hold, capfd, monkeypatch):
-    monkeypatch.setattr(shared_queue, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(pool, "LOOK_EVERY", 0.2)
     process = hold(tmp_path / "job00", 2.5)
     jobs = commands(tmp_path, 3, seconds=0.1)
     assert launchers.make(name)(jobs) == []
@@ -59,7 +59,7 @@ def test_a_held_job_comes_last_and_is_run_when_it_is_free(name, tmp_path, hold, 
 
 
 def test_a_held_job_that_its_holder_finishes_is_done(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(shared_queue, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(pool, "LOOK_EVERY", 0.2)
     jobs = commands(tmp_path, 1, seconds=2)
     first = launch("local", jobs)
     wait_until(lambda: events(tmp_path / "job00"))
@@ -81,9 +81,9 @@ def test_ctrl_c_ends_the_waiting(tmp_path, hold):
 def element(tmp_path, monkeypatch):
     """In a SLURM job that nobody started; what SLURM is told is kept."""
     asked = []
-    monkeypatch.setattr(slurm_commands, "requeue", asked.append)
-    monkeypatch.setattr(slurm_element, "_OTHERS_SECONDS", 0.1)
-    monkeypatch.setattr(slurm_element, "_HELD_TURNS", 2)
+    monkeypatch.setattr(slurm, "requeue", asked.append)
+    monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "_HELD_TURNS", 2)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}

@@ -9,7 +9,7 @@ import pytest
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import settings, slurm, values
+from domainbed_carft.launchers import options, slurm
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm
@@ -18,7 +18,7 @@ from domainbed_carft.launchers.slurm import Slurm
 @pytest.fixture(autouse=True)
 def nothing_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(settings.VARIABLE, raising=False)
+    monkeypatch.delenv(options.VARIABLE, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
@@ -50,8 +50,8 @@ def test_options_are_checked_however_they_are_made():
 
 
 def test_each_option_has_a_help_text():
-    for options in launchers.OPTIONS.values():
-        for field in dataclasses.fields(options):
+    for one in launchers.OPTIONS.values():
+        for field in dataclasses.fields(one):
             assert field.metadata["help"] and callable(field.metadata["convert"])
 
 
@@ -61,20 +61,20 @@ def test_each_option_has_a_help_text():
      ("1-12", 2160), ("1-12:30", 2190), ("0-0:0:1", 1)],
 )  # fmt: skip
 def test_slurms_spellings_of_a_time(spelled, meant):
-    assert values.minutes(spelled) == meant
+    assert options.minutes(spelled) == meant
 
 
 @pytest.mark.parametrize("spelled", ["", "0", "1:2:3:4", "-5", "1-", "UNLIMITED", None, 1.5, True])
 def test_other_spellings_of_a_time_are_wrong(spelled):
     with pytest.raises(ValueError, match="expected minutes from 1"):
-        values.minutes(spelled)
+        options.minutes(spelled)
 
 
 def test_extra_parameters_are_a_mapping_or_texts():
     meant = {"constraint": "a100|h100", "mail_type": "END", "exclusive": True}
     texts = ["constraint=a100|h100", "--mail-type=END", "exclusive"]
-    assert values.parameters(texts) == meant
-    assert values.parameters({**meant, "exclusive": "true"}) == meant
+    assert options.parameters(texts) == meant
+    assert options.parameters({**meant, "exclusive": "true"}) == meant
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_extra_parameters_that_would_do_harm_are_refused(extra, told):
 
 
 def test_what_submitit_is_given():
-    options = SlurmOptions(partition="gpu", time="2-0", gpus=1, cpus=4, memory_gb=7.5, extra="x=y")
-    given = Slurm(options).parameters(after="17")
+    chosen = SlurmOptions(partition="gpu", time="2-0", gpus=1, cpus=4, memory_gb=7.5, extra="x=y")
+    given = Slurm(chosen).parameters(after="17")
     assert given["time"] == 2880 and given["gpus_per_node"] == 1 and given["mem"] == "7680MB"
     assert given["additional_parameters"] == {
         "requeue": True, "x": "y", "dependency": "afterany:17"
@@ -136,7 +136,7 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     assert launchers.make("slurm", {"time": 2}).options.time == 2  # would be too short otherwise
     other = tmp_path / "a cluster's.yaml"
     other.write_text("slurm:\n  time: 1:30:00\n  partition:\n  extra: {exclusive: true}\n")
-    monkeypatch.setenv(settings.VARIABLE, str(other))
+    monkeypatch.setenv(options.VARIABLE, str(other))
     assert launchers.make("pool").options == PoolOptions()
     # YAML itself would read 1:30:00 as 5400.
     chosen = launchers.make("slurm").options
@@ -164,7 +164,7 @@ def test_a_wrong_file_is_told_with_all_that_is_wrong(tmp_path, content, told):
 
 
 def test_a_file_that_is_not_there_is_told_by_name(tmp_path, monkeypatch):
-    monkeypatch.setenv(settings.VARIABLE, str(tmp_path / "gone.yaml"))
+    monkeypatch.setenv(options.VARIABLE, str(tmp_path / "gone.yaml"))
     with pytest.raises(CarftError, match=r"gone.yaml cannot be read: .*DOMAINBED_CARFT_LAUNCHER"):
         launchers.make("pool")
 
@@ -173,9 +173,9 @@ def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(machine, "cores", lambda: 6)
 
-    def width(gpus, in_all=100, **options):
+    def width(gpus, in_all=100, **given):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-        return len(Pool(PoolOptions(**options)).slots(in_all))
+        return len(Pool(PoolOptions(**given)).slots(in_all))
 
     assert width("") == 6
     assert width("", in_all=2) == 2

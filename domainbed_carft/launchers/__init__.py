@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import local, options, pool, settings, slurm
+from domainbed_carft.launchers import options, pool, slurm
+from domainbed_carft.launchers.attempt import FailedJob, Launcher
 from domainbed_carft.launchers.options import OPTIONS
-from domainbed_carft.launchers.protocol import FailedJob, Launcher
 
 __all__ = ["LAUNCHERS", "OPTIONS", "FailedJob", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Any] = {
-    "dummy": local.Dummy,
-    "local": local.Local,
+    "dummy": pool.Dummy,
+    "local": pool.Local,
     "pool": pool.Pool,
     "slurm": slurm.Slurm,
 }
@@ -35,7 +35,7 @@ def make(name: str, given: Mapping[str, Any] | None = None, verbose: bool = Fals
     Raises:
         CarftError: naming all that is wrong, and what would be right.
     """
-    chosen = settings.found_for(name) if name in OPTIONS else {}
+    chosen = options.found_for(name) if name in OPTIONS else {}
     chosen.update({key: value for key, value in (given or {}).items() if value is not None})
     checked = options.build(name, chosen)
     launcher: Launcher = _KINDS[name](checked, verbose)

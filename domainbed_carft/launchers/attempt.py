@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from types import FrameType
+from typing import IO, Protocol
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import (
@@ -27,12 +29,47 @@ from domainbed_carft.jobs.folder import (
     last_line,
     slurm_id,
 )
-from domainbed_carft.launchers.protocol import FailedJob
 
 ELSEWHERE = 73
 CANNOT_START = 127  # as a shell says it
 
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """A job that did not succeed, with how it ended last and after how many failures."""
+
+    folder: str
+    status: int
+    attempts: int
+    last_words: str
+
+    def __str__(self) -> str:
+        times = "once" if self.attempts == 1 else f"{self.attempts} times"
+        return (
+            f"{self.folder}: failed {times}, {describe(self.status)}: "
+            f"{self.last_words or 'it left no message'}"
+        )
+
+
+class Launcher(Protocol):
+    """Starts the jobs of a sweep, given as DomainBed's commands, and may wait for them."""
+
+    def __call__(self, commands: Sequence[str]) -> list[FailedJob] | None:
+        """Run the commands; return those that did not succeed, or None without waiting for it."""
+
+
+def describe(status: int) -> str:
+    """An exit status in words, as subprocess gives it: negative for a signal."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (often: out of memory)" if name == "SIGKILL" else ""
+    return f"killed by {name}{hint}"
 
 
 class Result(enum.Enum):
@@ -134,6 +171,45 @@ class Children:
         self.killed = True
         for process in list(self._running.values()):
             process.kill()
+
+
+@contextlib.contextmanager
+def stopping(children: Children, name: str) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal end the children with SIGTERM, then this process.
+
+    A second Ctrl-C kills what still runs. Outside of the main thread, which alone may handle
+    signals, nothing is changed.
+
+    Raises:
+        KeyboardInterrupt: at the end, after Ctrl-C.
+        SystemExit: at the end, after another signal: 128 + its number, as a shell says it.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and children.stopped_by is not None:
+            children.kill()
+            return
+        if children.stopped_by is None:
+            print(f"{name}: stopping; waiting for the running jobs to save", file=sys.stderr)
+        children.stop(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        # What is ignored, as nohup has it, stays so.
+        found = {number: signal.getsignal(number) for number in numbers}
+        before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if children.stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if children.stopped_by is not None:
+        raise SystemExit(128 + children.stopped_by)
 
 
 def run(

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, Held, JobFolder, slurm_id
 from domainbed_carft.launchers import attempt
+from domainbed_carft.launchers.attempt import Children, Ending, FailedJob, Result
 from domainbed_carft.launchers.launches import FOLDER, Launch
 from domainbed_carft.launchers.options import SlurmOptions
-from domainbed_carft.launchers.protocol import FailedJob
-from domainbed_carft.launchers.slurm_commands import cancel, largest_array, states
-from domainbed_carft.launchers.slurm_element import Element
-
-__all__ = ["Slurm", "cancel", "states"]
 
 # What no #SBATCH line can hold, or what SLURM reads as a pattern.
 _UNSAFE = "\n\r%\\"
@@ -183,3 +184,170 @@ def _refused(error: Exception, submitted: dict[str, str | None], left: int) -> s
         f"slurm: a submission was refused: {answer}. {before}{left} jobs are left. They are not "
         "queued: launch the sweep again for them once SLURM takes more, or with other options"
     )
+
+
+# SLURM starts a job again while a process of its last run may still hold the lock.
+_OTHERS_SECONDS = 30.0
+
+# A turn is this and the two minutes that SLURM has a requeued job wait: some two hours in all.
+_HELD_TURNS = 50
+
+
+@dataclass(frozen=True)
+class Element:
+    """The function that submitit pickles, and calls in the job.
+
+    Its two signals are handled here and not by submitit, which would ask for the requeue inside of
+    the handler, before the attempt is noted and the lock let go.
+
+    Args:
+        command: of the sweep's job.
+        environment: variables to set for it.
+        patience: seconds a child has to save itself before it is killed.
+    """
+
+    command: str
+    environment: Mapping[str, str]
+    patience: float
+
+    def __call__(self) -> None:
+        """Make attempts until one is the last.
+
+        Raises:
+            CarftError: the job failed, so that SLURM shows it as failed.
+            SystemExit: SLURM told the job to stop.
+        """
+        children = Children()
+
+        def warned(number: int, frame: FrameType | None) -> None:
+            """The time limit is near, or the job is preempted: save, then wait for another turn."""
+            children.stop(number, signal.SIGUSR1)
+            self._kill_later(children)
+
+        def told_to_end(number: int, frame: FrameType | None) -> None:
+            """SLURM ends the job; if for preemption, it will start it again without our asking."""
+            children.stop(number)
+
+        signal.signal(signal.SIGUSR2, warned)
+        signal.signal(signal.SIGTERM, told_to_end)
+        ending = self._attempts(children)
+        if ending.result is Result.DONE:
+            return
+        if children.stopped_by == signal.SIGUSR2 and ending.result is not Result.LEFT:
+            name = slurm_id()
+            print(f"carft: requeue {name}", flush=True)
+            requeue(name or "")
+        if children.stopped_by is not None:
+            sys.exit(128 + children.stopped_by)
+        if ending.held is not None:
+            self._give_way(ending.held)
+        raise CarftError(str(ending.failure))
+
+    def _give_way(self, held: Held) -> NoReturn:
+        """Leave the job to who has it, and look again in another turn; not for ever."""
+        name = slurm_id() or ""
+        notes = held.folder.parent / FOLDER / "slurm-logs"
+        notes.mkdir(parents=True, exist_ok=True)
+        with (notes / f"{name}.held").open("a", encoding="utf-8") as file:
+            file.write(f"{held.holder}\n")
+        turns = len((notes / f"{name}.held").read_text(encoding="utf-8").splitlines())
+        if turns > _HELD_TURNS:
+            raise CarftError(f"{held}. It was waited for {turns} times; launch the sweep again")
+        print(f"carft: {held}; requeue {name}", flush=True)
+        requeue(name)
+        sys.exit(75)  # try again: EX_TEMPFAIL
+
+    def _attempts(self, children: Children) -> Ending:
+        interruptions = 0
+        while True:
+            ending = attempt.run(self.command, self.environment, children, _OTHERS_SECONDS)
+            interruptions += ending.result is Result.INTERRUPTED
+            again = ending.result in (Result.FAILED, Result.INTERRUPTED)
+            if children.stopped_by or not again or interruptions >= MAX_ATTEMPTS:
+                return ending
+
+    def _kill_later(self, children: Children) -> None:
+        timer = threading.Timer(self.patience, children.kill)
+        timer.daemon = True
+        timer.start()
+
+
+_AT_ONCE = 500  # jobs named in one command line
+
+# Why a job may wait that will be started in its turn. Other reasons are worth telling.
+_IN_TURN = (
+    *("None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit"),
+    *("Cleaning", "Licenses", "RaisedSignal", ""),
+)
+
+
+def states(ids: Iterable[str]) -> dict[str, str]:
+    """SLURM's word (PENDING, RUNNING, COMPLETING, ...) for each of these jobs that has not ended.
+
+    Where a job does not simply wait for its turn, the reason follows: PENDING (PartitionTimeLimit).
+
+    Args:
+        ids: of jobs, or of elements of arrays, as "123_4".
+
+    Raises:
+        CarftError: SLURM cannot be asked.
+    """
+    asked = set(ids)
+    if not asked:
+        return {}
+    jobs = ",".join(sorted({name.partition("_")[0] for name in asked}))
+    command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}"]
+    done = _call(command)
+    if done.returncode and "Invalid job id" not in done.stderr:  # all have ended, and are forgotten
+        raise CarftError(f"squeue failed: {done.stderr.strip() or done.returncode}")
+    lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
+    return {name: _word(state, reason) for name, state, reason in lines if name in asked}
+
+
+def _word(state: str, reason: str) -> str:
+    tell = state == "PENDING" and reason not in _IN_TURN
+    return f"{state} ({reason})" if tell else state
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancel these jobs, or elements of arrays; one that runs is told first, and saves.
+
+    Raises:
+        CarftError: SLURM does not do it.
+    """
+    named = sorted(set(ids))
+    for begin in range(0, len(named), _AT_ONCE):
+        done = _call(["scancel", *named[begin : begin + _AT_ONCE]])
+        if done.returncode and "Invalid job id" not in done.stderr:
+            raise CarftError(f"scancel failed: {done.stderr.strip() or done.returncode}")
+
+
+def requeue(name: str) -> None:
+    """Have SLURM end a running job and start it again.
+
+    Raises:
+        CarftError: SLURM does not do it.
+    """
+    done = _call(["scontrol", "requeue", name])
+    if done.returncode:
+        raise CarftError(
+            f"scontrol requeue {name} failed: {done.stderr.strip() or done.returncode}; launch "
+            "the sweep again to go on with this job"
+        )
+
+
+def largest_array() -> int | None:
+    """How many elements the cluster allows an array; None if it does not say."""
+    try:
+        done = _call(["scontrol", "show", "config"])
+    except CarftError:
+        return None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return max(1, int(found[1])) if found and not done.returncode else None
+
+
+def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CarftError(f"SLURM cannot be asked: {error}") from error
