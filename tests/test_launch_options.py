@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from sweep_jobs import run
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
@@ -24,81 +25,44 @@ def nothing_set(tmp_path, monkeypatch):
 
 def test_all_problems_are_told_at_once_with_what_would_be_right():
     with pytest.raises(CarftError) as raised:
-        launchers.make("slurm", {"partitoin": "gpu", "time": "soon", "gpus": -1, "cpus": 2})
+        launchers.make("slurm", {"partitoin": "gpu", "array_cap": "many", "gpus": -1, "cpus": 2})
     message = str(raised.value)
-    assert "no option of slurm called 'partitoin'; did you mean partition?" in message
-    assert "time = 'soon': expected minutes from 1, or MM:SS" in message
-    assert "gpus = -1: expected a whole number from 0" in message
-    assert "array_cap" in message and "cpus =" not in message
-
-
-def test_an_unknown_launcher_is_told_with_those_there_are():
-    with pytest.raises(CarftError, match=r"'slrum'; did you mean slurm\? \(there are: dummy, l"):
+    assert "no option of slurm is called 'partitoin'; did you mean partition?" in message
+    assert "array_cap is 'many', should be a valid integer" in message
+    assert "gpus is -1, should be greater than or equal to 0" in message
+    assert "signal_seconds" in message and "cpus is" not in message
+    with pytest.raises(CarftError, match=r"'slrum'; did you mean slurm\? Valid: dummy, local, p"):
         launchers.make("slrum", {"partition": "gpu"})
-    with pytest.raises(CarftError, match=r"no option of local called 'jobs' \(there are: none\)"):
+    with pytest.raises(CarftError, match="no option of local is called 'jobs'"):
         launchers.make("local", {"jobs": 2})
 
 
-def test_options_are_checked_however_they_are_made():
-    with pytest.raises(CarftError, match=r"jobs = 0: .*; jobs_per_gpu = 'lots'"):
-        PoolOptions(jobs=0, jobs_per_gpu="lots")
-    assert PoolOptions(jobs="3") == PoolOptions(jobs=3)
-    with pytest.raises(CarftError, match=r"signal_seconds = 120 is too long .* more than 150 s"):
-        launchers.make("slurm", {"time": 2})
-    with pytest.raises(CarftError, match="signal_seconds = 30 is too long"):
-        launchers.make("slurm", {"time": 1, "signal_seconds": 30})
+@pytest.mark.parametrize("given", [{"time": 2}, {"time": "1", "signal_seconds": 30}])
+def test_a_warning_that_would_come_as_a_job_starts_is_refused(given):
+    with pytest.raises(CarftError, match=r"signal_seconds = \d+ is too long for a time limit of"):
+        launchers.make("slurm", given)
 
 
 def test_each_option_has_a_help_text():
     for one in launchers.OPTIONS.values():
-        for field in dataclasses.fields(one):
-            assert field.metadata["help"] and callable(field.metadata["convert"])
+        assert all(field.metadata["help"] for field in dataclasses.fields(one))
 
 
 @pytest.mark.parametrize(
-    "spelled, meant",
-    [("90", 90), (90, 90), ("0:30", 1), ("5:00", 5), ("5:01", 6), ("1:30:00", 90), ("2-0", 2880),
-     ("1-12", 2160), ("1-12:30", 2190), ("0-0:0:1", 1)],
-)  # fmt: skip
-def test_slurms_spellings_of_a_time(spelled, meant):
-    assert options.minutes(spelled) == meant
-
-
-@pytest.mark.parametrize("spelled", ["", "0", "1:2:3:4", "-5", "1-", "UNLIMITED", None, 1.5, True])
-def test_other_spellings_of_a_time_are_wrong(spelled):
-    with pytest.raises(ValueError, match="expected minutes from 1"):
-        options.minutes(spelled)
-
-
-def test_extra_parameters_are_a_mapping_or_texts():
-    meant = {"constraint": "a100|h100", "mail_type": "END", "exclusive": True}
-    texts = ["constraint=a100|h100", "--mail-type=END", "exclusive"]
-    assert options.parameters(texts) == meant
-    assert options.parameters({**meant, "exclusive": "true"}) == meant
-
-
-@pytest.mark.parametrize(
-    "extra, told",
+    "extra",
     [
-        ("time=5", "'time' is said by time"),
-        ({"cpus-per-task": 2}, "'cpus-per-task' is said by cpus"),
-        ("output=x", "'output' is set by us"),
-        ("a=b\n#SBATCH --wrap=x", "expected text on one line"),
-        ("a b=c", "'a b' is no parameter of sbatch"),
+        ["constraint=a100|h100", "--mail-type=END", "exclusive"],
+        {"constraint": "a100|h100", "mail_type": "END", "exclusive": True},
     ],
 )
-def test_extra_parameters_that_would_do_harm_are_refused(extra, told):
-    with pytest.raises(CarftError) as raised:
-        SlurmOptions(extra=extra)
-    assert told in str(raised.value)
-
-
-def test_what_submitit_is_given():
-    chosen = SlurmOptions(partition="gpu", time="2-0", gpus=1, cpus=4, memory_gb=7.5, extra="x=y")
-    given = Slurm(chosen).parameters(after="17")
-    assert given["time"] == 2880 and given["gpus_per_node"] == 1 and given["mem"] == "7680MB"
+def test_what_submitit_is_given(extra):
+    """SLURM's spellings of a time are SLURM's to read."""
+    given = {"partition": "gpu", "time": "2-0", "gpus": "1", "cpus": 4, "memory_gb": "7.5"}
+    given = launchers.make("slurm", {**given, "extra": extra}).parameters(after="17")
+    assert given["gpus_per_node"] == 1 and given["mem"] == "7680MB" and given["partition"] == "gpu"
     assert given["additional_parameters"] == {
-        "requeue": True, "x": "y", "dependency": "afterany:17"
+        "requeue": True, "time": "2-0", "dependency": "afterany:17",
+        "constraint": "a100|h100", "mail_type": "END", "exclusive": True,
     }  # fmt: skip
     assert "account" not in given
 
@@ -111,56 +75,62 @@ def test_arrays_of_several_folders_wait_for_one_another(tmp_path, monkeypatch):
         waited.append((sweep.name, len(jobs), after))
         return [f"{len(waited)}_{n}" for n in range(len(jobs))]
 
-    monkeypatch.setattr(slurm, "_submitit", lambda: None)
+    monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
     monkeypatch.setattr(slurm, "largest_array", lambda: 2)
     monkeypatch.setattr(Slurm, "_submit_array", submit)
     jobs = [f"python x --output_dir {tmp_path}/{v}/job{n}" for v in "ab" for n in range(3)]
-    assert launchers.make("slurm")(jobs) is None
+    assert run("slurm", jobs) is None
     assert waited == [("a", 2, None), ("a", 1, "1"), ("b", 2, "2"), ("b", 1, "3")]
 
     def refuse(self, sweep, jobs, after):
         raise RuntimeError("no more")
 
     monkeypatch.setattr(Slurm, "_submit_array", refuse)
-    with pytest.raises(CarftError, match="no more. 6 jobs are left"):
-        launchers.make("slurm")(jobs)
+    with pytest.raises(CarftError, match="no more. Of 3 jobs in .*/a 0 are submitted; launch the"):
+        run("slurm", jobs)
 
 
-def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch):
+def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch, capsys):
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, jobs_per_gpu: 2}\nslurm:\n")
     assert launchers.make("pool").options == PoolOptions(jobs=3, jobs_per_gpu=2)
+    assert capsys.readouterr().err == f"pool: options of {tmp_path}/launchers.yaml\n"
     # A flag wins; one that is not set does not.
-    chosen = launchers.make("pool", {"jobs": 5, "jobs_per_gpu": None}).options
+    chosen = launchers.make("pool", {"jobs": "5", "jobs_per_gpu": None}).options
     assert chosen == PoolOptions(jobs=5, jobs_per_gpu=2)
     (tmp_path / "launchers.yaml").write_text("slurm: {signal_seconds: 30}")
-    assert launchers.make("slurm", {"time": 2}).options.time == 2  # would be too short otherwise
+    assert launchers.make("slurm", {"time": 2}).options.time == "2"  # would be too short otherwise
+    capsys.readouterr()
     other = tmp_path / "a cluster's.yaml"
-    other.write_text("slurm:\n  time: 1:30:00\n  partition:\n  extra: {exclusive: true}\n")
+    other.write_text(
+        "slurm:\n  time: 1:30:00\n  partition:\n  setup: module load cuda\n"
+        "  extra: {exclusive: true, nice: 5}\n"
+    )
     monkeypatch.setenv(options.VARIABLE, str(other))
     assert launchers.make("pool").options == PoolOptions()
-    # YAML itself would read 1:30:00 as 5400.
-    chosen = launchers.make("slurm").options
-    assert chosen == SlurmOptions(time=90, extra={"exclusive": True})
+    assert capsys.readouterr().err == ""  # it says nothing of the pool
+    assert launchers.make("slurm").options == SlurmOptions(
+        time="1:30:00", setup=("module load cuda",), extra={"exclusive": True, "nice": "5"}
+    )
 
 
 @pytest.mark.parametrize(
     "content, told",
     [
-        ("pool: {job: 3}\nslrm: {}\nslurm: [1]", "option of pool called 'job'; did you mean jobs?"),
-        ("pool: {job: 3}\nslrm: {}\nslurm: [1]", "no launcher called 'slrm'; did you mean slurm?"),
-        (
-            "pool: {job: 3}\nslrm: {}\nslurm: [1]",
-            "slurm should map options to values, but is ['1']",
-        ),
-        ("- pool", "should map launchers (dummy, local, pool, slurm) to their options"),
-        ("pool: {", "is not YAML"),
+        ("pool: {job: 3}\nslrm: {}", "option of pool is called 'job'; did you mean jobs?"),
+        ("pool: {job: 3}\nslrm: {}", "no launcher is called 'slrm'; did you mean slurm?"),
+        ("slurm: [1]", "expected launchers (dummy, local, pool, slurm), each with options and"),
+        ("- pool", "expected launchers (dummy, local, pool, slurm), each with options and values"),
+        ("pool: {", "this is not YAML"),
+        ("pool: " + "[" * 50_000, "the file is too large"),
+        ("pool: {jobs: " + "1" * 5000 + "}", "is not a number that can be read"),
     ],
 )
-def test_a_wrong_file_is_told_with_all_that_is_wrong(tmp_path, content, told):
+def test_a_wrong_file_is_told_in_one_line(tmp_path, content, told):
     (tmp_path / "launchers.yaml").write_text(content)
     with pytest.raises(CarftError) as raised:
         launchers.make("local")
-    assert told in str(raised.value) and str(raised.value).startswith("launchers.yaml")
+    message = str(raised.value)
+    assert told in message and message.startswith("launchers.yaml") and "\n" not in message
 
 
 def test_a_file_that_is_not_there_is_told_by_name(tmp_path, monkeypatch):
@@ -232,14 +202,14 @@ def test_without_slurm_or_submitit_the_launcher_says_what_to_do(tmp_path, monkey
     job = f"python x --output_dir {tmp_path}/job"
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CarftError, match="sbatch, srun, squeue, scontrol cannot be found on PATH"):
-        launchers.make("slurm")([job])
+        run("slurm", [job])
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(CarftError, match="needs the package submitit: .* -m pip install 'submitit"):
-        launchers.make("slurm")([job])
+        run("slurm", [job])
 
 
 def test_launchers_are_cheap_to_import():
-    heavy = "torch submitit yaml domainbed numpy".split()
+    heavy = "torch submitit pydantic ruamel.yaml domainbed numpy".split()
     code = f"import sys, domainbed_carft.launchers; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
@@ -253,6 +223,6 @@ def test_domainbeds_sweep_tells_a_wrong_option_before_it_makes_a_folder(tmp_path
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: many}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    told = "launchers.yaml: pool: jobs = 'many': expected a whole number from 1."
-    assert done.stderr.splitlines()[-1] == f"- {told}"
+    told = "- launchers.yaml: pool: jobs is 'many', should be a valid integer"
+    assert done.stderr.splitlines()[-1].startswith(told)
     assert not (tmp_path / "out").exists()

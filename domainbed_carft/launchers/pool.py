@@ -1,151 +1,101 @@
-"""Several jobs at a time on this machine, its GPUs and cores shared out among them."""
+"""Jobs on this machine: one after another, or several that share out its GPUs and cores."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed_carft import machine
-from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, Held, JobFolder
+from domainbed_carft import machine, text
+from domainbed_carft.errors import raise_for
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, Ending, FailedJob, Result, stopping
+from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
 from domainbed_carft.launchers.launches import in_hand
 from domainbed_carft.launchers.options import NoOptions, PoolOptions
 
-LOOK_EVERY = 2.0  # seconds, while others have the jobs that are left
-
 
 @dataclass
-class SharedQueue:
-    """The jobs of one call of a launcher called `name`."""
+class _Queue:
+    """The jobs of one call of a launcher; one that failed is tried again after all others.
+
+    A job that another process runs is left to it: the next launch looks again.
+    """
 
     name: str
-    commands: Sequence[str]
-    verbose: bool = False
-    failed: list[FailedJob] = field(default_factory=list)
+    jobs: Sequence[Job]
+    environment: Environment | None
+    verbose: bool
 
     def __post_init__(self) -> None:
-        self._waiting = deque(self.commands)
+        self._waiting = deque(self.jobs)
         self._children = Children()
-        self._interruptions: Counter[str] = Counter()
-        self._left: list[Ending] = []
-        self._held: dict[str, Held] = {}
-        self._looking = threading.Lock()
-        self._told: set[str] = set()
-        self._ended = 0
+        self._interruptions: Counter[Path] = Counter()
+        self._ended: list[Ending] = []
 
-    def run(self, slots: Sequence[Mapping[str, str]]) -> list[FailedJob]:
-        """Run all jobs, one at a time in each slot, with the slot's variables.
+    def run(self, slots: Sequence[Mapping[str, str]]) -> list[Ending]:
+        """Run all jobs, one at a time in each slot, with the slot's variables below their own.
 
-        Jobs that other processes have are waited for at the end, and run if these leave them.
-
-        Returns the jobs that did not succeed.
+        Returns the endings of those that are not done.
         """
-        if not self.commands:
+        if not self.jobs:
             return []
-        folders = [attempt.Command(command).folder for command in self.commands]
         with (
             stopping(self._children, self.name),
-            in_hand(self.name, [folder for folder in folders if folder]),
+            in_hand(self.name, [JobFolder(job.folder) for job in self.jobs]),
             ThreadPoolExecutor(max_workers=len(slots)) as workers,
         ):
             futures = [workers.submit(self._work, slot) for slot in slots]
             wait(futures)
             for future in futures:
                 future.result()
-        self._tell()
-        return self.failed
+        left = [ending for ending in self._ended if ending.result != "done"]
+        self._tell(left)
+        return left
 
-    def _work(self, environment: Mapping[str, str]) -> None:
-        while (command := self._next()) is not None:
-            ending = attempt.run(command, environment, self._children)
-            if self._is_settled(ending):
-                self._ended += 1
-                if self.verbose:
-                    self._progress()
-            elif ending.held is not None:
-                with self._looking:
-                    self._held[command] = ending.held
-            else:
-                self._waiting.append(command)
+    def _work(self, slot: Mapping[str, str]) -> None:
+        while self._children.stopped_by is None and self._waiting:
+            try:
+                job = self._waiting.popleft()
+            except IndexError:  # another slot was faster
+                return
+            own = self.environment(job) if self.environment else {}
+            ending = attempt.run(job, {**slot, **own}, self._children)
+            if self._goes_on(ending):
+                self._waiting.append(job)
+                continue
+            self._ended.append(ending)
+            if self.verbose:
+                self._progress()
 
-    def _next(self) -> str | None:
-        """The next job: of those that others had when they were tried, once nothing else waits."""
-        while self._children.stopped_by is None:
-            with self._looking:
-                if self._waiting:
-                    return self._waiting.popleft()
-                if not self._held:
-                    return None
-                for command, held in self._held.items():
-                    if not JobFolder(held.folder).is_held():
-                        del self._held[command]
-                        return command
-                self._tell_of_waiting()
-            again = time.monotonic() + LOOK_EVERY
-            while self._children.stopped_by is None and time.monotonic() < again:
-                time.sleep(0.1)
-        return None
-
-    def _tell_of_waiting(self) -> None:
-        new = [held for command, held in self._held.items() if command not in self._told]
-        self._told.update(self._held)
-        for held in new:
-            print(
-                f"{self.name}: waiting for {held.folder}, run by {held.holder}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-
-    def _is_settled(self, ending: Ending) -> bool:
-        """Whether this launch is through with a job; if not, it is to be started again."""
-        if ending.result is Result.INTERRUPTED:
-            # By someone who wants it to start again, but a job may also go on like that for ever.
-            self._interruptions[ending.command] += 1
-            settled = self._interruptions[ending.command] >= MAX_ATTEMPTS
-            if settled and ending.failure:
-                self.failed.append(ending.failure)
-            return settled
-        if ending.result is Result.ELSEWHERE:
-            self._left.append(ending)
-        if ending.result is Result.LEFT and ending.failure:
-            self.failed.append(ending.failure)
-        return ending.result not in (Result.FAILED, Result.HELD)
+    def _goes_on(self, ending: Ending) -> bool:
+        if ending.result != "interrupted":
+            return ending.result == "again"
+        # By someone who wants it to start again, but a job may also go on like that for ever.
+        self._interruptions[ending.folder] += 1
+        return self._interruptions[ending.folder] < MAX_ATTEMPTS
 
     def _progress(self) -> None:
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        print(
-            f"{self.name}: {self._ended} of {len(self.commands)} jobs ended{failed}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        count = sum(ending.result == "failed" for ending in self._ended)
+        total = text.counted(len(self.jobs), "job")
+        self._say(f"{len(self._ended)} of {total} ended" + (f", {count} failed" if count else ""))
 
-    def _tell(self) -> None:
-        if self._left:
-            print(
-                f"{self.name}: {len(self._left)} jobs were left to the processes that run them, "
-                f"such as: {self._left[0].held}",
-                file=sys.stderr,
-            )
-        for failure in self.failed:
-            print(f"{self.name}: {failure}", file=sys.stderr)
+    def _tell(self, left: Sequence[Ending]) -> None:
+        held = [ending for ending in left if ending.result == "held"]
+        if held:
+            jobs = text.counted(len(held), "job is", "jobs are")
+            self._say(f"{jobs} run by others; the next launch looks again. {held[0]}")
+        for ending in (ending for ending in left if ending.result != "held"):
+            self._say(str(ending))
 
-
-@dataclass(frozen=True)
-class Local:
-    """Run the jobs one after another; what they print is in their out.txt and err.txt."""
-
-    options: NoOptions
-    verbose: bool = False
-
-    def __call__(self, commands: Sequence[str]) -> list[FailedJob]:
-        return SharedQueue("local", commands, self.verbose).run([{}])
+    def _say(self, words: str) -> None:
+        print(f"{self.name}: {words}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -155,9 +105,22 @@ class Dummy:
     options: NoOptions
     verbose: bool = False
 
-    def __call__(self, commands: Sequence[str]) -> None:
-        for command in commands:
-            print(f"Dummy launcher: {command}")
+    def __call__(self, jobs: Sequence[Job], environment: Environment | None = None) -> None:
+        for job in jobs:
+            variables = environment(job) if environment else {}
+            words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+            print("Dummy launcher:", *words, job.line)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Run the jobs one after another; what they print is in their out.txt and err.txt."""
+
+    options: NoOptions
+    verbose: bool = False
+
+    def __call__(self, jobs: Sequence[Job], environment: Environment | None = None) -> list[Ending]:
+        return _Queue("local", jobs, environment, self.verbose).run([{}])
 
 
 @dataclass(frozen=True)
@@ -171,37 +134,32 @@ class Pool:
     options: PoolOptions
     verbose: bool = False
 
-    def __call__(self, commands: Sequence[str]) -> list[FailedJob]:
-        return SharedQueue("pool", commands, self.verbose).run(self.slots(len(commands)))
+    def __call__(self, jobs: Sequence[Job], environment: Environment | None = None) -> list[Ending]:
+        return _Queue("pool", jobs, environment, self.verbose).run(self.slots(len(jobs)))
 
     def problems(self, sweeps: Iterable[Path]) -> list[str]:
         """Why this machine cannot do what the options say."""
-        try:
-            self._width(len(machine.gpus()))
-        except CarftError as error:
-            return [str(error)]
-        return []
+        chosen = self.options.jobs_per_gpu
+        if not chosen or machine.gpus():
+            return []
+        return [
+            f"pool: jobs_per_gpu = {chosen}, but there is no GPU: CUDA_VISIBLE_DEVICES lists none, "
+            "or nvidia-smi does not find one; use jobs instead"
+        ]
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
         """The variables of each slot, for so many jobs in all."""
-        gpus = machine.gpus()
-        count = max(1, min(self._width(len(gpus)), jobs))
+        raise_for(self.problems(()))
+        chosen, gpus = self.options, machine.gpus()
+        on_gpus = len(gpus) * (chosen.jobs_per_gpu or 1)
+        width = chosen.jobs or on_gpus or machine.cores()
+        if chosen.jobs_per_gpu:
+            width = min(width, on_gpus)
+        count = max(1, min(width, jobs))
         shares = [
             {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)
         ]
         return [{**share, **_threads(count)} for share in shares]
-
-    def _width(self, gpus: int) -> int:
-        chosen = self.options
-        if chosen.jobs_per_gpu and not gpus:
-            raise CarftError(
-                f"pool: jobs_per_gpu = {chosen.jobs_per_gpu}, but there is no GPU: "
-                "CUDA_VISIBLE_DEVICES lists none, or nvidia-smi does not find one. Use jobs instead"
-            )
-        widths = [chosen.jobs] if chosen.jobs else []
-        if chosen.jobs_per_gpu or (gpus and not widths):
-            widths.append(gpus * (chosen.jobs_per_gpu or 1))
-        return min(widths or [machine.cores()])
 
 
 def _threads(jobs: int) -> dict[str, str]:
