@@ -109,9 +109,10 @@ def test_failed_jobs_are_tried_again_after_all_others(tmp_path):
     assert starts[0] < min(others) and max(others) < starts[1]
 
 
-def test_wrong_arguments_are_final_at_once(tmp_path):
-    (failed,) = run("local", [command(tmp_path / "job", status=2, words="no such flag")])
-    assert (failed.status, failed.attempts, failed.last_words) == (2, 1, "no such flag")
+def test_wrong_arguments_are_final_at_once(tmp_path, capfd):
+    (failed,) = run("local", [command(tmp_path / "job", status=2, words="no \x1b]0;own flag")])
+    assert (failed.status, failed.attempts, failed.last_words) == (2, 1, "no \x1b]0;own flag")
+    assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err  # nothing for a terminal
 
 
 def test_status_0_without_done_is_a_failure(tmp_path):

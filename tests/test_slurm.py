@@ -215,10 +215,10 @@ def test_a_refusal_half_way_is_told_and_launching_again_goes_on(sweep, monkeypat
     made = subprocess.run(["scontrol", "create", "partition=closing", f"nodes={node}"])
     if made.returncode:
         pytest.skip("whoever runs this may not make a partition")
-    submit = slurm.Slurm._submit_array
+    submit_array = slurm.Slurm._submit_array
 
     def submit_and_close(*args):
-        submitted = submit(*args)
+        submitted = submit_array(*args)
         subprocess.run(["scontrol", "update", "partition=closing", "state=drain"], check=True)
         return submitted
 

@@ -28,7 +28,7 @@ ELSEWHERE = 73  # train found a lock that is not seen from here
 CANNOT_START = 127  # as a shell says it
 
 Result = Literal["done", "failed", "again", "interrupted", "held"]
-Environment = Callable[[Job], Mapping[str, str]]  # the variables to set for a job
+Environment = Callable[[Job], Mapping[str, str]] | None  # the variables to set for a job
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ class Ending:
 class Launcher(Protocol):
     """Starts jobs, and may wait for them."""
 
-    def __call__(
-        self, jobs: Sequence[Job], environment: Environment | None = None
-    ) -> list[Ending] | None:
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending] | None:
         """Run the jobs; the endings of those that are not done, None if it does not wait."""
 
 

@@ -30,7 +30,7 @@ class _Queue:
 
     name: str
     jobs: Sequence[Job]
-    environment: Environment | None
+    environment: Environment
     verbose: bool
 
     def __post_init__(self) -> None:
@@ -90,12 +90,12 @@ class _Queue:
         held = [ending for ending in left if ending.result == "held"]
         if held:
             jobs = text.counted(len(held), "job is", "jobs are")
-            self._say(f"{jobs} run by others; the next launch looks again. {held[0]}")
+            self._say(f"{jobs} run by others; the next launch looks again. Such as: {held[0]}")
         for ending in (ending for ending in left if ending.result != "held"):
             self._say(str(ending))
 
     def _say(self, words: str) -> None:
-        print(f"{self.name}: {words}", file=sys.stderr, flush=True)
+        print(f"{self.name}: {text.shown(words)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Dummy:
     options: NoOptions
     verbose: bool = False
 
-    def __call__(self, jobs: Sequence[Job], environment: Environment | None = None) -> None:
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
         for job in jobs:
             variables = environment(job) if environment else {}
             words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
@@ -119,7 +119,7 @@ class Local:
     options: NoOptions
     verbose: bool = False
 
-    def __call__(self, jobs: Sequence[Job], environment: Environment | None = None) -> list[Ending]:
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
         return _Queue("local", jobs, environment, self.verbose).run([{}])
 
 
@@ -134,7 +134,7 @@ class Pool:
     options: PoolOptions
     verbose: bool = False
 
-    def __call__(self, jobs: Sequence[Job], environment: Environment | None = None) -> list[Ending]:
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
         return _Queue("pool", jobs, environment, self.verbose).run(self.slots(len(jobs)))
 
     def problems(self, sweeps: Iterable[Path]) -> list[str]:

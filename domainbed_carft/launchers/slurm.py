@@ -48,7 +48,7 @@ class Slurm:
     options: SlurmOptions
     verbose: bool = False
 
-    def __call__(self, jobs: Sequence[Job], environment: Environment | None = None) -> None:
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
         """Submit the jobs that are neither done, nor run by someone, nor to be left alone.
 
         Raises CarftError where SLURM is not there, or takes no more; what it took stays submitted.
@@ -86,7 +86,7 @@ class Slurm:
                     "SLURM's batch files cannot hold; move the sweep to another"
                 )
 
-    def _submit(self, sweep: Path, elements: Sequence[_Element], after: str | None) -> str | None:
+    def _submit(self, sweep: Path, elements: list[_Element], after: str | None) -> str | None:
         """Submit the jobs of one folder as arrays, each of which waits for the one before.
 
         The first waits for `after`, so that the cap holds over all folders. Returns the last.
@@ -115,9 +115,7 @@ class Slurm:
             print(f"slurm: job {after} has {len(chunk)} of the sweep's {len(elements)} jobs")
         return after
 
-    def _submit_array(
-        self, sweep: Path, elements: Sequence[_Element], after: str | None
-    ) -> list[str]:
+    def _submit_array(self, sweep: Path, elements: list[_Element], after: str | None) -> list[str]:
         """Submit one array, and return the SLURM ids of its elements."""
         import submitit
 
