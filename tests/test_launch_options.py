@@ -1,12 +1,13 @@
 """Options of launchers, the file they may come from, and what a machine is found to have."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 
 import pytest
-from sweep_jobs import run
+from sweep_jobs import commands, run
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
@@ -82,12 +83,27 @@ def test_arrays_of_several_folders_wait_for_one_another(tmp_path, monkeypatch):
     assert run("slurm", jobs) is None
     assert waited == [("a", 2, None), ("a", 1, "1"), ("b", 2, "2"), ("b", 1, "3")]
 
-    def refuse(self, sweep, jobs, after):
-        raise RuntimeError("no more")
 
-    monkeypatch.setattr(Slurm, "_submit_array", refuse)
-    with pytest.raises(CarftError, match="no more. Of 3 jobs in .*/a 0 are submitted; launch the"):
-        run("slurm", jobs)
+def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, monkeypatch):
+    """Whatever limit there is; DomainBed's sweep would pass over jobs whose folders are there."""
+
+    def submit(self, sweep, jobs, after):
+        if after:
+            raise RuntimeError("no more\nof yours")
+        return ["1_0", "1_1", "1_2"]
+
+    monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
+    monkeypatch.setattr(slurm, "largest_array", lambda: None)
+    monkeypatch.setattr(Slurm, "_submit_array", submit)
+    for number in range(5):
+        (tmp_path / f"job{number:02}").mkdir()
+    told = "refused: no more of yours. Of 5 jobs in .* 3 are submitted; launch the sweep again"
+    with pytest.raises(CarftError, match=told):
+        run("slurm", commands(tmp_path, 5), array_size=3)
+    names = [f"job{number:02}" for number in range(3)]
+    assert sorted(path.name for path in tmp_path.glob("job*")) == names
+    (launched,) = tmp_path.glob("launches/*.json")
+    assert json.loads(launched.read_text())["jobs"] == dict(zip(names, ["1_0", "1_1", "1_2"]))
 
 
 def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch, capsys):

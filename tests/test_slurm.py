@@ -1,7 +1,6 @@
 """The slurm launcher on a real SLURM, such as .ci/slurm starts; without one, these tests skip."""
 
 import json
-import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -106,36 +105,6 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
 
 
 @pytest.mark.slow
-def test_the_cap_holds_over_the_folders_of_a_launch(sweep):
-    """As those of a sweep's variants are."""
-    variants = [sweep / "a", sweep / "b"]
-    submit([job for folder in variants for job in commands(folder, 2, seconds=1)], array_cap=1)
-    launched = [ids_of(folder) for folder in variants]
-    names = [name for ids in launched for name in ids.values()]
-    try:
-        wait_until(lambda: not slurm.states(names), 120)
-    finally:
-        slurm.cancel(names)
-    folders = [folder / name for folder, ids in zip(variants, launched) for name in ids]
-    assert all(events(folder) == ["start", "end"] for folder in folders)
-    assert most_at_once(folders) == 1
-
-
-@pytest.mark.slow
-def test_a_job_that_another_process_has_is_requeued_until_it_is_free(sweep):
-    """A process that SLURM knows nothing of has it, and leaves it undone."""
-    submit(commands(sweep, 1, seconds=0.1), extra={"begin": "now+5"})
-    (name,) = ids_of(sweep).values()
-    (sweep / "job00").mkdir()
-    with JobFolder(sweep / "job00").claim():
-        wait_until(lambda: left(sweep).get(name) == "RUNNING")
-        wait_until(lambda: left(sweep).get(name) == "PENDING", 90)
-    assert events(sweep / "job00") == [] and not JobFolder(sweep / "job00").attempts()
-    end_soon(sweep)
-    assert events(sweep / "job00") == ["start", "end"]
-
-
-@pytest.mark.slow
 def test_why_a_job_will_not_start_is_told(sweep):
     """The partition allows an hour."""
     submit([command(sweep / "long")], time=120)
@@ -194,54 +163,8 @@ def test_what_slurm_refuses_is_told_and_what_it_took_stays(sweep):
     with pytest.raises(
         CarftError, match=r"refused: .*nosuch.* Of 2 jobs .* 0 are submitted; launch the"
     ):
-        submit(with_folders(commands(sweep, 2)), partition="nosuch")
+        submit(commands(sweep, 2), partition="nosuch")
     assert ids_of(sweep) == {}
-    assert not list(sweep.glob("job*"))  # DomainBed's sweep would pass them over next time
-
-
-def with_folders(commands):
-    """The commands; their jobs' folders are made, as DomainBed's sweep does before it launches."""
-    for text in commands:
-        Path(shlex.split(text)[3]).mkdir(parents=True)
-    return commands
-
-
-@pytest.mark.slow
-def test_a_refusal_half_way_is_told_and_launching_again_goes_on(sweep, monkeypatch):
-    """A partition that closes after the first array stands for whatever limit there is."""
-    node = subprocess.run(
-        ["sinfo", "--noheader", "--format=%N"], capture_output=True, text=True
-    ).stdout.strip()
-    made = subprocess.run(["scontrol", "create", "partition=closing", f"nodes={node}"])
-    if made.returncode:
-        pytest.skip("whoever runs this may not make a partition")
-    submit_array = slurm.Slurm._submit_array
-
-    def submit_and_close(*args):
-        submitted = submit_array(*args)
-        subprocess.run(["scontrol", "update", "partition=closing", "state=drain"], check=True)
-        return submitted
-
-    monkeypatch.setattr(slurm.Slurm, "_submit_array", submit_and_close)
-    jobs = with_folders(commands(sweep, 5))
-    try:
-        with pytest.raises(
-            CarftError, match="Of 5 jobs .* 3 are submitted; launch the sweep again"
-        ):
-            submit(jobs, partition="closing", array_size=3)
-        assert sorted(path.name for path in sweep.glob("job*")) == ["job00", "job01", "job02"]
-        assert set(ids_of(sweep)) == {"job00", "job01", "job02"}
-        wait_until(lambda: not left(sweep))
-    finally:
-        slurm.cancel(ids_of(sweep).values())
-        wait_until(lambda: not left(sweep))
-        subprocess.run(["scontrol", "delete", "partition=closing"], check=True)
-    monkeypatch.undo()
-    submit(jobs)
-    first, second = launched_in(sweep)
-    assert set(second) == {"job03", "job04"}
-    wait_until(lambda: not slurm.states(second.values()))
-    assert all(JobFolder(sweep / name).done for name in [*first, *second])
 
 
 @pytest.mark.slow
