@@ -279,10 +279,10 @@ def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
 def test_a_folder_that_cannot_be_locked_is_told_and_stops_no_other(tmp_path, monkeypatch):
     acquire = JobFolder._acquire
 
-    def refuse(self):
+    def refuse(self, *patience):
         if self.name == "job00":
             raise CarftError(f"{self.path} cannot be locked: No locks available")
-        return acquire(self)
+        return acquire(self, *patience)
 
     monkeypatch.setattr(JobFolder, "_acquire", refuse)
     (failed,) = run("local", commands(tmp_path, 2))
