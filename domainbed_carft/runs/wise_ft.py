@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = wise_ft_folder.Folder(arguments.output, backbone.sha256(opened.path))
     folder.require_free(to_save)
     splits = data.splits(opened, arguments.data_dir)
-    mixed = Interpolation(opened, device)
+    mixed = Interpolation(opened, device, arguments.original)
     if opened.alpha is not None:
         print(
             f"{opened.path} is itself at alpha {opened.alpha:g} of a run: alphas here are between "

@@ -303,7 +303,7 @@ class TestWithAQuickAlgorithm:
         cut = path.read_bytes()
         assert train.main(quick(tmp_path)) == 1
         said = capsys.readouterr().err
-        assert f"{path} is no whole state of a run" in said and "--restart" in said
+        assert f"{path} is cut off" in said and "--restart" in said
         assert "Traceback" not in said and path.read_bytes() == cut
         assert train.main(quick(tmp_path, "--restart")) == 0
 
