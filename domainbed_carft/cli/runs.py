@@ -30,7 +30,7 @@ def _add_evaluate(commands: Any) -> None:
     _of_data(parser)
     parser.add_argument("--json", action="store_true", help="all of it as JSON, for scripts")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
-    parser.set_defaults(run=_runner("evaluating"))
+    parser.set_defaults(run=_runner("evaluate"))
 
 
 def _add_predict(commands: Any) -> None:
@@ -45,7 +45,7 @@ def _add_predict(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--format", choices=("text", "jsonl"), default="text")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
-    parser.set_defaults(run=_runner("predicting"))
+    parser.set_defaults(run=_runner("predict"))
 
 
 def _add_wise_ft(commands: Any) -> None:
