@@ -325,7 +325,8 @@ import json, sys
 import torch
 from torch.utils.data import DataLoader
 import domainbed
-from domainbed_carft.runs import data, saved
+from domainbed_carft.runs import saved
+from domainbed_carft.runs import splits as data
 run = saved.open_run(sys.argv[1])
 found = data.splits(run, sys.argv[2])
 passes = [torch.cat([x for x, _ in DataLoader(found[1].items, b)]) for b in (3, 8)]

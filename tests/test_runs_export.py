@@ -16,7 +16,7 @@ from torchvision.datasets.folder import default_loader
 from domainbed_carft import cli
 from domainbed_carft.method import backbone, protocol
 from domainbed_carft.plugin import emoji_styles
-from domainbed_carft.runs import card, export, saved
+from domainbed_carft.runs import export, saved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -223,7 +223,7 @@ def test_a_resnet(tmp_path):
 
 @pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
-    config = open_clip.get_model_config(card.open_clip_name(name))
+    config = open_clip.get_model_config(export.open_clip_name(name))
     vision, text = config["vision_cfg"], config["text_cfg"]
     with torch.device("meta"):
         model = clip.model.CLIP(
@@ -232,4 +232,4 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
             vision["width"], vision["patch_size"], text["context_length"], text["vocab_size"],
             text["width"], text["heads"], text["layers"],
         )  # fmt: skip
-    assert card.open_clip_config(model.state_dict()) == config
+    assert export.open_clip_config(model.state_dict()) == config

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from domainbed_carft.cli import runs
-from domainbed_carft.runs import metrics
+from domainbed_carft.runs import evaluate as metrics
 
 
 def drawn(seed, n, classes):

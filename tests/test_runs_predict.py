@@ -16,8 +16,8 @@ from torchvision.datasets.folder import default_loader
 from domainbed_carft import cli
 from domainbed_carft.method import objective, protocol
 from domainbed_carft.method import pictures as images
-from domainbed_carft.runs import pictures, saved
 from domainbed_carft.runs import predict as predicting
+from domainbed_carft.runs import saved
 
 
 def predict(capfd, run, *paths, status=0, flags=()):
@@ -203,9 +203,9 @@ def test_pictures_are_not_all_held(tmp_path):
     """Of endless pictures the first batches come."""
     path = str(noise(tmp_path / "x.png"))
     asked = itertools.count()
-    endless = (pictures.Found(path) for _ in asked)
+    endless = (predicting.Found(path) for _ in asked)
     transform = protocol.transform("domainbed", 48, False)
-    batches = pictures.read(endless, transform, 4, 0)
+    batches = predicting.read(endless, transform, 4, 0)
     for _ in range(3):
         batch = next(batches)
         assert batch.pictures.shape == (4, 3, 48, 48) and len(batch.found) == 4
@@ -216,7 +216,7 @@ def test_transforms_of_the_recorded_protocol(pets, tmp_path):
     path = noise(tmp_path / "x.png")
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "clip"
-    transform, words = pictures.transform_of(run)
+    transform, words = predicting.transform_of(run)
     picture = default_loader(str(path))
     assert torch.equal(transform(picture), protocol.transform("clip", 224, False)(picture))
     assert words.startswith("the shorter side resized, bicubic") and words.endswith("(clip)")
@@ -228,7 +228,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     run.hparams["protocol"] = "host"
     half = (0.5, 0.5, 0.5)
     run.algorithm.input = images.CLIPInput(run.algorithm.input.resolution, half, half)
-    transform, words = pictures.transform_of(run)
+    transform, words = predicting.transform_of(run)
     assert "squeezed to a square, 224 px" in words and "only the normalisation" in words
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
     raw = protocol.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))

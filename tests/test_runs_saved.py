@@ -16,7 +16,7 @@ from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, hparams, observed, prompts
 from domainbed_carft.plugin import additions
-from domainbed_carft.runs import checkpoints, saved
+from domainbed_carft.runs import saved
 
 
 def written(folder, algorithm, name="model.pkl", **more):
@@ -150,7 +150,7 @@ def evil_legacy(path, victim):
 def test_a_pickle_is_not_executed(tmp_path, write):
     path, victim = tmp_path / "model.pkl", tmp_path / "executed"
     write(path, victim)
-    for read in (saved.open_run, checkpoints.load):
+    for read in (saved.open_run, saved.load):
         with pytest.raises(CarftError, match="model.pkl.*might be a program; nothing in it was"):
             read(path)
     assert not victim.exists()

@@ -19,7 +19,7 @@ from test_runs_saved import written
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import checkpoints, interpolation, saved, splits, wise_ft, wise_ft_folder
+from domainbed_carft.runs import saved, splits, wise_ft
 
 
 def mix(run, output, *more, status=0):
@@ -46,7 +46,7 @@ def results(folder):
 
 def test_what_it_leaves(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
-    assert sorted(os.listdir(mixed)) == sorted([*names, *wise_ft_folder.RESULTS])
+    assert sorted(os.listdir(mixed)) == sorted([*names, *wise_ft.RESULTS])
 
 
 def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
@@ -86,7 +86,7 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
     path = mixed / "model_alpha_0.50.pkl"
     run = saved.open_run(path)
     assert run.alpha == 0.5 and run.classes == ["cat", "wild dog"]
-    assert type(checkpoints.load(path)).__name__ == "CARFT"
+    assert type(saved.load(path)).__name__ == "CARFT"
     assert cli.main(["evaluate", str(path), "--json", "--device", "cpu"]) == 0
     document = json.loads(capsys.readouterr().out)
     expected = results(mixed)[0.5]["splits"]
@@ -98,7 +98,7 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
     assert "is itself at alpha 0.5 of a run" in capsys.readouterr().err
     again = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
     assert again.alpha == 0.25
-    quarter = interpolation.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
+    quarter = wise_ft.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
     quarter.set(0.25)
     torch.testing.assert_close(quarter.state(), again.algorithm.state_dict(), rtol=1e-5, atol=1e-6)
 
@@ -134,13 +134,13 @@ def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     monkeypatch.setattr(splits._Items, "__getitems__", counting)
     mix(pets / "CARFT", tmp_path / "out", "--alphas", "0.1", "0.2", "0.3", "--save", "none")
     assert len(asked) == 60
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(wise_ft_folder.RESULTS)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(wise_ft.RESULTS)
 
 
 def test_of_a_linear_probe_the_head_alone_moves(pets):
     run = saved.open_run(pets / "CLIPLinearProbe")
     before = {k: v.clone() for k, v in run.algorithm.state_dict().items()}
-    mixed = interpolation.Interpolation(run, torch.device("cpu"))
+    mixed = wise_ft.Interpolation(run, torch.device("cpu"))
     mixed.set(0.3)
     moved = {
         k for k, v in mixed.state().items() if v.numpy().tobytes() != before[k].numpy().tobytes()
@@ -168,7 +168,7 @@ def test_statistics_of_batch_norm_are_interpolated(resnet, tmp_path):
     algorithm.state_dict()[name] += 2
     algorithm.state_dict()["encoder.bn1.num_batches_tracked"] += 5
     run = saved.open_run(written(tmp_path, algorithm))
-    mixed = interpolation.Interpolation(run, torch.device("cpu"), str(resnet))
+    mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(resnet))
     mixed.set(0.5)
     torch.testing.assert_close(mixed.state()[name], original + 1)
     assert mixed.state()["encoder.bn1.num_batches_tracked"] == 5
@@ -194,10 +194,10 @@ def test_runs_that_cannot_be_mixed(pets, tmp_path, random_tiny, capsys):
 
 def test_a_clip_of_the_same_shape_but_other_weights_is_noticed(random_tiny, tmp_path):
     run = saved.open_run(written(tmp_path, make(random_tiny)))
-    interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
+    wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
     run.algorithm.context_weights += 0.01
     with pytest.raises(CarftError, match="is another CLIP"):
-        interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
+        wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,8 @@ def test_wrong_alphas_are_refused_at_once(tmp_path, capsys, flags, message):
 
 
 def test_names_of_files_tell_alphas_apart():
-    assert wise_ft_folder.weights_name(0.5) == "model_alpha_0.50.pkl"
-    assert wise_ft_folder.weights_name(0.125) == "model_alpha_0.125.pkl"
+    assert wise_ft.weights_name(0.5) == "model_alpha_0.50.pkl"
+    assert wise_ft.weights_name(0.125) == "model_alpha_0.125.pkl"
     assert wise_ft.checked_alphas([1.0, -0.0, 0.3]) == [0.0, 0.3, 1.0]
     assert str(wise_ft.checked_alphas([-0.0])[0]) == "0.0"
 

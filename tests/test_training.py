@@ -8,7 +8,7 @@ import torch
 from domainbed.scripts import train
 
 from domainbed_carft.method import hparams, prompts
-from domainbed_carft.runs import checkpoints
+from domainbed_carft.runs import saved
 
 
 def run(output, algorithm, dataset, *more):
@@ -36,7 +36,7 @@ def test_debug224_and_the_saved_run(tmp_path):
     flags = ("--steps", "2", "--hparams", '{"batch_size": 2, "kl_weight": 3}')
     records = run(tmp_path, "CARFT", "Debug224", *flags)
     assert records[-1]["hparams"]["kl_weight"] == 3
-    restored = checkpoints.load(tmp_path / "model.pkl")
+    restored = saved.load(tmp_path / "model.pkl")
     assert restored.predict(torch.randn(2, 3, 224, 224)).shape == (2, 2)
 
 

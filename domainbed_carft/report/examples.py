@@ -31,7 +31,7 @@ from domainbed_carft.results import labels as environments
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
-from domainbed_carft.runs import passes, saved, splits
+from domainbed_carft.runs import saved, splits
 
 BATCH = 64
 TOP = 3  # contexts of each
@@ -172,11 +172,11 @@ def _judge(found: Weights, target: int, data_dir: str | None) -> Judged:
     (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
     if not len(split):
         raise CarftError(f"{split.environment} has no picture in its in-split")
-    device = passes.choose_device(None)
+    device = splits.choose_device(None)
     run.algorithm.to(device)
     probabilities, labels = [], []
     with torch.inference_mode():
-        for _, x, y in passes.batches([split], BATCH, None):
+        for _, x, y in splits.batches([split], BATCH, None):
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")

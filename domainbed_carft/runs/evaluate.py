@@ -7,23 +7,26 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from domainbed_carft import text as printable
-from domainbed_carft.runs import output, passes, saved
+from domainbed_carft.runs import output, saved
 from domainbed_carft.runs import splits as data
-from domainbed_carft.runs.metrics import BINS, Tally
 from domainbed_carft.sweep.printing import table
 
 # A confusion matrix of more classes is no longer read; its largest cells are.
 MOST_COLUMNS = 30
 LARGEST_CELLS = 20
 
+BINS = 15
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``."""
     output.require_file(arguments.output, (arguments.path, arguments.class_names))
-    device = passes.choose_device(arguments.device)
+    device = data.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
     splits = data.splits(opened, arguments.data_dir)
     tallies = tally(opened, splits, device, arguments.batch_size, arguments.workers)
@@ -42,8 +45,8 @@ def tally(
     """Evaluate a run on each split; counts of each."""
     tallies = [Tally(len(opened.classes)) for _ in splits]
     algorithm = opened.algorithm.to(device)
-    with torch.no_grad(), passes.memory_told(batch_size):
-        for number, x, y in passes.batches(splits, batch_size, workers):
+    with torch.no_grad(), data.memory_told(batch_size):
+        for number, x, y in data.batches(splits, batch_size, workers):
             count(algorithm.predict(x.to(device)), y, tallies[number])
     return tallies
 
@@ -168,3 +171,58 @@ def _confusion(classes: Sequence[str], split: Mapping[str, Any]) -> Iterator[str
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
+
+
+class Tally:
+    """Counts over one split of ``num_classes`` classes; ``add`` takes a batch after another."""
+
+    def __init__(self, num_classes: int) -> None:
+        # Rows are true classes, columns predicted ones.
+        self.confusion: npt.NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
+        self._sizes = np.zeros(BINS, np.int64)
+        self._hits = np.zeros(BINS, np.int64)
+        self._confidences = np.zeros(BINS)
+
+    def add(
+        self,
+        predicted: npt.NDArray[np.int64],
+        confidences: npt.NDArray[np.float64],
+        labels: npt.NDArray[np.int64],
+    ) -> None:
+        """Count a batch: predicted class, its probability, and true class of each picture, (N,)."""
+        np.add.at(self.confusion, (labels, predicted), 1)
+        # Bin m holds (m / BINS, (m + 1) / BINS].
+        bins = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        np.add.at(self._sizes, bins, 1)
+        np.add.at(self._hits, bins, predicted == labels)
+        np.add.at(self._confidences, bins, confidences)
+
+    @property
+    def count(self) -> int:
+        """How many pictures there were."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of pictures whose predicted class is the true one; None of no pictures."""
+        return int(self.confusion.trace()) / self.count if self.count else None
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """For each class the ``pictures`` of it and their ``accuracy``, the recall of the class."""
+        sizes = self.confusion.sum(axis=1).tolist()
+        rights = self.confusion.diagonal().tolist()
+        return [
+            {"pictures": size, "accuracy": right / size if size else None}
+            for size, right in zip(sizes, rights)
+        ]
+
+    @property
+    def ece(self) -> float | None:
+        """The expected calibration error over BINS bins of equal width; None of no pictures.
+
+        The sum over bins of the bin's share of the pictures times |accuracy - mean confidence|,
+        where a picture's confidence is the probability of the predicted class: Guo et al., "On
+        Calibration of Modern Neural Networks", ICML 2017, equation 3.
+        """
+        gaps = np.abs(self._hits - self._confidences)  # each is |accuracy - confidence| times size
+        return float(gaps.sum()) / self.count if self.count else None

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, prompts
-from domainbed_carft.runs import same_data
+from domainbed_carft.jobs import folder, records
+from domainbed_carft.method import observed, pictures, prompts
+from domainbed_carft.method.arguments import UNCHECKED
 from domainbed_carft.runs.saved import Run
 
 
@@ -54,7 +59,7 @@ def splits(run: Run, data_dir: str | None = None) -> list[Split]:
     hparams = copy.deepcopy(dict(run.hparams))
     dataset = _dataset(run, data_dir, hparams)
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    same_data.require(run, dataset, seen)
+    require(run, dataset, seen)
     named = _divided(run, dataset, targets)
     names = _environment_names(dataset, seen)
     steps = _number(run, "steps", None) or dataset.N_STEPS
@@ -100,7 +105,7 @@ def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
     """The data set as `train` builds it, which may draw: after seeding everything."""
     folder = run.args.get("data_dir") if data_dir is None else data_dir
     try:
-        cls = same_data.dataset_class(run, data_dir)
+        cls = dataset_class(run, data_dir)
         with _generators_kept():
             _reseed(run.args.get("seed", 0))
             return cls(folder, run.args["test_envs"], hparams)
@@ -108,7 +113,7 @@ def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
         where = f"from {folder}" if folder else "(no --data_dir was given)"
         raise CarftError(
             f"the data set {run.args['dataset']} of {run.path} cannot be read {where}: "
-            f"{same_data.reason(error)} Give the folder that it lies in as --data_dir, also for a "
+            f"{reason(error)} Give the folder that it lies in as --data_dir, also for a "
             "data set that is a path and was moved"
         ) from error
 
@@ -202,3 +207,222 @@ def _reseed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
+
+
+def dataset_class(run: Run, data_dir: str | None) -> Any:
+    """The data set's class, of this host.
+
+    For a user's own folder that is not where the run found it, or where another ``data_dir`` than
+    the run's is given, that of ``data_dir/NAME`` or of ``data_dir`` itself, if they hold its
+    environments. Raises whatever the host raises for a name that it does not know, and CarftError
+    for a folder that is in none of these places.
+    """
+    from domainbed import datasets
+
+    name = run.args["dataset"]
+    # The harness's function finds a user's own folders, too; not every fork has one.
+    look_up = getattr(datasets, "get_dataset_class", None)
+    if look_up is None:
+        return vars(datasets)[name]
+    if data_dir is None or name in vars(datasets):
+        return look_up(name)
+    try:
+        found = look_up(name)
+        why = f"Without --data_dir it is {name}, where the run found it."
+    except Exception as error:  # a host may raise anything
+        found, why = None, reason(error)
+    is_path = getattr(found, "FOLDER", None) == name  # no list says where it is
+    if found is not None and (not is_path or _is_recorded(run, data_dir)):
+        return found
+    return look_up(_moved(name, data_dir, _environments(run), why))
+
+
+def _is_recorded(run: Run, data_dir: str) -> bool:
+    """Whether the run was given this one, which its path did not need."""
+    recorded = run.args.get("data_dir")
+    return isinstance(recorded, str) and os.path.realpath(recorded) == os.path.realpath(data_dir)
+
+
+def reason(error: Exception) -> str:
+    """What a host says of data, in one line, without the heading that our harness gives it."""
+    told = getattr(error, "problems", [str(error)])
+    return " ".join(" ".join(told).split()) or type(error).__name__
+
+
+def _moved(name: str, data_dir: str, environments: Sequence[str], reason: str) -> str:
+    """The folder that was ``name``: below ``data_dir`` by its last part, else ``data_dir``."""
+    places = [os.path.join(data_dir, os.path.basename(os.path.normpath(name)))]
+    if environments or os.sep in name:
+        places.append(data_dir)
+    for place in map(os.path.abspath, places):
+        if os.path.isdir(place):
+            with os.scandir(place) as entries:
+                inside = {entry.name for entry in entries if entry.is_dir()}
+            if inside and inside.issuperset(environments):
+                return place
+    what = f"A folder with {', '.join(environments)} in it" if environments else "Its folder"
+    raise CarftError(f"{reason} {what} was looked for as {' and as '.join(places)}.")
+
+
+def _environments(run: Run) -> list[str]:
+    """The names of the environments, as the run's records tell them of a user's own folder."""
+    found, _ = records.whole_records(str(run.path.parent / folder.RECORDS))
+    for record in reversed(found):
+        told = record.get("environments")
+        if record["args"].get("dataset") == run.args["dataset"] and isinstance(told, list):
+            return [str(name) for name in told]
+    return []
+
+
+def require(run: Run, dataset: Any, seen: observed.Seen) -> None:
+    """Raise CarftError, naming the difference, unless ``dataset`` is that of the run.
+
+    Compared is what the run knows: the number of its classes, their names where they are from
+    folders, the environments of its records, the edition, and how pictures are normalised.
+    """
+    name = run.args["dataset"]
+    if dataset.num_classes != len(run.classes):
+        raise CarftError(
+            f"the data set {name} has {dataset.num_classes} classes, but {run.path} was trained "
+            f"on {len(run.classes)}: {', '.join(run.classes)}. Is this its data?"
+        )
+    missing = [index for index in run.args["test_envs"] if index >= len(dataset)]
+    if missing:
+        raise CarftError(
+            f"the data set {name} has {len(dataset)} environments, but {run.path} was tested on "
+            f"number {missing[0]}. Is this its data?"
+        )
+    _require_names("environment", _environments(run), [e.name for e in seen.environments], run)
+    for classes in _classes(run.hparams, seen):
+        _require_names("class", run.classes, classes, run)
+    recorded = run.hparams.get("data_edition", "")
+    unknown = recorded in ("", UNCHECKED) or not seen.edition
+    if not unknown and not observed.is_edition(recorded, seen.edition):
+        raise CarftError(
+            f"{run.path} was trained on data that was {recorded!r}, and the data is now "
+            f"{seen.edition!r}: the pictures that it was trained on and those kept from it would "
+            f"be mixed. `carft data verify` counts what is there; {_REMEDY}"
+        )
+    _require_normalisation(run, seen)
+
+
+_REMEDY = "put the data back as it was, give the --data_dir that has it, or train on this anew"
+
+
+def _require_names(what: str, before: Sequence[str], now: Sequence[str], run: Run) -> None:
+    """The same names in the same order, where both are known."""
+    if not before or not now or list(before) == list(now):
+        return
+    index = next(
+        (i for i, (old, new) in enumerate(zip(before, now)) if old != new),
+        min(len(before), len(now)),
+    )
+    old, new = (repr(names[index]) if index < len(names) else "none" for names in (before, now))
+    raise CarftError(
+        f"{what} {index} of the data set {run.args['dataset']} was {old} when {run.path} was "
+        f"trained, and is now {new} (then: {', '.join(before)}; now: {', '.join(now)}): "
+        f"its numbers would be of other pictures. {_REMEDY.capitalize()}"
+    )
+
+
+def _classes(hparams: Mapping[str, Any], seen: observed.Seen) -> list[list[str]]:
+    """By environment the class names of its folders; none if the run had them from elsewhere."""
+    if prompts.named_dataset(hparams["class_names"]) is None:
+        return []
+    return [[prompts.clean(name) for name in e.classes] for e in seen.environments if e.classes]
+
+
+def _require_normalisation(run: Run, seen: observed.Seen) -> None:
+    shown = pictures.normalisation(seen.environments)
+    ours = run.algorithm.input
+    if shown is not None and not _undoes(ours, pictures.CLIPInput(ours.resolution, *shown)):
+        raise CarftError(
+            f"the pictures of {run.args['dataset']} are normalised by mean and deviation {shown}, "
+            f"and {run.path} was trained with others; evaluate it with the DomainBed that has "
+            "trained it"
+        )
+
+
+def _undoes(one: pictures.CLIPInput, other: pictures.CLIPInput) -> bool:
+    pairs = ((one.scale, other.scale), (one.shift, other.shift))
+    return all(torch.allclose(ours, theirs) for ours, theirs in pairs)
+
+
+# Below this many pictures starting processes takes longer than they save.
+MANY_PICTURES = 5000
+MOST_WORKERS = 8
+
+
+def choose_device(asked: str | None) -> torch.device:
+    """``asked``, such as "cuda:1", else the GPU if there is one.
+
+    Convolutions are made repeatable, as DomainBed's train makes them. Raises CarftError for what is
+    no device, or is not there.
+    """
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"a {device.type}")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CarftError(
+            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N, N being the "
+            "number of a GPU of this machine"
+        ) from error
+    return device
+
+
+def choose_workers(asked: int | None, pictures: int) -> int:
+    """``asked`` processes that load pictures, else one a core where there are many pictures."""
+    if asked is not None:
+        return asked
+    return min(MOST_WORKERS, launchers.cores()) if pictures >= MANY_PICTURES else 0
+
+
+def batches(
+    splits: Sequence[Split], batch_size: int, workers: int | None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The number of a split, pictures and labels, for all pictures of all splits, in order.
+
+    Raises CarftError where a picture cannot be read.
+    """
+    total = sum(map(len, splits))
+    processes = choose_workers(workers, total)
+    with tqdm(total=total, unit="picture", desc="evaluating", delay=2, disable=None) as bar:
+        for number, split in enumerate(splits):
+            loader = DataLoader(split.items, batch_size, num_workers=processes)
+            try:
+                for x, y in loader:
+                    yield number, x, y
+                    bar.update(len(x))
+            except OSError as error:  # of Pillow's, too
+                reason = _last_line(error)
+                if "--decode" not in reason:  # which our harness says
+                    reason += ". `carft data verify --decode` says which"
+                raise CarftError(
+                    f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
+                ) from error
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says; of a worker's, which is a whole traceback, without the type's name."""
+    kind = type(error)
+    words = (str(error).strip() or kind.__name__).splitlines()[-1]
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return words.removeprefix(f"{module}{kind.__qualname__}: ")
+
+
+@contextlib.contextmanager
+def memory_told(batch_size: int) -> Iterator[None]:
+    """Inside the block, a GPU whose memory does not suffice becomes a CarftError."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise CarftError(
+            f"the GPU has too little memory for batches of {batch_size} pictures; give a smaller "
+            "--batch_size, or --device cpu"
+        ) from error
