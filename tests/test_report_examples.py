@@ -143,7 +143,7 @@ def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, swe
         assert f"✗ wrong</span>: {said}{100 * wrong[y[index]]:.0f}%" in article
         with torch.no_grad():
             spread = [
-                model.context_logits(x[index : index + 1]).softmax(1)[0]
+                model.context_logits(model.features(x[index : index + 1])).softmax(1)[0]
                 for model in (original, carft, tuned)
             ]
         check_contexts(article, spread)

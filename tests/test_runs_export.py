@@ -160,7 +160,9 @@ def test_context_probabilities_from_the_head(files, run):
     with torch.no_grad():
         features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
         logits = head["context_scale"] * features @ head["context_weights"].T
-        torch.testing.assert_close(logits, run.algorithm.context_logits(x), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            logits, run.algorithm.context_logits(run.algorithm.features(x)), rtol=0, atol=1e-4
+        )
 
 
 def test_the_same_run_gives_the_same_bytes_under_any_name(files, run, tmp_path):

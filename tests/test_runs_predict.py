@@ -46,7 +46,9 @@ def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
         with torch.no_grad():
             x = by_path[one["path"]][None]
             shares = run.algorithm.predict(x).softmax(1)[0].tolist()
-            contexts = run.algorithm.context_logits(x).softmax(1)[0].tolist()
+            contexts = (
+                run.algorithm.context_logits(run.algorithm.features(x)).softmax(1)[0].tolist()
+            )
         assert list(one["classes"]) == run.classes and list(one["contexts"]) == run.contexts
         assert list(one["classes"].values()) == pytest.approx(shares, abs=1e-5)
         assert list(one["contexts"].values()) == pytest.approx(contexts, abs=1e-5)
@@ -244,7 +246,7 @@ def test_contexts_are_the_objectives(pets):
     run = saved.open_run(pets / "CARFT")
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        features = run.algorithm._features(x)
+        features = run.algorithm.features(x)
     expected = objective.context_distribution(
         features, run.algorithm.context_weights, run.algorithm.logit_scale
     )

@@ -52,6 +52,7 @@ class CLIPAlgorithm(Algorithm):
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
+            self._record("clip_digest", clip_model.digest, "another CLIP than that")
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
             self._undo_normalisation(shown)
@@ -69,22 +70,22 @@ class CLIPAlgorithm(Algorithm):
         templates = prompts.contexts(self.hparams["contexts"])
         print(f"CLIP classes: {', '.join(names)}")
         print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
-        self._record_words(prompts.digest(templates, names))
+        digest = prompts.digest(templates, names)
+        self._record("prompts_digest", digest, "other class names or contexts than those")
         text = bytearray(prompts.as_json(templates, names).encode())
         self.register_buffer("words", torch.frombuffer(text, dtype=torch.uint8).clone())
         features = backbone.text_features(clip_model, prompts.prompts(templates, names))
         return objective.zero_shot_weights(features)
 
-    def _record_words(self, digest: str) -> None:
-        """Put the digest of all words into the hparams, which DomainBed writes into each record."""
-        expected = self.hparams["prompts_digest"]
-        if expected not in ("", digest):
+    def _record(self, name: str, found: str, difference: str) -> None:
+        """Put a digest into the hparams, which DomainBed writes into each record."""
+        expected = self.hparams[name]
+        if expected not in ("", found):
             raise CarftError(
-                f"the hparam prompts_digest asks for {expected}, but the class names and contexts "
-                f"of this run have {digest}: they are other words than those of the run it was "
-                "taken from. Give class_names and contexts as they were there, or no prompts_digest"
+                f"the hparam {name} asks for {expected}, but this run has {found}: {difference} of "
+                f"the run it was taken from. Give the same as there, or no {name}"
             )
-        self.hparams["prompts_digest"] = digest
+        self.hparams[name] = found
 
     def _check_data(self) -> observed.Normalisation | None:
         """Refuse data that is not as it should be, record what it is; return what it shows."""
@@ -126,21 +127,26 @@ class CLIPAlgorithm(Algorithm):
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
-        return self._class_logits(self._features(x))
+        return self.class_logits(self.features(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as ``predict``; weight averaging (SWAD) calls the module itself."""
         return self.predict(x)
 
-    def context_logits(self, x: Tensor) -> Tensor:
-        """Context logits (N, M) of the fine-tuned encoder."""
-        return objective.context_logits(self._features(x), self.context_weights, self._t())
+    def features(self, x: Tensor) -> Tensor:
+        """Image features (N, D), not normalised, of pictures as ``predict`` takes them."""
+        return self._encode(self.input(x))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        """Take also a state from before the words were part of it."""
-        if hasattr(self, "words"):
-            state_dict.setdefault(f"{prefix}words", self.words)
-        super()._load_from_state_dict(state_dict, prefix, *more)
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Class logits (N, K) of image features (N, D)."""
+        logits: Tensor = self.logit_scale * self.head(F.normalize(features, dim=-1))
+        return logits
+
+    def context_logits(self, features: Tensor) -> Tensor:
+        """Context logits (N, M) of image features (N, D), of this encoder or of the original."""
+        scale: float | str = self.hparams["context_scale"]
+        t = self.logit_scale if isinstance(scale, str) else scale
+        return objective.context_logits(features, self.context_weights, t)
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:
         """Train mode, but for batch norm (OpenAI's ResNets), which keeps CLIP's own statistics.
@@ -181,16 +187,14 @@ class CLIPAlgorithm(Algorithm):
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         pictures = self.input(x)
         features = self._encode(pictures)
-        logits = self._class_logits(features)
+        logits = self.class_logits(features)
         if not self._compares_contexts():
             cross_entropy = F.cross_entropy(logits, y)
             return {"loss": cross_entropy, "loss_ce": cross_entropy}
         assert self.original is not None  # made wherever contexts are compared
-        original = objective.context_logits(
-            self.original(pictures), self.context_weights, self._t()
-        )
+        original = self.context_logits(self.original(pictures))
         with torch.set_grad_enabled(self.kl_weight > 0):
-            tuned = objective.context_logits(features, self.context_weights, self._t())
+            tuned = self.context_logits(features)
         loss = objective.carft_loss(
             logits,
             y,
@@ -234,23 +238,12 @@ class CLIPAlgorithm(Algorithm):
             )
         self.scheduler.step()
 
-    def _features(self, x: Tensor) -> Tensor:
-        return self._encode(self.input(x))
-
     def _encode(self, pictures: Tensor) -> Tensor:
         """Image features (N, D), not normalised, of pictures as CLIP wants them."""
         bf16 = self.hparams["amp"] == "bf16"
         with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
             features: Tensor = self.encoder(pictures)
         return features.float()
-
-    def _class_logits(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.logit_scale * self.head(F.normalize(features, dim=-1))
-        return logits
-
-    def _t(self) -> Tensor | float:
-        scale: float | str = self.hparams["context_scale"]
-        return self.logit_scale if isinstance(scale, str) else scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""

@@ -163,6 +163,14 @@ HPARAMS: tuple[Hparam, ...] = (
         "audited (prompts.digest). Given beforehand, it must fit, or the run is refused.",
     ),
     Hparam(
+        "clip_digest",
+        _always(""),
+        lambda v: isinstance(v, str),
+        "'', or the SHA-256 that an earlier record shows",
+        "SHA-256 of the CLIP that the run started from, filled in by the run. Given beforehand, it "
+        "must fit, or the run is refused.",
+    ),
+    Hparam(
         "data_edition",
         _always(""),
         lambda v: isinstance(v, str),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -140,14 +139,13 @@ def _beginning(
 
 def _difference(original: saved.Run, run: saved.Run) -> str:
     """What the original has that is not ``run``'s, so that no KL is of the two; "" for nothing."""
-    scales = [float(one.algorithm._t()) for one in (original, run)]
     ours, theirs = (one.algorithm.context_weights for one in (original, run))
     same = {
         "another clip_backbone": original.hparams["clip_backbone"] == run.hparams["clip_backbone"],
         "another protocol": original.hparams.get("protocol") == run.hparams.get("protocol"),
         "other contexts": original.contexts == run.contexts,
         "other class names": original.classes == run.classes,
-        "another context_scale": math.isclose(*scales, rel_tol=1e-4),
+        "another context_scale": original.hparams["context_scale"] == run.hparams["context_scale"],
         # Text features of a GPU differ from a processor's in their last digits.
         "other context weights": ours.shape == theirs.shape
         and torch.allclose(ours, theirs, atol=1e-3),
@@ -231,7 +229,7 @@ def _example(index: int, both: Sequence[Judged], beginning: saved.Run | None) ->
 
 
 def _context_logits(run: saved.Run, x: Tensor) -> Tensor:
-    return run.algorithm.context_logits(x[None])
+    return run.algorithm.context_logits(run.algorithm.features(x[None]))
 
 
 def _belief(judged: Judged, index: int, kl: float | None) -> Belief:

@@ -22,8 +22,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 from tqdm import tqdm
 
 from domainbed_carft import launchers, text
-from domainbed_carft.method import objective, protocol
 from domainbed_carft.method import pictures as images
+from domainbed_carft.method import protocol
 from domainbed_carft.runs import output, saved, splits
 from domainbed_carft.runs.saved import Run
 
@@ -76,11 +76,9 @@ def predict(opened: saved.Run, batch: Tensor) -> Iterator[tuple[Probabilities, P
         return
     algorithm = opened.algorithm
     with torch.no_grad():
-        features = algorithm._features(batch)  # once for both
-        classes = algorithm._class_logits(features).double().softmax(dim=1)
-        contexts = objective.context_distribution(
-            features, algorithm.context_weights, algorithm._t()
-        )
+        features = algorithm.features(batch)  # once for both
+        classes = algorithm.class_logits(features).double().softmax(dim=1)
+        contexts = algorithm.context_logits(features).softmax(dim=1)
     names = _distinct(opened.classes)
     for of_classes, of_contexts in zip(classes.tolist(), contexts.tolist()):
         yield dict(zip(names, of_classes)), dict(zip(opened.contexts, of_contexts))
