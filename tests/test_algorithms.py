@@ -229,7 +229,7 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
     algorithm.eval()
     (tmp_path / "model.pkl").write_bytes(dumped(algorithm, name).getvalue())
     weights.unlink()
-    restored = saved.load(tmp_path / "model.pkl")
+    restored = saved.open_run(tmp_path / "model.pkl").algorithm
     assert type(restored).__name__ == name and not restored.training
     x = torch.randn(5, 3, 28, 28)
     with torch.no_grad():
@@ -263,7 +263,7 @@ def test_a_checkpoint_is_hardly_larger_than_encoder_and_head(random_tiny):
 def test_files_that_are_no_run_are_refused(tmp_path):
     torch.save({"weights": torch.zeros(2)}, tmp_path / "model.pkl")
     with pytest.raises(CarftError, match="model.pkl.*is not a run of"):
-        saved.load(tmp_path / "model.pkl")
+        saved.open_run(tmp_path / "model.pkl")
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny):
@@ -392,7 +392,7 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_p
     assert len(saved.getvalue()) <= 1.05 * needed
     weights.unlink()
     (tmp_path / "model.pkl").write_bytes(saved.getvalue())
-    restored = saved.load(tmp_path / "model.pkl")
+    restored = saved.open_run(tmp_path / "model.pkl").algorithm
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(restored.predict(x), algorithm.predict(x))

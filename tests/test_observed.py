@@ -74,7 +74,8 @@ def test_a_saved_run_keeps_its_normalisation(random_tiny, tmp_path):
     (tmp_path / "model.pkl").write_bytes(dumped(algorithm).getvalue())
     x = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
-        assert torch.equal(saved.load(tmp_path / "model.pkl").predict(x), algorithm.predict(x))
+        restored = saved.open_run(tmp_path / "model.pkl").algorithm
+        assert torch.equal(restored.predict(x), algorithm.predict(x))
 
 
 def test_all_ways_to_call_update_and_predict_are_one(random_tiny):

@@ -89,7 +89,7 @@ def file_of(sweep, algorithm, target):
 
 def judged(drawings, file, target):
     """(algorithm, pictures, labels, class logits) on the target's in-split, by hand."""
-    algorithm = saved.load(file)
+    algorithm = saved.open_run(file).algorithm
     tensors = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     transform = v2.Compose([v2.Resize((224, 224)), *tensors])
     pictures = ImageFolder(str(drawings / ENVIRONMENTS[target]), transform)
@@ -127,7 +127,7 @@ def test_counts_are_those_of_the_weights_that_were_selected(drawings, sweep, tex
 def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, sweep, text):
     files = [file_of(sweep, name, 0)[0] for name in ("CARFT", "CLIPFineTune")]
     (carft, x, y, logits), (tuned, _, _, others) = (judged(drawings, file, 0) for file in files)
-    original = saved.load(sweep / "CLIPZeroShot-0" / "model.pkl")
+    original = saved.open_run(sweep / "CLIPZeroShot-0" / "model.pkl").algorithm
     wanted = ((logits.argmax(1) == y) & (others.argmax(1) != y)).nonzero().flatten().tolist()
     part = block(text, "line").split("<h5>CLIPFineTune right")[0]
     assert f"<h5>CARFT right, CLIPFineTune wrong: {min(3, len(wanted))} of {len(wanted)}" in part

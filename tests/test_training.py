@@ -36,7 +36,7 @@ def test_debug224_and_the_saved_run(tmp_path):
     flags = ("--steps", "2", "--hparams", '{"batch_size": 2, "kl_weight": 3}')
     records = run(tmp_path, "CARFT", "Debug224", *flags)
     assert records[-1]["hparams"]["kl_weight"] == 3
-    restored = saved.load(tmp_path / "model.pkl")
+    restored = saved.open_run(tmp_path / "model.pkl").algorithm
     assert restored.predict(torch.randn(2, 3, 224, 224)).shape == (2, 2)
 
 

@@ -121,7 +121,7 @@ def flip(path):
 
 
 READERS = {
-    "model.pkl": (saved.read, CarftError),
+    "model.pkl": (saved.open_run, CarftError),
     "clip.pt": (lambda path: backbone.load(str(path)), CarftError),
     "state.pt": (lambda path: resume.StateFile(str(path.parent)).load(), resume.ResumeError),
     "resnet18-f37072fd.pth": (lambda path: pretrained.read(pretrained.RESNET18), errors.UsageError),

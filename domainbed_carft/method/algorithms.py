@@ -29,7 +29,7 @@ class CLIPAlgorithm(Algorithm):
     unknown or invalid, pictures without three channels, and classes without names.
 
     The state dict holds the image encoder, the head, the context weights and the words, but not the
-    frozen original: ``saved.load`` needs no CLIP to predict again.
+    frozen original: ``runs.saved.open_run`` needs no CLIP to predict again.
     """
 
     input: images.CLIPInput

@@ -42,7 +42,7 @@ class Judged(NamedTuple):
     """A run and its answers to all pictures: probabilities (N, K), labels (N,)."""
 
     weights: Weights
-    run: saved.Run
+    run: saved.TrainedRun
     items: Any
     probabilities: Tensor
     labels: Tensor
@@ -119,8 +119,8 @@ def _of_target(
 
 
 def _beginning(
-    there: Sequence[Weights], pair: Sequence[saved.Run]
-) -> tuple[saved.Run | None, list[str]]:
+    there: Sequence[Weights], pair: Sequence[saved.TrainedRun]
+) -> tuple[saved.TrainedRun | None, list[str]]:
     """The first that is the original of both, else what is wrong with each."""
     problems = []
     for one in there:
@@ -137,7 +137,7 @@ def _beginning(
     return None, problems
 
 
-def _difference(original: saved.Run, run: saved.Run) -> str:
+def _difference(original: saved.TrainedRun, run: saved.TrainedRun) -> str:
     """What the original has that is not ``run``'s, so that no KL is of the two; "" for nothing."""
     ours, theirs = (one.algorithm.context_weights for one in (original, run))
     same = {
@@ -181,7 +181,7 @@ def _judge(found: Weights, target: int, data_dir: str | None) -> Judged:
     return Judged(found, run, split.items, torch.cat(probabilities), torch.cat(labels))
 
 
-def _opened(found: Weights) -> saved.Run:
+def _opened(found: Weights) -> saved.TrainedRun:
     """Raises CarftError for weights that are not of the run in whose folder they are."""
     run, of = saved.open_run(found.run.folder, which=found.which), found.run
     wanted = (of.dataset, of.algorithm, list(of.test_envs), of.trial, of.choice)
@@ -195,15 +195,19 @@ def _opened(found: Weights) -> saved.Run:
 
 
 def _direction(
-    right: Judged, wrong: Judged, both: Sequence[Judged], beginning: saved.Run | None, count: int
-) -> Direction:
+    right: Judged,
+    wrong: Judged,
+    both: Sequence[Judged],
+    beginning: saved.TrainedRun | None,
+    count: int,
+) -> Direction:  # fmt: skip
     disagree = (right.right & ~wrong.right).nonzero().flatten().tolist()
     shown = [_example(index, both, beginning) for index in disagree[:count]]
     names = (right.weights.run.algorithm, wrong.weights.run.algorithm)
     return Direction(*names, len(disagree), shown)
 
 
-def _example(index: int, both: Sequence[Judged], beginning: saved.Run | None) -> Example:
+def _example(index: int, both: Sequence[Judged], beginning: saved.TrainedRun | None) -> Example:
     columns = [judged.weights.run.algorithm for judged in both]
     with torch.inference_mode():
         logits = [_context_logits(judged.run, judged.items[index][0]) for judged in both]
@@ -228,7 +232,7 @@ def _example(index: int, both: Sequence[Judged], beginning: saved.Run | None) ->
     )
 
 
-def _context_logits(run: saved.Run, x: Tensor) -> Tensor:
+def _context_logits(run: saved.TrainedRun, x: Tensor) -> Tensor:
     return run.algorithm.context_logits(run.algorithm.features(x[None]))
 
 
