@@ -135,7 +135,9 @@ def batches(
                     yield number, x, y
                     bar.update(len(x))
             except OSError as error:  # of Pillow's, too; of a worker's, a whole traceback
-                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                kind = type(error)
+                reason = (str(error).strip() or kind.__name__).splitlines()[-1]
+                reason = reason.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
                 if "--decode" not in reason:  # which our harness says
                     reason += "; `carft data verify --decode` names all such pictures"
                 raise CarftError(
