@@ -1,16 +1,16 @@
 """What `carft export` refuses: other originals, places and values that cannot be written."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 from conftest import TINY_SHAPE, random_clip
 from export_jobs import debug, exported
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import sha256
 from domainbed_carft.method import backbone
 from domainbed_carft.runs import export, saved
 
@@ -43,7 +43,7 @@ def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys)
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), mine)
     for other in (str(mine), "tiny"):
         status, said = attempt("--original", other)
-        digest = backbone.sha256(tmp_path / "elsewhere.pt")
+        digest = sha256(tmp_path / "elsewhere.pt")
         assert status == 1 and "is not the CLIP that" in said and f"expected {digest}" in said
     assert attempt("--original", str(tmp_path / "elsewhere.pt"))[0] == 0
 
@@ -107,9 +107,8 @@ def test_a_disk_that_is_full(files, trained, tmp_path):
         "import resource, sys; from domainbed_carft import cli; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); sys.exit(cli.main())"
     )
-    weights = str(tmp_path / files.weights.name)
-    command = [sys.executable, "-W", "ignore", "-c", code, "export", str(trained), "-o", weights]
-    done = subprocess.run([*command, "--force"], capture_output=True, text=True)
+    weights = tmp_path / files.weights.name
+    done = warm.run("-c", code, "export", trained, "-o", weights, "--force")
     assert done.returncode == 1, done.stderr
     assert "File too large; nothing was overwritten" in done.stderr
     assert "Traceback" not in done.stderr

@@ -104,7 +104,7 @@ def test_the_user_names_the_clip_that_a_run_started_from(
 
 
 def test_openais_own_archive_is_known_by_its_digest(tmp_path, hostile, victim, monkeypatch):
-    published = ("ViT-B-32.pt", backbone.sha256(hostile))
+    published = ("ViT-B-32.pt", files.sha256(hostile))
     monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
     with pytest.raises(CarftError, match="not a CLIP in OpenAI's format"):
         backbone.load(str(hostile))

@@ -20,7 +20,7 @@ from domainbed_carft.jobs import lines, planned, scan, values
 from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.planned import Planned
 from domainbed_carft.results import settings
-from domainbed_carft.text import counted
+from domainbed_carft.text import counted, inflected
 
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 VERSION = "version of "
@@ -38,7 +38,8 @@ class Run(NamedTuple):
     """The checkpoints of one run.
 
     ``accuracies``: a row a checkpoint, the in-splits of all environments, then the out-splits, in
-    [0, 1]; nan where a record has none. ``setting``: see ``settings.of``. ``hparams``: JSON.
+    [0, 1]; nan where a record has none, and from the step ``diverged_from`` on, where the training
+    diverged. ``setting``: see ``settings.of``. ``hparams``: JSON.
     """
 
     folder: str
@@ -55,6 +56,7 @@ class Run(NamedTuple):
     n_environments: int
     steps: array[float]
     accuracies: array[float]
+    diverged_from: float | None
 
 
 class Read(NamedTuple):
@@ -196,6 +198,12 @@ def _run(
     recorded = values.optional(first, "versions") or versions
     environments, wrong = values.environments(first.get("environments"), count)
     targets = tuple(args["test_envs"])
+    diverged = [record["step"] for record in records if job_folder.has_diverged(record)]
+    if diverged:
+        what = f"the training diverged; {counted(len(diverged), 'record')} from step "
+        what += f"{min(diverged):g} on {inflected(len(diverged), 'counts', 'count')} as missing"
+        faults.append(Fault("diverged", job.path, what))
+        records = [_without_accuracies(r) if job_folder.has_diverged(r) else r for r in records]
     if wrong:
         faults.append(Fault("no names", job.path, f"{wrong}; they count as not recorded"))
     if len(targets) > 2:
@@ -207,8 +215,12 @@ def _run(
         settings.of(args, hparams, first.get("data_edition"), recorded, first.get("protocol")),
         json.dumps(hparams, sort_keys=True), environments, count,
         array("d", [record["step"] for record in records]),
-        _accuracies(job, records, count, faults),
+        _accuracies(job, records, count, faults), min(diverged, default=None),
     )  # fmt: skip
+
+
+def _without_accuracies(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: _NAN if key.endswith("_acc") else value for key, value in record.items()}
 
 
 def _accuracies(

@@ -93,7 +93,7 @@ def load(name: str) -> Backbone:
     SHA-256, a TorchScript archive that is not one of OpenAI's, and a file that is no CLIP.
     """
     path, expected = locate(name)
-    digest = sha256(path)
+    digest = files.sha256(path)
     if expected and digest != expected:
         raise CarftError(
             f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}: the file is "
@@ -155,15 +155,6 @@ def _image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     return ModifiedResNet(tuple(blocks), output, width * 32 // 64, grid * 32, width)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name`` and the SHA-256 it must have, None where any will do."""
     if name in PUBLISHED:
@@ -191,7 +182,7 @@ def _look_at(name: str) -> Weights:
     if not path.is_file():
         return Weights(name, path, expected, None, None)
     try:
-        digest = sha256(path)
+        digest = files.sha256(path)
     except OSError:
         digest = None
     return Weights(name, path, expected, path.stat().st_size, digest)
@@ -232,6 +223,8 @@ def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
                 f"{path} has a {type(value).__name__} under {key!r}, expected a state dict of "
                 "tensors; if the weights lie in an inner dict, save that one by itself"
             )
+        if not torch.isfinite(value).all():
+            raise CarftError(f"{path} has NaN or infinity in {key!r}, expected finite weights")
     return {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
 
 

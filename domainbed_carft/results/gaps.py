@@ -149,6 +149,8 @@ class Gaps:
             return f"{job} has {len(run.steps)} of {len(expected)} checkpoints"
         if self._is_unfinished(run):
             return f"{job} is not finished (no file done)"
+        if run.diverged_from is not None:
+            return f"{job} diverged, and has no accuracies from step {run.diverged_from:g} on"
         return f"{job} has accuracies that are no numbers in [0, 1]" if _has_nan(run) else ""
 
     def _why_not_run(self, key: tuple[Any, ...], job: str) -> str:

@@ -58,7 +58,9 @@ def _kept(same: Sequence[Run]) -> Run | None:
     candidates = done or same
     first = candidates[0]
     equal = all(
-        run.steps == first.steps and run.accuracies == first.accuracies for run in candidates
+        run.steps == first.steps
+        and run.accuracies.tobytes() == first.accuracies.tobytes()  # nan is not equal to nan
+        for run in candidates
     )
     return first if equal else None
 

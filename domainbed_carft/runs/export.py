@@ -24,7 +24,7 @@ from torch import Tensor
 from domainbed_carft import __version__, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import require_output
+from domainbed_carft.files import require_output, sha256
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import command as train_command
@@ -247,7 +247,7 @@ def _blocks(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "sha256": backbone.sha256(path), "bytes": path.stat().st_size}
+    return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def _facts(run: TrainedRun) -> dict[str, Any]:
