@@ -42,7 +42,7 @@ def test_the_digest_of_the_words_enters_the_very_hparams(random_tiny):
     expected = prompts.digest(CONTEXTS, CLASSES)
     assert algorithm.hparams["prompts_digest"] == expected
     assert make(random_tiny, prompts_digest=expected).hparams["prompts_digest"] == expected
-    with pytest.raises(CarftError, match=f"asks for 0123456789abcdef, but .* have {expected}"):
+    with pytest.raises(CarftError, match=f"asks for 0123456789abcdef, but .* {expected}"):
         make(random_tiny, prompts_digest="0123456789abcdef")
 
 

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from domainbed_carft import cli
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.method import prompts
 from domainbed_carft.method.pictures import IMAGENET_MEAN as MEAN
 from domainbed_carft.method.pictures import IMAGENET_STD as STD
 from domainbed_carft.plugin import emoji_styles
@@ -157,8 +158,7 @@ def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, swe
 def check_contexts(article, spread):
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', article)
     shown = {template: re.findall(r"<td>(\d+)%", cells) for template, cells in rows}
-    with open(emoji_styles.__file__.replace("emoji.py", "assets/contexts/emoji.txt")) as file:
-        templates = [line.strip() for line in file if line.strip()]
+    templates = prompts.contexts("emoji")
     wanted = {templates[i] for one in spread for i in one.topk(3).indices}
     assert set(shown) == wanted
     for template, cells in shown.items():
@@ -235,7 +235,7 @@ def test_weights_that_diverged_are_told_on_the_page(one_target):
         content["model_dict"]["head.weight"].fill_(float("nan"))
         torch.save(content, one_target / "CARFT" / name)
     page = page_of(one_target)
-    assert "no finite numbers in head.weight: the training diverged" in block(page, "noto")
+    assert "not finite in head.weight: the training diverged" in block(page, "noto")
     assert "figures/Drawings-accuracy.svg" in page
 
 
