@@ -18,11 +18,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from domainbed_carft import cli
+from domainbed_carft.data import emoji
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method import prompts
 from domainbed_carft.method.pictures import IMAGENET_MEAN as MEAN
 from domainbed_carft.method.pictures import IMAGENET_STD as STD
-from domainbed_carft.plugin import emoji_styles
 from domainbed_carft.runs import saved
 
 ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face", "food"), 12
@@ -40,7 +40,7 @@ def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "drawings"
     for environment, name in itertools.product(ENVIRONMENTS, CLASSES):
         (folder / environment / name).mkdir(parents=True)
-        for path in sorted((emoji_styles.unpacked() / environment / name).iterdir())[:PICTURES]:
+        for path in sorted((emoji.unpacked() / environment / name).iterdir())[:PICTURES]:
             shutil.copy(path, folder / environment / name)
     (folder.parent / "datasets.txt").write_text("Drawings = drawings\n")
     with pytest.MonkeyPatch.context() as patch:

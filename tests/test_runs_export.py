@@ -14,7 +14,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
-from domainbed_carft.method import backbone, protocol
+from domainbed_carft.method import backbone
+from domainbed_carft.method import pictures as images
 from domainbed_carft.plugin import emoji_styles
 from domainbed_carft.runs import export, saved
 
@@ -44,7 +45,7 @@ def pictures():
 @pytest.fixture(scope="module")
 def expected(run, pictures):
     """What the algorithm itself says of the pictures, as DomainBed hands them to it."""
-    transform = protocol.transform("domainbed", emoji_styles.SIZE, augment=False)
+    transform = images.transform("domainbed", emoji_styles.SIZE, augment=False)
     with torch.no_grad():
         return run.algorithm.predict(torch.stack([transform(default_loader(p)) for p in pictures]))
 

@@ -13,7 +13,6 @@ from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
 from domainbed_carft.method import pictures as images
-from domainbed_carft.method import protocol
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
 
@@ -185,7 +184,7 @@ def test_pictures_are_not_all_held(tmp_path):
     path = str(noise(tmp_path / "x.png"))
     asked = itertools.count()
     endless = (path for _ in asked)
-    transform = protocol.transform("domainbed", 48, False)
+    transform = images.transform("domainbed", 48, False)
     batches = predicting.read(endless, transform, 4, 0)
     for _ in range(3):
         batch = next(batches)
@@ -199,7 +198,7 @@ def test_transforms_of_the_recorded_protocol(pets, tmp_path):
     run.hparams["protocol"] = "clip"
     transform, words = predicting.transform_of(run)
     picture = default_loader(str(path))
-    assert torch.equal(transform(picture), protocol.transform("clip", 224, False)(picture))
+    assert torch.equal(transform(picture), images.transform("clip", 224, False)(picture))
     assert words.startswith("the shorter side resized, bicubic") and words.endswith("(clip)")
 
 
@@ -212,7 +211,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     transform, words = predicting.transform_of(run)
     assert "squeezed to a square, 224 px" in words and "only the normalisation" in words
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
-    raw = protocol.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
+    raw = images.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
     torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
 

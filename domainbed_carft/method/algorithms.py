@@ -6,8 +6,9 @@ algorithm says which parameters it trains and how much the KL term counts.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,42 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, backbone, objective, observed, optimisation, prompts
-from domainbed_carft.method import pictures as images
-from domainbed_carft.method.frozen import Frozen
+from domainbed_carft.method import (
+    arguments,
+    backbone,
+    objective,
+    observed,
+    optimisation,
+    pictures,
+    prompts,
+)
+
+
+class Frozen:
+    """The original image encoder: eval mode, no gradients, in inference precision.
+
+    Not a Module on purpose: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    """
+
+    def __init__(self, encoder: nn.Module, precision: str) -> None:
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.bf16 = precision == "bf16"
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features: Tensor = self.encoder(pictures)
+        return features.float()
+
+    def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.encoder._apply(fn)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: a run that goes on makes it anew from CLIP's weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to do."""
 
 
 class CLIPAlgorithm(Algorithm):
@@ -29,10 +63,10 @@ class CLIPAlgorithm(Algorithm):
     unknown or invalid, pictures without three channels, and classes without names.
 
     The state dict holds the image encoder, the head, the context weights and the words, but not the
-    frozen original: ``runs.saved.open_run`` needs no CLIP to predict again.
+    frozen original: a saved run needs no CLIP to predict again.
     """
 
-    input: images.CLIPInput
+    input: pictures.CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
     trains_encoder = True
     trains_head = True
@@ -40,12 +74,9 @@ class CLIPAlgorithm(Algorithm):
     restored = False
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
+        self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
-    ) -> None:
+    ) -> None:  # fmt: skip
         arguments.check(input_shape, hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
         shown = self._check_data()  # before anything takes time
@@ -56,8 +87,9 @@ class CLIPAlgorithm(Algorithm):
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
             self._undo_normalisation(shown)
-        self.original = self._freeze_original()
         self.steps_taken = 0
+        if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
+            self.original = Frozen(self.encoder, hparams["original_precision"])
         self.train()
         if self.trains_head:
             self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
@@ -89,19 +121,17 @@ class CLIPAlgorithm(Algorithm):
 
     def _check_data(self) -> observed.Normalisation | None:
         """Refuse data that is not as it should be, record what it is; return what it shows."""
-        dataset = prompts.named_dataset(self.hparams["class_names"])
-        seen = observed.recall(self.hparams, dataset)
+        seen = observed.recall(self.hparams, prompts.named_dataset(self.hparams["class_names"]))
         self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
-        protocol = images.followed_protocol(self.hparams["protocol"], seen.environments)
+        protocol = observed.followed_protocol(self.hparams["protocol"], seen.environments)
         self.hparams["protocol"] = protocol
-        print(f"CLIP protocol: {images.described(protocol)}")
-        return images.normalisation(seen.environments)
+        print(f"CLIP protocol: {pictures.described(protocol)}")
+        return observed.agreed_normalisation(seen.environments)
 
     def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
         """Expect pictures normalised as the data set shows it, else as DomainBed does."""
-        if shown is not None:
-            self.input = images.CLIPInput(self.input.resolution, *shown)
-        mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)
+        mean, std = shown or (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
+        self.input = pictures.CLIPInput(self.input.resolution, mean, std)
         source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
@@ -111,7 +141,7 @@ class CLIPAlgorithm(Algorithm):
         """What training and predicting both need; a restored algorithm has nothing more."""
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
-        self.input = images.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
+        self.input = pictures.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
         self.head = nn.Linear(dim, num_classes, bias=False)
         if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
             self.head.weight.data.copy_(weights.classes)
@@ -119,6 +149,11 @@ class CLIPAlgorithm(Algorithm):
         self.register_buffer("logit_scale", torch.tensor(logit_scale))
         self.encoder.requires_grad_(self.trains_encoder)
         self.head.requires_grad_(self.trains_head)
+
+    @classmethod
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+        """What is wrong with ``--hparams``, for hosts that ask before they load anything."""
+        return arguments.refusals(cls.__name__, dataset, overrides)
 
     @property
     def kl_weight(self) -> float:
@@ -175,8 +210,8 @@ class CLIPAlgorithm(Algorithm):
         """
         if self.restored:
             raise CarftError(
-                "a restored algorithm predicts and does not train on: its optimizer and its "
-                "original encoder are not in the file. Train from the start instead"
+                "a restored algorithm predicts and does not train on, for its optimizer is not in "
+                "the file. Train from the start instead"
             )
         xs, ys = arguments.pictures_and_labels(minibatches, more)
         x, y = torch.cat(xs), torch.cat(ys)
@@ -185,23 +220,19 @@ class CLIPAlgorithm(Algorithm):
         return {name: float(value.detach()) for name, value in measured.items()}
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        pictures = self.input(x)
-        features = self._encode(pictures)
+        clip_pictures = self.input(x)
+        features = self._encode(clip_pictures)
         logits = self.class_logits(features)
         if not self._compares_contexts():
             cross_entropy = F.cross_entropy(logits, y)
             return {"loss": cross_entropy, "loss_ce": cross_entropy}
         assert self.original is not None  # made wherever contexts are compared
-        original = self.context_logits(self.original(pictures))
+        original = self.context_logits(self.original(clip_pictures))
         with torch.set_grad_enabled(self.kl_weight > 0):
             tuned = self.context_logits(features)
+        weight, direction = self.kl_weight, self.hparams["kl_direction"]
         loss = objective.carft_loss(
-            logits,
-            y,
-            original,
-            tuned,
-            kl_weight=self.kl_weight,
-            kl_direction=self.hparams["kl_direction"],
+            logits, y, original, tuned, kl_weight=weight, kl_direction=direction
         )
         return {
             "loss": loss.total,
@@ -210,16 +241,11 @@ class CLIPAlgorithm(Algorithm):
             "context_agreement": objective.context_agreement(original, tuned),
         }
 
-    def _freeze_original(self) -> Frozen | None:
-        """The original encoder, where this algorithm ever compares with it."""
-        if self.kl_weight > 0 or self.hparams["drift_every"] > 0:
-            return Frozen(self.encoder, self.hparams["original_precision"])
-        return None
-
     def _compares_contexts(self) -> bool:
         """Whether this step runs the original encoder: for the KL term, or to measure the drift."""
         every = self.hparams["drift_every"]
-        return self.kl_weight > 0 or (every > 0 and self.steps_taken % every == 0)
+        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
+        return self.kl_weight > 0 or drifts
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -232,8 +258,7 @@ class CLIPAlgorithm(Algorithm):
         if self.steps_taken == self.hparams["total_steps"] + 1:
             warnings.warn(
                 f"training goes on after total_steps = {self.hparams['total_steps']}, where the "
-                f"{self.hparams['lr_schedule']} schedule ends; set total_steps to the number of "
-                "steps you train",
+                "schedule ends; set total_steps to the number of steps you train",
                 stacklevel=2,
             )
         self.scheduler.step()
@@ -269,12 +294,6 @@ class CLIPLinearProbe(CLIPAlgorithm):
     """Only the head is trained, from W_cls, on the original encoder's features."""
 
     trains_encoder = False
-
-    def _freeze_original(self) -> None:
-        return None  # the encoder is the original
-
-    def _compares_contexts(self) -> bool:
-        return False
 
 
 class CLIPZeroShot(CLIPLinearProbe):

@@ -7,7 +7,6 @@ paper leaves a value open, the reason says that the default is ours.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from domainbed_carft.jobs.job import seed_hash
+
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+UNCHECKED = "unchecked"  # the hparam data_edition for data that is to be trained on as it is
 SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 Context = tuple[str, str]  # algorithm, data set
@@ -286,12 +288,6 @@ def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[A
     values = {}
     for h in HPARAMS:
         default = h.default(context)
-        drawn = h.draw(_random_state(random_seed, h.name), context) if h.draw else default
-        values[h.name] = (default, drawn)
+        generator = np.random.RandomState(seed_hash(random_seed, h.name))
+        values[h.name] = (default, h.draw(generator, context) if h.draw else default)
     return values
-
-
-def _random_state(random_seed: int, name: str) -> np.random.RandomState:
-    """DomainBed's generator for one hparam (domainbed/lib/misc.py at b93c22a, seed_hash)."""
-    digest = hashlib.md5(str((random_seed, name)).encode(), usedforsecurity=False).hexdigest()
-    return np.random.RandomState(int(digest, 16) % 2**31)

@@ -95,7 +95,7 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
         templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
     except (ValueError, KeyError, TypeError) as error:
         raise CarftError(
-            f"the words of a run are no JSON of contexts and classes: {text[:80]!r}"
+            f"the words of a run are {text[:80]!r}; expected JSON of contexts and classes"
         ) from error
     return templates, names
 

@@ -11,8 +11,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from domainbed_carft.method.observed import is_edition
-
 if TYPE_CHECKING:
     from domainbed_carft.jobs.planned import Planned
     from domainbed_carft.jobs.records import Run
@@ -179,7 +177,7 @@ def _conflicts(ran: Sequence[_Job], waiting: Sequence[_Job]) -> list[str]:
                 continue
             if part == EDITION:
                 # Older records have the verdict alone, which any data of that verdict meets.
-                values = {v for v in values if not any(is_edition(v, w) for w in values - {v})}
+                values = {v for v in values if not any(v == w for w in values - {v})}
             if part == ENVIRONMENTS:
                 values |= environments.setdefault(dataset, set())
                 environments[dataset] = values

@@ -20,7 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from domainbed_carft import files, machine
-from domainbed_carft.method import pictures, protocol
+from domainbed_carft.method import pictures
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.text import shown
 
@@ -123,10 +123,10 @@ def transform_of(run: saved.TrainedRun) -> tuple[Callable[[Any], Tensor], str]:
     to a square as DomainBed's are.
     """
     size, name = run.input_shape[-1], run.hparams["protocol"]
-    known = name in protocol.PRESETS
+    known = name in pictures.PRESETS
     words = pictures.PROTOCOLS[name if known else "domainbed"].partition("test: ")[2]
     if known:
-        return protocol.transform(name, size, augment=False), f"{words}, {size} px ({name})"
+        return pictures.transform(name, size, augment=False), f"{words}, {size} px ({name})"
     # The mean and deviation that the run's input undoes; the inverse of what CLIPInput folds.
     mean, std = torch.tensor(pictures.CLIP_MEAN), torch.tensor(pictures.CLIP_STD)
     scale, shift = (one.flatten().cpu() for one in run.algorithm.input.buffers())

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, pictures, prompts
-from domainbed_carft.method.arguments import UNCHECKED
+from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.runs.saved import TrainedRun
 
 drawing: Any = None
@@ -171,7 +171,7 @@ def _require_same_data(
     """
     named = prompts.named_dataset(run.hparams["class_names"]) is not None
     folders = [e.classes for e in seen.environments if e.classes and named]
-    shown = pictures.normalisation(seen.environments)
+    shown = observed.agreed_normalisation(seen.environments)
     ours = run.algorithm.input
     undone = ours if shown is None else pictures.CLIPInput(ours.resolution, *shown)
     edition = seen.edition or run.hparams["data_edition"]

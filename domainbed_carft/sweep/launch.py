@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from domainbed_carft.data import benchmarks, data_check
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.method.arguments import UNCHECKED
+from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.sweep import (
     data,
     declaration,
