@@ -148,6 +148,6 @@ def test_short_cuts_of_decoding_change_nothing():
 def test_whole_records_keep_everything(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
     path = job / "results.jsonl"
-    found, faults = records.whole_records(str(path))
+    found, faults = records.whole(str(path))
     assert found == [json.loads(line) for line in path.read_text().splitlines()]
     assert faults == []

@@ -20,10 +20,10 @@ from torchvision.transforms import v2
 from domainbed_carft import cli
 from domainbed_carft.data import emoji
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.method import prompts
 from domainbed_carft.method.pictures import IMAGENET_MEAN as MEAN
 from domainbed_carft.method.pictures import IMAGENET_STD as STD
-from domainbed_carft.plugin import emoji_styles
-from domainbed_carft.runs import checkpoints
+from domainbed_carft.runs import saved
 
 ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face", "food"), 12
 # Only with two environments as targets, so that the third one's jobs are missing.
@@ -90,7 +90,7 @@ def file_of(sweep, algorithm, target):
 
 def judged(drawings, file, target):
     """(algorithm, pictures, labels, class logits) on the target's in-split, by hand."""
-    algorithm = checkpoints.load(file)
+    algorithm = saved.open_run(file).algorithm
     tensors = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     transform = v2.Compose([v2.Resize((224, 224)), *tensors])
     pictures = ImageFolder(str(drawings / ENVIRONMENTS[target]), transform)
@@ -128,7 +128,7 @@ def test_counts_are_those_of_the_weights_that_were_selected(drawings, sweep, tex
 def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, sweep, text):
     files = [file_of(sweep, name, 0)[0] for name in ("CARFT", "CLIPFineTune")]
     (carft, x, y, logits), (tuned, _, _, others) = (judged(drawings, file, 0) for file in files)
-    original = checkpoints.load(sweep / "CLIPZeroShot-0" / "model.pkl")
+    original = saved.open_run(sweep / "CLIPZeroShot-0" / "model.pkl").algorithm
     wanted = ((logits.argmax(1) == y) & (others.argmax(1) != y)).nonzero().flatten().tolist()
     part = block(text, "line").split("<h5>CLIPFineTune right")[0]
     assert f"<h5>CARFT right, CLIPFineTune wrong: {min(3, len(wanted))} of {len(wanted)}" in part
@@ -158,8 +158,7 @@ def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, swe
 def check_contexts(article, spread):
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', article)
     shown = {template: re.findall(r"<td>(\d+)%", cells) for template, cells in rows}
-    with open(emoji_styles.__file__.replace("emoji.py", "assets/contexts/emoji.txt")) as file:
-        templates = [line.strip() for line in file if line.strip()]
+    templates = prompts.contexts("emoji")
     wanted = {templates[i] for one in spread for i in one.topk(3).indices}
     assert set(shown) == wanted
     for template, cells in shown.items():
@@ -236,7 +235,7 @@ def test_weights_that_diverged_are_told_on_the_page(one_target):
         content["model_dict"]["head.weight"].fill_(float("nan"))
         torch.save(content, one_target / "CARFT" / name)
     page = page_of(one_target)
-    assert "no finite numbers in head.weight: the training diverged" in block(page, "noto")
+    assert "not finite in head.weight: the training diverged" in block(page, "noto")
     assert "figures/Drawings-accuracy.svg" in page
 
 

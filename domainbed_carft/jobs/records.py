@@ -23,6 +23,7 @@ from domainbed_carft.results import settings
 from domainbed_carft.text import counted, inflected
 
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
+VERSION = "version of "
 _NAN = float("nan")
 # Kinds of accuracies that do not count: one, several.
 _UNUSABLE = {
@@ -104,12 +105,19 @@ def _read(job: scan.Found, found: Read) -> None:
         _tell_what_is_planned(job, found)
 
 
-def whole_records(path: str) -> tuple[list[dict[str, Any]], list[Fault]]:
+def whole(path: str) -> tuple[list[dict[str, Any]], list[Fault]]:
     """The records of a file as they are, one a step of a run, and what was wrong with it."""
     faults: list[Fault] = []
     keyed = _keyed(_records(path, faults))
     latest = {(key, record["step"]): record for key, record in keyed}
     return list(latest.values()), faults
+
+
+def runs_in(folder: str | os.PathLike[str]) -> list[Run]:
+    """The runs recorded in one folder."""
+    names = (job_folder.RECORDS, job_folder.OUTPUT)
+    there = [name for name in names if os.path.exists(os.path.join(folder, name))]
+    return read(scan.Found(str(folder), frozenset(there))).runs
 
 
 def of_run(run: Run) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from domainbed_carft.results import labels as environments
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
-from domainbed_carft.runs import passes, saved, splits
+from domainbed_carft.runs import saved, splits
 
 BATCH = 64
 TOP = 3  # contexts of each
@@ -43,7 +42,7 @@ class Judged(NamedTuple):
     """A run and its answers to all pictures: probabilities (N, K), labels (N,)."""
 
     weights: Weights
-    run: saved.Run
+    run: saved.TrainedRun
     items: Any
     probabilities: Tensor
     labels: Tensor
@@ -120,8 +119,8 @@ def _of_target(
 
 
 def _beginning(
-    there: Sequence[Weights], pair: Sequence[saved.Run]
-) -> tuple[saved.Run | None, list[str]]:
+    there: Sequence[Weights], pair: Sequence[saved.TrainedRun]
+) -> tuple[saved.TrainedRun | None, list[str]]:
     """The first that is the original of both, else what is wrong with each."""
     problems = []
     for one in there:
@@ -138,16 +137,15 @@ def _beginning(
     return None, problems
 
 
-def _difference(original: saved.Run, run: saved.Run) -> str:
+def _difference(original: saved.TrainedRun, run: saved.TrainedRun) -> str:
     """What the original has that is not ``run``'s, so that no KL is of the two; "" for nothing."""
-    scales = [one.hparams["context_scale"] for one in (original, run)]
     ours, theirs = (one.algorithm.context_weights for one in (original, run))
     same = {
         "another clip_backbone": original.hparams["clip_backbone"] == run.hparams["clip_backbone"],
         "another protocol": original.hparams.get("protocol") == run.hparams.get("protocol"),
         "other contexts": original.contexts == run.contexts,
         "other class names": original.classes == run.classes,
-        "another context_scale": math.isclose(*scales, rel_tol=1e-4),
+        "another context_scale": original.hparams["context_scale"] == run.hparams["context_scale"],
         # Text features of a GPU differ from a processor's in their last digits.
         "other context weights": ours.shape == theirs.shape
         and torch.allclose(ours, theirs, atol=1e-3),
@@ -172,18 +170,18 @@ def _judge(found: Weights, target: int, data_dir: str | None) -> Judged:
     (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
     if not len(split):
         raise CarftError(f"{split.environment} has no picture in its in-split")
-    device = passes.choose_device(None)
+    device = splits.choose_device(None)
     run.algorithm.to(device)
     probabilities, labels = [], []
     with torch.inference_mode():
-        for _, x, y in passes.batches([split], BATCH, None):
+        for _, x, y in splits.batches([split], BATCH, None):
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")
     return Judged(found, run, split.items, torch.cat(probabilities), torch.cat(labels))
 
 
-def _opened(found: Weights) -> saved.Run:
+def _opened(found: Weights) -> saved.TrainedRun:
     """Raises CarftError for weights that are not of the run in whose folder they are."""
     run, of = saved.open_run(found.run.folder, which=found.which), found.run
     wanted = (of.dataset, of.algorithm, list(of.test_envs), of.trial, of.choice)
@@ -197,15 +195,19 @@ def _opened(found: Weights) -> saved.Run:
 
 
 def _direction(
-    right: Judged, wrong: Judged, both: Sequence[Judged], beginning: saved.Run | None, count: int
-) -> Direction:
+    right: Judged,
+    wrong: Judged,
+    both: Sequence[Judged],
+    beginning: saved.TrainedRun | None,
+    count: int,
+) -> Direction:  # fmt: skip
     disagree = (right.right & ~wrong.right).nonzero().flatten().tolist()
     shown = [_example(index, both, beginning) for index in disagree[:count]]
     names = (right.weights.run.algorithm, wrong.weights.run.algorithm)
     return Direction(*names, len(disagree), shown)
 
 
-def _example(index: int, both: Sequence[Judged], beginning: saved.Run | None) -> Example:
+def _example(index: int, both: Sequence[Judged], beginning: saved.TrainedRun | None) -> Example:
     columns = [judged.weights.run.algorithm for judged in both]
     with torch.inference_mode():
         logits = [_context_logits(judged.run, judged.items[index][0]) for judged in both]
@@ -230,7 +232,7 @@ def _example(index: int, both: Sequence[Judged], beginning: saved.Run | None) ->
     )
 
 
-def _context_logits(run: saved.Run, x: Tensor) -> Tensor:
+def _context_logits(run: saved.TrainedRun, x: Tensor) -> Tensor:
     return run.algorithm.context_logits(run.algorithm.features(x[None]))
 
 
