@@ -10,7 +10,7 @@ from domainbed.scripts import collect_results
 from harness import synthetic_records
 
 from domainbed_carft.cli import results
-from domainbed_carft.jobs import reading
+from domainbed_carft.jobs import records
 from domainbed_carft.report import frames
 from domainbed_carft.results import collection, formats, selection, settings
 from domainbed_carft.results import labels as environments
@@ -37,7 +37,7 @@ def test_rankings_are_upstreams_to_the_last_bit(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
     tests = {
         (test.trial, test.dataset, test.algorithm, test.target): test
-        for test in selection.tests(reading.read([tmp_path]).runs)
+        for test in selection.tests(records.read([tmp_path]).runs)
     }
     expected = json.loads((GOLDEN / f"selections_{kind}.json").read_text())
     by_title = {method.title: method for method in selection.METHODS.values()}

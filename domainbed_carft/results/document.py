@@ -1,4 +1,4 @@
-"""What a command has to say, before it is text, Markdown, CSV, JSON, HTML or LaTeX."""
+"""Tables as words, with numbered notes on what is incomplete: what every format is made from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ CAPTION = (
     "Standard error = s / sqrt(n), with s the standard deviation over the n trials, of divisor n "
     "(numpy.std with ddof 0), as DomainBed computes it; it says nothing where n is 1. Avg: mean of "
     "the row's cells. Averages: over each trial's mean over the environments left out.",
-    f"[k] marks a cell that lacks something; the note says what. {NOTHING}: no trial has a value.",
+    f"[k] marks a cell that is incomplete; the note says how. {NOTHING}: no trial has a value.",
+)
+IN_DOMAIN_CAPTION = (
+    "Accuracy in % on each environment's out-split at the last step; no environment was left out. "
+    f"Cells: mean {PLUS_MINUS} standard error (n, the number of trials)."
 )
 
-_OVER_GAPS = "a mean over cells of which some lack something"
+_OVER_GAPS = "a mean over cells of which some are incomplete"
 _MIXED = "a mean over data sets that differ in"
 
 
