@@ -74,40 +74,6 @@ def test_defaults_that_changed_meanwhile_are_named(tmp_path):
     ]
 
 
-def averages(folder):
-    """The row of the averages, as it is printed, and the notes below."""
-    grids = collect_sweeps.collect(folder, methods=["oracle"]).document.grids
-    (grid,) = (grid for grid in grids if grid.title.startswith("Averages"))
-    return grid.rows[0], grid.notes
-
-
-def test_an_average_over_data_sets_of_several_settings_says_so(tmp_path):
-    own = {"data_edition": "a", "environments": ["a", "b", "c", "d"]}
-    collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], protocol="domainbed", **own)
-    collect_sweeps.write_sweep(
-        tmp_path / "b", ["CARFT"], dataset="VLCS", protocol="domainbed", data_edition="b"
-    )
-    row, notes = averages(tmp_path)
-    assert notes == [] and "[" not in row[-1]
-    clip = {"hparams": '{"protocol": "clip"}', "recorded": {"protocol": "clip"}, "steps": 3}
-    collect_sweeps.write_sweep(tmp_path / "c", ["CARFT"], dataset="OfficeHome", **clip)
-    row, notes = averages(tmp_path)
-    assert row[-1].endswith(" [1]") and not any("[" in cell for cell in row[:-1])
-    assert notes == [
-        "[1] a mean over data sets that differ in steps (default: PACS, VLCS; 3: OfficeHome), "
-        "protocol (domainbed: PACS, VLCS; clip: OfficeHome)."
-    ]
-    (table,) = (
-        table
-        for (_, method, name), table in collect_sweeps.tables(tmp_path).items()
-        if (method, name) == ("oracle", "Averages")
-    )
-    assert table["rows"][0]["average_mixes"].startswith("steps (")
-    caption = collect_sweeps.collect(tmp_path).document.caption
-    told = [note for note in caption if note.startswith("Not all runs have the same")]
-    assert len(told) == 2 and "hparam protocol" not in " ".join(told)
-
-
 def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     first = collect_sweeps.write_job(tmp_path, "a", seed=1)
     shutil.copytree(first, tmp_path / "copy")
@@ -120,14 +86,9 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     assert collecting.gather([tmp_path]).jobs == 1
     (tmp_path / "b" / "done").touch()
     with pytest.raises(
-        CarftError, match=r"1 job was run twice .*\n- PACS ERM: .*/a, .*/b.*differ: in no arg"
+        CarftError, match=r"(?s)1 job was run twice .*\n- PACS ERM, test .*: .*/a, .*/b"
     ):
         collecting.gather([tmp_path])
-    shutil.rmtree(tmp_path / "copy")
-    collect_sweeps.write_job(tmp_path, "c", at=(0,), hparams='{"lr": 1}')
-    (tmp_path / "b" / "results.jsonl").unlink()
-    with pytest.raises(CarftError, match="they differ: hparam lr None and 1"):
-        collecting.gather([tmp_path], ignored=["hparams"])
 
 
 @pytest.mark.parametrize(
@@ -164,6 +125,6 @@ def test_a_job_run_again_in_its_folder_is_told_with_what_differs(tmp_path):
     with (job / "results.jsonl").open("a") as file:
         file.write((again / "results.jsonl").read_text())
     shutil.rmtree(again)
-    message = rf"- PACS ERM: {job} \(they differ: recorded hparams lr \(0.1, 0.2\)\)"
+    message = rf"- PACS ERM, .*: {job}, which differ in lr \(0.1, 0.2\)"
     with pytest.raises(CarftError, match=rf"(?s)remove the records that do not count.*{message}"):
         collecting.gather([tmp_path])

@@ -132,7 +132,7 @@ def _content(
         list(faults.lines(collection.faults)),
         collecting.notes(collection),
         {
-            "tables": collecting.caption_of(collection),
+            "tables": document.CAPTION,
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },

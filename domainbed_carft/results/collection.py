@@ -12,9 +12,8 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.results import document, paired, published, selection, settings, tables
-from domainbed_carft.results.document import Document, Grid
+from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
-from domainbed_carft.results.tables import Table
 
 
 class Collection(NamedTuple):
@@ -132,7 +131,7 @@ def build(collection: Collection, pair: Sequence[str] | None = None, compare: bo
     flat = [table for group in built for table in group]
     grids = [document.grid(table) for table in flat]
     remarks = notes(collection)
-    caption = [*caption_of(collection), *remarks]
+    caption = [*document.CAPTION, *remarks]
     rows = document.cell_records(flat)
     columns: Sequence[str] = ()
     sections: dict[str, Any] = {
@@ -140,10 +139,13 @@ def build(collection: Collection, pair: Sequence[str] | None = None, compare: bo
         "notes": remarks,
     }
     if compare:
-        beside, rows, about = _published(collection, built)
-        columns = published.COLUMNS
-        remarks = [*remarks, *about]
-        grids += [*beside, published.overview(collection.compare_with)]
+        rows, columns = [], published.Comparison._fields
+        for group, own in zip(collection.groups, built, strict=True):
+            beside, about = published.compare(group, own)
+            grids.append(published.grid(beside, about))
+            rows += [one._asdict() for one in beside]
+            remarks = [*remarks, *(_of_group(group, remark) for remark in about)]
+        grids.append(published.overview(collection.compare_with))
         caption += published.CAPTION
         figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
         sections["published"] = {"comparisons": rows, "figures": figures}
@@ -167,14 +169,6 @@ def build(collection: Collection, pair: Sequence[str] | None = None, compare: bo
     )
 
 
-def caption_of(collection: Collection) -> list[str]:
-    """What the numbers of the tables are."""
-    caption = list(document.CAPTION)
-    if not any(selection.METHODS[name].leaves_out for name in collection.methods):
-        caption[0] = document.IN_DOMAIN_CAPTION
-    return caption
-
-
 def notes(collection: Collection) -> list[str]:
     """Remarks on what the runs of each group do not share."""
     return [_of_group(group, note) for group in collection.groups for note in group.notes]
@@ -182,17 +176,3 @@ def notes(collection: Collection) -> list[str]:
 
 def _of_group(group: Group, note: str) -> str:
     return f"{group.title}: {note}" if group.title else note
-
-
-def _published(
-    collection: Collection, built: Sequence[Sequence[Table]]
-) -> tuple[list[Grid], list[dict[str, Any]], list[str]]:
-    grids = []
-    rows = []
-    remarks = []
-    for group, own in zip(collection.groups, built, strict=True):
-        found, about = published.compare(group, own)
-        grids.append(published.grid(found, about))
-        rows += published.entries(found)
-        remarks += [_of_group(group, remark) for remark in about]
-    return grids, rows, remarks

@@ -63,14 +63,12 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
     if a == b:
         raise CarftError(f"--paired {a} {b} compares an algorithm with itself; expected two")
     found = []
-    idle = set(methods)
     for group in groups:
         labels = environments.labels(group.runs, group.planned, group.labels)
         gaps = Gaps(group.runs, group.planned)
         for method in methods:
             both: tuple[_Accuracies, _Accuracies] = {}, {}
             for dataset, algorithm, target, trial, outcome in selection.select(group.runs, method):
-                idle.discard(method)
                 if algorithm in (a, b):
                     both[algorithm == b][dataset, target, trial] = 100 * outcome.accuracy
             pairs = sorted(both[0].keys() & both[1].keys())
@@ -80,16 +78,10 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
                 differences = {place: both[0][place] - both[1][place] for place in pairs}
                 found.append(_difference(group.title, method, differences, alone, lacking))
     if not found:
-        if idle == set(methods):
-            selection.require_selected(f"--paired {a} {b}", methods)
-        there = "; ".join(
-            f"{', '.join(environments.algorithms(run.algorithm for run in group.runs))}"
-            + (f" ({group.title})" if group.title else "")
-            for group in groups
-        )
+        algorithms = environments.algorithms(r.algorithm for group in groups for r in group.runs)
         raise CarftError(
-            f"--paired {a} {b}: no (data set, target, trial) has both under the same settings; "
-            f"expected two algorithms of one of these groups: {there}"
+            f"--paired {a} {b}: no (data set, target, trial) has both under the same settings by "
+            f"{', '.join(methods)}; there are: {', '.join(algorithms)}"
         )
     return found
 
@@ -170,14 +162,12 @@ def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
 
 def entries(found: Sequence[Difference], a: str, b: str) -> list[dict[str, Any]]:
     """For JSON and CSV."""
-    return [
-        {
-            "setting": one.setting, "selection": one.method, "a": a, "b": b,
-            "mean_difference": one.mean, "low": one.low, "high": one.high, "level": LEVEL / 100,
-            "resamples": RESAMPLES, "seed": SEED, "targets": one.targets, "pairs": one.pairs,
-            "wins": one.wins, "losses": one.losses, "ties": one.ties,
-            "unpaired": ", ".join(one.unpaired),
-            "incomplete_pairs": len(one.incomplete), "incomplete": ", ".join(one.incomplete),
-        }
-        for one in found
-    ]  # fmt: skip
+    rows = []
+    for one in found:
+        row = one._asdict()
+        drawn = {"level": LEVEL / 100, "resamples": RESAMPLES, "seed": SEED}
+        lists = {name: ", ".join(row.pop(name)) for name in ("unpaired", "incomplete")}
+        head = {"setting": row.pop("setting"), "selection": row.pop("method"), "a": a, "b": b}
+        head["mean_difference"] = row.pop("mean")
+        rows.append({**head, **row, **drawn, "incomplete_pairs": len(one.incomplete), **lists})
+    return rows

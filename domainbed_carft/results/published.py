@@ -28,12 +28,6 @@ CAPTION = (
 )
 
 
-COLUMNS = (
-    "setting", "selection", "algorithm", "dataset", "ours", "standard_error", "n", "complete",
-    "published", "difference", "within", "method", "source",
-)  # fmt: skip
-
-
 class Figure(NamedTuple):
     """One published accuracy, in percent; ``dataset`` may be AVERAGE, over the five."""
 
@@ -44,27 +38,24 @@ class Figure(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One of our cells beside a published figure; differences in points."""
+    """One of our cells beside a published figure, in percent and points: a row for JSON and CSV.
+
+    ``within``: whether they differ by no more than our error; None where one trial has none.
+    """
 
     setting: str
     selection: str
     algorithm: str
     dataset: str
     ours: float
-    error: float
+    standard_error: float
     n: int
     complete: bool
-    published: Figure
-
-    @property
-    def difference(self) -> float:
-        """Ours minus the published."""
-        return self.ours - self.published.accuracy
-
-    @property
-    def within(self) -> bool | None:
-        """Whether they differ by no more than our error; None where there is none."""
-        return abs(self.difference) <= self.error if self.n > 1 else None
+    published: float
+    difference: float
+    within: bool | None
+    method: str
+    source: str
 
 
 def figures(wanted: Sequence[str] = ()) -> list[Figure]:
@@ -108,10 +99,17 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
                 of = methods.get((row.algorithm, dataset), set())
                 figure = known.get((str(*of), dataset)) if len(of) == 1 else None
                 if figure and cell.mean is not None and cell.error is not None:
-                    complete = not (cell.missing or cell.undeclared)
-                    ours = float(cell.mean), float(cell.error), cell.n, complete
                     where = table.setting, table.method, row.algorithm, dataset
-                    found.append(Comparison(*where, *ours, figure))
+                    ours, error = float(cell.mean), float(cell.error)
+                    complete = not (cell.missing or cell.undeclared)
+                    difference = ours - figure.accuracy
+                    within = abs(difference) <= error if cell.n > 1 else None
+                    found.append(
+                        Comparison(
+                            *where, ours, error, cell.n, complete, figure.accuracy, difference,
+                            within, figure.method, figure.source,
+                        )
+                    )  # fmt: skip
     return found, [*([] if found else [_NONE]), *_remarks(group)]
 
 
@@ -150,13 +148,13 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     sources: dict[str, int] = {}
     rows = []
     for one in found:
-        ours = f"{one.ours:.1f} {PLUS_MINUS} {one.error:.1f} ({one.n})"
+        ours = f"{one.ours:.1f} {PLUS_MINUS} {one.standard_error:.1f} ({one.n})"
         rows.append(
             [
                 one.algorithm, one.selection, one.dataset,
                 ours if one.complete else f"{ours}, incomplete",
-                f"{one.published.accuracy:.1f}", f"{one.difference:+.1f}", said[one.within],
-                f"{one.published.method} {_numbered(one.published.source, sources)}",
+                f"{one.published:.1f}", f"{one.difference:+.1f}", said[one.within],
+                f"{one.method} {_numbered(one.source, sources)}",
             ]
         )  # fmt: skip
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference", "Within"]
@@ -189,16 +187,3 @@ def _numbered(source: str, sources: dict[str, int]) -> str:
 
 def _listed(sources: dict[str, int]) -> list[str]:
     return [f"[{number}] {source}." for source, number in sources.items()]
-
-
-def entries(found: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """For JSON and CSV."""
-    values = (
-        (
-            one.setting, one.selection, one.algorithm, one.dataset, one.ours, one.error, one.n,
-            one.complete, one.published.accuracy, one.difference, one.within,
-            one.published.method, one.published.source,
-        )
-        for one in found
-    )  # fmt: skip
-    return [dict(zip(COLUMNS, row, strict=True)) for row in values]

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.faults import Fault
-from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job import Job, Key
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, EDITION, HPARAM, UNKNOWN, VERSION
 from domainbed_carft.jobs.setting import setting as setting_of
-from domainbed_carft.text import counted
+from domainbed_carft.text import counted, limited
 
 ENVIRONMENTS = "environments"
 _SHOWN = 5
@@ -93,46 +93,28 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
     Of several the finished one counts; of several with the same records, the first. Raises
     CarftError, naming all of them, for jobs of which two runs came to different records.
     """
-    found: dict[Any, list[Run]] = {}
+    found: dict[Key, list[Run]] = {}
     for run in runs:
         found.setdefault(run.job.key, []).append(run)
-    kept = []
     faults = []
     problems = []
     for same in found.values():
         first, *others = [run for run in same if run.done] or same
         content = first.steps.tobytes(), first.accuracies.tobytes()  # nan is not equal to nan
         if any((run.steps.tobytes(), run.accuracies.tobytes()) != content for run in others):
-            problems.append(_problem(same))
-        kept.append(first)
+            folders = ", ".join(dict.fromkeys(run.folder for run in same))
+            differ = _hparams_differ(dict.fromkeys(run.hparams for run in same))
+            problems.append(f"- {first.job}: {folders}{differ and f', which differ in {differ}'}")
         what = f"the same job as in {first.folder}, which counts"
         faults += [Fault("passed over", run.folder, what) for run in same if run is not first]
+        same[:] = [first]
     if problems:
         raise CarftError(
             f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
             "with different records; expected one run a job. Move one folder away, collect them "
             "apart, or remove the records that do not count:\n" + "\n".join(problems)
         )
-    keeping = {id(run) for run in kept}
-    return [run for run in runs if id(run) in keeping], faults
-
-
-def mixed(runs: Iterable[Run]) -> dict[str, str]:
-    """Algorithm -> in what its data sets differ; not so the edition, of which each has its own.
-
-    Algorithms whose mean over data sets mixes nothing are not in it.
-    """
-    of_algorithm: dict[str, list[Run]] = {}
-    for run in runs:
-        of_algorithm.setdefault(run.algorithm, []).append(run)
-    found: dict[str, list[str]] = {}
-    for algorithm, own in of_algorithm.items():
-        places = _by_place(own)
-        for part in _parts(places):
-            whose = {dataset: words for (dataset, _), words in _words(places, part).items()}
-            if part != EDITION and len({frozenset(words) for words in whose.values()}) > 1:
-                found.setdefault(algorithm, []).append(f"{part} ({_whose(whose)})")
-    return {algorithm: ", ".join(parts) for algorithm, parts in found.items()}
+    return [run for run in runs if found[run.job.key] == [run]], faults
 
 
 def _value(run: Run, part: str) -> str:
@@ -184,7 +166,8 @@ def _conflicts(places: _Places, expected: Sequence[tuple[Job, Mapping[str, str]]
             together.setdefault(place[0] if part == ENVIRONMENTS else place, set()).update(words)
         if any(len(words) > 1 for words in together.values()):
             yield part
-    for job, setting in expected:
+    different = {(*job.key[:2], *setting.items()): (job, setting) for job, setting in expected}
+    for job, setting in different.values():
         own = places.get((job.args["dataset"], job.args["algorithm"]), [])
         for part in {**setting, **dict.fromkeys(p for run in own for p in run.setting)}:
             ran = {_value(run, part) for run in own}
@@ -220,7 +203,7 @@ def _whose(values: Mapping[str, Iterable[str]]) -> str:
     return "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items())
 
 
-def _drift(runs: Iterable[Run]) -> Iterator[str]:
+def _drift(runs: Iterable[Run]) -> list[str]:
     """Hyperparameters that changed while a sweep ran, as after an update of a default.
 
     hparams_seed 0 is the defaults, in every trial; the others are drawn for each trial anew.
@@ -230,14 +213,15 @@ def _drift(runs: Iterable[Run]) -> Iterator[str]:
         of_trial = f" of trial {run.trial}" if run.choice else ""
         key = (run.algorithm, run.dataset, run.choice, of_trial)
         found.setdefault(key, {})[run.hparams] = None
-    several = [(key, list(texts)) for key, texts in found.items() if len(texts) > 1]
-    for (algorithm, dataset, choice, of_trial), texts in several[:_SHOWN]:
-        yield (
+    return limited(
+        [
             f"{algorithm} on {dataset}, hparams_seed {choice}{of_trial}: the hyperparameters "
             f"differ between runs, in {_hparams_differ(texts)}."
-        )
-    if len(several) > _SHOWN:
-        yield f"... and so do {len(several) - _SHOWN} more choices of hyperparameters."
+            for (algorithm, dataset, choice, of_trial), texts in found.items()
+            if len(texts) > 1
+        ],
+        _SHOWN,
+    )
 
 
 def _hparams_differ(texts: Iterable[str]) -> str:
@@ -259,19 +243,3 @@ def _diverged(runs: Iterable[Run]) -> Iterator[str]:
             f"{counted(len(found), 'run')} diverged; accuracies from the first loss that was not "
             f"finite count as missing: {listed}."
         )
-
-
-def _problem(same: Sequence[Run]) -> str:
-    first, *others = same
-    parts = [
-        f"{part} {first.setting.get(part)} and {run.setting.get(part)}"
-        for run in others
-        for part in {**first.setting, **run.setting}
-        if first.setting.get(part) != run.setting.get(part)
-    ]
-    parts += [f"seed {first.seed} and {run.seed}" for run in others if run.seed != first.seed]
-    if differences := _hparams_differ(dict.fromkeys(run.hparams for run in same)):
-        parts.append(f"recorded hparams {differences}")
-    folders = ", ".join(dict.fromkeys(run.folder for run in same))
-    difference = "; ".join(parts) or "in no argument"
-    return f"- {first.dataset} {first.algorithm}: {folders} (they differ: {difference})"

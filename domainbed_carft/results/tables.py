@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.results import labels as environments
-from domainbed_carft.results import selection, settings
+from domainbed_carft.results import selection
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.settings import Group
 
@@ -43,15 +43,11 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An algorithm's cells, and their mean; None where a cell has none.
-
-    ``mixed``: in what the data sets differ that the mean is over, "" in nothing.
-    """
+    """An algorithm's cells, and their mean; None where a cell has none."""
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
-    mixed: str = ""
 
 
 class Table(NamedTuple):
@@ -102,7 +98,6 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
     gaps = Gaps(group.runs, group.planned)
     labels = environments.labels(group.runs, group.planned, group.labels)
-    mixed = settings.mixed(run for run in group.runs if run.test_envs)
     result = []
     for method in methods:
         leaves_out = selection.METHODS[method].leaves_out
@@ -122,7 +117,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
             if name in names
         ]
         if leaves_out and tables:
-            tables.append(_averages(group, method, tables, algorithms, reached, mixed))
+            tables.append(_averages(group, method, tables, algorithms, reached))
         result += tables
     return result
 
@@ -154,7 +149,7 @@ def _of_dataset(
 
 def _averages(
     group: Group, method: str, tables: Sequence[Table], algorithms: Sequence[str],
-    reached: Mapping[tuple[str, str], Mapping[int, list[float]]], mixed: Mapping[str, str],
+    reached: Mapping[tuple[str, str], Mapping[int, list[float]]],
 ) -> Table:  # fmt: skip
     """Over each trial's mean over targets, as far as it has them."""
     rows = []
@@ -171,7 +166,7 @@ def _averages(
                 without = ", ".join(cell.undeclared)
                 notes[f"{algorithm} on {table.dataset}: without {without}, not declared."] = None
             cells.append(cell)
-        rows.append(Row(algorithm, cells, _average(cells), mixed.get(algorithm, "")))
+        rows.append(Row(algorithm, cells, _average(cells)))
     columns = [table.dataset for table in tables]
     return Table(group.title, method, "Averages", columns, rows, [*notes], averages=True)
 
