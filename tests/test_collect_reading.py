@@ -113,7 +113,7 @@ def test_nothing_to_collect_is_refused_and_says_why(tmp_path):
         records.find([tmp_path / "x", tmp_path, tmp_path / "y"])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "results.jsonl").touch()
-    with pytest.raises(CarftError, match=r"(?s)no record in .*\nno records: .*empty: no record"):
+    with pytest.raises(CarftError, match=r"(?s)no record below .*\nno records: .*empty: no record"):
         collect_sweeps.collect(tmp_path)
 
 

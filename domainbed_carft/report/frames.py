@@ -91,7 +91,9 @@ def _means(run: Run) -> dict[float, dict[str, float]]:
     """Step -> what the algorithm measured of DRIFT: the collector does not keep it."""
     return {
         float(record["step"]): {
-            name: float(record[name]) for name in DRIFT if type(record.get(name)) in (int, float)
+            name: float(record[name])
+            for name in DRIFT
+            if type(record.get(name)) in (int, float) and abs(record[name]) < 1e300
         }
         for record in records.of_run(run)
     }

@@ -61,7 +61,7 @@ def gather(
     if not found.runs:
         wrong = "".join(f"\n{line}" for line in found_wrong.lines(found.faults))
         raise CarftError(
-            f"no record in {', '.join(map(str, folders))}, or up to {records.DEPTH} levels below; "
+            f"no record below {', '.join(map(str, folders))}, down to {records.DEPTH} levels; "
             f"expected folders of jobs, with results.jsonl{wrong}"
         )
     faults = list(found.faults)
