@@ -58,7 +58,8 @@ def test_text_is_aligned_and_explains_itself(document):
     assert header.index("art") == first.index(first.split("  ")[1].strip())
     assert re.match(r"ERM +\d+\.\d \+/- \d+\.\d \(2\) \[1\]  ", second)
     assert note == "[1] no job --test_envs 0: trial 0 hparams_seed 0."
-    assert "Standard error = s / sqrt(n)" in text and "(n, the number of trials)" in text
+    words = " ".join(text.split())
+    assert "Standard error = s / sqrt(n)" in words and "(n, the number of trials)" in words
     assert all(len(line) <= 100 for line in lines if line.startswith("["))
 
 

@@ -1,14 +1,14 @@
 """Incomplete cells say what they lack."""
 
 import json
-import math
 import shutil
 
 import collect_sweeps
 import pytest
+from domainbed.scripts import collect_results
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import records
+from domainbed_carft.results import collection as collecting
 
 
 def missing(folder, method, column="A", algorithm="ERM"):
@@ -177,23 +177,52 @@ def test_a_mean_over_incomplete_cells_is_marked(tmp_path):
     assert grid.notes[1] == "[2] a mean over cells of which some are incomplete."
 
 
+def harness_tables(folder, capsys):
+    assert collect_results.main(["--input_dir", str(folder)]) == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mark", [{"diverged_at": 42}, {"loss": float("nan")}, {"loss": -1e999}])
 def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=2)
-    job = tmp_path / "ERM-0-0-1"
-    write_records(job, lambda record: record | (mark if record["step"] else {}))
-    cells = {
-        method: collect_sweeps.cell(collect_sweeps.tables(tmp_path)["", method, "PACS"], "ERM", "A")
-        for method in ("oracle", "training-domain")
-    }
-    (run,) = records.runs_in(job)
-    assert run.diverged_at == 100 and math.isnan(run.accuracies[8])
+    """Whether our train marked them, or another checkout's left a loss that is not finite."""
+    for name in ("healthy", "sweep"):
+        collect_sweeps.write_sweep(tmp_path / name, ["ERM"], trials=1, choices=2)
+    job = tmp_path / "sweep" / "ERM-0-0-1"
+    # Chance predictions that would win everywhere.
+    best = {f"env{i}_{split}_acc": 1.0 for i in range(4) for split in ("in", "out")}
+    write_records(job, lambda record: {**record, **(best if record["step"] > 0 else {})})
+    unmarked = harness_tables(tmp_path / "sweep", capsys)
+    write_records(job, lambda record: {**record, **(mark if record["step"] > 0 else {"loss": 1.5})})
+    assert (
+        harness_tables(tmp_path / "sweep", capsys).split("\n", 1)[1] == unmarked.split("\n", 1)[1]
+    )
+
+    # What is left of the job is its record of step 0.
+    rest = tmp_path / "healthy" / "ERM-0-0-1" / "results.jsonl"
+    rest.write_text(rest.read_text().splitlines(keepends=True)[0])
     why = "--test_envs 0 diverged, and has no accuracies from step 100 on: trial 0 hparams_seed 1"
-    assert [cell["missing"] for cell in cells.values()] == [[why], [why]]
-    # By oracle, which takes the last step, the other draw is all that there is.
-    (other,) = records.runs_in(tmp_path / "ERM-0-0-0")
-    assert cells["oracle"]["mean"] == pytest.approx(100 * other.accuracies[16])
-    status, out, err = strict(capsys, tmp_path, "--select", "oracle")
-    assert status == 3 and "1 run diverged" in err.splitlines()[-1]
+    for method, last in (("training-domain", True), ("oracle", False)):
+        if not last:  # which takes the last checkpoint, and this job has none
+            rest.unlink()
+        cells = [
+            collect_sweeps.cell(
+                collect_sweeps.tables(tmp_path / name)["", method, "PACS"], "ERM", "A"
+            )
+            for name in ("healthy", "sweep")
+        ]
+        assert cells[1]["mean"] == cells[0]["mean"] and cells[1]["missing"] == [why]
+        assert (
+            cli.main(["top", str(tmp_path / "sweep"), "--select", method, "--test_env", "0"]) == 0
+        )
+        (entry,) = json.loads(capsys.readouterr().out)
+        assert entry["accuracy"] == pytest.approx(cells[0]["mean"] / 100)
+    status, _, err = strict(capsys, tmp_path / "sweep", "--select", "oracle")
+    assert status == 3
     assert f"diverged: {job}: the training diverged; 2 records from step 100 on count" in err
-    assert "1 run diverged; accuracies from the first loss" in " ".join(out.split())
+
+
+def test_copies_of_a_diverged_job_count_once(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    write_records(tmp_path / "ERM-0-0-0", lambda record: {**record, "diverged_at": 0})
+    shutil.copytree(tmp_path / "ERM-0-0-0", tmp_path / "copy")
+    assert len(collecting.gather([tmp_path]).groups[0].runs) == 4

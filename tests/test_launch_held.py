@@ -16,7 +16,7 @@ from domainbed_carft.launchers.slurm_element import Element
 
 HOLD = """
 import os, sys, time
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 os.makedirs(sys.argv[1], exist_ok=True)
 with JobFolder(sys.argv[1]).claim():
     print("held", flush=True)

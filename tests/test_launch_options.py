@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import warm
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
@@ -268,11 +269,11 @@ def test_launchers_are_cheap_to_import():
 
 def test_domainbeds_sweep_tells_a_wrong_option_before_it_makes_a_folder(tmp_path):
     """A job whose folder is there counts as launched, and would not be launched again."""
-    command = [sys.executable, "-m", "domainbed.scripts.sweep", "launch", "--command_launcher"]
+    command = ["-m", "domainbed.scripts.sweep", "launch", "--command_launcher"]
     command += ["pool", "--algorithms", "ERM", "--datasets", "Debug28", "--data_dir", "data"]
     command += ["--output_dir", "out", "--single_test_envs", "--skip_confirmation"]
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: many}")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm.run(*command)
     assert done.returncode == 2
     told = "launchers.yaml: pool: jobs = 'many': expected a whole number from 1."
     assert done.stderr.splitlines()[-1] == f"- {told}"

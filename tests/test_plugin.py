@@ -110,7 +110,7 @@ def test_other_algorithms_keep_their_hparams(site: Site, checkout: Path) -> None
     code = """
 import json
 from domainbed import algorithms, hparams_registry as registry
-from domainbed_carft import arguments
+from domainbed_carft.method import arguments
 others = [registry.default_hparams("ERM", "Pets"), registry.random_hparams("ERM", "Pets", 14)]
 touched = sorted(arguments.ALLOWED)
 ours = registry.random_hparams("CARFT", "Pets", seed=14)
@@ -213,7 +213,7 @@ print(json.dumps([extended, datasets.NUM_ENVIRONMENTS]))
 CLASSES_OF_A_JOB = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft import observed
+from domainbed_carft.method import observed
 def shown(hparams, name=None):
     seen = observed.recall(hparams, name)
     return [[e.name, e.classes, e.normalisation] for e in seen.environments]
@@ -244,7 +244,7 @@ def test_the_protocol_of_our_hparams_is_followed(
     code = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft import observed
+from domainbed_carft.method import observed
 hparams = json.loads(sys.argv[2])
 pets = datasets.Pets(sys.argv[1], [0], hparams)
 transforms = [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets]
@@ -267,7 +267,7 @@ def test_upstreams_own_transforms_are_known_by_their_steps(site: Site, tmp_path:
     code = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft import observed
+from domainbed_carft.method import observed
 hparams = {}
 datasets.Pets(sys.argv[1], [0], hparams)
 print(json.dumps(observed.recall(hparams).environments[0].protocol))
@@ -399,7 +399,7 @@ def test_our_modules_may_be_imported_first(site: Site, checkout: Path, first: st
     code = f"""
 import json, {first}
 from domainbed import algorithms, datasets
-import domainbed_carft.algorithms, domainbed_carft.emoji
+import domainbed_carft.method.algorithms, domainbed_carft.plugin.emoji_styles
 print(json.dumps([
     algorithms.CARFT is domainbed_carft.method.algorithms.CARFT,
     [c.__name__ for c in datasets.EmojiStyles.__mro__],

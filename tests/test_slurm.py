@@ -105,6 +105,7 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     assert len(launched_in(sweep)) == 1
 
 
+@pytest.mark.slow
 def test_the_cap_holds_over_the_folders_of_a_launch(sweep):
     """As those of a sweep's variants are."""
     variants = [sweep / "a", sweep / "b"]
@@ -120,6 +121,7 @@ def test_the_cap_holds_over_the_folders_of_a_launch(sweep):
     assert most_at_once(folders) == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_another_process_has_is_requeued_until_it_is_free(sweep):
     """A process that SLURM knows nothing of has it, and leaves it undone."""
     run(commands(sweep, 1, seconds=0.1), extra={"begin": "now+5"})
@@ -133,6 +135,7 @@ def test_a_job_that_another_process_has_is_requeued_until_it_is_free(sweep):
     assert events(sweep / "job00") == ["start", "end"]
 
 
+@pytest.mark.slow
 def test_a_jobs_own_variables_arrive(sweep):
     code = "import os, sys; open(sys.argv[2] + '/done', 'w').write(os.environ['KEPT'])"
     folder = shlex.quote(f"{sweep}/j")
@@ -141,6 +144,7 @@ def test_a_jobs_own_variables_arrive(sweep):
     assert (sweep / "j" / "done").read_text() == "none at all"
 
 
+@pytest.mark.slow
 def test_why_a_job_will_not_start_is_told(sweep):
     """The partition allows an hour."""
     run([command(sweep / "long")], time=120)
@@ -160,6 +164,7 @@ def test_a_job_that_fails_is_tried_three_times_and_stops_no_other(sweep):
     assert "failed 3 times" in "".join(path.read_text() for path in logs.glob("*_log.err"))
 
 
+@pytest.mark.slow
 def test_a_requeued_job_goes_on_and_cancelled_ones_do_not(sweep):
     again, cancelled, waiting = (sweep / name for name in ("again", "cancelled", "waiting"))
     run([command(folder, seconds=6) for folder in (again, cancelled, waiting)], array_cap=2)
@@ -179,6 +184,7 @@ def test_a_requeued_job_goes_on_and_cancelled_ones_do_not(sweep):
     assert JobFolder(again).done
 
 
+@pytest.mark.slow
 def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     """One minute is SLURM's shortest limit. Its warning comes up to half a minute early.
 
@@ -192,6 +198,7 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     assert set(statuses[:-1]) == {75} and statuses[-1] == 0
 
 
+@pytest.mark.slow
 def test_what_slurm_refuses_is_told_and_what_it_took_stays(sweep):
     with pytest.raises(CarftError, match=r"refused: .*nosuch.* 2 jobs are left.* launch the sweep"):
         run(with_folders(commands(sweep, 2)), partition="nosuch")
@@ -206,6 +213,7 @@ def with_folders(commands):
     return commands
 
 
+@pytest.mark.slow
 def test_a_refusal_half_way_is_told_and_launching_again_goes_on(sweep, monkeypatch):
     """A partition that closes after the first array stands for whatever limit there is."""
     node = subprocess.run(
@@ -241,6 +249,7 @@ def test_a_refusal_half_way_is_told_and_launching_again_goes_on(sweep, monkeypat
     assert all(JobFolder(sweep / name).done for name in [*first, *second])
 
 
+@pytest.mark.slow
 def test_two_launches_at_once_run_each_job_once(sweep):
     jobs = commands(sweep, 3, seconds=1)
     first, second = (launch("slurm", jobs, QUICK) for _ in range(2))

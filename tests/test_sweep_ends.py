@@ -18,7 +18,7 @@ FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "2"]
 
 HOLD = """
 import sys
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 with JobFolder(sys.argv[1]).claim():
     print("held", flush=True)
     sys.stdin.read()

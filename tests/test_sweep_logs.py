@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import warm
 from fake_checkout import write_checkout
 
 from domainbed_carft import cli, launchers
@@ -118,9 +119,9 @@ def test_tensorboard_shows_the_jobs_of_a_sweep_by_name(tmp_path):
     )
     out = tmp_path / "out"
     (tmp_path / "mine.yaml").write_text(TWO_JOBS)
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", "launch", "mine.yaml"]
-    command += ["--output_dir", str(out), "--data_dir", "D", "--log", "tensorboard", "--jobs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    command = ["-m", "domainbed_carft", "sweep", "launch", "mine.yaml", "--output_dir", out]
+    command += ["--data_dir", "D", "--log", "tensorboard", "--jobs", "2"]
+    done = warm.run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path)) == ["mine.yaml", "out"]
     shown = multiplexers.EventMultiplexer().AddRunsFromDirectory(str(out)).Reload()

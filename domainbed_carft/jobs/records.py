@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.faults import Fault
-from domainbed_carft.jobs.folder import DONE, RECORDS
+from domainbed_carft.jobs.folder import DONE, RECORDS, has_diverged
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.setting import ARGUMENTS, printed_versions, setting
 from domainbed_carft.text import counted, inflected
@@ -187,12 +187,6 @@ def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
                 if isinstance(record, dict) and "step" in record:
                     return record
     return None
-
-
-def has_diverged(record: Mapping[str, Any]) -> bool:
-    """Whether the loss was not finite at this step or before: marked, or seen in its loss."""
-    loss = record.get("loss")
-    return "diverged_at" in record or (type(loss) is float and not math.isfinite(loss))
 
 
 def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_carft
+from domainbed_carft import files
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs import records, train_command
 from domainbed_carft.jobs.records import Run
@@ -71,8 +72,7 @@ def _found(folder: str) -> Iterator[str]:
 
 def _sha256(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+        return files.sha256(path)
     except OSError:
         return "unreadable"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import __version__, text
+from domainbed_carft import __version__, files, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs import folder as job_folder  # fmt: skip
 from domainbed_carft.jobs import records, train_command
@@ -124,7 +124,7 @@ def _blocks(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "sha256": backbone.sha256(path), "bytes": path.stat().st_size}
+    return {"file": path.name, "sha256": files.sha256(path), "bytes": path.stat().st_size}
 
 
 def _pictures(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
