@@ -62,7 +62,8 @@ def printed_versions(folder: Path | str) -> dict[str, str]:
     """The versions that ``train`` printed, upstream's too; of a resumed run, all in turn."""
     try:
         with open(os.path.join(folder, OUTPUT), "rb") as file:
-            printed = file.read(1 << 20).decode("utf-8", errors="replace")
+            size = min(os.fstat(file.fileno()).st_size, 1 << 20)
+            printed = file.read(size).decode("utf-8", errors="replace")
     except OSError:
         return {}
     found: dict[str, dict[str, None]] = {}

@@ -71,8 +71,8 @@ def gather(
             sweeps.append(manifest.read(Path(folder)))
         except CarftError as error:
             sweeps.append(None)
-            what = f"{error}; skipped, so the jobs with records tell what was to be run"
-            faults.append(Fault("unreadable", str(Path(folder) / manifest.NAME), what))
+            what = f"{error}; until then the records tell what was to be run"
+            faults.append(Fault("unreadable", str(folder), what))
     planned = [job for sweep in sweeps if sweep for job in sweep.jobs]
     labels = {name: facts.labels for s in sweeps if s for name, facts in s.datasets.items()}
     groups = []
