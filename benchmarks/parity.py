@@ -133,9 +133,9 @@ def unmarked(batches: Any, marks: list[int]) -> Iterator[tuple[Any, Any]]:
 
 def lay_out(root: Path, chosen: list[str], pictures: int) -> list[str]:
     """Link EmojiStyles' pictures as root/PACS, of each class so many evenly spaced; its classes."""
-    from domainbed_carft.plugin import emoji_styles
+    from domainbed_carft.data import emoji
 
-    source = emoji_styles.unpacked()
+    source = emoji.unpacked()
     classes = chosen or sorted(path.name for path in (source / "noto").iterdir())
     for environment, name in itertools.product(FOLDERS, classes):
         target = root / "PACS" / environment / name

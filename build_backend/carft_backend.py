@@ -47,10 +47,12 @@ MOVED = {
     Path("sweeps"): "domainbed_carft/sweeps",
 }
 
-# A package that is gone, a source tree moved away say, must not print a traceback at every start.
+# A package that is gone, a source tree moved away say, must not print a traceback at every start,
+# and one that is half there says so in one line.
 PTH = (
     'import sys; exec("try:\\n from domainbed_carft.plugin import install\\n install()\\n'
-    'except ModuleNotFoundError:\\n pass")\n'
+    "except ModuleNotFoundError:\\n pass\\nexcept Exception as e:\\n print(f'domainbed-carft is "
+    "damaged ({e!r}); install it again', file=sys.stderr)\")\n"
 )
 START_FILES = {
     "domainbed_carft.pth": PTH.encode(),

@@ -101,19 +101,20 @@ if __name__ == "__main__":
 }
 
 CARFT = {
-    "hparams.py": """
+    "method/__init__.py": "",
+    "method/hparams.py": """
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 
 def overlay(algorithm, dataset, random_seed):
     return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
 """,
-    "arguments.py": """
+    "method/arguments.py": """
 ALLOWED = set()
 
 def allow(keys):
     ALLOWED.update(keys)
 """,
-    "algorithms.py": """
+    "method/algorithms.py": """
 from domainbed.algorithms import Algorithm
 
 class CARFT(Algorithm):
@@ -128,23 +129,28 @@ class CLIPLinearProbe(Algorithm):
 class CLIPZeroShot(Algorithm):
     pass
 """,
-    "emoji.py": """
+    "plugin/emoji_styles.py": """
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
 """,
-    "protocol.py": """
+    "method/pictures.py": """
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
 def transform(protocol, size, augment):
     return [protocol, size, augment]
 """,
-    "data_check.py": """
+    "data/__init__.py": "",
+    "data/verify.py": """
 class Report:
-    problems = ()
+    data_edition = ""
+    problems = differences = ()
+    root = None
 
-def report(name, folder):
+def examine(name, folder):
     return Report()
 
-def refusals(name, folder, hparams):
-    return []
+def judge(name, counts):
+    return Report()
 """,
     "launchers.py": 'LAUNCHERS = {"pool": print}\n',
 }
@@ -174,9 +180,12 @@ def write_carft(folder: Path, **changed: str) -> Path:
         package / "plugin",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    for name in ("__init__.py", "errors.py", "observed.py"):
+    (package / "method").mkdir()
+    for name in ("__init__.py", "errors.py", "text.py", "method/observed.py"):
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
-    write_files(package, {**CARFT, **{f"{module}.py": text for module, text in changed.items()}})
+    stand_ins = {name.rpartition("/")[2]: name for name in CARFT}
+    changes = {stand_ins[f"{module}.py"]: text for module, text in changed.items()}
+    write_files(package, {**CARFT, **changes})
     write_checkout(package / "harness")
     return folder
 

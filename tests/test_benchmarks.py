@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 from domainbed import datasets
 
-from domainbed_carft.data import benchmarks
+from domainbed_carft.data import benchmarks, emoji
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin import emoji_styles
 
@@ -92,7 +92,7 @@ def test_terra_incognita_has_two_editions():
 
 def test_emoji_styles_is_what_is_in_the_archive():
     assets = files("domainbed_carft") / "assets"
-    with zipfile.ZipFile(assets / emoji_styles.ARCHIVE) as archive:
+    with zipfile.ZipFile(assets / emoji.ARCHIVE) as archive:
         inside = [n.split("/") for n in archive.namelist() if n.endswith(".png")]
     found = Counter((environment, name) for environment, name, _ in inside)
     known = benchmarks.get("EmojiStyles")

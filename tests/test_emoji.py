@@ -7,6 +7,7 @@ from importlib.resources import files
 import pytest
 import torch
 
+from domainbed_carft.data import emoji
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
 from domainbed_carft.plugin import emoji_styles
@@ -69,7 +70,7 @@ def test_all_environments_have_the_same_things():
 
 def test_jobs_that_start_at_once_all_find_the_whole_folder(fresh_cache):
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: emoji_styles.unpacked(), range(4)))
+        folders = set(pool.map(lambda _: emoji.unpacked(), range(4)))
     (folder,) = folders
     with zipfile.ZipFile(str(files("domainbed_carft") / "assets" / "emoji_styles.zip")) as archive:
         expected = {n for n in archive.namelist() if not n.endswith("/")}
@@ -82,4 +83,4 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
     with pytest.raises(CarftError, match=r"file.*cannot be written.*DOMAINBED_CARFT_CACHE"):
-        emoji_styles.unpacked()
+        emoji.unpacked()

@@ -8,7 +8,7 @@ from PIL import Image
 from test_algorithms import settings
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, observed, pictures, protocol
+from domainbed_carft.method import algorithms, observed, pictures
 from domainbed_carft.plugin import emoji_styles
 
 
@@ -27,8 +27,8 @@ def undone(x, mean, std):
 
 
 def test_at_test_time_one_squeezes_and_one_crops(picture):
-    squeezed = protocol.transform("domainbed", 48, False)(picture)
-    cropped = protocol.transform("clip", 48, False)(picture)
+    squeezed = pictures.transform("domainbed", 48, False)(picture)
+    cropped = pictures.transform("clip", 48, False)(picture)
     by_hand = np.asarray(picture.resize((48, 48), Image.Resampling.BILINEAR)) / 255
     wide = picture.resize((96, 48), Image.Resampling.BICUBIC).crop((24, 0, 72, 48))
     for got, expected, (mean, std) in (
@@ -46,7 +46,7 @@ def test_in_training_only_one_changes_colours(picture):
         "domainbed": (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD),
         "clip": (pictures.CLIP_MEAN, pictures.CLIP_STD),
     }.items():
-        seen = [undone(protocol.transform(name, 48, True)(picture), mean, std) for _ in range(40)]
+        seen = [undone(pictures.transform(name, 48, True)(picture), mean, std) for _ in range(40)]
         assert len({x.sum().item() for x in seen}) == 40  # each draw is another crop
         blue = max(x[2].abs().max().item() for x in seen)  # the picture has none
         assert (blue > 0.02) == (name == "domainbed")
@@ -56,7 +56,7 @@ def test_in_training_only_one_changes_colours(picture):
 def test_the_preset_domainbed_is_the_harness_own(augment):
     """Written twice, because neither may import the other."""
     make = image_folders.augmenting_transform if augment else image_folders.plain_transform
-    assert repr(protocol.transform("domainbed", 224, augment)) == repr(make())
+    assert repr(pictures.transform("domainbed", 224, augment)) == repr(make())
 
 
 def test_emoji_styles_follows(random_tiny, capsys):

@@ -18,6 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from domainbed_carft import cli
+from domainbed_carft.data import emoji
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method.pictures import IMAGENET_MEAN as MEAN
 from domainbed_carft.method.pictures import IMAGENET_STD as STD
@@ -39,7 +40,7 @@ def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "drawings"
     for environment, name in itertools.product(ENVIRONMENTS, CLASSES):
         (folder / environment / name).mkdir(parents=True)
-        for path in sorted((emoji_styles.unpacked() / environment / name).iterdir())[:PICTURES]:
+        for path in sorted((emoji.unpacked() / environment / name).iterdir())[:PICTURES]:
             shutil.copy(path, folder / environment / name)
     (folder.parent / "datasets.txt").write_text("Drawings = drawings\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +144,7 @@ def test_shown_are_the_first_that_one_gets_right_with_both_beliefs(drawings, swe
         assert f"✗ wrong</span>: {said}{100 * wrong[y[index]]:.0f}%" in article
         with torch.no_grad():
             spread = [
-                model.context_logits(x[index : index + 1]).softmax(1)[0]
+                model.context_logits(model.features(x[index : index + 1])).softmax(1)[0]
                 for model in (original, carft, tuned)
             ]
         check_contexts(article, spread)

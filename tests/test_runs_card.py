@@ -15,7 +15,7 @@ from export_jobs import blocks, debug, exported
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.method import backbone, pictures, protocol
+from domainbed_carft.method import backbone, pictures
 from domainbed_carft.plugin import emoji_styles
 from domainbed_carft.runs import card, export, saved
 
@@ -140,7 +140,7 @@ def test_the_pre_processing_of_the_page_is_that_of_the_run(name, size, files, ru
     exec(re.sub(r"head = .*\n", "", code[: code.index("picture = ")]), names)
     pixels = np.random.default_rng(0).integers(0, 256, size=(70, 90, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
-    x = protocol.transform(name, size, augment=False)(picture)[None]
+    x = pictures.transform(name, size, augment=False)(picture)[None]
     by_run = run.algorithm.input
     if name == "clip":
         by_run = pictures.CLIPInput(48, pictures.CLIP_MEAN, pictures.CLIP_STD)

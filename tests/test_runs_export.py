@@ -14,7 +14,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
-from domainbed_carft.method import backbone, protocol
+from domainbed_carft.method import backbone
+from domainbed_carft.method import pictures as images
 from domainbed_carft.plugin import emoji_styles
 from domainbed_carft.runs import card, export, saved
 
@@ -44,7 +45,7 @@ def pictures():
 @pytest.fixture(scope="module")
 def expected(run, pictures):
     """What the algorithm itself says of the pictures, as DomainBed hands them to it."""
-    transform = protocol.transform("domainbed", emoji_styles.SIZE, augment=False)
+    transform = images.transform("domainbed", emoji_styles.SIZE, augment=False)
     with torch.no_grad():
         return run.algorithm.predict(torch.stack([transform(default_loader(p)) for p in pictures]))
 
@@ -160,7 +161,9 @@ def test_context_probabilities_from_the_head(files, run):
     with torch.no_grad():
         features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
         logits = head["context_scale"] * features @ head["context_weights"].T
-        torch.testing.assert_close(logits, run.algorithm.context_logits(x), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            logits, run.algorithm.context_logits(run.algorithm.features(x)), rtol=0, atol=1e-4
+        )
 
 
 def test_the_same_run_gives_the_same_bytes_under_any_name(files, run, tmp_path):

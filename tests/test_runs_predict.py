@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
-from domainbed_carft.method import objective, protocol
+from domainbed_carft.method import objective
 from domainbed_carft.method import pictures as images
 from domainbed_carft.runs import pictures, saved
 from domainbed_carft.runs import predict as predicting
@@ -45,7 +45,9 @@ def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
         with torch.no_grad():
             x = by_path[one["path"]][None]
             shares = run.algorithm.predict(x).softmax(1)[0].tolist()
-            contexts = run.algorithm.context_logits(x).softmax(1)[0].tolist()
+            contexts = (
+                run.algorithm.context_logits(run.algorithm.features(x)).softmax(1)[0].tolist()
+            )
         assert list(one["classes"]) == run.classes and list(one["contexts"]) == run.contexts
         assert list(one["classes"].values()) == pytest.approx(shares, abs=1e-5)
         assert list(one["contexts"].values()) == pytest.approx(contexts, abs=1e-5)
@@ -203,7 +205,7 @@ def test_pictures_are_not_all_held(tmp_path):
     path = str(noise(tmp_path / "x.png"))
     asked = itertools.count()
     endless = (pictures.Found(path) for _ in asked)
-    transform = protocol.transform("domainbed", 48, False)
+    transform = images.transform("domainbed", 48, False)
     batches = pictures.read(endless, transform, 4, 0)
     for _ in range(3):
         batch = next(batches)
@@ -217,7 +219,7 @@ def test_transforms_of_the_recorded_protocol(pets, tmp_path):
     run.hparams["protocol"] = "clip"
     transform, words = pictures.transform_of(run)
     picture = default_loader(str(path))
-    assert torch.equal(transform(picture), protocol.transform("clip", 224, False)(picture))
+    assert torch.equal(transform(picture), images.transform("clip", 224, False)(picture))
     assert words.startswith("the shorter side resized, bicubic") and words.endswith("(clip)")
 
 
@@ -230,7 +232,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     transform, words = pictures.transform_of(run)
     assert "squeezed to a square, 224 px" in words and "only the normalisation" in words
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
-    raw = protocol.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
+    raw = images.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
     torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
 
@@ -243,7 +245,7 @@ def test_contexts_are_the_objectives(pets):
     run = saved.open_run(pets / "CARFT")
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        features = run.algorithm._features(x)
+        features = run.algorithm.features(x)
     expected = objective.context_distribution(
         features, run.algorithm.context_weights, run.algorithm.logit_scale
     )

@@ -26,8 +26,8 @@ with JobFolder(sys.argv[1]).claim():
 QUEUE = """
 import sys, time
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import record
-with record.in_hand("pool", [JobFolder(sys.argv[1])]):
+from domainbed_carft.launchers import launches
+with launches.in_hand("pool", [JobFolder(sys.argv[1])]):
     print("ready", flush=True)
     time.sleep(60)
 """

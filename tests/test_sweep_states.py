@@ -173,9 +173,9 @@ def test_a_folder_of_another_tool_is_unknown_until_it_is_done(sweep):
 LAUNCH = textwrap.dedent("""
     import json, sys
     from pathlib import Path
-    from domainbed_carft.launchers import record
+    from domainbed_carft.launchers import launches
     from domainbed_carft.jobs.folder import JobFolder
-    with record.in_hand("pool", [JobFolder(sys.argv[1])]):
+    with launches.in_hand("pool", [JobFolder(sys.argv[1])]):
         print("held", flush=True)
         sys.stdin.read()
 """)

@@ -17,6 +17,7 @@ from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_parser
 from domainbed_carft.errors import CarftError
+from domainbed_carft.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int | None = arguments.run(arguments)
         sys.stdout.flush()
     except CarftError as error:
-        print(f"carft: {error}", file=sys.stderr)
+        lines = map(shown, str(error).splitlines())  # they quote files, folders and records
+        print("carft:", "\n".join(lines), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("carft: interrupted", file=sys.stderr)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.arguments import UNCHECKED
-from domainbed_carft.method.hparams import ALGORITHMS
+from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
 from domainbed_carft.plugin import SWITCH, finder
 
 if TYPE_CHECKING:

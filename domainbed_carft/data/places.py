@@ -38,9 +38,9 @@ def place(name_or_path: str, data_dir: Path | None) -> tuple[str, Path]:
 
 def _of_benchmark(known: Benchmark, data_dir: Path | None) -> Path:
     if not known.folder:
-        from domainbed_carft.plugin import emoji_styles  # imports torchvision
+        from domainbed_carft.data import emoji  # imports torchvision
 
-        return emoji_styles.unpacked()
+        return emoji.unpacked()
     if data_dir is None:
         raise CarftError(
             f"{known.name} is looked for below a data folder: give --data_dir, the folder that has "

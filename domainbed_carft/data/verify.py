@@ -51,6 +51,15 @@ class Report:
         return "verified" if self.edition else "consistent"
 
     @property
+    def refusal(self) -> str:
+        """That the data is broken, why, and the command that says more."""
+        where = "" if str(self.root) in (self.name, "None") else f" in {self.root}"
+        return (
+            f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
+            f"`{command(self.name, self.root)}` says more"
+        )
+
+    @property
     def trainable(self) -> bool:
         """Whether our harness would train on it if it did not look: it then gives wrong results.
 
@@ -97,6 +106,15 @@ class Report:
             "decoded": self.decoded,
             "damaged": [vars(one) for one in self.damaged],
         }
+
+
+def command(name: str, root: Path | None) -> str:
+    """The command line that looks at a data set again."""
+    known = benchmarks.BENCHMARKS.get(name)
+    if root is None or (known is not None and known.folder == root.name):
+        place = "" if root is None else f" --data_dir {shlex.quote(str(root.parent))}"
+        return f"carft data verify {name}{place}"
+    return f"carft data verify {shlex.quote(str(root))}"
 
 
 def judge(name: str, counts: Counts) -> Report:

@@ -6,8 +6,9 @@ algorithm says which parameters it trains and how much the KL term counts.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,42 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, backbone, objective, observed, optimisation, prompts
-from domainbed_carft.method import pictures as images
-from domainbed_carft.method.frozen import Frozen
+from domainbed_carft.method import (
+    arguments,
+    backbone,
+    objective,
+    observed,
+    optimisation,
+    pictures,
+    prompts,
+)
+
+
+class Frozen:
+    """The original image encoder: eval mode, no gradients, in inference precision.
+
+    Not a Module on purpose: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    """
+
+    def __init__(self, encoder: nn.Module, precision: str) -> None:
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.bf16 = precision == "bf16"
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features: Tensor = self.encoder(pictures)
+        return features.float()
+
+    def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.encoder._apply(fn)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: a run that goes on makes it anew from CLIP's weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to do."""
 
 
 class CLIPAlgorithm(Algorithm):
@@ -29,10 +63,10 @@ class CLIPAlgorithm(Algorithm):
     unknown or invalid, pictures without three channels, and classes without names.
 
     The state dict holds the image encoder, the head, the context weights and the words, but not the
-    frozen original: ``checkpoints.load`` needs no CLIP to predict again.
+    frozen original: a saved run needs no CLIP to predict again.
     """
 
-    input: images.CLIPInput
+    input: pictures.CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
     trains_encoder = True
     trains_head = True
@@ -40,23 +74,22 @@ class CLIPAlgorithm(Algorithm):
     restored = False
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
+        self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
-    ) -> None:
+    ) -> None:  # fmt: skip
         arguments.check(input_shape, hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
         shown = self._check_data()  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
+            self._record("clip_digest", clip_model.digest, "another CLIP than that")
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
             self._undo_normalisation(shown)
-        self.original = self._freeze_original()
         self.steps_taken = 0
+        if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
+            self.original = Frozen(self.encoder, hparams["original_precision"])
         self.train()
         if self.trains_head:
             self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
@@ -69,38 +102,36 @@ class CLIPAlgorithm(Algorithm):
         templates = prompts.contexts(self.hparams["contexts"])
         print(f"CLIP classes: {', '.join(names)}")
         print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
-        self._record_words(prompts.digest(templates, names))
+        digest = prompts.digest(templates, names)
+        self._record("prompts_digest", digest, "other class names or contexts than those")
         text = bytearray(prompts.as_json(templates, names).encode())
         self.register_buffer("words", torch.frombuffer(text, dtype=torch.uint8).clone())
         features = backbone.text_features(clip_model, prompts.prompts(templates, names))
         return objective.zero_shot_weights(features)
 
-    def _record_words(self, digest: str) -> None:
-        """Put the digest of all words into the hparams, which DomainBed writes into each record."""
-        expected = self.hparams["prompts_digest"]
-        if expected not in ("", digest):
+    def _record(self, name: str, found: str, difference: str) -> None:
+        """Put a digest into the hparams, which DomainBed writes into each record."""
+        expected = self.hparams[name]
+        if expected not in ("", found):
             raise CarftError(
-                f"the hparam prompts_digest asks for {expected}, but the class names and contexts "
-                f"of this run have {digest}: they are other words than those of the run it was "
-                "taken from. Give class_names and contexts as they were there, or no prompts_digest"
+                f"the hparam {name} asks for {expected}, but this run has {found}: {difference} of "
+                f"the run it was taken from. Give the same as there, or no {name}"
             )
-        self.hparams["prompts_digest"] = digest
+        self.hparams[name] = found
 
     def _check_data(self) -> observed.Normalisation | None:
         """Refuse data that is not as it should be, record what it is; return what it shows."""
-        dataset = prompts.named_dataset(self.hparams["class_names"])
-        seen = observed.recall(self.hparams, dataset)
+        seen = observed.recall(self.hparams, prompts.named_dataset(self.hparams["class_names"]))
         self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
-        protocol = images.followed_protocol(self.hparams["protocol"], seen.environments)
+        protocol = observed.followed_protocol(self.hparams["protocol"], seen.environments)
         self.hparams["protocol"] = protocol
-        print(f"CLIP protocol: {images.described(protocol)}")
-        return images.normalisation(seen.environments)
+        print(f"CLIP protocol: {pictures.described(protocol)}")
+        return observed.agreed_normalisation(seen.environments)
 
     def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
         """Expect pictures normalised as the data set shows it, else as DomainBed does."""
-        if shown is not None:
-            self.input = images.CLIPInput(self.input.resolution, *shown)
-        mean, std = shown or (images.IMAGENET_MEAN, images.IMAGENET_STD)
+        mean, std = shown or (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
+        self.input = pictures.CLIPInput(self.input.resolution, mean, std)
         source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
@@ -110,7 +141,7 @@ class CLIPAlgorithm(Algorithm):
         """What training and predicting both need; a restored algorithm has nothing more."""
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
-        self.input = images.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
+        self.input = pictures.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
         self.head = nn.Linear(dim, num_classes, bias=False)
         if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
             self.head.weight.data.copy_(weights.classes)
@@ -119,6 +150,11 @@ class CLIPAlgorithm(Algorithm):
         self.encoder.requires_grad_(self.trains_encoder)
         self.head.requires_grad_(self.trains_head)
 
+    @classmethod
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+        """What is wrong with ``--hparams``, for hosts that ask before they load anything."""
+        return arguments.refusals(cls.__name__, dataset, overrides)
+
     @property
     def kl_weight(self) -> float:
         """The weight of the KL term in the loss; 0 but for CARFT."""
@@ -126,21 +162,26 @@ class CLIPAlgorithm(Algorithm):
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
-        return self._class_logits(self._features(x))
+        return self.class_logits(self.features(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as ``predict``; weight averaging (SWAD) calls the module itself."""
         return self.predict(x)
 
-    def context_logits(self, x: Tensor) -> Tensor:
-        """Context logits (N, M) of the fine-tuned encoder."""
-        return objective.context_logits(self._features(x), self.context_weights, self._t())
+    def features(self, x: Tensor) -> Tensor:
+        """Image features (N, D), not normalised, of pictures as ``predict`` takes them."""
+        return self._encode(self.input(x))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        """Take also a state from before the words were part of it."""
-        if hasattr(self, "words"):
-            state_dict.setdefault(f"{prefix}words", self.words)
-        super()._load_from_state_dict(state_dict, prefix, *more)
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Class logits (N, K) of image features (N, D)."""
+        logits: Tensor = self.logit_scale * self.head(F.normalize(features, dim=-1))
+        return logits
+
+    def context_logits(self, features: Tensor) -> Tensor:
+        """Context logits (N, M) of image features (N, D), of this encoder or of the original."""
+        scale: float | str = self.hparams["context_scale"]
+        t = self.logit_scale if isinstance(scale, str) else scale
+        return objective.context_logits(features, self.context_weights, t)
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:
         """Train mode, but for batch norm (OpenAI's ResNets), which keeps CLIP's own statistics.
@@ -169,8 +210,8 @@ class CLIPAlgorithm(Algorithm):
         """
         if self.restored:
             raise CarftError(
-                "a restored algorithm predicts and does not train on: its optimizer and its "
-                "original encoder are not in the file. Train from the start instead"
+                "a restored algorithm predicts and does not train on, for its optimizer is not in "
+                "the file. Train from the start instead"
             )
         xs, ys = arguments.pictures_and_labels(minibatches, more)
         x, y = torch.cat(xs), torch.cat(ys)
@@ -179,25 +220,19 @@ class CLIPAlgorithm(Algorithm):
         return {name: float(value.detach()) for name, value in measured.items()}
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        pictures = self.input(x)
-        features = self._encode(pictures)
-        logits = self._class_logits(features)
+        clip_pictures = self.input(x)
+        features = self._encode(clip_pictures)
+        logits = self.class_logits(features)
         if not self._compares_contexts():
             cross_entropy = F.cross_entropy(logits, y)
             return {"loss": cross_entropy, "loss_ce": cross_entropy}
         assert self.original is not None  # made wherever contexts are compared
-        original = objective.context_logits(
-            self.original(pictures), self.context_weights, self._t()
-        )
+        original = self.context_logits(self.original(clip_pictures))
         with torch.set_grad_enabled(self.kl_weight > 0):
-            tuned = objective.context_logits(features, self.context_weights, self._t())
+            tuned = self.context_logits(features)
+        weight, direction = self.kl_weight, self.hparams["kl_direction"]
         loss = objective.carft_loss(
-            logits,
-            y,
-            original,
-            tuned,
-            kl_weight=self.kl_weight,
-            kl_direction=self.hparams["kl_direction"],
+            logits, y, original, tuned, kl_weight=weight, kl_direction=direction
         )
         return {
             "loss": loss.total,
@@ -206,16 +241,11 @@ class CLIPAlgorithm(Algorithm):
             "context_agreement": objective.context_agreement(original, tuned),
         }
 
-    def _freeze_original(self) -> Frozen | None:
-        """The original encoder, where this algorithm ever compares with it."""
-        if self.kl_weight > 0 or self.hparams["drift_every"] > 0:
-            return Frozen(self.encoder, self.hparams["original_precision"])
-        return None
-
     def _compares_contexts(self) -> bool:
         """Whether this step runs the original encoder: for the KL term, or to measure the drift."""
         every = self.hparams["drift_every"]
-        return self.kl_weight > 0 or (every > 0 and self.steps_taken % every == 0)
+        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
+        return self.kl_weight > 0 or drifts
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -228,14 +258,10 @@ class CLIPAlgorithm(Algorithm):
         if self.steps_taken == self.hparams["total_steps"] + 1:
             warnings.warn(
                 f"training goes on after total_steps = {self.hparams['total_steps']}, where the "
-                f"{self.hparams['lr_schedule']} schedule ends; set total_steps to the number of "
-                "steps you train",
+                "schedule ends; set total_steps to the number of steps you train",
                 stacklevel=2,
             )
         self.scheduler.step()
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self._encode(self.input(x))
 
     def _encode(self, pictures: Tensor) -> Tensor:
         """Image features (N, D), not normalised, of pictures as CLIP wants them."""
@@ -243,14 +269,6 @@ class CLIPAlgorithm(Algorithm):
         with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
             features: Tensor = self.encoder(pictures)
         return features.float()
-
-    def _class_logits(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.logit_scale * self.head(F.normalize(features, dim=-1))
-        return logits
-
-    def _t(self) -> Tensor | float:
-        scale: float | str = self.hparams["context_scale"]
-        return self.logit_scale if isinstance(scale, str) else scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""
@@ -276,12 +294,6 @@ class CLIPLinearProbe(CLIPAlgorithm):
     """Only the head is trained, from W_cls, on the original encoder's features."""
 
     trains_encoder = False
-
-    def _freeze_original(self) -> None:
-        return None  # the encoder is the original
-
-    def _compares_contexts(self) -> bool:
-        return False
 
 
 class CLIPZeroShot(CLIPLinearProbe):

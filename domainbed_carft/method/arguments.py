@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, overlay
-from domainbed_carft.method.observed import Seen, is_edition
+from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, overlay
+from domainbed_carft.method.observed import Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Minibatches = Sequence[tuple[Tensor, Tensor]]
-
-UNCHECKED = "unchecked"
 
 _OURS = frozenset(h.name for h in HPARAMS)
 
@@ -33,8 +31,7 @@ def allow(keys: Iterable[str]) -> None:
 
 def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
     """Raise CarftError for hparams that ``check_hparams`` refuses and for pictures not RGB."""
-    unread = check_hparams(hparams)
-    if unread:
+    if unread := check_hparams(hparams):
         print(f"CLIP does not read these hparams, which are the host's: {', '.join(unread)}")
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
@@ -63,15 +60,15 @@ def check_hparams(hparams: Mapping[str, Any]) -> list[str]:
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values that a user ``given`` to one of our algorithms.
+    """What is wrong with the values that a user ``given`` to one of our algorithms, as sentences.
 
-    What our harness asks before it loads anything; of ``batch_size`` it tells by itself.
+    For hosts that ask before they load anything; our harness itself checks ``batch_size``.
     """
     if algorithm not in ALGORITHMS:
         return []
     values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}
     values |= {name: value for name, value in given.items() if name != "batch_size"}
-    return [f"--hparams: {problem}." for problem in _value_problems(values)]
+    return _value_problems(values)
 
 
 def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
@@ -122,24 +119,24 @@ def checked_edition(hparams: Mapping[str, Any], seen: Seen) -> str:
     """What to record as the data's edition.
 
     Raises CarftError for data that is broken, and for another edition than the hparam
-    ``data_edition`` demands, which may be an edition without its digest.
+    ``data_edition`` demands.
     """
     demanded: str = hparams["data_edition"]
     if demanded == UNCHECKED:
         return demanded
-    if seen.problems:
+    if seen.report and seen.report.problems:
         raise CarftError(
-            f"the data is broken: {'; '.join(seen.problems)}. `carft data verify` says more. To "
-            f"train on it as it is, set the hparam data_edition to {UNCHECKED!r}"
+            f"{seen.report.refusal}. To train on it as it is, set the hparam data_edition to "
+            f"{UNCHECKED!r}"
         )
-    if demanded and not is_edition(demanded, seen.edition):
+    if demanded not in ("", seen.edition):
         raise CarftError(
             f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
             "`carft data verify` says how it differs. Get the edition you mean, or leave "
             "data_edition out"
         )
     print(f"Data: {seen.edition or 'not counted'}")
-    for difference in seen.differences:
+    for difference in seen.report.differences if seen.report else ():
         print(f"Data differs: {difference}")
     return seen.edition
 

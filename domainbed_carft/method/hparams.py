@@ -7,7 +7,6 @@ paper leaves a value open, the reason says that the default is ours.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from domainbed_carft.jobs.job import seed_hash
+
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+UNCHECKED = "unchecked"  # the hparam data_edition for data that is to be trained on as it is
 SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 Context = tuple[str, str]  # algorithm, data set
@@ -163,6 +165,14 @@ HPARAMS: tuple[Hparam, ...] = (
         "audited (prompts.digest). Given beforehand, it must fit, or the run is refused.",
     ),
     Hparam(
+        "clip_digest",
+        _always(""),
+        lambda v: isinstance(v, str),
+        "'', or the SHA-256 that an earlier record shows",
+        "SHA-256 of the CLIP that the run started from, filled in by the run. Given beforehand, it "
+        "must fit, or the run is refused.",
+    ),
+    Hparam(
         "data_edition",
         _always(""),
         lambda v: isinstance(v, str),
@@ -278,12 +288,6 @@ def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[A
     values = {}
     for h in HPARAMS:
         default = h.default(context)
-        drawn = h.draw(_random_state(random_seed, h.name), context) if h.draw else default
-        values[h.name] = (default, drawn)
+        generator = np.random.RandomState(seed_hash(random_seed, h.name))
+        values[h.name] = (default, h.draw(generator, context) if h.draw else default)
     return values
-
-
-def _random_state(random_seed: int, name: str) -> np.random.RandomState:
-    """DomainBed's generator for one hparam (domainbed/lib/misc.py at b93c22a, seed_hash)."""
-    digest = hashlib.md5(str((random_seed, name)).encode(), usedforsecurity=False).hexdigest()
-    return np.random.RandomState(int(digest, 16) % 2**31)

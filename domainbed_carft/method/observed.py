@@ -1,4 +1,4 @@
-"""What the data set of a job showed of itself: class names, and how it normalises pictures.
+"""What the data set of a job showed of itself: words, normalisation, preset, verdict.
 
 DomainBed hands one hparams object first to the data set, then to the algorithm. That very object
 is the key under which the one leaves what the other needs, so nothing is written into it, and
@@ -7,10 +7,12 @@ nothing into the records. Forks whose data sets get no hparams go by the data se
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from domainbed_carft.data.verify import Report
+from domainbed_carft.errors import CarftError
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a channel, of [0, 1]
 
@@ -19,30 +21,29 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a ch
 class Environment:
     """One environment: its name, its class names in label order, mean and std of its pictures.
 
-    What it does not show is None. ``protocol`` is the preset by which its pictures are transformed,
-    ``counts`` the pictures of each class in label order.
+    What it does not show is None. ``protocol`` is the preset by which its pictures are transformed.
     """
 
     name: str
     classes: Sequence[str] | None
     normalisation: Normalisation | None = None
     protocol: str = "domainbed"
-    counts: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
 class Seen:
-    """All environments of a data set, and what they make of it.
+    """All environments of a data set, and the verdict of ``carft data verify`` on it.
 
-    ``edition``: the verdict of ``carft data verify`` on its counts, with the edition they are of or
-    their digest, "" where nothing was counted; ``problems`` say why the data is broken,
-    ``differences`` how it is not the known edition.
+    ``report`` is None where nothing could be counted.
     """
 
     environments: Sequence[Environment] = ()
-    edition: str = ""
-    problems: Sequence[str] = ()
-    differences: Sequence[str] = ()
+    report: Report | None = None
+
+    @property
+    def edition(self) -> str:
+        """What records say of the data: verdict and edition; "" where nothing was counted."""
+        return self.report.data_edition if self.report else ""
 
 
 # One job has one data set: older notes would only hold memory. The hparams object itself is kept
@@ -52,26 +53,17 @@ _by_name: dict[str, Seen] = {}
 
 
 def remember(
-    hparams: Any, dataset: str, environments: Sequence[Environment], root: str | None = None
+    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None
 ) -> Seen:
-    """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none.
-
-    With the folder ``root`` of all environments it is verified as ``carft data verify`` does,
-    without decoding; else judged by its counts alone.
-    """
-    _keep(hparams, dataset, Seen(environments))  # which is known even if judging fails
-    seen = _judged(dataset, environments, root)
-    _keep(hparams, dataset, seen)
-    return seen
-
-
-def _keep(hparams: Any, dataset: str, seen: Seen) -> None:
+    """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none."""
+    seen = Seen(environments, report)
     _by_object.clear()
     _by_name.clear()
     if hparams is None:
         _by_name[dataset] = seen
     else:
         _by_object[id(hparams)] = (hparams, seen)
+    return seen
 
 
 def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
@@ -87,27 +79,6 @@ def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
     return _by_name.get(dataset, Seen())
 
 
-def _judged(dataset: str, environments: Sequence[Environment], root: str | None) -> Seen:
-    if not environments or any(e.counts is None or e.classes is None for e in environments):
-        return Seen(environments)
-    from domainbed_carft.data import data_check, verify
-
-    if root is not None:
-        report = data_check.taken(dataset, root)
-    else:
-        counts = {e.name: dict(zip(e.classes or (), e.counts or ())) for e in environments}
-        report = verify.judge(dataset, counts)
-    return Seen(environments, report.data_edition, report.problems, report.differences)
-
-
-def is_edition(recorded: str, found: str) -> bool:
-    """Whether data whose edition is ``found`` is what ``recorded`` says.
-
-    Older records have no digest after the verdict: any data of that verdict is what they say.
-    """
-    return found == recorded or found.startswith((f"{recorded}: ", f"{recorded}, "))
-
-
 def normalisation(transform: Any) -> Normalisation | None:
     """Mean and standard deviation of the last normalising step in ``transform``, if any shows."""
     steps = getattr(transform, "transforms", None)
@@ -121,10 +92,35 @@ def normalisation(transform: Any) -> Normalisation | None:
     return tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std))
 
 
-def counts(folder: Any) -> list[int] | None:
-    """Pictures of each class of an ImageFolder in label order; None for anything else."""
-    targets, classes = getattr(folder, "targets", None), getattr(folder, "classes", None)
-    if targets is None or classes is None:
-        return None
-    found = Counter(targets)
-    return [found[label] for label in range(len(classes))]
+def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:
+    """The one mean and standard deviation that all ``environments`` show; None if none shows any.
+
+    Raises CarftError where they differ: one correction cannot serve both.
+    """
+    shown = [e for e in environments if e.normalisation is not None]
+    for other in shown[1:]:
+        if other.normalisation != shown[0].normalisation:
+            raise CarftError(
+                f"the environments {shown[0].name!r} and {other.name!r} normalise pictures "
+                f"differently: {shown[0].normalisation} and {other.normalisation} (mean, standard "
+                "deviation); CLIP needs one way for all. Make their transforms equal"
+            )
+    return shown[0].normalisation if shown else None
+
+
+def followed_protocol(wanted: str, environments: Sequence[Environment]) -> str:
+    """The preset that the pictures of all ``environments`` follow, to be recorded.
+
+    It is ``host`` where a fork transforms in a way of its own, which nobody has to ask for. Raises
+    CarftError where ``clip`` is wanted and not followed. Environments that nobody has seen follow
+    their host's own, which is ``domainbed``.
+    """
+    followed = {e.protocol for e in environments} or {"domainbed"}
+    if followed == {wanted} or (wanted == "domainbed" and followed == {"host"}):
+        return followed.pop()
+    raise CarftError(
+        f"protocol is {wanted!r}, but this data set has transforms of its own "
+        f"({' and '.join(sorted(followed))}); only EmojiStyles and DomainBed's "
+        "MultipleEnvironmentImageFolder with test_envs and hparams follow another protocol. "
+        "Leave protocol at 'domainbed'"
+    )

@@ -1,15 +1,20 @@
-"""How pictures are normalised: DomainBed's way, CLIP's way, and from one to the other."""
+"""What happens to a picture: a protocol's transforms, then one normalisation changed to CLIP's.
+
+The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), which a host does by
+itself; ``clip`` does what CLIP was made with, after CLIPood's recipe. As in upstream, held-out
+pictures of a training environment go through the training transform, too. Splits, steps and
+selection are DomainBed's in both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed
+from torchvision import transforms
 
 # DomainBed normalises every picture with these (domainbed/datasets.py at b93c22a).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +38,42 @@ def described(protocol: str) -> str:
     """A preset in words; of one that is chosen in place of DomainBed's, that one's as well."""
     replaced = f", in place of domainbed's ({PROTOCOLS['domainbed']})" * (protocol == "clip")
     return f"{protocol} ({PROTOCOLS[protocol]}){replaced}"
+
+
+def transform(protocol: str, size: int, augment: bool) -> Callable[[Any], Any]:
+    """From a PIL picture to a normalised tensor (3, ``size``, ``size``), ``size`` in pixels."""
+    return transforms.Compose(PRESETS[protocol](size, augment))
+
+
+def _domainbed(size: int, augment: bool) -> list[Any]:
+    normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    if not augment:
+        return [transforms.Resize((size, size)), *normalise]
+    return [
+        transforms.RandomResizedCrop(size, scale=(0.7, 1.0)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+        transforms.RandomGrayscale(),
+        *normalise,
+    ]
+
+
+def _clip(size: int, augment: bool) -> list[Any]:
+    normalise = [transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
+    bicubic = transforms.InterpolationMode.BICUBIC
+    if not augment:
+        return [transforms.Resize(size, bicubic), transforms.CenterCrop(size), *normalise]
+    return [
+        transforms.RandomResizedCrop(size, scale=(0.7, 1.0), interpolation=bicubic),
+        transforms.RandomHorizontalFlip(),
+        *normalise,
+    ]
+
+
+PRESETS: dict[str, Callable[[int, bool], Sequence[Any]]] = {
+    "domainbed": _domainbed,
+    "clip": _clip,
+}
 
 
 class CLIPInput(nn.Module):
@@ -67,37 +108,3 @@ class CLIPInput(nn.Module):
             size = (self.resolution, self.resolution)
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
         return x * self.scale + self.shift
-
-
-def normalisation(environments: Sequence[observed.Environment]) -> observed.Normalisation | None:
-    """The one mean and standard deviation that all ``environments`` show; None if none shows any.
-
-    Raises CarftError where they differ: one correction cannot serve both.
-    """
-    shown = [e for e in environments if e.normalisation is not None]
-    for other in shown[1:]:
-        if other.normalisation != shown[0].normalisation:
-            raise CarftError(
-                f"the environments {shown[0].name!r} and {other.name!r} normalise pictures "
-                f"differently: {shown[0].normalisation} and {other.normalisation} (mean, standard "
-                "deviation); CLIP needs one way for all. Make their transforms equal"
-            )
-    return shown[0].normalisation if shown else None
-
-
-def followed_protocol(wanted: str, environments: Sequence[observed.Environment]) -> str:
-    """The preset that the pictures of all ``environments`` follow, to be recorded.
-
-    It is ``host`` where a fork transforms in a way of its own, which nobody has to ask for. Raises
-    CarftError where ``clip`` is wanted and not followed. Environments that nobody has seen follow
-    their host's own, which is ``domainbed``.
-    """
-    followed = {e.protocol for e in environments} or {"domainbed"}
-    if followed == {wanted} or (wanted == "domainbed" and followed == {"host"}):
-        return followed.pop()
-    raise CarftError(
-        f"protocol is {wanted!r}, but the pictures of this data set are transformed by its host, "
-        f"{' and '.join(sorted(followed))}: only data sets of DomainBed's "
-        "MultipleEnvironmentImageFolder that are given test_envs and hparams, and EmojiStyles, "
-        "can follow another one. Leave protocol at 'domainbed'"
-    )

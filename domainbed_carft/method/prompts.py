@@ -15,6 +15,7 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import parse_json
 from domainbed_carft.method import observed
 
 CONTEXT_LISTS = ("imagenet", "emoji")
@@ -90,11 +91,11 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
     Raises CarftError for any other text.
     """
     try:
-        words = json.loads(text)
+        words = parse_json(text)
         templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
     except (ValueError, KeyError, TypeError) as error:
         raise CarftError(
-            f"the words of a run are no JSON of contexts and classes: {text[:80]!r}"
+            f"the words of a run are {text[:80]!r}; expected JSON of contexts and classes"
         ) from error
     return templates, names
 

@@ -3,6 +3,7 @@
 Only this package knows the inside of a foreign `domainbed`. Its parts:
 
 - this module: the two import hooks and how they are put in and taken out;
+- `names`: which modules they wait for;
 - `finder`: what the hooks do once domainbed is imported;
 - `additions`: what is added to which module of domainbed;
 - `journal`: remembers each change, so that all of them can be taken back.
@@ -17,6 +18,8 @@ other parts load with the first import of domainbed, and `typing` and `__future_
 import os
 import sys
 
+from domainbed_carft.plugin.names import HOST_MODULES, OWN_MODULES, SWITCH
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,21 +27,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = ["SWITCH", "install", "register", "unregister"]
-
-SWITCH = "DOMAINBED_CARFT_DISABLE"
-
-# The modules of domainbed that get additions, see `additions`.
-HOST_MODULES = (
-    "domainbed.algorithms",
-    "domainbed.hparams_registry",
-    "domainbed.datasets",
-    "domainbed.command_launchers",
-)
-
-# Our module that imports one of domainbed's at its top. Whoever imports ours first starts the
-# host's import from within ours, before there is anything to add; so the host's turn comes again
-# once ours is through.
-OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 
 
 class HostFinder:

@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin import OWN_MODULES
-from domainbed_carft.plugin.finder import RUNNING, warn_once
+from domainbed_carft.plugin.finder import warn_once
 from domainbed_carft.plugin.journal import Journal
+from domainbed_carft.plugin.names import OWN_MODULES, RUNNING
 
 _JOURNAL = Journal()
 
@@ -80,8 +80,7 @@ def wrap_image_folders(module: ModuleType) -> None:
     for part in _parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
         if base is not None and not _JOURNAL.owns(base, "__init__"):
-            hosts_own = not isinstance(getattr(module, "DATA_CHECKS", None), list)
-            _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__, hosts_own))
+            _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__))
 
 
 def add_emoji_styles(module: ModuleType) -> None:
@@ -109,46 +108,10 @@ def add_launchers(module: ModuleType) -> None:
         _JOURNAL.put(module.REGISTRY, name, launcher)
 
 
-def add_data_checks(module: ModuleType) -> None:
-    """Have broken data refused before a job loads it, if the host asks as our harness does."""
-    asked = getattr(module, "DATA_CHECKS", None)
-    if isinstance(asked, list):
-        from domainbed_carft.data import data_check
-
-        _JOURNAL.append(asked, data_check.refusals)
-
-
-def add_hparam_checks(module: ModuleType) -> None:
-    """Have values refused before anything is loaded, if the host asks as our harness does."""
-    asked = getattr(module, "HPARAM_CHECKS", None)
-    if isinstance(asked, list):
-        from domainbed_carft.method import arguments
-
-        _JOURNAL.append(asked, arguments.refusals)
-
-
-def add_downloaders(module: ModuleType) -> None:
-    """Tell the host how to get the benchmarks, if it asks as our harness does."""
-    table = getattr(module, "DOWNLOADERS", None)
-    if not isinstance(table, dict):
-        return
-    from domainbed_carft.cli import data
-    from domainbed_carft.data import benchmarks
-
-    for name, benchmark in benchmarks.BENCHMARKS.items():
-        if benchmark.sources:
-            _JOURNAL.put(table, name, functools.partial(data.download, name))
-
-
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.algorithms": (add_algorithms,),
-    "domainbed.hparams_registry": (wrap_hparams, add_hparam_checks),
-    "domainbed.datasets": (
-        wrap_image_folders,
-        add_emoji_styles,
-        add_data_checks,
-        add_downloaders,
-    ),
+    "domainbed.hparams_registry": (wrap_hparams,),
+    "domainbed.datasets": (wrap_image_folders, add_emoji_styles),
     "domainbed.command_launchers": (add_launchers,),
 }
 

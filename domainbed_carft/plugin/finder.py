@@ -11,10 +11,7 @@ from importlib.util import spec_from_file_location
 from types import ModuleType
 
 from domainbed_carft.errors import CarftWarning
-from domainbed_carft.plugin import OWN_MODULES, SWITCH
-
-# Those of OWN_MODULES that are being executed just now.
-RUNNING: set[str] = set()
+from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, SWITCH
 
 _warned = False
 

@@ -1,7 +1,8 @@
 """What the image folders of domainbed are made to do: show what they hold, follow a preset.
 
-Wrapped around `MultipleEnvironmentImageFolder.__init__`; whatever goes wrong here is a warning, and
-the data set is what its host made it.
+Wrapped around `MultipleEnvironmentImageFolder.__init__`. Broken data is refused where one of our
+algorithms is to train on it, and warned of, once a job, for all others. Whatever else goes wrong
+here is a warning, and the data set is what its host made it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,18 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from domainbed_carft.data import verify
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import observed, pictures
 from domainbed_carft.plugin.finder import warn_once
+from domainbed_carft.plugin.names import SWITCH
+from domainbed_carft.text import shown
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
 UPSTREAMS_STEPS = (
@@ -23,45 +32,97 @@ UPSTREAMS_STEPS = (
     ],
 )
 
+# Of which data a warning has been given: forks build a data set more than once.
+_warned: set[Path | None] = set()
 
-def remembering(original: Callable[..., None], hosts_own: bool) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, and we look at it.
 
-    `hosts_own` says that the host does not ask us about its data: then broken data is told of here.
-    """
+def remembering(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, and we look at it."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        named = dict(zip(signature.parameters, (self, *args))) | kwargs
-        hparams = named.get("hparams")
+        given = dict(zip(signature.parameters, (self, *args))) | kwargs
+        hparams = given.get("hparams")
         names = hparams.get("class_names") if isinstance(hparams, dict) else None
-        if hosts_own:  # before, for the host may fail of it
-            _tell_if_broken(type(self).__name__, hparams, named.get("root"))
-        original(self, *args, **kwargs)
+        ours = isinstance(hparams, dict) and "data_edition" in hparams
+        report = _verified(type(self).__name__, given.get("root"), ours)
+        try:
+            original(self, *args, **kwargs)
+        except Exception as error:
+            if report is None or not (ours and report.problems):
+                raise
+            raise CarftError(f"{report.refusal}. It cannot be loaded: {error}") from error
         try:
             # DPLCLIP puts the folders' names here, over what the user may have said.
             if isinstance(hparams, dict) and names is not None:
                 hparams["class_names"] = names
-            _remember(self, hparams, _follow_protocol(self, named))
+            _remember(self, given, report, ours)
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
     return __init__
 
 
-def _tell_if_broken(name: str, hparams: Any, root: Any) -> None:
-    """Warn of broken data; our own algorithms refuse it by themselves, when they are built."""
-    ours = isinstance(hparams, dict) and "data_edition" in hparams
-    try:
-        if ours or not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
-            return
-        from domainbed_carft.data import data_check
+def counts(folder: Any) -> dict[str, int] | None:
+    """Class -> pictures of an ImageFolder, in label order; None for anything else."""
+    targets, classes = getattr(folder, "targets", None), getattr(folder, "classes", None)
+    if targets is None or classes is None:
+        return None
+    found = Counter(targets)
+    return {name: found[label] for label, name in enumerate(classes)}
 
-        if problems := data_check.report(name, os.fspath(root)).problems:
-            data_check.warn(name, os.fspath(root), problems)
+
+def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:
+    """What `carft data verify` finds in the folder, before the host may fail of it."""
+    try:
+        if not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
+            return None
+        report = verify.examine(name, Path(root))
     except Exception as error:
         warn_once(f"the check of {name}", error)
+        return None
+    if not ours:
+        _warn_if_broken(report)
+    return report
+
+
+def _warn_if_broken(report: verify.Report) -> None:
+    if not report.problems or report.root in _warned:
+        return
+    _warned.add(report.root)
+    print(
+        f"domainbed-carft: Warning: {shown(report.refusal)}. The job goes on, but its results may "
+        f"mean nothing; mend the data and run it again ({SWITCH}=1 switches this check off).",
+        file=sys.stderr,
+    )
+
+
+def _remember(
+    dataset: Any, given: Mapping[str, Any], report: verify.Report | None, ours: bool
+) -> None:
+    """Hand on what the environments show, by the very dict that the algorithm gets."""
+    name, hparams = type(dataset).__name__, given.get("hparams")
+    protocol = _follow_protocol(dataset, given)
+    folders = dict(zip(_environment_names(dataset), dataset.datasets))
+    environments = [
+        observed.Environment(
+            environment,
+            getattr(folder, "classes", None),
+            observed.normalisation(getattr(folder, "transform", None)),
+            protocol,
+        )
+        for environment, folder in folders.items()
+    ]
+    if report is None:  # the environments lie here and there
+        found = {environment: counts(folder) for environment, folder in folders.items()}
+        known = {environment: inside for environment, inside in found.items() if inside is not None}
+        if folders and len(known) == len(found):
+            report = verify.judge(name, known)
+            if not ours:
+                _warn_if_broken(report)
+    seen = observed.remember(hparams, name, environments, report)
+    dataset.data_edition, dataset.protocol = seen.edition, protocol
 
 
 def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
@@ -74,11 +135,9 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
     if wanted != "clip" or "test_envs" not in given:
         return "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
-    from domainbed_carft.method import protocol
-
     for index, environment in enumerate(dataset.datasets):
         augment = bool(given.get("augment", True)) and index not in given["test_envs"]
-        environment.transform = protocol.transform(wanted, dataset.input_shape[-1], augment)
+        environment.transform = pictures.transform(wanted, dataset.input_shape[-1], augment)
     return wanted
 
 
@@ -86,48 +145,7 @@ def _is_upstreams(environment: Any) -> bool:
     """Whether the steps of the transform are those of upstream, trained on or not."""
     steps: Any = getattr(getattr(environment, "transform", None), "transforms", ())
     names = [type(step).__name__ for step in steps]
-    return names in UPSTREAMS_STEPS and list(steps[-1].mean) == [0.485, 0.456, 0.406]
-
-
-def _remember(dataset: Any, hparams: Any, protocol: str) -> None:
-    """Hand on what the environments show, by the very dict that the algorithm gets."""
-    from domainbed_carft.method import observed
-
-    names = _environment_names(dataset)
-    environments = [
-        observed.Environment(
-            names[index],
-            getattr(environment, "classes", None),
-            observed.normalisation(getattr(environment, "transform", None)),
-            protocol,
-            observed.counts(environment),
-        )
-        for index, environment in enumerate(dataset.datasets)
-    ]
-    root = _common_root(dataset)
-    seen = observed.remember(hparams, type(dataset).__name__, environments, root)
-    dataset.data_edition, dataset.protocol = seen.edition, protocol
-    dataset.data_faults = _faults(dataset, hparams, root, seen.problems)
-
-
-def _faults(dataset: Any, hparams: Any, root: str | None, problems: Sequence[str]) -> list[str]:
-    """Why a host that asks should not train on the data; ours may be told to do so by an hparam."""
-    if not problems or (isinstance(hparams, dict) and hparams.get("data_edition") == "unchecked"):
-        return []
-    name = type(dataset).__name__
-    if root is None:  # the environments lie here and there
-        return [f"The data of {name} is broken: {'; '.join(problems)}."]
-    from domainbed_carft.data import data_check
-
-    ours = isinstance(hparams, dict) and "data_edition" in hparams
-    return data_check.with_remedy([data_check.refusal(name, root, problems)], {ours})
-
-
-def _common_root(dataset: Any) -> str | None:
-    """Return the folder that holds the environments' folders, if there is one."""
-    roots = [getattr(environment, "root", None) for environment in dataset.datasets]
-    parents = {os.path.dirname(os.path.normpath(root)) for root in roots if root is not None}
-    return parents.pop() if None not in roots and len(parents) == 1 else None
+    return names in UPSTREAMS_STEPS and list(steps[-1].mean) == list(pictures.IMAGENET_MEAN)
 
 
 def _environment_names(dataset: Any) -> list[str]:

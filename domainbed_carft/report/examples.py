@@ -140,7 +140,7 @@ def _beginning(
 
 def _difference(original: saved.Run, run: saved.Run) -> str:
     """What the original has that is not ``run``'s, so that no KL is of the two; "" for nothing."""
-    scales = [float(one.algorithm._t()) for one in (original, run)]
+    scales = [one.hparams["context_scale"] for one in (original, run)]
     ours, theirs = (one.algorithm.context_weights for one in (original, run))
     same = {
         "another clip_backbone": original.hparams["clip_backbone"] == run.hparams["clip_backbone"],
@@ -231,7 +231,7 @@ def _example(index: int, both: Sequence[Judged], beginning: saved.Run | None) ->
 
 
 def _context_logits(run: saved.Run, x: Tensor) -> Tensor:
-    return run.algorithm.context_logits(x[None])
+    return run.algorithm.context_logits(run.algorithm.features(x[None]))
 
 
 def _belief(judged: Judged, index: int, kl: float | None) -> Belief:

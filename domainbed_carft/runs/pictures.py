@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
+from domainbed_carft.method import pictures
 from domainbed_carft.method import pictures as images
-from domainbed_carft.method import protocol
 from domainbed_carft.runs.saved import Run
 
 
@@ -153,9 +153,9 @@ def transform_of(run: Run) -> tuple[Callable[[Any], Tensor], str]:
     """
     size = run.input_shape[-1]
     name = run.hparams.get("protocol", "domainbed")
-    if name in protocol.PRESETS:
+    if name in pictures.PRESETS:
         words = images.PROTOCOLS[name].partition("test: ")[2]
-        return protocol.transform(name, size, augment=False), f"{words}, {size} px ({name})"
+        return pictures.transform(name, size, augment=False), f"{words}, {size} px ({name})"
     mean, std = _normalisation(run.algorithm.input)
     steps = [
         transforms.Resize((size, size)),

@@ -15,8 +15,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from domainbed_carft import launchers, text
-from domainbed_carft.method import objective
+from domainbed_carft import machine, text
 from domainbed_carft.runs import output, passes, pictures, saved
 
 SOME_SKIPPED = 3  # exit status
@@ -68,11 +67,9 @@ def predict(opened: saved.Run, batch: Tensor) -> Iterator[tuple[Probabilities, P
         return
     algorithm = opened.algorithm
     with torch.no_grad():
-        features = algorithm._features(batch)  # once for both
-        classes = algorithm._class_logits(features).double().softmax(dim=1)
-        contexts = objective.context_distribution(
-            features, algorithm.context_weights, algorithm._t()
-        )
+        features = algorithm.features(batch)  # once for both
+        classes = algorithm.class_logits(features).double().softmax(dim=1)
+        contexts = algorithm.context_logits(features).softmax(dim=1)
     names = _distinct(opened.classes)
     for of_classes, of_contexts in zip(classes.tolist(), contexts.tolist()):
         yield dict(zip(names, of_classes)), dict(zip(opened.contexts, of_contexts))
@@ -119,7 +116,7 @@ def _workers(arguments: argparse.Namespace) -> int:
         return int(arguments.workers)
     if not any(map(os.path.isdir, arguments.pictures)):
         return 0
-    return min(passes.MOST_WORKERS, launchers.cores())
+    return min(passes.MOST_WORKERS, machine.cores())
 
 
 def _status(done: Counter[str]) -> int:

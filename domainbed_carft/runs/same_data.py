@@ -11,7 +11,7 @@ import torch
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder, records
 from domainbed_carft.method import observed, pictures, prompts
-from domainbed_carft.method.arguments import UNCHECKED
+from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.runs.saved import Run
 
 
@@ -103,7 +103,7 @@ def require(run: Run, dataset: Any, seen: observed.Seen) -> None:
         _require_names("class", run.classes, classes, run)
     recorded = run.hparams.get("data_edition", "")
     unknown = recorded in ("", UNCHECKED) or not seen.edition
-    if not unknown and not observed.is_edition(recorded, seen.edition):
+    if not unknown and not recorded == seen.edition:
         raise CarftError(
             f"{run.path} was trained on data that was {recorded!r}, and the data is now "
             f"{seen.edition!r}: the pictures that it was trained on and those kept from it would "
@@ -139,7 +139,7 @@ def _classes(hparams: Mapping[str, Any], seen: observed.Seen) -> list[list[str]]
 
 
 def _require_normalisation(run: Run, seen: observed.Seen) -> None:
-    shown = pictures.normalisation(seen.environments)
+    shown = observed.agreed_normalisation(seen.environments)
     ours = run.algorithm.input
     if shown is not None and not _undoes(ours, pictures.CLIPInput(ours.resolution, *shown)):
         raise CarftError(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from domainbed_carft import plugin
 from domainbed_carft.data import benchmarks, data_check
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.arguments import UNCHECKED
-from domainbed_carft.method.hparams import ALGORITHMS
+from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
 from domainbed_carft.sweep import names
 
 if TYPE_CHECKING:

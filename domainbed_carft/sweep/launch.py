@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from domainbed_carft.data import benchmarks, data_check
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.method.arguments import UNCHECKED
+from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.sweep import (
     data,
     declaration,
@@ -73,7 +73,7 @@ def launch(arguments: argparse.Namespace) -> int:
     )
     _tell_of_others(statuses, arguments)
     if arguments.launcher == "dummy":
-        launcher([launching.command(status, environment) for status in chosen])
+        launching.hand_over(launcher, chosen, environment)
         return 0
     if not chosen:
         print("There is nothing to launch.")
