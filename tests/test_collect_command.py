@@ -51,16 +51,6 @@ def test_groups_and_their_notes_are_told(tmp_path, capsys):
     assert out.startswith("setting,selection,") and "\nsteps 1,oracle,PACS,A,ERM," in out
 
 
-def test_it_writes_to_a_file(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path / "sweep", ["ERM"])
-    path = tmp_path / "tables.md"
-    assert cli.main(
-        ["collect", str(tmp_path / "sweep"), "--format", "markdown", "-o", str(path)]
-    ) == 0  # fmt: skip
-    assert capsys.readouterr().out == ""
-    assert path.read_text().startswith("# Results\n")
-
-
 def test_wrong_arguments_are_refused(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path)
     folder = str(tmp_path)
@@ -97,13 +87,6 @@ def test_a_method_that_selected_nothing_says_what_it_needs(tmp_path, capsys):
         "nothing was selected by leave-one-domain-out, which needs jobs with one test "
         "environment, and all with two of which it is one" in capsys.readouterr().err
     )
-
-
-def test_what_takes_several_names_says_how(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["collect", "--help"])
-    words = " ".join(capsys.readouterr().out.split())
-    assert words.count("separated by commas") == 2
 
 
 def test_the_benchmark_finds_the_harnesss_values(tmp_path):
