@@ -12,7 +12,6 @@ from pathlib import Path
 
 from domainbed_carft import __version__
 from domainbed_carft.cli import data as data_commands
-from domainbed_carft.cli import report as report_commands
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_parser
@@ -72,7 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     data_commands.add_to(commands)
     collect_commands.add_to(commands)
-    report_commands.add_to(commands)
     run_commands.add_to(commands)
     sweep_parser.add_to(commands)
     return parser

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import faults, reading
+from domainbed_carft.jobs import faults
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import missing, repeating, sections, writing
 from domainbed_carft.report.content import Content, Section
 from domainbed_carft.report.figures import style
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import declared, document, labels, paired, published, selection, tables
-from domainbed_carft.results import page as collected
+from domainbed_carft.results import document, labels, paired, published, selection, tables
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
@@ -47,7 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
     wanted = Wanted(
         arguments.folders, arguments.select, arguments.ignore, arguments.examples,
         None if arguments.no_examples else arguments.n_examples, arguments.data_dir,
-        reading.processors(),
     )  # fmt: skip
     writing.require_place(arguments.output)  # before anything takes time
     collection, content = build(wanted)
@@ -65,9 +63,7 @@ def build(wanted: Wanted) -> tuple[Collection, Content]:
     Raises CarftError as ``collecting.gather`` does, for a method of selection that there are no
     jobs for, and for algorithms in ``pair`` that no job is of.
     """
-    collection = collecting.gather(
-        wanted.folders, None, wanted.ignored, wanted.processes, wanted.select
-    )
+    collection = collecting.gather(wanted.folders, None, wanted.ignored, wanted.select)
     method = _method(collection, wanted.select)
     runs = [run for group in collection.groups for run in group.runs]
     algorithms = labels.algorithms(run.algorithm for run in runs)
@@ -134,9 +130,9 @@ def _content(
         if not any(t.incomplete for t in flat if t.method == method)
         else "",
         list(faults.lines(collection.faults)),
-        collected.notes(collection),
+        collecting.notes(collection),
         {
-            "tables": collected.caption_of(collection),
+            "tables": document.CAPTION,
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },
@@ -201,7 +197,7 @@ def _published(
         if known.intersection(run.dataset for run in group.runs):
             found, remarks = published.compare(group, own)
             grids.append(published.grid([f for f in found if f.selection == method], remarks))
-    return grids, published.overview(declared.compare_with(wanted.folders)) if grids else None
+    return grids, published.overview(collection.compare_with) if grids else None
 
 
 def _command(wanted: Wanted) -> str:

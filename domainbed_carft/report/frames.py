@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed_carft.jobs import records, values
+from domainbed_carft.jobs import records
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
 
@@ -91,7 +91,9 @@ def _means(run: Run) -> dict[float, dict[str, float]]:
     """Step -> what the algorithm measured of DRIFT: the collector does not keep it."""
     return {
         float(record["step"]): {
-            name: float(record[name]) for name in DRIFT if values.is_finite(record.get(name))
+            name: float(record[name])
+            for name in DRIFT
+            if type(record.get(name)) in (int, float) and abs(record[name]) < 1e300
         }
         for record in records.of_run(run)
     }

@@ -14,15 +14,15 @@ from typing import Any
 import domainbed_carft
 from domainbed_carft import files
 from domainbed_carft.jobs import folder as job_folder
-from domainbed_carft.jobs import records, scan, train_command, values
+from domainbed_carft.jobs import records, train_command
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report.content import Digest, Repeat
 from domainbed_carft.results import labels as environments
 from domainbed_carft.results import settings
 from domainbed_carft.results.document import Grid
 
-(_VERSION,) = settings.KINDS["versions"]
-_IDENTITY = (*values.IDENTITY, "test_envs")
+_VERSION = settings.KINDS["versions"]
+_IDENTITY = ("dataset", "algorithm", "trial_seed", "hparams_seed", "test_envs")
 _DRAWN_BY = ("matplotlib", "pandas", "numpy", "jinja2")
 # What decides the words that CLIP reads, and which CLIP it is.
 _WORDS = ("clip_backbone", "contexts", "class_names", "prompts_digest")
@@ -53,7 +53,7 @@ def digest(folder: Path | str) -> Digest:
     lines = [f"{_sha256(os.path.join(folder, name))}  {name}\0" for name in names]
     whole = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     command = (
-        f"cd {shlex.quote(str(folder))} && find . -maxdepth {scan.DEPTH + 1} "
+        f"cd {shlex.quote(str(folder))} && find . -maxdepth {records.DEPTH + 1} "
         f"-name {job_folder.RECORDS} -xtype f -not -path '*/.*/*' -print0 "
         "| LC_ALL=C sort -z | xargs -0 sha256sum -z | sha256sum"
     )
@@ -65,7 +65,7 @@ def _found(folder: str) -> Iterator[str]:
     for here, folders, _ in os.walk(folder):
         inner = os.path.relpath(here, folder)
         depth = 0 if inner == os.curdir else inner.count(os.sep) + 1
-        folders[:] = [n for n in folders if not n.startswith(".")] if depth < scan.DEPTH else []
+        folders[:] = [n for n in folders if not n.startswith(".")] if depth < records.DEPTH else []
         if os.path.isfile(os.path.join(here, job_folder.RECORDS)):
             yield os.path.join(os.curdir, *([inner] if depth else []), job_folder.RECORDS)
 

@@ -28,6 +28,7 @@ from domainbed_carft.files import require_output, sha256
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import command as train_command
+from domainbed_carft.jobs.setting import VERSION
 from domainbed_carft.method import backbone, pictures
 from domainbed_carft.method.algorithms import CLIPAlgorithm
 from domainbed_carft.runs.saved import TrainedRun, original_clip
@@ -273,7 +274,7 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
     there = [index for index in range(len(record)) if f"env{index}_out_acc" in record]
     targets = run.args.get("test_envs")
     settings = [one.setting for one in records.runs_in(run.path.parent)] if record else []
-    said, head = (settings or [{}])[-1], records.VERSION
+    said, head = (settings or [{}])[-1], VERSION
     return {
         **repeated,
         "test_environments": [*map(name, targets)] if isinstance(targets, list) else [],
