@@ -10,8 +10,7 @@ import pytest
 from fake_checkout import write_checkout
 
 from domainbed_carft import cli, launchers
-from domainbed_carft.launchers.attempt import Command
-from domainbed_carft.sweep import logs
+from domainbed_carft.sweep import launch as launching
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
 FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "3"]
@@ -45,12 +44,16 @@ def unasked(monkeypatch):
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    """The commands that `carft sweep launch` hands to a launcher, which does nothing."""
-    monkeypatch.setattr(logs, "problems", lambda kinds: [])
+    """The lines of jobs and their variables that a launcher gets, which does nothing."""
+    monkeypatch.setattr(launching, "_log_problems", lambda kinds: [])
 
     def launch(*flags):
         seen = []
-        monkeypatch.setattr(launchers, "make", lambda *args: seen.extend)
+
+        def launcher(jobs, environment):
+            seen.extend((job.line, environment(job)) for job in jobs)
+
+        monkeypatch.setattr(launchers, "make", lambda *args: launcher)
         place = ["--output_dir", str(tmp_path / "my sweep")]
         assert cli.main(["sweep", "launch", *flags, *place, "--yes"]) == 1  # none is done
         return seen
@@ -64,23 +67,23 @@ def test_the_jobs_are_told_and_are_the_same_jobs(launched):
                     "--skip_training_in_splits")  # fmt: skip
     variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "my sweep"}
     variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1"}
-    assert len(plain) == 3 and all(Command(one).environment == {} for one in plain)
-    assert all(Command(one).environment == variables for one in told)
-    assert [Command(one).arguments for one in told] == [Command(one).arguments for one in plain]
+    assert len(plain) == 3 and all(given == {} for _, given in plain)
+    assert all(given == variables for _, given in told)
+    assert [line for line, _ in told] == [line for line, _ in plain]
     told = launched(*FLAGS, "--log", "tensorboard")
-    assert Command(told[0]).environment == {"DOMAINBED_LOG": "tensorboard"}
+    assert told[0][1] == {"DOMAINBED_LOG": "tensorboard"}
 
 
 def test_a_group_of_the_users_own_stays(launched, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     told = launched(*FLAGS, "--log", "wandb")
-    assert Command(told[0]).environment == {"DOMAINBED_LOG": "wandb"}
+    assert told[0][1] == {"DOMAINBED_LOG": "wandb"}
 
 
 def test_each_variant_is_a_group(launched, tmp_path):
     (tmp_path / "mine.yaml").write_text(VARIANTS)
     told = launched(str(tmp_path / "mine.yaml"), "--log", "wandb")
-    groups = [Command(one).environment["WANDB_RUN_GROUP"] for one in told]
+    groups = [given["WANDB_RUN_GROUP"] for _, given in told]
     assert groups == ["my sweep/kl_weight=0", "my sweep/kl_weight=1"]
 
 
@@ -98,7 +101,8 @@ def test_under_a_checkout_that_cannot_log_it_is_refused(tmp_path):
     root = tmp_path / "a checkout"
     write_checkout(root)
     place = ["--output_dir", "out", "--data_dir", "data"]
-    words = ["--algorithms", "ERM", "--datasets", "PACS", "--launcher", "dummy", *place]
+    words = ["--algorithms", "ERM", "--datasets", "Pets", "--launcher", "dummy", *place]
+    words.append("--single_test_envs")
     command = [sys.executable, "-m", "domainbed_carft", "sweep", "launch", *words]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

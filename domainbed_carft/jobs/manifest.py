@@ -102,8 +102,9 @@ def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
     """
     if all(job.folder.is_dir() for job in jobs):
         return list(jobs)
+    sweep = read(output) if output.is_dir() else None
     begun: dict[tuple[str, str], Job] = {}
-    for job in found(output):
+    for job in found(output, sweep.jobs if sweep else ()):
         key = (job.variant, same_but_for_the_data(job.args))
         # Of several that one is gone on with which is done.
         if key not in begun or not JobFolder(begun[key].folder).done:
@@ -157,7 +158,10 @@ def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> Any
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         changed = change(read(output))
         if changed is not None:
-            text = _text(changed, output)
+            try:
+                text = _text(changed, output)
+            except TypeError as error:  # such as a name that is not UTF-8
+                raise CarftError(f"{path} could not be written: {error}") from error
             files.save(path, lambda beside: beside.write_bytes(text))
         return changed
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import planned
+from domainbed_carft.jobs import manifest, planned
 from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.planned import Planned
 from domainbed_carft.jobs.scan import DECLARATION, LAUNCHED
@@ -74,18 +73,14 @@ def jobs(folders: Iterable[Path | str]) -> tuple[list[Planned], list[Fault]]:
 
 
 def _jobs(folder: Path) -> list[Planned]:
-    from domainbed_carft.sweep import recalled  # takes a while, and most folders are not launched
-
-    launched = recalled.declared(folder, ask=False)
-    if launched is None:
-        json.loads((folder / LAUNCHED).read_text(encoding="utf-8"))  # else it tells of no launch
+    sweep = manifest.read(folder)
+    if sweep is None:
         return []
-    declaration, made = launched
     return [
-        planned.of(os.fspath(job.folder), job.train_args)._replace(
-            declared=True, environments=declaration.environments[job.train_args["dataset"]]
+        planned.of(os.fspath(job.folder), job.args)._replace(
+            declared=True, environments=sweep.datasets[job.args["dataset"]].labels
         )
-        for job in made
+        for job in sweep.jobs
     ]
 
 

@@ -13,7 +13,7 @@ from domainbed_carft import text as printable
 from domainbed_carft.runs import output, passes, saved
 from domainbed_carft.runs import splits as data
 from domainbed_carft.runs.metrics import BINS, Tally
-from domainbed_carft.sweep.printing import table
+from domainbed_carft.text import table
 
 # A confusion matrix of more classes is no longer read; its largest cells are.
 MOST_COLUMNS = 30
@@ -117,7 +117,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         environment = printable.shown(split["environment"]) + " (test)" * split["is_target"]
         figures = [_percent(split["accuracy"]), _percent(split["ece"])]
         rows.append([split["name"], environment, str(split["pictures"]), *figures])
-    yield table(rows)
+    yield table(rows[0], rows[1:])
     yield ""
     yield (
         f"ECE: expected calibration error over {BINS} bins of equal width of the top probability "
@@ -126,7 +126,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield from document["notes"]
     yield ""
     yield "Accuracy (%) by class"
-    yield table(_by_class(document["classes"], splits))
+    head, *by_class = _by_class(document["classes"], splits)
+    yield table(head, by_class)
     for split in _reported(splits):
         yield ""
         yield from _confusion(document["classes"], split)
@@ -152,7 +153,7 @@ def _confusion(classes: Sequence[str], split: Mapping[str, Any]) -> Iterator[str
     if len(classes) <= MOST_COLUMNS:
         yield f"{title}: a row a true class, a column a predicted one"
         rows = [[name, *map(str, row)] for name, row in zip(classes, cells)]
-        yield table([["", *classes], *rows])
+        yield table(["", *classes], rows)
         return
     wrong = [
         (count, classes[true], classes[predicted])
@@ -163,7 +164,7 @@ def _confusion(classes: Sequence[str], split: Mapping[str, Any]) -> Iterator[str
     largest = sorted(wrong, key=lambda cell: -cell[0])[:LARGEST_CELLS]
     yield f"{title}: its {len(largest)} largest errors (all of it: --json)"
     rows = [[str(number), true, predicted] for number, true, predicted in largest]
-    yield table([["pictures", "true", "predicted"], *rows])
+    yield table(["pictures", "true", "predicted"], rows)
 
 
 def _percent(share: float | None) -> str:

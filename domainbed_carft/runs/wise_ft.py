@@ -21,7 +21,7 @@ from domainbed_carft.runs import output, passes, saved, wise_ft_folder
 from domainbed_carft.runs import splits as data
 from domainbed_carft.runs.interpolation import Interpolation
 from domainbed_carft.runs.metrics import Tally
-from domainbed_carft.sweep.printing import number, table
+from domainbed_carft.text import counted, table
 
 Tallies = dict[float, list[Tally]]
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     for alpha in to_save:
         mixed.set(alpha)
         folder.save_weights(opened, alpha, mixed.state())
-    made += [f"weights of {number(len(to_save), 'alpha')}"] if to_save else []
+    made += [f"weights of {counted(len(to_save), 'alpha')}"] if to_save else []
     output.write(_as_text(opened, rows, arguments.output, made), None)
 
 
@@ -172,7 +172,7 @@ def _as_text(
         )
     return (
         f"{opened.args['algorithm']} on {opened.args['dataset']}: alpha 0 is the original CLIP, "
-        f"1 the run\n{table(shown)}\n"
+        f"1 the run\n{table(shown[0], shown[1:])}\n"
         "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
         f"in-splits of the test environments\n{printable.shown(str(folder))}: "
         f"{', '.join(made)}\n"
