@@ -101,13 +101,11 @@ def note(folder, jobs, data_dir):
 def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, told_by):
     made = parse("steps: 5\nhparams: {lr: 1e-4}")
     before = made.jobs("/data", tmp_path)
-    for job in before[:2]:
-        if told_by == "sweep.json":
-            job.folder.mkdir()
-        else:  # spelled as somebody at a shell would
+    if told_by == "sweep.json":  # none of them has begun
+        note(tmp_path, before[:2], "/data")
+    else:  # spelled as somebody at a shell would
+        for job in before[:2]:
             record(job, 0, args={**job.args, "hparams": '{"lr":1e-4}'})
-    if told_by == "sweep.json":
-        note(tmp_path, before, "/data")
     after = manifest.settle(made.jobs(spelling, tmp_path), tmp_path)
     assert [job.folder for job in after[:2]] == [job.folder for job in before[:2]]
     assert all(job.args["data_dir"] == spelling for job in after)

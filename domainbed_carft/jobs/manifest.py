@@ -95,7 +95,7 @@ def drop(output: Path, folders: Iterable[Path]) -> None:
 
 
 def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
-    """The jobs, each in the folder where it has been begun, if it has.
+    """The jobs, each in the folder where it has been begun or listed, if it has.
 
     One whose own folder is not there is looked for by its arguments apart from the data folder:
     data that moved, or another spelling of its place, makes no other job of it.
@@ -103,18 +103,23 @@ def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
     if all(job.folder.is_dir() for job in jobs):
         return list(jobs)
     sweep = read(output) if output.is_dir() else None
-    begun: dict[tuple[str, str], Job] = {}
-    for job in found(output, sweep.jobs if sweep else ()):
+    listed = sweep.jobs if sweep else ()
+    known: dict[tuple[str, str], Job] = {}
+    for job in (*listed, *found(output, listed)):
         key = (job.variant, same_but_for_the_data(job.args))
-        # Of several that one is gone on with which is done.
-        if key not in begun or not JobFolder(begun[key].folder).done:
-            begun[key] = job
+        # Of several that one is resumed which is done, or else has begun.
+        if key not in known or _progress(job) > _progress(known[key]):
+            known[key] = job
     settled = []
     for job in jobs:
-        other = begun.get((job.variant, same_but_for_the_data(job.args)))
+        other = known.get((job.variant, same_but_for_the_data(job.args)))
         moved = other is not None and not job.folder.is_dir()
         settled.append(replace(job, folder=other.folder) if moved and other else job)
     return settled
+
+
+def _progress(job: Job) -> int:
+    return JobFolder(job.folder).done + job.folder.is_dir()
 
 
 def found(output: Path, listed: Iterable[Job] = ()) -> list[Job]:

@@ -149,10 +149,7 @@ def _reason(status: Status, ending: Any) -> str:
 def _ended(output: Path, left: Sequence[Status]) -> int:
     if not left:
         return 0
-    print(printing.failures(left), file=sys.stderr)
-    if any(one.state == states.FAILED for one in left):
-        retry = printing.again("retry", output)
-        print(f"Once the cause is mended: {retry}, then launch again.", file=sys.stderr)
+    print(printing.failures(left, output), file=sys.stderr)
     return 1
 
 

@@ -92,7 +92,7 @@ def _line(status: Status) -> str:
     return shown("; ".join([*parts, status.job.folder.name]))
 
 
-def failures(left: Sequence[Status]) -> str:
+def failures(left: Sequence[Status], output: Path) -> str:
     """The jobs that failed, with exit status and last words, then others that are not done."""
     failed = [status for status in left if status.state == states.FAILED]
     others = [status for status in left if status.state != states.FAILED]
@@ -101,6 +101,8 @@ def failures(left: Sequence[Status]) -> str:
         if group:
             reasons = [shown(f"  {s.job}: {s.detail or s.state}; {s.job.folder}") for s in group]
             lines += [f"{number(len(group), 'job')} {title}:", *limited(reasons)]
+    if failed:
+        lines.append(f"Once the cause is mended: {again('retry', output)}, then launch again.")
     return "\n".join(lines)
 
 

@@ -10,8 +10,8 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +50,8 @@ class Status:
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        holder, attempt = self.holder, self.attempt
         names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+        attempt = self.attempt
         return {
             "folder": str(self.job.folder),
             "variant": self.job.variant,
@@ -59,10 +59,9 @@ class Status:
             "state": self.state,
             "step": self.step,
             "steps": self.steps,
-            "host": holder.host if holder else None,
-            "pid": holder.pid if holder else None,
-            "slurm": holder.slurm if holder else None,
-            "since": holder.since if holder else None,
+            **{
+                name: getattr(self.holder, name, None) for name in ("host", "pid", "slurm", "since")
+            },
             "pictures_per_second": self.pictures_per_second,
             "eta_seconds": self.eta,
             "exit_status": attempt.status if attempt else None,
@@ -72,79 +71,69 @@ class Status:
         }
 
 
-class Launch(NamedTuple):
-    """A launch file: which launcher, whether its process lives (for SLURM: None), its jobs.
-
-    ``jobs`` maps their folders to their SLURM ids.
-    """
-
-    path: Path
-    launcher: str
-    host: str
-    pid: int
-    alive: bool | None
-    jobs: Mapping[Path, str | None]
-
-
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(NamedTuple):
     """What waits in an output folder.
 
-    ``slurm`` maps SLURM's jobs that have not ended to its word for their state; ``note`` says why
-    SLURM could not be asked.
+    ``places`` says where the job of a folder waits. ``launchers`` are those whose process lives:
+    name, host, process; ``ended`` the launch files that say nothing any more. ``slurm`` has SLURM's
+    word for each of its jobs that has not ended; ``note`` says why it could not be asked.
     """
 
-    launches: Iterable[Launch] = ()
-    slurm: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[Path, str] = {}
+    launchers: Sequence[tuple[str, str, int]] = ()
+    ended: Sequence[Path] = ()
+    slurm: Mapping[str, str] = {}
     note: str = ""
-
-    def where(self, folder: Path) -> str | None:
-        """Where the job in a folder waits; None where it does not."""
-        for launch in self.launches:
-            if folder in launch.jobs:
-                if launch.alive:
-                    return f"{launch.launcher} on {launch.host}, process {launch.pid}"
-                name = launch.jobs[folder]
-                if launch.alive is None and (word := self.slurm.get(name or "")):
-                    return f"SLURM job {name}, {word}"
-        return None
-
-    def has_ended(self, launch: Launch) -> bool:
-        """Whether its process is dead, or no job of it is left in SLURM, as far as is known."""
-        if launch.alive is not None:
-            return not launch.alive
-        return not self.note and not any(one in self.slurm for one in launch.jobs.values())
 
 
 def waiting(output: Path) -> Waiting:
     """What waits, by all launch files of an output folder and its variants; asks SLURM once."""
-    paths = [*output.glob(f"{LAUNCHES}/*.json"), *output.glob(f"*/{LAUNCHES}/*.json")]
-    read = (_launch(path) for path in sorted(paths, key=lambda path: path.name))
-    launches = [launch for launch in read if launch is not None]
-    ids = {i for launch in launches if launch.alive is None for i in launch.jobs.values() if i}
+    found = [*output.glob(f"{LAUNCHES}/*.json"), *output.glob(f"*/{LAUNCHES}/*.json")]
+    launches = [(path, files.read_json(path)) for path in sorted(found, key=lambda path: path.name)]
+    launches = [(path, read) for path, read in launches if _is_launch(read)]
+    ids = {i for _, read in launches if read["launcher"] == "slurm" for i in read["jobs"].values()}
+    slurm, note = _asked(ids - {None})
+    places: dict[Path, str] = {}
+    launchers, ended = [], []
+    for path, read in launches:
+        name, host, pid = read["launcher"], read["host"], read["pid"]
+        if name == "slurm":
+            queued = {job: one for job, one in read["jobs"].items() if one in slurm}
+            where = {job: f"SLURM job {one}, {slurm[one]}" for job, one in queued.items()}
+            ended += [] if queued or note else [path]
+        elif _is_held(path):
+            launchers.append((name, host, pid))
+            where = dict.fromkeys(read["jobs"], f"{name} on {host}, process {pid}")
+        else:
+            where = {}
+            ended.append(path)
+        for job, text in where.items():
+            places.setdefault(path.parent.parent / job, text)
+    return Waiting(places, launchers, ended, slurm, note)
+
+
+def _is_launch(read: Any) -> bool:
+    kinds = {"launcher": str, "host": str, "pid": int, "jobs": dict}
+    whole = isinstance(read, dict) and all(isinstance(read.get(n), kinds[n]) for n in kinds)
+    return whole and all(isinstance(one, (str, type(None))) for one in read["jobs"].values())
+
+
+def _asked(ids: Collection[str]) -> tuple[Mapping[str, str], str]:
     if not ids:
-        return Waiting(launches)
+        return {}, ""
     from domainbed_carft.launchers import slurm
 
     try:
-        return Waiting(launches, slurm.states(ids))
+        return slurm.states(ids), ""
     except CarftError as error:
-        return Waiting(launches, note=str(error))
-
-
-def _launch(path: Path) -> Launch | None:
-    read = files.read_json(path)
-    try:
-        launcher = str(read["launcher"])
-        alive = None if launcher == "slurm" else _is_held(path)
-        jobs = {path.parent.parent / name: one for name, one in read["jobs"].items()}
-        return Launch(path, launcher, str(read["host"]), int(read["pid"]), alive, jobs)
-    except (AttributeError, OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}, str(error)
 
 
 def _is_held(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # its launcher has just ended
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -183,7 +172,7 @@ def status(job: Job, datasets: Mapping[str, Dataset], now: Waiting) -> Status:
     failed, step = folder.failed(), _steps_done(records.last(job.folder))
     if failed:
         return Status(job, FAILED, step, steps, attempt=failed, detail=told(failed))
-    if where := now.where(job.folder):
+    if where := now.places.get(job.folder):
         return Status(job, QUEUED, step, steps, detail=where)
     if JobFolder(job.folder).done:  # it has ended since it was looked at first
         return _done(job, steps)

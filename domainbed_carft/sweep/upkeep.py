@@ -122,13 +122,13 @@ def cancel(arguments: argparse.Namespace) -> int:
         slurm.cancel(waiting.slurm)
         print(f"{counted(len(waiting.slurm), 'SLURM job')} cancelled.")
     told = set()
-    for one in (one for one in waiting.launches if one.alive):
-        if one.host == socket.gethostname() and _stop(one.pid):
-            told.add(one.pid)
+    for name, host, pid in waiting.launchers:
+        if host == socket.gethostname() and _stop(pid):
+            told.add(pid)
         else:
             beyond.append(
-                f"{one.launcher}, process {one.pid} on {one.host}, cannot be reached from here: "
-                "run the same command there"
+                f"{name}, process {pid} on {host}, cannot be reached from here: run the same "
+                "command there"
             )
     stopping = []
     for job in (one for one in statuses if one.state == states.RUNNING):
@@ -201,7 +201,7 @@ def clean(arguments: argparse.Namespace) -> int:
     waiting, statuses = states.of_output(output)
     done = [one.job.folder for one in statuses if one.state == states.DONE]
     of_no_use = [path for folder in done for name in LEFTOVERS for path in folder.glob(name)]
-    of_no_use += [one.path for one in waiting.launches if waiting.has_ended(one)]
+    of_no_use += waiting.ended
     count, size = _remove(of_no_use)
     for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
         shutil.rmtree(path, ignore_errors=True)
@@ -243,15 +243,14 @@ def _remove_job(path: Path, output: Path, waiting: Waiting) -> bool:
     """
     folder = JobFolder(path)
     if not path.is_dir():
-        return waiting.where(path) is None
+        return path not in waiting.places
     away = path.with_name(f"{_DELETED}{path.name}-{os.getpid()}")
     try:
         with folder.claim():
             waiting = states.waiting(output)
             if waiting.note:
                 raise CarftError(f"{waiting.note}; so it is not known which jobs wait")
-            waits = folder.failed() is None and waiting.where(path) is not None
-            if folder.done or waits:
+            if folder.done or (path in waiting.places and not folder.failed()):
                 return False
             # All at once: whoever launches the job now makes a folder with a lock of its own.
             path.rename(away)
