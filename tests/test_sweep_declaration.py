@@ -138,22 +138,17 @@ compare_with: [CARFT]
     ("text", "message"),
     [
         ("name: [x", r"x.yaml:1: this is not YAML: while parsing a flow sequence .*expected"),
-        ("name: \x01", "x.yaml:1: this is not YAML"),
         ("", "x.yaml:1: there is nothing, expected a mapping with name, datasets"),
         ("- a", r'x.yaml:1: it is \["a"\], expected a mapping'),
         (
             SMALLEST + "hparams:\n  lr: 1\n  lr: 2",
             r"x.yaml:6: the key 'lr' is there twice, .*line 5",
         ),
-        (SMALLEST + "steps: {PACS: x}", 'x.yaml:4: steps.PACS: it is "x", expected a whole number'),
-        (SMALLEST + "steps:", "x.yaml:4: steps: there is nothing, expected a whole number"),
         (SMALLEST + "trials: true", "x.yaml:4: trials: it is true, expected a whole number"),
         (SMALLEST + "hparams: {lr: [1]}", r"hparams.lr: it is \[1\], expected a word, a number"),
-        (SMALLEST + "hparams_seeds: {from: 1}", "hparams_seeds: the key 'n' is missing"),
         ("name: x\ndatasets: [PACS]", "x.yaml:1: the key 'algorithms' is missing"),
         (SMALLEST + "hparams: {contexts: no.txt}", "'no.txt', which is neither a shipped list"),
         (SMALLEST + "hparams: {warmup_steps: 9000}", "warmup_steps is 9000 for CARFT on PACS, exp"),
-        (SMALLEST + "grid: {lr: []}", "x.yaml:4: grid.lr: it is empty, expected one entry"),
         (SMALLEST + "grid: {contexts: [a/b, a b]}", "several combinations would share a folder"),
         (SMALLEST + "grid: {lr: [1]}\nvariants: {a: {}}", "expected one of the two"),
         (
@@ -165,8 +160,6 @@ compare_with: [CARFT]
             r"x.yaml:3: algorithms\[1\]: Algorithm MMD is not included. Use a checkout of face",
         ),
         (SMALLEST + "variants: {a/b: {}}", 'variants.a/b: it is "a/b", expected letters'),
-        (SMALLEST + "holdout_fraction: 1", "holdout_fraction: it is 1, expected a number below 1"),
-        (SMALLEST + "overrides: [{datasets: [PACS]}]", "it sets nothing; expected hparams or step"),
         (
             "name: x\ndatasets: [/nowhere/pets]\nalgorithms: [ERM]",
             r"x.yaml:2: datasets\[0\]: there is no folder /nowhere/pets",

@@ -1,11 +1,8 @@
 """`carft sweep launch --log`: the jobs are told, and they are the same jobs."""
 
-import json
-import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from fake_checkout import write_checkout
 
@@ -15,16 +12,6 @@ from domainbed_carft.sweep import launch as launching
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
 FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "3"]
 FLAGS += ["--hparams", '{"batch_size": 4}']
-
-TWO_JOBS = """
-name: two
-datasets: [Debug28]
-algorithms: [ERM]
-trials: 1
-steps: 3
-hparams: {batch_size: 4}
-test_environments: ["0", "2"]
-"""
 
 VARIANTS = """
 name: two
@@ -112,31 +99,3 @@ def test_under_a_checkout_that_cannot_log_it_is_refused(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"--log: the jobs would run the train of {root / 'domainbed'}, which" in done.stderr
     assert not (root / "out").exists()
-
-
-def test_tensorboard_shows_the_jobs_of_a_sweep_by_name(tmp_path):
-    """All of it is real: the pool, the jobs, their files, and what TensorBoard finds there."""
-    reason = "tensorboard is not installed"
-    multiplexers = pytest.importorskip(
-        "tensorboard.backend.event_processing.plugin_event_multiplexer", reason=reason
-    )
-    out = tmp_path / "out"
-    (tmp_path / "mine.yaml").write_text(TWO_JOBS)
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", "launch", "mine.yaml"]
-    command += ["--output_dir", str(out), "--data_dir", "D", "--log", "tensorboard", "--jobs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["mine.yaml", "out"]
-    shown = multiplexers.EventMultiplexer().AddRunsFromDirectory(str(out)).Reload()
-    found = {}
-    for run in shown.Runs():
-        folder, _, name = run.partition("/tensorboard/")
-        found[name] = folder
-        records = map(json.loads, (out / folder / "results.jsonl").open())
-        expected = [(record["step"], np.float32(record["env1_in_acc"])) for record in records]
-        points = [
-            (event.step, event.tensor_proto.float_val[0])
-            for event in shown.Tensors(run, "env1_in_acc")
-        ]
-        assert points == expected
-    assert sorted(found) == [f"ERM_Debug28_test{i}_trial0_hparams0" for i in (0, 2)]

@@ -61,6 +61,7 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
 
 
+@pytest.mark.slow
 def test_the_demo_with_a_job_requeued_on_the_way(tmp_path):
     """All 16 jobs; the one that SLURM starts again ends as if nothing had happened, to the bit."""
     out = tmp_path / "out"
