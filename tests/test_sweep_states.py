@@ -181,6 +181,10 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     record(job, 3, args={**job.args, **args})
     (other.folder / "x").mkdir(parents=True)
     (other.folder / "results.jsonl").write_text('{"step": ' + "[" * 100_000 + "\n")
+    (other.folder / "attempts.jsonl").write_text('{"started": "x", "ended": [], "status": "2"}\n')
+    (other.folder / "lock").write_text(
+        '{"host": 3, "pid": "x", "slurm": [], "since": "' + "[" * 9000
+    )
     manifest.drop(folder, [job.folder])
     assert cli.main(["sweep", "status", str(folder)]) == 0
     said = capsys.readouterr().out

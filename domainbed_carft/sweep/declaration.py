@@ -53,8 +53,7 @@ class Declaration:
 
     def algorithms_of(self, variant: str) -> tuple[str, ...]:
         """The algorithms that run in the variant of that name."""
-        chosen = self.variants[variant].algorithms
-        return tuple(name for name in self.algorithms if not chosen or name in chosen)
+        return tuple(n for n in self.algorithms if self.variants[variant].covers("", n))
 
     def hparams_of(self, dataset: str, algorithm: str, variant: str = "") -> dict[str, Any]:
         """What is set of the hyperparameters, the later of these over the earlier."""

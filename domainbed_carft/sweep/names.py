@@ -6,14 +6,12 @@ It is asked at a launch, which loads torch; what is read of it goes into the man
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import importlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks
@@ -22,7 +20,8 @@ from domainbed_carft.files import YamlPath
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
 from domainbed_carft.method import prompts
-from domainbed_carft.sweep.shape import Problem, Shape, shown
+from domainbed_carft.results import published
+from domainbed_carft.sweep.shape import Override, Problem, Shape, Variant, shown
 from domainbed_carft.text import unknown
 
 OUR_HPARAMS = {hparam.name: hparam for hparam in ours.HPARAMS}
@@ -134,13 +133,6 @@ def known_hparams(algorithm: str, dataset: str) -> list[str]:
     return list(dict.fromkeys([*first, *sorted(asked)]))
 
 
-def published() -> list[str]:
-    """The methods of ``assets/published.csv``."""
-    path = files("domainbed_carft") / "assets" / "published.csv"
-    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    return list(dict.fromkeys(row["method"] for row in rows))
-
-
 def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Problem]]:
     """The facts of each data set, and all that is wrong with the names and values in a sweep."""
     found, told = {}, []
@@ -154,7 +146,7 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Problem]]:
             algorithm_class(name)
         except CarftError as error:
             told.append(Problem(("algorithms", index), str(error)))
-    rows = published()
+    rows = list(dict.fromkeys(figure.method for figure in published.figures()))
     told += [
         Problem(("compare_with", index), unknown("row of published figures", name, rows))
         for index, name in enumerate(shape.compare_with)
@@ -228,8 +220,18 @@ def _settled(shape: Shape) -> Iterator[Problem]:
 def _hparams(shape: Shape, datasets: Sequence[str], algorithms: Sequence[str]) -> Iterator[Problem]:
     """Each setting, at the place where it is made, for each algorithm and data set it reaches."""
     known = functools.cache(known_hparams)
-    for path, key, value, reach in _settings(shape):
-        pairs = [(a, d) for a in algorithms for d in datasets if reach(d, a)]
+    blocks: list[tuple[YamlPath, Variant]] = [(("hparams",), Override(hparams=shape.hparams))]
+    blocks += [(("overrides", i, "hparams"), one) for i, one in enumerate(shape.overrides)]
+    blocks += [(("variants", name, "hparams"), one) for name, one in shape.variants.items()]
+    settings: list[tuple[YamlPath, str, Any, Variant]] = []
+    for path, block in blocks:
+        settings += [((*path, key), key, value, block) for key, value in block.hparams.items()]
+    for key, values in shape.grid.items():
+        settings += [(("grid", key, i), key, value, Override()) for i, value in enumerate(values)]
+    if shape.protocol not in (None, "domainbed"):
+        settings.append((("protocol",), "protocol", shape.protocol, Override()))
+    for path, key, value, setting in settings:
+        pairs = [(a, d) for a in algorithms for d in datasets if setting.covers(d, a)]
         for algorithm, dataset in pairs:
             if path == ("protocol",) and algorithm not in ours.ALGORITHMS:
                 named = ", ".join(ours.ALGORITHMS)
@@ -258,29 +260,3 @@ def _value(key: str, value: Any, algorithm: str, dataset: str) -> Iterator[str]:
     elif algorithm not in ours.ALGORITHMS:
         ask = getattr(algorithm_class(algorithm), "hparam_problems", None)
         yield from ask(dataset, {key: value}) if ask else ()
-
-
-def _is_chosen(chosen: Sequence[str], dataset: str, algorithm: str) -> bool:
-    return not chosen or algorithm in chosen
-
-
-Reach = Callable[[str, str], bool]  # whether a data set and an algorithm are meant
-
-
-def _settings(shape: Shape) -> Iterator[tuple[YamlPath, str, Any, Reach]]:
-    """Path, hparam, value, and what it reaches."""
-    everything = functools.partial(_is_chosen, ())
-    if shape.protocol not in (None, "domainbed"):
-        yield ("protocol",), "protocol", shape.protocol, everything
-    for key, value in shape.hparams.items():
-        yield ("hparams", key), key, value, everything
-    for index, override in enumerate(shape.overrides):
-        for key, value in override.hparams.items():
-            yield ("overrides", index, "hparams", key), key, value, override.covers
-    for variant, setting in shape.variants.items():
-        meant = functools.partial(_is_chosen, setting.algorithms)
-        for key, value in setting.hparams.items():
-            yield ("variants", variant, "hparams", key), key, value, meant
-    for key, values in shape.grid.items():
-        for index, value in enumerate(values):
-            yield ("grid", key, index), key, value, everything

@@ -94,25 +94,26 @@ class Seeds(_Mapping):
     n: _Count
 
 
-class Override(_Mapping):
-    """Settings for some data sets and algorithms; none named are all, and 0 steps the default."""
+class Variant(_Mapping):
+    """Settings over all others, for some algorithms; none named are all."""
 
-    datasets: _Datasets = []
     algorithms: _Algorithms = []
     hparams: _Hparams = {}
-    steps: _Count = 0
 
     def covers(self, dataset: str, algorithm: str) -> bool:
         """Whether it is about this data set and this algorithm."""
-        pairs = ((dataset, self.datasets), (algorithm, self.algorithms))
-        return all(not names or name in names for name, names in pairs)
+        return not self.algorithms or algorithm in self.algorithms
 
 
-class Variant(_Mapping):
-    """The sweep with these hparams over all others, for all algorithms if none is named."""
+class Override(Variant):
+    """The same for some data sets, too; 0 steps are the default."""
 
-    hparams: _Hparams = {}
-    algorithms: _Algorithms = []
+    datasets: _Datasets = []
+    steps: _Count = 0
+
+    def covers(self, dataset: str, algorithm: str) -> bool:
+        """As in a variant."""
+        return super().covers(dataset, algorithm) and dataset in (self.datasets or [dataset])
 
 
 _Seeds = Annotated[Annotated[_Count, Tag("<all>")] | Annotated[Seeds, Tag("<each>")], _HOW]
