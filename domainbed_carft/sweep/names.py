@@ -259,4 +259,5 @@ def _value(key: str, value: Any, algorithm: str, dataset: str) -> Iterator[str]:
                 yield str(error)
     elif algorithm not in ours.ALGORITHMS:
         ask = getattr(algorithm_class(algorithm), "hparam_problems", None)
-        yield from ask(dataset, {key: value}) if ask else ()
+        for told in ask(dataset, {key: value}) if ask else ():
+            yield str(told).removeprefix(f"--hparams: {key} ").rstrip(".")
