@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from data_archives import PICTURE, files, tarred, zipped
 
-from domainbed_carft.data import archives, arrived
+from domainbed_carft.data import archives
 from domainbed_carft.errors import CarftError
 
 
@@ -45,15 +45,15 @@ def test_a_link_that_leads_outside_is_refused(tmp_path):
 def test_what_is_no_whole_archive_is_named(tmp_path):
     page = tmp_path / "page.zip"
     page.write_text("<html>Too many users have viewed this file</html>")
-    with pytest.raises(arrived.BadFile, match=r"page\.zip is a web page in place of the file"):
+    with pytest.raises(archives.BadFile, match=r"page\.zip is a web page in place of the file"):
         archives.unpack(page, tmp_path / "inner")
     page.write_text("Too many users have viewed this file")
-    with pytest.raises(arrived.BadFile, match=r"page\.zip is neither a zip nor a tar archive"):
+    with pytest.raises(archives.BadFile, match=r"page\.zip is neither a zip nor a tar archive"):
         archives.unpack(page, tmp_path / "inner")
     whole = tarred(tmp_path / "whole.tar.gz", *[(f"{i}.jpg", PICTURE * 50) for i in range(20)])
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(whole.read_bytes()[:-200])
-    with pytest.raises(arrived.BadFile, match=r"cut\.tar\.gz is damaged or cut off"):
+    with pytest.raises(archives.BadFile, match=r"cut\.tar\.gz is damaged or cut off"):
         archives.unpack(cut, tmp_path / "inner")
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["inner"]
     assert not list((tmp_path / "inner").iterdir())
@@ -66,14 +66,14 @@ def test_links_that_lead_outside_through_each_other_are_refused(tmp_path):
     )
     with pytest.raises(CarftError, match=r"'a' that is not safe to unpack.*Do not use") as told:
         archives.unpack(archive, tmp_path / "inner")
-    assert not isinstance(told.value, arrived.BadFile)
+    assert not isinstance(told.value, archives.BadFile)
     assert not list((tmp_path / "inner").iterdir()) and not (tmp_path / "inner.partial").exists()
 
 
 def test_a_name_that_is_not_in_the_letters_it_says(tmp_path):
     path = zipped(tmp_path / "a.zip", ["café.jpg"])  # marked as UTF-8
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
-    with pytest.raises(arrived.BadFile, match=r"a\.zip is damaged or cut off .*utf-8"):
+    with pytest.raises(archives.BadFile, match=r"a\.zip is damaged or cut off .*utf-8"):
         archives.unpack(path, tmp_path / "inner")
 
 

@@ -2,30 +2,76 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from domainbed_carft.data import arrived
 from domainbed_carft.errors import CarftError
+
+# What the libraries raise for archives that are damaged, encrypted or packed in unknown ways.
+DAMAGES = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    UnicodeError,
+    RuntimeError,
+    NotImplementedError,
+)
+
+
+class BadFile(CarftError):
+    """A file of a data set, called ``name`` in its sources, is not what it should be."""
+
+    def __init__(self, path: Path | str, fault: str) -> None:
+        super().__init__(f"{path} {fault}; it has to be fetched again")
+        self.name, self.fault = Path(path).name, fault
+
+
+def check(path: Path, is_archive: bool) -> None:
+    """Raise BadFile for a file that is empty, a web page, or no archive where it should be one.
+
+    Only the file's beginning and end are read: an archive that passes may be damaged all the same.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise BadFile(path, "is empty")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise BadFile(path, "is a web page in place of the file")
+    if is_archive and not (zipfile.is_zipfile(path) or is_tar(path)):
+        raise BadFile(path, "is neither a zip nor a tar archive, or is cut off")
+
+
+def is_tar(path: Path) -> bool:
+    """Whether it begins as a tar archive does, packed or not."""
+    try:
+        return tarfile.is_tarfile(path)
+    except DAMAGES:
+        return False
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or (compressed) tar ``archive`` into ``folder``, which is made.
 
-    All of it or nothing: it is unpacked beside ``folder`` first. Raises ``arrived.BadFile`` for a
+    All of it or nothing: it is unpacked beside ``folder`` first. Raises ``BadFile`` for a
     file that is neither or is cut off, CarftError for a member that would lie outside ``folder``,
     by its path or through a link, and for a disk that is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f"{folder.name}.partial")
     try:
-        arrived.check(archive, is_archive=True)
+        check(archive, is_archive=True)
         shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
         beside.mkdir()
         if zipfile.is_zipfile(archive):
@@ -33,13 +79,13 @@ def unpack(archive: Path, folder: Path) -> None:
         else:
             _unpack_tar(archive, beside)
         _move_all(beside, folder)
-    except (*arrived.DAMAGES, OSError) as error:
+    except (*DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise CarftError(
                 f"{archive} cannot be unpacked to {folder}: {error}. The archive is kept; make "
                 "room there, or see that the folder can be written to, and run the command again"
             ) from error
-        raise arrived.BadFile(archive, f"is damaged or cut off ({error})") from error
+        raise BadFile(archive, f"is damaged or cut off ({error})") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from domainbed_carft.data import archives as unpack
-from domainbed_carft.data import arrived, benchmarks, prepare, verify
+from domainbed_carft.data import benchmarks, prepare, verify
 from domainbed_carft.errors import CarftError
 
 Fetch = Callable[[str, Path], None]
@@ -57,7 +57,7 @@ def _download(name: str, data_dir: Path, fetch: Fetch, accept_different: bool) -
         for source in benchmark.sources:
             _get(source, work / "archives", fetch)
         _make(benchmark, work)
-    except arrived.BadFile as bad:
+    except unpack.BadFile as bad:
         raise _set_aside(archives[bad.name], work / "archives", bad.fault) from bad
     report = verify.verify(name, work / "ready")
     _require_as_known(report, work, data_dir, accept_different)
@@ -78,7 +78,7 @@ def _make(benchmark: benchmarks.Benchmark, work: Path) -> None:
             shutil.copy(archive, unpacked / source.file)
     try:
         prepare.prepare(benchmark.name, unpacked, _cleared(work / "ready" / benchmark.folder))
-    except arrived.BadFile:
+    except unpack.BadFile:
         raise
     except CarftError as error:
         raise CarftError(
@@ -119,7 +119,7 @@ def _get(source: benchmarks.Source, folder: Path, fetch: Fetch) -> None:
                 f"{source.url} could not be fetched ({type(error).__name__}: {error}). Run the "
                 f"command again to go on where it stopped. {_by_hand(path)}"
             ) from error
-    arrived.check(path, source.is_archive)
+    unpack.check(path, source.is_archive)
 
 
 def _set_aside(source: benchmarks.Source, folder: Path, fault: str) -> CarftError:

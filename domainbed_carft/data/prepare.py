@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.data.arrived import BadFile
+from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import CarftError
 
 TERRA_PICTURES = "eccv_18_all_images_sm"

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from domainbed_carft.data import benchmarks, comparison, listing, places
+from domainbed_carft.data import benchmarks, comparison, listing
+from domainbed_carft.data.benchmarks import Benchmark
 from domainbed_carft.data.comparison import Counts, Findings, listed
-
-if TYPE_CHECKING:
-    from domainbed_carft.data.decoding import Damaged
+from domainbed_carft.data.listing import Damaged
+from domainbed_carft.errors import CarftError
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     ``decode`` reads every picture, which takes as long as an epoch; else only directories and
     sizes are read. Raises CarftError where there is no such benchmark or folder.
     """
-    return examine(*places.place(name_or_path, data_dir), decode)
+    return examine(*place(name_or_path, data_dir), decode)
 
 
 def examine(name: str, root: Path, decode: bool = False) -> Report:
@@ -144,11 +145,9 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     _odd(found, findings)
     if not decode:
         return _report(name, root, found.counts, findings)
-    from domainbed_carft.data import decoding  # Pillow is of no use before
-
     odd = found.oddities  # of which it is known without
     known = {*odd.empty, *odd.broken_links, *odd.irregular, *odd.resource_forks}
-    bad = decoding.damaged(root, [path for path in found.pictures if path not in known])
+    bad = listing.damaged(root, [path for path in found.pictures if path not in known])
     _damaged(bad, findings)
     return _report(name, root, found.counts, findings, decoded=True, damaged=tuple(bad))
 
@@ -247,3 +246,73 @@ def _damaged(bad: list[Damaged], findings: Findings) -> None:
 
 def _counted(what: str, paths: Sequence[str]) -> str:
     return f"{what}: {len(paths):,} ({listed(paths)})"
+
+
+def place(name_or_path: str, data_dir: Path | None) -> tuple[str, Path]:
+    """Name and folder of a benchmark below ``data_dir``, of a folder, or of a name that is listed.
+
+    What is given by its path is nobody's benchmark. Raises CarftError where there is no such
+    benchmark or folder.
+    """
+    known = benchmarks.BENCHMARKS.get(name_or_path)
+    if known is not None:
+        return known.name, _of_benchmark(known, data_dir)
+    folder = (None if os.sep in name_or_path else _listed(name_or_path)) or name_or_path
+    if not os.path.isdir(folder):
+        if folder != name_or_path:
+            raise CarftError(
+                f"{name_or_path!r} is listed as {folder}, but there is no such folder; mend the "
+                "list, or put the folder there"
+            )
+        if os.path.exists(folder):
+            raise CarftError(f"{folder!r} is a file, expected the folder of the environments")
+        raise CarftError(
+            f"{name_or_path!r} is neither a benchmark nor a folder, nor listed in a datasets.txt; "
+            f"{benchmarks.nearest(name_or_path)}"
+        )
+    return name_or_path, Path(folder)
+
+
+def _of_benchmark(known: Benchmark, data_dir: Path | None) -> Path:
+    if not known.folder:
+        from domainbed_carft.data import emoji  # imports torchvision
+
+        return emoji.unpacked()
+    if data_dir is None:
+        raise CarftError(
+            f"{known.name} is looked for below a data folder: give --data_dir, the folder that has "
+            f"{known.folder!r} in it"
+        )
+    root = data_dir / known.folder
+    if os.path.isdir(root):
+        return root
+    if os.path.exists(root):
+        raise CarftError(
+            f"{root} is a file, expected the folder of {known.name}; if it is the archive, unpack "
+            f"it, and name the folder that has the environments {known.folder!r}"
+        )
+    try:
+        beside = sorted(os.listdir(data_dir))
+    except OSError as error:
+        raise CarftError(
+            f"{known.name} should be in {root}, but {data_dir} is no folder that can be read "
+            f"({error.strerror}); give the --data_dir that has {known.folder!r} in it"
+        ) from error
+    raise CarftError(
+        f"{known.name} should be in {root}, but there is no such folder; "
+        f"{data_dir} has {listed(beside, 12) or 'nothing in it'}. Rename the folder, or give "
+        "the --data_dir that has it"
+    )
+
+
+def _listed(name: str) -> str | None:
+    """The folder that our harness's list of data sets gives for ``name``; other hosts have none."""
+    try:
+        from domainbed.lib import errors, own_data
+    except ImportError:
+        return None
+    try:
+        folder: str | None = own_data.folder_of(name)
+    except errors.UsageError as error:
+        raise CarftError("; ".join(error.problems)) from error
+    return folder
