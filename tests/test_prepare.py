@@ -94,29 +94,30 @@ def test_terra_incognita_with_a_picture_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    "content",
     [
-        ('{"images": [{"id": 1', "no JSON"),
-        ("<html>Not found</html>", "no JSON"),
-        ("[]", "no JSON object"),
-        (b"\xff\xfe", "no JSON"),
-        ('{"images": {"id": 1}}', "no list of images, each with id, location, file_name"),
-        ('{"images": [1]}', "no list of images"),
-        ('{"images": [{"id": "x", "location": 38}]}', "no list of images"),
-        ('{"annotations": [{"image_id": []}]}', "no list of annotations"),
-        ('{"categories": [{"id": 1}]}', "no list of categories, each with id, name"),
+        '{"images": [{"id": 1',
+        "<html>Not found</html>",
+        "[]",
+        b"\xff\xfe",
+        "[" * 99_999,
+        '{"images": []}',
+        '{"images": [1], "categories": [], "annotations": []}',
+        '{"images": [{"id": [], "location": 1, "file_name": ""}]}',
     ],
 )
-def test_annotations_that_are_none(tmp_path, content, fault):
+def test_annotations_that_are_none(tmp_path, content):
     unpacked = terra(tmp_path / "unpacked")
     file = unpacked / prepare.TERRA_ANNOTATIONS / prepare.TERRA_FILES[2]
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    expected = rf"eccv_18_annotations\.tar\.gz is damaged: its {file.name} (is|has) {fault}"
+    expected = rf"eccv_18_annotations\.tar\.gz is damaged: its {file.name} is not JSON with images"
     with pytest.raises(archives.BadFile, match=expected):
         prepare.prepare("TerraIncognita", unpacked, tmp_path / "ready")
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg", "a/../../../secret.jpg", ""])
+@pytest.mark.parametrize(
+    "name", ["../../secret.jpg", "{}/secret.jpg", "a/../../../secret.jpg", "", "a\0.jpg"]
+)
 def test_annotations_of_files_elsewhere_are_refused(tmp_path, name):
     write(tmp_path, ["secret.jpg"])
     unpacked = terra(tmp_path / "unpacked")

@@ -13,8 +13,9 @@ from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from domainbed_carft.data.listing import open_picture
 from domainbed_carft.method import pictures
 from domainbed_carft.method import pictures as images
 from domainbed_carft.runs.saved import Run
@@ -137,7 +138,7 @@ class _Pictures(Dataset[Any]):
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would have us wait for ever
                 return None, "no file"
-            return self._transform(default_loader(path)), ""
+            return self._transform(open_picture(path)), ""
         except UnidentifiedImageError:
             return None, "no picture of a kind that Pillow knows"
         except Exception as error:  # of Pillow's decoders, half a dozen types

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from domainbed_carft import plugin
-from domainbed_carft.data import benchmarks, data_check
+from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
 from domainbed_carft.sweep import names
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Look(NamedTuple):
     """A data set and the verdict on it, in words.
 
-    ``broken`` are reasons why no job could run, ``refused`` those of a check that can be left out,
+    ``broken`` are reasons why no job could run, ``refused`` those why none of our algorithms would,
     ``absent`` why the data is not to be seen from here.
     """
 
@@ -47,8 +48,9 @@ def problems(
     """
     told = [text for one in looks for text in (*one.broken, *(one.absent if absent_too else ()))]
     refused = [text for one in looks for text in one.refused]
-    are_ours = {name in ALGORITHMS for name in algorithms}
-    return told + data_check.with_remedy(refused, are_ours, setting)
+    if not refused or set(ALGORITHMS).isdisjoint(algorithms):
+        return told
+    return [*told, *refused[:-1], f"{refused[-1]}. To train on it as it is: {setting}."]
 
 
 def _is_meant(declaration: Declaration, dataset: str) -> bool:
@@ -73,12 +75,9 @@ def _look(name: str, data_dir: str, unchecked: bool) -> Look:
     if unchecked or plugin.switched_off():
         return Look(name, "not checked, as asked")
     try:
-        found = data_check.report(name, folder)
+        found = verify.examine(name, Path(folder))
     except CarftError as error:
         return Look(name, "broken", broken=(str(error),))
     if found.problems:
-        told = (data_check.refusal(name, folder, found.problems),)
-        if found.trainable:
-            return Look(name, "broken", refused=told)
-        return Look(name, "broken", broken=told)
+        return Look(name, "broken", refused=(found.refusal,))
     return Look(name, f"{found.data_edition}, {found.pictures:,} pictures in {folder}")

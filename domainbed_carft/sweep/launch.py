@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from domainbed_carft.data import benchmarks, data_check
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.sweep import (
@@ -44,6 +44,7 @@ SKIP_IN_SPLITS = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
 EMBEDDED = "embedded"
 HERE = "."
 # How a file asks our algorithms to train on broken data.
+BY_FLAG = f"""--hparams '{{"data_edition": "{UNCHECKED}"}}'"""
 BY_DECLARATION = f"hparams: {{data_edition: {UNCHECKED}}} in the declaration"
 
 HOW_TO_MEASURE = (
@@ -144,7 +145,7 @@ def _data_dir_of_none(datasets: Sequence[str]) -> str | None:
 def _data_problems(
     arguments: argparse.Namespace, declared: Declaration, looks: Sequence[data.Look]
 ) -> list[str]:
-    setting = BY_DECLARATION if arguments.sweep else data_check.BY_FLAG
+    setting = BY_DECLARATION if arguments.sweep else BY_FLAG
     needed_here = arguments.launcher in RUN_HERE and not arguments.dry_run
     return data.problems(looks, declared.algorithms, setting, needed_here)
 
