@@ -35,9 +35,8 @@ def test_counts_are_those_of_image_folder(tmp_path):
         assert sorted(str(tmp_path / p) for p in ours) == sorted(path for path, _ in theirs.samples)
         counts = found.counts[environment]
         assert list(counts) == theirs.classes and sum(counts.values()) == len(theirs)
-    odd = found.oddities
-    assert sorted(odd.ignored) == ["art/cat/jpg", "art/cat/notes.txt", "art/loose.png"]
-    assert odd.broken_links == ["art/cat/gone.png"]
+    assert sorted(found.ignored) == ["art/cat/jpg", "art/cat/notes.txt", "art/loose.png"]
+    assert found.broken_links == ["art/cat/gone.png"]
     report = verify.examine("Mine", tmp_path)
     assert "3 files not read as pictures: 'art/loose.png', 'art/cat/" in only(report, "notes")
 

@@ -36,35 +36,28 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 CHUNK = 32  # pictures handed to a process at once
 
 
-@dataclass
-class Oddities:
-    """Paths, relative to the root, of what is not as ImageFolder would like it.
+@dataclass(frozen=True)
+class Listing:
+    """What is below ``root``; all paths are relative to it.
 
-    The first four end a job or give it wrong pictures: empty files, links to nothing, what cannot
-    be read (folders, links in circles, pipes) and macOS's "._" files, which are no pictures though
-    they have their names. ``ignored`` files lie beside the pictures and are not read.
+    ``counts``: environment -> class -> pictures, both in sorted order, which is label order.
+    ``below``: the sub-folders of each class folder ("art/cat") that has no picture of its own.
+    ``pictures``: where they were asked for, all that are counted.
+
+    The next four end a job or give it wrong pictures: files that are ``empty``, links to nothing,
+    what cannot be read (folders, links in circles, pipes) and macOS's "._" files, which are no
+    pictures though they have their names. ``ignored`` files lie beside the pictures.
     """
 
+    root: Path
+    pictures: list[str] | None = None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    below: dict[str, list[str]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     broken_links: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     not_pictures: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """``counts``: environment -> class -> pictures, both in sorted order, which is label order.
-
-    ``below``: the sub-folders of each class folder ("art/cat") that has no picture of its own.
-    ``pictures``: their paths below ``root``, where they were asked for.
-    """
-
-    root: Path
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    below: dict[str, list[str]] = field(default_factory=dict)
-    oddities: Oddities = field(default_factory=Oddities)
-    pictures: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +75,9 @@ class Damaged:
 
 def read(root: Path, with_pictures: bool = False) -> Listing:
     """List ``root``. Raises CarftError where it is not a folder, or cannot be read."""
-    found = Listing(root, pictures=[] if with_pictures else None)
+    found = Listing(root, [] if with_pictures else None)
     try:
-        environments = _folders(root, "", found.oddities)
+        environments = _folders(found, "")
     except OSError as error:
         raise CarftError(
             f"{root} cannot be read as a folder ({error.strerror}); expected the folder whose "
@@ -94,10 +87,10 @@ def read(root: Path, with_pictures: bool = False) -> Listing:
     for environment in environments:
         found.counts[environment] = {}
         try:
-            classes = _folders(root, environment, found.oddities)
+            classes = _folders(found, environment)
             pairs += [(environment, name) for name in classes]
         except OSError:
-            found.oddities.unreadable.append(environment)
+            found.unreadable.append(environment)
     # Over the network the first listing of a large set takes minutes.
     for environment, name in tqdm(pairs, desc="listing", unit="class", delay=1, disable=None):
         found.counts[environment][name] = _pictures(found, f"{environment}/{name}", ())
@@ -112,15 +105,14 @@ def open_picture(path: str | Path) -> Image.Image:
         return Image.open(file, formats=FORMATS).convert("RGB")
 
 
-def damaged(root: Path, pictures: Sequence[str], workers: int | None = None) -> list[Damaged]:
+def damaged(root: Path, pictures: Sequence[str]) -> list[Damaged]:
     """Decode all ``pictures`` (paths below ``root``); those that are not whole, by path.
 
-    ``workers`` processes, as many as there are cores for this one unless given. Raises CarftError
-    where one of them was killed.
+    By all cores. Raises CarftError where one of the processes was killed.
     """
     # Not forked: the caller may have threads, torch's among them.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or machine.cores(), mp_context=context) as pool:
+    with ProcessPoolExecutor(machine.cores(), mp_context=context) as pool:
         seen = pool.map(functools.partial(_look_at, str(root)), pictures, chunksize=CHUNK)
         bar = tqdm(seen, total=len(pictures), desc="decoding", unit="picture", disable=None)
         try:
@@ -136,18 +128,18 @@ def damaged(root: Path, pictures: Sequence[str], workers: int | None = None) -> 
     return sorted(found, key=lambda one: one.path)
 
 
-def _folders(root: Path, inside: str, odd: Oddities) -> list[str]:
+def _folders(listing: Listing, inside: str) -> list[str]:
     """Sorted names of the sub-folders; pictures beside them are noted as ignored."""
     found = []
-    with os.scandir(root / inside) as entries:
+    with os.scandir(listing.root / inside) as entries:
         for entry in entries:
             try:
                 if entry.is_dir():
                     found.append(entry.name)
                 elif entry.name.lower().endswith(PICTURES):
-                    odd.ignored.append(os.path.join(inside, entry.name))
+                    listing.ignored.append(os.path.join(inside, entry.name))
             except OSError:  # a link in circles: torchvision ends here
-                odd.unreadable.append(os.path.join(inside, entry.name))
+                listing.unreadable.append(os.path.join(inside, entry.name))
     return sorted(found)
 
 
@@ -156,21 +148,20 @@ def _pictures(listing: Listing, inside: str, above: tuple[tuple[int, int], ...])
 
     ``above`` has the identities of the folders that led here.
     """
-    odd = listing.oddities
     try:
         # Entries of an open folder are looked up in it, not from the root of the file system: that
         # takes a fifth off the time.
         folder = os.open(os.path.join(listing.root, inside), os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        odd.unreadable.append(inside)
+        listing.unreadable.append(inside)
         return 0
     try:
         status = os.fstat(folder)
         here = (status.st_dev, status.st_ino)
         if here in above:  # a link to a folder above: read again and again
-            odd.unreadable.append(inside)
+            listing.unreadable.append(inside)
             return 0
-        found, below = _entries(folder, inside, odd)
+        found, below = _entries(listing, folder, inside)
     finally:
         os.close(folder)
     if listing.pictures is not None:
@@ -182,7 +173,7 @@ def _pictures(listing: Listing, inside: str, above: tuple[tuple[int, int], ...])
     )
 
 
-def _entries(folder: int, inside: str, odd: Oddities) -> tuple[list[str], list[str]]:
+def _entries(listing: Listing, folder: int, inside: str) -> tuple[list[str], list[str]]:
     """Names of the pictures, and of the sub-folders in order, of an open folder."""
     found, below = [], []
     with os.scandir(folder) as entries:
@@ -195,20 +186,20 @@ def _entries(folder: int, inside: str, odd: Oddities) -> tuple[list[str], list[s
             except OSError:  # a link in circles, which ImageFolder takes for a file
                 pass
             if not name.lower().endswith(PICTURES):
-                odd.ignored.append(f"{inside}/{name}")
+                listing.ignored.append(f"{inside}/{name}")
                 continue
             found.append(name)
             try:
                 status = entry.stat()
             except OSError:
-                odd.broken_links.append(f"{inside}/{name}")
+                listing.broken_links.append(f"{inside}/{name}")
                 continue
             if not stat.S_ISREG(status.st_mode):
-                odd.unreadable.append(f"{inside}/{name}")
+                listing.unreadable.append(f"{inside}/{name}")
             elif status.st_size == 0:
-                odd.empty.append(f"{inside}/{name}")
+                listing.empty.append(f"{inside}/{name}")
             elif name.startswith("._"):
-                odd.not_pictures.append(f"{inside}/{name}")
+                listing.not_pictures.append(f"{inside}/{name}")
     return found, sorted(below)
 
 

@@ -146,18 +146,17 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     findings = _compared(name, found.counts)
     if name not in benchmarks.BENCHMARKS:
         _hint(found, findings)
-    odd = found.oddities
     findings.problems += [
-        *_counted(odd.empty, "file", "without content; download again"),
-        *_counted(odd.broken_links, "link", "to nothing; restore the target"),
-        *_counted(odd.unreadable, "path", "that cannot be read; repair or delete"),
-        *_counted(odd.not_pictures, "macOS file", "that would be read as pictures; delete"),
+        *_counted(found.empty, "file", "without content; download again"),
+        *_counted(found.broken_links, "link", "to nothing; restore the target"),
+        *_counted(found.unreadable, "path", "that cannot be read; repair or delete"),
+        *_counted(found.not_pictures, "macOS file", "that would be read as pictures; delete"),
     ]
-    findings.notes += _counted(odd.ignored, "file", "not read as pictures")
+    findings.notes += _counted(found.ignored, "file", "not read as pictures")
     if not decode:
         return Report(name, root, found.counts, **vars(findings))
-    known = {*odd.empty, *odd.broken_links, *odd.unreadable, *odd.not_pictures}
-    bad = listing.damaged(root, [path for path in found.pictures or () if path not in known])
+    told = {*found.empty, *found.broken_links, *found.unreadable, *found.not_pictures}
+    bad = listing.damaged(root, [path for path in found.pictures or () if path not in told])
     unread = [one.path for one in bad if not one.truncated]
     findings.problems += _counted(unread, "picture", "that cannot be decoded; download again")
     findings.differences += _counted(
