@@ -43,7 +43,7 @@ def test_own_trees_must_agree_with_themselves(tmp_path):
     ("counts", "problem"),
     [
         ({}, r"there are no environments; expected the folder whose sub-folders they are"),
-        (even(["only"]), r"'art' has 1 class folders, expected at least two"),
+        (even(["only"]), r"'art' has 1 class folder, expected at least two"),
         (even(["test", "train"]), r"'art' has the sub-splits 'test', 'train' where its classes"),
     ],
 )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from domainbed_carft.data.benchmarks import Benchmark, Edition
+from domainbed_carft.text import counted
 
 Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> pictures, in order of position
 
@@ -158,8 +159,8 @@ def _classes(counts: Counts, known: Sequence[str] | None, findings: Findings) ->
             findings.problems.append(_unlike(model, usual, known, "the known ones"))
     elif len(usual) < 2:
         findings.problems.append(
-            f"environment {model!r} has {len(usual)} class folders, expected at least two; the "
-            "layout is environment/class/picture"
+            f"environment {model!r} has {counted(len(usual), 'class folder')}, expected at least "
+            "two; the layout is environment/class/picture"
         )
     findings.problems += [
         _unlike(name, found, usual, f"those of {model!r}")
