@@ -65,7 +65,7 @@ def train(host, algorithm, hparams='{"batch_size": 2}', **variables):
 def test_ours_refuse_it_unless_told_otherwise(host):
     done = train(host, "CARFT", CLIP)
     assert done.returncode in (1, 2)  # a host of somebody else's ends as it does
-    assert f" in {host[1]} is broken: environment 'a' has the sub-splits 'test'" in done.stderr
+    assert f"{host[1]} is broken: environment 'a' has the sub-splits 'test'" in done.stderr
     assert "set the hparam data_edition to 'unchecked'" in done.stderr
     assert not (host[0] / "job" / "results.jsonl").exists()
     done = train(host, "CARFT", CLIP.replace("}", ', "data_edition": "unchecked"}'))

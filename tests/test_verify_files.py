@@ -63,7 +63,7 @@ def test_files_and_folders_that_end_a_job(tmp_path):
     for problem, expected in zip(
         said["problems"],
         (
-            r"^1 file without content; download again: 'art/cat/empty.jpg'$",
+            r"^1 empty file to download again: 'art/cat/empty.jpg'$",
             r"^2 links to nothing; .*: 'art/cat/(gone|circle).jpg', ",
             r"^3 paths that cannot be read; .*: 'photo/circle', 'art/dog/",
             r"^1 macOS file that would be read as pictures; delete: 'art/cat/._0.jpg'$",

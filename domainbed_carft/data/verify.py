@@ -55,7 +55,8 @@ class Report:
     @property
     def refusal(self) -> str:
         """That the data is broken, why, and the command that says more."""
-        where = "" if self.root is None else f" in {self.root}"
+        named = self.root is None or str(self.root) == self.name
+        where = "" if named else f" in {self.root}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
             f"`{command(self.name, self.root)}` says more"
@@ -147,7 +148,7 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     if name not in benchmarks.BENCHMARKS:
         _hint(found, findings)
     findings.problems += [
-        *_counted(found.empty, "file", "without content; download again"),
+        *_counted(found.empty, "empty file", "to download again"),
         *_counted(found.broken_links, "link", "to nothing; restore the target"),
         *_counted(found.unreadable, "path", "that cannot be read; repair or delete"),
         *_counted(found.not_pictures, "macOS file", "that would be read as pictures; delete"),
