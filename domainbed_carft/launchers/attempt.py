@@ -179,8 +179,8 @@ def _run_in(
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.claim() as lock:
             if not folder.done and folder.failed() is None:
-                variables["DOMAINBED_LOCK_FD"] = str(lock)
-                status = _noted_attempt(folder, command, variables, lock, children)
+                variables["DOMAINBED_LOCK_FD"] = str(lock.descriptor)
+                status = _noted_attempt(folder, command, variables, lock.descriptor, children)
                 return _ending(folder, command.text, status)
     return _ending(folder, command.text, None)
 
