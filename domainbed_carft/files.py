@@ -16,6 +16,9 @@ from domainbed_carft.errors import CarftError
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
 
+# What a process that was killed while it wrote leaves beside the file.
+HALF_WRITTEN = ".carft-*.part"
+
 _YAML_NODES, _YAML_DEPTH = 20_000, 40
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "str": str,

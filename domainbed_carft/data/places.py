@@ -12,7 +12,7 @@ from domainbed_carft.errors import CarftError
 
 
 def place(name_or_path: str, data_dir: Path | None) -> tuple[str, Path]:
-    """Name and folder of a benchmark below ``data_dir``, of a folder, or of a name that is listed.
+    """Name and folder of a benchmark below ``data_dir``, or of a folder.
 
     What is given by its path is nobody's benchmark. Raises CarftError where there is no such
     benchmark or folder.
@@ -20,20 +20,14 @@ def place(name_or_path: str, data_dir: Path | None) -> tuple[str, Path]:
     known = benchmarks.BENCHMARKS.get(name_or_path)
     if known is not None:
         return known.name, _of_benchmark(known, data_dir)
-    folder = (None if os.sep in name_or_path else _listed(name_or_path)) or name_or_path
-    if not os.path.isdir(folder):
-        if folder != name_or_path:
-            raise CarftError(
-                f"{name_or_path!r} is listed as {folder}, but there is no such folder; mend the "
-                "list, or put the folder there"
-            )
-        if os.path.exists(folder):
-            raise CarftError(f"{folder!r} is a file, expected the folder of the environments")
+    if not os.path.isdir(name_or_path):
+        if os.path.exists(name_or_path):
+            raise CarftError(f"{name_or_path!r} is a file, expected the folder of the environments")
         raise CarftError(
-            f"{name_or_path!r} is neither a benchmark nor a folder, nor listed in a datasets.txt; "
+            f"{name_or_path!r} is neither a benchmark nor a folder; "
             f"{benchmarks.nearest(name_or_path)}"
         )
-    return name_or_path, Path(folder)
+    return name_or_path, Path(name_or_path)
 
 
 def _of_benchmark(known: Benchmark, data_dir: Path | None) -> Path:
@@ -66,16 +60,3 @@ def _of_benchmark(known: Benchmark, data_dir: Path | None) -> Path:
         f"{data_dir} has {listed(beside, 12) or 'nothing in it'}. Rename the folder, or give "
         "the --data_dir that has it"
     )
-
-
-def _listed(name: str) -> str | None:
-    """The folder that our harness's list of data sets gives for ``name``; other hosts have none."""
-    try:
-        from domainbed.lib import errors, own_data
-    except ImportError:
-        return None
-    try:
-        folder: str | None = own_data.folder_of(name)
-    except errors.UsageError as error:
-        raise CarftError("; ".join(error.problems)) from error
-    return folder

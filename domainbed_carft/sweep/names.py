@@ -102,7 +102,7 @@ def _own_folder(folder: str) -> Dataset:
 def _own() -> Any:
     """The harness's module on own data; CarftError with a domainbed that has nothing like it."""
     try:
-        return module("lib.own_data")
+        return module("lib.image_folders")
     except CarftError as error:
         raise CarftError(
             "the domainbed that is found here knows no data sets by their folder; the harness of "
@@ -175,9 +175,9 @@ def refused(name: str, value: Any, algorithm: str, dataset_name: str) -> str | N
 
     Without the name, which stands before it already.
     """
-    for check in getattr(module("hparams_registry"), "HPARAM_CHECKS", ()):
-        for told in check(algorithm, dataset_name, {name: value}):
-            return str(told).removeprefix(f"--hparams: {name} ").rstrip(".")
+    ask = getattr(module("algorithms").get_algorithm_class(algorithm), "hparam_problems", None)
+    for told in ask(dataset_name, {name: value}) if ask else ():
+        return str(told).removeprefix(f"--hparams: {name} ").rstrip(".")
     return None
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from domainbed.lib import drawing, errors, stopping
+from domainbed.lib import drawing, stopping
+from domainbed_carft.errors import PassingError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.
@@ -46,17 +47,17 @@ class _RequestedItems(Dataset[Any]):
                 drawing.reseed(drawing.seed_of(*key))
                 try:
                     items.append(self._datasets[number][position])
-                except errors.Failure as failure:
+                except PassingError as failure:
                     return failure
         return items
 
 
 def _collated(items: Any) -> Any:
-    return items if isinstance(items, errors.Failure) else default_collate(items)
+    return items if isinstance(items, PassingError) else default_collate(items)
 
 
 def _unless_failed(batch: Any) -> Any:
-    if isinstance(batch, errors.Failure):
+    if isinstance(batch, PassingError):
         raise batch
     return batch
 

@@ -6,7 +6,6 @@ Interface of upstream file domainbed/lib/misc.py at b93c22a, as far as the scrip
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -16,11 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-
-def seed_hash(*args: Any) -> int:
-    """Return md5(str(args)) mod 2**31, a seed that depends on all of `args`."""
-    digest = hashlib.md5(str(args).encode("utf-8"), usedforsecurity=False).hexdigest()
-    return int(digest, 16) % 2**31
+from domainbed_carft.jobs.job import seed_hash as seed_hash
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ import os
 import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed.lib import errors
+from domainbed_carft.errors import CarftError, PassingError
 
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
 RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
@@ -28,8 +28,8 @@ def read(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
     Raises:
-        Failure: the file is not there, and could not be downloaded.
-        UsageError: it cannot be read. Either message says which file belongs where.
+        PassingError: the file is not there, and could not be downloaded.
+        CarftError: it cannot be read. Either message says which file belongs where.
     """
     path = _place(url)
     if not os.path.exists(path):
@@ -39,12 +39,12 @@ def read(url: str) -> dict[str, torch.Tensor]:
             problem = (
                 f"are not there, and downloading them failed ({_brief(error)}). Put {url} there"
             )
-            raise errors.Failure(_unavailable(path, problem)) from error
+            raise PassingError(_unavailable(path, problem)) from error
     try:
         weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes of the unpickler
         problem = f"cannot be read ({_brief(error)}). Delete the file, or replace it by {url}"
-        raise errors.UsageError([_unavailable(path, problem)]) from error
+        raise CarftError(_unavailable(path, problem)) from error
     return weights
 
 
@@ -52,7 +52,7 @@ def load(network: torch.nn.Module, url: str) -> None:
     """Put the weights at `url`, as `read` returns them, into a network.
 
     Raises:
-        Failure, UsageError: as `read`; also a UsageError if they are another network's.
+        CarftError: as `read`; also if they are another network's.
     """
     weights = read(url)
     try:
@@ -60,7 +60,7 @@ def load(network: torch.nn.Module, url: str) -> None:
     except Exception as error:  # RuntimeError for another network's, others for no state dict
         kind = type(network).__name__
         problem = f"are not those of this {kind} ({_brief(error)}). Replace the file by {url}"
-        raise errors.UsageError([_unavailable(_place(url), problem)]) from error
+        raise CarftError(_unavailable(_place(url), problem)) from error
 
 
 def _place(url: str) -> str:
@@ -76,7 +76,7 @@ def _download(url: str, path: str) -> None:
 
 
 def _unavailable(path: str, problem: str) -> str:
-    return f"The pretrained weights {path} {problem}; TORCH_HOME moves the folder."
+    return f"the pretrained weights {path} {problem}; TORCH_HOME moves the folder"
 
 
 def _brief(error: Exception) -> str:
