@@ -29,8 +29,7 @@ def test_tables_are_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags,
 def test_who_lists_what_is_missing_goes_to_the_error_stream(tmp_path, capsys):
     synthetic_records.write_sweep(tmp_path, "gaps")
     assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
-    said = f"`carft collect --input_dir {tmp_path}` lists what is missing\n"
-    assert capsys.readouterr().err == said
+    assert f"`carft collect --input_dir {tmp_path}` has what is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

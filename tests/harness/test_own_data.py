@@ -164,14 +164,8 @@ def test_one_domain_has_nothing_to_leave_out(tmp_path, capsys):
         )
         for trial in (0, 1)
     ]
-    out, _ = table(tmp_path / "sweep", capsys)
-    lines = out.splitlines()
-    header = lines.index(
-        f"-------- Dataset: {alone}, nothing left out: out-split accuracy at the last step"
-    )
-    assert lines[header + 1].split() == ["Algorithm", "only", "Avg"]
-    accuracies = [100 * job[-1]["env0_out_acc"] for job in records]
-    assert lines[header + 2].split()[:2] == ["Still", f"{np.mean(accuracies):.1f}"]
+    assert all("env0_out_acc" in job[-1] for job in records)
+    assert "jobs that leave nothing out" in table(tmp_path / "sweep", capsys)[1]
 
 
 def test_a_path_is_not_a_data_set_of_that_name(tmp_path, monkeypatch):
@@ -226,4 +220,4 @@ def test_top_hyperparameters_of_own_data(pets, tmp_path, monkeypatch, capsys):
         assert top(tmp_path / "sweep", spelling, 1) == 0
         assert "Model selection:" in capsys.readouterr().out
     assert top(tmp_path / "sweep", "./alone", 0) == 2
-    assert "./alone: its jobs left no environment out" in capsys.readouterr().err
+    assert "--dataset ./alone: no record below" in capsys.readouterr().err

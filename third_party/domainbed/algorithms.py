@@ -37,13 +37,12 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
     """
     found = globals().get(algorithm_name)
     if algorithm_name.startswith("_") or not _is_algorithm(found):
-        valid = _registered_names()
         if algorithm_name in NOT_INCLUDED:
             raise UnknownNameError(
                 f"algorithm {algorithm_name} is not included; use a checkout of "
-                f"facebookresearch/DomainBed, or one of {', '.join(valid)}"
+                f"facebookresearch/DomainBed, or one of {', '.join(ALGORITHMS)}"
             )
-        raise UnknownNameError(text.unknown("algorithm", algorithm_name, valid))
+        raise UnknownNameError(text.unknown("algorithm", algorithm_name, ALGORITHMS))
     return found
 
 
@@ -55,16 +54,6 @@ def _is_algorithm(candidate: Any) -> TypeGuard[type[Any]]:
         and hasattr(candidate, "update")
         and hasattr(candidate, "predict")
     )
-
-
-def _registered_names() -> list[str]:
-    """The listed names, then those that only stand in the globals; not the abstract base."""
-    unlisted = [
-        name
-        for name, value in globals().items()
-        if _is_algorithm(value) and name not in ALGORITHMS and not name.startswith("_")
-    ]
-    return [*ALGORITHMS, *unlisted]
 
 
 class Algorithm(torch.nn.Module):

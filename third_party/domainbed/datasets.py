@@ -98,16 +98,6 @@ class MultipleDomainDataset:
     input_shape: tuple[int, ...]
     num_classes: int
 
-    @classmethod
-    def data_problems(cls, root: str | None) -> list[str]:
-        """Say, without reading any, which data is not where it has to be for `root`."""
-        return []
-
-    @classmethod
-    def picture_folder(cls, root: str | None) -> str | None:
-        """Return the folder of the environments' folders; None for data of another kind."""
-        return None
-
     def __getitem__(self, index: int) -> Any:
         return self.datasets[index]
 
@@ -197,11 +187,12 @@ class _Benchmark(MultipleEnvironmentImageFolder):
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         raise_for(self.data_problems(root))
-        self.dir = os.path.join(str(root), self.FOLDER)
+        self.dir = str(self.picture_folder(root))
         super().__init__(self.dir, test_envs, hparams["data_augmentation"], hparams)
 
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
+        """Say, without reading any, if the data is not where it has to be for `root`."""
         if root is None:
             return [f"{cls.__name__} needs --data_dir, the folder that holds {cls.FOLDER}"]
         expected = os.path.join(root, cls.FOLDER)
@@ -211,17 +202,12 @@ class _Benchmark(MultipleEnvironmentImageFolder):
 
     @classmethod
     def picture_folder(cls, root: str | None) -> str | None:
+        """Return the folder of the environments' folders."""
         return None if root is None else os.path.join(root, cls.FOLDER)
 
 
-class OwnData(MultipleEnvironmentImageFolder):
+class OwnData(_Benchmark):
     """A user's own folder environment/class; made for each by `get_dataset_class`."""
-
-    CHECKPOINT_FREQ = 300
-    FOLDER: str
-
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
-        super().__init__(self.FOLDER, test_envs, hparams["data_augmentation"], hparams)
 
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:

@@ -6,7 +6,7 @@ Every check returns a list of problems, so that a command can report all of them
 from __future__ import annotations
 
 import argparse
-import math
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -134,30 +134,19 @@ def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str
     ]
 
 
+def range_problems(flag: str, value: float | None, least: int, below: float = 2**63) -> list[str]:
+    """Say if `value` is given and not in this range."""
+    if value is None or least <= value < below:
+        return []
+    limit = f" and less than {below}" if below < 2**63 else ""
+    return [f"{flag} must be at least {least}{limit}, not {value}"]
+
+
 def holdout_problems(value: float) -> list[str]:
     """Say if --holdout_fraction leaves nothing to train on or nothing to select by."""
     if value == 0:
         return ["--holdout_fraction must be more than 0: models are selected by the out-splits"]
-    return fraction_problems("--holdout_fraction", value)
-
-
-def fraction_problems(flag: str, value: float) -> list[str]:
-    """Say if `value` is no share that leaves something over."""
-    if math.isfinite(value) and 0 <= value < 1:
-        return []
-    return [f"{flag} must be at least 0 and less than 1, not {value}"]
-
-
-def least_problems(flag: str, value: int | None, least: int) -> list[str]:
-    """Say if `value` is given and less than `least`."""
-    if value is None or value >= least:
-        return []
-    return [f"{flag} must be at least {least}, not {value}"]
-
-
-def seed_problems(seed: int) -> list[str]:
-    """Say if numpy does not take `seed`."""
-    return [] if 0 <= seed < 2**32 else [f"--seed must be from 0 to {2**32 - 1}, not {seed}"]
+    return range_problems("--holdout_fraction", value, 0, 1)
 
 
 def launch_problems(args: argparse.Namespace) -> list[str]:
@@ -169,6 +158,8 @@ def launch_problems(args: argparse.Namespace) -> list[str]:
     problems = command_launchers.problems(args.command_launcher, args.output_dir)
     problems += holdout_problems(args.holdout_fraction)
     problems += scalar_logs.problems(args.log)
+    for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
+        problems += hparams_problems(args.hparams, algorithm, dataset)
     for dataset in dict.fromkeys(args.datasets):
         if not dataset_problems(dataset) and not is_elsewhere(dataset, args):
             problems += data_problems(dataset, args.data_dir)

@@ -59,35 +59,26 @@ def environments(root: str) -> list[str]:
     Raises CarftError as ``subfolders``, and for what unpackers and notebooks leave behind, which
     would count as an environment.
     """
-    return _without_stray(root, subfolders(root))
+    return _without_stray(root, "an environment")
 
 
-def _without_stray(root: str, names: list[str]) -> list[str]:
+def _without_stray(root: str, what: str) -> list[str]:
+    names = subfolders(root, what)
     if stray := [name for name in names if STRAY.match(name)]:
         raise CarftError(
-            f"{root} holds {', '.join(stray)}, which would count as an environment or a class; "
-            "delete it or move it away"
+            f"{root} holds {', '.join(stray)}, which would count as {what}; delete it or move it "
+            "away"
         )
     return names
 
 
 def problems(root: str) -> list[str]:
     """Say what is wrong with a user's own data, by the names of its folders alone."""
-    classes, found = [], []
     try:
         names = environments(root)
-    except CarftError as error:
-        return [str(error)]
-    for name in names:
-        folder = os.path.join(root, name)
-        try:
-            classes.append(_without_stray(folder, subfolders(folder, "a class")))
-        except CarftError as error:
-            found.append(str(error))
-    if found:
-        return found
-    try:
-        require_same_classes(names, classes)
+        require_same_classes(
+            names, [_without_stray(os.path.join(root, name), "a class") for name in names]
+        )
     except CarftError as error:
         return [str(error)]
     return []

@@ -121,11 +121,6 @@ def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.argmax(1).eq(labels)
 
 
-def print_separator() -> None:
-    """Print a line of 80 equals signs."""
-    print("=" * 80)
-
-
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
     """Print one row of a table, every cell filled up or cut to `colwidth` characters.
 

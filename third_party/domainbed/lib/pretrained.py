@@ -27,14 +27,17 @@ RESNET50_AUGMIX = (
 def read(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
-    Raises:
-        PassingError: the file is not there, and could not be downloaded.
-        CarftError: it cannot be read. Either message says which file belongs where.
+    Raises PassingError if the file is not there and could not be downloaded, and CarftError if it
+    cannot be read; either message says which file belongs where.
     """
     path = _place(url)
     if not os.path.exists(path):
+        # The name ends in the first digits of the file's SHA-256.
+        digits = os.path.splitext(url)[0].rpartition("-")[2]
+        print(f"Downloading {url} to {path}")
         try:
-            _download(url, path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
         except Exception as error:  # no network, no room, another hash: many types, one remedy
             problem = (
                 f"are not there, and downloading them failed ({_brief(error)}). Put {url} there"
@@ -49,11 +52,7 @@ def read(url: str) -> dict[str, torch.Tensor]:
 
 
 def load(network: torch.nn.Module, url: str) -> None:
-    """Put the weights at `url`, as `read` returns them, into a network.
-
-    Raises:
-        CarftError: as `read`; also if they are another network's.
-    """
+    """Put the weights at `url` into a network; raises as `read`, and if they are another's."""
     weights = read(url)
     try:
         network.load_state_dict(weights)
@@ -65,14 +64,6 @@ def load(network: torch.nn.Module, url: str) -> None:
 
 def _place(url: str) -> str:
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-
-
-def _download(url: str, path: str) -> None:
-    """Get the file, whose name ends in the first digits of its SHA-256."""
-    digits = os.path.splitext(url)[0].rpartition("-")[2]
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    print(f"Downloading {url} to {path}")
-    torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
 
 
 def _unavailable(path: str, problem: str) -> str:

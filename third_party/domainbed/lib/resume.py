@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -36,11 +36,6 @@ class StateFile:
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, NAME)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return os.path.getsize(self.path)
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state; raises ResumeError, with the one before still there."""
@@ -83,43 +78,21 @@ def told(path: str, comfort: str = "") -> Iterator[None]:
     """Inside the block a failing write becomes a ResumeError that names the file and the reason."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         free = ""
         with contextlib.suppress(OSError):
             free = f" {shutil.disk_usage(os.path.dirname(path) or '.').free / 2**20:.0f} MiB are "
             free += "free there"
-        reason = "; ".join(filter(None, [f"{error.strerror or error}.{free}", comfort]))
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = "; ".join(filter(None, [f"{why}.{free}", comfort]))
         raise ResumeError(f"{path} cannot be written: {reason}") from error
 
 
 def _write(contents: Any, path: Path) -> None:
-    """torch.save, but the error of a write comes through, which torch hides behind its own."""
     with path.open("wb") as file:
-        watched = _Watched(file)
-        try:
-            torch.save(contents, watched)
-        except RuntimeError:
-            if watched.error is not None:
-                raise watched.error from None
-            raise
+        torch.save(contents, file)
         file.flush()
         os.fsync(file.fileno())
-
-
-class _Watched:
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def identity(args: dict[str, Any]) -> dict[str, Any]:

@@ -99,17 +99,15 @@ def name_of(args: Mapping[str, Any]) -> str:
 
 
 class Logs:
-    """The logs of one run; closed at the end of a `with` block.
+    """The logs of one run, of some of KINDS; closed at the end of a `with` block.
 
-    Args:
-        kinds: some of KINDS.
-        args, hparams: as they are in the records.
+    `args` and `hparams` are as they are in the records.
     """
 
     def __init__(
         self, kinds: Sequence[str], args: Mapping[str, Any], hparams: Mapping[str, Any]
     ) -> None:
-        self._kinds, self._args, self._hparams = dict.fromkeys(kinds), dict(args), dict(hparams)
+        self._kinds, self._told = dict.fromkeys(kinds), (dict(args), dict(hparams))
         self._open: dict[str, Any] = {}
         self._read = 0
 
@@ -120,7 +118,7 @@ class Logs:
         """
         for kind in self._kinds:
             try:
-                self._open[kind] = _OPEN[kind](self._args, self._hparams)
+                self._open[kind] = _OPEN[kind](*self._told)
             except Exception as error:
                 raise PassingError(f"the {kind} log cannot be begun: {_brief(error)}") from error
         self.catch_up(records)
@@ -132,13 +130,10 @@ class Logs:
         for kind, log in list(self._open.items()):
             try:
                 for record in new:
-                    log.add(record["step"], scalars_of(record))
+                    log.add(record["step"], _scalars(record))
             except Exception as error:
                 del self._open[kind]
-                print(
-                    f"Warning: the {kind} log ends here: {_brief(error)}. The training goes on, "
-                    "and results.jsonl has everything."
-                )
+                print(f"Warning: the {kind} log ends here: {_brief(error)}. The training goes on.")
 
     def __enter__(self) -> Logs:
         return self
@@ -151,13 +146,9 @@ class Logs:
                 print(f"Warning: the {kind} log is incomplete: {_brief(error)}.")
 
 
-def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return what is numeric of a record, by its name there; the step is where it is logged."""
-    return {
-        name: value
-        for name, value in record.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step"
-    }
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
+    return {name: value for name, value in numbers.items() if not isinstance(value, bool)}
 
 
 class _TensorBoard:
@@ -167,22 +158,17 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams as compared
 
-        folder = args["output_dir"]
+        folder = os.path.join(args["output_dir"], "tensorboard", name_of(args))
         # All records of the run are logged anew, so that nothing of earlier processes counts.
-        self._writer = SummaryWriter(
-            os.path.join(folder, "tensorboard", name_of(args)), purge_step=0
-        )
+        self._writer = SummaryWriter(folder, purge_step=0)
         told = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
-        plain = {
-            k: v if isinstance(v, (bool, int, float, str)) else json.dumps(v, default=str)
-            for k, v in sorted(told.items())
-        }
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in told.items()}
         self._writer._get_file_writer().add_summary(compared(plain, {})[1])
         for title, values in (("args", args), ("hparams", hparams)):
             listed = json.dumps(values, indent=4, sort_keys=True, default=str)
             # Indented, it is code to Markdown.
             self._writer.add_text(title, "    " + listed.replace("\n", "\n    "))
-        print(f"TensorBoard: tensorboard --logdir {folder}")
+        print(f"TensorBoard: tensorboard --logdir {args['output_dir']}")
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -199,10 +185,14 @@ class _WeightsAndBiases:
     def __init__(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         import wandb
 
-        folder = os.path.abspath(args["output_dir"])
-        self._path = os.path.join(folder, _ID)
-        os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        self._id, self._first = self._kept(os.path.join(folder, "done"))
+        folder = Path(args["output_dir"]).absolute()
+        self._path = folder / _ID
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # The id of this run, and its first step that is not logged.
+        kept = self._path.read_text("utf-8").split() if self._path.exists() else []
+        if len(kept) < 2 or (folder / "done").exists():  # another run in the folder
+            kept = [secrets.token_hex(4), "0"]
+        self._id, self._first = kept[0], int(kept[1])
         self._run = wandb.init(
             project=wandb.setup().settings.project or "domainbed",
             id=self._id,
@@ -216,19 +206,11 @@ class _WeightsAndBiases:
             self._first = self._run.starting_step
         print(f"Weights & Biases: {self._run.url or os.path.dirname(self._run.dir)}")
 
-    def _kept(self, done: str) -> tuple[str, int]:
-        """The id of this run, and its first step that is not logged; another run's where done."""
-        if os.path.exists(self._path) and not os.path.exists(done):
-            with open(self._path, encoding="utf-8") as file:
-                run_id, first = file.read().split()
-            return run_id, int(first)
-        return secrets.token_hex(4), 0
-
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         if step >= self._first:
             self._run.log(dict(scalars), step=step, commit=True)
             self._first = step + 1
-            files.save_text(Path(self._path), f"{self._id} {self._first}")
+            files.save_text(self._path, f"{self._id} {self._first}")
 
     def close(self, status: int) -> None:
         self._run.finish(exit_code=status)
@@ -238,5 +220,4 @@ _OPEN = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
 
 
 def _brief(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

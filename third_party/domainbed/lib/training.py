@@ -160,7 +160,6 @@ class Run:
 
     _told = 0.0
     _storable = True
-    _sizes_told = False
 
     def _step(self) -> Mapping[str, Any]:
         """Update the algorithm on one batch of each training environment."""
@@ -265,13 +264,6 @@ class Run:
             "algorithm": algorithm,
         }
         self.state_file.save(state)
-        if not self._sizes_told:
-            weights = sum(tensor.nbytes for tensor in self.algorithm.state_dict().values())
-            print(
-                f"Disk: {self.state_file.size / 2**20:.1f} MiB until the run is done, from which "
-                f"it can go on; {weights / 2**20:.1f} MiB for each file of weights."
-            )
-            self._sizes_told = True
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:

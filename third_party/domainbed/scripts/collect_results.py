@@ -2,7 +2,6 @@
 
 The text is that of upstream file domainbed/scripts/collect_results.py at b93c22a to the byte;
 so is the LaTeX wherever upstream's compiles. What else there is to say goes to the error stream.
-Only jobs without a test environment, which upstream's sweeps do not have, get a table of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from domainbed.lib import checks, misc, reporting
 from domainbed.lib.query import Q
 from domainbed.lib.usage import exit_status, printed_at_once
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError
 
 SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
     model_selection.IIDAccuracySelectionMethod,
@@ -107,7 +106,8 @@ def _fitting_width(rows: Sequence[Sequence[str]], col_labels: Sequence[str]) -> 
 def columns_of(records: Q) -> dict[str, list[str]]:
     """Return data set to environment labels for each that has tables, in the order of the tables.
 
-    Those in DATASETS come first; then users' own data, whose records hold the labels.
+    Those in DATASETS come first; then users' own data, whose records hold the labels. Raises
+    CarftError where these differ: one column would stand for several environments.
     """
     found = records.select("args.dataset").unique()
     known = [
@@ -115,26 +115,15 @@ def columns_of(records: Q) -> dict[str, list[str]]:
     ]
     result = {name: list(datasets.get_dataset_class(name).ENVIRONMENTS) for name in known}
     for record in records:
-        name = record["args"]["dataset"]
-        if name not in datasets.DATASETS and "environments" in record:
-            result.setdefault(name, list(record["environments"]))
+        name, labels = record["args"]["dataset"], record.get("environments")
+        if name in datasets.DATASETS or not labels:
+            continue
+        if result.setdefault(name, labels) != labels:
+            raise CarftError(
+                f"{name} has not the same environments in all jobs: {', '.join(result[name])}; "
+                f"{', '.join(labels)}. Use `carft collect`, which gives each kind a table"
+            )
     return result
-
-
-def require_one_kind(records: Q) -> None:
-    """Raise a CarftError where jobs of one data set, a user's own, had other environments."""
-    found: dict[str, set[tuple[str, ...]]] = {}
-    for record in records:
-        if "environments" in record:
-            labels = tuple(map(str, record["environments"]))
-            found.setdefault(record["args"]["dataset"], set()).add(labels)
-    raise_for(
-        f"{name} has not the same environments in all jobs: "
-        f"{'; '.join(', '.join(labels) for labels in sorted(kinds))}. One column would stand for "
-        "several; use `carft collect`, which gives each kind its own table"
-        for name, kinds in found.items()
-        if len(kinds) > 1
-    )
 
 
 def print_results_tables(
@@ -168,34 +157,6 @@ def print_results_tables(
     if latex:
         print("\n\\subsubsection{Averages}")
     _print_means(trials, f"Averages, {method}", algorithm_names, dataset_names, 25, latex)
-
-
-def print_in_domain_tables(records: Q, latex: bool) -> None:
-    """Print a table for each data set with jobs that left no environment out.
-
-    Upstream has no such jobs; data of a single domain has no others. There is no target, so the
-    cells are accuracies on out-splits at the last step, of each trial's best hyperparameters by
-    their mean: what other tables only select by.
-    """
-    jobs = records.filter(lambda record: not record["args"]["test_envs"])
-    algorithm_names = _listed_first(jobs.select("args.algorithm").unique())
-    for dataset, labels in columns_of(jobs).items():
-        header = f"Dataset: {dataset}, nothing left out: out-split accuracy at the last step"
-        trials = []
-        last = f"env{len(labels) - 1}_out_acc"  # data that has grown since has more
-        for name in algorithm_names:
-            own = jobs.filter_equals("args.dataset,args.algorithm", (dataset, name))
-            runs = Q([record for record in own if last in record]).group("args.trial_seed")
-            best = [_best_last_step(trial, len(labels)) for _, trial in runs]
-            trials.append([Q(list(values)) for values in zip(*best, strict=True)])
-        _print_means(trials, header, algorithm_names, labels, 20, latex)
-
-
-def _best_last_step(trial: Q, count: int) -> list[float]:
-    """Return the accuracies on all out-splits of the hyperparameters that are best on them."""
-    last = [run.argmax("step") for _, run in trial.group("args.hparams_seed")]
-    accuracies = [[record[f"env{i}_out_acc"] for i in range(count)] for record in last]
-    return max(accuracies, key=sum)
 
 
 def _listed_first(found: Q) -> list[str]:
@@ -252,7 +213,6 @@ def print_report(records: Q, latex: bool) -> None:
         if latex:
             print(f"\n\\subsection{{Model selection: {method.name}}}")
         print_results_tables(records, method, latex)
-    print_in_domain_tables(records, latex)
     if latex:
         print("\\end{document}")
 
@@ -276,9 +236,9 @@ def run(folder: str, latex: bool) -> None:
     if not os.path.isdir(folder):
         raise CarftError(f"no such folder: {folder}")
     records = reporting.load_records(folder)
-    require_one_kind(records)
+    columns_of(records)
     known = f"carft collect --input_dir {shlex.quote(folder)}"
-    print(f"`{known}` lists what is missing", file=sys.stderr)
+    print(f"`{known}` has what is missing, and jobs that leave nothing out", file=sys.stderr)
     with printed_at_once() as printed:
         print_report(records, latex)
         path = Path(folder, "results.tex" if latex else "results.txt")

@@ -15,7 +15,7 @@ from domainbed.lib import reporting
 from domainbed.lib.image_folders import spelled
 from domainbed.lib.query import Q
 from domainbed.lib.usage import exit_status, printed_at_once
-from domainbed.scripts.collect_results import SELECTION_METHODS, require_one_kind
+from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
 from domainbed_carft.errors import CarftError, raise_for
 
 
@@ -51,13 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace, records: Q, groups: Q) -> None:
     """Raise a CarftError if no record has what was asked for; the message says what there is."""
-    own = records.filter_equals("args.dataset", args.dataset)
-    require_one_kind(own)
-    if len(own) and not len(groups.filter_equals("dataset", args.dataset)):
-        raise CarftError(
-            f"--dataset {args.dataset}: its jobs left no environment out, so there is no "
-            "--test_env to rank by; use `carft top`"
-        )
+    columns_of(records.filter_equals("args.dataset", args.dataset))
     problems = []
     for flag in ("dataset", "algorithm", "test_env"):
         wanted = getattr(args, flag)

@@ -136,27 +136,18 @@ def make_args_list(
     optional = {"steps": steps, "hparams": hparams}
     common |= {name: value for name, value in optional.items() if value is not None}
     return [
-        {**common, **_chosen_args(dataset, algorithm, test_envs, hparams_seed, trial_seed)}
+        {
+            **common,
+            **{"dataset": dataset, "algorithm": algorithm, "test_envs": test_envs},
+            **{"hparams_seed": hparams_seed, "trial_seed": trial_seed},
+            "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
+        }
         for trial_seed in range(n_trials)
         for dataset in dataset_names
         for algorithm in algorithms
         for test_envs in _test_env_choices(dataset, single_test_envs)
         for hparams_seed in range(n_hparams_from, n_hparams)
     ]
-
-
-def _chosen_args(
-    dataset: str, algorithm: str, test_envs: list[int], hparams_seed: int, trial_seed: int
-) -> dict[str, Any]:
-    """Return the arguments that differ from job to job, among them the seed made of the others."""
-    return {
-        "dataset": dataset,
-        "algorithm": algorithm,
-        "test_envs": test_envs,
-        "hparams_seed": hparams_seed,
-        "trial_seed": trial_seed,
-        "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
-    }
 
 
 def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
@@ -190,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise a UsageError that lists everything wrong with the command line.
+    """Raise a CarftError that lists everything wrong with the command line.
 
     To launch, what would make every job fail is wrong as well; to delete jobs, it is not.
     """
@@ -201,11 +192,9 @@ def check(args: argparse.Namespace) -> None:
         problems += checks.algorithm_problems(algorithm)
     for dataset in args.datasets:
         problems += checks.too_few_environments(dataset, args.single_test_envs)
-        for algorithm in args.algorithms:
-            problems += checks.hparams_problems(args.hparams, algorithm, dataset)
-    for flag, least in (("n_trials", 1), ("n_hparams_from", 0), ("steps", 0)):
-        problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
-    problems += checks.least_problems("--n_hparams", args.n_hparams, args.n_hparams_from + 1)
+    least = {"n_trials": 1, "n_hparams_from": 0, "steps": 0, "n_hparams": args.n_hparams_from + 1}
+    for name, value in least.items():
+        problems += checks.range_problems(f"--{name}", getattr(args, name), value)
     problems += checks.task_problems(args.task)
     if args.command == "launch":
         problems += checks.launch_problems(args)
@@ -220,7 +209,12 @@ def run(args: argparse.Namespace) -> int:
         if launching and checks.is_elsewhere(dataset, args):
             where = f"{dataset} is not in --data_dir {args.data_dir} on this machine"
             print(f"sweep: {where}; its jobs look for it where they run", file=sys.stderr)
-    jobs = [Job(train_args, args.output_dir) for train_args in _args_list(args)]
+    args_list = make_args_list(
+        *(args.n_trials, args.datasets, args.algorithms, args.n_hparams_from, args.n_hparams),
+        *(args.steps, args.data_dir, args.task, args.holdout_fraction),
+        *(args.single_test_envs, args.hparams),
+    )
+    jobs = [Job(train_args, args.output_dir) for train_args in args_list]
     by_state = {
         state: [job for job in jobs if job.state == state]
         for state in (Job.DONE, Job.INCOMPLETE, Job.NOT_LAUNCHED)
@@ -264,22 +258,6 @@ def _confirm() -> None:
     if not answer.strip().lower().startswith("y"):
         print("Nevermind!")
         raise SystemExit(0)
-
-
-def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:
-    return make_args_list(
-        n_trials=args.n_trials,
-        dataset_names=args.datasets,
-        algorithms=args.algorithms,
-        n_hparams_from=args.n_hparams_from,
-        n_hparams=args.n_hparams,
-        steps=args.steps,
-        data_dir=args.data_dir,
-        task=args.task,
-        holdout_fraction=args.holdout_fraction,
-        single_test_envs=args.single_test_envs,
-        hparams=args.hparams,
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

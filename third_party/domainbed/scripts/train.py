@@ -57,32 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--test_envs", type=int, nargs="*", default=[0], help="none: train on all environments"
     )
     parser.add_argument("--output_dir", default="train_output")
-    _add_seeds(parser)
-    _add_amounts(parser)
-    _add_files(parser)
-    return parser
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--skip_model_save", action="store_true", help="keep no weights")
-    parser.add_argument("--save_model_every_checkpoint", action="store_true")
-    parser.add_argument(
-        "--keep_weights",
-        choices=checkpoints.KEEP,
-        default=os.environ.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
-        help="the last in model.pkl, those chosen by training-domain validation in "
-        f"model_best.pkl, both (default), or none; ${checkpoints.VARIABLE} says it for all jobs",
-    )
-    parser.add_argument(
-        "--restart",
-        action="store_true",
-        help="begin anew: delete state and weights that a run left in --output_dir, and set its "
-        "records aside in results-1.jsonl",
-    )
-    scalar_logs.add_flag(parser)
-
-
-def _add_seeds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hparams_seed", type=int, default=0, help="draws the hyperparameters; 0 is the defaults"
     )
@@ -90,9 +64,6 @@ def _add_seeds(parser: argparse.ArgumentParser) -> None:
         "--trial_seed", type=int, default=0, help="draws the splits and the hyperparameters"
     )
     parser.add_argument("--seed", type=int, default=0, help="seeds everything else")
-
-
-def _add_amounts(parser: argparse.ArgumentParser) -> None:
     own = "0, and the default: the data set's own"
     parser.add_argument("--steps", type=int, help=own)
     parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints; {own}")
@@ -117,6 +88,23 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
         help="leave accuracies on the training environments' in-splits out of the records: most of "
         f"the evaluation, and no selection uses them; ${SKIP_VARIABLE}=1 says it for all jobs",
     )
+    parser.add_argument("--skip_model_save", action="store_true", help="keep no weights")
+    parser.add_argument("--save_model_every_checkpoint", action="store_true")
+    parser.add_argument(
+        "--keep_weights",
+        choices=checkpoints.KEEP,
+        default=os.environ.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
+        help="the last in model.pkl, those chosen by training-domain validation in "
+        f"model_best.pkl, both (default), or none; ${checkpoints.VARIABLE} says it for all jobs",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew: delete state and weights that a run left in --output_dir, and set its "
+        "records aside in results-1.jsonl",
+    )
+    scalar_logs.add_flag(parser)
+    return parser
 
 
 def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
@@ -129,15 +117,15 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
     problems += checks.task_problems(args.task)
     problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
     problems += checks.holdout_problems(args.holdout_fraction)
-    problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
+    problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
     if args.keep_weights not in checkpoints.KEEP:
         expected = ", ".join(checkpoints.KEEP)
         problems.append(f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected {expected}")
     if (switch := os.environ.get(SKIP_VARIABLE, "")) not in ("", "0", "1"):
         problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing")
     for flag in ("steps", "checkpoint_freq", "workers"):
-        problems += checks.least_problems(f"--{flag}", getattr(args, flag), 0)
-    problems += checks.seed_problems(args.seed)
+        problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
+    problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's
     problems += scalar_logs.problems(log_to)
     raise_for(problems)
 
