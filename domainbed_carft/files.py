@@ -183,9 +183,7 @@ def _require_small(events: Iterable[Any]) -> None:
         if kind in ("MappingStartEvent", "SequenceStartEvent") and event.anchor:
             collections.add(event.anchor)
         if kind == "AliasEvent" and event.anchor in collections:
-            raise ValueError(
-                f"{line}: *{event.anchor} stands for a collection; write it out"
-            )
+            raise ValueError(f"{line}: *{event.anchor} stands for a collection; write it out")
 
 
 def _plain(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
