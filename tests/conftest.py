@@ -128,3 +128,14 @@ def pets(tmp_path_factory) -> Path:
     for algorithm in ("CARFT", "CLIPLinearProbe", "CLIPZeroShot"):
         runs_jobs.train_job(folder / algorithm, pictures, algorithm)
     return folder
+
+
+@pytest.fixture(scope="session")
+def incomplete(tmp_path_factory) -> Path:
+    """A sweep that lacks a job, in a folder whose name a shell would take apart, and its report."""
+    import report_page
+
+    folder = tmp_path_factory.mktemp("it's <a> sweep")
+    report_page.write_incomplete(folder / "sweep")
+    assert report_page.report(folder / "sweep", folder / "new" / "report") == 0
+    return folder
