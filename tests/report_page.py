@@ -65,10 +65,10 @@ class Page(HTMLParser):
 def leave_undrawn(patch):
     """Figures with their names and words, and nothing on them: drawing takes most of the time."""
 
-    def draw(title, name, alt, height, onto):
+    def saved(canvas, title, name, alt):
         return figures.Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
 
-    patch.setattr(figures, "_draw", draw)
+    patch.setattr(figures, "_saved", saved)
 
 
 def report(sweep, output, *words):

@@ -59,13 +59,15 @@ class Target(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Figures or examples of one kind; ``text`` explains them, or says why there are none."""
+    """Figures or examples of one kind, for which the template has title and text.
 
-    id: str
-    title: str
-    text: str
-    figures: Sequence[Figure] = ()
+    A figure is None where there was nothing to draw; ``lacking`` says why there are none at all.
+    """
+
+    kind: str
+    figures: Sequence[Figure | None] = ()
     targets: Sequence[Target] = ()
+    lacking: str = ""
 
 
 class Section(NamedTuple):

@@ -36,14 +36,6 @@ ORIGINAL = "original CLIP"
 _UNTRAINED = ("CLIPZeroShot", "CLIPLinearProbe")
 _SAME = ("clip_digest", "prompts_digest", "protocol", "context_scale")
 
-_TEXT = (
-    "Pictures of the in-split of the environment left out, which neither algorithm was trained on, "
-    "as the models see them. All of them were classified again with the saved weights; shown are, "
-    "of those that one of {} gets right and the other wrong, the first in the order of the split, "
-    "which the trial's seed shuffled. Nobody picked them. Contexts are the union of the three that "
-    "each finds most likely; KL is the divergence of all of them from what the original CLIP finds."
-)
-
 
 class Judged(NamedTuple):
     """What a run that was selected makes of all pictures: probabilities (N, K), labels (N,)."""
@@ -73,9 +65,7 @@ class Judged(NamedTuple):
         )
 
 
-def part(
-    identity: str, table: Table, runs: Sequence[Run], pair: Sequence[str], wanted: Wanted
-) -> Part:
+def part(table: Table, runs: Sequence[Run], pair: Sequence[str], wanted: Wanted) -> Part:
     """Examples of each direction for each environment left out.
 
     What stands in the way of an environment's is said in its place, once if it is one for all.
@@ -88,10 +78,9 @@ def part(
             targets.append(_target(label, mine, pair, wanted))
         except CarftError as error:
             targets.append(Target(label, str(error)))
-    text = _TEXT.format(" and ".join(pair))
     if len({target.text for target in targets}) == 1 and not targets[0].directions:
-        text, targets = targets[0].text, []
-    return Part(identity, "Example pictures", text, targets=targets)
+        return Part("examples", lacking=targets[0].text)
+    return Part("examples", targets=targets)
 
 
 def _target(label: str, chosen: Sequence[Selected], pair: Sequence[str], wanted: Wanted) -> Target:

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -127,6 +127,7 @@ def looks(algorithms: Sequence[str]) -> dict[str, Look]:
     }
 
 
+@matplotlib.rc_context(_STYLE)
 def bars(
     name: str, table: Table, averages: Table | None, published: Mapping[str, float], looks: Looks
 ) -> Figure:  # fmt: skip
@@ -147,30 +148,29 @@ def bars(
     groups = [(label, [one for one in cells if one[1].mean is not None]) for label, cells in groups]
     groups = [(label, cells) for label, cells in groups if cells]
 
-    def onto(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        place = 0.0
-        names = {}
-        for label, cells in groups:
-            axes.text(0, place, f" {shown(label)}", va="center", weight="bold")
-            for algorithm, cell, figure in cells:
-                place += 1
-                names[place] = shown(algorithm)
-                _bar(axes, place, cell, looks[algorithm], figure)
-            place += 1.6
-        axes.set_yticks(list(names), list(names.values()))
-        axes.tick_params(axis="y", length=0)
-        axes.set(ylim=(place - 0.7, -0.8), xlim=(0, _END + 12), xticks=range(0, 101, 20))
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel("accuracy (%)")
-        if any(figure is not None for _, cells in groups for _, _, figure in cells):
-            axes.plot([], [], "d", color=INK, mfc=PAPER, label="published")
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, handlelength=1)
+    canvas = _canvas(0.75 + _ROW * sum(len(cells) + 1.6 for _, cells in groups))
+    axes = canvas.subplots()
+    height = 0.0
+    names = {}
+    for label, cells in groups:
+        axes.text(0, height, f" {shown(label)}", va="center", weight="bold")
+        for algorithm, cell, figure in cells:
+            height += 1
+            names[height] = shown(algorithm)
+            _bar(axes, height, cell, looks[algorithm], figure)
+        height += 1.6
+    axes.set_yticks(list(names), list(names.values()))
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(height - 0.7, -0.8), xlim=(0, _END + 12), xticks=range(0, 101, 20))
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("accuracy (%)")
+    if any(figure is not None for _, cells in groups for _, _, figure in cells):
+        axes.plot([], [], "d", color=INK, mfc=PAPER, label="published")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, handlelength=1)
 
-    rows = sum(len(cells) + 1.6 for _, cells in groups)
     alt = f"Bars of the accuracy on {table.dataset} by environment, as in the table above."
-    return _draw(table.dataset, name, alt, 0.75 + _ROW * rows, onto)
+    return _saved(canvas, table.dataset, name, alt)
 
 
 def _bar(axes: Axes, place: float, cell: Cell, look: Look, published: float | None) -> None:
@@ -194,6 +194,7 @@ def _bar(axes: Axes, place: float, cell: Cell, look: Look, published: float | No
     )  # fmt: skip
 
 
+@matplotlib.rc_context(_STYLE)
 def curves(
     title: str, name: str, rows: pd.DataFrame, panels: Panels, looks: Looks
 ) -> Figure | None:
@@ -207,24 +208,23 @@ def curves(
     if not present:
         return None
 
-    def onto(canvas: Canvas) -> None:
-        every = canvas.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
-        handles: dict[str, Any] = {}
-        for axes, (column, found) in zip(every, lines.items()):
-            heading, scale = panels[column]
-            axes.set_title(heading)
-            for name in present:
-                if name in found:
-                    handles[name] = _line(axes, scale * found[name], looks[name])
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        every[-1].set_xlabel("training step")
-        every[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _legend(canvas, {name: handles[name] for name in present})
+    canvas = _canvas(0.8 + 1.75 * len(lines) + 0.2 * ((len(present) + 1) // 2))
+    every = canvas.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
+    handles: dict[str, Any] = {}
+    for axes, (column, found) in zip(every, lines.items()):
+        heading, scale = panels[column]
+        axes.set_title(heading)
+        for one in present:
+            if one in found:
+                handles[one] = _line(axes, scale * found[one], looks[one])
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    every[-1].set_xlabel("training step")
+    every[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _legend(canvas, {one: handles[one] for one in present})
 
     drawn = " and ".join(panels[column][0] for column in lines)
     alt = f"Lines over training steps of {drawn}: {title}, for {', '.join(present)}."
-    height = 0.8 + 1.75 * len(lines) + 0.2 * ((len(present) + 1) // 2)
-    return _draw(title, name, alt, height, onto)
+    return _saved(canvas, title, name, alt)
 
 
 def _line(axes: Axes, line: pd.DataFrame, look: Look) -> Any:
@@ -236,6 +236,7 @@ def _line(axes: Axes, line: pd.DataFrame, look: Look) -> Any:
     )[0]  # fmt: skip
 
 
+@matplotlib.rc_context(_STYLE)
 def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | None:
     """In-domain against out-of-domain accuracy, a mark a run: where robustness is seen.
 
@@ -250,28 +251,28 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     if not present:
         return None
 
-    def onto(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        handles = {}
-        pale = {"s": 14, "alpha": 0.3, "linewidths": 0, "zorder": 2}
-        full = {"s": 46, "edgecolors": INK, "linewidths": 0.8, "zorder": 3}
-        for name in present:
-            sign = {"color": looks[name].colour, "marker": looks[name].marker}
-            for some, how in ((rows.drop(chosen.index), pale), (chosen, full)):
-                mine = 100 * some.loc[some["algorithm"] == name, ["in_domain", "out_of_domain"]]
-                style: Any = {**sign, **how}
-                handles[name] = axes.scatter(mine["in_domain"], mine["out_of_domain"], **style)
-        axes.margins(0.08)  # as far as the marks reach, with the line of equal accuracies
-        x, y = axes.get_xlim(), axes.get_ylim()
-        axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.set(xlim=x, ylim=y)
-        axes.set(xlabel="in-domain accuracy (%)", ylabel="out-of-domain accuracy (%)")
-        _legend(canvas, handles, handlelength=1.2)
+    canvas = _canvas(3.4 + 0.2 * ((len(present) + 1) // 2))
+    axes = canvas.subplots()
+    handles = {}
+    pale = {"s": 14, "alpha": 0.3, "linewidths": 0, "zorder": 2}
+    full = {"s": 46, "edgecolors": INK, "linewidths": 0.8, "zorder": 3}
+    for one in present:
+        sign = {"color": looks[one].colour, "marker": looks[one].marker}
+        for some, how in ((rows.drop(chosen.index), pale), (chosen, full)):
+            mine = 100 * some.loc[some["algorithm"] == one, ["in_domain", "out_of_domain"]]
+            style: Any = {**sign, **how}
+            handles[one] = axes.scatter(mine["in_domain"], mine["out_of_domain"], **style)
+    axes.margins(0.08)  # as far as the marks reach, with the line of equal accuracies
+    x, y = axes.get_xlim(), axes.get_ylim()
+    axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set(xlim=x, ylim=y)
+    axes.set(xlabel="in-domain accuracy (%)", ylabel="out-of-domain accuracy (%)")
+    _legend(canvas, handles, handlelength=1.2)
 
     alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(present)}."
-    return _draw(title, name, alt, 3.4 + 0.2 * ((len(present) + 1) // 2), onto)
+    return _saved(canvas, title, name, alt)
 
 
 def _legend(canvas: Canvas, handles: Mapping[str, Any], **more: Any) -> None:
@@ -279,13 +280,14 @@ def _legend(canvas: Canvas, handles: Mapping[str, Any], **more: Any) -> None:
     canvas.legend(list(handles.values()), names, loc="outside lower center", ncols=2, **more)
 
 
-def _draw(title: str, name: str, alt: str, height: float, onto: Callable[[Canvas], None]) -> Figure:
-    """A figure ``height`` inches high, drawn by ``onto``."""
+def _canvas(height: float) -> Canvas:
+    return Canvas(figsize=(_WIDTH, height), layout="constrained")
+
+
+def _saved(canvas: Canvas, title: str, name: str, alt: str) -> Figure:
     vector, raster = io.StringIO(), io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font lacks, and of long names
-        canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
-        onto(canvas)
         canvas.draw_without_rendering()
         canvas.set_layout_engine(None)  # it is laid out, which would be done anew for each file
         canvas.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})

@@ -19,35 +19,6 @@ from domainbed_carft.results.tables import Table
 
 Name = Callable[..., str]  # of a file or a place on the page: made of words, and given once
 
-_BARS = "Bars are means over trials, with the standard error where there are several."
-_PUBLISHED = (
-    "Diamonds are published figures, of which there are averages only: CLIP ViT-B/16 in several "
-    "protocols, see the sources below."
-)
-_BAND = (
-    "Lines are means over trials of the runs that were selected, bands the standard error; a "
-    "single trial has none."
-)
-_ACCURACY = (
-    "Out-of-domain is the accuracy on the in-split of the environment left out; in-domain the mean "
-    f"over the out-splits of those trained on, augmented as DomainBed evaluates them. {_BAND}"
-)
-_ROBUSTNESS = (
-    "Each mark is a run at the checkpoint that was selected; of several choices of hyperparameters "
-    "the small pale marks were not selected. Higher at the same place from left to right is more "
-    "robust. The dotted line is where both accuracies are equal."
-)
-_DRIFT = (
-    "How far fine-tuning moves what the image encoder thinks of the context: the KL divergence of "
-    "its context distribution from that of the original CLIP, and how often both take the same "
-    "context for the most likely. Measured on the pictures of the training steps since the "
-    f"checkpoint before, in each trial the mean over the environments left out. {_BAND}"
-)
-_NO_DRIFT = (
-    "No run has recorded it: of our algorithms CARFT does, and CLIPFineTune unless its hparam "
-    "drift_every is 0."
-)
-
 
 def build(
     groups: Sequence[Group], built: Sequence[Sequence[Table]], compared: Sequence[Any],
@@ -84,11 +55,11 @@ def build(
                 for one in beside
                 if (one.dataset, one.selection) == (dataset, method)
             }
-            shown = [*parts(identity, table, averages, runs, known, looks, name)]
+            shown = [*parts(table, averages, runs, known, looks, name)]
             if pair and wanted.examples is not None and method != selection.IN_DOMAIN:
                 from domainbed_carft.report import examples
 
-                shown.append(examples.part(f"{identity}-examples", table, runs, pair, wanted))
+                shown.append(examples.part(table, runs, pair, wanted))
             title = "; ".join(filter(None, [dataset, group.title]))
             others = [
                 document.grid(other)
@@ -128,52 +99,36 @@ def missing(built: Iterable[Table], optional: Container[str]) -> tuple[Grid, int
 
 
 def parts(
-    identity: str, table: Table, averages: Table | None, runs: Sequence[Run],
-    published: Mapping[str, float], looks: Looks, name: Name,
+    table: Table, averages: Table | None, runs: Sequence[Run], published: Mapping[str, float],
+    looks: Looks, name: Name,
 ) -> Iterator[Part]:  # fmt: skip
     """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting.
 
-    ``identity`` begins the parts' places on the page. ``averages``: the table that has the data
-    set's in its columns. ``published``: algorithm -> published accuracy in percent.
+    ``averages``: the table that has the data set's in a column. ``published``: algorithm ->
+    published accuracy in percent.
     """
-    method, dataset = selection.METHODS[table.method], table.dataset
-    left_out = table.method != selection.IN_DOMAIN
+    dataset = table.dataset
     drawn: list[Figure | None] = []
     if has_values(table):
         drawn.append(figures.bars(name(dataset, "accuracy"), table, averages, published, looks))
-    text = f"{_BARS} {_PUBLISHED if published else f'There are none published for {dataset}.'}"
-    title = f"Accuracy on {'the environment left out' if left_out else 'each environment'}"
-    yield _part(f"{identity}-bars", title, text, drawn, "No cell has a value.")
-
+    yield Part("bars", drawn)
     checkpoints = frames.checkpoints(runs, table.method)
-    lacking = f"No run could be selected by {method.title}: What is missing says why."
+    title = selection.METHODS[table.method].title
+    lacking = f"No run could be selected by {title}: What is missing says why."
     lacking = "" if len(checkpoints) else lacking
     drawn = [
         figures.curves(place, name(dataset, "over_steps", place), rows, figures.ACCURACY, looks)
         for place, rows in _places(table, checkpoints)
     ]
-    yield _part(f"{identity}-steps", "Accuracy over steps", _ACCURACY, drawn, lacking)
-
+    yield Part("steps", drawn, lacking=lacking)
     drawn = [
         figures.marks(place, name(dataset, "robustness", place), rows, looks)
         for place, rows in _places(table, frames.outcomes(runs, table.method))
     ]
-    nothing = lacking or "No run has left an environment out: nothing is out-of-domain."
-    title = "In-domain against out-of-domain"
-    yield _part(f"{identity}-robustness", title, _ROBUSTNESS, drawn, nothing)
-
+    yield Part("robustness", drawn, lacking=lacking)
     rows = frames.over_targets(checkpoints, frames.DRIFT)
-    place = "mean over environments" if left_out else "nothing left out"
-    drawn = [figures.curves(place, name(dataset, "context_drift"), rows, figures.DRIFT, looks)]
-    title = "Drift of the context distribution"
-    yield _part(f"{identity}-drift", title, _DRIFT, drawn, lacking or _NO_DRIFT)
-
-
-def _part(
-    identity: str, title: str, text: str, drawn: Sequence[Figure | None], nothing: str
-) -> Part:
-    found = [figure for figure in drawn if figure]
-    return Part(identity, title, text if found else nothing, found)
+    drawn = [figures.curves(dataset, name(dataset, "context_drift"), rows, figures.DRIFT, looks)]
+    yield Part("drift", drawn, lacking=lacking)
 
 
 def has_values(table: Table) -> bool:

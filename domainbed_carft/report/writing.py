@@ -42,7 +42,7 @@ def write(folder: Path, page: Page) -> Path:
     # Halves of characters, which names may have, are in no encoding.
     contents = {INDEX: _render(page).encode("utf-8", "backslashreplace")}
     for section in page.sections:
-        for figure in (figure for part in section.parts for figure in part.figures):
+        for figure in filter(None, (figure for part in section.parts for figure in part.figures)):
             contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
             contents[f"{FIGURES}/{figure.name}.png"] = figure.png
     try:
