@@ -49,33 +49,8 @@ def opened(browser, path, width=1440, scheme="light"):
     page.close()
 
 
-CONTRAST = """() => {
-  const colour = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => c.slice(0, 3).map((v) => v / 255)
-    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => {
-    for (; e; e = e.parentElement) {
-      const found = colour(getComputedStyle(e).backgroundColor);
-      if (found.length < 4 || found[3] > 0) return found;
-    }
-  };
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const found = [];
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.textContent.trim() || element.closest("script, style")) continue;
-    const [a, b] = [colour(getComputedStyle(element).color), behind(element)].map(light);
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    found.push([ratio, walker.currentNode.textContent.trim().slice(0, 40)]);
-  }
-  return found.sort((x, y) => x[0] - y[0]);
-}"""
-
-
 @pytest.mark.parametrize("width, scheme", [(360, "light"), (1440, "dark")])
-def test_it_loads_whole_and_everything_can_be_read(browser, made, width, scheme):
-    """Without an error or a request; text stands out by 4.5 to 1, as WCAG 2 asks at level AA."""
+def test_it_loads_whole_without_an_error_or_a_request(browser, made, width, scheme):
     with opened(browser, made, width, scheme) as page:
         assert page.said == []
         assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -88,11 +63,6 @@ def test_it_loads_whole_and_everything_can_be_read(browser, made, width, scheme)
             assert complete and natural > 200
             assert is_light == (scheme == "light")
             assert 200 < shown <= width
-        found = page.evaluate(CONTRAST)
-        assert len(found) > 100
-        assert found[0][0] >= 4.5, found[0]
-    if width > 360:
-        return
     # No letter of a figure is smaller than 9 px. A user unit is a point, of which 72 are an inch.
     for (_, natural, _, shown), path in zip(
         pictures, sorted((made.parent / "figures").glob("*.svg")), strict=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -24,9 +25,7 @@ from domainbed_carft.report.content import Page, Wanted
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import declared, document, labels, paired, published, selection, tables
 from domainbed_carft.results import page as collected
-from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
 from domainbed_carft.text import counted, inflected, shown
 
 PAIR = ("CARFT", "CLIPFineTune")
@@ -72,14 +71,25 @@ def build(wanted: Wanted) -> Page:
     flat = [table for own in built for table in own]
     mine = [table for table in flat if table.method == method]
     averages = [table for table in flat if table.averages and sections.has_values(table)]
-    differences = _differences(groups, method, pair)
+    differences: list[paired.Difference] = []
+    if pair and method != selection.IN_DOMAIN:
+        with contextlib.suppress(CarftError):  # they share no trial
+            differences = paired.compare(groups, [method], *pair)
     compared = [published.compare(group, own) for group, own in zip(groups, built)]
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
     missing, gaps = sections.missing(flat, collection.optional)
+    left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
+    numbers = {
+        "data set": len({run.dataset for run in runs}),
+        "algorithm": len({run.algorithm for run in runs}),
+        "trial": len({run.trial for run in runs}),
+        "job": collection.jobs,
+        "record": collection.records,
+    }
     return Page(
-        title=_title(runs),
+        title=f"{', '.join(labels.labels(runs))}: {left_out} left out",
         method=selection.METHODS[method].title,
-        facts=_facts(collection, runs),
+        facts=[(f"{count:,}", inflected(count, word)) for word, count in numbers.items()],
         findings=[_finding(one, *pair) for one in differences if pair],
         sections=sections.build(groups, built, compared, method, pair, wanted),
         averages=[document.grid(table) for table in averages if len(table.columns) > 1],
@@ -126,33 +136,6 @@ def _pair(
             f"{', '.join(algorithms)}"
         )
     return asked
-
-
-def _title(runs: Sequence[Run]) -> str:
-    left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    return f"{', '.join(labels.labels(runs))}: {left_out} left out"
-
-
-def _facts(collection: Collection, runs: Sequence[Run]) -> list[tuple[str, str]]:
-    numbers = {
-        "data set": len({run.dataset for run in runs}),
-        "algorithm": len({run.algorithm for run in runs}),
-        "trial": len({run.trial for run in runs}),
-        "job": collection.jobs,
-        "record": collection.records,
-    }
-    return [(f"{count:,}", inflected(count, word)) for word, count in numbers.items()]
-
-
-def _differences(
-    groups: Sequence[Group], method: str, pair: Sequence[str] | None
-) -> list[paired.Difference]:
-    if pair is None or method == selection.IN_DOMAIN:
-        return []
-    try:
-        return paired.compare(groups, [method], *pair)
-    except CarftError:  # they share no trial
-        return []
 
 
 def _finding(one: paired.Difference, a: str, b: str) -> str:

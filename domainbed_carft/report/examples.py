@@ -57,10 +57,10 @@ class Judged(NamedTuple):
         """Which weights, and whether they do now what was recorded of them."""
         run, wanted = self.one.outcome.runs[0], self.one.outcome.step
         recorded = selection.accuracies(run)[0][run.steps.index(self.step), self.one.target]
-        chosen = f"not {wanted:g}, which was selected and is not kept"
+        chosen = self.step == wanted
+        which = ", which was selected" if chosen else f" ({wanted:g} was selected and not kept)"
         return (
-            f"{run.algorithm}: {self.run.path.name}, of step {self.step:g}, "
-            f"{'which was selected' if self.step == wanted else chosen}; accuracy "
+            f"{run.algorithm}: {self.run.path.name}, of step {self.step:g}{which}; accuracy "
             f"{100 * self.right.double().mean():.1f}% now, {100 * recorded:.1f}% recorded."
         )
 
@@ -115,20 +115,19 @@ def _target(label: str, chosen: Sequence[Selected], pair: Sequence[str], wanted:
 def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
     """Of the first trial in which the weights of both algorithms are there."""
     found = {(one.trial, one.algorithm): one for one in chosen}
-    trials = sorted({trial for trial, _ in found})
-    common = [
-        [found[t, name] for name in pair] for t in trials if all((t, n) in found for n in pair)
-    ]
+    trials = sorted({one.trial for one in chosen})
+    places = [[(trial, name) for name in pair] for trial in trials]
+    common = [[found[key] for key in keys] for keys in places if all(key in found for key in keys)]
     if not common:
         raise CarftError(f"No trial has both {' and '.join(pair)}: their jobs are missing.")
-    for both in common:
-        if all(map(_kept, both)):
-            return both
-    without = [one.outcome.runs[0].folder for one in common[0] if not _kept(one)]
-    raise CarftError(
-        f"Neither {' nor '.join(WEIGHTS.values())} is in {' and in '.join(without)}. Train without "
-        "--skip_model_save and --keep_weights none to keep them."
-    )
+    whole = [both for both in common if all(map(_kept, both))]
+    if not whole:
+        without = [one.outcome.runs[0].folder for one in common[0] if not _kept(one)]
+        raise CarftError(
+            f"Neither {' nor '.join(WEIGHTS.values())} is in {' and in '.join(without)}. Train "
+            "without --skip_model_save and --keep_weights none to keep them."
+        )
+    return whole[0]
 
 
 def _kept(one: Selected) -> list[str]:

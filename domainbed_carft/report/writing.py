@@ -41,10 +41,10 @@ def write(folder: Path, page: Page) -> Path:
     """
     # Halves of characters, which names may have, are in no encoding.
     contents = {INDEX: _render(page).encode("utf-8", "backslashreplace")}
-    for section in page.sections:
-        for figure in filter(None, (figure for part in section.parts for figure in part.figures)):
-            contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
-            contents[f"{FIGURES}/{figure.name}.png"] = figure.png
+    parts = [part for section in page.sections for part in section.parts]
+    for figure in (figure for part in parts for figure in part.figures if figure):
+        contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
+        contents[f"{FIGURES}/{figure.name}.png"] = figure.png
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=_STAGE, dir=folder) as stage:
