@@ -4,20 +4,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# One more than the cores that the smallest machine has: what SLURM is tested with mostly waits.
+# tests/conftest.py says what stays together, and in which order.
+WORKERS ?= 3
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# What meets torch and the interpreter most, for `make test-oldest`.
+OLDEST := python3.10
+OLDEST_VENV := .venv-oldest
+OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
+  $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams objective \
+  observed prompts training))
 
 # What an installation depends on. Sources are no part of it: it is an editable one.
 DECLARATIONS := pyproject.toml setup.cfg build_backend/carft_backend.py
 
-.PHONY: demo test test-slow lint format wheel clean
+.PHONY: demo test test-slow test-oldest lint format wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/carft demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS)
+
+# On what old checkouts have: `make OLDEST=/path/to/python3.10 test-oldest`.
+test-oldest: $(OLDEST_VENV)/.installed-test
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(OLDEST_TESTS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -33,18 +48,21 @@ wheel: $(VENV)/.created
 	rm -rf build
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
-# The environment stays, since torch is a large download; `rm -r .venv` removes it.
+# The environments stay, since torch is a large download; `rm -r .venv .venv-oldest` removes them.
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamps keep a second run from asking the index again.
 $(VENV)/.created:
 	@command -v $(PYTHON) > /dev/null || \
-	  { echo "'$(PYTHON)' is not to be found. Name a Python 3.10 to 3.13: make PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "Python 3.10 to 3.13 is needed, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1)." \
+	  { echo "'$(PYTHON)' is not to be found. Name a Python 3.10 or newer: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1)." \
 	    "Name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || \
+	  echo "Warning: this project was tried with Python 3.10 to 3.13; '$(PYTHON)' is" \
+	    "$$($(PYTHON) -V 2>&1)."
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 	  { echo "'$(PYTHON)' cannot make environments: its venv module is missing" \
 	    "(on Debian and Ubuntu: the package python3-venv)."; exit 1; }
@@ -62,3 +80,9 @@ $(VENV)/.installed-test: $(VENV)/.created $(DECLARATIONS)
 $(VENV)/.installed-lint: $(VENV)/.created $(DECLARATIONS)
 	$(BIN)/python -m pip install --editable '.[lint]'
 	@touch $@ $(VENV)/.installed
+
+$(OLDEST_VENV)/.installed-test: $(DECLARATIONS)
+	$(OLDEST) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install 'torch>=2.1,<2.2' 'torchvision>=0.16,<0.17' 'numpy<2' \
+	  --editable '.[test]'
+	@touch $@

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -33,8 +34,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import launchers, sweep
+from domainbed_carft import launchers, machine, sweep
 from domainbed_carft.launchers import slurm
+from domainbed_carft.launchers.attempt import run_commands
 
 JOB = "import os, sys; os.close(os.open(sys.argv[2] + '/done', os.O_CREAT))"
 OPTIONS: dict[str, dict[str, Any]] = {"slurm": {"time": 10, "array_cap": os.cpu_count() or 1}}
@@ -55,7 +57,7 @@ def bare(commands: Sequence[str]) -> None:
 
 def through_slurm(commands: Sequence[str]) -> None:
     """Submit the jobs, and wait until the last one has ended."""
-    launchers.make("slurm", OPTIONS["slurm"])(commands)
+    run_commands(launchers.make("slurm", OPTIONS["slurm"]), commands)
     sweep = Path(shlex.split(commands[0])[-1]).parent
     (launched,) = sweep.glob("launches/*.json")
     ids = json.loads(launched.read_text())["jobs"].values()
@@ -73,7 +75,7 @@ def with_name(name: str) -> Callable[[Sequence[str]], object]:
         from domainbed import command_launchers
 
         return command_launchers.local_launcher
-    return launchers.make(name)
+    return functools.partial(run_commands, launchers.make(name))
 
 
 def seconds(name: str, jobs: int) -> float:
@@ -145,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # An OMP_NUM_THREADS of the caller's would keep the launchers from sharing out the cores.
     os.environ.pop("OMP_NUM_THREADS", None)
-    print(f"{platform.machine()}, {launchers.cores()} cores, Python {platform.python_version()}")
+    print(f"{platform.machine()}, {machine.cores()} cores, Python {platform.python_version()}")
     if arguments.demo:
         demos(arguments.rounds, arguments.steps)
     else:

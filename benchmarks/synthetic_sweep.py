@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.sweep import names, output
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import Job
 
 DATA = "/data/benchmarks"
 DATASETS = {"PACS": 4, "VLCS": 4}
@@ -30,11 +31,11 @@ def write(folder: Path, jobs: int, seed: int = 0) -> int:
     """Write ``jobs`` jobs below ``folder``, rounded to whole choices of hyperparameters.
 
     Each data set, algorithm and trial has the jobs with one test environment and those with two.
-    The number of jobs written is returned. The folder says that it was launched by its flags.
+    The number of jobs written is returned. The folder has their manifest, as a launched one has.
     """
     draw = random.Random(seed)
     choices = max(1, round(jobs / JOBS_OF_ONE_CHOICE))
-    count = 0
+    listed = []
     for job in _jobs(folder, choices):
         place = Path(job["output_dir"])
         place.mkdir(parents=True)
@@ -44,14 +45,13 @@ def write(folder: Path, jobs: int, seed: int = 0) -> int:
         (place / "out.txt").write_text(ENVIRONMENT + "step  loss\n" * len(STEPS))
         (place / "err.txt").touch()
         (place / "done").write_text("done")
-        count += 1
-    flags = {"algorithms": [*ALGORITHMS], "datasets": [*DATASETS], "n_trials": TRIALS}
-    launched = output.Launched(
-        name="flags", data_dir=DATA, declared_in=None, flags=flags | {"n_hparams": choices},
-        datasets={name: vars(names.dataset(name)) for name in DATASETS}, launcher="pool", at=0.0,
-    )  # fmt: skip
-    output.remember(folder, launched, None)
-    return count
+        listed.append(Job({k: v for k, v in job.items() if k != "output_dir"}, place))
+    facts = {
+        name: manifest.Dataset(tuple(f"env{i}" for i in range(environments)), None, 5001, 300)
+        for name, environments in DATASETS.items()
+    }
+    manifest.add(folder, manifest.Sweep("flags", DATA, tuple(listed), facts))
+    return len(listed)
 
 
 def _jobs(folder: Path, choices: int) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,11 @@ class PassingError(CarftError):
     may_pass = True
 
 
+def brief(error: Exception) -> str:
+    """An error of another package's, in one line of some 200 letters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+
+
 class CarftWarning(UserWarning):
     """This package could not do its part and stepped aside; what it was added to goes on."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
+from domainbed_carft.jobs import job, manifest
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import page
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -21,7 +22,7 @@ LOADED = """
 import json, sys
 from domainbed_carft import cli
 status = cli.main(sys.argv[1:])
-heavy = {"torch", "matplotlib", "jinja2", "domainbed", "clip"} & set(sys.modules)
+heavy = {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"} & set(sys.modules)
 print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
 """
 
@@ -87,6 +88,32 @@ def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=
                     )  # fmt: skip
 
 
+LABELS = {"PACS": "ACPS", "VLCS": "CLSV"}
+
+
+def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True, **given):
+    """What a launched sweep leaves: its manifest, and the records of the jobs that were run."""
+    facts = {name: given.pop(name) for name in ("selection", "compare_with") if name in given}
+    overrides = given.pop("hparams", ("",))
+    datasets = given.pop("datasets", ("PACS",))
+    jobs = []
+    for place in itertools.product(datasets, algorithms, targets, range(2), overrides):
+        dataset, algorithm, target, trial, hparams = place
+        args = {
+            "dataset": dataset, "algorithm": algorithm, "trial_seed": trial, "hparams_seed": 0,
+            "test_envs": target if isinstance(target, list) else [target], "task": "t",
+            "holdout_fraction": 0.2, **({"hparams": hparams} if hparams else {}),
+        }  # fmt: skip
+        one = job.Job(args, Path(folder) / job.identity(args))
+        jobs.append(one)
+        if run(args):
+            recorded = {"hparams": hparams or None, "environments": list(LABELS[dataset])}
+            write_job(folder, one.folder.name, **{**args, **recorded, **given})
+    described = {name: manifest.Dataset(tuple(LABELS[name]), None, 5001, 300) for name in datasets}
+    sweep = manifest.Sweep("it", "data", tuple(jobs), described, **facts)
+    manifest.add(Path(folder), sweep)
+
+
 def tables(*folders, methods=None, ignored=()):
     """The tables by (setting, method, data set)."""
     built = collect(*folders, methods=methods, ignored=ignored)
@@ -99,7 +126,7 @@ def tables(*folders, methods=None, ignored=()):
 def collect(*folders, methods=None, ignored=(), **more):
     """The page of ``carft collect``."""
     collection = collecting.gather(folders, methods, ignored)
-    return page.build(collection, more.get("paired"), more.get("compare", False))
+    return collecting.build(collection, more.get("paired"), more.get("compare", False))
 
 
 def cell(table, algorithm, column):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -12,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import warm
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
@@ -29,6 +29,44 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 # neither read nor written.
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
+
+# Under `make test` a module runs in one worker, and so do those that stand together here: users of
+# one SLURM, or of session fixtures that are built once a worker. They start first, in this order:
+# SLURM's mostly wait, and run beside the others.
+GROUPS = (
+    ("test_slurm", "test_sweep_slurm"),
+    ("test_checkouts", "test_packaging"),  # sdist and wheel
+    ("test_resume",),  # alone, but long
+    ("test_runs_data", "test_runs_evaluate", "test_runs_predict", "test_runs_wise_ft"),  # pets
+    (
+        "test_runs_card", "test_runs_export", "test_runs_export_refused", "test_runs_saved",
+        "test_sweep_estimate",
+    ),  # trained
+)  # fmt: skip
+
+
+def _group(module: str) -> int:
+    """Its number; those of all other modules are the last."""
+    return next((n for n, group in enumerate(GROUPS) if module in group), len(GROUPS))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _group(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Schedule by our groups. (xdist 3.8's own, --dist loadgroup, has none with pytest 9.2.)"""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByGroup(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            number = _group(Path(file).stem)
+            return f"group {number}" if number < len(GROUPS) else file
+
+    return ByGroup(config, log)
+
 
 TINY_SHAPE = dict(
     embed_dim=128,
@@ -54,6 +92,16 @@ def random_clip(seed=0, **shape):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CLIP(**shape).eval()
+
+
+@pytest.fixture(autouse=True)
+def _no_facts_of_the_test_before() -> None:
+    """What a command asks once in its life is forgotten, since here many share a process."""
+    host = sys.modules.get("domainbed_carft.sweep.host")
+    if host:
+        host._FACTS.clear()
+        for asked in (host.known_hparams, host.data_problems, host.module):
+            asked.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +158,7 @@ def trained(tmp_path_factory) -> Path:
     arguments = ["--algorithm", "CARFT", "--dataset", "EmojiStyles", "--test_envs", "0"]
     arguments += ["--steps", "4", "--checkpoint_freq", "2", "--seed", "3", "--workers", "0"]
     arguments += ["--uda_holdout_fraction", "0.25", "--hparams", json.dumps(hparams)]
-    done = subprocess.run(
-        [sys.executable, "-m", "domainbed.scripts.train", *arguments, "--output_dir", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.run("-m", "domainbed.scripts.train", *arguments, "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
 

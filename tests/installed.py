@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
@@ -19,7 +18,7 @@ NOT_SOURCE = shutil.ignore_patterns(
 
 
 class Environment:
-    """A fresh environment without pip, with this one's packages as a last plain path.
+    """A fresh environment without pip, with this one's packages as last plain paths.
 
     A plain path line does not process the `.pth` files of the folder it names, so nothing that
     is installed here is hooked there.
@@ -31,7 +30,8 @@ class Environment:
         self.python = folder / "bin" / "python"
         (self.site_packages,) = folder.glob("lib/python3*/site-packages")
         borrowed = self.site_packages / "_borrowed.pth"
-        borrowed.write_text(sysconfig.get_paths()["purelib"] + "\n")
+        # More than one where this environment borrows some itself.
+        borrowed.write_text("".join(f"{p}\n" for p in sys.path if p.endswith("site-packages")))
         self.elsewhere = folder / "an empty folder"
         self.elsewhere.mkdir()
 

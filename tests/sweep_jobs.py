@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from domainbed_carft import launchers
+from domainbed_carft.launchers.attempt import run_commands
+
 FAKE_TRAIN = Path(__file__).parent / "fake_train.py"
 
 
@@ -55,12 +58,16 @@ def most_at_once(folders):
     return most
 
 
+def run(name, commands, **options):
+    """What a launcher returns for jobs that are given as a sweep writes them."""
+    return run_commands(launchers.make(name, options), commands)
+
+
 LAUNCH = """
 import json, sys
-from domainbed_carft import launchers
+from sweep_jobs import run
 name, options, commands = map(json.loads, sys.argv[1:])
-failed = launchers.make(name, options)(commands)
-print(json.dumps([str(job) for job in failed or []]))
+print(json.dumps([ending.result for ending in run(name, commands, **options) or []]))
 """
 
 
@@ -68,7 +75,7 @@ def launch(name, commands, options=None, env=None):
     """A launcher in a process of its own, that may be stopped or killed."""
     words = [json.dumps(part) for part in (name, options or {}, list(commands))]
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, *words], env=env,
+        [sys.executable, "-c", LAUNCH, *words], cwd=FAKE_TRAIN.parent, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

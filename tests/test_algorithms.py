@@ -13,6 +13,7 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, backbone, hparams, objective, pictures
 from domainbed_carft.runs import checkpoints
@@ -374,10 +375,12 @@ RN50 = {
         pytest.param(VIT_L_14, True, id="ViT-L/14-archive", marks=pytest.mark.slow),
     ],
 )
-def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_path):
+def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_path, monkeypatch):
     weights = tmp_path / "weights.pt"
     if archive:
         as_archive(random_clip(**shape), weights)
+        published = ("RN50.pt", files.sha256(weights))
+        monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", published)
     else:
         torch.save(random_clip(**shape).state_dict(), weights)
     algorithm = make(weights, lr=1e-5, original_precision="fp32")

@@ -45,8 +45,10 @@ def test_state_dict_is_loaded_exactly_and_in_float32(random_tiny):
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
-def test_archive_equals_state_dict(random_tiny, tmp_path):
+def test_openais_archive_equals_a_state_dict(random_tiny, tmp_path, monkeypatch):
     as_archive(random_clip(**TINY_SHAPE), tmp_path / "archive.pt")
+    published = ("ViT-B-32.pt", files.sha256(tmp_path / "archive.pt"))
+    monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
     a = backbone.load(str(tmp_path / "archive.pt")).model.state_dict()
     b = backbone.load(str(random_tiny)).model.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -167,9 +169,10 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not weights", "cannot be read as a state dict or a TorchScript archive"),
+        (b"not weights", "is cut off or holds"),
         ({"layer.weight": torch.zeros(2)}, "not a CLIP in OpenAI's format"),
         ({"state_dict": {}, "epoch": 3}, "has a dict under 'state_dict', expected a state dict"),
+        ({"visual.proj": torch.tensor([1, float("nan")])}, "has NaN or infinity in 'visual.proj'"),
         (torch.zeros(3), "holds a Tensor, expected a CLIP's state dict"),
     ],
 )

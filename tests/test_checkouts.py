@@ -34,7 +34,7 @@ SHAPES = {
 OWN_TRANSFORMS = ("clip", "packages")
 
 # An editable install differs in how we are found, not in what we do to a host.
-CASES = [("wheel", shape) for shape in SHAPES] + [("editable", "classic"), ("editable", "packages")]
+CASES = [("wheel", shape) for shape in SHAPES] + [("editable", "classic")]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_sweep_is_launched_and_collected(
     dataset = "VLCS" if shape == "tables" else "Pets"
     hparams = {"clip_backbone": str(random_tiny), "batch_size": 4, "warmup_steps": 0}
     hparams["original_precision"] = "fp32"
-    algorithms = OURS if shape == "classic" else OURS[:2]
+    algorithms = OURS if (kind, shape) == ("wheel", "classic") else OURS[:1]
     output = tmp_path / "output"
     python(
         *"-m domainbed.scripts.sweep launch --test_envs 1 --command_launcher local".split(),

@@ -14,7 +14,7 @@ from domainbed_carft import cli
     [
         ([], []),
         (["--compare", "published", "--paired", "ERM", "Mixup", "--format", "latex"], []),
-        (["--format", "html"], ["jinja2"]),
+        (["--format", "html"], []),
     ],
 )
 def test_nothing_heavy_is_loaded_but_for_what_needs_it(tmp_path, more, loaded):
@@ -25,18 +25,19 @@ def test_nothing_heavy_is_loaded_but_for_what_needs_it(tmp_path, more, loaded):
 def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     for number in range(25):
-        (tmp_path / f"empty {number:02}").mkdir()
+        (tmp_path / f"none {number:02}").mkdir()
+        (tmp_path / f"none {number:02}" / "results.jsonl").touch()
     path = tmp_path / "ERM-0-0-0" / "results.jsonl"
     with path.open("a") as file:
         file.write('{"args": {"data')
     assert cli.main(["collect", str(tmp_path), "--select", "oracle"]) == 0
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert f"cut line: {path}: line 4 is no whole record and skipped" in lines
-    assert f"empty folder: {tmp_path / 'empty 19'}: no records" in lines
-    assert "empty folder: ... and 5 more (all of them: --format json)" in lines
+    assert f"cut line: {path}: line 4 is not a whole record, skipped" in lines
+    assert f"no records: {tmp_path / 'none 19'}: no record" in lines
+    assert "no records: ... and 5 more (all of them: --format json)" in lines
     assert lines[-1] == "48 records of 16 jobs."
-    assert "empty" not in out
+    assert "none" not in out
 
 
 def test_groups_and_their_notes_are_told(tmp_path, capsys):
@@ -48,16 +49,6 @@ def test_groups_and_their_notes_are_told(tmp_path, capsys):
     assert "made under 2 settings, which are never averaged" in err
     assert "steps 2: Not all runs have the same task" in err
     assert out.startswith("setting,selection,") and "\nsteps 1,oracle,PACS,A,ERM," in out
-
-
-def test_it_writes_to_a_file(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path / "sweep", ["ERM"])
-    path = tmp_path / "tables.md"
-    assert cli.main(
-        ["collect", str(tmp_path / "sweep"), "--format", "markdown", "-o", str(path)]
-    ) == 0  # fmt: skip
-    assert capsys.readouterr().out == ""
-    assert path.read_text().startswith("# Results\n")
 
 
 def test_wrong_arguments_are_refused(tmp_path, capsys):
@@ -72,7 +63,7 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert cli.main(["collect", str(tmp_path / "no")]) == 1
     assert "there is no folder" in capsys.readouterr().err
     assert cli.main(["collect", folder, "-o", str(tmp_path / "no" / "file")]) == 1
-    assert "--output" in capsys.readouterr().err
+    assert "expected the name of a file in a folder that exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["collect", "--strict"], ["top"], ["report"]])
@@ -89,21 +80,13 @@ def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
     )
 
 
-@pytest.mark.parametrize("command", [["top"], ["collect", "--paired", "ERM", "Mixup"]])
-def test_a_method_that_selected_nothing_says_what_it_needs(tmp_path, capsys, command):
+def test_a_method_that_selected_nothing_says_what_it_needs(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, choices=1)
-    assert cli.main([*command, "--select", "leave-one-domain-out", "--", str(tmp_path)]) == 1
+    assert cli.main(["top", "--select", "leave-one-domain-out", "--", str(tmp_path)]) == 1
     assert (
         "nothing was selected by leave-one-domain-out, which needs jobs with one test "
         "environment, and all with two of which it is one" in capsys.readouterr().err
     )
-
-
-def test_what_takes_several_names_says_how(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["collect", "--help"])
-    words = " ".join(capsys.readouterr().out.split())
-    assert words.count("separated by commas") == 2
 
 
 def test_the_benchmark_finds_the_harnesss_values(tmp_path):

@@ -1,16 +1,14 @@
 """Incomplete cells say what they lack."""
 
-import dataclasses
 import json
 import shutil
 
 import collect_sweeps
 import pytest
+from domainbed.scripts import collect_results
 
 from domainbed_carft import cli
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import declared
-from domainbed_carft.sweep.declaration import Declaration
 
 
 def missing(folder, method, column="A", algorithm="ERM"):
@@ -49,15 +47,6 @@ def test_jobs_that_were_not_run(tmp_path):
     assert (cell["n"], list(cell["trials"])) == (2, ["0", "1"])
 
 
-def test_a_target_that_no_job_has(tmp_path):
-    collect_sweeps.write_sweep(tmp_path)
-    lose(tmp_path, *(f"ERM-3-{trial}-{choice}" for trial in range(2) for choice in range(2)))
-    table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
-    cell = collect_sweeps.cell(table, "ERM", "S")
-    assert cell["missing"] == ["no job --test_envs 3: in every trial"]
-    assert (cell["mean"], cell["n"], table["rows"][0]["average"]) == (None, 0, None)
-
-
 def test_leave_one_domain_out_without_its_jobs_says_which_they_are(tmp_path):
     collect_sweeps.write_sweep(tmp_path)
     assert missing(tmp_path, "leave-one-domain-out", "C") == [
@@ -90,57 +79,7 @@ def test_a_sweep_that_never_meant_to_leave_two_domains_out_is_whole(tmp_path, ca
     assert strict(capsys, tmp_path, "--select", "oracle,leave-one-domain-out")[0] == 3
     collect_sweeps.write_job(tmp_path, "pair", test_envs=[0, 1])
     status, _, err = strict(capsys, tmp_path)
-    assert status == 3 and "5 of 15 cells lack something" in err
-
-
-DECLARED = "datasets: [PACS]\nalgorithms: [ERM]\n"
-
-
-@pytest.mark.parametrize(
-    ("declared", "shown", "expected"),
-    [
-        ("", ["training-domain", "oracle"], 0),
-        ("selection: [oracle]", ["oracle"], 0),
-        ("selection: [leave-one-domain-out]", ["leave-one-domain-out"], 3),
-    ],
-)
-def test_the_methods_are_those_that_the_sweep_declares(tmp_path, capsys, declared, shown, expected):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
-    (tmp_path / "sweep.yaml").write_text(DECLARED + declared)
-    status, out, _ = strict(capsys, tmp_path, "--format", "json")
-    assert status == expected
-    tables = json.loads(out)["tables"]
-    assert list(dict.fromkeys(table["selection"] for table in tables)) == shown
-
-
-def test_undeclared_jobs_beside_a_declared_sweep_have_all_their_tables(tmp_path):
-    for name in ("declared", "other"):
-        collect_sweeps.write_sweep(tmp_path / name, [name], trials=1, choices=1)
-    (tmp_path / "declared" / "sweep.yaml").write_text(DECLARED + "selection: [oracle]")
-    collection = collecting.gather([tmp_path / "declared", tmp_path / "other"])
-    assert collection.methods == ["training-domain", "leave-one-domain-out", "oracle"]
-    assert collection.optional == ["leave-one-domain-out"]
-    collect_sweeps.write_job(tmp_path / "declared", "pair", test_envs=[0, 1])
-    collection = collecting.gather([tmp_path / "declared"])
-    assert collection.methods == ["leave-one-domain-out", "oracle"]
-    assert collection.optional == []
-
-
-def test_the_default_of_declarations_is_that_of_the_sweep():
-    (default,) = (f.default for f in dataclasses.fields(Declaration) if f.name == "selection")
-    assert default == declared._DEFAULT
-
-
-@pytest.mark.parametrize("text", [DECLARED + "selection: [iid]", "- a list", "selection: ["])
-def test_a_declaration_that_cannot_be_used_is_named(tmp_path, text):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
-    (tmp_path / "sweep.yaml").write_text(text)
-    collection = collecting.gather([tmp_path])
-    assert collection.methods == ["training-domain", "leave-one-domain-out", "oracle"]
-    ((kind, path, _),) = collection.faults
-    assert (kind, path) == ("unreadable", str(tmp_path / "sweep.yaml"))
-    (tmp_path / "sweep.yaml").write_text("program: train.py\n")  # W&B's have this name, too
-    assert collecting.gather([tmp_path]).faults == []
+    assert status == 3 and "5 of 15 cells are incomplete" in err
 
 
 def test_runs_that_broke_off(tmp_path):
@@ -162,19 +101,6 @@ def test_runs_that_broke_off(tmp_path):
     assert missing(tmp_path, "oracle", "S") == []
 
 
-def test_jobs_described_and_not_yet_run_are_missed(tmp_path):
-    """Without the description nobody could see that there was to be a third trial."""
-    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], trials=2, choices=1)
-    args = {"dataset": "PACS", "algorithm": "ERM", "test_envs": [0], "hparams_seed": 0}
-    args |= {"trial_seed": 2, "holdout_fraction": 0.2, "uda_holdout_fraction": 0}
-    args |= {"task": "domain_generalization", "steps": None, "checkpoint_freq": None}
-    (tmp_path / "waiting").mkdir()
-    (tmp_path / "waiting" / "job.json").write_text(json.dumps({"train_args": args}))
-    assert missing(tmp_path, "oracle", "P") == ["no job --test_envs 2: trial 2"]
-    faults = collect_sweeps.collect(tmp_path).document.sections["summary"]["faults"]
-    assert [fault["text"] for fault in faults] == ["no record of PACS ERM, test_envs [0], trial 2"]
-
-
 def test_algorithms_with_fewer_draws_are_named(tmp_path):
     collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], choices=3)
     collect_sweeps.write_sweep(tmp_path / "b", ["CLIPZeroShot"], choices=1)
@@ -185,35 +111,11 @@ def test_algorithms_with_fewer_draws_are_named(tmp_path):
     ]
 
 
-def test_strict_fails_on_any_gap(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"])
-    command = ["collect", str(tmp_path), "--strict", "--select"]
-    assert cli.main([*command, "oracle,training-domain"]) == 0
-    assert "lack something" not in capsys.readouterr().err
-    assert cli.main([*command, "leave-one-domain-out"]) == 3
-    out, err = capsys.readouterr()
-    assert "X [1]" in out
-    assert "64 records" not in err and "5 of 5 cells lack something" in err
-    lose(tmp_path, "ERM-0-0-0")
-    assert cli.main([*command, "oracle"]) == 3
-    assert cli.main(command[:2]) == 0
-
-
 def write_records(job, change):
     """Rewrite a job's records as ``change`` returns them."""
     path = job / "results.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(change(record)) + "\n" for record in records))
-
-
-def test_a_sweep_of_which_nothing_is_done_yet_is_not_whole(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1, done=False)
-    assert missing(tmp_path, "oracle") == []  # records alone, handed on without the other files
-    for job in tmp_path.iterdir():
-        (job / "out.txt").touch()
-    assert missing(tmp_path, "oracle") == [
-        "--test_envs 0 is not finished (no file done): in every trial"
-    ]
 
 
 def test_runs_that_all_ended_before_the_last_step_asked_for(tmp_path):
@@ -236,64 +138,6 @@ def test_other_checkpoints_are_none_too_few(tmp_path):
     assert (cell["missing"], cell["n"]) == ([], 2)
 
 
-def test_jobs_only_described_have_rows_and_tables(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
-    args = json.loads((tmp_path / "ERM-0-0-0" / "results.jsonl").read_text().splitlines()[0])[
-        "args"
-    ]
-    for number, more in enumerate(({"algorithm": "Mixup"}, {"dataset": "VLCS", "test_envs": [1]})):
-        job = tmp_path / f"planned {number}"
-        job.mkdir()
-        (job / "job.json").write_text(json.dumps({"train_args": {**args, **more}}))
-    built = collect_sweeps.tables(tmp_path)
-    row = collect_sweeps.cell(built["", "oracle", "PACS"], "Mixup", "C")
-    assert row["missing"] == ["no job --test_envs 1: in every trial"]
-    vlcs = built["", "oracle", "VLCS"]
-    assert vlcs["columns"] == ["C", "L", "S", "V"]
-    lacking = collect_sweeps.cell(vlcs, "ERM", "L")
-    assert (lacking["mean"], lacking["missing"]) == (None, ["no job --test_envs 1: in every trial"])
-    assert cli.main(["collect", str(tmp_path), "--strict", "--select", "oracle"]) == 3
-
-
-def test_described_jobs_of_another_setting_are_no_missing_trials(tmp_path):
-    job = collect_sweeps.write_job(tmp_path, "finished")
-    args = json.loads((job / "results.jsonl").read_text().splitlines()[0])["args"]
-    planned = tmp_path / "planned"
-    planned.mkdir()
-    other = {**args, "trial_seed": 1, "holdout_fraction": 0.3}
-    (planned / "job.json").write_text(json.dumps({"train_args": other}))
-    built = collect_sweeps.tables(tmp_path)
-    cells = {
-        setting: collect_sweeps.cell(table, "ERM", "A")["missing"]
-        for (setting, method, dataset), table in built.items()
-        if (method, dataset) == ("oracle", "PACS")
-    }
-    assert cells == {
-        "holdout_fraction 0.2": [],
-        "holdout_fraction 0.3": ["no job --test_envs 0: in every trial"],
-    }
-
-
-def test_described_pairs_are_not_unheard_of(tmp_path):
-    job = collect_sweeps.write_job(tmp_path, "finished")
-    args = json.loads((job / "results.jsonl").read_text().splitlines()[0])["args"]
-    planned = tmp_path / "planned"
-    planned.mkdir()
-    (planned / "job.json").write_text(json.dumps({"train_args": {**args, "test_envs": [0, 1]}}))
-    assert missing(tmp_path, "leave-one-domain-out") == [
-        f"no job --test_envs {pair}: in every trial" for pair in ("0 1", "0 2", "0 3")
-    ]
-
-
-def test_a_job_whose_records_cannot_be_used_is_not_one_that_was_not_run(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
-    write_records(tmp_path / "ERM-1-0-0", lambda record: record | {"hparams": "none"})
-    assert missing(tmp_path, "oracle", "C") == [
-        "--test_envs 1 has no usable record: in every trial"
-    ]
-    assert missing(tmp_path, "oracle", "A") == []
-
-
 def test_what_is_no_number_is_not_the_best(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=2)
     before = collect_sweeps.cell(collect_sweeps.tables(tmp_path)["", "oracle", "PACS"], "ERM", "A")
@@ -304,7 +148,7 @@ def test_what_is_no_number_is_not_the_best(tmp_path):
         cell = collect_sweeps.cell(table, "ERM", "A")
         assert cell["mean"] > 20 and cell["n"] == before["n"] == 1
         assert cell["missing"] == [
-            "--test_envs 0 has accuracies that are no numbers in [0, 1]: trial 0 hparams_seed 1"
+            "--test_envs 0 has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 1"
         ]
 
 
@@ -317,7 +161,7 @@ def test_what_is_no_number_is_not_the_best_with_nothing_left_out_either(tmp_path
     cell = collect_sweeps.cell(table, "ERM", "P")
     assert (cell["n"], cell["mean"] > 20) == (1, True)
     assert cell["missing"] == [
-        "--test_envs has accuracies that are no numbers in [0, 1]: trial 0 hparams_seed 0"
+        "--test_envs has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 0"
     ]
 
 
@@ -330,4 +174,55 @@ def test_a_mean_over_incomplete_cells_is_marked(tmp_path):
         if grid.title.startswith("PACS")
     )
     assert grid.rows[0][1].endswith(" [1]") and grid.rows[0][-1].endswith(" [2]")
-    assert grid.notes[1] == "[2] a mean over cells of which some lack something."
+    assert grid.notes[1] == "[2] a mean over cells of which some are incomplete."
+
+
+def harness_tables(folder, capsys):
+    assert collect_results.main(["--input_dir", str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mark", [{"diverged_at": 42}, {"loss": float("nan")}, {"loss": -1e999}])
+def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
+    """Whether our train marked them, or another checkout's left a loss that is not finite."""
+    for name in ("healthy", "sweep"):
+        collect_sweeps.write_sweep(tmp_path / name, ["ERM"], trials=1, choices=2)
+    job = tmp_path / "sweep" / "ERM-0-0-1"
+    # Chance predictions that would win everywhere.
+    best = {f"env{i}_{split}_acc": 1.0 for i in range(4) for split in ("in", "out")}
+    write_records(job, lambda record: {**record, **(best if record["step"] > 0 else {})})
+    unmarked = harness_tables(tmp_path / "sweep", capsys)
+    write_records(job, lambda record: {**record, **(mark if record["step"] > 0 else {"loss": 1.5})})
+    assert (
+        harness_tables(tmp_path / "sweep", capsys).split("\n", 1)[1] == unmarked.split("\n", 1)[1]
+    )
+
+    # What is left of the job is its record of step 0.
+    rest = tmp_path / "healthy" / "ERM-0-0-1" / "results.jsonl"
+    rest.write_text(rest.read_text().splitlines(keepends=True)[0])
+    why = "--test_envs 0 diverged, and has no accuracies from step 100 on: trial 0 hparams_seed 1"
+    for method, last in (("training-domain", True), ("oracle", False)):
+        if not last:  # which takes the last checkpoint, and this job has none
+            rest.unlink()
+        cells = [
+            collect_sweeps.cell(
+                collect_sweeps.tables(tmp_path / name)["", method, "PACS"], "ERM", "A"
+            )
+            for name in ("healthy", "sweep")
+        ]
+        assert cells[1]["mean"] == cells[0]["mean"] and cells[1]["missing"] == [why]
+        assert (
+            cli.main(["top", str(tmp_path / "sweep"), "--select", method, "--test_env", "0"]) == 0
+        )
+        (entry,) = json.loads(capsys.readouterr().out)
+        assert entry["accuracy"] == pytest.approx(cells[0]["mean"] / 100)
+    status, _, err = strict(capsys, tmp_path / "sweep", "--select", "oracle")
+    assert status == 3
+    assert f"diverged: {job}: the training diverged; 2 records from step 100 on count" in err
+
+
+def test_copies_of_a_diverged_job_count_once(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    write_records(tmp_path / "ERM-0-0-0", lambda record: {**record, "diverged_at": 0})
+    shutil.copytree(tmp_path / "ERM-0-0-0", tmp_path / "copy")
+    assert len(collecting.gather([tmp_path]).groups[0].runs) == 4

@@ -1,18 +1,39 @@
-"""What is wrong with records is named, and never the end."""
+"""What is wrong with folders, records and values is named, and never the end."""
 
 import json
+import math
 import os
+import stat
+import subprocess
+import sys
+import warnings
 
 import collect_sweeps
 import pytest
 
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import reading, records, scan
-from domainbed_carft.jobs.lines import decoded
+from domainbed_carft.jobs import records
+from domainbed_carft.results import formats
+from domainbed_carft.results.document import Document, Grid
+
+NAMES = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(4)]
+ODD = "two\nlines \x1b[31mred \u2028\udcff"
+ESCAPED = "two\\nlines \\x1b[31mred \\u2028\\udcff"
 
 
 def kinds(read):
     return [(fault.kind, os.path.basename(fault.path)) for fault in read.faults]
+
+
+def folders(read):
+    return [os.path.basename(run.folder) for run in read.runs]
+
+
+def rewrite(job, **changes):
+    path = job / "results.jsonl"
+    lines = [json.loads(line) | changes for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_cut_lines_and_repeated_steps(tmp_path):
@@ -21,13 +42,10 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     again = json.loads(lines[1]) | {"env0_in_acc": 0.125}
     path.write_text("".join([*lines, "\n", lines[0][:70], "\n", json.dumps(again), "\n[1]\n"]))
-    read = reading.read([tmp_path])
+    read = records.read([tmp_path])
     assert [(fault.kind, fault.text) for fault in read.faults] == [
-        ("cut line", "line 5 is no whole record and skipped"),
-        (
-            "cut line",
-            "line 7 is no whole record and skipped: it is [1], a list; expected an object",
-        ),
+        ("cut line", "line 5 is not a whole record, skipped"),
+        ("cut line", "line 7 is not a whole record, skipped"),
         ("repeated steps", "1 record of steps recorded before; the later ones count"),
     ]
     (run,) = read.runs
@@ -36,38 +54,67 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     assert read.records == 3
 
 
-def test_folders_without_records(tmp_path):
-    collect_sweeps.write_job(tmp_path, "fine")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "err.txt").touch()
-    (tmp_path / "plots").mkdir()
-    (tmp_path / "plots" / "accuracy.png").touch()
+ARGUMENTS = {"trial_seed": True, "test_envs": [0, 0], "dataset": 1, "hparams": [1]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"step": step} for step in (True, math.nan, math.inf, 10**400, "0", None)),
+        *({"args": {name: value}} for name, value in ARGUMENTS.items()),
+        {"args": {"test_envs": [4]}},
+        {"args": {"test_envs": ["q"]}},
+        {"hparams": "lr"},
+    ],
+)
+def test_a_line_of_other_types_is_no_record(tmp_path, change):
+    job = collect_sweeps.write_job(tmp_path, "job")
+    path = job / "results.jsonl"
+    line = json.loads(path.read_text().splitlines()[0])
+    args = {**line["args"], **change.get("args", {})}
+    with path.open("a") as file:
+        file.write(json.dumps({**line, **change, "args": args}) + "\n")
+    read = records.read([tmp_path])
+    assert [list(run.steps) for run in read.runs] == [[0, 100, 200]]
+    assert [(f.kind, f.text) for f in read.faults] == [
+        ("cut line", "line 4 is not a whole record, skipped")
+    ]
+
+
+def test_folders_are_found_once_each_and_with_links(tmp_path):
+    for variant in ("kl_weight=1", "kl_weight=3"):
+        collect_sweeps.write_sweep(tmp_path / "sweep" / variant, ["CARFT"], 1, 1)
+    (tmp_path / "sweep" / "up").symlink_to("..")
+    (tmp_path / "sweep" / "self").symlink_to("self")
+    (tmp_path / "sweep" / "out.txt").write_text("nohup: ignoring input\n")
+    collect_sweeps.write_job(tmp_path / "done", "one")
+    (tmp_path / "link").symlink_to(tmp_path / "done" / "one")
     (tmp_path / "strange" / "results.jsonl").mkdir(parents=True)
-    read = reading.read([tmp_path])
-    assert len(read.runs) == 1
-    assert kinds(read) == [
-        ("empty folder", "empty"),
-        ("no regular file", "results.jsonl"),
-        ("no records", "begun"),
-        ("no records", "strange"),
-    ]
+    assert len(records.read([tmp_path / "sweep" / "kl_weight=1"]).runs) == 4
+    read = records.read([tmp_path, tmp_path / "sweep"])
+    assert (len(read.runs), read.faults) == (9, [])
+    job = tmp_path / "sweep" / "kl_weight=1" / "CARFT-0-0-0"
+    assert len(records.read([job, tmp_path]).runs) == 9
+    collect_sweeps.write_job(tmp_path / "a" / "b" / "c", "deep")
+    assert len(records.read([tmp_path]).runs) == 9
+    assert folders(records.read([tmp_path / "a", tmp_path / "a" / "b" / "c"])) == ["deep"]
 
 
-def test_records_that_make_no_run(tmp_path):
-    collect_sweeps.write_job(tmp_path, "other target", test_envs=[4])
-    job = collect_sweeps.write_job(tmp_path, "grown")
-    record = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
-    more = record | {"step": 300, "env4_in_acc": 0.5, "env4_out_acc": 0.5}
-    with (job / "results.jsonl").open("a") as file:
-        file.write(json.dumps(more) + "\n")
-    collect_sweeps.write_job(tmp_path, "strange", trial_seed="first")
-    texts = [fault.text for fault in reading.read([tmp_path]).faults]
-    assert texts == [
-        "accuracies of 4 environments, then of 5; passed over",
-        "test_envs [4], accuracies of 4 environments; passed over",
-        "trial_seed is 'first', a string; expected a whole number; passed over",
-    ]
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    collect_sweeps.write_job(tmp_path, "job")
+    (tmp_path / "closed").mkdir(mode=0)
+    read = records.read([tmp_path])
+    assert folders(read) == ["job"] and kinds(read) == [("unreadable", "closed")]
+
+
+def test_nothing_to_collect_is_refused_and_says_why(tmp_path):
+    with pytest.raises(CarftError, match=r"there is no folder .*x, .*y; expected the output"):
+        records.find([tmp_path / "x", tmp_path, tmp_path / "y"])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "results.jsonl").touch()
+    with pytest.raises(CarftError, match=r"(?s)no record below .*\nno records: .*empty: no record"):
+        collect_sweeps.collect(tmp_path)
 
 
 def test_several_runs_in_one_folder_are_told_apart(tmp_path):
@@ -75,33 +122,10 @@ def test_several_runs_in_one_folder_are_told_apart(tmp_path):
     second = collect_sweeps.write_job(tmp_path, "b", at=(0, 100), hparams='{"lr": 1}')
     with (first / "results.jsonl").open("a") as file:
         file.write((second / "results.jsonl").read_text())
-    runs = reading.read([first]).runs
+    runs = records.read([first]).runs
     assert [list(run.steps) for run in runs] == [[0, 100, 200], [0, 100]]
     assert runs[1].setting["hparam lr"] == "1"
-
-
-def test_variants_and_single_jobs_are_found(tmp_path):
-    for variant in ("kl_weight=1", "kl_weight=3"):
-        collect_sweeps.write_sweep(tmp_path / "sweep" / variant, ["CARFT"], 1, 1)
-    (tmp_path / "sweep" / "sweep.yaml").write_text("name: it\n")
-    assert len(reading.read([tmp_path / "sweep"]).runs) == 8
-    assert len(reading.read([tmp_path]).runs) == 8
-    job = tmp_path / "sweep" / "kl_weight=1" / "CARFT-0-0-0"
-    assert len(reading.read([job]).runs) == 1
-    twice = reading.read([tmp_path, tmp_path / "sweep"])
-    assert (len(twice.runs), kinds(twice)) == (8, [("named twice", "sweep")])
-    assert len(reading.read([job, tmp_path]).runs) == 8
-
-
-def test_no_such_folder_is_refused(tmp_path):
-    with pytest.raises(CarftError, match=r"there is no folder .*x, .*y; expected the output"):
-        scan.find([tmp_path / "x", tmp_path, tmp_path / "y"])
-
-
-def test_nothing_to_collect_is_refused_and_says_why(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CarftError, match=r"(?s)no record below .*\nempty folder: .*empty"):
-        collect_sweeps.collect(tmp_path)
+    assert [[r["step"] for r in records.of_run(run)] for run in runs] == [[0, 100, 200], [0, 100]]
 
 
 def test_versions_are_those_that_train_printed(tmp_path):
@@ -109,45 +133,157 @@ def test_versions_are_those_that_train_printed(tmp_path):
     printed = "Environment:\n\tPython: 3.11.2\n\tPyTorch: {}\n\tNumPy: 2.1\nArgs:\n\tPIL: no\n"
     text = printed.format("2.4.1") + "step\n" + printed.format("2.5.0") + printed.format("2.5.0")
     (job / "out.txt").write_text(text)
-    (run,) = reading.read([tmp_path]).runs
-    versions = {k: v for k, v in run.setting.items() if k.startswith("version")}
-    assert versions["version of PyTorch"] == "2.4.1, then 2.5.0"
-    assert versions["version of NumPy"] == "2.1"
+    (run,) = records.read([tmp_path]).runs
+    assert run.setting["version of PyTorch"] == "2.4.1, then 2.5.0"
+    assert run.setting["version of NumPy"] == "2.1"
 
 
-def test_several_processes_read_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_WORTH_IT", 1)
-    collect_sweeps.write_sweep(tmp_path, pairs=True)
-    (tmp_path / "empty").mkdir()
-    called = []
-    parallel = reading.read([tmp_path], 2, lambda: called.append(True))
-    assert parallel == reading.read([tmp_path])
-    assert called == [True]
-
-
-def test_short_cuts_of_decoding_change_nothing():
-    args = {"a": 1, "hparams": {"lr": 1}, "text": '"args": {"a": 1}'}
-    records_ = [
-        {"args": args, "hparams": {"lr": 1}, "nested": {"args": args, "hparams": {"lr": 1}}},
-        {"args": args | {"a": 2}, "hparams": {"lr": 2}},
-        {"args": args, "hparams": {"lr": 1}, "z": '{"args": {"a": 1}'},
-        {"args": None},
-    ]
-    lines = [json.dumps(record) for record in records_]
-    for last in ("", '{"args": {', "nonsense"):
-        text = "\n".join([*lines, last])
-        values = [value for _, value in decoded(text)]
-        for record, value in zip(records_, values):
-            record.pop("nested", None)
-            value.pop("nested", None)
-            assert value == record
-        assert values[4:] == ([None] if last else [])
-    assert list(decoded('\n{"args": {}\n\n{}\n')) == [(2, None), (4, {})]
-
-
-def test_whole_records_keep_everything(tmp_path):
+def test_whole_records_keep_everything_and_the_first_and_last_are_found(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
     path = job / "results.jsonl"
-    found, faults = records.whole_records(str(path))
-    assert found == [json.loads(line) for line in path.read_text().splitlines()]
-    assert faults == []
+    expected = [json.loads(line) for line in path.read_text().splitlines()]
+    assert records.whole(path) == (expected, [])
+    with path.open("a") as file:
+        file.write('{"step": 300, "ar')
+    assert records.last(job) == expected[-1]
+    assert records.arguments(job) == expected[0]["args"]
+    assert records.last(tmp_path) is None and records.arguments(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, None), (math.nan, None), (math.inf, "inf"), ("0.5", "0.5"), (True, "True"),
+        (10**400, "1000000"), (63.5, "63.5"), (-0.25, "-0.25"), (1.001, "1.001"),
+    ],
+)  # fmt: skip
+def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value, words):
+    job = collect_sweeps.write_job(tmp_path, "job")
+    before = list(records.read([tmp_path]).runs[0].accuracies)
+    path = job / "results.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {"env2_out_acc": value})
+    path.write_text("\n".join(lines))
+    read = records.read([tmp_path])
+    after = list(read.runs[0].accuracies)
+    at = 8 + NAMES.index("env2_out_acc")
+    assert math.isnan(after[at])
+    assert after[:at] + after[at + 1 :] == before[:at] + before[at + 1 :]
+    texts = [fault.text for fault in read.faults]
+    start = f"1 accuracy is not in [0, 1] and counts as missing: env2_out_acc {words}"
+    assert len(texts) == (words is not None) and all(text.startswith(start) for text in texts)
+
+
+def test_percent_counts_as_missing_and_rounding_beyond_one_does_not(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    rewrite(tmp_path / "ERM-2-0-0", env2_in_acc=63.5)
+    rewrite(tmp_path / "ERM-1-0-0", env1_in_acc=1 + 2**-23)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
+    cell = collect_sweeps.cell(table, "ERM", "P")
+    assert (cell["mean"], cell["missing"]) == (
+        None, ["--test_envs 2 has accuracies that are not numbers in [0, 1]: in every trial"]
+    )  # fmt: skip
+    assert collect_sweeps.cell(table, "ERM", "C")["mean"] == 100 * (1 + 2**-23)
+
+
+@pytest.mark.parametrize("names", [[1, 1, 2, 3], "abcd", 5, list("abac"), list("abc")])
+def test_names_that_cannot_be_the_environments_are_not_used(tmp_path, names):
+    rewrite(collect_sweeps.write_job(tmp_path, "job"), environments=names)
+    assert records.read([tmp_path]).runs[0].environments == ()
+
+
+# What is printed and written
+
+
+@pytest.mark.parametrize("name", ["text", "html", "markdown", "latex", "csv"])
+def test_control_characters_are_shown_and_break_nothing(name):
+    def page(word):
+        grid = Grid(word, ["a", word], [[word, word]], [word])
+        return formats.render(Document(word, [word], [grid], {}, [{"a": word}]), name)
+
+    text = page(ODD)
+    assert text.count("\n") == page("word").count("\n")
+    assert not any(character in text for character in "\x1b\u2028\udcff")
+    if name in ("text", "html", "csv"):
+        assert text.count(ESCAPED) == page("word").count("word")
+
+
+def test_a_name_is_no_formula_to_a_spreadsheet(tmp_path, capsys):
+    collect_sweeps.write_job(tmp_path, "job", algorithm='=HYPERLINK("http://x")', dataset="-1+@")
+    assert cli.main(["collect", str(tmp_path), "--format", "csv", "--select", "oracle"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.startswith(""",oracle,'-1+@,env0,"'=HYPERLINK(""http://x"")",""")
+
+
+@pytest.mark.parametrize("name", formats.NAMES)
+def test_names_that_no_encoding_has_are_written(tmp_path, name):
+    collect_sweeps.write_job(tmp_path / "sweep", "job", dataset="x\ud800y", algorithm="é\udcff")
+    path = tmp_path / "table"
+    command = ["collect", str(tmp_path / "sweep"), "--format", name, "-o", str(path)]
+    assert cli.main(command) == 0
+    text = path.read_text(encoding="utf-8")
+    if name == "json":
+        assert json.loads(text)["tables"][0]["dataset"] == "x\ud800y"
+    else:
+        expected = "x(U+D800)y" if name == "latex" else "x\\ud800y"
+        assert expected in text.replace("\\\\", "\\")
+
+
+def test_top_has_null_for_what_is_no_number(tmp_path, capsys):
+    collect_sweeps.write_job(tmp_path, "job", recorded={"lr": math.nan, "wd": math.inf})
+    assert cli.main(["top", str(tmp_path), "--select", "oracle"]) == 0
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    (entry,) = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert entry["hparams"] == {"lr": None, "wd": None}
+    assert entry["argument"] == """--hparams '{"lr": NaN, "wd": Infinity}'"""
+
+
+def test_a_full_disk_leaves_the_old_table(tmp_path):
+    collect_sweeps.write_job(tmp_path / "sweep", "job")
+    path = tmp_path / "table.txt"
+    path.write_text("old")
+    limited = (
+        "import resource, sys; from domainbed_carft import cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "collect", str(tmp_path / "sweep"), "-o", str(path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and f"{path} could not be written" in done.stderr
+    assert path.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["sweep", "table.txt"]
+
+
+def test_a_link_and_permissions_are_kept_and_a_jobs_files_too(tmp_path, capsys):
+    job = collect_sweeps.write_job(tmp_path / "sweep", "job")
+    path, link = tmp_path / "table", tmp_path / "link"
+    path.write_text("old")
+    path.chmod(0o640)
+    link.symlink_to("table")
+    assert cli.main(["collect", str(tmp_path / "sweep"), "-o", str(link)]) == 0
+    assert link.is_symlink() and path.read_text(encoding="utf-8").startswith("PACS; ")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    before = (job / "results.jsonl").read_bytes()
+    words = ["collect", str(tmp_path / "sweep"), "-o", str(job / "results.jsonl")]
+    assert cli.main(words) == 1
+    assert "would overwrite a file of a job or sweep" in capsys.readouterr().err
+    assert (job / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 0, "args"'])
+def test_strict_ends_with_3_over_jobs_without_usable_records(tmp_path, capsys, content):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+    words = ["collect", str(tmp_path), "--strict", "--select", "oracle"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().err == "48 records of 16 jobs.\n"
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "results.jsonl").write_text(content)
+    assert cli.main(words) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "carft: --strict: 1 job folder has no whole record"

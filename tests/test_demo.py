@@ -21,10 +21,11 @@ datasets: [EmojiStyles]
 algorithms: [CLIPZeroShot, CARFT]
 trials: 1
 steps: 2
+test_environments: [line, noto]
 """
 
 
-def test_two_algorithms_four_targets_then_the_table_and_the_report(tmp_path, capsys):
+def test_two_algorithms_two_targets_then_the_table_and_the_report(tmp_path, capsys):
     output = tmp_path / "it's a demo"
     declared = tmp_path / "small.yaml"
     declared.write_text(SMALL)
@@ -32,9 +33,9 @@ def test_two_algorithms_four_targets_then_the_table_and_the_report(tmp_path, cap
     said = capsys.readouterr()
     runs = collection.gather([output / "sweep"]).groups[0].runs
     frame = frames.checkpoints(runs, "training-domain")
-    assert len(frame) == 2 * 4 * 2  # algorithms, targets, checkpoints
-    assert (frame.groupby("algorithm").size() == 8).all()
-    assert len(list((output / "sweep").glob("*/model.pkl"))) == 8
+    assert len(frame) == 2 * 2 * 2  # algorithms, targets, checkpoints
+    assert (frame.groupby("algorithm").size() == 4).all()
+    assert len(list((output / "sweep").glob("*/model.pkl"))) == 4
     carft = frame[frame.algorithm == "CARFT"]
     assert carft["loss_kl"].notna().all() and carft["context_agreement"].between(0, 1).all()
 
@@ -46,7 +47,7 @@ def test_two_algorithms_four_targets_then_the_table_and_the_report(tmp_path, cap
         (row,) = re.findall(rf"^{name} .*$", section.split("Averages")[0], flags=re.MULTILINE)
         printed = [float(x) for x in re.findall(r"(\d+\.\d) \+/-", row)]
         mine = outcomes[outcomes.algorithm == name]["out_of_domain"] * 100
-        assert printed[:4] == pytest.approx([round(x, 1) for x in mine], abs=0.051)
+        assert printed[:2] == pytest.approx([round(x, 1) for x in mine], abs=0.051)
         average = re.findall(r"\d+\.\d", row)[-1]
         assert float(average) == pytest.approx(mine.mean(), abs=0.1)
 
@@ -59,7 +60,7 @@ def test_two_algorithms_four_targets_then_the_table_and_the_report(tmp_path, cap
     assert (output / "report" / "figures" / "EmojiStyles-context_drift.png").exists()
     for place in ("results.txt", "report/index.html"):
         assert str(output / place) in said.out
-    assert "8 of 8 jobs done" in said.err
+    assert "4 of 4 jobs done" in said.err
 
     def written():
         return {p: p.stat().st_mtime_ns for p in (output / "sweep").glob("*/results.jsonl")}
@@ -75,8 +76,8 @@ def test_two_algorithms_four_targets_then_the_table_and_the_report(tmp_path, cap
 
 def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
     declared = tmp_path / "small.yaml"
-    only = "test_environments: [noto]\nhparams: {clip_backbone: /no/such.pt}\n"
-    declared.write_text(SMALL.replace("CLIPZeroShot, ", "") + only)
+    small = SMALL.replace("CLIPZeroShot, ", "").replace("line, ", "")
+    declared.write_text(small + "hparams: {clip_backbone: /no/such.pt}\n")
     message = r"(?s)1 of the jobs are not done.*no/such.pt.*carft sweep retry"
     with pytest.raises(CarftError, match=message):
         demo.run(tmp_path / "out", declared=declared)

@@ -345,6 +345,18 @@ def test_devices(harness: Examined, changes: dict[str, Any], state: str, words: 
     assert found.state == state and words in found.found and bool(found.remedy) == (state == "note")
 
 
+@pytest.mark.parametrize(
+    ("version", "noted"), [("2.9.1+cu126", True), ("2.10.0", False), ("3.0", False), (None, False)]
+)
+def test_a_torch_that_is_unsafe_for_strangers_files(
+    harness: Examined, version: str | None, noted: bool
+) -> None:
+    facts = {**harness.report, "versions": {**harness["versions"], "torch": version}}
+    found = [f for f in judge.diagnose(facts, "") if f.name == "torch"]
+    assert bool(found) == noted
+    assert all(f.state == "note" and "stranger's file" in f.found and f.remedy for f in found)
+
+
 def test_facts_that_the_doctor_does_not_understand(harness: Examined) -> None:
     findings = judge.diagnose({**harness.report, "device": {"gpus": None}}, "")
     (problem,) = (f for f in findings if f.state == "problem")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from domainbed.lib import misc, reporting
 from domainbed.scripts import collect_results, train
-from fake_checkout import run_python
 from PIL import Image, ImageFile
 
 from domainbed_carft import cli
@@ -349,13 +349,9 @@ def test_swept(tree, name, tmp_path, capsys):
         *("--output_dir", str(output), "--command_launcher", "local", "--single_test_envs"),
         *("--n_hparams", "1", "--n_trials", "1", "--steps", "2", "--hparams", HPARAMS),
     ]
-    done = run_python(
-        *("-m", "domainbed.scripts.sweep", *arguments, "--skip_confirmation"),
-        cwd=tmp_path,
-        PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
-        DOMAINBED_CARFT_CACHE=os.environ["DOMAINBED_CARFT_CACHE"],
-        OMP_NUM_THREADS="1",
-    )
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    command = ["-m", "domainbed.scripts.sweep", *arguments, "--skip_confirmation"]
+    done = warm.run(*command, cwd=tmp_path, env={**os.environ, "PATH": path})
     assert done.returncode == 0, done.stdout + done.stderr
     records = reporting.load_records(str(output))
     targets = [[i] for i in range(len(made.sizes)) for _ in "01"]

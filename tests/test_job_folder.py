@@ -16,7 +16,7 @@ from domainbed_carft.jobs.folder import UNKNOWN, Attempt, Held, Holder, JobFolde
 
 CLAIM = """
 import subprocess, sys, time
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 with JobFolder(sys.argv[1]).claim() as descriptor:
     # Like a launcher: the child has the descriptor, and knows nothing of it.
     child = subprocess.Popen(["sleep", sys.argv[2]], pass_fds=[descriptor])
@@ -90,7 +90,7 @@ def test_of_many_claimers_at_once_one_has_it_at_a_time(folder):
     """Each claims, lets go and claims again, so that opening and removing the file interleave."""
     code = """
 import os, sys, time
-from domainbed_carft.job_folder import Held, JobFolder
+from domainbed_carft.jobs.folder import Held, JobFolder
 folder, inside, won = JobFolder(sys.argv[1]), sys.argv[2], 0
 end = time.monotonic() + 2
 while time.monotonic() < end:

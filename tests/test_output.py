@@ -104,5 +104,5 @@ def test_others_may_read_what_is_written(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_told_before_anything_takes_time(tmp_path):
-    with pytest.raises(CarftError, match="no folder; make it first"):
+    with pytest.raises(CarftError, match="in a folder that exists"):
         output.require_file(tmp_path / "no" / "file")

@@ -344,7 +344,10 @@ print(json.dumps([
     ]
 
 
-@pytest.mark.parametrize("module", ["algorithms", "hparams", "emoji", "observed"])
+@pytest.mark.parametrize(
+    "module",
+    ["method/algorithms", "method/hparams", "plugin/emoji_styles", "method/observed"],
+)
 @pytest.mark.parametrize("warnings", ["default", "error"])
 def test_our_failure_is_one_warning(site: Site, checkout: Path, module: str, warnings: str) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")

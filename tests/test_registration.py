@@ -117,7 +117,7 @@ print(json.dumps([hparams_registry.random_hparams is outer, algorithms.ALGORITHM
 
 
 def test_registering_by_hand_raises_what_the_hook_only_warns_of(site: Site, checkout: Path) -> None:
-    (site.package / "algorithms.py").write_text("raise RuntimeError('planted')\n")
+    (site.package / "method" / "algorithms.py").write_text("raise RuntimeError('planted')\n")
     code = "import domainbed.algorithms, domainbed_carft; domainbed_carft.register()"
     done = site.run("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
     assert done.stderr.endswith("CarftError: domainbed.algorithms cannot be extended: planted\n")

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import warm
 from runs_jobs import accuracies, records
 from torch.utils.data import DataLoader
 
@@ -31,11 +32,8 @@ def found_in(document):
 def test_the_last_record_to_the_digit_as_a_command(trained, tmp_path):
     """By a process of its own, as a user has it, with pictures loaded by others."""
     output = tmp_path / "found.json"
-    command = [sys.executable, "-m", "domainbed_carft", "evaluate", str(trained), "--json"]
-    done = subprocess.run(
-        [*command, "--workers", "2", "-o", str(output)], cwd=tmp_path, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+    command = ["-m", "domainbed_carft", "evaluate", trained, "--json"]
+    done = warm.run(*command, "--workers", "2", "-o", output, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     document = json.loads(output.read_text())
     assert found_in(document) == accuracies(records(trained)[-1])

@@ -213,7 +213,7 @@ def test_a_resnet(tmp_path):
     torch.save(random_clip(**shape).state_dict(), tmp_path / "resnet.pt")
     job = debug(tmp_path / "job", "CARFT", clip_backbone=str(tmp_path / "resnet.pt"))
     run = saved.open_run(job)
-    files = export.export(run, tmp_path / "out.pt")
+    files = export.export(run, tmp_path / "out.pt", original=str(tmp_path / "resnet.pt"))
     x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     config = json.loads(files.card.read_text())["open_clip_config"]["vision_cfg"]
     assert config == {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "patch_size": None}

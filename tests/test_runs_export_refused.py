@@ -1,10 +1,8 @@
 """What `carft export` refuses: other originals, places and values that cannot be written."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+import warm
 from conftest import TINY_SHAPE, random_clip
 from export_jobs import debug, exported
 
@@ -40,17 +38,19 @@ def test_the_original_is_missing_moved_or_another(moved, tmp_path, capsys):
         assert status == 0 or not list(tmp_path.glob("out*"))
         return status, capsys.readouterr().err
 
-    status, said = attempt()
-    assert status == 1 and "mine.pt" in said and "--original FILE" in said
+    mine = ("--original", str(tmp_path / "mine.pt"))
+    for more in ((), mine):
+        status, said = attempt(*more)
+        assert status == 1 and "mine.pt" in said and "--original FILE" in said
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), tmp_path / "mine.pt")
-    status, said = attempt()
+    status, said = attempt(*mine)
     assert status == 1 and "mine.pt is not the CLIP" in said and "text encoder" in said
     status, said = attempt("--original", "tiny")
     assert status == 1 and "other shapes in its image encoder, as in" in said
     scaled = torch.load(tmp_path / "elsewhere.pt", weights_only=True)
     scaled["logit_scale"] += 0.1
     torch.save(scaled, tmp_path / "mine.pt")
-    assert "its logit scale is" in attempt()[1]
+    assert "its logit scale is" in attempt(*mine)[1]
     assert attempt("--original", str(tmp_path / "elsewhere.pt"))[0] == 0
 
 
@@ -62,7 +62,7 @@ def test_another_image_encoder_is_noticed_where_none_was_trained(random_tiny, tm
     changed["visual.proj"] += 0.01
     torch.save(changed, mine)
     with pytest.raises(CarftError, match="other weights in its image encoder, as in proj"):
-        export.export(saved.open_run(job), tmp_path / "out.pt")
+        export.export(saved.open_run(job), tmp_path / "out.pt", original=str(mine))
 
 
 def test_nothing_is_overwritten_unless_told(files, trained, run, tmp_path, capsys):
@@ -84,10 +84,12 @@ def test_what_it_is_made_from_is_never_overwritten(trained, random_tiny, tmp_pat
     mine.write_bytes(random_tiny.read_bytes())
     trained_from = debug(tmp_path / "job", "CARFT", clip_backbone=str(mine))
     with pytest.raises(CarftError, match=r"mine.pt is what this command reads"):
-        export.export(saved.open_run(trained_from), mine, force=True)
+        export.export(saved.open_run(trained_from), mine, original=str(mine), force=True)
     assert mine.read_bytes() == random_tiny.read_bytes()
     with pytest.raises(CarftError, match=r"job.json is a file of a job"):  # beside job.pt
-        export.export(saved.open_run(trained_from), tmp_path / "job" / "job.pt", force=True)
+        export.export(
+            saved.open_run(trained_from), tmp_path / "job/job.pt", original=str(mine), force=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,9 +133,8 @@ def test_a_disk_that_is_full(files, trained, tmp_path):
         "import resource, sys; from domainbed_carft import cli; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); sys.exit(cli.main())"
     )
-    weights = str(tmp_path / files.weights.name)
-    command = [sys.executable, "-W", "ignore", "-c", code, "export", str(trained), "-o", weights]
-    done = subprocess.run([*command, "--force"], capture_output=True, text=True)
+    weights = tmp_path / files.weights.name
+    done = warm.run("-c", code, "export", trained, "-o", weights, "--force")
     assert done.returncode == 1, done.stderr
     assert "File too large; nothing was overwritten" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,13 +4,12 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import random_clip
 from PIL import Image
 from runs_jobs import accuracies, records
@@ -168,7 +167,7 @@ def test_statistics_of_batch_norm_are_interpolated(resnet, tmp_path):
     algorithm.state_dict()[name] += 2
     algorithm.state_dict()["encoder.bn1.num_batches_tracked"] += 5
     run = saved.open_run(written(tmp_path, algorithm))
-    mixed = interpolation.Interpolation(run, torch.device("cpu"))
+    mixed = interpolation.Interpolation(run, torch.device("cpu"), str(resnet))
     mixed.set(0.5)
     torch.testing.assert_close(mixed.state()[name], original + 1)
     assert mixed.state()["encoder.bn1.num_batches_tracked"] == 5
@@ -186,18 +185,18 @@ def test_runs_that_cannot_be_mixed(pets, tmp_path, random_tiny, capsys):
     output = tmp_path / "out"
     mix(pets / "CLIPZeroShot", output, status=1)
     assert "CLIPZeroShot, which trains nothing" in capsys.readouterr().err
-    mix(changed(pets, tmp_path / "a", clip_backbone="/nowhere/clip.pt"), output, status=1)
+    mix(pets / "CARFT", output, "--original", "/nowhere/clip.pt", status=1)
     assert "neither a file nor one of: tiny" in capsys.readouterr().err
-    mix(changed(pets, tmp_path / "b", clip_backbone=str(random_tiny)), output, status=1)
-    assert "is now another CLIP than the one that" in capsys.readouterr().err
+    mix(pets / "CARFT", output, "--original", str(random_tiny), status=1)
+    assert "is another CLIP than the one that" in capsys.readouterr().err
 
 
 def test_a_clip_of_the_same_shape_but_other_weights_is_noticed(random_tiny, tmp_path):
     run = saved.open_run(written(tmp_path, make(random_tiny)))
-    interpolation.Interpolation(run, torch.device("cpu"))
+    interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
     run.algorithm.context_weights += 0.01
-    with pytest.raises(CarftError, match="is now another CLIP"):
-        interpolation.Interpolation(run, torch.device("cpu"))
+    with pytest.raises(CarftError, match="is another CLIP"):
+        interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
 
 
 @pytest.mark.parametrize(
@@ -246,11 +245,8 @@ def test_only_its_own_files_are_replaced(pets, mixed, tmp_path, capsys):
 
 
 def test_as_a_command(pets, tmp_path):
-    command = [sys.executable, "-m", "domainbed_carft", "wise-ft", str(pets / "CARFT")]
-    done = subprocess.run(
-        [*command, "--alphas", "0", "1", "--save", "1", "-o", "out"], cwd=tmp_path,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["-m", "domainbed_carft", "wise-ft", pets / "CARFT"]
+    done = warm.run(*command, "--alphas", "0", "1", "--save", "1", "-o", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     found = results(tmp_path / "out")
     for alpha in (0.0, 1.0):

@@ -17,7 +17,7 @@ TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 11\n"
 
 HOLD = """
 import sys, time
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 with JobFolder(sys.argv[1]).claim():
     print("ready", flush=True)
     time.sleep(60)
@@ -25,9 +25,9 @@ with JobFolder(sys.argv[1]).claim():
 
 QUEUE = """
 import sys, time
-from domainbed_carft.job_folder import JobFolder
-from domainbed_carft.launchers import record
-with record.in_hand("pool", [JobFolder(sys.argv[1])]):
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.launchers import launches
+with launches.in_hand("pool", [JobFolder(sys.argv[1])]):
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -35,7 +35,7 @@ with record.in_hand("pool", [JobFolder(sys.argv[1])]):
 # A job with a loader of its own, both of which have the lock, as a foreign train has.
 ORPHAN = """
 import subprocess, sys
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 train = '''
 import signal, subprocess, sys
 loader = subprocess.Popen(["sleep", "60"], close_fds=False)

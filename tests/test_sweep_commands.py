@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
+import warm
 from sweep_jobs import wait_until
 
 from domainbed_carft import cli
@@ -29,14 +28,12 @@ ENDLESS += ["--single_test_envs", "--data_dir", "/data"]
 QUICK = [*ENDLESS, "--steps", "2", "--hparams", '{"batch_size": 4}']
 
 
-def carft(*arguments, **keywords):
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **keywords)
+def carft(*arguments):
+    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
 
 
-def domainbed(*arguments, **keywords):
-    command = [sys.executable, "-m", "domainbed.scripts.sweep", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **keywords)
+def domainbed(*arguments):
+    return warm.run("-m", "domainbed.scripts.sweep", *arguments)
 
 
 def written(folder):
@@ -112,10 +109,8 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert dry.stdout.count("Dummy launcher: python -m domainbed.scripts.train") == 3
 
 
-def start(*arguments, **keywords):
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **keywords)
+def start(*arguments):
+    return warm.start("-m", "domainbed_carft", "sweep", *arguments)
 
 
 def wait_for(condition, seconds=120):
@@ -221,3 +216,10 @@ def test_what_is_launched_is_written_down_for_the_jobs(tmp_path):
     told = json.loads((job.folder / "job.json").read_text())
     assert told == {"train_args": dict(job.train_args), "declared_in": "lambda.yaml"}
     assert output.recall(tmp_path).datasets["PACS"]["labels"] == ["A", "C", "P", "S"]
+
+
+def test_a_hyperparameter_given_twice_is_refused(tmp_path, capsys):
+    flags = [*ENDLESS, "--hparams", '{"lr": 1, "lr": 2}', "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["sweep", "launch", *flags, "--dry-run"]) != 0
+    assert "(the key 'lr' is there twice; keep one)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

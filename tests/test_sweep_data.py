@@ -122,7 +122,7 @@ def test_a_data_folder_is_asked_for_only_where_it_is_needed(data, capsys, monkey
 def test_all_mistakes_and_all_data_are_told_at_once(data, capsys):
     more = ["--data_dir", data, "--launcher", "poool"]
     status, _, err = carft(capsys, ["VLCS", "OfficeHome"], *more)
-    assert status == 1 and "no launcher called 'poool'" in err and "__MACOSX" in err
+    assert status == 1 and "no launcher is called 'poool'" in err and "__MACOSX" in err
     more = ["--data_dir", data, "--launcher", "local"]
     status, _, err = carft(capsys, ["VLCS", "OfficeHome"], *more)
     assert status == 1 and "2 problems" in err

@@ -248,7 +248,7 @@ def test_flags_and_launchers_mistakes_are_told_with_the_files(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "carft: 2 problems, nothing was done" in said
     assert "trialz: no key is called 'trialz'; did you mean trials?" in said
-    assert "no launcher called 'poool'; did you mean pool" in said
+    assert "no launcher is called 'poool'; did you mean pool" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import Attempt
-from domainbed_carft.launchers import FailedJob
-from domainbed_carft.launchers.attempt import Command
+from domainbed_carft.jobs.folder import Attempt, JobFolder
+from domainbed_carft.launchers import Ending
+from domainbed_carft.launchers.attempt import run_commands
 from domainbed_carft.sweep import declaration, launching, states
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
@@ -18,7 +18,7 @@ FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "2"]
 
 HOLD = """
 import sys
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 with JobFolder(sys.argv[1]).claim():
     print("held", flush=True)
     sys.stdin.read()
@@ -32,7 +32,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def launch(out, monkeypatch):
-    """`carft sweep launch` of three jobs, with a function of the commands as the launcher."""
+    """`carft sweep launch` of three jobs, with a function of the jobs as the launcher."""
 
     def start(launcher, *flags):
         monkeypatch.setattr(launchers, "make", lambda *args: launcher)
@@ -41,12 +41,12 @@ def launch(out, monkeypatch):
     return start
 
 
-def folders(commands):
-    return [Command(command).folder for command in commands]
+def folders(jobs):
+    return [JobFolder(job.folder) for job in jobs]
 
 
-def finish(commands):
-    for folder in folders(commands):
+def finish(jobs, environment):
+    for folder in folders(jobs):
         (folder.path / "done").touch()
     return []
 
@@ -64,8 +64,8 @@ def test_a_sweep_that_is_done_ends_with_0(launch, capsys):
 def test_every_job_that_is_not_done_is_told_with_its_reason(launch, capsys):
     holders = []
 
-    def leave(commands):
-        stopped, held, refused = folders(commands)
+    def leave(jobs, environment):
+        stopped, held, refused = folders(jobs)
         end(stopped, 75, "told to stop")
         holders.append(
             subprocess.Popen(
@@ -75,7 +75,7 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, capsys):
             )
         )
         holders[0].stdout.readline()
-        return [FailedJob(str(refused.path), 127, 1, "No space left on device")]
+        return [Ending(refused.path, "failed", 127, 1, "No space left on device")]
 
     try:
         assert launch(leave) == 1
@@ -98,8 +98,8 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, capsys):
 def test_from_python_what_failed_before_is_told_too(out):
     made = declaration.parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\n", "x")
 
-    def some(commands):
-        first, second, *_ = folders(commands)
+    def some(jobs, environment):
+        first, second, *_ = folders(jobs)
         (first.path / "done").touch()
         end(second, 2, "no such flag")
         return []
@@ -107,23 +107,26 @@ def test_from_python_what_failed_before_is_told_too(out):
     left = launching.run(made, "D", out, some)
     assert [one.state for one in left] == [states.FAILED, *[states.NOT_LAUNCHED] * 2]
     assert left[0].attempt.last_words == "no such flag" and all(one.detail for one in left)
-    again = launching.run(made, "D", out, lambda commands: [])
+    again = launching.run(made, "D", out, lambda jobs, environment: [])
     assert [one.job.folder for one in again] == [one.job.folder for one in left]
 
 
 def test_what_slurm_has_is_not_waited_for(launch):
-    assert launch(lambda commands: None, "--launcher", "slurm") == 0
+    assert launch(lambda jobs, environment: None, "--launcher", "slurm") == 0
 
 
 def test_weights_to_keep_are_a_variable_of_each_job(launch, capsys):
     seen = []
-    assert launch(lambda commands: seen.extend(commands), "--keep_weights", "none") == 1
-    assert len(seen) == 3
-    assert all(Command(one).environment == {"DOMAINBED_KEEP_WEIGHTS": "none"} for one in seen)
+
+    def see(jobs, environment):
+        seen.append([(job, environment(job)) for job in jobs])
+
+    assert launch(see, "--keep_weights", "none") == 1
+    launch(see)
+    assert len(seen[0]) == 3
+    assert all(told == {"DOMAINBED_KEEP_WEIGHTS": "none"} for _, told in seen[0])
     # It is no part of what the jobs are.
-    again = []
-    launch(lambda commands: again.extend(commands))
-    assert [one.partition(" ")[2] for one in seen] == again
+    assert [job for job, _ in seen[0]] == [job for job, _ in seen[1]]
     with pytest.raises(SystemExit):
         launch(None, "--keep_weights", "some")
     assert "invalid choice: 'some'" in capsys.readouterr().err
@@ -135,7 +138,7 @@ def test_a_running_job_gets_the_variable(tmp_path):
     )
     for name in ("local", "pool"):
         job = f'DOMAINBED_KEEP_WEIGHTS=best python -c "{code}" --output_dir {tmp_path}/{name}'
-        assert launchers.make(name)([job]) == []
+        assert run_commands(launchers.make(name), [job]) == []
         assert (tmp_path / name / "done").read_text() == "best"
 
 

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import warm
 from fake_checkout import write_checkout
 
 from domainbed_carft import cli, launchers
-from domainbed_carft.launchers.attempt import Command
 from domainbed_carft.sweep import logs
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
@@ -45,12 +45,16 @@ def unasked(monkeypatch):
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    """The commands that `carft sweep launch` hands to a launcher, which does nothing."""
+    """The jobs, each with its variables, that are handed to a launcher, which does nothing."""
     monkeypatch.setattr(logs, "problems", lambda kinds: [])
 
     def launch(*flags):
         seen = []
-        monkeypatch.setattr(launchers, "make", lambda *args: seen.extend)
+
+        def see(jobs, environment):
+            seen.extend((job, environment(job)) for job in jobs)
+
+        monkeypatch.setattr(launchers, "make", lambda *args: see)
         place = ["--output_dir", str(tmp_path / "my sweep")]
         assert cli.main(["sweep", "launch", *flags, *place, "--yes"]) == 1  # none is done
         return seen
@@ -64,23 +68,23 @@ def test_the_jobs_are_told_and_are_the_same_jobs(launched):
                     "--skip_training_in_splits")  # fmt: skip
     variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "my sweep"}
     variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1"}
-    assert len(plain) == 3 and all(Command(one).environment == {} for one in plain)
-    assert all(Command(one).environment == variables for one in told)
-    assert [Command(one).arguments for one in told] == [Command(one).arguments for one in plain]
+    assert len(plain) == 3 and all(given == {} for _, given in plain)
+    assert all(given == variables for _, given in told)
+    assert [job for job, _ in told] == [job for job, _ in plain]
     told = launched(*FLAGS, "--log", "tensorboard")
-    assert Command(told[0]).environment == {"DOMAINBED_LOG": "tensorboard"}
+    assert told[0][1] == {"DOMAINBED_LOG": "tensorboard"}
 
 
 def test_a_group_of_the_users_own_stays(launched, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     told = launched(*FLAGS, "--log", "wandb")
-    assert Command(told[0]).environment == {"DOMAINBED_LOG": "wandb"}
+    assert told[0][1] == {"DOMAINBED_LOG": "wandb"}
 
 
 def test_each_variant_is_a_group(launched, tmp_path):
     (tmp_path / "mine.yaml").write_text(VARIANTS)
     told = launched(str(tmp_path / "mine.yaml"), "--log", "wandb")
-    groups = [Command(one).environment["WANDB_RUN_GROUP"] for one in told]
+    groups = [given["WANDB_RUN_GROUP"] for _, given in told]
     assert groups == ["my sweep/kl_weight=0", "my sweep/kl_weight=1"]
 
 
@@ -118,9 +122,9 @@ def test_tensorboard_shows_the_jobs_of_a_sweep_by_name(tmp_path):
     )
     out = tmp_path / "out"
     (tmp_path / "mine.yaml").write_text(TWO_JOBS)
-    command = [sys.executable, "-m", "domainbed_carft", "sweep", "launch", "mine.yaml"]
-    command += ["--output_dir", str(out), "--data_dir", "D", "--log", "tensorboard", "--jobs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    command = ["-m", "domainbed_carft", "sweep", "launch", "mine.yaml", "--output_dir", out]
+    command += ["--data_dir", "D", "--log", "tensorboard", "--jobs", "2"]
+    done = warm.run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path)) == ["mine.yaml", "out"]
     shown = multiplexers.EventMultiplexer().AddRunsFromDirectory(str(out)).Reload()

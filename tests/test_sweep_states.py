@@ -30,7 +30,7 @@ def sweep(tmp_path):
 HOLD = """
 import json, os, sys, time
 from pathlib import Path
-from domainbed_carft.job_folder import JobFolder
+from domainbed_carft.jobs.folder import JobFolder
 folder, fields = JobFolder(sys.argv[1]), json.loads(sys.argv[2])
 with folder.claim() as lock:
     holder = {**folder.holder()._asdict(), **fields}
@@ -173,9 +173,9 @@ def test_a_folder_of_another_tool_is_unknown_until_it_is_done(sweep):
 LAUNCH = textwrap.dedent("""
     import json, sys
     from pathlib import Path
-    from domainbed_carft.launchers import record
-    from domainbed_carft.job_folder import JobFolder
-    with record.in_hand("pool", [JobFolder(sys.argv[1])]):
+    from domainbed_carft.launchers import launches
+    from domainbed_carft.jobs.folder import JobFolder
+    with launches.in_hand("pool", [JobFolder(sys.argv[1])]):
         print("held", flush=True)
         sys.stdin.read()
 """)
@@ -227,7 +227,7 @@ def test_status_as_text_and_as_json(sweep, hold, capsys):
     assert set(told["jobs"][0]) == {
         "folder", "variant", "dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed",
         "state", "step", "steps", "host", "pid", "slurm", "since", "pictures_per_second",
-        "eta_seconds", "exit_status", "last_words", "detail",
+        "eta_seconds", "exit_status", "last_words", "detail", "diverged",
     }  # fmt: skip
     assert told["jobs"][1]["exit_status"] == 2 and told["jobs"][1]["last_words"] == "words of 2"
     assert told["jobs"][2]["state"] == "running" and told["jobs"][2]["step"] == 3
@@ -354,3 +354,26 @@ def test_thousands_of_jobs_are_looked_at_in_seconds(tmp_path):
     begun = time.process_time()
     states.look(found, tmp_path)
     assert len(found) == 3000 and time.process_time() - begun < 5
+
+
+def test_a_diverged_job_is_done_and_counted_as_diverged(sweep, capsys):
+    folder, (marked, foreign, healthy, *_) = sweep
+    for job, last in (
+        (marked, {"diverged_at": 3}),
+        (foreign, {"loss": float("nan")}),
+        (healthy, {}),
+    ):
+        record(job, 10, **{"loss": 0.5, **last})
+        (job.folder / "done").touch()
+    assert cli.main(["sweep", "status", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "8 jobs: 3 done (2 diverged), 5 not launched." in said
+    listed = said.split("Diverged, so that")[1]
+    assert marked.folder.name in listed and foreign.folder.name in listed
+    assert healthy.folder.name not in listed
+    assert cli.main(["sweep", "status", str(folder), "--json"]) == 0
+    found = {one["folder"]: one for one in json.loads(capsys.readouterr().out)["jobs"]}
+    assert found[str(marked.folder)]["state"] == "done"
+    assert [found[str(job.folder)]["diverged"] for job in (marked, foreign, healthy)] == [
+        True, True, False,
+    ]  # fmt: skip

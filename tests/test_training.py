@@ -1,12 +1,15 @@
 """Our algorithms trained by the harness as a user trains them."""
 
+import itertools
 import json
 import math
+import time
 
 import pytest
 import torch
 from domainbed.scripts import train
 
+from domainbed_carft import cli
 from domainbed_carft.method import hparams, prompts
 from domainbed_carft.runs import checkpoints
 
@@ -72,3 +75,47 @@ def test_unknown_hparams_are_refused_with_the_valid_ones(tmp_path, capsys):
     assert train.main([*arguments, "--hparams", '{"kl_wieght": 3}']) == 2
     message = capsys.readouterr().err
     assert "kl_wieght" in message and "kl_weight" in message
+
+
+def diverging(*more):
+    hparams = {"lr": 1e6, "grad_clip": 1e6, "total_steps": 9, "warmup_steps": 1, "batch_size": 4}
+    return ["--steps", "9", "--hparams", json.dumps(hparams), *more]
+
+
+def test_a_diverged_training_is_told_once_and_its_records_are_marked(tmp_path):
+    each = run(tmp_path / "each", "CARFT", "Debug28", *diverging("--checkpoint_freq", "1"))
+    first = next(r["step"] for r in each if not math.isfinite(r["loss"]))
+    few = run(tmp_path / "few", "CARFT", "Debug28", *diverging("--checkpoint_freq", "4"))
+    assert [r["step"] for r in few] == [0, 4, 8] and 0 < first < 4
+    for found in (each, few):
+        marks = {r["step"]: r.get("diverged_at", "no mark") for r in found}
+        assert marks == {step: first if step >= first else "no mark" for step in marks}
+    for name in ("each", "few"):
+        told = [
+            s for s in (tmp_path / name / "out.txt").read_text().splitlines() if "diverged:" in s
+        ]
+        assert len(told) == 1
+        assert f"loss is nan at step {first}." in told[0]
+        assert torch.load(tmp_path / name / "model_best.pkl")["best_step"] < first
+
+
+def test_a_training_that_diverges_is_done_and_no_whole_cell(tmp_path, capsys):
+    for target in ("0", "1", "2"):
+        run(tmp_path / target, "CARFT", "Debug28", *diverging("--test_envs", target))
+    capsys.readouterr()
+    command = ["collect", str(tmp_path), "--strict", "--select", "oracle", "--format", "json"]
+    assert cli.main(command) == 3
+    said = capsys.readouterr()
+    (table, *_) = json.loads(said.out)["tables"]
+    assert [cell["mean"] for cell in table["rows"][0]["cells"]] == [None] * 3
+    assert said.err.count(": the training diverged; 1 record from step 8 on counts as missing") == 3
+    assert json.loads((tmp_path / "0" / "results.jsonl").read_text().splitlines()[-1])[
+        "diverged_at"
+    ]
+
+
+def test_clocks_that_are_set_back_leave_times_of_steps_alone(tmp_path, monkeypatch):
+    clock = itertools.count(1e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    (record,) = run(tmp_path, "CARFT", "Debug28", "--steps", "1")
+    assert record["step_time"] > 0

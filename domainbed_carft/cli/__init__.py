@@ -13,11 +13,11 @@ from pathlib import Path
 from domainbed_carft import __version__
 from domainbed_carft.cli import data as data_commands
 from domainbed_carft.cli import export
-from domainbed_carft.cli import report as report_commands
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_parser
 from domainbed_carft.errors import CarftError
+from domainbed_carft.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int | None = arguments.run(arguments)
         sys.stdout.flush()
     except CarftError as error:
-        print(f"carft: {error}", file=sys.stderr)
+        lines = map(shown, str(error).splitlines())  # they quote files, folders and records
+        print("carft:", "\n".join(lines), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("carft: interrupted", file=sys.stderr)
@@ -71,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     data_commands.add_to(commands)
     collect_commands.add_to(commands)
-    report_commands.add_to(commands)
     run_commands.add_to(commands)
     export.add_to(commands)
     sweep_parser.add_to(commands)

@@ -27,7 +27,7 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     export.add_argument(
         "--original", metavar="FILE",
-        help="the CLIP that the run started from; default: the run's hparam clip_backbone",
+        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
     )  # fmt: skip
     export.add_argument(
         "--half", action="store_true", help="half precision, as OpenAI publishes its own weights"

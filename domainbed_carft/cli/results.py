@@ -1,13 +1,23 @@
-"""The command lines of ``carft collect`` and ``carft top``; they load what they need when run."""
+"""``carft collect``, ``top`` and ``report``: their command lines, and what the first two print."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# As the modules that know them have them, which a test compares: those load pandas.
+from domainbed_carft import files
+from domainbed_carft.errors import CarftError
+from domainbed_carft.text import counted, inflected, shown
+
+if TYPE_CHECKING:
+    from domainbed_carft.results.collection import Collection
+
+INCOMPLETE = 3  # exit status of --strict
+
+# As the modules that know them have them, which a test compares: those take a while to load.
 METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
 FORMATS = ("text", "markdown", "csv", "json", "html", "latex")
 PARTS = (
@@ -17,7 +27,7 @@ PARTS = (
 
 
 def add_to(commands: Any) -> None:
-    """Add ``collect`` and ``top`` to argparse's ``commands``."""
+    """Add the three to argparse's ``commands``."""
     collect = commands.add_parser(
         "collect", help="tables of sweeps' results, with errors and with what is missing"
     )
@@ -27,7 +37,7 @@ def add_to(commands: Any) -> None:
     collect.add_argument(
         "--strict",
         action="store_true",
-        help="exit status 3 if a cell lacks anything, or a job's records cannot be used",
+        help="exit status 3 if a cell is incomplete, a run diverged, or a file cannot be used",
     )
     collect.add_argument(
         "--compare", choices=["published"], help="our figures beside the published ones"
@@ -45,6 +55,49 @@ def add_to(commands: Any) -> None:
     top.add_argument("--algorithm", help="only this algorithm")
     top.add_argument("--test_env", type=int, help="only this environment, by its index")
     top.set_defaults(run=_top)
+    _add_report(commands)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report", help="one page of a sweep's results: tables, figures, examples, how to repeat it"
+    )
+    report.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="a sweep's --output_dir, ours or not"
+    )
+    report.add_argument(
+        "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
+        help="where index.html and figures/ are written: a new or empty folder, or that of an "
+        "earlier report (default: report)",
+    )  # fmt: skip
+    report.add_argument(
+        "--select", choices=METHODS, metavar="METHOD",
+        help="the method of selection that figures and examples follow, of "
+        f"{', '.join(METHODS)}; default: the first that the sweep declares, or that "
+        "there are jobs for. Tables are of all of these",
+    )  # fmt: skip
+    report.add_argument(
+        "--ignore", type=some_of(PARTS), action="extend", default=[],
+        metavar="PART,...", help="do not keep apart runs that differ in this, as for carft collect",
+    )  # fmt: skip
+    report.add_argument(
+        "--examples", nargs=2, metavar=("A", "B"),
+        help="the two algorithms whose answers are compared picture by picture (default: CARFT and "
+        "CLIPFineTune)",
+    )  # fmt: skip
+    report.add_argument(
+        "--n_examples", type=int, default=4,
+        help="pictures of each environment that A gets right and B wrong, and as many the other "
+        "way round (default: 4)",
+    )  # fmt: skip
+    report.add_argument(
+        "--no_examples",
+        "--no-examples",
+        action="store_true",
+        help="no pictures: neither data nor weights are read",
+    )
+    report.add_argument("--data_dir", help="where the data is now (default: as recorded)")
+    report.set_defaults(run=_report)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -81,12 +134,78 @@ def some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def _collect(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.results import collection
+    from domainbed_carft.jobs import faults
+    from domainbed_carft.results import collection as collecting
+    from domainbed_carft.results import formats
 
-    return collection.run(arguments)
+    if arguments.format == "csv" and arguments.compare and arguments.paired:
+        raise CarftError("--format csv is one table; expected one of --compare and --paired")
+    files.require_output(arguments.output)
+    collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
+    page = collecting.build(collection, arguments.paired, bool(arguments.compare))
+    text = formats.render(page.document, arguments.format)
+    if arguments.output:
+        files.save_text(arguments.output, text)
+    else:
+        sys.stdout.write(text)
+    notes = page.remarks if arguments.format == "csv" else []  # it has no room for them
+    summary = _summary(collection, page.incomplete, page.cells)
+    for line in [*notes, *faults.lines(collection.faults), *summary]:
+        print(shown(line), file=sys.stderr)
+    if arguments.strict and (why := "; ".join(_reasons(collection, page.incomplete))):
+        print(f"carft: --strict: {why}", file=sys.stderr)
+        return INCOMPLETE
+    return 0
+
+
+def _reasons(collection: Collection, incomplete: int) -> Iterator[str]:
+    """What ``--strict`` finds fault with."""
+    if incomplete:
+        yield f"{counted(incomplete, 'cell is', 'cells are')} incomplete (see notes)"
+    for kind, one, many in (
+        ("no records", "job folder has no whole record", "job folders have no whole record"),
+        ("unreadable", "file or folder could not be read", "files or folders could not be read"),
+        ("diverged", "run diverged", "runs diverged"),
+    ):
+        if count := sum(fault.kind == kind for fault in collection.faults):
+            yield counted(count, one, many)
+
+
+def _summary(collection: Collection, incomplete: int, cells: int) -> Iterator[str]:
+    if len(collection.groups) > 1:
+        yield (
+            f"The runs were made under {len(collection.groups)} settings, which are never "
+            "averaged: each has tables of its own."
+        )
+    are = inflected(incomplete, "is", "are")
+    gaps = f"; {incomplete:,} of {counted(cells, 'cell')} {are} incomplete (see notes)"
+    count = f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}"
+    yield f"{count}{gaps if incomplete else ''}."
 
 
 def _top(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.results import collection
+    from domainbed_carft.jobs import faults
+    from domainbed_carft.results import collection as collecting
+    from domainbed_carft.results import formats, selection, top
 
-    collection.run_top(arguments)
+    collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
+    wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    entries = list(top.best(collection.groups, collection.methods))
+    idle = {*(arguments.select or ())} - {entry["selection"] for entry in entries}
+    selection.require_selected("--select", [name for name in collection.methods if name in idle])
+    for name, value in wanted.items():
+        there = sorted({entry[name] for entry in entries if entry[name] is not None})
+        if value not in there:
+            listed = ", ".join(map(str, there)) or "none"
+            raise CarftError(f"--{name} {value}: nothing was selected for it; there are: {listed}")
+    chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
+    sys.stdout.write(formats.as_json(chosen))
+    for line in faults.lines(collection.faults):
+        print(line, file=sys.stderr)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from domainbed_carft.report import building
+
+    building.run(arguments)

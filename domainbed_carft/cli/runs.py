@@ -60,6 +60,10 @@ def _add_wise_ft(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True)
     parser.add_argument(
+        "--original", metavar="FILE",
+        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
+    )  # fmt: skip
+    parser.add_argument(
         "--save", nargs="+", default=["all"], metavar="ALPHA",
         help="which weights to save: all (default), none, or some of --alphas",
     )  # fmt: skip

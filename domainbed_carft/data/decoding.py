@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageFile
 from tqdm import tqdm
 
-from domainbed_carft import launchers
+from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
 
 CHUNK = 32  # pictures handed to a process at once
@@ -40,7 +40,7 @@ def damaged(root: Path, pictures: Sequence[str], workers: int | None = None) -> 
     ``workers`` processes, as many as there are cores for this one unless given. Raises CarftError
     where one of them was killed.
     """
-    workers = workers or launchers.cores()
+    workers = workers or machine.cores()
     look = functools.partial(_look_at, str(root))
     # Not forked: the caller may have threads, torch's among them.
     context = multiprocessing.get_context("spawn")

@@ -53,7 +53,7 @@ class Report:
     @property
     def refusal(self) -> str:
         """That the data is broken, why, and the command that says more."""
-        where = "" if self.root is None else f" in {self.root}"
+        where = "" if str(self.root) in (self.name, "None") else f" in {self.root}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
             f"`{command(self.name, self.root)}` says more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from domainbed_carft.doctor.findings import SECTIONS, Facts, Finding, State
 from domainbed_carft.plugin import SWITCH
 
 LOW_SPACE = 1e9  # bytes
+# CVE-2026-24747 and CVE-2025-32434; the code of the second is refused by `files.load_weights`.
+OLD_TORCH = (
+    "a stranger's file of weights may corrupt memory (before torch 2.10) or, in programs other "
+    "than ours, run code (before 2.6)"
+)
 # The default backbones, of small and of all other data sets, see `hparams`.
 EXPECTED = ("tiny", "ViT-B/16")
 
@@ -65,7 +71,11 @@ def _python(own: Facts, facts: Facts) -> list[Finding]:
 
 
 def _versions(own: Facts, facts: Facts) -> list[Finding]:
-    return [Finding("versions", "ok", ", ".join(f"{d} {v}" for d, v in own.items() if v))]
+    findings = [Finding("versions", "ok", ", ".join(f"{d} {v}" for d, v in own.items() if v))]
+    number = re.match(r"(\d+)\.(\d+)", own["torch"] or "")
+    if number and (int(number[1]), int(number[2])) < (2, 10):
+        findings.append(Finding("torch", "note", OLD_TORCH, remedies.NEW_TORCH))
+    return findings
 
 
 def _hook(own: Facts, facts: Facts) -> list[Finding]:

@@ -113,7 +113,7 @@ def look_at_device() -> Facts:
     """GPUs with their memory in bytes, and the processor's cores and threads."""
     import torch
 
-    from domainbed_carft import launchers
+    from domainbed_carft import machine
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
@@ -121,7 +121,7 @@ def look_at_device() -> Facts:
         "gpus": [
             {"name": gpu.name, "memory": gpu.total_memory, "bf16": gpu.major >= 8} for gpu in gpus
         ],
-        "cores": launchers.cores(),
+        "cores": machine.cores(),
         "threads": torch.get_num_threads(),
         "bf16": _processor_has_bf16(),
         "torch_cuda": torch.version.cuda,

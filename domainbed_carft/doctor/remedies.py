@@ -40,6 +40,7 @@ EXTENSION = (
 BY_HAND = "python -X faulthandler -m domainbed_carft.doctor.probe /dev/stdout shows more of it"
 NO_GPU = "see nvidia-smi, CUDA_VISIBLE_DEVICES, and whether the driver is new enough for that CUDA"
 CPU_TORCH = "to train on the GPU, install a CUDA build of torch and torchvision (pytorch.org)"
+NEW_TORCH = "open only files that you trust, or pip install 'torch>=2.10'"
 DOWNLOADED = "each is downloaded there when it is first used"
 
 

@@ -8,12 +8,10 @@ from typing import NamedTuple
 from domainbed_carft.text import shown
 
 SHOWN = 20  # of a kind
-# What stands there may be the records of a job, and none of them counts.
-LOST = ("no records", "unreadable")
 
 
 class Fault(NamedTuple):
-    """One thing found: its kind, for counting; where; a sentence on what became of it."""
+    """What was wrong with what was read: its kind, for counting; where; what became of it."""
 
     kind: str
     path: str

@@ -1,8 +1,4 @@
-"""Ways to run the jobs of a sweep: for ``carft sweep``, and for DomainBed's own ``sweep``.
-
-A launcher is a function of a list of commands, as ``domainbed.scripts.sweep`` makes them
-(domainbed/command_launchers.py at b93c22a).
-"""
+"""Ways to run jobs: for ``carft sweep``, and for DomainBed's own ``sweep``."""
 
 from __future__ import annotations
 
@@ -11,23 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import local, options, pool, settings, slurm
+from domainbed_carft.launchers import options, pool, slurm
+from domainbed_carft.launchers.attempt import Ending, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS
-from domainbed_carft.launchers.protocol import FailedJob, Launcher
-from domainbed_carft.machine import cores
 
-__all__ = ["LAUNCHERS", "OPTIONS", "FailedJob", "Launcher", "cores", "make", "problems"]
+__all__ = ["LAUNCHERS", "OPTIONS", "Ending", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Any] = {
-    "dummy": local.Dummy,
-    "local": local.Local,
+    "dummy": pool.Dummy,
+    "local": pool.Local,
     "pool": pool.Pool,
     "slurm": slurm.Slurm,
 }
 
 
 def make(name: str, given: Mapping[str, Any] | None = None, verbose: bool = False) -> Launcher:
-    """The launcher `name` with these options, over those of the file that `settings` finds.
+    """The launcher `name` with these options, over those of a file (see `options`).
 
     Args:
         given: option to value, or to the text that a flag has.
@@ -36,10 +31,8 @@ def make(name: str, given: Mapping[str, Any] | None = None, verbose: bool = Fals
     Raises:
         CarftError: naming all that is wrong, and what would be right.
     """
-    chosen = settings.found_for(name) if name in OPTIONS else {}
-    chosen.update({key: value for key, value in (given or {}).items() if value is not None})
-    checked = options.build(name, chosen)
-    launcher: Launcher = _KINDS[name](checked, verbose)
+    chosen = options.chosen(name, given or {})
+    launcher: Launcher = _KINDS[name](chosen, verbose)
     return launcher
 
 
@@ -50,18 +43,21 @@ def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
 
 
 class Registered:
-    """A launcher for DomainBed's registry, which takes its options from the file alone.
+    """A launcher for DomainBed's registry: a function of command lines, as ``sweep`` makes them.
 
-    It looks for them when it is asked or called, so that a wrong one stops no other use of the
-    registry. ``runs_here``: its jobs run on this machine, so the data has to be here; our harness
-    asks for it, and for ``problems``, before it makes the jobs' folders.
+    (domainbed/command_launchers.py at b93c22a.) It looks for its options in the file when it is
+    asked or called, so that a wrong one stops no other use of the registry. ``runs_here``: its
+    jobs run on this machine, so the data has to be here; our harness asks for it, and for
+    ``problems``, before it makes the jobs' folders.
     """
 
     def __init__(self, name: str, runs_here: bool) -> None:
         self._name, self.runs_here = name, runs_here
 
-    def __call__(self, commands: Sequence[str]) -> list[FailedJob] | None:
-        return make(self._name, verbose=True)(commands)
+    def __call__(self, commands: Sequence[str]) -> list[Ending]:
+        """Run the commands; the jobs that failed, and none where SLURM has them."""
+        left = run_commands(make(self._name, verbose=True), commands) or []
+        return [ending for ending in left if ending.result != "held"]
 
     def problems(self, sweep: str) -> list[str]:
         """Why it could not run jobs below the folder ``sweep``."""
@@ -72,7 +68,7 @@ class Registered:
 
 
 # What DomainBed's registry gets beside its own `local` and `dummy`.
-LAUNCHERS: dict[str, Launcher] = {
+LAUNCHERS = {
     "pool": Registered("pool", runs_here=True),
     "slurm": Registered("slurm", runs_here=False),
 }

@@ -1,9 +1,9 @@
-"""One attempt at a job: what every launcher does with a command, in a SLURM job as well."""
+"""One attempt at a job: what every launcher does with one, in a SLURM job as well."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import enum
 import os
 import re
 import shlex
@@ -12,77 +12,87 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Literal, Protocol
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import (
-    NOT_ITS_FAULT,
-    UNKNOWN,
-    Attempt,
-    Held,
-    JobFolder,
-    last_line,
-    slurm_id,
-)
-from domainbed_carft.launchers.protocol import FailedJob
+from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
+from domainbed_carft.jobs.job import Job
 
-ELSEWHERE = 73
+ELSEWHERE = 73  # train found a lock that is not seen from here
 CANNOT_START = 127  # as a shell says it
 
-ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
-
-
-class Result(enum.Enum):
-    """What came of an attempt."""
-
-    DONE = "done, now or before"
-    FAILED = "failed, and may be tried again"
-    LEFT = "failed, and is to be left alone"
-    HELD = "another process runs it"
-    ELSEWHERE = "another process runs it, whose lock is not seen from here"
-    INTERRUPTED = "stopped before its end, and may be started again"
+Result = Literal["done", "failed", "again", "interrupted", "held"]
+Environment = Callable[[Job], Mapping[str, str]] | None  # the variables to set for a job
 
 
 @dataclass(frozen=True)
 class Ending:
-    """A result; `failure` says how the job ended, unless it is done or another's."""
+    """What came of a job in one call of a launcher, and of the last attempt at it.
 
-    command: str
+    ``result``: "done", now or before; "failed", to be left alone; "again", failed, and may be
+    tried again; "interrupted", told to stop; "held", run by another process. ``status`` is that
+    of the last attempt, negative for a signal; ``attempts`` counts those that failed.
+    """
+
+    folder: Path
     result: Result
-    failure: FailedJob | None = None
-    held: Held | None = None
+    status: int = 0
+    attempts: int = 0
+    last_words: str = ""
+
+    def __str__(self) -> str:
+        if self.result in ("done", "held"):
+            return self.last_words or f"{self.folder}: {self.result}"
+        times = "once" if self.attempts == 1 else f"{self.attempts} times"
+        how = "was stopped" if self.result == "interrupted" else f"failed {times}"
+        words = self.last_words or "it left no message"
+        return f"{self.folder}: {how}, {_described(self.status)}: {words}"
 
 
-@dataclass
-class Command:
-    """A command as DomainBed writes it, taken apart without a shell."""
+class Launcher(Protocol):
+    """Starts jobs, and may wait for them."""
 
-    text: str
-    arguments: list[str] = field(init=False)
-    environment: dict[str, str] = field(init=False, default_factory=dict)
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending] | None:
+        """Run the jobs; the endings of those that are not done, None if it does not wait."""
 
-    def __post_init__(self) -> None:
-        self.arguments = shlex.split(self.text)
-        # T3A and DPLCLIP write `NAME=value python -m ...`, which a shell would understand.
-        while self.arguments and (assigned := ASSIGNMENT.fullmatch(self.arguments[0])):
-            self.environment[assigned["name"]] = assigned["value"]
-            del self.arguments[0]
-        if self.arguments[:1] == ["python"]:  # the jobs need what this interpreter imports
-            self.arguments[0] = sys.executable
+
+@dataclass(frozen=True)
+class Command(Job):
+    """A job as DomainBed's registry hands it over: of its arguments only the words are known."""
+
+    words: tuple[str, ...] = ()
 
     @property
-    def folder(self) -> JobFolder | None:
-        """The job's --output_dir, if it has one."""
-        value = None
-        for word, following in zip(self.arguments, [*self.arguments[1:], None]):
-            if word == "--output_dir":
-                value = following
-            elif word.startswith("--output_dir="):
-                value = word.partition("=")[2]
-        return JobFolder(value) if value else None
+    def command(self) -> list[str]:
+        return list(self.words)
+
+
+def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Ending] | None:
+    """Have a launcher run jobs that are given as DomainBed's and its forks' sweeps write them.
+
+    T3A and DPLCLIP write ``NAME=value python -m ...``, which a shell would understand; no shell
+    sees it here. Raises CarftError for a command without --output_dir.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output_dir", nargs="?", type=Path)
+    jobs, variables = [], {}
+    for command in commands:
+        words, assigned = shlex.split(command), {}
+        while words and (found := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", words[0], re.DOTALL)):
+            assigned[found[1]] = found[2]
+            del words[0]
+        folder = parser.parse_known_args(words)[0].output_dir
+        if folder is None:
+            raise CarftError(f"there is no --output_dir in the command {command!r}")
+        jobs.append(Command({}, folder, words=tuple(words)))
+        variables[folder] = assigned
+    return launcher(jobs, lambda job: variables[job.folder])
 
 
 class Children:
@@ -93,17 +103,19 @@ class Children:
         self.killed = False
         self._running: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(
-        self, arguments: Sequence[str], environment: Mapping[str, str], fds: Sequence[int],
-        stderr: IO[bytes],
-    ) -> subprocess.Popen[bytes]:  # fmt: skip
-        """Start a child that a signal to this process's group, as Ctrl-C sends it, spares."""
+    def run(
+        self, words: Sequence[str], environment: Mapping[str, str], lock: int, stderr: IO[bytes]
+    ) -> int:
+        """Run a child to its end, which a signal to this process's group, such as Ctrl-C, spares.
+
+        Returns its exit status; it holds the lock as well.
+        """
         # SLURM sends submitit's signal to every process of a job. It is meant for submitit alone
         # and would kill the others; what is blocked here stays blocked in a child.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         try:
             process = subprocess.Popen(
-                arguments, env=environment, pass_fds=fds, start_new_session=True,
+                words, env=environment, pass_fds=(lock,), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
             )  # fmt: skip
             self._running[process.pid] = process
@@ -111,18 +123,19 @@ class Children:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self.stopped_by is not None:  # told while the child was being started
             process.terminate()
-        return process
-
-    def ended(self, process: subprocess.Popen[bytes]) -> None:
-        """Forget a child that has ended."""
-        self._running.pop(process.pid, None)
+        try:
+            return process.wait()
+        except BaseException:  # where no handler takes Ctrl-C: do not leave the job unlocked
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            self._running.pop(process.pid, None)
 
     def stop(self, told: int, signal_number: int = signal.SIGTERM) -> None:
-        """Tell all children to save and leave, and start no others; safe in a signal handler.
+        """Send all children a signal to save and leave, and start no others.
 
-        Args:
-            told: the signal that this process was stopped by.
-            signal_number: the one that the children get.
+        Safe in a signal handler; `told` is the signal that this process was stopped by.
         """
         self.stopped_by = told
         for process in list(self._running.values()):
@@ -136,115 +149,113 @@ class Children:
             process.kill()
 
 
+@contextlib.contextmanager
+def stopping(children: Children, name: str) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal end the children with SIGTERM, then this process.
+
+    A second Ctrl-C kills what still runs. Outside of the main thread, which alone may handle
+    signals, nothing is changed. At the end raises KeyboardInterrupt after Ctrl-C, SystemExit with
+    128 + the signal's number after another, as a shell says it.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and children.stopped_by is not None:
+            children.kill()
+            return
+        if children.stopped_by is None:
+            print(f"{name}: stopping; waiting for the running jobs to save", file=sys.stderr)
+        children.stop(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        # What is ignored, as nohup has it, stays so.
+        found = {number: signal.getsignal(number) for number in numbers}
+        before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if children.stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if children.stopped_by is not None:
+        raise SystemExit(128 + children.stopped_by)
+
+
 def run(
-    command: str,
-    environment: Mapping[str, str] | None = None,
-    children: Children | None = None,
-    patience: float = 0.0,
+    job: Job, environment: Mapping[str, str], children: Children, patience: float = 0.0
 ) -> Ending:
     """Make one attempt at a job, unless it is done, another's, or to be left alone.
 
-    Args:
-        command: shell-quoted words; no shell sees them.
-        environment: variables to set, under those that the command itself sets.
-        children: where to note the running child.
-        patience: seconds to wait for another process to let go of the job.
+    `children` has the running child; `patience` are seconds to wait for another process to let go.
     """
-    parsed = Command(command)
-    children = children or Children()
-    variables = {**os.environ, **(environment or {}), **parsed.environment}
-    variables.pop("DOMAINBED_LOCK_FD", None)  # this process's own, if it was launched itself
-    folder = parsed.folder
-    if folder is None:
-        status, words = _attempt(parsed, variables, (), children)
-        failure = FailedJob(command, status, 1, words)
-        return Ending(command, *((Result.LEFT, failure) if status else (Result.DONE,)))
     give_up = time.monotonic() + patience
     while True:
         try:
-            return _run_in(folder, parsed, variables, children)
+            return _run(JobFolder(job.folder), job, environment, children)
         except Held as held:
             if time.monotonic() >= give_up:
-                return Ending(command, Result.HELD, held=held)
+                return Ending(job.folder, "held", last_words=str(held))
         except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
-            failure = FailedJob(str(folder.path), CANNOT_START, 1, str(error))
-            return Ending(command, Result.LEFT, failure)
+            return Ending(job.folder, "failed", CANNOT_START, 1, str(error))
         time.sleep(0.5)
 
 
-def _run_in(
-    folder: JobFolder, command: Command, variables: dict[str, str], children: Children
-) -> Ending:
+def _run(folder: JobFolder, job: Job, environment: Mapping[str, str], children: Children) -> Ending:
     if not folder.done:
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.claim() as lock:
             if not folder.done and folder.failed() is None:
-                variables["DOMAINBED_LOCK_FD"] = str(lock)
-                status = _noted_attempt(folder, command, variables, lock, children)
-                return _ending(folder, command.text, status)
-    return _ending(folder, command.text, None)
-
-
-def _ending(folder: JobFolder, command: str, status: int | None) -> Ending:
+                variables = {**os.environ, **environment, "DOMAINBED_LOCK_FD": str(lock)}
+                _attempt(folder, job.command, variables, lock, children)
     if folder.done:
-        return Ending(command, Result.DONE)
-    if status == ELSEWHERE:
-        held = Held(folder.path, folder.holder() or UNKNOWN)
-        return Ending(command, Result.ELSEWHERE, held=held)
+        return Ending(folder.path, "done")
     attempts = folder.attempts()
-    failures = sum(attempt.status not in NOT_ITS_FAULT for attempt in attempts)
-    last = attempts[-1]
-    failure = FailedJob(str(folder.path), last.status, failures, last.last_words)
+    status, words = attempts[-1].status, attempts[-1].last_words
+    count = sum(attempt.status not in NOT_ITS_FAULT for attempt in attempts)
+    result: Result = "again"
     if folder.failed():
-        return Ending(command, Result.LEFT, failure)
-    result = Result.INTERRUPTED if last.status in NOT_ITS_FAULT else Result.FAILED
-    return Ending(command, result, failure)
-
-
-def _noted_attempt(
-    folder: JobFolder, command: Command, variables: Mapping[str, str], lock: int,
-    children: Children,
-) -> int:  # fmt: skip
-    started, status, words = time.time(), -signal.SIGTERM, "the launcher was stopped"
-    try:
-        status, words = _attempt(command, variables, (lock,), children)
-        if status == 0 and not folder.done:
-            words = "ended with status 0 but left no file done"
-        return status
-    finally:
-        attempt = Attempt(
-            started, time.time(), socket.gethostname(), slurm_id(), status,
-            words or (_new_words(folder, started) if status else ""),
-        )  # fmt: skip
-        folder.add_attempt(attempt)
-
-
-def _new_words(folder: JobFolder, since: float) -> str:
-    """The last words in err.txt, which keeps those of earlier attempts, if there are new ones."""
-    try:
-        changed = (folder.path / "err.txt").stat().st_mtime
-    except OSError:
-        return ""
-    return folder.last_words() if changed >= since - 1 else ""  # clocks of file systems are coarse
+        result = "failed"
+    elif status in NOT_ITS_FAULT:
+        result = "held" if status == ELSEWHERE else "interrupted"
+    return Ending(folder.path, result, status, count, words)
 
 
 def _attempt(
-    command: Command, variables: Mapping[str, str], fds: Sequence[int], children: Children
-) -> tuple[int, str]:
-    """The child's exit status and the last thing it wrote to its stderr."""
-    with tempfile.NamedTemporaryFile(prefix="carft-job-") as stderr:
-        try:
-            process = children.start(command.arguments, variables, fds, stderr.file)
-        except (OSError, ValueError) as error:  # ValueError: a null byte
-            return CANNOT_START, str(error)
-        try:
-            status = process.wait()
-        except BaseException:  # where no handler takes Ctrl-C: do not leave the job unlocked
-            process.terminate()
-            process.wait()
-            raise
-        finally:
-            children.ended(process)
-        if children.killed and status == -signal.SIGKILL:  # by us, which is not the job's fault
-            return -signal.SIGTERM, "it did not stop when told to, and was killed"
-        return status, last_line(stderr.name)
+    folder: JobFolder, words: list[str], variables: Mapping[str, str], lock: int,
+    children: Children,
+) -> None:  # fmt: skip
+    """Run the command and note how it ended, even where this process is interrupted."""
+    if words[:1] == ["python"]:  # the jobs need what this interpreter imports
+        words = [sys.executable, *words[1:]]
+    started, status, told = time.time(), -signal.SIGTERM, "the launcher was stopped"
+    try:
+        with tempfile.NamedTemporaryFile(prefix="carft-job-") as stderr:
+            try:
+                status, told = children.run(words, variables, lock, stderr.file), ""
+            except (OSError, ValueError) as error:  # ValueError: a null byte
+                status, told = CANNOT_START, str(error)
+            if children.killed and status == -signal.SIGKILL:  # by us: not the job's fault
+                status, told = -signal.SIGTERM, "it did not stop when told to, and was killed"
+            told = told or last_line(stderr.name)
+        if status == 0 and not folder.done:
+            told = "ended with status 0 but left no file done"
+        elif status and not told:
+            with contextlib.suppress(OSError):
+                # It keeps those of earlier attempts; the clocks of file systems are coarse.
+                if (folder.path / "err.txt").stat().st_mtime >= started - 1:
+                    told = folder.last_words()
+    finally:
+        attempt = Attempt(started, time.time(), socket.gethostname(), slurm_id(), status, told)
+        folder.add_attempt(attempt)
+
+
+def _described(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    names = {number.value: number.name for number in signal.Signals}
+    hint = " (often: out of memory)" if status == -signal.SIGKILL else ""
+    return f"killed by {names.get(-status, f'signal {-status}')}{hint}"

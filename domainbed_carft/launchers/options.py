@@ -1,116 +1,99 @@
-"""The options of each launcher: documented dataclasses, checked when they are made."""
+"""The options of each launcher, and the file in which they may stand.
+
+It is the YAML file that $DOMAINBED_CARFT_LAUNCHER names, else launchers.yaml in the current folder;
+so a DomainBed whose sweep has no flags for them can be told, too. It maps launchers to options:
+
+    slurm:
+      partition: gpu
+      gpus: 1
+      time: 12:00:00
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt  # of pydantic, which itself takes half a second to import
+
+from domainbed_carft import files, text
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import values
 
-
-def option(convert: Any, default: Any, text: str, repeated: bool = False) -> Any:
-    """A field with what makes its values, and what a flag for it would say.
-
-    Args:
-        repeated: a flag for it may be given several times.
-    """
-    metadata = {"convert": convert, "help": text, "repeated": repeated}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a launcher that has none, and what those of the others have in common."""
-
-    def __post_init__(self) -> None:
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        converted, wrong = _convert(type(self), given)
-        if wrong:
-            raise CarftError("; ".join(wrong))
-        for name, value in converted.items():
-            object.__setattr__(self, name, value)
-
-
-@dataclass(frozen=True)
-class PoolOptions(Options):
-    """How many jobs run at a time on this machine.
-
-    Args:
-        jobs: jobs at a time; by default as many as the GPUs hold, or one a core where there are
-            none.
-        jobs_per_gpu: jobs at a time on each GPU.
-        memory_gb: what one job needs of the machine's memory, which may then allow fewer.
-    """
-
-    jobs: int | None = option(
-        values.whole(1), None, "jobs at a time (default: jobs_per_gpu on each GPU, else one a core)"
-    )
-    jobs_per_gpu: int | None = option(
-        values.whole(1), None, "jobs at a time on each GPU (default: 1)"
-    )
-    memory_gb: float | None = option(
-        values.gigabytes, None, "main memory that one job needs; fewer jobs run if it is short"
-    )
-
+VARIABLE = "DOMAINBED_CARFT_LAUNCHER"
+DEFAULT = "launchers.yaml"
 
 # SLURM's controller looks twice a minute whose limit comes near.
 WARNS_EARLY_SECONDS = 30
 
 
-@dataclass(frozen=True)
-class SlurmOptions(Options):
-    """What is asked of SLURM for each job.
-
-    Args:
-        time: minutes, or one of SLURM's spellings; in quotes in YAML, as it reads 1:30:00 as a
-            number.
-        array_cap: jobs that run at a time, over all arrays of one launch.
-        array_size: elements of one array; SLURM's own limit holds as well.
-        signal_seconds: how long before the time limit, and on preemption, jobs are to save.
-        setup: lines of shell before the job, such as `module load cuda`.
-        extra: parameters of sbatch that have no option here.
-    """
-
-    partition: str | None = option(values.word, None, "partition (default: the cluster's)")
-    account: str | None = option(values.word, None, "account to charge")
-    qos: str | None = option(values.word, None, "quality of service")
-    time: int = option(values.minutes, 24 * 60, "time limit of a job: minutes or D-HH:MM:SS")
-    gpus: int = option(values.whole(0), 0, "GPUs of a job")
-    cpus: int = option(values.whole(1), 1, "cores of a job, and its threads")
-    memory_gb: float | None = option(values.gigabytes, None, "main memory of a job")
-    array_cap: int = option(values.whole(1), 100, "jobs at a time")
-    array_size: int = option(values.whole(1), 1000, "jobs of one submission; more are chained")
-    signal_seconds: int = option(
-        values.whole(10), 120, "seconds before the time limit at which a job saves its state"
-    )
-    setup: tuple[str, ...] = option(
-        values.lines, (), "line of shell before the job, such as 'module load cuda'", repeated=True
-    )
-    extra: Mapping[str, str | bool] | None = option(
-        values.parameters, None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        needed = self.signal_seconds + WARNS_EARLY_SECONDS
-        if needed >= 60 * self.time:
-            raise CarftError(
-                f"signal_seconds = {self.signal_seconds} is too long for the time limit of "
-                f"{self.time} minutes: SLURM warns up to {WARNS_EARLY_SECONDS} s earlier, and a "
-                "warning that comes as the job starts is lost. Expected a time limit of more than "
-                f"{needed} s, or a smaller signal_seconds"
-            )
+def _option(default: Any, told: str, repeated: bool = False) -> Any:
+    """A field with the help of its flag, which may be given several times if it is repeated."""
+    return dataclasses.field(default=default, metadata={"help": told, "repeated": repeated})
 
 
 @dataclass(frozen=True)
-class NoOptions(Options):
+class NoOptions:
     """`local` and `dummy` have none."""
 
 
+@dataclass(frozen=True)
+class PoolOptions:
+    """How many jobs run at a time on this machine."""
+
+    jobs: Annotated[int, Ge(1)] | None = _option(
+        None, "jobs at a time (default: jobs_per_gpu on each GPU, else one a core)"
+    )
+    jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(
+        None, "jobs at a time on each GPU (default: 1)"
+    )
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What is asked of SLURM for each job.
+
+    `time` is text as sbatch takes it. `array_cap` holds over all arrays of one launch; for
+    `array_size` SLURM's own limit holds as well. `extra` are parameters of sbatch that have no
+    option here, True for one without a value.
+    """
+
+    __pydantic_config__ = {"coerce_numbers_to_str": True}
+
+    partition: str | None = _option(None, "partition (default: the cluster's)")
+    account: str | None = _option(None, "account to charge")
+    qos: str | None = _option(None, "quality of service")
+    time: str = _option("1-0", "time limit of a job: minutes or D-HH:MM:SS")
+    gpus: Annotated[int, Ge(0)] = _option(0, "GPUs of a job")
+    cpus: Annotated[int, Ge(1)] = _option(1, "cores of a job, and its threads")
+    memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory of a job")
+    array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
+    array_size: Annotated[int, Ge(1)] = _option(1000, "jobs of one submission; more are chained")
+    signal_seconds: Annotated[int, Ge(10)] = _option(
+        120, "seconds before the time limit at which a job saves its state"
+    )
+    setup: tuple[str, ...] = _option(
+        (), "line of shell before the job, such as 'module load cuda'", repeated=True
+    )
+    extra: Mapping[str, str | bool] | None = _option(
+        None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
+    )
+
+    def __post_init__(self) -> None:
+        needed = self.signal_seconds + WARNS_EARLY_SECONDS
+        if self.time.isdecimal() and needed >= 60 * int(self.time):
+            raise ValueError(
+                f"signal_seconds = {self.signal_seconds} is too long for a time limit of "
+                f"{self.time} minutes, as SLURM warns up to {WARNS_EARLY_SECONDS} s earlier; "
+                f"expected a limit of more than {needed} s, or a smaller signal_seconds"
+            )
+
+
+Options = NoOptions | PoolOptions | SlurmOptions
 OPTIONS: dict[str, type[Options]] = {
     "dummy": NoOptions,
     "local": NoOptions,
@@ -119,53 +102,76 @@ OPTIONS: dict[str, type[Options]] = {
 }
 
 
-def build(launcher: str, given: Mapping[str, Any]) -> Options:
-    """The options of a launcher.
+def chosen(launcher: str, given: Mapping[str, Any]) -> Options:
+    """The options of a launcher: those given that are not None, else the file's, else defaults.
 
-    Raises:
-        CarftError: naming all launchers, options and values that are wrong, and the valid ones.
+    Says which file was read. Raises CarftError naming all that is wrong, and what would be right.
     """
-    if found := problems(launcher, given):
-        raise CarftError("; ".join(found))
-    return OPTIONS[launcher](**given)
+    named = os.environ.get(VARIABLE)
+    path = Path(named or DEFAULT).expanduser()
+    found = _read(path).get(launcher) if named or path.exists() else None
+    if found:
+        print(f"{launcher}: options of {path.absolute()}", file=sys.stderr)
+    both = {**(found or {}), **{name: value for name, value in given.items() if value is not None}}
+    made, wrong = _made(launcher, both)
+    if made is None:
+        raise CarftError("; ".join(wrong))
+    return made
 
 
 def problems(launcher: str, given: Mapping[str, Any]) -> list[str]:
     """What is wrong with these options of this launcher."""
+    return _made(launcher, given)[1]
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = files.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
+    except OSError as error:
+        raise CarftError(f"{path} cannot be read: {error.strerror} (${VARIABLE})") from error
+    except ValueError as error:
+        raise CarftError(f"{path}: {error}") from error
+    sections = content.values() if isinstance(content, dict) else [content]
+    if not all(isinstance(section or {}, dict) for section in sections):
+        names = ", ".join(OPTIONS)
+        raise CarftError(f"{path}: expected launchers ({names}), each with options and values")
+    # An option without a value is one that is not set.
+    found = {
+        launcher: {name: value for name, value in (given or {}).items() if value is not None}
+        for launcher, given in content.items()
+    }
+    wrong = [one for launcher, given in found.items() for one in problems(launcher, given)]
+    if wrong:
+        raise CarftError(f"{path}: {'; '.join(wrong)}")
+    return found
+
+
+def _made(launcher: str, given: Mapping[str, Any]) -> tuple[Options | None, list[str]]:
+    from pydantic import TypeAdapter, ValidationError
+
     if launcher not in OPTIONS:
-        return [_unknown("launcher", launcher, OPTIONS)]
-    cls = OPTIONS[launcher]
-    known = [field.name for field in dataclasses.fields(cls)]
-    unknown = [
-        _unknown(f"option of {launcher}", str(name), known) for name in given if name not in known
+        return None, [text.unknown("launcher", launcher, OPTIONS)]
+    names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
+    wrong = [
+        text.unknown(f"option of {launcher}", n, names or ["none"]) for n in given if n not in names
     ]
-    values_given = {name: value for name, value in given.items() if name in known}
-    wrong = _convert(cls, values_given)[1]
-    if not unknown and not wrong:
-        try:
-            cls(**given)
-        except CarftError as error:
-            return [str(error)]
-    return unknown + [f"{launcher}: {problem}" for problem in wrong]
+    known = {name: _spelled_out(name, value) for name, value in given.items() if name in names}
+    made = None
+    try:
+        made = TypeAdapter(OPTIONS[launcher]).validate_python(known)
+    except ValidationError as error:
+        for one in error.errors():
+            told = one["msg"].replace("Input should", "should").removeprefix("Value error, ")
+            place = f"{'.'.join(map(str, one['loc']))} is {one['input']!r}, " if one["loc"] else ""
+            wrong.append(f"{launcher}: {place}{told}")
+    return None if wrong else made, wrong
 
 
-def _convert(cls: type[Options], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    converted, found = {}, []
-    for name, value in given.items():
-        if value is None or value == fields[name].default:
-            converted[name] = fields[name].default
-            continue
-        try:
-            converted[name] = fields[name].metadata["convert"](value)
-        except ValueError as error:
-            found.append(f"{name} = {value!r}: {error}")
-    return converted, found
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    valid = ", ".join(names) or "none"
-    return f"there is no {kind} called {name!r}{meant} (there are: {valid})"
+def _spelled_out(name: str, value: Any) -> Any:
+    """What several flags, or one word in a file, stand for."""
+    if name in ("setup", "extra") and isinstance(value, str):
+        value = [value]
+    if name != "extra" or not isinstance(value, (list, tuple)):
+        return value
+    pairs = [str(one).lstrip("-").partition("=") for one in value]
+    return {key.replace("-", "_"): found if equals else True for key, equals, found in pairs}

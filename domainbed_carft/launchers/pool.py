@@ -1,17 +1,126 @@
-"""Several jobs at a time on this machine, its GPUs, memory and cores shared out among them."""
+"""Jobs on this machine: one after another, or several that share out its GPUs and cores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import shlex
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed_carft import machine
-from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers.options import PoolOptions
-from domainbed_carft.launchers.protocol import FailedJob
-from domainbed_carft.launchers.shared_queue import SharedQueue
+from domainbed_carft import machine, text
+from domainbed_carft.errors import raise_for
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.launchers import attempt
+from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
+from domainbed_carft.launchers.launches import in_hand
+from domainbed_carft.launchers.options import NoOptions, PoolOptions
+
+
+@dataclass
+class _Queue:
+    """The jobs of one call of a launcher; one that failed is tried again after all others.
+
+    A job that another process runs is left to it: the next launch looks again.
+    """
+
+    name: str
+    jobs: Sequence[Job]
+    environment: Environment
+    verbose: bool
+
+    def __post_init__(self) -> None:
+        self._waiting = deque(self.jobs)
+        self._children = Children()
+        self._interruptions: Counter[Path] = Counter()
+        self._ended: list[Ending] = []
+
+    def run(self, slots: Sequence[Mapping[str, str]]) -> list[Ending]:
+        """Run all jobs, one at a time in each slot, with the slot's variables below their own.
+
+        Returns the endings of those that are not done.
+        """
+        if not self.jobs:
+            return []
+        with (
+            stopping(self._children, self.name),
+            in_hand(self.name, [JobFolder(job.folder) for job in self.jobs]),
+            ThreadPoolExecutor(max_workers=len(slots)) as workers,
+        ):
+            futures = [workers.submit(self._work, slot) for slot in slots]
+            wait(futures)
+            for future in futures:
+                future.result()
+        left = [ending for ending in self._ended if ending.result != "done"]
+        self._tell(left)
+        return left
+
+    def _work(self, slot: Mapping[str, str]) -> None:
+        while self._children.stopped_by is None and self._waiting:
+            try:
+                job = self._waiting.popleft()
+            except IndexError:  # another slot was faster
+                return
+            own = self.environment(job) if self.environment else {}
+            ending = attempt.run(job, {**slot, **own}, self._children)
+            if self._goes_on(ending):
+                self._waiting.append(job)
+                continue
+            self._ended.append(ending)
+            if self.verbose:
+                self._progress()
+
+    def _goes_on(self, ending: Ending) -> bool:
+        if ending.result != "interrupted":
+            return ending.result == "again"
+        # By someone who wants it to start again, but a job may also go on like that for ever.
+        self._interruptions[ending.folder] += 1
+        return self._interruptions[ending.folder] < MAX_ATTEMPTS
+
+    def _progress(self) -> None:
+        count = sum(ending.result == "failed" for ending in self._ended)
+        total = text.counted(len(self.jobs), "job")
+        self._say(f"{len(self._ended)} of {total} ended" + (f", {count} failed" if count else ""))
+
+    def _tell(self, left: Sequence[Ending]) -> None:
+        held = [ending for ending in left if ending.result == "held"]
+        if held:
+            jobs = text.counted(len(held), "job is", "jobs are")
+            self._say(f"{jobs} run by others; the next launch looks again. Such as: {held[0]}")
+        for ending in (ending for ending in left if ending.result != "held"):
+            self._say(str(ending))
+
+    def _say(self, words: str) -> None:
+        print(f"{self.name}: {text.shown(words)}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Dummy:
+    """Print the commands and run none of them."""
+
+    options: NoOptions
+    verbose: bool = False
+
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
+        for job in jobs:
+            variables = environment(job) if environment else {}
+            words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+            print("Dummy launcher:", *words, job.line)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Run the jobs one after another; what they print is in their out.txt and err.txt."""
+
+    options: NoOptions
+    verbose: bool = False
+
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
+        return _Queue("local", jobs, environment, self.verbose).run([{}])
 
 
 @dataclass(frozen=True)
@@ -25,41 +134,32 @@ class Pool:
     options: PoolOptions
     verbose: bool = False
 
-    def __call__(self, commands: Sequence[str]) -> list[FailedJob]:
-        return SharedQueue("pool", commands, self.verbose).run(self.slots(len(commands)))
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
+        return _Queue("pool", jobs, environment, self.verbose).run(self.slots(len(jobs)))
 
     def problems(self, sweeps: Iterable[Path]) -> list[str]:
         """Why this machine cannot do what the options say."""
-        try:
-            self._width(len(machine.gpus()))
-        except CarftError as error:
-            return [str(error)]
-        return []
+        chosen = self.options.jobs_per_gpu
+        if not chosen or machine.gpus():
+            return []
+        return [
+            f"pool: jobs_per_gpu = {chosen}, but there is no GPU: CUDA_VISIBLE_DEVICES lists none, "
+            "or nvidia-smi does not find one; use jobs instead"
+        ]
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
         """The variables of each slot, for so many jobs in all."""
-        gpus = machine.gpus()
-        count = max(1, min(self._width(len(gpus)), jobs))
+        raise_for(self.problems(()))
+        chosen, gpus = self.options, machine.gpus()
+        on_gpus = len(gpus) * (chosen.jobs_per_gpu or 1)
+        width = chosen.jobs or on_gpus or machine.cores()
+        if chosen.jobs_per_gpu:
+            width = min(width, on_gpus)
+        count = max(1, min(width, jobs))
         shares = [
             {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)
         ]
         return [{**share, **_threads(count)} for share in shares]
-
-    def _width(self, gpus: int) -> int:
-        chosen = self.options
-        if chosen.jobs_per_gpu and not gpus:
-            raise CarftError(
-                f"pool: jobs_per_gpu = {chosen.jobs_per_gpu}, but there is no GPU: "
-                "CUDA_VISIBLE_DEVICES lists none, or nvidia-smi does not find one. Use jobs instead"
-            )
-        widths = [chosen.jobs] if chosen.jobs else []
-        if chosen.jobs_per_gpu or (gpus and not widths):
-            widths.append(gpus * (chosen.jobs_per_gpu or 1))
-        widths = widths or [machine.cores()]
-        memory = machine.available_memory() if chosen.memory_gb else None
-        if memory is not None and chosen.memory_gb:
-            widths.append(int(memory // (chosen.memory_gb * 2**30)))
-        return min(widths)
 
 
 def _threads(jobs: int) -> dict[str, str]:

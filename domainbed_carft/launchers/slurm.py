@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
-import shutil
+import re
+import signal
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from shutil import which
+from types import FrameType
+from typing import Any, NoReturn
 
-from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder, slurm_id
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
+from domainbed_carft.launchers.attempt import Children, Ending, Environment
 from domainbed_carft.launchers.launches import FOLDER, Launch
 from domainbed_carft.launchers.options import SlurmOptions
-from domainbed_carft.launchers.protocol import FailedJob
-from domainbed_carft.launchers.slurm_commands import cancel, largest_array, states
-from domainbed_carft.launchers.slurm_element import Element
-
-__all__ = ["Slurm", "cancel", "states"]
 
 # What no #SBATCH line can hold, or what SLURM reads as a pattern.
 _UNSAFE = "\n\r%\\"
+
+# SLURM starts a job again while a process of its last run may still hold the lock.
+_OTHERS_SECONDS = 30.0
+
+# How often a job that another process has is looked at again: two minutes apart, as SLURM has it.
+_HELD_TURNS = 5
+
+_AT_ONCE = 500  # jobs named in one command line
+
+# Why a job may wait that will be started in its turn. Other reasons are worth telling.
+_IN_TURN = ["", *"None Priority Resources Dependency BeginTime JobArrayTaskLimit".split()]
+_IN_TURN += "Cleaning Licenses RaisedSignal".split()
 
 
 @dataclass(frozen=True)
@@ -33,83 +48,82 @@ class Slurm:
     options: SlurmOptions
     verbose: bool = False
 
-    def __call__(self, commands: Sequence[str]) -> list[FailedJob] | None:
+    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
         """Submit the jobs that are neither done, nor run by someone, nor to be left alone.
 
-        Returns the jobs to be left alone, for what they failed with before, or None.
-
-        Raises:
-            CarftError: SLURM is not there, or takes no more; what it took stays submitted.
+        Raises CarftError where SLURM is not there, or takes no more; what it took stays submitted.
         """
-        _submitit()
-        waiting: dict[Path, list[tuple[str, JobFolder]]] = {}
-        for command in commands:
-            folder = attempt.Command(command).folder
-            if folder is None:
-                raise CarftError(f"slurm: there is no --output_dir in the command {command!r}")
+        sweeps: dict[Path, list[_Element]] = {}
+        patience = 0.7 * self.options.signal_seconds
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DOMAINBED_CORES")
+        cores = dict.fromkeys(names, str(self.options.cpus))
+        for job in jobs:
+            folder = JobFolder(job.folder)
             if not (folder.done or folder.is_held() or folder.failed()):
-                waiting.setdefault(folder.path.parent.absolute(), []).append((command, folder))
-        if unsafe := _unsafe(waiting):
-            raise CarftError("; ".join(unsafe))
-        after, left = None, sum(map(len, waiting.values()))
-        for sweep, jobs in waiting.items():
-            after = self._submit(sweep, jobs, after, left)
-            left -= len(jobs)
-        return None
+                own = environment(job) if environment else {}
+                element = _Element(job, {**cores, **own}, patience)
+                sweeps.setdefault(job.folder.parent.absolute(), []).append(element)
+        raise_for(self.problems(sweeps))
+        after = None
+        for sweep, elements in sweeps.items():
+            after = self._submit(sweep, elements, after)
 
-    def problems(self, sweeps: Iterable[Path]) -> list[str]:
+    def problems(self, sweeps: Iterable[Path]) -> Iterator[str]:
         """Why nothing can be submitted from here, or for jobs in these folders."""
-        try:
-            _submitit()
-        except CarftError as error:
-            return [str(error), *_unsafe(sweeps)]
-        return _unsafe(sweeps)
+        missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not which(name)]
+        if importlib.util.find_spec("submitit") is None:
+            install = f"{sys.executable} -m pip install 'submitit>=1.5'"
+            yield f"the slurm launcher needs the package submitit: {install}"
+        elif missing:
+            yield (
+                f"the slurm launcher needs SLURM's commands, but {', '.join(missing)} cannot be "
+                "found on PATH; use a machine that submits jobs, or the pool launcher"
+            )
+        for place in (str(sweep.absolute()) for sweep in sweeps):
+            if any(character in place for character in _UNSAFE):
+                yield (
+                    f"slurm: the folder {place!r} has a line break, % or \\ in its name, which "
+                    "SLURM's batch files cannot hold; move the sweep to another"
+                )
 
-    def _submit(
-        self, sweep: Path, jobs: Sequence[tuple[str, JobFolder]], after: str | None, left: int
-    ) -> str | None:
+    def _submit(self, sweep: Path, elements: list[_Element], after: str | None) -> str | None:
         """Submit the jobs of one folder as arrays, each of which waits for the one before.
 
-        Args:
-            after: the last array of the folder before, so that the cap holds over all folders.
-            left: jobs to submit, in this folder and those that come after it.
-
-        Returns the last array.
+        The first waits for `after`, so that the cap holds over all folders. Returns the last.
         """
         launch = Launch("slurm", sweep)
         ids: dict[str, str | None] = {}
         os.close(launch.write(ids))  # where nothing can be noted, nothing is submitted
         size = min(self.options.array_size, largest_array() or sys.maxsize)
-        for begin in range(0, len(jobs), size):
-            chunk = jobs[begin : begin + size]
+        for begin in range(0, len(elements), size):
+            chunk = elements[begin : begin + size]
             try:
                 submitted = self._submit_array(sweep, chunk, after)
             except Exception as error:  # submitit has its own, for what sbatch answers
                 # DomainBed's sweep takes a job for launched, and passes it over, by its folder.
-                for _, folder in jobs[begin:]:
+                for element in elements[begin:]:
                     with contextlib.suppress(OSError):
-                        folder.path.rmdir()
-                raise CarftError(_refused(error, ids, left - begin)) from error
-            ids.update({folder.name: name for (_, folder), name in zip(chunk, submitted)})
+                        element.job.folder.rmdir()
+                raise CarftError(
+                    f"slurm: a submission was refused: {' '.join(str(error).split())}. Of "
+                    f"{len(elements)} jobs in {sweep} {begin} are submitted; launch the sweep "
+                    "again for the others once SLURM takes more, or with other options"
+                ) from error
+            ids.update(zip((element.job.folder.name for element in chunk), submitted))
             os.close(launch.write(ids))
             after = submitted[0].partition("_")[0]
-            print(f"slurm: job {after} has {len(chunk)} of the sweep's {len(jobs)} jobs")
+            print(f"slurm: job {after} has {len(chunk)} of the sweep's {len(elements)} jobs")
         return after
 
-    def _submit_array(
-        self, sweep: Path, jobs: Sequence[tuple[str, JobFolder]], after: str | None
-    ) -> list[str]:
+    def _submit_array(self, sweep: Path, elements: list[_Element], after: str | None) -> list[str]:
         """Submit one array, and return the SLURM ids of its elements."""
-        submitit = _submitit()
+        import submitit
+
         logs = sweep / FOLDER / "slurm-logs"
         logs.mkdir(parents=True, exist_ok=True)
         # Time-outs are no failures, and never too many.
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=10**9)
         executor.update_parameters(**self.parameters(after))
-        patience = 0.7 * self.options.signal_seconds
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DOMAINBED_CORES")
-        environment = dict.fromkeys(names, str(self.options.cpus))
-        elements = [Element(command, environment, patience) for command, _ in jobs]
         with _outside_any_job(), executor.batch():
             submitted = [executor.submit(element) for element in elements]
         return [str(one.job_id) for one in submitted]
@@ -117,11 +131,11 @@ class Slurm:
     def parameters(self, after: str | None = None) -> dict[str, Any]:
         """Submitit's parameters; this array starts when the job `after` has ended."""
         chosen = self.options
-        extra: dict[str, str | bool] = {"requeue": True, **(chosen.extra or {})}
+        extra = {"requeue": True, "time": chosen.time, **(chosen.extra or {})}
         if after:
             extra["dependency"] = f"afterany:{after}"
         given = {
-            "job_name": "carft-sweep", "time": chosen.time, "partition": chosen.partition,
+            "job_name": "carft-sweep", "partition": chosen.partition,
             "account": chosen.account, "qos": chosen.qos, "cpus_per_task": chosen.cpus,
             "gpus_per_node": chosen.gpus or None, "array_parallelism": chosen.array_cap,
             "signal_delay_s": chosen.signal_seconds, "setup": list(chosen.setup) or None,
@@ -133,31 +147,122 @@ class Slurm:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def _unsafe(sweeps: Iterable[Path]) -> list[str]:
-    return [
-        f"slurm: the folder {str(sweep)!r} has a line break, % or \\ in its name, which SLURM's "
-        "batch files cannot hold; move the sweep to another"
-        for sweep in (sweep.absolute() for sweep in sweeps)
-        if any(character in str(sweep) for character in _UNSAFE)
-    ]
+@dataclass(frozen=True)
+class _Element:
+    """What runs in a SLURM job: the function that submitit pickles, and calls there.
+
+    Its two signals are handled here and not by submitit, which would ask for the requeue inside of
+    the handler, before the attempt is noted and the lock let go. A child has `patience` seconds
+    to save itself before it is killed.
+    """
+
+    job: Job
+    environment: Mapping[str, str]
+    patience: float
+
+    def __call__(self) -> None:
+        """Make attempts until one is the last.
+
+        Raises CarftError if the job failed, so that SLURM shows it, SystemExit if it was stopped.
+        """
+        children = Children()
+
+        def warned(number: int, frame: FrameType | None) -> None:
+            """The time limit is near, or the job is preempted: save, then wait for another turn."""
+            children.stop(number, signal.SIGUSR1)
+            killing = threading.Timer(self.patience, children.kill)
+            killing.daemon = True
+            killing.start()
+
+        def told_to_end(number: int, frame: FrameType | None) -> None:
+            """SLURM ends the job; if for preemption, it will start it again without our asking."""
+            children.stop(number)
+
+        signal.signal(signal.SIGUSR2, warned)
+        signal.signal(signal.SIGTERM, told_to_end)
+        for _ in range(MAX_ATTEMPTS + 1):
+            ending = attempt.run(self.job, self.environment, children, _OTHERS_SECONDS)
+            if children.stopped_by is not None or ending.result not in ("again", "interrupted"):
+                break
+        if ending.result == "done":
+            return
+        if children.stopped_by == signal.SIGUSR2 and ending.result != "failed":
+            requeue(slurm_id() or "")
+        if children.stopped_by is not None:
+            sys.exit(128 + children.stopped_by)
+        if ending.result == "held":
+            self._give_way(ending)
+        raise CarftError(str(ending))
+
+    def _give_way(self, held: Ending) -> NoReturn:
+        """Leave the job to its holder, and look again in another turn; not for ever."""
+        name = slurm_id() or ""
+        turns = self.job.folder.parent / FOLDER / "slurm-logs" / f"{name}.held"
+        with turns.open("a+", encoding="utf-8") as file:
+            file.write(f"{held}\n")
+            file.seek(0)
+            count = len(file.readlines())
+        if count > _HELD_TURNS:
+            raise CarftError(f"{held}. It still was after {_HELD_TURNS} turns: launch again")
+        requeue(name)
+        sys.exit(75)  # try again: EX_TEMPFAIL
 
 
-def _submitit() -> Any:
-    """The package submitit, where there is a SLURM for it to talk to."""
+def states(ids: Iterable[str]) -> dict[str, str]:
+    """SLURM's word (PENDING, RUNNING, COMPLETING, ...) for each of these jobs that has not ended.
+
+    Where a job does not simply wait for its turn, the reason follows: PENDING (PartitionTimeLimit).
+
+    The ids are those of jobs, or of elements of arrays, as "123_4". Raises CarftError where SLURM
+    cannot be asked.
+    """
+    asked = set(ids)
+    if not asked:
+        return {}
+    jobs = ",".join(sorted({name.partition("_")[0] for name in asked}))
+    told = _call("squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}")
+    lines = [line.strip().split("|") for line in told.splitlines() if line.count("|") == 2]
+    return {
+        name: state if state != "PENDING" or reason in _IN_TURN else f"{state} ({reason})"
+        for name, state, reason in lines
+        if name in asked
+    }
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancel these jobs, or elements of arrays; one that runs is told first, and saves.
+
+    Raises CarftError where SLURM does not do it.
+    """
+    named = sorted(set(ids))
+    for begin in range(0, len(named), _AT_ONCE):
+        _call("scancel", *named[begin : begin + _AT_ONCE])
+
+
+def requeue(name: str) -> None:
+    """Have SLURM end a running job and start it again; raises CarftError where it does not."""
+    _call("scontrol", "requeue", name)
+
+
+def largest_array() -> int | None:
+    """How many elements the cluster allows an array; None if it does not say."""
     try:
-        import submitit
-    except ImportError as error:
-        raise CarftError(
-            f"the slurm launcher needs the package submitit: {sys.executable} -m pip install "
-            "'submitit>=1.5'"
-        ) from error
-    missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not shutil.which(name)]
-    if missing:
-        raise CarftError(
-            f"the slurm launcher needs SLURM's commands, but {', '.join(missing)} cannot be found "
-            "on PATH; log in to a machine that submits jobs, or use the pool launcher"
-        )
-    return submitit
+        told = _call("scontrol", "show", "config")
+    except CarftError:
+        return None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
+    return max(1, int(found[1])) if found else None
+
+
+def _call(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CarftError(f"SLURM cannot be asked: {error}") from error
+    # Jobs that have ended are forgotten after a while.
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+    return done.stdout
 
 
 @contextlib.contextmanager
@@ -174,12 +279,3 @@ def _outside_any_job() -> Iterator[None]:
         yield
     finally:
         os.environ.update(inherited)
-
-
-def _refused(error: Exception, submitted: dict[str, str | None], left: int) -> str:
-    answer = " ".join(str(error).split())
-    before = f"{len(submitted)} jobs are submitted and stay so; " if submitted else ""
-    return (
-        f"slurm: a submission was refused: {answer}. {before}{left} jobs are left. They are not "
-        "queued: launch the sweep again for them once SLURM takes more, or with other options"
-    )

@@ -63,7 +63,7 @@ class CLIPAlgorithm(Algorithm):
     unknown or invalid, pictures without three channels, and classes without names.
 
     The state dict holds the image encoder, the head, the context weights and the words, but not the
-    frozen original: ``checkpoints.load`` needs no CLIP to predict again.
+    frozen original: a saved run needs no CLIP to predict again.
     """
 
     input: pictures.CLIPInput
@@ -74,12 +74,9 @@ class CLIPAlgorithm(Algorithm):
     restored = False
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
+        self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
-    ) -> None:
+    ) -> None:  # fmt: skip
         arguments.check(input_shape, hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
         shown = self._check_data()  # before anything takes time
@@ -90,8 +87,9 @@ class CLIPAlgorithm(Algorithm):
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
             self._undo_normalisation(shown)
-        self.original = self._freeze_original()
         self.steps_taken = 0
+        if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
+            self.original = Frozen(self.encoder, hparams["original_precision"])
         self.train()
         if self.trains_head:
             self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
@@ -123,8 +121,7 @@ class CLIPAlgorithm(Algorithm):
 
     def _check_data(self) -> observed.Normalisation | None:
         """Refuse data that is not as it should be, record what it is; return what it shows."""
-        dataset = prompts.named_dataset(self.hparams["class_names"])
-        seen = observed.recall(self.hparams, dataset)
+        seen = observed.recall(self.hparams, prompts.named_dataset(self.hparams["class_names"]))
         self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
         protocol = observed.followed_protocol(self.hparams["protocol"], seen.environments)
         self.hparams["protocol"] = protocol
@@ -133,9 +130,8 @@ class CLIPAlgorithm(Algorithm):
 
     def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
         """Expect pictures normalised as the data set shows it, else as DomainBed does."""
-        if shown is not None:
-            self.input = pictures.CLIPInput(self.input.resolution, *shown)
         mean, std = shown or (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
+        self.input = pictures.CLIPInput(self.input.resolution, mean, std)
         source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
@@ -214,8 +210,8 @@ class CLIPAlgorithm(Algorithm):
         """
         if self.restored:
             raise CarftError(
-                "a restored algorithm predicts and does not train on: its optimizer and its "
-                "original encoder are not in the file. Train from the start instead"
+                "a restored algorithm predicts and does not train on, for its optimizer is not in "
+                "the file. Train from the start instead"
             )
         xs, ys = arguments.pictures_and_labels(minibatches, more)
         x, y = torch.cat(xs), torch.cat(ys)
@@ -234,13 +230,9 @@ class CLIPAlgorithm(Algorithm):
         original = self.context_logits(self.original(clip_pictures))
         with torch.set_grad_enabled(self.kl_weight > 0):
             tuned = self.context_logits(features)
+        weight, direction = self.kl_weight, self.hparams["kl_direction"]
         loss = objective.carft_loss(
-            logits,
-            y,
-            original,
-            tuned,
-            kl_weight=self.kl_weight,
-            kl_direction=self.hparams["kl_direction"],
+            logits, y, original, tuned, kl_weight=weight, kl_direction=direction
         )
         return {
             "loss": loss.total,
@@ -249,16 +241,11 @@ class CLIPAlgorithm(Algorithm):
             "context_agreement": objective.context_agreement(original, tuned),
         }
 
-    def _freeze_original(self) -> Frozen | None:
-        """The original encoder, where this algorithm ever compares with it."""
-        if self.kl_weight > 0 or self.hparams["drift_every"] > 0:
-            return Frozen(self.encoder, self.hparams["original_precision"])
-        return None
-
     def _compares_contexts(self) -> bool:
         """Whether this step runs the original encoder: for the KL term, or to measure the drift."""
         every = self.hparams["drift_every"]
-        return self.kl_weight > 0 or (every > 0 and self.steps_taken % every == 0)
+        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
+        return self.kl_weight > 0 or drifts
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -271,8 +258,7 @@ class CLIPAlgorithm(Algorithm):
         if self.steps_taken == self.hparams["total_steps"] + 1:
             warnings.warn(
                 f"training goes on after total_steps = {self.hparams['total_steps']}, where the "
-                f"{self.hparams['lr_schedule']} schedule ends; set total_steps to the number of "
-                "steps you train",
+                "schedule ends; set total_steps to the number of steps you train",
                 stacklevel=2,
             )
         self.scheduler.step()
@@ -308,12 +294,6 @@ class CLIPLinearProbe(CLIPAlgorithm):
     """Only the head is trained, from W_cls, on the original encoder's features."""
 
     trains_encoder = False
-
-    def _freeze_original(self) -> None:
-        return None  # the encoder is the original
-
-    def _compares_contexts(self) -> bool:
-        return False
 
 
 class CLIPZeroShot(CLIPLinearProbe):

@@ -31,8 +31,7 @@ def allow(keys: Iterable[str]) -> None:
 
 def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
     """Raise CarftError for hparams that ``check_hparams`` refuses and for pictures not RGB."""
-    unread = check_hparams(hparams)
-    if unread:
+    if unread := check_hparams(hparams):
         print(f"CLIP does not read these hparams, which are the host's: {', '.join(unread)}")
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(

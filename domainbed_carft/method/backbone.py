@@ -7,7 +7,6 @@ import logging
 import os
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, PassingError, brief
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,11 @@ OPENAI_WEIGHTS = {
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
 }
+PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
 TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
 TEXT_BATCH = 256  # prompts encoded at once
+MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has some 1,400
 MANY_PROMPTS = 2000  # from here on encoding takes long enough for a progress bar
 
 
@@ -77,11 +78,11 @@ class Weights:
 
 def inventory() -> list[Weights]:
     """``tiny`` and OpenAI's CLIPs on this machine. Reads what is there, downloads nothing."""
-    return [_look_at(name) for name in ("tiny", *OPENAI_WEIGHTS)]
+    return [_look_at(name) for name in PUBLISHED]
 
 
 def load(name: str) -> Backbone:
-    """Load ``"tiny"``, one of OpenAI's names, or the path of a state dict or TorchScript archive.
+    """Load ``"tiny"``, one of OpenAI's names, or the path of a state dict or of OpenAI's archive.
 
     The weights are float32 on the CPU whatever the machine, exactly those of the file:
     ``clip.load`` gives half precision on a GPU, which turns to NaN when trained, and rounds
@@ -89,17 +90,17 @@ def load(name: str) -> Backbone:
     ``~/.cache/clip`` as OpenAI's own package does.
 
     Raises CarftError for an unknown name, a failed download (saying what to put where), a wrong
-    SHA-256, and a file that is no CLIP.
+    SHA-256, a TorchScript archive that is not one of OpenAI's, and a file that is no CLIP.
     """
     path, expected = locate(name)
-    digest = sha256(path)
+    digest = files.sha256(path)
     if expected and digest != expected:
         raise CarftError(
             f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}: the file is "
             "damaged or another model's. Delete it, or give its path as clip_backbone if you mean "
             "this very file"
         )
-    return Backbone(name, _build(_read_state_dict(path), path), digest, path)
+    return Backbone(name, _build(_read_state_dict(path, digest), path), digest, path)
 
 
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
@@ -111,7 +112,7 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
     flat = [prompt for row in prompts for prompt in row]
     key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
     path = files.cache_folder() / "text" / f"{key.hexdigest()}.pt"
-    features = _cached(path)
+    features = _cached(path, (len(flat), backbone.model.text_projection.shape[1]))
     if features is None:
         features = _encode(backbone.model, flat)
         try:
@@ -125,8 +126,19 @@ def empty_image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
 
     How a checkpoint is restored without the CLIP it started from. The rules by which OpenAI's
-    format implies the architecture are those of openai/CLIP, clip/model.py, build_model.
+    format implies the architecture are those of openai/CLIP, clip/model.py, build_model. Raises
+    an exception of any type for shapes that are no such encoder's, before they take memory.
     """
+    if len(shapes) > MOST_TENSORS:
+        raise ValueError(f"an image encoder of {len(shapes)} tensors")
+    with torch.device("meta"):
+        made = {key: value.shape for key, value in _image_encoder(shapes).state_dict().items()}
+    if wrong := sorted(made.items() ^ shapes.items()):
+        raise ValueError(f"{wrong[0][0]} does not fit the image encoder")
+    return _image_encoder(shapes)
+
+
+def _image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     with _clip_imported():
         from clip.model import ModifiedResNet, VisionTransformer
     if "proj" in shapes:
@@ -143,18 +155,9 @@ def empty_image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     return ModifiedResNet(tuple(blocks), output, width * 32 // 64, grid * 32, width)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name`` and the SHA-256 it must have, None where any will do."""
-    if name == "tiny" or name in OPENAI_WEIGHTS:
+    if name in PUBLISHED:
         path, sha = _published(name)
         if name in OPENAI_WEIGHTS and not path.is_file():
             _download(name, path)
@@ -162,8 +165,7 @@ def locate(name: str) -> tuple[Path, str | None]:
     if Path(name).is_file():
         return Path(name), None
     raise CarftError(
-        f"clip_backbone is {name!r}, which is neither a file nor one of: tiny, "
-        f"{', '.join(OPENAI_WEIGHTS)}"
+        f"clip_backbone is {name!r}, which is neither a file nor one of: {', '.join(PUBLISHED)}"
     )
 
 
@@ -180,7 +182,7 @@ def _look_at(name: str) -> Weights:
     if not path.is_file():
         return Weights(name, path, expected, None, None)
     try:
-        digest = sha256(path)
+        digest = files.sha256(path)
     except OSError:
         digest = None
     return Weights(name, path, expected, path.stat().st_size, digest)
@@ -204,20 +206,15 @@ def _download(name: str, path: Path) -> None:
         ) from error
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive or of a saved state dict, as float32 where floating."""
-    try:
-        if _is_torchscript(path):
-            with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
-                warnings.simplefilter("ignore")
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise CarftError(
-            f"{path} cannot be read as a state dict or a TorchScript archive ({error}); expected a "
-            "file as OpenAI publishes it or as torch.save(clip_model.state_dict(), path) writes it"
-        ) from error
+def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of OpenAI's archive or of a saved state dict, as float32 where floating."""
+    # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
+    if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
+        with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
+            warnings.simplefilter("ignore")
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    else:
+        state = files.load_weights(path)
     if not isinstance(state, Mapping):
         raise CarftError(f"{path} holds a {type(state).__name__}, expected a CLIP's state dict")
     for key, value in state.items():
@@ -226,27 +223,27 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
                 f"{path} has a {type(value).__name__} under {key!r}, expected a state dict of "
                 "tensors; if the weights lie in an inner dict, save that one by itself"
             )
+        if not torch.isfinite(value).all():
+            raise CarftError(f"{path} has NaN or infinity in {key!r}, expected finite weights")
     return {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in member for member in archive.namelist())
 
 
 def _build(state: dict[str, Tensor], path: Path) -> Any:
     with _clip_imported():
         from clip.model import build_model
     try:
+        if len(state) > MOST_TENSORS:
+            raise ValueError(f"{len(state)} tensors")
+        with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
+            warnings.simplefilter("ignore")
+            build_model(dict(state))
         model = build_model(dict(state)).float()  # rounds to half precision on its way
         weights = {k: v for k, v in state.items() if k in model.state_dict()}
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except Exception as error:  # what other tensors make of build_model: any type
         raise CarftError(
-            f"{path} is not a CLIP in OpenAI's format ({error}); expected the keys of OpenAI's "
-            "clip.model.CLIP, such as visual.conv1.weight and text_projection"
+            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected the keys of "
+            "OpenAI's clip.model.CLIP, such as visual.conv1.weight and text_projection"
         ) from error
     return model.eval().requires_grad_(False)
 
@@ -276,14 +273,19 @@ def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
     return torch.cat(features).clone()
 
 
-def _cached(path: Path) -> Tensor | None:
-    if not path.is_file():
+def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """None where there are none of this shape: a damaged cache costs time, never a job."""
+    if not os.path.lexists(path):
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged cache costs time, never a job
-        log.warning("the cached text features %s are unreadable (%s) and made anew", path, error)
+        found = files.load_weights(path)
+        fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
+        if not fits or not found.isfinite().all():
+            raise CarftError(f"{path} holds other text features than it should")
+    except CarftError as error:
+        log.warning("%s; they are encoded again", error)
         return None
+    return found
 
 
 @contextmanager

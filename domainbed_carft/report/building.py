@@ -11,20 +11,18 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import faults, records
+from domainbed_carft.jobs import faults
 from domainbed_carft.jobs.folder import RECORDS
-from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import sections, writing
 from domainbed_carft.report.content import Page, Wanted
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import declared, document, labels, paired, published, selection, tables
-from domainbed_carft.results import page as collected
+from domainbed_carft.results import document, labels, paired, published, selection, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.text import counted, inflected, shown
 
@@ -99,13 +97,13 @@ def build(wanted: Wanted) -> Page:
             for found, remarks in compared
             if known
         ],
-        overview=published.overview(declared.compare_with(wanted.folders)) if known else None,
+        overview=published.overview(collection.compare_with) if known else None,
         captions={
-            "tables": collected.caption_of(collection),
+            "tables": document.CAPTION,
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },
-        notes=collected.notes(collection),
+        notes=collecting.notes(collection),
         missing=missing,
         gaps=gaps,
         complete=not any(table.incomplete for table in mine),
@@ -198,5 +196,4 @@ def _jobs(runs: Sequence[Run]) -> Grid:
 
 def _line(run: Run) -> str:
     """A job's command, for a shell, with the arguments that were recorded."""
-    recorded: dict[str, Any] = next(records.of_run(run), {"args": {}})
-    return Job(recorded["args"], Path("OUT", Path(run.folder).name)).line
+    return replace(run.job, folder=Path("OUT", run.job.folder.name)).line

@@ -1,199 +1,178 @@
-"""What ``carft collect`` and ``carft top`` do, from folders to the printed page."""
+"""What ``carft collect``, ``top`` and ``report`` read, and the document that ``collect`` writes."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import faults as told
-from domainbed_carft.jobs import reading
+from domainbed_carft.jobs import faults as found_wrong
+from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.faults import Fault
-from domainbed_carft.jobs.planned import Planned
-from domainbed_carft.jobs.records import Read, Run
-from domainbed_carft.results import output
-from domainbed_carft.text import counted, inflected, shown
-
-INCOMPLETE = 3  # exit status of --strict
+from domainbed_carft.jobs.manifest import Sweep
+from domainbed_carft.results import document, paired, published, selection, settings, tables
+from domainbed_carft.results.document import Document
+from domainbed_carft.results.settings import Group
 
 
 class Collection(NamedTuple):
     """Runs in groups that may be averaged, by which methods, and what was wrong.
 
     ``optional``: of the methods those that nobody has asked for or run jobs for; what their cells
-    lack is said, and is no gap.
+    lack is said, and is no gap. ``compare_with``: published methods, as the manifests name them.
     """
 
-    groups: Sequence[Any]
+    groups: Sequence[Group]
     methods: Sequence[str]
     faults: Sequence[Fault]
     records: int
     jobs: int
     optional: Sequence[str] = ()
+    compare_with: Sequence[str] = ()
+
+
+class Page(NamedTuple):
+    """The document, and how many of how many cells are incomplete; see Collection.optional.
+
+    ``remarks``: what is to be known of the one table for CSV, which has no room for it.
+    """
+
+    document: Document
+    incomplete: int
+    cells: int
+    remarks: Sequence[str] = ()
 
 
 def gather(
     folders: Sequence[Path | str],
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
-    processes: int = 1,
     also: str | None = None,
 ) -> Collection:
     """Read ``folders``, keep apart what does not belong together, count each job once.
 
-    ``methods``: None for those that the sweeps declare, else those that there are jobs for, and
-    the one called ``also``.
+    ``methods``: None for those that the sweeps' manifests name, else those that there are jobs for,
+    and the one called ``also``.
     Raises CarftError if there is no record, no job for one of ``methods``, or if a job was run
     twice with different records.
     """
-    ahead: list[tuple[list[Planned], list[Fault]]] = []
-    found = reading.read(folders, processes, lambda: ahead.append(_declared(folders)))
-    wanted, untold = ahead[0] if ahead else _declared(folders)
-    from domainbed_carft.results import declared, drift, jobs, settings
-
+    found = records.read(folders)
     if not found.runs:
-        wrong = "".join(f"\n{line}" for line in told.lines(found.faults))
+        wrong = "".join(f"\n{line}" for line in found_wrong.lines(found.faults))
         raise CarftError(
-            f"no record below {', '.join(map(str, folders))}; expected the output folder of a "
-            f"sweep, with a folder a job and results.jsonl in it{wrong}"
+            f"no record below {', '.join(map(str, folders))}, down to {records.DEPTH} levels; "
+            f"expected folders of jobs, with results.jsonl{wrong}"
         )
+    faults = list(found.faults)
+    sweeps = []
+    for folder in folders:
+        try:
+            sweeps.append(manifest.read(Path(folder)))
+        except CarftError as error:
+            sweeps.append(None)
+            what = f"{error}; until then the records tell what was to be run"
+            faults.append(Fault("unreadable", str(folder), what))
+    planned = [job for sweep in sweeps if sweep for job in sweep.jobs]
+    labels = {name: facts.labels for s in sweeps if s for name, facts in s.datasets.items()}
     groups = []
-    passed_over: list[Fault] = []
-    for group in declared.placed(settings.groups(found.runs, [*found.planned, *wanted], ignored)):
-        kept, faults = jobs.distinct(group.runs)
-        groups.append(group._replace(runs=kept, notes=[*group.notes, *drift.notes(kept)]))
-        passed_over += faults
-    count = sum(len(group.runs) for group in groups)
-    faults = [*found.faults, *passed_over, *untold]
+    for group in settings.groups(found.runs, planned, ignored):
+        kept, passed_over = settings.distinct(group.runs)
+        groups.append(group._replace(runs=kept, labels=labels))
+        faults += passed_over
+    counts = {len(run.test_envs) for run in found.runs}
+    counts |= {len(job.args["test_envs"]) for job in planned}
     optional: list[str] = []
     if methods:
-        _require_jobs(methods, [*found.runs, *found.planned, *wanted])
+        there = [name for name in selection.METHODS if _has_jobs(name, counts)]
+        for name in methods:
+            selection.require_jobs(name, there)
     else:
-        methods, optional, more = _methods(found, wanted, folders, also)
-        faults += [fault for fault in more if fault.path not in {other.path for other in untold}]
-    return Collection(groups, methods, faults, found.records, count, optional)
+        methods, optional = _methods(sweeps, counts, also)
+    return Collection(
+        groups, methods, faults, found.records, sum(len(group.runs) for group in groups), optional,
+        list(dict.fromkeys(name for sweep in sweeps if sweep for name in sweep.compare_with)),
+    )  # fmt: skip
 
 
-def _require_jobs(methods: Sequence[str], jobs: Sequence[Run | Planned]) -> None:
-    from domainbed_carft.results import selection
-
-    kinds = {bool(job.test_envs) for job in jobs}
-    there = [name for name in selection.METHODS if (name != selection.IN_DOMAIN) in kinds]
-    for name in methods:
-        selection.require_jobs(name, there)
-
-
-def _declared(folders: Sequence[Path | str]) -> tuple[list[Planned], list[Fault]]:
-    """What ``declared.jobs`` returns; loads pandas, on which most of a start is spent."""
-    from domainbed_carft.results import declared, tables  # noqa: F401
-
-    return declared.jobs(folders)
+def _has_jobs(method: str, counts: set[int]) -> bool:
+    """Whether there are jobs for it; ``counts``: of test environments."""
+    return any(counts - {0}) if selection.METHODS[method].leaves_out else 0 in counts
 
 
 def _methods(
-    found: Read, wanted: Sequence[Planned], folders: Sequence[Path | str], also: str | None
-) -> tuple[list[str], list[str], list[Fault]]:
-    """The methods, those of them that are optional, and what was wrong with declarations.
+    sweeps: Sequence[Sweep | None], counts: set[int], also: str | None
+) -> tuple[list[str], list[str]]:
+    """The methods, and those of them that are optional.
 
-    Without a declaration leave-one-domain-out is always one, so that nobody misses it; it is
-    optional where there are no jobs for it.
+    Unless the manifests name methods leave-one-domain-out is always one, so that nobody misses it;
+    it is optional where there are no jobs for it.
     """
-    from domainbed_carft.results import declared, selection
-
-    left_out = [run.test_envs for run in found.runs] + [job.test_envs for job in wanted]
-    described = [job.test_envs for job in found.planned]
-    selections, faults = declared.selections(folders)
-    asked = {also, *(name for names in selections for name in names or ())}
-    asked |= {selection.LEAVE_ONE_OUT} if any(len(e) == 2 for e in left_out + described) else set()
-    methods = [name for name in selection.METHODS if name != selection.IN_DOMAIN]
-    if None not in selections:
-        methods = [name for name in methods if name in asked]
-    if not any(left_out):
-        methods = []
-    if not all(left_out):
-        methods.append(selection.IN_DOMAIN)
-    optional = [] if selection.LEAVE_ONE_OUT in asked else [selection.LEAVE_ONE_OUT]
-    return methods, [name for name in optional if name in methods], faults
+    named = {name for sweep in sweeps if sweep for name in sweep.selection}
+    asked = {also, *named, *([selection.LEAVE_ONE_OUT] if 2 in counts else [])}
+    all_name_some = all(sweep and sweep.selection for sweep in sweeps)
+    methods = [
+        name
+        for name, method in selection.METHODS.items()
+        if _has_jobs(name, counts)
+        and not (all_name_some and method.leaves_out and name not in asked)
+    ]
+    optional = {selection.LEAVE_ONE_OUT} - asked
+    return methods, [name for name in methods if name in optional]
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """``carft collect``; its exit status."""
-    from domainbed_carft.results import declared, formats, page
+def build(collection: Collection, pair: Sequence[str] | None = None, compare: bool = False) -> Page:
+    """Everything that was asked for; ``pair``: two algorithms.
 
-    extras = [name for name in ("compare", "paired") if getattr(arguments, name)]
-    if arguments.format == "csv" and len(extras) > 1:
-        raise CarftError(
-            "--format csv is one table, and --compare and --paired are two; expected one of them"
-        )
-    if arguments.output:
-        output.require_no_input(arguments.output)
-    collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
-    named = declared.compare_with(arguments.folders) if arguments.compare else []
-    built = page.build(collection, arguments.paired, bool(arguments.compare), named)
-    text = formats.render(built.document, arguments.format)
-    if arguments.output:
-        output.write(text, arguments.output)
-    else:
-        sys.stdout.write(text)
-    notes = built.remarks if arguments.format == "csv" else []  # it has no room for them
-    for line in [*notes, *_summary(collection, built.incomplete, built.cells)]:
-        print(shown(line), file=sys.stderr)
-    if arguments.strict and (why := _strict(collection, built.incomplete)):
-        print(f"carft: --strict: {why}", file=sys.stderr)
-        return INCOMPLETE
-    return 0
-
-
-def _strict(collection: Collection, incomplete: int) -> str:
-    """What ``--strict`` finds fault with; "" if nothing."""
-    lacking = f"{counted(incomplete, 'cell lacks', 'cells lack')} something, see the notes"
-    found = [lacking] if incomplete else []
-    for kind in told.LOST:
-        if count := sum(fault.kind == kind for fault in collection.faults):
-            found.append(f"{count} named above as: {kind}")
-    return "; ".join(found)
-
-
-def run_top(arguments: argparse.Namespace) -> None:
-    """``carft top``: a JSON list."""
-    collection = gather(arguments.folders, arguments.select, arguments.ignore, reading.processors())
-    from domainbed_carft.results import selection, top
-    from domainbed_carft.results.formats import as_json
-
-    wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    entries = list(top.best(collection.groups, collection.methods))
-    idle = {*(arguments.select or ())} - {entry["selection"] for entry in entries}
-    selection.require_selected("--select", [name for name in collection.methods if name in idle])
-    _require_known(wanted, entries)
-    chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
-    sys.stdout.write(as_json.text(chosen))
-    for line in told.lines(collection.faults):
-        print(line, file=sys.stderr)
+    ``compare``: with the published figures, of which those of the methods that the manifests name
+    are shown, or all.
+    """
+    built = [tables.build(group, collection.methods) for group in collection.groups]
+    flat = [table for group in built for table in group]
+    grids = [document.grid(table) for table in flat]
+    remarks = notes(collection)
+    caption = [*document.CAPTION, *remarks]
+    rows = document.cell_records(flat)
+    columns: Sequence[str] = ()
+    sections: dict[str, Any] = {
+        "tables": [document.table_entry(table) for table in flat],
+        "notes": remarks,
+    }
+    if compare:
+        rows, columns = [], published.Comparison._fields
+        for group, own in zip(collection.groups, built, strict=True):
+            beside, about = published.compare(group, own)
+            grids.append(published.grid(beside, about))
+            rows += [one._asdict() for one in beside]
+            remarks = [*remarks, *(_of_group(group, remark) for remark in about)]
+        grids.append(published.overview(collection.compare_with))
+        caption += published.CAPTION
+        figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
+        sections["published"] = {"comparisons": rows, "figures": figures}
+    if pair:
+        a, b = pair
+        found = paired.compare(collection.groups, collection.methods, a, b)
+        grids.append(paired.grid(found, a, b))
+        caption.append(paired.CAPTION)
+        sections["paired"] = rows = paired.entries(found, a, b)
+    sections["summary"] = {
+        "records": collection.records,
+        "jobs": collection.jobs,
+        "faults": [fault._asdict() for fault in collection.faults],
+    }
+    counting = [table for table in flat if table.method not in collection.optional]
+    return Page(
+        Document("Results", caption, grids, sections, rows, columns),
+        sum(table.incomplete for table in counting),
+        sum(table.size for table in counting),
+        remarks,
+    )
 
 
-def _require_known(wanted: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
-    problems = []
-    for name, value in wanted.items():
-        there = sorted({entry[name] for entry in entries if entry[name] is not None})
-        if value not in there:
-            listed = ", ".join(map(str, there)) or "none"
-            problems.append(f"--{name} {value}: nothing was selected for it; there are: {listed}")
-    if problems:
-        raise CarftError("\n".join(problems))
+def notes(collection: Collection) -> list[str]:
+    """Remarks on what the runs of each group do not share."""
+    return [_of_group(group, note) for group in collection.groups for note in group.notes]
 
 
-def _summary(collection: Collection, incomplete: int, cells: int) -> Iterator[str]:
-    yield from told.lines(collection.faults)
-    if len(collection.groups) > 1:
-        yield (
-            f"The runs were made under {len(collection.groups)} settings, which are never "
-            "averaged: each has tables of its own."
-        )
-    lack = inflected(incomplete, "lacks", "lack")
-    gaps = f"; {incomplete:,} of {counted(cells, 'cell')} {lack} something, see the notes"
-    gaps = gaps if incomplete else ""
-    yield f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}{gaps}."
+def _of_group(group: Group, note: str) -> str:
+    return f"{group.title}: {note}" if group.title else note

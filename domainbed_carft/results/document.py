@@ -1,27 +1,26 @@
-"""What a command has to say, before it is text, Markdown, CSV, JSON, HTML or LaTeX."""
+"""Tables as words, with numbered notes on what is incomplete: what every format is made from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.results.tables import Cell, Row, Table
+from domainbed_carft.results.tables import Cell, Table
 
 PLUS_MINUS = "±"
 NOTHING = "X"
 
 CAPTION = (
     "Accuracy in % on the in-split of the environment that was left out, which names the column, "
-    "of the checkpoint and the hyperparameters that the selection method chose in each trial. "
+    "of the checkpoint and the hyperparameters that the selection method chose in each trial; "
+    "where nothing was left out, on each out-split at the last step. "
     f"Cells: mean {PLUS_MINUS} standard error (n, the number of trials).",
     "Standard error = s / sqrt(n), with s the standard deviation over the n trials, of divisor n "
     "(numpy.std with ddof 0), as DomainBed computes it; it says nothing where n is 1. Avg: mean of "
     "the row's cells. Averages: over each trial's mean over the environments left out.",
-    f"[k] marks a cell that lacks something; the note says what. {NOTHING}: no trial has a value.",
+    f"[k] marks a cell that is incomplete; the note says how. {NOTHING}: no trial has a value.",
 )
-
-_OVER_GAPS = "a mean over cells of which some lack something"
-_MIXED = "a mean over data sets that differ in"
+_OVER_GAPS = "a mean over cells of which some are incomplete"
 
 
 class Grid(NamedTuple):
@@ -59,19 +58,11 @@ def grid(table: Table) -> Grid:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
         average = NOTHING if row.average is None else f"{row.average:.1f}"
-        for remark in _remarks(row):
-            average += f" [{numbers.setdefault((remark,), len(numbers) + 1)}]"
+        if row.average is not None and any(cell.missing for cell in row.cells):
+            average += f" [{numbers.setdefault((_OVER_GAPS,), len(numbers) + 1)}]"
         rows.append([row.algorithm, *cells, average])
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
-
-
-def _remarks(row: Row) -> Iterator[str]:
-    """What is to be known of the mean of a row's cells."""
-    if row.average is not None and any(cell.missing for cell in row.cells):
-        yield _OVER_GAPS
-    if row.average is not None and row.mixed:
-        yield f"{_MIXED} {row.mixed}"
 
 
 def words(cell: Cell) -> str:
@@ -97,7 +88,6 @@ def table_entry(table: Table) -> dict[str, Any]:
                     for column, cell in zip(table.columns, row.cells, strict=True)
                 ],
                 "average": row.average,
-                "average_mixes": row.mixed,
             }
             for row in table.rows
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.planned import Planned
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
 
 # Of DomainBed's data sets those that are no benchmark (domainbed/datasets.py at b93c22a).
@@ -26,34 +26,32 @@ _ORDER = (
 _OURS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
 
 
-def labels(runs: Iterable[Run], planned: Iterable[Planned] = ()) -> dict[str, tuple[str, ...]]:
+def labels(
+    runs: Iterable[Run],
+    planned: Iterable[Job] = (),
+    listed: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, tuple[str, ...]]:
     """Data set -> labels of its environments, in the order of the tables.
 
-    Those that a record tells, else the known ones if they are as many as the record has accuracies
-    of, else env0, env1, ... Of a data set that is only planned, the known ones, else as many as are
-    to be left out; of one that is declared, the declared ones.
+    Those that a record has, else the known ones if they are as many as the record has accuracies
+    of, else env0, env1, ... Of a data set without a record those that a manifest lists.
     """
-    told: dict[str, tuple[str, ...]] = {}
+    recorded: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
         if run.environments:
-            told.setdefault(run.dataset, run.environments)
-    least: dict[str, int] = {}
-    for job in planned:
-        if job.dataset not in counts:
-            if job.environments:
-                told.setdefault(job.dataset, job.environments)
-            last = max(len(job.environments), max(job.test_envs, default=-1) + 1)
-            least[job.dataset] = max(last, least.get(job.dataset, 0), len(_known(job.dataset)))
-    counts |= least
+            recorded.setdefault(run.dataset, run.environments)
+    for name in {job.args["dataset"]: None for job in planned if job.args["dataset"] not in counts}:
+        recorded[name] = tuple((listed or {}).get(name) or _known(name))
+        counts[name] = len(recorded[name])
     ordered = [name for name in _ORDER if name in counts]
     ordered += [name for name in counts if name not in _ORDER]
-    return {name: _labels(name, counts[name], told) for name in ordered}
+    return {name: _labels(name, counts[name], recorded) for name in ordered}
 
 
-def _labels(name: str, count: int, told: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    for candidate in (told.get(name, ()), _known(name)):
+def _labels(name: str, count: int, recorded: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    for candidate in (recorded.get(name, ()), _known(name)):
         if len(candidate) == count:
             return candidate
     return tuple(f"env{i}" for i in range(count))

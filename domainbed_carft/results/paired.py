@@ -5,16 +5,15 @@ Trials share splits between algorithms, so a difference of a pair is less uncert
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import frames, selection
 from domainbed_carft.results import labels as environments
+from domainbed_carft.results import selection
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.settings import Group
@@ -24,6 +23,8 @@ SEED = 0
 LEVEL = 95
 
 _Labels = Mapping[str, Sequence[str]]
+_Place = tuple[str, int, int]  # data set, target, trial
+_Accuracies = dict[_Place, float]
 
 CAPTION = (
     "Differences: accuracy of the first minus that of the second, in points, over the (data set, "
@@ -37,7 +38,7 @@ CAPTION = (
 class Difference(NamedTuple):
     """Of one group by one method, in points; ``low`` and ``high`` are None for a single target.
 
-    ``unpaired``: what has no partner. ``incomplete``: pairs that count, and what they lack.
+    ``unpaired``: what has no partner. ``incomplete``: pairs that count, and whose run lacks what.
     """
 
     setting: str
@@ -62,71 +63,65 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
     if a == b:
         raise CarftError(f"--paired {a} {b} compares an algorithm with itself; expected two")
     found = []
-    idle = set(methods)
     for group in groups:
-        labels = environments.labels(group.runs)
+        labels = environments.labels(group.runs, group.planned, group.labels)
         gaps = Gaps(group.runs, group.planned)
         for method in methods:
-            selected = frames.selected(group.runs, method)
-            if len(selected):
-                idle.discard(method)
-            both = [frames.of_algorithm(selected, name) for name in (a, b)]
-            side_by_side = pd.concat(both, axis="columns", keys=["a", "b"]).sort_index()
-            pairs = side_by_side.dropna()
-            if len(pairs):
-                alone = side_by_side.index.difference(pairs.index)
-                named = [_named(place, labels) for place in alone]
-                lacking = [*_incomplete(pairs.index, (a, b), method, labels, gaps)]
-                found.append(_difference(group.title, method, pairs, named, lacking))
+            both: tuple[_Accuracies, _Accuracies] = {}, {}
+            for dataset, algorithm, target, trial, outcome in selection.select(group.runs, method):
+                if algorithm in (a, b):
+                    both[algorithm == b][dataset, target, trial] = 100 * outcome.accuracy
+            pairs = sorted(both[0].keys() & both[1].keys())
+            if pairs:
+                alone = [_named(place, labels) for place in sorted(both[0].keys() ^ both[1].keys())]
+                lacking = [*_incomplete(pairs, (a, b), method, labels, gaps)]
+                differences = {place: both[0][place] - both[1][place] for place in pairs}
+                found.append(_difference(group.title, method, differences, alone, lacking))
     if not found:
-        if idle == set(methods):
-            selection.require_selected(f"--paired {a} {b}", methods)
-        there = "; ".join(
-            f"{', '.join(environments.algorithms(run.algorithm for run in group.runs))}"
-            + (f" ({group.title})" if group.title else "")
-            for group in groups
-        )
+        algorithms = environments.algorithms(r.algorithm for group in groups for r in group.runs)
         raise CarftError(
-            f"--paired {a} {b}: no (data set, target, trial) has both under the same settings; "
-            f"expected two algorithms of one of these groups: {there}"
+            f"--paired {a} {b}: no (data set, target, trial) has both under the same settings by "
+            f"{', '.join(methods)}; there are: {', '.join(algorithms)}"
         )
     return found
 
 
 def _difference(
-    setting: str, method: str, pairs: pd.DataFrame, unpaired: Sequence[str],
+    setting: str, method: str, differences: _Accuracies, unpaired: Sequence[str],
     incomplete: Sequence[str],
 ) -> Difference:  # fmt: skip
-    """Of accuracies in percent in the columns "a" and "b", by ``frames.KEY``."""
-    # Equal accuracies have a difference of exactly 0.
-    differences = pairs["a"] - pairs["b"]
-    targets = differences.groupby(level=frames.KEY[:2])
+    targets: dict[tuple[str, int], list[float]] = {}
+    for (dataset, target, _), value in differences.items():
+        targets.setdefault((dataset, target), []).append(value)
+    values = np.array([*differences.values()])  # of equal accuracies exactly 0
+    sums = np.array([sum(own) for own in targets.values()])
+    counts = np.array([len(own) for own in targets.values()])
     return Difference(
-        setting, method, float(differences.mean()),
-        *interval_of_mean(targets.sum().to_numpy(), targets.size().to_numpy()),
-        len(targets), len(pairs),
-        int((differences > 0).sum()), int((differences < 0).sum()), int((differences == 0).sum()),
+        setting, method, float(values.mean()), *interval_of_mean(sums, counts),
+        len(targets), len(values),
+        int((values > 0).sum()), int((values < 0).sum()), int((values == 0).sum()),
         unpaired, incomplete,
     )  # fmt: skip
 
 
 def _incomplete(
-    pairs: Iterable[tuple[str, int, int]], names: Sequence[str], method: str, labels: _Labels,
-    gaps: Gaps,
-) -> Iterator[str]:  # fmt: skip
-    """The pairs, by ``frames.KEY``, of which an algorithm lacks something, and what."""
-    for dataset, target, trial in pairs:
-        count = len(labels[dataset])
+    pairs: Sequence[_Place], names: Sequence[str], method: str, labels: _Labels, gaps: Gaps
+) -> Iterator[str]:
+    for place in pairs:
+        dataset, target, trial = place
         lacks = [
             f"{name}: {why}"
             for name in names
-            for why in gaps.by_trial(dataset, name, target, method, count).get(trial, ())
+            for why, trials in gaps.lacks(
+                dataset, name, target, method, len(labels[dataset])
+            ).items()
+            if trial in trials
         ]
         if lacks:
-            yield f"{_named((dataset, target, trial), labels)} ({'; '.join(lacks)})"
+            yield f"{_named(place, labels)} ({'; '.join(lacks)})"
 
 
-def _named(place: tuple[str, int, int], labels: _Labels) -> str:
+def _named(place: _Place, labels: _Labels) -> str:
     dataset, target, trial = place
     return f"{dataset} {labels[dataset][target]} trial {trial}"
 
@@ -167,14 +162,12 @@ def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
 
 def entries(found: Sequence[Difference], a: str, b: str) -> list[dict[str, Any]]:
     """For JSON and CSV."""
-    return [
-        {
-            "setting": one.setting, "selection": one.method, "a": a, "b": b,
-            "mean_difference": one.mean, "low": one.low, "high": one.high, "level": LEVEL / 100,
-            "resamples": RESAMPLES, "seed": SEED, "targets": one.targets, "pairs": one.pairs,
-            "wins": one.wins, "losses": one.losses, "ties": one.ties,
-            "unpaired": ", ".join(one.unpaired),
-            "incomplete_pairs": len(one.incomplete), "incomplete": ", ".join(one.incomplete),
-        }
-        for one in found
-    ]  # fmt: skip
+    rows = []
+    for one in found:
+        row = one._asdict()
+        drawn = {"level": LEVEL / 100, "resamples": RESAMPLES, "seed": SEED}
+        lists = {name: ", ".join(row.pop(name)) for name in ("unpaired", "incomplete")}
+        head = {"setting": row.pop("setting"), "selection": row.pop("method"), "a": a, "b": b}
+        head["mean_difference"] = row.pop("mean")
+        rows.append({**head, **row, **drawn, "incomplete_pairs": len(one.incomplete), **lists})
+    return rows

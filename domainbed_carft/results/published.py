@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import pandas as pd
+import numpy as np
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import labels, settings, tables
+from domainbed_carft.results import labels, tables
 from domainbed_carft.results.document import PLUS_MINUS, Grid
 from domainbed_carft.results.settings import Group
-from domainbed_carft.results.tables import Cell, Row, Table
+from domainbed_carft.results.tables import Cell, Table
 
 AVERAGE = "average"
 _NONE = "No data set and algorithm of ours has a published figure."
@@ -27,12 +28,6 @@ CAPTION = (
 )
 
 
-COLUMNS = (
-    "setting", "selection", "algorithm", "dataset", "ours", "standard_error", "n", "complete",
-    "published", "difference", "within", "method", "source",
-)  # fmt: skip
-
-
 class Figure(NamedTuple):
     """One published accuracy, in percent; ``dataset`` may be AVERAGE, over the five."""
 
@@ -43,36 +38,36 @@ class Figure(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One of our cells beside a published figure; differences in points."""
+    """One of our cells beside a published figure, in percent and points: a row for JSON and CSV.
+
+    ``within``: whether they differ by no more than our error; None where one trial has none.
+    """
 
     setting: str
     selection: str
     algorithm: str
     dataset: str
     ours: float
-    error: float
+    standard_error: float
     n: int
     complete: bool
-    published: Figure
-
-    @property
-    def difference(self) -> float:
-        """Ours minus the published."""
-        return self.ours - self.published.accuracy
-
-    @property
-    def within(self) -> bool | None:
-        """Whether they differ by no more than our error; None where there is none."""
-        return abs(self.difference) <= self.error if self.n > 1 else None
+    published: float
+    difference: float
+    within: bool | None
+    method: str
+    source: str
 
 
 def figures(wanted: Sequence[str] = ()) -> list[Figure]:
     """Published figures in the order of the file; of the methods in ``wanted``, if any."""
     path = files("domainbed_carft") / "assets" / "published.csv"
     with path.open(encoding="utf-8") as file:
-        table = pd.read_csv(file)
-    rows = table if not wanted else table[table["method"].isin(wanted)]
-    return [Figure(*row) for row in rows[list(Figure._fields)].itertuples(index=False)]
+        rows = list(csv.DictReader(file))
+    return [
+        Figure(row["method"], row["dataset"], float(row["accuracy"]), row["source"])
+        for row in rows
+        if not wanted or row["method"] in wanted
+    ]
 
 
 def counterpart(run: Run) -> str | None:
@@ -89,90 +84,47 @@ def counterpart(run: Run) -> str | None:
 def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], list[str]]:
     """Our averages over targets beside the published, and remarks on what is not comparable."""
     known = {(figure.method, figure.dataset): figure for figure in figures()}
-    methods = _counterparts(group.runs)
-    found: list[Comparison] = []
-    uneven: list[str] = []
+    # The published methods that our runs are instances of: one, or nothing can be compared.
+    methods: dict[tuple[str, str], set[str | None]] = {}
+    for run in group.runs:
+        for dataset in (run.dataset, AVERAGE):
+            methods.setdefault((run.algorithm, dataset), set()).add(counterpart(run))
+    found = []
     for table in built:
-        if not table.averages:
-            continue
-        for row in table.rows:
+        for row in table.rows if table.averages else ():
             cells = dict(zip(table.columns, row.cells, strict=True))
             cells.pop(AVERAGE, None)  # a data set may be called so
-            same = _of_published(cells, known)
-            cells |= _over_all(same)
-            if (_only(methods, row.algorithm, AVERAGE), AVERAGE) in known and (
-                why := _uneven(same)
-            ):
-                uneven.append(f"{row.algorithm}: no average by {table.method} is compared: {why}.")
+            cells |= _over_all(cells, list(dict.fromkeys(d for _, d in known if d != AVERAGE)))
             for dataset, cell in cells.items():
-                figure = known.get((_only(methods, row.algorithm, dataset), dataset))
+                of = methods.get((row.algorithm, dataset), set())
+                figure = known.get((str(*of), dataset)) if len(of) == 1 else None
                 if figure and cell.mean is not None and cell.error is not None:
-                    found.append(_beside(table, row, dataset, cell, figure))
-    averaged = dict.fromkeys(one.algorithm for one in found if one.dataset == AVERAGE)
-    names = {dataset for _, dataset in known}
-    mixed = settings.mixed(run for run in group.runs if run.test_envs and run.dataset in names)
-    remarks = [
-        f"{name}: the average is over data sets that differ in {mixed[name]}."
-        for name in averaged
-        if name in mixed
-    ]
-    return found, [*([] if found else [_NONE]), *uneven, *remarks, *_remarks(group)]
+                    where = table.setting, table.method, row.algorithm, dataset
+                    ours, error = float(cell.mean), float(cell.error)
+                    complete = not (cell.missing or cell.undeclared)
+                    difference = ours - figure.accuracy
+                    within = abs(difference) <= error if cell.n > 1 else None
+                    found.append(
+                        Comparison(
+                            *where, ours, error, cell.n, complete, figure.accuracy, difference,
+                            within, figure.method, figure.source,
+                        )
+                    )  # fmt: skip
+    return found, [*([] if found else [_NONE]), *_remarks(group)]
 
 
-_Counterparts = dict[tuple[str, str], dict[str, None]]  # (algorithm, data set) -> methods
-
-
-def _counterparts(runs: Iterable[Run]) -> _Counterparts:
-    """The published methods that runs are instances of, on each data set and on all together."""
-    found: _Counterparts = {}
-    for run in runs:
-        method = counterpart(run) or ""
-        for dataset in (run.dataset, AVERAGE):
-            found.setdefault((run.algorithm, dataset), {})[method] = None
-    return found
-
-
-def _only(methods: _Counterparts, algorithm: str, dataset: str) -> str:
-    """The method that all of them are instances of, "" if there is no such."""
-    found = list(methods.get((algorithm, dataset), ()))
-    return found[0] if len(found) == 1 else ""
-
-
-def _beside(table: Table, row: Row, dataset: str, cell: Cell, figure: Figure) -> Comparison:
-    assert cell.mean is not None and cell.error is not None
-    return Comparison(
-        table.setting, table.method, row.algorithm, dataset, float(cell.mean),
-        float(cell.error), cell.n, not (cell.missing or cell.undeclared), figure,
-    )  # fmt: skip
-
-
-def _of_published(cells: Mapping[str, Cell], known: Iterable[tuple[str, str]]) -> dict[str, Cell]:
-    """Those of the published data sets, none unless there are all."""
-    wanted = dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE)
-    return {name: cells[name] for name in wanted} if wanted.keys() <= cells.keys() else {}
-
-
-def _uneven(cells: Mapping[str, Cell]) -> str:
-    """Which trials some data sets have and others lack."""
-    trials = sorted({trial for cell in cells.values() for trial in cell.trials})
-    lacking = {
-        name: [str(trial) for trial in trials if trial not in cell.trials]
-        for name, cell in cells.items()
-    }
-    return "; ".join(f"{name} lacks trial {', '.join(t)}" for name, t in lacking.items() if t)
-
-
-def _over_all(cells: Mapping[str, Cell]) -> dict[str, Cell]:
-    """The average over the published data sets, where a row has the same trials of all."""
-    mine = cells.values()
-    trials = pd.DataFrame([cell.trials for cell in mine])
-    if trials.empty or trials.isna().any(axis=None):
+def _over_all(cells: Mapping[str, Cell], wanted: Sequence[str]) -> dict[str, Cell]:
+    """The average over the published data sets, where there are the same trials of all."""
+    mine = [cells[name] for name in wanted if name in cells]
+    trials = sorted({trial for cell in mine for trial in cell.trials})
+    if not trials or len(mine) < len(wanted) or any(c.n < len(trials) for c in mine):
         return {}
-    means = trials.mean().sort_index()
-    mean, error = tables.mean_and_error(means.to_numpy() / 100)
+    means = np.array([np.mean([cell.accuracies[trial] for cell in mine]) for trial in trials])
+    mean, error = tables.mean_and_error(means)
     missing = tuple(text for cell in mine for text in cell.missing)
     undeclared = tuple(label for cell in mine for label in cell.undeclared)
-    return {AVERAGE: Cell(mean, error, len(means), missing, dict(means), undeclared)}
+    accuracies = dict(zip(trials, means.tolist(), strict=True))
+    return {AVERAGE: Cell(mean, error, len(trials), missing, accuracies, undeclared)}
 
 
 def _remarks(group: Group) -> list[str]:
@@ -185,16 +137,8 @@ def _remarks(group: Group) -> list[str]:
         f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
         for backbone, names in backbones.items()
     ]
-    for (algorithm, dataset), methods in _counterparts(group.runs).items():
-        if len(methods) > 1 and dataset != AVERAGE:
-            remarks.append(
-                f"No published figure: {algorithm} on {dataset}, whose runs are instances of "
-                f"several: {', '.join(methods)}."
-            )
-    without = {run.algorithm for run in group.runs if counterpart(run) is None}
-    if without:
-        names = ", ".join(labels.algorithms(without))
-        remarks.append(f"No published figure: {names}.")
+    if without := {run.algorithm for run in group.runs if counterpart(run) is None}:
+        remarks.append(f"No published figure: {', '.join(labels.algorithms(without))}.")
     return remarks
 
 
@@ -204,13 +148,13 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     sources: dict[str, int] = {}
     rows = []
     for one in found:
-        ours = f"{one.ours:.1f} {PLUS_MINUS} {one.error:.1f} ({one.n})"
+        ours = f"{one.ours:.1f} {PLUS_MINUS} {one.standard_error:.1f} ({one.n})"
         rows.append(
             [
                 one.algorithm, one.selection, one.dataset,
                 ours if one.complete else f"{ours}, incomplete",
-                f"{one.published.accuracy:.1f}", f"{one.difference:+.1f}", said[one.within],
-                f"{one.published.method} {_numbered(one.published.source, sources)}",
+                f"{one.published:.1f}", f"{one.difference:+.1f}", said[one.within],
+                f"{one.method} {_numbered(one.source, sources)}",
             ]
         )  # fmt: skip
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference", "Within"]
@@ -243,16 +187,3 @@ def _numbered(source: str, sources: dict[str, int]) -> str:
 
 def _listed(sources: dict[str, int]) -> list[str]:
     return [f"[{number}] {source}." for source, number in sources.items()]
-
-
-def entries(found: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """For JSON and CSV."""
-    values = (
-        (
-            one.setting, one.selection, one.algorithm, one.dataset, one.ours, one.error, one.n,
-            one.complete, one.published.accuracy, one.difference, one.within,
-            one.published.method, one.published.source,
-        )
-        for one in found
-    )  # fmt: skip
-    return [dict(zip(COLUMNS, row, strict=True)) for row in values]

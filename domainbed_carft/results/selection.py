@@ -56,11 +56,15 @@ class Selected(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A rule of selection: DomainBed's name for it, which jobs, the outcome of one choice."""
+    """A rule of selection: DomainBed's name for it, which jobs, the outcome of one choice.
+
+    ``leaves_out``: whether its jobs leave environments out; else the rows are by ``_in_domain``.
+    """
 
     title: str
     needs: str
     outcome: Callable[[Test, int], Outcome | None]
+    leaves_out: bool = True
 
 
 def tests(runs: Iterable[Run]) -> list[Test]:
@@ -88,9 +92,9 @@ def ranked(test: Test, method: Method) -> list[Outcome]:
 
 def select(runs: Iterable[Run], name: str) -> list[Selected]:
     """What the method called ``name``, one of METHODS, selects from runs of one group."""
-    if name == IN_DOMAIN:
-        return _in_domain(runs)
     method = METHODS[name]
+    if not method.leaves_out:
+        return _in_domain(runs)
     return [
         Selected(test.dataset, test.algorithm, test.target, test.trial, best[0])
         for test in tests(runs)
@@ -209,6 +213,7 @@ METHODS = {
         "nothing left out, out-splits at the last step",
         "jobs without a test environment (--test_envs with nothing behind it)",
         lambda test, choice: None,
+        leaves_out=False,
     ),
 }
 

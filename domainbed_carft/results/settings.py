@@ -1,282 +1,245 @@
-"""Under which settings a run was made, and which runs may therefore be averaged.
+"""Which runs may be averaged, each job once: a setting is what their mean supposes to be the same.
 
-What is chosen by seeds, by trial or by target is no setting. A setting is what two runs of one
-algorithm on one data set have to share, or their mean would mean nothing. The environments are
-what all runs on a data set have to share, or a column would mean nothing.
+What is chosen by seeds, by trial or by target is no setting. Where one algorithm was run on one
+data set under several settings, the runs are split into groups; the environments are what all runs
+on a data set have to share, or a column would mean nothing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from domainbed_carft.jobs.planned import Planned
-    from domainbed_carft.jobs.records import Run
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.faults import Fault
+from domainbed_carft.jobs.job import Job, Key
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, EDITION, HPARAM, UNKNOWN, VERSION
+from domainbed_carft.jobs.setting import setting as setting_of
+from domainbed_carft.text import counted, limited
 
-ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
-DEFAULT = "default"
-UNKNOWN = "not recorded"
 ENVIRONMENTS = "environments"
-EDITION = "data edition"
-# Of what is recorded the hparam that sets it says no more.
-_RECORDED_AS = {"hparam protocol": "protocol", "hparam data_edition": EDITION}
-# Older records of other algorithms than ours do not tell it.
-_SAME_PROTOCOL = {UNKNOWN, "domainbed"}
+_SHOWN = 5
+_Places = Mapping[tuple[str, str], Sequence[Run]]
 # What can be left out of account by name, and how the names of parts begin.
-KINDS: dict[str, tuple[str, ...]] = {
-    **{name: (name,) for name in ARGUMENTS},
-    "hparams": ("hparam ",),
-    "protocol": ("protocol", "hparam protocol"),
-    "data_edition": (EDITION, "hparam data_edition"),
-    "versions": ("version of ",),
+KINDS: dict[str, str] = {
+    **{name: name for name in ARGUMENTS},
+    "hparams": HPARAM,
+    "protocol": "protocol",
+    "data_edition": EDITION,
+    "versions": VERSION,
 }
-
-
-def of(
-    args: Mapping[str, Any],
-    hparams: Mapping[str, Any],
-    edition: str | None,
-    versions: Mapping[str, Any],
-    protocol: str | None = None,
-) -> dict[str, str]:
-    """Part -> value, as words: arguments, overridden hparams, protocol, data edition, versions."""
-    parts = {}
-    for name in ARGUMENTS:
-        value = args.get(name, UNKNOWN)
-        parts[name] = DEFAULT if value is None else str(value)
-    for name, value in _overrides(args.get("hparams")).items():
-        parts[f"hparam {name}"] = json.dumps(_same_number(value), sort_keys=True)
-    if protocol := hparams.get("protocol", protocol):
-        parts["protocol"] = str(protocol)
-    edition = edition or hparams.get("data_edition")
-    if edition:
-        parts[EDITION] = str(edition)
-    return parts | {f"version of {name}": str(value) for name, value in sorted(versions.items())}
-
-
-def _overrides(given: Any) -> Mapping[str, Any]:
-    """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            return {"--hparams": given}
-    return given if isinstance(given, dict) else {}
-
-
-def _same_number(value: Any) -> Any:
-    """1.0 as 1: as an hparam they are the same."""
-    whole = isinstance(value, float) and value.is_integer()
-    return int(value) if whole else value
-
-
-def value(setting: Mapping[str, str], part: str) -> str:
-    """A part's value; an hparam that is not overridden is the default."""
-    return setting.get(part, DEFAULT if part.startswith("hparam ") else UNKNOWN)
 
 
 class Group(NamedTuple):
     """Runs that may be averaged, what sets them apart from the other groups, and remarks.
 
-    ``planned``: jobs without a record that belong to them, and all declared ones; there may be
-    nothing but these.
+    ``planned``: jobs of the sweeps' manifests that belong to them, run or not; there may be nothing
+    but these. ``labels``: data set -> environments, as the manifests have them.
     """
 
     title: str
     runs: Sequence[Run]
-    planned: Sequence[Planned]
+    planned: Sequence[Job]
     notes: Sequence[str]
-
-
-class _Job(NamedTuple):
-    """A run, or a planned job, and its setting, of which the environments are a part."""
-
-    job: Run | Planned
-    setting: Mapping[str, str]
-
-    @property
-    def of_whom(self) -> tuple[str, str]:
-        return self.job.dataset, self.job.algorithm
+    labels: Mapping[str, Sequence[str]] = {}
 
 
 def groups(
-    runs: Sequence[Run], planned: Sequence[Planned] = (), ignored: Sequence[str] = ()
+    runs: Sequence[Run], planned: Sequence[Job] = (), ignored: Sequence[str] = ()
 ) -> list[Group]:
     """Split ``runs`` where one algorithm on one data set was run under several settings.
 
     Algorithms, or data sets, that each have one setting but not the same stay together, for no cell
     mixes them; a note says in what they differ. ``ignored``: keys of KINDS that do not count.
     """
-    starts = tuple(start for name in ignored for start in KINDS[name])
-    ran = [_Job(run, {**run.setting, ENVIRONMENTS: _environments(run)}) for run in runs]
-    waiting = [_Job(job, job.setting) for job in planned]
-    parts = [p for p in _conflicts(ran, waiting) if not (starts and p.startswith(starts))]
-    parts = _telling(parts, [*ran, *waiting])
-    members: dict[tuple[str, ...], list[_Job]] = {}
-    for job in ran:
-        members.setdefault(_key(job.setting, parts), []).append(job)
-    places = _places(waiting, parts, members)
+    starts = tuple(KINDS[name] for name in ignored)
+    expected = [(job, setting_of(job.args)) for job in planned]
+    found = dict.fromkeys(_conflicts(_by_place(runs), expected))
+    parts = [part for part in found if not (starts and part.startswith(starts))]
+    members: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        members.setdefault(tuple(_value(run, part) for part in parts), []).append(run)
+    waiting: dict[tuple[str, ...], list[Job]] = {}
+    where: dict[int, list[tuple[str, ...]]] = {}  # the keys are by id: a Job holds a mapping
+    for job, setting in expected:
+        key = tuple(_word(setting, part) for part in parts)
+        for fitting in [other for other in members if _agree(key, other)] or [key]:
+            waiting.setdefault(fitting, []).append(job)
+            where.setdefault(id(job), []).append(fitting)
+    ran = {key: {run.job.key for run in mine} for key, mine in members.items()}
     result = []
-    for key in sorted({*members, *places}):
+    for key in sorted({*members, *waiting}):
         title = ", ".join(f"{part} {word}" for part, word in zip(parts, key))
         mine = members.get(key, [])
-        there = [one.job for one in mine]
-        notes = list(_notes(mine, starts))
-        result.append(Group(title, there, places.get(key, []), notes))  # type: ignore[arg-type]
+        siblings = {run.job.key._replace(test_envs=frozenset()) for run in mine}
+        # A job that was run in another group is missed here only among runs of its trial.
+        there = [
+            job
+            for job in waiting.get(key, ())
+            if job.key in ran.get(key, ())
+            or not any(job.key in ran.get(other, ()) for other in where[id(job)])
+            or job.key._replace(test_envs=frozenset()) in siblings
+        ]
+        notes = [*_differences(mine, starts), *_drift(mine), *_diverged(mine)]
+        result.append(Group(title, mine, there, notes))
     return result
 
 
-def _environments(run: Run) -> str:
-    """Their names, where the records tell them; else how many there are."""
-    return ", ".join(run.environments) or str(run.n_environments)
+def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
+    """``runs`` of one group with each job once, and a fault for each that was passed over.
+
+    Of several the finished one counts; of several with the same records, the first. Raises
+    CarftError, naming all of them, for jobs of which two runs came to different records.
+    """
+    found: dict[Key, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.job.key, []).append(run)
+    faults = []
+    problems = []
+    for same in found.values():
+        first, *others = [run for run in same if run.done] or same
+        content = first.steps.tobytes(), first.accuracies.tobytes()  # nan is not equal to nan
+        if any((run.steps.tobytes(), run.accuracies.tobytes()) != content for run in others):
+            folders = ", ".join(dict.fromkeys(run.folder for run in same))
+            differ = _hparams_differ(dict.fromkeys(run.hparams for run in same))
+            problems.append(f"- {first.job}: {folders}{differ and f', which differ in {differ}'}")
+        what = f"the same job as in {first.folder}, which counts"
+        faults += [Fault("passed over", run.folder, what) for run in same if run is not first]
+        same[:] = [first]
+    if problems:
+        raise CarftError(
+            f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
+            "with different records; expected one run a job. Move one folder away, collect them "
+            "apart, or remove the records that do not count:\n" + "\n".join(problems)
+        )
+    return [run for run in runs if found[run.job.key] == [run]], faults
 
 
-def _places(
-    waiting: Iterable[_Job], parts: Sequence[str], known: Iterable[tuple[str, ...]]
-) -> dict[tuple[str, ...], list[Planned]]:
-    """The groups that planned jobs belong to, which may be groups of their own."""
-    known = list(known)
-    found: dict[tuple[str, ...], list[Planned]] = {}
-    for one in waiting:
-        fitting = [key for key in known if _agrees(one.setting, parts, key)]
-        for key in fitting or [_key(one.setting, parts)]:
-            found.setdefault(key, []).append(one.job)  # type: ignore[arg-type]
-    return found
+def _value(run: Run, part: str) -> str:
+    if part == ENVIRONMENTS:  # their names, where the records have them; else how many there are
+        return ", ".join(run.environments) or str(run.n_environments)
+    return _word(run.setting, part)
 
 
-def _key(setting: Mapping[str, str], parts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(value(setting, part) for part in parts)
+def _word(setting: Mapping[str, str], part: str) -> str:
+    """A part's value; an hparam that is not overridden is the default."""
+    return setting.get(part, DEFAULT if part.startswith(HPARAM) else UNKNOWN)
 
 
-def _agrees(setting: Mapping[str, str], parts: Sequence[str], key: Sequence[str]) -> bool:
-    """Whether a job not yet run may belong there: some parts are known from records only."""
-    known = [value(setting, part) for part in parts]
-    return all(UNKNOWN in (word, wanted) or word == wanted for word, wanted in zip(known, key))
+def _agree(key: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether a job may belong there: some parts are known from records only."""
+    return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(key, other))
 
 
-def _by_algorithm(jobs: Iterable[_Job]) -> dict[tuple[str, str], list[Mapping[str, str]]]:
-    """Different settings of each (data set, algorithm)."""
-    found: dict[tuple[str, str], dict[tuple[Any, ...], Mapping[str, str]]] = {}
-    for one in jobs:
-        different = found.setdefault(one.of_whom, {})
-        different.setdefault(tuple(one.setting.items()), one.setting)
-    return {key: list(different.values()) for key, different in found.items()}
+def _by_place(runs: Iterable[Run]) -> _Places:
+    """(data set, algorithm) -> a run for each of its different settings."""
+    found: dict[tuple[str, str], dict[tuple[Any, ...], Run]] = {}
+    for run in runs:
+        different = found.setdefault((run.dataset, run.algorithm), {})
+        different.setdefault((_value(run, ENVIRONMENTS), *run.setting.items()), run)
+    return {place: list(different.values()) for place, different in found.items()}
 
 
-def _conflicts(ran: Sequence[_Job], waiting: Sequence[_Job]) -> list[str]:
-    """Parts of which some algorithm, or of environments some data set, has several values."""
-    found: dict[str, None] = {}
-    environments: dict[str, set[str]] = {}
-    settings = _by_algorithm(ran)
-    for (dataset, _), different in settings.items():
-        for part in dict.fromkeys(part for setting in different for part in setting):
-            values = {value(setting, part) for setting in different}
-            if part == "protocol" and values <= _SAME_PROTOCOL:
-                continue
-            if part == EDITION:
-                # Older records have the verdict alone, which any data of that verdict meets.
-                values = {v for v in values if not any(v == w for w in values - {v})}
-            if part == ENVIRONMENTS:
-                values |= environments.setdefault(dataset, set())
-                environments[dataset] = values
-            if len(values) > 1:
-                found[part] = None
-    for of_whom, different in _by_algorithm(waiting).items():
-        for part in dict.fromkeys(part for setting in different for part in setting):
-            there = {value(setting, part) for setting in settings.get(of_whom, [])}
-            wanted = {value(setting, part) for setting in different} - {UNKNOWN}
-            if there and UNKNOWN not in there and wanted - there:
-                found[part] = None
-    return list(found)
+def _parts(places: _Places) -> list[str]:
+    """All but the environments."""
+    return list(dict.fromkeys(p for runs in places.values() for run in runs for p in run.setting))
 
 
-def _telling(parts: list[str], jobs: Sequence[_Job]) -> list[str]:
-    """Without those parts, the last first, that tell nothing apart that the others do not."""
-    settings = {tuple(one.setting.items()): one.setting for one in jobs}.values()
-    for part in reversed(parts):
-        without = [other for other in parts if other != part]
-        if without and _distinct(settings, without) == _distinct(settings, parts):
-            parts = without
-    return parts
+def _words(places: _Places, part: str) -> dict[tuple[str, str], list[str]]:
+    """The different values of a part."""
+    return {
+        place: list(dict.fromkeys(_value(run, part) for run in runs))
+        for place, runs in places.items()
+    }
 
 
-def _distinct(settings: Iterable[Mapping[str, str]], parts: Sequence[str]) -> int:
-    return len({_key(setting, parts) for setting in settings})
+def _conflicts(places: _Places, expected: Sequence[tuple[Job, Mapping[str, str]]]) -> Iterator[str]:
+    """Parts of which some algorithm, or of environments some data set, has several values.
+
+    Of jobs that are expected those values count that are known without a record.
+    """
+    for part in [ENVIRONMENTS, *_parts(places)]:
+        together: dict[Any, set[str]] = {}
+        for place, words in _words(places, part).items():
+            together.setdefault(place[0] if part == ENVIRONMENTS else place, set()).update(words)
+        if any(len(words) > 1 for words in together.values()):
+            yield part
+    different = {(*job.key[:2], *setting.items()): (job, setting) for job, setting in expected}
+    for job, setting in different.values():
+        own = places.get((job.args["dataset"], job.args["algorithm"]), [])
+        for part in {**setting, **dict.fromkeys(p for run in own for p in run.setting)}:
+            ran = {_value(run, part) for run in own}
+            word = _word(setting, part)
+            if ran and UNKNOWN not in (word, *ran) and word not in ran:
+                yield part
 
 
-def _notes(jobs: Sequence[_Job], ignored: tuple[str, ...]) -> Iterator[str]:
+def _differences(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]:
     """In what the settings of a group's algorithms and data sets differ."""
-    for part, settings in _differing(jobs):
+    places = _by_place(runs)
+    for part in _parts(places):
+        values = _words(places, part)
         # Each data set has an edition of its own.
-        apart = part == EDITION
-        for dataset in dict.fromkeys(name for name, _ in settings) if apart else [None]:
+        for dataset in dict.fromkeys(name for name, _ in values) if part == EDITION else [None]:
             whose = {
                 f"{algorithm} on {name}": words
-                for (name, algorithm), words in settings.items()
+                for (name, algorithm), words in values.items()
                 if dataset in (None, name)
             }
-            words = _told(whose)
-            if words:
+            if len({word for words in whose.values() for word in words}) > 1:
                 asked = " (averaged all the same, as asked)"
-                mixed = asked if ignored and part.startswith(ignored) else ""
-                yield f"Not all runs have the same {part}{mixed}: {words}."
+                averaged = asked if ignored and part.startswith(ignored) else ""
+                yield f"Not all runs have the same {part}{averaged}: {_whose(whose)}."
 
 
-def mixed(runs: Iterable[Run]) -> dict[str, str]:
-    """Algorithm -> in what its data sets differ; not so the edition, of which each has its own.
-
-    Algorithms whose mean over data sets mixes nothing are not in it.
-    """
-    of_algorithm: dict[str, list[_Job]] = {}
-    for run in runs:
-        of_algorithm.setdefault(run.algorithm, []).append(_Job(run, run.setting))
+def _whose(values: Mapping[str, Iterable[str]]) -> str:
+    """Each value with those who have it."""
     found: dict[str, list[str]] = {}
-    for algorithm, jobs in of_algorithm.items():
-        for part, settings in _differing(jobs):
-            whose = {dataset: words for (dataset, _), words in settings.items()}
-            sets = {frozenset(words) for words in whose.values()}
-            older = part == "protocol" and frozenset().union(*sets) <= _SAME_PROTOCOL
-            if len(sets) > 1 and part != EDITION and not older:
-                found.setdefault(algorithm, []).append(f"{part} ({_told(whose)})")
-    return {algorithm: ", ".join(parts) for algorithm, parts in found.items()}
-
-
-def _told(whose: Mapping[str, Iterable[str]]) -> str:
-    """Each value with those who have it, "" if there is but one."""
-    found: dict[str, list[str]] = {}
-    for who, words in whose.items():
+    for who, words in values.items():
         for word in words:
             found.setdefault(word, []).append(who)
-    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items())
-    return told if len(found) > 1 else ""
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items())
 
 
-def _differing(
-    jobs: Sequence[_Job],
-) -> Iterator[tuple[str, dict[tuple[str, str], list[str]]]]:
-    """Parts that have several values, with those of each (data set, algorithm), each said once."""
-    settings = _by_algorithm(jobs)
-    parts = dict.fromkeys(p for different in settings.values() for s in different for p in s)
-    for part in parts:
-        # The environments of each data set name the columns.
-        if part == ENVIRONMENTS or _RECORDED_AS.get(part) in parts:
-            continue
-        values = {
-            of_whom: list(dict.fromkeys(value(setting, part) for setting in different))
-            for of_whom, different in settings.items()
-        }
-        several = len({word for words in values.values() for word in words}) > 1
-        if several and not _recorded_alike(jobs, part):
-            yield part, values
+def _drift(runs: Iterable[Run]) -> list[str]:
+    """Hyperparameters that changed while a sweep ran, as after an update of a default.
+
+    hparams_seed 0 is the defaults, in every trial; the others are drawn for each trial anew.
+    """
+    found: dict[tuple[Any, ...], dict[str, None]] = {}
+    for run in runs:
+        of_trial = f" of trial {run.trial}" if run.choice else ""
+        key = (run.algorithm, run.dataset, run.choice, of_trial)
+        found.setdefault(key, {})[run.hparams] = None
+    return limited(
+        [
+            f"{algorithm} on {dataset}, hparams_seed {choice}{of_trial}: the hyperparameters "
+            f"differ between runs, in {_hparams_differ(texts)}."
+            for (algorithm, dataset, choice, of_trial), texts in found.items()
+            if len(texts) > 1
+        ],
+        _SHOWN,
+    )
 
 
-def _recorded_alike(jobs: Iterable[_Job], part: str) -> bool:
-    """Whether it is an hparam of which all runs recorded one value, set by hand or not."""
-    name = part.removeprefix("hparam ")
-    if name == part:
-        return False
-    recorded = [json.loads(text) for text in {one.job.hparams for one in jobs}]  # type: ignore[union-attr]
-    known = [json.dumps(_same_number(one[name])) for one in recorded if name in one]
-    return len(known) == len(recorded) and len(set(known)) == 1
+def _hparams_differ(texts: Iterable[str]) -> str:
+    """In which hyperparameters the JSON objects differ, and how; "" if they do not."""
+    hparams = [json.loads(text) for text in texts]
+    found = []
+    for name in sorted({name for one in hparams for name in one}):
+        values = dict.fromkeys(json.dumps(one.get(name), sort_keys=True) for one in hparams)
+        if len(values) > 1:
+            found.append(f"{name} ({', '.join(values)})")
+    return "; ".join(found[:_SHOWN]) + (", and more" if len(found) > _SHOWN else "")
+
+
+def _diverged(runs: Iterable[Run]) -> Iterator[str]:
+    found = [f"{r.job} at step {r.diverged_at:g}" for r in runs if r.diverged_at is not None]
+    if found:
+        listed = "; ".join([*found[:_SHOWN], *(["..."] if len(found) > _SHOWN else [])])
+        yield (
+            f"{counted(len(found), 'run')} diverged; accuracies from the first loss that was not "
+            f"finite count as missing: {listed}."
+        )

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from domainbed_carft.jobs.planned import Planned
-from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import frames, selection, settings
 from domainbed_carft.results import labels as environments
+from domainbed_carft.results import selection
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.settings import Group
 
 _UNDECLARED = "-: no job was declared for it; Avg is over the other cells."
-_NO_TRIAL: pd.Series[float] = pd.Series(dtype=float)
+_Trials = dict[int, float]  # trial -> accuracy in [0, 1]
 
 
 class Cell(NamedTuple):
     """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
 
-    ``trials``: trial -> accuracy in percent. Mean and error are None where there is no trial.
+    ``accuracies``: trial -> accuracy in [0, 1]. Mean and error are None where there is no trial.
     ``undeclared``: environments that are no part of it, as the sweep declares no job for them.
     """
 
@@ -32,8 +28,13 @@ class Cell(NamedTuple):
     error: float | None
     n: int
     missing: tuple[str, ...] = ()
-    trials: Mapping[int, float] = {}
+    accuracies: Mapping[int, float] = {}
     undeclared: tuple[str, ...] = ()
+
+    @property
+    def trials(self) -> dict[int, float]:
+        """Trial -> accuracy in percent."""
+        return {trial: 100 * accuracy for trial, accuracy in self.accuracies.items()}
 
     @property
     def counts(self) -> bool:
@@ -42,15 +43,11 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An algorithm's cells, and their mean; None where a cell has none.
-
-    ``mixed``: in what the data sets differ that the mean is over, "" in nothing.
-    """
+    """An algorithm's cells, and their mean; None where a cell has none."""
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
-    mixed: str = ""
 
 
 class Table(NamedTuple):
@@ -100,87 +97,81 @@ def mean_and_error(accuracies: npt.NDArray[np.float64]) -> tuple[float | None, f
 def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
     gaps = Gaps(group.runs, group.planned)
-    labels = environments.labels(group.runs, group.planned)
-    mixed = settings.mixed(run for run in group.runs if run.test_envs)
+    labels = environments.labels(group.runs, group.planned, group.labels)
     result = []
     for method in methods:
-        left_out = method != selection.IN_DOMAIN
-        jobs = itertools.chain[Run | Planned](group.runs, group.planned)
-        own = [job for job in jobs if bool(job.test_envs) == left_out]
-        names = {job.dataset for job in own}
-        algorithms = environments.algorithms(job.algorithm for job in own)
-        frame = frames.selected(group.runs, method)
-        cells = {key: _by_trial(rows) for key, rows in frame.groupby(frames.CELL, sort=False)}
+        leaves_out = selection.METHODS[method].leaves_out
+        jobs = [job for job in gaps.keys if bool(job.test_envs) == leaves_out]
+        names = {job.dataset for job in jobs}
+        algorithms = environments.algorithms(job.algorithm for job in jobs)
+        # In the order of DomainBed's groups, on which the last bit of a mean depends.
+        cells: dict[tuple[str, str, int], _Trials] = {}
+        reached: dict[tuple[str, str], dict[int, list[float]]] = {}
+        for dataset, algorithm, target, trial, outcome in selection.select(group.runs, method):
+            cells.setdefault((algorithm, dataset, target), {})[trial] = outcome.accuracy
+            trials = reached.setdefault((algorithm, dataset), {})
+            trials.setdefault(trial, []).append(outcome.accuracy)
         tables = [
             _of_dataset(group, method, name, labels[name], algorithms, cells, gaps)
             for name in labels
             if name in names
         ]
-        if left_out and tables:
-            tables.append(_averages(group, method, tables, algorithms, frame, mixed))
+        if leaves_out and tables:
+            tables.append(_averages(group, method, tables, algorithms, reached))
         result += tables
     return result
 
 
-def _by_trial(rows: pd.DataFrame) -> pd.Series[float]:
-    return rows.set_index("trial")["accuracy"]
-
-
 def _of_dataset(
     group: Group, method: str, dataset: str, labels: Sequence[str],
-    algorithms: Sequence[str], selected: Mapping[Any, pd.Series[float]], gaps: Gaps,
+    algorithms: Sequence[str], selected: Mapping[tuple[str, str, int], _Trials], gaps: Gaps,
 ) -> Table:  # fmt: skip
     choices = gaps.choices(dataset, method)
     rows = []
     for algorithm in algorithms:
         cells = []
         for target, label in enumerate(labels):
-            if not gaps.is_asked_for(dataset, algorithm, target, method):
+            if not gaps.is_expected(dataset, algorithm, target, method):
                 cells.append(Cell(None, None, 0, undeclared=(label,)))
             elif algorithm in choices:
-                accuracies = selected.get((algorithm, dataset, target), _NO_TRIAL)
+                accuracies = selected.get((algorithm, dataset, target), {})
                 lacks = gaps.of(dataset, algorithm, target, method, len(labels))
                 cells.append(_cell(accuracies, lacks))
             else:
-                cells.append(_cell(_NO_TRIAL, ["no job of the algorithm on this data set"]))
+                cells.append(_cell({}, ["no job of the algorithm on this data set"]))
         rows.append(Row(algorithm, cells, _average(cells)))
     notes = [_UNDECLARED] if not all(cell.counts for row in rows for cell in row.cells) else []
     if len(set(choices.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in sorted(choices.items()))
-        notes.append(f"Hyperparameters were chosen among different numbers of draws: {told}.")
+        numbers = ", ".join(f"{name} {count}" for name, count in sorted(choices.items()))
+        notes.append(f"Hyperparameters were chosen among different numbers of draws: {numbers}.")
     return Table(group.title, method, dataset, [*labels], rows, notes)
 
 
 def _averages(
     group: Group, method: str, tables: Sequence[Table], algorithms: Sequence[str],
-    selected: pd.DataFrame, mixed: Mapping[str, str],
+    reached: Mapping[tuple[str, str], Mapping[int, list[float]]],
 ) -> Table:  # fmt: skip
     """Over each trial's mean over targets, as far as it has them."""
-    keys = ["algorithm", "dataset", "trial"]
-    # Not pandas' own mean, which sums in another order than numpy, and so than DomainBed.
-    means = selected.groupby(keys)["accuracy"].agg(lambda values: np.mean(values.to_numpy()))
-    reached = {key: rows.droplevel([0, 1]) for key, rows in means.groupby(keys[:2])}
     rows = []
     notes: dict[str, None] = {}
-    for algorithm in algorithms:
+    for number, algorithm in enumerate(algorithms):
         cells = []
         for table in tables:
-            cell = _average_cell(
-                table, algorithm, reached.get((algorithm, table.dataset), _NO_TRIAL)
-            )
+            trials = reached.get((algorithm, table.dataset), {})
+            means = {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
+            cell = _average_cell(table, table.rows[number], means)
             if not cell.counts:
                 notes[_UNDECLARED] = None
             elif cell.undeclared:
                 without = ", ".join(cell.undeclared)
                 notes[f"{algorithm} on {table.dataset}: without {without}, not declared."] = None
             cells.append(cell)
-        rows.append(Row(algorithm, cells, _average(cells), mixed.get(algorithm, "")))
+        rows.append(Row(algorithm, cells, _average(cells)))
     columns = [table.dataset for table in tables]
     return Table(group.title, method, "Averages", columns, rows, [*notes], averages=True)
 
 
-def _average_cell(table: Table, algorithm: str, accuracies: pd.Series[float]) -> Cell:
-    (row,) = (row for row in table.rows if row.algorithm == algorithm)
+def _average_cell(table: Table, row: Row, accuracies: _Trials) -> Cell:
     by_label = list(zip(table.columns, row.cells, strict=True))
     undeclared = tuple(label for label, cell in by_label if not cell.counts)
     if len(undeclared) == len(by_label):
@@ -190,13 +181,11 @@ def _average_cell(table: Table, algorithm: str, accuracies: pd.Series[float]) ->
     return _cell(accuracies, missing)._replace(undeclared=undeclared)
 
 
-def _cell(accuracies: pd.Series[float], missing: Sequence[str]) -> Cell:
-    """Of accuracies in [0, 1] by trial."""
-    mean, error = mean_and_error(accuracies.to_numpy())
+def _cell(accuracies: _Trials, missing: Sequence[str]) -> Cell:
+    mean, error = mean_and_error(np.array([*accuracies.values()]))
     if mean is None and not missing:
         missing = ["no accuracy on this environment was recorded"]
-    percent = dict(zip(accuracies.index, (100 * accuracies).to_list(), strict=True))
-    return Cell(mean, error, len(accuracies), tuple(missing), percent)
+    return Cell(mean, error, len(accuracies), tuple(missing), accuracies)
 
 
 def _average(cells: Sequence[Cell]) -> float | None:

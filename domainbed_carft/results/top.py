@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from domainbed_carft.jobs.setting import overrides
 from domainbed_carft.results import labels as environments
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Outcome, Selected
 from domainbed_carft.results.settings import Group
 
 # What a run has found out and recorded; given again, another data set would be refused.
-_FILLED_IN = ("prompts_digest", "data_edition")
+_FILLED_IN = ("clip_digest", "prompts_digest", "data_edition")
 
 
 def best(groups: Iterable[Group], methods: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -25,7 +26,7 @@ def best(groups: Iterable[Group], methods: Sequence[str]) -> Iterator[dict[str, 
             for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):
                 # Jobs that leave nothing out select the same for each of their columns.
                 place = (*one[:2], one.trial)
-                if method != selection.IN_DOMAIN or place not in seen:
+                if selection.METHODS[method].leaves_out or place not in seen:
                     yield _entry(group.title, method, labels, one)
                 seen.add(place)
 
@@ -33,7 +34,7 @@ def best(groups: Iterable[Group], methods: Sequence[str]) -> Iterator[dict[str, 
 def _entry(
     setting: str, method: str, labels: dict[str, tuple[str, ...]], one: Selected
 ) -> dict[str, Any]:
-    left_out = method != selection.IN_DOMAIN
+    left_out = selection.METHODS[method].leaves_out
     chosen = one.outcome
     hparams: dict[str, Any] = json.loads(chosen.runs[0].hparams)
     return {
@@ -56,7 +57,7 @@ def _entry(
 
 def argument(hparams: dict[str, Any], chosen: Outcome) -> str:
     """``--hparams`` with its value, quoted for a shell."""
-    overridden = {part.removeprefix("hparam ") for part in chosen.runs[0].setting}
+    overridden = overrides(chosen.runs[0].job.args)
     kept = {
         name: value
         for name, value in hparams.items()

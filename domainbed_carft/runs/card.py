@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import __version__, text
+from domainbed_carft import __version__, files, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs import folder as job_folder  # fmt: skip
-from domainbed_carft.jobs import records, scan, train_command
+from domainbed_carft.jobs import records, train_command
 from domainbed_carft.method import backbone, pictures
 from domainbed_carft.results import settings
 
@@ -124,7 +124,7 @@ def _blocks(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "sha256": backbone.sha256(path), "bytes": path.stat().st_size}
+    return {"file": path.name, "sha256": files.sha256(path), "bytes": path.stat().st_size}
 
 
 def _pictures(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _record(run: Run) -> Mapping[str, Any]:
     """The record of the step at which the weights were saved; empty if there is none."""
     if run.alpha is not None:  # no record is of weights that nobody has trained
         return {}
-    found, _ = records.whole_records(str(run.path.parent / job_folder.RECORDS))
+    found, _ = records.whole(run.path.parent / job_folder.RECORDS)
     own = [r for r in found if all(r["args"].get(k) == run.args.get(k) for k in _REPEATED)]
     if run.step is not None:
         own = [record for record in own if record["step"] == run.step]
@@ -179,11 +179,9 @@ def _record(run: Run) -> Mapping[str, Any]:
 
 def _versions(run: Run) -> dict[str, str]:
     """Of the libraries that the run was trained with, as its ``out.txt`` tells them."""
-    folder = run.path.parent
-    there = {name for name in (job_folder.RECORDS, job_folder.OUTPUT) if (folder / name).exists()}
-    runs = records.read(scan.Found(str(folder), frozenset(there))).runs
+    runs = records.runs_in(run.path.parent)
     said = runs[-1].setting if runs else {}
-    (head,) = settings.KINDS["versions"]
+    head = settings.KINDS["versions"]
     return {part[len(head) :]: said[part] for part in said if part.startswith(head)}
 
 

@@ -1,11 +1,10 @@
 """From the ``model.pkl`` of a run to an algorithm that predicts; the CLIP is not needed.
 
-A pickle can be a program. Nothing here executes one: ``weights_only`` is never off.
+A pickle can be a program; `files.load_weights` runs none.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from domainbed.algorithms import Algorithm
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft import files
+from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.method import algorithms, backbone, hparams, objective
 
 ENCODER = "encoder."
@@ -61,28 +61,9 @@ def read(path: Path | str) -> dict[str, Any]:
     Raises CarftError for a file that is missing, cut, no file of torch's, that holds anything but
     plain data and tensors, or that is no run of one of our algorithms.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise CarftError(f"{path} is no file; expected the model.pkl that train saved")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise CarftError(
-            f"{path} is no file of weights that can be read safely ({_in_short(error)}): it is "
-            "cut off, no file of torch's, or holds more than plain data and tensors, which might "
-            "be a program. Nothing in it was executed. Expected the model.pkl that "
-            "domainbed.scripts.train saved"
-        ) from error
+    saved: dict[str, Any] = files.load_weights(path)
     _require_run(saved, path)
     return saved
-
-
-def _in_short(error: Exception) -> str:
-    """What torch says, in one line; of its long advice to read a file unsafely, only the cause."""
-    text = str(error)
-    cause = text.rpartition("WeightsUnpickler error: ")[2] if "Weights only" in text else text
-    return f"{type(error).__name__}: {' '.join(cause.split())[:200]}".rstrip(": ")
 
 
 def _require_run(saved: Any, path: Path | str) -> None:
@@ -120,20 +101,25 @@ def restore(saved: Mapping[str, Any], path: Path | str) -> algorithms.CLIPAlgori
         saved["model_hparams"],
     )
     try:
-        _put_in(algorithm, saved["model_dict"])
-    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
+        _put_in(algorithm, saved["model_dict"], saved["model_num_classes"])
+    except Exception as error:  # what other tensors make of the encoder: any type
         raise CarftError(
-            f"{path} does not hold the weights of a {cls.__name__} ({_in_short(error)}); was it "
+            f"{path} does not hold the weights of a {cls.__name__} ({brief(error)}); was it "
             "changed after domainbed.scripts.train had saved it?"
         ) from error
     return algorithm.eval()
 
 
-def _put_in(algorithm: algorithms.CLIPAlgorithm, state: Mapping[str, Any]) -> None:
+def _put_in(
+    algorithm: algorithms.CLIPAlgorithm, state: Mapping[str, Any], num_classes: int
+) -> None:
     shapes = {k[len(ENCODER) :]: v.shape for k, v in state.items() if k.startswith(ENCODER)}
     weights = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
     with torch.random.fork_rng(devices=[]):
         encoder = backbone.empty_image_encoder(shapes)
+        expected = (num_classes, encoder.output_dim)
+        if weights.classes.shape != expected or weights.contexts.shape[1:] != expected[1:]:
+            raise ValueError(f"expected a head.weight of {expected} and context_weights like it")
         algorithm._set_up(encoder, weights, float(state["logit_scale"]))
     if "words" in state:  # not in runs that were saved before it was part of them
         algorithm.register_buffer("words", torch.empty_like(state["words"]))

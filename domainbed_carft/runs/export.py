@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.method import backbone, objective, prompts
 from domainbed_carft.method.algorithms import CLIPAlgorithm
 from domainbed_carft.runs import card, output
-
-if TYPE_CHECKING:
-    from domainbed_carft.runs.saved import Run
+from domainbed_carft.runs.saved import Run, original_clip
 
 SUFFIXES = (".pt", ".pth")
 
@@ -57,8 +55,8 @@ def export(
 ) -> Files:
     """Write a run's weights, head and cards, all four or none of them.
 
-    ``weights``: where to; ``original``: the file of the CLIP that the run started from, where it is
-    no longer at the run's hparam ``clip_backbone``; ``half``: in half precision as OpenAI publishes
+    ``weights``: where to; ``original``: the file of the CLIP that the run started from, needed
+    unless that is a published one; ``half``: in half precision as OpenAI publishes
     its weights, else in float32; ``force``: overwrite; ``command``: for the card.
 
     Raises CarftError where a file is there already or cannot be written, where the original's
@@ -104,14 +102,7 @@ def require_free(files: Files, force: bool) -> None:
 
 def _original(run: Run, file: str | None) -> backbone.Backbone:
     """The CLIP that the run started from; CarftError if it is not there, or is another."""
-    name = file or run.hparams["clip_backbone"]
-    try:
-        loaded = backbone.load(name)
-    except CarftError as error:
-        raise CarftError(
-            f"the text encoder of an export is that of the CLIP the run started from, {name!r}: "
-            f"{error}. Put that file back, or say where it is now with --original FILE"
-        ) from error
+    loaded = original_clip(run, file)
     difference = _difference(run, loaded)
     if difference:
         raise CarftError(

@@ -13,30 +13,31 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import backbone, objective, prompts
-from domainbed_carft.runs.saved import Run
+from domainbed_carft.runs.saved import Run, original_clip
 
 
 class Interpolation:
     """A run's algorithm, to be set to any point between the original and itself.
 
     Three copies of the encoder are held on the device, however many alphas there are: the original,
-    the fine-tuned, and the one that predicts. Raises CarftError for CLIPZeroShot, and where the
-    CLIP that the run started from is not to be had or is another one.
+    the fine-tuned, and the one that predicts. ``original`` is the file of the CLIP that the run
+    started from, needed unless that is a published one. Raises CarftError for CLIPZeroShot, and
+    where that CLIP is missing or another one.
     """
 
-    def __init__(self, run: Run, device: torch.device) -> None:
+    def __init__(self, run: Run, device: torch.device, original: str | None = None) -> None:
         if not run.algorithm.trains_head:
             raise CarftError(
                 f"{run.path} is a run of {run.args['algorithm']}, which trains nothing: there is "
                 "nothing between its weights and the original's"
             )
         self.algorithm = run.algorithm.to(device)
-        original = original_weights(run)
+        start = original_weights(run, original)
         state = self.algorithm.state_dict()  # of the very tensors that predict
         # What training has not moved stays as it is, to the bit.
         self._moved = {
             name: (state[name], state[name].clone(), weights.to(device))
-            for name, weights in original.items()
+            for name, weights in start.items()
             if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)
         }
 
@@ -56,14 +57,13 @@ class Interpolation:
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def original_weights(run: Run) -> dict[str, Tensor]:
+def original_weights(run: Run, file: str | None = None) -> dict[str, Tensor]:
     """The encoder of the CLIP that the run started from, and W_cls of its words as the head.
 
     By their names in the state dict, on the CPU: what `CLIPZeroShot` predicts with. Raises
-    CarftError where the CLIP is not to be had, or is not the one.
+    CarftError where the CLIP, ``file`` if given, is missing or another one.
     """
-    name = run.hparams["clip_backbone"]
-    clip_model = backbone.load(name)
+    clip_model = original_clip(run, file)
     words = prompts.prompts(run.contexts, run.classes)
     weights = objective.zero_shot_weights(backbone.text_features(clip_model, words))
     encoder = clip_model.model.visual.state_dict()
@@ -71,8 +71,8 @@ def original_weights(run: Run) -> dict[str, Tensor]:
     original["head.weight"] = weights.classes
     if not _fits(run, original, weights.contexts):
         raise CarftError(
-            f"clip_backbone {name!r} is now another CLIP than the one that {run.path} started "
-            "from: it has other shapes, or gives other context weights. Put the same file back"
+            f"{clip_model.path} is another CLIP than the one that {run.path} started from: it has "
+            "other shapes, or gives other context weights. Name the right one with --original FILE"
         )
     return original
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from domainbed_carft import launchers
+from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs.splits import Split
 
@@ -46,7 +46,7 @@ def choose_workers(asked: int | None, pictures: int) -> int:
     """``asked`` processes that load pictures, else one a core where there are many pictures."""
     if asked is not None:
         return asked
-    return min(MOST_WORKERS, launchers.cores()) if pictures >= MANY_PICTURES else 0
+    return min(MOST_WORKERS, machine.cores()) if pictures >= MANY_PICTURES else 0
 
 
 def batches(

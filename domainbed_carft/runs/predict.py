@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from domainbed_carft import launchers, text
+from domainbed_carft import machine, text
 from domainbed_carft.runs import output, passes, pictures, saved
 
 SOME_SKIPPED = 3  # exit status
@@ -116,7 +116,7 @@ def _workers(arguments: argparse.Namespace) -> int:
         return int(arguments.workers)
     if not any(map(os.path.isdir, arguments.pictures)):
         return 0
-    return min(passes.MOST_WORKERS, launchers.cores())
+    return min(passes.MOST_WORKERS, machine.cores())
 
 
 def _status(done: Counter[str]) -> int:

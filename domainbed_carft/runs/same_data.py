@@ -72,7 +72,7 @@ def _moved(name: str, data_dir: str, environments: Sequence[str], reason: str) -
 
 def _environments(run: Run) -> list[str]:
     """The names of the environments, as the run's records tell them of a user's own folder."""
-    found, _ = records.whole_records(str(run.path.parent / folder.RECORDS))
+    found, _ = records.whole(run.path.parent / folder.RECORDS)
     for record in reversed(found):
         told = record.get("environments")
         if record["args"].get("dataset") == run.args["dataset"] and isinstance(told, list):

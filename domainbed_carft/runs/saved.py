@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import DONE, RECORDS, WEIGHTS
-from domainbed_carft.method import algorithms, prompts
+from domainbed_carft.method import algorithms, backbone, prompts
 from domainbed_carft.runs import checkpoints
 from domainbed_carft.text import counted
 
@@ -74,6 +74,27 @@ def open_run(
         alpha=content.get("wise_ft_alpha"),
         content={key: value for key, value in content.items() if key != "model_dict"},
     )
+
+
+def original_clip(run: Run, file: str | None) -> backbone.Backbone:
+    """The CLIP that the run started from: ``file`` if given, else the published one it names.
+
+    A run may be a stranger's, so a path in it is never opened. Raises CarftError where the run
+    names a path and no ``file`` is given, and where the CLIP cannot be loaded.
+    """
+    name = file or run.hparams["clip_backbone"]
+    if not file and name not in backbone.PUBLISHED:
+        raise CarftError(
+            f"{run.path} started from the CLIP {name!r}. A path that a run names is not opened: "
+            "say with --original FILE where that CLIP is"
+        )
+    try:
+        return backbone.load(name)
+    except CarftError as error:
+        raise CarftError(
+            f"the CLIP that {run.path} started from cannot be loaded: {error}. Say with "
+            "--original FILE where it is"
+        ) from error
 
 
 def _weights_file(path: Path, which: str | None) -> Path:

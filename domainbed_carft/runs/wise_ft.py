@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from domainbed_carft import files
 from domainbed_carft import text as printable
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import backbone
 from domainbed_carft.runs import evaluate as evaluating
 from domainbed_carft.runs import output, passes, saved, wise_ft_folder
 from domainbed_carft.runs import splits as data
@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace) -> None:
     to_save = chosen(arguments.save, alphas)
     device = passes.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
-    folder = wise_ft_folder.Folder(arguments.output, backbone.sha256(opened.path))
+    folder = wise_ft_folder.Folder(arguments.output, files.sha256(opened.path))
     folder.require_free(to_save)
     splits = data.splits(opened, arguments.data_dir)
-    mixed = Interpolation(opened, device)
+    mixed = Interpolation(opened, device, arguments.original)
     if opened.alpha is not None:
         print(
             f"{opened.path} is itself at alpha {opened.alpha:g} of a run: alphas here are between "

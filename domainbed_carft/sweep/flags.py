@@ -129,11 +129,21 @@ def declared(flags: Mapping[str, Any], checked: bool = False) -> Declaration:
         data["steps"] = values["steps"]
     if values["hparams"]:
         try:
-            data["hparams"] = json.loads(values["hparams"])
-        except json.JSONDecodeError as error:
+            data["hparams"] = json.loads(values["hparams"], object_pairs_hook=_without_repeats)
+        except ValueError as error:
             problems.append(Problem(("hparams",), f"it is not valid JSON ({error})"))
     if values["task"] != TASKS[0]:
         text = "it needs unlabeled items, and the jobs of a sweep have none"
         problems.append(Problem(("task",), text))
     made = declaration.build(data, Flags("flags"), problems, checked)
     return replace(made, task=values["task"], hparams_text=values["hparams"])
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its pairs; raises ValueError for a key that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice; keep one")
+        found[key] = value
+    return found

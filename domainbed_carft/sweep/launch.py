@@ -73,7 +73,7 @@ def launch(arguments: argparse.Namespace) -> int:
     )
     _tell_of_others(statuses, arguments)
     if arguments.launcher == "dummy":
-        launcher([launching.command(status, environment) for status in chosen])
+        launching.hand_over(launcher, chosen, environment)
         return 0
     if not chosen:
         print("There is nothing to launch.")

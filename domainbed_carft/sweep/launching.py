@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import threading
 import time
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import raise_for
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.sweep import jobs, logs, names, output, states
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.states import Status
 
 if TYPE_CHECKING:
-    from domainbed_carft.launchers import FailedJob, Launcher
+    from domainbed_carft.launchers import Ending, Launcher
 
 NEEDED = (states.NOT_LAUNCHED, states.STOPPED, states.STALE)
 
@@ -69,33 +69,33 @@ def run(
     chosen = needed(statuses, unknown)
     raise_for(launchers.problems(launcher, {status.job.folder.parent for status in chosen}))
     prepare(declaration, data_dir, folder, chosen, name, origin or Origin())
-    commands = [command(status, environment or {}) for status in chosen]
     if name == "slurm":
-        if commands:
-            launcher(commands)
+        if chosen:
+            hand_over(launcher, chosen, environment)
         return []
-    failures: Sequence[FailedJob] = ()
-    if commands:
+    endings: Sequence[Ending] = ()
+    if chosen:
         with bar(statuses, folder):
-            failures = launcher(commands) or ()
-    return not_done(states.look([status.job for status in statuses], folder), failures)
+            endings = hand_over(launcher, chosen, environment)
+    return not_done(states.look([status.job for status in statuses], folder), endings)
 
 
-def command(status: Status, environment: Mapping[str, str]) -> str:
-    """A job's command, with these variables written before it, as launchers and shells take it."""
-    variables = logs.of_variant(environment, status.job.variant)
-    words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    return " ".join([*words, status.job.command])
+def hand_over(
+    launcher: Launcher, chosen: Sequence[Status], environment: Mapping[str, str] | None = None
+) -> list[Ending]:
+    """Have a launcher run these jobs, with these variables set for each."""
+    handed = [Job(one.job.train_args, one.job.folder, one.job.variant) for one in chosen]
+    return launcher(handed, lambda job: logs.of_variant(environment or {}, job.variant)) or []
 
 
-def not_done(statuses: Sequence[Status], failures: Sequence[FailedJob] = ()) -> list[Status]:
+def not_done(statuses: Sequence[Status], endings: Sequence[Ending] = ()) -> list[Status]:
     """The jobs that are not done, each with the reason as its detail."""
-    told = {failure.folder: failure for failure in failures}
+    told = {ending.folder: ending for ending in endings}
     left = [status for status in statuses if status.state != states.DONE]
-    return [replace(one, detail=_reason(one, told.get(str(one.job.folder)))) for one in left]
+    return [replace(one, detail=_reason(one, told.get(one.job.folder))) for one in left]
 
 
-def _reason(status: Status, failure: FailedJob | None) -> str:
+def _reason(status: Status, failure: Ending | None) -> str:
     if status.state == states.RUNNING:
         return f"running elsewhere: {status.holder}"
     if status.state == states.QUEUED:

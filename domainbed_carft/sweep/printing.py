@@ -19,9 +19,13 @@ def number(count: int, word: str) -> str:
 
 
 def counted(statuses: Iterable[Status]) -> str:
-    """``12 done, 3 running``."""
-    counts = Counter(status.state for status in statuses)
-    return ", ".join(f"{counts[state]} {state}" for state in states.STATES if counts[state])
+    """``12 done (2 diverged), 3 running``."""
+    listed = list(statuses)
+    counts = Counter(status.state for status in listed)
+    parts = [f"{counts[state]} {state}" for state in states.STATES if counts[state]]
+    if diverged := sum(status.diverged for status in listed):
+        parts[0] += f" ({diverged} diverged)"  # only what is done, which comes first
+    return ", ".join(parts)
 
 
 def overview(statuses: Sequence[Status]) -> str:
@@ -40,6 +44,9 @@ def overview(statuses: Sequence[Status]) -> str:
         found = [status for status in statuses if status.state == state]
         if found:
             lines += ["", title, *limited([_line(status) for status in found])]
+    if diverged := [_line(status) for status in statuses if status.diverged]:
+        title = "Diverged, so that carft collect leaves out their last accuracies:"
+        lines += ["", title, *limited(diverged)]
     return "\n".join(line for line in lines if line is not None)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder
+from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder, has_diverged
 from domainbed_carft.sweep import names as host
 from domainbed_carft.sweep import output, rates
 from domainbed_carft.sweep.jobs import Job
@@ -46,6 +46,7 @@ class Status:
     pictures_per_second: float | None = None
     eta: float | None = None
     detail: str = ""
+    diverged: bool = False  # told of jobs that are done
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -67,6 +68,7 @@ class Status:
             "exit_status": attempt.status if attempt else None,
             "last_words": attempt.last_words if attempt else None,
             "detail": self.detail,
+            "diverged": self.diverged,
         }
 
 
@@ -163,7 +165,7 @@ def status(job: Job, waiting: Queues) -> Status:
     steps = steps_of(job)
     folder = JobFolder(job.folder)
     if folder.done:
-        return Status(job, DONE, steps or 0, steps)
+        return _done(job, steps)
     if not job.folder.is_dir():
         return Status(job, NOT_LAUNCHED, 0, steps)
     holder = folder.holder()
@@ -173,6 +175,11 @@ def status(job: Job, waiting: Queues) -> Status:
     if attempt is None and (where := waiting.waiting(folder.name)):
         return Status(job, QUEUED, _recorded(job), steps, detail=where)
     return _at_rest(job, folder, attempt, steps)
+
+
+def _done(job: Job, steps: int | None) -> Status:
+    diverged = has_diverged(output.last_record(job.folder) or {})
+    return Status(job, DONE, steps or 0, steps, diverged=diverged)
 
 
 def _running(job: Job, holder: Holder, steps: int | None) -> Status:
@@ -189,7 +196,7 @@ def _at_rest(job: Job, folder: JobFolder, failed: Attempt | None, steps: int | N
     step = _recorded(job)
     # It may have ended, or been taken up, since it was looked at first.
     if folder.done:
-        return Status(job, DONE, steps or 0, steps)
+        return _done(job, steps)
     if failed is not None:
         return Status(job, FAILED, step, steps, attempt=failed, detail=told(failed))
     died = folder.last_holder()

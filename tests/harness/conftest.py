@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from domainbed import algorithms, datasets, hparams_registry
 
 from . import fakes
@@ -51,15 +51,8 @@ def command(tmp_path: Path) -> Run:
     inherited = os.environ.get("PYTHONPATH")
     search_path = os.pathsep.join([str(PLUGIN), *([inherited] if inherited else [])])
 
-    def run(name: str, *arguments: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"domainbed.scripts.{name}", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": search_path, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            **keywords,
-        )
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": search_path}
+        return warm.run("-m", f"domainbed.scripts.{name}", *arguments, cwd=tmp_path, env=env)
 
     return run

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
+import warm
 from domainbed import algorithms, datasets
 from domainbed.lib.query import Q
 from domainbed.scripts import collect_results, list_top_hparams
@@ -45,10 +44,10 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path, script, flags):
     synthetic_records.write_sweep(tmp_path, "single")
     read, write = os.pipe()
     os.close(read)
-    command = ["-m", f"domainbed.scripts.{script}", "--input_dir", str(tmp_path), *flags]
-    done = subprocess.run([sys.executable, *command], stdout=write, stderr=subprocess.PIPE)
+    command = ["-m", f"domainbed.scripts.{script}", "--input_dir", tmp_path, *flags]
+    done = warm.run(*command, stdout=write)
     os.close(write)
-    assert done.returncode == 0 and not re.search(b"Error|Exception", done.stderr)
+    assert done.returncode == 0 and not re.search("Error|Exception", done.stderr)
     if script == "collect_results":  # what nobody reads is in the file all the same
         assert (tmp_path / "results.tex").read_text().endswith("\\end{document}\n")
 

@@ -1,7 +1,6 @@
 """A run that is killed or stopped ends as one that never was.
 
-Compared are all records but for times, and the final weights, to the bit. The children are forked,
-so that they need not import torch anew; SIGKILL, SIGTERM and the files are real.
+Compared are all records but for times, and the final weights, to the bit.
 """
 
 from __future__ import annotations
@@ -10,20 +9,20 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from domainbed.lib import job_lock
 from domainbed.scripts import train
 from PIL import Image
 
 from . import fakes
 
-STEPS = 60
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +50,12 @@ def carft(pictures: Path, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def forked(arguments: list[str]) -> int:
-    """Start `train` in a child process with a group of its own; return its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        status = train.main(arguments)
-    finally:
-        os._exit(status)
-
-
-def ended(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def start(arguments: list[str]) -> warm.Process:
+    return warm.start("-m", "domainbed.scripts.train", *arguments)
 
 
 def run(arguments: list[str]) -> int:
-    return ended(forked(arguments))
+    return start(arguments).wait()
 
 
 def outcome(folder: Path):
@@ -102,25 +84,25 @@ def undisturbed(pictures, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
     assert run(carft(pictures, folder)) == 0
     records = outcome(folder)[0]
-    assert len(records) == 21 and records[-1]["loss_kl"] > 0
+    assert len(records) == 11 and records[-1]["loss_kl"] > 0
     return folder
 
 
 def test_killed_at_twenty_random_moments(pictures, undisturbed, tmp_path):
     chance = random.Random(time.time_ns())
     began = time.monotonic()
-    pid = forked(carft(pictures, tmp_path / "first"))
+    process = start(carft(pictures, tmp_path / "first"))
     wait_until((tmp_path / "first" / "state.pt").exists)
     until_saved = time.monotonic() - began
-    os.kill(pid, signal.SIGKILL)
-    ended(pid)
+    process.kill()
+    process.wait()
     folder = tmp_path / "killed"
     kills, went_on = 0, set()
     while kills < 20:
-        pid = forked(carft(pictures, folder))
+        process = start(carft(pictures, folder))
         time.sleep(chance.uniform(0.0, 2 * until_saved))
-        os.kill(pid, signal.SIGKILL)
-        if ended(pid) == -signal.SIGKILL:
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
             kills += 1
             went_on.add((folder / "state.pt").exists())
         else:  # it was quicker than twenty kills: what it left is done, so again
@@ -131,35 +113,42 @@ def test_killed_at_twenty_random_moments(pictures, undisturbed, tmp_path):
     assert True in went_on
 
 
+SIGNALLED = """
+import os, sys
+from domainbed.scripts import train
+from domainbed_carft.method.algorithms import CARFT
+
+place, number, *arguments = sys.argv[1:]
+original = getattr(CARFT, place)
+calls = []
+
+def signalled(self, *args, **kwargs):
+    calls.append(place)
+    if len(calls) in (2, 8):
+        os.kill(os.getpid(), int(number))
+    return original(self, *args, **kwargs)
+
+setattr(CARFT, place, signalled)
+sys.exit(train.main(arguments))
+"""
+
+
 @pytest.mark.parametrize(
     ("place", "number"), [("update", signal.SIGTERM), ("predict", signal.SIGUSR1)]
 )
 def test_a_signal_saves_and_asks_to_be_started_again(
-    pictures, undisturbed, tmp_path, monkeypatch, place, number
+    pictures, undisturbed, tmp_path, place, number
 ):
     """At once, not only at the next checkpoint, in training as well as in an evaluation."""
-    from domainbed_carft.method.algorithms import CARFT
-
-    original = getattr(CARFT, place)
-    calls = []
-
-    def signalled(self, *args, **kwargs):
-        calls.append(place)
-        if len(calls) in (2, 8):
-            os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(CARFT, place, signalled)
     arguments = carft(pictures, tmp_path / "run", "--checkpoint_freq", "3")
     for _ in range(2):
-        assert run(arguments) == 75
+        assert warm.run("-c", SIGNALLED, place, int(number), *arguments).returncode == 75
         said = (tmp_path / "run" / "err.txt").read_text().splitlines()[-1]
         assert said == f"train: stopped by {number.name}; the same command goes on from here"
         state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
         due = (state["steps_done"] - 1) % 3 == 0
         assert state["recorded"] != due  # it left during the evaluation of a step, or after one
         assert due or place == "update"
-    monkeypatch.undo()
     assert run(arguments) == 0
     assert_same(tmp_path / "run", undisturbed)
     assert "Goes on after step" in (tmp_path / "run" / "out.txt").read_text()
@@ -172,10 +161,10 @@ def test_the_number_of_workers_changes_nothing(pictures, tmp_path):
     for workers in ("1", "3"):
         assert_same(tmp_path / workers, tmp_path / "0")
     # And it may change on the way.
-    pid = forked(carft(pictures, tmp_path / "changed", "--workers", "2", *few))
+    process = start(carft(pictures, tmp_path / "changed", "--workers", "2", *few))
     wait_until((tmp_path / "changed" / "state.pt").exists)
-    os.kill(pid, signal.SIGKILL)
-    ended(pid)
+    process.kill()
+    process.wait()
     assert run(carft(pictures, tmp_path / "changed", *few)) == 0
     assert_same(tmp_path / "changed", tmp_path / "0")
 
@@ -186,18 +175,18 @@ def test_a_signal_to_the_whole_group_reaches_the_loaders_processes_too(
     """SLURM signals all processes of a job."""
     arguments = carft(pictures, tmp_path / "run", "--workers", "2")
     said = tmp_path / "run" / "out.txt"
-    for times, moment in ((1, 1.0), (2, 0.0)):
-        pid = forked(arguments)
+    for times, moment in ((1, 0.3), (2, 0.0)):
+        process = start(arguments)
         wait_until(lambda n=times: said.exists() and said.read_text().count("Workers: 2") == n)
         time.sleep(moment)
-        os.killpg(pid, signal.SIGTERM)
-        assert ended(pid) == 75, (tmp_path / "run" / "err.txt").read_text()
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait() == 75, (tmp_path / "run" / "err.txt").read_text()
     assert run(carft(pictures, tmp_path / "run")) == 0
     assert_same(tmp_path / "run", undisturbed)
 
 
 def wait_until(condition) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < until, "it did not come true"
         time.sleep(0.01)
@@ -303,7 +292,7 @@ class TestWithAQuickAlgorithm:
         cut = path.read_bytes()
         assert train.main(quick(tmp_path)) == 1
         said = capsys.readouterr().err
-        assert f"{path} is no whole state of a run" in said and "--restart" in said
+        assert f"{path} is cut off" in said and "--restart" in said
         assert "Traceback" not in said and path.read_bytes() == cut
         assert train.main(quick(tmp_path, "--restart")) == 0
 
@@ -404,3 +393,35 @@ class TestWithAQuickAlgorithm:
             assert train.main(quick(tmp_path)) == 0
             assert job_lock.is_held(str(tmp_path))
         assert not (tmp_path / "lock").exists()
+
+
+def test_a_diverged_run_that_is_stopped_ends_as_one_that_never_was(pictures, tmp_path, monkeypatch):
+    from domainbed_carft.method.algorithms import CARFT
+
+    hparams = {"clip_backbone": "tiny", "lr": 1e6, "grad_clip": 1e6, "batch_size": 4}
+    more = ("--steps", "9", "--checkpoint_freq", "4", "--hparams", json.dumps(hparams))
+    assert run(carft(pictures, tmp_path / "whole", *more)) == 0
+    original, calls = CARFT.update, []
+
+    def stopped(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CARFT, "update", stopped)
+    assert run(carft(pictures, tmp_path / "parts", *more)) == 75
+    monkeypatch.undo()
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    diverged_at = state["files"]["diverged_at"]
+    assert state["steps_done"] == 4 and 0 < diverged_at < 4
+    assert run(carft(pictures, tmp_path / "parts", *more)) == 0
+    # As text and bytes: NaN is not equal to itself.
+    texts, weights = [], []
+    for name in ("whole", "parts"):
+        records, *files, _ = outcome(tmp_path / name)
+        assert [r.get("diverged_at") for r in records] == [None, diverged_at, diverged_at]
+        texts.append(json.dumps(records))
+        weights.append([[t.numpy().tobytes() for t in file.values()] for file in files])
+        assert (tmp_path / name / "out.txt").read_text().count("the training diverged") == 1
+    assert texts[0] == texts[1] and weights[0] == weights[1]

@@ -20,10 +20,10 @@ from .logged_runs import (
     needs_wandb,
     on_tensorboard,
     recorded,
+    run,
     run_id,
     sync,
 )
-from .test_resume import run
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+import warm
 from domainbed.lib import checkpoints
 
 from . import fakes, logged_runs, wandb_server
@@ -20,14 +19,17 @@ from .logged_runs import (
     arguments,
     assert_on_tensorboard,
     assert_on_wandb,
+    ended,
+    forked,
     killing,
     needs_wandb,
     recorded,
+    run,
     run_id,
     sync,
 )
 from .test_full_disk import mounted
-from .test_resume import ended, forked, run, wait_until
+from .test_resume import wait_until
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
 
@@ -187,15 +189,10 @@ sys.exit(train.main(sys.argv[2:]))
 @needs_wandb
 def test_wandbs_process_dies_and_nothing_is_lost(tmp_path, server):
     """Neither where the run comes to its end nor where it is stopped after that."""
-    path = [str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": str(PLUGIN)}
     for end, status in ((6, 75), (0, 0)):
-        done = subprocess.run(
-            [sys.executable, "-c", DYING, str(end), *arguments(tmp_path, "--checkpoint_freq", "1")],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        words = arguments(tmp_path, "--checkpoint_freq", "1")
+        done = warm.run("-c", DYING, end, *words, env=env)
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         assert done.stdout.count("Warning: Weights & Biases is not logged to any more") == 1

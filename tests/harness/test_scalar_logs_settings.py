@@ -8,14 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import warm
 from domainbed import command_launchers
 from domainbed.lib import optional_library, scalar_logs, tensorboard_log
 from domainbed.scripts import sweep, train
 
 from . import logged_runs, wandb_server
 from .conftest import PLUGIN
-from .logged_runs import arguments, assert_on_tensorboard, needs_wandb
-from .test_resume import run
+from .logged_runs import arguments, assert_on_tensorboard, needs_wandb, run
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
 
@@ -32,13 +32,8 @@ def test_neither_library_is_loaded_unless_asked_for(tmp_path):
         "import sys; from domainbed.scripts import train, sweep; train.main(sys.argv[1:]); "
         "print({'tensorboard', 'wandb'} & set(sys.modules))"
     )
-    path = [str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments(tmp_path, log=())],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True,
-        text=True,
-    )
+    env = {**os.environ, "PYTHONPATH": str(PLUGIN)}
+    done = warm.run("-c", code, *arguments(tmp_path, log=()), env=env)
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 import pytest
 from domainbed import command_launchers, datasets
@@ -103,14 +102,13 @@ def test_confirmation(tmp_path, capsys, monkeypatch, answer, count):
     assert ("Nevermind!" in printed) == (count == 0)
 
 
-def test_without_anybody_to_ask_the_flag_is_named(tmp_path, command):
-    given = ["launch", "--algorithms", "Still", "--datasets", "Debug28", "--n_trials", "1"]
-    given += ["--n_hparams", "1", "--data_dir", "D", "--command_launcher", "dummy"]
-    for closed in ({"stdin": subprocess.DEVNULL}, {"preexec_fn": lambda: os.close(0)}):
-        done = command("sweep", *given, "--output_dir", str(tmp_path / "out"), **closed)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].endswith("give --skip_confirmation.")
-        assert not (tmp_path / "out").exists()
+def test_without_anybody_to_ask_the_flag_is_named(tmp_path, capsys, monkeypatch):
+    with open(os.devnull) as nobody:
+        for stdin in (nobody, None):  # None: the descriptor was closed before Python started
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert run(tmp_path / "out", confirm=True) == 2
+            assert capsys.readouterr().err.splitlines()[-1].endswith("give --skip_confirmation.")
+            assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_job_makes_the_sweep_fail(tmp_path, monkeypatch):

@@ -137,6 +137,10 @@ def test_impossible_test_environments(tmp_path, capsys, test_envs, message):
     ("hparams", "message"),
     [
         ("[1]", "--hparams must be a JSON object"),
+        (
+            '{"lr": 1, "lr": 2}',
+            "--hparams is not valid JSON (the key 'lr' is there twice; keep one)",
+        ),
         ('{"lrr": 1}', "hyperparameter of LinearSGD not found: lrr. Nearest: lr"),
         ('{"batch_size": 0}', "batch_size must be a whole number of at least 1, not 0."),
         ('{"batch_size": 2.5}', "batch_size must be a whole number of at least 1, not 2.5."),

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ class Files:
         self._step = -1
         self._best_step = -1
         self._best_accuracy = -1.0
+        self._diverged_at: int | None = None  # the step of the first loss that was not finite
 
     def _earlier_records(self) -> str:
         """The records of earlier runs in this folder: upstream appends to them.
@@ -87,12 +89,24 @@ class Files:
             aside = (os.path.join(folder, f"results-{number}.jsonl") for number in numbers)
             os.rename(self._records_path, next(path for path in aside if not os.path.exists(path)))
 
+    def watch(self, step: int, name: str, value: float) -> None:
+        """Warn of the run's first loss that is not finite; later records are marked."""
+        if self._diverged_at is None and "loss" in name and not math.isfinite(value):
+            self._diverged_at = step
+            print(
+                f"Warning: the training diverged: {name} is {value} at step {step}. Records from "
+                "here on are marked diverged_at; carft collect leaves out their accuracies."
+            )
+
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record; `publish` writes it."""
+        if self._diverged_at is not None:
+            record = {**record, "diverged_at": self._diverged_at}
         self._records += json.dumps(record, sort_keys=True) + "\n"
         self._step = int(record["step"])
         accuracy = float(np.mean([record[name] for name in self._selected_by]))
-        if accuracy > self._best_accuracy:  # the earliest of equals, as selection has it
+        # As carft collect selects: the earliest of equals, and no record of a diverged training.
+        if accuracy > self._best_accuracy and self._diverged_at is None:
             self._best_step, self._best_accuracy = self._step, accuracy
 
     def publish(self, steps_done: int) -> None:
@@ -131,16 +145,18 @@ class Files:
             "step": self._step,
             "best_step": self._best_step,
             "best_accuracy": self._best_accuracy,
+            "diverged_at": self._diverged_at,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` returned; `publish` then brings the files in line with it."""
         self._records = state["records"]
         self._begins_at = state.get("begins_at", 0)  # states of before there were logs have none
+        self._diverged_at = state.get("diverged_at")  # nor this
         self._step = state["step"]
         self._best_step, self._best_accuracy = state["best_step"], state["best_accuracy"]
         present = os.path.exists(os.path.join(self._args.output_dir, "model_best.pkl"))
-        if self._keep in ("both", "best") and not present and self._best_step < self._step:
+        if self._keep in ("both", "best") and not present and 0 <= self._best_step < self._step:
             print(
                 f"Warning: the best weights so far, of step {self._best_step}, were not kept. "
                 "model_best.pkl will be there only if a later step is better."

@@ -86,10 +86,20 @@ def picture_folder(dataset: str, data_dir: str | None) -> str | None:
 def _given(hparams: str | None) -> dict[str, Any]:
     """What --hparams sets; nothing where it is wrong, of which `hparams_problems` tells."""
     try:
-        given = json.loads(hparams or "{}")
-    except json.JSONDecodeError:
+        given = json.loads(hparams or "{}", object_pairs_hook=_without_repeats)
+    except ValueError:
         return {}
     return given if isinstance(given, dict) else {}
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its pairs; raise ValueError for a key that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice; keep one")
+        found[key] = value
+    return found
 
 
 def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
@@ -119,8 +129,8 @@ def hparams_problems(text: str | None, algorithm: str, dataset: str) -> list[str
     if not text:
         return []
     try:
-        given = json.loads(text)
-    except json.JSONDecodeError as error:
+        given = json.loads(text, object_pairs_hook=_without_repeats)
+    except ValueError as error:
         return [f"--hparams is not valid JSON ({error}): {text}"]
     if not isinstance(given, dict):
         return [f'--hparams must be a JSON object such as {{"lr": 0.001}}, not: {text}']

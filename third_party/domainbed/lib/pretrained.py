@@ -15,6 +15,7 @@ import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from domainbed.lib import errors
+from domainbed_carft import files
 
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
 RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
@@ -41,10 +42,9 @@ def read(url: str) -> dict[str, torch.Tensor]:
             )
             raise errors.Failure(_unavailable(path, problem)) from error
     try:
-        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes of the unpickler
-        problem = f"cannot be read ({_brief(error)}). Delete the file, or replace it by {url}"
-        raise errors.UsageError([_unavailable(path, problem)]) from error
+        weights: dict[str, torch.Tensor] = files.load_weights(path)
+    except ValueError as error:
+        raise errors.UsageError([f"{error}. Delete the file, or replace it by {url}"]) from error
     return weights
 
 

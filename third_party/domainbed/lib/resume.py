@@ -14,8 +14,24 @@ from typing import Any, BinaryIO
 import torch
 
 from domainbed.lib import errors
+from domainbed_carft import files
 
 NAME = "state.pt"
+
+# What `training.Run` puts into a state.
+_PARTS = {
+    *(
+        "arguments",
+        "hyperparameters",
+        "data",
+        "torch",
+        "steps_done",
+        "recorded",
+        "interval",
+        "files",
+    ),
+    *("generators", "cuda_generators", "algorithm"),
+}
 
 # Arguments that do not change the result, so that a run may go on with others.
 _INDIFFERENT = (
@@ -59,15 +75,15 @@ class StateFile:
         if not os.path.exists(self.path):
             return None
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
+            state = files.load_weights(self.path)
+            if not isinstance(state, dict) or not state.keys() >= _PARTS:
+                raise ValueError(f"{self.path} is not the state of a run")
+        except ValueError as error:
             raise ResumeError(
-                f"{self.path} is no whole state of a run ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no message'}). It may have been "
-                "cut by a copy or a broken disk. Put a good copy in its place, or start over with "
-                "--restart, which deletes it."
+                f"{error}. Put a good copy in its place, or start over with --restart, which "
+                "deletes it."
             ) from error
-        return dict(state)
+        return state
 
     def remove(self) -> None:
         """Delete the state and what a killed process left half-written beside it."""

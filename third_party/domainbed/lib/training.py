@@ -138,11 +138,12 @@ class Run:
         while self.steps_done < self.n_steps:
             self.stop.check()
             step = self.steps_done
-            started = time.time()
+            started = time.monotonic()
             values = self._step()
-            self.interval["step_time"].append(time.time() - started)
+            self.interval["step_time"].append(time.monotonic() - started)
             for name, value in values.items():
                 self.interval[name].append(float(value))
+                self.files.watch(step, name, self.interval[name][-1])
             self.steps_done += 1
             due = step % self.checkpoint_freq == 0 or step == self.n_steps - 1
             self.recorded = not due

@@ -1,0 +1,255 @@
+"""The worst day, at random: kills, signals, damaged files, full disks, three launchers at once.
+
+    python benchmarks/hostile.py [--minutes 10] [--seed N] [--only kills signals ...]
+
+Each round draws one attack and checks the promise of SECURITY.md that it is aimed at: a run that
+was disturbed equals the undisturbed one to the bit, a job is trained once, and a damaged file ends
+in one line, without a traceback, an escape on the terminal or a file outside. The first broken
+promise is printed with its seed, and the status is 1. `make test` has a small case of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+STEPS = 30
+HPARAMS = {"batch_size": 4, "total_steps": STEPS, "warmup_steps": 2}
+JOB = [
+    *("--algorithm", "CARFT", "--dataset", "EmojiStyles", "--test_envs", "0"),
+    *("--steps", str(STEPS), "--checkpoint_freq", "10", "--hparams", json.dumps(HPARAMS)),
+]
+LAUNCH = [
+    *("--algorithms", "CLIPZeroShot", "CLIPLinearProbe", "--datasets", "EmojiStyles"),
+    *("--n_trials", "1", "--n_hparams", "1", "--single_test_envs", "--steps", "3"),
+    *("--hparams", json.dumps({**HPARAMS, "total_steps": 3, "warmup_steps": 1}), "--yes"),
+]
+ESCAPE = "\x1b]0;owned\x07\u202e"
+PARTING = (0, 1, 2, 3, 75, 130)  # the exit statuses that the documentation knows
+
+
+class Broken(AssertionError):
+    """A promise that was not kept."""
+
+
+def start(*words: str, **more: object) -> subprocess.Popen[str]:
+    """One of our commands, in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, start_new_session=True, errors="surrogateescape", **more,  # type: ignore[call-overload]
+    )  # fmt: skip
+
+
+def train(folder: Path, workers: int = 0) -> subprocess.Popen[str]:
+    """The job that is disturbed."""
+    more = ["--workers", str(workers), "--output_dir", str(folder)]
+    return start("-m", "domainbed.scripts.train", *JOB, *more)
+
+
+def carft(*words: str) -> tuple[int, str]:
+    """Exit status and all output of a `carft` command; Broken for what no user should see."""
+    process = start("-m", "domainbed_carft", *words)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise Broken(f"carft {' '.join(words)} did not end within 300 s") from None
+    said = out + err
+    require("Traceback" not in said, f"carft {' '.join(words)}: {err[-2000:]}")
+    require(not set("\x1b\x07\u202e") & set(said), f"carft {' '.join(words)}: a raw escape")
+    require(process.returncode in PARTING, f"carft {' '.join(words)}: {process.returncode}")
+    return process.returncode, said
+
+
+def require(kept: bool, what: str) -> None:
+    """Raise Broken unless a promise is kept."""
+    if not kept:
+        raise Broken(what)
+
+
+def result(folder: Path) -> tuple[list[dict[str, object]], bytes]:
+    """What of a finished job must not depend on how it came about."""
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        del record["args"]["output_dir"], record["args"]["workers"], record["step_time"]
+        record.pop("mem_gb", None)
+    return records, tensors(folder / "model.pkl")
+
+
+def tensors(path: Path) -> bytes:
+    """The bytes of all tensors in a file that torch.save wrote."""
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if "/data/" in name)
+        return b"".join(archive.read(name) for name in names)
+
+
+class Attacks:
+    """Each method is one attack; all share one undisturbed run."""
+
+    def __init__(self, place: Path, draw: random.Random) -> None:
+        self.place, self.draw = place, draw
+        self.plain = place / "undisturbed"
+        process = train(self.plain)
+        _, err = process.communicate()
+        require(process.returncode == 0, f"the undisturbed run failed: {err[-2000:]}")
+        self.expected = result(self.plain)
+
+    def new(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.place)) / "out"
+
+    def _disturbed(self, folder: Path, numbers: tuple[signal.Signals, ...]) -> None:
+        for _ in range(40):
+            process = train(folder, self.draw.choice((0, 0, 2)))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=self.draw.uniform(2, 14))
+            if process.poll() is None:
+                number = self.draw.choice(numbers)
+                to = os.killpg if number == signal.SIGKILL else os.kill
+                to(process.pid, number)
+                process.communicate()
+            if process.returncode == 0:
+                break
+        require(result(folder) == self.expected, f"{folder} differs from the undisturbed run")
+        left = {path.name for path in folder.iterdir()} - {
+            path.name for path in self.plain.iterdir()
+        }
+        require(not left, f"{folder} has {left} left over")
+
+    def kills(self) -> None:
+        self._disturbed(self.new(), (signal.SIGKILL,))
+
+    def signals(self) -> None:
+        self._disturbed(self.new(), (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP))
+
+    def launchers(self) -> None:
+        """Three at once, one of them killed."""
+        folder = self.new()
+        words = ["-m", "domainbed_carft", "sweep", "launch", *LAUNCH, "--output_dir", str(folder)]
+        kinds = (["--launcher", "pool", "--jobs", "2"], ["--launcher", "local"])
+        running = [start(*words, *self.draw.choice(kinds)) for _ in range(3)]
+        time.sleep(self.draw.uniform(5, 25))
+        os.killpg(running[0].pid, signal.SIGKILL)
+        for process in running:
+            process.communicate()
+        process = start(*words, "--launcher", "pool")
+        _, err = process.communicate()
+        require(process.returncode == 0, f"the last launch: {process.returncode} {err[-2000:]}")
+        jobs = [path.parent for path in folder.glob("*/done")]
+        require(len(jobs) == 8, f"{len(jobs)} of 8 jobs are done")
+        for job in jobs:
+            steps = [json.loads(line)["step"] for line in (job / "results.jsonl").open()]
+            require(max(Counter(steps).values()) == 1, f"{job} was trained twice: {steps}")
+
+    def records(self) -> None:
+        """Mutated records and manifest, for every reader of them."""
+        folder = self.new()
+        name = "0" * 32
+        shutil.copytree(self.plain, folder / name)
+        for path in [folder / name / "results.jsonl", folder / name / "out.txt"]:
+            if self.draw.random() < 0.8:
+                path.write_bytes(self._mutated(path.read_bytes()))
+        if self.draw.random() < 0.5:
+            (folder / "sweep.json").write_bytes(self._mutated(b'{"version": 1, "jobs": []}'))
+        for words in (["collect"], ["collect", "--format", "csv"], ["top"], ["sweep", "status"]):
+            carft(*words, str(folder))
+
+    def weights(self) -> None:
+        """Flipped and cut bytes of a saved run; one flipped bit never goes unnoticed."""
+        folder = self.new()
+        shutil.copytree(self.plain, folder)
+        path = folder / "model.pkl"
+        content = bytearray(path.read_bytes())
+        if self.draw.random() < 0.5:
+            content[self.draw.randrange(len(content) // 4, 3 * len(content) // 4)] ^= 1 << 3
+        else:
+            content = content[: self.draw.randrange(len(content))]
+        path.write_bytes(content)
+        status, said = carft("predict", str(folder), str(self.place))
+        require(status in (1, 2), f"damaged weights were used: {said[-500:]}")
+
+    def yaml(self) -> None:
+        """A damaged declaration; nothing is launched."""
+        folder = self.new()
+        text = b"name: x\ndatasets: [EmojiStyles]\nalgorithms: [CARFT]\nhparams: {lr: 1e-3}\n"
+        declared = folder.with_suffix(".yaml")
+        declared.write_bytes(self._mutated(text))
+        carft("sweep", "launch", str(declared), "--output_dir", str(folder), "--dry_run")
+        require(not folder.exists(), f"a dry run wrote {folder}")
+
+    def disk(self) -> None:
+        """A disk that is full at some point, then has room; needs root to mount one."""
+        folder = self.new().parent
+        size = self.draw.choice((8, 64, 512, 4096, 16384))
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(folder)]
+        if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+            return
+        try:
+            process = train(folder / "out")
+            _, err = process.communicate()
+            require("Traceback" not in err, f"a full disk: {err[-2000:]}")
+            subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+            process = train(folder / "out")
+            process.communicate()
+            require(process.returncode == 0, "with room again the job failed")
+            require(result(folder / "out") == self.expected, "with room again the run differs")
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+
+    def _mutated(self, content: bytes) -> bytes:
+        kinds: list[Callable[[bytes], bytes]] = [
+            lambda text: text[: self.draw.randrange(len(text))],
+            lambda text: text.replace(b'"', b"", 1),
+            lambda text: text.replace(b"1", b"1" * 5000, 1),
+            lambda text: text + b"[" * 100_000,
+            lambda text: text.replace(b"EmojiStyles", ESCAPE.encode()),
+            lambda text: text.replace(b"0.", b"NaN, ", 1),
+            lambda text: b"\0\xff\xfe" + text,
+            lambda text: bytes(self.draw.sample(text, len(text))),
+        ]
+        return self.draw.choice(kinds)(content)
+
+
+ATTACKS = ("kills", "signals", "launchers", "records", "weights", "yaml", "disk")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--only", nargs="+", choices=ATTACKS, default=ATTACKS)
+    arguments = parser.parse_args()
+    draw, until = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
+    print(f"seed {arguments.seed}")
+    done: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="carft-hostile-") as place:
+        attacks = Attacks(Path(place), draw)
+        while time.monotonic() < until:
+            name = draw.choice(arguments.only)
+            try:
+                getattr(attacks, name)()
+            except Broken as broken:
+                print(f"BROKEN by {name}, seed {arguments.seed}: {broken}")
+                return 1
+            done[name] += 1
+            print(f"{name}: kept", flush=True)
+    print(f"All promises kept: {', '.join(f'{n} {name}' for name, n in done.items())}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

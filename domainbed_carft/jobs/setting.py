@@ -1,0 +1,75 @@
+"""Under which setting a training was run: what two runs have to share to be averaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft import files
+from domainbed_carft.jobs.folder import OUTPUT
+
+# Arguments that runs have to share to be averaged, and names of other parts of a setting.
+ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
+EDITION, HPARAM, VERSION = "data edition", "hparam ", "version of "
+DEFAULT = "default"
+UNKNOWN = "not recorded"
+_VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
+
+
+def setting(
+    args: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
+    versions: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """Part -> value, as words, of what two runs have to share for their mean to mean something.
+
+    Arguments, overridden hparams, protocol, data edition, versions; of a job without a record what
+    its arguments say. Of protocol and edition that what was recorded counts, however it was set.
+    """
+    record = record or {}
+    hparams = record.get("hparams") or {}
+    overridden = overrides(args)
+    parts = {
+        name: DEFAULT if args[name] is None else str(args[name])
+        for name in ARGUMENTS
+        if name in args
+    }
+    for name, value in overridden.items():
+        if name not in ("protocol", "data_edition"):
+            integral = isinstance(value, float) and value.is_integer()  # 1.0 is the hparam 1
+            parts[HPARAM + name] = json.dumps(int(value) if integral else value, sort_keys=True)
+    protocol = hparams.get("protocol") or record.get("protocol") or overridden.get("protocol")
+    edition = record.get("data_edition") or hparams.get("data_edition")
+    for part, word in (("protocol", protocol), (EDITION, edition)):
+        if word:
+            parts[part] = str(word)
+    return parts | {VERSION + name: str(word) for name, word in sorted((versions or {}).items())}
+
+
+def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
+    given = args.get("hparams") or {}
+    try:
+        return dict(files.parse_json(given) if isinstance(given, str) else given)
+    except (ValueError, TypeError):
+        return {"--hparams": given}
+
+
+def printed_versions(folder: Path | str) -> dict[str, str]:
+    """The versions that ``train`` printed, upstream's too; of a resumed run, all in turn."""
+    try:
+        with open(os.path.join(folder, OUTPUT), "rb") as file:
+            size = min(os.fstat(file.fileno()).st_size, 1 << 20)
+            printed = file.read(size).decode("utf-8", errors="replace")
+    except OSError:
+        return {}
+    found: dict[str, dict[str, None]] = {}
+    for block in printed.split("Environment:\n")[1:]:
+        for line in block.split("\n", 10):
+            name, _, version = line.strip().partition(": ")
+            if name in _VERSIONS:
+                found.setdefault(name, {})[version] = None
+    return {name: ", then ".join(versions) for name, versions in found.items()}

@@ -1,0 +1,195 @@
+"""A document as text, Markdown, CSV, JSON, HTML or LaTeX; foreign names do no harm in any."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from domainbed_carft.results.document import PLUS_MINUS, Document, Grid
+from domainbed_carft.text import shown
+
+WIDTH = 100
+
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#&])")
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        PLUS_MINUS: r"$\pm$",
+        '"': "''",
+        "-": r"{-}",  # two in a row would become a dash
+        "[": "{[}",  # after a row's end it would be read as a length
+        **{character: "\\" + character for character in "&%$#_{}"},
+    }
+)
+# Shrinks a table that is wider than the page, and no other; needs graphicx alone.
+_PREAMBLE = r"""\documentclass{article}
+\usepackage[utf8]{inputenc}
+\usepackage{graphicx}
+\newsavebox{\carftbox}
+\newcommand{\fitted}{\ifdim\wd\carftbox>\linewidth
+  \resizebox{\linewidth}{!}{\usebox{\carftbox}}\else\usebox{\carftbox}\fi}
+\sloppy
+\begin{document}"""
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1rem auto }}
+.wide {{ overflow-x: auto }}
+table {{ border-collapse: collapse }}
+th, td {{ padding: .25rem .75rem; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid #8888 }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def render(document: Document, name: str) -> str:
+    """``document`` in the format called ``name``, one of NAMES."""
+    return _FORMATS[name](document)
+
+
+def as_json(content: Any) -> str:
+    """JSON that every program reads, in any encoding: null for what is no number, and ASCII."""
+    try:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    except ValueError:
+        plain = json.loads(json.dumps(content), parse_constant=lambda name: None)
+        return json.dumps(plain, indent=2, allow_nan=False) + "\n"
+
+
+def _table(grid: Grid, style: str, word: Callable[[str], str]) -> str:
+    from tabulate import tabulate
+
+    header = [word(cell) for cell in grid.header]
+    rows = [[word(cell) for cell in row] for row in grid.rows or [[""] * len(header)]]
+    aligned = ["left"] * len(header)
+    return tabulate(rows, header, style, colalign=aligned, disable_numparse=True)
+
+
+def _text(document: Document) -> str:
+    parts = []
+    for grid in document.grids:
+        lines = [_plain(grid.title)]
+        lines += [line.rstrip() for line in _table(grid, "plain", _plain).splitlines()]
+        for note in grid.notes:
+            lines += textwrap.wrap(_plain(note), WIDTH, subsequent_indent="    ")
+        parts.append("\n".join(lines))
+    parts += ["\n".join(textwrap.wrap(_plain(text), WIDTH)) for text in document.caption]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    return shown(text).replace(PLUS_MINUS, "+/-")
+
+
+def _markdown(document: Document) -> str:
+    lines = [f"# {_in_markdown(document.title)}"]
+    for grid in document.grids:
+        lines += ["", f"## {_in_markdown(grid.title)}", "", _table(grid, "github", _in_markdown)]
+        lines += ["", *(f"- {_in_markdown(note)}" for note in grid.notes)] if grid.notes else []
+    for text in document.caption:
+        lines += ["", _in_markdown(text)]
+    return "\n".join(lines) + "\n"
+
+
+def _in_markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", " ".join(shown(text).split()))
+
+
+def _csv(document: Document) -> str:
+    """The one table of ``document.records``, all digits; empty where there is no value."""
+    columns = list(document.records[0]) if document.records else document.columns
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for record in document.records:
+        writer.writerow([_in_csv(value) for value in record.values()])
+    return file.getvalue()
+
+
+def _in_csv(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    formula = "'" if value[:1] in tuple("=+-@") else ""  # a spreadsheet would compute it
+    return formula + shown(value)
+
+
+def _json(document: Document) -> str:
+    return as_json({"caption": list(document.caption), **document.sections})
+
+
+def _html(document: Document) -> str:
+    """One page that needs nothing from anywhere else."""
+    body = []
+    for grid in document.grids:
+        title = _in_html(grid.title)
+        # A region that scrolls has to be reached by keyboard.
+        body += [f"<h2>{title}</h2>"]
+        body += [f'<div class="wide" tabindex="0" role="region" aria-label="{title}">']
+        body += [_table(grid, "html", shown), "</div>"]
+        notes = [f"<li>{_in_html(note)}</li>" for note in grid.notes]
+        body += ["<ul>", *notes, "</ul>"] if notes else []
+    body += [f"<p>{_in_html(text)}</p>" for text in document.caption]
+    return _PAGE.format(title=_in_html(document.title), body="\n".join(body))
+
+
+def _in_html(text: str) -> str:
+    return html.escape(shown(text))
+
+
+def _latex(document: Document) -> str:
+    """A whole document, of which a table can be taken out together with the preamble."""
+    lines = [_PREAMBLE, rf"\section*{{{_in_latex(document.title)}}}"]
+    for grid in document.grids:
+        table = _table(grid, "latex_raw", _in_latex)
+        lines += ["", rf"\subsection*{{{_in_latex(grid.title)}}}"]
+        lines += [rf"\noindent\sbox{{\carftbox}}{{{table}}}\fitted\par\smallskip"]
+        for note in grid.notes:
+            lines += ["", r"\noindent{\small " + _in_latex(note) + r"\par}"]
+    for text in document.caption:
+        lines += ["", r"\noindent " + _in_latex(text)]
+    return "\n".join([*lines, r"\end{document}"]) + "\n"
+
+
+def _in_latex(text: str) -> str:
+    """Text as LaTeX prints it; of what pdfLaTeX has no letter for, the code point."""
+    known = (c if _has_letter(c) else f"(U+{ord(c):04X})" for c in text)
+    return "".join(known).translate(_LATEX)
+
+
+def _has_letter(character: str) -> bool:
+    """ASCII, and what TeX's first font encoding makes of letters and accents."""
+    accented = "\u00c0" <= character <= "\u00ff" and character not in "ÐÞðþ×÷"
+    return " " <= character <= "~" or accented or character == PLUS_MINUS
+
+
+_FORMATS = {
+    "text": _text,
+    "markdown": _markdown,
+    "csv": _csv,
+    "json": _json,
+    "html": _html,
+    "latex": _latex,
+}
+NAMES = tuple(_FORMATS)

@@ -1,0 +1,168 @@
+"""The jobs that the manifest of a sweep lists are what its tables expect."""
+
+import json
+
+import collect_sweeps
+import pytest
+
+from domainbed_carft import cli
+from domainbed_carft.jobs import manifest
+from domainbed_carft.results import collection as collecting
+
+
+def strict(capsys, *words):
+    """The exit status, the tables by oracle or in-domain, and what is said beside them."""
+    status = cli.main(["collect", *map(str, words), "--strict", "--format", "json"])
+    out, err = capsys.readouterr()
+    tables = {
+        (table["setting"], table["dataset"] or "Averages"): table
+        for table in json.loads(out)["tables"]
+        if table["selection"] in ("oracle", "in-domain")
+    }
+    return status, tables, err
+
+
+@pytest.mark.parametrize(
+    ("lost", "row", "where"),
+    [({"trial_seed": 1}, "ERM", "trial 1"), ({"algorithm": "Mixup"}, "Mixup", "in every trial")],
+)
+def test_listed_jobs_without_a_record_are_missed(tmp_path, capsys, lost, row, where):
+    both = ["ERM", "Mixup"]
+    collect_sweeps.launch(tmp_path, both, run=lambda args: not lost.items() <= args.items())
+    status, tables, err = strict(capsys, tmp_path)
+    assert status == 3 and "cells are incomplete (see notes)" in err
+    cell = collect_sweeps.cell(tables["", "PACS"], row, "C")
+    assert cell["missing"] == [f"--test_envs 1 has no record: {where}"]
+
+
+def test_a_whole_sweep_over_some_environments_is_whole(tmp_path, capsys):
+    collect_sweeps.launch(tmp_path, ["CARFT"], targets=[3])
+    status, tables, err = strict(capsys, tmp_path)
+    assert (status, err) == (0, "6 records of 2 jobs.\n")
+    table = tables["", "PACS"]
+    cell, other = (collect_sweeps.cell(table, "CARFT", column) for column in "SA")
+    assert table["rows"][0]["average"] == cell["mean"]
+    assert (other["mean"], other["missing"]) == (None, [])
+    assert tables["", "Averages"]["notes"] == ["CARFT on PACS: without A, C, P, not declared."]
+    cli.main(["collect", str(tmp_path), "--select", "oracle"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CARFT  ")]
+    assert rows[0].split()[1:4] == ["-", "-", "-"]
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    (one,) = page.document.sections["published"]["comparisons"]
+    assert (one["dataset"], one["complete"]) == ("PACS", False)
+
+
+def test_jobs_beyond_the_manifest_have_their_cells(tmp_path, capsys):
+    collect_sweeps.launch(tmp_path, targets=[3])
+    given = {"environments": list("ACPS"), "task": "t"}
+    collect_sweeps.write_job(tmp_path, "more", test_envs=[0], trial_seed=5, **given)
+    collect_sweeps.write_job(tmp_path, "cut", test_envs=[1], at=(0, 100), **given)
+    status, tables, _ = strict(capsys, tmp_path)
+    cells = [collect_sweeps.cell(tables["", "PACS"], "ERM", column) for column in "ACPS"]
+    assert [(cell["n"], bool(cell["missing"])) for cell in cells] == [
+        (1, False), (1, True), (0, False), (2, False)
+    ]  # fmt: skip
+    assert status == 3
+
+
+def test_each_variant_misses_its_own_jobs(tmp_path, capsys):
+    words = ('{"kl_weight": 1}', '{"kl_weight": 3}')
+    collect_sweeps.launch(
+        tmp_path, ["CARFT"], hparams=words,
+        run=lambda args: (args["trial_seed"], "3" in args["hparams"]) != (1, True),
+    )  # fmt: skip
+    status, tables, _ = strict(capsys, tmp_path)
+    assert status == 3 and {
+        setting: collect_sweeps.cell(table, "CARFT", "A")["missing"]
+        for (setting, name), table in tables.items()
+        if name == "PACS"
+    } == {
+        "hparam kl_weight 1": [],
+        "hparam kl_weight 3": ["--test_envs 0 has no record: trial 1"],
+    }
+
+
+def test_a_variant_of_which_nothing_was_run_has_its_table(tmp_path, capsys):
+    words = ('{"kl_weight": 1}', '{"kl_weight": 3}')
+    collect_sweeps.launch(tmp_path, hparams=words, run=lambda args: "1" in args["hparams"])
+    status, tables, _ = strict(capsys, tmp_path)
+    assert status == 3 and tables["hparam kl_weight 1", "PACS"]["rows"][0]["average"] is not None
+    lacking = tables["hparam kl_weight 3", "PACS"]["rows"][0]["cells"]
+    assert all(cell["missing"] for cell in lacking)
+
+
+def test_a_pilot_under_another_setting_misses_no_jobs_that_ran_as_listed(tmp_path, capsys):
+    collect_sweeps.launch(tmp_path, ["ERM", "Mixup"])
+    for target in range(4):
+        collect_sweeps.write_job(
+            tmp_path, f"{target}", test_envs=[target], steps=201, task="t",
+            environments=list("ACPS"),
+        )  # fmt: skip
+    status, tables, _ = strict(capsys, tmp_path)
+    assert (status, len(tables)) == (0, 4)
+
+
+def test_a_data_set_of_which_nothing_was_run_has_its_table(tmp_path, capsys):
+    collect_sweeps.launch(
+        tmp_path, targets=[1], datasets=("PACS", "VLCS"), run=lambda args: args["dataset"] == "PACS"
+    )
+    status, tables, _ = strict(capsys, tmp_path)
+    assert status == 3 and tables["", "VLCS"]["columns"] == ["C", "L", "S", "V"]
+    cells = tables["", "VLCS"]["rows"][0]["cells"]
+    assert [bool(cell["missing"]) for cell in cells] == [False, True, False, False]
+
+
+def test_sweeps_over_different_algorithms_and_data_sets_lack_nothing_of_each_other(
+    tmp_path, capsys
+):
+    collect_sweeps.launch(tmp_path / "a", ["ERM"])
+    collect_sweeps.launch(tmp_path / "b", ["Mixup"], datasets=["VLCS"])
+    assert strict(capsys, tmp_path / "a", tmp_path / "b")[0] == 0
+    for name in "ab":
+        (tmp_path / name / "sweep.json").unlink()
+    assert strict(capsys, tmp_path / "a", tmp_path / "b")[0] == 3
+
+
+def test_leave_one_domain_out_needs_the_pairs_of_listed_targets_only(tmp_path, capsys):
+    given = {"targets": [3, [0, 3], [1, 3], [2, 3]], "selection": ("leave-one-domain-out",)}
+    collect_sweeps.launch(tmp_path / "it", **given)
+    assert strict(capsys, tmp_path / "it")[0] == 0
+    collect_sweeps.launch(tmp_path / "other", run=lambda args: args["test_envs"] != [0, 3], **given)
+    assert cli.main(["collect", str(tmp_path / "other"), "--strict"]) == 3
+    assert "--test_envs 0 3 has no record: in every trial" in capsys.readouterr().out
+
+
+def test_the_methods_are_those_that_the_manifest_names(tmp_path):
+    for name, chosen in (("one", ("oracle",)), ("none", ())):
+        collect_sweeps.launch(tmp_path / name, [name], selection=chosen)
+    collection = collecting.gather([tmp_path / "one"])
+    assert (collection.methods, collection.optional) == (["oracle"], [])
+    collection = collecting.gather([tmp_path / "one", tmp_path / "none"])
+    assert collection.methods == ["training-domain", "leave-one-domain-out", "oracle"]
+    assert collection.optional == ["leave-one-domain-out"]
+    collect_sweeps.write_job(tmp_path / "one", "pair", test_envs=[0, 1])
+    assert collecting.gather([tmp_path / "one"]).methods == ["leave-one-domain-out", "oracle"]
+
+
+def test_the_manifest_names_the_published_rows(tmp_path):
+    collect_sweeps.launch(tmp_path, ["CARFT"], compare_with=("CLIPood", "MIRO"))
+    page = collect_sweeps.collect(tmp_path, compare=True)
+    figures = page.document.sections["published"]["figures"]
+    assert {row["method"] for row in figures} == {"CLIPood", "MIRO"}
+    assert "MIRO [1]" in [row[0] for row in page.document.grids[-1].rows]
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"version": 9}', "[" * 100_000])
+def test_a_manifest_that_cannot_be_read_is_noted_once(tmp_path, capsys, text):
+    collect_sweeps.launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
+    (tmp_path / manifest.NAME).write_text(text)
+    for _ in range(2):
+        status, tables, err = strict(capsys, tmp_path, "--select", "oracle")
+        assert err.count("unreadable: ") == 1
+        assert err.splitlines()[-1] == "carft: --strict: 1 file or folder could not be read"
+        assert status == 3 and tables["", "PACS"]["rows"][0]["cells"][0]["missing"] == []
+
+
+def test_nothing_heavy_is_loaded_for_a_manifest(tmp_path):
+    collect_sweeps.launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
+    assert collect_sweeps.loaded("collect", tmp_path, "--strict") == [3, []]

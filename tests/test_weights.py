@@ -1,0 +1,281 @@
+"""Files of weights may be a stranger's: nothing in them runs, and none is taken on trust."""
+
+import json
+import shutil
+import warnings
+import zipfile
+
+import pytest
+import torch
+from domainbed.lib import errors, pretrained, resume
+from domainbed.scripts import train
+from test_algorithms import make
+from test_runs_saved import written
+from test_runs_wise_ft import changed
+
+from domainbed_carft import cli, files
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import backbone
+from domainbed_carft.runs import checkpoints
+
+
+def program(path, victim):
+    """A TorchScript archive that writes ``victim`` as soon as ``torch.jit.load`` opens it."""
+    source = f"""
+import torch
+class Program(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.training = False
+        self.w = torch.nn.Parameter(torch.zeros(1))
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.w, self.training)
+    @torch.jit.export
+    def __setstate__(self, s: tuple[torch.Tensor, bool]):
+        self.w = s[0]
+        self.training = s[1]
+        torch.save(torch.ones(3), {str(victim)!r})
+    def forward(self, x):
+        return x
+"""
+    code = path.with_suffix(".py")  # the compiler reads a function's source from its file
+    code.write_text(source)
+    names = {"__name__": "program"}
+    exec(compile(source, str(code), "exec"), names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(names["Program"]()).save(str(path))
+    return path
+
+
+@pytest.fixture
+def victim(tmp_path):
+    return tmp_path / "victim"
+
+
+@pytest.fixture
+def hostile(tmp_path, victim):
+    path = program(tmp_path / "original.pt", victim)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.load(str(path))
+    victim.unlink()  # it does write
+    return path
+
+
+@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize("command", ["wise-ft", "export"])
+def test_a_strangers_run_runs_no_torchscript(
+    pets, tmp_path, hostile, victim, capsys, command, original
+):
+    run = changed(pets, tmp_path / "stranger", clip_backbone=str(hostile))
+    more = ["--original", str(hostile)] if original else []
+    assert cli.main([command, str(run), "-o", str(tmp_path / "out.pt"), *more]) == 1
+    said = capsys.readouterr().err
+    assert not victim.exists() and len(said.splitlines()) == 1
+    if original:
+        assert "is TorchScript, which is a program" in said
+        assert "torch.save(clip_model.state_dict()" in said
+    else:
+        assert "that a run names is not opened" in said and "--original FILE" in said
+
+
+def test_training_runs_no_torchscript(tmp_path, hostile, victim, capsys):
+    hparams = {"clip_backbone": str(hostile), "warmup_steps": 0, "total_steps": 1}
+    arguments = ["--algorithm", "CARFT", "--dataset", "Debug28", "--hparams", json.dumps(hparams)]
+    assert train.main([*arguments, "--steps", "1", "--output_dir", str(tmp_path / "job")]) == 2
+    assert not victim.exists() and "is TorchScript, which is a program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["wise-ft", "export"])
+def test_the_user_names_the_clip_that_a_run_started_from(
+    pets, tmp_path, capsys, monkeypatch, command
+):
+    """Even a good file is not opened for a run's word alone."""
+    shutil.copy(backbone.locate("tiny")[0], tmp_path / "mine.pt")
+    monkeypatch.chdir(tmp_path)
+    run = changed(pets, tmp_path / "stranger", clip_backbone="mine.pt")
+    arguments = [command, str(run), "-o", str(tmp_path / "out.pt")]
+    assert cli.main(arguments) == 1
+    assert "started from the CLIP 'mine.pt'" in capsys.readouterr().err
+    assert cli.main([*arguments, "--original", "mine.pt"]) == 0
+    assert (tmp_path / "out.pt").exists()
+
+
+def test_openais_own_archive_is_known_by_its_digest(tmp_path, hostile, victim, monkeypatch):
+    published = ("ViT-B-32.pt", files.sha256(hostile))
+    monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
+    with pytest.raises(CarftError, match="not a CLIP in OpenAI's format"):
+        backbone.load(str(hostile))
+    assert victim.exists()
+
+
+def flip(path):
+    """Turn one bit of the largest member of torch's archive."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+    content = bytearray(path.read_bytes())
+    content[largest.header_offset + 200 + largest.file_size // 2] ^= 0x40
+    path.write_bytes(content)
+
+
+READERS = {
+    "model.pkl": (checkpoints.read, CarftError),
+    "clip.pt": (lambda path: backbone.load(str(path)), CarftError),
+    "state.pt": (lambda path: resume.StateFile(str(path.parent)).load(), resume.ResumeError),
+    "resnet18-f37072fd.pth": (lambda path: pretrained.read(pretrained.RESNET18), errors.UsageError),
+}
+
+
+@pytest.fixture(params=READERS)
+def reader(request, tmp_path, monkeypatch):
+    """The place of a file of weights, and what reads it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder / request.param, *READERS[request.param]
+
+
+def test_every_reader_refuses_torchscript_before_torch_sees_it(
+    reader, hostile, victim, monkeypatch
+):
+    """torch before 2.6 runs it, even with weights_only."""
+    path, read, refusal = reader
+    shutil.copy(hostile, path)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch.load is called"))
+    with pytest.raises(refusal, match=f"{path.name} is TorchScript"):
+        read(path)
+    assert not victim.exists()
+
+
+def test_every_reader_notices_a_turned_bit(reader):
+    path, read, refusal = reader
+    torch.save({"a": torch.rand(2000)}, path)
+    flip(path)
+    torch.load(path, weights_only=True)  # does not notice
+    with pytest.raises(refusal, match=f"{path.name} is damaged: the checksum of .*data/0 is wrong"):
+        read(path)
+
+
+def test_every_reader_keeps_torchs_advice_to_itself(reader):
+    """It is to read the file unsafely."""
+    path, read, refusal = reader
+    torch.save({"a": make}, path)
+    with pytest.raises(refusal, match="holds test_algorithms.make, which might be") as caught:
+        read(path)
+    assert "weights_only" not in str(caught.value)
+
+
+def compressed(path):
+    torch.save({"a": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {part: archive.read(part) for part in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, content in parts.items():
+            archive.writestr(part, content)
+
+
+def repeated(path):
+    torch.save([{"a": torch.zeros(1).expand(10**9)}], path)
+
+
+def many_times(path):
+    torch.save(dict.fromkeys(range(1000), torch.zeros(10**4)), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [(compressed, "is compressed"), (repeated, "far larger"), (many_times, "far larger")],
+)
+def test_small_files_that_would_take_much_memory(tmp_path, write, message):
+    write(tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_size < 10**5
+    with pytest.raises(CarftError, match=f"x.pt .*{message}"):
+        files.load_weights(tmp_path / "x.pt")
+
+
+def test_what_modules_share_is_no_reason_to_refuse(tmp_path):
+    shared = torch.zeros(100)
+    shared_twice = {"a": shared, "b": [shared, shared.view(10, 10)], "c": torch.ones(1).expand(99)}
+    torch.save(shared_twice, tmp_path / "x.pt")
+    assert torch.equal(files.load_weights(tmp_path / "x.pt")["c"], torch.ones(99))
+
+
+@pytest.mark.parametrize("content", [{"x": 1}, [1]])
+def test_a_state_of_something_else(tmp_path, content, capsys):
+    torch.save(content, tmp_path / "state.pt")
+    arguments = ["--algorithm", "CLIPZeroShot", "--dataset", "Debug28", "--steps", "1"]
+    assert train.main([*arguments, "--output_dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "state.pt is not the state of a run. Put" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"visual.conv1.weight": torch.zeros(1, dtype=torch.int64)},
+        {"visual.conv1.weight": torch.zeros(0)},
+        {f"transformer.resblocks.{i}.x": torch.zeros(1) for i in range(10**4)},
+        {"visual.transformer.resblocks.99.attn.in_proj_weight": torch.zeros(1)},
+    ],
+)
+def test_a_state_dict_of_no_clip(tmp_path, change, random_tiny):
+    torch.save({**torch.load(random_tiny, weights_only=True), **change}, tmp_path / "x.pt")
+    with pytest.raises(CarftError, match="x.pt is not a CLIP in OpenAI's format") as caught:
+        backbone.load(str(tmp_path / "x.pt"))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head.weight": torch.zeros(3, 5)},
+        {"head.weight": torch.zeros(4, 128)},
+        {"context_weights": torch.zeros(4, 5)},
+        {"encoder.conv1.weight": torch.zeros(0)},
+        {f"encoder.{i}.attn.in_proj_weight": torch.zeros(1) for i in range(10**4)},
+        {"encoder.transformer.resblocks.99.attn.in_proj_weight": torch.zeros(1)},
+    ],
+)
+def test_a_run_of_other_shapes(tmp_path, change, random_tiny, capsys):
+    algorithm = make(random_tiny)
+    written(tmp_path, algorithm, model_dict={**algorithm.state_dict(), **change})
+    assert cli.main(["predict", str(tmp_path), "x.png"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "does not hold the weights of a CARFT (" in said and len(said) < 600
+
+
+WORDS = [["a photo of a dog", "a photo of a cat"]]
+
+
+def not_finite(path):
+    torch.save(torch.full((2, 128), float("nan")), path)
+
+
+def of_another_kind(path):
+    torch.save({"a": 1}, path)
+
+
+def of_another_shape(path):
+    torch.save(torch.zeros(3, 3), path)
+
+
+def of_half_precision(path):
+    torch.save(torch.zeros(2, 128).half(), path)
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, not_finite, of_another_kind, of_another_shape, of_half_precision]
+)
+def test_text_features_that_cannot_be_right_are_made_anew(
+    random_tiny, tmp_path, monkeypatch, caplog, damage
+):
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path))
+    clip_model = backbone.load(str(random_tiny))
+    first = backbone.text_features(clip_model, WORDS)
+    (kept,) = (tmp_path / "text").iterdir()
+    damage(kept)
+    assert torch.equal(backbone.text_features(clip_model, WORDS), first)
+    assert f"{kept} " in caplog.text and "encoded again" in caplog.text
+    assert torch.equal(files.load_weights(kept).view_as(first), first)
