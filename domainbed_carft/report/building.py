@@ -89,7 +89,9 @@ def build(wanted: Wanted) -> Page:
         method=selection.METHODS[method].title,
         facts=[(f"{count:,}", inflected(count, word)) for word, count in numbers.items()],
         findings=[_finding(one, *pair) for one in differences if pair],
-        sections=sections.build(groups, built, compared, method, pair, wanted),
+        sections=sections.build(
+            groups, built, [found for found, _ in compared], method, pair, wanted
+        ),
         averages=[document.grid(table) for table in averages if len(table.columns) > 1],
         paired=paired.grid(differences, *pair) if pair and differences else None,
         published=[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -14,6 +13,7 @@ from domainbed_carft.report.content import Part, Section, Wanted
 from domainbed_carft.report.figures import Figure, Looks
 from domainbed_carft.results import document, labels, selection
 from domainbed_carft.results.document import Grid
+from domainbed_carft.results.published import Comparison
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
 
@@ -21,12 +21,13 @@ Name = Callable[..., str]  # of a file or a place on the page: made of words, an
 
 
 def build(
-    groups: Sequence[Group], built: Sequence[Sequence[Table]], compared: Sequence[Any],
-    method: str, pair: Sequence[str] | None, wanted: Wanted,
+    groups: Sequence[Group], built: Sequence[Sequence[Table]],
+    compared: Sequence[Sequence[Comparison]], method: str, pair: Sequence[str] | None,
+    wanted: Wanted,
 ) -> list[Section]:  # fmt: skip
     """A section for each data set of each group that has jobs for the method.
 
-    ``built``, ``compared``: of each group the tables and what ``published.compare`` returns.
+    ``built``, ``compared``: of each group the tables, and its cells beside published figures.
     ``pair``: the algorithms that are compared picture by picture; only this loads torch.
     """
     looks = figures.looks(labels.algorithms(run.algorithm for g in groups for run in g.runs))
@@ -43,7 +44,7 @@ def build(
         return free
 
     found = []
-    for group, own, (beside, _) in zip(groups, built, compared, strict=True):
+    for group, own, beside in zip(groups, built, compared, strict=True):
         averages = next((t for t in own if t.averages and t.method == method), None)
         for table in own:
             if table.averages or table.method != method:
@@ -51,7 +52,7 @@ def build(
             dataset, identity = table.dataset, name("data", table.dataset)
             runs = [run for run in group.runs if run.dataset == dataset]
             known = {
-                one.algorithm: one.published.accuracy
+                one.algorithm: one.published
                 for one in beside
                 if (one.dataset, one.selection) == (dataset, method)
             }
