@@ -16,7 +16,7 @@ from torchvision import transforms
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, backbone, hparams, objective, pictures
-from domainbed_carft.runs import checkpoints
+from domainbed_carft.runs.saved import open_run
 
 CLASSES = ["dog", "cat", "owl"]
 CONTEXTS = ["a photo of a {}", "a sketch of a {}", "a dark {}", "a toy {}"]
@@ -230,7 +230,7 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
     algorithm.eval()
     (tmp_path / "model.pkl").write_bytes(dumped(algorithm, name).getvalue())
     weights.unlink()
-    restored = checkpoints.load(tmp_path / "model.pkl")
+    restored = open_run(tmp_path / "model.pkl").algorithm
     assert type(restored).__name__ == name and not restored.training
     x = torch.randn(5, 3, 28, 28)
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_a_checkpoint_is_hardly_larger_than_encoder_and_head(random_tiny):
 def test_files_that_are_no_run_are_refused(tmp_path):
     torch.save({"weights": torch.zeros(2)}, tmp_path / "model.pkl")
     with pytest.raises(CarftError, match="model.pkl.*is not a run of"):
-        checkpoints.load(tmp_path / "model.pkl")
+        open_run(tmp_path / "model.pkl")
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny):
@@ -395,7 +395,7 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_p
     assert len(saved.getvalue()) <= 1.05 * needed
     weights.unlink()
     (tmp_path / "model.pkl").write_bytes(saved.getvalue())
-    restored = checkpoints.load(tmp_path / "model.pkl")
+    restored = open_run(tmp_path / "model.pkl").algorithm
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(restored.predict(x), algorithm.predict(x))

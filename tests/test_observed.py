@@ -14,7 +14,7 @@ from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, 
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, observed, pictures, prompts
-from domainbed_carft.runs import checkpoints
+from domainbed_carft.runs import saved
 
 IMAGENET = (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
 CLIPS = (pictures.CLIP_MEAN, pictures.CLIP_STD)
@@ -74,9 +74,8 @@ def test_a_saved_run_keeps_its_normalisation(random_tiny, tmp_path):
     (tmp_path / "model.pkl").write_bytes(dumped(algorithm).getvalue())
     x = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
-        assert torch.equal(
-            checkpoints.load(tmp_path / "model.pkl").predict(x), algorithm.predict(x)
-        )
+        restored = saved.open_run(tmp_path / "model.pkl").algorithm
+        assert torch.equal(restored.predict(x), algorithm.predict(x))
 
 
 def test_all_ways_to_call_update_and_predict_are_one(random_tiny):

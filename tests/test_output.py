@@ -12,7 +12,6 @@ import pytest
 from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building
-from domainbed_carft.runs import output
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +63,11 @@ def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
 
 
 def stream(text, path):
-    with output.stream(path) as file:
+    with files.stream(path) as file:
         file.write(text)
 
 
-WAYS = pytest.mark.parametrize("write", [output.write, stream])
+WAYS = pytest.mark.parametrize("write", [stream, lambda text, path: files.save_text(path, text)])
 
 
 @WAYS
@@ -104,5 +103,5 @@ def test_others_may_read_what_is_written(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_told_before_anything_takes_time(tmp_path):
-    with pytest.raises(CarftError, match="in a folder that exists"):
-        output.require_file(tmp_path / "no" / "file")
+    with pytest.raises(CarftError, match="a file in a folder that exists"):
+        files.require_output(tmp_path / "no" / "file")

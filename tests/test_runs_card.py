@@ -17,7 +17,7 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.method import backbone, pictures
 from domainbed_carft.plugin import emoji_styles
-from domainbed_carft.runs import card, export, saved
+from domainbed_carft.runs import export, saved
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 
@@ -74,7 +74,7 @@ def test_the_command_in_the_card_trains_the_same_again(tmp_path):
 def test_the_page_for_people_shows_names_as_they_are(files, run, tmp_path):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["hparams"] = {"contexts": ["a|b", "<i>", "`c`", "d\ne"]}
-    page = card.readme(facts, "x.json")
+    page = export.readme(facts, "x.json")
     row = next(line for line in page.splitlines() if line.startswith("| contexts"))
     assert row == r'| contexts | \["a\|b", "\<i\>", "\`c\`", "d\\ne"\] |'
     assert "| fluent3d (left out) |" in page and "| twemoji |" in page
@@ -135,7 +135,7 @@ def test_the_pre_processing_of_the_page_is_that_of_the_run(name, size, files, ru
     assert facts["pictures"]["protocol"] == "domainbed"
     assert facts["pictures"]["resolution"] == facts["pictures"]["data_set_size"] == 48
     facts["pictures"].update(protocol=name, data_set_size=size)
-    code = blocks(card.readme(facts, "x.json"))[2]
+    code = blocks(export.readme(facts, "x.json"))[2]
     names = {}
     exec(re.sub(r"head = .*\n", "", code[: code.index("picture = ")]), names)
     pixels = np.random.default_rng(0).integers(0, 256, size=(70, 90, 3), dtype=np.uint8)
@@ -154,4 +154,4 @@ def test_the_documentation_has_all_keys_and_names(files):
     documented = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert documented == [*head, *facts]
     for name in backbone.OPENAI_WEIGHTS:
-        assert f"`{card.open_clip_name(name)}`" in text
+        assert f"`{export.open_clip_name(name)}`" in text

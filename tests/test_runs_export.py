@@ -17,7 +17,7 @@ from domainbed_carft import cli
 from domainbed_carft.method import backbone
 from domainbed_carft.method import pictures as images
 from domainbed_carft.plugin import emoji_styles
-from domainbed_carft.runs import card, export, saved
+from domainbed_carft.runs import export, saved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -93,20 +93,6 @@ def test_both_libraries_have_the_very_weights(files, run):
     assert not torch.equal(original["visual.proj"], tuned["proj"])
 
 
-def test_features_are_those_of_the_run(files, run):
-    x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    theirs, other = exact(files)
-    with torch.no_grad():
-        features = run.algorithm.encoder(x)
-        assert torch.equal(theirs.encode_image(x), features)
-        # Its attention adds up in another order.
-        torch.testing.assert_close(other.encode_image(x), features, rtol=1e-5, atol=1e-5)
-        words = clip.tokenize(["a drawing of a face", "a tool"])
-        text = backbone.load("tiny").model.encode_text(words)
-        assert torch.equal(theirs.encode_text(words), text)
-        torch.testing.assert_close(other.encode_text(words), text, rtol=1e-5, atol=1e-5)
-
-
 def test_the_loaders_of_both_libraries_take_the_path(files, run):
     x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     theirs, preprocess = clip.load(str(files.weights), device="cpu")
@@ -120,27 +106,6 @@ def test_the_loaders_of_both_libraries_take_the_path(files, run):
     assert cosine_similarity(a, features).min() > 0.9999
 
 
-def test_open_clip_goes_by_the_models_name(files, run, tmp_path):
-    """One of ours in the place of the published sizes: the name decides, as docs/export.md says."""
-    config = json.loads(files.card.read_text())["open_clip_config"]
-    (tmp_path / "small-quickgelu.json").write_text(json.dumps(config))
-    (tmp_path / "small.json").write_text(json.dumps({**config, "quick_gelu": False}))
-    open_clip.add_model_config(tmp_path)
-    x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    models = [
-        open_clip.create_model(name, pretrained=str(files.weights), **more).eval()
-        for name, more in (
-            ("small-quickgelu", {}), ("small", {"force_quick_gelu": True}), ("small", {}),
-        )
-    ]  # fmt: skip
-    with torch.no_grad():
-        features = run.algorithm.encoder(x)
-        named, forced, wrong = (model.encode_image(x) for model in models)
-    torch.testing.assert_close(named, features, rtol=1e-5, atol=1e-5)
-    assert torch.equal(named, forced)
-    assert (wrong - features).abs().max() > 0.05  # without a word
-
-
 def test_the_head_has_only_plain_content(files, run):
     head = torch.load(files.head, weights_only=True)
     assert torch.equal(head.pop("weight"), run.algorithm.head.weight)
@@ -152,18 +117,6 @@ def test_the_head_has_only_plain_content(files, run):
         "logit_scale": scale,
         "context_scale": scale,
     }
-
-
-def test_context_probabilities_from_the_head(files, run):
-    head = torch.load(files.head, weights_only=True)
-    theirs, _ = exact(files)
-    x = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
-        logits = head["context_scale"] * features @ head["context_weights"].T
-        torch.testing.assert_close(
-            logits, run.algorithm.context_logits(run.algorithm.features(x)), rtol=0, atol=1e-4
-        )
 
 
 def test_the_same_run_gives_the_same_bytes_under_any_name(files, run, tmp_path):
@@ -189,7 +142,7 @@ def test_half_precision_is_as_openai_publishes_it(files, run, tmp_path):
     assert json.loads(half.card.read_text())["precision"] == "fp16"
 
 
-@pytest.mark.parametrize("algorithm", ["CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"])
+@pytest.mark.parametrize("algorithm", ["CLIPFineTune", "CLIPZeroShot"])
 def test_the_other_algorithms(algorithm, tmp_path):
     job = debug(tmp_path / "job", algorithm)
     assert cli.main(["export", str(job), "-o", str(tmp_path / "out.pt")]) == 0
@@ -226,7 +179,7 @@ def test_a_resnet(tmp_path):
 
 @pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
-    config = open_clip.get_model_config(card.open_clip_name(name))
+    config = open_clip.get_model_config(export.open_clip_name(name))
     vision, text = config["vision_cfg"], config["text_cfg"]
     with torch.device("meta"):
         model = clip.model.CLIP(
@@ -235,4 +188,4 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
             vision["width"], vision["patch_size"], text["context_length"], text["vocab_size"],
             text["width"], text["heads"], text["layers"],
         )  # fmt: skip
-    assert card.open_clip_config(model.state_dict()) == config
+    assert export.open_clip_config(model.state_dict()) == config

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from domainbed_carft.cli import runs
-from domainbed_carft.runs import metrics
+from domainbed_carft.runs.evaluate import Tally
 
 
 def drawn(seed, n, classes):
@@ -30,9 +31,9 @@ def by_definition(probabilities, labels):
 def test_against_the_definitions(seed):
     probabilities, labels = drawn(seed, 403, 4)
     predicted = probabilities.argmax(axis=1)
-    tally = metrics.Tally(4)
+    tally = Tally(4)
     for part in np.array_split(np.arange(403), 7):
-        tally.add(predicted[part], probabilities.max(axis=1)[part], labels[part])
+        tally.add(torch.tensor(probabilities[part]).log(), torch.tensor(labels[part]))
     assert tally.count == 403
     assert tally.accuracy == (predicted == labels).mean()
     assert tally.ece == pytest.approx(by_definition(probabilities, labels), abs=1e-12)
@@ -50,14 +51,15 @@ def test_against_the_definitions(seed):
 
 def test_known_values():
     """Two pictures at confidence 0.8, one right: gap 0.3; two at 1.0, both right: gap 0."""
-    tally = metrics.Tally(2)
-    tally.add(np.array([0, 0, 1, 1]), np.array([0.8, 0.8, 1.0, 1.0]), np.array([0, 1, 1, 1]))
+    tally = Tally(2)
+    probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.0, 1.0], [0.0, 1.0]]).double()
+    tally.add(probabilities.log(), torch.tensor([0, 1, 1, 1]))
     assert tally.ece == pytest.approx(0.5 * 0.3)
     assert tally.confusion.tolist() == [[1, 0], [1, 2]]
 
 
 def test_of_nothing_there_is_nothing():
-    tally = metrics.Tally(2)
+    tally = Tally(2)
     assert (tally.count, tally.accuracy, tally.ece) == (0, None, None)
 
 

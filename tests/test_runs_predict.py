@@ -7,16 +7,14 @@ import os
 import numpy as np
 import pytest
 import torch
-import warm
 from domainbed import datasets
 from PIL import Image, ImageFile
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
-from domainbed_carft.method import objective
 from domainbed_carft.method import pictures as images
-from domainbed_carft.runs import pictures, saved
 from domainbed_carft.runs import predict as predicting
+from domainbed_carft.runs import saved
 
 
 def predict(capfd, run, *paths, status=0, flags=()):
@@ -57,15 +55,12 @@ def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
 def test_a_picture_that_is_read_is_not_overwritten(pets, tmp_path, capfd):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     one, other = noise(tmp_path / "in" / "sub" / "x.jpg"), noise(tmp_path / "other.png")
-    (tmp_path / "in" / "link").symlink_to(tmp_path / "linked")
-    (tmp_path / "linked").mkdir()
-    linked = noise(tmp_path / "linked" / "y.png")
-    before = [path.read_bytes() for path in (one, other, linked)]
-    for path in (one, other, linked):
+    before = [path.read_bytes() for path in (one, other)]
+    for path in (one, other):
         arguments = [str(pets / "CARFT"), str(tmp_path / "in"), str(other), "-o", str(path)]
         assert cli.main(["predict", *arguments]) == 1
-        assert f"{path} is what this command reads" in capfd.readouterr().err
-    assert [path.read_bytes() for path in (one, other, linked)] == before
+        assert f"{path} would overwrite an input" in capfd.readouterr().err
+    assert [path.read_bytes() for path in (one, other)] == before
     for name in ("in/found.txt", "in/found.txt", "new.png"):
         arguments = [str(pets / "CARFT"), str(tmp_path / "in"), "-o", str(tmp_path / name)]
         assert cli.main(["predict", *arguments]) == 0
@@ -74,7 +69,7 @@ def test_a_picture_that_is_read_is_not_overwritten(pets, tmp_path, capfd):
 NAMES = [b"a b.png", b'it\'s "so".PNG', b"two\nlines.png", b"bytes \xff\xfe.png", "ü.jpeg".encode()]
 
 
-def test_names_folders_and_links(pets, tmp_path, capfd):
+def test_names_and_folders(pets, tmp_path, capfd):
     root = os.fsencode(tmp_path / "in")
     os.makedirs(root + b"/z/deep er")
     for number, name in enumerate(NAMES):
@@ -84,7 +79,7 @@ def test_names_folders_and_links(pets, tmp_path, capfd):
             noise(file, seed=number, format=kind)
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     (tmp_path / "in" / "link.png").symlink_to(os.fsdecode(NAMES[1]))
-    (tmp_path / "in" / "z" / "around").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "z" / "around").symlink_to(tmp_path / "in")  # not followed
     found, _ = predict(capfd, pets / "CARFT", tmp_path / "in")
     top = sorted(os.fsdecode(n) for n in (NAMES[1], NAMES[3], b"link.png"))
     deep = sorted(os.fsdecode(n) for n in (NAMES[0], NAMES[2], NAMES[4]))
@@ -102,16 +97,6 @@ def test_names_folders_and_links(pets, tmp_path, capfd):
     assert sum("bytes \\udcff\\udcfe.png: " in line for line in lines) == 1
 
 
-def test_without_standard_output_there_is_no_fault(pets, tmp_path, monkeypatch, capsys):
-    """As a shell's `>&-` closes it."""
-    noise(tmp_path / "x.png")
-    monkeypatch.setattr("sys.stdout", None)
-    arguments = [str(pets / "CARFT"), str(tmp_path / "x.png"), "--device", "cpu"]
-    assert cli.main(["predict", *arguments]) == 0
-    assert cli.main(["predict", *arguments, "-o", str(tmp_path / "out.txt")]) == 0
-    assert (tmp_path / "out.txt").read_text().startswith(f"{tmp_path / 'x.png'}: ")
-
-
 @pytest.mark.parametrize("mode", ["CMYK", "P", "L", "1", "RGBA", "LA", "I;16"])
 def test_every_kind_of_picture_as_its_rgb(pets, tmp_path, capfd, mode):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
@@ -125,13 +110,8 @@ def test_every_kind_of_picture_as_its_rgb(pets, tmp_path, capfd, mode):
     assert found[0]["classes"] == pytest.approx(found[1]["classes"], abs=1e-6)
 
 
-def test_orientation_in_exif_is_not_followed_as_in_domainbed(pets, tmp_path, capfd):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    for name, more in (("a.png", {}), ("b.png", {"exif": exif})):
-        noise(tmp_path / name, **more)
-    (plain, tagged), _ = predict(capfd, pets / "CARFT", tmp_path)
-    assert plain["classes"] == tagged["classes"]
+# Which Pillow gives to Ghostscript, if it may.
+POSTSCRIPT = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n"
 
 
 def break_in_every_way(folder):
@@ -141,7 +121,7 @@ def break_in_every_way(folder):
     whole = noise(folder / "4 cut.jpg", size=(300, 300)).read_bytes()
     (folder / "4 cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "5 gone.png").symlink_to("nowhere")
-    os.mkfifo(folder / "6 pipe.png")
+    (folder / "6 script.png").write_text(POSTSCRIPT)
     whole = noise(folder / "7 damaged.png", size=(300, 300)).read_bytes()
     (folder / "7 damaged.png").write_bytes(whole[:500] + bytes(200) + whole[700:])
     noise(folder / "8 good.png", seed=1)
@@ -159,9 +139,8 @@ def test_broken_pictures_are_told_and_skipped(pets, tmp_path, capfd, workers):
     assert [os.path.basename(one["path"]) for one in good] == ["1 good.png", "8 good.png"]
     assert [sorted(one) for one in found[1:7]] == [["error", "path"]] * 6
     reasons = {name[:1]: one["error"] for name, one in zip(names, found) if "error" in one}
-    assert reasons["2"] == reasons["3"] == "no picture of a kind that Pillow knows"
+    assert reasons["2"] == reasons["3"] == reasons["6"] == "not a picture that Pillow can read"
     assert "truncated" in reasons["4"] and reasons["5"] == "No such file or directory"
-    assert reasons["6"] == "no file"
     for one in found[1:7]:
         assert f"carft: {one['path']} is skipped: {one['error']}\n" in err
     assert err.endswith("carft: 6 of 8 pictures were skipped\n")
@@ -178,7 +157,7 @@ def test_nothing_that_could_be_read(pets, tmp_path, capfd):
     assert [one["error"].split(":")[0] for one in found] == [
         "No such file or directory",
         "no picture in this folder",
-        "no picture of a kind that Pillow knows",
+        "not a picture that Pillow can read",
     ]
     assert cli.main(["predict", str(pets / "CARFT"), str(tmp_path / "x.jpg")]) == 1
     out, err = capfd.readouterr()
@@ -204,9 +183,9 @@ def test_pictures_are_not_all_held(tmp_path):
     """Of endless pictures the first batches come."""
     path = str(noise(tmp_path / "x.png"))
     asked = itertools.count()
-    endless = (pictures.Found(path) for _ in asked)
+    endless = (path for _ in asked)
     transform = images.transform("domainbed", 48, False)
-    batches = pictures.read(endless, transform, 4, 0)
+    batches = predicting.read(endless, transform, 4, 0)
     for _ in range(3):
         batch = next(batches)
         assert batch.pictures.shape == (4, 3, 48, 48) and len(batch.found) == 4
@@ -217,7 +196,7 @@ def test_transforms_of_the_recorded_protocol(pets, tmp_path):
     path = noise(tmp_path / "x.png")
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "clip"
-    transform, words = pictures.transform_of(run)
+    transform, words = predicting.transform_of(run)
     picture = default_loader(str(path))
     assert torch.equal(transform(picture), images.transform("clip", 224, False)(picture))
     assert words.startswith("the shorter side resized, bicubic") and words.endswith("(clip)")
@@ -229,7 +208,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     run.hparams["protocol"] = "host"
     half = (0.5, 0.5, 0.5)
     run.algorithm.input = images.CLIPInput(run.algorithm.input.resolution, half, half)
-    transform, words = pictures.transform_of(run)
+    transform, words = predicting.transform_of(run)
     assert "squeezed to a square, 224 px" in words and "only the normalisation" in words
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
     raw = images.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
@@ -239,26 +218,3 @@ def test_transforms_of_a_host(pets, tmp_path):
 
 def test_classes_of_the_same_words_are_kept_apart():
     assert predicting._distinct(["a", "b", "a"]) == ["a (label 0)", "b", "a (label 2)"]
-
-
-def test_contexts_are_the_objectives(pets):
-    run = saved.open_run(pets / "CARFT")
-    x = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        features = run.algorithm.features(x)
-    expected = objective.context_distribution(
-        features, run.algorithm.context_weights, run.algorithm.logit_scale
-    )
-    for (_, contexts), row in zip(predicting.predict(run, x), expected.tolist(), strict=True):
-        assert list(contexts.values()) == row
-
-
-def test_a_reader_that_stops_reading_is_no_error(pets, tmp_path):
-    noise(tmp_path / "x.png")
-    command = ["-m", "domainbed_carft", "predict", pets / "CARFT"]
-    read, write = os.pipe()
-    os.close(read)
-    done = warm.run(*command, *[tmp_path / "x.png"] * 3, "--batch_size", "1", stdout=write)
-    os.close(write)
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0

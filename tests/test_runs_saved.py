@@ -1,10 +1,8 @@
 """A saved run is opened for what it is, and nothing in a file is ever executed."""
 
-import io
 import json
 import os
 import pickle
-import shutil
 import zipfile
 
 import numpy as np
@@ -16,7 +14,7 @@ from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, hparams, observed, prompts
 from domainbed_carft.plugin import additions
-from domainbed_carft.runs import checkpoints, saved
+from domainbed_carft.runs import saved
 
 
 def written(folder, algorithm, name="model.pkl", **more):
@@ -26,14 +24,6 @@ def written(folder, algorithm, name="model.pkl", **more):
     content = {**torch.load(buffer, weights_only=True), **more}
     torch.save(content, folder / name)
     return folder
-
-
-def without_words(folder, algorithm, **changed):
-    """The same as versions wrote it that did not keep the words."""
-    state = {k: v for k, v in algorithm.state_dict().items() if k != "words"}
-    return written(
-        folder, algorithm, model_dict=state, model_hparams={**algorithm.hparams, **changed}
-    )
 
 
 def test_a_trained_job(trained):
@@ -53,12 +43,6 @@ def test_a_trained_job(trained):
     assert not torch.equal(run.algorithm.head.weight, best.algorithm.head.weight)
 
 
-def test_a_file_of_weights_and_the_step_in_its_name(random_tiny, tmp_path):
-    written(tmp_path, make(random_tiny), "model_step40.pkl")
-    assert saved.open_run(tmp_path / "model_step40.pkl").step == 40
-    assert saved.open_run(str(tmp_path / "model_step40.pkl")).classes == CLASSES
-
-
 def test_words_of_the_folders_are_kept(random_tiny, tmp_path):
     """They come from the data set, which is not there any more."""
     values = settings(random_tiny, class_names="dataset:Mine")
@@ -66,8 +50,10 @@ def test_words_of_the_folders_are_kept(random_tiny, tmp_path):
     observed.remember(values, "Mine", [observed.Environment("a", names)])
     algorithm = algorithms.CARFT((3, 28, 28), 3, 2, values)
     observed.remember({}, "Other", [])
-    run = saved.open_run(written(tmp_path, algorithm))
+    written(tmp_path, algorithm, "model_step40.pkl")
+    run = saved.open_run(str(tmp_path / "model_step40.pkl"))
     assert (run.classes, run.contexts) == (["alarm clock", "bücher", "TV"], CONTEXTS)
+    assert run.step == 40
 
 
 def test_the_words_are_in_the_state_dict_whatever_is_done_to_the_model(random_tiny):
@@ -80,50 +66,16 @@ def test_the_words_are_in_the_state_dict_whatever_is_done_to_the_model(random_ti
     assert torch.equal(average.module.words, algorithm.words)
 
 
-def test_a_state_from_before_the_words_goes_on(random_tiny):
-    algorithm, other = make(random_tiny), make(random_tiny, seed=1)
-    state = {k: v for k, v in other.state_dict().items() if k != "words"}
-    algorithm.load_state_dict(state)
-    assert algorithm.words.numel() and "words" not in state
-    with pytest.raises(RuntimeError, match="head.weight"):
-        algorithm.load_state_dict({k: v for k, v in state.items() if k != "head.weight"})
-
-
-def test_runs_without_words_go_by_their_hparams(random_tiny, tmp_path):
-    run = saved.open_run(without_words(tmp_path, make(random_tiny)))
-    assert (run.classes, run.contexts) == (CLASSES, CONTEXTS)
-    undigested = without_words(tmp_path, make(random_tiny), prompts_digest="")
-    assert saved.open_run(undigested).classes == CLASSES
-
-
-def test_runs_without_words_whose_hparams_do_not_tell_are_told_how(random_tiny, tmp_path):
-    names = tmp_path / "names {0}.txt"
-    names.write_text("\n".join(CLASSES))
-    without_words(tmp_path, make(random_tiny), class_names="dataset:Mine")
-    with pytest.raises(CarftError, match="before runs kept their words.*'Mine'.*--class_names"):
-        saved.open_run(tmp_path)
-    assert saved.open_run(tmp_path, class_names=names).classes == CLASSES
-    names.write_text("\n".join(reversed(CLASSES)))
-    with pytest.raises(CarftError, match=r"names \{0\}.*have the digest .* trained with"):
-        saved.open_run(tmp_path, class_names=names)
-
-
-def test_names_that_contradict_the_run_are_refused(random_tiny, tmp_path):
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(CLASSES))
-    written(tmp_path, make(random_tiny))
-    assert saved.open_run(tmp_path, class_names=names).classes == CLASSES
-    names.write_text("a\nb\nc\n")
-    with pytest.raises(CarftError, match="names other classes than .* dog, cat, owl"):
-        saved.open_run(tmp_path, class_names=names)
-
-
-@pytest.mark.parametrize("text", [b"{}", b"\xff\x00", b'{"classes": ["a"], "contexts": ["b {}"]}'])
+@pytest.mark.parametrize(
+    "text",
+    [b"{}", b"\xff\x00", b"[" * 100_000, b'{"classes": ["a"], "contexts": ["b {}"]}'],
+)
 def test_words_that_do_not_fit_are_refused(random_tiny, tmp_path, text):
     algorithm = make(random_tiny)
     algorithm.words = torch.tensor(list(text), dtype=torch.uint8)
-    with pytest.raises(CarftError, match="words of a run|for weights of 4 contexts and 3 classes"):
+    with pytest.raises(CarftError, match="model.pkl does not hold the words of its run") as raised:
         saved.open_run(written(tmp_path, algorithm))
+    assert len(str(raised.value)) < 600
 
 
 class Evil:
@@ -150,9 +102,8 @@ def evil_legacy(path, victim):
 def test_a_pickle_is_not_executed(tmp_path, write):
     path, victim = tmp_path / "model.pkl", tmp_path / "executed"
     write(path, victim)
-    for read in (saved.open_run, checkpoints.load):
-        with pytest.raises(CarftError, match="model.pkl.*might be a program; nothing in it was"):
-            read(path)
+    with pytest.raises(CarftError, match="model.pkl.*might be a program; nothing in it was"):
+        saved.open_run(path)
     assert not victim.exists()
     pickle.loads(pickle.dumps(Evil(victim)))
     assert victim.exists()  # it would have
@@ -185,35 +136,31 @@ def test_files_that_are_not_whole_are_refused_in_one_line(random_tiny, tmp_path,
 
 def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
     algorithm = make(random_tiny)
+    state = algorithm.state_dict()
     for more, message in (
-        ({"args": {"algorithm": "ERM"}}, "holds ERM, which is not a run of CARFT"),
-        ({"args": "none"}, "holds no algorithm"),
+        ({"args": {"algorithm": "ERM"}}, "not a run of CARFT, .*: its algorithm is 'ERM'"),
+        ({"args": "none"}, "its algorithm is None"),
         ({"model_dict": {"head.weight": torch.zeros(3, 2)}}, "not hold the weights of a CARFT"),
-        ({"model_dict": {**algorithm.state_dict(), "more": torch.zeros(1)}}, "Unexpected key"),
-        (
-            {"model_dict": {**algorithm.state_dict(), "words": torch.ones(2)}},
-            "words in .* no bytes",
-        ),
-        ({"model_dict": {**algorithm.state_dict(), "head.weight": torch.ones(2)}}, "not hold the"),
-        ({"model_hparams": {**algorithm.hparams, "clip_backbone": 5}}, "has model_hparams"),
-        ({"model_input_shape": ()}, "has model_input_shape"),
-        ({"best_step": "last"}, "has best_step last"),
-        ({"wise_ft_alpha": "half"}, "has wise_ft_alpha half"),
+        ({"model_dict": {**state, "more": torch.zeros(1)}}, "Unexpected key"),
+        ({"model_dict": {**state, "words": torch.ones(2)}}, "does not hold the words"),
+        ({"model_dict": {**state, "head.weight": torch.ones(2)}}, "not hold the"),
+        ({"model_hparams": {**algorithm.hparams, "clip_backbone": 5}}, "its model_hparams is"),
+        ({"model_hparams": {**algorithm.hparams, "amp": torch.ones(2)}}, "its model_hparams is"),
+        ({"model_input_shape": ()}, "its model_input_shape is "),
+        ({"model_num_domains": None}, "its model_num_domains is None"),
+        ({"best_step": "last"}, "its best_step is 'last'"),
+        ({"wise_ft_alpha": "half"}, "its wise_ft_alpha is 'half'"),
     ):
-        with pytest.raises(CarftError, match=message):
+        with pytest.raises(CarftError, match=message) as raised:
             saved.open_run(written(tmp_path, algorithm, **more))
-    content = torch.load(io.BytesIO(dumped(algorithm).getvalue()), weights_only=True)
-    del content["model_input_shape"]
-    torch.save(content, tmp_path / "model.pkl")
-    with pytest.raises(CarftError, match="has no model_input_shape; expected"):
-        saved.open_run(tmp_path)
+        assert len(str(raised.value)) < 600
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, capsys, value):
     algorithm = make(random_tiny)
     algorithm.encoder.proj.data[0, 0] = value
-    with pytest.raises(CarftError, match=r"numbers in encoder\.proj: the training diverged"):
+    with pytest.raises(CarftError, match=r"not finite in encoder\.proj: the training diverged"):
         saved.open_run(written(tmp_path, algorithm))
     algorithm.head.weight.data.fill_(value)
     written(tmp_path, algorithm)
@@ -228,32 +175,17 @@ def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, 
 
 
 def test_what_is_not_there_is_said(random_tiny, tmp_path):
-    with pytest.raises(CarftError, match="there is no .*gone; expected a job's folder with model"):
+    with pytest.raises(CarftError, match="gone cannot be read: No such file"):
         saved.open_run(tmp_path / "gone")
     job = tmp_path / "job"
     job.mkdir()
-    with pytest.raises(CarftError, match=r"has no model\.pkl; neither .* nor .* --keep_weights"):
-        saved.open_run(job)
-    (job / "results.jsonl").touch()
-    with pytest.raises(CarftError, match="the run is not done"):
+    with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):
         saved.open_run(job)
     written(job, make(random_tiny), "model_best.pkl")
-    with pytest.raises(CarftError, match=r"but model_best\.pkl: --which best takes that"):
+    with pytest.raises(CarftError, match=r"has no model\.pkl; --which best takes its model_best"):
         saved.open_run(job)
-    with pytest.raises(CarftError, match="holds folders of jobs, such as .*job"):
-        saved.open_run(tmp_path)
-    with pytest.raises(CarftError, match="is a file, and --which chooses one of a folder"):
+    with pytest.raises(CarftError, match="--which chooses a file of a folder, but"):
         saved.open_run(job / "model_best.pkl", "last")
-    shutil.rmtree(job)
-    (tmp_path / "model.pkl").mkdir()
-    with pytest.raises(CarftError, match=r"model\.pkl is not a file"):
-        saved.open_run(tmp_path)
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "model.pkl")
-    with pytest.raises(CarftError, match=r"model\.pkl is not a file"):
-        saved.open_run(tmp_path)
 
 
 def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons():

@@ -11,7 +11,7 @@ from domainbed.scripts import train
 
 from domainbed_carft import cli
 from domainbed_carft.method import hparams, prompts
-from domainbed_carft.runs import checkpoints
+from domainbed_carft.runs import saved
 
 
 def run(output, algorithm, dataset, *more):
@@ -39,7 +39,7 @@ def test_debug224_and_the_saved_run(tmp_path):
     flags = ("--steps", "2", "--hparams", '{"batch_size": 2, "kl_weight": 3}')
     records = run(tmp_path, "CARFT", "Debug224", *flags)
     assert records[-1]["hparams"]["kl_weight"] == 3
-    restored = checkpoints.load(tmp_path / "model.pkl")
+    restored = saved.open_run(tmp_path / "model.pkl").algorithm
     assert restored.predict(torch.randn(2, 3, 224, 224)).shape == (2, 2)
 
 

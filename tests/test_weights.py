@@ -16,7 +16,7 @@ from test_runs_wise_ft import changed
 from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import backbone
-from domainbed_carft.runs import checkpoints
+from domainbed_carft.runs import saved
 
 
 def program(path, victim):
@@ -121,7 +121,7 @@ def flip(path):
 
 
 READERS = {
-    "model.pkl": (checkpoints.read, CarftError),
+    "model.pkl": (saved.open_run, CarftError),
     "clip.pt": (lambda path: backbone.load(str(path)), CarftError),
     "state.pt": (lambda path: resume.StateFile(str(path.parent)).load(), resume.ResumeError),
     "resnet18-f37072fd.pth": (lambda path: pretrained.read(pretrained.RESNET18), errors.UsageError),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from domainbed_carft import __version__
 from domainbed_carft.cli import data as data_commands
-from domainbed_carft.cli import export
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_parser
@@ -73,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     data_commands.add_to(commands)
     collect_commands.add_to(commands)
     run_commands.add_to(commands)
-    export.add_to(commands)
     sweep_parser.add_to(commands)
     return parser
 

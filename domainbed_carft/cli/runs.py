@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.text import shown
 
 # As in train, which a test compares: the last bits of a logit depend on the batch around it.
 BATCH_SIZE = 64
@@ -20,6 +23,7 @@ def add_to(commands: Any) -> None:
     _add_evaluate(commands)
     _add_predict(commands)
     _add_wise_ft(commands)
+    _add_export(commands)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -28,9 +32,9 @@ def _add_evaluate(commands: Any) -> None:
     )
     _common(parser)
     _of_data(parser)
-    parser.add_argument("--json", action="store_true", help="all of it as JSON, for scripts")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, for scripts")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
-    parser.set_defaults(run=_runner("evaluating"))
+    parser.set_defaults(run=_runner("evaluate"))
 
 
 def _add_predict(commands: Any) -> None:
@@ -45,7 +49,7 @@ def _add_predict(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--format", choices=("text", "jsonl"), default="text")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
-    parser.set_defaults(run=_runner("predicting"))
+    parser.set_defaults(run=_runner("predict"))
 
 
 def _add_wise_ft(commands: Any) -> None:
@@ -59,10 +63,7 @@ def _add_wise_ft(commands: Any) -> None:
         help="0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True)
-    parser.add_argument(
-        "--original", metavar="FILE",
-        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
-    )  # fmt: skip
+    _original(parser)
     parser.add_argument(
         "--save", nargs="+", default=["all"], metavar="ALPHA",
         help="which weights to save: all (default), none, or some of --alphas",
@@ -70,18 +71,35 @@ def _add_wise_ft(commands: Any) -> None:
     parser.set_defaults(run=_runner("wise_ft"))
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export", help="a run as a CLIP that clip and open_clip load, with its head and a card"
+    )
+    _of_run(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", required=True,
+        help="the weights, NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside",
+    )  # fmt: skip
+    _original(parser)
+    parser.add_argument(
+        "--half", action="store_true", help="half precision, as OpenAI publishes its own weights"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.set_defaults(run=_export)
+
+
+def _of_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", type=Path, metavar="RUN", help="a job's folder, or a file of weights in one"
     )
     parser.add_argument(
         "--which", choices=tuple(WEIGHTS),
-        help="of a folder: model.pkl (default), or model_best.pkl, which was best in validation",
+        help="of a folder: model.pkl (last, the default), or model_best.pkl (best in validation)",
     )  # fmt: skip
-    parser.add_argument(
-        "--class_names", type=Path, metavar="FILE",
-        help="a name a line, in label order: for runs saved before they kept their words",
-    )  # fmt: skip
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    _of_run(parser)
     parser.add_argument("--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N")
     parser.add_argument(
         "--workers", type=_at_least(0), metavar="N",
@@ -93,9 +111,16 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _of_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data_dir",
-        help="where the data is, a folder of your own that was moved too (default: where the run "
+        help="where the data is, or the folder of your own that was moved (default: where the run "
         "found it)",
     )
+
+
+def _original(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--original", metavar="FILE",
+        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
+    )  # fmt: skip
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -112,7 +137,39 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
     def run(arguments: argparse.Namespace) -> int | None:
         command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
-        status: int | None = command.run(arguments)
+        import torch
+
+        try:
+            status: int | None = command.run(arguments)
+        except torch.cuda.OutOfMemoryError as error:
+            raise CarftError(
+                f"the GPU has too little memory for batches of {arguments.batch_size} pictures; "
+                "give a smaller --batch_size, or --device cpu"
+            ) from error
         return status
 
     return run
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from domainbed_carft.runs import export, saved
+
+    export.require_free(export.Files.of(arguments.output), arguments.force)  # before it takes time
+    words = ["carft", "export", str(arguments.path), "-o", str(arguments.output)]
+    for name in ("which", "original"):
+        value = getattr(arguments, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    run = saved.open_run(arguments.path, arguments.which)
+    files = export.export(
+        run,
+        arguments.output,
+        original=arguments.original,
+        half=arguments.half,
+        force=arguments.force,
+        command=shlex.join(words + (["--half"] if arguments.half else [])),
+    )
+    precision = "half precision" if arguments.half else "float32"
+    what = f"{run.args['algorithm']} on {run.args.get('dataset', '?')}, {run.path.name}"
+    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format, {precision}, QuickGELU"))
+    print(shown(f"{files.head}: its class head, which has no place in that format"))
+    print(shown(f"{files.card}, {files.readme}: the card, with how to load the file"))

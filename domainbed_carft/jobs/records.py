@@ -235,6 +235,7 @@ def _count(record: Any) -> int:
             and math.isfinite(step)
             and type(targets) is list
             and all(type(target) is int and 0 <= target < count for target in targets)
+            and all(f"env{target}_in_acc" in record for target in targets)
             and len(set(targets)) == len(targets)
             and isinstance(args.get("hparams"), (str, dict, type(None)))
             and isinstance(record.get("hparams"), (dict, type(None)))

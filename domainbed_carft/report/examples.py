@@ -25,7 +25,7 @@ from domainbed_carft.report.content import Answer, Example, Part, Target, Wanted
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
-from domainbed_carft.runs import passes, saved, splits
+from domainbed_carft.runs import saved, splits
 
 BATCH = 64
 TOP = 3  # contexts of each
@@ -41,7 +41,7 @@ class Judged(NamedTuple):
     """What a run that was selected makes of all pictures: probabilities (N, K), labels (N,)."""
 
     one: Selected
-    run: saved.Run
+    run: saved.TrainedRun
     step: float
     items: Any
     probabilities: Tensor
@@ -136,7 +136,7 @@ def _kept(one: Selected) -> list[str]:
     return [which for which, name in WEIGHTS.items() if os.path.exists(os.path.join(folder, name))]
 
 
-def _open(one: Selected) -> tuple[saved.Run, float]:
+def _open(one: Selected) -> tuple[saved.TrainedRun, float]:
     """The weights of the checkpoint that was selected if they were kept, else others; their step.
 
     Raises CarftError for weights that are not of the run in whose folder they are.
@@ -155,7 +155,7 @@ def _open(one: Selected) -> tuple[saved.Run, float]:
     return opened, step
 
 
-def _original(others: Sequence[Selected], ours: Sequence[Selected]) -> saved.Run | None:
+def _original(others: Sequence[Selected], ours: Sequence[Selected]) -> saved.TrainedRun | None:
     """A saved run whose encoder is the CLIP that both of ``ours`` started from."""
 
     def start(one: Selected) -> list[Any]:
@@ -176,18 +176,18 @@ def _judge(one: Selected, data_dir: str | None) -> Judged:
     (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
     if not len(split):
         raise CarftError(f"{split.environment} has no picture in its in-split")
-    device = passes.choose_device(None)
+    device = splits.choose_device(None)
     run.algorithm.to(device)
     probabilities, labels = [], []
     with torch.inference_mode():
-        for _, x, y in passes.batches([split], BATCH, None):
+        for _, x, y in splits.batches([split], BATCH, None):
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")
     return Judged(one, run, step, split.items, torch.cat(probabilities), torch.cat(labels))
 
 
-def _example(index: int, both: Sequence[Judged], original: saved.Run | None) -> Example:
+def _example(index: int, both: Sequence[Judged], original: saved.TrainedRun | None) -> Example:
     runs = [judged.run for judged in both]
     columns = [judged.one.algorithm for judged in both]
     if original is not None:
@@ -217,7 +217,7 @@ def _example(index: int, both: Sequence[Judged], original: saved.Run | None) -> 
     )  # fmt: skip
 
 
-def _picture(run: saved.Run, x: Tensor) -> str:
+def _picture(run: saved.TrainedRun, x: Tensor) -> str:
     """The picture as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 

@@ -73,7 +73,7 @@ class Table(NamedTuple):
 
     @property
     def incomplete(self) -> int:
-        """How many cells lack something."""
+        """How many cells are incomplete."""
         return sum(bool(cell.missing) for row in self.rows for cell in row.cells)
 
     @property

@@ -14,7 +14,7 @@ from domainbed_carft.results.selection import Outcome, Selected
 from domainbed_carft.results.settings import Group
 
 # What a run has found out and recorded; given again, another data set would be refused.
-_FILLED_IN = ("clip_digest", "prompts_digest", "data_edition")
+_FILLED_IN = ("prompts_digest", "clip_digest", "data_edition")
 
 
 def best(groups: Iterable[Group], methods: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -7,55 +7,90 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from domainbed_carft import text as printable
-from domainbed_carft.runs import output, passes, saved
+from domainbed_carft import files
+from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
-from domainbed_carft.runs.metrics import BINS, Tally
-from domainbed_carft.sweep.printing import table
+from domainbed_carft.text import shown, table
 
 # A confusion matrix of more classes is no longer read; its largest cells are.
 MOST_COLUMNS = 30
 LARGEST_CELLS = 20
+BINS = 15
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``."""
-    output.require_file(arguments.output, (arguments.path, arguments.class_names))
-    device = passes.choose_device(arguments.device)
-    opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
+    files.require_output(arguments.output, (arguments.path,))
+    device = data.choose_device(arguments.device)
+    opened = saved.open_run(arguments.path, arguments.which)
     splits = data.splits(opened, arguments.data_dir)
-    tallies = tally(opened, splits, device, arguments.batch_size, arguments.workers)
-    document = describe(opened, splits, tallies)
-    text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document)
-    output.write(text, arguments.output)
-
-
-def tally(
-    opened: saved.Run,
-    splits: Sequence[data.Split],
-    device: torch.device,
-    batch_size: int,
-    workers: int | None,
-) -> list[Tally]:
-    """Evaluate a run on each split; counts of each."""
     tallies = [Tally(len(opened.classes)) for _ in splits]
     algorithm = opened.algorithm.to(device)
-    with torch.no_grad(), passes.memory_told(batch_size):
-        for number, x, y in passes.batches(splits, batch_size, workers):
-            count(algorithm.predict(x.to(device)), y, tallies[number])
-    return tallies
+    with torch.no_grad():
+        for number, x, y in data.batches(splits, arguments.batch_size, arguments.workers):
+            tallies[number].add(algorithm.predict(x.to(device)), y)
+    document = describe(opened, splits, tallies)
+    text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document)
+    with files.stream(arguments.output) as file:
+        file.write(text)
 
 
-def count(logits: torch.Tensor, labels: torch.Tensor, into: Tally) -> None:
-    """Count a batch of class logits (N, K) and labels (N,)."""
-    confidences = logits.double().softmax(dim=1).amax(dim=1)
-    into.add(logits.argmax(dim=1).cpu().numpy(), confidences.cpu().numpy(), labels.numpy())
+class Tally:
+    """What was right on one split of ``num_classes`` classes, counted batch by batch."""
+
+    def __init__(self, num_classes: int) -> None:
+        # Rows are true classes, columns predicted ones.
+        self.confusion: npt.NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
+        self._hits = np.zeros(BINS, np.int64)
+        self._confidences = np.zeros(BINS)
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch of class logits (N, K) and labels (N,)."""
+        confidences = logits.double().softmax(dim=1).amax(dim=1).cpu().numpy()
+        predicted, true = logits.argmax(dim=1).cpu().numpy(), labels.numpy()
+        np.add.at(self.confusion, (true, predicted), 1)
+        # Bin m holds (m / BINS, (m + 1) / BINS].
+        bins = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        np.add.at(self._hits, bins, predicted == true)
+        np.add.at(self._confidences, bins, confidences)
+
+    @property
+    def count(self) -> int:
+        """How many pictures there were."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of pictures whose predicted class is the true one; None of no pictures."""
+        return int(self.confusion.trace()) / self.count if self.count else None
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """For each class the ``pictures`` of it and their ``accuracy``, the recall of the class."""
+        sizes = self.confusion.sum(axis=1).tolist()
+        rights = self.confusion.diagonal().tolist()
+        return [
+            {"pictures": size, "accuracy": right / size if size else None}
+            for size, right in zip(sizes, rights)
+        ]
+
+    @property
+    def ece(self) -> float | None:
+        """The expected calibration error over BINS bins of equal width; None of no pictures.
+
+        The sum over bins of the bin's share of the pictures times |accuracy - mean confidence|,
+        where a picture's confidence is the probability of the predicted class: Guo et al., "On
+        Calibration of Modern Neural Networks", ICML 2017, equation 3.
+        """
+        gaps = np.abs(self._hits - self._confidences)  # each is |accuracy - confidence| times size
+        return float(gaps.sum()) / self.count if self.count else None
 
 
 def describe(
-    opened: saved.Run, splits: Sequence[data.Split], tallies: Sequence[Tally]
+    opened: saved.TrainedRun, splits: Sequence[data.Split], tallies: Sequence[Tally]
 ) -> dict[str, Any]:
     """All that was found, as JSON has it; accuracies and errors are shares of 1."""
     return {
@@ -84,40 +119,38 @@ def describe(
     }
 
 
-def notes(opened: saved.Run) -> list[str]:
+def notes(opened: saved.TrainedRun) -> list[str]:
     """What a reader has to know to compare the accuracies with the run's records."""
     if not opened.hparams.get("data_augmentation", True):
         return []
     augmented = "Pictures of training environments are augmented, as DomainBed evaluates them"
     if data.same_pictures(opened):
-        return [f"{augmented}: the very ones that the run's record of this step is of."]
+        return [f"{augmented}: exactly those of the run's record of this step."]
     return [
-        f"{augmented}, and drawn anew: the DomainBed that trained, or this one, does not say how "
-        "it drew. Accuracies on them are near those of the run's records; those of test "
-        "environments are equal."
+        f"{augmented}, and drawn anew, because this DomainBed or the one that trained does not say "
+        "how. Accuracies on them are near the recorded ones; on test environments they are equal."
     ]
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """Tables for people."""
-    lines = "\n".join(_lines(document)).split("\n")
-    return "".join(printable.shown(line) + "\n" for line in lines)
+    """Tables for people, without what a terminal would take for commands."""
+    return "\n".join(_lines(document)) + "\n"
 
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     step = "the last step" if document["step"] is None else f"step {document['step']}"
     alpha = document["wise_ft_alpha"]
     mixed = "" if alpha is None else f", WiSE-FT alpha {alpha:g}"
-    yield f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}"
-    yield printable.shown(document["run"])
+    yield shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}")
+    yield shown(document["run"])
     yield ""
-    splits = document["splits"]
-    rows = [["split", "environment", "pictures", "accuracy (%)", "ECE (%)"]]
+    splits, classes = document["splits"], document["classes"]
+    rows = []
     for split in splits:
-        environment = printable.shown(split["environment"]) + " (test)" * split["is_target"]
+        environment = split["environment"] + " (test)" * split["is_target"]
         figures = [_percent(split["accuracy"]), _percent(split["ece"])]
         rows.append([split["name"], environment, str(split["pictures"]), *figures])
-    yield table(rows)
+    yield table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], rows)
     yield ""
     yield (
         f"ECE: expected calibration error over {BINS} bins of equal width of the top probability "
@@ -126,33 +159,25 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield from document["notes"]
     yield ""
     yield "Accuracy (%) by class"
-    yield table(_by_class(document["classes"], splits))
-    for split in _reported(splits):
-        yield ""
-        yield from _confusion(document["classes"], split)
-
-
-def _by_class(classes: Sequence[str], splits: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["class", *(split["name"] for split in splits)]]
-    for label, name in enumerate(classes):
-        found = [_percent(split["by_class"][label]["accuracy"]) for split in splits]
-        rows.append([name, *found])
-    return rows
-
-
-def _reported(splits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The splits whose accuracy DomainBed's tables report; without a target, all out-splits."""
+    rows = [
+        [name, *(_percent(split["by_class"][label]["accuracy"]) for split in splits)]
+        for label, name in enumerate(classes)
+    ]
+    yield table(["class", *(split["name"] for split in splits)], rows)
+    # Those whose accuracy DomainBed's tables report; without a target, all out-splits.
     reported = [s for s in splits if s["is_target"] and s["name"].endswith("_in")]
-    return reported or [s for s in splits if s["name"].endswith("_out")]
+    for split in reported or [s for s in splits if s["name"].endswith("_out")]:
+        yield ""
+        yield from _confusion(classes, split)
 
 
 def _confusion(classes: Sequence[str], split: Mapping[str, Any]) -> Iterator[str]:
-    title = f"Confusion matrix of {split['name']} ({split['environment']})"
+    title = f"Confusion matrix of {split['name']} ({shown(split['environment'])})"
     cells = split["confusion"]
     if len(classes) <= MOST_COLUMNS:
-        yield f"{title}: a row a true class, a column a predicted one"
+        yield f"{title}: a row is a true class, a column a predicted one"
         rows = [[name, *map(str, row)] for name, row in zip(classes, cells)]
-        yield table([["", *classes], *rows])
+        yield table(["", *map(shown, classes)], rows)
         return
     wrong = [
         (count, classes[true], classes[predicted])
@@ -163,7 +188,7 @@ def _confusion(classes: Sequence[str], split: Mapping[str, Any]) -> Iterator[str
     largest = sorted(wrong, key=lambda cell: -cell[0])[:LARGEST_CELLS]
     yield f"{title}: its {len(largest)} largest errors (all of it: --json)"
     rows = [[str(number), true, predicted] for number, true, predicted in largest]
-    yield table([["pictures", "true", "predicted"], *rows])
+    yield table(["pictures", "true", "predicted"], rows)
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""``carft export``: a run as a CLIP that other libraries read, its class head, and a card.
+"""`carft export`: a run as a CLIP that other libraries read, its class head, and a card.
 
 The weights are the original CLIP's whole state dict in OpenAI's format, with the fine-tuned image
 encoder in place of the original's. The head has no place in that format and stands beside it.
@@ -7,26 +7,39 @@ encoder in place of the original's. The head has no place in that format and sta
 from __future__ import annotations
 
 import json
+import math
 import os
+import platform
+import re
+import shlex
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from domainbed_carft import __version__, text
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import backbone, objective, prompts
+from domainbed_carft.files import require_output, sha256
+from domainbed_carft.jobs import folder as job_folder
+from domainbed_carft.jobs import records
+from domainbed_carft.jobs.job import command as train_command
+from domainbed_carft.jobs.setting import VERSION
+from domainbed_carft.method import backbone, pictures
 from domainbed_carft.method.algorithms import CLIPAlgorithm
-from domainbed_carft.runs import card, output
-from domainbed_carft.runs.saved import Run, original_clip
+from domainbed_carft.runs.saved import TrainedRun, original_clip
 
 SUFFIXES = (".pt", ".pth")
 
-# Unit vectors; another processor's rounding moves an element by some 1e-7, other weights by 1e-2.
-SAME_TEXT = 1e-3
+# The arguments of a run by which it is repeated; not those that only say where files are.
+_REPEATED = (
+    "algorithm", "dataset", "test_envs", "hparams_seed", "trial_seed", "seed", "holdout_fraction",
+    "uda_holdout_fraction", "task", "steps", "checkpoint_freq",
+)  # fmt: skip
 
 
 class Files(NamedTuple):
@@ -45,7 +58,7 @@ class Files(NamedTuple):
 
 
 def export(
-    run: Run,
+    run: TrainedRun,
     weights: Path,
     *,
     original: str | None = None,
@@ -56,87 +69,139 @@ def export(
     """Write a run's weights, head and cards, all four or none of them.
 
     ``weights``: where to; ``original``: the file of the CLIP that the run started from, needed
-    unless that is a published one; ``half``: in half precision as OpenAI publishes
-    its weights, else in float32; ``force``: overwrite; ``command``: for the card.
+    unless that is a published one; ``half``: in half precision as OpenAI publishes its weights,
+    else in float32; ``force``: overwrite; ``command``: for the card.
 
-    Raises CarftError where a file is there already or cannot be written, where the original's
-    weights are missing or others than the run's, and for weights that are no numbers.
+    Raises CarftError where a file is there already or cannot be written, where the original is
+    missing or another than the run's, and for weights that are not finite.
     """
     files = Files.of(weights)
-    require_free(files, force)
-    source = _original(run, original)
-    for path in files:  # not even ``force`` overwrites what the export is made from
-        output.require_no_input(path, (run.path, source.path))
+    source = original_clip(run, original)
+    require_free(files, force, (run.path, source.path))
     state = _state_dict(run.algorithm, source, half)
-    with _staged(files) as staged:
-        _write(staged.weights, lambda file: torch.save(state, file))
-        _write(staged.head, lambda file: torch.save(_head(run), file))
-        facts = card.facts(run, source, state, staged, command)
-        staged.card.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        # "replace": file names need not be text.
-        page = card.readme(facts, staged.card.name)
-        staged.readme.write_text(page, encoding="utf-8", errors="replace")
+    folder = weights.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".carft-export-") as temporary:
+            staged = Files(*(Path(temporary) / path.name for path in files))
+            for path, content in ((staged.weights, state), (staged.head, _head(run))):
+                with path.open("wb") as file:  # a file object: the name then changes no byte
+                    torch.save(content, file)
+            card = card_of(run, source, state, staged, command)
+            staged.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+            # "replace": file names need not be text.
+            page = readme(card, staged.card.name)
+            staged.readme.write_text(page, encoding="utf-8", errors="replace")
+            for made, path in zip(staged, files):
+                os.replace(made, path)
+    except (OSError, RuntimeError) as error:  # torch's own, behind which it hides that of a write
+        hidden = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(hidden, "strerror", None) or error
+        raise CarftError(
+            f"the export could not be written to {folder}: {reason}; nothing was overwritten. Make "
+            "room there, or choose another folder"
+        ) from error
     return files
 
 
-def require_free(files: Files, force: bool) -> None:
-    """Raise CarftError unless all four may be written."""
-    weights = files.weights
-    if weights.suffix not in SUFFIXES:
+def require_free(files: Files, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raise CarftError unless all four may be written; ``inputs`` may not even with ``force``."""
+    if files.weights.suffix not in SUFFIXES:
         raise CarftError(
-            f"-o is {weights}, expected a name that ends in {' or '.join(SUFFIXES)}: the head and "
-            "the cards get the same name with other endings, and open_clip goes by the ending"
+            f"-o {files.weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head "
+            "and the cards get the same name with other endings"
         )
-    if not os.path.isdir(weights.parent):  # pathlib's raises where one may not look
-        raise CarftError(f"-o is {weights}, but {weights.parent} is no folder; make it first")
-    folders = [path for path in files if os.path.isdir(path)]
-    if folders:
-        raise CarftError(f"{folders[0]} is a folder, expected a place for a file; choose another")
-    there = [str(path) for path in files if os.path.lexists(path)]
-    if there and not force:
-        raise CarftError(
-            f"already there: {', '.join(there)}. Nothing was written; choose another name, or add "
-            "--force to overwrite"
-        )
+    for path in files:
+        require_output(path, inputs)
+        if os.path.lexists(path) and not force:
+            raise CarftError(f"{path} is there already; choose another name, or add --force")
 
 
-def _original(run: Run, file: str | None) -> backbone.Backbone:
-    """The CLIP that the run started from; CarftError if it is not there, or is another."""
-    loaded = original_clip(run, file)
-    difference = _difference(run, loaded)
-    if difference:
-        raise CarftError(
-            f"{loaded.path} is not the CLIP that the run started from: {difference}. Say where "
-            "that one is with --original FILE"
-        )
-    return loaded
+def card_of(
+    run: TrainedRun,
+    source: backbone.Backbone,
+    state: Mapping[str, Tensor],
+    staged: Files,
+    command: str,
+) -> dict[str, Any]:
+    """The card as JSON has it; ``staged`` are the files as they are before they get in place."""
+    config, protocol = open_clip_config(state), run.hparams["protocol"]
+    card = {
+        "format": "OpenAI CLIP state dict",
+        "quick_gelu": True,
+        "precision": "fp16" if state["text_projection"].dtype == torch.float16 else "fp32",
+        "open_clip_name": open_clip_name(source.name),
+        "open_clip_config": config,
+        "weights": _file(staged.weights),
+        "head": _file(staged.head),
+        "original": {"name": run.hparams["clip_backbone"], "sha256": source.digest},
+        "run": _facts(run),
+        "classes": run.classes,
+        "contexts": run.contexts,
+        "pictures": {  # side lengths in pixels, mean and deviation of [0, 1]
+            "resolution": config["vision_cfg"]["image_size"],
+            "mean": pictures.CLIP_MEAN,
+            "std": pictures.CLIP_STD,
+            "protocol": protocol,
+            "means": pictures.PROTOCOLS[protocol],
+            "data_set_size": run.input_shape[-1],
+        },
+        "versions": {
+            "domainbed_carft": __version__,
+            # OpenAI's own package goes by another name.
+            "clip": next((d.version for d in metadata.distributions(name="clip-anytorch")), None),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "command": command,
+    }
+    # JSON has no word for what is not a number.
+    return dict(json.loads(json.dumps(card, default=str), parse_constant=lambda name: None))
 
 
-def _difference(run: Run, loaded: backbone.Backbone) -> str:
-    """How the file differs from the run's original in what is taken from it; "" if it does not.
+def open_clip_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The architecture in the words of open_clip's model configurations.
 
-    A run records no digest of it. What is taken is all but the image encoder: the text encoder, of
-    which the run has the context weights, and the logit scale.
+    The rules by which OpenAI's format implies it are those of openai/CLIP, clip/model.py,
+    build_model.
     """
-    trained = {k: v.shape for k, v in run.algorithm.encoder.state_dict().items()}
-    there = {k: v.shape for k, v in loaded.model.visual.state_dict().items()}
-    if trained != there:
-        names = sorted(k for k in trained.keys() | there.keys() if trained.get(k) != there.get(k))
-        return f"other shapes in its image encoder, as in {names[0]}"
-    scale = float(run.algorithm.logit_scale)
-    if abs(scale - loaded.logit_scale) > 1e-4 * scale:
-        return f"its logit scale is {loaded.logit_scale:.4f}, the run's {scale:.4f}"
-    two = prompts.prompts(run.contexts[:2], run.classes)  # a single context has no weights
-    made = objective.zero_shot_weights(backbone.text_features(loaded, two)).contexts
-    off = float((made - run.algorithm.context_weights[:2]).abs().max())
-    if not off < SAME_TEXT:  # nor if it is no number
-        return f"its text encoder puts the run's contexts elsewhere (by {off:.3g})"
-    if not run.algorithm.trains_encoder:
-        kept = run.algorithm.encoder.state_dict()
-        changed = [k for k, v in loaded.model.visual.state_dict().items() if not v.equal(kept[k])]
-        if changed:
-            return f"other weights in its image encoder, as in {changed[0]}"
-    return ""
+    if "visual.proj" in state:
+        width, _, _, patch = state["visual.conv1.weight"].shape
+        size = patch * round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+        layers: Any = sum(k.startswith("visual.") and k.endswith("in_proj_weight") for k in state)
+    else:
+        width, patch = state["visual.layer1.0.conv1.weight"].shape[0], None
+        size = 32 * round((len(state["visual.attnpool.positional_embedding"]) - 1) ** 0.5)
+        layers = [_blocks(state, f"visual.layer{n}.") for n in range(1, 5)]
+    length, text_width = state["positional_embedding"].shape
+    return {
+        "embed_dim": state["text_projection"].shape[1],
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": size, "layers": layers, "width": width, "patch_size": patch},
+        "text_cfg": {
+            "context_length": length,
+            "vocab_size": state["token_embedding.weight"].shape[0],
+            "width": text_width,
+            "heads": text_width // 64,
+            "layers": _blocks(state, "transformer.resblocks."),
+        },
+    }
+
+
+def open_clip_name(name: str) -> str | None:
+    """What open_clip calls one of OpenAI's CLIPs with QuickGELU; None for any other."""
+    if name not in backbone.OPENAI_WEIGHTS:
+        return None
+    return name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
+
+
+def readme(card: Mapping[str, Any], card_file: str) -> str:
+    """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
+    environment = text.templates(autoescape=False)
+    environment.filters["words"] = _words
+    environment.filters["python"] = repr
+    environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}%"
+    template = environment.get_template("model_card.md.j2")
+    return template.render(card=card, card_file=card_file)
 
 
 def _state_dict(
@@ -144,7 +209,10 @@ def _state_dict(
 ) -> dict[str, Tensor]:
     """The original's state dict with the fine-tuned image encoder, in OpenAI's order."""
     model = source.model
-    model.visual.load_state_dict(algorithm.encoder.state_dict())
+    try:
+        model.visual.load_state_dict(algorithm.encoder.state_dict())
+    except RuntimeError as error:
+        raise CarftError(f"{source.path} has an image encoder of other shapes") from error
     if half:
         from clip.model import convert_weights
 
@@ -153,11 +221,11 @@ def _state_dict(
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             why = "; without --half it may fit" if half else ": the training diverged"
-            raise CarftError(f"{name} has values that are no finite numbers{why}")
+            raise CarftError(f"{name} has values that are not finite{why}")
     return state
 
 
-def _head(run: Run) -> dict[str, Any]:
+def _head(run: TrainedRun) -> dict[str, Any]:
     """What classifies the features: tensors and plain values only.
 
     Class logits are ``logit_scale`` * unit features . ``weight``, context logits ``context_scale``
@@ -175,28 +243,56 @@ def _head(run: Run) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _staged(files: Files) -> Iterator[Files]:
-    """Files of the same names in a folder beside, which take their places once all are whole."""
-    folder = files.weights.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".carft-export-") as temporary:
-            staged = Files(*(Path(temporary) / path.name for path in files))
-            yield staged
-            for made, path in zip(staged, files, strict=True):
-                os.replace(made, path)
-    except OSError as error:
-        raise CarftError(
-            f"the export cannot be written to {folder}: {error.strerror or error}; nothing was "
-            "overwritten. Make room there, or choose another folder"
-        ) from error
+def _blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def _write(path: Path, write_to: Callable[[IO[bytes]], object]) -> None:
-    """By way of a file object: the bytes then do not depend on the file's name."""
-    with path.open("wb") as file:
-        try:
-            write_to(file)
-        except RuntimeError as error:  # torch's own, behind which it hides that of a write
-            hidden = error.__context__
-            raise (hidden if isinstance(hidden, OSError) else OSError(str(error))) from None
+def _file(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _facts(run: TrainedRun) -> dict[str, Any]:
+    """Of the run: its arguments, and its record of the step of the weights, if there is one."""
+    repeated = {key: run.args.get(key) for key in _REPEATED}
+    found, _ = records.whole(str(run.path.parent / job_folder.RECORDS))
+    own = [one for one in found if all(one["args"].get(k) == v for k, v in repeated.items())]
+    of_step = [one for one in own if run.step in (None, one["step"])]
+    record = max(of_step, key=lambda one: one["step"], default={})
+    if run.alpha is not None:  # no record is of weights that nobody has trained
+        record = {}
+    benchmark = benchmarks.BENCHMARKS.get(str(run.args.get("dataset")))
+    folders = [e.folder for e in benchmark.environments] if benchmark else []
+    names = record["environments"] if isinstance(record.get("environments"), list) else folders
+
+    def name(index: int) -> str:
+        return str(names[index]) if index in range(len(names)) else f"env{index}"
+
+    def share(key: str) -> float | None:
+        found = record.get(key)
+        return found if isinstance(found, (int, float)) and math.isfinite(found) else None
+
+    there = [index for index in range(len(record)) if f"env{index}_out_acc" in record]
+    targets = run.args.get("test_envs")
+    settings = [one.setting for one in records.runs_in(run.path.parent)] if record else []
+    said, head = (settings or [{}])[-1], VERSION
+    return {
+        **repeated,
+        "test_environments": [*map(name, targets)] if isinstance(targets, list) else [],
+        "file": run.path.name,
+        "wise_ft_alpha": run.alpha,
+        "step": record.get("step", run.step),
+        "accuracies": {
+            name(i): {part: share(f"env{i}_{part}_acc") for part in ("in", "out")} for i in there
+        },
+        **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},
+        "hparams": dict(run.hparams),
+        "versions": {k[len(head) :]: v for k, v in said.items() if k.startswith(head)},
+        # Where its data is, and its output goes, is another matter.
+        "command": shlex.join(train_command({**repeated, "hparams": run.args.get("hparams")})),
+    }
+
+
+def _words(value: Any) -> str:
+    """As plain text within Markdown, also between the bars of a table."""
+    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", text.shown(" ".join(words.split())))

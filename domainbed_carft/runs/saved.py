@@ -1,23 +1,35 @@
-"""A saved run: its weights, its arguments and hyperparameters, and the words that it goes by."""
+"""A saved run: its weights, its arguments and hyperparameters, and the words that it goes by.
+
+Without the CLIP that it started from. The file may be a stranger's: `files.load_weights` runs
+nothing in it, and no path that it names is opened.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import DONE, RECORDS, WEIGHTS
-from domainbed_carft.method import algorithms, backbone, prompts
-from domainbed_carft.runs import checkpoints
+import torch
+from domainbed.algorithms import Algorithm
+
+from domainbed_carft import files
+from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.method import algorithms, backbone, objective, prompts
+from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
 from domainbed_carft.text import counted
+
+_ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A run of one of our algorithms, read from the file ``path``, on the CPU and in eval mode.
 
     ``args`` and ``hparams`` are as recorded. ``classes`` are the class names in label order, as
@@ -41,46 +53,40 @@ class Run:
         """Of one picture of the data set: (3, height, width)."""
         return tuple(self.content["model_input_shape"])
 
-    @property
-    def name(self) -> str:
-        """What to call it for people: "CARFT on EmojiStyles, model.pkl"."""
-        return f"{self.args['algorithm']} on {self.args.get('dataset', '?')}, {self.path.name}"
 
+def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
+    """The run in a job's folder, or in a file of weights; ``which`` of WEIGHTS is read of a folder.
 
-def open_run(
-    path: Path | str, which: str | None = None, class_names: Path | str | None = None
-) -> Run:
-    """The run in a job's folder, or in a file of weights.
-
-    ``which`` of WEIGHTS is read of a folder, the last by default. ``class_names`` is a text file
-    with a name a line, in label order, for runs that do not say theirs.
-
-    Raises CarftError for a folder without the weights, a file that ``checkpoints.read`` refuses,
-    weights that are no finite numbers, and a run that does not say its words.
+    It predicts and does not train on: the file has neither the original encoder nor the optimizer.
+    Raises CarftError for a folder without the weights, a file that `files.load_weights` refuses or
+    that is not a run of one of our algorithms, and weights that are not finite.
     """
     file = _weights_file(Path(path), which)
-    content = checkpoints.read(file)
-    algorithm = checkpoints.restore(content, file)
+    content = files.load_weights(file)
+    _require_run(content, file)
+    algorithm = _restored(content, file)
     _require_finite(algorithm, file)
-    contexts, classes = _words(algorithm, content, file, class_names)
-    return Run(
+    contexts, classes = _words(algorithm, file)
+    step = content.get("best_step", content.get("wise_ft_step"))
+    named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)  # by --save_model_every_checkpoint
+    return TrainedRun(
         path=file,
         algorithm=algorithm,
         args=content["args"],
         hparams=content["model_hparams"],
         classes=classes,
         contexts=contexts,
-        step=_step(content, file),
+        step=int(named[1]) if step is None and named else step,
         alpha=content.get("wise_ft_alpha"),
         content={key: value for key, value in content.items() if key != "model_dict"},
     )
 
 
-def original_clip(run: Run, file: str | None) -> backbone.Backbone:
+def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone:
     """The CLIP that the run started from: ``file`` if given, else the published one it names.
 
-    A run may be a stranger's, so a path in it is never opened. Raises CarftError where the run
-    names a path and no ``file`` is given, and where the CLIP cannot be loaded.
+    Raises CarftError where the run names a path and no ``file`` is given, where the CLIP cannot be
+    loaded, and where its SHA-256 is not the one that the run recorded.
     """
     name = file or run.hparams["clip_backbone"]
     if not file and name not in backbone.PUBLISHED:
@@ -89,31 +95,99 @@ def original_clip(run: Run, file: str | None) -> backbone.Backbone:
             "say with --original FILE where that CLIP is"
         )
     try:
-        return backbone.load(name)
+        loaded = backbone.load(name)
     except CarftError as error:
         raise CarftError(
             f"the CLIP that {run.path} started from cannot be loaded: {error}. Say with "
             "--original FILE where it is"
         ) from error
+    expected = run.hparams["clip_digest"]
+    if loaded.digest != expected:
+        raise CarftError(
+            f"{loaded.path} is not the CLIP that {run.path} started from: its SHA-256 is "
+            f"{loaded.digest}, expected {expected}. Name the right file with --original FILE"
+        )
+    return loaded
 
 
 def _weights_file(path: Path, which: str | None) -> Path:
-    if os.path.isdir(path):
-        file = path / WEIGHTS[which or "last"]
-        if not os.path.exists(file):
-            raise CarftError(f"{path} has no {file.name}{_instead(path)}")
+    if not os.path.isdir(path):
+        if which is not None and os.path.exists(path):
+            raise CarftError(f"--which chooses a file of a folder, but {path} is a file; omit it")
+        return path
+    file = path / WEIGHTS[which or "last"]
+    if os.path.exists(file):
         return file
-    if which is not None and os.path.exists(path):
+    hint = "expected the folder of a finished job that kept its weights"
+    for other, name in WEIGHTS.items():
+        if os.path.exists(path / name):
+            hint = f"--which {other} takes its {name}"
+    raise CarftError(f"{path} has no {file.name}; {hint}")
+
+
+# Whether a part of the file, None where it is missing, is as `domainbed.scripts.train` saves it.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "algorithm": lambda name: name in ALGORITHMS,
+    "model_input_shape": lambda shape: [type(n) for n in shape] == [int] * 3,
+    "model_num_classes": lambda number: type(number) is int,
+    "model_num_domains": lambda number: type(number) is int,
+    "model_hparams": lambda hparams: all(h.valid(hparams[h.name]) for h in HPARAMS),
+    "best_step": lambda step: type(step) in (int, type(None)),
+    "wise_ft_step": lambda step: type(step) in (int, type(None)),
+    "wise_ft_alpha": lambda alpha: alpha is None or 0 <= float(alpha) <= 1,
+}
+
+
+def _require_run(content: Any, path: Path) -> None:
+    parts = dict(content) if isinstance(content, dict) else {}
+    args = parts.get("args")
+    parts["algorithm"] = args.get("algorithm") if isinstance(args, dict) else None
+    for part, fits in _FITS.items():
+        fitting = False
+        with contextlib.suppress(Exception):  # a tensor compares to no truth, say
+            fitting = fits(parts.get(part))
+        if not fitting:
+            raise CarftError(
+                f"{path} is not a run of {', '.join(ALGORITHMS)}: its {part} is "
+                f"{reprlib.repr(parts.get(part))[:200]}. Expected a file of weights that "
+                "domainbed.scripts.train saved"
+            )
+
+
+def _restored(content: Mapping[str, Any], path: Path) -> algorithms.CLIPAlgorithm:
+    cls: type[algorithms.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
+    algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
+    Algorithm.__init__(
+        algorithm,
+        content["model_input_shape"],
+        content["model_num_classes"],
+        content["model_num_domains"],
+        content["model_hparams"],
+    )
+    try:
+        _put_in(algorithm, content["model_dict"], content["model_num_classes"])
+    except Exception as error:  # what other tensors make of the encoder: any type
         raise CarftError(
-            f"{path} is a file, and --which chooses one of a folder; leave --which out, or give "
-            f"the folder {path.parent}"
-        )
-    if not os.path.exists(path):
-        raise CarftError(
-            f"there is no {path}; expected a job's folder with {' or '.join(WEIGHTS.values())} in "
-            "it, or a file of weights"
-        )
-    return path
+            f"{path} does not hold the weights of a {cls.__name__} ({brief(error)}); was it "
+            "changed after domainbed.scripts.train had saved it?"
+        ) from error
+    return algorithm.eval()
+
+
+def _put_in(
+    algorithm: algorithms.CLIPAlgorithm, state: Mapping[str, Any], num_classes: int
+) -> None:
+    shapes = {k[len(_ENCODER) :]: v.shape for k, v in state.items() if k.startswith(_ENCODER)}
+    weights = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
+    with torch.random.fork_rng(devices=[]):
+        encoder = backbone.empty_image_encoder(shapes)
+        expected = (num_classes, encoder.output_dim)
+        if weights.classes.shape != expected or weights.contexts.shape[1:] != expected[1:]:
+            raise ValueError(f"expected a head.weight of {expected} and context_weights like it")
+        algorithm._set_up(encoder, weights, float(state["logit_scale"]))
+    algorithm.register_buffer("words", torch.empty_like(state["words"]))
+    algorithm.load_state_dict(state)
+    algorithm.restored = True
 
 
 def _require_finite(algorithm: algorithms.CLIPAlgorithm, file: Path) -> None:
@@ -122,107 +196,21 @@ def _require_finite(algorithm: algorithms.CLIPAlgorithm, file: Path) -> None:
     if wrong:
         more = f" and {counted(len(wrong) - 1, 'other tensor')}" if len(wrong) > 1 else ""
         raise CarftError(
-            f"{file} has values that are no finite numbers in {wrong[0]}{more}: the training "
-            "diverged, and it predicts nothing. Take weights from before that, if there are any "
-            "(--which best, or a model_step*.pkl), or train again with a smaller hparam lr"
+            f"{file} has values that are not finite in {wrong[0]}{more}: the training diverged. "
+            "Take weights from before that (--which best), or train again with a smaller lr"
         )
 
 
-def _instead(folder: Path) -> str:
-    """What the user might have meant."""
-    others = [which for which, name in WEIGHTS.items() if os.path.exists(folder / name)]
-    if others:
-        return f", but {WEIGHTS[others[0]]}: --which {others[0]} takes that"
-    looked_for = f"; neither {' nor '.join(WEIGHTS.values())} is there"
-    inner = _folders_in(folder)
-    jobs = [
-        name for name in inner if any(os.path.exists(folder / name / f) for f in WEIGHTS.values())
-    ]
-    if jobs:
-        return f"{looked_for}, but it holds folders of jobs, such as {folder / jobs[0]}: name one"
-    if os.path.exists(folder / RECORDS) and not os.path.exists(folder / DONE):
-        return f"{looked_for}: the run is not done; `carft sweep status` says how far it is"
-    return (
-        f"{looked_for}. Expected a job's folder, trained without --skip_model_save and without "
-        "--keep_weights none"
-    )
-
-
-def _folders_in(folder: Path) -> list[str]:
+def _words(algorithm: algorithms.CLIPAlgorithm, file: Path) -> tuple[list[str], list[str]]:
+    """The contexts and class names that are saved with the weights."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError:
-        return []
-
-
-def _step(content: Mapping[str, Any], file: Path) -> int | None:
-    """The step of the weights, which ``--save_model_every_checkpoint`` tells by the file's name."""
-    if "best_step" in content:
-        return int(content["best_step"])
-    if content.get("wise_ft_step") is not None:
-        return int(content["wise_ft_step"])
-    named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)
-    return int(named[1]) if named else None
-
-
-def _words(
-    algorithm: algorithms.CLIPAlgorithm,
-    content: Mapping[str, Any],
-    file: Path,
-    given: Path | str | None,
-) -> tuple[list[str], list[str]]:
-    """Contexts and class names: those saved with the weights, else those that the hparams name."""
-    text = getattr(algorithm, "words", None)
-    if text is None:
-        return _named_words(content, file, given)
-    try:
-        letters = bytes(text.tolist())
+        contexts, classes = prompts.from_json(bytes(algorithm.words.tolist()).decode())
+        expected = (len(algorithm.context_weights), algorithm.head.out_features)
+        if (len(contexts), len(classes)) != expected:
+            raise ValueError(f"expected {expected[0]} contexts and {expected[1]} classes")
     except (TypeError, ValueError) as error:
-        raise CarftError(f"the words in {file} are no bytes ({error})") from error
-    contexts, classes = prompts.from_json(letters.decode(errors="replace"))
-    expected = (len(algorithm.context_weights), content["model_num_classes"])
-    if (len(contexts), len(classes)) != expected:
         raise CarftError(
-            f"{file} has {len(contexts)} contexts and {len(classes)} class names for weights of "
-            f"{expected[0]} contexts and {expected[1]} classes: it was changed after training"
-        )
-    if given is not None and _from_file(given, len(classes)) != classes:
-        raise CarftError(
-            f"{given} names other classes than {file} was trained with, which are "
-            f"{', '.join(classes)}; leave --class_names out"
-        )
+            f"{file} does not hold the words of its run ({brief(error)}); was it changed after "
+            "domainbed.scripts.train had saved it?"
+        ) from error
     return contexts, classes
-
-
-def _from_file(path: Path | str, num_classes: int) -> list[str]:
-    return prompts.class_names({"class_names": str(path)}, num_classes)
-
-
-def _named_words(
-    content: Mapping[str, Any], file: Path, given: Path | str | None
-) -> tuple[list[str], list[str]]:
-    """Of a run that was saved before its words were saved with it."""
-    hparams = content["model_hparams"]
-    named = hparams if given is None else {**hparams, "class_names": str(given)}
-    try:
-        classes = prompts.class_names(named, content["model_num_classes"])
-        contexts = prompts.contexts(named["contexts"])
-    except (CarftError, KeyError) as error:
-        raise _no_words(file, str(error)) from error
-    recorded, found = hparams.get("prompts_digest", ""), prompts.digest(contexts, classes)
-    if recorded not in ("", found):
-        raise _no_words(
-            file,
-            f"those of class_names {named['class_names']!r} and contexts {named['contexts']!r} "
-            f"have the digest {found}, and it was trained with {recorded}",
-        )
-    return contexts, classes
-
-
-def _no_words(file: Path, reason: str) -> CarftError:
-    return CarftError(
-        f"{file} was saved before runs kept their words, and these are not to be found again: "
-        f"{reason}. Name the classes with --class_names FILE, a text file with a name a line, in "
-        "label order; a file that the hparam contexts names has to be where it was"
-    )

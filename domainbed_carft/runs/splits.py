@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +17,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from domainbed.lib import misc
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, prompts
-from domainbed_carft.runs import same_data
-from domainbed_carft.runs.saved import Run
+from domainbed_carft.method import observed, pictures, prompts
+from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.runs.saved import TrainedRun
+
+drawing: Any = None
+with contextlib.suppress(ImportError):  # our harness's draws by a key; no other host has them
+    drawing = importlib.import_module("domainbed.lib.drawing")
+
+# Below this many pictures starting processes takes longer than they save.
+MANY_PICTURES = 5000
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -41,84 +55,153 @@ class Split:
         return len(self.items)  # type: ignore[arg-type]
 
 
-def splits(run: Run, data_dir: str | None = None) -> list[Split]:
+def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     """The splits of the job that ``run`` is of: all in-splits, all out-splits, all uda-splits.
 
-    ``data_dir`` is the one that the job was trained with, unless given; a data set that is a path
-    is looked for in one that is given. On our harness an augmented picture is the very one
-    that `train` evaluated at the step of the weights.
+    ``data_dir`` is the one that the job was trained with, unless given; a folder of the user's own
+    that is no longer where it was is taken to be ``data_dir`` itself. On our harness an augmented
+    picture is the very one that `train` evaluated at the step of the weights.
 
     Raises CarftError where the data is not there, or is not that of the run.
     """
-    targets = _targets(run)
     hparams = copy.deepcopy(dict(run.hparams))
-    dataset = _dataset(run, data_dir, hparams)
+    folder = data_dir or run.args.get("data_dir")
+    try:
+        targets = [int(index) for index in run.args["test_envs"]]
+        dataset = _dataset(run, data_dir, folder, hparams)
+        divided = _divided(run, dataset, targets)
+        last = int(run.args.get("steps") or dataset.N_STEPS) - 1
+    except Exception as error:  # a host's class may raise anything, and the file say anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CarftError(
+            f"the data set {run.args.get('dataset')} of {run.path} cannot be read from "
+            f"{folder or 'there'} and divided as in training: {reason}. Say with --data_dir where "
+            "the data is; of a folder of your own, name the folder itself"
+        ) from error
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    same_data.require(run, dataset, seen)
-    named = _divided(run, dataset, targets)
-    names = _environment_names(dataset, seen)
-    steps = _number(run, "steps", None) or dataset.N_STEPS
-    step = steps - 1 if run.step is None else run.step
-    key = (run.args.get("seed", 0) % 2**64, step)  # and the split's number, as `train` has it
+    _require_same_data(run, dataset, targets, seen)
+    names = [environment.name for environment in seen.environments]
+    if len(names) != len(dataset):
+        names = [str(index) for index in range(len(dataset))]
+    # As `train` has it: seed, step, the split's number, and the picture's.
+    key = (run.args.get("seed", 0) % 2**64, last if run.step is None else run.step)
     return [
         Split(name, names[index], index in targets, _Items(part, (*key, number)))
-        for number, (name, index, part) in enumerate(named)
+        for number, (name, index, part) in enumerate(divided)
     ]
 
 
-def same_pictures(run: Run) -> bool:
-    """Whether augmented pictures are those that the run's records are of.
+def same_pictures(run: TrainedRun) -> bool:
+    """Whether augmented pictures are those of the run's records: our harness trained, and is here.
 
-    They are where our harness has trained, and is here now. No other host draws by a key.
+    No other host draws by a key.
     """
-    return _drawing() is not None and "keep_weights" in run.args
+    return drawing is not None and "keep_weights" in run.args
 
 
-def _targets(run: Run) -> list[int]:
-    """The indices of the test environments."""
-    found = run.args.get("test_envs")
-    whole = isinstance(found, list) and all(isinstance(index, int) for index in found)
-    if not whole or "dataset" not in run.args:
-        raise CarftError(
-            f"{run.path} does not say by which data set and test environments it was trained, as "
-            f"DomainBed's train does (args: dataset, test_envs); found {dict(run.args)}"
-        )
-    return list(found or ())
+def choose_device(asked: str | None) -> torch.device:
+    """``asked``, such as "cuda:1", else the GPU if there is one; CarftError where it is not there.
 
-
-def _number(run: Run, name: str, default: Any, most: float = float("inf")) -> Any:
-    value = run.args.get(name, default)
-    if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= most):
-        raise CarftError(
-            f"{run.path} was trained with {name} {value!r}, by which no data can be divided; was "
-            "it changed after domainbed.scripts.train had saved it?"
-        )
-    return value
-
-
-def _dataset(run: Run, data_dir: str | None, hparams: dict[str, Any]) -> Any:
-    """The data set as `train` builds it, which may draw: after seeding everything."""
-    folder = run.args.get("data_dir") if data_dir is None else data_dir
+    Convolutions are made repeatable, as DomainBed's train makes them.
+    """
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        cls = same_data.dataset_class(run, data_dir)
-        with _generators_kept():
-            _reseed(run.args.get("seed", 0))
-            return cls(folder, run.args["test_envs"], hparams)
-    except Exception as error:  # a host's class may raise anything
-        where = f"from {folder}" if folder else "(no --data_dir was given)"
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
         raise CarftError(
-            f"the data set {run.args['dataset']} of {run.path} cannot be read {where}: "
-            f"{same_data.reason(error)} Give the folder that it lies in as --data_dir, also for a "
-            "data set that is a path and was moved"
+            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N, N being the "
+            "number of a GPU of this machine"
         ) from error
 
 
-def _divided(run: Run, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:
-    """Name, index of the environment and items of each split, in the order of the records."""
-    from domainbed.lib import misc
+def batches(
+    found: Sequence[Split], batch_size: int, workers: int | None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The number of a split, pictures and labels, for all pictures of all splits, in order.
 
-    held_out = _number(run, "holdout_fraction", 0.2, most=1)
-    unlabeled = _number(run, "uda_holdout_fraction", 0, most=1)
+    ``workers`` processes load them, without it one a core if there are many pictures. Raises
+    CarftError where a picture cannot be read.
+    """
+    total = sum(map(len, found))
+    if workers is None:
+        workers = min(MOST_WORKERS, machine.cores()) if total >= MANY_PICTURES else 0
+    with tqdm(total=total, unit="picture", desc="evaluating", delay=2, disable=None) as bar:
+        for number, split in enumerate(found):
+            try:
+                for x, y in DataLoader(split.items, batch_size, num_workers=workers):
+                    yield number, x, y
+                    bar.update(len(x))
+            except OSError as error:  # of Pillow's, too; of a worker's, a whole traceback
+                kind = type(error)
+                reason = (str(error).strip() or kind.__name__).splitlines()[-1]
+                reason = reason.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+                if "--decode" not in reason:  # which our harness says
+                    reason += "; `carft data verify --decode` names all such pictures"
+                raise CarftError(
+                    f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
+                ) from error
+
+
+def _dataset(
+    run: TrainedRun, data_dir: str | None, folder: str | None, hparams: dict[str, Any]
+) -> Any:
+    """The data set as `train` builds it, which may draw: after seeding everything."""
+    from domainbed import datasets
+
+    name = run.args["dataset"]
+    # The harness's function takes a folder of the user's own, too; not every fork has one.
+    look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
+    if data_dir and name not in vars(datasets) and not os.path.isdir(name):
+        name = data_dir
+    with _generators_kept():
+        _reseed(run.args.get("seed", 0))
+        return look_up(name)(folder, run.args["test_envs"], hparams)
+
+
+def _require_same_data(
+    run: TrainedRun, dataset: Any, targets: Sequence[int], seen: observed.Seen
+) -> None:
+    """Raise CarftError, naming the difference, unless ``dataset`` is that of the run.
+
+    Compared is what the run knows: how many environments and classes it had, the names of classes
+    that are from folders, the edition, and how pictures are normalised.
+    """
+    named = prompts.named_dataset(run.hparams["class_names"]) is not None
+    folders = [e.classes for e in seen.environments if e.classes and named]
+    shown = observed.agreed_normalisation(seen.environments)
+    ours = run.algorithm.input
+    undone = ours if shown is None else pictures.CLIPInput(ours.resolution, *shown)
+    edition = seen.edition or run.hparams["data_edition"]
+    if run.hparams["data_edition"] in ("", UNCHECKED):
+        edition = run.hparams["data_edition"]
+    for what, then, now in (
+        ("environments", run.content["model_num_domains"] + len(targets), len(dataset)),
+        ("classes", len(run.classes), dataset.num_classes),
+        *(("classes", run.classes, [*map(prompts.clean, classes)]) for classes in folders),
+        ("data_edition", run.hparams["data_edition"], edition),
+        ("normalisation", _rounded(ours), _rounded(undone)),
+    ):
+        if then != now:
+            raise CarftError(
+                f"the data set {run.args['dataset']} is not the one that {run.path} was trained "
+                f"on, and its splits would be others: {what} {then} then, {now} now. Put the data "
+                "back, or give the --data_dir that has it"
+            )
+    if any(index not in range(len(dataset)) for index in targets):
+        raise CarftError(f"{run.path} has test_envs {targets}, of {len(dataset)} environments")
+
+
+def _rounded(one: pictures.CLIPInput) -> list[float]:
+    return [round(float(x), 4) for x in (*one.scale.flatten(), *one.shift.flatten())]
+
+
+def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:
+    """Name, index of the environment and items of each split, in the order of the records."""
+    held_out = run.args.get("holdout_fraction", 0.2)
+    unlabeled = run.args.get("uda_holdout_fraction", 0)
     ins: list[tuple[str, int, Any]] = []
     outs: list[tuple[str, int, Any]] = []
     udas: list[tuple[str, int, Any]] = []
@@ -132,17 +215,6 @@ def _divided(run: Run, dataset: Any, targets: Sequence[int]) -> list[tuple[str, 
         ins.append((f"env{index}_in", index, rest))
         outs.append((f"env{index}_out", index, out))
     return [*ins, *outs, *udas]
-
-
-def _environment_names(dataset: Any, seen: observed.Seen) -> list[str]:
-    count = len(dataset)
-    for names in (
-        [environment.name for environment in seen.environments],
-        [str(label) for label in getattr(dataset, "ENVIRONMENTS", None) or ()],
-    ):
-        if len(names) == count:
-            return names
-    return [str(index) for index in range(count)]
 
 
 class _Items(Dataset[Any]):
@@ -162,28 +234,11 @@ class _Items(Dataset[Any]):
         items = []
         with _generators_kept():
             for position in positions:
-                _reseed(_seed_of(*self._key, position))
+                # On our harness as `domainbed.lib.fast_data_loader` has it.
+                seed_of = misc.seed_hash if drawing is None else drawing.seed_of
+                _reseed(int(seed_of(*self._key, position)))
                 items.append(self._items[position])
         return items
-
-
-def _seed_of(*key: int) -> int:
-    """On our harness the seed that `domainbed.lib.fast_data_loader` draws an item with."""
-    drawing = _drawing()
-    if drawing is not None:
-        return int(drawing.seed_of(*key))
-    from domainbed.lib import misc
-
-    return int(misc.seed_hash(*key))
-
-
-def _drawing() -> Any:
-    """Our harness's module of draws by a key; None for another host."""
-    try:
-        from domainbed.lib import drawing
-    except ImportError:
-        return None
-    return drawing
 
 
 @contextlib.contextmanager

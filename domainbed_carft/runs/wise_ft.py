@@ -1,71 +1,102 @@
-"""`carft wise-ft`: the weights between the original CLIP and a run, evaluated, plotted, saved."""
+"""`carft wise-ft`: the weights between the original CLIP and a run, evaluated, plotted, saved.
+
+Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903: (1 - alpha) times the
+zero-shot weights plus alpha times the fine-tuned ones, encoder and head.
+"""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
-import math
+import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from domainbed_carft import files
-from domainbed_carft import text as printable
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import backbone, objective, prompts
 from domainbed_carft.runs import evaluate as evaluating
-from domainbed_carft.runs import output, passes, saved, wise_ft_folder
+from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
-from domainbed_carft.runs.interpolation import Interpolation
-from domainbed_carft.runs.metrics import Tally
-from domainbed_carft.sweep.printing import number, table
+from domainbed_carft.text import counted, shown, table
 
-Tallies = dict[float, list[Tally]]
+TABLES = ("wise_ft.csv", "wise_ft.json")
+PLOTS = ("wise_ft.png", "wise_ft.svg")
+
+_LINE, _START, _END = "#999999", "#0072B2", "#D55E00"  # of Okabe and Ito's palette
+
+Tallies = dict[float, list[evaluating.Tally]]
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check, evaluate all alphas in one pass, write the results, then the weights."""
+    """Check, evaluate all alphas in one pass, write the results, then the weights.
+
+    Each picture is read once, and predicted with the weights of each alpha in turn.
+    """
     alphas = checked_alphas(arguments.alphas)
     to_save = chosen(arguments.save, alphas)
-    device = passes.choose_device(arguments.device)
-    opened = saved.open_run(arguments.path, arguments.which, arguments.class_names)
-    folder = wise_ft_folder.Folder(arguments.output, files.sha256(opened.path))
-    folder.require_free(to_save)
+    device = data.choose_device(arguments.device)
+    opened = saved.open_run(arguments.path, arguments.which)
+    folder: Path = arguments.output
+    _make_room(folder, [*TABLES, *PLOTS, *map(weights_name, to_save)])
     splits = data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device, arguments.original)
     if opened.alpha is not None:
         print(
-            f"{opened.path} is itself at alpha {opened.alpha:g} of a run: alphas here are between "
-            "the original CLIP and this point",
+            f"{shown(str(opened.path))} is itself at alpha {opened.alpha:g} of a run: alphas here "
+            "are between the original CLIP and this point",
             file=sys.stderr,
         )
-    tallies = evaluate(mixed, alphas, splits, arguments, device)
-    rows = summarise(alphas, splits, tallies)
-    made = folder.write_results(_document(opened, rows), _as_csv(splits, tallies), rows)
+    classes = len(opened.classes)
+    tallies = {alpha: [evaluating.Tally(classes) for _ in splits] for alpha in alphas}
+    with torch.no_grad():
+        for number, x, y in data.batches(splits, arguments.batch_size, arguments.workers):
+            x = x.to(device)
+            for alpha in alphas:  # in place: a few passes over the weights, and no memory each
+                mixed.set(alpha)
+                tallies[alpha][number].add(mixed.algorithm.predict(x), y)
+    rows = summarise(splits, tallies)
+    document = {
+        "run": str(opened.path),
+        "algorithm": opened.args["algorithm"],
+        "dataset": opened.args["dataset"],
+        "test_envs": list(opened.args["test_envs"]),
+        "step": opened.step,
+        "run_alpha": opened.alpha,
+        "notes": evaluating.notes(opened),
+        "alphas": rows,
+    }
+    title = f"{document['algorithm']} on {document['dataset']}"
+    files.save_text(folder / "wise_ft.json", json.dumps(document, indent=1) + "\n")
+    files.save_text(folder / "wise_ft.csv", _as_csv(splits, tallies))
+    made = [*TABLES]
+    if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
+        _plot(rows, title, folder)
+        made += PLOTS
     for alpha in to_save:
         mixed.set(alpha)
-        folder.save_weights(opened, alpha, mixed.state())
-    made += [f"weights of {number(len(to_save), 'alpha')}"] if to_save else []
-    output.write(_as_text(opened, rows, arguments.output, made), None)
+        _save_weights(folder, opened, alpha, mixed.state())
+    made += [f"weights of {counted(len(to_save), 'alpha')}"] if to_save else []
+    print(_as_text(title, rows))
+    print(f"{shown(str(folder))}: {', '.join(made)}")
 
 
 def checked_alphas(alphas: Iterable[float]) -> list[float]:
     """Sorted; raises CarftError for those outside of [0, 1] and for one given twice."""
     alphas = list(alphas)
-    wrong = [alpha for alpha in alphas if math.isnan(alpha) or not 0 <= alpha <= 1]
-    if wrong:
+    wrong = [alpha for alpha in alphas if not 0 <= alpha <= 1]
+    if wrong or len(set(alphas)) < len(alphas):
         raise CarftError(
-            f"--alphas has {', '.join(f'{alpha:g}' for alpha in wrong)}, expected numbers from 0 "
-            "(the original CLIP) to 1 (the run)"
-        )
-    twice = sorted({alpha for alpha in alphas if alphas.count(alpha) > 1})
-    if twice:
-        raise CarftError(
-            f"--alphas has {', '.join(f'{alpha:g}' for alpha in twice)} more than once; give each "
-            "once"
+            f"--alphas {' '.join(f'{alpha:g}' for alpha in alphas)}: expected different numbers "
+            "from 0 (the original CLIP) to 1 (the run)"
         )
     return sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
 
@@ -75,56 +106,80 @@ def chosen(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
     if list(words) in (["all"], ["none"]):
         return list(alphas) if words[0] == "all" else []
     try:
-        wanted = sorted({float(word) for word in words})
-    except ValueError as error:
+        wanted = {float(word) for word in words}
+    except ValueError:
+        wanted = {float("nan")}
+    if not wanted.issubset(alphas):
         raise CarftError(
-            f"--save {' '.join(words)}: expected all, none, or some of --alphas"
-        ) from error
-    unknown = [alpha for alpha in wanted if alpha not in alphas]
-    if unknown:
-        raise CarftError(
-            f"--save {unknown[0]:g} is none of --alphas {' '.join(f'{a:g}' for a in alphas)}; "
-            "only what is evaluated is saved"
+            f"--save {' '.join(words)}: expected all, none, or some of --alphas "
+            f"{' '.join(f'{alpha:g}' for alpha in alphas)}"
         )
-    return wanted
+    return sorted(wanted)
 
 
-def evaluate(
-    mixed: Interpolation,
-    alphas: Sequence[float],
-    splits: Sequence[data.Split],
-    arguments: argparse.Namespace,
-    device: torch.device,
-) -> Tallies:
-    """Each picture is read once, and predicted with the weights of each alpha in turn.
+def weights_name(alpha: float) -> str:
+    """The file of an alpha's weights: two decimals, more where it has more."""
+    text = f"{alpha:.2f}"
+    return f"model_alpha_{text if float(text) == alpha else repr(alpha)}.pkl"
 
-    For a batch the weights are set in place: that takes a few passes over them, little beside
-    predicting the batch, and no memory for each alpha.
+
+class Interpolation:
+    """A run's algorithm, to be set to any point between the original and itself.
+
+    Three copies of the encoder are held on the device, however many alphas there are: the original,
+    the fine-tuned, and the one that predicts. ``original`` is the file of the CLIP that the run
+    started from, needed unless that is a published one. Raises CarftError for CLIPZeroShot, and as
+    `saved.original_clip`.
     """
-    algorithm = mixed.algorithm
-    classes = algorithm.head.out_features
-    tallies = {alpha: [Tally(classes) for _ in splits] for alpha in alphas}
-    size = arguments.batch_size
-    with torch.no_grad(), passes.memory_told(size):
-        for number, x, y in passes.batches(splits, size, arguments.workers):
-            x = x.to(device)
-            for alpha in alphas:
-                mixed.set(alpha)
-                evaluating.count(algorithm.predict(x), y, tallies[alpha][number])
-    return tallies
+
+    def __init__(
+        self, run: saved.TrainedRun, device: torch.device, original: str | None = None
+    ) -> None:
+        if not run.algorithm.trains_head:
+            raise CarftError(
+                f"{run.path} is a run of {run.args['algorithm']}, which trains nothing: there is "
+                "nothing between its weights and the original's"
+            )
+        clip_model = saved.original_clip(run, original)
+        words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
+        start = {f"encoder.{k}": v for k, v in clip_model.model.visual.state_dict().items()}
+        start["head.weight"] = objective.zero_shot_weights(words).classes
+        self.algorithm = run.algorithm.to(device)
+        state = self.algorithm.state_dict()  # of the very tensors that predict
+        if any(name not in state or state[name].shape != v.shape for name, v in start.items()):
+            raise CarftError(f"{run.path} has tensors of other shapes than its original CLIP")
+        # What training has not moved stays as it is, to the bit.
+        self._moved = {
+            name: (state[name], state[name].clone(), weights.to(device))
+            for name, weights in start.items()
+            if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)
+        }
+
+    @torch.no_grad()
+    def set(self, alpha: float) -> None:
+        """Have the algorithm predict with alpha's weights; those of 0 and 1 are exact copies."""
+        for current, tuned, original in self._moved.values():
+            if alpha in (0.0, 1.0):
+                current.copy_(tuned if alpha else original)
+            else:
+                # No fused operation: the same bits on every device.
+                current.copy_(original * (1 - alpha)).add_(tuned * alpha)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the state dict as it is set now, on the CPU."""
+        state = self.algorithm.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def summarise(
-    alphas: Sequence[float], splits: Sequence[data.Split], tallies: Tallies
-) -> list[dict[str, Any]]:
+def summarise(splits: Sequence[data.Split], tallies: Tallies) -> list[dict[str, Any]]:
     """For each alpha the accuracies, as shares of 1, by split and in the two means of the plot.
 
     ``in_domain``: over the out-splits of the training environments; ``out_of_domain``: over the
     in-splits of the test environments. None where there is none.
     """
     rows = []
-    for alpha in alphas:
-        found = {split.name: tally.accuracy for split, tally in zip(splits, tallies[alpha])}
+    for alpha, counts in tallies.items():
+        found = {split.name: tally.accuracy for split, tally in zip(splits, counts)}
         inner = [found[s.name] for s in splits if not s.is_target and s.name.endswith("_out")]
         outer = [found[s.name] for s in splits if s.is_target and s.name.endswith("_in")]
         means = {"in_domain": _mean(inner), "out_of_domain": _mean(outer)}
@@ -137,17 +192,31 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _document(opened: saved.Run, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "run": str(opened.path),
-        "algorithm": opened.args["algorithm"],
-        "dataset": opened.args["dataset"],
-        "test_envs": list(opened.args["test_envs"]),
-        "step": opened.step,
-        "run_alpha": opened.alpha,
-        "notes": evaluating.notes(opened),
-        "alphas": list(rows),
+def _make_room(folder: Path, names: Iterable[str]) -> None:
+    """Make the folder; raises CarftError if it cannot be, or has one of these files already."""
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if there:
+        raise CarftError(
+            f"{folder} has {', '.join(there)} already; choose another --output, or remove them"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CarftError(f"--output {folder} cannot be made: {error.strerror}") from error
+
+
+def _save_weights(
+    folder: Path, opened: saved.TrainedRun, alpha: float, state: dict[str, Tensor]
+) -> None:
+    """Write a file that `saved.open_run` reads as it does the run's own."""
+    content = {
+        **opened.content,
+        "model_dict": state,
+        # Of a run that is itself between: how far it is from the original to the fine-tuned.
+        "wise_ft_alpha": alpha * (1.0 if opened.alpha is None else opened.alpha),
+        "wise_ft_step": opened.step,
     }
+    files.save(folder / weights_name(alpha), lambda place: torch.save(content, place))
 
 
 def _as_csv(splits: Sequence[data.Split], tallies: Tallies) -> str:
@@ -161,19 +230,51 @@ def _as_csv(splits: Sequence[data.Split], tallies: Tallies) -> str:
     return text.getvalue()
 
 
-def _as_text(
-    opened: saved.Run, rows: Sequence[dict[str, Any]], folder: Path, made: Sequence[str]
-) -> str:
-    shown = [["alpha", "in-domain (%)", "out-of-domain (%)"]]
-    for row in rows:
-        means = [row["in_domain"], row["out_of_domain"]]
-        shown.append(
-            [f"{row['alpha']:g}", *("-" if m is None else f"{100 * m:.1f}" for m in means)]
-        )
+def _as_text(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    figures = [
+        [f"{row['alpha']:g}"]
+        + ["-" if row[m] is None else f"{100 * row[m]:.1f}" for m in ("in_domain", "out_of_domain")]
+        for row in rows
+    ]
     return (
-        f"{opened.args['algorithm']} on {opened.args['dataset']}: alpha 0 is the original CLIP, "
-        f"1 the run\n{table(shown)}\n"
+        f"{shown(title)}: alpha 0 is the original CLIP, 1 the run\n"
+        f"{table(['alpha', 'in-domain (%)', 'out-of-domain (%)'], figures)}\n"
         "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
-        f"in-splits of the test environments\n{printable.shown(str(folder))}: "
-        f"{', '.join(made)}\n"
+        "in-splits of the test environments"
     )
+
+
+def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
+    """A point an alpha: accuracy on the test environments against that on the others, in %."""
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    xs = [100 * point["in_domain"] for point in points]
+    ys = [100 * point["out_of_domain"] for point in points]
+    axes.plot(xs, ys, color=_LINE, marker="o", markersize=5, zorder=1)
+    ends = {0.0: ("s", _START, "original CLIP (zero-shot)"), 1.0: ("D", _END, "the run")}
+    for point, x, y in zip(points, xs, ys):
+        axes.annotate(
+            f"{point['alpha']:g}", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8,
+            path_effects=[withStroke(linewidth=3, foreground="white")],  # readable over the line
+        )  # fmt: skip
+        if point["alpha"] in ends:
+            mark, colour, label = ends[point["alpha"]]
+            axes.scatter([x], [y], marker=mark, color=colour, s=60, label=label, zorder=2)
+    axes.margins(0.1)
+    axes.set_xlabel("in-domain accuracy (%): out-splits of the training environments")
+    axes.set_ylabel("out-of-domain accuracy (%):\nin-split of the test environment")
+    axes.set_title(
+        f"{title}: weights (1 - α) original + α fine-tuned", fontsize=10, parse_math=False
+    )
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    for name in PLOTS:
+        kind = name.rpartition(".")[2]
+        metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes
+        draw = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
+        files.save(folder / name, draw)
