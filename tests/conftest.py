@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import tarfile
 import tempfile
 import warnings
@@ -93,16 +92,6 @@ def random_clip(seed=0, **shape):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CLIP(**shape).eval()
-
-
-@pytest.fixture(autouse=True)
-def _no_facts_of_the_test_before() -> None:
-    """What a command asks once in its life is forgotten, since here many share a process."""
-    host = sys.modules.get("domainbed_carft.sweep.host")
-    if host:
-        host._FACTS.clear()
-        for asked in (host.known_hparams, host.data_problems, host.module):
-            asked.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin.emoji_styles import EmojiStyles
 from domainbed_carft.report import frames
 from domainbed_carft.results import collection
-from domainbed_carft.sweep import jobs as sweep_jobs
 
 SMALL = """
 name: small
@@ -88,7 +87,7 @@ def test_the_declared_demo_is_what_the_readme_shows():
     declaration = sweep.load("demo")
     assert declaration.algorithms == ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
     assert declaration.steps == {"EmojiStyles": EmojiStyles.N_STEPS}
-    made = sweep_jobs.make(declaration, demo.DATA_DIR, Path("OUT"))
+    made = declaration.jobs(demo.DATA_DIR, Path("OUT"))
     jobs = make_args_list(
         1, ["EmojiStyles"], declaration.algorithms, 0, 1, EmojiStyles.N_STEPS, demo.DATA_DIR,
         "domain_generalization", 0.2, True, None,

@@ -1,28 +1,18 @@
 """How `carft sweep launch` ends: what is not done is told; what cannot begin leaves nothing."""
 
 import os
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
+from sweep_folders import Others, ended
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import Attempt, JobFolder
-from domainbed_carft.launchers import Ending
-from domainbed_carft.launchers.attempt import run_commands
-from domainbed_carft.sweep import declaration, launching, states
+from domainbed_carft.sweep import launch as launching
+from domainbed_carft.sweep import sources, states
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
 FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "2"]
-
-HOLD = """
-import sys
-from domainbed_carft.jobs.folder import JobFolder
-with JobFolder(sys.argv[1]).claim():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -41,18 +31,11 @@ def launch(out, monkeypatch):
     return start
 
 
-def folders(jobs):
-    return [JobFolder(job.folder) for job in jobs]
-
-
-def finish(jobs, environment):
-    for folder in folders(jobs):
-        (folder.path / "done").touch()
+def finish(jobs, environment=None):
+    for job in jobs:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "done").touch()
     return []
-
-
-def end(folder, status, words=""):
-    folder.add_attempt(Attempt(1.0, 2.0, "host", None, status, words))
 
 
 def test_a_sweep_that_is_done_ends_with_0(launch, capsys):
@@ -62,27 +45,22 @@ def test_a_sweep_that_is_done_ends_with_0(launch, capsys):
 
 
 def test_every_job_that_is_not_done_is_told_with_its_reason(launch, capsys):
-    holders = []
+    others = Others()
 
     def leave(jobs, environment):
-        stopped, held, refused = folders(jobs)
-        end(stopped, 75, "told to stop")
-        holders.append(
-            subprocess.Popen(
-                [sys.executable, "-c", HOLD, str(held.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        )
-        holders[0].stdout.readline()
-        return [Ending(refused.path, "failed", 127, 1, "No space left on device")]
+        stopped, held, refused = jobs
+        ended(stopped, 75)
+        others.hold(held)
+        words = "No space left on device"
+        return [SimpleNamespace(folder=str(refused.folder), status=127, last_words=words)]
 
     try:
         assert launch(leave) == 1
         said = capsys.readouterr().err
         assert "3 jobs not done:" in said and "failed" not in said
-        assert "exit status 75: told to stop" in said
-        assert f"running elsewhere: {os.uname().nodename}, process {holders[0].pid}, since" in said
+        assert "exit status 75: words of 75" in said
+        holder = others.running[0].pid
+        assert f"running elsewhere: {os.uname().nodename}, process {holder}, since" in said
         assert "No space left on device" in said
         # What another launcher runs is not done either when nothing is left to launch.
         assert launch(finish) == 1
@@ -91,55 +69,26 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, capsys):
         said = capsys.readouterr()
         assert "nothing to launch" in said.out and "running elsewhere" in said.err
     finally:
-        holders[0].kill()
-        holders[0].communicate()
+        others.kill()
 
 
 def test_from_python_what_failed_before_is_told_too(out):
-    made = declaration.parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\n", "x")
+    made = sources.parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\n", "x")
 
     def some(jobs, environment):
-        first, second, *_ = folders(jobs)
-        (first.path / "done").touch()
-        end(second, 2, "no such flag")
+        finish(jobs[:1])
+        ended(jobs[1], 2)
         return []
 
     left = launching.run(made, "D", out, some)
     assert [one.state for one in left] == [states.FAILED, *[states.NOT_LAUNCHED] * 2]
-    assert left[0].attempt.last_words == "no such flag" and all(one.detail for one in left)
+    assert left[0].attempt.last_words == "words of 2" and all(one.detail for one in left)
     again = launching.run(made, "D", out, lambda jobs, environment: [])
     assert [one.job.folder for one in again] == [one.job.folder for one in left]
 
 
 def test_what_slurm_has_is_not_waited_for(launch):
-    assert launch(lambda jobs, environment: None, "--launcher", "slurm") == 0
-
-
-def test_weights_to_keep_are_a_variable_of_each_job(launch, capsys):
-    seen = []
-
-    def see(jobs, environment):
-        seen.append([(job, environment(job)) for job in jobs])
-
-    assert launch(see, "--keep_weights", "none") == 1
-    launch(see)
-    assert len(seen[0]) == 3
-    assert all(told == {"DOMAINBED_KEEP_WEIGHTS": "none"} for _, told in seen[0])
-    # It is no part of what the jobs are.
-    assert [job for job, _ in seen[0]] == [job for job, _ in seen[1]]
-    with pytest.raises(SystemExit):
-        launch(None, "--keep_weights", "some")
-    assert "invalid choice: 'some'" in capsys.readouterr().err
-
-
-def test_a_running_job_gets_the_variable(tmp_path):
-    code = (
-        "import os,sys; open(sys.argv[2]+'/done','w').write(os.environ['DOMAINBED_KEEP_WEIGHTS'])"
-    )
-    for name in ("local", "pool"):
-        job = f'DOMAINBED_KEEP_WEIGHTS=best python -c "{code}" --output_dir {tmp_path}/{name}'
-        assert run_commands(launchers.make(name), [job]) == []
-        assert (tmp_path / name / "done").read_text() == "best"
+    assert launch(lambda *given: None, "--launcher", "slurm") == 0
 
 
 def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monkeypatch, capsys):
@@ -160,7 +109,7 @@ def test_gpus_that_are_not_there_are_told_before_any_folder_is_made(out, monkeyp
     flags = [*FLAGS, "--output_dir", str(out), "--jobs_per_gpu", "2"]
     assert cli.main(["sweep", "launch", *flags]) == 1
     assert "jobs_per_gpu = 2, but there is no GPU" in capsys.readouterr().err
-    made = declaration.parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n", "x")
+    made = sources.parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n", "x")
     with pytest.raises(CarftError, match="there is no GPU"):
         launching.run(made, "D", out, launchers.make("pool", {"jobs_per_gpu": 2}))
     assert not out.exists()

@@ -1,17 +1,16 @@
 """What a sweep is said to cost, and what that is from."""
 
-import json
 from pathlib import Path
 
 import pytest
+from sweep_folders import launched, record
 
 from domainbed_carft import cli
-from domainbed_carft.jobs.folder import Attempt, JobFolder
-from domainbed_carft.sweep import declaration, estimate, jobs, launching, output
+from domainbed_carft.sweep import estimate, sources
 
 
 def made(text):
-    return declaration.parse(f"name: x\nalgorithms: [CARFT]\ntrials: 1\n{text}", "x.yaml")
+    return sources.parse(f"name: x\nalgorithms: [CARFT]\ntrials: 1\n{text}", "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -27,8 +26,10 @@ def made(text):
     ],
 )
 def test_pictures(text, steps, trained, evaluated):
-    (job, *_) = jobs.make(made(text), "D", Path("o"))
-    assert estimate.work(job) == (steps, trained, evaluated)
+    declared = made(text)
+    (job, *_) = declared.jobs("D", Path("o"))
+    (facts,) = declared.facts.values()
+    assert estimate.work(job, facts) == (steps, trained, evaluated)
 
 
 def test_without_the_training_in_splits(begun, capsys):
@@ -37,8 +38,9 @@ def test_without_the_training_in_splits(begun, capsys):
 
     counts = (2048, 2344, 1670, 3929)
     out = [len(misc.split_dataset(range(n), int(n * 0.2))[0]) for n in counts]
+    facts = sources.load("mine.yaml").facts["PACS"]
     each = [2 * (sum(out) - out[i] + n) for i, n in enumerate(counts)]  # 2 checkpoints
-    assert [estimate.work(job, skips=True).evaluated for job in begun[1]] == each
+    assert [estimate.work(job, facts, skips=True).evaluated for job in begun[1]] == each
     said = dry_run(begun[0], capsys, "--skip_training_in_splits").out
     assert f"{sum(each):,}" in said and "out-splits of the others" in said
     said = dry_run(begun[0], capsys).out
@@ -49,19 +51,19 @@ def test_a_drawn_batch_size_is_that_of_the_job():
     from domainbed import hparams_registry
     from domainbed.lib import misc
 
-    found = jobs.make(made("datasets: [PACS]\nhparams_seeds: 6"), "D", Path("o"))
+    found = made("datasets: [PACS]\nhparams_seeds: 6").jobs("D", Path("o"))
     for job in found[:6]:
-        args = job.train_args
+        args = job.args
         seed = misc.seed_hash(args["hparams_seed"], args["trial_seed"])
         drawn = hparams_registry.random_hparams("CARFT", "PACS", seed)["batch_size"]
         expected = drawn if args["hparams_seed"] else 32
-        assert estimate.given_or_drawn(job, "batch_size") == expected
-    erm = declaration.parse("name: x\ndatasets: [PACS]\nalgorithms: [ERM]\nhparams_seeds: 3", "x")
-    for job in jobs.make(erm, "D", Path("o"))[1:3]:
-        args = job.train_args
+        assert estimate.hparams(job)["batch_size"] == expected
+    erm = sources.parse("name: x\ndatasets: [PACS]\nalgorithms: [ERM]\nhparams_seeds: 3", "x")
+    for job in erm.jobs("D", Path("o"))[1:3]:
+        args = job.args
         seed = misc.seed_hash(args["hparams_seed"], args["trial_seed"])
         drawn = hparams_registry.random_hparams("ERM", "PACS", seed)["batch_size"]
-        assert estimate.given_or_drawn(job, "batch_size") == drawn
+        assert estimate.hparams(job)["batch_size"] == drawn
 
 
 def dry_run(folder, capsys, *arguments):
@@ -76,42 +78,23 @@ def begun(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = "name: x\nalgorithms: [CARFT]\ntrials: 1\ndatasets: [PACS]\nsteps: 100\n"
     (tmp_path / "mine.yaml").write_text(text)
-    folder = tmp_path / "out"
-    statuses = launching.look(declaration.load("mine.yaml"), "D", folder)
-    for status in statuses:
-        output.describe(status.job, None)
-    return folder, [status.job for status in statuses]
+    return tmp_path / "out", launched(tmp_path / "out", text)
 
 
 def test_nothing_measured_says_how_to_measure(begun, capsys):
     said = dry_run(begun[0], capsys).out
-    assert "Hours: nothing is measured yet. With --measure" in said
-    assert "Disk: not known" in said
+    assert "Hours: nothing is measured yet. --measure" in said
     # Its cosine would end long after its training.
     assert "Note: CARFT on PACS trains 100 steps, but its rate falls to 0 at step 5,001" in said
 
 
 def test_from_step_times_in_records(begun, capsys):
     folder, (job, *_) = begun
-    records = [{"step": step, "step_time": t, "args": {}} for step, t in ((0, 90.0), (50, 36.0))]
-    (job.folder / "results.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for step, seconds in ((0, 90.0), (50, 36.0)):
+        record(job, step, step_time=seconds)
     said = dry_run(folder, capsys).out
-    assert "from step_time in the records of 1 jobs; without: evaluation, loading of data" in said
-    assert "4     0    400" in said and "  4.00" in said  # 4 jobs x 100 steps x 36 s
-
-
-def test_from_the_time_that_finished_jobs_took(begun, capsys):
-    folder, (job, *_) = begun
-    (job.folder / "done").touch()
-    (job.folder / "model.pkl").write_bytes(bytes(1_000_000))
-    JobFolder(job.folder).add_attempt(Attempt(0.0, 7200.0, "h", None, 0, ""))
-    said = dry_run(folder, capsys).out
-    assert (
-        "from the time that 1 finished jobs took beside what else ran then; without: nothing"
-        in said
-    )
-    assert "  6.00" in said  # 3 jobs are left, of 2 hours each
-    assert "Disk: 4 MB when all jobs are done" in said
+    assert "Hours of PACS CARFT: from step_time in the records of 1 jobs, without eval" in said
+    assert said.count(" 4.00") == 2  # 4 jobs x 100 steps x 36 s, and in all
 
 
 def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
@@ -121,9 +104,8 @@ def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
     )
     said = dry_run(tmp_path / "out", capsys, "--measure").out
     for name in ("CARFT", "CLIPZeroShot"):
-        assert f"EmojiStyles {name}: from 3 steps and 3 evaluation batches on random pict" in said
-    assert "without: decoding and augmenting pictures" in said
-    assert "Disk: " in said and not (tmp_path / "out").exists()
+        assert f"Hours of EmojiStyles {name}: from 3 steps and evaluation batches on rando" in said
+    assert "without decoding" in said and not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_measured_is_told_and_the_rest_is_printed(tmp_path, monkeypatch, capsys):

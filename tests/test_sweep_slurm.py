@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import warm
 from sweep_jobs import missing_slurm, wait_until
 
+from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 
 _MISSING = missing_slurm()
@@ -53,7 +55,7 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     wait_for(lambda: not look(out)["counts"]["queued"])
     counts = look(out)["counts"]
     assert counts["running"] == 0
-    assert counts["not launched"] == 2 and counts["stopped"] + counts["stale"] == 1
+    assert counts["not launched"] == 2 and counts["interrupted"] == 1
     cleaned = carft("clean", out)
     assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
 
@@ -130,19 +132,14 @@ def start_now(job):
 def assert_as_undisturbed(folder, alone):
     """It has gone on, and has the records and the weights, to the bit, of the same job by hand."""
     assert "Goes on after step" in (folder / "out.txt").read_text()
-    arguments = json.loads((folder / "job.json").read_text())["train_args"]
-    flags = [word for name, value in arguments.items() for word in flag(name, value)]
-    done = warm.run("-m", "domainbed.scripts.train", *flags, "--output_dir", alone)
+    (job,) = [job for job in manifest.read(folder.parent).jobs if job.folder == folder]
+    done = warm.run(*replace(job, folder=alone).command[1:])
     assert done.returncode == 0, done.stderr
     assert records(folder) == records(alone)
     weights = [
         torch.load(f / "model.pkl", weights_only=True)["model_dict"] for f in (folder, alone)
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-
-
-def flag(name, value):
-    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def records(folder):

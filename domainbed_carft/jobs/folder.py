@@ -296,8 +296,14 @@ def _fields(text: str, known: tuple[str, ...], needed: tuple[str, ...]) -> dict[
     """The known fields of a line of JSON; None if it is cut, or is not such a line."""
     try:
         read = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(read, dict) or any(name not in read for name in needed):
         return None
-    return {name: read[name] for name in known if name in read}
+    found = {name: read[name] for name in known if name in read}
+    for name, value in found.items():
+        kind: Any = str if name in ("host", "slurm", "last_words") else (int, float)
+        optional = name == "slurm" or name not in needed
+        if not isinstance(value, kind) and not (optional and value is None):
+            return None
+    return found

@@ -95,25 +95,31 @@ def drop(output: Path, folders: Iterable[Path]) -> None:
 
 
 def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
-    """The jobs, each in the folder where it has been begun, if it has.
+    """The jobs, each in the folder where it has been begun or listed, if it has.
 
     One whose own folder is not there is looked for by its arguments apart from the data folder:
     data that moved, or another spelling of its place, makes no other job of it.
     """
     if all(job.folder.is_dir() for job in jobs):
         return list(jobs)
-    begun: dict[tuple[str, str], Job] = {}
-    for job in found(output):
+    sweep = read(output) if output.is_dir() else None
+    listed = sweep.jobs if sweep else ()
+    known: dict[tuple[str, str], Job] = {}
+    for job in (*listed, *found(output, listed)):
         key = (job.variant, same_but_for_the_data(job.args))
-        # Of several that one is gone on with which is done.
-        if key not in begun or not JobFolder(begun[key].folder).done:
-            begun[key] = job
+        # Of several that one is resumed which is done, or else has begun.
+        if key not in known or _progress(job) > _progress(known[key]):
+            known[key] = job
     settled = []
     for job in jobs:
-        other = begun.get((job.variant, same_but_for_the_data(job.args)))
+        other = known.get((job.variant, same_but_for_the_data(job.args)))
         moved = other is not None and not job.folder.is_dir()
         settled.append(replace(job, folder=other.folder) if moved and other else job)
     return settled
+
+
+def _progress(job: Job) -> int:
+    return JobFolder(job.folder).done + job.folder.is_dir()
 
 
 def found(output: Path, listed: Iterable[Job] = ()) -> list[Job]:
@@ -157,7 +163,10 @@ def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> Any
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         changed = change(read(output))
         if changed is not None:
-            text = _text(changed, output)
+            try:
+                text = _text(changed, output)
+            except TypeError as error:  # such as a name that is not UTF-8
+                raise CarftError(f"{path} could not be written: {error}") from error
             files.save(path, lambda beside: beside.write_bytes(text))
         return changed
     finally:

@@ -1,16 +1,4 @@
-"""Declared sweeps: which jobs there are, in what state they are, and how to get them done.
-
-- `declaration`, `yaml_source`, `schema`, `checks`, `schedules`, `problems`: a file, or DomainBed's
-  flags, to a `Declaration`, with everything that is wrong told at once;
-- `host`: what there is to name; `data`: what is seen of the data;
-- `jobs`, `output`, `recalled`: the jobs, where they lie in an output folder, those launched;
-- `states`, `rates`: what each of them is doing;
-- `launching`, `clearing`: what is done with them;
-- `estimate`, `measure`: what they will cost;
-- `commands`, `flags`, `text`: ``carft sweep``.
-
-Nothing here imports torch but `measure`, and `host` when it is asked for names it does not know.
-"""
+"""Declared sweeps: which jobs there are, in what state they are, and how to get them done."""
 
 from __future__ import annotations
 
@@ -27,9 +15,9 @@ __all__ = ["load", "run"]
 
 def load(file: str | Path) -> Declaration:
     """The sweep that a file declares, or one of ours by its bare name, such as ``demo``."""
-    from domainbed_carft.sweep import declaration
+    from domainbed_carft.sweep import sources
 
-    return declaration.load(file)
+    return sources.load(file)
 
 
 def run(
@@ -44,7 +32,7 @@ def run(
     ``options`` are those of the launcher. To be called from the main thread, where Ctrl-C arrives.
     """
     from domainbed_carft import launchers
-    from domainbed_carft.sweep import launching
+    from domainbed_carft.sweep import launch
 
     made = launchers.make(launcher, options or {})
-    return launching.run(declaration, data_dir, output, made, launcher)
+    return launch.run(declaration, data_dir, Path(output), made, launcher)

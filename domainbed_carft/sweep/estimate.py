@@ -1,19 +1,29 @@
-"""What a sweep will cost: jobs, pictures, disk, and hours where something was measured."""
+"""What a sweep will cost: jobs, steps, pictures, and hours where something was measured."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.data import benchmarks
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import records
+from domainbed_carft.jobs.job import Job, seed_hash
+from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
-from domainbed_carft.sweep import names, output, rates
-from domainbed_carft.sweep.jobs import Job, seed_hash
+from domainbed_carft.sweep import names
 from domainbed_carft.sweep.states import DONE, Status
 
 Group = tuple[str, str]  # data set, algorithm
+
+_MEASURED_STEPS = 3
+_EVALUATION_BATCH = 64  # DomainBed's
 
 
 class Work(NamedTuple):
@@ -25,22 +35,23 @@ class Work(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """Measured seconds and bytes of jobs of one group.
+    """Seconds a picture trained on and a picture evaluated, where known, and from what."""
 
-    ``evaluation`` is None where the seconds a trained picture include it, or where it was not
-    measured; ``source`` says how it was measured, ``left_out`` what is not in it.
-    """
-
-    training: float  # seconds a picture trained on
-    evaluation: float | None  # seconds a picture evaluated
+    training: float
+    evaluation: float | None
     source: str
-    left_out: str
-    bytes: int | None = None
+
+    def seconds(self, work: Work) -> float:
+        """What a job takes."""
+        return self.training * work.trained + (self.evaluation or 0) * (work.evaluated or 0)
 
 
 @dataclass
 class Row:
-    """Totals of the jobs of one data set and algorithm, in one variant."""
+    """Totals of the jobs of one data set and algorithm, in one variant.
+
+    ``hours`` are those of the jobs that are not done, one after another; None if not measured.
+    """
 
     variant: str
     dataset: str
@@ -50,143 +61,169 @@ class Row:
     steps: int = 0
     trained: int = 0
     evaluated: int | None = 0
-    to_train: int = 0  # of the jobs that are not done
-    to_evaluate: int | None = 0
-
-    def add(self, work: Work, done: bool) -> None:
-        """Count a job."""
-        self.jobs += 1
-        self.done += done
-        self.steps += work.steps
-        self.trained += work.trained
-        self.evaluated = _plus(self.evaluated, work.evaluated)
-        if not done:
-            self.to_train += work.trained
-            self.to_evaluate = _plus(self.to_evaluate, work.evaluated)
+    hours: float | None = 0.0
 
 
-@dataclass
-class Estimate:
-    """The rows, what was measured of each group, and whether training in-splits are left out."""
-
-    rows: list[Row]
-    paces: Mapping[Group, Pace] = field(default_factory=dict)
-    skips: bool = False
-
-    def hours(self, row: Row) -> float | None:
-        """Hours of a row's jobs that are not done, one after another; None if not measured."""
-        pace = self.paces.get((row.dataset, row.algorithm))
-        if pace is None:
-            return None if row.done < row.jobs else 0.0
-        seconds = pace.training * row.to_train
-        if pace.evaluation is not None and row.to_evaluate is not None:
-            seconds += pace.evaluation * row.to_evaluate
-        return seconds / 3600
-
-    def disk(self, row: Row) -> int | None:
-        """Bytes that a row's jobs will take in the end; None if not measured."""
-        pace = self.paces.get((row.dataset, row.algorithm))
-        return None if pace is None or pace.bytes is None else pace.bytes * row.jobs
-
-
-def make(statuses: Sequence[Status], paces: Mapping[Group, Pace], skips: bool = False) -> Estimate:
-    """Sum up the jobs; ``skips`` are those of ``--skip_training_in_splits``."""
+def make(
+    statuses: Sequence[Status],
+    facts: Mapping[str, Dataset],
+    paces: Mapping[Group, Pace],
+    skips: bool = False,
+) -> list[Row]:
+    """The rows, and their total behind them; ``skips`` as in ``work``."""
     rows: dict[tuple[str, str, str], Row] = {}
+    total = Row("all", "", "")
+    drawn = functools.cache(_drawn)
     for status in statuses:
-        args = status.job.train_args
-        key = (status.job.variant, args["dataset"], args["algorithm"])
-        row = rows.setdefault(key, Row(*key))
-        row.add(work(status.job, skips), status.state == DONE)
-    return Estimate(list(rows.values()), paces, skips)
+        dataset, algorithm = status.job.args["dataset"], status.job.args["algorithm"]
+        key = (status.job.variant, dataset, algorithm)
+        one = work(status.job, facts[dataset], skips, drawn)
+        pace = paces.get((dataset, algorithm))
+        hours: float | None = 0.0
+        if status.state != DONE:
+            hours = None if pace is None else pace.seconds(one) / 3600
+        for row in (rows.setdefault(key, Row(*key)), total):
+            row.jobs += 1
+            row.done += status.state == DONE
+            row.steps += one.steps
+            row.trained += one.trained
+            row.evaluated = _plus(row.evaluated, one.evaluated)
+            row.hours = _plus(row.hours, hours)
+    return [*rows.values(), total]
 
 
-def work(job: Job, skips: bool = False) -> Work:
+def _drawn(algorithm: str, dataset: str, choice: int, trial: int) -> dict[str, Any]:
+    registry = names.module("hparams_registry")
+    if choice:
+        return registry.random_hparams(algorithm, dataset, seed_hash(choice, trial))
+    return registry.default_hparams(algorithm, dataset)
+
+
+def hparams(job: Job, drawn: Callable[..., dict[str, Any]] = _drawn) -> dict[str, Any]:
+    """All hyperparameters of a job, as train will have them."""
+    args = job.args
+    seeds = args["hparams_seed"], args["trial_seed"]
+    found = drawn(args["algorithm"], args["dataset"], *seeds)
+    return {**found, **json.loads(args.get("hparams") or "{}")}
+
+
+def work(
+    job: Job, facts: Dataset, skips: bool = False, drawn: Callable[..., dict[str, Any]] = _drawn
+) -> Work:
     """Steps and pictures of a job; ``skips``: it evaluates no training environment's in-split."""
-    facts = names.dataset(job.train_args["dataset"])
-    steps = int(job.train_args.get("steps") or facts.steps)
-    size = int(given_or_drawn(job, "batch_size"))
-    checkpoints = len({*range(0, steps, facts.checkpoint_freq), steps - 1})
-    evaluated = None if facts.pictures is None else checkpoints * _a_pass(job, facts, skips)
-    return Work(steps, steps * size * rates.training_environments(job), evaluated)
+    steps = int(job.args.get("steps") or facts.steps)
+    size = int(hparams(job, drawn)["batch_size"])
+    environments = len(facts.labels) - len(job.args["test_envs"])
+    if facts.pictures is None:
+        return Work(steps, steps * size * environments, None)
+    # At step 0, every checkpoint_freq steps, and at the last one.
+    last, every = steps - 1, facts.checkpoint_freq
+    checkpoints = last // every + 1 + bool(last % every)
+    # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
+    share = job.args["holdout_fraction"] if skips else 1.0
+    left_out = set(job.args["test_envs"])
+    a_pass = sum(n if i in left_out else int(n * share) for i, n in enumerate(facts.pictures))
+    return Work(steps, steps * size * environments, checkpoints * a_pass)
 
 
-def _a_pass(job: Job, facts: names.Dataset, skips: bool) -> int:
-    """Pictures of one checkpoint: both splits of every environment, as DomainBed evaluates them."""
-    counts = facts.pictures or ()
-    if not skips:
-        return sum(counts)
-    targets, holdout = job.train_args["test_envs"], job.train_args["holdout_fraction"]
-    # The size of an out-split as in upstream file domainbed/scripts/train.py at b93c22a.
-    return sum(n if i in targets else int(n * holdout) for i, n in enumerate(counts))
-
-
-def given_or_drawn(job: Job, name: str) -> Any:
-    """One of our hyperparameters in a job; DomainBed's own algorithms draw theirs alike."""
-    args = job.train_args
-    given = json.loads(args.get("hparams") or "{}")
-    if name in given:
-        return given[name]
-    dataset, algorithm = args["dataset"], args["algorithm"]
-    seed = int(args["hparams_seed"])
-    if algorithm not in ours.ALGORITHMS:
-        small = dataset in ("Debug28", "RotatedMNIST", "ColoredMNIST")
-        if not seed and name == "batch_size":
-            return 64 if small else 32
-        dataset = "PACS" if dataset in ours.SMALL_DATASETS else dataset
-    drawn = ours.overlay(algorithm, dataset, seed_hash(seed, int(args["trial_seed"])))
-    return drawn[name][1 if seed else 0]
-
-
-def recorded(jobs: Iterable[Job]) -> dict[Group, Pace]:
-    """What jobs in the output folder tell by the time they took, or by their records."""
-    by_group: dict[Group, list[Job]] = {}
+def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, Pace]:
+    """What the times of steps in the records of an output folder tell."""
+    seconds: dict[Group, list[float]] = {}
     for job in jobs:
-        if job.folder.is_dir():
-            args = job.train_args
-            by_group.setdefault((args["dataset"], args["algorithm"]), []).append(job)
-    paces = {group: _pace(members) for group, members in by_group.items()}
-    return {group: pace for group, pace in paces.items() if pace is not None}
+        record = records.last(job.folder) if job.folder.is_dir() else None
+        taken = record.get("step_time") if record else None
+        # The first record is of the first step alone, which is slower than the others.
+        if record and record["step"] and isinstance(taken, float):
+            args = job.args
+            done = work(job, facts[args["dataset"]])
+            group = args["dataset"], args["algorithm"]
+            seconds.setdefault(group, []).append(taken * done.steps / done.trained)
+    return {
+        group: Pace(
+            sum(each) / len(each), None, f"step_time in the records of {len(each)} jobs, without "
+            "evaluation",
+        )
+        for group, each in seconds.items()
+    }  # fmt: skip
 
 
-def _pace(jobs: Sequence[Job]) -> Pace | None:
-    done = [job for job in jobs if JobFolder(job.folder).done]
-    size = sum(map(_bytes, done)) // len(done) if done else None
-    timed = [(job, seconds) for job in done if (seconds := _whole_run(job))]
-    if timed:
-        trained = sum(work(job).trained for job, _ in timed)
-        return Pace(
-            sum(seconds for _, seconds in timed) / trained, None,
-            f"the time that {len(timed)} finished jobs took beside what else ran then", "nothing",
-            size,
-        )  # fmt: skip
-    stepped = [(job, seconds) for job in jobs if (seconds := _step_time(job))]
-    if not stepped:
-        return None
-    each = [seconds * work(job).steps / work(job).trained for job, seconds in stepped]
+def measure(
+    jobs: Iterable[Job],
+    facts: Mapping[str, Dataset],
+    known: Mapping[Group, Pace],
+    say: Callable[[str], None],
+) -> dict[Group, Pace]:
+    """Time one job of each data set and algorithm of which nothing is known, on random pictures.
+
+    ``say`` is told which cannot be measured, and why.
+    """
+    paces, tried = dict(known), set(known)
+    for job in jobs:
+        group = (job.args["dataset"], job.args["algorithm"])
+        if group not in tried:
+            tried.add(group)
+            try:
+                paces[group] = _measured(job, facts[group[0]])
+            except Exception as error:  # of an algorithm, a download, a device out of memory
+                say(f"{' '.join(group)} cannot be measured here: {error}")
+    return paces
+
+
+def _measured(job: Job, facts: Dataset) -> Pace:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settle = torch.cuda.synchronize if device == "cuda" else lambda: None
+    values = hparams(job)
+    shape, classes = _pictures(job, values)
+    domains = len(facts.labels) - len(job.args["test_envs"])
+    algorithm = names.algorithm_class(job.args["algorithm"])(shape, classes, domains, values)
+    algorithm.to(device)
+    size = int(values["batch_size"])
+
+    def batch(count: int) -> tuple[Any, Any]:
+        labels = torch.randint(classes, (count,), device=device)
+        return torch.randn(count, *shape, device=device), labels
+
+    step = _median(lambda: algorithm.update([batch(size) for _ in range(domains)]), settle)
+    algorithm.eval()
+    with torch.no_grad():
+        evaluation = _median(lambda: algorithm.predict(batch(_EVALUATION_BATCH)[0]), settle)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} cores"
     return Pace(
-        sum(each) / len(each), None,
-        f"step_time in the records of {len(stepped)} jobs",
-        "evaluation, loading of data and model", size,
-    )  # fmt: skip
+        step / (size * domains),
+        evaluation / _EVALUATION_BATCH,
+        f"{_MEASURED_STEPS} steps and evaluation batches on random pictures, just now on {where}, "
+        "without decoding",
+    )
 
 
-def _whole_run(job: Job) -> float | None:
-    """Seconds of a job that was done at the first attempt."""
-    attempts = JobFolder(job.folder).attempts()
-    if len(attempts) != 1 or attempts[0].status != 0:
-        return None
-    return attempts[0].ended - attempts[0].started
+def _median(action: Callable[[], object], settle: Callable[[], object]) -> float:
+    """Median seconds, after one time to warm up."""
+    times = []
+    for _ in range(_MEASURED_STEPS + 1):
+        settle()
+        started = time.perf_counter()
+        action()
+        settle()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
 
 
-def _step_time(job: Job) -> float | None:
-    # The first record is of the first step alone, which is slower than the others.
-    times = [r["step_time"] for r in output.records(job.folder) if r.get("step_time")]
-    return float(sum(times[1:]) / len(times[1:])) if len(times) > 1 else None
+def _pictures(job: Job, values: dict[str, Any]) -> tuple[tuple[int, int, int], int]:
+    """Shape of a picture and number of classes; tells CLIP some names where there is no table."""
+    name, own = job.args["dataset"], job.args["algorithm"] in ours.ALGORITHMS
+    if name in benchmarks.BENCHMARKS:
+        size = 48 if name == "EmojiStyles" and own else 224
+        return (3, size, size), len(benchmarks.BENCHMARKS[name].classes)
+    if os.sep not in name:
+        raise CarftError(f"it is not known how many classes {name} has")
+    domain = next(entry.path for entry in os.scandir(name) if entry.is_dir())
+    classes = sorted(entry.name for entry in os.scandir(domain) if entry.is_dir())
+    if own:
+        values["class_names"] = classes
+    return (3, 224, 224), len(classes)
 
 
-def _bytes(job: Job) -> int:
-    return sum(path.stat().st_size for path in job.folder.iterdir() if path.is_file())
-
-
-def _plus(a: int | None, b: int | None) -> int | None:
+def _plus(a: Any, b: Any) -> Any:
     return None if a is None or b is None else a + b

@@ -3,250 +3,295 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import shlex
+import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, NamedTuple
 
-from domainbed_carft.data import benchmarks, data_check
+from domainbed_carft import files, launchers, plugin
+from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.method.hparams import UNCHECKED
-from domainbed_carft.sweep import (
-    data,
-    declaration,
-    estimate,
-    flags,
-    launching,
-    logs,
-    names,
-    printing,
-    schedules,
-    states,
-)
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
+from domainbed_carft.sweep import estimate, names, printing, sources, states
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.states import Status
+from domainbed_carft.text import confirm, counted, shown
 
-if TYPE_CHECKING:
-    from domainbed_carft.launchers import Launcher
-
-T = TypeVar("T")
-
+NEEDED = (states.NOT_LAUNCHED, states.INTERRUPTED)
 RUN_HERE = ("local", "pool")
+
 # Read by our train.
 KEEP_WEIGHTS = "DOMAINBED_KEEP_WEIGHTS"
 SKIP_IN_SPLITS = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
-
-# What stands for a data folder where all pictures are in the package; and where others have one
-# that is no other's, as what DomainBed's own command line would be given.
-EMBEDDED = "embedded"
-HERE = "."
-# How a file asks our algorithms to train on broken data.
-BY_DECLARATION = f"hparams: {{data_edition: {UNCHECKED}}} in the declaration"
-
-HOW_TO_MEASURE = (
-    "With --measure a few steps of each algorithm are timed here, on the machine that runs this; "
-    "once jobs have been run into this folder, their times are used."
-)
+LOG = "DOMAINBED_LOG"
+WANDB_GROUP = "WANDB_RUN_GROUP"  # by W&B: what the runs of a sweep have in common
 
 
-def launch(arguments: argparse.Namespace) -> int:
-    """Launch what is needed; 1 if a job is not done after a launcher that waits, or failed."""
-    declared, data_dir, launcher, looks = _checked(arguments)
-    statuses = launching.look(declared, data_dir, arguments.output_dir)
+class Data(NamedTuple):
+    """The verdict on each data set, in words; what refuses a launch, and what is not here."""
+
+    verdicts: list[str]
+    refused: list[str]
+    absent: list[str]
+
+
+def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any) -> int:
+    """Launch what is needed; 1 if a job is not done after a launcher that waits, or failed.
+
+    ``given`` are DomainBed's own flags in place of a file, ``options`` those of the launcher.
+    """
+    declared, data_dir, launcher, data = _checked(arguments, given, options)
+    output, name = arguments.output_dir, arguments.launcher
+    statuses = look(declared, data_dir, output)
+    print(f"{declared.name}: {counted(len(statuses), 'job')}: {printing.counted(statuses)}.")
+    for verdict in data.verdicts:
+        print(shown(f"Data: {verdict}."))
     if arguments.dry_run:
-        _dry_run(arguments, declared, statuses, looks)
-        raise_for(_data_problems(arguments, declared, looks))
+        _dry_run(arguments, declared, statuses)
+        raise_for(data.refused)
         return 0
-    for one in looks:
-        if one.absent:
-            print(f"{one}; the jobs look at it where they run.", file=sys.stderr)
-    chosen = launching.needed(statuses, arguments.unknown)
-    kept, skips = arguments.keep_weights, arguments.skip_training_in_splits
-    environment = {KEEP_WEIGHTS: kept} if kept else {}
-    environment |= {SKIP_IN_SPLITS: "1"} if skips else {}
-    environment |= logs.environment(arguments.log or (), arguments.output_dir)
-    print(
-        f"{declared.name}: {printing.number(len(statuses), 'job')}: {printing.counted(statuses)}."
-    )
-    _tell_of_others(statuses, arguments)
-    if arguments.launcher == "dummy":
-        launching.hand_over(launcher, chosen, environment)
+    if failed := sum(status.state == states.FAILED for status in statuses):
+        print(
+            f"{failed} failed and are left alone: {printing.again('status', output)} says why, "
+            f"{printing.again('retry', output)} lets them be tried again."
+        )
+    chosen = [status.job for status in statuses if status.state in NEEDED]
+    environment = _environment(arguments)
+    if name == "dummy":
+        launcher(chosen, environment)
         return 0
     if not chosen:
+        note(declared, data_dir, output, [status.job for status in statuses])
         print("There is nothing to launch.")
-        told = [one for one in statuses if _is_told(one, arguments)]
-        return _ended(arguments, launching.not_done(told))
-    count = printing.number(len(chosen), "job")
-    print(f"About to launch {count} into {arguments.output_dir} ({arguments.launcher}).")
+        # In SLURM others wait.
+        told = [one for one in statuses if name != "slurm" or one.state == states.FAILED]
+        return _ended(output, not_done(told))
+    print(f"About to launch {counted(len(chosen), 'job')} into {output} ({name}).")
     confirm(arguments.yes)
     try:
-        left = launching.run(
-            declared, data_dir, arguments.output_dir, launcher, arguments.launcher,
-            _origin(arguments), arguments.unknown, environment,
-        )  # fmt: skip
+        left = run(declared, data_dir, output, launcher, name, environment)
     except KeyboardInterrupt:
-        print("carft: stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
+        print("carft: stopped by Ctrl-C; the same command resumes the sweep", file=sys.stderr)
         return 130
-    if arguments.launcher == "slurm":
-        print(f"Submitted. Watch them: {again('status', arguments.output_dir)} --watch 30")
+    if name == "slurm":
+        print(f"Submitted. Watch them: {printing.again('status', output)} --watch 30")
         return 0
-    return _ended(arguments, left)
+    return _ended(output, left)
 
 
-def _is_told(status: Status, arguments: argparse.Namespace) -> bool:
-    """Whether a job that is not launched is a reason for exit status 1; in SLURM others wait."""
-    return arguments.launcher != "slurm" or status.state == states.FAILED
+def look(declaration: Declaration, data_dir: str, output: Path) -> list[Status]:
+    """All jobs of the sweep, each in its folder, and their states."""
+    jobs = manifest.settle(declaration.jobs(data_dir, output), output)
+    return states.look(jobs, declaration.facts, states.waiting(output))
+
+
+def run(
+    declaration: Declaration,
+    data_dir: str,
+    output: Path,
+    launcher: Any,
+    name: str = "pool",
+    environment: Callable[[Job], Mapping[str, str]] | None = None,
+) -> list[Status]:
+    """Run what is not done of a sweep; where the launcher waits, with a bar over all its steps.
+
+    Returns the jobs that are not done by the end, each with the reason as its detail; none where
+    the launcher does not wait. To be called from the main thread, where Ctrl-C arrives.
+    """
+    statuses = look(declaration, data_dir, output)
+    jobs = [status.job for status in statuses]
+    chosen = [status.job for status in statuses if status.state in NEEDED]
+    raise_for(launchers.problems(launcher, {job.folder.parent for job in chosen}))
+    note(declaration, data_dir, output, jobs)
+    if name == "slurm":
+        if chosen:
+            launcher(chosen, environment)
+        return []
+    with printing.bar(statuses, declaration.facts):
+        endings = launcher(chosen, environment) or () if chosen else ()
+    now = states.look(jobs, declaration.facts, states.waiting(output))
+    return not_done(now, endings)
+
+
+def note(declaration: Declaration, data_dir: str, output: Path, jobs: Sequence[Job]) -> None:
+    """Write down what is launched: for other commands, and a copy of the file for people."""
+    sweep = manifest.Sweep(
+        declaration.name, data_dir, tuple(jobs), declaration.facts, declaration.selection,
+        declaration.compare_with,
+    )  # fmt: skip
+    manifest.add(output, sweep)
+    if declaration.text is not None:
+        files.save_text(output / "sweep.yaml", declaration.text)
+
+
+def not_done(statuses: Sequence[Status], endings: Sequence[Any] = ()) -> list[Status]:
+    """The jobs that are not done, each with the reason as its detail."""
+    told = {Path(ending.folder): ending for ending in endings}
+    left = [status for status in statuses if status.state != states.DONE]
+    return [replace(one, detail=_reason(one, told.get(one.job.folder))) for one in left]
+
+
+def _reason(status: Status, ending: Any) -> str:
+    if status.state == states.RUNNING:
+        return f"running elsewhere: {status.holder}"
+    if status.state == states.QUEUED:
+        return f"queued elsewhere: {status.detail}"
+    if status.attempt is None and ending is not None:  # there could be no attempt
+        return ending.last_words or f"exit status {ending.status}"
+    return status.detail or status.state
+
+
+def _ended(output: Path, left: Sequence[Status]) -> int:
+    if not left:
+        return 0
+    print(printing.failures(left, output), file=sys.stderr)
+    return 1
 
 
 def _checked(
-    arguments: argparse.Namespace,
-) -> tuple[Declaration, str, Launcher, list[data.Look]]:
+    arguments: argparse.Namespace, given: Mapping[str, Any], options: Any
+) -> tuple[Declaration, str, Any, Data]:
     """What was asked for, after all that is wrong with it has been told at once.
 
     But for the data of a dry run, if nothing else is wrong: it shows the verdicts first.
     """
-    from domainbed_carft import launchers
-
     problems: list[str] = []
-    declared = _collected(functools.partial(_declared, arguments), problems)
-    options = flags.launcher_options(arguments)
+    declared: Declaration | None = _collected(
+        lambda: sources.asked(arguments.sweep, given), problems
+    )
     launcher = _collected(lambda: launchers.make(arguments.launcher, options), problems)
     if launcher is not None and not arguments.dry_run:
         problems += launchers.problems(launcher, [arguments.output_dir])
+    data = Data([], [], [])
     data_dir = arguments.data_dir
-    looks: list[data.Look] = []
     if declared is not None:
         data_dir = data_dir or _data_dir_of_none(declared.datasets)
         if data_dir is None:
-            problems.append("--data_dir is missing, expected the folder of the data sets' folders")
+            problems.append("--data_dir is missing; expected the folder of the data sets' folders")
         else:
-            looks = data.look(declared, data_dir)
-    problems += logs.problems(arguments.log or ())
+            data = _data(declared, data_dir)
+    problems += _log_problems(arguments.log or ())
     if arguments.measure and not arguments.dry_run:
-        problems.append("--measure belongs to --dry-run")
-    if declared is not None and (problems or not arguments.dry_run):
-        problems += _data_problems(arguments, declared, looks)
+        problems.append("--measure needs --dry_run")
+    if problems or not arguments.dry_run:
+        problems += data.refused
+        problems += data.absent if arguments.launcher in RUN_HERE and not arguments.dry_run else []
     raise_for(problems)
     assert declared is not None and launcher is not None and data_dir is not None
-    return declared, data_dir, launcher, looks
+    return declared, data_dir, launcher, data
+
+
+def _collected(make: Callable[[], Any], problems: list[str]) -> Any:
+    """What ``make`` returns, or None with what it raises among the problems."""
+    try:
+        return make()
+    except CarftError as error:
+        # Those of a declaration are a list already, under a headline.
+        listed = [line[2:] for line in str(error).splitlines() if line.startswith("- ")]
+        problems += listed or [str(error)]
+        return None
 
 
 def _data_dir_of_none(datasets: Sequence[str]) -> str | None:
     """What jobs get as ``--data_dir`` where no data set is looked for in it; else None."""
     if any(map(names.lies_in_data_dir, datasets)):
         return None
-    return EMBEDDED if all(name in benchmarks.BENCHMARKS for name in datasets) else HERE
+    return "embedded" if all(name in benchmarks.BENCHMARKS for name in datasets) else "."
 
 
-def _data_problems(
-    arguments: argparse.Namespace, declared: Declaration, looks: Sequence[data.Look]
-) -> list[str]:
-    setting = BY_DECLARATION if arguments.sweep else data_check.BY_FLAG
-    needed_here = arguments.launcher in RUN_HERE and not arguments.dry_run
-    return data.problems(looks, declared.algorithms, setting, needed_here)
+def _data(declared: Declaration, data_dir: str) -> Data:
+    """Verify each data folder that is here, without decoding.
+
+    Our algorithms refuse broken data, as their jobs would; others' jobs warn of it.
+    """
+    found = Data([], [], [])
+    for name in declared.datasets:
+        folder = names.picture_folder(name, data_dir)
+        editions = {
+            declared.hparams_of(name, algorithm, variant).get("data_edition")
+            for variant in declared.variants
+            for algorithm in declared.algorithms_of(variant)
+            if algorithm in ALGORITHMS
+        }
+        if folder is None:
+            known = name in benchmarks.BENCHMARKS
+            verdict = "in the package" if known else "not checked, its folder is not known"
+        elif not os.path.isdir(folder):
+            verdict = f"not seen, no {folder} here; the jobs look at it where they run"
+            found.absent.append(
+                f"{name} is not there: expected the folder {folder} with one sub-folder an "
+                f"environment; is --data_dir {data_dir} right?"
+            )
+        elif editions == {UNCHECKED} or plugin.switched_off():
+            verdict = "not checked, as asked"
+        else:
+            verdict, problems = _verified(name, data_dir)
+            if problems and editions:
+                remedy = f"mend it, or set the hparam data_edition to {UNCHECKED}"
+                found.refused.append(f"the data of {name} in {folder} is {verdict}; {remedy}")
+        found.verdicts.append(f"{name}: {verdict}")
+    return found
 
 
-def _collected(make: Callable[[], T], problems: list[str]) -> T | None:
-    """What ``make`` returns, or None with what it raises among the problems."""
+def _verified(name: str, data_dir: str) -> tuple[str, bool]:
+    """The verdict on a data set that is here, and whether it is broken."""
     try:
-        return make()
+        report = verify.verify(name, Path(data_dir))
     except CarftError as error:
-        # Those of a declaration are a list already, under a headline.
-        lines = str(error).splitlines()
-        listed = [line[2:] for line in lines if line.startswith("- ")]
-        problems += listed or [str(error)]
-        return None
+        return f"broken: {error}", True
+    if report.problems:
+        return f"broken: {'; '.join(report.problems)}", True
+    return f"{report.data_edition}, {report.pictures:,} pictures in {report.root}", False
 
 
-def _declared(arguments: argparse.Namespace) -> Declaration:
-    given = flags.given(arguments)
-    if arguments.sweep is None:
-        if "algorithms" in given and "datasets" in given:
-            return flags.declared(given)
-        shipped = ", ".join(declaration.ours_by_name())
-        raise CarftError(
-            f"name a sweep (a file, or one of {shipped}), or give --algorithms and --datasets"
-        )
-    if given:
-        raise CarftError(
-            f"--{', --'.join(given)} and the sweep {arguments.sweep}: expected one of the two. "
-            "What a declared sweep does stands in its file; copy it to change it"
-        )
-    return declaration.load(arguments.sweep)
+def _log_problems(kinds: Sequence[str]) -> list[str]:
+    """What each job would refuse of ``--log``: a train that cannot log, a missing library."""
+    try:
+        return list(names.module("lib.scalar_logs").problems(kinds)) if kinds else []
+    except CarftError:
+        domainbed = getattr(sys.modules.get("domainbed"), "__path__", ["not found"])[0]
+        return [
+            f"--log: the jobs would run the train of {domainbed}, which logs to nothing but "
+            "results.jsonl; only the harness of domainbed-carft has more"
+        ]
 
 
-def _origin(arguments: argparse.Namespace) -> launching.Origin:
-    if arguments.sweep is None:
-        return launching.Origin(flags=flags.given(arguments))
-    path = declaration.find(arguments.sweep)
-    return launching.Origin(str(path), path.read_text(encoding="utf-8"))
+def _environment(arguments: argparse.Namespace) -> Callable[[Job], dict[str, str]]:
+    """The variables by which jobs are told what is no part of what they are."""
+    common = {KEEP_WEIGHTS: arguments.keep_weights} if arguments.keep_weights else {}
+    common |= {SKIP_IN_SPLITS: "1"} if arguments.skip_training_in_splits else {}
+    kinds = arguments.log or ()
+    common |= {LOG: " ".join(kinds)} if kinds else {}
+    group = arguments.output_dir.absolute().name
+    has_group = "wandb" in kinds and WANDB_GROUP not in os.environ  # a user's own stays
 
+    def of(job: Job) -> dict[str, str]:
+        own = f"{group}/{job.variant}" if job.variant else group
+        return {**common, **({WANDB_GROUP: own} if has_group else {})}
 
-def _tell_of_others(statuses: Sequence[Status], arguments: argparse.Namespace) -> None:
-    counts = Counter(status.state for status in statuses)
-    where = arguments.output_dir
-    if counts[states.FAILED]:
-        print(
-            f"{counts[states.FAILED]} failed and are left alone: {again('status', where)} says "
-            f"why, {again('retry', where)} lets them be tried again."
-        )
-    if counts[states.UNKNOWN] and not arguments.unknown:
-        print(
-            f"{counts[states.UNKNOWN]} were begun by another tool, which leaves no sign of whether "
-            "they run, and are left alone. If none of them runs: --unknown."
-        )
-
-
-def _ended(arguments: argparse.Namespace, left: Sequence[Status]) -> int:
-    if not left:
-        return 0
-    print(printing.failures(left), file=sys.stderr)
-    if any(one.state == states.FAILED for one in left):
-        print(
-            f"Once the cause is mended: {again('retry', arguments.output_dir)}, then launch again.",
-            file=sys.stderr,
-        )
-    return 1
+    return of
 
 
 def _dry_run(
-    arguments: argparse.Namespace,
-    declared: Declaration,
-    statuses: Sequence[Status],
-    looks: Sequence[data.Look],
+    arguments: argparse.Namespace, declared: Declaration, statuses: Sequence[Status]
 ) -> None:
     jobs = [status.job for status in statuses]
-    paces = estimate.recorded(jobs)
+    paces = estimate.recorded(jobs, declared.facts)
     if arguments.measure:
-        from domainbed_carft.sweep import measure
-
-        open_jobs = [status.job for status in statuses if status.state != states.DONE]
-        paces = measure.measure(open_jobs, paces, lambda line: print(line, file=sys.stderr))
-    print(
-        f"{declared.name}: {printing.number(len(statuses), 'job')}: {printing.counted(statuses)}."
-    )
+        unfinished = [status.job for status in statuses if status.state != states.DONE]
+        say: Callable[[str], None] = lambda line: print(shown(line), file=sys.stderr)  # noqa: E731
+        paces = estimate.measure(unfinished, declared.facts, paces, say)
     print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.")
-    for one in looks:
-        print(f"Data: {one}.")
-    print()
-    made = estimate.make(statuses, paces, arguments.skip_training_in_splits)
-    print(printing.estimate(made, HOW_TO_MEASURE))
-    for note in schedules.notes(declared):
-        print(f"Note: {note}")
-
-
-def confirm(yes: bool) -> None:
-    """Ask on a terminal, unless told not to; leave the program where the answer is no."""
-    if yes or sys.stdin is None or not sys.stdin.isatty():
-        return
-    if not input("Go on? (y/n) ").strip().lower().startswith("y"):
-        print("Nothing was done.")
-        raise SystemExit(0)
-
-
-def again(command: str, folder: Path) -> str:
-    """A command line to copy."""
-    return f"carft sweep {command} {shlex.quote(str(folder))}"
+    skips = arguments.skip_training_in_splits
+    rows = estimate.make(statuses, declared.facts, paces, skips)
+    print(f"\n{printing.estimate(rows, paces, skips)}")
+    for dataset, algorithm, steps, _, total, falls in declared.schedules():
+        if falls and steps != total:
+            print(
+                f"Note: {algorithm} on {dataset} trains {steps:,} steps, but its rate falls to 0 "
+                f"at step {total:,}: set the hparam total_steps together with the steps"
+            )

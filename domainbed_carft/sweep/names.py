@@ -1,7 +1,6 @@
-"""What there is to name in a sweep: data sets, algorithms, hyperparameters.
+"""What a sweep may name: the data sets, algorithms and hyperparameters of the domainbed in use.
 
-Facts that need no question to the domainbed in use are answered at once; for other names it is
-asked, which loads torch and takes seconds.
+It is asked at a launch, which loads torch; what is read of it goes into the manifest.
 """
 
 from __future__ import annotations
@@ -11,253 +10,254 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import hparams
+from domainbed_carft.files import YamlPath
+from domainbed_carft.jobs.manifest import Dataset
+from domainbed_carft.method import hparams as ours
+from domainbed_carft.method import prompts
+from domainbed_carft.results import published
+from domainbed_carft.sweep.shape import Override, Problem, Shape, Variant, shown
+from domainbed_carft.text import unknown
 
-# Which every domainbed has (upstream b93c22a and its forks).
-ALWAYS = ("ERM",)
+OUR_HPARAMS = {hparam.name: hparam for hparam in ours.HPARAMS}
 
-# What upstream's registry at b93c22a gives to algorithms without entries of their own.
-COMMON_HPARAMS = frozenset(
-    "data_augmentation resnet18 resnet50_augmix dinov2 vit vit_attn_tune freeze_bn lars "
-    "linear_steps resnet_dropout vit_dropout class_balanced nonlinear_classifier "
-    "lr weight_decay batch_size".split()
-)
-OUR_HPARAMS = {hparam.name: hparam for hparam in hparams.HPARAMS}
-
-# Steps between checkpoints where they are not upstream's 300 for image folders.
-_CHECKPOINTS = {"DomainNet": 1000, "EmojiStyles": 50}
+# Hparams that every DomainBed's train and data sets ask whether they are on, as the text "no" is.
+_SWITCHES = ("data_augmentation", "class_balanced")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Labels, pictures of each environment (None: not known), default steps and checkpoints."""
-
-    labels: tuple[str, ...]
-    folders: tuple[str, ...]
-    pictures: tuple[int, ...] | None
-    steps: int
-    checkpoint_freq: int
-
-
-_FACTS: dict[str, Dataset] = {}
-
-
-def assume(facts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Take these facts of data sets for granted, as they were when the sweep was launched."""
-    for name, fields in facts.items():
-        lists: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
-        }
-        _FACTS[name] = Dataset(**lists)
-
-
-def dataset(name: str) -> Dataset:
-    """What is known of a data set. Raises CarftError where there is none of that name."""
-    if name not in _FACTS:
-        _FACTS[name] = _find(name)
-    return _FACTS[name]
-
-
-def is_known(name: str) -> bool:
-    """Whether ``dataset`` answers without asking the host."""
-    return name in _FACTS or name in benchmarks.BENCHMARKS
-
-
-def _find(name: str) -> Dataset:
-    if name in benchmarks.BENCHMARKS:
-        return _known(benchmarks.BENCHMARKS[name])
-    if os.sep in name:
-        return _own_folder(name)
-    return _asked(name)
-
-
-def _known(benchmark: benchmarks.Benchmark) -> Dataset:
-    folders = tuple(environment.folder for environment in benchmark.environments)
-    return Dataset(
-        tuple(environment.label for environment in benchmark.environments),
-        folders,
-        tuple(benchmark.editions[0].counts[folder] for folder in folders),
-        benchmark.steps["DomainBed"],
-        _CHECKPOINTS.get(benchmark.name, 300),
-    )
-
-
-def _own_folder(folder: str) -> Dataset:
-    own = _own()
-    try:
-        labels = tuple(own.environments(folder))
-    except Exception as error:  # the harness's UsageError
-        told = getattr(error, "problems", [str(error)])
-        raise CarftError(" ".join(told)) from error
-    counts = tuple(_pictures(os.path.join(folder, label)) for label in labels)
-    return Dataset(labels, labels, counts, 5001, 300)
-
-
-def _own() -> Any:
-    """The harness's module on own data; CarftError with a domainbed that has nothing like it."""
-    try:
-        return module("lib.own_data")
-    except CarftError as error:
-        raise CarftError(
-            "the domainbed that is found here knows no data sets by their folder; the harness of "
-            f"domainbed-carft does ({error.__cause__})"
-        ) from error
-
-
-def _pictures(folder: str) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder))
-
-
-def _asked(name: str) -> Dataset:
-    try:
-        found = _dataset_class(name)
-        labels = tuple(map(str, found.ENVIRONMENTS))
-    except Exception as error:
-        told = getattr(error, "problems", [str(error) or f"there is no data set {name}"])
-        raise CarftError(" ".join(told)) from error
-    # What upstream's base class has, for forks whose data sets say nothing.
-    steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
-    return Dataset(labels, labels, None, int(steps), int(every))
-
-
-def _dataset_class(name: str) -> Any:
-    datasets = module("datasets")
-    lookup = getattr(datasets, "get_dataset_class", None)
-    return lookup(name) if lookup else vars(datasets)[name]
-
-
-def known_datasets() -> list[str]:
-    """Names of data sets, for messages."""
-    listed = list(getattr(module("datasets"), "DATASETS", ()))
-    return list(dict.fromkeys([*benchmarks.BENCHMARKS, *listed]))
-
-
-def is_algorithm(name: str) -> bool:
-    """Whether an algorithm has that name."""
-    return refused_algorithm(name) is None
-
-
-def refused_algorithm(name: str) -> str | None:
-    """What the host says of an algorithm that it lacks; None where there is one of that name."""
-    if name in hparams.ALGORITHMS or name in ALWAYS:
-        return None
-    try:
-        module("algorithms").get_algorithm_class(name)
-    except CarftError:
-        raise
-    except Exception as error:  # upstream raises NotImplementedError, a fork's table KeyError
-        return str(error)
-    return None
-
-
-def known_algorithms() -> list[str]:
-    """Names of algorithms, for messages."""
-    listed = list(getattr(module("algorithms"), "ALGORITHMS", ()))
-    return list(dict.fromkeys([*hparams.ALGORITHMS, *listed]))
-
-
-def has_hparam(name: str, algorithm: str, dataset_name: str) -> bool:
-    """Whether ``algorithm`` has a hyperparameter of that name."""
-    ours = algorithm in hparams.ALGORITHMS
-    if name in COMMON_HPARAMS or (ours and name in OUR_HPARAMS):
-        return True
-    return name in known_hparams(algorithm, dataset_name)
-
-
-def refused(name: str, value: Any, algorithm: str, dataset_name: str) -> str | None:
-    """Why the host refuses a value of one of its own algorithms, if it can be asked.
-
-    Without the name, which stands before it already.
-    """
-    for check in getattr(module("hparams_registry"), "HPARAM_CHECKS", ()):
-        for told in check(algorithm, dataset_name, {name: value}):
-            return str(told).removeprefix(f"--hparams: {name} ").rstrip(".")
-    return None
-
-
-@functools.cache
-def known_hparams(algorithm: str, dataset_name: str) -> tuple[str, ...]:
-    """Names of hyperparameters, ours first."""
-    asked = module("hparams_registry").default_hparams(algorithm, dataset_name)
-    first = OUR_HPARAMS if algorithm in hparams.ALGORITHMS else ()
-    return tuple(dict.fromkeys([*first, *sorted(asked)]))
-
-
-@functools.cache
-def data_problems(name: str, data_dir: str) -> tuple[str, ...]:
-    """What each job would refuse of the data, as far as its folders show."""
-    if name in benchmarks.BENCHMARKS:
-        folder = benchmarks.BENCHMARKS[name].folder
-        expected = os.path.join(data_dir, folder)
-        if not folder or os.path.isdir(expected):
-            return ()
-        return (
-            f"{name} is not there: expected the folder {expected} with one sub-folder an "
-            f"environment. Is --data_dir {data_dir} the folder that holds it?",
-        )
-    if os.sep in name:
-        return tuple(_own().problems(name))
-    ask = getattr(_dataset_class(name), "data_problems", None)
-    return tuple(ask(data_dir)) if ask else ()
-
-
-def lies_in_data_dir(name: str) -> bool:
-    """Whether a data set is looked for in ``--data_dir``."""
-    if name in benchmarks.BENCHMARKS:
-        return bool(benchmarks.BENCHMARKS[name].folder)
-    if os.sep in name:
-        return False
-    found = _dataset_class(name)
-    if not hasattr(found, "data_problems"):  # upstream's do not say
-        return True
-    return found.picture_folder(None) is None and bool(found.data_problems(None))
-
-
-def picture_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the environments' folders; None where it has none, or does not say."""
-    if name in benchmarks.BENCHMARKS:
-        folder = benchmarks.BENCHMARKS[name].folder
-        return os.path.join(data_dir, folder) if folder else None
-    if os.sep in name:
-        return name
-    ask = getattr(_dataset_class(name), "picture_folder", None)
-    found: str | None = ask(data_dir) if ask else None
-    return found
-
-
-@contextlib.contextmanager
-def _path_of_a_job() -> Iterator[None]:
-    """Import as ``python -m domainbed.scripts.train`` does: from the current folder first."""
+def module(name: str) -> Any:
+    """A module of the domainbed that jobs started from here would find: from this folder first."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        yield
+        return importlib.import_module(f"domainbed.{name}")
+    except ImportError as error:
+        raise CarftError(
+            f"domainbed.{name} cannot be imported ({error}); carft doctor says what to do"
+        ) from error
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(here)
 
 
-@functools.cache
-def module(name: str) -> Any:
-    """A module of the domainbed that jobs started from here would find."""
+def dataset_class(name: str) -> Any:
+    """The class of a data set. Raises CarftError where there is none of that name."""
+    datasets = module("datasets")
+    is_path = os.sep in name
+    if is_path and not os.path.isdir(name):
+        raise CarftError(f"there is no folder {name}; expected one with a sub-folder a domain")
     try:
-        with _path_of_a_job():
-            return importlib.import_module(f"domainbed.{name}")
-    except ImportError as error:
-        raise CarftError(
-            f"domainbed.{name} cannot be imported ({error}); carft doctor says what to do"
-        ) from error
+        lookup = getattr(datasets, "get_dataset_class", None)
+        return lookup(name) if lookup else vars(datasets)[name]
+    except Exception as error:  # the harness's own, upstream's NotImplementedError, a KeyError
+        if is_path and not hasattr(error, "problems"):
+            raise CarftError(
+                f"the domainbed in {os.path.dirname(datasets.__file__)} knows no data set by its "
+                "folder; the harness of domainbed-carft does"
+            ) from error
+        listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
+        raise _unknown("data set", name, listed, error) from error
 
 
-def class_names(name: str) -> tuple[str, ...]:
-    """Classes of a data set of the user's own, by its folders; none for others."""
-    if os.sep not in name:
-        return ()
-    first = os.path.join(name, dataset(name).labels[0])
-    return tuple(sorted(entry.name for entry in os.scandir(first) if entry.is_dir()))
+def algorithm_class(name: str) -> Any:
+    """The class of an algorithm. Raises CarftError where there is none of that name."""
+    algorithms = module("algorithms")
+    try:
+        return algorithms.get_algorithm_class(name)
+    except Exception as error:
+        listed = dict.fromkeys([*ours.ALGORITHMS, *getattr(algorithms, "ALGORITHMS", ())])
+        raise _unknown("algorithm", name, list(listed), error) from error
+
+
+def _unknown(kind: str, name: str, listed: Sequence[str], error: Exception) -> CarftError:
+    said = " ".join(getattr(error, "problems", [str(error)]))
+    told = name in listed or os.sep in name or "not included" in said
+    return CarftError(said if told and said else unknown(kind, name, listed))
+
+
+def facts(name: str) -> Dataset:
+    """What is to be known of a data set. Raises CarftError where there is none of that name."""
+    found = dataset_class(name)
+    if not getattr(found, "ENVIRONMENTS", None):
+        raise CarftError(f"the class of {name} names no ENVIRONMENTS, so nothing can be left out")
+    labels = tuple(map(str, found.ENVIRONMENTS))
+    # What upstream's base class has, for forks whose data sets say nothing.
+    steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
+    return Dataset(labels, _pictures(name, labels), int(steps), int(every))
+
+
+def _pictures(name: str, labels: Sequence[str]) -> tuple[int, ...] | None:
+    if os.sep in name:
+        walks = [os.walk(os.path.join(name, label)) for label in labels]
+        return tuple(sum(len(files) for _, _, files in walk) for walk in walks)
+    known = benchmarks.BENCHMARKS.get(name)
+    if known is None or len(known.environments) != len(labels):
+        return None
+    return tuple(known.editions[0].counts[one.folder] for one in known.environments)
+
+
+def picture_folder(name: str, data_dir: str) -> str | None:
+    """The folder of the environments' folders; None where it has none, or it is not known."""
+    known = benchmarks.BENCHMARKS.get(name)
+    if known is not None:
+        return os.path.join(data_dir, known.folder) if known.folder else None
+    return name if os.path.isdir(name) else None
+
+
+def lies_in_data_dir(name: str) -> bool:
+    """Whether a data set is looked for in ``--data_dir``, as all are that are not known not to."""
+    known = benchmarks.BENCHMARKS.get(name)
+    if known is not None:
+        return bool(known.folder)
+    return not name.startswith("Debug") and not os.path.isdir(name)
+
+
+def environment(one: str | int, dataset: str, labels: Sequence[str]) -> int | None:
+    """The index of an environment that is given by index, label or a benchmark's folder."""
+    if isinstance(one, int):
+        return one if one < len(labels) else None
+    known = benchmarks.BENCHMARKS.get(dataset)
+    folders = [each.folder for each in known.environments] if known else []
+    return next((given.index(one) for given in (labels, folders) if one in given), None)
+
+
+def known_hparams(algorithm: str, dataset: str) -> list[str]:
+    """Names of hyperparameters, ours first."""
+    asked = module("hparams_registry").default_hparams(algorithm, dataset)
+    first = OUR_HPARAMS if algorithm in ours.ALGORITHMS else ()
+    return list(dict.fromkeys([*first, *sorted(asked)]))
+
+
+def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Problem]]:
+    """The facts of each data set, and all that is wrong with the names and values in a sweep."""
+    found, told = {}, []
+    for index, name in enumerate(shape.datasets):
+        try:
+            found[name] = facts(name)
+        except CarftError as error:
+            told.append(Problem(("datasets", index), str(error)))
+    for index, name in enumerate(shape.algorithms):
+        try:
+            algorithm_class(name)
+        except CarftError as error:
+            told.append(Problem(("algorithms", index), str(error)))
+    rows = list(dict.fromkeys(figure.method for figure in published.figures()))
+    told += [
+        Problem(("compare_with", index), unknown("row of published figures", name, rows))
+        for index, name in enumerate(shape.compare_with)
+        if name not in rows
+    ]
+    told += [*_twice(shape), *_foreign(shape), *_environments(shape, found), *_settled(shape)]
+    wrong = {problem.path for problem in told}
+    algorithms = [n for i, n in enumerate(shape.algorithms) if ("algorithms", i) not in wrong]
+    return found, [*told, *_hparams(shape, list(found), algorithms)]
+
+
+def _twice(shape: Shape) -> Iterator[Problem]:
+    keys = ("datasets", "algorithms", "selection")
+    lists: list[tuple[YamlPath, Sequence[Any]]] = [((key,), getattr(shape, key)) for key in keys]
+    lists += [(("grid", key), values) for key, values in shape.grid.items()]
+    for path, given in lists:
+        texts = [shown(one).removeprefix("it is ").strip('"') for one in given]
+        repeated = [text for text, count in Counter(texts).items() if count > 1]
+        if repeated:
+            yield Problem(path, f"{', '.join(repeated)} is there twice; keep one")
+
+
+def _foreign(shape: Shape) -> Iterator[Problem]:
+    """Names in the settings that are not among the sweep's own data sets and algorithms."""
+    kinds = {"datasets": "data set", "algorithms": "algorithm"}
+    named: list[tuple[str, YamlPath, str]] = []
+    for key in ("steps", "test_environments"):
+        given = getattr(shape, key)
+        named += [("datasets", (key, n), n) for n in (given if isinstance(given, dict) else ())]
+    for index, override in enumerate(shape.overrides):
+        for kind in kinds:
+            listed = enumerate(getattr(override, kind))
+            named += [(kind, ("overrides", index, kind, i), name) for i, name in listed]
+    for variant, setting in shape.variants.items():
+        listed = enumerate(setting.algorithms)
+        named += [("algorithms", ("variants", variant, "algorithms", i), n) for i, n in listed]
+    for kind, path, name in named:
+        declared = getattr(shape, kind)
+        if declared and name not in declared:
+            yield Problem(path, unknown(f"{kinds[kind]} of this sweep", name, declared))
+
+
+def _environments(shape: Shape, found: Mapping[str, Dataset]) -> Iterator[Problem]:
+    needed = 3 if "leave-one-domain-out" in shape.selection else 2
+    given = shape.test_environments
+    for name, known in found.items():
+        labels = known.labels
+        if 1 < len(labels) < needed:
+            text = f"{name} has 2 environments; leave-one-domain-out needs at least 3"
+            yield Problem(("datasets", shape.datasets.index(name)), text)
+        by_name = isinstance(given, dict)
+        path = ("test_environments", name) if by_name else ("test_environments",)
+        for place, one in enumerate(given.get(name, ()) if isinstance(given, dict) else given):
+            if environment(one, name, labels) is None:
+                valid = ", ".join(f"{label} ({i})" for i, label in enumerate(labels))
+                near = unknown(f"environment of {name}", str(one), labels).partition("Valid:")[0]
+                yield Problem((*path, place), f"{near}Valid: {valid}")
+
+
+def _settled(shape: Shape) -> Iterator[Problem]:
+    if shape.grid and shape.variants:
+        yield Problem(("grid",), "there are variants as well; expected one of the two")
+    for index, override in enumerate(shape.overrides):
+        if not override.datasets and not override.algorithms:
+            text = "it is about everything; name datasets or algorithms, or move it to hparams"
+            yield Problem(("overrides", index), text)
+        if not override.hparams and not override.steps:
+            yield Problem(("overrides", index), "it sets nothing; expected hparams or steps")
+
+
+def _hparams(shape: Shape, datasets: Sequence[str], algorithms: Sequence[str]) -> Iterator[Problem]:
+    """Each setting, at the place where it is made, for each algorithm and data set it reaches."""
+    known = functools.cache(known_hparams)
+    blocks: list[tuple[YamlPath, Variant]] = [(("hparams",), Override(hparams=shape.hparams))]
+    blocks += [(("overrides", i, "hparams"), one) for i, one in enumerate(shape.overrides)]
+    blocks += [(("variants", name, "hparams"), one) for name, one in shape.variants.items()]
+    settings: list[tuple[YamlPath, str, Any, Variant]] = []
+    for path, block in blocks:
+        settings += [((*path, key), key, value, block) for key, value in block.hparams.items()]
+    for key, values in shape.grid.items():
+        settings += [(("grid", key, i), key, value, Override()) for i, value in enumerate(values)]
+    if shape.protocol not in (None, "domainbed"):
+        settings.append((("protocol",), "protocol", shape.protocol, Override()))
+    for path, key, value, setting in settings:
+        pairs = [(a, d) for a in algorithms for d in datasets if setting.covers(d, a)]
+        for algorithm, dataset in pairs:
+            if path == ("protocol",) and algorithm not in ours.ALGORITHMS:
+                named = ", ".join(ours.ALGORITHMS)
+                text = f"the preset {value!r} is for {named}; {algorithm} has none. Leave "
+                yield Problem(path, f"{text}protocol out, or {algorithm}")
+            elif key not in known(algorithm, dataset):
+                kind = f"hyperparameter of {algorithm}"
+                yield Problem(path, unknown(kind, key, known(algorithm, dataset)))
+            else:
+                for text in _value(key, value, algorithm, dataset):
+                    yield Problem(path, text)
+
+
+def _value(key: str, value: Any, algorithm: str, dataset: str) -> Iterator[str]:
+    own = OUR_HPARAMS.get(key)
+    if key in _SWITCHES and not (isinstance(value, int) and value in (0, 1)):
+        yield f"it is {value!r}, expected true or false"
+    elif own is not None and (algorithm in ours.ALGORITHMS or key == "batch_size"):
+        if not own.valid(value):
+            yield f"it is {value!r}, expected {own.expected}"
+        elif key == "contexts":
+            try:
+                prompts.contexts(value)
+            except CarftError as error:
+                yield str(error)
+    elif algorithm not in ours.ALGORITHMS:
+        ask = getattr(algorithm_class(algorithm), "hparam_problems", None)
+        for told in ask(dataset, {key: value}) if ask else ():
+            yield str(told).removeprefix(f"--hparams: {key} ").rstrip(".")

@@ -1,21 +1,25 @@
-"""What ``carft sweep`` prints: states, estimates, and figures for people."""
+"""What ``carft sweep`` prints: states, estimates, a bar."""
 
 from __future__ import annotations
 
+import shlex
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
-from domainbed_carft.sweep.estimate import Estimate
 from domainbed_carft.sweep.states import Status
+from domainbed_carft.text import counted as number
+from domainbed_carft.text import duration, limited, shown, table
 
-SHOWN = 20
-
-
-def number(count: int, word: str) -> str:
-    """``1 job``, ``1,320 jobs``."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+if TYPE_CHECKING:
+    from domainbed_carft.sweep.estimate import Pace, Row
 
 
 def counted(statuses: Iterable[Status]) -> str:
@@ -33,40 +37,35 @@ def overview(statuses: Sequence[Status]) -> str:
     if not statuses:
         return "There are no jobs."
     lines = [f"{number(len(statuses), 'job')}: {counted(statuses)}.", _progress(statuses), ""]
-    lines.append(by_group(statuses))
-    for state, title in (
-        (states.RUNNING, "Running:"),
-        (states.FAILED, "Failed, and left alone until carft sweep retry:"),
-        (states.STALE, "Stale, their process died; launch again and they go on:"),
-        (states.STOPPED, "Stopped before their end; launch again and they go on:"),
-        (states.UNKNOWN, "Unknown, made by another tool:"),
+    lines.append(_by_group(statuses))
+    diverged = "Diverged; carft collect leaves out their accuracies from then on:"
+    for title, chosen in (
+        ("Running:", [s for s in statuses if s.state == states.RUNNING]),
+        (
+            "Failed; left alone until carft sweep retry:",
+            [s for s in statuses if s.state == states.FAILED],
+        ),
+        (
+            "Interrupted; launch again to resume:",
+            [s for s in statuses if s.state == states.INTERRUPTED],
+        ),
+        (diverged, [s for s in statuses if s.diverged]),
     ):
-        found = [status for status in statuses if status.state == state]
-        if found:
-            lines += ["", title, *limited([_line(status) for status in found])]
-    if diverged := [_line(status) for status in statuses if status.diverged]:
-        title = "Diverged, so that carft collect leaves out their last accuracies:"
-        lines += ["", title, *limited(diverged)]
-    return "\n".join(line for line in lines if line is not None)
+        if chosen:
+            lines += ["", title, *limited([f"  {_line(status)}" for status in chosen])]
+    return "\n".join(lines)
 
 
-def limited(lines: Sequence[str]) -> list[str]:
-    """The first lines, and how many more there are."""
-    more = len(lines) - SHOWN
-    return [*lines[:SHOWN], *([f"  ... and {more} more (--json has all)"] if more > 0 else [])]
-
-
-def by_group(statuses: Sequence[Status]) -> str:
+def _by_group(statuses: Sequence[Status]) -> str:
     """Counts of states, a line a variant, data set and algorithm."""
     groups: dict[tuple[str, str, str], Counter[str]] = {}
     for status in statuses:
-        args = status.job.train_args
-        key = (status.job.variant, str(args["dataset"]), str(args["algorithm"]))
+        args = status.job.args
+        key = (status.job.variant, str(args.get("dataset", "?")), str(args.get("algorithm", "?")))
         groups.setdefault(key, Counter())[status.state] += 1
     present = [s for s in states.STATES if any(c[s] for c in groups.values())]
-    head = ["variant", "data set", "algorithm", *present]
     rows = [[*key, *(str(c[s]) if c[s] else "-" for s in present)] for key, c in groups.items()]
-    return table([head, *rows])
+    return table(["variant", "data set", "algorithm", *present], rows)
 
 
 def _progress(statuses: Sequence[Status]) -> str:
@@ -79,7 +78,7 @@ def _progress(statuses: Sequence[Status]) -> str:
 
 
 def _line(status: Status) -> str:
-    parts = [f"  {status.job}"]
+    parts = [str(status.job)]
     if status.state == states.RUNNING:
         of = f" of {status.steps:,}" if status.steps else ""
         parts.append(f"step {status.step:,}{of}")
@@ -90,114 +89,49 @@ def _line(status: Status) -> str:
         parts.append(str(status.holder))
     elif status.detail:
         parts.append(status.detail)
-    return "; ".join([*parts, status.job.folder.name])
+    return shown("; ".join([*parts, status.job.folder.name]))
 
 
-def failures(left: Sequence[Status]) -> str:
+def failures(left: Sequence[Status], output: Path) -> str:
     """The jobs that failed, with exit status and last words, then others that are not done."""
     failed = [status for status in left if status.state == states.FAILED]
     others = [status for status in left if status.state != states.FAILED]
     lines = []
     for title, group in (("failed", failed), ("not done", others)):
         if group:
-            reasons = [f"  {s.job}: {s.detail or s.state}; {s.job.folder}" for s in group]
+            reasons = [shown(f"  {s.job}: {s.detail or s.state}; {s.job.folder}") for s in group]
             lines += [f"{number(len(group), 'job')} {title}:", *limited(reasons)]
+    if failed:
+        lines.append(f"Once the cause is mended: {again('retry', output)}, then launch again.")
     return "\n".join(lines)
 
 
-_ALL = "both splits of every environment"
-_SKIPS = (
-    "both splits of test environments, out-splits of the others, as asked for (a checkout's own "
-    "train evaluates all)"
-)
-
-
-def estimate(made: Estimate, how_to_measure: str) -> str:
-    """The whole of ``--dry-run``."""
+def estimate(rows: Sequence[Row], paces: Mapping[Any, Pace], skips: bool) -> str:
+    """The costs that ``--dry_run`` shows; ``skips`` are those of ``--skip_training_in_splits``."""
     head = ["variant", "data set", "algorithm", "jobs", "done", "steps", "trained", "evaluated"]
-    rows = [
+    cells = [
         [
-            row.variant, row.dataset, row.algorithm, str(row.jobs), str(row.done),
-            f"{row.steps:,}", f"{row.trained:,}", _number(row.evaluated), _hours(made.hours(row)),
+            row.variant, row.dataset, row.algorithm, f"{row.jobs:,}", f"{row.done:,}",
+            f"{row.steps:,}", f"{row.trained:,}", _number(row.evaluated), _hours(row.hours),
         ]
-        for row in made.rows
+        for row in rows
     ]  # fmt: skip
-    evaluated = [row.evaluated for row in made.rows]
-    known = [count for count in evaluated if count is not None]
-    hours = [made.hours(row) for row in made.rows]
-    measured = [each for each in hours if each is not None]
-    total = [
-        "all", "", "", str(sum(row.jobs for row in made.rows)),
-        str(sum(row.done for row in made.rows)), f"{sum(row.steps for row in made.rows):,}",
-        f"{sum(row.trained for row in made.rows):,}",
-        f"{sum(known):,}" if len(known) == len(evaluated) else "?",
-        _hours(sum(measured)) if len(measured) == len(hours) else "?",
-    ]  # fmt: skip
-    lines = [table([[*head, "hours left"], *rows, total])]
-    lines.append(f"Trained, evaluated: pictures. Evaluated: {_SKIPS if made.skips else _ALL}.")
-    lines.append(_time(made, how_to_measure))
-    lines.append(_disk(made))
+    which = "both splits of every environment"
+    if skips:
+        which = (
+            "both splits of test environments, out-splits of the others (a checkout's own train "
+            "evaluates all)"
+        )
+    lines = [table([*head, "hours left"], cells)]
+    lines.append(f"Trained, evaluated: pictures. Evaluated: {which}.")
+    if not paces:
+        lines.append(
+            "Hours: nothing is measured yet. --measure times a few steps of each algorithm on this "
+            "machine; jobs in this folder are timed by their records."
+        )
+    for (dataset, algorithm), pace in paces.items():
+        lines.append(f"Hours of {dataset} {algorithm}: from {pace.source}.")
     return "\n".join(lines)
-
-
-def _time(made: Estimate, how_to_measure: str) -> str:
-    if not made.paces:
-        return f"Hours: nothing is measured yet. {how_to_measure}"
-    lines = ["Hours: of the jobs that are not done, one after another on one such device."]
-    for (dataset, algorithm), pace in made.paces.items():
-        lines.append(f"  {dataset} {algorithm}: from {pace.source}; without: {pace.left_out}.")
-    groups = {(row.dataset, row.algorithm) for row in made.rows if row.done < row.jobs}
-    if groups - made.paces.keys():
-        lines.append(f"  Of {len(groups - made.paces.keys())} others nothing is measured.")
-    return "\n".join(lines)
-
-
-def _disk(made: Estimate) -> str:
-    sizes = [made.disk(row) for row in made.rows]
-    known = [size for size in sizes if size is not None]
-    if not known:
-        return "Disk: not known before a job is done or --measure has run."
-    part = "" if len(known) == len(sizes) else ", for the rows of which something is measured"
-    return (
-        f"Disk: {size_of(sum(known))} when all jobs are done{part}; a running job keeps its state "
-        "beside that, and removes it at the end."
-    )
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be, figures to the right, without empty columns."""
-    columns = [c for c in zip(*rows) if any(cell not in ("", "-", "?") for cell in c[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if cell[:1].isdigit() or cell in "-?" else cell.ljust(width)
-            for cell, width in zip(row, widths)
-        ).rstrip()
-        for row in zip(*columns)
-    )
-
-
-def duration(seconds: float) -> str:
-    """``3 d 4 h``, ``4 h 5 min``, ``5:06``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes}:{rest:02}"
-
-
-def size_of(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def clock() -> str:
-    """Now, for the head of a redrawn screen."""
-    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _number(count: int | None) -> str:
@@ -206,3 +140,59 @@ def _number(count: int | None) -> str:
 
 def _hours(hours: float | None) -> str:
     return "?" if hours is None else f"{hours:.2f}" if hours < 10 else f"{hours:,.0f}"
+
+
+@contextmanager
+def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
+    """A bar over all steps of the sweep while the block runs, fed from locks and records."""
+    from tqdm import tqdm
+
+    total = sum(status.steps or 1 for status in statuses)
+    ended = threading.Event()
+    with tqdm(
+        total=total, initial=sum(map(_counted, statuses)), unit="step", smoothing=0, desc="sweep"
+    ) as shown:
+        thread = threading.Thread(target=_watch, args=(statuses, facts, shown, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=30)
+
+
+def _watch(
+    statuses: Sequence[Status], facts: Mapping[str, Any], shown: Any, ended: threading.Event
+) -> None:
+    latest = {status.job.folder: status for status in statuses}
+    over = False
+    while not over:
+        over = ended.is_set()
+        started = time.monotonic()
+        for folder, before in latest.items():
+            if before.state != states.DONE:
+                latest[folder] = states.status(before.job, facts, states.Waiting())
+        counts = [status.state for status in latest.values()]
+        failed = f", {counts.count(states.FAILED)} failed" if states.FAILED in counts else ""
+        text = f"{counts.count(states.DONE)} of {len(counts)} jobs done{failed}"
+        # On a screen the clock goes on between records; a log gets a line a change.
+        shown.set_postfix_str(text, refresh=False)
+        steps = sum(map(_counted, latest.values()))
+        if steps != shown.n:
+            shown.update(steps - shown.n)
+        elif sys.stderr.isatty():
+            shown.refresh()
+        # Of thousands of jobs a look takes a while; the sweep comes first.
+        ended.wait(max(0.5, 10 * (time.monotonic() - started)) if not over else 0)
+
+
+def _counted(status: Status) -> int:
+    """Steps to show for a job; one whose steps are not known counts as one."""
+    if status.steps is None:
+        return int(status.state == states.DONE)
+    return min(status.step, status.steps)
+
+
+def again(command: str, output: Path) -> str:
+    """A command line to copy."""
+    return f"carft sweep {command} {shlex.quote(str(output))}"

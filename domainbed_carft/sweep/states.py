@@ -6,29 +6,29 @@ dead process wrote.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder, has_diverged
-from domainbed_carft.sweep import names as host
-from domainbed_carft.sweep import output, rates
-from domainbed_carft.sweep.jobs import Job
+from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.manifest import Dataset
 
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
 RUNNING = "running"
-DONE = "done"
+INTERRUPTED = "interrupted"  # it began, is not done, and nobody runs it: it goes on when launched
 FAILED = "failed"
-STALE = "stale"  # its process died; it goes on from its last state when launched again
-STOPPED = "stopped"  # it ended before it was done, and said so; it goes on when launched again
-UNKNOWN = "unknown"  # another tool made its folder, and leaves no sign of whether it runs
-STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, STOPPED, STALE, FAILED, UNKNOWN)
+DONE = "done"
+STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
 
 LAUNCHES = "launches"
 
@@ -50,19 +50,18 @@ class Status:
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        holder, attempt, args = self.holder, self.attempt, self.job.train_args
         names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+        attempt = self.attempt
         return {
             "folder": str(self.job.folder),
             "variant": self.job.variant,
-            **{name: args[name] for name in names},
+            **{name: self.job.args.get(name) for name in names},
             "state": self.state,
             "step": self.step,
             "steps": self.steps,
-            "host": holder.host if holder else None,
-            "pid": holder.pid if holder else None,
-            "slurm": holder.slurm if holder else None,
-            "since": holder.since if holder else None,
+            **{
+                name: getattr(self.holder, name, None) for name in ("host", "pid", "slurm", "since")
+            },
             "pictures_per_second": self.pictures_per_second,
             "eta_seconds": self.eta,
             "exit_status": attempt.status if attempt else None,
@@ -72,79 +71,69 @@ class Status:
         }
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A launch file: which launcher, whether its process lives (for SLURM: None), its jobs."""
+class Waiting(NamedTuple):
+    """What waits in an output folder.
 
-    path: Path
-    launcher: str
-    host: str
-    pid: int
-    alive: bool | None
-    jobs: Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
-class Queues:
-    """The launches of an output folder.
-
-    ``slurm`` maps SLURM's jobs that have not ended to its word for their state; ``note`` says why
-    SLURM could not be asked.
+    ``places`` says where the job of a folder waits. ``launchers`` are those whose process lives:
+    name, host, process; ``ended`` the launch files that say nothing any more. ``slurm`` has SLURM's
+    word for each of its jobs that has not ended; ``note`` says why it could not be asked.
     """
 
-    launches: Sequence[Launch] = ()
-    slurm: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[Path, str] = {}
+    launchers: Sequence[tuple[str, str, int]] = ()
+    ended: Sequence[Path] = ()
+    slurm: Mapping[str, str] = {}
     note: str = ""
 
-    def waiting(self, name: str) -> str | None:
-        """Where a job waits, by its folder's name."""
-        for launch in self.launches:
-            if name in launch.jobs:
-                if launch.alive:
-                    return f"{launch.launcher} on {launch.host}, process {launch.pid}"
-                if launch.alive is None and (word := self.slurm.get(launch.jobs[name] or "")):
-                    return f"SLURM job {launch.jobs[name]}, {word}"
-        return None
 
-    def ended(self, launch: Launch) -> bool:
-        """Whether no job of a launch through SLURM is left, as far as SLURM could be asked."""
-        return not self.note and not any(one in self.slurm for one in launch.jobs.values())
+def waiting(output: Path) -> Waiting:
+    """What waits, by all launch files of an output folder and its variants; asks SLURM once."""
+    found = [*output.glob(f"{LAUNCHES}/*.json"), *output.glob(f"*/{LAUNCHES}/*.json")]
+    launches = [(path, files.read_json(path)) for path in sorted(found, key=lambda path: path.name)]
+    launches = [(path, read) for path, read in launches if _is_launch(read)]
+    ids = {i for _, read in launches if read["launcher"] == "slurm" for i in read["jobs"].values()}
+    slurm, note = _asked(ids - {None})
+    places: dict[Path, str] = {}
+    launchers, ended = [], []
+    for path, read in launches:
+        name, host, pid = read["launcher"], read["host"], read["pid"]
+        if name == "slurm":
+            queued = {job: one for job, one in read["jobs"].items() if one in slurm}
+            where = {job: f"SLURM job {one}, {slurm[one]}" for job, one in queued.items()}
+            ended += [] if queued or note else [path]
+        elif _is_held(path):
+            launchers.append((name, host, pid))
+            where = dict.fromkeys(read["jobs"], f"{name} on {host}, process {pid}")
+        else:
+            where = {}
+            ended.append(path)
+        for job, text in where.items():
+            places.setdefault(path.parent.parent / job, text)
+    return Waiting(places, launchers, ended, slurm, note)
 
 
-def queues(folder: Path) -> Queues:
-    """What waits, for all launch files of an output folder and its variants; asks SLURM once."""
-    launches = [launch for path in launch_files(folder) if (launch := _launch(path)) is not None]
-    ids = {i for launch in launches if launch.alive is None for i in launch.jobs.values() if i}
+def _is_launch(read: Any) -> bool:
+    kinds = {"launcher": str, "host": str, "pid": int, "jobs": dict}
+    whole = isinstance(read, dict) and all(isinstance(read.get(n), kinds[n]) for n in kinds)
+    return whole and all(isinstance(one, (str, type(None))) for one in read["jobs"].values())
+
+
+def _asked(ids: Collection[str]) -> tuple[Mapping[str, str], str]:
     if not ids:
-        return Queues(launches)
+        return {}, ""
     from domainbed_carft.launchers import slurm
 
     try:
-        return Queues(launches, slurm.states(ids))
+        return slurm.states(ids), ""
     except CarftError as error:
-        return Queues(launches, note=str(error))
-
-
-def launch_files(folder: Path) -> list[Path]:
-    """Launch files below an output folder, oldest first."""
-    return sorted(
-        [*folder.glob(f"{LAUNCHES}/*.json"), *folder.glob(f"*/{LAUNCHES}/*.json")],
-        key=lambda path: path.name,
-    )
-
-
-def _launch(path: Path) -> Launch | None:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        launcher = str(read["launcher"])
-        alive = None if launcher == "slurm" else _is_held(path)
-        return Launch(path, launcher, read["host"], int(read["pid"]), alive, read["jobs"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}, str(error)
 
 
 def _is_held(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # its launcher has just ended
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -154,86 +143,110 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def look(jobs: Iterable[Job], folder: Path, waiting: Queues | None = None) -> list[Status]:
-    """The state of each job now; ``waiting`` is what waits, if somebody has asked already."""
-    known = queues(folder) if waiting is None else waiting
-    return [status(job, known) for job in jobs]
+def of_output(output: Path) -> tuple[Waiting, list[Status]]:
+    """The states of all jobs of an output folder: those that were launched, and others in it."""
+    sweep = manifest.read(output)
+    listed = sweep.jobs if sweep else ()
+    folders = {job.folder for job in listed}
+    jobs = [*listed, *(j for j in manifest.found(output, listed) if j.folder not in folders)]
+    now = waiting(output)
+    return now, look(jobs, sweep.datasets if sweep else {}, now)
 
 
-def status(job: Job, waiting: Queues) -> Status:
-    """The state of one job now."""
-    steps = steps_of(job)
+def look(jobs: Iterable[Job], datasets: Mapping[str, Dataset], now: Waiting) -> list[Status]:
+    """The state of each job now."""
+    return [status(job, datasets, now) for job in jobs]
+
+
+def status(job: Job, datasets: Mapping[str, Dataset], now: Waiting) -> Status:
+    """The state of one job now; ``datasets`` are the facts of a manifest."""
+    facts = datasets.get(str(job.args.get("dataset")))
+    given = job.args.get("steps")
+    steps = given if isinstance(given, int) and given else facts.steps if facts else None
     folder = JobFolder(job.folder)
     if folder.done:
         return _done(job, steps)
-    if not job.folder.is_dir():
-        return Status(job, NOT_LAUNCHED, 0, steps)
     holder = folder.holder()
     if holder is not None:
-        return _running(job, holder, steps)
-    attempt = folder.failed()
-    if attempt is None and (where := waiting.waiting(folder.name)):
-        return Status(job, QUEUED, _recorded(job), steps, detail=where)
-    return _at_rest(job, folder, attempt, steps)
-
-
-def _done(job: Job, steps: int | None) -> Status:
-    diverged = has_diverged(output.last_record(job.folder) or {})
-    return Status(job, DONE, steps or 0, steps, diverged=diverged)
-
-
-def _running(job: Job, holder: Holder, steps: int | None) -> Status:
-    steps = holder.steps or steps
-    measured = rates.measure(job, holder, steps)
-    return Status(
-        job, RUNNING, measured.step, steps, holder,
-        pictures_per_second=measured.pictures_per_second, eta=measured.eta,
-    )  # fmt: skip
-
-
-def _at_rest(job: Job, folder: JobFolder, failed: Attempt | None, steps: int | None) -> Status:
-    """A job that is begun, not done, and neither running nor waiting."""
-    step = _recorded(job)
-    # It may have ended, or been taken up, since it was looked at first.
-    if folder.done:
-        return _done(job, steps)
-    if failed is not None:
+        return _running(job, holder, holder.steps or steps, facts)
+    failed, step = folder.failed(), _steps_done(records.last(job.folder))
+    if failed:
         return Status(job, FAILED, step, steps, attempt=failed, detail=told(failed))
+    if where := now.places.get(job.folder):
+        return Status(job, QUEUED, step, steps, detail=where)
+    if JobFolder(job.folder).done:  # it has ended since it was looked at first
+        return _done(job, steps)
+    return _at_rest(job, folder, step, steps)
+
+
+def _at_rest(job: Job, folder: JobFolder, step: int, steps: int | None) -> Status:
+    """A job that is neither done nor failed, and neither running nor waiting."""
     died = folder.last_holder()
     if died is not None:
-        return Status(job, STALE, step, steps, died, detail=f"was run by {died}")
+        return Status(job, INTERRUPTED, step, steps, died, detail=f"was run by {died}")
     attempts = folder.attempts()
     if attempts:
         last = attempts[-1]
-        return Status(job, STOPPED, step, steps, attempt=last, detail=told(last))
-    if folder.state_path.exists():
-        return Status(job, STOPPED, step, steps, detail="saved its state and left")
-    if folder.description_path.exists():  # a launcher of ours would hold its lock
-        if _begun(folder):
-            return Status(job, STOPPED, step, steps, detail="began, and is not done")
-        return Status(job, NOT_LAUNCHED, 0, steps)
-    return Status(job, UNKNOWN, step, steps, detail="made by another tool, which leaves no lock")
+        return Status(job, INTERRUPTED, step, steps, attempt=last, detail=told(last))
+    begun = (folder.state_path, folder.records_path, folder.path / "out.txt")
+    if any(path.exists() for path in begun):
+        return Status(job, INTERRUPTED, step, steps, detail="began, and is not done")
+    return Status(job, NOT_LAUNCHED, 0, steps)
 
 
-def _begun(folder: JobFolder) -> bool:
-    return folder.records_path.exists() or (folder.path / "out.txt").exists()
+def _done(job: Job, steps: int | None) -> Status:
+    record = records.last(job.folder) or {}
+    return Status(job, DONE, steps or 0, steps, diverged=record.get("diverged_at") is not None)
+
+
+def _running(job: Job, holder: Holder, steps: int | None, facts: Dataset | None) -> Status:
+    """With pictures trained on a second, and seconds left, where they are known.
+
+    A first attempt is timed by the clock, evaluation included; one that went on from a state, or a
+    job of a domainbed that leaves the lock alone, by the last record's mean time of a step.
+    """
+    record = records.last(job.folder)
+    step = holder.step if holder.step is not None else _steps_done(record)
+    pace = _by_the_clock(job, holder, step)
+    recorded = _number(record, "step_time")
+    # Faster than training alone: it did not begin with the first step after all.
+    if pace is None or (recorded and pace < recorded):
+        pace = recorded
+    if not pace:
+        return Status(job, RUNNING, step, steps, holder)
+    pictures = holder.pictures_per_step
+    size = _number(record.get("hparams") if record else None, "batch_size")
+    if pictures is None and size and facts:
+        pictures = int(size) * (len(facts.labels) - len(job.args["test_envs"]))
+    eta = None if steps is None else max(0.0, (steps - step) * pace)
+    return Status(
+        job, RUNNING, step, steps, holder,
+        pictures_per_second=pictures / pace if pictures else None, eta=eta,
+    )  # fmt: skip
+
+
+def _by_the_clock(job: Job, holder: Holder, step: int) -> float | None:
+    """Seconds a step since this attempt began, if it began with the first step."""
+    if holder.step is None or step < 1 or JobFolder(job.folder).attempts():
+        return None
+    elapsed = (holder.updated or time.time()) - holder.since
+    return elapsed / step if elapsed > 0 else None
+
+
+def _steps_done(record: Mapping[str, Any] | None) -> int:
+    step = _number(record, "step")
+    return 0 if step is None else int(step) + 1
+
+
+def _number(where: Any, key: str) -> float | None:
+    found = where.get(key) if isinstance(where, Mapping) else None
+    with contextlib.suppress(OverflowError, ValueError):
+        if isinstance(found, (int, float)) and int(found) >= 0:
+            return float(found)
+    return None
 
 
 def told(attempt: Attempt) -> str:
     """How an attempt ended."""
     how = f"signal {-attempt.status}" if attempt.status < 0 else f"exit status {attempt.status}"
     return f"{how}: {attempt.last_words}" if attempt.last_words else how
-
-
-def steps_of(job: Job) -> int | None:
-    """Training steps of a job, as far as they are known without asking anybody."""
-    given = job.train_args.get("steps")
-    if given:
-        return int(given)
-    name = str(job.train_args["dataset"])
-    return host.dataset(name).steps if host.is_known(name) else None
-
-
-def _recorded(job: Job) -> int:
-    record = output.last_record(job.folder)
-    return int(record["step"]) + 1 if record else 0

@@ -1,26 +1,35 @@
-"""``carft sweep``: a function a command."""
+"""What is done with the jobs of an output folder beside launching: status, retry, cancel, clean."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
+import signal
+import socket
 import sys
 import time
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import UNKNOWN
-from domainbed_carft.sweep import clearing, output, printing, recalled, states
-from domainbed_carft.sweep.launch import again, confirm, launch
-from domainbed_carft.sweep.states import Queues, Status
-
-__all__ = ["cancel", "clean", "launch", "retry", "status"]
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
+from domainbed_carft.sweep import printing, states
+from domainbed_carft.sweep.printing import again
+from domainbed_carft.sweep.states import Status, Waiting
+from domainbed_carft.text import confirm, counted, limited, shown, size_of
 
 SHORTEST_WATCH = 0.2  # seconds
 PATIENCE = 120  # seconds that stopped jobs have to save
+
+# Of a finished job: what only an unfinished one needs, or what was being written when it died.
+LEFTOVERS = ("state.pt", "*.part")
+_DELETED = ".deleted-"
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -37,7 +46,7 @@ def status(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace, every: float | None) -> int:
     while True:
         started = time.monotonic()
-        waiting, statuses = look(arguments.output_dir)
+        waiting, statuses = states.of_output(arguments.output_dir)
         _show(arguments, waiting, statuses)
         if every is None or not _moving(statuses):
             return int(any(one.state == states.FAILED for one in statuses))
@@ -45,158 +54,209 @@ def _watch(arguments: argparse.Namespace, every: float | None) -> int:
         time.sleep(max(every, 9 * (time.monotonic() - started)))
 
 
-def look(folder: Path) -> tuple[Queues, list[Status]]:
-    """The states of all jobs of an output folder: those that were launched, and others in it."""
-    launched = recalled.declared(folder)
-    known = [] if launched is None else output.settle(launched[1], folder)
-    waiting = states.queues(folder)
-    return waiting, states.look([*known, *output.found_jobs(folder, known)], folder, waiting)
+def _moving(statuses: Sequence[Status]) -> list[Status]:
+    return [one for one in statuses if one.state in (states.RUNNING, states.QUEUED)]
 
 
-def _moving(statuses: Sequence[Status]) -> bool:
-    return any(one.state in (states.RUNNING, states.QUEUED) for one in statuses)
-
-
-def _show(arguments: argparse.Namespace, waiting: Queues, statuses: Sequence[Status]) -> None:
+def _show(arguments: argparse.Namespace, waiting: Waiting, statuses: Sequence[Status]) -> None:
+    folder = arguments.output_dir
     if arguments.json:
-        print(json.dumps(_as_dict(arguments.output_dir, waiting, statuses), indent=1), flush=True)
+        told: dict[str, Any] = {
+            "output_dir": str(folder),
+            "at": time.time(),
+            "counts": {s: sum(one.state == s for one in statuses) for s in states.STATES},
+            "note": waiting.note,
+            "jobs": [one.as_dict() for one in statuses],
+        }
+        print(json.dumps(told, indent=1), flush=True)
         return
     redraws = arguments.watch is not None and sys.stdout.isatty()
     # Clears the screen and what was scrolled off it, then starts at its top.
     head = "\033[2J\033[3J\033[H" if redraws else ""
     if arguments.watch is not None:
-        head += f"{arguments.output_dir}  {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        head += f"{shown(str(folder))}  {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
     note = f"\n{waiting.note}" if waiting.note else ""
     print(head + printing.overview(statuses) + note, flush=True)
 
 
-def _as_dict(folder: Path, waiting: Queues, statuses: Sequence[Status]) -> dict[str, Any]:
-    counts = {state: sum(one.state == state for one in statuses) for state in states.STATES}
-    return {
-        "output_dir": str(folder),
-        "at": time.time(),
-        "counts": counts,
-        "note": waiting.note,
-        "jobs": [one.as_dict() for one in statuses],
-    }
-
-
 def retry(arguments: argparse.Namespace) -> int:
-    """Forget the failures of failed jobs, so that the next launch takes them up."""
-    _, statuses = look(arguments.output_dir)
-    failed = [one for one in statuses if one.state == states.FAILED]
-    chosen = [one for one in failed if clearing.matches(one, arguments.only)]
+    """Forget the failures of failed jobs, so that the next launch takes them up.
+
+    How they ended is kept in attempts-1.jsonl and so on.
+    """
+    output = arguments.output_dir
+    failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
+    chosen = [one for one in failed if _matches(one, arguments.only)]
     if failed and not chosen:
-        names = "\n".join(
-            printing.limited([f"  {one.job}; {one.job.folder.name}" for one in failed])
-        )
-        raise CarftError(f"no failed job matches {arguments.only!r}; those that failed:\n{names}")
-    clearing.forgive(chosen)
+        listed = "\n".join(limited([f"  {one.job}; {one.job.folder.name}" for one in failed]))
+        raise CarftError(f"no failed job matches {arguments.only!r}; those that failed:\n{listed}")
+    for one in chosen:
+        path = JobFolder(one.job.folder).attempts_path
+        kept = (path.with_name(f"attempts-{n}.jsonl") for n in range(1, 10**6))
+        path.rename(next(name for name in kept if not name.exists()))
     print(f"{len(chosen)} of {len(failed)} failed jobs may be tried again.")
     if chosen:
-        print(f"Now run the same carft sweep launch again, with --output_dir {_quoted(arguments)}.")
+        place = again("", output).split(" ", 3)[-1]
+        print(f"Now run the same carft sweep launch again, with --output_dir {place}.")
     return 0
+
+
+def _matches(status: Status, pattern: str | None) -> bool:
+    """Whether a pattern is about a job: part of its folder's name or of its words, or a glob."""
+    words = (status.job.folder.name, str(status.job))
+    return pattern is None or any(pattern in one or fnmatch(one, pattern) for one in words)
 
 
 def cancel(arguments: argparse.Namespace) -> int:
     """Stop launchers, SLURM jobs and what still runs here; 1 if something could not be reached."""
-    folder = arguments.output_dir
-    waiting, statuses = look(folder)
+    waiting, statuses = states.of_output(arguments.output_dir)
     if not _moving(statuses) and not waiting.slurm:
         print(f"Nothing runs or waits.{' ' + waiting.note if waiting.note else ''}")
         return 0
-    print(f"About to stop: {printing.counted(s for s in statuses if s.state in _STOPPED)}.")
+    print(f"About to stop: {printing.counted(_moving(statuses))}.")
     confirm(arguments.yes)
     beyond = [waiting.note] if waiting.note else []
     if waiting.slurm:
         from domainbed_carft.launchers import slurm
 
         slurm.cancel(waiting.slurm)
-        print(f"{printing.number(len(waiting.slurm), 'SLURM job')} cancelled.")
+        print(f"{counted(len(waiting.slurm), 'SLURM job')} cancelled.")
     told = set()
-    for launcher in (one for one in waiting.launches if one.alive):
-        if clearing.is_here(launcher.host) and clearing.stop(launcher.pid):
-            told.add(launcher.pid)
+    for name, host, pid in waiting.launchers:
+        if host == socket.gethostname() and _stop(pid):
+            told.add(pid)
         else:
             beyond.append(
-                f"{launcher.launcher}, process {launcher.pid} on {launcher.host}, cannot be "
-                "reached from here: run the same command there"
+                f"{name}, process {pid} on {host}, cannot be reached from here: run the same "
+                "command there"
             )
-    here, out_of_reach = _stop_orphans(statuses, told, waiting.slurm)
-    beyond += out_of_reach
-    left = clearing.wait_until_free(here, PATIENCE)
+    stopping = []
+    for job in (one for one in statuses if one.state == states.RUNNING):
+        if _is_told(job, told, waiting.slurm):
+            stopping.append(job.job.folder)
+        else:
+            beyond.append(f"{job.job.folder} is run by {job.holder}, which cannot be reached")
+    left = _wait_until_free(stopping)
     beyond += [f"{folder} still runs {PATIENCE} s after it was told to stop" for folder in left]
     for line in beyond:
-        print(line, file=sys.stderr)
-    print(f"{printing.number(len(here) - len(left), 'job')} stopped; launch again to go on.")
+        print(shown(line), file=sys.stderr)
+    print(f"{counted(len(stopping) - len(left), 'job')} stopped; launch again to resume.")
     return 1 if beyond else 0
 
 
-_STOPPED = (states.RUNNING, states.QUEUED)
+def _is_told(job: Status, told: Collection[int], cancelled: Collection[str]) -> bool:
+    """Whether a running job has been told to stop, by its launcher, by SLURM or now.
 
-
-def _stop_orphans(
-    statuses: Sequence[Status], told: Collection[int], cancelled: Collection[str]
-) -> tuple[list[Path], list[str]]:
-    """Stop running jobs of which no launcher was told: it is gone, or there never was one.
-
-    Args:
-        told: processes of launchers that stop their own jobs.
-        cancelled: SLURM jobs.
-
-    Returns the folders of those here that will end, and who cannot be reached.
+    The process that its lock names is told if it is one of this machine and lives since before the
+    lock was written last: numbers are used again. A launcher that
+    is among ``told`` stops its own jobs.
     """
-    stopping, beyond = [], []
-    for one in (one for one in statuses if one.state == states.RUNNING):
-        holder, folder = one.holder or UNKNOWN, one.job.folder
-        slurm = holder.slurm in cancelled
-        if holder.pid and not clearing.is_here(holder.host):
-            if not slurm:
-                beyond.append(f"{folder} is run by {holder}, not on this machine")
-        elif slurm or clearing.stop_job(folder, told):
-            stopping.append(folder)
-        else:
-            beyond.append(
-                f"{folder} is run by {holder}, which cannot be reached: no process that holds its "
-                "lock is to be seen here, or may be stopped; it is another user's or container's"
-            )
-    return stopping, beyond
+    holder = job.holder or UNKNOWN
+    if holder.slurm in cancelled or holder.pid in told:
+        return True
+    if holder.host != socket.gethostname() or not _is_still(holder):
+        return not JobFolder(job.job.folder).is_held()
+    return _stop(holder.pid)
+
+
+def _is_still(holder: Holder) -> bool:
+    """Whether the process that wrote a lock is the one that has its number now."""
+    try:
+        # The second word is the program's name, which may have any characters in it.
+        words = Path(f"/proc/{holder.pid}/stat").read_text(errors="replace").rpartition(")")[2]
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        started = booted + int(words.split()[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):  # it has ended; or a system without /proc, taken at its word
+        return not os.path.isdir("/proc/self")
+    return started < max(holder.since, holder.updated or 0) + 1
+
+
+def _stop(pid: int) -> bool:
+    """Tell a process of this machine to save and leave; whether there was one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if pid > 0:
+            os.kill(pid, signal.SIGTERM)
+            return True
+    return False
+
+
+def _wait_until_free(folders: Sequence[Path]) -> list[Path]:
+    """Wait until nobody has these jobs; those that somebody still has."""
+    give_up = time.monotonic() + PATIENCE
+    left = list(folders)
+    while True:
+        left = [folder for folder in left if JobFolder(folder).is_held()]
+        if not left or time.monotonic() > give_up:
+            return left
+        time.sleep(0.2)
 
 
 def clean(arguments: argparse.Namespace) -> int:
-    """Remove what is of no use any more, never of a job that runs or waits."""
-    folder = arguments.output_dir
-    waiting, statuses = look(folder)
-    done = [one for one in statuses if one.state == states.DONE]
-    files = clearing.leftovers(done) + clearing.ended_launches(folder)
-    count, size = clearing.remove_files(files)
-    for path in clearing.half_deleted(folder):
+    """Remove what is of no use any more, never of a job that runs or waits.
+
+    With ``--incomplete`` also the folders of jobs that are not done, and from the manifest the jobs
+    that never began.
+    """
+    output = arguments.output_dir
+    waiting, statuses = states.of_output(output)
+    done = [one.job.folder for one in statuses if one.state == states.DONE]
+    of_no_use = [path for folder in done for name in LEFTOVERS for path in folder.glob(name)]
+    of_no_use += waiting.ended
+    count, size = _remove(of_no_use)
+    for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
         shutil.rmtree(path, ignore_errors=True)
-    print(f"{printing.number(count, 'file')} removed, {printing.size_of(size)}.")
+    print(f"{counted(count, 'file')} removed, {size_of(size)}.")
     if not arguments.incomplete:
         return 0
-    wanted = [states.STOPPED, states.STALE, states.FAILED, states.NOT_LAUNCHED]
-    wanted += [states.UNKNOWN] if arguments.unknown else []
-    chosen = [one for one in statuses if one.state in wanted and one.job.folder.is_dir()]
-    kept = [one for one in statuses if one.state == states.UNKNOWN and not arguments.unknown]
-    if kept:
-        print(
-            f"{printing.number(len(kept), 'folder')} made by another tool, of which is not to be "
-            "seen whether it still runs, will stay. If it does not: --unknown."
-        )
+    wanted = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
+    chosen = [one for one in statuses if one.state in wanted]
     if waiting.note and chosen:
         raise CarftError(f"{waiting.note}; so it is not known which jobs wait, and none is deleted")
     if not chosen:
         print("There is no incomplete job to delete.")
         return 0
-    print(f"About to delete {printing.number(len(chosen), 'folder')}: {printing.counted(chosen)}.")
+    print(f"About to delete {counted(len(chosen), 'job')}: {printing.counted(chosen)}.")
     confirm(arguments.yes)
-    deleted = sum(clearing.remove_folder(one, folder) for one in chosen)
-    print(
-        f"{printing.number(deleted, 'folder')} deleted. {again('status', folder)} shows the rest."
-    )
+    now = states.waiting(output)
+    gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, output, now)]
+    manifest.drop(output, gone)
+    print(f"{counted(len(gone), 'job')} deleted. {again('status', output)} shows the rest.")
     return 0
 
 
-def _quoted(arguments: argparse.Namespace) -> str:
-    return again("", arguments.output_dir).split(" ", 3)[-1]
+def _remove(paths: Sequence[Path]) -> tuple[int, int]:
+    """Delete files; how many there were still, and their bytes."""
+    count = size = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # the job, or another clean, was faster
+            taken = path.stat().st_size
+            path.unlink()
+            count, size = count + 1, size + taken
+    return count, size
+
+
+def _remove_job(path: Path, output: Path, waiting: Waiting) -> bool:
+    """Delete the folder of a job, unless it is done, run by a process or waited for by now.
+
+    ``waiting`` is what waited right before. Raises CarftError where it is not known whether it
+    waits, or the folder cannot be deleted.
+    """
+    folder = JobFolder(path)
+    if not path.is_dir():
+        return path not in waiting.places
+    away = path.with_name(f"{_DELETED}{path.name}-{os.getpid()}")
+    try:
+        with folder.claim():
+            waiting = states.waiting(output)
+            if waiting.note:
+                raise CarftError(f"{waiting.note}; so it is not known which jobs wait")
+            if folder.done or (path in waiting.places and not folder.failed()):
+                return False
+            # All at once: whoever launches the job now makes a folder with a lock of its own.
+            path.rename(away)
+            shutil.rmtree(away)
+    except (Held, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise CarftError(f"{path} cannot be deleted: {error}") from error
+    return True

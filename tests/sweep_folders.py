@@ -1,0 +1,88 @@
+"""Output folders of sweeps that were launched, and processes that hold or wait for their jobs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from domainbed_carft.jobs.folder import Attempt, JobFolder
+from domainbed_carft.sweep import launch, sources
+
+HOLD = """
+import json, sys
+from domainbed_carft.jobs.folder import JobFolder
+folder, fields = JobFolder(sys.argv[1]), json.loads(sys.argv[2])
+folder.path.mkdir(parents=True, exist_ok=True)
+with folder.claim():
+    holder = {**folder.holder()._asdict(), **fields}
+    folder.lock_path.write_text(json.dumps(holder))
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+QUEUE = """
+import sys
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.launchers import launches
+with launches.in_hand("pool", [JobFolder(sys.argv[1])]):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def launched(folder, text):
+    """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
+    made = sources.parse(text, "x.yaml")
+    jobs = made.jobs("D", Path(folder))
+    launch.note(made, "D", Path(folder), jobs)
+    return jobs
+
+
+class Others:
+    """Processes of others, as long as the test runs."""
+
+    def __init__(self):
+        self.running = []
+
+    def start(self, code, folder, **fields):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), json.dumps(fields)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.running.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def hold(self, job, **fields):
+        """Run a job; its lock says these fields."""
+        return self.start(HOLD, job.folder, **fields)
+
+    def queue(self, job):
+        return self.start(QUEUE, job.folder)
+
+    def kill(self):
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+
+def ended(job, *statuses):
+    """How attempts at a job ended."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for value in statuses:
+        attempt = Attempt(1.0, 2.0, "host", None, value, f"words of {value}")
+        JobFolder(job.folder).add_attempt(attempt)
+
+
+def record(job, step, **fields):
+    """A record as train writes it: every flag is among the arguments."""
+    args = {"steps": None, "hparams": None, "checkpoint_freq": None, "output_dir": "gone"}
+    value = {"step": step, "args": {**args, **job.args}, "hparams": {"batch_size": 4}, **fields}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / "results.jsonl").open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def finish(job):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "done").touch()

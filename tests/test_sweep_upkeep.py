@@ -1,0 +1,168 @@
+"""Retry, cancel and clean, while others are at work in the same folder."""
+
+import shutil
+import signal
+
+import pytest
+from sweep_folders import HOLD, Others, ended, finish, launched
+
+from domainbed_carft import cli
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.sweep import states, upkeep
+
+TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = tmp_path / "it's out"
+    return folder, launched(folder, TEXT)
+
+
+@pytest.fixture
+def others():
+    made = Others()
+    yield made
+    made.kill()
+
+
+def carft(capsys, command, folder, *flags, status=0):
+    capsys.readouterr()
+    assert cli.main(["sweep", command, str(folder), *flags]) == status
+    said = capsys.readouterr()
+    return said.err if status else said.out
+
+
+def listed(folder):
+    return {job.folder for job in manifest.read(folder).jobs}
+
+
+def state(folder, job):
+    return {one.job.folder: one.state for one in states.of_output(folder)[1]}[job.folder]
+
+
+def test_retry_keeps_how_they_ended(sweep, capsys):
+    folder, (a, b, *_) = sweep
+    ended(a, 1, 1, 1)
+    ended(b, 2)
+    said = carft(capsys, "retry", folder, "--only", "test environments 1")
+    assert "1 of 2 failed jobs may be tried again" in said
+    assert (state(folder, a), state(folder, b)) == (states.FAILED, states.NOT_LAUNCHED)
+    assert (b.folder / "attempts-1.jsonl").read_text().count("words of 2") == 1
+    ended(b, 2)
+    carft(capsys, "retry", folder)
+    assert {p.name for p in b.folder.glob("attempts*")} == {"attempts-1.jsonl", "attempts-2.jsonl"}
+    ended(b, 2)
+    said = carft(capsys, "retry", folder, "--only", "DomainNet", status=1)
+    assert "no failed job matches 'DomainNet'; those that failed:" in said
+
+
+def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
+    folder, (done, other, *_) = sweep
+    finish(done)
+    other.folder.mkdir()
+    for job in (done, other):
+        for name in ("state.pt", "model.pkl.part", "model.pkl", "results.jsonl"):
+            (job.folder / name).write_text("x")
+    cut = folder / f".deleted-{other.folder.name}-12"  # a deletion that was cut short
+    (cut / ("0" * 32)).mkdir(parents=True)
+    assert "2 files removed" in carft(capsys, "clean", folder)
+    left = {p.name for p in done.folder.iterdir()}
+    assert left == {"model.pkl", "results.jsonl", "done"}
+    assert (other.folder / "state.pt").exists() and not cut.exists()
+    assert len(listed(folder)) == 8
+
+
+def test_clean_never_touches_a_job_that_is_done_runs_or_waits(sweep, others, capsys):
+    folder, found = sweep
+    done, running, died, failed, stopped, foreign, new, queued = found
+    finish(done)
+    others.hold(running)
+    (running.folder / "state.pt").write_text("precious")
+    process = others.hold(died)
+    process.kill()
+    process.wait()
+    ended(failed, 2)
+    ended(stopped, 75)
+    foreign.folder.mkdir()
+    (foreign.folder / "out.txt").touch()
+    others.queue(queued)
+    said = carft(capsys, "clean", folder, "--incomplete", "--yes")
+    assert "About to delete 5 jobs: 1 not launched, 3 interrupted, 1 failed." in said
+    assert "\n5 jobs deleted" in said
+    assert done.folder.is_dir() and (running.folder / "state.pt").read_text() == "precious"
+    assert not any(job.folder.exists() for job in (died, failed, stopped, foreign, new))
+    assert listed(folder) == {done.folder, running.folder, queued.folder}
+    said = carft(capsys, "clean", folder, "--incomplete", "--yes")
+    assert "There is no incomplete job to delete." in said
+
+
+def test_what_is_taken_up_while_clean_asks_is_not_deleted(sweep, others, monkeypatch, capsys):
+    folder, (queued, held, done, free, *_) = sweep
+    for job in (queued, held, done, free):
+        job.folder.mkdir()
+        (job.folder / "out.txt").touch()
+
+    def meanwhile(yes):
+        others.queue(queued)
+        others.hold(held)
+        finish(done)
+
+    monkeypatch.setattr(upkeep, "confirm", meanwhile)
+    said = carft(capsys, "clean", folder, "--incomplete")
+    assert "About to delete 8 jobs" in said and "\n5 jobs deleted" in said
+    assert all((job.folder / "out.txt").exists() for job in (queued, held, done))
+    assert listed(folder) == {queued.folder, held.folder, done.folder}
+
+
+def test_a_job_that_is_launched_while_its_folder_is_deleted_keeps_its_lock(
+    sweep, others, monkeypatch, capsys
+):
+    folder, (job, *_) = sweep
+    job.folder.mkdir()
+    delete = shutil.rmtree
+
+    def launched_meanwhile(path):
+        if (path / "lock").exists():
+            (path / "lock").unlink()
+            others.start(HOLD, job.folder)
+        delete(path)
+
+    monkeypatch.setattr(upkeep.shutil, "rmtree", launched_meanwhile)
+    carft(capsys, "clean", folder, "--incomplete", "--yes")
+    assert JobFolder(job.folder).is_held() and JobFolder(job.folder).lock_path.exists()
+    assert not list(folder.glob(".deleted-*"))
+
+
+def test_clean_asks_on_a_terminal(sweep, monkeypatch):
+    folder, (job, *_) = sweep
+    job.folder.mkdir()
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: "n")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["sweep", "clean", str(folder), "--incomplete"])
+    assert left.value.code == 0 and job.folder.is_dir() and len(listed(folder)) == 8
+
+
+def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, others, capsys):
+    folder, (job, foreign, *_) = sweep
+    process = others.hold(job)
+    elsewhere = others.hold(foreign, host="another machine")
+    said = carft(capsys, "cancel", folder, "--yes", status=1)
+    assert process.wait(10) == -signal.SIGTERM
+    assert "on another machine" not in said and "another machine, process" in said
+    assert "which cannot be reached" in said
+    assert elsewhere.poll() is None
+    elsewhere.kill()
+    elsewhere.wait()
+    assert "Nothing runs or waits." in carft(capsys, "cancel", folder, "--yes")
+
+
+def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, others, capsys):
+    """A launcher died, its job runs on with its lock, and its number is another's by now."""
+    folder, (job, *_) = sweep
+    young = others.start("print('ready', flush=True); import sys; sys.stdin.read()", folder)
+    others.hold(job, pid=young.pid, since=1000.0)
+    assert "cannot be reached" in carft(capsys, "cancel", folder, "--yes", status=1)
+    assert young.poll() is None
