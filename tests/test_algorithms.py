@@ -13,8 +13,8 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
 from domainbed_carft.method import algorithms, backbone, hparams, objective, pictures
 from domainbed_carft.runs.saved import open_run
 
@@ -376,14 +376,14 @@ RN50 = {
     ],
 )
 def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_path, monkeypatch):
-    weights = tmp_path / "weights.pt"
+    path = tmp_path / "weights.pt"
     if archive:
-        as_archive(random_clip(**shape), weights)
-        published = ("RN50.pt", files.sha256(weights))
+        as_archive(random_clip(**shape), path)
+        published = ("RN50.pt", weights.sha256(path))
         monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", published)
     else:
-        torch.save(random_clip(**shape).state_dict(), weights)
-    algorithm = make(weights, lr=1e-5, original_precision="fp32")
+        torch.save(random_clip(**shape).state_dict(), path)
+    algorithm = make(path, lr=1e-5, original_precision="fp32")
     first, second = (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2))
     assert first["loss_kl"] == 0.0 and first["context_agreement"] == 1.0
     assert second["loss_kl"] > 0.0 and all(math.isfinite(v) for v in second.values())
@@ -393,7 +393,7 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_p
     )
     saved = dumped(algorithm)
     assert len(saved.getvalue()) <= 1.05 * needed
-    weights.unlink()
+    path.unlink()
     (tmp_path / "model.pkl").write_bytes(saved.getvalue())
     restored = open_run(tmp_path / "model.pkl").algorithm
     x = torch.randn(2, 3, 224, 224)

@@ -9,6 +9,7 @@ from conftest import TINY_SHAPE, random_clip
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
 from domainbed_carft.method import backbone
 
 with warnings.catch_warnings():
@@ -47,7 +48,7 @@ def test_state_dict_is_loaded_exactly_and_in_float32(random_tiny):
 
 def test_openais_archive_equals_a_state_dict(random_tiny, tmp_path, monkeypatch):
     as_archive(random_clip(**TINY_SHAPE), tmp_path / "archive.pt")
-    published = ("ViT-B-32.pt", files.sha256(tmp_path / "archive.pt"))
+    published = ("ViT-B-32.pt", weights.sha256(tmp_path / "archive.pt"))
     monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
     a = backbone.load(str(tmp_path / "archive.pt")).model.state_dict()
     b = backbone.load(str(random_tiny)).model.state_dict()

@@ -10,7 +10,7 @@ from export_jobs import debug, exported
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import sha256
+from domainbed_carft.files.weights import sha256
 from domainbed_carft.method import backbone
 from domainbed_carft.runs import export, saved
 

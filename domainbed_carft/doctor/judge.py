@@ -13,7 +13,7 @@ from domainbed_carft.doctor.findings import SECTIONS, Facts, Finding, State
 from domainbed_carft.plugin import SWITCH
 
 LOW_SPACE = 1e9  # bytes
-# CVE-2026-24747 and CVE-2025-32434; the code of the second is refused by `files.load_weights`.
+# CVE-2026-24747 and CVE-2025-32434; the code of the second is refused by `weights.load_weights`.
 OLD_TORCH = (
     "a stranger's file of weights may corrupt memory (before torch 2.10) or, in programs other "
     "than ours, run code (before 2.6)"

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.files import weights
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def load(name: str) -> Backbone:
     SHA-256, a TorchScript archive that is not one of OpenAI's, and a file that is no CLIP.
     """
     path, expected = locate(name)
-    digest = files.sha256(path)
+    digest = weights.sha256(path)
     if expected and digest != expected:
         raise CarftError(
             f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}: the file is "
@@ -182,7 +183,7 @@ def _look_at(name: str) -> Weights:
     if not path.is_file():
         return Weights(name, path, expected, None, None)
     try:
-        digest = files.sha256(path)
+        digest = weights.sha256(path)
     except OSError:
         digest = None
     return Weights(name, path, expected, path.stat().st_size, digest)
@@ -214,7 +215,7 @@ def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
     else:
-        state = files.load_weights(path)
+        state = weights.load_weights(path)
     if not isinstance(state, Mapping):
         raise CarftError(f"{path} holds a {type(state).__name__}, expected a CLIP's state dict")
     for key, value in state.items():
@@ -278,7 +279,7 @@ def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
     if not os.path.lexists(path):
         return None
     try:
-        found = files.load_weights(path)
+        found = weights.load_weights(path)
         fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
         if not fits or not found.isfinite().all():
             raise CarftError(f"{path} holds other text features than it should")

@@ -15,7 +15,7 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parse_json
+from domainbed_carft.files import parsing
 from domainbed_carft.method import observed
 
 CONTEXT_LISTS = ("imagenet", "emoji")
@@ -91,7 +91,7 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
     Raises CarftError for any other text.
     """
     try:
-        words = parse_json(text)
+        words = parsing.parse_json(text)
         templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
     except (ValueError, KeyError, TypeError) as error:
         raise CarftError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_carft
-from domainbed_carft import files
+from domainbed_carft.files import weights
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs import records, train_command
 from domainbed_carft.jobs.records import Run
@@ -72,7 +72,7 @@ def _found(folder: str) -> Iterator[str]:
 
 def _sha256(path: str) -> str:
     try:
-        return files.sha256(path)
+        return weights.sha256(path)
     except OSError:
         return "unreadable"
 

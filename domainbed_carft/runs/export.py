@@ -24,7 +24,8 @@ from torch import Tensor
 from domainbed_carft import __version__, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import require_output, sha256
+from domainbed_carft.files import require_output
+from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import command as train_command

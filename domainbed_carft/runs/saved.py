@@ -1,6 +1,6 @@
 """A saved run: its weights, its arguments and hyperparameters, and the words that it goes by.
 
-Without the CLIP that it started from. The file may be a stranger's: `files.load_weights` runs
+Without the CLIP that it started from. The file may be a stranger's: `weights.load_weights` runs
 nothing in it, and no path that it names is opened.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from domainbed.algorithms import Algorithm
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method import algorithms, backbone, objective, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
@@ -58,11 +58,11 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     """The run in a job's folder, or in a file of weights; ``which`` of WEIGHTS is read of a folder.
 
     It predicts and does not train on: the file has neither the original encoder nor the optimizer.
-    Raises CarftError for a folder without the weights, a file that `files.load_weights` refuses or
+    Raises CarftError for a folder without the weights, a file that `load_weights` refuses or
     that is not a run of one of our algorithms, and weights that are not finite.
     """
     file = _weights_file(Path(path), which)
-    content = files.load_weights(file)
+    content = weights.load_weights(file)
     _require_run(content, file)
     algorithm = _restored(content, file)
     _require_finite(algorithm, file)

@@ -15,7 +15,7 @@ import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from domainbed.lib import errors
-from domainbed_carft import files
+from domainbed_carft.files import weights
 
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
 RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
@@ -42,10 +42,10 @@ def read(url: str) -> dict[str, torch.Tensor]:
             )
             raise errors.Failure(_unavailable(path, problem)) from error
     try:
-        weights: dict[str, torch.Tensor] = files.load_weights(path)
+        found: dict[str, torch.Tensor] = weights.load_weights(path)
     except ValueError as error:
         raise errors.UsageError([f"{error}. Delete the file, or replace it by {url}"]) from error
-    return weights
+    return found
 
 
 def load(network: torch.nn.Module, url: str) -> None:
@@ -54,9 +54,9 @@ def load(network: torch.nn.Module, url: str) -> None:
     Raises:
         Failure, UsageError: as `read`; also a UsageError if they are another network's.
     """
-    weights = read(url)
+    found = read(url)
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(found)
     except Exception as error:  # RuntimeError for another network's, others for no state dict
         kind = type(network).__name__
         problem = f"are not those of this {kind} ({_brief(error)}). Replace the file by {url}"

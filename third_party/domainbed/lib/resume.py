@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from domainbed.lib import errors
-from domainbed_carft import files
+from domainbed_carft.files import weights
 
 NAME = "state.pt"
 
@@ -75,7 +75,7 @@ class StateFile:
         if not os.path.exists(self.path):
             return None
         try:
-            state = files.load_weights(self.path)
+            state = weights.load_weights(self.path)
             if not isinstance(state, dict) or not state.keys() >= _PARTS:
                 raise ValueError(f"{self.path} is not the state of a run")
         except ValueError as error:
