@@ -37,11 +37,8 @@ GROUPS = (
     ("test_checkouts", "test_packaging"),  # sdist and wheel
     ("test_resume",),  # alone, but long
     ("test_runs_data", "test_runs_evaluate", "test_runs_predict", "test_runs_wise_ft"),  # pets
-    (
-        "test_runs_card", "test_runs_export", "test_runs_export_refused", "test_runs_saved",
-        "test_sweep_estimate",
-    ),  # trained
-)  # fmt: skip
+    ("test_runs_card", "test_runs_export", "test_runs_saved", "test_sweep_estimate"),  # trained
+)
 
 
 def _group(module: str) -> int:

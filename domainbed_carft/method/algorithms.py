@@ -85,7 +85,7 @@ class CLIPAlgorithm(Algorithm):
             clip_model = backbone.load(hparams["clip_backbone"])
             self._record("clip_digest", clip_model.digest, "another CLIP than that")
             weights = self._zero_shot_weights(clip_model, num_classes)
-            self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
+            self.set_up(clip_model.model.visual, weights, clip_model.logit_scale)
             self._undo_normalisation(shown)
         self.steps_taken = 0
         if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
@@ -135,7 +135,7 @@ class CLIPAlgorithm(Algorithm):
         source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
-    def _set_up(
+    def set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float
     ) -> None:
         """What training and predicting both need; a restored algorithm has nothing more."""
