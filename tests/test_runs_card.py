@@ -78,19 +78,6 @@ def test_the_page_for_people_shows_names_as_they_are(files, run, tmp_path):
     assert "| fluent3d (left out) |" in page and "| twemoji |" in page
 
 
-def test_the_best_weights_have_the_record_of_their_step(tmp_path):
-    job = debug(tmp_path / "job", "CARFT", "--checkpoint_freq", "1")
-    best = torch.load(job / "model_best.pkl", weights_only=True)["best_step"]
-    assert cli.main(["export", str(job), "--which", "best", "-o", str(tmp_path / "best.pt")]) == 0
-    told = json.loads((tmp_path / "best.json").read_text())["run"]
-    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
-    (record,) = [record for record in records if record["step"] == best]
-    assert told["step"] == best and told["file"] == "model_best.pkl"
-    assert [a["out"] for a in told["accuracies"].values()] == [
-        record[f"env{i}_out_acc"] for i in range(3)
-    ]
-
-
 def test_weights_that_no_record_is_of(trained, tmp_path):
     content = torch.load(trained / "model.pkl", weights_only=True)
     (tmp_path / "results.jsonl").write_bytes((trained / "results.jsonl").read_bytes())

@@ -166,16 +166,6 @@ def test_the_likeliest_come_first(pets, tmp_path, capfd):
     assert line.endswith(f"% | {context} {100 * share:.1f}%\n") and line.count("%") == 2
 
 
-def test_transforms_of_the_recorded_protocol(pets, tmp_path):
-    path = noise(tmp_path / "x.png")
-    run = saved.open_run(pets / "CARFT")
-    run.hparams["protocol"] = "clip"
-    transform, words = predicting.transform_of(run)
-    picture = default_loader(str(path))
-    assert torch.equal(transform(picture), images.transform("clip", 224, False)(picture))
-    assert words.startswith("the shorter side resized, bicubic") and words.endswith("(clip)")
-
-
 def test_transforms_of_a_host(pets, tmp_path):
     """Only its normalisation is known: what the encoder sees is what it saw."""
     run = saved.open_run(pets / "CARFT")
