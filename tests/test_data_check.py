@@ -314,7 +314,7 @@ def test_what_we_refuse_in_a_step_is_a_failure(tmp_path):
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(tmp_path):
-    code = FAILING.replace("CARFT.update = update", "CARFT._set_up = lambda *more: 1 / 0")
+    code = FAILING.replace("CARFT.update = update", "CARFT.set_up = lambda *more: 1 / 0")
     given = ["--algorithm", "CARFT", "--dataset", "EmojiStyles", "--output_dir", "job", *QUICK]
     done = python("-c", code, *given, cwd=tmp_path)
     assert done.returncode == 1
