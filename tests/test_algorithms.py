@@ -13,9 +13,9 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, backbone, hparams, objective, pictures
+from domainbed_carft.files import weights
+from domainbed_carft.method import algorithms, backbone, hparams, pictures
 from domainbed_carft.runs.saved import open_run
 
 CLASSES = ["dog", "cat", "owl"]
@@ -60,7 +60,7 @@ def dumped(algorithm, name="CARFT"):
     """What DomainBed's train saves, through a file."""
     buffer = io.BytesIO()
     content = {
-        "args": {"algorithm": name},
+        "args": {"algorithm": name, "dataset": "Debug28", "test_envs": [0]},
         "model_input_shape": (3, 28, 28),
         "model_num_classes": len(CLASSES),
         "model_num_domains": 2,
@@ -99,8 +99,7 @@ def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny)
     original = make(random_tiny)
     with torch.no_grad():
         tuned_p, original_p = (
-            objective.context_distribution(a.features(x), a.context_weights, a.logit_scale)
-            for a in (algorithm, original)
+            a.context_logits(a.features(x)).softmax(dim=1) for a in (algorithm, original)
         )
         kl = (original_p * (original_p.log() - tuned_p.log())).sum(dim=1).mean()
         cross_entropy = torch.nn.functional.cross_entropy(algorithm.predict(x), y)
@@ -173,29 +172,22 @@ def test_pictures_are_resized_between_the_two_normalisations():
     torch.testing.assert_close(got, (small - clip_mean) / clip_std, rtol=1e-4, atol=1e-4)
 
 
-def test_random_head(random_tiny):
-    zero_shot, random = (make(random_tiny, head_init=h) for h in ("zero-shot", "random"))
-    assert not torch.equal(zero_shot.head.weight, random.head.weight)
-    torch.testing.assert_close(zero_shot.head.weight.norm(dim=1), torch.ones(3))
-    # one --hparams goes to all algorithms of a sweep: what is never trained stays zero-shot
-    untrained = make(random_tiny, "CLIPZeroShot", head_init="random")
-    assert torch.equal(untrained.head.weight, zero_shot.head.weight)
-
-
 def test_what_each_algorithm_trains(random_tiny):
     for name, moves in {
-        "CARFT": ("encoder", "head"),
-        "CLIPFineTune": ("encoder", "head"),
-        "CLIPLinearProbe": ("head",),
-        "CLIPZeroShot": (),
+        "CARFT": {"encoder", "head"},
+        "CLIPFineTune": {"encoder", "head"},
+        "CLIPLinearProbe": {"head"},
+        "CLIPZeroShot": set(),
     }.items():
-        algorithm = make(random_tiny, name)
+        algorithm = make(random_tiny, name, head_init="random")
         before = {k: v.clone() for k, v in algorithm.state_dict().items()}
         algorithm.train()
         train(algorithm, 4)
         after = algorithm.state_dict()
-        moved = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
-        assert moved == set(moves), name
+        assert {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])} == moves
+        # One --hparams goes to all algorithms of a sweep: what is never trained stays zero-shot.
+        start = torch.equal(before["head.weight"], make(random_tiny).head.weight)
+        assert start == (name == "CLIPZeroShot")
 
 
 def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_tiny):
@@ -241,30 +233,6 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
         )
     with pytest.raises(CarftError, match="does not train on"):
         restored.update(minibatches())
-
-
-def test_a_checkpoint_is_hardly_larger_than_encoder_and_head(random_tiny):
-    algorithm = make(random_tiny, contexts="imagenet")
-
-    def size(state):
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        return buffer.tell()
-
-    needed = {**algorithm.encoder.state_dict(), "head": algorithm.head.weight}
-    assert len(dumped(algorithm).getvalue()) <= 1.15 * size(needed)  # a two-layer toy encoder
-    big = random_clip(**{**TINY_SHAPE, "vision_layers": 12, "vision_width": 256})
-    algorithm._set_up(
-        big.visual, objective.ZeroShotWeights(torch.randn(10, 128), torch.randn(80, 128)), 100.0
-    )
-    needed = {**algorithm.encoder.state_dict(), "head": algorithm.head.weight}
-    assert len(dumped(algorithm).getvalue()) <= 1.05 * size(needed)
-
-
-def test_files_that_are_no_run_are_refused(tmp_path):
-    torch.save({"weights": torch.zeros(2)}, tmp_path / "model.pkl")
-    with pytest.raises(CarftError, match="model.pkl.*is not a run of"):
-        open_run(tmp_path / "model.pkl")
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny):
@@ -339,7 +307,7 @@ def test_building_an_algorithm_leaves_the_training_randomness_alone(random_tiny)
     ("shape", "overrides", "message"),
     [
         ((2, 28, 28), {}, r"shape \(2, 28, 28\), expected \(3, height, width\)"),
-        ((3, 28, 28), {"contexts": ["a {}"]}, "has 1 context, expected at least two"),
+        ((3, 28, 28), {"contexts": ["a {}"]}, "has 1 template; expected at least two"),
         ((3, 28, 28), {"kl_wight": 1.0}, "unknown hparam 'kl_wight'; did you mean 'kl_weight'"),
         ((3, 28, 28), {"class_names": ["a", "b"]}, "2 class names"),
     ],
@@ -376,14 +344,14 @@ RN50 = {
     ],
 )
 def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_path, monkeypatch):
-    weights = tmp_path / "weights.pt"
+    path = tmp_path / "weights.pt"
     if archive:
-        as_archive(random_clip(**shape), weights)
-        published = ("RN50.pt", files.sha256(weights))
+        as_archive(random_clip(**shape), path)
+        published = ("RN50.pt", weights.sha256(path))
         monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", published)
     else:
-        torch.save(random_clip(**shape).state_dict(), weights)
-    algorithm = make(weights, lr=1e-5, original_precision="fp32")
+        torch.save(random_clip(**shape).state_dict(), path)
+    algorithm = make(path, lr=1e-5, original_precision="fp32")
     first, second = (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2))
     assert first["loss_kl"] == 0.0 and first["context_agreement"] == 1.0
     assert second["loss_kl"] > 0.0 and all(math.isfinite(v) for v in second.values())
@@ -393,7 +361,7 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_p
     )
     saved = dumped(algorithm)
     assert len(saved.getvalue()) <= 1.05 * needed
-    weights.unlink()
+    path.unlink()
     (tmp_path / "model.pkl").write_bytes(saved.getvalue())
     restored = open_run(tmp_path / "model.pkl").algorithm
     x = torch.randn(2, 3, 224, 224)

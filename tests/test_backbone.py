@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import TINY_SHAPE, random_clip
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
 from domainbed_carft.method import backbone
 
 with warnings.catch_warnings():
@@ -47,18 +47,11 @@ def test_state_dict_is_loaded_exactly_and_in_float32(random_tiny):
 
 def test_openais_archive_equals_a_state_dict(random_tiny, tmp_path, monkeypatch):
     as_archive(random_clip(**TINY_SHAPE), tmp_path / "archive.pt")
-    published = ("ViT-B-32.pt", files.sha256(tmp_path / "archive.pt"))
+    published = ("ViT-B-32.pt", weights.sha256(tmp_path / "archive.pt"))
     monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
     a = backbone.load(str(tmp_path / "archive.pt")).model.state_dict()
     b = backbone.load(str(random_tiny)).model.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_half_precision_files_become_float32(tmp_path):
-    state = {k: v.half() for k, v in random_clip(**TINY_SHAPE).state_dict().items()}
-    torch.save(state, tmp_path / "half.pt")
-    loaded = backbone.load(str(tmp_path / "half.pt")).model
-    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
 def test_tiny_is_a_clip_that_openais_own_package_reads():
@@ -102,33 +95,11 @@ def test_text_is_encoded_once_for_the_same_weights_and_prompts(
     assert len(encoded) == 3 and not torch.equal(other, first)
 
 
-def test_a_damaged_cache_is_made_anew(random_tiny, fresh_cache, caplog):
-    loaded = backbone.load(str(random_tiny))
-    first = backbone.text_features(loaded, PROMPTS)
-    (kept,) = (fresh_cache / "text").iterdir()
-    kept.write_bytes(kept.read_bytes()[:100])
-    assert torch.equal(backbone.text_features(loaded, PROMPTS), first)
-    assert str(kept) in caplog.text
-    assert torch.equal(torch.load(kept, weights_only=True).view_as(first), first)
-
-
 def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
     features = backbone.text_features(backbone.load(str(random_tiny)), PROMPTS)
     assert features.shape == (2, 2, 128) and "cannot be written" in caplog.text
-
-
-def test_a_cache_file_appears_whole_or_not_at_all(tmp_path):
-    def fail(path):
-        path.write_text("half of it")
-        raise OSError("disk full")
-
-    files.write(tmp_path / "x" / "kept", lambda path: path.write_text("whole"))
-    with pytest.raises(OSError, match="disk full"):
-        files.write(tmp_path / "x" / "kept", fail)
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["kept"]
-    assert (tmp_path / "x" / "kept").read_text() == "whole"
 
 
 def test_published_names_and_sums_are_those_of_openais_package():
@@ -171,9 +142,9 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
     [
         (b"not weights", "is cut off or holds"),
         ({"layer.weight": torch.zeros(2)}, "not a CLIP in OpenAI's format"),
-        ({"state_dict": {}, "epoch": 3}, "has a dict under 'state_dict', expected a state dict"),
-        ({"visual.proj": torch.tensor([1, float("nan")])}, "has NaN or infinity in 'visual.proj'"),
-        (torch.zeros(3), "holds a Tensor, expected a CLIP's state dict"),
+        ({"state_dict": {}, "epoch": 3}, "not a CLIP in OpenAI's format"),
+        ({"visual.proj": torch.tensor([1, float("nan")])}, "NaN or infinity in 'visual.proj'"),
+        (torch.zeros(3), "not a CLIP in OpenAI's format"),
     ],
 )
 def test_files_that_are_no_clip_are_named(tmp_path, content, message):

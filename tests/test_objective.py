@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.method import objective
 
 M, K, N, D = 7, 5, 11, 32
@@ -63,13 +62,6 @@ def test_weights_equal_numpy(data):
         assert np.abs(got.numpy() - expected).max() < 1e-6
 
 
-def test_weights_ignore_the_length_of_each_text_feature(data):
-    text = torch.as_tensor(data[0])
-    stretched = text * torch.rand(M, K, 1, dtype=text.dtype).add(0.5)
-    for a, b in zip(objective.zero_shot_weights(text), objective.zero_shot_weights(stretched)):
-        torch.testing.assert_close(a, b)
-
-
 @pytest.mark.parametrize("direction", objective.KL_DIRECTIONS)
 @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
 @pytest.mark.parametrize("kl_weight", [0.0, 1.0, 3.5])
@@ -80,11 +72,6 @@ def test_loss_equals_numpy(data, direction, scale, kl_weight):
     ours = torch_loss(text, original, tuned, labels, kl_weight, direction, scale)
     for got, value in zip(ours, expected):
         assert float(got) == pytest.approx(value, rel=1e-5)
-
-
-def test_the_two_directions_differ(data):
-    values = {float(torch_loss(*data, 1.0, d, 10.0).kl) for d in objective.KL_DIRECTIONS}
-    assert len(values) == 2
 
 
 @pytest.mark.parametrize("direction", objective.KL_DIRECTIONS)
@@ -148,13 +135,12 @@ def test_order_of_contexts_does_not_matter(data):
         assert float(x) == pytest.approx(float(y), rel=1e-5)
 
 
-def test_distribution_sums_to_one_and_sharpens_with_the_scale(data):
+def test_the_distribution_sharpens_with_the_scale(data):
     text, original, *_ = (torch.as_tensor(a, dtype=torch.float32) for a in data)
     contexts = objective.zero_shot_weights(text).contexts
-    flat, sharp = (objective.context_distribution(original, contexts, t) for t in (1.0, 100.0))
-    assert flat.shape == (N, M)
-    torch.testing.assert_close(flat.sum(dim=1), torch.ones(N))
-    assert float(sharp.max(dim=1).values.mean()) > 2 * float(flat.max(dim=1).values.mean())
+    logits = [objective.context_logits(original, contexts, t) for t in (1.0, 100.0)]
+    flat, sharp = (each.softmax(dim=1).amax(dim=1).mean() for each in logits)
+    assert logits[0].shape == (N, M) and float(sharp) > 2 * float(flat)
 
 
 def test_no_nan_at_scale_100_in_bf16_autocast(data):
@@ -179,15 +165,3 @@ def test_agreement_counts_equal_top_contexts():
     a = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
     b = torch.tensor([[0.0, 9.0], [0.0, 1.0], [0.0, 0.1], [0.2, 0.1]])
     assert float(objective.context_agreement(a, b)) == 0.75
-
-
-def test_a_single_context_is_refused_with_the_reason():
-    with pytest.raises(CarftError, match=r"got 1 context.*the KL term is zero.*at least two"):
-        objective.zero_shot_weights(torch.randn(1, K, D))
-
-
-def test_wrong_shapes_and_directions_are_named():
-    with pytest.raises(CarftError, match=r"\(contexts, classes, dim\), got \(5, 32\)"):
-        objective.zero_shot_weights(torch.randn(K, D))
-    with pytest.raises(CarftError, match=r"kl_direction is 'both', expected one of"):
-        objective.context_kl(torch.zeros(1, 2), torch.zeros(1, 2), "both")

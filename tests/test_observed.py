@@ -32,11 +32,6 @@ def build(weights, shown, **overrides):
     return algorithms.CARFT((3, 28, 28), 3, 2, values)
 
 
-def test_class_names_come_from_the_data_set_of_the_same_hparams(random_tiny, capsys):
-    build(random_tiny, [None])
-    assert "CLIP classes: alarm clock, bike, TV" in capsys.readouterr().out
-
-
 def test_the_digest_of_the_words_enters_the_very_hparams(random_tiny):
     algorithm = make(random_tiny)
     expected = prompts.digest(CONTEXTS, CLASSES)
@@ -56,12 +51,6 @@ def test_the_encoder_sees_the_same_picture_however_it_was_normalised(random_tiny
     torch.testing.assert_close(seen, (raw - clip_mean) / clip_std, rtol=1e-5, atol=1e-5)
     source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
     assert f"std {list((shown or IMAGENET)[1])} ({source})" in capsys.readouterr().out
-
-
-def test_pictures_that_are_normalised_as_clips_pass_untouched(random_tiny):
-    algorithm = build(random_tiny, [CLIPS, CLIPS])
-    x = torch.randn(2, 3, 48, 48)
-    assert torch.equal(algorithm.input(x), x)
 
 
 def test_environments_that_normalise_differently_are_refused(random_tiny):
@@ -124,21 +113,6 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
     assert "Data differs: " in told and "photo" in told
     with pytest.raises(CarftError, match="demands 'verified: as published', but .* 'differs: "):
         pets(random_tiny, counts, data_edition="verified: as published")
-
-
-def test_data_that_is_no_known_edition_is_recorded_by_its_counts(random_tiny):
-    counts = published()
-    counts["photo"][0] -= 1
-    first = pets(random_tiny, counts).hparams["data_edition"]
-    assert pets(random_tiny, counts, data_edition=first).hparams["data_edition"] == first
-    counts["photo"][1] -= 1  # the same word, and other data
-    other = pets(random_tiny, counts).hparams["data_edition"]
-    assert other != first and other.startswith("differs: ")
-    with pytest.raises(CarftError, match=f"demands '{first}', but the data is '{other}'"):
-        pets(random_tiny, counts, data_edition=first)
-    for another in ("consistent", "differs", "differs: as published"):
-        with pytest.raises(CarftError, match=f"demands '{another}'"):
-            pets(random_tiny, counts, data_edition=another)
 
 
 def test_broken_data_is_refused_unless_it_is_meant(random_tiny):

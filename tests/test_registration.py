@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_checkout import (
-    OUR_HPARAMS,
     OURS,
     REPO,
     Site,
@@ -16,6 +16,9 @@ from fake_checkout import (
     write_checkout,
     write_start_hook,
 )
+
+from domainbed_carft.method import hparams
+from domainbed_carft.plugin import additions
 
 
 @pytest.fixture
@@ -28,78 +31,12 @@ def checkout(tmp_path: Path) -> Path:
     return write_checkout(tmp_path / "my checkout's root")
 
 
-@pytest.mark.parametrize("value", ["1", "true", "YES"])
-def test_the_switch(site: Site, checkout: Path, value: str) -> None:
-    off = {"DOMAINBED_CARFT_DISABLE": value}
+def test_the_switch(site: Site, checkout: Path) -> None:
+    off = {"DOMAINBED_CARFT_DISABLE": "YES"}
     assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
-    done = site.run("-m", "domainbed.scripts.train", "CARFT", cwd=checkout, **off)
-    assert done.stderr.endswith("NotImplementedError: CARFT\n")
     done = site.run("-c", "import domainbed", **off)
     assert "No module named 'domainbed'" in done.stderr
-
-
-@pytest.mark.parametrize("value", ["", "0", "false"])
-def test_the_switch_left_on(site: Site, checkout: Path, value: str) -> None:
-    assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
-
-
-SNAPSHOT = """
-import json, sys
-def snapshot():
-    from domainbed import algorithms, command_launchers, datasets, hparams_registry
-    owners = [algorithms, command_launchers, datasets, hparams_registry]
-    owners += [datasets.MultipleEnvironmentImageFolder, datasets.Pets]
-    owners += [type(algorithms.__loader__), sys.meta_path, algorithms.__loader__]
-    return [
-        (list(owner) if isinstance(owner, list) else dict(vars(owner))) for owner in owners
-    ] + [list(algorithms.ALGORITHMS), list(datasets.DATASETS), dict(command_launchers.REGISTRY)]
-def same(one, other):
-    def names(part):
-        return {k: id(v) for k, v in part.items()} if isinstance(part, dict) else part
-    return [names(part) for part in one] == [names(part) for part in other]
-"""
-
-
-def test_late_registration_and_its_reversal(site: Site, checkout: Path) -> None:
-    code = f"""{SNAPSHOT}
-import domainbed_carft
-from domainbed import algorithms, datasets, hparams_registry
-before = snapshot()
-domainbed_carft.register()
-first = snapshot()
-domainbed_carft.register()
-assert same(first, snapshot()), "registering twice is not registering once"
-added = algorithms.ALGORITHMS + datasets.DATASETS
-hparams = hparams_registry.default_hparams("CARFT", "Pets")
-domainbed_carft.unregister()
-assert same(before, snapshot()), "something of ours stayed"
-domainbed_carft.unregister()
-assert same(before, snapshot())
-domainbed_carft.register()
-print(json.dumps([added, hparams, algorithms.get_algorithm_class("CARFT").__name__]))
-"""
-    result = site.json("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
-    assert result == [["ERM", *OURS, "Pets", "EmojiStyles"], OUR_HPARAMS, "CARFT"]
-
-
-def test_what_the_start_hook_did_is_reversed(site: Site, checkout: Path) -> None:
-    code = """
-import json, sys
-import domainbed_carft
-from domainbed import algorithms, datasets, hparams_registry
-domainbed_carft.unregister()
-owners = (algorithms, datasets, hparams_registry, datasets.MultipleEnvironmentImageFolder)
-print(json.dumps([
-    [sorted(name for name in vars(owner) if name[:2] != "__") for owner in owners],
-    [algorithms.ALGORITHMS, datasets.DATASETS],
-    [f.__code__.co_filename for f in (hparams_registry.random_hparams, owners[-1].__init__)],
-    ["domainbed_carft" in type(finder).__module__ for finder in sys.meta_path].count(True),
-]))
-"""
-    hooked = site.json("-c", code, cwd=checkout)
-    off = site.json("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
-    assert hooked == off
-    assert hooked[3] == 0
+    assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE="0")["class"] == "CARFT"
 
 
 def test_unregistering_leaves_alone_what_others_changed_since(site: Site, checkout: Path) -> None:
@@ -148,3 +85,11 @@ print(json.dumps([
     assert (classes, missing, dataset) == (OURS, [], "EmojiStyles")
     assert defaults["clip_backbone"] == drawn["clip_backbone"] == "tiny"
     assert {"batch_size", "data_augmentation", "class_balanced"} <= defaults.keys()
+
+
+def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons() -> None:
+    """Upstream draws some by RandomState.choice; no restricted reader would read those back."""
+    theirs = {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
+    drawn = additions._overlaid(lambda algorithm, dataset, seed: theirs, hparams, 1)
+    found = drawn("CARFT", "PACS", 1)
+    assert [type(found[key]) for key in theirs] == [float, int, str]

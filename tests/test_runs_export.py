@@ -1,6 +1,7 @@
-"""`carft export`: what it writes, as clip and open_clip themselves read it."""
+"""`carft export`: what it writes, as clip and open_clip themselves read it; what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conftest import TINY_SHAPE, random_clip
 from export_jobs import blocks, debug, exact, exported
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.files.weights import sha256
 from domainbed_carft.method import backbone
 from domainbed_carft.method import pictures as images
 from domainbed_carft.plugin import emoji_styles
@@ -35,21 +39,6 @@ def run(trained):
     return saved.open_run(trained)
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    """Files of the environment left out, every ninth."""
-    dataset = emoji_styles.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
-    return [path for path, _ in dataset[0].samples[::9]]
-
-
-@pytest.fixture(scope="module")
-def expected(run, pictures):
-    """What the algorithm itself says of the pictures, as DomainBed hands them to it."""
-    transform = images.transform("domainbed", emoji_styles.SIZE, augment=False)
-    with torch.no_grad():
-        return run.algorithm.predict(torch.stack([transform(default_loader(p)) for p in pictures]))
-
-
 AFTERWARDS = """
 import sys
 assert not {"domainbed_carft.method.backbone", "domainbed_carft.method.pictures"} & set(sys.modules)
@@ -61,12 +50,16 @@ torch.save(head["logit_scale"] * features @ head["weight"].T, sys.argv[1])
 
 
 @pytest.mark.parametrize("library", ["clip", "open_clip"])
-def test_what_the_card_shows_gives_the_predictions_of_the_run(
-    library, files, run, pictures, expected, tmp_path
-):
+def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, run, tmp_path):
     for path in files:
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    dataset = emoji_styles.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
+    pictures = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
     (tmp_path / "picture.png").write_bytes(Path(pictures[0]).read_bytes())
+    transform = images.transform("domainbed", emoji_styles.SIZE, augment=False)
+    with torch.no_grad():
+        x = torch.stack([transform(default_loader(path)) for path in pictures])
+        expected = run.algorithm.predict(x)
     by_clip, by_open_clip, classify = blocks(files.readme.read_text(encoding="utf-8"))
     code = (by_clip if library == "clip" else by_open_clip) + classify + AFTERWARDS
     done = subprocess.run(
@@ -93,32 +86,6 @@ def test_both_libraries_have_the_very_weights(files, run):
     assert not torch.equal(original["visual.proj"], tuned["proj"])
 
 
-def test_the_loaders_of_both_libraries_take_the_path(files, run):
-    x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    theirs, preprocess = clip.load(str(files.weights), device="cpu")
-    other = open_clip.load_openai_model(str(files.weights), precision="fp32", device="cpu")
-    assert preprocess.transforms[0].size == 48
-    with torch.no_grad():
-        features = run.algorithm.encoder(x)
-        a, b = theirs.encode_image(x), other.encode_image(x)
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert not torch.equal(a, features)  # both round through half precision
-    assert cosine_similarity(a, features).min() > 0.9999
-
-
-def test_the_head_has_only_plain_content(files, run):
-    head = torch.load(files.head, weights_only=True)
-    assert torch.equal(head.pop("weight"), run.algorithm.head.weight)
-    assert torch.equal(head.pop("context_weights"), run.algorithm.context_weights)
-    scale = float(run.algorithm.logit_scale)
-    assert head == {
-        "classes": run.classes,
-        "contexts": run.contexts,
-        "logit_scale": scale,
-        "context_scale": scale,
-    }
-
-
 def test_the_same_run_gives_the_same_bytes_under_any_name(files, run, tmp_path):
     again = export.export(run, tmp_path / "other.pt")
     assert again.weights.read_bytes() == files.weights.read_bytes()
@@ -135,10 +102,13 @@ def test_half_precision_is_as_openai_publishes_it(files, run, tmp_path):
     assert half.weights.stat().st_size < 0.9 * files.weights.stat().st_size
     x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     theirs, other = exact(half)
-    loaded, _ = clip.load(str(half.weights), device="cpu")
+    loaded, preprocess = clip.load(str(half.weights), device="cpu")
+    assert preprocess.transforms[0].size == 48
     with torch.no_grad():
         assert torch.equal(theirs.encode_image(x), loaded.encode_image(x))
         torch.testing.assert_close(other.encode_image(x), theirs.encode_image(x))
+        # What is lost by the rounding, which the loaders do anyway.
+        assert cosine_similarity(loaded.encode_image(x), run.algorithm.encoder(x)).min() > 0.9999
     assert json.loads(half.card.read_text())["precision"] == "fp16"
 
 
@@ -188,4 +158,85 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
             vision["width"], vision["patch_size"], text["context_length"], text["vocab_size"],
             text["width"], text["heads"], text["layers"],
         )  # fmt: skip
-    assert export.open_clip_config(model.state_dict()) == config
+    assert export.open_clip_config(model) == config
+
+
+def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys):
+    mine = tmp_path / "mine.pt"
+    mine.write_bytes(random_tiny.read_bytes())
+    job = debug(tmp_path / "job", "CARFT", clip_backbone=str(mine))
+    mine.rename(tmp_path / "elsewhere.pt")
+
+    def attempt(*more):
+        capsys.readouterr()
+        status = cli.main(["export", str(job), "-o", str(tmp_path / "out.pt"), *more])
+        assert status == 0 or not list(tmp_path.glob("out*"))
+        return status, capsys.readouterr().err
+
+    status, said = attempt()
+    assert status == 1 and "mine.pt" in said and "--original FILE" in said
+    torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), mine)
+    for other in (str(mine), "tiny"):
+        status, said = attempt("--original", other)
+        digest = sha256(tmp_path / "elsewhere.pt")
+        assert status == 1 and "is not the CLIP that" in said and f"expected {digest}" in said
+    assert attempt("--original", str(tmp_path / "elsewhere.pt"))[0] == 0
+
+
+def test_nothing_is_overwritten_unless_told(files, trained, run, tmp_path, capsys):
+    (tmp_path / "out.md").write_text("mine")
+    assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt")]) == 1
+    said = capsys.readouterr().err
+    assert "out.md is there already" in said and "--force" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["out.md"]
+    assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt"), "--force"]) == 0
+    assert (tmp_path / "out.pt").read_bytes() == files.weights.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 4 and (tmp_path / "out.md").read_text() != "mine"
+
+
+def test_what_it_is_made_from_is_never_overwritten(trained, tmp_path):
+    (tmp_path / "run.pt").write_bytes((trained / "model.pkl").read_bytes())
+    original = tmp_path / "tiny.pt"
+    original.write_bytes(backbone.locate("tiny")[0].read_bytes())
+    run = saved.open_run(tmp_path / "run.pt")
+    for path in (tmp_path / "run.pt", original):
+        with pytest.raises(CarftError, match=f"{path.name} would overwrite an input"):
+            export.export(run, path, original=str(original), force=True)
+    assert sorted(os.listdir(tmp_path)) == ["run.pt", "tiny.pt"]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("out.json", "expected a name that ends in .pt or .pth"),
+        ("no/such/out.pt", "expected the name of a file in a folder"),
+    ],
+)
+def test_names_that_cannot_be_written(output, message, run, tmp_path):
+    with pytest.raises(CarftError, match=message):
+        export.export(run, tmp_path / output, force=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_refused(trained, tmp_path):
+    run = saved.open_run(trained)
+    run.algorithm.encoder.proj.data[0, 0] = 1e6
+    with pytest.raises(CarftError, match="visual.proj has values .* without --half it may fit"):
+        export.export(run, tmp_path / "out.pt", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full(files, trained, tmp_path):
+    """Neither the weights, nor what was there, is cut."""
+    for path in files:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code = (
+        "import resource, sys; from domainbed_carft import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); sys.exit(cli.main())"
+    )
+    weights = tmp_path / files.weights.name
+    done = warm.run("-c", code, "export", trained, "-o", weights, "--force")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "File too large; nothing was overwritten" in done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

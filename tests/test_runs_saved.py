@@ -5,15 +5,13 @@ import os
 import pickle
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, settings
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, hparams, observed, prompts
-from domainbed_carft.plugin import additions
+from domainbed_carft.method import algorithms, observed, prompts
 from domainbed_carft.runs import saved
 
 
@@ -66,18 +64,6 @@ def test_the_words_are_in_the_state_dict_whatever_is_done_to_the_model(random_ti
     assert torch.equal(average.module.words, algorithm.words)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [b"{}", b"\xff\x00", b"[" * 100_000, b'{"classes": ["a"], "contexts": ["b {}"]}'],
-)
-def test_words_that_do_not_fit_are_refused(random_tiny, tmp_path, text):
-    algorithm = make(random_tiny)
-    algorithm.words = torch.tensor(list(text), dtype=torch.uint8)
-    with pytest.raises(CarftError, match="model.pkl does not hold the words of its run") as raised:
-        saved.open_run(written(tmp_path, algorithm))
-    assert len(str(raised.value)) < 600
-
-
 class Evil:
     def __init__(self, victim):
         self.victim = victim
@@ -86,52 +72,29 @@ class Evil:
         return os.mkdir, (str(self.victim),)
 
 
-def evil_zip(path, victim):
-    torch.save({"args": {"algorithm": "CARFT"}, "x": Evil(victim)}, path)
-
-
-def evil_pickle(path, victim):
-    path.write_bytes(pickle.dumps(Evil(victim)))
-
-
-def evil_legacy(path, victim):
-    torch.save(Evil(victim), path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("write", [evil_zip, evil_pickle, evil_legacy])
-def test_a_pickle_is_not_executed(tmp_path, write):
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, evil: torch.save({"args": {"algorithm": "CARFT"}, "x": evil}, path),
+        lambda path, evil: torch.save(evil, path, _use_new_zipfile_serialization=False),
+        lambda path, evil: path.write_bytes(pickle.dumps(evil)),
+        lambda path, evil: path.write_bytes(pickle.dumps([0] * 99 + [evil])[:-50]),  # cut off
+        lambda path, evil: path.touch(),
+        lambda path, evil: path.write_text("step,loss\n0,1\n"),
+        lambda path, evil: zipfile.ZipFile(path, "w").close(),
+    ],
+)
+def test_nothing_in_a_file_is_executed(tmp_path, write):
     path, victim = tmp_path / "model.pkl", tmp_path / "executed"
-    write(path, victim)
-    with pytest.raises(CarftError, match="model.pkl.*might be a program; nothing in it was"):
+    write(path, Evil(victim))
+    with pytest.raises(CarftError, match="model.pkl.*might be a program; nothing in") as raised:
         saved.open_run(path)
-    assert not victim.exists()
+    assert not victim.exists() and "\n" not in str(raised.value)
     pickle.loads(pickle.dumps(Evil(victim)))
     assert victim.exists()  # it would have
 
 
-def cut(path, whole):
-    path.write_bytes(whole[: len(whole) // 2])
-
-
-def empty(path, whole):
-    path.write_bytes(b"")
-
-
-def text(path, whole):
-    path.write_text("step,loss\n0,1\n")
-
-
-def archive(path, whole):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("readme.txt", "no weights")
-
-
-@pytest.mark.parametrize("damage", [cut, empty, text, archive])
-def test_files_that_are_not_whole_are_refused_in_one_line(random_tiny, tmp_path, damage):
-    damage(tmp_path / "model.pkl", dumped(make(random_tiny)).getvalue())
-    with pytest.raises(CarftError, match=r"model\.pkl is cut off or holds") as raised:
-        saved.open_run(tmp_path)
-    assert "\n" not in str(raised.value)
+ONE_WORD = b'{"classes": ["a"], "contexts": ["b {}"]}'
 
 
 def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
@@ -140,9 +103,12 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
     for more, message in (
         ({"args": {"algorithm": "ERM"}}, "not a run of CARFT, .*: its algorithm is 'ERM'"),
         ({"args": "none"}, "its algorithm is None"),
+        ({"args": {"algorithm": "CARFT", "dataset": "x", "test_envs": [[0]]}}, "its test_envs is"),
         ({"model_dict": {"head.weight": torch.zeros(3, 2)}}, "not hold the weights of a CARFT"),
         ({"model_dict": {**state, "more": torch.zeros(1)}}, "Unexpected key"),
-        ({"model_dict": {**state, "words": torch.ones(2)}}, "does not hold the words"),
+        ({"model_dict": {**state, "words": torch.ones(2)}}, "does not hold the weights"),
+        ({"model_dict": {**state, "words": torch.tensor([*b"[" * 10**5])}}, "not hold the"),
+        ({"model_dict": {**state, "words": torch.tensor([*ONE_WORD])}}, "not hold the"),
         ({"model_dict": {**state, "head.weight": torch.ones(2)}}, "not hold the"),
         ({"model_hparams": {**algorithm.hparams, "clip_backbone": 5}}, "its model_hparams is"),
         ({"model_hparams": {**algorithm.hparams, "amp": torch.ones(2)}}, "its model_hparams is"),
@@ -160,7 +126,7 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
 def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, capsys, value):
     algorithm = make(random_tiny)
     algorithm.encoder.proj.data[0, 0] = value
-    with pytest.raises(CarftError, match=r"not finite in encoder\.proj: the training diverged"):
+    with pytest.raises(CarftError, match="not finite in 1 tensor, the first of them enc"):
         saved.open_run(written(tmp_path, algorithm))
     algorithm.head.weight.data.fill_(value)
     written(tmp_path, algorithm)
@@ -169,7 +135,7 @@ def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, 
     for command in (["evaluate", "--json"], ["predict", "x.png"], ["wise-ft", "-o", str(output)]):
         assert cli.main([command[0], str(tmp_path), *command[1:]]) == 1
         out, err = capsys.readouterr()
-        assert out == "" and "encoder.proj and 1 other tensor: the training diverged" in err
+        assert out == "" and "encoder.proj: the training diverged" in err
         assert "--which best" in err and "Warning" not in err
     assert not output.exists()
 
@@ -186,13 +152,3 @@ def test_what_is_not_there_is_said(random_tiny, tmp_path):
         saved.open_run(job)
     with pytest.raises(CarftError, match="--which chooses a file of a folder, but"):
         saved.open_run(job / "model_best.pkl", "last")
-
-
-def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons():
-    """Upstream draws some by RandomState.choice; no restricted reader would read those back."""
-
-    def random_hparams(algorithm, dataset, seed):
-        return {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
-
-    drawn = additions._overlaid(random_hparams, hparams, 1)("CARFT", "PACS", 1)
-    assert [type(drawn[key]) for key in ("resnet_dropout", "count", "name")] == [float, int, str]

@@ -13,8 +13,9 @@ from test_algorithms import make
 from test_runs_saved import written
 from test_runs_wise_ft import changed
 
-from domainbed_carft import cli, files
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
 from domainbed_carft.method import backbone
 from domainbed_carft.runs import saved
 
@@ -104,7 +105,7 @@ def test_the_user_names_the_clip_that_a_run_started_from(
 
 
 def test_openais_own_archive_is_known_by_its_digest(tmp_path, hostile, victim, monkeypatch):
-    published = ("ViT-B-32.pt", files.sha256(hostile))
+    published = ("ViT-B-32.pt", weights.sha256(hostile))
     monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
     with pytest.raises(CarftError, match="not a CLIP in OpenAI's format"):
         backbone.load(str(hostile))
@@ -192,14 +193,14 @@ def test_small_files_that_would_take_much_memory(tmp_path, write, message):
     write(tmp_path / "x.pt")
     assert (tmp_path / "x.pt").stat().st_size < 10**5
     with pytest.raises(CarftError, match=f"x.pt .*{message}"):
-        files.load_weights(tmp_path / "x.pt")
+        weights.load_weights(tmp_path / "x.pt")
 
 
 def test_what_modules_share_is_no_reason_to_refuse(tmp_path):
     shared = torch.zeros(100)
     shared_twice = {"a": shared, "b": [shared, shared.view(10, 10)], "c": torch.ones(1).expand(99)}
     torch.save(shared_twice, tmp_path / "x.pt")
-    assert torch.equal(files.load_weights(tmp_path / "x.pt")["c"], torch.ones(99))
+    assert torch.equal(weights.load_weights(tmp_path / "x.pt")["c"], torch.ones(99))
 
 
 @pytest.mark.parametrize("content", [{"x": 1}, [1]])
@@ -278,4 +279,4 @@ def test_text_features_that_cannot_be_right_are_made_anew(
     damage(kept)
     assert torch.equal(backbone.text_features(clip_model, WORDS), first)
     assert f"{kept} " in caplog.text and "encoded again" in caplog.text
-    assert torch.equal(files.load_weights(kept).view_as(first), first)
+    assert torch.equal(weights.load_weights(kept).view_as(first), first)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,10 +154,6 @@ def _export(arguments: argparse.Namespace) -> None:
     from domainbed_carft.runs import export, saved
 
     export.require_free(export.Files.of(arguments.output), arguments.force)  # before it takes time
-    words = ["carft", "export", str(arguments.path), "-o", str(arguments.output)]
-    for name in ("which", "original"):
-        value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name}", str(value)]
     run = saved.open_run(arguments.path, arguments.which)
     files = export.export(
         run,
@@ -166,10 +161,9 @@ def _export(arguments: argparse.Namespace) -> None:
         original=arguments.original,
         half=arguments.half,
         force=arguments.force,
-        command=shlex.join(words + (["--half"] if arguments.half else [])),
     )
     precision = "half precision" if arguments.half else "float32"
-    what = f"{run.args['algorithm']} on {run.args.get('dataset', '?')}, {run.path.name}"
+    what = f"{run.args['algorithm']} on {run.args['dataset']}, {run.path.name}"
     print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format, {precision}, QuickGELU"))
     print(shown(f"{files.head}: its class head, which has no place in that format"))
     print(shown(f"{files.card}, {files.readme}: the card, with how to load the file"))

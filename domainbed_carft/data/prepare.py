@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from domainbed_carft import files
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import parsing
 
 # Benchmark -> the folder in its archive that has all of it.
 INNER = {"PACS": "kfold", "VLCS": "VLCS", "OfficeHome": "OfficeHomeDataset_10072016"}
@@ -84,7 +84,7 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
     for name in TERRA_FILES:
         file = _required(folder / name)
         try:
-            content = files.parse_json(file.read_bytes())
+            content = parsing.parse_json(file.read_bytes())
             for item in content["images"]:
                 images[item["id"]] = (str(item["location"]), str(item["file_name"]))
             categories = {item["id"]: str(item["name"]) for item in content["categories"]}

@@ -43,7 +43,7 @@ MODULES = {
 # Optional ones -> what needs them.
 EXTRAS = {"gdown": "carft data download", "tensorboard": "--log", "wandb": "--log"}
 
-# CVE-2026-24747 and CVE-2025-32434; the code of the second is refused by `files.load_weights`.
+# CVE-2026-24747 and CVE-2025-32434; the code of the second is refused by `files.weights`.
 OLD_TORCH = (
     "a stranger's file of weights may corrupt memory (before torch 2.10) or, in programs other "
     "than ours, run code (before 2.6)"

@@ -17,6 +17,7 @@ from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import parsing
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import FOLDER_NAME, Job, same_but_for_the_data
@@ -63,7 +64,7 @@ def read(output: Path) -> Sweep | None:
         raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
     path = output / NAME
     try:
-        found = files.parse_json(path.read_bytes())
+        found = parsing.parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import parsing
 from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.folder import DONE, RECORDS, has_diverged
 from domainbed_carft.jobs.job import Job
@@ -183,7 +183,7 @@ def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
             return None
         for line in reversed(lines):
             with contextlib.suppress(ValueError):
-                record = files.parse_json(line)
+                record = parsing.parse_json(line)
                 if isinstance(record, dict) and "step" in record:
                     return record
     return None
@@ -206,7 +206,7 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
             record = orjson.loads(line)
         except orjson.JSONDecodeError:
             try:
-                record = files.parse_json(line)  # NaN is no JSON, and Python writes it
+                record = parsing.parse_json(line)  # NaN is no JSON, and Python writes it
             except ValueError:
                 record = None
         if not (count := _count(record)):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import files
+from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import OUTPUT
 
 # Arguments that runs have to share to be averaged, and names of other parts of a setting.
@@ -53,7 +53,7 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
     given = args.get("hparams") or {}
     try:
-        return dict(files.parse_json(given) if isinstance(given, str) else given)
+        return dict(parsing.parse_json(given) if isinstance(given, str) else given)
     except (ValueError, TypeError):
         return {"--hparams": given}
 

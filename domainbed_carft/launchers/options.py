@@ -21,8 +21,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt  # of pydantic, which itself takes half a second to import
 
-from domainbed_carft import files, text
+from domainbed_carft import text
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import parsing
 
 VARIABLE = "DOMAINBED_CARFT_LAUNCHER"
 DEFAULT = "launchers.yaml"
@@ -126,7 +127,7 @@ def problems(launcher: str, given: Mapping[str, Any]) -> list[str]:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = files.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
+        content = parsing.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
     except OSError as error:
         raise CarftError(f"{path} cannot be read: {error.strerror} (${VARIABLE})") from error
     except ValueError as error:

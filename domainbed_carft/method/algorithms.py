@@ -40,9 +40,7 @@ class Frozen:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            features: Tensor = self.encoder(pictures)
-        return features.float()
+        return encode(self.encoder, pictures, self.bf16)
 
     def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
         self.encoder._apply(fn)
@@ -53,6 +51,13 @@ class Frozen:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Nothing to do."""
+
+
+def encode(encoder: nn.Module, pictures: Tensor, bf16: bool) -> Tensor:
+    """Image features (N, D), float32 and not normalised, of pictures as CLIP wants them."""
+    with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
+        features: Tensor = encoder(pictures)
+    return features.float()
 
 
 class CLIPAlgorithm(Algorithm):
@@ -79,14 +84,13 @@ class CLIPAlgorithm(Algorithm):
     ) -> None:  # fmt: skip
         arguments.check(input_shape, hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        shown = self._check_data()  # before anything takes time
+        normalisation = arguments.checked_data(hparams)  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
-            self._record("clip_digest", clip_model.digest, "another CLIP than that")
+            arguments.record(hparams, "clip_digest", clip_model.digest, "another CLIP than that")
             weights = self._zero_shot_weights(clip_model, num_classes)
-            self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
-            self._undo_normalisation(shown)
+            self.set_up(clip_model.model.visual, weights, clip_model.logit_scale, normalisation)
         self.steps_taken = 0
         if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
             self.original = Frozen(self.encoder, hparams["original_precision"])
@@ -103,45 +107,25 @@ class CLIPAlgorithm(Algorithm):
         print(f"CLIP classes: {', '.join(names)}")
         print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
         digest = prompts.digest(templates, names)
-        self._record("prompts_digest", digest, "other class names or contexts than those")
-        text = bytearray(prompts.as_json(templates, names).encode())
-        self.register_buffer("words", torch.frombuffer(text, dtype=torch.uint8).clone())
+        difference = "other class names or contexts than those"
+        arguments.record(self.hparams, "prompts_digest", digest, difference)
+        words = bytearray(prompts.as_json(templates, names).encode())
+        self.register_buffer("words", torch.frombuffer(words, dtype=torch.uint8).clone())
         features = backbone.text_features(clip_model, prompts.prompts(templates, names))
         return objective.zero_shot_weights(features)
 
-    def _record(self, name: str, found: str, difference: str) -> None:
-        """Put a digest into the hparams, which DomainBed writes into each record."""
-        expected = self.hparams[name]
-        if expected not in ("", found):
-            raise CarftError(
-                f"the hparam {name} asks for {expected}, but this run has {found}: {difference} of "
-                f"the run it was taken from. Give the same as there, or no {name}"
-            )
-        self.hparams[name] = found
+    def set_up(
+        self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float,
+        normalisation: observed.Normalisation = pictures.IMAGENET,
+    ) -> None:  # fmt: skip
+        """What training and predicting both need; a restored algorithm has nothing more.
 
-    def _check_data(self) -> observed.Normalisation | None:
-        """Refuse data that is not as it should be, record what it is; return what it shows."""
-        seen = observed.recall(self.hparams, prompts.named_dataset(self.hparams["class_names"]))
-        self.hparams["data_edition"] = arguments.checked_edition(self.hparams, seen)
-        protocol = observed.followed_protocol(self.hparams["protocol"], seen.environments)
-        self.hparams["protocol"] = protocol
-        print(f"CLIP protocol: {pictures.described(protocol)}")
-        return observed.agreed_normalisation(seen.environments)
-
-    def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
-        """Expect pictures normalised as the data set shows it, else as DomainBed does."""
-        mean, std = shown or (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
-        self.input = pictures.CLIPInput(self.input.resolution, mean, std)
-        source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
-        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
-
-    def _set_up(
-        self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float
-    ) -> None:
-        """What training and predicting both need; a restored algorithm has nothing more."""
+        ``normalisation``: what to undo; a saved run's is in its state dict.
+        """
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
-        self.input = pictures.CLIPInput(int(encoder.input_resolution))  # type: ignore[arg-type]
+        resolution = int(encoder.input_resolution)  # type: ignore[arg-type]
+        self.input = pictures.CLIPInput(resolution, *normalisation)
         self.head = nn.Linear(dim, num_classes, bias=False)
         if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
             self.head.weight.data.copy_(weights.classes)
@@ -170,7 +154,7 @@ class CLIPAlgorithm(Algorithm):
 
     def features(self, x: Tensor) -> Tensor:
         """Image features (N, D), not normalised, of pictures as ``predict`` takes them."""
-        return self._encode(self.input(x))
+        return encode(self.encoder, self.input(x), self.hparams["amp"] == "bf16")
 
     def class_logits(self, features: Tensor) -> Tensor:
         """Class logits (N, K) of image features (N, D)."""
@@ -221,7 +205,7 @@ class CLIPAlgorithm(Algorithm):
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         clip_pictures = self.input(x)
-        features = self._encode(clip_pictures)
+        features = encode(self.encoder, clip_pictures, self.hparams["amp"] == "bf16")
         logits = self.class_logits(features)
         if not self._compares_contexts():
             cross_entropy = F.cross_entropy(logits, y)
@@ -262,13 +246,6 @@ class CLIPAlgorithm(Algorithm):
                 stacklevel=2,
             )
         self.scheduler.step()
-
-    def _encode(self, pictures: Tensor) -> Tensor:
-        """Image features (N, D), not normalised, of pictures as CLIP wants them."""
-        bf16 = self.hparams["amp"] == "bf16"
-        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
-            features: Tensor = self.encoder(pictures)
-        return features.float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""

@@ -9,9 +9,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import prompts
+from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, overlay
-from domainbed_carft.method.observed import Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +89,7 @@ def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
 
 
 def _find_backbone(name: str) -> None:
-    from domainbed_carft.method import backbone  # which takes the seconds of importing torch
+    from domainbed_carft.method import backbone  # takes the seconds of importing torch
 
     if name not in backbone.OPENAI_WEIGHTS:  # these may have to be downloaded, in their turn
         backbone.locate(name)
@@ -115,30 +114,53 @@ def _given_by_hand() -> set[str]:
         return set()  # not DomainBed's command line
 
 
-def checked_edition(hparams: Mapping[str, Any], seen: Seen) -> str:
-    """What to record as the data's edition.
+def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:
+    """Put a digest into the hparams, which DomainBed writes into each record.
 
-    Raises CarftError for data that is broken, and for another edition than the hparam
-    ``data_edition`` demands.
+    Raises CarftError where the user demands another.
     """
-    demanded: str = hparams["data_edition"]
-    if demanded == UNCHECKED:
-        return demanded
-    if seen.report and seen.report.problems:
+    expected = hparams[name]
+    if expected not in ("", found):
         raise CarftError(
-            f"{seen.report.refusal}. To train on it as it is, set the hparam data_edition to "
-            f"{UNCHECKED!r}"
+            f"the hparam {name} asks for {expected}, but this run has {found}: {difference} of the "
+            f"run it was taken from. Give the same as there, or no {name}"
         )
-    if demanded not in ("", seen.edition):
-        raise CarftError(
-            f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
-            "`carft data verify` says how it differs. Get the edition you mean, or leave "
-            "data_edition out"
-        )
-    print(f"Data: {seen.edition or 'not counted'}")
-    for difference in seen.report.differences if seen.report else ():
-        print(f"Data differs: {difference}")
-    return seen.edition
+    hparams[name] = found
+
+
+def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
+    """How the data of the job is normalised; its edition and protocol go into the hparams.
+
+    Raises CarftError for data that is broken, for another edition or protocol than the hparams
+    demand, and for environments that are normalised differently.
+    """
+    from domainbed_carft.method import pictures  # so does this
+
+    seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
+    report, demanded = seen.report, hparams["data_edition"]
+    if demanded != UNCHECKED:
+        if report and report.problems:
+            raise CarftError(
+                f"{report.refusal}. To train on it as it is, set the hparam data_edition to "
+                f"{UNCHECKED!r}"
+            )
+        if demanded not in ("", seen.edition):
+            raise CarftError(
+                f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
+                "`carft data verify` says how it differs. Get the edition you mean, or leave "
+                "data_edition out"
+            )
+        hparams["data_edition"] = seen.edition
+        print(f"Data: {seen.edition or 'not counted'}")
+        for difference in report.differences if report else ():
+            print(f"Data differs: {difference}")
+    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.environments)
+    print(f"CLIP protocol: {pictures.described(hparams['protocol'])}")
+    shown = observed.agreed_normalisation(seen.environments)
+    mean, std = shown or pictures.IMAGENET
+    source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
+    print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
+    return mean, std
 
 
 def pictures_and_labels(

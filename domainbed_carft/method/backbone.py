@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.files import weights
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
 TEXT_BATCH = 256  # prompts encoded at once
 MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has some 1,400
-MANY_PROMPTS = 2000  # from here on encoding takes long enough for a progress bar
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def load(name: str) -> Backbone:
     SHA-256, a TorchScript archive that is not one of OpenAI's, and a file that is no CLIP.
     """
     path, expected = locate(name)
-    digest = files.sha256(path)
+    digest = weights.sha256(path)
     if expected and digest != expected:
         raise CarftError(
             f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}: the file is "
             "damaged or another model's. Delete it, or give its path as clip_backbone if you mean "
             "this very file"
         )
-    return Backbone(name, _build(_read_state_dict(path, digest), path), digest, path)
+    return Backbone(name, _read(path, digest), digest, path)
 
 
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
@@ -182,7 +182,7 @@ def _look_at(name: str) -> Weights:
     if not path.is_file():
         return Weights(name, path, expected, None, None)
     try:
-        digest = files.sha256(path)
+        digest = weights.sha256(path)
     except OSError:
         digest = None
     return Weights(name, path, expected, path.stat().st_size, digest)
@@ -206,44 +206,33 @@ def _download(name: str, path: Path) -> None:
         ) from error
 
 
-def _read_state_dict(path: Path, digest: str) -> dict[str, Tensor]:
-    """The tensors of OpenAI's archive or of a saved state dict, as float32 where floating."""
+def _read(path: Path, digest: str) -> Any:
+    """The CLIP of OpenAI's archive or of a saved state dict, in float32."""
     # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
     if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
         with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
             warnings.simplefilter("ignore")
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
     else:
-        state = files.load_weights(path)
-    if not isinstance(state, Mapping):
-        raise CarftError(f"{path} holds a {type(state).__name__}, expected a CLIP's state dict")
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise CarftError(
-                f"{path} has a {type(value).__name__} under {key!r}, expected a state dict of "
-                "tensors; if the weights lie in an inner dict, save that one by itself"
-            )
-        if not torch.isfinite(value).all():
-            raise CarftError(f"{path} has NaN or infinity in {key!r}, expected finite weights")
-    return {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
-
-
-def _build(state: dict[str, Tensor], path: Path) -> Any:
+        state = weights.load_weights(path)
     with _clip_imported():
         from clip.model import build_model
     try:
         if len(state) > MOST_TENSORS:
             raise ValueError(f"{len(state)} tensors")
+        for key, value in state.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"NaN or infinity in {key!r}")
+        state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
         with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
             warnings.simplefilter("ignore")
             build_model(dict(state))
         model = build_model(dict(state)).float()  # rounds to half precision on its way
-        weights = {k: v for k, v in state.items() if k in model.state_dict()}
-        model.load_state_dict(weights)
-    except Exception as error:  # what other tensors make of build_model: any type
+        model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
+    except Exception as error:  # what other content makes of build_model: any type
         raise CarftError(
-            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected the keys of "
-            "OpenAI's clip.model.CLIP, such as visual.conv1.weight and text_projection"
+            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected a state dict of "
+            "OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight, saved by itself"
         ) from error
     return model.eval().requires_grad_(False)
 
@@ -261,12 +250,11 @@ def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
     # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
     tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = tokens.split(TEXT_BATCH)
-    hidden = len(prompts) < MANY_PROMPTS
     model.to(device)
     try:
         with torch.inference_mode():
-            progress = tqdm(batches, desc="encoding prompts", unit="batch", disable=hidden)
+            batches = tokens.split(TEXT_BATCH)
+            progress = tqdm(batches, desc="encoding prompts", unit="batch", delay=5, disable=None)
             features = [model.encode_text(batch.to(device)).float().cpu() for batch in progress]
     finally:
         model.to("cpu")
@@ -278,7 +266,7 @@ def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
     if not os.path.lexists(path):
         return None
     try:
-        found = files.load_weights(path)
+        found = weights.load_weights(path)
         fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
         if not fits or not found.isfinite().all():
             raise CarftError(f"{path} holds other text features than it should")

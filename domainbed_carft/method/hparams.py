@@ -1,8 +1,8 @@
-"""The hyperparameters of our algorithms: name, default, random draw, reason. No torch.
+"""The hyperparameters of our algorithms: default, what is valid, reason, random draw. No torch.
 
 Every value is a plain Python one, so that a record round-trips through JSON. All four algorithms
-take the same names, because one ``--hparams`` of a sweep goes to every algorithm in it. Where the
-paper leaves a value open, the reason says that the default is ours.
+take the same names, because one ``--hparams`` of a sweep goes to every algorithm in it. Where a
+value is from, and which are our choice, docs/method.md says in full.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedde
 
 Context = tuple[str, str]  # algorithm, data set
 Draw = Callable[[np.random.RandomState, Context], Any]
+Kind = tuple[Callable[[Any], bool], str]
 
 
 @dataclass(frozen=True)
@@ -40,28 +41,33 @@ class Hparam:
     reason: str
     draw: Draw | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", f"{self.reason} Expected: {self.expected}.")
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and type(value) is not bool and 0 <= value < math.inf
 
 
-def _number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
-    return lambda v: (
-        isinstance(v, (int, float))
-        and not isinstance(v, bool)
-        and low <= v <= high
-        and v < math.inf
-    )
+def _count(low: int) -> Kind:
+    return lambda v: type(v) is int and v >= low, f"a whole number >= {low}"
 
 
-def _count(low: int) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+def _one_of(*choices: Any) -> Kind:
+    expected = "one of " + ", ".join(map(repr, choices))
+    return lambda v: v in choices and type(v) in {type(c) for c in choices}, expected
 
 
-def _one_of(*choices: Any) -> dict[str, Any]:
-    return {
-        "valid": lambda v: v in choices and type(v) in {type(c) for c in choices},
-        "expected": "one of " + ", ".join(map(repr, choices)),
-    }
+def _words(expected: str) -> Kind:
+    def valid(value: Any) -> bool:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)) or not words:
+            return False
+        return all(isinstance(word, str) and word for word in words)
+
+    return valid, expected
+
+
+_NOT_NEGATIVE: Kind = (_number, "a number >= 0")
+_POSITIVE: Kind = (lambda v: _number(v) and v > 0, "a number > 0")
+_FILLED_IN: Kind = (lambda v: isinstance(v, str), "'', or what an earlier record shows")
 
 
 def _always(value: Any) -> Callable[[Context], Any]:
@@ -72,22 +78,10 @@ def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
     return lambda context: small if context[1] in SMALL_DATASETS else otherwise
 
 
-def _words(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value)
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(isinstance(v, str) and v for v in value)
-    )
-
-
 def _learning_rate(context: Context) -> float:
     algorithm, dataset = context
-    if dataset in SMALL_DATASETS:
-        rate = 3e-4
-    else:
-        rate = 1e-5 if dataset in ("OfficeHome", "DomainNet") else 5e-6
+    usual = 1e-5 if dataset in ("OfficeHome", "DomainNet") else 5e-6
+    rate = 3e-4 if dataset in SMALL_DATASETS else usual
     return 10 * rate if algorithm == "CLIPLinearProbe" else rate
 
 
@@ -112,168 +106,134 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam(
         "kl_weight",
         _always(1.0),
-        _number(0),
-        "a number >= 0",
-        "lambda, the weight of the KL term (CARFT only). The paper's value is not public; 1 is our "
-        "reading. Drawn from 10^U(-1, 1).",
+        *_NOT_NEGATIVE,
+        "lambda, the weight of the KL term (CARFT only). The paper's is not public; ours.",
         lambda r, _: float(10 ** r.uniform(-1, 1)),
     ),
     Hparam(
         "kl_direction",
         _always("original||fine-tuned"),
-        **_one_of("original||fine-tuned", "fine-tuned||original"),
-        reason="Which distribution the expectation of the KL is taken under. Our reading.",
+        *_one_of("original||fine-tuned", "fine-tuned||original"),
+        "Which distribution the expectation of the KL is taken under. Our reading.",
     ),
     Hparam(
         "context_scale",
         _always("logit_scale"),
-        lambda v: v == "logit_scale" or (_number(0)(v) and v > 0),
+        lambda v: v == "logit_scale" or (_number(v) and v > 0),
         "'logit_scale' or a number > 0",
-        "t, the scale of the context logits. The paper's value is unknown; the model's own logit "
-        "scale (100 for OpenAI's) is what zero-shot CLIP uses.",
+        "t, the scale of the context logits: CLIP's own logit scale, as zero-shot CLIP. Ours.",
     ),
     Hparam(
         "contexts",
         _small("emoji", "imagenet"),
-        _words,
-        "a shipped list ('imagenet', 'emoji'), the path of a text file, or a list of templates",
-        "The contexts. OpenAI's 80 ImageNet templates, as in the paper's ImageNet runs; what it "
-        "used on DomainBed is unknown, so this is our choice.",
+        *_words("a shipped list ('imagenet', 'emoji'), a text file, or a list of templates"),
+        "OpenAI's 80 ImageNet templates, as in the paper's ImageNet runs; on DomainBed ours.",
     ),
     Hparam(
         "class_names",
         lambda context: f"dataset:{context[1]}",
-        _words,
-        "'dataset:NAME', the path of a text file with a name a line, or a list of names",
-        "The words for the classes, in label order. 'dataset:NAME' takes the folders' names, else "
-        "the built-in table.",
+        *_words("'dataset:NAME', the path of a text file with a name a line, or a list of names"),
+        "In label order. 'dataset:NAME' takes the folders' names, else the built-in table.",
     ),
     Hparam(
         "protocol",
         _always("domainbed"),
-        **_one_of("domainbed", "clip", "host"),
-        reason="What happens to a picture first: DomainBed's transforms, or those of CLIP's own "
-        "pre-processing with crop and flip in training, as CLIPood has them. A run in a fork that "
-        "transforms in a way of its own records 'host'.",
+        *_one_of("domainbed", "clip", "host"),
+        "What happens to a picture first: DomainBed's transforms, CLIP's, or a fork's own.",
     ),
     Hparam(
         "prompts_digest",
         _always(""),
-        lambda v: isinstance(v, str),
-        "'', or the digest that an earlier record shows",
-        "Digest of all class names and contexts, filled in by the run so that each record can be "
-        "audited (prompts.digest). Given beforehand, it must fit, or the run is refused.",
+        *_FILLED_IN,
+        "Digest of class names and contexts (prompts.digest). Given, it must fit.",
     ),
     Hparam(
         "clip_digest",
         _always(""),
-        lambda v: isinstance(v, str),
-        "'', or the SHA-256 that an earlier record shows",
-        "SHA-256 of the CLIP that the run started from, filled in by the run. Given beforehand, it "
-        "must fit, or the run is refused.",
+        *_FILLED_IN,
+        "SHA-256 of the CLIP that the run started from. Given, it must fit.",
     ),
     Hparam(
         "data_edition",
         _always(""),
-        lambda v: isinstance(v, str),
-        "'', 'unchecked', or the edition that an earlier record shows",
-        "Verdict on the data by the counts of its pictures, and their digest where they are no "
-        "known edition's, filled in by the run. Data that is broken is refused, unless this is "
-        "'unchecked'.",
+        *_FILLED_IN,
+        "Verdict on the data. Given, it must fit; broken data is refused unless 'unchecked'.",
     ),
     Hparam(
         "head_init",
         _always("zero-shot"),
-        **_one_of("zero-shot", "random"),
-        reason="Where the linear head starts: W_cls, as the paper's authors do, or at random, "
-        "which costs CLIP up to 16 points (khanrc/miro issue 6).",
+        *_one_of("zero-shot", "random"),
+        "The head starts as W_cls; a random one costs up to 16 points (khanrc/miro issue 6).",
     ),
     Hparam(
         "lr",
         _learning_rate,
-        lambda v: _number(0)(v) and v > 0,
-        "a number > 0",
-        "AdamW's peak rate: 5e-6, and 1e-5 for OfficeHome and DomainNet, after CLIPood; 3e-4 for "
-        "the tiny CLIP, and ten times as much for the linear probe, by our choice. Drawn from "
-        "10^U(-6, -4.5), 10^U(-4.5, -3) for tiny.",
+        *_POSITIVE,
+        "AdamW's peak rate, after CLIPood; ours for the tiny CLIP and the linear probe.",
         _draw_learning_rate,
     ),
     Hparam(
         "weight_decay",
         _always(0.1),
-        _number(0),
-        "a number >= 0",
-        "AdamW's decoupled decay; 0.1 in WiSE-FT, CLIPood and the CAR-FT authors' own fine-tuning. "
-        "Drawn from 10^U(-3, 0).",
+        *_NOT_NEGATIVE,
+        "AdamW's decoupled decay, as in WiSE-FT, CLIPood and the authors' own fine-tuning.",
         lambda r, _: float(10 ** r.uniform(-3, 0)),
     ),
     Hparam(
         "weight_decay_all",
         _always(False),
-        **_one_of(False, True),
-        reason="Also decay biases, norms and embeddings, which are left alone by default.",
+        *_one_of(False, True),
+        "Also decay biases, norms and embeddings, which are left alone by default.",
     ),
     Hparam(
         "batch_size",
         _small(16, 32),
-        _count(1),
-        "a whole number >= 1",
-        "Pictures a training environment and step: DomainBed's 32; 16 for the tiny CLIP, so that "
-        "the demo takes minutes. Drawn from 2^U(3, 5.5), "
-        "2^U(3, 5) for DomainNet, as DomainBed draws it.",
+        *_count(1),
+        "Pictures a training environment and step: DomainBed's; tiny's for a quick demo.",
         _draw_batch_size,
     ),
     Hparam(
         "lr_schedule",
         _always("cosine"),
-        **_one_of("cosine", "constant"),
-        reason="What the rate does after the warm-up: down to 0 along a cosine, as in the CAR-FT "
-        "authors' fine-tuning and CLIPood, or stay.",
+        *_one_of("cosine", "constant"),
+        "After the warm-up: along a cosine to 0, as the authors and CLIPood, or constant.",
     ),
     Hparam(
         "warmup_steps",
         _small(10, 500),
-        _count(0),
-        "a whole number >= 0",
-        "Steps over which the rate rises from 0: WiSE-FT's 500, a tenth of DomainBed's 5,001; 10 "
-        "for the tiny CLIP, a tenth of EmojiStyles' 101.",
+        *_count(0),
+        "Steps over which the rate rises from 0: WiSE-FT's 500; a tenth of EmojiStyles' 101.",
     ),
     Hparam(
         "total_steps",
         lambda context: 101 if context[1] == "EmojiStyles" else 5001,
-        _count(1),
-        "a whole number >= 1",
-        "Where the cosine ends: DomainBed's 5,001 steps, 101 for EmojiStyles. DomainBed does not "
-        "tell the algorithm how long it trains: set it together with --steps.",
+        *_count(1),
+        "Where the cosine ends. DomainBed does not say how long it trains: set with --steps.",
     ),
     Hparam(
         "grad_clip",
         _always(1.0),
-        _number(0),
+        _number,
         "a number >= 0; 0 is off",
-        "Largest norm of the gradient; 1.0 in WiSE-FT and the CAR-FT authors' fine-tuning.",
+        "Largest norm of the gradient, as in WiSE-FT and the authors' fine-tuning.",
     ),
     Hparam(
         "amp",
         _always("off"),
-        **_one_of("off", "bf16"),
-        reason="Autocast of the fine-tuned encoder. Off by default, so that CPU and GPU agree.",
+        *_one_of("off", "bf16"),
+        "Autocast of the fine-tuned encoder. Off, so that CPU and GPU agree.",
     ),
     Hparam(
         "original_precision",
         _small("fp32", "bf16"),
-        **_one_of("bf16", "fp32"),
-        reason="Precision of the frozen original encoder. Our choice: bf16 autocast costs less "
-        "where the processor computes in it, at a small error of the KL (docs/measured.md); the "
-        "tiny model gains nothing from it.",
+        *_one_of("bf16", "fp32"),
+        "Of the frozen original: bf16 costs less, at a small error (docs/measured.md). Ours.",
     ),
     Hparam(
         "drift_every",
         _always(10),
-        _count(0),
-        "a whole number >= 0; 0 is off",
-        "Every how many steps CLIPFineTune measures the drift of the context distribution, which "
-        "costs a forward pass of the original encoder. CARFT knows it at every step for free.",
+        *_count(0),
+        "Every how many steps CLIPFineTune measures the drift, for a forward pass; 0 is off.",
     ),
 )
 

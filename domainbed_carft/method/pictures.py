@@ -19,6 +19,7 @@ from torchvision import transforms
 # DomainBed normalises every picture with these (domainbed/datasets.py at b93c22a).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 # The pictures CLIP was trained on, per RGB channel in [0, 1] (openai/CLIP, clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parse_json
+from domainbed_carft.files import parsing
 from domainbed_carft.method import observed
+from domainbed_carft.text import counted
 
 CONTEXT_LISTS = ("imagenet", "emoji")
 
@@ -37,22 +38,22 @@ def contexts(spec: str | Sequence[str]) -> list[str]:
     ``spec``: the name of a shipped list (CONTEXT_LISTS), the path of a text file with a template a
     line, or the templates themselves. Empty lines are skipped.
 
-    Raises CarftError, naming the template, unless each has exactly one ``{}``, all differ, and
-    there are at least two.
+    Raises CarftError, naming a template, unless each has exactly one ``{}``, all differ, and there
+    are at least two.
     """
-    if not isinstance(spec, str):
-        found, where = [str(s) for s in spec], "the list of contexts"
-    elif spec in CONTEXT_LISTS:
+    if isinstance(spec, str) and spec in CONTEXT_LISTS:
         found = _lines(files("domainbed_carft") / "assets" / "contexts" / f"{spec}.txt")
-        where = f"the shipped list {spec!r}"
-    elif Path(spec).is_file():
-        found, where = _lines(Path(spec)), f"the file {spec}"
     else:
+        kinds = f"a shipped list ({', '.join(CONTEXT_LISTS)}), or a list like ['a sketch of {{}}']"
+        found = _listed("contexts", spec, kinds)
+    wrong = [template for template in found if template.count("{}") != 1]
+    wrong += [template for template in dict.fromkeys(found) if found.count(template) > 1]
+    if wrong or len(found) < 2:  # over a single context the KL term is always zero
+        such = f", such as {wrong[0]!r}" if wrong else ""
         raise CarftError(
-            f"contexts is {spec!r}, which is neither a shipped list ({', '.join(CONTEXT_LISTS)}) "
-            "nor a readable file; give one of these, or a list of templates like 'a sketch of {}'"
+            f"contexts has {counted(len(found), 'template')}{such}; expected at least two, each "
+            "once, with exactly one {}, as in 'a sketch of a {}.'"
         )
-    _check_templates(found, where)
     return found
 
 
@@ -88,15 +89,10 @@ def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
 def from_json(text: str) -> tuple[list[str], list[str]]:
     """Templates and class names, in this order, of what ``as_json`` returned.
 
-    Raises CarftError for any other text.
+    Raises ValueError, KeyError or TypeError for any other text.
     """
-    try:
-        words = parse_json(text)
-        templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CarftError(
-            f"the words of a run are {text[:80]!r}; expected JSON of contexts and classes"
-        ) from error
+    words = parsing.parse_json(text)
+    templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
     return templates, names
 
 
@@ -114,11 +110,10 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     environments = observed.recall(hparams, dataset).environments
     seen = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
-        found = _explicit(spec)
+        found = _listed("class_names", spec, f"a list of names, or {DATASET_PREFIX}NAME")
         source = "hparam class_names"
     elif seen:
-        found = _agreed(seen)
-        source = "the folders of the data set"
+        found, source = _agreed(seen), "the folders of the data set"
     elif dataset in BUILT_IN_CLASSES:
         found, source = list(BUILT_IN_CLASSES[dataset]), f"the built-in table of {dataset}"
     else:
@@ -126,7 +121,7 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
             f"no class names for the data set {dataset!r}: CLIP needs the words. Give them as "
             '--hparams \'{"class_names": ["dog", ...]}\', or as the path of a text file with a '
             "name a line, or load the data through MultipleEnvironmentImageFolder, whose folders "
-            f"are named after the classes (built in: {', '.join(sorted(BUILT_IN_CLASSES))})"
+            "are named after the classes"
         )
     if len(found) != num_classes:
         raise CarftError(
@@ -143,15 +138,16 @@ def named_dataset(spec: Any) -> str | None:
     return None
 
 
-def _explicit(spec: Any) -> list[str]:
-    if isinstance(spec, str):
-        if not Path(spec).is_file():
-            raise CarftError(
-                f"class_names is {spec!r}, which is not a readable file; give a list of names, "
-                f"the path of a text file with a name a line, or {DATASET_PREFIX}NAME"
-            )
-        return _lines(Path(spec))
-    return [str(name) for name in spec]
+def _listed(hparam: str, spec: str | Sequence[str], otherwise: str) -> list[str]:
+    """The entries of a list, or the lines of the text file that ``spec`` is the path of."""
+    if not isinstance(spec, str):
+        return [str(entry) for entry in spec]
+    if not Path(spec).is_file():
+        raise CarftError(
+            f"{hparam} is {spec!r}, which is not a readable file; expected the path of a text file "
+            f"with one a line, {otherwise}"
+        )
+    return _lines(Path(spec))
 
 
 def _agreed(by_environment: Mapping[str, list[str]]) -> list[str]:
@@ -172,21 +168,3 @@ def _agreed(by_environment: Mapping[str, list[str]]) -> list[str]:
 def _lines(path: Any) -> list[str]:
     text: str = path.read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _check_templates(templates: Iterable[str], where: str) -> None:
-    templates = list(templates)
-    for template in templates:
-        if template.count("{}") != 1:
-            raise CarftError(
-                f"the context {template!r} of {where} has {template.count('{}')} places for the "
-                "class name, expected exactly one {}, as in 'a sketch of a {}.'"
-            )
-    if len(set(templates)) != len(templates):
-        twice = sorted({t for t in templates if templates.count(t) > 1})
-        raise CarftError(f"{where} has contexts more than once: {twice}; keep each once")
-    if len(templates) < 2:
-        raise CarftError(
-            f"{where} has {len(templates)} context, expected at least two: over a single one the "
-            "context distribution is constant, and CAR-FT's KL term is zero"
-        )

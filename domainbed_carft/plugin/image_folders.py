@@ -148,12 +148,8 @@ def _is_upstreams(environment: Any) -> bool:
 
 
 def _environment_names(dataset: Any) -> list[str]:
-    """Return the folders' names, which tell the user where to look; else labels or numbers."""
-    roots = [getattr(environment, "root", None) for environment in dataset.datasets]
-    folders = [os.path.basename(os.path.normpath(root)) for root in roots if root is not None]
-    if len(set(folders)) == len(roots):
-        return folders
-    labels = [str(label) for label in getattr(dataset, "ENVIRONMENTS", None) or ()]
-    if len(set(labels)) == len(roots):
-        return labels
-    return [str(index) for index in range(len(roots))]
+    """The folders' names, which tell the user where to look; numbers where these do not differ."""
+    numbers = [str(number) for number in range(len(dataset.datasets))]
+    roots = [getattr(e, "root", number) for e, number in zip(dataset.datasets, numbers)]
+    folders = [os.path.basename(os.path.normpath(root)) for root in roots]
+    return folders if len(set(folders)) == len(folders) else numbers

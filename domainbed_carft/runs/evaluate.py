@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,6 @@ from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 from domainbed_carft.text import shown, table
 
-# A confusion matrix of more classes is no longer read; its largest cells are.
-MOST_COLUMNS = 30
-LARGEST_CELLS = 20
 BINS = 15
 
 
@@ -134,62 +131,42 @@ def notes(opened: saved.TrainedRun) -> list[str]:
 
 def as_text(document: Mapping[str, Any]) -> str:
     """Tables for people, without what a terminal would take for commands."""
-    return "\n".join(_lines(document)) + "\n"
-
-
-def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     step = "the last step" if document["step"] is None else f"step {document['step']}"
     alpha = document["wise_ft_alpha"]
     mixed = "" if alpha is None else f", WiSE-FT alpha {alpha:g}"
-    yield shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}")
-    yield shown(document["run"])
-    yield ""
     splits, classes = document["splits"], document["classes"]
-    rows = []
-    for split in splits:
-        environment = split["environment"] + " (test)" * split["is_target"]
-        figures = [_percent(split["accuracy"]), _percent(split["ece"])]
-        rows.append([split["name"], environment, str(split["pictures"]), *figures])
-    yield table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], rows)
-    yield ""
-    yield (
-        f"ECE: expected calibration error over {BINS} bins of equal width of the top probability "
-        "(Guo et al. 2017)."
-    )
-    yield from document["notes"]
-    yield ""
-    yield "Accuracy (%) by class"
-    rows = [
-        [name, *(_percent(split["by_class"][label]["accuracy"]) for split in splits)]
+    of_splits = [
+        [
+            split["name"],
+            split["environment"] + " (test)" * split["is_target"],
+            str(split["pictures"]),
+            percent(split["accuracy"]),
+            percent(split["ece"]),
+        ]
+        for split in splits
+    ]
+    of_classes = [
+        [name, *(percent(split["by_class"][label]["accuracy"]) for split in splits)]
         for label, name in enumerate(classes)
     ]
-    yield table(["class", *(split["name"] for split in splits)], rows)
-    # Those whose accuracy DomainBed's tables report; without a target, all out-splits.
-    reported = [s for s in splits if s["is_target"] and s["name"].endswith("_in")]
-    for split in reported or [s for s in splits if s["name"].endswith("_out")]:
-        yield ""
-        yield from _confusion(classes, split)
+    return "\n".join(
+        [
+            shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}"),
+            shown(document["run"]),
+            "",
+            table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits),
+            "",
+            f"ECE: expected calibration error over {BINS} bins of equal width of the top "
+            "probability (Guo et al. 2017).",
+            *document["notes"],
+            "",
+            "Accuracy (%) by class (confusion matrices: --json)",
+            table(["class", *(split["name"] for split in splits)], of_classes),
+            "",
+        ]
+    )
 
 
-def _confusion(classes: Sequence[str], split: Mapping[str, Any]) -> Iterator[str]:
-    title = f"Confusion matrix of {split['name']} ({shown(split['environment'])})"
-    cells = split["confusion"]
-    if len(classes) <= MOST_COLUMNS:
-        yield f"{title}: a row is a true class, a column a predicted one"
-        rows = [[name, *map(str, row)] for name, row in zip(classes, cells)]
-        yield table(["", *map(shown, classes)], rows)
-        return
-    wrong = [
-        (count, classes[true], classes[predicted])
-        for true, row in enumerate(cells)
-        for predicted, count in enumerate(row)
-        if count and true != predicted
-    ]
-    largest = sorted(wrong, key=lambda cell: -cell[0])[:LARGEST_CELLS]
-    yield f"{title}: its {len(largest)} largest errors (all of it: --json)"
-    rows = [[str(number), true, predicted] for number, true, predicted in largest]
-    yield table(["pictures", "true", "predicted"], rows)
-
-
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share of 1 as a number of percent; a dash for none."""
     return "-" if share is None else f"{100 * share:.1f}"

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +22,12 @@ from torch import Tensor
 from domainbed_carft import __version__, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import require_output, sha256
-from domainbed_carft.jobs import folder as job_folder
+from domainbed_carft.files import require_output
+from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import records
+from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
-from domainbed_carft.jobs.setting import VERSION
+from domainbed_carft.jobs.setting import printed_versions
 from domainbed_carft.method import backbone, pictures
 from domainbed_carft.method.algorithms import CLIPAlgorithm
 from domainbed_carft.runs.saved import TrainedRun, original_clip
@@ -64,13 +63,12 @@ def export(
     original: str | None = None,
     half: bool = False,
     force: bool = False,
-    command: str = "",
 ) -> Files:
     """Write a run's weights, head and cards, all four or none of them.
 
     ``weights``: where to; ``original``: the file of the CLIP that the run started from, needed
     unless that is a published one; ``half``: in half precision as OpenAI publishes its weights,
-    else in float32; ``force``: overwrite; ``command``: for the card.
+    else in float32; ``force``: overwrite.
 
     Raises CarftError where a file is there already or cannot be written, where the original is
     missing or another than the run's, and for weights that are not finite.
@@ -86,7 +84,7 @@ def export(
             for path, content in ((staged.weights, state), (staged.head, _head(run))):
                 with path.open("wb") as file:  # a file object: the name then changes no byte
                     torch.save(content, file)
-            card = card_of(run, source, state, staged, command)
+            card = card_of(run, source, state, staged)
             staged.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
             # "replace": file names need not be text.
             page = readme(card, staged.card.name)
@@ -121,18 +119,19 @@ def card_of(
     source: backbone.Backbone,
     state: Mapping[str, Tensor],
     staged: Files,
-    command: str,
 ) -> dict[str, Any]:
     """The card as JSON has it; ``staged`` are the files as they are before they get in place."""
-    config, protocol = open_clip_config(state), run.hparams["protocol"]
+    config, protocol = open_clip_config(source.model), run.hparams["protocol"]
     card = {
         "format": "OpenAI CLIP state dict",
         "quick_gelu": True,
         "precision": "fp16" if state["text_projection"].dtype == torch.float16 else "fp32",
         "open_clip_name": open_clip_name(source.name),
         "open_clip_config": config,
-        "weights": _file(staged.weights),
-        "head": _file(staged.head),
+        **{
+            name: {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+            for name, path in (("weights", staged.weights), ("head", staged.head))
+        },
         "original": {"name": run.hparams["clip_backbone"], "sha256": source.digest},
         "run": _facts(run),
         "classes": run.classes,
@@ -145,44 +144,32 @@ def card_of(
             "means": pictures.PROTOCOLS[protocol],
             "data_set_size": run.input_shape[-1],
         },
-        "versions": {
-            "domainbed_carft": __version__,
-            # OpenAI's own package goes by another name.
-            "clip": next((d.version for d in metadata.distributions(name="clip-anytorch")), None),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "command": command,
+        "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
     }
     # JSON has no word for what is not a number.
     return dict(json.loads(json.dumps(card, default=str), parse_constant=lambda name: None))
 
 
-def open_clip_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The architecture in the words of open_clip's model configurations.
-
-    The rules by which OpenAI's format implies it are those of openai/CLIP, clip/model.py,
-    build_model.
-    """
-    if "visual.proj" in state:
-        width, _, _, patch = state["visual.conv1.weight"].shape
-        size = patch * round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-        layers: Any = sum(k.startswith("visual.") and k.endswith("in_proj_weight") for k in state)
+def open_clip_config(model: Any) -> dict[str, Any]:
+    """The architecture of a ``clip.model.CLIP`` in the words of open_clip's configurations."""
+    visual, words = model.visual, model.transformer
+    if hasattr(visual, "transformer"):
+        layers, width = visual.transformer.layers, visual.transformer.width
+        patch = visual.conv1.kernel_size[0]
     else:
-        width, patch = state["visual.layer1.0.conv1.weight"].shape[0], None
-        size = 32 * round((len(state["visual.attnpool.positional_embedding"]) - 1) ** 0.5)
-        layers = [_blocks(state, f"visual.layer{n}.") for n in range(1, 5)]
-    length, text_width = state["positional_embedding"].shape
+        layers = [len(getattr(visual, f"layer{n}")) for n in range(1, 5)]
+        width, patch = visual.layer1[0].conv1.out_channels, None
+    size = visual.input_resolution
     return {
-        "embed_dim": state["text_projection"].shape[1],
+        "embed_dim": model.text_projection.shape[1],
         "quick_gelu": True,
         "vision_cfg": {"image_size": size, "layers": layers, "width": width, "patch_size": patch},
         "text_cfg": {
-            "context_length": length,
-            "vocab_size": state["token_embedding.weight"].shape[0],
-            "width": text_width,
-            "heads": text_width // 64,
-            "layers": _blocks(state, "transformer.resblocks."),
+            "context_length": model.context_length,
+            "vocab_size": model.vocab_size,
+            "width": words.width,
+            "heads": words.width // 64,
+            "layers": words.layers,
         },
     }
 
@@ -209,10 +196,7 @@ def _state_dict(
 ) -> dict[str, Tensor]:
     """The original's state dict with the fine-tuned image encoder, in OpenAI's order."""
     model = source.model
-    try:
-        model.visual.load_state_dict(algorithm.encoder.state_dict())
-    except RuntimeError as error:
-        raise CarftError(f"{source.path} has an image encoder of other shapes") from error
+    model.visual.load_state_dict(algorithm.encoder.state_dict())
     if half:
         from clip.model import convert_weights
 
@@ -243,50 +227,42 @@ def _head(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def _blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def _file(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
-
-
 def _facts(run: TrainedRun) -> dict[str, Any]:
     """Of the run: its arguments, and its record of the step of the weights, if there is one."""
     repeated = {key: run.args.get(key) for key in _REPEATED}
-    found, _ = records.whole(str(run.path.parent / job_folder.RECORDS))
-    own = [one for one in found if all(one["args"].get(k) == v for k, v in repeated.items())]
-    of_step = [one for one in own if run.step in (None, one["step"])]
-    record = max(of_step, key=lambda one: one["step"], default={})
-    if run.alpha is not None:  # no record is of weights that nobody has trained
-        record = {}
-    benchmark = benchmarks.BENCHMARKS.get(str(run.args.get("dataset")))
-    folders = [e.folder for e in benchmark.environments] if benchmark else []
-    names = record["environments"] if isinstance(record.get("environments"), list) else folders
-
-    def name(index: int) -> str:
-        return str(names[index]) if index in range(len(names)) else f"env{index}"
+    folder = run.path.parent
+    found = [
+        one
+        for one in records.whole(folder / RECORDS)[0]
+        if all(one["args"].get(key) == value for key, value in repeated.items())
+        and run.step in (None, one["step"])
+        and run.alpha is None  # no record is of weights that nobody has trained
+    ]
+    record: dict[str, Any] = max(found, key=lambda one: float(one["step"]), default={})
+    benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
+    names = [e.folder for e in benchmark.environments] if benchmark else []
+    if isinstance(record.get("environments"), list):
+        names = record["environments"]
+    named = {index: str(name) for index, name in enumerate(names)}
 
     def share(key: str) -> float | None:
         found = record.get(key)
-        return found if isinstance(found, (int, float)) and math.isfinite(found) else None
+        return found if isinstance(found, float) and math.isfinite(found) else None
 
     there = [index for index in range(len(record)) if f"env{index}_out_acc" in record]
-    targets = run.args.get("test_envs")
-    settings = [one.setting for one in records.runs_in(run.path.parent)] if record else []
-    said, head = (settings or [{}])[-1], VERSION
     return {
         **repeated,
-        "test_environments": [*map(name, targets)] if isinstance(targets, list) else [],
+        "test_environments": [named.get(i, f"env{i}") for i in repeated["test_envs"] or ()],
         "file": run.path.name,
         "wise_ft_alpha": run.alpha,
         "step": record.get("step", run.step),
         "accuracies": {
-            name(i): {part: share(f"env{i}_{part}_acc") for part in ("in", "out")} for i in there
+            named.get(i, f"env{i}"): {k: share(f"env{i}_{k}_acc") for k in ("in", "out")}
+            for i in there
         },
         **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},
         "hparams": dict(run.hparams),
-        "versions": {k[len(head) :]: v for k, v in said.items() if k.startswith(head)},
+        "versions": printed_versions(folder) if record else {},
         # Where its data is, and its output goes, is another matter.
         "command": shlex.join(train_command({**repeated, "hparams": run.args.get("hparams")})),
     }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -19,7 +18,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from domainbed_carft import files, machine
+from domainbed_carft import files
 from domainbed_carft.method import pictures
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.text import shown
@@ -30,12 +29,8 @@ TOP = 3  # as text, unless --top says otherwise
 
 Probabilities = dict[str, float]
 
-
-class Batch(NamedTuple):
-    """Paths, each with the reason why there is no picture, and the pictures (n, 3, H, W)."""
-
-    found: list[tuple[str, str]]
-    pictures: Tensor
+# A path, and its picture (3, H, W), or None and the reason why there is none.
+Read = tuple[str, "Tensor | None", str]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,24 +43,24 @@ def run(arguments: argparse.Namespace) -> int:
     opened.algorithm.to(device)
     transform, words = transform_of(opened)
     print(f"Pictures: {words}", file=sys.stderr)
-    size, workers = arguments.batch_size, arguments.workers
-    if workers is None:  # folders may hold many
-        many = any(map(os.path.isdir, arguments.pictures))
-        workers = min(splits.MOST_WORKERS, machine.cores()) if many else 0
-    done: Counter[str] = Counter()
+    # Folders may hold many.
+    workers = splits.workers(arguments.workers, any(map(os.path.isdir, arguments.pictures)))
+    found = _Pictures(list(find(arguments.pictures)), transform)
+    loader = DataLoader(found, arguments.batch_size, num_workers=workers, collate_fn=list)
+    skipped = 0
     with files.stream(arguments.output) as file:
-        batches = read(find(arguments.pictures), transform, size, workers)
-        for batch in tqdm(batches, unit="batch", desc="predicting", delay=2, disable=None):
-            predicted = predict(opened, batch.pictures.to(device))
-            for path, problem in batch.found:
-                done["skipped" if problem else "read"] += 1
+        for batch in tqdm(loader, unit="batch", desc="predicting", delay=2, disable=None):
+            whole = [picture for _, picture, _ in batch if picture is not None]
+            predicted = predict(opened, torch.stack(whole).to(device)) if whole else iter(())
+            for path, _, problem in batch:
                 if problem:
+                    skipped += 1
                     tqdm.write(f"carft: {shown(path)} is skipped: {shown(problem)}", sys.stderr)
                 file.write(_line(path, problem or next(predicted), arguments))
             file.flush()
-    if done["skipped"]:
-        print(f"carft: {done['skipped']} of {done.total()} pictures were skipped", file=sys.stderr)
-        return SOME_SKIPPED if done["read"] else NONE_READ
+    if skipped:
+        print(f"carft: {skipped} of {len(found)} pictures were skipped", file=sys.stderr)
+        return SOME_SKIPPED if skipped < len(found) else NONE_READ
     return 0
 
 
@@ -73,8 +68,6 @@ def predict(
     opened: saved.TrainedRun, batch: Tensor
 ) -> Iterator[tuple[Probabilities, Probabilities]]:
     """Probabilities of classes and of contexts for each picture of a batch (n, 3, H, W)."""
-    if not len(batch):
-        return
     algorithm = opened.algorithm
     with torch.no_grad():
         features = algorithm.features(batch)  # once for both
@@ -103,19 +96,6 @@ def find(paths: Iterable[str]) -> Iterator[str]:
             yield path
 
 
-def read(
-    paths: Iterable[str], transform: Callable[[Any], Tensor], batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """Batches of pictures, read by ``workers`` processes; no more than a few at a time are held."""
-    loader: DataLoader[Any] = DataLoader(
-        _Pictures(transform),
-        batch_sampler=_chunks(iter(paths), batch_size),
-        num_workers=workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
-    )
-    return iter(loader)
-
-
 def transform_of(run: saved.TrainedRun) -> tuple[Callable[[Any], Tensor], str]:
     """The transform of the run's test pictures, and in words what is done.
 
@@ -123,48 +103,43 @@ def transform_of(run: saved.TrainedRun) -> tuple[Callable[[Any], Tensor], str]:
     to a square as DomainBed's are.
     """
     size, name = run.input_shape[-1], run.hparams["protocol"]
-    known = name in pictures.PRESETS
-    words = pictures.PROTOCOLS[name if known else "domainbed"].partition("test: ")[2]
-    if known:
+    if name in pictures.PRESETS:
+        words = pictures.PROTOCOLS[name].partition("test: ")[2]
         return pictures.transform(name, size, augment=False), f"{words}, {size} px ({name})"
-    # The mean and deviation that the run's input undoes; the inverse of what CLIPInput folds.
-    mean, std = torch.tensor(pictures.CLIP_MEAN), torch.tensor(pictures.CLIP_STD)
-    scale, shift = (one.flatten().cpu() for one in run.algorithm.input.buffers())
-    normalise = transforms.Normalize((shift * std + mean).tolist(), (scale * std).tolist())
-    squeeze = transforms.Resize((size, size))
-    return transforms.Compose([squeeze, transforms.ToTensor(), normalise]), (
-        f"{words}, {size} px, as DomainBed's are: of its DomainBed's own transforms the run "
-        "recorded only the normalisation"
+    # Normalised as CLIP's are, and then what the run's input does to get there, undone.
+    scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
+    steps = [
+        transforms.Resize((size, size)),
+        transforms.ToTensor(),
+        transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD),
+        transforms.Normalize(shift, scale),
+    ]
+    return transforms.Compose(steps), (
+        f"squeezed to a square, {size} px, as DomainBed's are: of its host's own transforms the "
+        "run recorded only the normalisation"
     )
 
 
-def _chunks(paths: Iterator[str], size: int) -> Iterator[list[str]]:
-    while chunk := list(itertools.islice(paths, size)):
-        yield chunk
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-class _Pictures(Dataset[Any]):
+class _Pictures(Dataset[Read]):
     """Read as DomainBed reads them, as RGB, but for cut-off files.
 
     DomainBed has Pillow fill these up with grey; a user wants to know.
     """
 
-    def __init__(self, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, paths: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
+        self._paths = paths
         self._transform = transform
 
-    def __getitems__(self, paths: Sequence[str]) -> Batch:
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Read:
+        path = self._paths[index]
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
-            read = [(path, *self._picture(path)) for path in paths]
+            return path, *self._picture(path)
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
-        whole = [picture for _, picture, _ in read if picture is not None]
-        stacked = torch.stack(whole) if whole else torch.empty(0)
-        return Batch([(path, problem) for path, _, problem in read], stacked)
 
     def _picture(self, path: str) -> tuple[Tensor | None, str]:
         """The picture, or why there is none."""

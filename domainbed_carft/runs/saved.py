@@ -1,6 +1,6 @@
 """A saved run: its weights, its arguments and hyperparameters, and the words that it goes by.
 
-Without the CLIP that it started from. The file may be a stranger's: `files.load_weights` runs
+Without the CLIP that it started from. The file may be a stranger's: `weights.load_weights` runs
 nothing in it, and no path that it names is opened.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from domainbed.algorithms import Algorithm
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method import algorithms, backbone, objective, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
@@ -58,15 +58,20 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     """The run in a job's folder, or in a file of weights; ``which`` of WEIGHTS is read of a folder.
 
     It predicts and does not train on: the file has neither the original encoder nor the optimizer.
-    Raises CarftError for a folder without the weights, a file that `files.load_weights` refuses or
+    Raises CarftError for a folder without the weights, a file that `load_weights` refuses or
     that is not a run of one of our algorithms, and weights that are not finite.
     """
     file = _weights_file(Path(path), which)
-    content = files.load_weights(file)
+    content = weights.load_weights(file)
     _require_run(content, file)
-    algorithm = _restored(content, file)
-    _require_finite(algorithm, file)
-    contexts, classes = _words(algorithm, file)
+    algorithm, contexts, classes = _restored(content, file)
+    state = algorithm.state_dict().items()
+    if wrong := [name for name, tensor in state if not tensor.isfinite().all()]:
+        raise CarftError(
+            f"{file} has values that are not finite in {counted(len(wrong), 'tensor')}, the first "
+            f"of them {wrong[0]}: the training diverged. Take weights from before that (--which "
+            "best), or train again with a smaller lr"
+        )
     step = content.get("best_step", content.get("wise_ft_step"))
     named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)  # by --save_model_every_checkpoint
     return TrainedRun(
@@ -85,8 +90,8 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
 def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone:
     """The CLIP that the run started from: ``file`` if given, else the published one it names.
 
-    Raises CarftError where the run names a path and no ``file`` is given, where the CLIP cannot be
-    loaded, and where its SHA-256 is not the one that the run recorded.
+    Raises CarftError where the run names a path and no ``file`` is given, where its SHA-256 or
+    its shapes are not those that the run recorded, and as `backbone.load`.
     """
     name = file or run.hparams["clip_backbone"]
     if not file and name not in backbone.PUBLISHED:
@@ -94,19 +99,16 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
             f"{run.path} started from the CLIP {name!r}. A path that a run names is not opened: "
             "say with --original FILE where that CLIP is"
         )
-    try:
-        loaded = backbone.load(name)
-    except CarftError as error:
-        raise CarftError(
-            f"the CLIP that {run.path} started from cannot be loaded: {error}. Say with "
-            "--original FILE where it is"
-        ) from error
+    loaded = backbone.load(name)
     expected = run.hparams["clip_digest"]
     if loaded.digest != expected:
         raise CarftError(
             f"{loaded.path} is not the CLIP that {run.path} started from: its SHA-256 is "
             f"{loaded.digest}, expected {expected}. Name the right file with --original FILE"
         )
+    there, here = (one.state_dict() for one in (loaded.model.visual, run.algorithm.encoder))
+    if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
+        raise CarftError(f"{run.path} has an image encoder of other shapes than {loaded.path}")
     return loaded
 
 
@@ -128,6 +130,8 @@ def _weights_file(path: Path, which: str | None) -> Path:
 # Whether a part of the file, None where it is missing, is as `domainbed.scripts.train` saves it.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "algorithm": lambda name: name in ALGORITHMS,
+    "dataset": lambda name: type(name) is str,
+    "test_envs": lambda envs: [type(n) for n in envs] == [int] * len(envs),
     "model_input_shape": lambda shape: [type(n) for n in shape] == [int] * 3,
     "model_num_classes": lambda number: type(number) is int,
     "model_num_domains": lambda number: type(number) is int,
@@ -141,7 +145,8 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 def _require_run(content: Any, path: Path) -> None:
     parts = dict(content) if isinstance(content, dict) else {}
     args = parts.get("args")
-    parts["algorithm"] = args.get("algorithm") if isinstance(args, dict) else None
+    said = args if isinstance(args, dict) else {}
+    parts |= {key: said.get(key) for key in ("algorithm", "dataset", "test_envs")}
     for part, fits in _FITS.items():
         fitting = False
         with contextlib.suppress(Exception):  # a tensor compares to no truth, say
@@ -154,63 +159,32 @@ def _require_run(content: Any, path: Path) -> None:
             )
 
 
-def _restored(content: Mapping[str, Any], path: Path) -> algorithms.CLIPAlgorithm:
+def _restored(
+    content: Mapping[str, Any], path: Path
+) -> tuple[algorithms.CLIPAlgorithm, list[str], list[str]]:
+    """The algorithm with its weights, and the contexts and classes that are saved with them."""
     cls: type[algorithms.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
     algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
-    Algorithm.__init__(
-        algorithm,
-        content["model_input_shape"],
-        content["model_num_classes"],
-        content["model_num_domains"],
-        content["model_hparams"],
-    )
+    numbers = (content["model_num_classes"], content["model_num_domains"])
+    Algorithm.__init__(algorithm, content["model_input_shape"], *numbers, content["model_hparams"])
     try:
-        _put_in(algorithm, content["model_dict"], content["model_num_classes"])
+        state: Mapping[str, Any] = content["model_dict"]
+        contexts, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
+        shapes = {k[len(_ENCODER) :]: v.shape for k, v in state.items() if k.startswith(_ENCODER)}
+        heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
+        with torch.random.fork_rng(devices=[]):
+            encoder = backbone.empty_image_encoder(shapes)
+            dim = int(encoder.output_dim)  # type: ignore[arg-type]
+            expected = [(len(classes), dim), (len(contexts), dim)]
+            if [tuple(weight.shape) for weight in heads] != expected:
+                raise ValueError(f"expected weights of classes and contexts of shapes {expected}")
+            algorithm.set_up(encoder, heads, float(state["logit_scale"]))
+        algorithm.register_buffer("words", torch.empty_like(state["words"]))
+        algorithm.load_state_dict(state)
     except Exception as error:  # what other tensors make of the encoder: any type
         raise CarftError(
-            f"{path} does not hold the weights of a {cls.__name__} ({brief(error)}); was it "
-            "changed after domainbed.scripts.train had saved it?"
+            f"{path} does not hold the weights of a {cls.__name__} ({brief(error)}); was "
+            "it changed after domainbed.scripts.train had saved it?"
         ) from error
-    return algorithm.eval()
-
-
-def _put_in(
-    algorithm: algorithms.CLIPAlgorithm, state: Mapping[str, Any], num_classes: int
-) -> None:
-    shapes = {k[len(_ENCODER) :]: v.shape for k, v in state.items() if k.startswith(_ENCODER)}
-    weights = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
-    with torch.random.fork_rng(devices=[]):
-        encoder = backbone.empty_image_encoder(shapes)
-        expected = (num_classes, encoder.output_dim)
-        if weights.classes.shape != expected or weights.contexts.shape[1:] != expected[1:]:
-            raise ValueError(f"expected a head.weight of {expected} and context_weights like it")
-        algorithm._set_up(encoder, weights, float(state["logit_scale"]))
-    algorithm.register_buffer("words", torch.empty_like(state["words"]))
-    algorithm.load_state_dict(state)
     algorithm.restored = True
-
-
-def _require_finite(algorithm: algorithms.CLIPAlgorithm, file: Path) -> None:
-    state = algorithm.state_dict().items()
-    wrong = [name for name, tensor in state if not tensor.isfinite().all()]
-    if wrong:
-        more = f" and {counted(len(wrong) - 1, 'other tensor')}" if len(wrong) > 1 else ""
-        raise CarftError(
-            f"{file} has values that are not finite in {wrong[0]}{more}: the training diverged. "
-            "Take weights from before that (--which best), or train again with a smaller lr"
-        )
-
-
-def _words(algorithm: algorithms.CLIPAlgorithm, file: Path) -> tuple[list[str], list[str]]:
-    """The contexts and class names that are saved with the weights."""
-    try:
-        contexts, classes = prompts.from_json(bytes(algorithm.words.tolist()).decode())
-        expected = (len(algorithm.context_weights), algorithm.head.out_features)
-        if (len(contexts), len(classes)) != expected:
-            raise ValueError(f"expected {expected[0]} contexts and {expected[1]} classes")
-    except (TypeError, ValueError) as error:
-        raise CarftError(
-            f"{file} does not hold the words of its run ({brief(error)}); was it changed after "
-            "domainbed.scripts.train had saved it?"
-        ) from error
-    return contexts, classes
+    return algorithm.eval(), contexts, classes

@@ -32,9 +32,7 @@ drawing: Any = None
 with contextlib.suppress(ImportError):  # our harness's draws by a key; no other host has them
     drawing = importlib.import_module("domainbed.lib.drawing")
 
-# Below this many pictures starting processes takes longer than they save.
-MANY_PICTURES = 5000
-MOST_WORKERS = 8
+MANY_PICTURES = 5000  # below, starting processes takes longer than they save
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,20 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
 
     Raises CarftError where the data is not there, or is not that of the run.
     """
+    from domainbed import datasets
+
     hparams = copy.deepcopy(dict(run.hparams))
     folder = data_dir or run.args.get("data_dir")
     try:
-        targets = [int(index) for index in run.args["test_envs"]]
-        dataset = _dataset(run, data_dir, folder, hparams)
+        targets = run.args["test_envs"]
+        name = run.args["dataset"]
+        # The harness's function takes a folder of the user's own, too; not every fork has one.
+        look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
+        if data_dir and name not in vars(datasets) and not os.path.isdir(name):
+            name = data_dir
+        with _generators_kept():  # the data set may draw
+            _reseed(run.args.get("seed", 0))
+            dataset = look_up(name)(folder, run.args["test_envs"], hparams)
         divided = _divided(run, dataset, targets)
         last = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
@@ -117,48 +124,33 @@ def choose_device(asked: str | None) -> torch.device:
         ) from error
 
 
+def workers(asked: int | None, many: bool) -> int:
+    """How many processes load pictures: ``asked``, else one a core if there are many pictures."""
+    if asked is not None:
+        return asked
+    return min(8, machine.cores()) if many else 0
+
+
 def batches(
-    found: Sequence[Split], batch_size: int, workers: int | None
+    found: Sequence[Split], batch_size: int, asked_workers: int | None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The number of a split, pictures and labels, for all pictures of all splits, in order.
 
-    ``workers`` processes load them, without it one a core if there are many pictures. Raises
-    CarftError where a picture cannot be read.
+    Raises CarftError where a picture cannot be read.
     """
     total = sum(map(len, found))
-    if workers is None:
-        workers = min(MOST_WORKERS, machine.cores()) if total >= MANY_PICTURES else 0
+    processes = workers(asked_workers, total >= MANY_PICTURES)
     with tqdm(total=total, unit="picture", desc="evaluating", delay=2, disable=None) as bar:
         for number, split in enumerate(found):
             try:
-                for x, y in DataLoader(split.items, batch_size, num_workers=workers):
+                for x, y in DataLoader(split.items, batch_size, num_workers=processes):
                     yield number, x, y
                     bar.update(len(x))
             except OSError as error:  # of Pillow's, too; of a worker's, a whole traceback
-                kind = type(error)
-                reason = (str(error).strip() or kind.__name__).splitlines()[-1]
-                reason = reason.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
-                if "--decode" not in reason:  # which our harness says
-                    reason += "; `carft data verify --decode` names all such pictures"
+                reason = str(error).rstrip().rpartition("\n")[2]
                 raise CarftError(
                     f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
                 ) from error
-
-
-def _dataset(
-    run: TrainedRun, data_dir: str | None, folder: str | None, hparams: dict[str, Any]
-) -> Any:
-    """The data set as `train` builds it, which may draw: after seeding everything."""
-    from domainbed import datasets
-
-    name = run.args["dataset"]
-    # The harness's function takes a folder of the user's own, too; not every fork has one.
-    look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
-    if data_dir and name not in vars(datasets) and not os.path.isdir(name):
-        name = data_dir
-    with _generators_kept():
-        _reseed(run.args.get("seed", 0))
-        return look_up(name)(folder, run.args["test_envs"], hparams)
 
 
 def _require_same_data(
@@ -169,21 +161,21 @@ def _require_same_data(
     Compared is what the run knows: how many environments and classes it had, the names of classes
     that are from folders, the edition, and how pictures are normalised.
     """
-    named = prompts.named_dataset(run.hparams["class_names"]) is not None
-    folders = [e.classes for e in seen.environments if e.classes and named]
-    shown = observed.agreed_normalisation(seen.environments)
-    ours = run.algorithm.input
-    undone = ours if shown is None else pictures.CLIPInput(ours.resolution, *shown)
-    edition = seen.edition or run.hparams["data_edition"]
-    if run.hparams["data_edition"] in ("", UNCHECKED):
-        edition = run.hparams["data_edition"]
-    for what, then, now in (
+    same: list[tuple[str, Any, Any]] = [
         ("environments", run.content["model_num_domains"] + len(targets), len(dataset)),
         ("classes", len(run.classes), dataset.num_classes),
-        *(("classes", run.classes, [*map(prompts.clean, classes)]) for classes in folders),
-        ("data_edition", run.hparams["data_edition"], edition),
-        ("normalisation", _rounded(ours), _rounded(undone)),
-    ):
+    ]
+    if prompts.named_dataset(run.hparams["class_names"]) is not None:
+        shown = [e.classes for e in seen.environments if e.classes]
+        same += [("classes", run.classes, [*map(prompts.clean, names)]) for names in shown]
+    edition = run.hparams["data_edition"]
+    if seen.edition and edition not in ("", UNCHECKED):
+        same.append(("data_edition", edition, seen.edition))
+    if normalisation := observed.agreed_normalisation(seen.environments):
+        ours = run.algorithm.input
+        undone = pictures.CLIPInput(ours.resolution, *normalisation)
+        same.append(("normalisation", _rounded(ours), _rounded(undone)))
+    for what, then, now in same:
         if then != now:
             raise CarftError(
                 f"the data set {run.args['dataset']} is not the one that {run.path} was trained "

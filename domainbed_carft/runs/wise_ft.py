@@ -12,7 +12,6 @@ import functools
 import io
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ from domainbed_carft.text import counted, shown, table
 TABLES = ("wise_ft.csv", "wise_ft.json")
 PLOTS = ("wise_ft.png", "wise_ft.svg")
 
-_LINE, _START, _END = "#999999", "#0072B2", "#D55E00"  # of Okabe and Ito's palette
-
 Tallies = dict[float, list[evaluating.Tally]]
 
 
@@ -41,20 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     Each picture is read once, and predicted with the weights of each alpha in turn.
     """
-    alphas = checked_alphas(arguments.alphas)
-    to_save = chosen(arguments.save, alphas)
+    alphas, to_save = checked(arguments.alphas, arguments.save)
     device = data.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which)
     folder: Path = arguments.output
     _make_room(folder, [*TABLES, *PLOTS, *map(weights_name, to_save)])
     splits = data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device, arguments.original)
-    if opened.alpha is not None:
-        print(
-            f"{shown(str(opened.path))} is itself at alpha {opened.alpha:g} of a run: alphas here "
-            "are between the original CLIP and this point",
-            file=sys.stderr,
-        )
     classes = len(opened.classes)
     tallies = {alpha: [evaluating.Tally(classes) for _ in splits] for alpha in alphas}
     with torch.no_grad():
@@ -83,38 +73,40 @@ def run(arguments: argparse.Namespace) -> None:
         made += PLOTS
     for alpha in to_save:
         mixed.set(alpha)
-        _save_weights(folder, opened, alpha, mixed.state())
+        content = {
+            **opened.content,
+            "model_dict": mixed.state(),
+            # Of a run that is itself between: how far it is from the original to the fine-tuned.
+            "wise_ft_alpha": alpha * (1.0 if opened.alpha is None else opened.alpha),
+            "wise_ft_step": opened.step,
+        }
+        files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
     made += [f"weights of {counted(len(to_save), 'alpha')}"] if to_save else []
     print(_as_text(title, rows))
     print(f"{shown(str(folder))}: {', '.join(made)}")
 
 
-def checked_alphas(alphas: Iterable[float]) -> list[float]:
-    """Sorted; raises CarftError for those outside of [0, 1] and for one given twice."""
-    alphas = list(alphas)
-    wrong = [alpha for alpha in alphas if not 0 <= alpha <= 1]
-    if wrong or len(set(alphas)) < len(alphas):
+def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
+    """``--alphas``, sorted, and those of them that ``--save`` names.
+
+    Raises CarftError for alphas outside of [0, 1] or given twice, and for others to save.
+    """
+    found = sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
+    listed = " ".join(f"{alpha:g}" for alpha in found)
+    if not all(0 <= alpha <= 1 for alpha in found) or len(set(found)) < len(found):
         raise CarftError(
-            f"--alphas {' '.join(f'{alpha:g}' for alpha in alphas)}: expected different numbers "
-            "from 0 (the original CLIP) to 1 (the run)"
+            f"--alphas {listed}: expected different numbers from 0 (the original CLIP) to 1 (the "
+            "run)"
         )
-    return sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
-
-
-def chosen(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
-    """The alphas that ``--save`` names. Raises CarftError for what is none of ``alphas``."""
-    if list(words) in (["all"], ["none"]):
-        return list(alphas) if words[0] == "all" else []
+    names = {"all": found, "none": []}
+    if len(save) == 1 and save[0] in names:
+        return found, names[save[0]]
     try:
-        wanted = {float(word) for word in words}
+        return found, sorted({found[found.index(float(word))] for word in save})
     except ValueError:
-        wanted = {float("nan")}
-    if not wanted.issubset(alphas):
         raise CarftError(
-            f"--save {' '.join(words)}: expected all, none, or some of --alphas "
-            f"{' '.join(f'{alpha:g}' for alpha in alphas)}"
-        )
-    return sorted(wanted)
+            f"--save {' '.join(save)}: expected all, none, or some of --alphas {listed}"
+        ) from None
 
 
 def weights_name(alpha: float) -> str:
@@ -145,9 +137,7 @@ class Interpolation:
         start = {f"encoder.{k}": v for k, v in clip_model.model.visual.state_dict().items()}
         start["head.weight"] = objective.zero_shot_weights(words).classes
         self.algorithm = run.algorithm.to(device)
-        state = self.algorithm.state_dict()  # of the very tensors that predict
-        if any(name not in state or state[name].shape != v.shape for name, v in start.items()):
-            raise CarftError(f"{run.path} has tensors of other shapes than its original CLIP")
+        state = self.algorithm.state_dict()  # the very tensors that predict
         # What training has not moved stays as it is, to the bit.
         self._moved = {
             name: (state[name], state[name].clone(), weights.to(device))
@@ -205,20 +195,6 @@ def _make_room(folder: Path, names: Iterable[str]) -> None:
         raise CarftError(f"--output {folder} cannot be made: {error.strerror}") from error
 
 
-def _save_weights(
-    folder: Path, opened: saved.TrainedRun, alpha: float, state: dict[str, Tensor]
-) -> None:
-    """Write a file that `saved.open_run` reads as it does the run's own."""
-    content = {
-        **opened.content,
-        "model_dict": state,
-        # Of a run that is itself between: how far it is from the original to the fine-tuned.
-        "wise_ft_alpha": alpha * (1.0 if opened.alpha is None else opened.alpha),
-        "wise_ft_step": opened.step,
-    }
-    files.save(folder / weights_name(alpha), lambda place: torch.save(content, place))
-
-
 def _as_csv(splits: Sequence[data.Split], tallies: Tallies) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -232,8 +208,7 @@ def _as_csv(splits: Sequence[data.Split], tallies: Tallies) -> str:
 
 def _as_text(title: str, rows: Sequence[dict[str, Any]]) -> str:
     figures = [
-        [f"{row['alpha']:g}"]
-        + ["-" if row[m] is None else f"{100 * row[m]:.1f}" for m in ("in_domain", "out_of_domain")]
+        [f"{row['alpha']:g}", *(evaluating.percent(row[m]) for m in ("in_domain", "out_of_domain"))]
         for row in rows
     ]
     return (
@@ -247,22 +222,20 @@ def _as_text(title: str, rows: Sequence[dict[str, Any]]) -> str:
 def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     """A point an alpha: accuracy on the test environments against that on the others, in %."""
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    xs = [100 * point["in_domain"] for point in points]
-    ys = [100 * point["out_of_domain"] for point in points]
-    axes.plot(xs, ys, color=_LINE, marker="o", markersize=5, zorder=1)
-    ends = {0.0: ("s", _START, "original CLIP (zero-shot)"), 1.0: ("D", _END, "the run")}
-    for point, x, y in zip(points, xs, ys):
-        axes.annotate(
-            f"{point['alpha']:g}", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8,
-            path_effects=[withStroke(linewidth=3, foreground="white")],  # readable over the line
-        )  # fmt: skip
-        if point["alpha"] in ends:
-            mark, colour, label = ends[point["alpha"]]
+    places = [(100 * point["in_domain"], 100 * point["out_of_domain"]) for point in points]
+    axes.plot(*zip(*places), color="#999999", marker="o", markersize=5, zorder=1)
+    # Colours of Okabe and Ito's palette.
+    ends = {0.0: ("s", "#0072B2", "original CLIP (zero-shot)"), 1.0: ("D", "#D55E00", "the run")}
+    for point, (x, y) in zip(points, places):
+        alpha = point["alpha"]
+        axes.annotate(f"{alpha:g}", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
+        if alpha in ends:
+            mark, colour, label = ends[alpha]
             axes.scatter([x], [y], marker=mark, color=colour, s=60, label=label, zorder=2)
+            axes.legend(fontsize=8)
     axes.margins(0.1)
     axes.set_xlabel("in-domain accuracy (%): out-splits of the training environments")
     axes.set_ylabel("out-of-domain accuracy (%):\nin-split of the test environment")
@@ -270,9 +243,6 @@ def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
         f"{title}: weights (1 - α) original + α fine-tuned", fontsize=10, parse_math=False
     )
     axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
     for name in PLOTS:
         kind = name.rpartition(".")[2]
         metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes

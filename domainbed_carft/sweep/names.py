@@ -16,7 +16,7 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import YamlPath
+from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
 from domainbed_carft.method import prompts

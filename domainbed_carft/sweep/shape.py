@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from domainbed_carft.files import YamlPath
+from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.text import unknown
 
 

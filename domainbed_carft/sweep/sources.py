@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.files import parsing
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
 from domainbed_carft.sweep import names, shape
@@ -63,7 +63,7 @@ def load(file: str | Path) -> Declaration:
 def parse(text: str, name: str) -> Declaration:
     """The sweep that ``text`` declares; ``name`` is what messages call it."""
     try:
-        data, lines = files.parse_yaml(text)
+        data, lines = parsing.parse_yaml(text)
     except ValueError as error:
         raise_for([f"{name}:{error}"])
 
@@ -101,7 +101,7 @@ def from_flags(given: Mapping[str, Any]) -> Declaration:
         data["steps"] = values["steps"]
     if values["hparams"]:
         try:
-            data["hparams"] = files.parse_json(values["hparams"], unique_keys=True)
+            data["hparams"] = parsing.parse_json(values["hparams"], unique_keys=True)
         except ValueError as error:
             problems.append(Problem(("hparams",), f"it is not valid JSON ({error})"))
     if values["task"] != TASK:
@@ -117,7 +117,7 @@ def from_flags(given: Mapping[str, Any]) -> Declaration:
     return replace(made, hparams_text=values["hparams"])
 
 
-def _place(path: files.YamlPath) -> str:
+def _place(path: parsing.YamlPath) -> str:
     """``overrides[0].hparams.lr: ``; nothing for the top."""
     text = ""
     for part in path:

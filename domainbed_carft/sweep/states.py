@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import parsing
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import Job
@@ -89,7 +89,9 @@ class Waiting(NamedTuple):
 def waiting(output: Path) -> Waiting:
     """What waits, by all launch files of an output folder and its variants; asks SLURM once."""
     found = [*output.glob(f"{LAUNCHES}/*.json"), *output.glob(f"*/{LAUNCHES}/*.json")]
-    launches = [(path, files.read_json(path)) for path in sorted(found, key=lambda path: path.name)]
+    launches = [
+        (path, parsing.read_json(path)) for path in sorted(found, key=lambda path: path.name)
+    ]
     launches = [(path, read) for path, read in launches if _is_launch(read)]
     ids = {i for _, read in launches if read["launcher"] == "slurm" for i in read["jobs"].values()}
     slurm, note = _asked(ids - {None})

@@ -13,7 +13,7 @@ from typing import Any
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
 from domainbed.lib import scalar_logs
-from domainbed_carft import files, text
+from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 
 TASKS = ("domain_generalization", "domain_adaptation")
@@ -93,7 +93,7 @@ def given_hparams(json: str | None) -> dict[str, Any]:
     """Return what --hparams sets. Raises CarftError for what is no JSON object."""
     json = json or "{}"
     try:
-        given = files.parse_json(json, unique_keys=True)
+        given = parsing.parse_json(json, unique_keys=True)
     except ValueError as error:
         raise CarftError(f"--hparams is not valid JSON ({error}): {json[:200]}") from error
     if not isinstance(given, dict):

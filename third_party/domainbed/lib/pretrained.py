@@ -14,8 +14,8 @@ import os
 import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed_carft import files
 from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.files import weights
 
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
 RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
@@ -45,17 +45,17 @@ def read(url: str) -> dict[str, torch.Tensor]:
             )
             raise PassingError(_unavailable(path, problem)) from error
     try:
-        weights: dict[str, torch.Tensor] = files.load_weights(path)
+        found: dict[str, torch.Tensor] = weights.load_weights(path)
     except ValueError as error:
         raise CarftError(f"{error}. Delete the file, or replace it by {url}") from error
-    return weights
+    return found
 
 
 def load(network: torch.nn.Module, url: str) -> None:
     """Put the weights at `url` into a network; raises as `read`, and if they are another's."""
-    weights = read(url)
+    found = read(url)
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(found)
     except Exception as error:  # RuntimeError for another network's, others for no state dict
         kind = type(network).__name__
         problem = f"are not those of this {kind} ({_brief(error)}). Replace the file by {url}"

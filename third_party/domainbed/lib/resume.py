@@ -16,6 +16,7 @@ import torch
 
 from domainbed_carft import files
 from domainbed_carft.errors import PassingError
+from domainbed_carft.files import weights
 
 NAME = "state.pt"
 COMFORT = "what was saved before is untouched: make room, then start the same again"
@@ -62,7 +63,7 @@ class StateFile:
         if not os.path.exists(self.path):
             return None
         try:
-            state = files.load_weights(self.path)
+            state = weights.load_weights(self.path)
             if not isinstance(state, dict) or not state.keys() >= _PARTS:
                 raise ValueError(f"{self.path} is not the state of a run")
         except ValueError as error:

@@ -1,0 +1,130 @@
+"""Files: written whole or not at all, never over an input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from domainbed_carft.errors import CarftError
+
+# What a process that was killed while it wrote leaves beside the file.
+HALF_WRITTEN = ".carft-*.part"
+
+
+def write(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Let ``write_to`` fill a file beside ``path``, then give it that name; folders are made.
+
+    A reader sees what was there before or the whole file, and of two writers at once the last one
+    wins. A link stays one. Permissions are those of the file before, else as the umask has them.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A name that nobody can have put a link at. With an ending: torch takes none for a name.
+    descriptor, name = tempfile.mkstemp(prefix=".carft-", suffix=".part", dir=target.parent)
+    os.close(descriptor)
+    beside = Path(name)
+    try:
+        write_to(beside)
+        os.chmod(beside, stat.S_IMODE(target.stat().st_mode) if target.exists() else _umasked())
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def save(path: Path, write_to: Callable[[Path], object]) -> None:
+    """As ``write``; raises CarftError where that fails, and what was there before is untouched."""
+    try:
+        write(path, write_to)
+    except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
+        raise _not_written(path, error) from error
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write ``text`` in UTF-8, as ``save`` has it; pipes and devices are written to directly."""
+    content = text.encode("utf-8", "backslashreplace")
+    if _is_replaceable(path):
+        save(path, lambda beside: beside.write_bytes(content))
+        return
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+@contextlib.contextmanager
+def stream(path: Path | None) -> Iterator[TextIO]:
+    """A text file to write line after line, standard output without a path.
+
+    Until the block is done the file has ``.part`` behind its name, unless it is a pipe or a device.
+    Raises CarftError where it cannot be written.
+    """
+    if path is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    replaced = _is_replaceable(path)
+    part = Path(f"{os.path.realpath(path)}.part") if replaced else path
+    try:
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+        if replaced:
+            os.replace(part, os.path.realpath(path))
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) -> None:
+    """Raise CarftError, before anything takes time, unless ``-o path`` can be written.
+
+    It may be none of the ``inputs``, and no file in the folder of a job or a sweep: whatever lies
+    beside records, a manifest or a lock is theirs.
+    """
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        raise CarftError(f"-o {path}: expected the name of a file in a folder that exists")
+    there = [other for other in inputs if other and os.path.exists(other)]
+    if path.exists() and any(path.samefile(other) for other in there):
+        raise CarftError(f"-o {path} would overwrite an input; choose another name")
+    real = Path(os.path.realpath(path))
+    kept = ("results.jsonl", "sweep.json", "lock", "done")
+    if real.exists() and any((real.parent / name).exists() for name in kept):
+        raise CarftError(f"-o {path} would overwrite a file of a job or sweep; choose another name")
+
+
+def cache_folder() -> Path:
+    """``$DOMAINBED_CARFT_CACHE``, else ``domainbed_carft`` in the user's cache folder."""
+    explicit = os.environ.get("DOMAINBED_CARFT_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "domainbed_carft"
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Not so a device or a pipe, and what is open by a name in /dev."""
+    if os.path.abspath(path).startswith(("/dev/", "/proc/")):
+        return False
+    return path.is_file() or not path.exists()
+
+
+def _umasked() -> int:
+    """The permissions that open() would give a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _not_written(path: Path, error: Exception) -> CarftError:
+    reason = getattr(error, "strerror", None) or error
+    return CarftError(
+        f"{path} could not be written: {reason}; choose a folder that can be written, on a disk "
+        "with room"
+    )

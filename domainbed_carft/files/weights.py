@@ -1,0 +1,98 @@
+"""Files of weights, of which nothing is run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from domainbed_carft.errors import CarftError
+
+# How many times the size of its file the tensors in it may have: modules share some.
+SHARED = 10
+
+
+def sha256(path: Path | str) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_weights(path: Path | str) -> Any:
+    """What torch.save wrote to ``path``, with tensors on the CPU; nothing in the file is run.
+
+    Every file of weights is opened here. Raises CarftError, in one line, for one that cannot be
+    read, is damaged, holds more than plain data and tensors, or would take far more memory.
+    """
+    import torch
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise CarftError(f"{path} is not a file")
+        with open(path, "rb") as file:
+            _require_sound(file, path)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (CarftError, MemoryError):
+        raise
+    except OSError as error:
+        raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch and zipfile raise a dozen types
+        # torch's own text tells the user to read the file unsafely.
+        named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
+        fault = f"holds {named[1]}, which" if named else "is cut off or holds something that"
+        raise CarftError(
+            f"{path} {fault} might be a program; nothing in it was run. Expected tensors and "
+            "plain data, as torch.save writes them"
+        ) from error
+    if _nbytes(content) > SHARED * os.path.getsize(path):
+        raise CarftError(f"{path} holds tensors that are far larger than the file; not used")
+    return content
+
+
+def _require_sound(file: IO[bytes], path: Path | str) -> None:
+    """Check what torch does not, and leave ``file`` at its start."""
+    # TorchScript, which torch before 2.6 runs even with weights_only. Searched as bytes, because
+    # zipfile and torch may see other members in a file that was made to deceive.
+    before = b""
+    while piece := file.read(1 << 20):
+        if b"constants.pkl" in before + piece:
+            raise CarftError(
+                f"{path} is TorchScript, which is a program; it was not opened. Where you "
+                "trust it, make a state dict of it: torch.save(clip_model.state_dict(), path)"
+            )
+        before = piece[-12:]
+    size = file.tell()
+    file.seek(0)
+    if file.read(4) == b"PK\3\4":
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type for part in parts) or size < sum(p.file_size for p in parts):
+                raise CarftError(f"{path} is compressed, which torch.save never does")
+            if damaged := archive.testzip():
+                raise CarftError(
+                    f"{path} is damaged: the checksum of {damaged} is wrong; get it again"
+                )
+    file.seek(0)
+
+
+def _nbytes(content: Any) -> int:
+    """Of all tensors in it, views and repeated ones in full."""
+    import torch
+
+    total, seen, waiting = 0, set(), [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, torch.Tensor):
+            total += one.numel() * one.element_size() if one.layout == torch.strided else 0
+        elif isinstance(one, (Mapping, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += one.values() if isinstance(one, Mapping) else one
+    return total
