@@ -43,7 +43,14 @@ def download(
     try:
         ready = _made(benchmark, work, fetch or _fetch)
         report = verify.verify(name, ready.parent)
-        _require_as_known(report, work, accept_different)
+        said = report.problems or [*report.differences, *report.notes]
+        if report.problems or (report.verdict == "differs" and not accept_different):
+            remedy = "" if report.problems else "; to take it as it is, add --accept_different"
+            raise CarftError(
+                f"{name} was downloaded but is not as known: {'; '.join(said)}. The data set is in "
+                f"{ready.parent}, its archives are in {work / 'archives'}; to fetch one again, "
+                f"delete it there{remedy}"
+            )
         ready.rename(target)
     except OSError as error:
         raise CarftError(
@@ -51,8 +58,7 @@ def download(
             "--data_dir, and run the command again; what was fetched is kept"
         ) from error
     shutil.rmtree(work, ignore_errors=True)
-    left = [f"{work} is no longer needed, but could not be deleted"] * work.exists()
-    return dataclasses.replace(report, root=target, notes=[*report.notes, *left])
+    return dataclasses.replace(report, root=target)
 
 
 def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
@@ -60,8 +66,8 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
     fetched, unpacked, ready = (work / name for name in ("archives", "unpacked", "ready"))
     for folder in (unpacked, ready):
         shutil.rmtree(folder, ignore_errors=True)
-    for folder in (fetched, ready):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
+    fetched.mkdir(exist_ok=True)
     try:
         for source in benchmark.sources:
             _get(source, fetched / source.file, fetch)
@@ -70,13 +76,7 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
                 archives.unpack(fetched / source.file, unpacked)
             else:
                 shutil.copy(fetched / source.file, unpacked / source.file)
-        try:
-            prepare.prepare(benchmark.name, unpacked, ready / benchmark.folder)
-        except archives.BadFile:
-            raise
-        except CarftError as error:
-            where = f"The archives are in {fetched}: put others there, or delete them"
-            raise CarftError(f"{error}. {where}, and run the command again") from error
+        prepare.prepare(benchmark.name, unpacked, ready / benchmark.folder)
     except archives.BadFile as bad:
         path, aside = fetched / bad.name, fetched / f"{bad.name}.damaged"
         os.replace(path, aside)
@@ -86,23 +86,6 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
             f"again to fetch it anew. {_by_hand(path)}"
         ) from bad
     return ready / benchmark.folder
-
-
-def _require_as_known(report: verify.Report, work: Path, accept_different: bool) -> None:
-    """Nobody shall take the half of a data set for the whole."""
-    kept = f"The data set is in {work / 'ready'}, its archives are in {work / 'archives'}"
-    if report.verdict == "broken":
-        raise CarftError(
-            f"{report.name} was downloaded but is not right: {'; '.join(report.problems)}. {kept}; "
-            f"delete {work} to start anew"
-        )
-    if report.verdict == "differs" and not accept_different:
-        said = "; ".join((*report.differences, *report.notes))
-        raise CarftError(
-            f"{report.name} was downloaded but differs from what is known of it: {said}. {kept}. "
-            "To take it as it is, run `carft data download` with --accept_different; to fetch an "
-            "archive again, delete it there first"
-        )
 
 
 def _get(source: benchmarks.Source, path: Path, fetch: Fetch) -> None:

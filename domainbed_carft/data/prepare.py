@@ -61,16 +61,12 @@ def _duplicates(file: Path, environments: Iterable[str]) -> list[str]:
     """The lines of the list: paths environment/class/picture."""
     form = re.compile(rf"({'|'.join(environments)})/[^/]+/[^/]+")
     lines = file.read_text(encoding="utf-8", errors="replace").split()
-    for line in lines:
-        if not form.fullmatch(line) or os.path.normpath(line) != line:
-            raise BadFile(
-                DOMAIN_NET_DUPLICATES,
-                f"is damaged: expected lines environment/class/picture, found {line[:80]!r}",
-            )
-    if len(lines) != DUPLICATES:
+    whole = [line for line in lines if form.fullmatch(line) and os.path.normpath(line) == line]
+    if len(lines) != DUPLICATES or whole != lines:
         raise BadFile(
             DOMAIN_NET_DUPLICATES,
-            f"has {len(lines):,} lines, expected {DUPLICATES:,}: it is cut off, or another list",
+            f"is damaged or another list: expected {DUPLICATES:,} lines environment/class/picture, "
+            f"{len(whole):,} of {len(lines):,} are such",
         )
     return lines
 
@@ -129,7 +125,8 @@ def _required(path: Path) -> Path:
     if not path.exists():
         found = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise CarftError(
-            f"the archive should hold {path.name!r}, but holds {', '.join(found) or 'nothing'}; it "
-            "is another edition than DomainBed's"
+            f"the archives should hold {path.name!r}, but {path.parent} has "
+            f"{', '.join(found) or 'nothing'}: another edition than DomainBed's. Put others in "
+            "the folder archives beside it, or delete them there, and run the command again"
         )
     return path
