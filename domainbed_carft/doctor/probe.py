@@ -202,7 +202,7 @@ def backbones() -> Iterator[Finding]:
 
     absent = []
     for weights in backbone.inventory():
-        name, path, missing = f"backbone {weights.name}", weights.path, weights.size is None
+        name, path, missing = f"backbone {weights.name}", weights.path, weights.digest is None
         needed = weights.name in ("tiny", "ViT-B/16")  # others only by jobs that ask for them
         if weights.digest == weights.expected:
             yield Finding(name, "ok", f"{path}, SHA-256 as published")

@@ -86,7 +86,10 @@ class CLIPAlgorithm(Algorithm):
             self._record("clip_digest", clip_model.digest, "another CLIP than that")
             weights = self._zero_shot_weights(clip_model, num_classes)
             self._set_up(clip_model.model.visual, weights, clip_model.logit_scale)
-            self._undo_normalisation(shown)
+            mean, std = shown or (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
+            self.input = pictures.CLIPInput(self.input.resolution, mean, std)
+        source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
+        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
         self.steps_taken = 0
         if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
             self.original = Frozen(self.encoder, hparams["original_precision"])
@@ -127,13 +130,6 @@ class CLIPAlgorithm(Algorithm):
         self.hparams["protocol"] = protocol
         print(f"CLIP protocol: {pictures.described(protocol)}")
         return observed.agreed_normalisation(seen.environments)
-
-    def _undo_normalisation(self, shown: observed.Normalisation | None) -> None:
-        """Expect pictures normalised as the data set shows it, else as DomainBed does."""
-        mean, std = shown or (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
-        self.input = pictures.CLIPInput(self.input.resolution, mean, std)
-        source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
-        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
 
     def _set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float
@@ -230,10 +226,8 @@ class CLIPAlgorithm(Algorithm):
         original = self.context_logits(self.original(clip_pictures))
         with torch.set_grad_enabled(self.kl_weight > 0):
             tuned = self.context_logits(features)
-        weight, direction = self.kl_weight, self.hparams["kl_direction"]
-        loss = objective.carft_loss(
-            logits, y, original, tuned, kl_weight=weight, kl_direction=direction
-        )
+        kl = {"kl_weight": self.kl_weight, "kl_direction": self.hparams["kl_direction"]}
+        loss = objective.carft_loss(logits, y, original, tuned, **kl)
         return {
             "loss": loss.total,
             "loss_ce": loss.cross_entropy,
