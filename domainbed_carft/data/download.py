@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +95,8 @@ def _get(source: benchmarks.Source, path: Path, fetch: Fetch) -> None:
         except Exception as error:  # a dozen kinds, from sockets to Drive's quota page
             raise CarftError(
                 f"{source.url} could not be fetched ({type(error).__name__}: {error}). Run the "
-                f"command again to go on where it stopped. {_by_hand(path)}"
+                "command again to go on where it stopped, or delete what is in "
+                f"{path.parent} to start anew. {_by_hand(path)}"
             ) from error
     archives.check(path, source.is_archive)
 
@@ -112,19 +112,10 @@ def _fetch(url: str, path: Path) -> None:
     """By gdown, which knows Google Drive's detours and goes on with a partial file."""
     try:
         import gdown
-        from gdown.exceptions import DownloadError
+        from gdown.exceptions import DownloadError  # noqa: F401  (those before 6 tell no errors)
     except ImportError as error:
         raise CarftError(
             "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]', or fetch "
             "by hand"
         ) from error
-    try:
-        gdown.download(url, str(path), resume=True)
-    except DownloadError as error:
-        if "byte range" not in str(error):
-            raise
-        # Else every further run would ask for the rest, and never get it.
-        print(f"{url} is fetched from its beginning: {error}", file=sys.stderr)
-        for part in path.parent.glob(f"{path.name}*.part"):
-            part.unlink()
-        gdown.download(url, str(path), resume=True)
+    gdown.download(url, str(path), resume=True)
