@@ -80,20 +80,18 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        facts = {
-            name: value for name, value in asdict(self).items() if name not in ("root", "counts")
-        }
-        environments = [
-            {"name": name, "pictures": sum(classes.values()), "classes": dict(classes)}
-            for name, classes in self.counts.items()
-        ]
+        facts = asdict(self)
         return {
-            **facts,
-            "folder": None if self.root is None else str(self.root),
+            "name": facts.pop("name"),
+            "folder": (root := facts.pop("root")) and str(root),
             "verdict": self.verdict,
             "data_edition": self.data_edition,
             "pictures": self.pictures,
-            "environments": environments,
+            "environments": [
+                {"name": name, "pictures": sum(classes.values()), "classes": classes}
+                for name, classes in facts.pop("counts").items()
+            ],
+            **facts,
         }
 
     def as_text(self) -> str:
@@ -103,9 +101,8 @@ class Report:
             for name, classes in self.counts.items()
         ]
         lines = [f"{self.name} in {self.root}"]
-        lines += [f"problem: {sentence}" for sentence in self.problems]
-        lines += [f"difference: {sentence}" for sentence in self.differences]
-        lines += [f"note: {sentence}" for sentence in self.notes]
+        for kind in ("problem", "difference", "note"):
+            lines += [f"{kind}: {sentence}" for sentence in getattr(self, f"{kind}s")]
         lines += [f"damaged: {one.path} ({one.reason})" for one in self.damaged]
         if self.verdict in ("differs", "consistent"):
             lines.append(f"jobs record this as data_edition: {self.data_edition}")
