@@ -50,5 +50,12 @@ def tarred(path: Path, *members: tuple[str, bytes | str]) -> Path:
     return path
 
 
+def packed(path: Path, names: list[str]) -> Path:
+    """Pictures in an archive of the kind that the name says."""
+    if path.suffix == ".zip":
+        return zipped(path, names)
+    return tarred(path, *((name, PICTURE) for name in names))
+
+
 def files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

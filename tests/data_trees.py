@@ -1,11 +1,13 @@
 """Trees with the names and shapes of the benchmarks, and the command that judges them."""
 
 import io
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from types import SimpleNamespace
 
-from fake_checkout import REPO, run_python
 from PIL import Image
 
+from domainbed_carft import cli
 from domainbed_carft.data import benchmarks
 
 
@@ -60,4 +62,7 @@ def only(report, kind):
 
 
 def carft(*arguments):
-    return run_python("-m", "domainbed_carft", "data", *map(str, arguments), cwd=REPO, path=[REPO])
+    """What ``carft data`` ends with and prints."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = cli.main(["data", *map(str, arguments)])
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())

@@ -21,7 +21,7 @@ from fake_checkout import (
 )
 
 from domainbed_carft import cli, doctor
-from domainbed_carft.doctor import host, probe
+from domainbed_carft.doctor import probe
 from domainbed_carft.method import backbone
 
 HARNESS = REPO / "third_party" / "domainbed"
@@ -83,31 +83,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_a_checkout_in_the_current_folder_or_on_the_path(quick: Doctor, checkout: Path) -> None:
-    here = {"PATH": str(Path(quick.python).parent)}
     expected = ("ok", f"foreign: {checkout / 'domainbed'}", "")
-    assert quick.examine(cwd=checkout, **here)["domainbed"] == expected
-    assert quick.examine(path=(checkout,), **here)["domainbed"] == expected
-    state, found, remedy = quick.examine(cwd=checkout, PATH="")["domainbed"]
-    assert state == "note" and "call 'python', which here is nothing" in found
-    assert f"source '{Path(quick.python).with_name('activate')}'".replace(
-        "'", ""
-    ) in remedy.replace("'", "")
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in Python 3.11")
-def test_a_current_folder_that_python_does_not_look_into(quick: Doctor, checkout: Path) -> None:
-    state, found, remedy = quick.examine(cwd=checkout, PYTHONSAFEPATH="1")["domainbed"]
-    assert state == "note" and str(HARNESS) in found and str(checkout / "domainbed") in found
-    assert "unset PYTHONSAFEPATH" in remedy
-
-
-def test_a_checkout_that_trains_by_its_own_script(quick: Doctor, checkout: Path) -> None:
-    (checkout / "domainbed" / "__init__.py").unlink()
-    shutil.rmtree(checkout / "domainbed" / "scripts")
-    write_files(checkout, {"train_all.py": ""})
-    state, found, remedy = quick.examine(cwd=checkout)["domainbed"]
-    assert state == "note" and "no domainbed.scripts.train" in found
-    assert str(checkout / "train_all.py") in remedy
+    assert quick.examine(cwd=checkout)["domainbed"] == expected
+    assert quick.examine(path=(checkout,))["domainbed"] == expected
 
 
 @pytest.mark.parametrize(
@@ -154,25 +132,6 @@ def test_a_bare_folder_and_a_host_that_hangs(quick: Doctor, tmp_path: Path) -> N
     assert "did not finish within 1.5 seconds and was stopped" in last["found"]
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_commit(checkout: Path) -> None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments]
-        done = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    folder = checkout / "domainbed"
-    assert host._commit(folder) == ""
-    git("init", "--quiet")
-    assert host._commit(folder) == "", "an environment inside another project has not its commit"
-    git("add", "domainbed/datasets.py")
-    git("commit", "--quiet", "-m", "x", "--no-gpg-sign")
-    expected = f", commit {git('rev-parse', '--short', 'HEAD')}"
-    assert host._commit(folder) == expected
-    (folder / "datasets.py").write_text("changed")
-    assert host._commit(folder) == f"{expected} with uncommitted changes"
-
-
 # The hook, and what it needs
 
 
@@ -186,8 +145,7 @@ def test_the_switch_is_set(quick: Doctor) -> None:
 def test_no_start_file(tmp_path: Path, bare: Path) -> None:
     state, found, remedy = Doctor(tmp_path, bare, hooked=False).examine()["hook"]
     (site_packages,) = bare.parent.parent.glob("lib/python3*/site-packages")
-    assert state == "problem" and f"used from {REPO}" in found
-    assert str(site_packages) in found and "domainbed_carft.pth is missing" in found
+    assert state == "problem" and f"pth is missing or damaged in {site_packages}" in found
     assert f"-m pip install {REPO}" in remedy
 
 
@@ -205,15 +163,14 @@ def test_without_torch_every_problem_says_what_to_do(quick: Doctor, tmp_path: Pa
     text = " ".join(done.stdout.split())
     for state, found, remedy in examined.values():
         assert state != "problem" or f"{found} -> {remedy}" in text
-    assert text.endswith(" problems; the arrows say what to do.")
+    assert text.endswith(" problems, see the arrows.")
 
 
 def test_other_packages_called_clip(quick: Doctor, tmp_path: Path) -> None:
     other = write_files(tmp_path / "other", {"clip.py": "def copy(text): pass\n"})
-    state, found, remedy = quick.examine(path=(other,))["imports clip-anytorch"]
-    assert state == "problem" and f"(found: {other / 'clip.py'})" in found
-    assert f"{other / 'clip.py'} is another package" in remedy
-    assert "pip install --force-reinstall clip-anytorch" in remedy
+    state, _, remedy = quick.examine(path=(other,))["imports clip-anytorch"]
+    assert state == "problem" and f"remove {other / 'clip.py'}, another package" in remedy
+    assert "; then pip install clip-anytorch" in remedy
     (other / "clip.py").unlink()
     write_files(other, {"clip/__init__.py": "import pkg_resources\n", "clip/model.py": ""})
     examined = quick.examine(path=(other,))
@@ -248,21 +205,6 @@ def test_a_torch_that_cannot_promise_all(
     assert notes == ["torch"] * told
 
 
-@pytest.mark.parametrize(
-    ("cuda", "driver", "words"), [("12.8", False, "sees no GPU"), (None, True, "without CUDA")]
-)
-def test_a_gpu_that_torch_does_not_see(
-    monkeypatch: pytest.MonkeyPatch, cuda: str | None, driver: bool, words: str
-) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(probe.os.path, "exists", lambda path: driver)
-    (found,) = probe.device()
-    assert found.state == "note" and words in found.found and found.remedy
-
-
 # With torch and nothing faked
 
 
@@ -278,7 +220,7 @@ def test_the_harness_can_start(tmp_path: Path) -> None:
     file_name, sha = backbone.OPENAI_WEIGHTS["ViT-B/16"]
     state, found, remedy = examined["backbone ViT-B/16"]
     assert state == "note" and str(real.home / ".cache" / "clip" / file_name) in found
-    assert file_name in remedy and sha in remedy
+    assert sha in remedy
 
 
 def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None:
@@ -290,8 +232,8 @@ def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None
     examined = Doctor(tmp_path, sys.executable).examine(cwd=root, HOME=str(tmp_path / "home"))
     assert examined["domainbed"][1].startswith("foreign: ") and examined["step"][0] == "ok"
     state, found, remedy = examined["algorithms"]
-    assert (state, found) == ("note", "CLIPZeroShot will be domainbed's own, not ours")
-    assert "rename CLIPZeroShot" in remedy
+    assert (state, found) == ("note", "CLIPZeroShot: domainbed's own or missing, not ours")
+    assert "rename its CLIPZeroShot" in remedy
     assert (
         "could not extend domainbed.algorithms (CarftError: it has its own CLIPZ"
         in (examined["plugin"][1])

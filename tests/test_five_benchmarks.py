@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from data_trees import even, grow, jpeg
+from data_trees import carft, even, grow, jpeg
 from domainbed.lib import reporting
 from domainbed.scripts import collect_results, train
-from fake_checkout import run_python
 from PIL import Image
 
-from domainbed_carft import cli
 from domainbed_carft.data import benchmarks, verify
-from domainbed_carft.method import prompts
+from domainbed_carft.method import backbone, prompts
 
 LABELS = {
     "PACS": "A C P S",
@@ -140,12 +136,6 @@ def tree(tmp_path_factory):
     return make
 
 
-def carft(capsys, *arguments):
-    """What ``carft`` ends with, and what it prints."""
-    status = cli.main([str(argument) for argument in arguments])
-    return status, capsys.readouterr().out
-
-
 def command_line(name, data, output, *test_envs):
     return [
         *("--algorithm", "CARFT", "--dataset", name, "--data_dir", str(data)),
@@ -157,7 +147,7 @@ def command_line(name, data, output, *test_envs):
 def trained(tree, test_env, output):
     """Train for two steps, and look at all that the records say."""
     assert train.main(command_line(tree.name, tree.data, output, test_env)) == 0
-    records = reporting.read_records(str(output))
+    records = reporting.load_records(str(output.parent))
     assert [record["step"] for record in records] == [0, 1]
     for record in records:
         assert record["data_edition"] == record["hparams"]["data_edition"]
@@ -214,11 +204,11 @@ def assert_table(capsys, folder, name):
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_verified(tree, name, capsys):
+def test_verified(tree, name):
     made = tree(name)
-    status, text = carft(capsys, "data", "verify", name, "--data_dir", made.data, "--json")
-    report = json.loads(text)
-    assert (status, report["verdict"], report["edition"]) == (0, "differs", None)
+    done = carft("verify", name, "--data_dir", made.data, "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["verdict"], report["edition"]) == (0, "differs", None)
     folders = [e.folder for e in benchmarks.get(name).environments]
     assert [e["name"] for e in report["environments"]] == folders
     assert [list(e["classes"].values()) for e in report["environments"]] == made.counts
@@ -232,6 +222,7 @@ def test_verified(tree, name, capsys):
         ("PACS", 0),
         ("OfficeHome", 3),
         ("TerraIncognita", 1),
+        pytest.param("VLCS", 2, marks=pytest.mark.slow),
         pytest.param("DomainNet", 4, marks=pytest.mark.slow),
     ],
 )
@@ -256,50 +247,7 @@ def test_trained_and_tabulated(tree, name, test_env, tmp_path, capsys):
     assert row.split()[1 + 3 * test_env] == f"{own:.1f}"
 
 
-@pytest.mark.parametrize(
-    "name", ["VLCS", *(pytest.param(n, marks=pytest.mark.slow) for n in LABELS if n != "VLCS")]
-)
-def test_swept(tree, name, tmp_path, capsys):
-    """By commands alone: a sweep whose jobs leave each environment out, and its table."""
-    made, output = tree(name), tmp_path / "a sweep"
-    arguments = [
-        *("launch", "--datasets", name, "--algorithms", "CARFT", "--data_dir", str(made.data)),
-        *("--output_dir", str(output), "--command_launcher", "local", "--single_test_envs"),
-        *("--n_hparams", "1", "--n_trials", "1", "--steps", "2", "--hparams", HPARAMS),
-    ]
-    done = run_python(
-        *("-m", "domainbed.scripts.sweep", *arguments, "--skip_confirmation"),
-        cwd=tmp_path,
-        PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
-        DOMAINBED_CARFT_CACHE=os.environ["DOMAINBED_CARFT_CACHE"],
-        OMP_NUM_THREADS="1",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    records = reporting.load_records(str(output))
-    targets = [[i] for i in range(len(made.sizes)) for _ in "01"]
-    assert sorted(r["args"]["test_envs"] for r in records) == targets
-    for record in records:
-        assert record["data_edition"].startswith("differs: ")
-        assert_all_was_evaluated(record, made.sizes)
-    assert_table(capsys, output, name)
-
-
 # Broken sets
-
-
-@pytest.fixture
-def models(monkeypatch):
-    """The CLIPs that were loaded; none of them is to be."""
-    from domainbed_carft.method import backbone
-
-    loaded, load = [], backbone.load
-
-    def spy(name):
-        loaded.append(name)
-        return load(name)
-
-    monkeypatch.setattr(backbone, "load", spy)
-    return loaded
 
 
 def refused(name, data, output, capsys):
@@ -320,25 +268,20 @@ def stray(root, known):
 def a_class_less(root, known):
     label = known.classes[2]
     shutil.rmtree(root / known.environments[1].folder / label)
-    return f"it lacks {label!r}, so that "
+    return f"missing {label!r}, extra none, so labels are wrong from 2 on"
 
 
-def an_environment_less(root, known):
-    shutil.rmtree(root / known.environments[-1].folder)
-    return f"no environment {known.environments[-1].folder!r}"
-
-
-@pytest.mark.parametrize("spoil", [stray, a_class_less, an_environment_less])
-@pytest.mark.parametrize("name", ["VLCS", "OfficeHome", "DomainNet"])
-def test_what_shifts_positions_is_found_and_refused(name, spoil, tmp_path, capsys, models):
+@pytest.mark.parametrize("spoil", [stray, a_class_less])
+@pytest.mark.parametrize("name", ["VLCS", "DomainNet"])
+def test_what_shifts_positions_is_found_and_refused(name, spoil, tmp_path, capsys, monkeypatch):
     plant(tmp_path, name)
     said = spoil(tmp_path / benchmarks.get(name).folder, benchmarks.get(name))
-    status, text = carft(capsys, "data", "verify", name, "--data_dir", tmp_path)
-    assert status == 1 and said in text
-    if spoil != an_environment_less:  # else the harness says so first
-        status, message = refused(name, tmp_path, tmp_path / "out", capsys)
-        assert status == 2 and said in message
-    assert not models
+    done = carft("verify", name, "--data_dir", tmp_path)
+    assert done.returncode == 1 and said in done.stdout
+    loaded = []
+    monkeypatch.setattr(backbone, "load", loaded.append)
+    status, message = refused(name, tmp_path, tmp_path / "out", capsys)
+    assert status == 2 and said in message and not loaded
 
 
 def test_a_web_page_with_a_pictures_name(tmp_path, capsys):
@@ -347,8 +290,9 @@ def test_a_web_page_with_a_pictures_name(tmp_path, capsys):
     page = tmp_path / "VLCS" / "SUN09" / "dog" / "it's a page.jpg"
     page.write_text("<html>Not found</html>")
     assert verify.verify("VLCS", tmp_path).verdict == "differs"
-    status, text = carft(capsys, "data", "verify", "VLCS", "--data_dir", tmp_path, "--decode")
-    assert status == 1
-    assert '1 picture that cannot be decoded; download again: "SUN09/dog/it\'s a page.jpg"' in text
+    done = carft("verify", "VLCS", "--data_dir", tmp_path, "--decode")
+    assert done.returncode == 1
+    said = '1 picture that cannot be decoded; download again: "SUN09/dog/it\'s a page.jpg"'
+    assert said in done.stdout
     status, message = refused("VLCS", tmp_path, tmp_path / "out", capsys)
     assert status == 1 and "cannot identify image file" in message and "it's a page.jpg" in message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,3 +61,39 @@ def test_the_start_loads_its_own_modules_only() -> None:
     assert done.stdout.split() == [
         *("domainbed_carft", "domainbed_carft.plugin", "domainbed_carft.plugin.names")
     ], done.stderr
+
+
+def cut_short(package: Path) -> None:
+    path = package / "plugin" / "__init__.py"
+    path.write_text(path.read_text()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("damage", "lines"),
+    [
+        (lambda package: None, 0),
+        (shutil.rmtree, 0),  # a source tree that was moved away
+        (lambda package: [path.unlink() for path in (package / "plugin").glob("*.py")], 1),
+        (lambda package: (package / "plugin" / "__init__.py").write_text(""), 1),
+        (lambda package: (package / "plugin" / "__init__.py").write_bytes(bytes(300)), 1),
+        (cut_short, 1),
+    ],
+)
+def test_a_half_installed_package_is_one_line_at_the_start(tmp_path, damage, lines) -> None:
+    package = tmp_path / "domainbed_carft"
+    shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin")
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(REPO / "domainbed_carft" / name, package)
+    backend = ast.parse((REPO / "build_backend" / "carft_backend.py").read_text())
+    (text,) = (
+        ast.literal_eval(node.value)
+        for node in backend.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PTH"
+    )
+    write_files(tmp_path, {"domainbed_carft.pth": text})
+    damage(package)
+    start = f"import site; site.addsitedir({str(tmp_path)!r}); print('went on')"
+    done = run_python("-S", "-c", start, cwd=REPO.parent)
+    assert done.stdout == "went on\n"
+    assert len(done.stderr.splitlines()) == lines, done.stderr
+    assert not lines or "domainbed-carft is damaged" in done.stderr

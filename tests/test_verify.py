@@ -1,12 +1,16 @@
-"""Trees of the benchmarks, whole and with other environments, classes and counts."""
+"""Trees of the benchmarks, whole and changed, trees of a user's own, and ``carft data``."""
 
 import hashlib
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
-from data_trees import even, grow, link_pacs, only, smaller, write_pacs
+from data_trees import carft, even, grow, jpeg, link_pacs, only, smaller, write_pacs
 
-from domainbed_carft.data import benchmarks, verify
+from domainbed_carft.data import benchmarks, comparison, verify
+from domainbed_carft.errors import CarftError
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +30,8 @@ def mine(pacs, tmp_path):
 
 def test_pacs_as_published(pacs):
     report = verify.verify("PACS", pacs)
-    assert report.verdict == "verified" and report.edition == "as published"
-    assert report.pictures == 9991
-    assert report.counts["sketch"]["house"] == 80
+    assert (report.verdict, report.edition) == ("verified", "as published")
+    assert (report.pictures, report.counts["sketch"]["house"]) == (9991, 80)
     assert not [*report.problems, *report.differences, *report.notes]
 
 
@@ -55,7 +58,7 @@ def test_both_editions_of_terra_incognita_are_recognised():
             counts[environment]["bird"] += total - len(known.classes)
         report = verify.judge("TerraIncognita", counts)
         assert (report.verdict, report.edition) == ("verified", edition.name)
-    assert "24,788 pictures of older papers" in only(report, "notes")
+        assert f"the {edition.total:,} pictures, {edition.name}" in report.as_text()
     counts["location_38"]["cat"] += 1
     report = verify.judge("TerraIncognita", counts)
     assert (report.verdict, report.edition) == ("differs", None)
@@ -64,157 +67,191 @@ def test_both_editions_of_terra_incognita_are_recognised():
     )
 
 
-# Environments
+# What is not
 
 
-@pytest.mark.parametrize("stray", ["__MACOSX", ".ipynb_checkpoints", "eccv_18_annotation_files"])
-def test_a_stray_folder_shifts_the_environments(mine, stray):
-    (mine / "PACS" / stray).mkdir()
-    report = verify.verify("PACS", mine)
-    index = sorted(report.counts).index(stray)
-    assert report.verdict == "broken"
-    assert f"{stray!r} would be read as environment {index}" in only(report, "problems")
-    assert not report.differences  # the others are still compared
+def without(table, name):
+    return {key: value for key, value in table.items() if key != name}
 
 
-def test_a_missing_environment(mine):
-    for link in (mine / "PACS" / "photo").iterdir():
-        link.unlink()
-    (mine / "PACS" / "photo").rmdir()
-    report = verify.verify("PACS", mine)
-    assert (report.verdict, report.edition) == ("broken", None)
-    assert "no environment 'photo' (3 sub-folders: 'art_painting'" in only(report, "problems")
+def renamed(table, **names):
+    return {names.get(key, key): value for key, value in table.items()}
 
 
-@pytest.mark.parametrize("written", ["RealWorld", "Real_World", "real_world"])
-def test_real_world_by_other_names(tmp_path, monkeypatch, written):
-    folder, table = smaller(monkeypatch, "OfficeHome")
-    table[written] = table.pop("Real World")
-    grow(tmp_path / folder, table)
-    report = verify.verify("OfficeHome", tmp_path)
-    assert report.verdict == "differs"  # at the same position
-    assert f"rename {written!r} to 'Real World'" in only(report, "differences")
+def inside(table, change):
+    return {environment: change(classes) for environment, classes in table.items()}
 
 
-def test_upper_case_vlcs_has_its_environments_in_another_order(tmp_path, monkeypatch):
-    folder, table = smaller(monkeypatch, "VLCS")
-    for new, old in zip(("CALTECH", "LABELME", "SUN", "PASCAL"), list(table)):
-        table[new] = table.pop(old)
-    grow(tmp_path / folder, table)
-    report = verify.verify("VLCS", tmp_path)
-    assert report.verdict == "broken"
-    problem = only(report, "problems")
-    assert "the order 'CALTECH', 'LABELME', 'PASCAL', 'SUN', expected 'Caltech101', 'Lab" in problem
-    assert "'PASCAL' to 'VOC2007'" in problem
+def turned(table):
+    return {name: table[name] for name in ("photo", "art_painting", "cartoon", "sketch")}
 
 
-def test_sub_splits_in_place_of_classes(tmp_path, monkeypatch):
-    folder, table = smaller(monkeypatch, "VLCS")
-    for environment in table:
-        grow(tmp_path / folder / environment, even(["0", "1"], ["train", "test", "crossval"]))
-    report = verify.verify("VLCS", tmp_path)
-    assert report.verdict == "broken" and len(report.problems) == 4
-    assert "'SUN09' has the sub-splits 'crossval', 'test', 'train'" in report.problems[2]
-
-
-def test_environments_that_are_one_level_too_deep(mine):
-    (mine / "unpacked").mkdir()
-    (mine / "PACS").rename(mine / "unpacked" / "kfold")
-    (mine / "unpacked").rename(mine / "PACS")
-    report = verify.verify("PACS", mine)
-    assert report.verdict == "broken"
-    assert only(report, "problems") == (
-        "the environments are one level too deep, in the folder 'kfold': move its 4 folders up one "
-        "level and remove it"
-    )
-    note = verify.verify(str(mine / "PACS")).notes[0]  # by its path nothing is known of it
-    assert "each has the folders 'dog', 'elephant'" in note
-    assert note.endswith(f"give {mine / 'PACS' / 'kfold'}")
-    grow(mine / "PACS" / "kfold", {"photo": {".": 1}})  # a class with a picture of its own
-    assert "If those are the classes" not in "".join(verify.verify(str(mine / "PACS")).notes)
-
-
-# Classes and counts
-
-
-def test_a_class_missing_everywhere_is_told_once():
-    table = {e: dict(c) for e, c in benchmarks.get("PACS").editions[0].by_class.items()}
-    for classes in table.values():
-        del classes["guitar"]
-    problem = only(verify.judge("PACS", table), "problems")
-    assert "'art_painting' has other class folders than the known ones: it lacks 'gui" in problem
-
-
-def test_a_class_by_another_name_moves_nothing_or_the_labels():
-    table = {e: dict(c) for e, c in benchmarks.get("PACS").editions[0].by_class.items()}
-    upper = {
-        e: {name.capitalize() if name == "person" else name: n for name, n in classes.items()}
-        for e, classes in table.items()
-    }
-    assert verify.judge("PACS", upper).verdict == "differs"
-    moved = {e: dict(sorted(classes.items())) for e, classes in upper.items()}
-    report = verify.judge("PACS", moved)
-    assert report.verdict == "broken"
-    assert "it lacks 'person' and it has 'Person' besides, so that 'dog'" in report.problems[0]
-
-
-def test_a_missing_class_shifts_the_labels(mine):
-    (mine / "PACS" / "photo" / "guitar").unlink()
-    report = verify.verify("PACS", mine)
-    assert report.verdict == "broken"
-    problem = only(report, "problems")
-    assert problem == (
-        "environment 'photo' has other class folders than those of 'art_painting': it lacks "
-        "'guitar', so that 'horse' gets label 3 in place of 4; make them the same"
-    )
-    assert "(-186)" in only(report, "differences")
-
-
-def test_a_class_too_many(mine):
-    (mine / "PACS" / "photo" / ".ipynb_checkpoints").mkdir()
-    problems = verify.verify("PACS", mine).problems
-    assert "it has '.ipynb_checkpoints' besides, so that 'dog' gets label 1" in problems[0]
-    assert "'photo' has no picture in '.ipynb_checkpoints'" in problems[1]
-
-
-def test_a_class_of_ones_own_that_two_environments_write_differently(tmp_path):
-    root = grow(tmp_path, even(["Alarm_Clock", "dog"], ["art", "photo", "sketch"]))
-    (root / "photo" / "Alarm_Clock").rename(root / "photo" / "Alarm Clock")
-    report = verify.verify(str(root))
-    assert report.verdict == "broken"
-    problem = only(report, "problems")
-    assert "it lacks 'Alarm_Clock' and it has 'Alarm Clock' besides; make them the same" in problem
+@pytest.mark.parametrize(
+    ("change", "verdict", "said"),
+    [
+        (lambda t: {"__MACOSX": {}, **t}, "broken", "'__MACOSX' would be read as environment 0 "),
+        (lambda t: without(t, "photo"), "broken", r"no environment 'photo' \(3 sub-folders: 'art_"),
+        (turned, "broken", "read in the order 'photo', 'art_painting'.* expected 'art_painting'"),
+        (lambda t: {"kfold": t}, "broken", "one level too deep, in the folder 'kfold': move its 4"),
+        (lambda t: renamed(t, photo="Photo"), "differs", "the same order: rename 'Photo' to 'pho"),
+        (
+            lambda t: inside(t, lambda c: without(c, "guitar")), "broken",
+            "in 'art_painting', 'cartoon', 'photo', 'sketch' are not the known ones: missing 'gui",
+        ),
+        (
+            lambda t: {**t, "photo": without(t["photo"], "guitar")}, "broken",
+            "in 'photo' are not the known ones: missing 'guitar', extra none, .* wrong from 3 on;",
+        ),
+        (
+            lambda t: {**t, "photo": {".x": 0, **t["photo"]}}, "broken",
+            r"'photo' has no picture in '\.x'.*extra '\.x', so labels are wrong from 0 on; make",
+        ),
+        (
+            lambda t: inside(t, lambda c: renamed(c, person="Person")), "differs",
+            "other names, though in the same order: 'Person' for 'person'",
+        ),
+        (
+            lambda t: inside(t, lambda c: dict(sorted(renamed(c, person="Person").items()))),
+            "broken", "missing 'person', extra 'Person', so labels are wrong from 0 on",
+        ),
+        (
+            lambda t: {**t, "cartoon": {**t["cartoon"], "guitar": 134}}, "differs",
+            r"2,343 pictures, 2,344 in the edition as published \(-1\): 'guitar' 134 in place of 1",
+        ),
+        (
+            lambda t: {**t, "photo": {**t["photo"], "dog": 188, "horse": 200}}, "differs",
+            r"\(\+0\): 'dog' 188 in place of 189, 'horse' 200 in place of 199",
+        ),
+        (
+            lambda t: inside(t, lambda c: {"test": 1, "train": 1}), "broken",
+            "'photo' has the sub-splits 'test', 'train' where its classes should be",
+        ),
+    ],
+)  # fmt: skip
+def test_pacs_with_a_change(change, verdict, said):
+    report = verify.judge("PACS", change(benchmarks.get("PACS").editions[0].by_class))
+    assert (report.verdict, report.root) == (verdict, None)
+    assert re.search(said, " ".join([*report.problems, *report.differences])), report
 
 
 def test_published_counts_under_other_names_are_no_published_edition():
-    table = {e: dict(c) for e, c in benchmarks.get("PACS").editions[0].by_class.items()}
-    names = {"dog": "Dog", "horse": "Horse"}  # in the order of the others
-    table = {e: {names.get(c, c): n for c, n in inside.items()} for e, inside in table.items()}
-    report = verify.judge("PACS", table)
+    table = benchmarks.get("PACS").editions[0].by_class
+    table = inside(table, lambda c: renamed(c, dog="Dog", horse="Horse"))
     digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:8]
-    assert report.data_edition == f"differs: as published, {digest}"
-    assert "2 class folders have other names, though in the same order: 'Dog' for 'dog'" in only(
-        report, "differences"
+    assert verify.judge("PACS", table).data_edition == f"differs: as published, {digest}"
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "verdict", "said"),
+    [
+        ("OfficeHome", {"Real World": "Real_World"}, "differs", "'Real_World' to 'Real World'"),
+        ("OfficeHome", {"Real World": "real_world"}, "differs", "'real_world' to 'Real World'"),
+        (
+            "VLCS", {"Caltech101": "CALTECH", "SUN09": "SUN", "VOC2007": "PASCAL"}, "broken",
+            "the order 'CALTECH', 'LabelMe', 'PASCAL', 'SUN', .*'PASCAL' to 'VOC2007'",
+        ),
+    ],
+)  # fmt: skip
+def test_environments_by_other_names(tmp_path, monkeypatch, name, names, verdict, said):
+    folder, table = smaller(monkeypatch, name)
+    grow(tmp_path / folder, renamed(table, **names))
+    report = verify.verify(name, tmp_path)
+    assert report.verdict == verdict
+    assert re.search(said, " ".join([*report.problems, *report.differences])), report
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict", "said"),
+    [
+        (even(["cat", "dog"]), "consistent", ""),
+        ({"a": {"x": 1, "y": 1}}, "consistent", "'a' is the only environment, so none can be"),
+        ({}, "broken", "there are no environments; expected the folder whose sub-folders they"),
+        ({".cache": {}, **even(["a", "b"])}, "broken", r"'\.cache' would be read as environment 0"),
+        (even(["only"]), "broken", "'art' has 1 class folder, expected at least two"),
+        (even(["cat", "dog"], pictures=0), "broken", "'art' has no picture in 'cat', 'dog'"),
+        (
+            {**even(["Alarm_Clock", "dog"]), "z": {"Alarm Clock": 1, "dog": 1}}, "broken",
+            "in 'z' are not those in 'art': missing 'Alarm_Clock', extra 'Alarm Clock', so labels",
+        ),
+    ],
+)  # fmt: skip
+def test_own_trees_must_agree_with_themselves(counts, verdict, said):
+    report = verify.judge("Mine", counts)
+    assert report.verdict == verdict
+    assert re.search(said, " ".join([*report.problems, *report.notes])), report
+
+
+def test_long_lists_are_cut():
+    assert comparison.listed(map(str, range(7)), 2) == "'0', '1' and 5 more"
+
+
+# Where the data is, and the command
+
+
+def test_where_the_data_is_not(tmp_path):
+    (tmp_path / "file").touch()
+    for name, folder, said in (
+        ("PACS", tmp_path, r"PACS should be in the folder .*PACS, which does not exist; rename"),
+        ("PACS", Path("x" * 300), r"which does not exist"),
+        ("OfficeHome", None, r"needs --data_dir, the folder that has 'office_home'"),
+        ("PASC", tmp_path, r"no such folder, and no benchmark .* did you mean PACS"),
+        (str(tmp_path / "file"), None, r"file cannot be read as a folder \(Not a directory\)"),
+        ("x" * 300, None, "there is no such folder"),
+        ("a\0b", None, "there is no such folder"),
+    ):
+        with pytest.raises(CarftError, match=said):
+            verify.verify(name, folder)
+
+
+def test_the_command_on_a_whole_and_on_a_broken_set(pacs, mine):
+    done = carft("verify", "PACS", "--data_dir", pacs)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, _, *rows, last = done.stdout.splitlines()
+    assert first == f"PACS in {pacs / 'PACS'}"
+    assert rows[3].split() == ["sketch", "3,929", "7"]
+    assert last == "verified: the 9,991 pictures, as published"
+    (mine / "PACS" / "__MACOSX").mkdir()
+    done = carft("verify", "PACS", "--data_dir", mine)
+    assert done.returncode == 1
+    assert "problem: the folder '__MACOSX' would be read as environment 0" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("broken: ")
+
+
+def test_the_command_in_json(tmp_path):
+    root = grow(tmp_path / "my own", even(["cat", "dog"]), jpeg())
+    (root / "art" / "cat" / "cut.jpg").write_bytes(jpeg()[:-900])
+    done = carft("verify", root, "--decode", "--json")
+    assert (done.returncode, done.stderr) == (0, "")  # usable; no bar where nobody watches
+    said = json.loads(done.stdout)
+    assert (said["verdict"], said["pictures"], said["folder"]) == ("differs", 5, str(root))
+    assert said["environments"][0] == {
+        "name": "art", "pictures": 3, "classes": {"cat": 2, "dog": 1},
+    }  # fmt: skip
+    (cut,) = said["damaged"]
+    assert (cut["path"], cut["truncated"]) == ("art/cat/cut.jpg", True)
+    done = carft("verify", "Ofice-Home", "--data_dir", "/", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == 2 and (said["name"], said["verdict"]) == ("Ofice-Home", None)
+    assert "did you mean OfficeHome?" in said["error"] and said["error"] in done.stderr
+
+
+def test_the_list():
+    done = carft("list")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
+    assert lines["DomainNet"] == (
+        "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001".split()
     )
+    assert "24,330 or 24,788" in done.stdout
+    assert "\nSWAD and MIRO train on DomainNet for 15,001.\n" in done.stdout
+    said = {one["name"]: one for one in json.loads(carft("list", "--json").stdout)}
+    assert list(said) == list(benchmarks.BENCHMARKS)
+    assert len(said["DomainNet"]["classes"]) == 345 and said["PACS"]["licence"] == "not stated"
+    assert said["VLCS"]["editions"][0]["classes"]["SUN09"]["bird"] == 20
 
 
-def test_a_picture_too_few_is_told_by_class(mine):
-    cartoon = mine / "PACS" / "cartoon"
-    (cartoon / "guitar").unlink()
-    grow(mine / "PACS", {"cartoon": {"guitar": 134}})
-    report = verify.verify("PACS", mine)
-    assert report.verdict == "differs"
-    assert only(report, "differences") == (
-        "environment 'cartoon' has 2,343 pictures, 2,344 in the edition as published (-1): "
-        "'guitar' 134 in place of 135"
-    )
-    assert "split files" in only(report, "notes")  # how sure the known count is
-
-
-def test_a_picture_in_the_wrong_class_leaves_the_totals():
-    table = {e: dict(c) for e, c in benchmarks.get("PACS").editions[0].by_class.items()}
-    table["photo"]["dog"] -= 1
-    table["photo"]["horse"] += 1
-    report = verify.judge("PACS", table)
-    assert report.verdict == "differs"
-    assert "'dog' 188 in place of 189, 'horse' 200 in place of 199" in only(report, "differences")
+def test_names_that_would_break_a_terminal_are_quoted(tmp_path):
+    root = grow(tmp_path / "own", even(["cat", "dog"], ["a\nb", os.fsdecode(b"\xff")]))
+    done = carft("verify", root)
+    assert done.returncode == 0, done.stderr
+    assert r"a\nb " in done.stdout and r"\udcff " in done.stdout

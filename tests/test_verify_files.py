@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from data_trees import carft, even, grow, jpeg, only
@@ -28,7 +29,7 @@ def test_counts_are_those_of_image_folder(tmp_path):
     (cat / "linked").symlink_to(tmp_path / "photo" / "dog")
     (cat / "link.png").symlink_to(cat / "0.jpg")
     (cat / "gone.png").symlink_to(cat / "nothing")
-    found = listing.read(tmp_path, with_pictures=True)
+    found = listing.read(tmp_path)
     for environment in ("art", "photo"):
         theirs = ImageFolder(str(tmp_path / environment))
         ours = [p for p in found.pictures if p.startswith(f"{environment}/")]
@@ -36,7 +37,7 @@ def test_counts_are_those_of_image_folder(tmp_path):
         counts = found.counts[environment]
         assert list(counts) == theirs.classes and sum(counts.values()) == len(theirs)
     assert sorted(found.ignored) == ["art/cat/jpg", "art/cat/notes.txt", "art/loose.png"]
-    assert found.broken_links == ["art/cat/gone.png"]
+    assert found.odd["link"] == ["art/cat/gone.png"]
     report = verify.examine("Mine", tmp_path)
     assert "3 files not read as pictures: 'art/loose.png', 'art/cat/" in only(report, "notes")
 
@@ -76,15 +77,14 @@ def test_files_and_folders_that_end_a_job(tmp_path):
 
 def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
     root = grow(tmp_path, even(["cat", "dog"]))
-    for closed, function in ((root / "art" / "cat", "open"), (root / "photo", "scandir")):
-        real = getattr(os, function)
+    closed, real = {root / "art" / "cat", root / "photo"}, os.scandir
 
-        def refuse(path, *rest, closed=closed, real=real):  # root may read everything
-            if path in (closed, str(closed)):
-                raise PermissionError(13, "Permission denied", path)
-            return real(path, *rest)
+    def refuse(path):  # root may read everything
+        if Path(path) in closed:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
 
-        monkeypatch.setattr(os, function, refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     problems = verify.verify(str(root)).problems
     assert problems[-1].startswith("2 paths that cannot be read")
     assert problems[-1].endswith(": 'photo', 'art/cat'")

@@ -98,26 +98,22 @@ def _benchmark(facts: dict[str, Any]) -> Benchmark:
     }
     by_class = {environment: counts for environment, counts in columns.items() if counts}
     totals = {environment: sum(counts.values()) for environment, counts in columns.items()}
-    environments = [
-        Environment(one["label"], one["folder"], tuple(one.get("also", ())))
-        for one in facts["environments"]
-    ]
-    editions = [
-        Edition(one["name"], {**totals, **one.get("counts", {})}, by_class)
-        for one in facts["editions"]
-    ]
     read = {
-        "environments": tuple(environments),
+        "environments": tuple(
+            Environment(one["label"], one["folder"], tuple(one.get("also", ())))
+            for one in facts["environments"]
+        ),
         "classes": tuple(row[0] for row in rows),
-        "editions": tuple(editions),
+        "editions": tuple(
+            Edition(one["name"], {**totals, **one.get("counts", {})}, by_class)
+            for one in facts["editions"]
+        ),
         "sources": tuple(Source(**one) for one in facts["sources"]),
     }
     return Benchmark(**{**facts, **read})
 
 
-def _read() -> dict[str, Benchmark]:
-    facts = json.loads((ASSETS / "benchmarks.json").read_text(encoding="utf-8"))
-    return {one["name"]: _benchmark(one) for one in facts}
-
-
-BENCHMARKS = _read()
+BENCHMARKS = {
+    facts["name"]: _benchmark(facts)
+    for facts in json.loads((ASSETS / "benchmarks.json").read_text(encoding="utf-8"))
+}

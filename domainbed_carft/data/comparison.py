@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.data.benchmarks import Benchmark, Edition
 from domainbed_carft.text import counted
 
@@ -35,8 +36,13 @@ class Findings:
     edition: str | None = None
 
 
-def with_known(benchmark: Benchmark, counts: Counts) -> Findings:
-    """Environments, classes and numbers against those of ``benchmark``."""
+def compare(name: str, counts: Counts) -> Findings:
+    """Environments, classes and numbers against what is known of ``name``, else each other."""
+    benchmark = benchmarks.BENCHMARKS.get(name)
+    return _with_each_other(counts) if benchmark is None else _with_known(benchmark, counts)
+
+
+def _with_known(benchmark: Benchmark, counts: Counts) -> Findings:
     findings = Findings()
     for name, inside in counts.items():
         if len(_places(benchmark, list(inside))) == len(benchmark.environments):
@@ -53,21 +59,18 @@ def with_known(benchmark: Benchmark, counts: Counts) -> Findings:
     return findings
 
 
-def with_each_other(counts: Counts) -> Findings:
-    """What can be wrong with data of which nothing is known."""
+def _with_each_other(counts: Counts) -> Findings:
     findings = Findings()
-    stray = [name for name in counts if STRAY.match(name)]
-    findings.problems += [_stray(name, list(counts)) for name in stray]
-    inside = {name: classes for name, classes in counts.items() if name not in stray}
+    inside = {name: classes for name, classes in counts.items() if not STRAY.match(name)}
+    findings.problems += [_stray(name, counts) for name in counts if name not in inside]
     if not inside:
         findings.problems.append(
             "there are no environments; expected the folder whose sub-folders they are"
         )
-        return findings
     if len(inside) == 1:
-        only = next(iter(inside))
+        (only,) = inside
         findings.notes.append(f"{only!r} is the only environment, so none can be left out")
-    _classes(inside, None, findings)
+    _classes(inside, (), findings)
     return findings
 
 
@@ -105,96 +108,74 @@ def _environments(
 ) -> None:
     folders = [e.folder for e in benchmark.environments]
     missing = [folder for folder in folders if folder not in place.values()]
+    expected = [folder for folder in folders if folder not in missing]
     if missing:
         found = f"{len(names)} sub-folders: {listed(names, 8)}" if names else "no sub-folders"
         findings.problems.append(
             f"no environment {listed(missing)} ({found}); expected {listed(folders, 8)}"
         )
     findings.problems += [_stray(name, names) for name in names if name not in place]
-    renamed = {name: folder for name, folder in place.items() if name != folder}
-    said = ", ".join(f"{name!r} to {folder!r}" for name, folder in renamed.items())
-    expected = [folder for folder in folders if folder not in missing]
+    renamed = [f"{name!r} to {folder!r}" for name, folder in place.items() if name != folder]
+    remedy = f"rename {', '.join(renamed)}" if renamed else "rename them"
     if list(place.values()) != expected:
         findings.problems.append(
             f"environments are read in the order {listed(place, 8)}, expected "
-            f"{listed(expected, 8)}: a test environment's index would mean another one"
-            f"{f'; rename {said}' if renamed else ''}"
+            f"{listed(expected, 8)}: a test environment's index would mean another one; {remedy}"
         )
     elif renamed:
         findings.differences.append(
-            f"environments have other names, though in the same order: rename {said}"
+            f"environments have other names, though in the same order: {remedy}"
         )
 
 
-def _stray(name: str, names: Sequence[str]) -> str:
+def _stray(name: str, names: Iterable[str]) -> str:
     return (
-        f"the folder {name!r} would be read as environment {names.index(name)} and move the index "
-        "of those after it; move it out of the data folder"
+        f"the folder {name!r} would be read as environment {list(names).index(name)} and move the "
+        "index of those after it; move it out of the data folder"
     )
 
 
-def _classes(counts: Counts, known: Sequence[str] | None, findings: Findings) -> None:
-    """The class folders of all environments, which must be the same, and in the known order."""
-    split = [name for name, found in counts.items() if found and _is_split(found)]
-    findings.problems += [
-        f"environment {name!r} has the sub-splits {listed(counts[name])} where its classes "
-        "should be; merge them into one folder a class, without a second copy of any picture"
-        for name in split
-    ]
-    lists = {name: tuple(found) for name, found in counts.items() if name not in split}
-    if not lists:
-        return
-    usual = Counter(lists.values()).most_common(1)[0][0]
-    if known is not None and tuple(known) in lists.values():
-        usual = tuple(known)
-    model = next(name for name, found in lists.items() if found == usual)
-    if known is not None and usual != tuple(known):
-        if list(map(_plain, usual)) == list(map(_plain, known)):
-            renamed = [f"{f!r} for {k!r}" for f, k in zip(usual, known) if f != k]
-            findings.differences.append(
-                f"{len(renamed)} class folders have other names, though in the same order: "
-                f"{', '.join(renamed[:5])}"
+def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
+    """The class folders, which must be the same in all environments, and in the known order."""
+    alike: dict[tuple[str, ...], list[str]] = {}  # class folders -> environments that have them
+    for name, found in counts.items():
+        if found and SUB_SPLITS.issuperset(map(str.lower, found)):
+            findings.problems.append(
+                f"environment {name!r} has the sub-splits {listed(found)} where its classes should "
+                "be; merge them into one folder a class, without a second copy of any picture"
             )
         else:
-            findings.problems.append(_unlike(model, usual, known, "the known ones"))
-    elif len(usual) < 2:
+            alike.setdefault(tuple(found), []).append(name)
+            empty = [label for label, pictures in found.items() if not pictures]
+            findings.problems += [
+                f"environment {name!r} has no picture in {listed(empty)}, which ends a job when it "
+                "starts; get the pictures, or remove the class everywhere"
+            ] * bool(empty)
+    if not alike:
+        return
+    usual = max(alike, key=lambda found: len(alike[found]))
+    expected = tuple(known) or usual
+    if len(expected) < 2:
         findings.problems.append(
-            f"environment {model!r} has {counted(len(usual), 'class folder')}, expected at least "
-            "two; the layout is environment/class/picture"
+            f"environment {alike[usual][0]!r} has {counted(len(usual), 'class folder')}, expected "
+            "at least two; the layout is environment/class/picture"
         )
-    findings.problems += [
-        _unlike(name, found, usual, f"those of {model!r}")
-        for name, found in lists.items()
-        if found != usual
-    ]
-    for name in lists:
-        empty = [label for label, pictures in counts[name].items() if not pictures]
-        if empty:
+    for classes, names in alike.items():
+        others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
+        if known and list(map(_plain, classes)) == list(map(_plain, expected)):
+            findings.differences += [
+                f"class folders in {listed(names)} have other names, though in the same order: "
+                f"{', '.join(others[:5])}"
+            ] * bool(others)
+        elif classes != expected:
+            missing = listed(one for one in expected if one not in classes) or "none"
+            extra = listed(one for one in classes if one not in expected) or "none"
+            label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
             findings.problems.append(
-                f"environment {name!r} has no picture in {listed(empty)}, which ends a job when "
-                "it starts; get the pictures, or remove the class everywhere"
+                f"the class folders in {listed(names)} are not "
+                f"{'the known ones' if known else f'those in {alike[usual][0]!r}'}: missing "
+                f"{missing}, extra {extra}, so labels are wrong from {label} on; make them the same"
             )
-
-
-def _is_split(found: Iterable[str]) -> bool:
-    return SUB_SPLITS.issuperset(name.lower() for name in found)
-
-
-def _unlike(name: str, found: Sequence[str], expected: Sequence[str], source: str) -> str:
-    """How the class folders of an environment are not as expected, and which label that moves."""
-    missing = [one for one in expected if one not in found]
-    extra = [one for one in found if one not in expected]
-    parts = [f"it lacks {listed(missing)}"] * bool(missing)
-    parts += [f"it has {listed(extra)} besides"] * bool(extra)
-    moved = ""
-    for label, one in enumerate(found):
-        if one in expected and expected.index(one) != label:
-            moved = f", so that {one!r} gets label {label} in place of {expected.index(one)}"
-            break
-    return (
-        f"environment {name!r} has other class folders than {source}: "
-        f"{' and '.join(parts) or 'their order is another'}{moved}; make them the same"
-    )
 
 
 def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
@@ -205,37 +186,22 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
         return sum(abs(total - edition.counts[name]) for name, total in totals.items())
 
     edition = min(benchmark.editions, key=distance)
-    different = [
-        difference
-        for name, classes in found.items()
-        if (difference := _other_counts(name, classes, edition))
-    ]
-    findings.differences += different
-    if different:
+    named = len(findings.differences)
+    for name, classes in found.items():
+        plain = {_plain(label): count for label, count in classes.items()}
+        others = [
+            f"{label!r} {plain[_plain(label)]:,} in place of {count:,}"
+            for label, count in edition.by_class.get(name, {}).items()
+            if plain.get(_plain(label), count) != count
+        ]
+        if others or totals[name] != edition.counts[name]:
+            more = f", and {len(others) - 5} more classes" if len(others) > 5 else ""
+            findings.differences.append(
+                f"environment {name!r} has {totals[name]:,} pictures, {edition.counts[name]:,} in "
+                f"the edition {edition.name} ({totals[name] - edition.counts[name]:+,})"
+                + (f": {', '.join(others[:5])}{more}" if others else "")
+            )
+    if len(findings.differences) > named:
         findings.notes.append(f"source of the known counts: {benchmark.certainty}")
     elif len(found) == len(benchmark.environments):
         findings.edition = edition.name
-        if edition is not benchmark.editions[0]:
-            findings.notes.append(
-                f"these are the {edition.total:,} pictures {edition.name}; the edition "
-                f"{benchmark.editions[0].name} has {benchmark.editions[0].total:,}. Compare only "
-                "with results on the same"
-            )
-
-
-def _other_counts(name: str, classes: Mapping[str, int], edition: Edition) -> str | None:
-    total, known = sum(classes.values()), edition.by_class.get(name, {})
-    plain = {_plain(label): count for label, count in classes.items()}
-    others = [
-        f"{label!r} {plain[_plain(label)]:,} in place of {count:,}"
-        for label, count in known.items()
-        if plain.get(_plain(label), count) != count
-    ]
-    if total == edition.counts[name] and not others:
-        return None
-    more = f" and {len(others) - 5} more classes" if len(others) > 5 else ""
-    return (
-        f"environment {name!r} has {total:,} pictures, {edition.counts[name]:,} in the edition "
-        f"{edition.name} ({total - edition.counts[name]:+,})"
-        + (f": {', '.join(others[:5])}{more}" if others else "")
-    )

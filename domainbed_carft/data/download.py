@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +42,14 @@ def download(
     try:
         ready = _made(benchmark, work, fetch or _fetch)
         report = verify.verify(name, ready.parent)
-        _require_as_known(report, work, accept_different)
+        said = report.problems or [*report.differences, *report.notes]
+        if report.problems or (report.verdict == "differs" and not accept_different):
+            remedy = "" if report.problems else "; to take it as it is, add --accept_different"
+            raise CarftError(
+                f"{name} was downloaded but is not as known: {'; '.join(said)}. The data set is in "
+                f"{ready.parent}, its archives are in {work / 'archives'}; to fetch one again, "
+                f"delete it there{remedy}"
+            )
         ready.rename(target)
     except OSError as error:
         raise CarftError(
@@ -51,8 +57,7 @@ def download(
             "--data_dir, and run the command again; what was fetched is kept"
         ) from error
     shutil.rmtree(work, ignore_errors=True)
-    left = [f"{work} is no longer needed, but could not be deleted"] * work.exists()
-    return dataclasses.replace(report, root=target, notes=[*report.notes, *left])
+    return dataclasses.replace(report, root=target)
 
 
 def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
@@ -60,8 +65,8 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
     fetched, unpacked, ready = (work / name for name in ("archives", "unpacked", "ready"))
     for folder in (unpacked, ready):
         shutil.rmtree(folder, ignore_errors=True)
-    for folder in (fetched, ready):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
+    fetched.mkdir(exist_ok=True)
     try:
         for source in benchmark.sources:
             _get(source, fetched / source.file, fetch)
@@ -70,13 +75,7 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
                 archives.unpack(fetched / source.file, unpacked)
             else:
                 shutil.copy(fetched / source.file, unpacked / source.file)
-        try:
-            prepare.prepare(benchmark.name, unpacked, ready / benchmark.folder)
-        except archives.BadFile:
-            raise
-        except CarftError as error:
-            where = f"The archives are in {fetched}: put others there, or delete them"
-            raise CarftError(f"{error}. {where}, and run the command again") from error
+        prepare.prepare(benchmark.name, unpacked, ready / benchmark.folder)
     except archives.BadFile as bad:
         path, aside = fetched / bad.name, fetched / f"{bad.name}.damaged"
         os.replace(path, aside)
@@ -88,23 +87,6 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
     return ready / benchmark.folder
 
 
-def _require_as_known(report: verify.Report, work: Path, accept_different: bool) -> None:
-    """Nobody shall take the half of a data set for the whole."""
-    kept = f"The data set is in {work / 'ready'}, its archives are in {work / 'archives'}"
-    if report.verdict == "broken":
-        raise CarftError(
-            f"{report.name} was downloaded but is not right: {'; '.join(report.problems)}. {kept}; "
-            f"delete {work} to start anew"
-        )
-    if report.verdict == "differs" and not accept_different:
-        said = "; ".join((*report.differences, *report.notes))
-        raise CarftError(
-            f"{report.name} was downloaded but differs from what is known of it: {said}. {kept}. "
-            "To take it as it is, run `carft data download` with --accept_different; to fetch an "
-            "archive again, delete it there first"
-        )
-
-
 def _get(source: benchmarks.Source, path: Path, fetch: Fetch) -> None:
     """Fetch a file, unless it is there; BadFile for what is not such a file."""
     if not path.is_file():
@@ -113,7 +95,8 @@ def _get(source: benchmarks.Source, path: Path, fetch: Fetch) -> None:
         except Exception as error:  # a dozen kinds, from sockets to Drive's quota page
             raise CarftError(
                 f"{source.url} could not be fetched ({type(error).__name__}: {error}). Run the "
-                f"command again to go on where it stopped. {_by_hand(path)}"
+                "command again to go on where it stopped, or delete what is in "
+                f"{path.parent} to start anew. {_by_hand(path)}"
             ) from error
     archives.check(path, source.is_archive)
 
@@ -129,19 +112,10 @@ def _fetch(url: str, path: Path) -> None:
     """By gdown, which knows Google Drive's detours and goes on with a partial file."""
     try:
         import gdown
-        from gdown.exceptions import DownloadError
+        from gdown.exceptions import DownloadError  # noqa: F401  (those before 6 tell no errors)
     except ImportError as error:
         raise CarftError(
             "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]', or fetch "
             "by hand"
         ) from error
-    try:
-        gdown.download(url, str(path), resume=True)
-    except DownloadError as error:
-        if "byte range" not in str(error):
-            raise
-        # Else every further run would ask for the rest, and never get it.
-        print(f"{url} is fetched from its beginning: {error}", file=sys.stderr)
-        for part in path.parent.glob(f"{path.name}*.part"):
-            part.unlink()
-        gdown.download(url, str(path), resume=True)
+    gdown.download(url, str(path), resume=True)

@@ -8,14 +8,12 @@ empty file is the usual trace of a full disk.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import stat
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +31,15 @@ PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 # Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-CHUNK = 32  # pictures handed to a process at once
+
+# What ends a job or gives it wrong pictures, and what to do about it. macOS's "._" files have names
+# of pictures.
+ODD = {
+    "empty file": "to download again",
+    "link": "to nothing; restore the target",
+    "path": "that cannot be read; repair or delete",
+    "macOS file": "that would be read as pictures; delete",
+}
 
 
 @dataclass(frozen=True)
@@ -41,22 +47,14 @@ class Listing:
     """What is below ``root``; all paths are relative to it.
 
     ``counts``: environment -> class -> pictures, both in sorted order, which is label order.
-    ``below``: the sub-folders of each class folder ("art/cat") that has no picture of its own.
-    ``pictures``: where they were asked for, all that are counted.
-
-    The next four end a job or give it wrong pictures: files that are ``empty``, links to nothing,
-    what cannot be read (folders, links in circles, pipes) and macOS's "._" files, which are no
-    pictures though they have their names. ``ignored`` files lie beside the pictures.
+    ``pictures`` are all that are counted, ``odd`` has paths by the words of ``ODD``, and what is
+    ``ignored`` lies beside the pictures.
     """
 
     root: Path
-    pictures: list[str] | None = None
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    below: dict[str, list[str]] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
-    broken_links: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    not_pictures: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    odd: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in ODD})
     ignored: list[str] = field(default_factory=list)
 
 
@@ -73,11 +71,11 @@ class Damaged:
     reason: str
 
 
-def read(root: Path, with_pictures: bool = False) -> Listing:
+def read(root: Path) -> Listing:
     """List ``root``. Raises CarftError where it is not a folder, or cannot be read."""
-    found = Listing(root, [] if with_pictures else None)
+    found = Listing(root)
     try:
-        environments = _folders(found, "")
+        environments, _ = _entries(found, "")
     except OSError as error:
         raise CarftError(
             f"{root} cannot be read as a folder ({error.strerror}); expected the folder whose "
@@ -87,13 +85,14 @@ def read(root: Path, with_pictures: bool = False) -> Listing:
     for environment in environments:
         found.counts[environment] = {}
         try:
-            classes = _folders(found, environment)
-            pairs += [(environment, name) for name in classes]
+            pairs += [(environment, name) for name in _entries(found, environment)[0]]
         except OSError:
-            found.unreadable.append(environment)
+            found.odd["path"].append(environment)
     # Over the network the first listing of a large set takes minutes.
     for environment, name in tqdm(pairs, desc="listing", unit="class", delay=1, disable=None):
-        found.counts[environment][name] = _pictures(found, f"{environment}/{name}", ())
+        before = len(found.pictures)
+        _add_pictures(found, f"{environment}/{name}", ())
+        found.counts[environment][name] = len(found.pictures) - before
     return found
 
 
@@ -106,122 +105,83 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def damaged(root: Path, pictures: Sequence[str]) -> list[Damaged]:
-    """Decode all ``pictures`` (paths below ``root``); those that are not whole, by path.
-
-    By all cores. Raises CarftError where one of the processes was killed.
-    """
-    # Not forked: the caller may have threads, torch's among them.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(machine.cores(), mp_context=context) as pool:
-        seen = pool.map(functools.partial(_look_at, str(root)), pictures, chunksize=CHUNK)
-        bar = tqdm(seen, total=len(pictures), desc="decoding", unit="picture", disable=None)
-        try:
-            found = [one for one in bar if one]
-        except BrokenProcessPool as error:
-            raise CarftError(
-                f"a process that decodes pictures of {root} was killed, most likely for lack of "
-                "memory; run it on a machine with more, or with fewer cores (taskset -c 0)"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return sorted(found, key=lambda one: one.path)
-
-
-def _folders(listing: Listing, inside: str) -> list[str]:
-    """Sorted names of the sub-folders; pictures beside them are noted as ignored."""
-    found = []
-    with os.scandir(listing.root / inside) as entries:
-        for entry in entries:
-            try:
-                if entry.is_dir():
-                    found.append(entry.name)
-                elif entry.name.lower().endswith(PICTURES):
-                    listing.ignored.append(os.path.join(inside, entry.name))
-            except OSError:  # a link in circles: torchvision ends here
-                listing.unreadable.append(os.path.join(inside, entry.name))
-    return sorted(found)
-
-
-def _pictures(listing: Listing, inside: str, above: tuple[tuple[int, int], ...]) -> int:
-    """How many pictures are in the folder ``inside`` of the root, and below it.
-
-    ``above`` has the identities of the folders that led here.
-    """
-    try:
-        # Entries of an open folder are looked up in it, not from the root of the file system: that
-        # takes a fifth off the time.
-        folder = os.open(os.path.join(listing.root, inside), os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        listing.unreadable.append(inside)
-        return 0
-    try:
-        status = os.fstat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:  # a link to a folder above: read again and again
-            listing.unreadable.append(inside)
-            return 0
-        found, below = _entries(listing, folder, inside)
-    finally:
-        os.close(folder)
-    if listing.pictures is not None:
-        listing.pictures.extend(f"{inside}/{name}" for name in found)
-    if not above and not found:
-        listing.below[inside] = below
-    return len(found) + sum(
-        _pictures(listing, f"{inside}/{name}", (*above, here)) for name in below
-    )
-
-
-def _entries(listing: Listing, folder: int, inside: str) -> tuple[list[str], list[str]]:
-    """Names of the pictures, and of the sub-folders in order, of an open folder."""
-    found, below = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            try:
-                if entry.is_dir():
-                    below.append(name)
-                    continue
-            except OSError:  # a link in circles, which ImageFolder takes for a file
-                pass
-            if not name.lower().endswith(PICTURES):
-                listing.ignored.append(f"{inside}/{name}")
-                continue
-            found.append(name)
-            try:
-                status = entry.stat()
-            except OSError:
-                listing.broken_links.append(f"{inside}/{name}")
-                continue
-            if not stat.S_ISREG(status.st_mode):
-                listing.unreadable.append(f"{inside}/{name}")
-            elif status.st_size == 0:
-                listing.empty.append(f"{inside}/{name}")
-            elif name.startswith("._"):
-                listing.not_pictures.append(f"{inside}/{name}")
-    return found, sorted(below)
-
-
-def _look_at(root: str, picture: str) -> Damaged | None:
-    path = os.path.join(root, picture)
-    try:
-        _decode(path, forgiving=False)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds
-        reason = str(error).replace(path, picture)
-        try:
-            _decode(path, forgiving=True)
-        except Exception:
-            return Damaged(picture, False, reason)
-        return Damaged(picture, True, reason)
-    return None
-
-
-def _decode(path: str, forgiving: bool) -> None:
-    """To the last line; ``forgiving`` as DomainBed sets it."""
+    """Decode all ``pictures`` (paths below ``root``); those that are not whole, sorted."""
     from PIL import ImageFile
 
-    ImageFile.LOAD_TRUNCATED_IMAGES = forgiving
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata, large pictures: both are read
+    pictures = sorted(pictures)
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    try:
+        with warnings.catch_warnings(), ThreadPool(machine.cores()) as pool:
+            warnings.simplefilter("ignore")  # odd metadata, large pictures: both are read
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+            # Threads suffice: Pillow decodes without the interpreter's lock.
+            faults = pool.imap(functools.partial(_fault, root), pictures, chunksize=32)
+            bar = tqdm(faults, total=len(pictures), desc="decoding", unit="picture", disable=None)
+            bad = [(path, fault) for path, fault in zip(pictures, bar) if fault]
+            ImageFile.LOAD_TRUNCATED_IMAGES = True  # as DomainBed sets it
+            return [Damaged(path, not _fault(root, path), fault) for path, fault in bad]
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _fault(root: Path, picture: str) -> str:
+    """Why a picture cannot be decoded, "" if it can."""
+    path = os.path.join(root, picture)
+    try:
         open_picture(path)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        return str(error).replace(path, picture) or type(error).__name__
+    return ""
+
+
+def _add_pictures(found: Listing, inside: str, above: tuple[tuple[int, int], ...]) -> None:
+    """Those of the folder ``inside``, and below it; ``above`` identifies what led here."""
+    try:
+        status = os.stat(found.root / inside)
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link to a folder above: torchvision reads it again and again
+            raise OSError
+        folders, files = _entries(found, inside)
+    except OSError:
+        found.odd["path"].append(inside)
+        return
+    for entry in files:
+        path = f"{inside}/{entry.name}"
+        found.pictures.append(path)
+        try:
+            status = entry.stat()
+        except OSError:
+            found.odd["link"].append(path)
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            found.odd["path"].append(path)
+        elif not status.st_size:
+            found.odd["empty file"].append(path)
+        elif entry.name.startswith("._"):
+            found.odd["macOS file"].append(path)
+    for name in folders:
+        _add_pictures(found, f"{inside}/{name}", (*above, here))
+
+
+def _entries(found: Listing, inside: str) -> tuple[list[str], list[os.DirEntry[str]]]:
+    """Sorted names of the sub-folders, and the entries that have a picture's extension."""
+    folders, pictures = [], []
+    is_class = "/" in inside
+    with os.scandir(found.root / inside) as entries:
+        for entry in entries:
+            path = os.path.join(inside, entry.name)
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link in circles: torchvision ends here, or takes it for a file
+                is_folder = False
+                if not is_class:
+                    found.odd["path"].append(path)
+                    continue
+            is_picture = entry.name.lower().endswith(PICTURES)
+            if is_folder:
+                folders.append(entry.name)
+            elif is_picture and is_class:
+                pictures.append(entry)
+            elif is_picture or is_class:
+                found.ignored.append(path)
+    return sorted(folders), pictures

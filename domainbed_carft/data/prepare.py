@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 from domainbed_carft.data import benchmarks
@@ -49,30 +48,21 @@ def prepare(name: str, unpacked: Path, ready: Path) -> None:
 def _domain_net(unpacked: Path, ready: Path) -> None:
     """Six archives of a folder each, and the list of what is in them twice."""
     folders = [environment.folder for environment in benchmarks.get("DomainNet").environments]
-    duplicates = _duplicates(_required(unpacked / DOMAIN_NET_DUPLICATES), folders)
+    form = re.compile(rf"({'|'.join(folders)})/[^/]+/[^/]+")
+    text = _required(unpacked / DOMAIN_NET_DUPLICATES).read_text("utf-8", errors="replace")
+    lines = text.split()
+    whole = [line for line in lines if form.fullmatch(line) and os.path.normpath(line) == line]
+    if len(lines) != DUPLICATES or whole != lines:
+        raise BadFile(
+            DOMAIN_NET_DUPLICATES,
+            f"is damaged or another list: expected {DUPLICATES:,} lines environment/class/picture, "
+            f"{len(whole):,} of {len(lines):,} are such",
+        )
     ready.mkdir()
     for folder in folders:
         _required(unpacked / folder).rename(ready / folder)
-    for path in duplicates:
-        (ready / path).unlink(missing_ok=True)
-
-
-def _duplicates(file: Path, environments: Iterable[str]) -> list[str]:
-    """The lines of the list: paths environment/class/picture."""
-    form = re.compile(rf"({'|'.join(environments)})/[^/]+/[^/]+")
-    lines = file.read_text(encoding="utf-8", errors="replace").split()
     for line in lines:
-        if not form.fullmatch(line) or os.path.normpath(line) != line:
-            raise BadFile(
-                DOMAIN_NET_DUPLICATES,
-                f"is damaged: expected lines environment/class/picture, found {line[:80]!r}",
-            )
-    if len(lines) != DUPLICATES:
-        raise BadFile(
-            DOMAIN_NET_DUPLICATES,
-            f"has {len(lines):,} lines, expected {DUPLICATES:,}: it is cut off, or another list",
-        )
-    return lines
+        (ready / line).unlink(missing_ok=True)
 
 
 def _terra_incognita(unpacked: Path, ready: Path) -> None:
@@ -93,8 +83,6 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
         except (ValueError, LookupError, TypeError) as error:
             fault = f"is damaged: its {name} is not JSON with images, categories and annotations"
             raise BadFile(TERRA_ARCHIVE, fault) from error
-    known = benchmarks.get("TerraIncognita")
-    locations = {e.folder.removeprefix("location_"): e.folder for e in known.environments}
     for _, file_name in images.values():
         # Else another file of this machine could be called a picture.
         if file_name in ("", ".", "..") or "/" in file_name or "\0" in file_name:
@@ -102,10 +90,12 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
                 f"{TERRA_ARCHIVE} names a picture {file_name!r}, which is outside the folder of "
                 "the pictures; nothing was made of it. Do not use this archive"
             )
+    known = benchmarks.get("TerraIncognita")
+    folders = [environment.folder for environment in known.environments]
     for picture, (location, file_name) in images.items():
         for category in seen[picture] & set(known.classes):
-            if location in locations:
-                place = ready / locations[location] / category
+            if f"location_{location}" in folders:
+                place = ready / f"location_{location}" / category
                 place.mkdir(parents=True, exist_ok=True)
                 _link(pictures / file_name, place / file_name)
 
@@ -129,7 +119,8 @@ def _required(path: Path) -> Path:
     if not path.exists():
         found = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise CarftError(
-            f"the archive should hold {path.name!r}, but holds {', '.join(found) or 'nothing'}; it "
-            "is another edition than DomainBed's"
+            f"the archives should hold {path.name!r}, but {path.parent} has "
+            f"{', '.join(found) or 'nothing'}: another edition than DomainBed's. Put others in "
+            "the folder archives beside it, or delete them there, and run the command again"
         )
     return path

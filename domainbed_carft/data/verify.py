@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, comparison, emoji, listing
-from domainbed_carft.data.comparison import Counts, Findings, listed
+from domainbed_carft.data.comparison import Counts, listed
 from domainbed_carft.data.listing import Damaged
 from domainbed_carft.errors import CarftError
 
@@ -80,38 +80,30 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        facts = asdict(self)
         return {
-            "name": self.name,
-            "folder": None if self.root is None else str(self.root),
+            "name": facts.pop("name"),
+            "folder": (root := facts.pop("root")) and str(root),
             "verdict": self.verdict,
-            "edition": self.edition,
             "data_edition": self.data_edition,
             "pictures": self.pictures,
             "environments": [
-                {"name": name, "pictures": sum(classes.values()), "classes": dict(classes)}
-                for name, classes in self.counts.items()
+                {"name": name, "pictures": sum(classes.values()), "classes": classes}
+                for name, classes in facts.pop("counts").items()
             ],
-            "problems": list(self.problems),
-            "differences": list(self.differences),
-            "notes": list(self.notes),
-            "decoded": self.decoded,
-            "damaged": [vars(one) for one in self.damaged],
+            **facts,
         }
 
     def as_text(self) -> str:
         """A line an environment, then everything found, a line each, and the verdict last."""
         rows = [
-            (name, f"{sum(classes.values()):,}", f"{len(classes):,}")
+            (text.shown(name), f"{sum(classes.values()):,}", f"{len(classes):,}")
             for name, classes in self.counts.items()
         ]
         lines = [f"{self.name} in {self.root}"]
-        lines += [text.table(("environment", "pictures", "classes"), rows)] if rows else []
-        lines += [f"problem: {sentence}" for sentence in self.problems]
-        lines += [f"difference: {sentence}" for sentence in self.differences]
-        lines += [f"note: {sentence}" for sentence in self.notes]
-        for one in self.damaged:
-            state = "cut off" if one.truncated else "cannot be decoded"
-            lines.append(f"{state}: {one.path} ({one.reason})")
+        for kind in ("problem", "difference", "note"):
+            lines += [f"{kind}: {sentence}" for sentence in getattr(self, f"{kind}s")]
+        lines += [f"damaged: {one.path} ({one.reason})" for one in self.damaged]
         if self.verdict in ("differs", "consistent"):
             lines.append(f"jobs record this as data_edition: {self.data_edition}")
         pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
@@ -121,8 +113,10 @@ class Report:
             "differs": f"{pictures}; usable, but results may not compare with published ones",
             "broken": "results would be wrong, or there would be none",
         }
-        lines.append(f"{self.verdict}: {meaning[self.verdict]}")
-        return "\n".join(map(text.shown, "\n".join(lines).split("\n")))
+        lines = [text.shown(line) for line in (*lines, f"{self.verdict}: {meaning[self.verdict]}")]
+        if rows:
+            lines.insert(1, text.table(("environment", "pictures", "classes"), rows))
+        return "\n".join(lines)
 
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
@@ -133,39 +127,29 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     """
     if name_or_path in benchmarks.BENCHMARKS:
         return examine(name_or_path, _folder(name_or_path, data_dir), decode)
-    if os.path.isdir(name_or_path):
-        return examine(name_or_path, Path(name_or_path), decode)
-    if os.path.exists(name_or_path):
-        raise CarftError(f"{name_or_path} is a file, expected the folder of the environments")
-    unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
-    raise CarftError(f"there is no such folder, and {unknown}")
+    if not os.path.exists(name_or_path):
+        unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
+        raise CarftError(f"there is no such folder, and {unknown}")
+    return examine(name_or_path, Path(name_or_path), decode)
 
 
 def examine(name: str, root: Path, decode: bool = False) -> Report:
     """The same of the folder ``root``, as that of the data set ``name``."""
-    found = listing.read(root, with_pictures=decode)
-    findings = _compared(name, found.counts)
-    if name not in benchmarks.BENCHMARKS:
-        _hint(found, findings)
-    findings.problems += [
-        *_counted(found.empty, "empty file", "to download again"),
-        *_counted(found.broken_links, "link", "to nothing; restore the target"),
-        *_counted(found.unreadable, "path", "that cannot be read; repair or delete"),
-        *_counted(found.not_pictures, "macOS file", "that would be read as pictures; delete"),
-    ]
+    found = listing.read(root)
+    findings = comparison.compare(name, found.counts)
+    for kind, rest in listing.ODD.items():
+        findings.problems += _counted(found.odd[kind], kind, rest)
     findings.notes += _counted(found.ignored, "file", "not read as pictures")
-    if not decode:
-        return Report(name, root, found.counts, **vars(findings))
-    told = {*found.empty, *found.broken_links, *found.unreadable, *found.not_pictures}
-    bad = listing.damaged(root, [path for path in found.pictures or () if path not in told])
-    unread = [one.path for one in bad if not one.truncated]
-    findings.problems += _counted(unread, "picture", "that cannot be decoded; download again")
-    findings.differences += _counted(
-        [one.path for one in bad if one.truncated],
-        "picture",
-        "cut off, read with grey where the data ends; download again unless published so",
-    )
-    return Report(name, root, found.counts, **vars(findings), decoded=True, damaged=bad)
+    bad: Sequence[Damaged] = ()
+    if decode:
+        told = {path for paths in found.odd.values() for path in paths}
+        bad = listing.damaged(root, [path for path in found.pictures if path not in told])
+        unread, cut = ([one.path for one in bad if one.truncated is cut] for cut in (False, True))
+        findings.problems += _counted(unread, "picture", "that cannot be decoded; download again")
+        findings.differences += _counted(
+            cut, "picture", "cut off, read with grey where the data ends; download again"
+        )
+    return Report(name, root, found.counts, **vars(findings), decoded=decode, damaged=bad)
 
 
 def judge(name: str, counts: Counts) -> Report:
@@ -173,16 +157,15 @@ def judge(name: str, counts: Counts) -> Report:
 
     Touches no disk. A ``name`` that is no benchmark's has no expectations to meet.
     """
-    return Report(name, None, counts, **vars(_compared(name, counts)))
+    return Report(name, None, counts, **vars(comparison.compare(name, counts)))
 
 
 def command(name: str, root: Path | None) -> str:
     """The command line that looks at a data set again."""
-    known = benchmarks.BENCHMARKS.get(name)
-    if root is None or (known is not None and known.folder == root.name):
-        place = "" if root is None else f" --data_dir {shlex.quote(str(root.parent))}"
-        return f"carft data verify {name}{place}"
-    return f"carft data verify {shlex.quote(str(root))}"
+    if name not in benchmarks.BENCHMARKS and root is not None:
+        return f"carft data verify {shlex.quote(str(root))}"
+    place = "" if root is None else f" --data_dir {shlex.quote(str(root.parent))}"
+    return f"carft data verify {name}{place}"
 
 
 def _folder(name: str, data_dir: Path | None) -> Path:
@@ -195,40 +178,10 @@ def _folder(name: str, data_dir: Path | None) -> Path:
     root = data_dir / folder
     if os.path.isdir(root):
         return root
-    try:
-        beside = listed(sorted(os.listdir(data_dir)), 12) or "nothing in it"
-    except OSError as error:
-        raise CarftError(f"--data_dir {data_dir} cannot be read: {error.strerror}") from error
     raise CarftError(
-        f"{name} should be in the folder {root}, but {data_dir} has {beside}. Rename or unpack "
-        "what is there, or give another --data_dir"
+        f"{name} should be in the folder {root}, which does not exist; rename or unpack what is in "
+        f"{data_dir}, or give another --data_dir"
     )
-
-
-def _compared(name: str, counts: Counts) -> Findings:
-    known = benchmarks.BENCHMARKS.get(name)
-    if known is not None:
-        return comparison.with_known(known, counts)
-    return comparison.with_each_other(counts)
-
-
-def _hint(found: listing.Listing, findings: Findings) -> None:
-    """What a path may have been meant for: environments one level deeper, or a benchmark."""
-    classes = [f"{e}/{name}" for e, inside in found.counts.items() for name in inside]
-    folders = {tuple(found.below.get(one, ())) for one in classes}
-    if len(folders) == 1 and len(names := folders.pop()) > 1:
-        deeper = " or ".join(shlex.quote(str(found.root / e)) for e in found.counts)
-        findings.notes.insert(
-            0,
-            f"no class folder has a picture of its own, and each has the folders {listed(names)}. "
-            f"If those are the classes, give {deeper}",
-        )
-    root = found.root.resolve()
-    for known in benchmarks.BENCHMARKS.values():
-        if known.folder == root.name:
-            findings.notes.append(
-                f"to compare with what is known of {known.name}: {command(known.name, root)}"
-            )
 
 
 def _counted(paths: Sequence[str], noun: str, rest: str) -> list[str]:

@@ -11,21 +11,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from domainbed_carft.text import inflected, shown
+from domainbed_carft.text import counted, shown
 
 # Seconds. All of OpenAI's weights are 4 GB to hash, and a network drive may be slow.
 PATIENCE = 600.0
 
 BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor.probe /dev/stdout to see more"
 
-WIDTH = 96  # columns
-STATE_COLUMN, NAME_COLUMN = 9, 18
+
+State = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,13 @@ class Finding:
     """
 
     name: str
-    state: Literal["ok", "note", "problem"]
+    state: State
     found: str
     remedy: str = ""
 
     def __str__(self) -> str:
-        text = _filled(
-            f"{self.state:{STATE_COLUMN - 1}} {self.name:{NAME_COLUMN - 1}} ", self.found
-        )
-        indent = " " * (STATE_COLUMN + NAME_COLUMN)
-        return f"{text}\n{_filled(f'{indent}-> ', self.remedy)}" if self.remedy else text
+        line = shown(f"{self.state:8} {self.name:17} {self.found}")
+        return f"{line}\n{'':8} -> {shown(self.remedy)}" if self.remedy else line
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,7 @@ class Report:
         count = sum(finding.state == "problem" for finding in self.findings)
         verdict = "A training job can start."
         if count:
-            problems = f"{count} {inflected(count, 'problem')}"
-            verdict = f"A training job cannot start: {problems}; the arrows say what to do."
+            verdict = f"A training job cannot start: {counted(count, 'problem')}, see the arrows."
         return "\n".join([*map(str, self.findings), "", verdict])
 
 
@@ -87,36 +82,28 @@ def examine(patience: float = PATIENCE) -> Report:
     except OSError as error:
         check, findings, ending = "python", [], f"could not be started ({error})"
     if check:
-        found = f"a fresh interpreter {ending or 'ended too early'} during this check"
+        found = f"a fresh interpreter {ending} during this check"
         findings.append(Finding(check, "problem", found, BY_HAND))
     return Report(findings)
 
 
 def _probe(folder: Path, patience: float) -> str:
-    """Run the probe, which writes to ``folder``; how it ended, "" if as it should."""
+    """Run the probe, which writes to ``folder``; how it ended."""
     # No options, and the environment as it is: as a job is started. `-m` puts the current folder
     # first on the path, as it does for `python -m domainbed.scripts.train`.
     command = [sys.executable, "-m", "domainbed_carft.doctor.probe", str(folder / "findings")]
-    output = folder / "output"
-    try:
-        with output.open("wb") as stream:  # a pipe would be held open by a grandchild that hangs
-            status = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                timeout=patience,
-                check=False,
-            ).returncode
-    except subprocess.TimeoutExpired:
-        return f"did not finish within {patience:g} seconds and was stopped"
-    if status < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f"was ended by {names.get(-status, f'signal {-status}')}"
-    # Once there are findings the last words may be those of any module it met.
-    words = "" if (folder / "findings").exists() else output.read_text(errors="replace").strip()
-    said = words and f" ({words.splitlines()[-1]})"
-    return f"ended with status {status}{said}" if status else ""
+    with (folder / "output").open("w+b") as output:  # a grandchild that hangs would hold a pipe
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=patience
+            )
+        except subprocess.TimeoutExpired:
+            return f"did not finish within {patience:g} seconds and was stopped"
+        output.seek(0)
+        said = output.read().decode(errors="replace").strip().splitlines() or ["no message"]
+    if done.returncode < 0:
+        return f"was ended by {signal.Signals(-done.returncode).name}"
+    return f"ended with status {done.returncode} ({said[-1]})"
 
 
 def _read(file: Path) -> tuple[str, list[Finding]]:
@@ -133,15 +120,3 @@ def _read(file: Path) -> tuple[str, list[Finding]]:
         else:
             findings += [Finding(**finding) for finding in content]
     return check, findings
-
-
-def _filled(lead: str, text: str) -> str:
-    """Wrapped between words, so that a path or a command's word can be copied whole."""
-    return textwrap.fill(
-        shown(text),
-        WIDTH,
-        initial_indent=lead,
-        subsequent_indent=" " * (STATE_COLUMN + NAME_COLUMN),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

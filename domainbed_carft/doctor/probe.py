@@ -18,7 +18,6 @@ import shutil
 import site
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,20 +27,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from domainbed_carft import __version__, files, machine, plugin
-from domainbed_carft.doctor import BY_HAND, Finding, host
-from domainbed_carft.plugin import SWITCH
+from domainbed_carft.doctor import BY_HAND, Finding, State
+from domainbed_carft.errors import CarftWarning
+from domainbed_carft.plugin import SWITCH, HostFinder, finder
 
-# Our dependencies: distribution -> the module that shows whether it works. Not setuptools:
-# clip-anytorch imports its pkg_resources, other builds of OpenAI's package do without.
-MODULES = {
-    **{"numpy": "numpy", "torch": "torch", "torchvision": "torchvision"},
-    **{"clip-anytorch": "clip.model", "pandas": "pandas", "pillow": "PIL.Image"},
-    **{"matplotlib": "matplotlib", "tqdm": "tqdm", "orjson": "orjson", "pydantic": "pydantic"},
-    **{"ruamel.yaml": "ruamel.yaml", "tabulate": "tabulate", "jinja2": "jinja2"},
-    **{"submitit": "submitit"},
-}
-# Optional ones -> what needs them.
-EXTRAS = {"gdown": "carft data download", "tensorboard": "--log", "wandb": "--log"}
+# Our dependencies: distribution -> the module that shows whether it works.
+SAME = "numpy torch torchvision pandas matplotlib tqdm orjson pydantic ruamel.yaml tabulate jinja2"
+MODULES = {"clip-anytorch": "clip.model", "pillow": "PIL.Image", "submitit": "submitit"}
+MODULES |= {name: name for name in SAME.split()}
+OPTIONAL = ("gdown", "tensorboard", "wandb")  # for carft data download, --log, --log
+
+# What our algorithms need of a host, and most hosts' training scripts import.
+HOST_MODULES = ("", ".algorithms", ".hparams_registry", ".datasets")
+
+ABOVE = "fix what is above first"
+EXTENSION = "fix what the warning names; domainbed_carft.register() shows where it is"
 
 # CVE-2026-24747 and CVE-2025-32434; the code of the second is refused by `files.weights`.
 OLD_TORCH = (
@@ -49,7 +49,6 @@ OLD_TORCH = (
     "than ours, run code (before 2.6)"
 )
 CACHE = "set DOMAINBED_CARFT_CACHE to a folder that can be written and has space"
-LOW_SPACE = 1e9  # bytes
 
 
 def main(path: str) -> None:
@@ -77,50 +76,33 @@ def _failed(name: str, error: BaseException, before: Sequence[Finding]) -> Findi
     causes = ("hook", "imports", "domainbed", "algorithms")
     spoilt = any(one.state == "problem" and one.name.startswith(causes) for one in before)
     if name in ("algorithms", "step") and spoilt:
-        return Finding(name, "note", "not checked, see above", host.ABOVE)
-    return Finding(name, "problem", host.words(error), host.missing(error) or BY_HAND)
-
-
-def python() -> Iterator[Finding]:
-    """Which interpreter."""
-    yield Finding("python", "ok", f"{platform.python_version()}, {sys.executable}")
+        return Finding(name, "note", "not checked, see above", ABOVE)
+    return Finding(name, "problem", _words(error), _install(error) or BY_HAND)
 
 
 def versions() -> Iterator[Finding]:
-    """What is installed as a distribution, what is too old to be safe, what is optional."""
-    found = {name: _version(name) for name in (*MODULES, "clip", "setuptools")}
-    listed = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    """Which interpreter, what is installed, what is too old to be safe, what is optional."""
+    yield Finding("python", "ok", f"{platform.python_version()}, {sys.executable}")
+    found = {name: _version(name) for name in (*MODULES, *OPTIONAL)}
+    listed = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
     yield Finding("versions", "ok", f"domainbed-carft {__version__}, {listed}")
     number = re.match(r"(\d+)\.(\d+)", found["torch"])
     if number and (int(number[1]), int(number[2])) < (2, 10):
         remedy = "open only files that you trust, or pip install 'torch>=2.10'"
         yield Finding("torch", "note", OLD_TORCH, remedy)
-    optional = (f"{name} {_version(name) or 'missing'} ({use})" for name, use in EXTRAS.items())
-    yield Finding("extras", "ok", f"optional: {', '.join(optional)}")
 
 
 def hook() -> Iterator[Finding]:
     """Whether this interpreter was hooked when it started; nothing here could have done so."""
-    folders = [
-        *site.getsitepackages(),
-        *([site.getusersitepackages()] * bool(site.ENABLE_USER_SITE)),
-    ]
-    names = [Path(f, f"domainbed_carft.{ending}") for f in folders for ending in ("pth", "start")]
-    there = " and ".join(str(name) for name in names if name.is_file())
     source = os.path.dirname(os.path.dirname(os.path.abspath(plugin.__path__[0])))
-    if host.is_hooked():
-        found = f"active in a fresh interpreter{there and f', by {there}'}"
-        yield Finding("hook", "ok", found)
+    if _is_hooked():
+        yield Finding("hook", "ok", "active in a fresh interpreter")
     elif plugin.switched_off():
         found = f"not active: {SWITCH} is {os.environ[SWITCH]!r}"
         yield Finding("hook", "problem", found, f"unset {SWITCH}")
     else:
-        found = (
-            f"not active, although {there} exists: domainbed_carft could not be imported yet"
-            if there
-            else f"not active: domainbed_carft is used from {source}, but domainbed_carft.pth is "
-            f"missing in {', '.join(folders)}, where Python reads start files"
-        )
+        places = ", ".join(site.getsitepackages())
+        found = f"not active: domainbed_carft.pth is missing or damaged in {places}"
         install = f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(source)}"
         remedy = f"{install}; or call domainbed_carft.register() in your own training script"
         yield Finding("hook", "problem", found, remedy)
@@ -132,64 +114,86 @@ def cache() -> Iterator[Finding]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            free = shutil.disk_usage(folder).free
     except OSError as error:
         yield Finding("cache", "problem", f"{folder} cannot be written ({error})", CACHE)
         return
-    free = shutil.disk_usage(folder).free
     found = f"{folder}, writable, {free / 1e9:.1f} GB free"
-    low = free < LOW_SPACE
-    yield Finding("cache", "note" if low else "ok", found, CACHE if low else "")
+    low = free < 1e9
+    yield Finding("cache", "note" if low else "ok", found, CACHE * low)
 
 
 def imports() -> Iterator[Finding]:
     """Whether our dependencies can be imported, not only found."""
-    failures = {name: error for name in MODULES if (error := host.imported(MODULES[name]))}
-    for distribution, error in failures.items():
-        module, again = MODULES[distribution], f"pip install --force-reinstall {distribution}"
-        lacks = error.name if isinstance(error, ModuleNotFoundError) else None
-        spec = find_spec(module.partition(".")[0]) if lacks == module else None
-        found, remedy = (
-            f"import of {module} fails: {host.words(error)}",
-            host.missing(error) or again,
-        )
+    failures = {name: error for name in MODULES if (error := _imported(MODULES[name]))}
+    for name, error in failures.items():
+        module = MODULES[name]
+        found = f"import of {module} fails: {_words(error)}"
+        remedy = _install(error) or f"pip install --force-reinstall {name}"
+        spec = find_spec(module.partition(".")[0]) if _lacks(error) == module else None
         if spec:
-            found += f" (found: {spec.origin})"
-            remedy = f"{spec.origin} is another package of that name: remove it; then {again}"
-        yield Finding(f"imports {distribution}", "problem", found, remedy)
+            remedy = f"remove {spec.origin}, another package of that name; then {remedy}"
+        yield Finding(f"imports {name}", "problem", found, remedy)
     if not failures:
         yield Finding("imports", "ok", ", ".join(MODULES))
 
 
+def domainbed() -> Iterator[Finding]:
+    """Which domainbed is found, whose it is, what of it cannot be imported."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tried = ((name, _imported(f"domainbed{name}")) for name in HOST_MODULES)
+        failed, error = next(((name, error) for name, error in tried if error), ("", None))
+    path = _folder()
+    if path is None:
+        remedy = "activate the hook, which brings a harness; or start from your checkout's root"
+        yield Finding("domainbed", "problem", f"none found from {os.getcwd()}", remedy)
+        return
+    folders = [folder for folder in finder.harness_folders() if os.path.exists(folder)]
+    ours = any(os.path.samefile(folder, path) for folder in folders)
+    yield Finding("domainbed", "ok", f"{'ours, the harness' if ours else 'foreign'}: {path}")
+    if error:  # the others most likely fail of the same
+        remedy = f"python -c 'import domainbed{failed}' shows where it fails"
+        if not _lacks(error).startswith("domainbed"):
+            remedy = _install(error) or remedy
+        found = f"import of domainbed{failed} fails: {_words(error)}"
+        yield Finding(f"domainbed{failed}", "problem", found, remedy)
+    for warning in caught:
+        if issubclass(warning.category, CarftWarning):
+            yield Finding("plugin", "note", str(warning.message), EXTENSION)
+
+
+def algorithms() -> Iterator[Finding]:
+    """Whether the names of our algorithms stand for our classes."""
+    from domainbed_carft.method.hparams import ALGORITHMS
+
+    host = importlib.import_module("domainbed.algorithms")
+    others = []
+    for name in ALGORITHMS:
+        try:
+            ours = host.get_algorithm_class(name).__module__.startswith("domainbed_carft")
+        except Exception:  # upstream raises NotImplementedError, forks a KeyError
+            ours = False
+        others += [name] * (not ours)
+    if others:
+        # Whoever asks for CARFT would train something else without knowing.
+        state: State = "problem" if "CARFT" in others and _is_hooked() else "note"
+        found = f"{', '.join(others)}: domainbed's own or missing, not ours"
+        remedy = f"rename its {', '.join(others)}, or {EXTENSION}" if _is_hooked() else ABOVE
+        yield Finding("algorithms", state, found, remedy)
+    else:
+        yield Finding("algorithms", "ok", ", ".join(ALGORITHMS))
+
+
 def device() -> Iterator[Finding]:
-    """GPUs with their memory, or the processor; whether each has bfloat16."""
+    """GPUs with their memory, or the processor."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cards = [torch.cuda.get_device_properties(index) for index in range(count)]
-    found = "; ".join(
-        f"{card.name}, {card.total_memory / 1e9:.0f} GB, bf16 {_native(card.major >= 8)}"
-        for card in cards
-    )
-    if not cards:
-        cpu = Path("/proc/cpuinfo")
-        flags = set(cpu.read_text().split() if cpu.is_file() else ())
-        bf16 = _native(bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}))
-        found = f"CPU, {machine.cores()} cores, {torch.get_num_threads()} threads, bf16 {bf16}"
-    if not cards and torch.version.cuda:
-        found += f"; torch is built for CUDA {torch.version.cuda}, but sees no GPU"
-        remedy = "see nvidia-smi, CUDA_VISIBLE_DEVICES, and the driver: it may be too old"
-        yield Finding("device", "note", found, remedy)
-    elif not cards and os.path.exists("/dev/nvidiactl"):
-        found += "; there is an NVIDIA driver, but torch is a build without CUDA"
-        remedy = "to train on the GPU, install a CUDA build of torch and torchvision (pytorch.org)"
-        yield Finding("device", "note", found, remedy)
-    else:
-        yield Finding("device", "ok", found)
-
-
-def _native(bf16: bool) -> str:
-    return "native" if bf16 else "emulated"
+    found = "; ".join(f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards)
+    cpu = f"CPU, {machine.cores()} cores, {torch.get_num_threads()} threads"
+    yield Finding("device", "ok", found or cpu)
 
 
 def backbones() -> Iterator[Finding]:
@@ -198,26 +202,22 @@ def backbones() -> Iterator[Finding]:
 
     absent = []
     for weights in backbone.inventory():
-        name, path = f"backbone {weights.name}", weights.path
-        if weights.size is None and weights.name not in ("tiny", "ViT-B/16"):
+        name, path, missing = f"backbone {weights.name}", weights.path, weights.digest is None
+        needed = weights.name in ("tiny", "ViT-B/16")  # others only by jobs that ask for them
+        if weights.digest == weights.expected:
+            yield Finding(name, "ok", f"{path}, SHA-256 as published")
+        elif missing and not needed:
             absent.append(weights.name)
-        elif weights.size is None and weights.name == "ViT-B/16":
+        elif missing and weights.name != "tiny":
             found = f"not at {path}; it is the default of all data sets but EmojiStyles"
-            remedy = (
-                "with internet access, nothing: the first job downloads it; without, copy "
-                f"{path.name} (SHA-256 {weights.expected}) to that path"
-            )
+            copy = f"without internet access copy the file of SHA-256 {weights.expected} there"
+            remedy = f"nothing: the first job downloads it; {copy}"
             yield Finding(name, "note", found, remedy)
-        elif weights.digest == weights.expected:
-            yield Finding(name, "ok", f"{path}, {weights.size:,} bytes, SHA-256 as published")
         else:
-            found = f"{path} is missing, damaged or another file: its SHA-256 is {weights.digest}"
+            found = f"{path} is missing or damaged, expected SHA-256 {weights.expected}"
             remedy = f"rm {shlex.quote(str(path))}: it is downloaded again when it is next used"
             if weights.name == "tiny":
                 remedy = "install domainbed-carft again (pip install --force-reinstall --no-deps)"
-            # No job needs the others, unless it asks for them.
-            needed = weights.name in ("tiny", "ViT-B/16")
-            found += f", expected {weights.expected}"
             yield Finding(name, "problem" if needed else "note", found, remedy)
     if absent:
         found = f"not here: {', '.join(absent)}"
@@ -226,7 +226,6 @@ def backbones() -> Iterator[Finding]:
 
 def step() -> Iterator[Finding]:
     """One CARFT step of the tiny CLIP on noise, through the host's own lookups."""
-    started = time.perf_counter()
     import torch
 
     algorithms = importlib.import_module("domainbed.algorithms")
@@ -239,9 +238,10 @@ def step() -> Iterator[Finding]:
     loss = float(measured["loss"])
     if not math.isfinite(loss):
         raise ArithmeticError(f"the loss is {loss}")
-    seconds = time.perf_counter() - started
-    found = f"one CARFT step on {place}: loss {loss:.3f}, {seconds:.1f} s in all"
-    yield Finding("step", "ok", found)
+    yield Finding("step", "ok", f"one CARFT step on {place}: loss {loss:.3f}")
+
+
+LOOKS = (versions, hook, cache, imports, domainbed, algorithms, device, backbones, step)
 
 
 def _version(distribution: str) -> str:
@@ -251,10 +251,44 @@ def _version(distribution: str) -> str:
         return ""
 
 
-LOOKS = (
-    *(python, versions, hook, cache, imports),
-    *(host.domainbed, host.algorithms, device, backbones, step),
-)
+def _is_hooked() -> bool:
+    return any(isinstance(hook, HostFinder) for hook in sys.meta_path)
+
+
+def _folder() -> Path | None:
+    """The folder of domainbed: of those of a namespace package, the one that has algorithms."""
+    spec = find_spec("domainbed")
+    folders = [Path(f).absolute() for f in spec.submodule_search_locations or ()] if spec else []
+    whole = [f for f in folders if (f / "algorithms.py").exists() or (f / "algorithms").exists()]
+    return next(iter(whole or folders), None)
+
+
+def _imported(name: str) -> BaseException | None:
+    """Import a module; if that fails, why."""
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        return error
+    return None
+
+
+def _words(error: BaseException) -> str:
+    """An error in one line."""
+    message = " ".join(str(error).split())
+    kind = "" if isinstance(error, ImportError) and message else f"{type(error).__name__}: "
+    return f"{kind}{message}"
+
+
+def _lacks(error: BaseException) -> str:
+    """The module that was not found, if that was it; else ""."""
+    return (isinstance(error, ModuleNotFoundError) and error.name) or ""
+
+
+def _install(error: BaseException) -> str:
+    top = _lacks(error).partition(".")[0]
+    called = {module.partition(".")[0]: name for name, module in MODULES.items()}
+    called["pkg_resources"] = "'setuptools<82'"
+    return f"pip install {called.get(top, top)}" if top else ""
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ so a DomainBed whose sweep has no flags for them can be told, too. It maps launc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt  # of pydantic, which itself takes half a second to import
-
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
+
+with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without, and says so
+    from annotated_types import Ge, Gt  # of pydantic, which itself takes half a second to import
 
 VARIABLE = "DOMAINBED_CARFT_LAUNCHER"
 DEFAULT = "launchers.yaml"

@@ -214,10 +214,8 @@ class CLIPAlgorithm(Algorithm):
         original = self.context_logits(self.original(clip_pictures))
         with torch.set_grad_enabled(self.kl_weight > 0):
             tuned = self.context_logits(features)
-        weight, direction = self.kl_weight, self.hparams["kl_direction"]
-        loss = objective.carft_loss(
-            logits, y, original, tuned, kl_weight=weight, kl_direction=direction
-        )
+        kl = {"kl_weight": self.kl_weight, "kl_direction": self.hparams["kl_direction"]}
+        loss = objective.carft_loss(logits, y, original, tuned, **kl)
         return {
             "loss": loss.total,
             "loss_ce": loss.cross_entropy,

@@ -63,22 +63,27 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights: the file they belong in, and what there is of it.
+    """Published weights: the file they belong in, whole where ``digest`` equals ``expected``.
 
-    ``size`` in bytes is None where there is no such file, ``digest`` (SHA-256) where none can be
-    read. The file is whole where ``digest`` equals ``expected``.
+    Both are SHA-256; ``digest`` is None where there is no such file, or it cannot be read.
     """
 
     name: str
     path: Path
     expected: str
-    size: int | None
     digest: str | None
 
 
 def inventory() -> list[Weights]:
     """``tiny`` and OpenAI's CLIPs on this machine. Reads what is there, downloads nothing."""
-    return [_look_at(name) for name in PUBLISHED]
+    found = []
+    for name in PUBLISHED:
+        path, expected = _published(name)
+        try:
+            found.append(Weights(name, path, expected, weights.sha256(path)))
+        except OSError:
+            found.append(Weights(name, path, expected, None))
+    return found
 
 
 def load(name: str) -> Backbone:
@@ -96,9 +101,8 @@ def load(name: str) -> Backbone:
     digest = weights.sha256(path)
     if expected and digest != expected:
         raise CarftError(
-            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}: the file is "
-            "damaged or another model's. Delete it, or give its path as clip_backbone if you mean "
-            "this very file"
+            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete it, or "
+            "give its path as clip_backbone if you mean this very file"
         )
     return Backbone(name, _read(path, digest), digest, path)
 
@@ -175,17 +179,6 @@ def _published(name: str) -> tuple[Path, str]:
         return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
     file_name, sha = OPENAI_WEIGHTS[name]
     return Path("~/.cache/clip").expanduser() / file_name, sha
-
-
-def _look_at(name: str) -> Weights:
-    path, expected = _published(name)
-    if not path.is_file():
-        return Weights(name, path, expected, None, None)
-    try:
-        digest = weights.sha256(path)
-    except OSError:
-        digest = None
-    return Weights(name, path, expected, path.stat().st_size, digest)
 
 
 def _download(name: str, path: Path) -> None:

@@ -25,9 +25,6 @@ IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# What Pillow may open: its reader of PostScript, say, would run a program of the file's.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-
 # The presets of the hparam `protocol`, in words; `protocol` has them as transforms.
 PROTOCOLS = {
     "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squeezed "

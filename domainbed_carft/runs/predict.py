@@ -19,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from domainbed_carft import files
+from domainbed_carft.data import listing
 from domainbed_carft.method import pictures
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.text import shown
@@ -146,7 +147,7 @@ class _Pictures(Dataset[Read]):
         if os.path.isdir(path):
             return None, f"no picture in this folder: no {', '.join(IMG_EXTENSIONS)}"
         try:
-            with Image.open(path, formats=pictures.FORMATS) as picture:
+            with Image.open(path, formats=listing.FORMATS) as picture:
                 return self._transform(picture.convert("RGB")), ""
         except UnidentifiedImageError:
             return None, "not a picture that Pillow can read"

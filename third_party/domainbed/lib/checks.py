@@ -15,6 +15,7 @@ from domainbed import algorithms, command_launchers, datasets, hparams_registry
 from domainbed.lib import scalar_logs
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import parsing
 
 TASKS = ("domain_generalization", "domain_adaptation")
 
