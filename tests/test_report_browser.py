@@ -112,12 +112,3 @@ def test_keys_reach_everything_in_its_order_and_tables_sort(browser, made):
         assert values(page) == sorted(values(page))
         sorts = "[...document.querySelector('table').tHead.rows[0].cells].map(c => c.ariaSort)"
         assert page.evaluate(sorts) == [None, "ascending", None, None, None, None]
-
-
-def test_without_scripts_the_tables_are_there(browser, made):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(made.as_uri())
-    assert page.locator("table").first.locator("tbody tr").count() == 3
-    assert page.locator("th button").count() == 0
-    context.close()

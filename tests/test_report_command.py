@@ -70,7 +70,7 @@ def test_figures_are_files_and_on_the_page_with_their_words(made, page):
     pictures = page.all("img")
     assert len(pictures) == len(files) / 2
     for picture in pictures:
-        assert len(picture["alt"]) > 50 and int(picture["width"]) > 0 < int(picture["height"])
+        assert len(picture["alt"]) > 50
         assert picture["src"].startswith("data:image/svg+xml;base64,")
 
 
@@ -108,10 +108,9 @@ def test_the_page_is_well_made(page):
 def test_nothing_is_asked_from_elsewhere(made, page):
     values = [a.get(n, "#") for _, a in page.elements for n in ("src", "srcset", "href", "data")]
     assert all(value.startswith(("#", "data:", "figures/")) for value in values)
-    assert "url(" not in page.text and "@import" not in page.text
-    for path in (made / "figures").glob("*.svg"):
-        text = path.read_text(encoding="utf-8")
-        assert "<script" not in text and not re.search(r'(?:href|src)="(?!#)', text), path
+    drawn = "".join(p.read_text(encoding="utf-8") for p in (made / "figures").glob("*.svg"))
+    assert "url(" not in page.text and "@import" not in page.text and "<script" not in drawn
+    assert not re.search(r'(?:href|src)="(?!#)', drawn)
 
 
 def test_the_same_records_give_the_same_bytes(sweep, made, tmp_path):

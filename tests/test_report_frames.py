@@ -3,7 +3,6 @@
 import json
 import random
 
-import collect_sweeps
 import numpy as np
 import pytest
 from domainbed.lib import reporting
@@ -137,14 +136,3 @@ def test_what_a_trial_or_a_checkpoint_lacks_for_one_target_has_no_mean_over_them
     known = means[means["algorithm"] == "CARFT"].set_index("step")
     assert known["context_agreement"].notna().all()
     assert known["loss_kl"].notna().tolist() == [False, False, True]
-
-
-def test_runs_that_left_nothing_out_have_no_target(tmp_path):
-    collect_sweeps.write_job(tmp_path, test_envs=[])
-    checkpoints = frames.checkpoints(runs_of(tmp_path), "in-domain")
-    assert (checkpoints["target"] == frames.NOTHING).all()
-    assert checkpoints["out_of_domain"].isna().all()
-    last = recorded(tmp_path)["ERM", "[]", "0", "0", 200]
-    mean = sum(last[f"env{e}_out_acc"] for e in range(4)) / 4
-    assert checkpoints["in_domain"].iloc[-1] == pytest.approx(mean)
-    assert frames.outcomes(runs_of(tmp_path), "in-domain").empty

@@ -114,7 +114,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         type=_at_least(1),
         default=BATCH_SIZE,
         metavar="N",
-        help=f"default: {BATCH_SIZE}",
+        help=f"pictures per batch (default: {BATCH_SIZE})",
     )
     parser.add_argument(
         "--workers", type=_at_least(0), metavar="N",

@@ -97,12 +97,6 @@ class Figure(NamedTuple):
         """The SVG as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in px, so that nothing moves while the page is laid out."""
-        width, height = self.svg.split('viewBox="')[1].split('"')[0].split()[2:]
-        return round(float(width)), round(float(height))
-
 
 def looks(algorithms: Sequence[str]) -> dict[str, Look]:
     """Algorithm -> its look; ours have their own, others follow in the order given."""
