@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -176,7 +175,10 @@ def snapshot():
     return seen
 before = snapshot()
 domainbed_carft.register()
-assert snapshot() != before, "nothing was added, so this shows nothing"
+registered = snapshot()
+assert registered != before, "nothing was added, so this shows nothing"
+domainbed_carft.register()
+assert snapshot() == registered, "registering twice is not registering once"
 hparams_registry.default_hparams("CARFT", "Pets")
 domainbed_carft.unregister()
 after = snapshot()
@@ -197,7 +199,6 @@ from domainbed import algorithms, hparams_registry
 lookup = algorithms.get_algorithm_class
 calls = [
     lambda: hparams_registry.default_hparams("ERM", "Pets"),
-    lambda: hparams_registry.default_hparams("ERM"),
     lambda: hparams_registry.random_hparams("ERM", "Pets", 3),
     lambda: hparams_registry.random_hparams("ERM", "Pets"),
     lambda: hparams_registry.random_hparams("Unheard", "Pets", 3),
@@ -222,7 +223,7 @@ def test_the_hosts_own_calls_do_what_they_did(installations, shape, tmp_path) ->
     off = {"DOMAINBED_CARFT_DISABLE": "1"}
     with_us = run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS)
     assert with_us == run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS, **off)
-    assert with_us.splitlines()[5] == "ERM" and "TypeError" in with_us
+    assert with_us.splitlines()[4] == "ERM" and "TypeError" in with_us
 
 
 EXTENDED = """
@@ -235,61 +236,12 @@ print(json.dumps([algorithms.ALGORITHMS, datasets.DATASETS]))
 """
 
 
-@pytest.fixture(params=["wheel", "editable"])
-def installed(request: pytest.FixtureRequest, installations) -> Environment:
-    return installations[request.param]
-
-
-@pytest.fixture
-def classic(tmp_path: Path) -> Path:
-    return write("classic", tmp_path)
-
-
-def test_the_switch_and_unregistering(installed: Environment, classic: Path) -> None:
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_the_switch_and_unregistering(installations, kind, tmp_path) -> None:
+    installed, classic = installations[kind], write("classic", tmp_path)
     untouched = [["ERM"], ["Pets"]]
     extended = [["ERM", *OURS], ["Pets", "EmojiStyles"]]
     assert json.loads(run(installed, classic, "-c", EXTENDED)) == extended
     assert json.loads(run(installed, classic, "-c", EXTENDED, "unregister")) == untouched
     off = {"DOMAINBED_CARFT_DISABLE": "1"}
     assert json.loads(run(installed, classic, "-c", EXTENDED, **off)) == untouched
-
-
-@pytest.fixture
-def planted(installed: Environment) -> Iterator[None]:
-    """An exception in our algorithms, as installed."""
-    find = "import domainbed_carft; print(domainbed_carft.__path__[0])"
-    path = Path(installed.run("-c", find).stdout.strip()) / "algorithms.py"
-    text = path.read_text()
-    path.write_text("raise RuntimeError('planted')\n")
-    yield
-    path.write_text(text)
-
-
-@pytest.mark.usefixtures("planted")
-def test_an_exception_planted_in_our_code(installed: Environment, classic: Path) -> None:
-    done = installed.run("-c", EXTENDED, cwd=classic)
-    assert done.returncode == 0
-    assert json.loads(done.stdout) == [["ERM"], ["Pets", "EmojiStyles"]]
-    assert done.stderr.count("domainbed-carft could not") == 1
-    for part in ("domainbed.algorithms", "RuntimeError: planted", "DOMAINBED_CARFT_DISABLE=1"):
-        assert part in done.stderr
-
-
-def test_a_shadowing_folder_is_named(installed: Environment, tmp_path: Path) -> None:
-    bare = tmp_path / "domainbed"
-    (bare / "PACS").mkdir(parents=True)
-    done = installed.run("-m", "domainbed.scripts.train", "--help", cwd=tmp_path)
-    assert done.returncode != 0
-    assert f"Python took {bare} for the package 'domainbed'" in done.stderr
-
-
-def test_a_fork_that_is_installed_in_place_wins_over_the_harness(
-    installed: Environment, classic: Path
-) -> None:
-    line = installed.site_packages / "__editable__.a_fork-1.pth"
-    line.write_text(f"{classic}\n")
-    try:
-        done = installed.run("-c", "from domainbed import algorithms as a; print(a.__file__)")
-    finally:
-        line.unlink()
-    assert done.stdout.strip() == str(classic / "domainbed" / "algorithms.py")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from fake_checkout import (
-    OUR_HPARAMS,
     OURS,
     REPO,
     Site,
@@ -41,65 +40,6 @@ def test_the_switch(site: Site, checkout: Path, value: str) -> None:
 @pytest.mark.parametrize("value", ["", "0", "false"])
 def test_the_switch_left_on(site: Site, checkout: Path, value: str) -> None:
     assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
-
-
-SNAPSHOT = """
-import json, sys
-def snapshot():
-    from domainbed import algorithms, command_launchers, datasets, hparams_registry
-    owners = [algorithms, command_launchers, datasets, hparams_registry]
-    owners += [datasets.MultipleEnvironmentImageFolder, datasets.Pets]
-    owners += [type(algorithms.__loader__), sys.meta_path, algorithms.__loader__]
-    return [
-        (list(owner) if isinstance(owner, list) else dict(vars(owner))) for owner in owners
-    ] + [list(algorithms.ALGORITHMS), list(datasets.DATASETS), dict(command_launchers.REGISTRY)]
-def same(one, other):
-    def names(part):
-        return {k: id(v) for k, v in part.items()} if isinstance(part, dict) else part
-    return [names(part) for part in one] == [names(part) for part in other]
-"""
-
-
-def test_late_registration_and_its_reversal(site: Site, checkout: Path) -> None:
-    code = f"""{SNAPSHOT}
-import domainbed_carft
-from domainbed import algorithms, datasets, hparams_registry
-before = snapshot()
-domainbed_carft.register()
-first = snapshot()
-domainbed_carft.register()
-assert same(first, snapshot()), "registering twice is not registering once"
-added = algorithms.ALGORITHMS + datasets.DATASETS
-hparams = hparams_registry.default_hparams("CARFT", "Pets")
-domainbed_carft.unregister()
-assert same(before, snapshot()), "something of ours stayed"
-domainbed_carft.unregister()
-assert same(before, snapshot())
-domainbed_carft.register()
-print(json.dumps([added, hparams, algorithms.get_algorithm_class("CARFT").__name__]))
-"""
-    result = site.json("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
-    assert result == [["ERM", *OURS, "Pets", "EmojiStyles"], OUR_HPARAMS, "CARFT"]
-
-
-def test_what_the_start_hook_did_is_reversed(site: Site, checkout: Path) -> None:
-    code = """
-import json, sys
-import domainbed_carft
-from domainbed import algorithms, datasets, hparams_registry
-domainbed_carft.unregister()
-owners = (algorithms, datasets, hparams_registry, datasets.MultipleEnvironmentImageFolder)
-print(json.dumps([
-    [sorted(name for name in vars(owner) if name[:2] != "__") for owner in owners],
-    [algorithms.ALGORITHMS, datasets.DATASETS],
-    [f.__code__.co_filename for f in (hparams_registry.random_hparams, owners[-1].__init__)],
-    ["domainbed_carft" in type(finder).__module__ for finder in sys.meta_path].count(True),
-]))
-"""
-    hooked = site.json("-c", code, cwd=checkout)
-    off = site.json("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
-    assert hooked == off
-    assert hooked[3] == 0
 
 
 def test_unregistering_leaves_alone_what_others_changed_since(site: Site, checkout: Path) -> None:
