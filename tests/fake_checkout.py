@@ -52,6 +52,7 @@ def random_hparams(algorithm, dataset, seed):
 import os
 
 DATASETS = ["Pets"]
+NUM_ENVIRONMENTS = {"Pets": 2}
 
 class Normalize:
     mean, std = [0.5, 0.25, 0.0], [2.0, 1.0, 1.0]
@@ -95,6 +96,7 @@ if __name__ == "__main__":
         "class": algorithms.get_algorithm_class(name).__name__,
         "algorithms": algorithms.ALGORITHMS,
         "datasets": datasets.DATASETS,
+        "environments": datasets.NUM_ENVIRONMENTS,
         "hparams": hparams_registry.default_hparams(name, "Pets"),
     }))
 """,
@@ -172,7 +174,7 @@ def write_checkout(folder: Path, **changed: str) -> Path:
     return folder
 
 
-def write_carft(folder: Path, **changed: str) -> Path:
+def write_carft(folder: Path) -> Path:
     """Write a `domainbed_carft` without torch, its harness a checkout named so, into `folder`."""
     package = folder / "domainbed_carft"
     shutil.copytree(
@@ -183,9 +185,7 @@ def write_carft(folder: Path, **changed: str) -> Path:
     (package / "method").mkdir()
     for name in ("__init__.py", "errors.py", "text.py", "method/observed.py"):
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
-    stand_ins = {name.rpartition("/")[2]: name for name in CARFT}
-    changes = {stand_ins[f"{module}.py"]: text for module, text in changed.items()}
-    write_files(package, {**CARFT, **changes})
+    write_files(package, CARFT)
     write_checkout(package / "harness")
     return folder
 

@@ -175,10 +175,10 @@ def snapshot():
     return seen
 before = snapshot()
 domainbed_carft.register()
-first = snapshot()
-assert first != before, "nothing was added, so this shows nothing"
+registered = snapshot()
+assert registered != before, "nothing was added, so this shows nothing"
 domainbed_carft.register()
-assert snapshot() == first, "registering twice is not registering once"
+assert snapshot() == registered, "registering twice is not registering once"
 hparams_registry.default_hparams("CARFT", "Pets")
 domainbed_carft.unregister()
 domainbed_carft.unregister()
@@ -200,7 +200,6 @@ from domainbed import algorithms, hparams_registry
 lookup = algorithms.get_algorithm_class
 calls = [
     lambda: hparams_registry.default_hparams("ERM", "Pets"),
-    lambda: hparams_registry.default_hparams("ERM"),
     lambda: hparams_registry.random_hparams("ERM", "Pets", 3),
     lambda: hparams_registry.random_hparams("ERM", "Pets"),
     lambda: hparams_registry.random_hparams("Unheard", "Pets", 3),
@@ -225,7 +224,7 @@ def test_the_hosts_own_calls_do_what_they_did(installations, shape, tmp_path) ->
     off = {"DOMAINBED_CARFT_DISABLE": "1"}
     with_us = run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS)
     assert with_us == run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS, **off)
-    assert with_us.splitlines()[5] == "ERM" and "TypeError" in with_us
+    assert with_us.splitlines()[4] == "ERM" and "TypeError" in with_us
 
 
 EXTENDED = """
@@ -238,32 +237,12 @@ print(json.dumps([algorithms.ALGORITHMS, datasets.DATASETS]))
 """
 
 
-@pytest.fixture(params=["wheel", "editable"])
-def installed(request: pytest.FixtureRequest, installations) -> Environment:
-    return installations[request.param]
-
-
-@pytest.fixture
-def classic(tmp_path: Path) -> Path:
-    return write("classic", tmp_path)
-
-
-def test_the_switch_and_unregistering(installed: Environment, classic: Path) -> None:
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_the_switch_and_unregistering(installations, kind, tmp_path) -> None:
+    installed, classic = installations[kind], write("classic", tmp_path)
     untouched = [["ERM"], ["Pets"]]
     extended = [["ERM", *OURS], ["Pets", "EmojiStyles"]]
     assert json.loads(run(installed, classic, "-c", EXTENDED)) == extended
     assert json.loads(run(installed, classic, "-c", EXTENDED, "unregister")) == untouched
     off = {"DOMAINBED_CARFT_DISABLE": "1"}
     assert json.loads(run(installed, classic, "-c", EXTENDED, **off)) == untouched
-
-
-def test_a_fork_that_is_installed_in_place_wins_over_the_harness(
-    installed: Environment, classic: Path
-) -> None:
-    line = installed.site_packages / "__editable__.a_fork-1.pth"
-    line.write_text(f"{classic}\n")
-    try:
-        done = installed.run("-c", "from domainbed import algorithms as a; print(a.__file__)")
-    finally:
-        line.unlink()
-    assert done.stdout.strip() == str(classic / "domainbed" / "algorithms.py")

@@ -1,5 +1,6 @@
 """The demo end to end in small, through real sub-processes, and what it says when jobs fail."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,8 +12,6 @@ from domainbed_carft import cli, sweep
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin.emoji_styles import EmojiStyles
-from domainbed_carft.report import frames
-from domainbed_carft.results import collection
 
 SMALL = """
 name: small
@@ -24,38 +23,43 @@ test_environments: [line, noto]
 """
 
 
+def selected(folder):
+    """(algorithm, target) -> the accuracy in % that training-domain validation takes, by hand."""
+    found = {}
+    for path in folder.glob("*/results.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        (target,) = records[0]["args"]["test_envs"]
+        kept = [environment for environment in range(4) if environment != target]
+        best = max(records, key=lambda record: sum(record[f"env{e}_out_acc"] for e in kept))
+        found[records[0]["args"]["algorithm"], target] = 100 * best[f"env{target}_in_acc"]
+    return found
+
+
 def test_two_algorithms_two_targets_then_the_table_and_the_report(tmp_path, capsys):
     output = tmp_path / "it's a demo"
     declared = tmp_path / "small.yaml"
     declared.write_text(SMALL)
     demo.run(output, declared=declared)
     said = capsys.readouterr()
-    runs = collection.gather([output / "sweep"]).groups[0].runs
-    frame = frames.checkpoints(runs, "training-domain")
-    assert len(frame) == 2 * 2 * 2  # algorithms, targets, checkpoints
-    assert (frame.groupby("algorithm").size() == 4).all()
-    assert len(list((output / "sweep").glob("*/model.pkl"))) == 4
-    carft = frame[frame.algorithm == "CARFT"]
-    assert carft["loss_kl"].notna().all() and carft["context_agreement"].between(0, 1).all()
+    expected = selected(output / "sweep")
+    assert len(expected) == len(list((output / "sweep").glob("*/model.pkl"))) == 4
 
     table = (output / "results.txt").read_text()
     assert table in said.out
-    outcomes = frames.outcomes(runs, "training-domain").sort_values("target")
     section = table.split("training-domain validation set")[1]
-    for name in ("CARFT", "CLIPZeroShot"):
-        (row,) = re.findall(rf"^{name} .*$", section.split("Averages")[0], flags=re.MULTILINE)
-        printed = [float(x) for x in re.findall(r"(\d+\.\d) \+/-", row)]
-        mine = outcomes[outcomes.algorithm == name]["out_of_domain"] * 100
-        assert printed[:2] == pytest.approx([round(x, 1) for x in mine], abs=0.051)
-        average = re.findall(r"\d+\.\d", row)[-1]
-        assert float(average) == pytest.approx(mine.mean(), abs=0.1)
-
     page = report_page.read(output / "report")
     _, *rows = page.tables["EmojiStyles; training-domain validation set"]
-    assert {row[0]: [float(cell.split()[0]) for cell in row[1:5]] for row in rows} == {
-        name: [round(100 * accuracy, 1) for accuracy in accuracies]
-        for name, accuracies in outcomes.groupby("algorithm")["out_of_domain"].apply(list).items()
-    }
+    on_page = {row[0]: row[1:] for row in rows}
+    for name in ("CARFT", "CLIPZeroShot"):
+        values = [expected[name, target] for target in (1, 2)]  # line, noto
+        (row,) = re.findall(rf"^{name} .*$", section.split("Averages")[0], flags=re.MULTILINE)
+        line, noto = (f"{value:.1f}" for value in values)
+        error = "+/- 0.0"
+        assert row.split() == [name, "X", line, *error.split(), noto, *error.split(), "X", "X"]
+        mean = f"{sum(values) / 2:.1f}"
+        # Nobody declared jobs for the other two: the average is over what there is.
+        cells = ["-", f"{line} ± 0.0 (1)", f"{noto} ± 0.0 (1)", "-", mean]
+        assert on_page[name] == cells
     assert (output / "report" / "figures" / "EmojiStyles-context_drift.png").exists()
     for place in ("results.txt", "report/index.html"):
         assert str(output / place) in said.out
@@ -77,7 +81,7 @@ def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
     declared = tmp_path / "small.yaml"
     small = SMALL.replace("CLIPZeroShot, ", "").replace("line, ", "")
     declared.write_text(small + "hparams: {clip_backbone: /no/such.pt}\n")
-    message = r"(?s)1 of the jobs are not done.*no/such.pt.*carft sweep retry"
+    message = r"(?s)1 job is not done.*no/such.pt.*carft sweep retry"
     with pytest.raises(CarftError, match=message):
         demo.run(tmp_path / "out", declared=declared)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_checkout import HOST, OUR_HPARAMS, OURS, Site, write_checkout, write_files
+from fake_checkout import HOST, OUR_HPARAMS, OURS, Site, write_checkout
 
 
 @pytest.fixture
@@ -32,21 +32,24 @@ def test_a_checkout_in_the_current_folder_is_extended(site: Site, checkout: Path
         "class": "CARFT",
         "algorithms": ["ERM", *OURS],
         "datasets": ["Pets", "EmojiStyles"],
+        "environments": {"Pets": 2, "EmojiStyles": 3},
         "hparams": OUR_HPARAMS,
     }
 
 
-def test_a_checkout_on_pythonpath_wins_over_the_harness(site: Site, checkout: Path) -> None:
-    assert site.train(path=(checkout,))["file"] == of(checkout)
-
-
-def test_without_a_checkout_the_harness_serves(site: Site) -> None:
+@pytest.mark.parametrize("place", ["pythonpath", "wheel", "source tree"])
+def test_a_checkout_wins_over_the_harness_which_serves_else(
+    site: Site, checkout: Path, place: str
+) -> None:
+    if place == "pythonpath":
+        (site.empty / "domainbed").mkdir()  # does not hide it
+        assert site.train(path=(checkout,))["file"] == of(checkout)
+        return
+    harness = site.package / "harness"
+    if place == "source tree":  # has the harness beside the package
+        harness = harness.rename(site.folder / "site" / "third_party")
     result = site.train()
-    assert result["file"] == of(site.package / "harness")
-    assert result["algorithms"] == ["ERM", *OURS]
-    # Which a source tree keeps beside the package.
-    (site.package / "harness").rename(site.folder / "site" / "third_party")
-    assert site.train()["file"] == of(site.folder / "site" / "third_party")
+    assert (result["file"], result["algorithms"]) == (of(harness), ["ERM", *OURS])
 
 
 def test_a_finder_appended_after_ours_wins_over_the_harness(site: Site, checkout: Path) -> None:
@@ -82,11 +85,6 @@ def test_a_checkout_that_lost_its_init_works_as_it_did(site: Site, checkout: Pat
     assert site.train(cwd=checkout)["class"] == "CARFT"
     code = "import json, importlib.util as u; print(json.dumps(u.find_spec('domainbed.no')))"
     assert site.json("-c", code, cwd=checkout) is None
-    # With a package in place of the module, too.
-    host = checkout / "domainbed"
-    (host / "algorithms").mkdir()
-    (host / "algorithms.py").rename(host / "algorithms" / "__init__.py")
-    assert site.train(cwd=checkout)["class"] == "CARFT"
 
 
 # The host stays what it was
@@ -107,79 +105,6 @@ print(json.dumps([others, touched, ours, sorted(arguments.ALLOWED)]))
     assert touched == []
     assert ours == {"lr": 14, "kl_weight": 2.0, "class_balanced": False}
     assert allowed == ["class_balanced", "lr"]
-
-
-# What else is found in forks for "a value for each name": no pairs, no draws for strangers.
-TABLE_REGISTRY = """
-TABLE = {"ERM": {"lr": 0.001, "class_balanced": False}, "IRM": {"penalty": 1}}
-
-def default_hparams(algorithm_name, dataset_name):
-    return dict(TABLE[algorithm_name])
-
-def random_hparams(algorithm_name, dataset_name, random_state_seed):
-    return {**TABLE[algorithm_name], "lr": random_state_seed / 7}
-"""
-
-
-def test_a_registry_that_is_a_table_of_its_own_algorithms(site: Site, tmp_path: Path) -> None:
-    fork = write_checkout(tmp_path / "fork", hparams_registry=TABLE_REGISTRY)
-    code = """
-import json
-from domainbed.hparams_registry import default_hparams, random_hparams
-try:
-    random_hparams("Unheard", "Pets", 2)
-except KeyError as error:
-    refused = str(error)
-print(json.dumps([
-    default_hparams("CARFT", "Pets"),
-    random_hparams("CARFT", "Pets", random_state_seed=2),
-    random_hparams("ERM", "Pets", 14),
-    refused,
-]))
-"""
-    assert site.json("-c", code, cwd=fork) == [
-        OUR_HPARAMS,
-        {**OUR_HPARAMS, "lr": 2, "kl_weight": 2.0},
-        {"lr": 2.0, "class_balanced": False},
-        "'Unheard'",
-    ]
-
-
-TABLE_ALGORITHMS = """
-class Algorithm:
-    pass
-
-class ERM(Algorithm):
-    pass
-
-_BY_NAME = {"ERM": ERM}
-ALGORITHMS = {"ERM": ERM}
-
-def get_algorithm_class(algorithm_name):
-    return _BY_NAME[algorithm_name]
-"""
-
-
-def test_a_lookup_by_a_table_of_its_own(site: Site, tmp_path: Path) -> None:
-    fork = write_checkout(tmp_path / "fork", algorithms=TABLE_ALGORITHMS)
-    code = """
-import json
-import domainbed_carft
-from domainbed import algorithms
-find = algorithms.get_algorithm_class
-found = [find(name).__name__ for name in ("ERM", "CARFT", "CLIPZeroShot")]
-listed = [algorithms.ALGORITHMS["CARFT"] is find("CARFT"), list(algorithms.ALGORITHMS)]
-domainbed_carft.unregister()
-try:
-    algorithms.get_algorithm_class("CARFT")
-except KeyError:
-    print(json.dumps([found, listed, list(algorithms.ALGORITHMS)]))
-"""
-    assert site.json("-c", code, cwd=fork) == [
-        ["ERM", "CARFT", "CLIPZeroShot"],
-        [True, ["ERM", *OURS]],
-        ["ERM"],
-    ]
 
 
 CLASSES_OF_A_JOB = """
@@ -229,25 +154,7 @@ print(json.dumps([transforms, [e.protocol for e in observed.recall(hparams).envi
     assert site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout) == expected
 
 
-def test_upstreams_own_transforms_are_known_by_their_steps(site: Site, tmp_path: Path) -> None:
-    steps = "class Resize: pass\nclass ToTensor: pass\n\nclass Normalize:"
-    text = HOST["datasets.py"].replace("class Normalize:", steps)
-    text = text.replace("[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]", "(0.485, 0.456, 0.406), (1, 1, 1)")
-    text = text.replace("[str, Normalize()]", "[Resize(), ToTensor(), Normalize()]")
-    fork = write_checkout(tmp_path / "fork", datasets=text)
-    (site.folder / "data" / "art" / "cat").mkdir(parents=True)
-    code = """
-import json, sys
-from domainbed import datasets
-from domainbed_carft.method import observed
-hparams = {}
-datasets.Pets(sys.argv[1], [0], hparams)
-print(json.dumps(observed.recall(hparams).environments[0].protocol))
-"""
-    assert site.json("-c", code, str(site.folder / "data"), cwd=fork) == "domainbed"
-
-
-# DPLCLIP's data sets write the folders' names into the hparams, SWAD's and MIRO's get none.
+# As DPLCLIP's data sets do.
 WRITES_CLASS_NAMES = """        hparams["class_names"] = ["written", "by the host"]\n"""
 
 
@@ -268,36 +175,6 @@ print(json.dumps([hparams, shown(hparams)[0][1]]))
     hparams, shown = site.json("-c", code, str(site.folder / "data"), json.dumps(user), cwd=fork)
     assert hparams == (user or {"class_names": ["written", "by the host"]})
     assert shown == ["cat"]
-
-
-def test_a_package_of_data_sets_that_get_no_hparams(site: Site, tmp_path: Path) -> None:
-    text = HOST["datasets.py"].replace(", test_envs, augment, hparams)", ")")
-    text = text.replace(
-        "test_envs, hparams):\n        super().__init__(root, test_envs, True, hparams=hparams)",
-        "*more):\n        super().__init__(root)",
-    )
-    fork = write_checkout(tmp_path / "fork")
-    (fork / "domainbed" / "datasets.py").unlink()
-    write_files(
-        fork / "domainbed" / "datasets",
-        {"__init__.py": "from domainbed.datasets import datasets\n", "datasets.py": text},
-    )
-    (site.folder / "data" / "art" / "cat").mkdir(parents=True)
-    code = f"""{CLASSES_OF_A_JOB}
-datasets.datasets.Pets(sys.argv[1])
-print(json.dumps([
-    [shown({{}}, "Pets")[0][:2], shown({{}}, "Other")],
-    datasets.datasets.DATASETS,
-    vars(datasets.datasets)["EmojiStyles"].__module__,
-    hasattr(datasets, "EmojiStyles"),
-]))
-"""
-    assert site.json("-c", code, str(site.folder / "data"), cwd=fork) == [
-        [["art", ["cat"]], []],
-        ["Pets", "EmojiStyles"],
-        "domainbed.datasets.datasets",
-        False,
-    ]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,11 @@ def test_the_switch(site: Site, checkout: Path) -> None:
     assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
     done = site.run("-c", "import domainbed", **off)
     assert "No module named 'domainbed'" in done.stderr
-    assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE="0")["class"] == "CARFT"
+
+
+@pytest.mark.parametrize("value", ["", "0", "false"])
+def test_the_switch_left_on(site: Site, checkout: Path, value: str) -> None:
+    assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
 
 
 def test_unregistering_leaves_alone_what_others_changed_since(site: Site, checkout: Path) -> None:

@@ -1,6 +1,5 @@
 """The report in a real browser: what it loads, how it looks, and what keys and clicks do."""
 
-import re
 import shutil
 from contextlib import contextmanager
 
@@ -50,26 +49,26 @@ def opened(browser, path, width=1440, scheme="light"):
 
 
 @pytest.mark.parametrize("width, scheme", [(360, "light"), (1440, "dark")])
-def test_it_loads_whole_without_an_error_or_a_request(browser, made, width, scheme):
+def test_it_loads_whole_without_an_error_or_a_request_and_axe_finds_nothing(
+    browser, made, width, scheme
+):
     with opened(browser, made, width, scheme) as page:
         assert page.said == []
         assert page.evaluate("document.documentElement.scrollWidth") == width
         pictures = page.evaluate(
-            "[...document.images].map(i => [i.complete, i.naturalWidth, i.currentSrc === i.src,"
+            "[...document.images].map(i => [i.complete, i.naturalWidth,"
             " i.getBoundingClientRect().width])"
         )
         assert len(pictures) == 12
-        for complete, natural, is_light, shown in pictures:
-            assert complete and natural > 200
-            assert is_light == (scheme == "light")
-            assert 200 < shown <= width
-    # No letter of a figure is smaller than 9 px. A user unit is a point, of which 72 are an inch.
-    for (_, natural, _, shown), path in zip(
-        pictures, sorted((made.parent / "figures").glob("*.svg")), strict=True
-    ):
-        text = path.read_text(encoding="utf-8")
-        sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:\w+ )*([\d.]+)px", text)]
-        assert sizes and min(sizes) * shown / natural * 4 / 3 >= 9, path.name
+        for complete, natural, shown in pictures:
+            assert complete and natural > 200 and 200 < shown <= width
+        axe = pytest.importorskip(
+            "axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing"
+        )
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        assert len(found.response["passes"]) > 20
 
 
 def column(page, number):
@@ -113,24 +112,3 @@ def test_keys_reach_everything_in_its_order_and_tables_sort(browser, made):
         assert values(page) == sorted(values(page))
         sorts = "[...document.querySelector('table').tHead.rows[0].cells].map(c => c.ariaSort)"
         assert page.evaluate(sorts) == [None, "ascending", None, None, None, None]
-
-
-def test_without_scripts_the_tables_are_there(browser, made):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(made.as_uri())
-    assert page.locator("table").first.locator("tbody tr").count() == 3
-    assert page.locator("th button").count() == 0
-    context.close()
-
-
-@pytest.mark.parametrize("width, scheme", [(360, "light"), (1440, "dark")])
-def test_axe_finds_nothing(browser, made, width, scheme):
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
-    )
-    with opened(browser, made, width, scheme) as page:
-        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        found = axe.Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
-        assert len(found.response["passes"]) > 20

@@ -19,7 +19,7 @@ from domainbed.scripts import train
 from PIL import Image
 from report_page import TABLE, contents, page_of, report
 
-from domainbed_carft.results import document, published
+from domainbed_carft.results import document
 
 
 @pytest.fixture
@@ -45,25 +45,18 @@ def page(made):
 # The page
 
 
-def test_tables_are_the_collectors(sweep, page):
-    built = collect_sweeps.collect(sweep)
-    grids = {grid.title: grid for grid in built.document.grids}
+def test_tables_are_the_collectors_and_say_what_is_missing(sweep, page):
+    grids = {grid.title: grid for grid in collect_sweeps.collect(sweep).document.grids}
     assert TABLE in page.tables and "PACS; test-domain validation set (oracle)" in page.tables
     for title in page.tables.keys() & grids.keys():
         header, *rows = page.tables[title]
         assert header == grids[title].header and rows == [list(row) for row in grids[title].rows]
+        assert all(html.escape(note, quote=False) in page.text for note in grids[title].notes)
     # It has no value, since the jobs with two environments left out were not run: no table of X.
     assert not [title for title in page.tables if "leave-one-domain-out" in title]
+    assert "no job --test_envs 1: trial 1" in page.text and "are incomplete: the notes" in page.text
     told = r"CARFT is [\d.]+ points (above|below) CLIPFineTune .* the mean over 7 pairs .* interval"
     assert re.search(told, page.text)
-
-
-def test_what_is_missing_is_named_once(page):
-    rows = page.tables["Jobs that cells lack"]
-    (row,) = (row for row in rows if "no job --test_envs 1: trial 1" in row[2])
-    assert row[:2] == ["PACS", "CLIPFineTune"] and row[3] == "C"
-    assert "training-domain" in row[4] and "oracle" in row[4]
-    assert any("needs the jobs with two test environments" in row[2] for row in rows)
 
 
 def test_figures_are_files_and_on_the_page_with_their_words(made, page):
@@ -75,21 +68,25 @@ def test_figures_are_files_and_on_the_page_with_their_words(made, page):
             small = picture.convert("RGB").resize((90, 90))
             assert picture.width > 600 and len(small.getcolors(90 * 90)) > 20
     pictures = page.all("img")
-    assert len(pictures) == len(page.all("picture")) == len(files) / 2
-    for picture, source in zip(pictures, page.all("source"), strict=True):
-        assert len(picture["alt"]) > 50 and int(picture["width"]) > 0 < int(picture["height"])
+    assert len(pictures) == len(files) / 2
+    for picture in pictures:
+        assert len(picture["alt"]) > 50
         assert picture["src"].startswith("data:image/svg+xml;base64,")
-        assert "dark" in source["media"] and source["srcset"] != picture["src"]
 
 
-def test_bars_have_the_means_of_the_table_and_the_published(made, page):
+def test_bars_have_the_means_of_the_table_and_the_best_are_marked(made, page):
     drawn = (made / "figures" / "PACS-accuracy.svg").read_text(encoding="utf-8")
-    for algorithm, *cells in page.tables[TABLE][1:]:
-        for cell in cells[:4]:
+    header, *rows = page.tables[TABLE]
+    for algorithm, *cells in rows:
+        for cell in cells:
             assert f">{cell.split()[0]}</text>" in drawn
         assert drawn.count(f">{algorithm}</text>") == 5  # four environments and the average
-    known = {(f.method, f.dataset): f.accuracy for f in published.figures()}
-    assert f">{known['CAR-FT', 'PACS']}</text>" in drawn and ">published</text>" in drawn
+    marked = re.findall(r'<td class="best">([^<]*)</td>', page.text.split("</table>")[0])
+    for place in range(1, len(header)):
+        values = [row[place] for row in rows if row[place] != document.NOTHING]
+        assert max(values, key=lambda text: float(text.split()[0])) in marked
+    assert len(marked) < len(rows) * (len(header) - 1)
+    assert any(title.startswith("Published") or "published" in title for title in page.tables)
 
 
 def test_the_page_is_well_made(page):
@@ -109,24 +106,11 @@ def test_the_page_is_well_made(page):
 
 
 def test_nothing_is_asked_from_elsewhere(made, page):
-    for _, attributes in page.elements:
-        for name in ("src", "srcset", "href", "poster", "data"):
-            value = attributes.get(name, "#")
-            assert value.startswith(("#", "data:", "figures/")), value
-    assert "url(" not in page.text and "@import" not in page.text
-    assert len(page.all("script")) == 1
-    for path in (made / "figures").glob("*.svg"):
-        text = path.read_text(encoding="utf-8")
-        assert "<script" not in text and not re.search(r'(?:href|src)="(?!#)', text), path
-
-
-def test_the_best_of_each_column_is_marked(page):
-    marked = re.findall(r'<td class="best">([^<]*)</td>', page.text.split("</table>")[0])
-    header, *rows = page.tables[TABLE]
-    for place in range(1, len(header)):
-        values = [row[place] for row in rows if row[place] != document.NOTHING]
-        assert max(values, key=lambda text: float(text.split()[0])) in marked
-    assert len(marked) < len(rows) * (len(header) - 1)
+    values = [a.get(n, "#") for _, a in page.elements for n in ("src", "srcset", "href", "data")]
+    assert all(value.startswith(("#", "data:", "figures/")) for value in values)
+    drawn = "".join(p.read_text(encoding="utf-8") for p in (made / "figures").glob("*.svg"))
+    assert "url(" not in page.text and "@import" not in page.text and "<script" not in drawn
+    assert not re.search(r'(?:href|src)="(?!#)', drawn)
 
 
 def test_the_same_records_give_the_same_bytes(sweep, made, tmp_path):
@@ -151,7 +135,7 @@ def test_commands_and_digest_are_of_the_jobs(sweep, page):
         arguments = train.build_parser().parse_args([*words, "--data_dir", "D"])
         parsed[Path(arguments.output_dir).name] = vars(arguments)
     jobs = sorted(sweep.glob("*/results.jsonl"))
-    assert len(parsed) == len(jobs) == len(page.tables["Jobs"]) - 1
+    assert len(parsed) == len(jobs)
     for path in jobs:
         wanted = json.loads(path.read_text().splitlines()[0])["args"]
         for name in set(wanted) - {"output_dir"}:
@@ -209,17 +193,22 @@ def test_a_full_disk_leaves_what_was_there(sweep, made, tmp_path, monkeypatch, c
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_settings_that_differ_have_sections_of_their_own(tmp_path):
-    for weight in (1, 3):
+def test_settings_and_data_sets_that_differ_have_sections_of_their_own(tmp_path):
+    for weight, dataset in ((1, "PACS"), (3, "PACS"), (3, "VLCS")):
         hparams = json.dumps({"kl_weight": weight})
-        folder = tmp_path / "sweep" / f"kl {weight}"
-        report_page.write_ours(folder, ["CARFT"], trials=1, hparams=hparams)
+        folder = tmp_path / "sweep" / f"kl {weight} {dataset}"
+        report_page.write_ours(folder, ["CARFT"], trials=1, dataset=dataset, hparams=hparams)
     page = page_of(tmp_path / "sweep")
     titles = [text for level, text in page.headings if level == 2]
-    assert titles[:2] == ["PACS; hparam kl_weight 1", "PACS; hparam kl_weight 3"]
+    kl_3 = ["VLCS; hparam kl_weight 3", "PACS; hparam kl_weight 3"]
+    assert sorted(titles[:3]) == sorted(["PACS; hparam kl_weight 1", *kl_3])
     files = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
-    assert {"PACS-accuracy.svg", "PACS-accuracy-2.svg"} <= files
-    assert ["hparam kl_weight", "3", "4"] in page.tables["Settings and versions"]
+    assert {"PACS-accuracy.svg", "PACS-accuracy-2.svg", "VLCS-accuracy.svg"} <= files
+    assert ["hparam kl_weight", "3", "8"] in page.tables["Settings and versions"]
+    (averages,) = (
+        rows for title, rows in page.tables.items() if title.startswith("Averages; trai")
+    )
+    assert averages[0][1:] == ["VLCS", "PACS", "Avg"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -233,22 +222,13 @@ def test_runs_that_left_nothing_out_have_a_report_too(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_several_data_sets_have_averages(tmp_path):
-    for dataset in ("PACS", "VLCS"):
-        report_page.write_ours(tmp_path / "sweep", ["CARFT"], trials=1, dataset=dataset)
-    page = page_of(tmp_path / "sweep")
-    assert page.tables["Averages; training-domain validation set"][0][1:] == ["VLCS", "PACS", "Avg"]
-    assert [text for level, text in page.headings if level == 2][:2] == ["VLCS", "PACS"]
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_another_method_is_followed_when_asked_for(sweep, tmp_path, capsys):
+def test_another_method_is_followed_when_asked_for(sweep, tmp_path):
     assert report(sweep, tmp_path, "--select", "oracle") == 0
     page = report_page.read(tmp_path)
     assert next(iter(page.tables)) == "PACS; test-domain validation set (oracle)"
     assert "--select oracle" in page.text
     assert report(sweep, tmp_path, "--select", "leave-one-domain-out") == 0
-    assert report_page.read(tmp_path).text.count("No run could be selected by leave-one-") == 3
+    assert report_page.read(tmp_path).text.count("No run was selected.") == 1
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -59,13 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser(
-        "demo", help="train CAR-FT and three baselines on the embedded benchmark, show the table"
+        "demo", help="train CAR-FT and three baselines on the embedded benchmark; print a table"
     )
-    demo.add_argument("--output_dir", type=Path, default=Path("demo_output"))
-    demo.add_argument("--trials", type=int, default=1, help="trials a cell (default: 1)")
+    demo.add_argument(
+        "--output_dir", type=Path, default=Path("demo_output"),
+        help="folder for jobs, table and report (default: demo_output)",
+    )  # fmt: skip
+    demo.add_argument("--trials", type=int, default=1, help="trials per cell (default: 1)")
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser(
-        "doctor", help="say whether a training job could start here, and what to do where not"
+        "doctor", help="check whether a training job can start here; say how to fix problems"
     )
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
     doctor.set_defaults(run=_doctor)

@@ -21,33 +21,35 @@ NOT_THERE = 2  # nothing was judged; argparse ends with the same for wrong optio
 def add_to(commands: Any) -> None:
     """Add ``data`` and its own commands to argparse's ``commands``."""
     data = commands.add_parser(
-        "data", help="list the benchmarks, check a copy of one, download one"
+        "data", help="list the benchmarks, verify a copy of one, or download one"
     )
     below = data.add_subparsers(required=True, metavar="COMMAND")
-    known = below.add_parser("list", help="what is known of each benchmark")
-    known.add_argument("--json", action="store_true", help="all of it, for scripts")
+    known = below.add_parser("list", help="show what is known about each benchmark")
+    known.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
     known.set_defaults(run=_list)
     check = below.add_parser(
-        "verify", help="compare a data set with what is known of it",
-        description="Compare a data set with what is known of it. Exit status: 1 if it is broken, "
-        "2 if there is none to look at, 0 otherwise.",
+        "verify", help="compare a data set with what is known about it",
+        description="Compare a data set with what is known about it. Exit status: 1 if the data is "
+        "broken, 2 if there is none, 0 otherwise.",
     )  # fmt: skip
     check.add_argument(
         "data", metavar="NAME|PATH",
-        help="a benchmark, or the path of a folder environment/class/picture of your own",
+        help="a benchmark's name, or the path of your own folder environment/class/picture",
     )  # fmt: skip
-    check.add_argument("--data_dir", type=Path, help="the folder that has the benchmark's folder")
-    check.add_argument("--decode", action="store_true", help="decode every picture, on all cores")
+    check.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
+    check.add_argument(
+        "--decode", action="store_true", help="decode every picture, using all cores"
+    )
     check.add_argument("--json", action="store_true", help="print JSON, for scripts")
     check.set_defaults(run=_verify)
     fetch = below.add_parser(
-        "download", help="fetch a benchmark from its sources, verify it, and put it in its place"
+        "download", help="download a benchmark from its sources, verify it and install it"
     )
-    fetch.add_argument("data", metavar="NAME")
-    fetch.add_argument("--data_dir", type=Path, required=True, help="where its folder will be")
+    fetch.add_argument("data", metavar="NAME", help="a benchmark that `carft data list` shows")
+    fetch.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
     fetch.add_argument(
         "--accept_different", action="store_true",
-        help="take what is usable though it is not as known, such as another edition",
+        help="accept usable data that differs from the known editions",
     )  # fmt: skip
     fetch.set_defaults(run=_download)
 

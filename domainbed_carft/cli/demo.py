@@ -15,6 +15,7 @@ from domainbed_carft import sweep
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
 from domainbed_carft.report.content import Wanted
+from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
 
@@ -28,14 +29,19 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     if trials:
         declaration = dataclasses.replace(declaration, trials=trials)
     (dataset,) = declaration.datasets
-    environments = declaration.environments[dataset]
     folder = output / "sweep"
     print(
-        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps[dataset]} steps "
-        f"with one of {', '.join(environments)} left out, {declaration.trials} of each"
+        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps[dataset]} steps on "
+        f"{dataset} with one environment left out"
     )
     writing.require_place(output / "report")
-    _require_done(sweep.run(declaration, DATA_DIR, folder, "pool"), folder)
+    if left := sweep.run(declaration, DATA_DIR, folder, "pool"):
+        first = left[0].attempt.last_words if left[0].attempt else left[0].detail
+        raise CarftError(
+            f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
+            f"{left[0].job.folder}: {first}\nMend the cause, run `carft sweep retry {folder}` if "
+            "they failed, then the same command again"
+        )
     table = _collect(folder)
     (output / "results.txt").write_text(table, encoding="utf-8")
     print(table)
@@ -50,25 +56,9 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     print(f"Records:  {folder}/*/results.jsonl, with out.txt, err.txt and model.pkl beside")
 
 
-def _require_done(left: list[sweep.Status], folder: Path) -> None:
-    """Raise a CarftError if a job is not done."""
-    if not left:
-        return
-    words = [status.attempt.last_words if status.attempt else status.detail for status in left]
-    raise CarftError(
-        f"{len(left)} of the jobs are not done, the first in {left[0].job.folder}: {words[0]}\n"
-        f"`carft sweep status {folder}` lists them. When the cause is mended, "
-        f"`carft sweep retry {folder}` if they failed, then the same command again"
-    )
-
-
 def _collect(folder: Path) -> str:
-    command = [
-        sys.executable, "-m", "domainbed.scripts.collect_results", "--input_dir", str(folder),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CarftError(
-            f"{' '.join(command[1:])} ended with status {done.returncode}: {done.stderr[-1000:]}"
-        )
+        raise CarftError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr[-1000:]}")
     return done.stdout

@@ -29,90 +29,100 @@ PARTS = (
 def add_to(commands: Any) -> None:
     """Add the three to argparse's ``commands``."""
     collect = commands.add_parser(
-        "collect", help="tables of sweeps' results, with errors and with what is missing"
+        "collect", help="print tables of sweep results, with errors and what is missing"
     )
     _common(collect)
-    collect.add_argument("--format", choices=FORMATS, default="text", help="default: text")
-    collect.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
+    collect.add_argument(
+        "--format", choices=FORMATS, default="text", help="output format (default: text)"
+    )
+    collect.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+    )
     collect.add_argument(
         "--strict",
         action="store_true",
-        help="exit status 3 if a cell is incomplete, a run diverged, or a file cannot be used",
+        help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
     )
     collect.add_argument(
-        "--compare", choices=["published"], help="our figures beside the published ones"
+        "--compare", choices=["published"], help="show published figures beside ours"
     )
     collect.add_argument(
         "--paired", nargs=2, metavar=("A", "B"),
-        help="algorithm A minus algorithm B, paired over data set, target and trial",
+        help="show algorithm A minus B, paired over data set, environment and trial",
     )  # fmt: skip
     collect.set_defaults(run=_collect)
     top = commands.add_parser(
-        "top", help="the best hyperparameters of each trial, as JSON and ready for --hparams"
+        "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
     )
     _common(top)
-    top.add_argument("--dataset", help="only this data set")
-    top.add_argument("--algorithm", help="only this algorithm")
-    top.add_argument("--test_env", type=int, help="only this environment, by its index")
+    top.add_argument("--dataset", help="show only this data set")
+    top.add_argument("--algorithm", help="show only this algorithm")
+    top.add_argument("--test_env", type=int, help="show only the environment with this index")
     top.set_defaults(run=_top)
     _add_report(commands)
 
 
 def _add_report(commands: Any) -> None:
     report = commands.add_parser(
-        "report", help="one page of a sweep's results: tables, figures, examples, how to repeat it"
+        "report", help="write a page of a sweep's results: tables, figures, examples"
     )
     report.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="a sweep's --output_dir, ours or not"
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="output folder of a sweep, ours or DomainBed's",
     )
     report.add_argument(
         "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
-        help="where index.html and figures/ are written: a new or empty folder, or that of an "
-        "earlier report (default: report)",
+        help="folder for index.html and figures/: new, empty, or that of an earlier report "
+        "(default: report)",
     )  # fmt: skip
     report.add_argument(
         "--select", choices=METHODS, metavar="METHOD",
-        help="the method of selection that figures and examples follow, of "
-        f"{', '.join(METHODS)}; default: the first that the sweep declares, or that "
-        "there are jobs for. Tables are of all of these",
+        help="selection method of figures and examples: "
+        f"{', '.join(METHODS)} (default: the first that the sweep declares or has jobs for)",
     )  # fmt: skip
     report.add_argument(
         "--ignore", type=some_of(PARTS), action="extend", default=[],
-        metavar="PART,...", help="do not keep apart runs that differ in this, as for carft collect",
+        metavar="PART,...", help="merge runs that differ in these, as carft collect does",
     )  # fmt: skip
     report.add_argument(
         "--examples", nargs=2, metavar=("A", "B"),
-        help="the two algorithms whose answers are compared picture by picture (default: CARFT and "
-        "CLIPFineTune)",
+        help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
     )  # fmt: skip
     report.add_argument(
         "--n_examples", type=int, default=4,
-        help="pictures of each environment that A gets right and B wrong, and as many the other "
-        "way round (default: 4)",
+        help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
     )  # fmt: skip
     report.add_argument(
         "--no_examples",
         "--no-examples",
         action="store_true",
-        help="no pictures: neither data nor weights are read",
+        help="show no pictures, and read neither data nor weights",
     )
-    report.add_argument("--data_dir", help="where the data is now (default: as recorded)")
+    report.add_argument(
+        "--data_dir", help="folder that contains the data now (default: as recorded)"
+    )
     report.set_defaults(run=_report)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="a sweep's --output_dir, ours or not"
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="output folder of a sweep, ours or DomainBed's",
     )
     parser.add_argument(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
-        help=f"methods of selection, separated by commas, of {', '.join(METHODS)}; default: those "
-        "that the sweep declares, else all that there are jobs for, and leave-one-domain-out with "
-        "what it needs",
+        help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
+        "the sweep declares, else all that have jobs, and leave-one-domain-out)",
     )  # fmt: skip
     parser.add_argument(
         "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
-        help="do not keep apart runs that differ in this, separated by commas, of "
+        help="merge runs that differ in these, separated by commas: "
         + ", ".join(PARTS),
     )  # fmt: skip
 

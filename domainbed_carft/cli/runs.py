@@ -27,98 +27,112 @@ def add_to(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
-        "evaluate", help="accuracy of a saved run: by split, by class, its calibration"
+        "evaluate", help="measure a saved run: accuracy by split and class, calibration"
     )
     _common(parser)
     _of_data(parser)
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON, for scripts")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+    )
     parser.set_defaults(run=_runner("evaluate"))
 
 
 def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser("predict", help="classes and contexts of pictures, by a saved run")
+    parser = commands.add_parser(
+        "predict", help="classify pictures and their contexts with a saved run"
+    )
     _common(parser)
     parser.add_argument(
-        "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom"
+        "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
     )
     parser.add_argument(
         "--top", type=_at_least(1), metavar="K",
-        help="the K likeliest classes and contexts (default: 3 as text, all as JSON Lines)",
+        help="show the K most likely classes and contexts (default: 3 as text, all as jsonl)",
     )  # fmt: skip
-    parser.add_argument("--format", choices=("text", "jsonl"), default="text")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
+    parser.add_argument("--format", choices=("text", "jsonl"), default="text", help="default: text")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+    )
     parser.set_defaults(run=_runner("predict"))
 
 
 def _add_wise_ft(commands: Any) -> None:
     parser = commands.add_parser(
-        "wise-ft", help="weights between the original CLIP and a saved run: evaluated, saved"
+        "wise-ft", help="interpolate between the original CLIP and a saved run; evaluate and save"
     )
     _common(parser)
     _of_data(parser)
     parser.add_argument(
         "--alphas", nargs="+", type=float, default=list(ALPHAS), metavar="ALPHA",
-        help="0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
+        help="share of the run: 0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", required=True,
+        help="folder for the results and the weights",
+    )  # fmt: skip
     _original(parser)
     parser.add_argument(
         "--save", nargs="+", default=["all"], metavar="ALPHA",
-        help="which weights to save: all (default), none, or some of --alphas",
+        help="alphas to save weights for: all (default), none, or some of --alphas",
     )  # fmt: skip
     parser.set_defaults(run=_runner("wise_ft"))
 
 
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
-        "export", help="a run as a CLIP that clip and open_clip load, with its head and a card"
+        "export", help="save a run as a CLIP that clip and open_clip load, with head and card"
     )
     _of_run(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", required=True,
-        help="the weights, NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside",
+        help="weights file NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside it",
     )  # fmt: skip
     _original(parser)
     parser.add_argument(
-        "--half", action="store_true", help="half precision, as OpenAI publishes its own weights"
+        "--half", action="store_true", help="use half precision, as OpenAI's own weights do"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.set_defaults(run=_export)
 
 
 def _of_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", type=Path, metavar="RUN", help="a job's folder, or a file of weights in one"
+        "path", type=Path, metavar="RUN", help="a job's folder, or a weights file in one"
     )
     parser.add_argument(
         "--which", choices=tuple(WEIGHTS),
-        help="of a folder: model.pkl (last, the default), or model_best.pkl (best in validation)",
+        help="in a folder: model.pkl (last, the default) or model_best.pkl (best in validation)",
     )  # fmt: skip
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     _of_run(parser)
-    parser.add_argument("--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N")
+    parser.add_argument(
+        "--batch_size",
+        type=_at_least(1),
+        default=BATCH_SIZE,
+        metavar="N",
+        help=f"pictures per batch (default: {BATCH_SIZE})",
+    )
     parser.add_argument(
         "--workers", type=_at_least(0), metavar="N",
-        help="processes that load pictures (default: one a core, none for few pictures)",
+        help="processes that load pictures (default: one per core, or none for few pictures)",
     )  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
 
 
 def _of_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data_dir",
-        help="where the data is, or the folder of your own that was moved (default: where the run "
-        "found it)",
+        help="folder that contains the data, or your own moved data folder (default: as recorded)",
     )
 
 
 def _original(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--original", metavar="FILE",
-        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
+        help="the CLIP that the run started from, if neither tiny nor one of OpenAI's",
     )  # fmt: skip
 
 

@@ -22,30 +22,32 @@ _THEIRS = (
 def add_to(commands: Any) -> None:
     """Add ``sweep`` and its own commands to argparse's ``commands``."""
     sweep = commands.add_parser(
-        "sweep", help="run many jobs, watch them, and resume after whatever stopped them"
+        "sweep", help="launch many jobs, watch them, and resume them after an interruption"
     )
     below = sweep.add_subparsers(required=True, metavar="COMMAND")
     _launch(below.add_parser("launch", help="run the jobs that are not done"))
-    status = _upkeep(below, "status", "what each job is doing")
-    status.add_argument("--watch", type=float, metavar="SECONDS", help="look again that often")
+    status = _upkeep(below, "status", "show what each job is doing")
+    status.add_argument("--watch", type=float, metavar="SECONDS", help="refresh every SECONDS")
     status.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    retry = _upkeep(below, "retry", "let failed jobs be tried again")
+    retry = _upkeep(below, "retry", "allow failed jobs to run again")
     retry.add_argument(
-        "--only", metavar="PATTERN", help="jobs with this in their folder's name or description"
+        "--only", metavar="PATTERN", help="only jobs whose folder or description contains PATTERN"
     )
-    cancel = _upkeep(below, "cancel", "stop what runs and waits; jobs save and can be resumed")
-    cancel.add_argument("--yes", action="store_true", help="do not ask")
-    clean = _upkeep(below, "clean", "remove what finished jobs have left behind")
+    cancel = _upkeep(below, "cancel", "stop running and waiting jobs; they can be resumed")
+    cancel.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    clean = _upkeep(below, "clean", "remove what finished jobs left behind")
     clean.add_argument(
         "--incomplete", action="store_true",
-        help="also delete all jobs that are neither done nor running nor queued",
+        help="also delete jobs that are neither done, running nor queued",
     )  # fmt: skip
-    clean.add_argument("--yes", action="store_true", help="do not ask")
+    clean.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _upkeep(below: Any, name: str, words: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = below.add_parser(name, help=words)
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
+    parser.add_argument(
+        "output_dir", type=Path, metavar="OUTPUT_DIR", help="output folder of the sweep"
+    )
 
     def run(arguments: argparse.Namespace) -> int | None:
         from domainbed_carft.sweep import upkeep
@@ -59,31 +61,33 @@ def _upkeep(below: Any, name: str, words: str) -> argparse.ArgumentParser:
 
 def _launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "sweep", nargs="?", metavar="SWEEP", help="a declared sweep, or one of ours by its name"
+        "sweep", nargs="?", metavar="SWEEP", help="a sweep file, or the name of an included sweep"
     )
-    parser.add_argument("--data_dir", help="the folder that has the data sets' folders")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--data_dir", help="folder that contains the data sets' folders")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the jobs")
     parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the cost without running"
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="print the cost without running anything",
     )
     parser.add_argument(
-        "--measure", action="store_true", help="with --dry_run: time a few steps here and now"
+        "--measure", action="store_true", help="with --dry_run: time a few steps on this machine"
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
         "--keep_weights", choices=("both", "last", "best", "none"),
-        help="weights that jobs started now keep: the last, those that validation selects, both or "
-        "none (default: what DOMAINBED_KEEP_WEIGHTS says, else both)",
+        help="weights to keep: last, best in validation, both or none (default: "
+        "$DOMAINBED_KEEP_WEIGHTS, else both)",
     )  # fmt: skip
     parser.add_argument(
         "--skip_training_in_splits", action="store_true",
-        help="jobs started now leave out the accuracies on the training environments' in-splits: "
-        "most of the evaluation, and no selection uses them",
+        help="skip accuracies on the training environments' in-splits: most of the evaluation, "
+        "and no selection uses them",
     )  # fmt: skip
     parser.add_argument(
         "--log", nargs="+", choices=("tensorboard", "wandb"), metavar="NAME",
-        help="tensorboard, wandb or both: where jobs started now also log their scalars (default: "
-        "what DOMAINBED_LOG says)",
+        help="also log scalars to tensorboard, wandb or both (default: $DOMAINBED_LOG)",
     )  # fmt: skip
     _add_launchers(parser.add_argument_group("launcher"))
     _add_theirs(parser.add_argument_group("instead of SWEEP, the flags of domainbed.scripts.sweep"))
@@ -115,15 +119,22 @@ def _add_launchers(group: Any) -> None:
 
 def _add_theirs(group: Any) -> None:
     """Flags of ``domainbed.scripts.sweep``; None stands for not given."""
-    group.add_argument("--algorithms", nargs="+", metavar="NAME")
-    group.add_argument("--datasets", nargs="+", metavar="NAME")
-    group.add_argument("--n_trials", type=int, help="default: 3")
+    group.add_argument("--algorithms", nargs="+", metavar="NAME", help="algorithms to train")
+    group.add_argument("--datasets", nargs="+", metavar="NAME", help="data sets to train on")
+    group.add_argument("--n_trials", type=int, help="trials per cell (default: 3)")
     group.add_argument("--n_hparams_from", type=int, help="first hparams_seed (default: 0)")
     group.add_argument("--n_hparams", type=int, help="hparams_seed to stop before (default: 20)")
-    group.add_argument("--steps", type=int, help="default: the data set's own")
+    group.add_argument("--steps", type=int, help="steps per job (default: the data set's own)")
     group.add_argument("--hparams", metavar="JSON", help="hyperparameters to set in every job")
-    group.add_argument("--holdout_fraction", type=float, help="default: 0.2")
-    group.add_argument("--single_test_envs", action="store_true", default=None)
+    group.add_argument(
+        "--holdout_fraction", type=float, help="share of each out-split (default: 0.2)"
+    )
+    group.add_argument(
+        "--single_test_envs",
+        action="store_true",
+        default=None,
+        help="leave out single environments only, no pairs",
+    )
     group.add_argument("--task", choices=("domain_generalization", "domain_adaptation"))
 
 

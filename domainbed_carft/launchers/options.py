@@ -49,7 +49,7 @@ class PoolOptions:
     """How many jobs run at a time on this machine."""
 
     jobs: Annotated[int, Ge(1)] | None = _option(
-        None, "jobs at a time (default: jobs_per_gpu on each GPU, else one a core)"
+        None, "jobs at a time (default: jobs_per_gpu on each GPU, else one per core)"
     )
     jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(
         None, "jobs at a time on each GPU (default: 1)"
@@ -70,17 +70,19 @@ class SlurmOptions:
     partition: str | None = _option(None, "partition (default: the cluster's)")
     account: str | None = _option(None, "account to charge")
     qos: str | None = _option(None, "quality of service")
-    time: str = _option("1-0", "time limit of a job: minutes or D-HH:MM:SS")
-    gpus: Annotated[int, Ge(0)] = _option(0, "GPUs of a job")
-    cpus: Annotated[int, Ge(1)] = _option(1, "cores of a job, and its threads")
-    memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory of a job")
+    time: str = _option("1-0", "time limit per job: minutes or D-HH:MM:SS")
+    gpus: Annotated[int, Ge(0)] = _option(0, "GPUs per job")
+    cpus: Annotated[int, Ge(1)] = _option(1, "cores and threads per job")
+    memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
-    array_size: Annotated[int, Ge(1)] = _option(1000, "jobs of one submission; more are chained")
+    array_size: Annotated[int, Ge(1)] = _option(
+        1000, "jobs per submission; further ones are chained"
+    )
     signal_seconds: Annotated[int, Ge(10)] = _option(
         120, "seconds before the time limit at which a job saves its state"
     )
     setup: tuple[str, ...] = _option(
-        (), "line of shell before the job, such as 'module load cuda'", repeated=True
+        (), "shell line before the job, such as 'module load cuda'", repeated=True
     )
     extra: Mapping[str, str | bool] | None = _option(
         None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True

@@ -28,20 +28,16 @@ def apply(module: ModuleType) -> None:
     """Make all additions to `module`, one of domainbed's.
 
     Raises:
-        CarftError: naming the module and what went wrong, once the others have been tried.
+        CarftError: naming the module and what went wrong.
     """
     name = module.__name__
     if any(OWN_MODULES[own] == name for own in RUNNING):
         return
-    failures = []
-    for add in ADDITIONS.get(name, ()):
-        try:
+    try:
+        for add in ADDITIONS.get(name, ()):
             add(module)
-        except Exception as error:
-            failures.append(error)
-    if failures:
-        cause = failures[0]
-        raise CarftError(f"{name} cannot be extended: {cause}") from cause
+    except Exception as error:
+        raise CarftError(f"{name} cannot be extended: {error}") from error
 
 
 def withdraw() -> None:
@@ -91,7 +87,11 @@ def add_emoji_styles(module: ModuleType) -> None:
     if _JOURNAL.owns(home, "EmojiStyles"):
         ours = home.EmojiStyles
     else:
-        ours = _as_a_hosts(emoji_styles.EmojiStyles, home, "MultipleDomainDataset")
+        # A class of the host's module, with what its data sets have behind ours.
+        bases = (emoji_styles.EmojiStyles, getattr(home, "MultipleDomainDataset", object))
+        ours = type(
+            "EmojiStyles", bases, {"__module__": home.__name__, "__doc__": bases[0].__doc__}
+        )
     added = _add_named(home, "DATASETS", {"EmojiStyles": ours})
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
@@ -115,12 +115,6 @@ ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
 }
 
 
-def _as_a_hosts(ours: type, home: ModuleType, base: str) -> type:
-    """Return `ours` as a class of the module `home`, with what its `base` has behind it."""
-    bases = (ours, getattr(home, base, object))
-    return type(ours.__name__, bases, {"__module__": home.__name__, "__doc__": ours.__doc__})
-
-
 def _parts(module: ModuleType) -> list[ModuleType]:
     """`module` and, where it is a package, those of its submodules that are loaded."""
     prefix = f"{module.__name__}."
@@ -134,11 +128,6 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) ->
     Returns those added: names that the module has given to classes of its own stay its.
     """
     names = getattr(module, listing, [])
-    if not isinstance(names, (list, dict)):
-        raise CarftError(
-            f"{listing} should be a list of names or a table of classes, but is a "
-            f"{type(names).__name__}"
-        )
     added = {
         name: ours
         for name, ours in classes.items()

@@ -11,7 +11,6 @@ import functools
 import inspect
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,20 +55,11 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
             # DPLCLIP puts the folders' names here, over what the user may have said.
             if isinstance(hparams, dict) and names is not None:
                 hparams["class_names"] = names
-            _remember(self, given, report, ours)
+            _remember(self, given, report)
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
     return __init__
-
-
-def counts(folder: Any) -> dict[str, int] | None:
-    """Class -> pictures of an ImageFolder, in label order; None for anything else."""
-    targets, classes = getattr(folder, "targets", None), getattr(folder, "classes", None)
-    if targets is None or classes is None:
-        return None
-    found = Counter(targets)
-    return {name: found[label] for label, name in enumerate(classes)}
 
 
 def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:
@@ -81,46 +71,30 @@ def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:
     except Exception as error:
         warn_once(f"the check of {name}", error)
         return None
-    if not ours:
-        _warn_if_broken(report)
+    if report.problems and not ours and report.root not in _warned:
+        _warned.add(report.root)
+        print(
+            f"domainbed-carft: Warning: {shown(report.refusal)}. The job continues, but its "
+            f"results may be worthless; mend the data and run it again ({SWITCH}=1 switches this "
+            "check off).",
+            file=sys.stderr,
+        )
     return report
 
 
-def _warn_if_broken(report: verify.Report) -> None:
-    if not report.problems or report.root in _warned:
-        return
-    _warned.add(report.root)
-    print(
-        f"domainbed-carft: Warning: {shown(report.refusal)}. The job goes on, but its results may "
-        f"mean nothing; mend the data and run it again ({SWITCH}=1 switches this check off).",
-        file=sys.stderr,
-    )
-
-
-def _remember(
-    dataset: Any, given: Mapping[str, Any], report: verify.Report | None, ours: bool
-) -> None:
+def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | None) -> None:
     """Hand on what the environments show, by the very dict that the algorithm gets."""
-    name, hparams = type(dataset).__name__, given.get("hparams")
     protocol = _follow_protocol(dataset, given)
-    folders = dict(zip(_environment_names(dataset), dataset.datasets))
     environments = [
         observed.Environment(
-            environment,
+            name,
             getattr(folder, "classes", None),
             observed.normalisation(getattr(folder, "transform", None)),
             protocol,
         )
-        for environment, folder in folders.items()
+        for name, folder in zip(_environment_names(dataset), dataset.datasets)
     ]
-    if report is None:  # the environments lie here and there
-        found = {environment: counts(folder) for environment, folder in folders.items()}
-        known = {environment: inside for environment, inside in found.items() if inside is not None}
-        if folders and len(known) == len(found):
-            report = verify.judge(name, known)
-            if not ours:
-                _warn_if_broken(report)
-    seen = observed.remember(hparams, name, environments, report)
+    seen = observed.remember(given.get("hparams"), type(dataset).__name__, environments, report)
     dataset.data_edition, dataset.protocol = seen.edition, protocol
 
 
@@ -148,8 +122,7 @@ def _is_upstreams(environment: Any) -> bool:
 
 
 def _environment_names(dataset: Any) -> list[str]:
-    """The folders' names, which tell the user where to look; numbers where these do not differ."""
-    numbers = [str(number) for number in range(len(dataset.datasets))]
-    roots = [getattr(e, "root", number) for e, number in zip(dataset.datasets, numbers)]
-    folders = [os.path.basename(os.path.normpath(root)) for root in roots]
-    return folders if len(set(folders)) == len(folders) else numbers
+    """The folders' names, which tell the user where to look; numbers where two are the same."""
+    roots = [getattr(environment, "root", None) for environment in dataset.datasets]
+    folders = [os.path.basename(os.path.normpath(root)) for root in roots if root is not None]
+    return folders if len(set(folders)) == len(roots) else [*map(str, range(len(roots)))]

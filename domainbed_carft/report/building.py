@@ -14,13 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import faults
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import sections, writing
-from domainbed_carft.report.content import Page, Wanted
+from domainbed_carft.report.content import Wanted
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import document, labels, paired, published, selection, tables
 from domainbed_carft.results.document import Grid
@@ -45,15 +46,15 @@ def run(arguments: argparse.Namespace) -> None:
     writing.require_place(arguments.output)  # before anything takes time
     page = build(wanted)
     index = writing.write(arguments.output, page)
-    for line in page.faults:
+    for line in page["faults"]:
         print(shown(line), file=sys.stderr)
-    if page.gaps:
-        print(f"The page lists {counted(page.gaps, 'gap')} in its tables.", file=sys.stderr)
+    if not page["complete"]:
+        print("Some cells are incomplete; notes on the page say why.", file=sys.stderr)
     print(f"Report: {shown(str(index))}")
 
 
-def build(wanted: Wanted) -> Page:
-    """Read everything and say what the page says.
+def build(wanted: Wanted) -> dict[str, Any]:
+    """Read everything and say what the page says: what its template asks for, by name.
 
     Raises CarftError as ``collecting.gather`` does, for a method of selection that there are no
     jobs for, and for algorithms in ``pair`` that no job is of.
@@ -67,15 +68,13 @@ def build(wanted: Wanted) -> Page:
     pair = _pair(labels.algorithms(run.algorithm for run in runs), wanted.pair, method)
     built = [tables.build(group, collection.methods) for group in groups]
     flat = [table for own in built for table in own]
-    mine = [table for table in flat if table.method == method]
     averages = [table for table in flat if table.averages and sections.has_values(table)]
     differences: list[paired.Difference] = []
     if pair and method != selection.IN_DOMAIN:
         with contextlib.suppress(CarftError):  # they share no trial
             differences = paired.compare(groups, [method], *pair)
-    compared = [published.compare(group, own) for group, own in zip(groups, built)]
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
-    missing, gaps = sections.missing(flat, collection.optional)
+    compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     numbers = {
         "data set": len({run.dataset for run in runs}),
@@ -84,39 +83,33 @@ def build(wanted: Wanted) -> Page:
         "job": collection.jobs,
         "record": collection.records,
     }
-    return Page(
-        title=f"{', '.join(labels.labels(runs))}: {left_out} left out",
-        method=selection.METHODS[method].title,
-        facts=[(f"{count:,}", inflected(count, word)) for word, count in numbers.items()],
-        findings=[_finding(one, *pair) for one in differences if pair],
-        sections=sections.build(
-            groups, built, [found for found, _ in compared], method, pair, wanted
-        ),
-        averages=[document.grid(table) for table in averages if len(table.columns) > 1],
-        paired=paired.grid(differences, *pair) if pair and differences else None,
-        published=[
+    return {
+        "title": f"{', '.join(labels.labels(runs))}: {left_out} left out",
+        "method": selection.METHODS[method].title,
+        "facts": [(f"{count:,}", inflected(count, word)) for word, count in numbers.items()],
+        "findings": [_finding(one, *pair) for one in differences if pair],
+        "sections": sections.build(groups, built, method, pair, wanted),
+        "averages": [document.grid(table) for table in averages if len(table.columns) > 1],
+        "paired": paired.grid(differences, *pair) if pair and differences else None,
+        "published": [
             published.grid([one for one in found if one.selection == method], remarks)
             for found, remarks in compared
-            if known
         ],
-        overview=published.overview(collection.compare_with) if known else None,
-        captions={
+        "overview": published.overview(collection.compare_with) if known else None,
+        "captions": {
             "tables": document.CAPTION,
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },
-        notes=collecting.notes(collection),
-        missing=missing,
-        gaps=gaps,
-        complete=not any(table.incomplete for table in mine),
-        faults=list(faults.lines(collection.faults)),
-        command=_command(wanted),
-        software=", ".join(f"{name} {version(name)}" for name in _DRAWN_BY),
-        settings=_settings(runs),
-        digest=_digest(runs),
-        jobs=_jobs(runs),
-        commands=[_line(run) for run in runs],
-    )
+        "notes": collecting.notes(collection),
+        "complete": not any(table.incomplete for table in flat if table.method == method),
+        "faults": list(faults.lines(collection.faults)),
+        "command": _command(wanted),
+        "software": ", ".join(f"{name} {version(name)}" for name in _DRAWN_BY),
+        "settings": _settings(runs),
+        "digest": _digest(runs),
+        "commands": [_line(run) for run in runs],
+    }
 
 
 def _pair(
@@ -125,31 +118,25 @@ def _pair(
     """The two algorithms to compare, None if there are not both of ours and none were asked for."""
     if asked is None:
         return PAIR if set(PAIR) <= set(algorithms) else None
-    if method == selection.IN_DOMAIN:
-        raise CarftError(
-            f"--examples {' '.join(asked)}: the jobs of --select {method} left no environment out; "
-            "choose another method, or omit --examples"
-        )
-    if asked[0] == asked[1] or not set(asked) <= set(algorithms):
+    if method == selection.IN_DOMAIN or asked[0] == asked[1] or not set(asked) <= set(algorithms):
         raise CarftError(
             f"--examples {' '.join(asked)}: expected two different algorithms of "
-            f"{', '.join(algorithms)}"
+            f"{', '.join(algorithms)}, and a --select that leaves an environment out"
         )
     return asked
 
 
 def _finding(one: paired.Difference, a: str, b: str) -> str:
-    """A sentence on the one thing that a reader wants to know first."""
+    """A sentence on the one thing that a reader wants to know first; a table has the rest."""
     word = "above" if one.mean >= 0 else "below"
     text = (
         f"{a} is {abs(one.mean):.1f} points {word} {b} on the environments left out: the mean over "
-        f"{counted(one.pairs, 'pair')} of (environment, trial), of which {one.wins} won, "
-        f"{one.losses} lost, {one.ties} equal"
+        f"{counted(one.pairs, 'pair')} of (environment, trial)"
     )
     if one.low is not None and one.high is not None:
         text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
     if one.incomplete:
-        text += f"; {len(one.incomplete)} incomplete, see the paired comparison"
+        text += f"; {len(one.incomplete)} incomplete"
     return f"{one.setting}: {text}." if one.setting else f"{text}."
 
 
@@ -181,19 +168,6 @@ def _digest(runs: Iterable[Run]) -> str:
     for folder in sorted({run.folder for run in runs}, key=os.fsencode):
         whole.update(Path(folder, RECORDS).read_bytes())
     return whole.hexdigest()
-
-
-def _jobs(runs: Sequence[Run]) -> Grid:
-    environments = labels.labels(runs)
-    header = "Folder", "Data set", "Algorithm", "Left out", "Trial", "hparams_seed", "Seed"
-    rows = []
-    for run in runs:
-        names = run.environments or environments[run.dataset]
-        left_out = ", ".join(names[index] for index in run.test_envs) or "nothing"
-        numbers = map(str, (run.trial, run.choice, run.seed, f"{max(run.steps):g}"))
-        name, done = Path(run.folder).name, "yes" if run.done else "no"
-        rows.append([name, run.dataset, run.algorithm, left_out, *numbers, done])
-    return Grid("Jobs", [*header, "Last step", "Finished"], rows, [])
 
 
 def _line(run: Run) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,13 +61,12 @@ class Target(NamedTuple):
 class Part(NamedTuple):
     """Figures or examples of one kind, for which the template has title and text.
 
-    A figure is None where there was nothing to draw; ``lacking`` says why there are none at all.
+    A figure is None where there was nothing to draw.
     """
 
     kind: str
     figures: Sequence[Figure | None] = ()
     targets: Sequence[Target] = ()
-    lacking: str = ""
 
 
 class Section(NamedTuple):
@@ -79,29 +78,3 @@ class Section(NamedTuple):
     best: Sequence[Sequence[bool]]
     others: Sequence[Grid]
     parts: Sequence[Part]
-
-
-class Page(NamedTuple):
-    """The whole page; ``facts``: number and what it counts; ``digest``: SHA-256 of the records."""
-
-    title: str
-    method: str
-    facts: Sequence[tuple[str, str]]
-    findings: Sequence[str]
-    sections: Sequence[Section]
-    averages: Sequence[Grid]
-    paired: Grid | None
-    published: Sequence[Grid]
-    overview: Grid | None
-    captions: Mapping[str, Sequence[str]]
-    notes: Sequence[str]
-    missing: Grid
-    gaps: int
-    complete: bool
-    faults: Sequence[str]
-    command: str
-    software: str
-    settings: Grid
-    digest: str
-    jobs: Grid
-    commands: Sequence[str]

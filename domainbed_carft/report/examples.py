@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,6 @@ class Judged(NamedTuple):
 
     one: Selected
     run: saved.TrainedRun
-    step: float
     items: Any
     probabilities: Tensor
     labels: Tensor
@@ -56,20 +56,18 @@ class Judged(NamedTuple):
     def remark(self) -> str:
         """Which weights, and whether they do now what was recorded of them."""
         run, wanted = self.one.outcome.runs[0], self.one.outcome.step
-        recorded = selection.accuracies(run)[0][run.steps.index(self.step), self.one.target]
-        chosen = self.step == wanted
-        which = ", which was selected" if chosen else f" ({wanted:g} was selected and not kept)"
-        return (
-            f"{run.algorithm}: {self.run.path.name}, of step {self.step:g}{which}; accuracy "
-            f"{100 * self.right.double().mean():.1f}% now, {100 * recorded:.1f}% recorded."
-        )
+        step = self.run.step or 0
+        which = ", which was selected" if step == wanted else f" ({wanted:g} was selected)"
+        text = f"{run.algorithm}: {self.run.path.name}, of step {step:g}{which}; accuracy "
+        text += f"{100 * self.right.double().mean():.1f}% now"
+        if step in run.steps:
+            recorded = selection.accuracies(run)[0][run.steps.index(step), self.one.target]
+            text += f", {100 * recorded:.1f}% recorded"
+        return f"{text}."
 
 
 def part(table: Table, runs: Sequence[Run], pair: Sequence[str], wanted: Wanted) -> Part:
-    """Examples of each direction for each environment left out.
-
-    What stands in the way of an environment's is said in its place, once if it is one for all.
-    """
+    """Examples of each direction for each environment left out, or what stands in the way."""
     targets = []
     chosen = selection.select(runs, table.method)
     for place, label in enumerate(table.columns):
@@ -78,8 +76,6 @@ def part(table: Table, runs: Sequence[Run], pair: Sequence[str], wanted: Wanted)
             targets.append(_target(label, mine, pair, wanted))
         except CarftError as error:
             targets.append(Target(label, str(error)))
-    if len({target.text for target in targets}) == 1 and not targets[0].directions:
-        return Part("examples", lacking=targets[0].text)
     return Part("examples", targets=targets)
 
 
@@ -96,8 +92,8 @@ def _target(label: str, chosen: Sequence[Selected], pair: Sequence[str], wanted:
     original = _original([one for one in chosen if one.trial == a.one.trial], ours)
     if original is None:
         remarks.append(
-            f"Without the {ORIGINAL}: no saved run of {' or '.join(_UNTRAINED)} with the same "
-            f"{', '.join(_SAME)} left {label} out in this trial."
+            f"There is no KL: this needs the weights of a run of {' or '.join(_UNTRAINED)} with "
+            f"the same {', '.join(_SAME)}, environment and trial."
         )
     both, neither = int((a.right & b.right).sum()), int((~a.right & ~b.right).sum())
     text = f"Of {len(a.labels)} pictures {both} are right for both and {neither} for neither; "
@@ -114,20 +110,15 @@ def _target(label: str, chosen: Sequence[Selected], pair: Sequence[str], wanted:
 
 def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
     """Of the first trial in which the weights of both algorithms are there."""
-    found = {(one.trial, one.algorithm): one for one in chosen}
-    trials = sorted({one.trial for one in chosen})
-    places = [[(trial, name) for name in pair] for trial in trials]
-    common = [[found[key] for key in keys] for keys in places if all(key in found for key in keys)]
-    if not common:
-        raise CarftError(f"No trial has both {' and '.join(pair)}: their jobs are missing.")
-    whole = [both for both in common if all(map(_kept, both))]
-    if not whole:
-        without = [one.outcome.runs[0].folder for one in common[0] if not _kept(one)]
-        raise CarftError(
-            f"Neither {' nor '.join(WEIGHTS.values())} is in {' and in '.join(without)}. Train "
-            "without --skip_model_save and --keep_weights none to keep them."
-        )
-    return whole[0]
+    found = {(one.trial, one.algorithm): one for one in chosen if _kept(one)}
+    for trial in sorted({one.trial for one in chosen}):
+        both = [found[trial, name] for name in pair if (trial, name) in found]
+        if len(both) == len(pair):
+            return both
+    raise CarftError(
+        f"No trial has the weights of both {' and '.join(pair)}. Run both, without "
+        "--skip_model_save and --keep_weights none."
+    )
 
 
 def _kept(one: Selected) -> list[str]:
@@ -136,23 +127,15 @@ def _kept(one: Selected) -> list[str]:
     return [which for which, name in WEIGHTS.items() if os.path.exists(os.path.join(folder, name))]
 
 
-def _open(one: Selected) -> tuple[saved.TrainedRun, float]:
-    """The weights of the checkpoint that was selected if they were kept, else others; their step.
-
-    Raises CarftError for weights that are not of the run in whose folder they are.
-    """
-    run, last = one.outcome.runs[0], max(one.outcome.runs[0].steps)
-    wanted = "last" if one.outcome.step == last else "best"
-    opened = saved.open_run(run.folder, wanted if wanted in _kept(one) else _kept(one)[0])
-    step = last if opened.step is None else opened.step
-    recorded = (run.dataset, run.algorithm, list(run.test_envs), run.trial, run.choice)
-    names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-    if tuple(map(opened.args.get, names)) != recorded or step not in run.steps:
-        raise CarftError(
-            f"{opened.path} is not of the run that is recorded beside it; expected a checkpoint of "
-            f"{dict(zip(names, recorded))}"
-        )
-    return opened, step
+def _open(one: Selected) -> saved.TrainedRun:
+    """The weights of the checkpoint that was selected if they were kept, else others."""
+    run, kept = one.outcome.runs[0], _kept(one)
+    wanted = "last" if one.outcome.step == max(run.steps) else "best"
+    opened = saved.open_run(run.folder, wanted if wanted in kept else kept[0])
+    named = tuple(opened.args.get(name) for name in ("dataset", "algorithm", "test_envs"))
+    if named != (run.dataset, run.algorithm, list(run.test_envs)):
+        raise CarftError(f"{opened.path} is not of the run that is recorded beside it")
+    return replace(opened, step=int(max(run.steps))) if opened.step is None else opened
 
 
 def _original(others: Sequence[Selected], ours: Sequence[Selected]) -> saved.TrainedRun | None:
@@ -166,12 +149,12 @@ def _original(others: Sequence[Selected], ours: Sequence[Selected]) -> saved.Tra
         same = all(start(one) == start(other) and start(one)[0] for other in ours)
         if one.algorithm in _UNTRAINED and same and _kept(one):
             with contextlib.suppress(CarftError):  # broken, which is nothing against the pair
-                return _open(one)[0]
+                return _open(one)
     return None
 
 
 def _judge(one: Selected, data_dir: str | None) -> Judged:
-    run, step = _open(one)
+    run = _open(one)
     name = f"env{one.target}_in"
     (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
     if not len(split):
@@ -184,7 +167,7 @@ def _judge(one: Selected, data_dir: str | None) -> Judged:
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")
-    return Judged(one, run, step, split.items, torch.cat(probabilities), torch.cat(labels))
+    return Judged(one, run, split.items, torch.cat(probabilities), torch.cat(labels))
 
 
 def _example(index: int, both: Sequence[Judged], original: saved.TrainedRun | None) -> Example:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,11 +19,6 @@ from domainbed_carft.results.tables import Cell, Table
 from domainbed_carft.text import shown
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#d8dee4", "#ffffff"
-# What the same colours are on a dark page.
-DARK = {
-    INK: "#e6edf3", MUTED: "#9da7b1", GRID: "#333b44", PAPER: "#0f1318",
-    "#0072B2": "#2f94dd", "#56B4E9": "#9ad4f7", "#808080": "#9a9a9a",
-}  # fmt: skip
 
 _WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
 _DPI = 180  # of the PNG
@@ -42,7 +36,7 @@ class Look(NamedTuple):
 
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; ours are those of it that stand
-# out by 3 to 1 on white and, as DARK has them, on the dark page.
+# out by 3 to 1 on white.
 _OURS = {
     "CLIPZeroShot": Look("#808080", "s", (0, (1, 1.2)), ""),
     "CLIPLinearProbe": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5)), "..."),
@@ -103,20 +97,6 @@ class Figure(NamedTuple):
         """The SVG as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
-    @property
-    def dark(self) -> Figure:
-        """The same in the colours of a dark page."""
-        dark = {light.lower(): colour for light, colour in DARK.items()}
-        return self._replace(
-            svg=re.sub("|".join(dark), lambda found: dark[found.group()], self.svg)
-        )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in px, so that nothing moves while the page is laid out."""
-        width, height = self.svg.split('viewBox="')[1].split('"')[0].split()[2:]
-        return round(float(width)), round(float(height))
-
 
 def looks(algorithms: Sequence[str]) -> dict[str, Look]:
     """Algorithm -> its look; ours have their own, others follow in the order given."""
@@ -128,23 +108,13 @@ def looks(algorithms: Sequence[str]) -> dict[str, Look]:
 
 
 @matplotlib.rc_context(_STYLE)
-def bars(
-    name: str, table: Table, averages: Table | None, published: Mapping[str, float], looks: Looks
-) -> Figure:  # fmt: skip
-    """A group of bars an environment, and one of their averages, accuracies in percent.
-
-    ``averages``: the table with the data set's in a column; ``published``: algorithm -> the
-    published accuracy on the data set, a mark at its average.
-    """
-    groups: list[tuple[str, list[tuple[str, Cell, float | None]]]] = [
-        (label, [(row.algorithm, row.cells[place], None) for row in table.rows])
+def bars(name: str, table: Table, looks: Looks) -> Figure:
+    """A group of bars an environment, and one of their averages, accuracies in percent."""
+    groups = [
+        (label, [(row.algorithm, row.cells[place]) for row in table.rows])
         for place, label in enumerate(table.columns)
     ]
-    if averages is not None:
-        place = list(averages.columns).index(table.dataset)
-        means = [(r.algorithm, r.cells[place], published.get(r.algorithm)) for r in averages.rows]
-        whole = {row.algorithm for row in table.rows if row.average is not None}
-        groups.append(("average", [one for one in means if one[0] in whole]))
+    groups.append(("average", [(row.algorithm, Cell(row.average, None, 1)) for row in table.rows]))
     groups = [(label, [one for one in cells if one[1].mean is not None]) for label, cells in groups]
     groups = [(label, cells) for label, cells in groups if cells]
 
@@ -154,10 +124,10 @@ def bars(
     names = {}
     for label, cells in groups:
         axes.text(0, height, f" {shown(label)}", va="center", weight="bold")
-        for algorithm, cell, figure in cells:
+        for algorithm, cell in cells:
             height += 1
             names[height] = shown(algorithm)
-            _bar(axes, height, cell, looks[algorithm], figure)
+            _bar(axes, height, cell, looks[algorithm])
         height += 1.6
     axes.set_yticks(list(names), list(names.values()))
     axes.tick_params(axis="y", length=0)
@@ -165,15 +135,11 @@ def bars(
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy (%)")
-    if any(figure is not None for _, cells in groups for _, _, figure in cells):
-        axes.plot([], [], "d", color=INK, mfc=PAPER, label="published")
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, handlelength=1)
-
     alt = f"Bars of the accuracy on {table.dataset} by environment, as in the table above."
     return _saved(canvas, table.dataset, name, alt)
 
 
-def _bar(axes: Axes, place: float, cell: Cell, look: Look, published: float | None) -> None:
+def _bar(axes: Axes, place: float, cell: Cell, look: Look) -> None:
     assert cell.mean is not None
     error = cell.error if cell.n > 1 else None
     axes.barh(
@@ -181,17 +147,7 @@ def _bar(axes: Axes, place: float, cell: Cell, look: Look, published: float | No
         linewidth=0.6, xerr=error, error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
     )  # fmt: skip
     end = min(cell.mean + (error or 0.0), _END)
-    if published is None:
-        axes.text(end + 1.5, place, f"{cell.mean:.1f}", va="center", fontsize=9)
-        return
-    # Each number beside what it is of: ours in the bar, the published one at its mark.
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
-    axes.text(4, place, f"{cell.mean:.1f}", va="center", fontsize=9, bbox=box)
-    axes.plot(published, place, "d", ms=6, color=INK, mfc=PAPER, mew=1.1, zorder=5)
-    axes.text(
-        max(published, end) + 2, place, f"{published:.1f}", va="center", fontsize=9,
-        style="italic", color=MUTED,
-    )  # fmt: skip
+    axes.text(end + 1.5, place, f"{cell.mean:.1f}", va="center", fontsize=9)
 
 
 @matplotlib.rc_context(_STYLE)

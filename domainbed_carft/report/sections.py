@@ -1,19 +1,17 @@
-"""The sections of the page, one a data set and setting; what is missing in all of them."""
+"""The sections of the page, one a data set and setting."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import figures, frames
 from domainbed_carft.report.content import Part, Section, Wanted
-from domainbed_carft.report.figures import Figure, Looks
+from domainbed_carft.report.figures import Looks
 from domainbed_carft.results import document, labels, selection
-from domainbed_carft.results.document import Grid
-from domainbed_carft.results.published import Comparison
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
 
@@ -21,14 +19,13 @@ Name = Callable[..., str]  # of a file or a place on the page: made of words, an
 
 
 def build(
-    groups: Sequence[Group], built: Sequence[Sequence[Table]],
-    compared: Sequence[Sequence[Comparison]], method: str, pair: Sequence[str] | None,
-    wanted: Wanted,
+    groups: Sequence[Group], built: Sequence[Sequence[Table]], method: str,
+    pair: Sequence[str] | None, wanted: Wanted,
 ) -> list[Section]:  # fmt: skip
     """A section for each data set of each group that has jobs for the method.
 
-    ``built``, ``compared``: of each group the tables, and its cells beside published figures.
-    ``pair``: the algorithms that are compared picture by picture; only this loads torch.
+    ``built``: the tables of each group. ``pair``: the algorithms that are compared picture by
+    picture; only this loads torch.
     """
     looks = figures.looks(labels.algorithms(run.algorithm for g in groups for run in g.runs))
     given: set[str] = set()
@@ -44,92 +41,54 @@ def build(
         return free
 
     found = []
-    for group, own, beside in zip(groups, built, compared, strict=True):
-        averages = next((t for t in own if t.averages and t.method == method), None)
-        for table in own:
-            if table.averages or table.method != method:
-                continue
+    for group, own in zip(groups, built, strict=True):
+        for table in (t for t in own if t.method == method and not t.averages):
             dataset, identity = table.dataset, name("data", table.dataset)
             runs = [run for run in group.runs if run.dataset == dataset]
-            known = {
-                one.algorithm: one.published
-                for one in beside
-                if (one.dataset, one.selection) == (dataset, method)
-            }
-            shown = [*parts(table, averages, runs, known, looks, name)]
+            parts = [*_parts(table, runs, looks, name)]
             if pair and wanted.examples is not None and method != selection.IN_DOMAIN:
                 from domainbed_carft.report import examples
 
-                shown.append(examples.part(table, runs, pair, wanted))
+                parts.append(examples.part(table, runs, pair, wanted))
             title = "; ".join(filter(None, [dataset, group.title]))
             others = [
                 document.grid(other)
                 for other in own
-                if other.dataset == dataset and other.method != method and not other.averages
-                if has_values(other)
+                if (other.dataset, other.averages) == (dataset, False) and has_values(other)
+                if other.method != method
             ]
-            grid = document.grid(table)
-            found.append(Section(identity, title, grid, best(table), others, shown))
+            found.append(
+                Section(identity, title, document.grid(table), _best(table), others, parts)
+            )
     return found
 
 
-def best(table: Table) -> list[list[bool]]:
+def _best(table: Table) -> list[list[bool]]:
     """Whether each cell of the table's grid, without the label, is the highest of its column."""
     means = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
     printed = pd.DataFrame(means, dtype=float).round(1)  # what reads the same is as good
     return (printed == printed.max()).to_numpy().tolist()
 
 
-def missing(built: Iterable[Table], optional: Container[str]) -> tuple[Grid, int]:
-    """What cells of a data set lack, each said once; how many of that are not of ``optional``."""
-    found: dict[tuple[str, str, str], tuple[dict[str, None], dict[str, None]]] = {}
-    for table in (table for table in built if not table.averages):
-        where = "; ".join(filter(None, [table.dataset, table.setting]))
-        for row in table.rows:
-            for column, cell in zip(table.columns, row.cells, strict=True):
-                for text in cell.missing:
-                    columns, methods = found.setdefault((where, row.algorithm, text), ({}, {}))
-                    columns[column] = methods[table.method] = None
-    rows = [
-        [*key, ", ".join(columns), ", ".join(selection.METHODS[name].title for name in methods)]
-        for key, (columns, methods) in found.items()
-    ]
-    gaps = sum(any(name not in optional for name in methods) for _, methods in found.values())
-    header = ["Data set", "Algorithm", "What", "Environments", "Tables by"]
-    return Grid("Jobs that cells lack", header, rows, []), gaps
-
-
-def parts(
-    table: Table, averages: Table | None, runs: Sequence[Run], published: Mapping[str, float],
-    looks: Looks, name: Name,
-) -> Iterator[Part]:  # fmt: skip
-    """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting.
-
-    ``averages``: the table that has the data set's in a column. ``published``: algorithm ->
-    published accuracy in percent.
-    """
+def _parts(table: Table, runs: Sequence[Run], looks: Looks, name: Name) -> Iterator[Part]:
+    """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting."""
     dataset = table.dataset
-    drawn: list[Figure | None] = []
-    if has_values(table):
-        drawn.append(figures.bars(name(dataset, "accuracy"), table, averages, published, looks))
-    yield Part("bars", drawn)
-    checkpoints = frames.checkpoints(runs, table.method)
-    title = selection.METHODS[table.method].title
-    lacking = f"No run could be selected by {title}: What is missing says why."
-    lacking = "" if len(checkpoints) else lacking
-    drawn = [
-        figures.curves(place, name(dataset, "over_steps", place), rows, figures.ACCURACY, looks)
-        for place, rows in _places(table, checkpoints)
+    bars = [figures.bars(name(dataset, "accuracy"), table, looks)] if has_values(table) else []
+    yield Part("bars", bars)
+    rows = frames.checkpoints(runs, table.method)
+    curves = [
+        figures.curves(place, name(dataset, "over_steps", place), some, figures.ACCURACY, looks)
+        for place, some in _places(table, rows)
     ]
-    yield Part("steps", drawn, lacking=lacking)
-    drawn = [
-        figures.marks(place, name(dataset, "robustness", place), rows, looks)
-        for place, rows in _places(table, frames.outcomes(runs, table.method))
+    yield Part("steps", curves)
+    marks = [
+        figures.marks(place, name(dataset, "robustness", place), some, looks)
+        for place, some in _places(table, frames.outcomes(runs, table.method))
     ]
-    yield Part("robustness", drawn, lacking=lacking)
-    rows = frames.over_targets(checkpoints, frames.DRIFT)
-    drawn = [figures.curves(dataset, name(dataset, "context_drift"), rows, figures.DRIFT, looks)]
-    yield Part("drift", drawn, lacking=lacking)
+    yield Part("robustness", marks)
+    rows = frames.over_targets(rows, frames.DRIFT)
+    drift = figures.curves(dataset, name(dataset, "context_drift"), rows, figures.DRIFT, looks)
+    yield Part("drift", [drift])
 
 
 def has_values(table: Table) -> bool:
@@ -139,14 +98,13 @@ def has_values(table: Table) -> bool:
 
 def _places(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """A title and the rows of all environments together, then of each."""
-    if rows.empty:
-        return
-    if (rows["target"] == frames.NOTHING).all():
+    if (rows["target"] == frames.NOTHING).any():  # as in all of them
         yield "nothing left out", rows
         return
-    together = frames.over_targets(rows, ["in_domain", "out_of_domain"])
-    if rows["target"].nunique() > 1 and not together.empty:
-        yield "mean over environments", together
+    if rows["target"].nunique() > 1:
+        together = frames.over_targets(rows, ["in_domain", "out_of_domain"])
+        if not together.empty:
+            yield "mean over environments", together
     for target, label in enumerate(table.columns):
         mine = rows[rows["target"] == target]
         if not mine.empty:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import __version__, text
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report.content import Page
 
 INDEX = "index.html"
 FIGURES = "figures"
@@ -34,14 +34,14 @@ def require_place(folder: Path) -> None:
         )
 
 
-def write(folder: Path, page: Page) -> Path:
-    """Write the page and its figures; the path of the page.
+def write(folder: Path, page: Mapping[str, Any]) -> Path:
+    """Write what ``building.build`` says, and its figures; the path of the page.
 
     Figures that an earlier page had, and this one has not, are removed. Nothing else is.
     """
     # Halves of characters, which names may have, are in no encoding.
     contents = {INDEX: _render(page).encode("utf-8", "backslashreplace")}
-    parts = [part for section in page.sections for part in section.parts]
+    parts = [part for section in page["sections"] for part in section.parts]
     for figure in (figure for part in parts for figure in part.figures if figure):
         contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
         contents[f"{FIGURES}/{figure.name}.png"] = figure.png
@@ -69,22 +69,13 @@ def _earlier(folder: Path) -> str:
         return ""
 
 
-def _render(page: Page) -> str:
+def _render(page: Mapping[str, Any]) -> str:
     """One page that needs nothing from anywhere else: styles, script and pictures are in it."""
     environment = text.templates(autoescape=True)
     # Names are anybody's; what is markup already has come through here.
     environment.finalize = lambda value: text.shown(value) if type(value) is str else value
-    environment.filters["breakable"] = _breakable
     template = environment.get_template("report/page.html.j2")
     return template.render(page=page, version=__version__)
-
-
-def _breakable(name: str) -> Any:
-    """A name that may be broken before its capitals."""
-    from markupsafe import Markup, escape
-
-    parts = re.split(r"(?<=[a-z])(?=[A-Z])", text.shown(name))
-    return Markup("<wbr>").join(escape(part) for part in parts)
 
 
 def _not_written(folder: Path, error: OSError) -> CarftError:
