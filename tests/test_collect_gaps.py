@@ -4,10 +4,12 @@ import json
 import shutil
 
 import collect_sweeps
+import numpy as np
 import pytest
 from domainbed.scripts import collect_results
 
 from domainbed_carft import cli
+from domainbed_carft.jobs import records
 from domainbed_carft.results import collection as collecting
 
 
@@ -114,8 +116,8 @@ def test_algorithms_with_fewer_draws_are_named(tmp_path):
 def write_records(job, change):
     """Rewrite a job's records as ``change`` returns them."""
     path = job / "results.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(change(record)) + "\n" for record in records))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
 
 
 def test_runs_that_all_ended_before_the_last_step_asked_for(tmp_path):
@@ -219,6 +221,20 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     status, _, err = strict(capsys, tmp_path / "sweep", "--select", "oracle")
     assert status == 3
     assert f"diverged: {job}: the training diverged; 2 records from step 100 on count" in err
+
+
+@pytest.mark.parametrize(
+    ("step", "first"), [(0, 0), (1, 0), (2, 100), (100, 100), (101, 100), (102, 200)]
+)
+def test_a_record_after_the_update_that_broke_the_weights_does_not_count(tmp_path, step, first):
+    """The first loss that is not finite is that of the step after this update."""
+    job = collect_sweeps.write_job(tmp_path)
+    write_records(job, lambda r: {**r, **({"diverged_at": step} if r["step"] >= step else {})})
+    (run,) = records.read([tmp_path]).runs
+    known = ~np.isnan(np.array(run.accuracies)).reshape(3, 8)
+    assert known.all(axis=1).tolist() == known.any(axis=1).tolist()
+    assert known.all(axis=1).tolist() == [at < first for at in (0, 100, 200)]
+    assert run.diverged_at == first
 
 
 def test_copies_of_a_diverged_job_count_once(tmp_path):
