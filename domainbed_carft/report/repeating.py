@@ -14,7 +14,7 @@ from typing import Any
 import domainbed_carft
 from domainbed_carft import files
 from domainbed_carft.jobs import folder as job_folder
-from domainbed_carft.jobs import records, train_command
+from domainbed_carft.jobs import job, records
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report.content import Digest, Repeat
 from domainbed_carft.results import labels as environments
@@ -147,7 +147,7 @@ def _command(run: Run) -> str:
     described = _described(run.folder)
     # Of a folder that others have written to since, the description is another job's.
     given = described if all(described.get(k) == recorded.get(k) for k in _IDENTITY) else recorded
-    return train_command.line({**given, "output_dir": f"OUT/{Path(run.folder).name}"})
+    return shlex.join(job.command({**given, "output_dir": f"OUT/{Path(run.folder).name}"}))
 
 
 def _described(folder: str) -> dict[str, Any]:
