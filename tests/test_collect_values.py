@@ -10,8 +10,8 @@ from domainbed.scripts import collect_results
 from harness import synthetic_records
 
 from domainbed_carft.cli import results
-from domainbed_carft.jobs import records
-from domainbed_carft.results import formats, selection, settings
+from domainbed_carft.jobs import records, setting
+from domainbed_carft.results import formats, selection
 from domainbed_carft.results import labels as environments
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
@@ -100,7 +100,7 @@ def test_a_checkpoint_is_not_taken_that_only_some_of_the_jobs_have(tmp_path, cap
 def test_names_are_those_of_the_modules_that_know_them():
     assert tuple(selection.METHODS) == results.METHODS
     assert formats.NAMES == results.FORMATS
-    assert tuple(settings.KINDS) == results.PARTS
+    assert tuple(setting.KINDS) == results.PARTS
 
 
 def test_environments_are_domainbeds():

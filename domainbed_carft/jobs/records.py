@@ -21,7 +21,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.folder import DONE, RECORDS, has_diverged
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.setting import ARGUMENTS, printed_versions, setting
+from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
 from domainbed_carft.text import counted, inflected
 
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
@@ -287,11 +287,13 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
     count = _count(first)
     versions = first.get("versions")
-    if not isinstance(versions, dict):
-        versions = printed_versions(folder)
     names: Any = first.get("environments")
     if not (isinstance(names, list) and len(set(map(str, names))) == len(names) == count):
         names = []
+    told = {ENVIRONMENTS: ", ".join(map(str, names)) or str(count)}
+    told |= setting(
+        args, first, versions if isinstance(versions, dict) else printed_versions(folder)
+    )
     lost = _lost(records)
     if lost:
         what = f"{counted(len(lost), 'record')} from step {min(lost):g} on "
@@ -301,7 +303,7 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
         Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
         tuple(map(str, names)), count,
         array("d", [record["step"] for record in records]),
-        _accuracies(folder, records, count, lost, faults), setting(args, first, versions),
+        _accuracies(folder, records, count, lost, faults), told,
         _text(first.get("hparams") or {}), min(lost, default=None),
     )  # fmt: skip
 

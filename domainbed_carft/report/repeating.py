@@ -14,14 +14,13 @@ from typing import Any
 import domainbed_carft
 from domainbed_carft import files
 from domainbed_carft.jobs import folder as job_folder
-from domainbed_carft.jobs import job, records
+from domainbed_carft.jobs import job, records, setting
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report.content import Digest, Repeat
 from domainbed_carft.results import labels as environments
-from domainbed_carft.results import settings
 from domainbed_carft.results.document import Grid
 
-_VERSION = settings.KINDS["versions"]
+_VERSION = setting.KINDS["versions"]
 _IDENTITY = ("dataset", "algorithm", "trial_seed", "hparams_seed", "test_envs")
 _DRAWN_BY = ("matplotlib", "pandas", "numpy", "jinja2")
 # What decides the words that CLIP reads, and which CLIP it is.
