@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.faults import Fault
-from domainbed_carft.jobs.folder import DONE, RECORDS, has_diverged
+from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
 from domainbed_carft.text import counted, inflected
@@ -29,6 +29,7 @@ DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 _IDENTITY = ("dataset", "algorithm", "trial_seed", "hparams_seed")
 _NAN = float("nan")
 _NUMBERS = {float, int}
+_sorted = json.JSONEncoder(sort_keys=True).encode
 _MOST = 1 + 1e-6  # weights that are summed up in two orders may come to a little more than 1
 
 
@@ -114,22 +115,17 @@ def find(folders: Sequence[Path | str]) -> tuple[list[str], list[Fault]]:
             found.setdefault((status.st_dev, status.st_ino), folder)
         elif levels:
             try:
-                inner = sorted(entry.path for entry in os.scandir(folder) if _is_folder(entry))
+                inner = sorted(one.path for one in os.scandir(folder) if one.name[0] != ".")
             except OSError as error:
                 faults.append(Fault("unreadable", folder, f"{error.strerror}; skipped"))
                 return
             for path in inner:
-                visit(path, levels - 1)
+                if os.path.isdir(path):
+                    visit(path, levels - 1)
 
     for folder in folders:
         visit(str(folder), DEPTH)
     return list(found.values()), list(dict.fromkeys(faults))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    if entry.name.startswith("."):
-        return False
-    return entry.is_dir(follow_symlinks=False) or os.path.isdir(entry.path)
 
 
 def runs_in(folder: Path | str, faults: list[Fault] | None = None) -> list[Run]:
@@ -167,9 +163,8 @@ def of_run(run: Run) -> Iterator[dict[str, Any]]:
 
 def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The arguments of the job in a folder, from its first whole record; None without one."""
-    for _, record in _keyed(os.path.join(folder, RECORDS), []):
-        return dict(record["args"])
-    return None
+    first = next(_keyed(os.path.join(folder, RECORDS), []), None)
+    return dict(first[1]["args"]) if first else None
 
 
 def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -181,11 +176,9 @@ def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
                 lines = file.read().split(b"\n")
         except OSError:
             return None
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError):
-                record = files.parse_json(line)
-                if isinstance(record, dict) and "step" in record:
-                    return record
+        for record in map(_lenient, reversed(lines)):
+            if isinstance(record, dict) and "step" in record:
+                return record
     return None
 
 
@@ -199,33 +192,32 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
     except OSError as error:
         faults.append(Fault("unreadable", str(path), f"{error.strerror}; skipped"))
         return
-    key, args, hparams, names, beyond = "", None, None, frozenset[str](), ""
+    key, args, hparams, needed = "", None, None, frozenset[str]()
     for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
-        record: Any = None
         try:
             record = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            with contextlib.suppress(ValueError):
-                record = files.parse_json(line)  # NaN is no JSON, and Python writes it
+        except orjson.JSONDecodeError:  # NaN is no JSON, and Python writes it
+            record = _lenient(line)
+        # Most records are of the run of the last: what both have need not be checked again.
         if not (
-            # Most records are of the run of the last: what both have need not be checked again.
-            key
-            and type(record) is dict
-            and record.get("args") == args
-            and record.get("hparams") == hparams
-            and names <= record.keys()
-            and beyond not in record
-            and _is_step(record.get("step"))
-        ):
+            key and type(record) is dict and _is_step(record.get("step"))
+            and record.get("args") == args and record.get("hparams") == hparams
+            and needed <= record.keys()
+        ):  # fmt: skip
             if not (count := _count(record)):
                 text = f"line {number} is not a whole record, skipped"
                 faults.append(Fault("cut line", str(path), text))
                 continue
             args, hparams = record["args"], record.get("hparams")
-            key, names, beyond = _key(args, hparams, count), _needed(args, count), _out(count)
+            key, needed = _key(args, hparams, count), _needed(args, count)
         yield key, record
+
+
+def _lenient(line: bytes) -> Any:
+    with contextlib.suppress(ValueError):
+        return files.parse_json(line)
 
 
 def _count(record: Any) -> int:
@@ -236,7 +228,7 @@ def _count(record: Any) -> int:
     try:
         args, targets = record["args"], record["args"]["test_envs"]
         count = 0
-        while _out(count) in record:
+        while f"env{count}_out_acc" in record:
             count += 1
         is_whole = (
             [type(args[name]) for name in _IDENTITY] == [str, str, int, int]
@@ -257,43 +249,26 @@ def _is_step(step: Any) -> bool:
     return type(step) in (int, float) and abs(step) <= sys.float_info.max
 
 
-def _out(environment: int) -> str:
-    return f"env{environment}_out_acc"
-
-
 def _needed(args: Mapping[str, Any], count: int) -> frozenset[str]:
     """The accuracies that selection cannot do without."""
-    return frozenset([*map(_out, range(count)), *(f"env{i}_in_acc" for i in args["test_envs"])])
+    outs = (f"env{i}_out_acc" for i in range(count))
+    return frozenset([*outs, *(f"env{i}_in_acc" for i in args["test_envs"])])
 
 
 def _key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, count: int) -> str:
     names = (*_IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
-    return f"{count} {_text(hparams or {})} {[*map(args.get, names)]}"
-
-
-def _text(value: Mapping[str, Any]) -> str:
-    """JSON, the same for equal values; ten times as fast as Python's own."""
-    import orjson
-
-    with contextlib.suppress(TypeError):  # a number of more than 64 bits, half a character
-        text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-        if "null" not in text:  # which NaN becomes, too
-            return text
-    return json.dumps(value, sort_keys=True)
+    return repr([*map(args.get, names), sorted((hparams or {}).items()), count])
 
 
 def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run:
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
     count = _count(first)
-    versions = first.get("versions")
     names: Any = first.get("environments")
     if not (isinstance(names, list) and len(set(map(str, names))) == len(names) == count):
         names = []
     told = {ENVIRONMENTS: ", ".join(map(str, names)) or str(count)}
-    told |= setting(
-        args, first, versions if isinstance(versions, dict) else printed_versions(folder)
-    )
+    told |= setting(args, first, printed_versions(folder))
     lost = _lost(records)
     if lost:
         what = f"{counted(len(lost), 'record')} from step {min(lost):g} on "
@@ -304,7 +279,7 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
         tuple(map(str, names)), count,
         array("d", [record["step"] for record in records]),
         _accuracies(folder, records, count, lost, faults), told,
-        _text(first.get("hparams") or {}), min(lost, default=None),
+        _sorted(first.get("hparams") or {}), min(lost, default=None),
     )  # fmt: skip
 
 
@@ -314,9 +289,14 @@ def _lost(records: list[dict[str, Any]]) -> set[float]:
     ``diverged_at`` is the step of the first loss that was not finite: the update before broke the
     weights, and the record of that step was measured after it.
     """
-    marks = [record["diverged_at"] for record in records if "diverged_at" in record]
-    start = min((mark - 1 for mark in marks if type(mark) is int), default=math.inf)
-    return {r["step"] for r in records if r["step"] >= start or has_diverged(r)}
+    starts = [r["diverged_at"] - 1 for r in records if _is_step(r.get("diverged_at"))]
+    start = min(starts, default=math.inf)
+    losses = {r["step"]: r.get("loss") for r in records}  # of other checkouts, without the mark
+    return {
+        step
+        for step, loss in losses.items()
+        if step >= start or (type(loss) is float and not math.isfinite(loss))
+    }
 
 
 def _accuracies(
