@@ -132,12 +132,10 @@ def build(collection: Collection, pair: Sequence[str] | None = None, compare: bo
     grids = [document.grid(table) for table in flat]
     remarks = notes(collection)
     caption = [*document.CAPTION, *remarks]
-    rows = document.cell_records(flat)
+    entries = [document.table_entry(table) for table in flat]
+    rows = document.cell_records(entries)
     columns: Sequence[str] = ()
-    sections: dict[str, Any] = {
-        "tables": [document.table_entry(table) for table in flat],
-        "notes": remarks,
-    }
+    sections: dict[str, Any] = {"tables": entries, "notes": remarks}
     if compare:
         rows, columns = [], published.Comparison._fields
         for group, own in zip(collection.groups, built, strict=True):
