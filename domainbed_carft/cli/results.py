@@ -186,14 +186,15 @@ def _summary(collection: Collection, incomplete: int, cells: int) -> Iterator[st
 def _top(arguments: argparse.Namespace) -> None:
     from domainbed_carft.jobs import faults
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import formats, selection, top
+    from domainbed_carft.results import formats, top
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     entries = list(top.best(collection.groups, collection.methods))
-    idle = {*(arguments.select or ())} - {entry["selection"] for entry in entries}
-    selection.require_selected("--select", [name for name in collection.methods if name in idle])
+    if idle := {*(arguments.select or ())} - {entry["selection"] for entry in entries}:
+        what = f"nothing was selected by {', '.join(sorted(idle))}"
+        raise CarftError(f"--select: {what}; the tables of carft collect say what is missing")
     for name, value in wanted.items():
         there = sorted({entry[name] for entry in entries if entry[name] is not None})
         if value not in there:

@@ -49,7 +49,7 @@ def setting(
         if name not in ("protocol", "data_edition"):
             integral = isinstance(value, float) and value.is_integer()  # 1.0 is the hparam 1
             parts[HPARAM + name] = json.dumps(int(value) if integral else value, sort_keys=True)
-    protocol = hparams.get("protocol") or overridden.get("protocol")
+    protocol = hparams.get("protocol") or record.get("protocol") or overridden.get("protocol")
     edition = record.get("data_edition") or hparams.get("data_edition")
     for part, word in (("protocol", protocol), (EDITION, edition)):
         if word:

@@ -65,7 +65,7 @@ def gather(
             f"expected folders of jobs, with results.jsonl{wrong}"
         )
     faults = list(found.faults)
-    sweeps = []
+    sweeps: list[Sweep | None] = []
     for folder in folders:
         try:
             sweeps.append(manifest.read(Path(folder)))

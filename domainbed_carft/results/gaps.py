@@ -68,14 +68,6 @@ class Gaps:
             return None
         if count == 1 and method in selection.ON_OTHERS:
             return ["there is no environment besides it for the method to validate on"]
-        if method == LEAVE_ONE_OUT and not any(
-            len(key.test_envs) == 2 and key.dataset == dataset for key in self.keys
-        ):
-            listed = ", ".join(labels.listed(pair) for pair in _pairs(target, count))
-            return [
-                f"needs the jobs with two test environments, --test_envs {listed}, of each trial "
-                "and hparams_seed; there are no such jobs on this data set"
-            ]
         lacks = self.lacks(dataset, algorithm, target, method, count)
         return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import labels, tables
+from domainbed_carft.results import tables
 from domainbed_carft.results.document import PLUS_MINUS, Grid
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell, Table
@@ -131,13 +131,10 @@ def _remarks(group: Group) -> list[str]:
         backbone = json.loads(run.hparams).get("clip_backbone")
         if counterpart(run) and backbone not in (BACKBONE, None):
             backbones.setdefault(str(backbone), {})[run.algorithm] = None
-    remarks = [
+    return [
         f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
         for backbone, names in backbones.items()
     ]
-    if without := {run.algorithm for run in group.runs if counterpart(run) is None}:
-        remarks.append(f"No published figure: {', '.join(labels.algorithms(without))}.")
-    return remarks
 
 
 def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
@@ -158,8 +155,7 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference", "Within"]
     setting = found[0].setting if found else ""
     title = "; ".join(filter(None, ["Beside published figures", setting]))
-    notes = list(remarks) if found or _NONE in remarks else [_NONE, *remarks]
-    return Grid(title, [*header, "Published as"], rows, [*notes, *_listed(sources)])
+    return Grid(title, [*header, "Published as"], rows, [*remarks, *_listed(sources)])
 
 
 def overview(wanted: Sequence[str] = ()) -> Grid:

@@ -225,13 +225,3 @@ def require_jobs(name: str, there: Sequence[str]) -> None:
             f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}. It "
             f"needs {METHODS[name].needs}"
         )
-
-
-def require_selected(option: str, names: Sequence[str]) -> None:
-    """Raise CarftError if there are names: of methods that selected nothing."""
-    if names:
-        told = "; ".join(f"{name}, which needs {METHODS[name].needs}" for name in names)
-        raise CarftError(
-            f"{option}: nothing was selected by {told}. The tables of carft collect say what is "
-            "missing"
-        )

@@ -19,7 +19,6 @@ from domainbed_carft.jobs.setting import DEFAULT, EDITION, ENVIRONMENTS, HPARAM,
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.text import counted, limited
 
-_SHOWN = 5
 # (data set, algorithm) -> its different settings
 _Places = dict[tuple[str, str], list[Mapping[str, str]]]
 
@@ -89,8 +88,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
         content = first.steps.tobytes(), first.accuracies.tobytes()  # nan is not equal to nan
         if any((run.steps.tobytes(), run.accuracies.tobytes()) != content for run in others):
             folders = ", ".join(dict.fromkeys(run.folder for run in same))
-            differ = _hparams_differ(dict.fromkeys(run.hparams for run in same))
-            problems.append(f"- {first.job}: {folders}{differ and f', which differ in {differ}'}")
+            problems.append(f"- {first.job}: {folders}")
         what = f"the same job as in {first.folder}, which counts"
         faults += [Fault("passed over", run.folder, what) for run in same if run is not first]
         same[:] = [first]
@@ -170,26 +168,22 @@ def _drift(runs: Iterable[Run]) -> list[str]:
     """
     found: dict[tuple[Any, ...], dict[str, None]] = {}
     for run in runs:
-        of_trial = f" of trial {run.trial}" if run.choice else ""
-        key = (run.algorithm, run.dataset, run.choice, of_trial)
-        found.setdefault(key, {})[run.hparams] = None
-    return limited(
-        [
-            f"{algorithm} on {dataset}, hparams_seed {choice}{of_trial}: the hyperparameters "
-            f"differ between runs, in {_hparams_differ(texts)}."
-            for (algorithm, dataset, choice, of_trial), texts in found.items()
-            if len(texts) > 1
-        ],
-        _SHOWN,
-    )
+        seeds = f"{run.choice} of trial {run.trial}" if run.choice else "0"
+        found.setdefault((run.algorithm, run.dataset, seeds), {})[run.hparams] = None
+    lines = [
+        f"{algorithm} on {dataset}, hparams_seed {seeds}: the hyperparameters differ between runs, "
+        f"in {_that_differ(texts)}."
+        for (algorithm, dataset, seeds), texts in found.items()
+        if len(texts) > 1
+    ]
+    return limited(lines, 5)
 
 
-def _hparams_differ(texts: Iterable[str]) -> str:
-    """In which hyperparameters the JSON objects differ, and how; "" if they do not."""
+def _that_differ(texts: Iterable[str]) -> str:
+    """Names of the hyperparameters in which JSON objects differ, with the values."""
     hparams = [json.loads(text) for text in texts]
-    found = []
-    for name in sorted({name for one in hparams for name in one}):
-        values = dict.fromkeys(json.dumps(one.get(name), sort_keys=True) for one in hparams)
-        if len(values) > 1:
-            found.append(f"{name} ({', '.join(values)})")
-    return "; ".join(found[:_SHOWN]) + (", and more" if len(found) > _SHOWN else "")
+    values = {
+        name: dict.fromkeys(json.dumps(one.get(name), sort_keys=True) for one in hparams)
+        for name in sorted({name for one in hparams for name in one})
+    }
+    return "; ".join(f"{name} ({', '.join(own)})" for name, own in values.items() if len(own) > 1)

@@ -159,10 +159,8 @@ def _averages(
                 cells.append(Cell(undeclared=True))
                 continue
             if without:
-                told = (
-                    f"{algorithm} on {table.dataset}: without {', '.join(without)}, not declared."
-                )
-                notes[told] = None
+                listed = ", ".join(without)
+                notes[f"{algorithm} on {table.dataset}: without {listed}, not declared."] = None
             trials = reached.get((algorithm, table.dataset), {})
             means = {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
             lacking = ", ".join(label for label, cell in own.items() if cell.missing)
