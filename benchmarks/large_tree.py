@@ -130,12 +130,12 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     from domainbed.lib import image_folders, preparation, training
     from domainbed.scripts import train
 
-    from domainbed_carft.data import data_check
+    from domainbed_carft.data import verify
     from domainbed_carft.method import backbone
 
     clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
     clock.watch(image_folders, "read", "listing by torchvision's ImageFolder")
-    clock.watch(data_check, "report", "our check of the counts")
+    clock.watch(verify, "examine", "our check of the data")
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(backbone, "text_features", "text features of all prompts")
     clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")

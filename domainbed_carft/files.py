@@ -22,6 +22,9 @@ YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the 
 # How many times the size of its file the tensors in it may have: modules share some.
 SHARED = 10
 
+# What a process that was killed while it wrote leaves beside the file.
+HALF_WRITTEN = ".carft-*.part"
+
 _YAML_NODES, _YAML_DEPTH = 20_000, 40
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "str": str,

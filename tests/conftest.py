@@ -41,6 +41,7 @@ GROUPS = (
         "test_runs_card", "test_runs_export", "test_runs_export_refused", "test_runs_saved",
         "test_sweep_estimate",
     ),  # trained
+    ("test_report_command", "test_report_browser"),  # incomplete
 )  # fmt: skip
 
 
@@ -161,4 +162,15 @@ def pets(tmp_path_factory) -> Path:
     pictures = runs_jobs.write_pictures(folder / "my pets")
     for algorithm in ("CARFT", "CLIPLinearProbe", "CLIPZeroShot"):
         runs_jobs.train_job(folder / algorithm, pictures, algorithm)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def incomplete(tmp_path_factory) -> Path:
+    """A sweep that lacks a job, in a folder whose name a shell would take apart, and its report."""
+    import report_page
+
+    folder = tmp_path_factory.mktemp("it's <a> sweep")
+    report_page.write_incomplete(folder / "sweep")
+    assert report_page.report(folder / "sweep", folder / "new" / "report") == 0
     return folder

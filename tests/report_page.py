@@ -11,7 +11,7 @@ from pathlib import Path
 import collect_sweeps
 
 from domainbed_carft import cli
-from domainbed_carft.report.figures import drawn
+from domainbed_carft.report import figures
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
 TABLE = "PACS; training-domain validation set"
@@ -65,18 +65,26 @@ class Page(HTMLParser):
 def leave_undrawn(patch):
     """Figures with their names and words, and nothing on them: drawing takes most of the time."""
 
-    def draw(name, alt, height, onto):
-        return drawn.Drawn(name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
+    def saved(canvas, title, name, alt):
+        return figures.Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
 
-    patch.setattr(drawn, "draw", draw)
+    patch.setattr(figures, "_saved", saved)
 
 
-def report(*words):
-    return cli.main(["report", *map(str, words)])
+def report(sweep, output, *words):
+    """The exit status of ``carft report`` without pictures."""
+    return cli.main(["report", str(sweep), "-o", str(output), "--no-examples", *words])
 
 
 def read(folder) -> Page:
     return Page((Path(folder) / "index.html").read_text(encoding="utf-8"))
+
+
+def page_of(sweep, *words) -> Page:
+    """The page of a report that is written beside the sweep."""
+    output = sweep.parent / "report"
+    assert report(sweep, output, *words) == 0
+    return read(output)
 
 
 def contents(folder):
@@ -87,27 +95,23 @@ def contents(folder):
     }
 
 
-def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", at=(0, 100, 200), **given):
+def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **given):
     """A sweep of our algorithms, whose records have what they measure of the drift."""
+    draw = random.Random(0)
     for algorithm in algorithms:
         for target in range(4):
             for trial in range(trials):
                 job = collect_sweeps.write_job(
-                    folder, f"{dataset}-{algorithm}-{target}-{trial}", at=at, algorithm=algorithm,
+                    folder, f"{dataset}-{algorithm}-{target}-{trial}", algorithm=algorithm,
                     dataset=dataset, test_envs=[target], trial_seed=trial,
                     recorded={"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"},
                     **given,
                 )  # fmt: skip
-                if algorithm in ("CARFT", "CLIPFineTune"):
-                    _add_drift(job / "results.jsonl")
-
-
-def _add_drift(path):
-    draw = random.Random(str(path.parent.name))
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    for record in records:
-        record |= {"loss_kl": draw.random(), "context_agreement": draw.random()}
-    path.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+                path = job / "results.jsonl"
+                records = [json.loads(line) for line in path.read_text().splitlines()]
+                for record in records if algorithm in ("CARFT", "CLIPFineTune") else ():
+                    record |= {"loss_kl": draw.random(), "context_agreement": draw.random()}
+                path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def write_incomplete(folder):
@@ -115,20 +119,3 @@ def write_incomplete(folder):
     write_ours(folder)
     shutil.rmtree(folder / "PACS-CLIPFineTune-1-1")
     return folder
-
-
-def write_records(folder, *lines):
-    (folder / "job").mkdir(parents=True)
-    (folder / "job" / "results.jsonl").write_bytes(b"\n".join(lines))
-
-
-def record(step=0, seed=0, **more):
-    """One line, of an algorithm, a data set and an environment that are called oddly."""
-    odd = "".join(map(chr, (0xD800, 0, 27))) + "a\nb"
-    args = {
-        "dataset": "x" * 300, "algorithm": more.pop("algorithm", odd), "test_envs": [0],
-        "trial_seed": 0, "hparams_seed": 0, "seed": seed,
-    }  # fmt: skip
-    accuracies = {f"env{i}_{split}_acc": 0.5 for i in range(2) for split in ("in", "out")}
-    told = {"environments": ["average", odd], "hparams": {}, "args": args, "step": step}
-    return json.dumps({**accuracies, **told, **more}).encode()

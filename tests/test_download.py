@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from data_archives import PICTURE, files, tarred, zipped
 
 from domainbed_carft import cli
-from domainbed_carft.cli import data
 from domainbed_carft.data import benchmarks, download, prepare
 from domainbed_carft.errors import CarftError
 
@@ -134,7 +132,7 @@ def test_what_came_but_is_no_archive_is_not_kept_as_one(server, pacs, tmp_path, 
     with pytest.raises(CarftError) as told:
         download.download("PACS", tmp_path)
     archive = tmp_path / ".PACS.download" / "archives" / "PACS.zip"
-    said = f"{archive}, from {pacs.sources[0].url}, {fault}. It is PACS.zip.damaged"
+    said = f"{archive}, from {pacs.sources[0].url}, {fault}; it was renamed to PACS.zip.damaged"
     assert str(told.value).startswith(said) and f"save it as {archive}" in str(told.value)
     server.content = whole
     assert download.download("PACS", tmp_path).verdict == "verified"
@@ -144,7 +142,7 @@ def test_an_archive_that_shows_its_damage_late_is_not_kept_either(pacs, tmp_path
     """A tar that is cut off begins as it should."""
     members = [(f"{i}.jpg", bytes(range(256)) * 9) for i in range(99)]
     tar = tarred(tmp_path / "whole.tar.gz", *members).read_bytes()
-    with pytest.raises(CarftError, match=r"PACS\.zip\.damaged in that folder.*save it as"):
+    with pytest.raises(CarftError, match=r"renamed to PACS\.zip\.damaged.*save it as"):
         download.download("PACS", tmp_path, lambda url, path: path.write_bytes(tar[:-100]))
     archives = tmp_path / ".PACS.download" / "archives"
     assert files(archives) == ["PACS.zip.damaged"]
@@ -187,10 +185,8 @@ def test_what_is_not_as_known_is_taken_only_when_that_is_meant(server, pacs, tmp
     assert cli.main(arguments) == 1
     said = capsys.readouterr().err
     assert "'photo' has 8 pictures, 7 in the edition of the test (+1): 'dog' 2 in place" in said
-    assert said.count(f"carft data download PACS --data_dir '{tmp_path}/it'\"'\"'s'") == 1
+    assert "run `carft data download` with --accept_different" in said
     assert not (tmp_path / "it's" / "PACS").exists() and (archives / "PACS.zip").exists()
-    with pytest.raises(CarftError, match="--accept_different"):  # as the harness's script does it
-        data.download("PACS", str(tmp_path / "it's"))
     assert cli.main([*arguments, "--accept_different"]) == 0
     assert "\ndiffers: 29 pictures" in capsys.readouterr().out
     assert server.asked == [] and not archives.exists()
@@ -230,27 +226,9 @@ def test_an_archive_of_another_edition_is_told_with_its_place(server, pacs, tmp_
     zipped(archives / "PACS.zip", ["PACS/photo/dog/1.jpg"])
     with pytest.raises(CarftError, match="hold 'kfold', but holds PACS") as told:
         download.download("PACS", tmp_path)
-    assert f"What was fetched is in {archives}: put others there" in str(told.value)
+    assert f"The archives are in {archives}: put others there" in str(told.value)
     (archives / "PACS.zip").write_bytes(server.content)
     assert download.download("PACS", tmp_path).verdict == "verified"
-
-
-def test_what_cannot_be_cleared_away_is_noted(server, pacs, tmp_path, monkeypatch):
-    """As a file that some process has open on NFS."""
-    archives = tmp_path / ".PACS.download" / "archives"
-    archives.mkdir(parents=True)
-    (archives / "PACS.zip").write_bytes(server.content)
-    os_rmdir = os.rmdir
-
-    def rmdir(path, **more):
-        if os.fspath(path) in ("archives", str(archives)):
-            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
-        os_rmdir(path, **more)
-
-    monkeypatch.setattr(os, "rmdir", rmdir)
-    report = download.download("PACS", tmp_path)
-    assert report.verdict == "verified" and (tmp_path / "PACS" / "photo").is_dir()
-    assert report.notes[-1].startswith(f"{archives.parent} is not needed any more")
 
 
 def test_a_data_set_that_is_not_right_does_not_take_its_place(server, pacs, tmp_path):
@@ -258,7 +236,7 @@ def test_a_data_set_that_is_not_right_does_not_take_its_place(server, pacs, tmp_
     archives = tmp_path / ".PACS.download" / "archives"
     archives.mkdir(parents=True)
     zipped(archives / "PACS.zip", names)
-    with pytest.raises(CarftError, match=r"not right: .*elephant.*left in .*ready"):
+    with pytest.raises(CarftError, match=r"not right: .*elephant.*data set is in .*ready"):
         download.download("PACS", tmp_path)
     assert not (tmp_path / "PACS").exists()
     assert (archives / "PACS.zip").exists()

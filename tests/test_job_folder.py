@@ -17,9 +17,9 @@ from domainbed_carft.jobs.folder import UNKNOWN, Attempt, Held, Holder, JobFolde
 CLAIM = """
 import subprocess, sys, time
 from domainbed_carft.jobs.folder import JobFolder
-with JobFolder(sys.argv[1]).claim() as descriptor:
+with JobFolder(sys.argv[1]).claim() as lock:
     # Like a launcher: the child has the descriptor, and knows nothing of it.
-    child = subprocess.Popen(["sleep", sys.argv[2]], pass_fds=[descriptor])
+    child = subprocess.Popen(["sleep", sys.argv[2]], pass_fds=[lock.descriptor])
     print(child.pid, flush=True)
     child.wait()
 """
@@ -46,8 +46,8 @@ def attempt(status, words=""):
 
 def test_a_free_folder_is_claimed_and_let_go(folder):
     assert not folder.is_held() and folder.holder() is None and folder.last_holder() is None
-    with folder.claim() as descriptor:
-        assert os.path.samestat(os.fstat(descriptor), os.stat(folder.lock_path))
+    with folder.claim() as lock:
+        assert os.path.samestat(os.fstat(lock.descriptor), os.stat(folder.lock_path))
         assert folder.is_held() and folder.holder().pid == os.getpid()
         assert folder.last_holder() is None
         assert json.loads(folder.lock_path.read_text())["slurm"] is None
@@ -111,6 +111,32 @@ print(won)
     said = [process.communicate() for process in processes]
     assert all(process.returncode == 0 for process in processes), said
     assert sum(int(won) for won, _ in said) > 20
+
+
+def test_a_launchers_lock_is_taken_over_and_told_through(folder):
+    with folder.claim() as launcher:
+        since = folder.holder().since
+        with folder.claim(inherited=launcher.descriptor) as lock:
+            lock.tell(step=3, steps=7)
+            holder = folder.holder()
+            assert (holder.step, holder.steps, holder.since) == (3, 7, since)
+        assert folder.is_held()
+    assert not folder.lock_path.exists()
+
+
+def test_a_descriptor_of_another_file_is_no_lock(folder):
+    with open(os.devnull) as file, folder.claim(inherited=file.fileno()) as lock:
+        assert lock.descriptor != file.fileno() and folder.is_held()
+
+
+def test_a_full_disk_takes_nobodys_lock_away(folder, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with folder.claim() as lock:
+        monkeypatch.setattr(os, "pwrite", refuse)
+        lock.tell(step=1)
+        assert folder.holder() == UNKNOWN
 
 
 def test_someone_who_only_asks_turns_no_claimer_away(folder):

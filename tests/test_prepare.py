@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from data_archives import files, write
 
-from domainbed_carft.data import arrived, benchmarks, prepare
+from domainbed_carft.data import archives, benchmarks, prepare
 from domainbed_carft.errors import CarftError
 
 
@@ -39,14 +39,14 @@ def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch)
 def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
     domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg", line)
     monkeypatch.setattr(prepare, "DUPLICATES", 2)
-    with pytest.raises(arrived.BadFile, match=r"duplicates\.txt is damaged: expected lines"):
+    with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged: expected lines"):
         prepare.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
     assert (tmp_path / "unpacked" / "outside.jpg").exists()
 
 
 def test_a_list_of_duplicates_that_is_cut_off(tmp_path):
     domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg")
-    with pytest.raises(arrived.BadFile, match=r"has 1 lines, expected 9,431: it is cut off"):
+    with pytest.raises(archives.BadFile, match=r"has 1 lines, expected 9,431: it is cut off"):
         prepare.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
 
 
@@ -94,29 +94,30 @@ def test_terra_incognita_with_a_picture_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    "content",
     [
-        ('{"images": [{"id": 1', "no JSON"),
-        ("<html>Not found</html>", "no JSON"),
-        ("[]", "no JSON object"),
-        (b"\xff\xfe", "no JSON"),
-        ('{"images": {"id": 1}}', "no list of images, each with id, location, file_name"),
-        ('{"images": [1]}', "no list of images"),
-        ('{"images": [{"id": "x", "location": 38}]}', "no list of images"),
-        ('{"annotations": [{"image_id": []}]}', "no list of annotations"),
-        ('{"categories": [{"id": 1}]}', "no list of categories, each with id, name"),
+        '{"images": [{"id": 1',
+        "<html>Not found</html>",
+        "[]",
+        b"\xff\xfe",
+        "[" * 99_999,
+        '{"images": []}',
+        '{"images": [1], "categories": [], "annotations": []}',
+        '{"images": [{"id": [], "location": 1, "file_name": ""}]}',
     ],
 )
-def test_annotations_that_are_none(tmp_path, content, fault):
+def test_annotations_that_are_none(tmp_path, content):
     unpacked = terra(tmp_path / "unpacked")
     file = unpacked / prepare.TERRA_ANNOTATIONS / prepare.TERRA_FILES[2]
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    expected = rf"eccv_18_annotations\.tar\.gz is damaged: its {file.name} (is|has) {fault}"
-    with pytest.raises(arrived.BadFile, match=expected):
+    expected = rf"eccv_18_annotations\.tar\.gz is damaged: its {file.name} is not JSON with images"
+    with pytest.raises(archives.BadFile, match=expected):
         prepare.prepare("TerraIncognita", unpacked, tmp_path / "ready")
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg", "a/../../../secret.jpg", ""])
+@pytest.mark.parametrize(
+    "name", ["../../secret.jpg", "{}/secret.jpg", "a/../../../secret.jpg", "", "a\0.jpg"]
+)
 def test_annotations_of_files_elsewhere_are_refused(tmp_path, name):
     write(tmp_path, ["secret.jpg"])
     unpacked = terra(tmp_path / "unpacked")

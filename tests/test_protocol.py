@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from domainbed.lib import image_folders
 from PIL import Image
 from test_algorithms import settings
 
@@ -50,13 +49,6 @@ def test_in_training_only_one_changes_colours(picture):
         assert len({x.sum().item() for x in seen}) == 40  # each draw is another crop
         blue = max(x[2].abs().max().item() for x in seen)  # the picture has none
         assert (blue > 0.02) == (name == "domainbed")
-
-
-@pytest.mark.parametrize("augment", [True, False])
-def test_the_preset_domainbed_is_the_harness_own(augment):
-    """Written twice, because neither may import the other."""
-    make = image_folders.augmenting_transform if augment else image_folders.plain_transform
-    assert repr(pictures.transform("domainbed", 224, augment)) == repr(make())
 
 
 def test_emoji_styles_follows(random_tiny, capsys):

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from domainbed_carft.report.figures import bars, style
+from domainbed_carft.report import figures
 from domainbed_carft.results.tables import Cell, Row, Table
 
 OURS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
@@ -24,46 +24,45 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_eleven_algorithms_differ_in_more_than_colour():
-    looks = style.looks(MANY)
+def test_eleven_algorithms_differ_in_more_than_colour_and_ours_keep_their_looks():
+    looks = figures.looks(MANY)
     for sign in ("marker", "dash", "hatch"):
         signs = [getattr(look, sign) for look in looks.values()]
         expected = len(MANY) if sign != "hatch" else len(MANY) - 1  # two of ours are plain
         assert len(set(signs)) == expected, sign
-
-
-def test_ours_keep_their_looks_whatever_stands_beside_them():
-    assert {name: style.looks(MANY)[name] for name in OURS} == style.looks(OURS)
-    assert len({look.colour for look in style.looks(OURS).values()}) == len(OURS)
+    assert {name: looks[name] for name in OURS} == figures.looks(OURS)
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_ours_and_all_letters_stand_out(dark):
     def shown(colour):
-        return style.DARK.get(colour, colour) if dark else colour
+        return figures.DARK.get(colour, colour) if dark else colour
 
-    for look in style.looks(OURS).values():
-        assert contrast(shown(look.colour), shown(style.PAPER)) >= 3, look.colour
-    for ink in (style.INK, style.MUTED):
-        assert contrast(shown(ink), shown(style.PAPER)) >= 4.5
+    for look in figures.looks(OURS).values():
+        assert contrast(shown(look.colour), shown(figures.PAPER)) >= 3, look.colour
+    for ink in (figures.INK, figures.MUTED):
+        assert contrast(shown(ink), shown(figures.PAPER)) >= 4.5
 
 
-def drawn():
+def drawn(label="$x_1$ & <b>"):
     rows = [Row(name, [Cell(50.0, 1.0, 2)], 50.0) for name in MANY]
-    table = Table("", "oracle", "PACS", ["$x_1$ & <b>"], rows, [])
-    return bars.draw("name", table, {}, {}, style.looks(MANY))
+    table = Table("", "oracle", "PACS", [label], rows, [])
+    return figures.bars("name", table, None, {}, figures.looks(MANY))
 
 
-def test_a_figure_is_the_same_each_time_and_its_names_are_text():
-    first, second = drawn(), drawn()
-    assert first == second
+def test_a_figure_is_the_same_each_time_and_its_names_are_text(recwarn):
+    first = drawn()
+    assert first == drawn()
     assert "> $x_1$ &amp; &lt;b&gt;</text>" in first.svg  # and no formula
+    for odd in ("漢字", "x" * 300, "\x1b\ud800\n"):
+        assert drawn(odd).png
+    assert not list(recwarn)  # of letters that the font lacks, and of long names
 
 
 def test_in_the_dark_every_colour_is_another():
     figure = drawn()
-    for light, dark in style.DARK.items():
-        assert light.lower() not in figure.dark_svg
-        assert (light.lower() in figure.svg) == (dark in figure.dark_svg), light
+    for light, dark in figures.DARK.items():
+        assert light.lower() not in figure.dark.svg
+        assert (light.lower() in figure.svg) == (dark in figure.dark.svg), light
     plain = re.sub("#[0-9a-f]{6}", "", figure.svg)
-    assert re.sub("#[0-9a-f]{6}", "", figure.dark_svg) == plain
+    assert re.sub("#[0-9a-f]{6}", "", figure.dark.svg) == plain

@@ -15,7 +15,6 @@ from domainbed_carft.results import collection
 ENVIRONMENTS = 4
 KEYS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
 STEPS = (0, 25, 50)
-robustness = collect_sweeps.benchmark("robustness")
 
 
 def write_records(folder, algorithms=("CARFT", "CLIPFineTune"), trials=3, choices=2):
@@ -129,15 +128,24 @@ def test_means_over_targets_then_over_trials(runs):
         assert line["n"] == 3
 
 
-def test_a_trial_that_lacks_a_target_has_no_mean_over_them(tmp_path):
+def test_what_a_trial_or_a_checkpoint_lacks_for_one_target_has_no_mean_over_them(tmp_path):
     write_records(tmp_path, trials=2, choices=1)
     for path in (tmp_path / "CARFT-1-0-[2]").iterdir():
         path.unlink()
+    path = tmp_path / "CARFT-0-0-[2]" / "results.jsonl"
+    lines = list(map(json.loads, path.read_text().splitlines()))
+    lines[0]["loss_kl"], lines[1]["loss_kl"] = None, 10**400
+    path.write_text("".join(json.dumps(record) + "\n" for record in lines))
     (group,) = collection.gather([tmp_path]).groups
     means = frames.over_targets(frames.outcomes(group.runs, "oracle"), ["out_of_domain"])
     assert means[["algorithm", "trial"]].to_numpy().tolist() == [
         ["CARFT", 0], ["CLIPFineTune", 0], ["CLIPFineTune", 1],
     ]  # fmt: skip
+    rows = frames.checkpoints(group.runs, "training-domain")
+    means = frames.over_targets(rows, frames.DRIFT)
+    known = means[means["algorithm"] == "CARFT"].set_index("step")
+    assert known["context_agreement"].notna().all()
+    assert known["loss_kl"].notna().tolist() == [False, False, True]
 
 
 def test_runs_that_left_nothing_out_have_no_target(tmp_path):
@@ -154,27 +162,14 @@ def test_runs_that_left_nothing_out_have_no_target(tmp_path):
 
 def test_the_benchmarks_paired_difference_is_that_of_numpy(runs):
     outcomes = frames.outcomes(runs, "training-domain")
-    selected = outcomes[outcomes["selected"]]
-    got = robustness.paired(selected, "CARFT", "CLIPFineTune", "out_of_domain")
-    ordered = selected.sort_values(["target", "trial"])
+    selected = outcomes[outcomes["selected"]].sort_values(["target", "trial"])
+    got = collect_sweeps.benchmark("robustness").paired(
+        selected, "CARFT", "CLIPFineTune", "out_of_domain"
+    )
     a, b = (
-        ordered[ordered.algorithm == name].out_of_domain.to_numpy()
+        selected[selected.algorithm == name].out_of_domain.to_numpy()
         for name in ("CARFT", "CLIPFineTune")
     )
     assert got.pairs == len(a) == 12
     assert got.mean == pytest.approx((a - b).mean())
     assert got.standard_error == pytest.approx((a - b).std(ddof=1) / np.sqrt(len(a)))
-
-
-def test_a_value_that_one_target_lacks_has_no_mean_over_them(tmp_path):
-    write_records(tmp_path, trials=1, choices=1)
-    path = tmp_path / "CARFT-0-0-[2]" / "results.jsonl"
-    first, *others = map(json.loads, path.read_text().splitlines())
-    first["loss_kl"] = None
-    path.write_text("".join(json.dumps(record) + "\n" for record in (first, *others)))
-    (group,) = collection.gather([tmp_path]).groups
-    rows = frames.checkpoints(group.runs, "training-domain")
-    means = frames.over_targets(rows, frames.DRIFT)
-    known = means[means["algorithm"] == "CARFT"].set_index("step")
-    assert known["context_agreement"].notna().all()
-    assert known["loss_kl"].notna().tolist() == [False, True, True]

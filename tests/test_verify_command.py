@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from data_trees import carft, even, grow, jpeg, link_pacs, only, write_pacs
-from fake_checkout import REPO, run_python
 
 from domainbed_carft.data import benchmarks, comparison, verify
 from domainbed_carft.errors import CarftError
@@ -35,7 +34,7 @@ def test_own_trees_must_agree_with_themselves(tmp_path):
     assert "'b' has no picture in 'cat'" in only(verify.verify(str(root)), "problems")
     (root / "b" / "cat").rmdir()
     problem = only(verify.verify(str(root)), "problems")
-    assert "'b' has 2 classes, 3 as in 'a': it lacks 'cat', so that 'dog' gets label 0" in problem
+    assert "other class folders than those of 'a': it lacks 'cat', so that 'dog' gets" in problem
     (root / ".cache").mkdir()
     assert "'.cache' would be read as environment 0" in verify.verify(str(root)).problems[0]
 
@@ -43,8 +42,8 @@ def test_own_trees_must_agree_with_themselves(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "problem"),
     [
-        ({}, r"environments: no sub-folders; the path must be that of the folder"),
-        (even(["only"]), r"class folders in 'art': 1, expected at least two"),
+        ({}, r"there are no environments; expected the folder whose sub-folders they are"),
+        (even(["only"]), r"'art' has 1 class folder, expected at least two"),
         (even(["test", "train"]), r"'art' has the sub-splits 'test', 'train' where its classes"),
     ],
 )
@@ -56,12 +55,7 @@ def test_too_little_for_domain_generalisation(counts, problem):
 def test_one_environment_is_in_order_and_told():
     report = verify.judge("Mine", {"a": {"x": 1, "y": 1}})
     assert report.verdict == "consistent"
-    assert "only 'a', so there is none to leave out" in report.notes[0]
-
-
-def test_class_names_in_other_scripts_are_compared(tmp_path):
-    report = verify.judge("Mine", {"a": {"犬": 1, "猫": 1}, "b": {"狗": 1, "鸟": 1}})
-    assert report.verdict == "broken"
+    assert "'a' is the only environment, so none can be left out" in report.notes[0]
 
 
 def test_judging_takes_the_order_that_a_job_has():
@@ -88,54 +82,25 @@ def test_a_path_is_hinted_at_the_benchmark_of_its_name(pacs, tmp_path):
 
 def test_where_the_data_is_not(tmp_path):
     (tmp_path / "kfold").mkdir()
-    with pytest.raises(CarftError, match=r"should be in .*PACS, but .* has 'kfold'\. Rename"):
+    with pytest.raises(CarftError, match=r"should be in the folder .*PACS, but .* has 'kfold'\."):
         verify.verify("PACS", tmp_path)
-    with pytest.raises(CarftError, match=r"give --data_dir, the folder that has 'office_home'"):
+    with pytest.raises(CarftError, match=r"needs --data_dir, the folder that has 'office_home'"):
         verify.verify("OfficeHome")
-    with pytest.raises(CarftError, match=r"'PASC' is neither .* did you mean PACS\?"):
+    with pytest.raises(CarftError, match=r"no such folder, and no benchmark .* did you mean PACS"):
         verify.verify("PASC", tmp_path)
     (tmp_path / "PACS").touch()
-    with pytest.raises(CarftError, match=r"PACS is a file, expected the folder of PACS; if it is"):
-        verify.verify("PACS", tmp_path)
-    with pytest.raises(CarftError, match=r"PACS' is a file, expected the folder of the env"):
+    with pytest.raises(CarftError, match=r"PACS is a file, expected the folder of the env"):
         verify.verify(str(tmp_path / "PACS"))
-    with pytest.raises(CarftError, match=r"gone is no folder that can be read \(No such file"):
+    with pytest.raises(CarftError, match=r"gone cannot be read: No such file"):
         verify.verify("PACS", tmp_path / "gone")
 
 
 def test_names_that_no_folder_can_have():
     for name in ("x" * 300, "a\0b"):
-        with pytest.raises(CarftError, match="is neither a benchmark nor a folder"):
+        with pytest.raises(CarftError, match="there is no such folder"):
             verify.verify(name)
-    with pytest.raises(CarftError, match=r"is no folder that can be read \(File name too long"):
+    with pytest.raises(CarftError, match=r"cannot be read: File name too long"):
         verify.verify("PACS", Path("x" * 300))
-
-
-def test_names_that_are_listed(tmp_path, monkeypatch):
-    """As the harness's train has them."""
-    grow(tmp_path / "my pets", even(["cat", "dog"]))
-    (tmp_path / "datasets.txt").write_text("pets = my pets\ngone = nowhere\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DOMAINBED_DATASETS", raising=False)
-    report = verify.verify("pets")
-    assert (report.name, report.root) == ("pets", tmp_path / "my pets")
-    assert report.verdict == "consistent"
-    with pytest.raises(CarftError, match=r"'gone' is listed as .*nowhere, but there is no such"):
-        verify.verify("gone")
-    (tmp_path / "datasets.txt").write_text("pets\n")
-    monkeypatch.setenv("DOMAINBED_DATASETS", "datasets.txt")
-    with pytest.raises(CarftError, match=r"^datasets\.txt, line 1: expected NAME = PATH"):
-        verify.verify("pets")
-
-
-def test_another_domainbed_has_no_list(tmp_path):
-    """Nothing is looked for in it, and it is not in the way."""
-    (tmp_path / "domainbed").mkdir()
-    (tmp_path / "domainbed" / "__init__.py").touch()
-    (tmp_path / "datasets.txt").write_text(f"pets = {tmp_path}\n")
-    command = ("-m", "domainbed_carft", "data", "verify", "pets")
-    done = run_python(*command, cwd=tmp_path, path=[tmp_path, REPO])
-    assert done.returncode == 2 and "'pets' is neither a benchmark nor a folder" in done.stderr
 
 
 # The command
@@ -144,10 +109,10 @@ def test_another_domainbed_has_no_list(tmp_path):
 def test_the_command_on_a_whole_and_on_a_broken_set(pacs, mine):
     done = carft("verify", "PACS", "--data_dir", pacs)
     assert (done.returncode, done.stderr) == (0, "")
-    first, *rows, last = done.stdout.splitlines()
+    first, _, *rows, last = done.stdout.splitlines()
     assert first == f"PACS in {pacs / 'PACS'}"
-    assert rows[3].split() == ["sketch", "3,929", "pictures", "7", "classes"]
-    assert last == "verified: the 9,991 pictures as published"
+    assert rows[3].split() == ["sketch", "3,929", "7"]
+    assert last == "verified: the 9,991 pictures, as published"
     (mine / "PACS" / "__MACOSX").mkdir()
     done = carft("verify", "PACS", "--data_dir", mine)
     assert done.returncode == 1
@@ -172,7 +137,7 @@ def test_the_command_in_json(tmp_path):
 def test_the_command_on_a_wrong_name():
     done = carft("verify", "Ofice-Home", "--data_dir", "/")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "did you mean OfficeHome? Known: PACS, VLCS" in done.stderr
+    assert "did you mean OfficeHome? Valid: PACS, VLCS" in done.stderr
     done = carft("verify", "Ofice-Home", "--data_dir", "/", "--json")
     said = json.loads(done.stdout)
     assert done.returncode == 2 and (said["name"], said["verdict"]) == ("Ofice-Home", None)

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from domainbed.lib import errors, pretrained, resume
+from domainbed.lib import pretrained, resume
 from domainbed.scripts import train
 from test_algorithms import make
 from test_runs_saved import written
@@ -124,7 +124,7 @@ READERS = {
     "model.pkl": (saved.open_run, CarftError),
     "clip.pt": (lambda path: backbone.load(str(path)), CarftError),
     "state.pt": (lambda path: resume.StateFile(str(path.parent)).load(), resume.ResumeError),
-    "resnet18-f37072fd.pth": (lambda path: pretrained.read(pretrained.RESNET18), errors.UsageError),
+    "resnet18-f37072fd.pth": (lambda path: pretrained.read(pretrained.RESNET18), CarftError),
 }
 
 

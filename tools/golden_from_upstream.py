@@ -277,7 +277,7 @@ def main() -> None:
     synthetic = importlib.import_module("synthetic_records")
 
     args.output.mkdir(parents=True, exist_ok=True)
-    of_models = (models.networks, models.erm_steps, models.digits)
+    of_models = (models.networks, models.erm_steps)
     for compute in (seed_hashes, hparams, hparams_carft, jobs, splits, train_run, *of_models):
         write_json(args.output / f"{compute.__name__}.json", compute())
     for kind in synthetic.KINDS:

@@ -1,4 +1,4 @@
-"""What upstream's networks, ERM and MNIST data sets compute, for golden_from_upstream.py.
+"""What upstream's networks and ERM compute, for golden_from_upstream.py.
 
 The ResNets are built without pretrained weights, which play no part: names, shapes and draws do
 not depend on them, and what is computed is computed with the weights of
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -95,22 +93,3 @@ def steps(name: str, more: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         logits = algorithm.predict(inputs.normal("x", (2, *shape)))
     return {"hparams": more, "losses": losses, "logits": logits.tolist()}
-
-
-def digits() -> list[dict[str, Any]]:
-    """Labels, and sums of each picture's channels, of the MNIST data sets made of few digits."""
-    datasets = importlib.import_module("domainbed.datasets")
-    inputs = importlib.import_module("fixed_inputs")
-    result = []
-    for name, seed in cases.DIGITS:
-        with tempfile.TemporaryDirectory() as folder:
-            inputs.write_digits(Path(folder))
-            torch.manual_seed(seed)
-            dataset = datasets.get_dataset_class(name)(folder, [0], {})
-        environments = [
-            {"sums": x.sum(dim=(2, 3)).tolist(), "labels": y.tolist()}
-            for x, y in (environment.tensors for environment in dataset)
-        ]
-        entry = {"dataset": name, "seed": seed, "environments": environments}
-        result.append({**entry, "drawn_afterwards": torch.rand(1).item()})
-    return result

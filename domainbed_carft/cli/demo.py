@@ -14,6 +14,7 @@ from pathlib import Path
 from domainbed_carft import sweep
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
+from domainbed_carft.report.content import Wanted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
 
@@ -43,8 +44,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "
         "jobs with two test environments, which the demo does not run.\n"
     )
-    _, content = building.build(building.Wanted([folder]))
-    report = writing.write(output / "report", content)
+    report = writing.write(output / "report", building.build(Wanted([folder])))
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report}, to be opened in a browser")
     print(f"Records:  {folder}/*/results.jsonl, with out.txt, err.txt and model.pkl beside")

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from domainbed_carft.data import archives as unpack
-from domainbed_carft.data import arrived, benchmarks, prepare, verify
+from domainbed_carft.data import archives, benchmarks, prepare, verify
 from domainbed_carft.errors import CarftError
 
 Fetch = Callable[[str, Path], None]
@@ -32,85 +30,83 @@ def download(
     by hand), archives that are not what they should be, data that is not as known, a folder of the
     data set's name that is there already, and a disk that is full or cannot be written.
     """
-    try:
-        return _download(name, data_dir, fetch or _fetch, accept_different)
-    except OSError as error:
-        raise CarftError(
-            f"{name} cannot be made in {data_dir}: {error}. Make room there, or give another "
-            "--data_dir, and run the command again; what was fetched is kept"
-        ) from error
-
-
-def _download(name: str, data_dir: Path, fetch: Fetch, accept_different: bool) -> verify.Report:
     benchmark = benchmarks.get(name)
     if not benchmark.sources:
         raise CarftError(f"{name} is in the package; there is nothing to download")
     target = data_dir / benchmark.folder
     if target.exists():
         raise CarftError(
-            f"{target} is there already; `carft data verify {name} --data_dir {data_dir}` says "
-            "whether it is complete. Move it away to download anew"
+            f"{target} is there already; check it by `{verify.command(name, target)}`, or move it "
+            "away to download it anew"
         )
     work = data_dir / f".{benchmark.folder}.download"
-    archives = {source.file: source for source in benchmark.sources}
+    try:
+        ready = _made(benchmark, work, fetch or _fetch)
+        report = verify.verify(name, ready.parent)
+        _require_as_known(report, work, accept_different)
+        ready.rename(target)
+    except OSError as error:
+        raise CarftError(
+            f"{name} cannot be made in {data_dir}: {error}. Make room there, or give another "
+            "--data_dir, and run the command again; what was fetched is kept"
+        ) from error
+    shutil.rmtree(work, ignore_errors=True)
+    left = [f"{work} is no longer needed, but could not be deleted"] * work.exists()
+    return dataclasses.replace(report, root=target, notes=[*report.notes, *left])
+
+
+def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
+    """The folder of the data set, fetched, unpacked and prepared below ``work``."""
+    fetched, unpacked, ready = (work / name for name in ("archives", "unpacked", "ready"))
+    for folder in (unpacked, ready):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in (fetched, ready):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         for source in benchmark.sources:
-            _get(source, work / "archives", fetch)
-        _make(benchmark, work)
-    except arrived.BadFile as bad:
-        raise _set_aside(archives[bad.name], work / "archives", bad.fault) from bad
-    report = verify.verify(name, work / "ready")
-    _require_as_known(report, work, data_dir, accept_different)
-    (work / "ready" / benchmark.folder).rename(target)
-    shutil.rmtree(work, ignore_errors=True)
-    left = (f"{work} is not needed any more, but could not be deleted",) if work.exists() else ()
-    return dataclasses.replace(report, root=target, notes=(*report.notes, *left))
-
-
-def _make(benchmark: benchmarks.Benchmark, work: Path) -> None:
-    """From all that is in ``archives`` the folder of the data set in ``ready``."""
-    unpacked = _cleared(work / "unpacked")
-    for source in benchmark.sources:
-        archive = work / "archives" / source.file
-        if source.is_archive:
-            unpack.unpack(archive, unpacked)
-        else:
-            shutil.copy(archive, unpacked / source.file)
-    try:
-        prepare.prepare(benchmark.name, unpacked, _cleared(work / "ready" / benchmark.folder))
-    except arrived.BadFile:
-        raise
-    except CarftError as error:
+            _get(source, fetched / source.file, fetch)
+        for source in benchmark.sources:
+            if source.is_archive:
+                archives.unpack(fetched / source.file, unpacked)
+            else:
+                shutil.copy(fetched / source.file, unpacked / source.file)
+        try:
+            prepare.prepare(benchmark.name, unpacked, ready / benchmark.folder)
+        except archives.BadFile:
+            raise
+        except CarftError as error:
+            where = f"The archives are in {fetched}: put others there, or delete them"
+            raise CarftError(f"{error}. {where}, and run the command again") from error
+    except archives.BadFile as bad:
+        path, aside = fetched / bad.name, fetched / f"{bad.name}.damaged"
+        os.replace(path, aside)
+        url = next(source.url for source in benchmark.sources if source.file == bad.name)
         raise CarftError(
-            f"{error}. What was fetched is in {work / 'archives'}: put others there, or delete "
-            "what is to be fetched again, and run the command again"
-        ) from error
+            f"{path}, from {url}, {bad.fault}; it was renamed to {aside.name}. Run the command "
+            f"again to fetch it anew. {_by_hand(path)}"
+        ) from bad
+    return ready / benchmark.folder
 
 
-def _require_as_known(
-    report: verify.Report, work: Path, data_dir: Path, accept_different: bool
-) -> None:
+def _require_as_known(report: verify.Report, work: Path, accept_different: bool) -> None:
     """Nobody shall take the half of a data set for the whole."""
-    left = f"It was left in {work / 'ready'}, its archives in {work / 'archives'}"
+    kept = f"The data set is in {work / 'ready'}, its archives are in {work / 'archives'}"
     if report.verdict == "broken":
         raise CarftError(
-            f"{report.name} was downloaded but is not right: {'; '.join(report.problems)}. {left}; "
+            f"{report.name} was downloaded but is not right: {'; '.join(report.problems)}. {kept}; "
             f"delete {work} to start anew"
         )
-    if report.verdict != "verified" and not accept_different:
+    if report.verdict == "differs" and not accept_different:
         said = "; ".join((*report.differences, *report.notes))
-        command = f"carft data download {report.name} --data_dir {shlex.quote(str(data_dir))}"
         raise CarftError(
-            f"{report.name} was downloaded but differs from what is known of it: {said}. {left}. "
-            f"To take it as it is, without fetching anything again: {command} --accept_different. "
-            "To fetch an archive again, delete it there and run the command without that option"
+            f"{report.name} was downloaded but differs from what is known of it: {said}. {kept}. "
+            "To take it as it is, run `carft data download` with --accept_different; to fetch an "
+            "archive again, delete it there first"
         )
 
 
-def _get(source: benchmarks.Source, folder: Path, fetch: Fetch) -> None:
+def _get(source: benchmarks.Source, path: Path, fetch: Fetch) -> None:
     """Fetch a file, unless it is there; BadFile for what is not such a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / source.file
     if not path.is_file():
         try:
             fetch(source.url, path)
@@ -119,23 +115,12 @@ def _get(source: benchmarks.Source, folder: Path, fetch: Fetch) -> None:
                 f"{source.url} could not be fetched ({type(error).__name__}: {error}). Run the "
                 f"command again to go on where it stopped. {_by_hand(path)}"
             ) from error
-    arrived.check(path, source.is_archive)
-
-
-def _set_aside(source: benchmarks.Source, folder: Path, fault: str) -> CarftError:
-    """What to say of a file that is no use, which is no longer in the way of another one."""
-    path = folder / source.file
-    aside = folder / f"{source.file}.damaged"
-    os.replace(path, aside)
-    return CarftError(
-        f"{path}, from {source.url}, {fault}. It is {aside.name} in that folder now. Run the "
-        f"command again to fetch it anew. {_by_hand(path)}"
-    )
+    archives.check(path, source.is_archive)
 
 
 def _by_hand(path: Path) -> str:
     return (
-        "If the link is dead, or wants a browser, get the file in any other way, save it as "
+        "If the link is dead, or needs a browser, get the file in any other way, save it as "
         f"{path}, and run the command again"
     )
 
@@ -160,10 +145,3 @@ def _fetch(url: str, path: Path) -> None:
         for part in path.parent.glob(f"{path.name}*.part"):
             part.unlink()
         gdown.download(url, str(path), resume=True)
-
-
-def _cleared(folder: Path) -> Path:
-    """No such folder, but the one it lies in."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder

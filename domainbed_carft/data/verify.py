@@ -1,21 +1,23 @@
 """Whether data is what it should be: by name against a benchmark, by path against itself.
 
-``verify`` looks at a folder, ``judge`` at counts that a job has anyhow.
+``verify`` looks at what a user names, ``examine`` at the folder of a data set, ``judge`` at counts
+that a job has anyhow.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from domainbed_carft.data import benchmarks, comparison, listing, places
+from domainbed_carft import text
+from domainbed_carft.data import benchmarks, comparison, emoji, listing
 from domainbed_carft.data.comparison import Counts, Findings, listed
-
-if TYPE_CHECKING:
-    from domainbed_carft.data.decoding import Damaged
+from domainbed_carft.data.listing import Damaged
+from domainbed_carft.errors import CarftError
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,12 @@ class Report:
     name: str
     root: Path | None
     counts: Counts
+    problems: Sequence[str]
+    differences: Sequence[str]
+    notes: Sequence[str]
     edition: str | None
-    problems: tuple[str, ...]
-    differences: tuple[str, ...]
-    notes: tuple[str, ...]
     decoded: bool = False
-    damaged: tuple[Damaged, ...] = ()
+    damaged: Sequence[Damaged] = ()
 
     @property
     def verdict(self) -> str:
@@ -53,23 +55,12 @@ class Report:
     @property
     def refusal(self) -> str:
         """That the data is broken, why, and the command that says more."""
-        where = "" if str(self.root) in (self.name, "None") else f" in {self.root}"
+        named = self.root is None or str(self.root) == self.name
+        where = "" if named else f" in {self.root}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
             f"`{command(self.name, self.root)}` says more"
         )
-
-    @property
-    def trainable(self) -> bool:
-        """Whether our harness would train on it if it did not look: it then gives wrong results.
-
-        It needs the declared number of environments, the same classes in all, pictures in each.
-        """
-        known = benchmarks.BENCHMARKS.get(self.name)
-        whole = known is None or len(self.counts) == len(known.environments)
-        classes = {tuple(inside) for inside in self.counts.values()}
-        full = all(all(inside.values()) for inside in self.counts.values())
-        return whole and len(classes) == 1 and () not in classes and full
 
     @property
     def data_edition(self) -> str:
@@ -107,6 +98,83 @@ class Report:
             "damaged": [vars(one) for one in self.damaged],
         }
 
+    def as_text(self) -> str:
+        """A line an environment, then everything found, a line each, and the verdict last."""
+        rows = [
+            (name, f"{sum(classes.values()):,}", f"{len(classes):,}")
+            for name, classes in self.counts.items()
+        ]
+        lines = [f"{self.name} in {self.root}"]
+        lines += [text.table(("environment", "pictures", "classes"), rows)] if rows else []
+        lines += [f"problem: {sentence}" for sentence in self.problems]
+        lines += [f"difference: {sentence}" for sentence in self.differences]
+        lines += [f"note: {sentence}" for sentence in self.notes]
+        for one in self.damaged:
+            state = "cut off" if one.truncated else "cannot be decoded"
+            lines.append(f"{state}: {one.path} ({one.reason})")
+        if self.verdict in ("differs", "consistent"):
+            lines.append(f"jobs record this as data_edition: {self.data_edition}")
+        pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
+        meaning = {
+            "verified": f"the {pictures}, {self.edition}",
+            "consistent": f"{pictures}; nothing is known to compare them with",
+            "differs": f"{pictures}; usable, but results may not compare with published ones",
+            "broken": "results would be wrong, or there would be none",
+        }
+        lines.append(f"{self.verdict}: {meaning[self.verdict]}")
+        return "\n".join(map(text.shown, "\n".join(lines).split("\n")))
+
+
+def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
+    """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
+
+    ``decode`` reads every picture, which takes as long as an epoch; else only directories and
+    sizes are read. Raises CarftError where there is no such benchmark or folder.
+    """
+    if name_or_path in benchmarks.BENCHMARKS:
+        return examine(name_or_path, _folder(name_or_path, data_dir), decode)
+    if os.path.isdir(name_or_path):
+        return examine(name_or_path, Path(name_or_path), decode)
+    if os.path.exists(name_or_path):
+        raise CarftError(f"{name_or_path} is a file, expected the folder of the environments")
+    unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
+    raise CarftError(f"there is no such folder, and {unknown}")
+
+
+def examine(name: str, root: Path, decode: bool = False) -> Report:
+    """The same of the folder ``root``, as that of the data set ``name``."""
+    found = listing.read(root, with_pictures=decode)
+    findings = _compared(name, found.counts)
+    if name not in benchmarks.BENCHMARKS:
+        _hint(found, findings)
+    findings.problems += [
+        *_counted(found.empty, "empty file", "to download again"),
+        *_counted(found.broken_links, "link", "to nothing; restore the target"),
+        *_counted(found.unreadable, "path", "that cannot be read; repair or delete"),
+        *_counted(found.not_pictures, "macOS file", "that would be read as pictures; delete"),
+    ]
+    findings.notes += _counted(found.ignored, "file", "not read as pictures")
+    if not decode:
+        return Report(name, root, found.counts, **vars(findings))
+    told = {*found.empty, *found.broken_links, *found.unreadable, *found.not_pictures}
+    bad = listing.damaged(root, [path for path in found.pictures or () if path not in told])
+    unread = [one.path for one in bad if not one.truncated]
+    findings.problems += _counted(unread, "picture", "that cannot be decoded; download again")
+    findings.differences += _counted(
+        [one.path for one in bad if one.truncated],
+        "picture",
+        "cut off, read with grey where the data ends; download again unless published so",
+    )
+    return Report(name, root, found.counts, **vars(findings), decoded=True, damaged=bad)
+
+
+def judge(name: str, counts: Counts) -> Report:
+    """The report on ``counts`` (environment -> class -> pictures, both in order of position).
+
+    Touches no disk. A ``name`` that is no benchmark's has no expectations to meet.
+    """
+    return Report(name, None, counts, **vars(_compared(name, counts)))
+
 
 def command(name: str, root: Path | None) -> str:
     """The command line that looks at a data set again."""
@@ -117,133 +185,51 @@ def command(name: str, root: Path | None) -> str:
     return f"carft data verify {shlex.quote(str(root))}"
 
 
-def judge(name: str, counts: Counts) -> Report:
-    """The report on ``counts`` (environment -> class -> pictures, both in order of position).
-
-    Touches no disk. A ``name`` that is no benchmark's has no expectations to meet.
-    """
-    return _report(name, None, counts, _compared(name, counts))
-
-
-def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
-    """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
-
-    ``decode`` reads every picture, which takes as long as an epoch; else only directories and
-    sizes are read. Raises CarftError where there is no such benchmark or folder.
-    """
-    return examine(*places.place(name_or_path, data_dir), decode)
-
-
-def examine(name: str, root: Path, decode: bool = False) -> Report:
-    """The same of the folder ``root``, as that of the data set ``name``."""
-    found = listing.read(root, with_pictures=decode)
-    findings = _compared(name, found.counts)
-    if name not in benchmarks.BENCHMARKS:
-        _perhaps_too_deep(found, findings)
-        _perhaps_known(root.resolve(), findings)
-    _odd(found, findings)
-    if not decode:
-        return _report(name, root, found.counts, findings)
-    from domainbed_carft.data import decoding  # Pillow is of no use before
-
-    odd = found.oddities  # of which it is known without
-    known = {*odd.empty, *odd.broken_links, *odd.irregular, *odd.resource_forks}
-    bad = decoding.damaged(root, [path for path in found.pictures if path not in known])
-    _damaged(bad, findings)
-    return _report(name, root, found.counts, findings, decoded=True, damaged=tuple(bad))
-
-
-def _report(
-    name: str, root: Path | None, counts: Counts, findings: Findings, **decoding: Any
-) -> Report:
-    return Report(
-        name,
-        root,
-        counts,
-        findings.edition,
-        tuple(findings.problems),
-        tuple(findings.differences),
-        tuple(findings.notes),
-        **decoding,
+def _folder(name: str, data_dir: Path | None) -> Path:
+    """Where the pictures of a benchmark are."""
+    folder = benchmarks.get(name).folder
+    if not folder:
+        return emoji.unpacked()
+    if data_dir is None:
+        raise CarftError(f"{name} needs --data_dir, the folder that has {folder!r} in it")
+    root = data_dir / folder
+    if os.path.isdir(root):
+        return root
+    try:
+        beside = listed(sorted(os.listdir(data_dir)), 12) or "nothing in it"
+    except OSError as error:
+        raise CarftError(f"--data_dir {data_dir} cannot be read: {error.strerror}") from error
+    raise CarftError(
+        f"{name} should be in the folder {root}, but {data_dir} has {beside}. Rename or unpack "
+        "what is there, or give another --data_dir"
     )
 
 
 def _compared(name: str, counts: Counts) -> Findings:
     known = benchmarks.BENCHMARKS.get(name)
-    return comparison.with_known(known, counts) if known else comparison.with_each_other(counts)
+    if known is not None:
+        return comparison.with_known(known, counts)
+    return comparison.with_each_other(counts)
 
 
-def _perhaps_known(root: Path, findings: Findings) -> None:
-    for known in benchmarks.BENCHMARKS.values():
-        if known.folder == root.name:
-            command = f"carft data verify {known.name} --data_dir {shlex.quote(str(root.parent))}"
-            findings.notes.append(f"to compare with what is known of {known.name}: {command}")
-
-
-def _perhaps_too_deep(found: listing.Listing, findings: Findings) -> None:
-    """One level above the environments everything looks like environments and classes, too."""
-    pairs = [f"{e}/{name}" for e, classes in found.counts.items() for name in classes]
-    below: dict[str, list[str]] = {pair: [] for pair in pairs}
-    for path in found.oddities.nested:
-        environment, name, *more = path.split("/")
-        if len(more) == 1:
-            below[f"{environment}/{name}"] += more
-    names = below[pairs[0]] if pairs else []
-    same = all(inside == names for inside in below.values())
-    if len(names) > 1 and same and set(pairs) <= set(found.oddities.only_below):
+def _hint(found: listing.Listing, findings: Findings) -> None:
+    """What a path may have been meant for: environments one level deeper, or a benchmark."""
+    classes = [f"{e}/{name}" for e, inside in found.counts.items() for name in inside]
+    folders = {tuple(found.below.get(one, ())) for one in classes}
+    if len(folders) == 1 and len(names := folders.pop()) > 1:
         deeper = " or ".join(shlex.quote(str(found.root / e)) for e in found.counts)
         findings.notes.insert(
             0,
             f"no class folder has a picture of its own, and each has the folders {listed(names)}. "
-            "If those are the classes, the environments are one level deeper than the folder that "
-            f"was given: give {deeper}",
+            f"If those are the classes, give {deeper}",
         )
+    root = found.root.resolve()
+    for known in benchmarks.BENCHMARKS.values():
+        if known.folder == root.name:
+            findings.notes.append(
+                f"to compare with what is known of {known.name}: {command(known.name, root)}"
+            )
 
 
-def _odd(found: listing.Listing, findings: Findings) -> None:
-    odd, root = found.oddities, shlex.quote(str(found.root))
-    problems = {
-        ("empty files with a picture's name", "get them again"): odd.empty,
-        ("links to no picture", "restore what they point to"): odd.broken_links,
-        (
-            "pipes, sockets or devices with a picture's name, which would be read without end",
-            "remove them",
-        ): odd.irregular,
-        (
-            "macOS resource forks, which are read as pictures",
-            f"find {root} -name '._*' -delete",
-        ): odd.resource_forks,
-        (
-            "links to a folder above them, below which pictures are read again and again",
-            "remove them",
-        ): odd.loops,
-        ("folders or links that cannot be read", "mend or delete them"): odd.unreadable,
-    }
-    for (what, remedy), paths in problems.items():
-        if paths:
-            findings.problems.append(f"{_counted(what, paths)}; {remedy}")
-    notes = {
-        "files that are no pictures by their name, and not read": odd.other_files,
-        "pictures in no class folder, and not read": odd.loose,
-        "folders below a class, whose pictures belong to the class": odd.nested,
-    }
-    findings.notes += [_counted(what, paths) for what, paths in notes.items() if paths]
-
-
-def _damaged(bad: list[Damaged], findings: Findings) -> None:
-    cut = [one.path for one in bad if one.truncated]
-    unread = [one.path for one in bad if not one.truncated]
-    if unread:
-        findings.problems.append(
-            f"{_counted('pictures that cannot be decoded', unread)}: they end a job when it comes "
-            "to them; get them again"
-        )
-    if cut:
-        findings.differences.append(
-            f"{_counted('pictures that are cut off', cut)}: DomainBed reads them with grey where "
-            "their data ends; get them again, unless the published ones are the same"
-        )
-
-
-def _counted(what: str, paths: Sequence[str]) -> str:
-    return f"{what}: {len(paths):,} ({listed(paths)})"
+def _counted(paths: Sequence[str], noun: str, rest: str) -> list[str]:
+    return [f"{text.counted(len(paths), noun)} {rest}: {listed(paths)}"] if paths else []

@@ -1,10 +1,7 @@
 """``carft doctor``: could a training job start here, and if not, what is to be done?
 
-- `probe` collects facts in a fresh interpreter and takes a training step there. So it meets the
-  domainbed and the hook that a job would meet, and what breaks in it does not break the doctor.
-- `judge` says what the facts mean, and what to do;
-- `findings` is the form in which it is said;
-- this module starts the probe and reads what it left.
+``probe`` looks, in a fresh interpreter, and takes a training step there. So it meets the domainbed
+and the hook that a job would meet, and what breaks in it does not break the doctor.
 """
 
 from __future__ import annotations
@@ -14,15 +11,68 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from domainbed_carft.doctor.findings import Facts, Finding, Report
-from domainbed_carft.doctor.judge import diagnose
-
-__all__ = ["Finding", "Report", "examine"]
+from domainbed_carft.text import inflected, shown
 
 # Seconds. All of OpenAI's weights are 4 GB to hash, and a network drive may be slow.
 PATIENCE = 600.0
+
+BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor.probe /dev/stdout to see more"
+
+WIDTH = 96  # columns
+STATE_COLUMN, NAME_COLUMN = 9, 18
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    A ``problem`` keeps a job from starting; a ``note`` may surprise somebody. Both come with
+    what to do about it.
+    """
+
+    name: str
+    state: Literal["ok", "note", "problem"]
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = _filled(
+            f"{self.state:{STATE_COLUMN - 1}} {self.name:{NAME_COLUMN - 1}} ", self.found
+        )
+        indent = " " * (STATE_COLUMN + NAME_COLUMN)
+        return f"{text}\n{_filled(f'{indent}-> ', self.remedy)}" if self.remedy else text
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, in the order of the checks."""
+
+    findings: Sequence[Finding]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a training job could start."""
+        return not any(finding.state == "problem" for finding in self.findings)
+
+    def as_json(self) -> str:
+        """For scripts."""
+        findings = [asdict(finding) for finding in self.findings]
+        return json.dumps({"ok": self.ok, "findings": findings}, indent=2)
+
+    def as_text(self) -> str:
+        """A paragraph a finding, then the verdict."""
+        count = sum(finding.state == "problem" for finding in self.findings)
+        verdict = "A training job can start."
+        if count:
+            problems = f"{count} {inflected(count, 'problem')}"
+            verdict = f"A training job cannot start: {problems}; the arrows say what to do."
+        return "\n".join([*map(str, self.findings), "", verdict])
 
 
 def examine(patience: float = PATIENCE) -> Report:
@@ -33,58 +83,65 @@ def examine(patience: float = PATIENCE) -> Report:
     try:
         with tempfile.TemporaryDirectory(prefix="carft-doctor-") as folder:
             ending = _probe(Path(folder), patience)
-            facts = _read(Path(folder) / "facts")
+            check, findings = _read(Path(folder) / "findings")
     except OSError as error:
-        facts, ending = {}, f"could not be started ({error})"
-    return Report(diagnose(facts, ending), facts)
+        check, findings, ending = "python", [], f"could not be started ({error})"
+    if check:
+        found = f"a fresh interpreter {ending or 'ended too early'} during this check"
+        findings.append(Finding(check, "problem", found, BY_HAND))
+    return Report(findings)
 
 
 def _probe(folder: Path, patience: float) -> str:
     """Run the probe, which writes to ``folder``; how it ended, "" if as it should."""
     # No options, and the environment as it is: as a job is started. `-m` puts the current folder
     # first on the path, as it does for `python -m domainbed.scripts.train`.
-    command = [sys.executable, "-m", "domainbed_carft.doctor.probe", str(folder / "facts")]
+    command = [sys.executable, "-m", "domainbed_carft.doctor.probe", str(folder / "findings")]
     output = folder / "output"
     try:
-        with output.open("wb") as file:  # a pipe would be held open by a grandchild that hangs
+        with output.open("wb") as stream:  # a pipe would be held open by a grandchild that hangs
             status = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=patience,
                 check=False,
             ).returncode
     except subprocess.TimeoutExpired:
-        return f"was not through after {patience:g} seconds and was stopped"
-    if status == 0:
-        return ""
+        return f"did not finish within {patience:g} seconds and was stopped"
     if status < 0:
-        return f"was ended by {_signal(-status)}"
-    # Later on, the last words may be those of any module it met.
-    words = "" if (folder / "facts").exists() else _last_line(output)
-    return f"ended with status {status}{words and f' ({words})'}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"was ended by {names.get(-status, f'signal {-status}')}"
+    # Once there are findings the last words may be those of any module it met.
+    words = "" if (folder / "findings").exists() else output.read_text(errors="replace").strip()
+    said = words and f" ({words.splitlines()[-1]})"
+    return f"ended with status {status}{said}" if status else ""
 
 
-def _last_line(path: Path) -> str:
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+def _read(file: Path) -> tuple[str, list[Finding]]:
+    """The check that the probe did not finish, "" if it finished all, and what was found before."""
+    findings: list[Finding] = []
+    check = "python"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            content = json.loads(line)
+        except ValueError:  # half a line
+            break
+        if isinstance(content, str):
+            check = content
+        else:
+            findings += [Finding(**finding) for finding in content]
+    return check, findings
 
 
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _read(path: Path) -> Facts:
-    """The sections that the probe got through; the last line may be half a line."""
-    facts: Facts = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                facts.update(json.loads(line))
-            except ValueError:
-                break
-    return facts
+def _filled(lead: str, text: str) -> str:
+    """Wrapped between words, so that a path or a command's word can be copied whole."""
+    return textwrap.fill(
+        shown(text),
+        WIDTH,
+        initial_indent=lead,
+        subsequent_indent=" " * (STATE_COLUMN + NAME_COLUMN),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,7 +1,4 @@
-"""A job's folder: which file in it says what, who holds its lock, how its attempts ended.
-
-Only the standard library, so that whatever starts, watches or clears jobs can ask cheaply.
-"""
+"""A job's folder: which file in it says what, who holds its lock, how its attempts ended."""
 
 from __future__ import annotations
 
@@ -31,13 +28,15 @@ ATTEMPTS = "attempts.jsonl"
 
 MAX_ATTEMPTS = 3
 
-# Ends that say nothing against the job: another process has it (73), it was told to stop and has
-# saved itself (75), Ctrl-C (130), a SIGTERM or SIGUSR1 that it knew nothing of.
-NOT_ITS_FAULT = (73, 75, 130, -15, -10)
+# Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); it was told to
+# stop and has saved itself (EX_TEMPFAIL).
+ELSEWHERE, STOPPED = 73, 75
+# These say nothing against the job, nor do Ctrl-C, and a signal that it knew nothing of.
+NOT_ITS_FAULT = (ELSEWHERE, STOPPED, 130, -15, -10)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
-# Whoever asks whether a lock is held has it for an instant, which must not turn a claimer away.
-_PATIENCE_SECONDS = 0.25
+# By this variable a launcher hands the lock that it holds to the job that it starts.
+INHERITED = "DOMAINBED_LOCK_FD"
 
 # What flock says where the file system has no locks, or its lock server does not answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -83,48 +82,52 @@ class Held(CarftError):
         self.folder, self.holder = folder, holder
 
 
+class Lock:
+    """The lock of a job's folder, held; what is told through it others can read.
+
+    A child that is given the ``descriptor`` holds it as well, should this process be killed.
+    """
+
+    def __init__(self, descriptor: int, before: Holder | None = None) -> None:
+        self.descriptor = descriptor
+        # Of a launcher that has handed the lock on: since when, and in which SLURM job.
+        self._holder = (before or Holder("", 0, slurm_id(), time.time()))._replace(
+            host=socket.gethostname(), pid=os.getpid()
+        )
+        self.tell()
+
+    def tell(self, **facts: Any) -> None:
+        """Add to what others can read: ``step``, ``steps``, ``pictures_per_step``."""
+        self._holder = self._holder._replace(**{"updated": time.time(), **facts})
+        line = json.dumps(self._holder._asdict()).encode() + b"\n"
+        try:
+            os.truncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, line, 0)
+        except OSError as error:  # a courtesy, which a full disk need not stop the job for
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
+
 class JobFolder:
     """The folder of one job; nothing is read before it is asked for, and nothing is kept."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-
-    def __repr__(self) -> str:
-        return f"JobFolder({str(self.path)!r})"
-
-    @property
-    def name(self) -> str:
-        return self.path.name
+        self.name = self.path.name
+        self.lock_path = self.path / LOCK
+        self.attempts_path = self.path / ATTEMPTS
+        self.records_path = self.path / RECORDS
+        self.state_path = self.path / STATE
+        self.description_path = self.path / DESCRIPTION
 
     @property
     def done(self) -> bool:
         return os.path.exists(self.path / DONE)  # False also where one may not look
 
-    @property
-    def records_path(self) -> Path:
-        return self.path / RECORDS
-
-    @property
-    def state_path(self) -> Path:
-        return self.path / STATE
-
-    @property
-    def lock_path(self) -> Path:
-        return self.path / LOCK
-
-    @property
-    def attempts_path(self) -> Path:
-        return self.path / ATTEMPTS
-
-    @property
-    def description_path(self) -> Path:
-        return self.path / DESCRIPTION
-
     def is_held(self) -> bool:
         """Whether a process runs this job now, or may: another user's lock may not be readable.
 
-        Raises:
-            CarftError: the file system has no locks.
+        Raises CarftError, as all questions about the lock do, where there are no locks.
         """
         try:
             descriptor = os.open(self.lock_path, os.O_RDONLY)
@@ -147,6 +150,29 @@ class JobFolder:
             return None
         return self._written_holder() or UNKNOWN
 
+    @contextlib.contextmanager
+    def claim(self, patience: float = 0.25, inherited: int | None = None) -> Iterator[Lock]:
+        """Hold the lock, and remove it at the end.
+
+        Waits ``patience`` seconds for whoever has it: who only asks has it for an instant.
+        ``inherited`` is the descriptor that the caller was given by its launcher, who then removes
+        the lock; one of another file is passed over.
+
+        Raises Held, naming the process that runs this job; OSError where the folder cannot be
+        written, and CarftError where its file system has no locks.
+        """
+        if inherited is not None and self._is_lock(inherited):
+            yield Lock(inherited, self._written_holder())
+            return
+        descriptor = self._acquire(patience)
+        try:
+            yield Lock(descriptor)
+        finally:
+            # Where the folder was moved away, a lock in its place is another's.
+            if self._is_lock(descriptor):
+                self.lock_path.unlink(missing_ok=True)
+            os.close(descriptor)
+
     def attempts(self) -> list[Attempt]:
         """The ended attempts, first to last; lines cut by a full disk or a crash are left out."""
         try:
@@ -155,8 +181,8 @@ class JobFolder:
             return []
         except PermissionError as error:
             raise CarftError(
-                f"how the job in {self.path} ended cannot be read: {error}; whoever ran it has to "
-                "let others read that folder"
+                f"how the job in {self.path} ended cannot be read: {error}; ask whoever ran the "
+                "job to let others read that folder"
             ) from error
         read = (_fields(line, Attempt._fields, Attempt._fields) for line in lines)
         return [Attempt(**fields) for fields in read if fields is not None]
@@ -186,29 +212,8 @@ class JobFolder:
         except OSError:
             return ""
 
-    @contextlib.contextmanager
-    def claim(self) -> Iterator[int]:
-        """Hold the lock, whose descriptor is the value, and remove it at the end.
-
-        A process that is given the descriptor holds the lock as well, should this one be killed.
-
-        Raises:
-            Held: naming the process that runs this job.
-            OSError: the folder is not to be written to.
-            CarftError: its file system has no locks.
-        """
-        descriptor = self._acquire()
-        try:
-            _write_holder(descriptor)
-            yield descriptor
-        finally:
-            # Where the folder was moved away, a lock in its place is another's.
-            if self._is_lock(descriptor):
-                self.lock_path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-    def _acquire(self) -> int:
-        give_up = time.monotonic() + _PATIENCE_SECONDS
+    def _acquire(self, patience: float) -> int:
+        give_up = time.monotonic() + patience
         while True:
             descriptor = self._opened()
             try:
@@ -250,9 +255,8 @@ class JobFolder:
             if error.errno not in _NO_LOCKS:
                 raise
             raise CarftError(
-                f"{self.path} cannot be locked: {error}. Without locks nobody can say whether a "
-                "job runs; put the output folder on a file system with flock, such as a local "
-                "disk, NFS version 4, or Lustre mounted with -o flock"
+                f"{self.path} cannot be locked: {error}. Put the output folder on a file system "
+                "with flock: a local disk, NFS version 4, or Lustre mounted with -o flock"
             ) from error
         return True
 
@@ -265,6 +269,12 @@ class JobFolder:
         return None if fields is None else Holder(**fields)
 
 
+def inherited() -> int | None:
+    """The descriptor that a launcher has handed to this process."""
+    text = os.environ.get(INHERITED, "")
+    return int(text) if text.isdecimal() else None
+
+
 def last_line(path: str | os.PathLike[str]) -> str:
     """The last line of a file that is not blank, looked for in its last 64 KiB."""
     with open(path, "rb") as file:
@@ -274,15 +284,9 @@ def last_line(path: str | os.PathLike[str]) -> str:
 
 
 def slurm_id() -> str | None:
-    """This process's SLURM job, an array's element as "123_4"; None outside of SLURM."""
+    """This process's SLURM job, an array's element as "123_4"."""
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
-
-
-def _write_holder(descriptor: int) -> None:
-    holder = Holder(socket.gethostname(), os.getpid(), slurm_id(), time.time())
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(holder._asdict()) + "\n").encode(), 0)
 
 
 def _fields(text: str, known: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, Any] | None:

@@ -186,31 +186,27 @@ def stopping(children: Children, name: str) -> Iterator[None]:
 
 
 def run(
-    job: Job, environment: Mapping[str, str], children: Children, patience: float = 0.0
+    job: Job, environment: Mapping[str, str], children: Children, patience: float = 0.25
 ) -> Ending:
     """Make one attempt at a job, unless it is done, another's, or to be left alone.
 
     `children` has the running child; `patience` are seconds to wait for another process to let go.
     """
-    give_up = time.monotonic() + patience
-    while True:
-        try:
-            return _run(JobFolder(job.folder), job, environment, children)
-        except Held as held:
-            if time.monotonic() >= give_up:
-                return Ending(job.folder, "held", last_words=str(held))
-        except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
-            return Ending(job.folder, "failed", CANNOT_START, 1, str(error))
-        time.sleep(0.5)
+    folder = JobFolder(job.folder)
+    try:
+        if not folder.done:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with folder.claim(patience) as lock:
+                if not folder.done and folder.failed() is None:
+                    _attempt(folder, job.command, environment, lock.descriptor, children)
+        return _ending(folder)
+    except Held as held:
+        return Ending(job.folder, "held", last_words=str(held))
+    except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
+        return Ending(job.folder, "failed", CANNOT_START, 1, str(error))
 
 
-def _run(folder: JobFolder, job: Job, environment: Mapping[str, str], children: Children) -> Ending:
-    if not folder.done:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with folder.claim() as lock:
-            if not folder.done and folder.failed() is None:
-                variables = {**os.environ, **environment, "DOMAINBED_LOCK_FD": str(lock)}
-                _attempt(folder, job.command, variables, lock, children)
+def _ending(folder: JobFolder) -> Ending:
     if folder.done:
         return Ending(folder.path, "done")
     attempts = folder.attempts()
@@ -225,12 +221,13 @@ def _run(folder: JobFolder, job: Job, environment: Mapping[str, str], children: 
 
 
 def _attempt(
-    folder: JobFolder, words: list[str], variables: Mapping[str, str], lock: int,
+    folder: JobFolder, words: list[str], environment: Mapping[str, str], lock: int,
     children: Children,
 ) -> None:  # fmt: skip
     """Run the command and note how it ended, even where this process is interrupted."""
     if words[:1] == ["python"]:  # the jobs need what this interpreter imports
         words = [sys.executable, *words[1:]]
+    variables = {**os.environ, **environment, "DOMAINBED_LOCK_FD": str(lock)}
     started, status, told = time.time(), -signal.SIGTERM, "the launcher was stopped"
     try:
         with tempfile.NamedTemporaryFile(prefix="carft-job-") as stderr:

@@ -15,9 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin.finder import warn_once
 from domainbed_carft.plugin.journal import Journal
-from domainbed_carft.plugin.names import OWN_MODULES, RUNNING
+from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_once
 
 _JOURNAL = Journal()
 

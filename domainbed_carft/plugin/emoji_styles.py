@@ -12,9 +12,8 @@ from typing import Any
 
 from PIL import Image
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 
-from domainbed_carft.data import emoji, verify
+from domainbed_carft.data import emoji, listing, verify
 from domainbed_carft.method import observed, pictures
 from domainbed_carft.plugin.image_folders import counts
 
@@ -85,4 +84,4 @@ class EmojiStyles:
 @functools.cache
 def _picture(path: str) -> Image.Image:
     """A decoded picture, kept: all 1,716 take 21 MB, and a job reads each a dozen times."""
-    return default_loader(path)
+    return listing.open_picture(path)

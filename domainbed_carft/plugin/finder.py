@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from types import ModuleType
 
-from domainbed_carft.errors import CarftWarning
-from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, SWITCH
-
-_warned = False
+from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_once
 
 
 def extended_spec(
@@ -77,23 +73,6 @@ def refuse_bare_folder(name: str) -> None:
         "domainbed-carft, is found.",
         name=name,
     )
-
-
-def warn_once(name: str, error: BaseException) -> None:
-    """Say, once a process, that we could not extend `name`, why, and how to switch us off."""
-    global _warned
-    if _warned:
-        return
-    _warned = True
-    message = (
-        f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and leaves "
-        f"it as it is. {SWITCH}=1 in the environment switches domainbed-carft off."
-    )
-    try:
-        warnings.warn(message, CarftWarning, stacklevel=2)
-    except CarftWarning:
-        # Under -W error the warning would become the host's failure.
-        print(message, file=sys.stderr)
 
 
 def _search(

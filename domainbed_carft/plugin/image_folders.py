@@ -19,8 +19,7 @@ from typing import Any
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, pictures
-from domainbed_carft.plugin.finder import warn_once
-from domainbed_carft.plugin.names import SWITCH
+from domainbed_carft.plugin.names import SWITCH, warn_once
 from domainbed_carft.text import shown
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.

@@ -1,4 +1,4 @@
-"""What the hooks wait for. Loaded at the start of every interpreter, as this package is."""
+"""What the hooks wait for, and their one warning. Loaded at every interpreter start."""
 
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
@@ -17,3 +17,27 @@ OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 
 # Those of OWN_MODULES that are being executed just now.
 RUNNING: "set[str]" = set()
+
+_TOLD: "list[str]" = []
+
+
+def warn_once(name: str, error: BaseException) -> None:
+    """Say, once a process, that we could not extend `name`, why, and how to switch us off."""
+    if _TOLD:
+        return
+    _TOLD.append(name)
+    # All of this is for a day that should not come, and stays out of every other start.
+    import sys
+    import warnings
+
+    from domainbed_carft.errors import CarftWarning
+
+    message = (
+        f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and leaves "
+        f"it as it is. {SWITCH}=1 in the environment switches domainbed-carft off."
+    )
+    try:
+        warnings.warn(message, CarftWarning, stacklevel=2)
+    except CarftWarning:
+        # Under -W error the warning would become the host's failure.
+        print(message, file=sys.stderr)

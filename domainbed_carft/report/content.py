@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from domainbed_carft.report.figures.drawn import Drawn
+from domainbed_carft.report.figures import Figure
 from domainbed_carft.results.document import Grid
 
 
-class Shown(NamedTuple):
-    """A figure under its own title."""
+class Wanted(NamedTuple):
+    """What is asked of ``carft report``; ``examples`` is None for no pictures."""
 
-    title: str
-    drawn: Drawn
-
-
-class Part(NamedTuple):
-    """Figures of one kind, and what is to know of them; ``lacking`` says why there is none."""
-
-    id: str
-    title: str
-    text: str
-    figures: Sequence[Shown]
-    lacking: str = ""
+    folders: Sequence[Path]
+    select: str | None = None
+    ignored: Sequence[str] = ()
+    pair: Sequence[str] | None = None
+    examples: int | None = 4
+    data_dir: str | None = None
 
 
-class Belief(NamedTuple):
-    """What one algorithm makes of a picture; probabilities in [0, 1].
+class Answer(NamedTuple):
+    """What one algorithm makes of a picture: probabilities in [0, 1].
 
     ``kl``: KL(original || its own) of the context distributions in nats, None without an original.
     """
@@ -40,55 +35,43 @@ class Belief(NamedTuple):
     kl: float | None
 
 
-class Context(NamedTuple):
-    """A context, and its probability for each of ``Example.columns``."""
-
-    template: str
-    probabilities: Sequence[float]
-
-
 class Example(NamedTuple):
-    """One picture; ``picture`` is a data URI, ``number`` its place in the split."""
+    """A picture, as a data URI, and its place in the split; ``contexts``: with a share a column."""
 
     picture: str
     number: int
     truth: str
-    beliefs: Sequence[Belief]
+    answers: Sequence[Answer]
     columns: Sequence[str]
-    contexts: Sequence[Context]
+    contexts: Sequence[tuple[str, Sequence[float]]]
 
 
-class Direction(NamedTuple):
-    """The pictures that ``right`` gets right and ``wrong`` wrong: how many, and the first few."""
+class Target(NamedTuple):
+    """Two algorithms on pictures of one environment; ``text`` says why there are none, if so.
 
-    right: str
-    wrong: str
-    total: int
-    examples: Sequence[Example]
-
-
-class OfTarget(NamedTuple):
-    """One environment left out; ``remarks`` on the weights, ``lacking`` what stands in the way."""
+    ``directions``: who is right and who is wrong, with examples of it; ``remarks``: on the weights.
+    """
 
     environment: str
-    total: int = 0
-    both: int = 0
-    neither: int = 0
-    directions: Sequence[Direction] = ()
+    text: str
     remarks: Sequence[str] = ()
-    lacking: str = ""
+    directions: Sequence[tuple[str, Sequence[Example]]] = ()
 
 
-class Examples(NamedTuple):
-    """Two algorithms on pictures of each environment; ``lacking`` if there are none at all."""
+class Part(NamedTuple):
+    """Figures or examples of one kind, for which the template has title and text.
 
-    pair: Sequence[str]
-    targets: Sequence[OfTarget]
+    A figure is None where there was nothing to draw; ``lacking`` says why there are none at all.
+    """
+
+    kind: str
+    figures: Sequence[Figure | None] = ()
+    targets: Sequence[Target] = ()
     lacking: str = ""
 
 
 class Section(NamedTuple):
-    """One data set under one setting; ``others``: the tables by other methods of selection."""
+    """One data set under one setting; ``others``: its tables by other methods of selection."""
 
     id: str
     title: str
@@ -96,46 +79,10 @@ class Section(NamedTuple):
     best: Sequence[Sequence[bool]]
     others: Sequence[Grid]
     parts: Sequence[Part]
-    examples: Examples | None
 
 
-class Missing(NamedTuple):
-    """What cells of a data set lack; ``cells``: algorithms with their environments.
-
-    ``counts``: whether it is a gap, not only what another method of selection would need.
-    """
-
-    where: str
-    what: str
-    cells: str
-    methods: str
-    counts: bool
-
-
-class Digest(NamedTuple):
-    """SHA-256 over the records below one folder, how many files, and the command to repeat it."""
-
-    folder: str
-    files: int
-    sha256: str
-    command: str
-
-
-class Repeat(NamedTuple):
-    """All that it takes to make the sweep, and this page, again."""
-
-    command: str
-    software: str
-    versions: Grid
-    settings: Grid
-    words: Grid
-    digests: Sequence[Digest]
-    jobs: Grid
-    commands: Sequence[str]
-
-
-class Content(NamedTuple):
-    """The whole page; ``facts``: number and what it counts."""
+class Page(NamedTuple):
+    """The whole page; ``facts``: number and what it counts; ``digest``: SHA-256 of the records."""
 
     title: str
     method: str
@@ -146,9 +93,15 @@ class Content(NamedTuple):
     paired: Grid | None
     published: Sequence[Grid]
     overview: Grid | None
-    missing: Sequence[Missing]
-    complete: str
-    faults: Sequence[str]
+    captions: Mapping[str, Sequence[str]]
     notes: Sequence[str]
-    caption: Mapping[str, Sequence[str]]
-    repeat: Repeat
+    missing: Grid
+    gaps: int
+    complete: bool
+    faults: Sequence[str]
+    command: str
+    software: str
+    settings: Grid
+    digest: str
+    jobs: Grid
+    commands: Sequence[str]

@@ -7,7 +7,10 @@ classified again, and the first in the order of the split are shown.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,34 +18,31 @@ import torch
 from torch import Tensor
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.records import Run
 from domainbed_carft.method import objective, pictures
-from domainbed_carft.report import weights
-from domainbed_carft.report.content import (
-    Belief,
-    Context,
-    Direction,
-    Example,
-    Examples,
-    OfTarget,
-)
-from domainbed_carft.report.weights import Weights
-from domainbed_carft.results import labels as environments
+from domainbed_carft.report.content import Answer, Example, Part, Target, Wanted
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
-from domainbed_carft.results.settings import Group
+from domainbed_carft.results.tables import Table
 from domainbed_carft.runs import saved, splits
 
 BATCH = 64
 TOP = 3  # contexts of each
 SIDE = 144  # px of a picture on the page, at most
 ORIGINAL = "original CLIP"
+# Runs with the encoder of the original CLIP, and what they have to share with another run for it to
+# be that run's original.
+_UNTRAINED = ("CLIPZeroShot", "CLIPLinearProbe")
+_SAME = ("clip_digest", "prompts_digest", "protocol", "context_scale")
 
 
 class Judged(NamedTuple):
-    """A run and its answers to all pictures: probabilities (N, K), labels (N,)."""
+    """What a run that was selected makes of all pictures: probabilities (N, K), labels (N,)."""
 
-    weights: Weights
+    one: Selected
     run: saved.TrainedRun
+    step: float
     items: Any
     probabilities: Tensor
     labels: Tensor
@@ -52,121 +52,127 @@ class Judged(NamedTuple):
         """(N,), whether the most likely class is the true one."""
         return self.probabilities.argmax(dim=1) == self.labels
 
+    @property
+    def remark(self) -> str:
+        """Which weights, and whether they do now what was recorded of them."""
+        run, wanted = self.one.outcome.runs[0], self.one.outcome.step
+        recorded = selection.accuracies(run)[0][run.steps.index(self.step), self.one.target]
+        chosen = self.step == wanted
+        which = ", which was selected" if chosen else f" ({wanted:g} was selected and not kept)"
+        return (
+            f"{run.algorithm}: {self.run.path.name}, of step {self.step:g}{which}; accuracy "
+            f"{100 * self.right.double().mean():.1f}% now, {100 * recorded:.1f}% recorded."
+        )
 
-def of_dataset(
-    group: Group, method: str, dataset: str, pair: Sequence[str], count: int, data_dir: str | None
-) -> Examples:
-    """``count`` examples of each direction for each environment left out.
 
-    What stands in the way of an environment's is said in its place.
+def part(table: Table, runs: Sequence[Run], pair: Sequence[str], wanted: Wanted) -> Part:
+    """Examples of each direction for each environment left out.
+
+    What stands in the way of an environment's is said in its place, once if it is one for all.
     """
-    labels = environments.labels(group.runs, group.planned)[dataset]
-    selected = selection.select(group.runs, method)
-    there = {(one.dataset, one.algorithm) for one in selected}
-    absent = [name for name in pair if (dataset, name) not in there]
-    if absent:
-        return Examples(pair, (), f"No job of {' and '.join(absent)} on {dataset} can be compared.")
     targets = []
-    for target, label in enumerate(labels):
-        found, why = weights.pairs(selected, pair, dataset, target)
-        if not found:
-            targets.append(OfTarget(label, lacking=why))
-            continue
+    chosen = selection.select(runs, table.method)
+    for place, label in enumerate(table.columns):
         try:
-            targets.append(_of_target(label, target, found, selected, count, data_dir))
+            mine = [one for one in chosen if one.target == place]
+            targets.append(_target(label, mine, pair, wanted))
         except CarftError as error:
-            targets.append(OfTarget(label, lacking=f"{error}"))
-    return Examples(pair, targets, _common_reason(targets))
+            targets.append(Target(label, str(error)))
+    if len({target.text for target in targets}) == 1 and not targets[0].directions:
+        return Part("examples", lacking=targets[0].text)
+    return Part("examples", targets=targets)
 
 
-def _common_reason(targets: Sequence[OfTarget]) -> str:
-    """Said once if it is the same for all."""
-    reasons = {target.lacking for target in targets}
-    return reasons.pop() if len(reasons) == 1 else ""
-
-
-def _of_target(
-    label: str, target: int, found: Sequence[Weights], selected: Sequence[Selected], count: int,
-    data_dir: str | None,
-) -> OfTarget:  # fmt: skip
-    a, b = (_judge(one, target, data_dir) for one in found)
-    if not torch.equal(a.labels, b.labels):
+def _target(label: str, chosen: Sequence[Selected], pair: Sequence[str], wanted: Wanted) -> Target:
+    """Of one environment; ``chosen``: what was selected with it left out."""
+    ours = _with_weights(chosen, pair)
+    a, b = (_judge(one, wanted.data_dir) for one in ours)
+    if not torch.equal(a.labels, b.labels) or a.run.contexts != b.run.contexts:
         raise CarftError(
-            f"{a.weights.run.folder} and {b.weights.run.folder} have different splits of {label}; "
-            "they cannot be compared picture by picture"
+            f"{a.run.path} and {b.run.path} have different splits of {label} or different "
+            "contexts; they cannot be compared picture by picture"
         )
-    if a.run.contexts != b.run.contexts:
+    remarks = [f"Trial {a.one.trial}.", a.remark, b.remark]
+    original = _original([one for one in chosen if one.trial == a.one.trial], ours)
+    if original is None:
+        remarks.append(
+            f"Without the {ORIGINAL}: no saved run of {' or '.join(_UNTRAINED)} with the same "
+            f"{', '.join(_SAME)} left {label} out in this trial."
+        )
+    both, neither = int((a.right & b.right).sum()), int((~a.right & ~b.right).sum())
+    text = f"Of {len(a.labels)} pictures {both} are right for both and {neither} for neither; "
+    counts, directions = [], []
+    for one, other in ((a, b), (b, a)):
+        found = (one.right & ~other.right).nonzero().flatten().tolist()
+        examples = [_example(i, (a, b), original) for i in found[: wanted.examples]]
+        right, wrong = one.one.algorithm, other.one.algorithm
+        counts.append(f"{len(found)} only for {right}")
+        title = f"{right} right, {wrong} wrong: {len(examples)} of {len(found)}"
+        directions.append((title, examples))
+    return Target(label, f"{text}{', '.join(counts)}.", remarks, directions)
+
+
+def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
+    """Of the first trial in which the weights of both algorithms are there."""
+    found = {(one.trial, one.algorithm): one for one in chosen}
+    trials = sorted({one.trial for one in chosen})
+    places = [[(trial, name) for name in pair] for trial in trials]
+    common = [[found[key] for key in keys] for keys in places if all(key in found for key in keys)]
+    if not common:
+        raise CarftError(f"No trial has both {' and '.join(pair)}: their jobs are missing.")
+    whole = [both for both in common if all(map(_kept, both))]
+    if not whole:
+        without = [one.outcome.runs[0].folder for one in common[0] if not _kept(one)]
         raise CarftError(
-            f"{a.weights.run.folder} and {b.weights.run.folder} have different contexts; they "
-            "cannot be compared picture by picture"
+            f"Neither {' nor '.join(WEIGHTS.values())} is in {' and in '.join(without)}. Train "
+            "without --skip_model_save and --keep_weights none to keep them."
         )
-    run = found[0].run
-    remarks = [f"Trial {run.trial}.", *(_remark(one, target) for one in (a, b))]
-    there = weights.originals(selected, run.dataset, target, run.trial)
-    beginning, problems = _beginning(there, (a.run, b.run))
-    remarks += [f"Without the {ORIGINAL}: {problem}." for problem in problems]
-    directions = [
-        _direction(one, other, (a, b), beginning, count) for one, other in ((a, b), (b, a))
-    ]
-    return OfTarget(
-        label,
-        len(a.labels),
-        int((a.right & b.right).sum()),
-        int((~a.right & ~b.right).sum()),
-        directions,
-        remarks,
-    )
+    return whole[0]
 
 
-def _beginning(
-    there: Sequence[Weights], pair: Sequence[saved.TrainedRun]
-) -> tuple[saved.TrainedRun | None, list[str]]:
-    """The first that is the original of both, else what is wrong with each."""
-    problems = []
-    for one in there:
-        try:
-            run = _opened(one)
-        except CarftError as error:
-            problems.append(f"{error}")
-            continue
-        others = [(other, _difference(run, other)) for other in pair]
-        differ = [f"{what} than {other.path}" for other, what in others if what]
-        if not differ:
-            return run, []
-        problems.append(f"{run.path} has {differ[0]}")
-    return None, problems
+def _kept(one: Selected) -> list[str]:
+    """Those of WEIGHTS that are there."""
+    folder = one.outcome.runs[0].folder
+    return [which for which, name in WEIGHTS.items() if os.path.exists(os.path.join(folder, name))]
 
 
-def _difference(original: saved.TrainedRun, run: saved.TrainedRun) -> str:
-    """What the original has that is not ``run``'s, so that no KL is of the two; "" for nothing."""
-    ours, theirs = (one.algorithm.context_weights for one in (original, run))
-    same = {
-        "another clip_backbone": original.hparams["clip_backbone"] == run.hparams["clip_backbone"],
-        "another protocol": original.hparams.get("protocol") == run.hparams.get("protocol"),
-        "other contexts": original.contexts == run.contexts,
-        "other class names": original.classes == run.classes,
-        "another context_scale": original.hparams["context_scale"] == run.hparams["context_scale"],
-        # Text features of a GPU differ from a processor's in their last digits.
-        "other context weights": ours.shape == theirs.shape
-        and torch.allclose(ours, theirs, atol=1e-3),
-    }
-    return next((what for what, holds in same.items() if not holds), "")
+def _open(one: Selected) -> tuple[saved.TrainedRun, float]:
+    """The weights of the checkpoint that was selected if they were kept, else others; their step.
+
+    Raises CarftError for weights that are not of the run in whose folder they are.
+    """
+    run, last = one.outcome.runs[0], max(one.outcome.runs[0].steps)
+    wanted = "last" if one.outcome.step == last else "best"
+    opened = saved.open_run(run.folder, wanted if wanted in _kept(one) else _kept(one)[0])
+    step = last if opened.step is None else opened.step
+    recorded = (run.dataset, run.algorithm, list(run.test_envs), run.trial, run.choice)
+    names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+    if tuple(map(opened.args.get, names)) != recorded or step not in run.steps:
+        raise CarftError(
+            f"{opened.path} is not of the run that is recorded beside it; expected a checkpoint of "
+            f"{dict(zip(names, recorded))}"
+        )
+    return opened, step
 
 
-def _remark(judged: Judged, target: int) -> str:
-    """Which weights, and whether they do now what was recorded of them."""
-    run = judged.weights.run
-    at = run.steps.index(judged.weights.step)
-    recorded = float(selection.accuracies(run)[0][at, target])
-    now = float(judged.right.double().mean())
-    return (
-        f"{judged.weights.remark}; accuracy {100 * now:.1f}% now, {100 * recorded:.1f}% recorded."
-    )
+def _original(others: Sequence[Selected], ours: Sequence[Selected]) -> saved.TrainedRun | None:
+    """A saved run whose encoder is the CLIP that both of ``ours`` started from."""
+
+    def start(one: Selected) -> list[Any]:
+        hparams = json.loads(one.outcome.runs[0].hparams)
+        return [hparams.get(name) for name in _SAME]
+
+    for one in others:
+        same = all(start(one) == start(other) and start(one)[0] for other in ours)
+        if one.algorithm in _UNTRAINED and same and _kept(one):
+            with contextlib.suppress(CarftError):  # broken, which is nothing against the pair
+                return _open(one)[0]
+    return None
 
 
-def _judge(found: Weights, target: int, data_dir: str | None) -> Judged:
-    run = _opened(found)
-    name = f"env{target}_in"
+def _judge(one: Selected, data_dir: str | None) -> Judged:
+    run, step = _open(one)
+    name = f"env{one.target}_in"
     (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
     if not len(split):
         raise CarftError(f"{split.environment} has no picture in its in-split")
@@ -178,89 +184,46 @@ def _judge(found: Weights, target: int, data_dir: str | None) -> Judged:
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")
-    return Judged(found, run, split.items, torch.cat(probabilities), torch.cat(labels))
+    return Judged(one, run, step, split.items, torch.cat(probabilities), torch.cat(labels))
 
 
-def _opened(found: Weights) -> saved.TrainedRun:
-    """Raises CarftError for weights that are not of the run in whose folder they are."""
-    run, of = saved.open_run(found.run.folder, which=found.which), found.run
-    wanted = (of.dataset, of.algorithm, list(of.test_envs), of.trial, of.choice)
-    keys = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-    if tuple(map(run.args.get, keys)) != wanted or run.step not in (None, found.step):
-        raise CarftError(
-            f"{run.path} is not of the run that is recorded beside it, {of.algorithm} on "
-            f"{of.dataset}, test_envs {list(of.test_envs)}, trial {of.trial}, step {found.step:g}"
-        )
-    return run
-
-
-def _direction(
-    right: Judged,
-    wrong: Judged,
-    both: Sequence[Judged],
-    beginning: saved.TrainedRun | None,
-    count: int,
-) -> Direction:  # fmt: skip
-    disagree = (right.right & ~wrong.right).nonzero().flatten().tolist()
-    shown = [_example(index, both, beginning) for index in disagree[:count]]
-    names = (right.weights.run.algorithm, wrong.weights.run.algorithm)
-    return Direction(*names, len(disagree), shown)
-
-
-def _example(index: int, both: Sequence[Judged], beginning: saved.TrainedRun | None) -> Example:
-    columns = [judged.weights.run.algorithm for judged in both]
+def _example(index: int, both: Sequence[Judged], original: saved.TrainedRun | None) -> Example:
+    runs = [judged.run for judged in both]
+    columns = [judged.one.algorithm for judged in both]
+    if original is not None:
+        runs.insert(0, original)
+        columns.insert(0, ORIGINAL)
+    x = both[0].items[index][0][None]
     with torch.inference_mode():
-        logits = [_context_logits(judged.run, judged.items[index][0]) for judged in both]
-        first = None
-        if beginning is not None:
-            first = _context_logits(beginning, both[0].items[index][0])
-            columns.insert(0, ORIGINAL)
-    spread = [one.softmax(dim=1)[0] for one in ([first] if first is not None else []) + logits]
-    kls = [
-        None
-        if first is None
-        else float(objective.context_kl(first, one, objective.KL_DIRECTIONS[0]))
-        for one in logits
-    ]
+        logits = [run.algorithm.context_logits(run.algorithm.features(x)) for run in runs]
+    spread = torch.cat(logits).softmax(dim=1)  # of each run over all contexts
+    highest = spread.amax(dim=0)
+    top = spread.topk(min(TOP, spread.shape[1])).indices.unique().tolist()
+    run, label = both[0].run, int(both[0].labels[index])
+    answers = []
+    for judged, own in zip(both, logits[-2:]):
+        shares = judged.probabilities[index]
+        answer = int(shares.argmax())
+        kl = objective.context_kl(logits[0], own, objective.KL_DIRECTIONS[0])
+        answers.append(
+            Answer(
+                judged.one.algorithm, run.classes[answer], float(shares[answer]),
+                float(shares[label]), answer == label, None if original is None else float(kl),
+            )
+        )  # fmt: skip
     return Example(
-        _picture(both[0], index),
-        index,
-        both[0].run.classes[int(both[0].labels[index])],
-        [_belief(judged, index, kl) for judged, kl in zip(both, kls)],
-        columns,
-        _contexts(both[0].run.contexts, spread),
-    )
-
-
-def _context_logits(run: saved.TrainedRun, x: Tensor) -> Tensor:
-    return run.algorithm.context_logits(run.algorithm.features(x[None]))
-
-
-def _belief(judged: Judged, index: int, kl: float | None) -> Belief:
-    probabilities = judged.probabilities[index]
-    answer, label = int(probabilities.argmax()), int(judged.labels[index])
-    return Belief(
-        judged.weights.run.algorithm, judged.run.classes[answer], float(probabilities[answer]),
-        float(probabilities[label]), answer == label, kl,
+        _picture(run, x), index, run.classes[label], answers, columns,
+        [(run.contexts[i], spread[:, i].tolist()) for i in sorted(top, key=lambda i: -highest[i])],
     )  # fmt: skip
 
 
-def _contexts(templates: Sequence[str], spread: Sequence[Tensor]) -> list[Context]:
-    """The union of the most likely of each, by their highest probability."""
-    wanted = {int(i) for one in spread for i in one.topk(min(TOP, len(one))).indices}
-    highest = {i: max(float(one[i]) for one in spread) for i in wanted}
-    order = sorted(wanted, key=lambda i: (-highest[i], i))
-    return [Context(templates[i], [float(one[i]) for one in spread]) for i in order]
-
-
-def _picture(judged: Judged, index: int) -> str:
+def _picture(run: saved.TrainedRun, x: Tensor) -> str:
     """The picture as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 
-    seen = judged.run.algorithm.input(judged.items[index][0][None])[0]
     std = torch.tensor(pictures.CLIP_STD).view(3, 1, 1)
     mean = torch.tensor(pictures.CLIP_MEAN).view(3, 1, 1)
-    picture = to_pil_image((seen * std + mean).clamp(0, 1))
+    picture = to_pil_image((run.algorithm.input(x)[0] * std + mean).clamp(0, 1))
     picture.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     picture.save(file, format="PNG")

@@ -1,14 +1,14 @@
 """The runs of a group as pandas frames: what figures are drawn from, and questions are asked of.
 
-What is selected is ``collect.selection``'s choice. In-domain accuracy is the mean over the
+What is selected is ``results.selection``'s choice. In-domain accuracy is the mean over the
 out-splits of the environments trained on, by which training-domain validation selects;
 out-of-domain accuracy is that on the target's in-split, which DomainBed reports. Both in [0, 1].
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,7 @@ NOTHING = -1  # the target of a run that left nothing out
 # The means of our algorithms that say how far the context distribution has moved.
 DRIFT = ("loss_kl", "context_agreement")
 
-_OUTCOME = [
-    *RUN, "choice", "step", "in_domain", "out_of_domain", "selected", "folder",
-]  # fmt: skip
+_ACCURACIES = ["step", "in_domain", "out_of_domain"]
 
 
 def outcomes(runs: Iterable[Run], method: str) -> pd.DataFrame:
@@ -36,17 +34,11 @@ def outcomes(runs: Iterable[Run], method: str) -> pd.DataFrame:
     """
     rows = []
     for test in selection.tests(runs):
-        for place, outcome in enumerate(selection.ranked(test, selection.METHODS[method])):
-            run = outcome.runs[0]
-            at = run.steps.index(outcome.step)
-            inside = float(_in_domain(run, test.target)[at])
-            rows.append(
-                (
-                    test.dataset, test.algorithm, test.target, test.trial, outcome.choice,
-                    outcome.step, inside, outcome.accuracy, place == 0, run.folder,
-                )
-            )  # fmt: skip
-    return pd.DataFrame(rows, columns=_OUTCOME)
+        for place, one in enumerate(selection.ranked(test, selection.METHODS[method])):
+            inside = float(_in_domain(one.runs[0])[one.runs[0].steps.index(one.step)])
+            key = (test.dataset, test.algorithm, test.target, test.trial, one.choice)
+            rows.append((*key, one.step, inside, one.accuracy, place == 0))
+    return pd.DataFrame(rows, columns=[*RUN, "choice", *_ACCURACIES, "selected"])
 
 
 def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
@@ -55,48 +47,38 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     Columns: RUN, ``step``, ``in_domain``, ``out_of_domain`` and, nan where they were not recorded,
     DRIFT. Runs that left nothing out have the target NOTHING, and no ``out_of_domain``.
     """
-    chosen: dict[tuple[Any, ...], Run] = {}
+    rows: dict[tuple[object, ...], tuple[object, ...]] = {}
     for one in selection.select(runs, method):
         run = one.outcome.runs[0]
         target = one.target if run.test_envs else NOTHING
-        chosen[one.dataset, one.algorithm, target, one.trial] = run
-    parts = [_checkpoints(key, run) for key, run in chosen.items()]
-    if not parts:
-        return pd.DataFrame(columns=[*RUN, "step", "in_domain", "out_of_domain", *DRIFT])
-    return pd.concat(parts, ignore_index=True).sort_values([*RUN, "step"], ignore_index=True)
+        outside = selection.accuracies(run)[0][:, target] if run.test_envs else None
+        drift = _drift(run)
+        for place, (step, inside) in enumerate(zip(run.steps, _in_domain(run))):
+            key = (one.dataset, one.algorithm, target, one.trial, step)
+            out_of_domain = np.nan if outside is None else outside[place]
+            rows[key] = (*key, inside, out_of_domain, *drift.get(step, [np.nan] * len(DRIFT)))
+    frame = pd.DataFrame(rows.values(), columns=[*RUN, *_ACCURACIES, *DRIFT])
+    return frame.sort_values([*RUN, "step"], ignore_index=True)
 
 
-def _checkpoints(key: tuple[Any, ...], run: Run) -> pd.DataFrame:
-    target = key[2]
-    ins, _ = selection.accuracies(run)
-    frame = pd.DataFrame({"step": np.frombuffer(run.steps)})
-    for name, value in zip(RUN, key):
-        frame[name] = value
-    frame["in_domain"] = _in_domain(run, target)
-    frame["out_of_domain"] = np.nan if target == NOTHING else ins[:, target]
-    means = _means(run)
-    for name in DRIFT:
-        frame[name] = [means.get(step, {}).get(name, np.nan) for step in run.steps]
-    return frame
-
-
-def _in_domain(run: Run, target: int) -> selection.Floats:
+def _in_domain(run: Run) -> selection.Floats:
     """A mean a checkpoint over the out-splits of what was trained on."""
     outs = selection.accuracies(run)[1]
     training = [i for i in range(run.n_environments) if i not in run.test_envs]
     return np.ascontiguousarray(outs[:, training]).mean(axis=1)
 
 
-def _means(run: Run) -> dict[float, dict[str, float]]:
-    """Step -> what the algorithm measured of DRIFT: the collector does not keep it."""
+def _drift(run: Run) -> dict[float, list[float]]:
+    """Step -> DRIFT as the algorithm measured it, which ``run`` does not keep."""
     return {
-        float(record["step"]): {
-            name: float(record[name])
-            for name in DRIFT
-            if type(record.get(name)) in (int, float) and abs(record[name]) < 1e300
-        }
-        for record in records.of_run(run)
+        float(one["step"]): [_number(one.get(name)) for name in DRIFT]
+        for one in records.of_run(run)
     }
+
+
+def _number(value: object) -> float:
+    known = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    return float(value) if known else np.nan  # type: ignore[arg-type]
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm
-from domainbed import algorithms, datasets, hparams_registry
+from domainbed import algorithms
 
 from . import fakes
 
@@ -35,8 +36,6 @@ def golden() -> Callable[[str], Any]:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers the fake algorithms in this process, and hides what any plugin has added."""
-    monkeypatch.setattr(datasets, "DATA_CHECKS", [])
-    monkeypatch.setattr(hparams_registry, "HPARAM_CHECKS", [])
     for name, value in list(vars(algorithms).items()):
         if hasattr(value, "predict") and value is not algorithms.Algorithm:
             monkeypatch.delattr(algorithms, name)
@@ -51,8 +50,14 @@ def command(tmp_path: Path) -> Run:
     inherited = os.environ.get("PYTHONPATH")
     search_path = os.pathsep.join([str(PLUGIN), *([inherited] if inherited else [])])
 
-    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": search_path}
-        return warm.run("-m", f"domainbed.scripts.{name}", *arguments, cwd=tmp_path, env=env)
+        words = ["-m", f"domainbed.scripts.{name}", *arguments]
+        if not more:
+            return warm.run(*words, cwd=tmp_path, env=env)
+        started = [sys.executable, *words]
+        return subprocess.run(
+            started, cwd=tmp_path, env=env, capture_output=True, text=True, **more
+        )
 
     return run

@@ -1,8 +1,8 @@
-"""Weights, batches and digits that are the same on every machine.
+"""Weights and batches that are the same on every machine.
 
-Both the golden files' generator and the tests use them, so that what upstream's networks and data
-sets make of them can be compared with what ours make. Numbers come from numpy's RandomState, whose
-streams are frozen.
+Both the golden files' generator and the tests use them, so that what upstream's networks make of
+them can be compared with what ours make. Numbers come from numpy's RandomState, whose streams are
+frozen.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
 
 CLASSES = 7
-DIGIT_COUNTS = {"train": 70, "t10k": 20}
 
 
 def normal(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -49,20 +47,6 @@ def minibatches(shape: tuple[int, ...], step: int) -> list[tuple[torch.Tensor, t
         (normal(f"{step} {domain}", (2, *shape)), torch.tensor([domain, (step + 5) % CLASSES]))
         for domain in range(3)
     ]
-
-
-def write_digits(root: Path) -> None:
-    """Write MNIST's four files, with few digits of noise, under root/MNIST/raw."""
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    state = np.random.RandomState(0)
-    for part, count in DIGIT_COUNTS.items():
-        images = state.randint(0, 256, (count, 28, 28)).astype(np.uint8)
-        labels = state.randint(0, 10, count).astype(np.uint8)
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            sizes = np.array(array.shape, dtype=">i4").tobytes()
-            head = bytes([0, 0, 8, array.ndim]) + sizes
-            (folder / f"{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
 
 
 def digest_of_names(names: Iterable[str]) -> str:

@@ -15,8 +15,6 @@ from domainbed.lib import stopping
 from domainbed.lib.fast_data_loader import (
     EnvironmentBatches,
     EvaluationBatches,
-    FastDataLoader,
-    InfiniteDataLoader,
 )
 from torch.utils.data import TensorDataset
 
@@ -130,17 +128,3 @@ def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
     assert [len(batch) for batch in seen[1]] == [4] * 12 + [2]
     assert list(itertools.chain(*seen[1])) == list(range(100, 150))
     assert seen[2] == [[200, 201, 202, 203], [204, 205, 206, 207]]
-
-
-def test_infinite_loader_serves_a_data_set_smaller_than_the_batch():
-    loader = iter(InfiniteDataLoader(SMALL, None, 16, 0))
-    assert len(next(loader)[0]) == len(next(loader)[0]) == 16
-    with pytest.raises(ValueError, match="no length"):
-        len(InfiniteDataLoader(SMALL, None, 16, 0))
-
-
-def test_fast_loader_passes_over_everything_each_time():
-    loader = FastDataLoader(LARGE, batch_size=16, num_workers=0)
-    for _ in range(2):
-        assert sorted(itertools.chain(*(x.tolist() for x, _ in loader))) == list(range(100, 150))
-    assert len(loader) == 4

@@ -148,11 +148,6 @@ def test_latex_rows(capsys):
     assert capsys.readouterr().out == "a   & 1   \\\\\n"
 
 
-def test_separator(capsys):
-    misc.print_separator()
-    assert capsys.readouterr().out == "=" * 80 + "\n"
-
-
 def test_output_goes_to_screen_and_files_and_each_to_its_own(tmp_path, capsys):
     (tmp_path / "out.txt").write_text("before\n")
     with misc.tee_output(str(tmp_path)):

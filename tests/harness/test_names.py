@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 from domainbed import algorithms, datasets
 from domainbed.lib import checks
-from domainbed.lib.errors import UsageError
-from domainbed.lib.names import (
-    ALGORITHMS_NOT_INCLUDED,
-    DATASETS_NOT_INCLUDED,
-    UnknownNameError,
-)
+from domainbed.lib.usage import UnknownNameError
+
+from domainbed_carft.errors import CarftError
 
 from . import fakes
 
@@ -19,23 +16,18 @@ def test_a_registered_algorithm_is_found(registered):
     assert algorithms.get_algorithm_class("Still") is fakes.Still
 
 
-@pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "names", "_Still"])
+@pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "text", "_Still"])
 def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, monkeypatch, name):
     monkeypatch.setattr(algorithms, "_Still", fakes.Still, raising=False)
-    with pytest.raises(UnknownNameError, match=r"Valid: Still, LinearSGD, Breaks\."):
+    with pytest.raises(UnknownNameError, match="Valid: Still, LinearSGD, Breaks$"):
         algorithms.get_algorithm_class(name)
 
 
 def test_the_nearest_names_come_first(registered):
-    with pytest.raises(NotImplementedError, match=r"Algorithm not found: stil\. Nearest: Still\."):
+    with pytest.raises(
+        NotImplementedError, match="no algorithm is called 'stil'; did you mean Still?"
+    ):
         algorithms.get_algorithm_class("stil")
-
-
-def test_without_any_algorithm_the_message_says_so(monkeypatch):
-    monkeypatch.setattr(algorithms, "ALGORITHMS", [])
-    monkeypatch.setattr(algorithms, "_is_algorithm", lambda candidate: False)
-    with pytest.raises(UnknownNameError, match=r"Valid: none is registered\."):
-        algorithms.get_algorithm_class("ERM")
 
 
 def test_the_base_class_asks_for_its_methods():
@@ -48,22 +40,20 @@ def test_the_base_class_asks_for_its_methods():
 
 @pytest.mark.parametrize("name", ["pacs", "os", "TensorDataset", "DATASETS", "_Noise"])
 def test_an_unknown_data_set_is_refused_with_the_valid_names(name):
-    with pytest.raises(UnknownNameError, match=f"Dataset not found: {name}.*Valid: Debug28, "):
+    with pytest.raises(UnknownNameError, match=f"no data set is called '{name}'.*Valid: Debug28, "):
         datasets.get_dataset_class(name)
 
 
 def test_upper_and_lower_case_are_near():
-    with pytest.raises(UnknownNameError, match=r"Nearest: PACS[.,]"):
+    with pytest.raises(UnknownNameError, match="did you mean PACS "):
         datasets.get_dataset_class("pacs")
 
 
 def test_every_listed_data_set_has_environments():
-    found = {name: datasets.num_environments(name) for name in datasets.DATASETS[:10]}
+    found = {name: datasets.num_environments(name) for name in datasets.DATASETS[:8]}
     assert found == {
         "Debug28": 3,
         "Debug224": 3,
-        "ColoredMNIST": 3,
-        "RotatedMNIST": 6,
         "VLCS": 4,
         "PACS": 4,
         "OfficeHome": 4,
@@ -73,9 +63,9 @@ def test_every_listed_data_set_has_environments():
     }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS_NOT_INCLUDED)
+@pytest.mark.parametrize("name", algorithms.NOT_INCLUDED)
 def test_upstreams_other_algorithms_are_answered_with_what_to_use(registered, monkeypatch, name):
-    message = f"Algorithm {name} is not included. Use a checkout of facebook.*Here: Still, Linear"
+    message = f"algorithm {name} is not included; use a checkout of facebook.*one of Still, Linear"
     with pytest.raises(UnknownNameError, match=message):
         algorithms.get_algorithm_class(name)
     monkeypatch.setattr(algorithms, name, fakes.Still, raising=False)  # a plugin's
@@ -83,12 +73,12 @@ def test_upstreams_other_algorithms_are_answered_with_what_to_use(registered, mo
 
 
 def test_as_many_algorithms_are_not_included_as_the_readme_says():
-    assert len(ALGORITHMS_NOT_INCLUDED) == len(set(ALGORITHMS_NOT_INCLUDED)) == 33
+    assert len(algorithms.NOT_INCLUDED) == len(set(algorithms.NOT_INCLUDED)) == 33
 
 
-@pytest.mark.parametrize("name", DATASETS_NOT_INCLUDED)
+@pytest.mark.parametrize("name", datasets.NOT_INCLUDED)
 def test_upstreams_other_data_sets_are_answered_with_what_to_use(name):
-    with pytest.raises(UnknownNameError, match=f"{name} is not included. Use a checkout of face"):
+    with pytest.raises(UnknownNameError, match=f"{name} is not included; use a checkout of face"):
         datasets.get_dataset_class(name)
     assert name not in datasets.DATASETS
 
@@ -111,8 +101,8 @@ def test_a_data_set_that_does_not_say_its_environments(monkeypatch, dataset_clas
     monkeypatch.setattr(datasets, "Mine", dataset_class, raising=False)
     monkeypatch.setattr(datasets, "DATASETS", [*datasets.DATASETS, "Mine"])
     assert datasets.get_dataset_class("Mine") is dataset_class
-    message = "Dataset Mine does not say what its environments are: its class needs ENVIRONMENTS"
-    with pytest.raises(UsageError, match=message):
+    message = "data set Mine does not say what its environments are; its class needs ENVIRONMENTS"
+    with pytest.raises(CarftError, match=message):
         datasets.num_environments("Mine")
     (problem,) = checks.dataset_problems("Mine")
     assert problem.startswith(message)

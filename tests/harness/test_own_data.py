@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from domainbed import datasets
-from domainbed.lib import own_data
-from domainbed.lib.errors import UsageError
+from domainbed.lib.image_folders import spelled
 from domainbed.scripts import collect_results, list_top_hparams, sweep, train
 from PIL import Image
 
@@ -70,30 +68,12 @@ def test_a_picture_that_cannot_be_read_is_named(pets, tmp_path, command, workers
     assert command("train", *arguments).returncode == 0
 
 
-def test_a_line_of_a_file_is_a_data_set(pets, tmp_path, monkeypatch):
-    listing = tmp_path / "datasets.txt"
-    listing.write_text("# mine\n\nPets = own pets\n")
-    monkeypatch.setenv("DOMAINBED_DATASETS", str(listing))
-    assert datasets.get_dataset_class("Pets").ENVIRONMENTS == ["city", "my village"]
-    monkeypatch.delenv("DOMAINBED_DATASETS")
-    with pytest.raises(NotImplementedError, match="Dataset not found: Pets"):
-        datasets.get_dataset_class("Pets")
-    monkeypatch.chdir(tmp_path)
-    assert datasets.num_environments("Pets") == 2
-    listing.write_text("Pets: own pets\n")
-    monkeypatch.setenv("DOMAINBED_DATASETS", str(listing))
-    with pytest.raises(
-        UsageError, match=r"datasets\.txt, line 1: expected NAME = PATH, not: Pets:"
-    ):
-        datasets.get_dataset_class("Pets")
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda root: (root / "__MACOSX").mkdir(), r"own pets holds __MACOSX, which would count"),
         (lambda root: (root / "city" / ".cache").mkdir(), r"city holds \.cache, which would count"),
-        (lambda root: (root / "city" / "owl").mkdir(), r"'city' and 'my village'.*owl"),
+        (lambda root: (root / "city" / "owl").mkdir(), r"'city' and 'my village'.*: owl"),
         (lambda root: (root / "empty").mkdir(), r"empty has no sub-folders; expected one a class"),
     ],
 )
@@ -123,21 +103,14 @@ def test_spellings_of_a_path_are_one_data_set(pets, tmp_path, capsys, monkeypatc
     assert len(commands) == 2  # one for each domain
 
 
-def test_a_name_that_is_taken_or_means_something_in_python(pets, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    pets.rename(tmp_path / "names")
-    assert datasets.get_dataset_class("names").ENVIRONMENTS == ["city", "my village"]
-    (tmp_path / "datasets.txt").write_text("some notes of mine\nPACS = names\n")
-    assert datasets.num_environments("./names") == 2
-    with pytest.raises(UsageError, match="gives a folder for PACS, which is a data set of Domain"):
-        datasets.get_dataset_class("PACS")
-
-
 def test_no_such_folder_is_named(tmp_path, capsys):
     output = str(tmp_path / "out")
     missing = str(tmp_path / "nowhere")
     assert train.main(["--algorithm", "Still", "--dataset", missing, "--output_dir", output]) == 2
-    assert f"There is no folder {missing}" in capsys.readouterr().err
+    assert (
+        f"{missing} cannot be read (No such file or directory); expected a folder"
+        in capsys.readouterr().err
+    )
 
 
 def table(folder: Path, capsys) -> tuple[str, str]:
@@ -180,7 +153,7 @@ def test_one_domain_has_nothing_to_leave_out(tmp_path, capsys):
     launcher = ["--command_launcher", "dummy", "--skip_confirmation", "--n_hparams", "1"]
     assert sweep.main(["launch", *fixed, *launcher, "--output_dir", str(tmp_path / "sweep")]) == 0
     commands = [line for line in capsys.readouterr().out.splitlines() if "--test_envs" in line]
-    assert len(commands) == 2 and all("--test_envs  --" in command for command in commands)
+    assert len(commands) == 2 and all("--test_envs --" in command for command in commands)
     records = [
         run(
             tmp_path / "sweep" / f"job{trial}",
@@ -191,110 +164,19 @@ def test_one_domain_has_nothing_to_leave_out(tmp_path, capsys):
         )
         for trial in (0, 1)
     ]
-    out, _ = table(tmp_path / "sweep", capsys)
-    lines = out.splitlines()
-    header = lines.index(
-        f"-------- Dataset: {alone}, nothing left out: out-split accuracy at the last step"
-    )
-    assert lines[header + 1].split() == ["Algorithm", "only", "Avg"]
-    accuracies = [100 * job[-1]["env0_out_acc"] for job in records]
-    assert lines[header + 2].split()[:2] == ["Still", f"{np.mean(accuracies):.1f}"]
+    assert all("env0_out_acc" in job[-1] for job in records)
+    assert "jobs that leave nothing out" in table(tmp_path / "sweep", capsys)[1]
 
 
-def test_names_that_are_no_paths_stay_names(monkeypatch, tmp_path):
+def test_a_path_is_not_a_data_set_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert own_data.folder_of("PACS") is None
     write(tmp_path / "PACS")
     assert datasets.get_dataset_class("PACS").ENVIRONMENTS == ["A", "C", "P", "S"]
-
-
-# A path is never a name
-
-
-def test_a_path_is_not_a_data_set_of_that_name(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "PACS")
     record = run(tmp_path / "job", "./PACS", "--test_envs", "1")[-1]
     assert record["environments"] == ["city", "my village"]
     assert record["args"]["dataset"] == "./PACS"
-    (tmp_path / "datasets.txt").write_text(f"pets = {write(tmp_path / 'other', ('a', 'b', 'c'))}")
     write(tmp_path / "pets")
-    assert datasets.num_environments(own_data.spelled("pets")) == 3
-    assert datasets.num_environments(own_data.spelled("./pets/")) == 2
-    for missing in ("./nonexist", "nonexist/"):
-        arguments = ["--algorithm", "Still", "--dataset", missing, "--output_dir", "x"]
-        assert train.main(arguments) == 2
-        assert "- There is no folder ./nonexist: expected one" in capsys.readouterr().err
-
-
-def test_a_sweep_takes_a_path_for_a_path(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "PACS")
-    arguments = ["--algorithms", "Still", "--datasets", "./PACS/", "--data_dir", ".", "--n_trials"]
-    arguments += ["1", "--n_hparams", "1", "--single_test_envs", "--command_launcher", "dummy"]
-    assert sweep.main(["launch", *arguments, "--output_dir", "out", "--skip_confirmation"]) == 0
-    commands = [line for line in capsys.readouterr().out.splitlines() if "Dummy" in line]
-    assert len(commands) == 2 and all(" --dataset ./PACS " in line for line in commands)
-
-
-# The file of data sets
-
-
-@pytest.mark.parametrize("kind", ["missing", "a folder", "not to be read"])
-def test_a_file_that_was_named_has_to_be_one(tmp_path, monkeypatch, capsys, kind):
-    listing = tmp_path / "mine.txt"
-    if kind == "a folder":
-        listing.mkdir()
-    elif kind == "not to be read":
-        listing.symlink_to(listing)  # root may read everything else
-    monkeypatch.setenv("DOMAINBED_DATASETS", str(listing))
-    output = ["--output_dir", str(tmp_path / "out")]
-    assert train.main(["--algorithm", "Still", "--dataset", "Debug28", *output]) == 2
-    said = capsys.readouterr().err
-    assert f"- DOMAINBED_DATASETS is {listing}, which cannot be read (" in said
-    assert "NAME = PATH" in said and "Traceback" not in said
-
-
-def test_a_file_from_windows_editors(pets, tmp_path, monkeypatch):
-    listing = tmp_path / "mine.txt"
-    listing.write_bytes("\ufeffPets = own pets\r\nMore = own pets\r\n".encode())
-    monkeypatch.setenv("DOMAINBED_DATASETS", str(listing))
-    assert datasets.num_environments("Pets") == datasets.num_environments("More") == 2
-
-
-def test_a_name_of_two_folders_is_refused(pets, tmp_path, monkeypatch):
-    listing = tmp_path / "datasets.txt"
-    monkeypatch.chdir(tmp_path)
-    listing.write_text("Pets = own pets\nPets = ./own pets/\n")
-    assert datasets.num_environments("Pets") == 2
-    listing.write_text("Pets = own pets\n\nPets = other\n")
-    with pytest.raises(UsageError, match=r"txt, line 3: Pets is .*other, and .*own pets further"):
-        datasets.get_dataset_class("Pets")
-    assert datasets.num_environments("PACS") == 4  # the file may be about something else
-    monkeypatch.setenv("DOMAINBED_DATASETS", str(listing))
-    with pytest.raises(UsageError, match="line 3: Pets is"):
-        datasets.get_dataset_class("PACS")
-
-
-def test_folders_that_cannot_be_read_are_named(pets, tmp_path, monkeypatch, capsys):
-    scandir = os.scandir
-
-    def refuse(path):  # root may read everything
-        if os.path.basename(path) in ("city", "my village"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    output = ["--output_dir", str(tmp_path / "out")]
-    assert train.main(["--algorithm", "Still", "--dataset", str(pets), *output]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and "error: 2 problems" in said
-    for domain in ("city", "my village"):
-        assert f"- The folder {pets}/{domain} cannot be read (Permission denied): mend" in said
-    fixed = ["--algorithms", "Still", "--datasets", str(pets), "--data_dir", ".", "--n_trials", "1"]
-    launcher = ["--command_launcher", "local", "--skip_confirmation", "--single_test_envs"]
-    assert sweep.main(["launch", *fixed, *launcher, *output]) == 2
-    assert "city cannot be read (Permission denied)" in capsys.readouterr().err
+    assert datasets.num_environments("pets") == datasets.num_environments(spelled("./pets/")) == 2
 
 
 def test_a_link_in_circles_is_named(pets, tmp_path, capsys):
@@ -303,8 +185,7 @@ def test_a_link_in_circles_is_named(pets, tmp_path, capsys):
         output = ["--output_dir", str(tmp_path / "out")]
         assert train.main(["--algorithm", "Still", "--dataset", str(pets), *output]) == 2
         said = capsys.readouterr().err
-        assert f"- The link {path} cannot be read (Too many levels of symbolic links): mend" in said
-        assert "Traceback" not in said
+        assert f"- {path} cannot be read (Too many levels of symbolic links); expected" in said
 
 
 # Jobs that are not of one kind
@@ -319,10 +200,7 @@ def test_jobs_on_other_environments_are_not_put_into_one_table(pets, tmp_path, c
     assert collect_results.main(["--input_dir", str(results)]) == 2
     said = capsys.readouterr()
     assert said.out == "" and not (results / "results.txt").exists()
-    assert f"- {pets} has not the same environments in all jobs: " in said.err
-    assert f"a farm, city, my village in {results}/after" in said.err
-    assert f"city, my village in {results}/before" in said.err
-    assert "`carft collect`" in said.err
+    assert f"{pets} has not the same environments in all jobs: a farm, city, my vill" in said.err
     assert top(results, str(pets), 1) == 2
     assert "has not the same environments" in capsys.readouterr().err
 
@@ -342,6 +220,4 @@ def test_top_hyperparameters_of_own_data(pets, tmp_path, monkeypatch, capsys):
         assert top(tmp_path / "sweep", spelling, 1) == 0
         assert "Model selection:" in capsys.readouterr().out
     assert top(tmp_path / "sweep", "./alone", 0) == 2
-    said = capsys.readouterr().err
-    assert "1 problem" in said and "./alone: its jobs below" in said
-    assert "left no environment out" in said and "collect_results" in said
+    assert "--dataset ./alone: no record below" in capsys.readouterr().err

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 import warm
-from domainbed.lib import job_lock
 from domainbed.scripts import train
 from PIL import Image
+
+from domainbed_carft.jobs.folder import JobFolder
 
 from . import fakes
 
@@ -343,19 +344,15 @@ class TestWithAQuickAlgorithm:
         monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", "all")
         assert train.main(quick(tmp_path)) == 2
         said = capsys.readouterr().err
-        assert "DOMAINBED_KEEP_WEIGHTS is 'all', expected one of both, last, best, none" in said
+        assert "DOMAINBED_KEEP_WEIGHTS is 'all', expected both, last, best, none" in said
 
     def test_a_second_process_names_the_first_and_leaves(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(job_lock, "PATIENCE_S", 0.1)
-        with job_lock.JobLock(str(tmp_path)) as lock:
-            lock.tell(step=3)
-            assert job_lock.is_held(str(tmp_path))
+        monkeypatch.setattr(train, "PATIENCE_SECONDS", 0.1)
+        with JobFolder(tmp_path).claim():
             assert run(quick(tmp_path)) == 73
             assert train.main(quick(tmp_path)) == 73
-            said = capsys.readouterr().err
-            assert f"is being trained by process {os.getpid()} on " in said
+            assert f"process {os.getpid()}, since " in capsys.readouterr().err
             assert not (tmp_path / "err.txt").exists()
-        assert not job_lock.is_held(str(tmp_path))
         assert train.main(quick(tmp_path)) == 0
 
     def test_what_the_lock_tells(self, tmp_path, monkeypatch):
@@ -383,16 +380,17 @@ class TestWithAQuickAlgorithm:
         )
         assert run(quick(tmp_path)) == -signal.SIGKILL
         assert json.loads((tmp_path / "lock").read_text())["host"]
-        assert not job_lock.is_held(str(tmp_path))
+        assert not JobFolder(tmp_path).is_held()
         monkeypatch.undo()
 
     def test_a_launchers_lock_is_taken_over(self, tmp_path, monkeypatch):
         """The descriptor is inherited: the job is locked for as long as either of both lives."""
-        with job_lock.JobLock(str(tmp_path)) as lock:
-            monkeypatch.setenv(job_lock.INHERITED, str(lock._descriptor))
+        folder = JobFolder(tmp_path)
+        with folder.claim() as lock:
+            monkeypatch.setenv("DOMAINBED_LOCK_FD", str(lock.descriptor))
             assert train.main(quick(tmp_path)) == 0
-            assert job_lock.is_held(str(tmp_path))
-        assert not (tmp_path / "lock").exists()
+            assert folder.is_held()
+        assert not folder.lock_path.exists()
 
 
 def test_a_diverged_run_that_is_stopped_ends_as_one_that_never_was(pictures, tmp_path, monkeypatch):

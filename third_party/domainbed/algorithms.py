@@ -6,16 +6,26 @@ putting its class into this module's globals and its name into ALGORITHMS.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
 
 from domainbed import networks
-from domainbed.lib import errors, names
+from domainbed.lib.usage import UnknownNameError
+from domainbed_carft import text
+from domainbed_carft.errors import raise_for
 
 # Names in the order of the tables' rows.
 ALGORITHMS: list[str] = ["ERM"]
+
+# Upstream's algorithms at b93c22a that this implementation lacks, in the order of its list.
+NOT_INCLUDED = tuple(
+    "ERMPlusPlus Fish IRM GroupDRO Mixup MLDG CORAL MMD DANN CDANN MTL SagNet ARM VREx RSC SD "
+    "ANDMask SANDMask IGA SelfReg Fishr TRM IB_ERM IB_IRM CAD CondCAD Transfer CausIRL_CORAL "
+    "CausIRL_MMD EQRM RDM ADRMX URM".split()
+)
 
 
 def get_algorithm_class(algorithm_name: str) -> type[Any]:
@@ -27,10 +37,12 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
     """
     found = globals().get(algorithm_name)
     if algorithm_name.startswith("_") or not _is_algorithm(found):
-        told = _registered_names()
-        if algorithm_name in names.ALGORITHMS_NOT_INCLUDED:
-            raise names.UnknownNameError(names.algorithm_not_included(algorithm_name, told))
-        raise names.UnknownNameError(names.unknown_name("Algorithm", algorithm_name, told))
+        if algorithm_name in NOT_INCLUDED:
+            raise UnknownNameError(
+                f"algorithm {algorithm_name} is not included; use a checkout of "
+                f"facebookresearch/DomainBed, or one of {', '.join(ALGORITHMS)}"
+            )
+        raise UnknownNameError(text.unknown("algorithm", algorithm_name, ALGORITHMS))
     return found
 
 
@@ -42,16 +54,6 @@ def _is_algorithm(candidate: Any) -> TypeGuard[type[Any]]:
         and hasattr(candidate, "update")
         and hasattr(candidate, "predict")
     )
-
-
-def _registered_names() -> list[str]:
-    """The listed names, then those that only stand in the globals; not the abstract base."""
-    unlisted = [
-        name
-        for name, value in globals().items()
-        if _is_algorithm(value) and name not in ALGORITHMS and not name.startswith("_")
-    ]
-    return [*ALGORITHMS, *unlisted]
 
 
 class Algorithm(torch.nn.Module):
@@ -83,7 +85,7 @@ class Algorithm(torch.nn.Module):
 
         Args:
             minibatches: an (inputs, labels) pair for each training domain.
-            unlabeled: inputs from each test domain, in domain adaptation only.
+            unlabeled: inputs from each test domain, in domain adaptation, which is upstream's.
 
         Returns:
             Numbers to record, averaged by the caller over a checkpoint interval.
@@ -95,6 +97,21 @@ class Algorithm(torch.nn.Module):
         raise NotImplementedError
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# A text such as "no" would count as true.
+_SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
+_AMOUNT = ("a number of at least 0", lambda value: _is_number(value) and value >= 0)
+_TAKEN = {
+    "lr": _AMOUNT,
+    "weight_decay": _AMOUNT,
+    "resnet_dropout": ("a number from 0 to 1", lambda x: _is_number(x) and 0 <= x <= 1),
+    **dict.fromkeys(("nonlinear_classifier", "resnet18", "resnet50_augmix", "freeze_bn"), _SWITCH),
+}
+
+
 class ERM(Algorithm):
     """Empirical risk minimisation: cross-entropy over the batches of all domains together, Adam.
 
@@ -103,10 +120,23 @@ class ERM(Algorithm):
     not read linear_steps and vit_dropout, which are there for others.
 
     Raises:
-        UsageError: the hyperparameters ask for what is not included, or there is no network for
-            the input's shape, or its pretrained weights cannot be read.
-        Failure: the pretrained weights could not be downloaded.
+        CarftError: the hyperparameters ask for what is not included, or there is no network for
+            the input's shape, or its pretrained weights cannot be had.
     """
+
+    @classmethod
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+        """Say what is wrong with values that a user sets; asked before anything is loaded.
+
+        Any algorithm may have this. Those derived from ERM need not take its values.
+        """
+        if cls is not ERM:
+            return []
+        return networks.not_included(overrides) + [
+            f"--hparams: {name} must be {expected}, not {overrides[name]!r}"
+            for name, (expected, takes) in _TAKEN.items()
+            if name in overrides and not takes(overrides[name])
+        ]
 
     def __init__(
         self,
@@ -116,13 +146,7 @@ class ERM(Algorithm):
         hparams: dict[str, Any],
     ) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        if hparams.get("lars"):
-            raise errors.UsageError(
-                [
-                    "Hyperparameter lars: the LARS optimiser belongs to ERMPlusPlus, which is not "
-                    "included. ERM trains with Adam; set it to false."
-                ]
-            )
+        raise_for(networks.not_included(hparams))
         self.featurizer = networks.Featurizer(input_shape, hparams)
         self.classifier = networks.Classifier(
             self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]

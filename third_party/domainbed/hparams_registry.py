@@ -7,20 +7,16 @@ the two public functions, `default_hparams` and `random_hparams`, in the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from domainbed.lib import erm_hparams, misc
+from domainbed.lib import misc
 
 Draw = Callable[[np.random.RandomState], Any]
 
-# What is known of values, also by plugins: functions of an algorithm's name, a data set's, and of
-# what the user set. They return sentences that say what is wrong with it.
-HPARAM_CHECKS: list[Callable[[str, str, Mapping[str, Any]], Sequence[str]]] = [erm_hparams.problems]
-
-SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")
+SMALL_IMAGES = ("Debug28",)
 
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:

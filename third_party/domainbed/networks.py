@@ -7,7 +7,7 @@ draws when built under the same seed of torch. Not included are DINOv2 and visio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,52 +15,46 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from domainbed.lib import errors, pretrained, wide_resnet
+from domainbed.lib import pretrained
+from domainbed_carft.errors import CarftError, raise_for
+
+# Upstream fetches the code of transformers from another repository; LARS is ERMPlusPlus's.
+_NOT_INCLUDED = {
+    **dict.fromkeys(("vit", "dinov2", "vit_attn_tune"), "vision transformers (DINOv2) are"),
+    "lars": "the LARS optimiser is",
+}
 
 
-def Featurizer(
-    input_shape: Sequence[int], hparams: dict[str, Any]
-) -> MLP | MNIST_CNN | wide_resnet.Wide_ResNet | ResNet:
+def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN | ResNet:
     """Return the network from inputs to features; its `n_outputs` is their number.
 
     Args:
-        input_shape: shape of one input: (n,), or (channels, height, width) of 28 x 28, 32 x 32
-            or 224 x 224.
+        input_shape: (channels, height, width) of 28 x 28 or 224 x 224.
         hparams: the run's hyperparameters.
 
     Raises:
-        UsageError: there is no network for that shape, or not the one that `hparams` ask for.
+        CarftError: there is no network for that shape, or not the one that `hparams` ask for.
     """
     match tuple(input_shape):
-        case (size,):
-            return MLP(size, hparams.get("mlp_width", 0), hparams)
         case (_, 28, 28):
             return MNIST_CNN(input_shape)
-        case (_, 32, 32):
-            return wide_resnet.Wide_ResNet(input_shape, 16, 2, 0.0)
         case (_, 224, 224):
-            _refuse_transformers(hparams)
+            raise_for(not_included(hparams))
             return ResNet(input_shape, hparams)
-    raise errors.UsageError(
-        [
-            f"There is no network for inputs of shape {tuple(input_shape)}: pictures have to be "
-            "28 x 28, 32 x 32 or 224 x 224. Resize them, or choose an algorithm with a network "
-            "of its own."
-        ]
+    raise CarftError(
+        f"there is no network for inputs of shape {tuple(input_shape)}: pictures have to be "
+        "28 x 28 or 224 x 224; resize them, or choose an algorithm with a network of its own"
     )
 
 
-def _refuse_transformers(hparams: dict[str, Any]) -> None:
-    """What upstream has for these hyperparameters is fetched as code from another repository."""
-    asked = [name for name in ("vit", "dinov2", "vit_attn_tune") if hparams.get(name)]
-    if asked:
-        raise errors.UsageError(
-            [
-                f"Hyperparameter {name}: vision transformers (DINOv2) are not included. Set it to "
-                "false for a ResNet, or use a checkout of facebookresearch/DomainBed."
-                for name in asked
-            ]
-        )
+def not_included(hparams: Mapping[str, Any]) -> list[str]:
+    """Say which hyperparameters ask for what upstream has and this implementation has not."""
+    return [
+        f"hyperparameter {name}: {what} not included; set it to false, or use a checkout of "
+        "facebookresearch/DomainBed"
+        for name, what in _NOT_INCLUDED.items()
+        if hparams.get(name)
+    ]
 
 
 def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) -> nn.Module:
@@ -77,36 +71,6 @@ class Identity(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
-
-
-class MLP(nn.Module):
-    """Fully connected layers of width `mlp_width`, `mlp_depth` of them, for flat inputs.
-
-    Raises:
-        UsageError: `hparams` lack what describes the layers; ERM has no default for it.
-    """
-
-    def __init__(self, n_inputs: int, n_outputs: int, hparams: dict[str, Any]) -> None:
-        super().__init__()
-        missing = {"mlp_width", "mlp_depth", "mlp_dropout"} - set(hparams)
-        if missing:
-            raise errors.UsageError(
-                [f"An MLP needs the hyperparameter {name}: set it." for name in sorted(missing)]
-            )
-        width = hparams["mlp_width"]
-        self.input = nn.Linear(n_inputs, width)
-        self.dropout = nn.Dropout(hparams["mlp_dropout"])
-        inner = range(hparams["mlp_depth"] - 2)
-        self.hiddens = nn.ModuleList(nn.Linear(width, width) for _ in inner)
-        self.output = nn.Linear(width, n_outputs)
-        self.n_outputs = n_outputs
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return features of shape (batch, n_outputs)."""
-        for layer in (self.input, *self.hiddens):
-            x = functional.relu(self.dropout(layer(x)))
-        features: torch.Tensor = self.output(x)
-        return features
 
 
 class MNIST_CNN(nn.Module):
@@ -148,8 +112,8 @@ class ResNet(nn.Module):
         hparams: reads resnet18, resnet50_augmix, freeze_bn, resnet_dropout.
 
     Raises:
-        Failure: the pretrained weights could not be downloaded.
-        UsageError: their file cannot be read.
+        CarftError: the file of the pretrained weights cannot be read; a PassingError: they could
+            not be downloaded.
     """
 
     def __init__(self, input_shape: Sequence[int], hparams: dict[str, Any]) -> None:

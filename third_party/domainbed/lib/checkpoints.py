@@ -13,11 +13,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from domainbed.lib import resume, scalar_logs
+from domainbed_carft import files
 
 KEEP = ("both", "last", "best", "none")
 
@@ -66,7 +68,7 @@ class Files:
         return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
 
     def begin_anew(self) -> None:
-        """Delete what an earlier run left to go on from, and logs; set its records aside.
+        """Delete what an earlier run left to go on from; set its records aside.
 
         Raises:
             ResumeError: something cannot be deleted.
@@ -82,7 +84,7 @@ class Files:
         resume.StateFile(folder).remove()
         scalar_logs.forget(folder)
         for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
-            if os.path.basename(path).startswith("model") and path.endswith((".pkl", ".part")):
+            if os.path.basename(path).startswith("model") and path.endswith(".pkl"):
                 os.unlink(path)
         if os.path.exists(self._records_path):
             numbers = itertools.count(1)
@@ -151,8 +153,8 @@ class Files:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` returned; `publish` then brings the files in line with it."""
         self._records = state["records"]
-        self._begins_at = state.get("begins_at", 0)  # states of before there were logs have none
-        self._diverged_at = state.get("diverged_at")  # nor this
+        self._begins_at = state["begins_at"]
+        self._diverged_at = state.get("diverged_at")
         self._step = state["step"]
         self._best_step, self._best_accuracy = state["best_step"], state["best_accuracy"]
         present = os.path.exists(os.path.join(self._args.output_dir, "model_best.pkl"))
@@ -164,7 +166,7 @@ class Files:
 
     def _save(self, filename: str, **more: Any) -> None:
         path = os.path.join(self._args.output_dir, filename)
-        resume.save_whole({**self._contents(), **more}, path, resume.COMFORT)
+        resume.save_whole({**self._contents(), **more}, path)
 
 
 def _text(path: str) -> str:
@@ -192,6 +194,4 @@ def _extend(path: str, wanted: str) -> None:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(wanted[len(present) :])
         else:
-            with open(f"{path}.part", "w", encoding="utf-8") as file:
-                file.write(wanted)
-            os.replace(f"{path}.part", path)
+            files.write(Path(path), lambda beside: beside.write_text(wanted, encoding="utf-8"))

@@ -1,8 +1,7 @@
 """Batches for training without end, and for evaluation split by split.
 
-InfiniteDataLoader and FastDataLoader have the interface of upstream file
-domainbed/lib/fast_data_loader.py at b93c22a. The two other classes are what `train` uses: each
-serves all environments from one pool of worker processes, where upstream starts a pool for each.
+Each serves all environments from one pool of worker processes, where upstream's loaders (file
+domainbed/lib/fast_data_loader.py at b93c22a) start a pool for each.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from domainbed.lib import drawing, errors, stopping
+from domainbed.lib import drawing, stopping
+from domainbed_carft.errors import PassingError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.
@@ -46,29 +46,29 @@ class _RequestedItems(Dataset[Any]):
                 drawing.reseed(drawing.seed_of(*key))
                 try:
                     items.append(self._datasets[number][position])
-                except errors.Failure as failure:
+                except PassingError as failure:
                     return failure
         return items
 
 
 def _collated(items: Any) -> Any:
-    return items if isinstance(items, errors.Failure) else default_collate(items)
+    return items if isinstance(items, PassingError) else default_collate(items)
 
 
 def _unless_failed(batch: Any) -> Any:
-    if isinstance(batch, errors.Failure):
+    if isinstance(batch, PassingError):
         raise batch
     return batch
 
 
 def _batches(
-    datasets: Sequence[Any], requests: Sampler[list[Request]], workers: int
+    datasets: Sequence[Any], requests: Iterator[list[Request]], workers: int
 ) -> Iterator[Any]:
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.
     loader: DataLoader[Any] = DataLoader(
         _RequestedItems(datasets),
-        batch_sampler=requests,
+        batch_sampler=requests,  # type: ignore[arg-type]
         num_workers=workers,
         generator=torch.Generator(),
         worker_init_fn=stopping.serve_on,
@@ -78,49 +78,29 @@ def _batches(
         return map(_unless_failed, iter(loader))
 
 
-class _EndlessDraws(Sampler[list[Request]]):
+def _endless_draws(
+    seed: int,
+    sizes: Sequence[int],
+    weights: Sequence[torch.Tensor | None],
+    batch_size: int,
+    first_step: int,
+) -> Iterator[list[Request]]:
     """Endless batches of requests, one of each data set a step.
 
     Items are drawn with replacement, as upstream does, so a data set smaller than the batch
     serves as well as any. What is drawn is a function of seed, data set, step, place in the batch.
-
-    Args:
-        sizes: how many items each data set has.
-        weights: for each data set its items' weights, or None to draw uniformly.
-        batch_size: how many items a batch has.
-        first_step: the step to begin with.
     """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        weights: Sequence[torch.Tensor | None],
-        batch_size: int,
-        first_step: int,
-    ) -> None:
-        if 0 in sizes:
-            raise ValueError("cannot draw batches from an empty data set")
-        self._sizes = sizes
-        self._weights = weights
-        self._batch_size = batch_size
-        self._first_step = first_step
-        # Drawn now: which items come must not depend on random numbers used after this.
-        self._seed = int(torch.empty((), dtype=torch.int64).random_())
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        for step in itertools.count(self._first_step):
-            for number, (size, weights) in enumerate(zip(self._sizes, self._weights, strict=True)):
-                key = (self._seed, number, step)
-                generator = drawing.generator(*key)
-                shape = (self._batch_size,)
-                if weights is None:
-                    drawn = torch.randint(size, shape, generator=generator)
-                else:
-                    drawn = torch.multinomial(weights, *shape, True, generator=generator)
-                yield [
-                    (number, position, (*key, place))
-                    for place, position in enumerate(drawn.tolist())
-                ]
+    for step in itertools.count(first_step):
+        for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
+            key = (seed, number, step)
+            generator = drawing.generator(*key)
+            if weight is None:
+                drawn = torch.randint(size, (batch_size,), generator=generator)
+            else:
+                drawn = torch.multinomial(weight, batch_size, True, generator=generator)
+            yield [
+                (number, position, (*key, place)) for place, position in enumerate(drawn.tolist())
+            ]
 
 
 class EnvironmentBatches:
@@ -143,7 +123,11 @@ class EnvironmentBatches:
         first_step: int = 0,
     ) -> None:
         sizes = [len(dataset) for dataset in datasets]
-        draws = _EndlessDraws(sizes, weights, batch_size, first_step)
+        if 0 in sizes:
+            raise ValueError("cannot draw batches from an empty data set")
+        # Drawn now: which items come must not depend on random numbers used after this.
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        draws = _endless_draws(seed, sizes, weights, batch_size, first_step)
         self._per_item = len(datasets)
         self._batches = _batches(datasets, draws, num_workers)
 
@@ -181,60 +165,18 @@ class EvaluationBatches:
         self._key = key
 
     def __iter__(self) -> Iterator[Iterator[Batch]]:
-        requests = _Passes(
-            [len(dataset) for dataset in self._datasets], self._batch_size, self._key
-        )
+        sizes = [len(dataset) for dataset in self._datasets]
+        requests = _one_pass(sizes, self._batch_size, self._key)
         batches = _batches(self._datasets, requests, self._num_workers)
         for dataset in self._datasets:
             yield itertools.islice(batches, -(-len(dataset) // self._batch_size))
 
 
-class _Passes(Sampler[list[Request]]):
+def _one_pass(sizes: Sequence[int], batch_size: int, key: Sequence[int]) -> Iterator[list[Request]]:
     """Batches of requests for every item once; made one by one, since there may be a million."""
-
-    def __init__(self, sizes: Sequence[int], batch_size: int, key: Sequence[int]) -> None:
-        self._sizes = sizes
-        self._batch_size = batch_size
-        self._key = key
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        for number, size in enumerate(self._sizes):
-            for first in range(0, size, self._batch_size):
-                yield [
-                    (number, position, (*self._key, number, position))
-                    for position in range(first, min(first + self._batch_size, size))
-                ]
-
-
-class InfiniteDataLoader:
-    """Endless batches of one data set, drawn with replacement."""
-
-    def __init__(
-        self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
-    ) -> None:
-        self._batches = EnvironmentBatches([dataset], [weights], batch_size, num_workers)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (only for (only,) in self._batches)
-
-    def __len__(self) -> int:
-        raise ValueError("an endless loader has no length")
-
-
-class FastDataLoader:
-    """Shuffled passes over one data set; worker processes survive from pass to pass."""
-
-    def __init__(self, dataset: Any, batch_size: int, num_workers: int) -> None:
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_size=batch_size,
-            shuffle=True,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-        )
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
-
-    def __len__(self) -> int:
-        return len(self._loader)
+    for number, size in enumerate(sizes):
+        for first in range(0, size, batch_size):
+            yield [
+                (number, position, (*key, number, position))
+                for position in range(first, min(first + batch_size, size))
+            ]

@@ -1,6 +1,7 @@
-"""Pictures under environment/class/: finding them, checking them, turning them into tensors.
+"""Pictures under environment/class/: where they are, and how they become tensors.
 
-Transforms of upstream file domainbed/datasets.py at b93c22a.
+Transforms of upstream file domainbed/datasets.py at b93c22a. That a folder's path is the name of a
+data set, a user's own, is not upstream's.
 """
 
 from __future__ import annotations
@@ -10,89 +11,107 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import ImageFile
-from torchvision import transforms
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 
-from domainbed.lib import errors
+from domainbed_carft.data import listing
+from domainbed_carft.data.comparison import STRAY
+from domainbed_carft.errors import CarftError, PassingError
 
 # Upstream reads cut-off pictures instead of failing on them; the splits count on it.
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-class PictureError(errors.Failure, OSError):
+class PictureError(PassingError, OSError):
     """A picture cannot be read; an OSError, as Pillow's own are for the most part."""
 
 
-def subfolders(root: str) -> list[str]:
-    """Return the sorted names of the folders in `root`, of which there must be one."""
-    if not os.path.isdir(root):
-        raise errors.UsageError([f"Expected a folder with one sub-folder an environment: {root}"])
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+def spelled(name: str) -> str:
+    """Return ``name``, a path in its shortest form that still is one.
+
+    ``./pets/`` and ``pets/`` are ``./pets``, one data set; ``pets`` is a name, perhaps another's.
+    """
+    if os.sep not in name:
+        return name
+    path = os.path.normpath(name)
+    return path if os.sep in path else os.path.join(os.curdir, path)
+
+
+def subfolders(root: str, what: str = "an environment") -> list[str]:
+    """Return the sorted names of the folders in ``root``, each of which is ``what``.
+
+    Raises CarftError where there is none, or ``root`` cannot be read.
+    """
+    try:
+        found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    except OSError as error:
+        raise CarftError(
+            f"{error.filename or root} cannot be read ({error.strerror}); expected a folder with "
+            f"one sub-folder {what}"
+        ) from error
     if not found:
-        raise errors.UsageError([f"Expected one sub-folder an environment, found none in {root}"])
+        raise CarftError(f"{root} has no sub-folders; expected one {what}")
     return found
 
 
+def environments(root: str) -> list[str]:
+    """Return the environments of a user's own data.
+
+    Raises CarftError as ``subfolders``, and for what unpackers and notebooks leave behind, which
+    would count as an environment.
+    """
+    return _without_stray(root, "an environment")
+
+
+def _without_stray(root: str, what: str) -> list[str]:
+    names = subfolders(root, what)
+    if stray := [name for name in names if STRAY.match(name)]:
+        raise CarftError(
+            f"{root} holds {', '.join(stray)}, which would count as {what}; delete it or move it "
+            "away"
+        )
+    return names
+
+
+def problems(root: str) -> list[str]:
+    """Say what is wrong with a user's own data, by the names of its folders alone."""
+    try:
+        names = environments(root)
+        require_same_classes(
+            names, [_without_stray(os.path.join(root, name), "a class") for name in names]
+        )
+    except CarftError as error:
+        return [str(error)]
+    return []
+
+
 def read(path: str, transform: Any) -> ImageFolder:
-    """Return an environment's pictures; refuse one with an empty class or without any."""
+    """Return an environment's pictures. Raises CarftError if a class has none, or there is none."""
     try:
         return ImageFolder(path, transform=transform, loader=_picture)
     except FileNotFoundError as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise errors.UsageError(
-            [f"Expected a folder with one sub-folder a class, pictures in each: {path} ({reason})."]
+        raise CarftError(
+            f"expected a folder with one sub-folder a class, pictures in each: {path} ({reason})"
         ) from error
 
 
 def _picture(path: str) -> Any:
     try:
-        return default_loader(path)
+        return listing.open_picture(path)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PictureError(
             f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; put back the "
             "right file, or take it away (which changes the splits). `carft data verify --decode` "
-            "finds all such files of a data set."
+            "finds all such files of a data set"
         ) from error
 
 
 def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:
-    """Refuse environments whose class folders are not those of the first."""
+    """Raise CarftError for environments whose class folders are not those of the first."""
     for environment, found in zip(environments, classes, strict=True):
-        if found != classes[0]:
-            differing = sorted(set(found) ^ set(classes[0]))
-            raise errors.UsageError(
-                [
-                    f"Environments {environments[0]!r} and {environment!r} must have the same "
-                    f"class folders; only one of them has: {', '.join(differing)}"
-                ]
+        if differing := sorted(set(found) ^ set(classes[0])):
+            raise CarftError(
+                f"environments {environments[0]!r} and {environment!r} must have the same class "
+                f"folders; only one of them has: {', '.join(differing)}"
             )
-
-
-def plain_transform() -> Any:
-    """What test pictures go through: squeezed to 224 x 224, ImageNet's mean and deviation."""
-    return transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-
-
-def augmenting_transform() -> Any:
-    """What training pictures go through when data_augmentation is on."""
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224, scale=(0.7, 1.0)),
-            transforms.RandomHorizontalFlip(),
-            transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
-            transforms.RandomGrayscale(),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )

@@ -6,7 +6,6 @@ Interface of upstream file domainbed/lib/misc.py at b93c22a, as far as the scrip
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -16,11 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-
-def seed_hash(*args: Any) -> int:
-    """Return md5(str(args)) mod 2**31, a seed that depends on all of `args`."""
-    digest = hashlib.md5(str(args).encode("utf-8"), usedforsecurity=False).hexdigest()
-    return int(digest, 16) % 2**31
+from domainbed_carft.jobs.job import seed_hash as seed_hash
 
 
 def plain(value: Any) -> Any:
@@ -124,11 +119,6 @@ def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if logits.size(1) == 1:
         return logits.gt(0).view(-1).eq(labels.view(-1))
     return logits.argmax(1).eq(labels)
-
-
-def print_separator() -> None:
-    """Print a line of 80 equals signs."""
-    print("=" * 80)
 
 
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:

@@ -14,8 +14,8 @@ import os
 import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed.lib import errors
 from domainbed_carft import files
+from domainbed_carft.errors import CarftError, PassingError
 
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
 RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
@@ -28,55 +28,46 @@ RESNET50_AUGMIX = (
 def read(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
-    Raises:
-        Failure: the file is not there, and could not be downloaded.
-        UsageError: it cannot be read. Either message says which file belongs where.
+    Raises PassingError if the file is not there and could not be downloaded, and CarftError if it
+    cannot be read; either message says which file belongs where.
     """
     path = _place(url)
     if not os.path.exists(path):
+        # The name ends in the first digits of the file's SHA-256.
+        digits = os.path.splitext(url)[0].rpartition("-")[2]
+        print(f"Downloading {url} to {path}")
         try:
-            _download(url, path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
         except Exception as error:  # no network, no room, another hash: many types, one remedy
             problem = (
                 f"are not there, and downloading them failed ({_brief(error)}). Put {url} there"
             )
-            raise errors.Failure(_unavailable(path, problem)) from error
+            raise PassingError(_unavailable(path, problem)) from error
     try:
         weights: dict[str, torch.Tensor] = files.load_weights(path)
     except ValueError as error:
-        raise errors.UsageError([f"{error}. Delete the file, or replace it by {url}"]) from error
+        raise CarftError(f"{error}. Delete the file, or replace it by {url}") from error
     return weights
 
 
 def load(network: torch.nn.Module, url: str) -> None:
-    """Put the weights at `url`, as `read` returns them, into a network.
-
-    Raises:
-        Failure, UsageError: as `read`; also a UsageError if they are another network's.
-    """
+    """Put the weights at `url` into a network; raises as `read`, and if they are another's."""
     weights = read(url)
     try:
         network.load_state_dict(weights)
     except Exception as error:  # RuntimeError for another network's, others for no state dict
         kind = type(network).__name__
         problem = f"are not those of this {kind} ({_brief(error)}). Replace the file by {url}"
-        raise errors.UsageError([_unavailable(_place(url), problem)]) from error
+        raise CarftError(_unavailable(_place(url), problem)) from error
 
 
 def _place(url: str) -> str:
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
 
 
-def _download(url: str, path: str) -> None:
-    """Get the file, whose name ends in the first digits of its SHA-256."""
-    digits = os.path.splitext(url)[0].rpartition("-")[2]
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    print(f"Downloading {url} to {path}")
-    torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
-
-
 def _unavailable(path: str, problem: str) -> str:
-    return f"The pretrained weights {path} {problem}; TORCH_HOME moves the folder."
+    return f"the pretrained weights {path} {problem}; TORCH_HOME moves the folder"
 
 
 def _brief(error: Exception) -> str:

@@ -9,14 +9,16 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from domainbed.lib import errors
 from domainbed_carft import files
+from domainbed_carft.errors import PassingError
 
 NAME = "state.pt"
+COMFORT = "what was saved before is untouched: make room, then start the same again"
 
 # What `training.Run` puts into a state.
 _PARTS = {
@@ -40,10 +42,7 @@ _INDIFFERENT = (
 )
 
 
-COMFORT = "What was saved before is untouched: make room, then start the same again."
-
-
-class ResumeError(errors.Failure):
+class ResumeError(PassingError):
     """The run cannot be saved or cannot go on; the message says what to do."""
 
 
@@ -53,25 +52,13 @@ class StateFile:
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, NAME)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return os.path.getsize(self.path)
-
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the state; if that fails, the one before is still there.
-
-        Raises:
-            ResumeError: there is no space, or the folder cannot be written.
-        """
-        save_whole(state, self.path, COMFORT)
+        """Replace the state; raises ResumeError, with the one before still there."""
+        save_whole(state, self.path)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state, or None if there is none.
-
-        Raises:
-            ResumeError: the file cannot be read.
-        """
+        """Return the state, or None if there is none; raises ResumeError if it is not whole."""
+        self._tidy_up()
         if not os.path.exists(self.path):
             return None
         try:
@@ -86,30 +73,20 @@ class StateFile:
         return state
 
     def remove(self) -> None:
-        """Delete the state and what a killed process left half-written beside it."""
-        for path in (self.path, f"{self.path}.part"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        """Delete the state."""
+        Path(self.path).unlink(missing_ok=True)
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """Delete what killed processes left half-written: whoever has the lock is alone here."""
+        for path in Path(self.path).parent.glob(files.HALF_WRITTEN):
+            path.unlink(missing_ok=True)
 
 
-def save_whole(contents: Any, path: str, comfort: str = "") -> None:
-    """Write by torch.save under another name, then rename: the file is complete or not there.
-
-    Raises:
-        ResumeError: there is no space, or the folder cannot be written.
-    """
-    part = f"{path}.part"
-    with told(path, comfort):
-        try:
-            with open(part, "wb") as file:
-                _write(contents, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-            raise
+def save_whole(contents: Any, path: str) -> None:
+    """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
+    with told(path, COMFORT):
+        files.write(Path(path), lambda beside: _write(contents, beside))
 
 
 @contextlib.contextmanager
@@ -117,43 +94,21 @@ def told(path: str, comfort: str = "") -> Iterator[None]:
     """Inside the block a failing write becomes a ResumeError that names the file and the reason."""
     try:
         yield
-    except OSError as error:
-        raise ResumeError(_unwritable(path, error, comfort)) from error
+    except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" {shutil.disk_usage(os.path.dirname(path) or '.').free / 2**20:.0f} MiB are "
+            free += "free there"
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = "; ".join(filter(None, [f"{why}.{free}", comfort]))
+        raise ResumeError(f"{path} cannot be written: {reason}") from error
 
 
-def _write(contents: Any, file: BinaryIO) -> None:
-    """torch.save, but the error of a write comes through, which torch hides behind its own."""
-    watched = _Watched(file)
-    try:
-        torch.save(contents, watched)
-    except RuntimeError:
-        if watched.error is not None:
-            raise watched.error from None
-        raise
-
-
-class _Watched:
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _unwritable(path: str, error: OSError, comfort: str) -> str:
-    folder = os.path.dirname(path) or "."
-    free = ""
-    with contextlib.suppress(OSError):
-        free = f" {shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there."
-    return f"{path} cannot be written: {error.strerror or error}.{free} {comfort}".rstrip()
+def _write(contents: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def identity(args: dict[str, Any]) -> dict[str, Any]:

@@ -1,55 +1,35 @@
 """The scalars of the records, also for TensorBoard and for Weights & Biases, while the run goes on.
 
-The records are the truth. A log is begun from all of them that the run has so far, so that one
-that was killed between a record and its log, or could not be written for a while, ends up as one
-that never was disturbed. What fails once the training has begun is a warning.
-
-Upstream has nothing like it.
+The records are the truth. What a log lacks after an interruption, either library's own means of
+going on make good: TensorBoard forgets the steps that are written anew, W&B goes on with the run of
+the same id. What fails once the training has begun is a warning. Upstream has nothing like it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from domainbed.lib import errors, tensorboard_log, wandb_log
+from domainbed_carft import files
+from domainbed_carft.errors import PassingError
+
+KINDS = ("tensorboard", "wandb")
 
 # Where a launcher says what all jobs are to log to: the names, with blanks between them.
 VARIABLE = "DOMAINBED_LOG"
+# W&B's own variable for what the runs of a sweep have in common.
+GROUP = "WANDB_RUN_GROUP"
 
-
-class Log(Protocol):
-    """One place to log to; `problems` and `forget` of its module belong to it."""
-
-    title: str
-
-    def open(self) -> str:
-        """Begin, to be given all records of the run from the first on; return where it is seen."""
-
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Log one record."""
-
-    def replaces_earlier(self) -> None:
-        """Remove what earlier processes of this run have logged: it has all been added again."""
-
-    def close(self, done: bool) -> None:
-        """End the log of a run that is done, or that is going to go on."""
-
-
-KINDS: dict[str, Callable[[str, str, Mapping[str, Any], Mapping[str, Any]], Log]] = {
-    "tensorboard": tensorboard_log.TensorBoard,
-    "wandb": wandb_log.WeightsAndBiases,
-}
-_PROBLEMS = {"tensorboard": tensorboard_log.problems, "wandb": wandb_log.problems}
-
-
-class LogError(errors.Failure):
-    """A log cannot be begun; the message says what to do."""
+_COMPARED_BY = ("algorithm", "dataset", "test_envs", "trial_seed", "hparams_seed")
+_ID = os.path.join("wandb", "domainbed-run-id")  # in the job's folder
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -66,37 +46,48 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 
 def problems(kinds: Sequence[str]) -> list[str]:
     """Say which kinds there are not, which libraries are missing, and whether a login is."""
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    found = [
-        f"{VARIABLE} has {kind!r}, expected names out of {', '.join(KINDS)}, with blanks between."
-        for kind in unknown
-    ]
+    found = []
     for kind in dict.fromkeys(kinds):
-        found += _PROBLEMS[kind]() if kind in KINDS else []
+        if kind not in KINDS:
+            found.append(f"{VARIABLE} has {kind!r}, expected names out of {', '.join(KINDS)}")
+            continue
+        spec = importlib.util.find_spec(kind)
+        if spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
+            found.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
+        elif kind == "wandb":
+            found += _login_problems()
     return found
+
+
+def _login_problems() -> list[str]:
+    # By itself W&B waits for its server at the end of a run as long as it takes, and so would the
+    # job. What has not been sent by then is on disk.
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
+    import wandb
+
+    reason = "nobody is logged in"
+    try:
+        if wandb.setup().settings.mode != "online" or wandb.login(verify=False):
+            return []
+    except Exception as error:  # a setting that it refuses, or nobody to ask
+        reason = " ".join(str(error).split())
+    advice = (
+        "run `wandb login`, set WANDB_API_KEY, or log into the job's folder: WANDB_MODE=offline"
+    )
+    return [f"--log wandb: {reason}; {advice}"]
 
 
 def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
     """Let the jobs that this process starts log so, in W&B as a group called as the folder."""
     os.environ[VARIABLE] = " ".join(kinds)
     if "wandb" in kinds:
-        name = os.path.basename(os.path.abspath(sweep_output_dir))
-        os.environ.setdefault(wandb_log.GROUP, name)
+        os.environ.setdefault(GROUP, os.path.basename(os.path.abspath(sweep_output_dir)))
 
 
 def forget(folder: str) -> None:
-    """Remove what `--log` has left in a job's folder, and nothing else."""
-    tensorboard_log.forget(folder)
-    wandb_log.forget(folder)
-
-
-def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return what is numeric of a record, by its name there; the step is where it is logged."""
-    return {
-        name: value
-        for name, value in record.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step"
-    }
+    """Let the next run in a job's folder be another one at W&B; TensorBoard needs no telling."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, _ID))
 
 
 def name_of(args: Mapping[str, Any]) -> str:
@@ -108,87 +99,125 @@ def name_of(args: Mapping[str, Any]) -> str:
 
 
 class Logs:
-    """The logs of one run; closed at the end of a `with` block.
+    """The logs of one run, of some of KINDS; closed at the end of a `with` block.
 
-    Args:
-        kinds: keys of KINDS.
-        args, hparams: as they are in the records.
+    `args` and `hparams` are as they are in the records.
     """
 
     def __init__(
-        self, kinds: Iterable[str], args: Mapping[str, Any], hparams: Mapping[str, Any]
+        self, kinds: Sequence[str], args: Mapping[str, Any], hparams: Mapping[str, Any]
     ) -> None:
-        name = name_of(args)
-        self._logs = [
-            KINDS[kind](args["output_dir"], name, args, hparams) for kind in dict.fromkeys(kinds)
-        ]
-        self._open: list[Log] = []
+        self._kinds, self._told = dict.fromkeys(kinds), (dict(args), dict(hparams))
+        self._open: dict[str, Any] = {}
         self._read = 0
-        self._added: list[tuple[int, dict[str, float]]] = []
 
     def begin(self, records: str) -> None:
         """Open all logs and give them the records of earlier processes of this run, as JSON lines.
 
-        Raises:
-            LogError: one cannot be opened.
+        Raises PassingError where one cannot be opened.
         """
-        self._take(records)
-        for log in self._logs:
+        for kind in self._kinds:
             try:
-                self._begin(log)
+                self._open[kind] = _OPEN[kind](*self._told)
             except Exception as error:
-                raise LogError(f"{log.title} cannot be begun: {_told(error)}") from error
-
-    def _begin(self, log: Log) -> None:
-        where = log.open()
-        self._open.append(log)
-        for step, scalars in self._added:
-            log.add(step, scalars)
-        log.replaces_earlier()
-        print(f"{log.title}: {where}")
-
-    def _take(self, records: str) -> list[tuple[int, dict[str, float]]]:
-        lines = records[self._read :].splitlines()
-        self._read = len(records)
-        new = [(record["step"], scalars_of(record)) for record in map(json.loads, lines)]
-        self._added += new
-        return new
+                raise PassingError(f"the {kind} log cannot be begun: {_brief(error)}") from error
+        self.catch_up(records)
 
     def catch_up(self, records: str) -> None:
         """Log what is new in the records of this run, which are given from the first on."""
-        new = self._take(records)
-        for log in list(self._open):
+        new = [json.loads(line) for line in records[self._read :].splitlines()]
+        self._read = len(records)
+        for kind, log in list(self._open.items()):
             try:
-                for step, scalars in new:
-                    log.add(step, scalars)
+                for record in new:
+                    log.add(record["step"], _scalars(record))
             except Exception as error:
-                self._give_up(log, error)
-
-    def _give_up(self, log: Log, error: Exception) -> None:
-        self._open.remove(log)
-        with contextlib.suppress(Exception):
-            log.close(False)
-        print(
-            f"Warning: {log.title} is not logged to any more: {_told(error)}. The training goes "
-            "on, and results.jsonl has everything; when the run is done, or goes on after an "
-            "interruption, logging all of it is tried again."
-        )
+                del self._open[kind]
+                print(f"Warning: the {kind} log ends here: {_brief(error)}. The training goes on.")
 
     def __enter__(self) -> Logs:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        done = kind is None
-        for log in self._logs:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        for kind, log in self._open.items():
             try:
-                if done and log not in self._open:
-                    self._begin(log)
-                if log in self._open:
-                    log.close(done)
+                log.close(int(failed is not None))
             except Exception as error:
-                print(f"Warning: {log.title} has not got everything: {_told(error)}.")
+                print(f"Warning: the {kind} log is incomplete: {_brief(error)}.")
 
 
-def _told(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
+    return {name: value for name, value in numbers.items() if not isinstance(value, bool)}
+
+
+class _TensorBoard:
+    """`JOB/tensorboard/NAME`: a run is called by its name wherever TensorBoard is pointed at."""
+
+    def __init__(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams as compared
+
+        folder = os.path.join(args["output_dir"], "tensorboard", name_of(args))
+        # All records of the run are logged anew, so that nothing of earlier processes counts.
+        self._writer = SummaryWriter(folder, purge_step=0)
+        told = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in told.items()}
+        self._writer._get_file_writer().add_summary(compared(plain, {})[1])
+        for title, values in (("args", args), ("hparams", hparams)):
+            listed = json.dumps(values, indent=4, sort_keys=True, default=str)
+            # Indented, it is code to Markdown.
+            self._writer.add_text(title, "    " + listed.replace("\n", "\n    "))
+        print(f"TensorBoard: tensorboard --logdir {args['output_dir']}")
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self, status: int) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run of W&B, online or offline; its files are in `JOB/wandb`."""
+
+    def __init__(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+        import wandb
+
+        folder = Path(args["output_dir"]).absolute()
+        self._path = folder / _ID
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # The id of this run, and its first step that is not logged.
+        kept = self._path.read_text("utf-8").split() if self._path.exists() else []
+        if len(kept) < 2 or (folder / "done").exists():  # another run in the folder
+            kept = [secrets.token_hex(4), "0"]
+        self._id, self._first = kept[0], int(kept[1])
+        self._run = wandb.init(
+            project=wandb.setup().settings.project or "domainbed",
+            id=self._id,
+            name=name_of(args),
+            dir=folder,
+            config={"args": dict(args), "hparams": dict(hparams)},
+            resume="allow",
+            settings=wandb.Settings(console="off", quiet=True),
+        )
+        if not self._run.offline:  # what the server has is not sent again
+            self._first = self._run.starting_step
+        print(f"Weights & Biases: {self._run.url or os.path.dirname(self._run.dir)}")
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        if step >= self._first:
+            self._run.log(dict(scalars), step=step, commit=True)
+            self._first = step + 1
+            files.save_text(self._path, f"{self._id} {self._first}")
+
+    def close(self, status: int) -> None:
+        self._run.finish(exit_code=status)
+
+
+_OPEN = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

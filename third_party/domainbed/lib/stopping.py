@@ -12,9 +12,6 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-# Exit status "start me again": EX_TEMPFAIL of sysexits.h.
-REQUEUE = 75
-
 # How often a loader's process looks whether its parent lives: until then it keeps the job's lock.
 _LOOK_AFTER_PARENT_S = 2.0
 

@@ -18,9 +18,9 @@ import torch
 from domainbed import algorithms, datasets
 from domainbed.lib import algorithm_state, checkpoints, drawing, misc, resume, stopping
 from domainbed.lib.fast_data_loader import Batch, EnvironmentBatches, EvaluationBatches
-from domainbed.lib.job_lock import JobLock
 from domainbed.lib.preparation import workers_for
 from domainbed.lib.splits import Environment, Split, named_splits
+from domainbed_carft.jobs.folder import Lock
 
 EVALUATION_BATCH_SIZE = 64
 
@@ -50,7 +50,7 @@ class Run:
         environments: Sequence[Environment],
         state: dict[str, Any] | None,
         stop: stopping.StopSignals,
-        lock: JobLock,
+        lock: Lock,
     ) -> None:
         self.args = args
         self.hparams = hparams
@@ -70,7 +70,6 @@ class Run:
         unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
         self._warn_of_small_environments(environments, training)
         self.minibatches = self._endless([environments[i].in_split for i in training])
-        self.unlabeled = self._endless(unlabeled) if args.task == "domain_adaptation" else None
         self.splits = named_splits(environments, unlabeled)
         self.skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
@@ -162,15 +161,11 @@ class Run:
 
     _told = 0.0
     _storable = True
-    _sizes_told = False
 
     def _step(self) -> Mapping[str, Any]:
         """Update the algorithm on one batch of each training environment."""
         minibatches = [(x.to(self.device), y.to(self.device)) for x, y in next(self.minibatches)]
-        unlabeled = None
-        if self.unlabeled is not None:
-            unlabeled = [x.to(self.device) for x, _ in next(self.unlabeled)]
-        values: Mapping[str, Any] = self.algorithm.update(minibatches, unlabeled)
+        values: Mapping[str, Any] = self.algorithm.update(minibatches, None)
         return values
 
     def _checkpoint(self, step: int) -> None:
@@ -270,13 +265,6 @@ class Run:
             "algorithm": algorithm,
         }
         self.state_file.save(state)
-        if not self._sizes_told:
-            weights = sum(tensor.nbytes for tensor in self.algorithm.state_dict().values())
-            print(
-                f"Disk: {self.state_file.size / 2**20:.1f} MiB until the run is done, from which "
-                f"it can go on; {weights / 2**20:.1f} MiB for each file of weights."
-            )
-            self._sizes_told = True
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:

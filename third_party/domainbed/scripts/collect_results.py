@@ -2,23 +2,26 @@
 
 The text is that of upstream file domainbed/scripts/collect_results.py at b93c22a to the byte;
 so is the LaTeX wherever upstream's compiles. What else there is to say goes to the error stream.
-Only jobs without a test environment, which upstream's sweeps do not have, get a table of their own.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from domainbed import algorithms, model_selection
-from domainbed.lib import coverage, errors, misc, names, pipes, reporting
+from domainbed import algorithms, datasets, model_selection
+from domainbed.lib import checks, misc, reporting
 from domainbed.lib.query import Q
+from domainbed.lib.usage import exit_status, printed_at_once
+from domainbed_carft import files
+from domainbed_carft.errors import CarftError
 
 SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
     model_selection.IIDAccuracySelectionMethod,
@@ -100,6 +103,29 @@ def _fitting_width(rows: Sequence[Sequence[str]], col_labels: Sequence[str]) -> 
     return max(map(len, [*cells, *map(_latex_heading, col_labels)]))
 
 
+def columns_of(records: Q) -> dict[str, list[str]]:
+    """Return data set to environment labels for each that has tables, in the order of the tables.
+
+    Those in DATASETS come first; then users' own data, whose records hold the labels. Raises
+    CarftError where these differ: one column would stand for several environments.
+    """
+    found = records.select("args.dataset").unique()
+    known = [
+        name for name in datasets.DATASETS if name in found and not checks.dataset_problems(name)
+    ]
+    result = {name: list(datasets.get_dataset_class(name).ENVIRONMENTS) for name in known}
+    for record in records:
+        name, labels = record["args"]["dataset"], record.get("environments")
+        if name in datasets.DATASETS or not labels:
+            continue
+        if result.setdefault(name, labels) != labels:
+            raise CarftError(
+                f"{name} has not the same environments in all jobs: {', '.join(result[name])}; "
+                f"{', '.join(labels)}. Use `carft collect`, which gives each kind a table"
+            )
+    return result
+
+
 def print_results_tables(
     records: Q, selection_method: type[model_selection.SelectionMethod], latex: bool
 ) -> None:
@@ -110,7 +136,7 @@ def print_results_tables(
     ]
     groups = Q([group | {"sweep_acc": acc} for group, acc in tested if acc is not None])
     algorithm_names = _listed_first(records.select("args.algorithm").unique())
-    columns = coverage.columns(records)
+    columns = columns_of(records)
     dataset_names = list(columns)
     method = f"model selection method: {selection_method.name}"
 
@@ -133,37 +159,9 @@ def print_results_tables(
     _print_means(trials, f"Averages, {method}", algorithm_names, dataset_names, 25, latex)
 
 
-def print_in_domain_tables(records: Q, latex: bool) -> None:
-    """Print a table for each data set with jobs that left no environment out.
-
-    Upstream has no such jobs; data of a single domain has no others. There is no target, so the
-    cells are accuracies on out-splits at the last step, of each trial's best hyperparameters by
-    their mean: what other tables only select by.
-    """
-    jobs = records.filter(lambda record: not record["args"]["test_envs"])
-    algorithm_names = _listed_first(jobs.select("args.algorithm").unique())
-    for dataset, labels in coverage.columns(jobs).items():
-        header = f"Dataset: {dataset}, nothing left out: out-split accuracy at the last step"
-        trials = []
-        last = f"env{len(labels) - 1}_out_acc"  # data that has grown since has more
-        for name in algorithm_names:
-            own = jobs.filter_equals("args.dataset,args.algorithm", (dataset, name))
-            runs = Q([record for record in own if last in record]).group("args.trial_seed")
-            best = [_best_last_step(trial, len(labels)) for _, trial in runs]
-            trials.append([Q(list(values)) for values in zip(*best, strict=True)])
-        _print_means(trials, header, algorithm_names, labels, 20, latex)
-
-
-def _best_last_step(trial: Q, count: int) -> list[float]:
-    """Return the accuracies on all out-splits of the hyperparameters that are best on them."""
-    last = [run.argmax("step") for _, run in trial.group("args.hparams_seed")]
-    accuracies = [[record[f"env{i}_out_acc"] for i in range(count)] for record in last]
-    return max(accuracies, key=sum)
-
-
 def _listed_first(found: Q) -> list[str]:
     """Order algorithms as upstream's ALGORITHMS does, the others after them as they come."""
-    order = ["ERM", *names.ALGORITHMS_NOT_INCLUDED, *algorithms.ALGORITHMS]
+    order = ["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS]
     listed = [name for name in dict.fromkeys(order) if name in found]
     return listed + [name for name in found if name not in listed]
 
@@ -215,7 +213,6 @@ def print_report(records: Q, latex: bool) -> None:
         if latex:
             print(f"\n\\subsection{{Model selection: {method.name}}}")
         print_results_tables(records, method, latex)
-    print_in_domain_tables(records, latex)
     if latex:
         print("\\end{document}")
 
@@ -231,23 +228,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
     parser.add_argument("--latex", action="store_true")
     args = parser.parse_args(argv)
-    if not os.path.isdir(args.input_dir):
-        print(f"collect_results: error: no such folder: {args.input_dir}", file=sys.stderr)
-        return 2
-    records = reporting.load_records(args.input_dir)
-    if conflicts := coverage.conflicts(records):
-        print(f"collect_results: {errors.UsageError(conflicts)}", file=sys.stderr)
-        return 2
-    for remark in coverage.unfinished(args.input_dir) + coverage.remarks(records):
-        print(remark, file=sys.stderr)
-    path = os.path.join(args.input_dir, "results.tex" if args.latex else "results.txt")
-    with (
-        pipes.while_read(),
-        contextlib.closing(misc.Tee(path, "w")) as out,
-        contextlib.redirect_stdout(out),
-    ):
-        print_report(records, args.latex)
-    return 0
+    return exit_status("collect_results", lambda: run(args.input_dir, args.latex))
+
+
+def run(folder: str, latex: bool) -> None:
+    """Read the records, print the report, and write it into the folder as well."""
+    if not os.path.isdir(folder):
+        raise CarftError(f"no such folder: {folder}")
+    records = reporting.load_records(folder)
+    columns_of(records)
+    known = f"carft collect --input_dir {shlex.quote(folder)}"
+    print(f"`{known}` has what is missing, and jobs that leave nothing out", file=sys.stderr)
+    with printed_at_once() as printed:
+        print_report(records, latex)
+        path = Path(folder, "results.tex" if latex else "results.txt")
+        files.save_text(path, printed.getvalue())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Get data sets: `python -m domainbed.scripts.download --help`.
 
 Upstream's command of this name has one flag and its calls in comments; one has to edit the file.
-`--datasets` is ours. How a data set is downloaded is up to a plugin (`datasets.DOWNLOADERS`).
+`--datasets` is ours.
 """
 
 from __future__ import annotations
@@ -9,9 +9,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from domainbed import datasets
-from domainbed.lib import errors, names
+from domainbed.lib.usage import exit_status
+from domainbed_carft import text
+from domainbed_carft.data import benchmarks
+from domainbed_carft.data.download import download
+from domainbed_carft.errors import CarftError, PassingError, raise_for
+
+# What has somewhere to be downloaded from.
+NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.sources]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,42 +35,27 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         default=default,
         help=f"what to download (default: {', '.join(default)}, as upstream's script does; begins "
-        f"without asking); there are: {', '.join(datasets.DOWNLOADERS) or 'none'}",
+        f"without asking); there are: {', '.join(NAMES)}",
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Download one after another.
-
-    Raises:
-        UsageError: nobody knows how to download one of them; nothing is downloaded then.
-    """
-    problems = [
-        names.unknown_name("Way to download the data set", name, datasets.DOWNLOADERS)
-        + " MNIST is downloaded by train when it is missing."
-        for name in args.datasets
-        if name not in datasets.DOWNLOADERS
-    ]
-    if problems:
-        raise errors.UsageError(problems)
+    """Download one after another. Raises CarftError, with nothing downloaded if one is unknown."""
+    raise_for(text.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES)
     for name in args.datasets:
         print(f"{name}:")
-        datasets.DOWNLOADERS[name](args.data_dir)
+        try:
+            report = download(name, Path(args.data_dir))
+        except CarftError as error:  # rightly asked for
+            raise PassingError(str(error)) from error
+        print(f"{report.verdict}: {report.pictures:,} pictures in {report.root}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 after a failure, 2 after a wrong argument."""
     args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except errors.UsageError as error:
-        print(f"download: {error}", file=sys.stderr)
-        return 2
-    except ValueError as error:  # what a plugin says to a user
-        print(f"download: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status("download", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from domainbed import model_selection
-from domainbed.lib import checks, coverage, errors, own_data, pipes, reporting
+from domainbed.lib import reporting
+from domainbed.lib.image_folders import spelled
 from domainbed.lib.query import Q
-from domainbed.scripts.collect_results import SELECTION_METHODS
+from domainbed.lib.usage import exit_status, printed_at_once
+from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
+from domainbed_carft.errors import CarftError, raise_for
 
 
 def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> None:
@@ -40,37 +43,30 @@ def build_parser() -> argparse.ArgumentParser:
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
-    parser.add_argument("--dataset", required=True, type=own_data.spelled)
+    parser.add_argument("--dataset", required=True, type=spelled)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)
     return parser
 
 
 def check(args: argparse.Namespace, records: Q, groups: Q) -> None:
-    """Raise a UsageError if no record has what was asked for; the message says what there is."""
-    own = records.filter_equals("args.dataset", args.dataset)
-    problems = coverage.conflicts(own)
-    if len(own) and not len(groups.filter_equals("dataset", args.dataset)):
-        problems.append(
-            f"--dataset {args.dataset}: its jobs below {args.input_dir} left no environment out, "
-            "so there is no --test_env to rank by. collect_results shows their accuracies on "
-            "out-splits, and `carft top` lists the hyperparameters that are best on them."
-        )
-    checks.require(problems)
+    """Raise a CarftError if no record has what was asked for; the message says what there is."""
+    columns_of(records.filter_equals("args.dataset", args.dataset))
+    problems = []
     for flag in ("dataset", "algorithm", "test_env"):
         wanted = getattr(args, flag)
         found = groups.select(flag).unique().sorted()
         if wanted not in found:
             there = f"there are: {', '.join(map(str, found))}" if len(found) else "there is none"
-            problems.append(f"--{flag} {wanted}: no record below {args.input_dir} has it; {there}.")
+            problems.append(f"--{flag} {wanted}: no record below {args.input_dir} has it; {there}")
         groups = groups.filter_equals(flag, wanted) if wanted in found else groups
-    checks.require(problems)
+    raise_for(problems)
 
 
 def run(args: argparse.Namespace) -> None:
     """Read, check, print."""
     if not os.path.isdir(args.input_dir):
-        raise errors.UsageError([f"--input_dir: no such folder: {args.input_dir}"])
+        raise CarftError(f"--input_dir: no such folder: {args.input_dir}")
     records = reporting.load_records(args.input_dir)
     groups = reporting.get_grouped_records(records)
     check(args, records, groups)
@@ -88,13 +84,8 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 if there is nothing to list."""
     args = build_parser().parse_args(argv)
-    try:
-        with pipes.while_read():
-            run(args)
-    except errors.UsageError as error:
-        print(f"list_top_hparams: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with printed_at_once():
+        return exit_status("list_top_hparams", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -7,22 +7,24 @@ b93c22a. Jobs are launched in the order of the list: a local sweep cut short hol
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import hashlib
 import itertools
-import json
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
-from domainbed.lib import checks, errors, job_lock, misc, own_data, scalar_logs
-from domainbed.lib.confirmation import ask_for_confirmation
+from domainbed.lib import checks, misc, scalar_logs
+from domainbed.lib.image_folders import spelled
+from domainbed.lib.usage import exit_status
+from domainbed_carft.errors import CarftError, PassingError, raise_for
+from domainbed_carft.jobs import job as jobs
+from domainbed_carft.jobs.folder import Held, JobFolder
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -47,12 +49,9 @@ class Job:
     DONE = "Done"
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
-        identity = json.dumps(train_args, sort_keys=True).encode("utf-8")
-        folder = hashlib.md5(identity, usedforsecurity=False).hexdigest()
-        self.output_dir = os.path.join(sweep_output_dir, folder)
+        self.output_dir = os.path.join(sweep_output_dir, jobs.identity(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
-        flags = [f"--{name} {_quoted(value)}" for name, value in sorted(self.train_args.items())]
-        self.command_str = " ".join(["python -m domainbed.scripts.train", *flags])
+        self.command_str = shlex.join(jobs.command(self.train_args))
         self.state = self._find_state()
 
     def _find_state(self) -> str:
@@ -65,9 +64,7 @@ class Job:
         return f"{self.state}: {self.output_dir} {tuple(self.train_args[name] for name in shown)}"
 
     @staticmethod
-    def launch(
-        jobs: Sequence[Job], launcher_fn: command_launchers.Launcher
-    ) -> list[command_launchers.FailedJob]:
+    def launch(jobs: Sequence[Job], launcher_fn: command_launchers.Launcher) -> list[Any]:
         """Make the jobs' folders, run the launcher, and return the failures that it reports."""
         print("Launching...")
         print("Making job directories:")
@@ -83,27 +80,19 @@ class Job:
         print("Deleting...")
         deleted = 0
         for job in jobs:
-            gone = f"{job.output_dir}.deleted"
+            folder, gone = JobFolder(job.output_dir), Path(f"{job.output_dir}.deleted")
             try:
-                with job_lock.JobLock(job.output_dir, patience=0):
-                    # What an interrupted deletion has left.
-                    shutil.rmtree(gone, ignore_errors=True)
+                with folder.claim():
+                    shutil.rmtree(gone, ignore_errors=True)  # of an interrupted deletion
                     # Nobody finds half of it, and no table has a job that is being deleted.
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(os.path.join(job.output_dir, "results.jsonl"))
-                    os.rename(job.output_dir, gone)
-            except job_lock.LockedError as error:
+                    folder.records_path.unlink(missing_ok=True)
+                    folder.path.rename(gone)
+            except Held as error:
                 print(f"sweep: left alone: {error}", file=sys.stderr)
                 continue
             shutil.rmtree(gone)
             deleted += 1
         print(f"Deleted {deleted} jobs!")
-
-
-def _quoted(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return shlex.quote(value) if isinstance(value, str) else str(value)
 
 
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
@@ -147,27 +136,18 @@ def make_args_list(
     optional = {"steps": steps, "hparams": hparams}
     common |= {name: value for name, value in optional.items() if value is not None}
     return [
-        {**common, **_chosen_args(dataset, algorithm, test_envs, hparams_seed, trial_seed)}
+        {
+            **common,
+            **{"dataset": dataset, "algorithm": algorithm, "test_envs": test_envs},
+            **{"hparams_seed": hparams_seed, "trial_seed": trial_seed},
+            "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
+        }
         for trial_seed in range(n_trials)
         for dataset in dataset_names
         for algorithm in algorithms
         for test_envs in _test_env_choices(dataset, single_test_envs)
         for hparams_seed in range(n_hparams_from, n_hparams)
     ]
-
-
-def _chosen_args(
-    dataset: str, algorithm: str, test_envs: list[int], hparams_seed: int, trial_seed: int
-) -> dict[str, Any]:
-    """Return the arguments that differ from job to job, among them the seed made of the others."""
-    return {
-        "dataset": dataset,
-        "algorithm": algorithm,
-        "test_envs": test_envs,
-        "hparams_seed": hparams_seed,
-        "trial_seed": trial_seed,
-        "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
-    }
 
 
 def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
@@ -181,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
     parser.add_argument("command", choices=["launch", "delete_incomplete"])
-    parser.add_argument("--datasets", nargs="+", default=DATASETS, type=own_data.spelled)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS, type=spelled)
     parser.add_argument("--algorithms", nargs="+", default=algorithms_module.ALGORITHMS)
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")
@@ -201,35 +181,40 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise a UsageError that lists everything wrong with the command line.
+    """Raise a CarftError that lists everything wrong with the command line.
 
     To launch, what would make every job fail is wrong as well; to delete jobs, it is not.
     """
     problems = []
     if not args.algorithms:
-        problems.append("--algorithms is empty.")
+        problems.append("--algorithms is empty")
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
     for dataset in args.datasets:
         problems += checks.too_few_environments(dataset, args.single_test_envs)
-        for algorithm in args.algorithms:
-            problems += checks.hparams_problems(args.hparams, algorithm, dataset)
-    for flag, least in (("n_trials", 1), ("n_hparams_from", 0), ("steps", 0)):
-        problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
-    problems += checks.least_problems("--n_hparams", args.n_hparams, args.n_hparams_from + 1)
+    least = {"n_trials": 1, "n_hparams_from": 0, "steps": 0, "n_hparams": args.n_hparams_from + 1}
+    for name, value in least.items():
+        problems += checks.range_problems(f"--{name}", getattr(args, name), value)
+    problems += checks.task_problems(args.task)
     if args.command == "launch":
         problems += checks.launch_problems(args)
-    checks.require(problems)
+    raise_for(problems)
 
 
 def run(args: argparse.Namespace) -> int:
     """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
-    with errors.refusing():
-        check(args)
-        notes = checks.launch_notes(args) if args.command == "launch" else []
-    for note in notes:
-        print(f"sweep: {note}", file=sys.stderr)
-    jobs = [Job(train_args, args.output_dir) for train_args in _args_list(args)]
+    check(args)
+    launching = args.command == "launch"
+    for dataset in dict.fromkeys(args.datasets):
+        if launching and checks.is_elsewhere(dataset, args):
+            where = f"{dataset} is not in --data_dir {args.data_dir} on this machine"
+            print(f"sweep: {where}; its jobs look for it where they run", file=sys.stderr)
+    args_list = make_args_list(
+        *(args.n_trials, args.datasets, args.algorithms, args.n_hparams_from, args.n_hparams),
+        *(args.steps, args.data_dir, args.task, args.holdout_fraction),
+        *(args.single_test_envs, args.hparams),
+    )
+    jobs = [Job(train_args, args.output_dir) for train_args in args_list]
     by_state = {
         state: [job for job in jobs if job.state == state]
         for state in (Job.DONE, Job.INCOMPLETE, Job.NOT_LAUNCHED)
@@ -238,42 +223,41 @@ def run(args: argparse.Namespace) -> int:
         print(job)
     counts = ", ".join(f"{len(found)} {state.lower()}" for state, found in by_state.items())
     print(f"{len(jobs)} jobs: {counts}.")
-    launching = args.command == "launch"
     chosen = by_state[Job.NOT_LAUNCHED if launching else Job.INCOMPLETE]
     print(f"About to {'launch' if launching else 'delete'} {len(chosen)} jobs.")
     if not args.skip_confirmation:
-        ask_for_confirmation()
-    if launching:
-        if by_state[Job.INCOMPLETE]:
-            running = sum(job_lock.is_held(job.output_dir) for job in by_state[Job.INCOMPLETE])
-            print(
-                f"sweep: {len(by_state[Job.INCOMPLETE])} incomplete jobs were not launched; "
-                f"{running} of them are running. Others may wait in a queue. What does neither "
-                "goes on by its own command, or anew after delete_incomplete and launch.",
-                file=sys.stderr,
-            )
-        scalar_logs.hand_on(args.log, args.output_dir)
-        with errors.refusing(begun=True):
-            failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
-        return 1 if failed else 0
-    Job.delete(chosen)
-    return 0
+        _confirm()
+    if not launching:
+        Job.delete(chosen)
+        return 0
+    if begun := by_state[Job.INCOMPLETE]:
+        running = sum(JobFolder(job.output_dir).is_held() for job in begun)
+        print(
+            f"sweep: {len(begun)} incomplete jobs were not launched: {running} are running, the "
+            "rest are queued or interrupted. Rerun a job's command, or delete_incomplete and "
+            "launch again",
+            file=sys.stderr,
+        )
+    scalar_logs.hand_on(args.log, args.output_dir)
+    try:
+        failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
+    except CarftError as error:  # by now something has begun
+        raise PassingError(str(error)) from error
+    return 1 if failed else 0
 
 
-def _args_list(args: argparse.Namespace) -> list[dict[str, Any]]:
-    return make_args_list(
-        n_trials=args.n_trials,
-        dataset_names=args.datasets,
-        algorithms=args.algorithms,
-        n_hparams_from=args.n_hparams_from,
-        n_hparams=args.n_hparams,
-        steps=args.steps,
-        data_dir=args.data_dir,
-        task=args.task,
-        holdout_fraction=args.holdout_fraction,
-        single_test_envs=args.single_test_envs,
-        hparams=args.hparams,
-    )
+def _confirm() -> None:
+    """Leave the program unless the user says yes. Raises CarftError if nobody can answer."""
+    try:
+        answer = input("Are you sure? (y/n) ")
+    except (EOFError, RuntimeError):  # the latter where it was closed from the start
+        print()
+        raise CarftError(
+            "nobody could answer, for standard input has ended; give --skip_confirmation"
+        ) from None
+    if not answer.strip().lower().startswith("y"):
+        print("Nevermind!")
+        raise SystemExit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -283,14 +267,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        return run(args)
-    except (errors.UsageError, errors.Failure) as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        return 2 if isinstance(error, errors.UsageError) else 1
+        return exit_status("sweep", lambda: run(args))
     except KeyboardInterrupt:
         print(
-            "sweep: interrupted by Ctrl-C; jobs that ran are incomplete. Run delete_incomplete, "
-            "then launch again for the rest.",
+            "sweep: interrupted by Ctrl-C; jobs that ran are incomplete: run delete_incomplete, "
+            "then launch again for the rest",
             file=sys.stderr,
         )
         return 130

@@ -21,16 +21,21 @@ import torchvision
 from domainbed.lib import (
     checkpoints,
     checks,
-    errors,
-    job_lock,
     misc,
-    own_data,
     preparation,
     resume,
     scalar_logs,
     stopping,
     training,
 )
+from domainbed.lib.image_folders import spelled
+from domainbed.lib.usage import tell
+from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.jobs import folder as job_folder
+from domainbed_carft.jobs.folder import Held, JobFolder, Lock
+
+# How long the lock is waited for: a killed run's loaders keep it for some seconds.
+PATIENCE_SECONDS = 15.0
 
 # Where a launcher says that all jobs are to evaluate less.
 SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
@@ -43,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_dir", help="folder that holds the data sets' folders")
     parser.add_argument(
-        "--dataset", default="RotatedMNIST", type=own_data.spelled, help="a name, or a folder"
+        "--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder"
     )
     parser.add_argument("--algorithm", default="ERM")
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
@@ -52,32 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--test_envs", type=int, nargs="*", default=[0], help="none: train on all environments"
     )
     parser.add_argument("--output_dir", default="train_output")
-    _add_seeds(parser)
-    _add_amounts(parser)
-    _add_files(parser)
-    return parser
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--skip_model_save", action="store_true", help="keep no weights")
-    parser.add_argument("--save_model_every_checkpoint", action="store_true")
-    parser.add_argument(
-        "--keep_weights",
-        choices=checkpoints.KEEP,
-        default=os.environ.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
-        help="the last in model.pkl, those chosen by training-domain validation in "
-        f"model_best.pkl, both (default), or none; ${checkpoints.VARIABLE} says it for all jobs",
-    )
-    parser.add_argument(
-        "--restart",
-        action="store_true",
-        help="begin anew: delete state, weights and logs that a run left in --output_dir, and set "
-        "its records aside in results-1.jsonl",
-    )
-    scalar_logs.add_flag(parser)
-
-
-def _add_seeds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hparams_seed", type=int, default=0, help="draws the hyperparameters; 0 is the defaults"
     )
@@ -85,9 +64,6 @@ def _add_seeds(parser: argparse.ArgumentParser) -> None:
         "--trial_seed", type=int, default=0, help="draws the splits and the hyperparameters"
     )
     parser.add_argument("--seed", type=int, default=0, help="seeds everything else")
-
-
-def _add_amounts(parser: argparse.ArgumentParser) -> None:
     own = "0, and the default: the data set's own"
     parser.add_argument("--steps", type=int, help=own)
     parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints; {own}")
@@ -96,7 +72,8 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
         "--uda_holdout_fraction",
         type=float,
         default=0,
-        help="share of a test environment to use without labels in domain adaptation",
+        help="share of a test environment to leave out of its in-split, as for upstream's domain "
+        "adaptation",
     )
     parser.add_argument(
         "--workers",
@@ -111,35 +88,46 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
         help="leave accuracies on the training environments' in-splits out of the records: most of "
         f"the evaluation, and no selection uses them; ${SKIP_VARIABLE}=1 says it for all jobs",
     )
+    parser.add_argument("--skip_model_save", action="store_true", help="keep no weights")
+    parser.add_argument("--save_model_every_checkpoint", action="store_true")
+    parser.add_argument(
+        "--keep_weights",
+        choices=checkpoints.KEEP,
+        default=os.environ.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
+        help="the last in model.pkl, those chosen by training-domain validation in "
+        f"model_best.pkl, both (default), or none; ${checkpoints.VARIABLE} says it for all jobs",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew: delete state and weights that a run left in --output_dir, and set its "
+        "records aside in results-1.jsonl",
+    )
+    scalar_logs.add_flag(parser)
+    return parser
 
 
 def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
-    """Raise a UsageError that lists everything wrong with the command line."""
+    """Raise a CarftError that lists everything wrong with the command line."""
     unknown_dataset = checks.dataset_problems(args.dataset)
     problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
-        problems += checks.data_problems(
-            [args.dataset], [args.algorithm], args.data_dir, args.hparams
-        )
-    asked = (args.hparams, args.algorithm, args.dataset)
-    problems += checks.hparams_problems(*asked) + checks.hparam_values_problems(*asked)
+        problems += checks.data_problems(args.dataset, args.data_dir)
+    problems += checks.task_problems(args.task)
+    problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
     problems += checks.holdout_problems(args.holdout_fraction)
-    problems += checks.fraction_problems("--uda_holdout_fraction", args.uda_holdout_fraction)
-    if args.task == "domain_adaptation" and not (args.uda_holdout_fraction and args.test_envs):
-        problems.append(preparation.no_unlabeled_items(args))
+    problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
     if args.keep_weights not in checkpoints.KEEP:
-        problems.append(
-            f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected one of "
-            f"{', '.join(checkpoints.KEEP)}."
-        )
+        expected = ", ".join(checkpoints.KEEP)
+        problems.append(f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected {expected}")
     if (switch := os.environ.get(SKIP_VARIABLE, "")) not in ("", "0", "1"):
-        problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing.")
-    for flag, least in (("steps", 0), ("checkpoint_freq", 0), ("workers", 0)):
-        problems += checks.least_problems(f"--{flag}", getattr(args, flag), least)
-    problems += checks.seed_problems(args.seed)
+        problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing")
+    for flag in ("steps", "checkpoint_freq", "workers"):
+        problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
+    problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's
     problems += scalar_logs.problems(log_to)
-    checks.require(problems)
+    raise_for(problems)
 
 
 def print_environment() -> None:
@@ -158,9 +146,7 @@ def print_environment() -> None:
         print(f"\t{name}: {version}")
 
 
-def run(
-    args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str], restart: bool
-) -> None:
+def run(args: argparse.Namespace, lock: Lock, log_to: Sequence[str], restart: bool) -> None:
     """Check, load, train."""
     with stopping.StopSignals() as stop:
         check(args, log_to)  # takes minutes where much data lies on a network
@@ -177,9 +163,8 @@ def run(
                 "aside."
             )
         preparation.seed_everything(args.seed)
-        with errors.refusing():
-            dataset, environments = preparation.load_environments(args, hparams)
-            job = training.Run(args, hparams, dataset, environments, state, stop, lock)
+        dataset, environments = preparation.load_environments(args, hparams)
+        job = training.Run(args, hparams, dataset, environments, state, stop, lock)
         if restart:  # now that the run can begin
             job.files.begin_anew()
         print(f"Workers: {job.n_workers}")
@@ -203,41 +188,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     # No arguments of the run, hence in none of its records.
     restart, log_to = vars(args).pop("restart"), vars(args).pop("log")
+    folder = JobFolder(args.output_dir)
     try:
-        os.makedirs(args.output_dir, exist_ok=True)
-        with job_lock.JobLock(args.output_dir) as lock, misc.tee_output(args.output_dir):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        claimed = folder.claim(PATIENCE_SECONDS, job_folder.inherited())
+        with claimed as lock, misc.tee_output(args.output_dir):
             return _run_and_tell(args, lock, log_to, restart)
-    except job_lock.LockedError as error:
-        print(f"train: {error}", file=sys.stderr)  # not into the err.txt of the other
-        return job_lock.STATUS
+    except Held as error:  # not into the err.txt of the other
+        tell("train", error)
+        return job_folder.ELSEWHERE
+    except CarftError as error:
+        return tell("train", error)
     except OSError as error:
         print(
-            f"train: --output_dir {args.output_dir} cannot be used: {error}. Expected a folder "
-            "that can be written, on a file system with locks.",
+            f"train: --output_dir {args.output_dir} cannot be used: {error}; expected a folder "
+            "that can be written",
             file=sys.stderr,
         )
         return 1
 
 
 def _run_and_tell(
-    args: argparse.Namespace, lock: job_lock.JobLock, log_to: Sequence[str], restart: bool
+    args: argparse.Namespace, lock: Lock, log_to: Sequence[str], restart: bool
 ) -> int:
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
         run(args, lock, log_to, restart)
-    except errors.UsageError as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    except errors.Failure as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 1
+    except CarftError as error:
+        return tell("train", error)
     except stopping.Stopped as signal:
         print(f"train: stopped by {signal}; the same command goes on from here", file=sys.stderr)
-        return stopping.REQUEUE
+        return job_folder.STOPPED
     except KeyboardInterrupt:
         print(
-            "train: interrupted by Ctrl-C; the run is not done. The same command goes on from its "
-            "last checkpoint.",
+            "train: interrupted by Ctrl-C; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
         return 130

@@ -1,0 +1,297 @@
+"""Figures: bars, curves and marks, the same bytes each time, an algorithm alike in all of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from domainbed_carft.report import frames
+from domainbed_carft.results.tables import Cell, Table
+from domainbed_carft.text import shown
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#d8dee4", "#ffffff"
+# What the same colours are on a dark page.
+DARK = {
+    INK: "#e6edf3", MUTED: "#9da7b1", GRID: "#333b44", PAPER: "#0f1318",
+    "#0072B2": "#2f94dd", "#56B4E9": "#9ad4f7", "#808080": "#9a9a9a",
+}  # fmt: skip
+
+_WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
+_DPI = 180  # of the PNG
+_ROW = 0.2  # inches a bar
+_END = 110  # in percent, where the numbers behind bars begin at most: a record may have any number
+
+
+class Look(NamedTuple):
+    """Colour is never the only sign: markers, dashes and hatches differ as well."""
+
+    colour: str
+    marker: str
+    dash: Any
+    hatch: str
+
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; ours are those of it that stand
+# out by 3 to 1 on white and, as DARK has them, on the dark page.
+_OURS = {
+    "CLIPZeroShot": Look("#808080", "s", (0, (1, 1.2)), ""),
+    "CLIPLinearProbe": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5)), "..."),
+    "CLIPFineTune": Look("#0072B2", "D", (0, (4, 1.5)), "///"),
+    "CARFT": Look("#D55E00", "o", "solid", ""),
+}
+_OTHERS = (
+    Look("#E69F00", "v", (0, (3, 1)), "\\\\\\"),
+    Look("#56B4E9", "P", (0, (5, 1, 1, 1)), "xxx"),
+    Look("#CC79A7", "X", (0, (2, 1)), "---"),
+    Look("#F0E442", "*", (0, (8, 2)), "|||"),
+    Look("#009E73", "h", (0, (1, 1)), "ooo"),
+    Look("#0072B2", "p", (0, (5, 2, 1, 2)), "+++"),
+    Look("#808080", "<", (0, (2, 2)), "***"),
+)
+Looks = Mapping[str, Look]
+
+# Text stays text: any browser and drawing program finds its letters. The salt makes names in the
+# file the same each time.
+_STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "carft report",
+    "text.parse_math": False,  # a $ in a name is a $
+    "font.family": "sans-serif", "font.size": 9.5, "axes.labelsize": 9.5, "axes.titlesize": 10,
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 9),
+    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor"], INK),
+    **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
+    **dict.fromkeys(["axes.facecolor", "figure.facecolor", "savefig.facecolor"], PAPER),
+    "axes.titlelocation": "left", "axes.axisbelow": True, "hatch.linewidth": 0.6,
+    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "legend.frameon": False, "legend.handlelength": 2.8, "legend.columnspacing": 1.2,
+}  # fmt: skip
+
+# Of pairs of axes: a column of the frame -> its title, and what its values are multiplied by.
+Panels = Mapping[str, tuple[str, int]]
+ACCURACY: Panels = {
+    "out_of_domain": ("out-of-domain accuracy (%)", 100),
+    "in_domain": ("in-domain accuracy (%)", 100),
+}
+DRIFT: Panels = {
+    "loss_kl": ("KL to the original (nats)", 1),
+    "context_agreement": ("same most likely context (%)", 100),
+}
+
+
+class Figure(NamedTuple):
+    """A figure: its title, the stem of its files' names, what it shows in words, and the files."""
+
+    title: str
+    name: str
+    alt: str
+    svg: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        """The SVG as a data URI."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+
+    @property
+    def dark(self) -> Figure:
+        """The same in the colours of a dark page."""
+        dark = {light.lower(): colour for light, colour in DARK.items()}
+        return self._replace(
+            svg=re.sub("|".join(dark), lambda found: dark[found.group()], self.svg)
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in px, so that nothing moves while the page is laid out."""
+        width, height = self.svg.split('viewBox="')[1].split('"')[0].split()[2:]
+        return round(float(width)), round(float(height))
+
+
+def looks(algorithms: Sequence[str]) -> dict[str, Look]:
+    """Algorithm -> its look; ours have their own, others follow in the order given."""
+    others = [name for name in algorithms if name not in _OURS]
+    return {
+        name: _OURS[name] if name in _OURS else _OTHERS[others.index(name) % len(_OTHERS)]
+        for name in algorithms
+    }
+
+
+@matplotlib.rc_context(_STYLE)
+def bars(
+    name: str, table: Table, averages: Table | None, published: Mapping[str, float], looks: Looks
+) -> Figure:  # fmt: skip
+    """A group of bars an environment, and one of their averages, accuracies in percent.
+
+    ``averages``: the table with the data set's in a column; ``published``: algorithm -> the
+    published accuracy on the data set, a mark at its average.
+    """
+    groups: list[tuple[str, list[tuple[str, Cell, float | None]]]] = [
+        (label, [(row.algorithm, row.cells[place], None) for row in table.rows])
+        for place, label in enumerate(table.columns)
+    ]
+    if averages is not None:
+        place = list(averages.columns).index(table.dataset)
+        means = [(r.algorithm, r.cells[place], published.get(r.algorithm)) for r in averages.rows]
+        whole = {row.algorithm for row in table.rows if row.average is not None}
+        groups.append(("average", [one for one in means if one[0] in whole]))
+    groups = [(label, [one for one in cells if one[1].mean is not None]) for label, cells in groups]
+    groups = [(label, cells) for label, cells in groups if cells]
+
+    canvas = _canvas(0.75 + _ROW * sum(len(cells) + 1.6 for _, cells in groups))
+    axes = canvas.subplots()
+    height = 0.0
+    names = {}
+    for label, cells in groups:
+        axes.text(0, height, f" {shown(label)}", va="center", weight="bold")
+        for algorithm, cell, figure in cells:
+            height += 1
+            names[height] = shown(algorithm)
+            _bar(axes, height, cell, looks[algorithm], figure)
+        height += 1.6
+    axes.set_yticks(list(names), list(names.values()))
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(height - 0.7, -0.8), xlim=(0, _END + 12), xticks=range(0, 101, 20))
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("accuracy (%)")
+    if any(figure is not None for _, cells in groups for _, _, figure in cells):
+        axes.plot([], [], "d", color=INK, mfc=PAPER, label="published")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, handlelength=1)
+
+    alt = f"Bars of the accuracy on {table.dataset} by environment, as in the table above."
+    return _saved(canvas, table.dataset, name, alt)
+
+
+def _bar(axes: Axes, place: float, cell: Cell, look: Look, published: float | None) -> None:
+    assert cell.mean is not None
+    error = cell.error if cell.n > 1 else None
+    axes.barh(
+        place, cell.mean, 0.78, color=look.colour, hatch=look.hatch, edgecolor=INK,
+        linewidth=0.6, xerr=error, error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+    )  # fmt: skip
+    end = min(cell.mean + (error or 0.0), _END)
+    if published is None:
+        axes.text(end + 1.5, place, f"{cell.mean:.1f}", va="center", fontsize=9)
+        return
+    # Each number beside what it is of: ours in the bar, the published one at its mark.
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
+    axes.text(4, place, f"{cell.mean:.1f}", va="center", fontsize=9, bbox=box)
+    axes.plot(published, place, "d", ms=6, color=INK, mfc=PAPER, mew=1.1, zorder=5)
+    axes.text(
+        max(published, end) + 2, place, f"{published:.1f}", va="center", fontsize=9,
+        style="italic", color=MUTED,
+    )  # fmt: skip
+
+
+@matplotlib.rc_context(_STYLE)
+def curves(
+    title: str, name: str, rows: pd.DataFrame, panels: Panels, looks: Looks
+) -> Figure | None:
+    """A panel above the other, each with a line an algorithm: mean and band over trials.
+
+    ``rows``: see ``frames.checkpoints``. None where there is nothing to draw.
+    """
+    lines = {column: dict(frames.over_trials(rows, column)) for column in panels}
+    lines = {column: found for column, found in lines.items() if found}
+    present = [name for name in looks if any(name in found for found in lines.values())]
+    if not present:
+        return None
+
+    canvas = _canvas(0.8 + 1.75 * len(lines) + 0.2 * ((len(present) + 1) // 2))
+    every = canvas.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
+    handles: dict[str, Any] = {}
+    for axes, (column, found) in zip(every, lines.items()):
+        heading, scale = panels[column]
+        axes.set_title(heading)
+        for one in present:
+            if one in found:
+                handles[one] = _line(axes, scale * found[one], looks[one])
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    every[-1].set_xlabel("training step")
+    every[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _legend(canvas, {one: handles[one] for one in present})
+
+    drawn = " and ".join(panels[column][0] for column in lines)
+    alt = f"Lines over training steps of {drawn}: {title}, for {', '.join(present)}."
+    return _saved(canvas, title, name, alt)
+
+
+def _line(axes: Axes, line: pd.DataFrame, look: Look) -> Any:
+    low, high = line["mean"] - line["error"], line["mean"] + line["error"]
+    axes.fill_between(line.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
+    return axes.plot(
+        line.index, line["mean"], color=look.colour, marker=look.marker, ms=5, lw=1.8,
+        linestyle=look.dash, mec=INK, mew=0.5, markevery=max(1, len(line) // 10),
+    )[0]  # fmt: skip
+
+
+@matplotlib.rc_context(_STYLE)
+def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | None:
+    """In-domain against out-of-domain accuracy, a mark a run: where robustness is seen.
+
+    Runs that lie higher at the same place from left to right are the more robust ones (Taori et
+    al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
+    Small pale marks are choices of hyperparameters that were not selected. ``rows``: see
+    ``frames.outcomes``. None where there is nothing to draw.
+    """
+    rows = rows.dropna(subset=["in_domain", "out_of_domain"])
+    chosen = rows[rows["selected"]] if "selected" in rows else rows
+    present = [algorithm for algorithm in looks if algorithm in set(chosen["algorithm"])]
+    if not present:
+        return None
+
+    canvas = _canvas(3.4 + 0.2 * ((len(present) + 1) // 2))
+    axes = canvas.subplots()
+    handles = {}
+    pale = {"s": 14, "alpha": 0.3, "linewidths": 0, "zorder": 2}
+    full = {"s": 46, "edgecolors": INK, "linewidths": 0.8, "zorder": 3}
+    for one in present:
+        sign = {"color": looks[one].colour, "marker": looks[one].marker}
+        for some, how in ((rows.drop(chosen.index), pale), (chosen, full)):
+            mine = 100 * some.loc[some["algorithm"] == one, ["in_domain", "out_of_domain"]]
+            style: Any = {**sign, **how}
+            handles[one] = axes.scatter(mine["in_domain"], mine["out_of_domain"], **style)
+    axes.margins(0.08)  # as far as the marks reach, with the line of equal accuracies
+    x, y = axes.get_xlim(), axes.get_ylim()
+    axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set(xlim=x, ylim=y)
+    axes.set(xlabel="in-domain accuracy (%)", ylabel="out-of-domain accuracy (%)")
+    _legend(canvas, handles, handlelength=1.2)
+
+    alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(present)}."
+    return _saved(canvas, title, name, alt)
+
+
+def _legend(canvas: Canvas, handles: Mapping[str, Any], **more: Any) -> None:
+    names = [shown(name) for name in handles]
+    canvas.legend(list(handles.values()), names, loc="outside lower center", ncols=2, **more)
+
+
+def _canvas(height: float) -> Canvas:
+    return Canvas(figsize=(_WIDTH, height), layout="constrained")
+
+
+def _saved(canvas: Canvas, title: str, name: str, alt: str) -> Figure:
+    vector, raster = io.StringIO(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font lacks, and of long names
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine(None)  # it is laid out, which would be done anew for each file
+        canvas.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
+        canvas.savefig(raster, format="png", dpi=_DPI, metadata={"Software": None})
+    svg = vector.getvalue()
+    # Without the document type, whose address would look like one to fetch.
+    return Figure(title, name, alt, svg[svg.index("<svg") :], raster.getvalue())

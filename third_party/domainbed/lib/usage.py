@@ -1,0 +1,46 @@
+"""What all scripts do for their callers: errors without a traceback, pipes that close early."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from domainbed_carft import text
+from domainbed_carft.errors import CarftError, PassingError
+
+
+class UnknownNameError(CarftError, NotImplementedError):
+    """A name that no algorithm or data set has.
+
+    A NotImplementedError, because callers written for upstream's harness catch that.
+    """
+
+
+def tell(script: str, error: CarftError) -> int:
+    """Print an error without a traceback; return 1 if trying again may help, else 2."""
+    lines = map(text.shown, str(error).splitlines())
+    print(f"{script}: " + "\n".join(lines), file=sys.stderr)
+    return 1 if isinstance(error, PassingError) else 2
+
+
+def exit_status(script: str, run: Callable[[], int | None]) -> int:
+    """Run a script; return its exit status: what ``run`` returns, or as ``tell`` says."""
+    try:
+        return run() or 0
+    except CarftError as error:
+        return tell(script, error)
+
+
+@contextlib.contextmanager
+def printed_at_once() -> Iterator[io.StringIO]:
+    """Print what the block prints at its end, into a pipe too that `head` or a pager closes."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        yield printed
+    try:
+        print(printed.getvalue(), end="", flush=True)
+    except BrokenPipeError:  # what the stream still holds would fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
