@@ -143,9 +143,3 @@ def test_latex_escapes_what_it_would_read_as_a_command():
     assert "{-}{-}flag é (U+732B)" in escaped
     text = formats.render(Document("t", [], [Grid("t", ["a"], [["x ± y"]], [])], {}, []), "latex")
     assert r"x $\pm$ y \\" in text
-
-
-def test_an_unknown_pair_of_algorithms_is_refused(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
-    with pytest.raises(ValueError, match=r"--paired CARFT CLIP: .*there are: ERM, CARFT$"):
-        collect_sweeps.collect(tmp_path, paired=["CARFT", "CLIP"])

@@ -82,15 +82,6 @@ def test_each_variant_misses_its_own_jobs(tmp_path, capsys):
     }
 
 
-def test_a_variant_of_which_nothing_was_run_has_its_table(tmp_path, capsys):
-    words = ('{"kl_weight": 1}', '{"kl_weight": 3}')
-    collect_sweeps.launch(tmp_path, hparams=words, run=lambda args: "1" in args["hparams"])
-    status, tables, _ = strict(capsys, tmp_path)
-    assert status == 3 and tables["hparam kl_weight 1", "PACS"]["rows"][0]["average"] is not None
-    lacking = tables["hparam kl_weight 3", "PACS"]["rows"][0]["cells"]
-    assert all(cell["missing"] for cell in lacking)
-
-
 def test_a_pilot_under_another_setting_misses_no_jobs_that_ran_as_listed(tmp_path, capsys):
     collect_sweeps.launch(tmp_path, ["ERM", "Mixup"])
     for target in range(4):
@@ -161,8 +152,3 @@ def test_a_manifest_that_cannot_be_read_is_noted_once(tmp_path, capsys, text):
         assert err.count("unreadable: ") == 1
         assert err.splitlines()[-1] == "carft: --strict: 1 file or folder could not be read"
         assert status == 3 and tables["", "PACS"]["rows"][0]["cells"][0]["missing"] == []
-
-
-def test_nothing_heavy_is_loaded_for_a_manifest(tmp_path):
-    collect_sweeps.launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
-    assert collect_sweeps.loaded("collect", tmp_path, "--strict") == [3, []]

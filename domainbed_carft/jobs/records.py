@@ -22,12 +22,11 @@ from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
-from domainbed_carft.text import counted, inflected
+from domainbed_carft.text import counted
 
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
 _IDENTITY = ("dataset", "algorithm", "trial_seed", "hparams_seed")
-_NAN = float("nan")
 _NUMBERS = {float, int}
 _sorted = json.JSONEncoder(sort_keys=True).encode
 _MOST = 1 + 1e-6  # weights that are summed up in two orders may come to a little more than 1
@@ -102,10 +101,8 @@ def find(folders: Sequence[Path | str]) -> tuple[list[str], list[Fault]]:
 
     Raises CarftError, naming all of them, where some of ``folders`` are not there.
     """
-    missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
-    if missing:
-        what = f"there is no folder {', '.join(missing)}"
-        raise CarftError(f"{what}; expected the output folders of sweeps, or a folder of such")
+    if missing := ", ".join(str(folder) for folder in folders if not os.path.isdir(folder)):
+        raise CarftError(f"there is no folder {missing}; expected the output folders of sweeps")
     found: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
     faults: list[Fault] = []
 
@@ -131,17 +128,15 @@ def find(folders: Sequence[Path | str]) -> tuple[list[str], list[Fault]]:
 def runs_in(folder: Path | str, faults: list[Fault] | None = None) -> list[Run]:
     """The runs recorded in one folder: one, unless several were told to write there."""
     faults = [] if faults is None else faults
-    path = os.path.join(folder, RECORDS)
     latest: dict[str, dict[float, dict[str, Any]]] = {}
-    repeated = 0
-    for key, record in _keyed(path, faults):
-        steps = latest.setdefault(key, {})
-        repeated += record["step"] in steps
-        steps[record["step"]] = record
-    if repeated:
+    total = 0
+    for key, record in _keyed(os.path.join(folder, RECORDS), faults):
+        latest.setdefault(key, {})[record["step"]] = record
+        total += 1
+    if repeated := total - sum(map(len, latest.values())):
         text = f"{counted(repeated, 'record')} of steps recorded before; the later ones count"
         faults.append(Fault("repeated steps", str(folder), text))
-    if not latest and not (faults and faults[-1][:2] == ("unreadable", path)):
+    if not latest:
         faults.append(Fault("no records", str(folder), "no record"))
     return [_run(str(folder), list(steps.values()), faults) for steps in latest.values()]
 
@@ -155,7 +150,7 @@ def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
 
 def of_run(run: Run) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
-    own = _key(run.job.args, json.loads(run.hparams), run.n_environments)
+    own = _key(run.job.args, json.loads(run.hparams), run.n_environments + len(run.test_envs))
     for key, record in _keyed(run.job.folder / RECORDS, []):
         if key == own:
             yield record
@@ -169,16 +164,13 @@ def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The last whole record of the job in a folder, read from the end of the file."""
-    for reach in (1 << 16, 1 << 40):
-        try:
-            with open(os.path.join(folder, RECORDS), "rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - reach))
-                lines = file.read().split(b"\n")
-        except OSError:
-            return None
-        for record in map(_lenient, reversed(lines)):
-            if isinstance(record, dict) and "step" in record:
-                return record
+    with contextlib.suppress(OSError), open(os.path.join(folder, RECORDS), "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for reach in (1 << 16, size):
+            file.seek(max(0, size - reach))
+            for record in map(_lenient, reversed(file.read().split(b"\n"))):
+                if isinstance(record, dict) and "step" in record:
+                    return record
     return None
 
 
@@ -192,7 +184,7 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
     except OSError as error:
         faults.append(Fault("unreadable", str(path), f"{error.strerror}; skipped"))
         return
-    key, args, hparams, needed = "", None, None, frozenset[str]()
+    key, args, hparams, needed = "", None, None, frozenset[str]()  # of the line before
     for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
@@ -202,16 +194,16 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
             record = _lenient(line)
         # Most records are of the run of the last: what both have need not be checked again.
         if not (
-            key and type(record) is dict and _is_step(record.get("step"))
+            needed and type(record) is dict and _is_step(record.get("step"))
             and record.get("args") == args and record.get("hparams") == hparams
             and needed <= record.keys()
         ):  # fmt: skip
-            if not (count := _count(record)):
+            if not (needed := _accuracies_in(record)):
                 text = f"line {number} is not a whole record, skipped"
                 faults.append(Fault("cut line", str(path), text))
                 continue
             args, hparams = record["args"], record.get("hparams")
-            key, needed = _key(args, hparams, count), _needed(args, count)
+            key = _key(args, hparams, len(needed))
         yield key, record
 
 
@@ -220,39 +212,33 @@ def _lenient(line: bytes) -> Any:
         return files.parse_json(line)
 
 
-def _count(record: Any) -> int:
-    """How many environments a record has accuracies of; 0 if it is not a whole record.
-
-    Types are told exactly: to Python, ``true`` is a whole number, and equal to 1.
-    """
+def _accuracies_in(record: Any) -> frozenset[str]:
+    """Names of the accuracies that selection needs; none if it is not a whole record."""
     try:
         args, targets = record["args"], record["args"]["test_envs"]
         count = 0
         while f"env{count}_out_acc" in record:
             count += 1
+        outs = (f"env{i}_out_acc" for i in range(count))
+        needed = frozenset([*outs, *(f"env{i}_in_acc" for i in targets)])
         is_whole = (
+            # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
             [type(args[name]) for name in _IDENTITY] == [str, str, int, int]
             and _is_step(record["step"])
             and type(targets) is list
             and all(type(target) is int and 0 <= target < count for target in targets)
-            and len(set(targets)) == len(targets)
-            and _needed(args, count) <= record.keys()
+            and len(needed) == count + len(targets)
+            and needed <= record.keys()
             and isinstance(args.get("hparams"), (str, dict, type(None)))
             and isinstance(record.get("hparams"), (dict, type(None)))
         )
     except (KeyError, TypeError):
-        return 0
-    return count if is_whole else 0
+        return frozenset()
+    return needed if is_whole else frozenset()
 
 
 def _is_step(step: Any) -> bool:
-    return type(step) in (int, float) and abs(step) <= sys.float_info.max
-
-
-def _needed(args: Mapping[str, Any], count: int) -> frozenset[str]:
-    """The accuracies that selection cannot do without."""
-    outs = (f"env{i}_out_acc" for i in range(count))
-    return frozenset([*outs, *(f"env{i}_in_acc" for i in args["test_envs"])])
+    return type(step) in _NUMBERS and abs(step) <= sys.float_info.max
 
 
 def _key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, count: int) -> str:
@@ -263,7 +249,7 @@ def _key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, count: int)
 def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run:
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
-    count = _count(first)
+    count = len(_accuracies_in(first)) - len(args["test_envs"])
     names: Any = first.get("environments")
     if not (isinstance(names, list) and len(set(map(str, names))) == len(names) == count):
         names = []
@@ -271,8 +257,7 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
     told |= setting(args, first, printed_versions(folder))
     lost = _lost(records)
     if lost:
-        what = f"{counted(len(lost), 'record')} from step {min(lost):g} on "
-        what += f"{inflected(len(lost), 'counts', 'count')} as missing"
+        what = f"{counted(len(lost), 'record')} from step {min(lost):g} on without accuracies"
         faults.append(Fault("diverged", folder, f"the training diverged; {what}"))
     return Run(
         Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
@@ -291,11 +276,12 @@ def _lost(records: list[dict[str, Any]]) -> set[float]:
     """
     starts = [r["diverged_at"] - 1 for r in records if _is_step(r.get("diverged_at"))]
     start = min(starts, default=math.inf)
-    losses = {r["step"]: r.get("loss") for r in records}  # of other checkouts, without the mark
     return {
-        step
-        for step, loss in losses.items()
-        if step >= start or (type(loss) is float and not math.isfinite(loss))
+        record["step"]
+        for record in records
+        if record["step"] >= start
+        # Of other checkouts, which have no mark.
+        or (type(record.get("loss")) is float and not math.isfinite(record["loss"]))
     }
 
 
@@ -310,12 +296,11 @@ def _accuracies(
         if not ({*map(type, row)} <= _NUMBERS and min(row) >= 0 and max(row) <= _MOST):
             for at, value in enumerate(row):
                 if not (type(value) in _NUMBERS and 0 <= value <= _MOST):
-                    row[at] = _NAN
+                    row[at] = math.nan
                     if value is not None and value == value:
                         odd.append(f"{names[at]} {str(value)[:60]} at step {record['step']:g}")
         rows.extend(row)
     if odd:
-        what = f"{counted(len(odd), 'accuracy is', 'accuracies are')} not in [0, 1] and "
-        what += f"{inflected(len(odd), 'counts', 'count')} as missing: {odd[0]}"
+        what = f"{counted(len(odd), 'value')} not in [0, 1], taken as missing: {odd[0]}"
         faults.append(Fault("out of range", folder, what + ", ..." * (len(odd) > 1)))
     return rows
