@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.text import counted, inflected, shown
-
-if TYPE_CHECKING:
-    from domainbed_carft.results.collection import Collection
 
 INCOMPLETE = 3  # exit status of --strict
 
@@ -31,14 +29,13 @@ def add_to(commands: Any) -> None:
     collect = commands.add_parser(
         "collect", help="tables of sweeps' results, with errors and with what is missing"
     )
-    _common(collect)
+    _add_common(collect)
     collect.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     collect.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
     collect.add_argument(
-        "--strict",
-        action="store_true",
+        "--strict", action="store_true",
         help="exit status 3 if a cell is incomplete, a run diverged, or a file cannot be used",
-    )
+    )  # fmt: skip
     collect.add_argument(
         "--compare", choices=["published"], help="our figures beside the published ones"
     )
@@ -46,25 +43,23 @@ def add_to(commands: Any) -> None:
         "--paired", nargs=2, metavar=("A", "B"),
         help="algorithm A minus algorithm B, paired over data set, target and trial",
     )  # fmt: skip
+    _add_selection(collect)
     collect.set_defaults(run=_collect)
+
     top = commands.add_parser(
         "top", help="the best hyperparameters of each trial, as JSON and ready for --hparams"
     )
-    _common(top)
+    _add_common(top)
+    _add_selection(top)
     top.add_argument("--dataset", help="only this data set")
     top.add_argument("--algorithm", help="only this algorithm")
     top.add_argument("--test_env", type=int, help="only this environment, by its index")
     top.set_defaults(run=_top)
-    _add_report(commands)
 
-
-def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report", help="one page of a sweep's results: tables, figures, examples, how to repeat it"
     )
-    report.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="a sweep's --output_dir, ours or not"
-    )
+    _add_common(report)
     report.add_argument(
         "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
         help="where index.html and figures/ are written: a new or empty folder, or that of an "
@@ -72,13 +67,9 @@ def _add_report(commands: Any) -> None:
     )  # fmt: skip
     report.add_argument(
         "--select", choices=METHODS, metavar="METHOD",
-        help="the method of selection that figures and examples follow, of "
-        f"{', '.join(METHODS)}; default: the first that the sweep declares, or that "
-        "there are jobs for. Tables are of all of these",
-    )  # fmt: skip
-    report.add_argument(
-        "--ignore", type=some_of(PARTS), action="extend", default=[],
-        metavar="PART,...", help="do not keep apart runs that differ in this, as for carft collect",
+        help=f"the method of selection that figures and examples follow, of {', '.join(METHODS)}; "
+        "default: the first that the sweep declares, or that there are jobs for. Tables are of all "
+        "of these",
     )  # fmt: skip
     report.add_argument(
         "--examples", nargs=2, metavar=("A", "B"),
@@ -91,29 +82,30 @@ def _add_report(commands: Any) -> None:
         "way round (default: 4)",
     )  # fmt: skip
     report.add_argument(
-        "--no_examples",
-        "--no-examples",
-        action="store_true",
+        "--no_examples", "--no-examples", action="store_true",
         help="no pictures: neither data nor weights are read",
-    )
+    )  # fmt: skip
     report.add_argument("--data_dir", help="where the data is now (default: as recorded)")
     report.set_defaults(run=_report)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="a sweep's --output_dir, ours or not"
     )
+    parser.add_argument(
+        "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
+        help="do not keep apart runs that differ in this, separated by commas, of "
+        + ", ".join(PARTS),
+    )  # fmt: skip
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
         help=f"methods of selection, separated by commas, of {', '.join(METHODS)}; default: those "
         "that the sweep declares, else all that there are jobs for, and leave-one-domain-out with "
         "what it needs",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
-        help="do not keep apart runs that differ in this, separated by commas, of "
-        + ", ".join(PARTS),
     )  # fmt: skip
 
 
@@ -148,39 +140,35 @@ def _collect(arguments: argparse.Namespace) -> int:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
-    notes = page.remarks if arguments.format == "csv" else []  # it has no room for them
-    summary = _summary(collection, page.incomplete, page.cells)
-    for line in [*notes, *faults.lines(collection.faults), *summary]:
-        print(shown(line), file=sys.stderr)
-    if arguments.strict and (why := "; ".join(_reasons(collection, page.incomplete))):
-        print(f"carft: --strict: {why}", file=sys.stderr)
-        return INCOMPLETE
-    return 0
-
-
-def _reasons(collection: Collection, incomplete: int) -> Iterator[str]:
-    """What ``--strict`` finds fault with."""
-    if incomplete:
-        yield f"{counted(incomplete, 'cell is', 'cells are')} incomplete (see notes)"
-    for kind, one, many in (
-        ("no records", "job folder has no whole record", "job folders have no whole record"),
-        ("unreadable", "file or folder could not be read", "files or folders could not be read"),
-        ("diverged", "run diverged", "runs diverged"),
-    ):
-        if count := sum(fault.kind == kind for fault in collection.faults):
-            yield counted(count, one, many)
-
-
-def _summary(collection: Collection, incomplete: int, cells: int) -> Iterator[str]:
+    lines = list(page.remarks) if arguments.format == "csv" else []  # it has no room for them
+    lines += faults.lines(collection.faults)
     if len(collection.groups) > 1:
-        yield (
+        lines.append(
             f"The runs were made under {len(collection.groups)} settings, which are never "
             "averaged: each has tables of its own."
         )
-    are = inflected(incomplete, "is", "are")
-    gaps = f"; {incomplete:,} of {counted(cells, 'cell')} {are} incomplete (see notes)"
-    count = f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}"
-    yield f"{count}{gaps if incomplete else ''}."
+    summary = f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}"
+    if page.incomplete:
+        are = inflected(page.incomplete, "is", "are")
+        summary += f"; {page.incomplete:,} of {counted(page.cells, 'cell')} {are} incomplete"
+        summary += " (see notes)"
+    for line in [*lines, f"{summary}."]:
+        print(shown(line), file=sys.stderr)
+    kinds = Counter(fault.kind for fault in collection.faults)
+    wrong = [
+        counted(count, one, many)
+        for count, one, many in (
+            (page.incomplete, "cell is incomplete", "cells are incomplete"),
+            (kinds["no records"], "job folder has no record", "job folders have no record"),
+            (kinds["unreadable"], "file could not be read", "files could not be read"),
+            (kinds["diverged"], "run diverged", "runs diverged"),
+        )
+        if count
+    ]
+    if arguments.strict and wrong:
+        print(f"carft: --strict: {'; '.join(wrong)}", file=sys.stderr)
+        return INCOMPLETE
+    return 0
 
 
 def _top(arguments: argparse.Namespace) -> None:

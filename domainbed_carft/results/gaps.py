@@ -16,7 +16,7 @@ import numpy as np
 
 from domainbed_carft.jobs.job import Job, Key
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import labels, selection
+from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Places = dict[int, list[int]]  # trial -> choices
@@ -102,7 +102,7 @@ class Gaps:
 
     def _reason(self, key: Key) -> str:
         """What is wrong with a job, "" if nothing is."""
-        job = f"--test_envs {labels.listed(sorted(key.test_envs))}".rstrip()
+        job = " ".join(["--test_envs", *map(str, sorted(key.test_envs))])
         run = self.runs.get(key)
         if run is None:
             return f"{job} has no record" if key in self._listed else f"no job {job}"

@@ -55,8 +55,3 @@ def algorithms(names: Iterable[str]) -> list[str]:
     """In alphabetical order, ours at the end from the untrained to CARFT."""
     found = set(names)
     return sorted(found.difference(_OURS)) + [name for name in _OURS if name in found]
-
-
-def listed(test_envs: Sequence[int]) -> str:
-    """Test environments as ``train`` takes them."""
-    return " ".join(map(str, test_envs))
