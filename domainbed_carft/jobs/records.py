@@ -115,9 +115,8 @@ def find(folders: Sequence[Path | str]) -> tuple[list[str], list[Fault]]:
                 inner = sorted(one.path for one in os.scandir(folder) if one.name[0] != ".")
             except OSError as error:
                 faults.append(Fault("unreadable", folder, f"{error.strerror}; skipped"))
-                return
-            for path in inner:
-                if os.path.isdir(path):
+            else:
+                for path in filter(os.path.isdir, inner):
                     visit(path, levels - 1)
 
     for folder in folders:
@@ -150,10 +149,8 @@ def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
 
 def of_run(run: Run) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
-    own = _key(run.job.args, json.loads(run.hparams), run.n_environments + len(run.test_envs))
-    for key, record in _keyed(run.job.folder / RECORDS, []):
-        if key == own:
-            yield record
+    key = _key(run.job.args, json.loads(run.hparams), run.n_environments + len(run.test_envs))
+    return (record for other, record in _keyed(run.job.folder / RECORDS, []) if other == key)
 
 
 def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -184,7 +181,7 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
     except OSError as error:
         faults.append(Fault("unreadable", str(path), f"{error.strerror}; skipped"))
         return
-    key, args, hparams, needed = "", None, None, frozenset[str]()  # of the line before
+    key, args, hparams, needed = "", None, None, set[str]()  # of the line before
     for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
@@ -212,15 +209,14 @@ def _lenient(line: bytes) -> Any:
         return files.parse_json(line)
 
 
-def _accuracies_in(record: Any) -> frozenset[str]:
+def _accuracies_in(record: Any) -> set[str]:
     """Names of the accuracies that selection needs; none if it is not a whole record."""
     try:
         args, targets = record["args"], record["args"]["test_envs"]
         count = 0
         while f"env{count}_out_acc" in record:
             count += 1
-        outs = (f"env{i}_out_acc" for i in range(count))
-        needed = frozenset([*outs, *(f"env{i}_in_acc" for i in targets)])
+        needed = {f"env{i}_out_acc" for i in range(count)} | {f"env{i}_in_acc" for i in targets}
         is_whole = (
             # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
             [type(args[name]) for name in _IDENTITY] == [str, str, int, int]
@@ -233,8 +229,8 @@ def _accuracies_in(record: Any) -> frozenset[str]:
             and isinstance(record.get("hparams"), (dict, type(None)))
         )
     except (KeyError, TypeError):
-        return frozenset()
-    return needed if is_whole else frozenset()
+        return set()
+    return needed if is_whole else set()
 
 
 def _is_step(step: Any) -> bool:
@@ -250,20 +246,19 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
     count = len(_accuracies_in(first)) - len(args["test_envs"])
-    names: Any = first.get("environments")
-    if not (isinstance(names, list) and len(set(map(str, names))) == len(names) == count):
-        names = []
-    told = {ENVIRONMENTS: ", ".join(map(str, names)) or str(count)}
-    told |= setting(args, first, printed_versions(folder))
+    listed = first.get("environments")
+    names = tuple(map(str, listed)) if isinstance(listed, list) else ()
+    names = names if len(set(names)) == len(names) == count else ()
+    parts = {ENVIRONMENTS: ", ".join(names) or str(count)}
+    parts |= setting(args, first, printed_versions(folder))
     lost = _lost(records)
     if lost:
         what = f"{counted(len(lost), 'record')} from step {min(lost):g} on without accuracies"
         faults.append(Fault("diverged", folder, f"the training diverged; {what}"))
     return Run(
         Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
-        tuple(map(str, names)), count,
-        array("d", [record["step"] for record in records]),
-        _accuracies(folder, records, count, lost, faults), told,
+        names, count, array("d", [record["step"] for record in records]),
+        _accuracies(folder, records, count, lost, faults), parts,
         _sorted(first.get("hparams") or {}), min(lost, default=None),
     )  # fmt: skip
 
@@ -271,8 +266,7 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
 def _lost(records: list[dict[str, Any]]) -> set[float]:
     """The steps whose accuracies are those of weights that a diverged training had broken.
 
-    ``diverged_at`` is the step of the first loss that was not finite: the update before broke the
-    weights, and the record of that step was measured after it.
+    ``diverged_at`` is the step of the first loss that was not finite: the update before broke them.
     """
     starts = [r["diverged_at"] - 1 for r in records if _is_step(r.get("diverged_at"))]
     start = min(starts, default=math.inf)
