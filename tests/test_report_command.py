@@ -63,7 +63,7 @@ def test_what_is_missing_is_named_once(page):
     (row,) = (row for row in rows if "no job --test_envs 1: trial 1" in row[2])
     assert row[:2] == ["PACS", "CLIPFineTune"] and row[3] == "C"
     assert "training-domain" in row[4] and "oracle" in row[4]
-    assert any("needs the jobs with two test environments" in row[2] for row in rows)
+    assert any("no job --test_envs 0 1" in row[2] for row in rows)
 
 
 def test_figures_are_files_and_on_the_page_with_their_words(made, page):
