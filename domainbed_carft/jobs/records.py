@@ -28,7 +28,6 @@ DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
 _IDENTITY = ("dataset", "algorithm", "trial_seed", "hparams_seed")
 _NUMBERS = {float, int}
-_sorted = json.JSONEncoder(sort_keys=True).encode
 _MOST = 1 + 1e-6  # weights that are summed up in two orders may come to a little more than 1
 
 
@@ -38,7 +37,7 @@ class Run:
 
     ``accuracies``: a row a checkpoint, the in-splits of all environments, then the out-splits, in
     [0, 1]; nan where a record has none, and from the step ``diverged_at`` on, where the training
-    had broken its weights. ``environments``: their names, if recorded. ``hparams``: JSON.
+    had broken its weights. ``environments``: their names, if recorded. ``recorded``: the hparams.
     """
 
     job: Job
@@ -48,7 +47,7 @@ class Run:
     steps: array[float]
     accuracies: array[float]
     setting: Mapping[str, str]
-    hparams: str
+    recorded: Mapping[str, Any]
     diverged_at: float | None
 
     @property
@@ -75,6 +74,10 @@ class Run:
     def choice(self) -> int:
         """The hparams seed."""
         return int(self.job.args["hparams_seed"])
+
+    @property
+    def hparams(self) -> str:
+        return json.dumps(self.recorded, sort_keys=True)
 
     @property
     def seed(self) -> Any:
@@ -149,7 +152,7 @@ def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
 
 def of_run(run: Run) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
-    key = _key(run.job.args, json.loads(run.hparams), run.n_environments + len(run.test_envs))
+    key = _key(run.job.args, run.recorded, run.n_environments + len(run.test_envs))
     return (record for other, record in _keyed(run.job.folder / RECORDS, []) if other == key)
 
 
@@ -259,17 +262,14 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
         Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
         names, count, array("d", [record["step"] for record in records]),
         _accuracies(folder, records, count, lost, faults), parts,
-        _sorted(first.get("hparams") or {}), min(lost, default=None),
+        first.get("hparams") or {}, min(lost, default=None),
     )  # fmt: skip
 
 
 def _lost(records: list[dict[str, Any]]) -> set[float]:
-    """The steps whose accuracies are those of weights that a diverged training had broken.
-
-    ``diverged_at`` is the step of the first loss that was not finite: the update before broke them.
-    """
-    starts = [r["diverged_at"] - 1 for r in records if _is_step(r.get("diverged_at"))]
-    start = min(starts, default=math.inf)
+    """Steps recorded with broken weights: from the update before the first non-finite loss on."""
+    marks = [record["diverged_at"] for record in records if "diverged_at" in record]
+    start = min((mark - 1 for mark in marks if _is_step(mark)), default=math.inf)
     return {
         record["step"]
         for record in records

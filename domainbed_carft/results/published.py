@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,9 +71,8 @@ def figures(wanted: Sequence[str] = ()) -> list[Figure]:
 
 def counterpart(run: Run) -> str | None:
     """The published method that a run is an instance of, None for what has no figures."""
-    hparams: dict[str, Any] = json.loads(run.hparams)
     if run.algorithm == "CLIPFineTune":
-        start = "random" if hparams.get("head_init") == "random" else "zero-shot"
+        start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
     return {
         "CARFT": "CAR-FT", "CLIPZeroShot": "zero-shot CLIP", "CLIPLinearProbe": "linear probe",
@@ -128,7 +126,7 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
 def _remarks(group: Group) -> list[str]:
     backbones: dict[str, dict[str, None]] = {}
     for run in group.runs:
-        backbone = json.loads(run.hparams).get("clip_backbone")
+        backbone = run.recorded.get("clip_backbone")
         if counterpart(run) and backbone not in (BACKBONE, None):
             backbones.setdefault(str(backbone), {})[run.algorithm] = None
     return [

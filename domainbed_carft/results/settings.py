@@ -166,22 +166,23 @@ def _drift(runs: Iterable[Run]) -> list[str]:
 
     hparams_seed 0 is the defaults, in every trial; the others are drawn for each trial anew.
     """
-    found: dict[tuple[Any, ...], dict[str, None]] = {}
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
         seeds = f"{run.choice} of trial {run.trial}" if run.choice else "0"
-        found.setdefault((run.algorithm, run.dataset, seeds), {})[run.hparams] = None
+        different = found.setdefault((run.algorithm, run.dataset, seeds), [])
+        if run.recorded not in different:
+            different.append(run.recorded)
     lines = [
         f"{algorithm} on {dataset}, hparams_seed {seeds}: the hyperparameters differ between runs, "
-        f"in {_that_differ(texts)}."
-        for (algorithm, dataset, seeds), texts in found.items()
-        if len(texts) > 1
+        f"in {_that_differ(different)}."
+        for (algorithm, dataset, seeds), different in found.items()
+        if len(different) > 1
     ]
     return limited(lines, 5)
 
 
-def _that_differ(texts: Iterable[str]) -> str:
-    """Names of the hyperparameters in which JSON objects differ, with the values."""
-    hparams = [json.loads(text) for text in texts]
+def _that_differ(hparams: Iterable[Mapping[str, Any]]) -> str:
+    """Names of the hyperparameters in which they differ, with the values."""
     values = {
         name: dict.fromkeys(json.dumps(one.get(name), sort_keys=True) for one in hparams)
         for name in sorted({name for one in hparams for name in one})
