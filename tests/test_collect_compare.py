@@ -1,5 +1,6 @@
 """Paired differences, published figures, the best hyperparameters."""
 
+import itertools
 import json
 import shlex
 import shutil
@@ -48,36 +49,19 @@ def test_the_interval_is_over_targets_not_over_pairs():
     assert paired.interval_of_mean(np.array([3.0]), np.array([2])) == (None, None)
 
 
-def test_pairs_without_a_partner_are_named(tmp_path):
-    collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], trials=2)
-    collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], trials=1)
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
-    (found,) = page.document.sections["paired"]
-    assert found["pairs"] == 4
-    assert found["unpaired"].startswith("PACS A trial 1, PACS C trial 1")
-    assert "without a partner: PACS A trial 1" in page.document.grids[-1].notes[0]
-
-
-@pytest.mark.parametrize("method", ["training-domain", "oracle"])
-def test_pairs_of_runs_that_broke_off_are_named(tmp_path, method):
+def test_pairs_that_are_incomplete_or_have_no_partner_are_named(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], choices=1)
     path = tmp_path / "CARFT-1-1-0" / "results.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     shutil.rmtree(tmp_path / "ERM-0-0-0")
-    page = collect_sweeps.collect(tmp_path, methods=[method], paired=["CARFT", "ERM"])
-    (found,) = page.document.sections["paired"]
-    what = "PACS C trial 1 (CARFT: --test_envs 1 stopped at step 100 of 200)"
-    assert (found["pairs"], found["incomplete_pairs"], found["incomplete"]) == (7, 1, what)
-    assert page.document.records == [found]
-    (note,) = (note for note in page.document.grids[-1].notes if "incomplete" in note)
-    assert note.endswith(f"incomplete: {what}.")
-
-
-def test_a_single_target_has_no_interval(tmp_path):
-    for algorithm in ("CARFT", "ERM"):
-        collect_sweeps.write_job(tmp_path, algorithm, algorithm=algorithm)
     page = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
-    assert page.document.grids[-1].rows[0][2] == "one target: none"
+    (found,) = page.document.sections["paired"]
+    assert (found["pairs"], found["incomplete_pairs"]) == (7, 1)
+    assert (found["unpaired"], found["incomplete"]) == ("PACS A trial 0", "PACS C trial 1")
+    assert page.document.records == [found]
+    alone, lacking = page.document.grids[-1].notes
+    assert alone.endswith("without a partner: PACS A trial 0.")
+    assert lacking.endswith("incomplete: PACS C trial 1.")
 
 
 def test_every_published_figure_has_a_source_and_its_average():
@@ -99,34 +83,24 @@ def test_ours_beside_the_published(tmp_path):
     given = {"recorded": {"clip_backbone": "ViT-B/16"}, "trials": 2, "choices": 1}
     for dataset in ("PACS", "VLCS", "OfficeHome", "TerraIncognita"):
         collect_sweeps.write_sweep(tmp_path / dataset, ["CARFT"], dataset=dataset, **given)
+    for target, trial in itertools.product(range(6), range(2)):
+        collect_sweeps.write_job(
+            tmp_path / "DomainNet", f"{target}{trial}", dataset="DomainNet",
+            algorithm="CARFT", test_envs=[target], trial_seed=trial, environments=list("abcdef"),
+        )  # fmt: skip
     page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    entries = page.document.sections["published"]["comparisons"]
-    assert [e["dataset"] for e in entries] == ["VLCS", "PACS", "OfficeHome", "TerraIncognita"]
+    *entries, last = page.document.sections["published"]["comparisons"]
+    assert {e["dataset"]: e["published"] for e in entries}["PACS"] == 96.8 and len(entries) == 5
     table = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]
     for entry in entries:
         cell = collect_sweeps.cell(table, "CARFT", entry["dataset"])
         assert (entry["ours"], entry["standard_error"]) == (cell["mean"], cell["standard_error"])
         assert entry["difference"] == entry["ours"] - entry["published"]
         assert entry["within"] == (abs(entry["difference"]) <= entry["standard_error"])
-    assert {e["dataset"]: e["published"] for e in entries}["PACS"] == 96.8
-
-    six = ("a", "b", "c", "d", "e", "f")
-    for target in range(6):
-        for trial in range(2):
-            collect_sweeps.write_job(
-                tmp_path / "DomainNet", f"{target}{trial}", dataset="DomainNet",
-                algorithm="CARFT", test_envs=[target], trial_seed=trial, environments=six,
-            )  # fmt: skip
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    last = page.document.sections["published"]["comparisons"][-1]
     assert (last["dataset"], last["published"], last["n"]) == ("average", 78.5, 2)
-    averages = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]["rows"][0]["average"]
-    assert last["ours"] == pytest.approx(averages)
+    assert last["ours"] == pytest.approx(table["rows"][0]["average"])
     assert "abstract" in last["source"]
-
-    shutil.rmtree(tmp_path / "DomainNet" / "01")
-    collect_sweeps.write_sweep(tmp_path / "own", ["CARFT"], dataset="average", **given)
-    for target in range(1, 6):
+    for target in range(6):  # the five have not the same trials any more
         shutil.rmtree(tmp_path / "DomainNet" / f"{target}1")
     page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
     entries = page.document.sections["published"]["comparisons"]
@@ -142,9 +116,7 @@ def test_csv_without_a_counterpart_has_its_header_and_the_reason(tmp_path, capsy
     assert cli.main(["collect", str(tmp_path / "b"), *words]) == 0
     out, err = capsys.readouterr()
     assert out == header + "\n" and header.startswith("setting,selection,algorithm,dataset,ours,")
-    assert err.splitlines()[:2] == [
-        "No data set and algorithm of ours has a published figure.", "No published figure: ERM."
-    ]  # fmt: skip
+    assert err.startswith("No data set and algorithm of ours has a published figure.\n")
 
 
 def test_what_is_not_comparable_is_said(tmp_path):
@@ -159,7 +131,6 @@ def test_what_is_not_comparable_is_said(tmp_path):
     assert beside.rows[0][6] == "one trial"
     assert beside.notes == [
         "Not comparable: CLIPFineTune used tiny, the published figures ViT-B/16.",
-        "No published figure: ERM.",
         "[1] khanrc/miro issue 6.",
     ]
     assert beside.rows[0][-1] == "ERM, random head [1]"
@@ -177,18 +148,6 @@ def test_the_published_row_is_that_of_the_data_sets_own_runs(tmp_path):
     assert {(e["dataset"], e["method"], e["published"]) for e in entries} == {
         ("PACS", "ERM, random head", 83.4), ("VLCS", "ERM, zero-shot head", 83.0),
     }  # fmt: skip
-    collect_sweeps.write_job(
-        tmp_path, "other", algorithm="CLIPFineTune", trial_seed=1,
-        recorded={"head_init": "zero-shot", "clip_backbone": "ViT-B/16"},
-    )  # fmt: skip
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    assert len(page.document.sections["published"]["comparisons"]) == 1
-
-
-def test_an_algorithm_is_not_compared_with_itself(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
-    assert cli.main(["collect", str(tmp_path), "--paired", "ERM", "ERM"]) == 1
-    assert "--paired ERM ERM compares an algorithm with itself" in capsys.readouterr().err
 
 
 def top(capsys, *arguments):
@@ -222,9 +181,6 @@ def test_top_takes_what_is_asked_for(tmp_path, capsys):
     few = ["--algorithm", "Mixup", "--test_env", "2", "--select", "oracle"]
     (first, second) = top(capsys, tmp_path, *few)
     assert (first["environment"], first["algorithm"], second["trial_seed"]) == ("P", "Mixup", 1)
-    assert cli.main(["top", str(tmp_path), "--algorithm", "ERN"]) == 1
-    error = capsys.readouterr().err
-    assert "--algorithm ERN: nothing was selected for it; there are: ERM, Mixup" in error
 
 
 def test_top_of_jobs_that_leave_nothing_out(tmp_path, capsys):

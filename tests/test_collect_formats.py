@@ -73,15 +73,6 @@ def test_markdown_has_tables_of_equal_rows(document):
     assert {row.count("|") for row in table} == {7}
 
 
-def test_csv_has_a_row_a_cell(document):
-    entries = list(csv.DictReader(io.StringIO(formats.render(document, "csv"))))
-    assert entries == [  # of the paired comparison, which was asked for last
-        {key: str(value) if value is not None else "" for key, value in record.items()}
-        for record in document.records
-    ]
-    assert {entry["a"] for entry in entries} == {"ERM"}
-
-
 def test_csv_of_the_tables_alone(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     document = collect_sweeps.collect(tmp_path).document
@@ -143,9 +134,3 @@ def test_latex_escapes_what_it_would_read_as_a_command():
     assert "{-}{-}flag é (U+732B)" in escaped
     text = formats.render(Document("t", [], [Grid("t", ["a"], [["x ± y"]], [])], {}, []), "latex")
     assert r"x $\pm$ y \\" in text
-
-
-def test_an_unknown_pair_of_algorithms_is_refused(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
-    with pytest.raises(ValueError, match=r"--paired CARFT CLIP: .*there are: ERM, CARFT$"):
-        collect_sweeps.collect(tmp_path, paired=["CARFT", "CLIP"])

@@ -117,14 +117,3 @@ def test_one_is_one_point_zero(tmp_path):
     collect_sweeps.write_job(tmp_path, "a", hparams='{"lr": 1}')
     collect_sweeps.write_job(tmp_path, "b", trial_seed=1, hparams='{"lr": 1.0}')
     assert titles(tmp_path) == [""]
-
-
-def test_a_job_run_again_in_its_folder_is_told_with_what_differs(tmp_path):
-    job = collect_sweeps.write_job(tmp_path, "job", recorded={"lr": 0.1})
-    again = collect_sweeps.write_job(tmp_path, "again", seed=1, recorded={"lr": 0.2})
-    with (job / "results.jsonl").open("a") as file:
-        file.write((again / "results.jsonl").read_text())
-    shutil.rmtree(again)
-    message = rf"- PACS ERM, .*: {job}, which differ in lr \(0.1, 0.2\)"
-    with pytest.raises(CarftError, match=rf"(?s)remove the records that do not count.*{message}"):
-        collecting.gather([tmp_path])

@@ -102,6 +102,23 @@ def test_others_may_read_what_is_written(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "file").st_mode) == 0o640
 
 
-def test_a_folder_that_is_not_there_is_told_before_anything_takes_time(tmp_path):
+def test_a_full_disk_leaves_the_old_table(sweep, tmp_path):
+    path = tmp_path / "table.txt"
+    path.write_text("old")
+    limited = (
+        "import resource, sys; from domainbed_carft import cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "collect", str(sweep), "-o", str(path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and f"{path} could not be written" in done.stderr
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["table.txt"]
+
+
+def test_an_output_is_refused_before_anything_takes_time(sweep, tmp_path):
     with pytest.raises(CarftError, match="a file in a folder that exists"):
         files.require_output(tmp_path / "no" / "file")
+    with pytest.raises(CarftError, match="would overwrite a file of a job or sweep"):
+        files.require_output(sweep / "job" / "results.jsonl")

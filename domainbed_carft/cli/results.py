@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.text import counted, inflected, shown
-
-if TYPE_CHECKING:
-    from domainbed_carft.results.collection import Collection
 
 INCOMPLETE = 3  # exit status of --strict
 
@@ -31,7 +29,7 @@ def add_to(commands: Any) -> None:
     collect = commands.add_parser(
         "collect", help="print tables of sweep results, with errors and what is missing"
     )
-    _common(collect)
+    _add_common(collect)
     collect.add_argument(
         "--format", choices=FORMATS, default="text", help="output format (default: text)"
     )
@@ -39,10 +37,9 @@ def add_to(commands: Any) -> None:
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
     )
     collect.add_argument(
-        "--strict",
-        action="store_true",
+        "--strict", action="store_true",
         help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
-    )
+    )  # fmt: skip
     collect.add_argument(
         "--compare", choices=["published"], help="show published figures beside ours"
     )
@@ -50,29 +47,23 @@ def add_to(commands: Any) -> None:
         "--paired", nargs=2, metavar=("A", "B"),
         help="show algorithm A minus B, paired over data set, environment and trial",
     )  # fmt: skip
+    _add_selection(collect)
     collect.set_defaults(run=_collect)
+
     top = commands.add_parser(
         "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
     )
-    _common(top)
+    _add_common(top)
+    _add_selection(top)
     top.add_argument("--dataset", help="show only this data set")
     top.add_argument("--algorithm", help="show only this algorithm")
     top.add_argument("--test_env", type=int, help="show only the environment with this index")
     top.set_defaults(run=_top)
-    _add_report(commands)
 
-
-def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report", help="write a page of a sweep's results: tables, figures, examples"
     )
-    report.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="output folder of a sweep, ours or DomainBed's",
-    )
+    _add_common(report)
     report.add_argument(
         "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
         help="folder for index.html and figures/: new, empty, or that of an earlier report "
@@ -80,12 +71,8 @@ def _add_report(commands: Any) -> None:
     )  # fmt: skip
     report.add_argument(
         "--select", choices=METHODS, metavar="METHOD",
-        help="selection method of figures and examples: "
-        f"{', '.join(METHODS)} (default: the first that the sweep declares or has jobs for)",
-    )  # fmt: skip
-    report.add_argument(
-        "--ignore", type=some_of(PARTS), action="extend", default=[],
-        metavar="PART,...", help="merge runs that differ in these, as carft collect does",
+        help=f"selection method of figures and examples: {', '.join(METHODS)} "
+        "(default: the first that the sweep declares or has jobs for)",
     )  # fmt: skip
     report.add_argument(
         "--examples", nargs=2, metavar=("A", "B"),
@@ -96,18 +83,16 @@ def _add_report(commands: Any) -> None:
         help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
     )  # fmt: skip
     report.add_argument(
-        "--no_examples",
-        "--no-examples",
-        action="store_true",
+        "--no_examples", "--no-examples", action="store_true",
         help="show no pictures, and read neither data nor weights",
-    )
+    )  # fmt: skip
     report.add_argument(
         "--data_dir", help="folder that contains the data now (default: as recorded)"
     )
     report.set_defaults(run=_report)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folders",
         nargs="+",
@@ -116,14 +101,16 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="output folder of a sweep, ours or DomainBed's",
     )
     parser.add_argument(
+        "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
+        help="merge runs that differ in these parts, separated by commas: " + ", ".join(PARTS),
+    )  # fmt: skip
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
         "the sweep declares, else all that have jobs, and leave-one-domain-out)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
-        help="merge runs that differ in these, separated by commas: "
-        + ", ".join(PARTS),
     )  # fmt: skip
 
 
@@ -158,52 +145,49 @@ def _collect(arguments: argparse.Namespace) -> int:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
-    notes = page.remarks if arguments.format == "csv" else []  # it has no room for them
-    summary = _summary(collection, page.incomplete, page.cells)
-    for line in [*notes, *faults.lines(collection.faults), *summary]:
-        print(shown(line), file=sys.stderr)
-    if arguments.strict and (why := "; ".join(_reasons(collection, page.incomplete))):
-        print(f"carft: --strict: {why}", file=sys.stderr)
-        return INCOMPLETE
-    return 0
-
-
-def _reasons(collection: Collection, incomplete: int) -> Iterator[str]:
-    """What ``--strict`` finds fault with."""
-    if incomplete:
-        yield f"{counted(incomplete, 'cell is', 'cells are')} incomplete (see notes)"
-    for kind, one, many in (
-        ("no records", "job folder has no whole record", "job folders have no whole record"),
-        ("unreadable", "file or folder could not be read", "files or folders could not be read"),
-        ("diverged", "run diverged", "runs diverged"),
-    ):
-        if count := sum(fault.kind == kind for fault in collection.faults):
-            yield counted(count, one, many)
-
-
-def _summary(collection: Collection, incomplete: int, cells: int) -> Iterator[str]:
+    lines = list(page.remarks) if arguments.format == "csv" else []  # it has no room for them
+    lines += faults.lines(collection.faults)
     if len(collection.groups) > 1:
-        yield (
+        lines.append(
             f"The runs were made under {len(collection.groups)} settings, which are never "
             "averaged: each has tables of its own."
         )
-    are = inflected(incomplete, "is", "are")
-    gaps = f"; {incomplete:,} of {counted(cells, 'cell')} {are} incomplete (see notes)"
-    count = f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}"
-    yield f"{count}{gaps if incomplete else ''}."
+    summary = f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}"
+    if page.incomplete:
+        are = inflected(page.incomplete, "is", "are")
+        summary += f"; {page.incomplete:,} of {counted(page.cells, 'cell')} {are} incomplete"
+        summary += " (see notes)"
+    for line in [*lines, f"{summary}."]:
+        print(shown(line), file=sys.stderr)
+    kinds = Counter(fault.kind for fault in collection.faults)
+    wrong = [
+        counted(count, one, many)
+        for count, one, many in (
+            (page.incomplete, "cell is incomplete", "cells are incomplete"),
+            (kinds["no records"], "job folder has no record", "job folders have no record"),
+            (kinds["unreadable"], "file could not be read", "files could not be read"),
+            (kinds["diverged"], "run diverged", "runs diverged"),
+        )
+        if count
+    ]
+    if arguments.strict and wrong:
+        print(f"carft: --strict: {'; '.join(wrong)}", file=sys.stderr)
+        return INCOMPLETE
+    return 0
 
 
 def _top(arguments: argparse.Namespace) -> None:
     from domainbed_carft.jobs import faults
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import formats, selection, top
+    from domainbed_carft.results import formats, top
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     entries = list(top.best(collection.groups, collection.methods))
-    idle = {*(arguments.select or ())} - {entry["selection"] for entry in entries}
-    selection.require_selected("--select", [name for name in collection.methods if name in idle])
+    if idle := {*(arguments.select or ())} - {entry["selection"] for entry in entries}:
+        what = f"nothing was selected by {', '.join(sorted(idle))}"
+        raise CarftError(f"--select: {what}; the tables of carft collect say what is missing")
     for name, value in wanted.items():
         there = sorted({entry[name] for entry in entries if entry[name] is not None})
         if value not in there:

@@ -6,11 +6,10 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,12 +40,6 @@ INHERITED = "DOMAINBED_LOCK_FD"
 
 # What flock says where the file system has no locks, or its lock server does not answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-
-
-def has_diverged(record: Mapping[str, Any]) -> bool:
-    """Whether our ``train`` marked the record, or its mean loss is not finite (other checkouts)."""
-    loss = record.get("loss")
-    return "diverged_at" in record or (type(loss) is float and not math.isfinite(loss))
 
 
 class Holder(NamedTuple):

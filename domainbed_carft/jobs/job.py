@@ -7,6 +7,7 @@ so that either tool goes on with the other's folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -37,7 +38,7 @@ class Job:
     folder: Path
     variant: str = ""
 
-    @property
+    @functools.cached_property
     def key(self) -> Key:
         """Raises KeyError and TypeError for arguments that name no job."""
         args = self.args

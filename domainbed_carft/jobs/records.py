@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,15 @@ from typing import Any, NamedTuple
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.faults import Fault
-from domainbed_carft.jobs.folder import DONE, RECORDS, has_diverged
+from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.setting import ARGUMENTS, printed_versions, setting
-from domainbed_carft.text import counted, inflected
+from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
+from domainbed_carft.text import counted
 
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
 _IDENTITY = ("dataset", "algorithm", "trial_seed", "hparams_seed")
-_NAN = float("nan")
-_NOTHING: dict[str, Any] = {}
+_NUMBERS = {float, int}
 _MOST = 1 + 1e-6  # weights that are summed up in two orders may come to a little more than 1
 
 
@@ -36,8 +36,8 @@ class Run:
     """The checkpoints of one training.
 
     ``accuracies``: a row a checkpoint, the in-splits of all environments, then the out-splits, in
-    [0, 1]; nan where a record has none, and from the step ``diverged_at`` on, where the loss was no
-    longer finite. ``environments``: their names, if recorded. ``hparams``: JSON.
+    [0, 1]; nan where a record has none, and from the step ``diverged_at`` on, where the training
+    had broken its weights. ``environments``: their names, if recorded. ``recorded``: the hparams.
     """
 
     job: Job
@@ -47,7 +47,7 @@ class Run:
     steps: array[float]
     accuracies: array[float]
     setting: Mapping[str, str]
-    hparams: str
+    recorded: Mapping[str, Any]
     diverged_at: float | None
 
     @property
@@ -76,6 +76,10 @@ class Run:
         return int(self.job.args["hparams_seed"])
 
     @property
+    def hparams(self) -> str:
+        return json.dumps(self.recorded, sort_keys=True)
+
+    @property
     def seed(self) -> Any:
         return self.job.args.get("seed")
 
@@ -100,52 +104,41 @@ def find(folders: Sequence[Path | str]) -> tuple[list[str], list[Fault]]:
 
     Raises CarftError, naming all of them, where some of ``folders`` are not there.
     """
-    missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
-    if missing:
-        what = f"there is no folder {', '.join(missing)}"
-        raise CarftError(f"{what}; expected the output folders of sweeps, or a folder of such")
-    found: list[str] = []
+    if missing := ", ".join(str(folder) for folder in folders if not os.path.isdir(folder)):
+        raise CarftError(f"there is no folder {missing}; expected the output folders of sweeps")
+    found: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
     faults: list[Fault] = []
-    looked_at: dict[tuple[int, int], int] = {}  # real folder -> how many levels below it
 
     def visit(folder: str, levels: int) -> None:
-        try:
+        if os.path.isfile(os.path.join(folder, RECORDS)):
             status = os.stat(folder)
-            real = status.st_dev, status.st_ino
-            if looked_at.get(real, -1) >= levels:
-                return
-            looked_at[real] = levels
-            if os.path.isfile(os.path.join(folder, RECORDS)):
-                looked_at[real] = DEPTH
-                found.append(folder)
-                return
-            inner = sorted(entry.path for entry in os.scandir(folder) if entry.name[0] != ".")
-        except OSError as error:
-            faults.append(Fault("unreadable", folder, f"{error.strerror}; skipped"))
-            return
-        for path in inner:
-            if levels and os.path.isdir(path):
-                visit(path, levels - 1)
+            found.setdefault((status.st_dev, status.st_ino), folder)
+        elif levels:
+            try:
+                inner = sorted(one.path for one in os.scandir(folder) if one.name[0] != ".")
+            except OSError as error:
+                faults.append(Fault("unreadable", folder, f"{error.strerror}; skipped"))
+            else:
+                for path in filter(os.path.isdir, inner):
+                    visit(path, levels - 1)
 
     for folder in folders:
         visit(str(folder), DEPTH)
-    return found, faults
+    return list(found.values()), list(dict.fromkeys(faults))
 
 
 def runs_in(folder: Path | str, faults: list[Fault] | None = None) -> list[Run]:
     """The runs recorded in one folder: one, unless several were told to write there."""
     faults = [] if faults is None else faults
-    path = os.path.join(folder, RECORDS)
     latest: dict[str, dict[float, dict[str, Any]]] = {}
-    repeated = 0
-    for key, record in _keyed(path, faults):
-        steps = latest.setdefault(key, {})
-        repeated += record["step"] in steps
-        steps[record["step"]] = record
-    if repeated:
+    total = 0
+    for key, record in _keyed(os.path.join(folder, RECORDS), faults):
+        latest.setdefault(key, {})[record["step"]] = record
+        total += 1
+    if repeated := total - sum(map(len, latest.values())):
         text = f"{counted(repeated, 'record')} of steps recorded before; the later ones count"
         faults.append(Fault("repeated steps", str(folder), text))
-    if not latest and not (faults and faults[-1][:2] == ("unreadable", path)):
+    if not latest:
         faults.append(Fault("no records", str(folder), "no record"))
     return [_run(str(folder), list(steps.values()), faults) for steps in latest.values()]
 
@@ -159,31 +152,23 @@ def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
 
 def of_run(run: Run) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
-    own = _key(run.job.args, json.loads(run.hparams), run.n_environments)
-    for key, record in _keyed(run.job.folder / RECORDS, []):
-        if key == own:
-            yield record
+    key = _key(run.job.args, run.recorded, run.n_environments + len(run.test_envs))
+    return (record for other, record in _keyed(run.job.folder / RECORDS, []) if other == key)
 
 
 def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The arguments of the job in a folder, from its first whole record; None without one."""
-    for _, record in _keyed(os.path.join(folder, RECORDS), []):
-        return dict(record["args"])
-    return None
+    first = next(_keyed(os.path.join(folder, RECORDS), []), None)
+    return dict(first[1]["args"]) if first else None
 
 
 def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The last whole record of the job in a folder, read from the end of the file."""
-    for reach in (1 << 16, 1 << 40):
-        try:
-            with open(os.path.join(folder, RECORDS), "rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - reach))
-                lines = file.read().split(b"\n")
-        except OSError:
-            return None
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError):
-                record = parsing.parse_json(line)
+    with contextlib.suppress(OSError), open(os.path.join(folder, RECORDS), "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for reach in (1 << 16, size):
+            file.seek(max(0, size - reach))
+            for record in map(_lenient, reversed(file.read().split(b"\n"))):
                 if isinstance(record, dict) and "step" in record:
                     return record
     return None
@@ -194,103 +179,122 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
     import orjson
 
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
     except OSError as error:
         faults.append(Fault("unreadable", str(path), f"{error.strerror}; skipped"))
         return
-    key, known = "", (None, None, 0)
-    for number, line in enumerate(content.split(b"\n"), 1):
+    key, args, hparams, needed = "", None, None, set[str]()  # of the line before
+    for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
         try:
             record = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            try:
-                record = parsing.parse_json(line)  # NaN is no JSON, and Python writes it
-            except ValueError:
-                record = None
-        if not (count := _count(record)):
-            text = f"line {number} is not a whole record, skipped"
-            faults.append(Fault("cut line", str(path), text))
-            continue
-        telling = record["args"], record.get("hparams"), count
-        if telling != known:  # most records are of the run of the last
-            key, known = _key(*telling), telling
+        except orjson.JSONDecodeError:  # NaN is no JSON, and Python writes it
+            record = _lenient(line)
+        # Most records are of the run of the last: what both have need not be checked again.
+        if not (
+            needed and type(record) is dict and _is_step(record.get("step"))
+            and record.get("args") == args and record.get("hparams") == hparams
+            and needed <= record.keys()
+        ):  # fmt: skip
+            if not (needed := _accuracies_in(record)):
+                text = f"line {number} is not a whole record, skipped"
+                faults.append(Fault("cut line", str(path), text))
+                continue
+            args, hparams = record["args"], record.get("hparams")
+            key = _key(args, hparams, len(needed))
         yield key, record
 
 
-def _count(record: Any) -> int:
-    """How many environments a record has accuracies of; 0 if it is not a whole record.
+def _lenient(line: bytes) -> Any:
+    with contextlib.suppress(ValueError):
+        return parsing.parse_json(line)
 
-    Types are told exactly: to Python, ``true`` is a whole number, and equal to 1.
-    """
+
+def _accuracies_in(record: Any) -> set[str]:
+    """Names of the accuracies that selection needs; none if it is not a whole record."""
     try:
-        args, step, targets = record["args"], record["step"], record["args"]["test_envs"]
+        args, targets = record["args"], record["args"]["test_envs"]
         count = 0
         while f"env{count}_out_acc" in record:
             count += 1
+        needed = {f"env{i}_out_acc" for i in range(count)} | {f"env{i}_in_acc" for i in targets}
         is_whole = (
+            # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
             [type(args[name]) for name in _IDENTITY] == [str, str, int, int]
-            and type(step) in (int, float)
-            and math.isfinite(step)
+            and _is_step(record["step"])
             and type(targets) is list
             and all(type(target) is int and 0 <= target < count for target in targets)
-            and all(f"env{target}_in_acc" in record for target in targets)
-            and len(set(targets)) == len(targets)
+            and len(needed) == count + len(targets)
+            and needed <= record.keys()
             and isinstance(args.get("hparams"), (str, dict, type(None)))
             and isinstance(record.get("hparams"), (dict, type(None)))
         )
-    except (KeyError, TypeError, OverflowError):
-        return 0
-    return count if is_whole else 0
+    except (KeyError, TypeError):
+        return set()
+    return needed if is_whole else set()
+
+
+def _is_step(step: Any) -> bool:
+    return type(step) in _NUMBERS and abs(step) <= sys.float_info.max
 
 
 def _key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, count: int) -> str:
     names = (*_IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
-    return json.dumps([*map(args.get, names), hparams or {}, count], sort_keys=True)
+    return repr([*map(args.get, names), sorted((hparams or {}).items()), count])
 
 
 def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run:
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
-    count = _count(first)
-    versions = first.get("versions")
-    if not isinstance(versions, dict):
-        versions = printed_versions(folder)
-    names: Any = first.get("environments")
-    if not (isinstance(names, list) and len(set(map(str, names))) == len(names) == count):
-        names = []
-    diverged = [record["step"] for record in records if has_diverged(record)]
-    if diverged:
-        what = f"{counted(len(diverged), 'record')} from step {min(diverged):g} on "
-        what += f"{inflected(len(diverged), 'counts', 'count')} as missing"
+    count = len(_accuracies_in(first)) - len(args["test_envs"])
+    listed = first.get("environments")
+    names = tuple(map(str, listed)) if isinstance(listed, list) else ()
+    names = names if len(set(names)) == len(names) == count else ()
+    parts = {ENVIRONMENTS: ", ".join(names) or str(count)}
+    parts |= setting(args, first, printed_versions(folder))
+    lost = _lost(records)
+    if lost:
+        what = f"{counted(len(lost), 'record')} from step {min(lost):g} on without accuracies"
         faults.append(Fault("diverged", folder, f"the training diverged; {what}"))
     return Run(
         Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
-        tuple(map(str, names)), count,
-        array("d", [record["step"] for record in records]),
-        _accuracies(folder, records, count, faults), setting(args, first, versions),
-        json.dumps(first.get("hparams") or {}, sort_keys=True), min(diverged, default=None),
+        names, count, array("d", [record["step"] for record in records]),
+        _accuracies(folder, records, count, lost, faults), parts,
+        first.get("hparams") or {}, min(lost, default=None),
     )  # fmt: skip
 
 
+def _lost(records: list[dict[str, Any]]) -> set[float]:
+    """Steps recorded with broken weights: from the update before the first non-finite loss on."""
+    marks = [record["diverged_at"] for record in records if "diverged_at" in record]
+    start = min((mark - 1 for mark in marks if _is_step(mark)), default=math.inf)
+    return {
+        record["step"]
+        for record in records
+        if record["step"] >= start
+        # Of other checkouts, which have no mark.
+        or (type(record.get("loss")) is float and not math.isfinite(record["loss"]))
+    }
+
+
 def _accuracies(
-    folder: str, records: list[dict[str, Any]], count: int, faults: list[Fault]
+    folder: str, records: list[dict[str, Any]], count: int, lost: set[float], faults: list[Fault]
 ) -> array[float]:
     names = [f"env{i}_{split}_acc" for split in ("in", "out") for i in range(count)]
     rows = array("d")
     odd = []
     for record in records:
-        read = _NOTHING if has_diverged(record) else record
-        row: list[Any] = [read.get(name) for name in names]
-        for at, value in enumerate(row):
-            if not (type(value) in (float, int) and 0 <= value <= _MOST):
-                row[at] = _NAN
-                if value is not None and value == value:
-                    odd.append(f"{names[at]} {str(value)[:60]} at step {record['step']:g}")
+        row: list[Any] = [*map(({} if record["step"] in lost else record).get, names)]
+        if not ({*map(type, row)} <= _NUMBERS and min(row) >= 0 and max(row) <= _MOST):
+            for at, value in enumerate(row):
+                if not (type(value) in _NUMBERS and 0 <= value <= _MOST):
+                    row[at] = math.nan
+                    if value is not None and value == value:
+                        odd.append(f"{names[at]} {str(value)[:60]} at step {record['step']:g}")
         rows.extend(row)
     if odd:
-        what = f"{counted(len(odd), 'accuracy is', 'accuracies are')} not in [0, 1] and "
-        what += f"{inflected(len(odd), 'counts', 'count')} as missing: {odd[0]}"
+        what = f"{counted(len(odd), 'value')} not in [0, 1], taken as missing: {odd[0]}"
         faults.append(Fault("out of range", folder, what + ", ..." * (len(odd) > 1)))
     return rows

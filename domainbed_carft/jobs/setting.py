@@ -13,9 +13,17 @@ from domainbed_carft.jobs.folder import OUTPUT
 
 # Arguments that runs have to share to be averaged, and names of other parts of a setting.
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
-EDITION, HPARAM, VERSION = "data edition", "hparam ", "version of "
+EDITION, ENVIRONMENTS, HPARAM, VERSION = "data edition", "environments", "hparam ", "version of "
 DEFAULT = "default"
 UNKNOWN = "not recorded"
+# What --ignore leaves out of account, and how the names of parts begin.
+KINDS = {
+    **{name: name for name in ARGUMENTS},
+    "hparams": HPARAM,
+    "protocol": "protocol",
+    "data_edition": EDITION,
+    "versions": VERSION,
+}
 _VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
 
 

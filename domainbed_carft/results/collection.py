@@ -65,7 +65,7 @@ def gather(
             f"expected folders of jobs, with results.jsonl{wrong}"
         )
     faults = list(found.faults)
-    sweeps = []
+    sweeps: list[Sweep | None] = []
     for folder in folders:
         try:
             sweeps.append(manifest.read(Path(folder)))
@@ -132,34 +132,29 @@ def build(collection: Collection, pair: Sequence[str] | None = None, compare: bo
     grids = [document.grid(table) for table in flat]
     remarks = notes(collection)
     caption = [*document.CAPTION, *remarks]
-    rows = document.cell_records(flat)
+    entries = [document.table_entry(table) for table in flat]
+    rows = document.cell_records(entries)
     columns: Sequence[str] = ()
-    sections: dict[str, Any] = {
-        "tables": [document.table_entry(table) for table in flat],
-        "notes": remarks,
-    }
+    sections: dict[str, Any] = {"tables": entries, "notes": list(remarks)}
     if compare:
         rows, columns = [], published.Comparison._fields
         for group, own in zip(collection.groups, built, strict=True):
             beside, about = published.compare(group, own)
             grids.append(published.grid(beside, about))
             rows += [one._asdict() for one in beside]
-            remarks = [*remarks, *(_of_group(group, remark) for remark in about)]
+            remarks += [_of_group(group, remark) for remark in about]
         grids.append(published.overview(collection.compare_with))
         caption += published.CAPTION
         figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
         sections["published"] = {"comparisons": rows, "figures": figures}
     if pair:
-        a, b = pair
-        found = paired.compare(collection.groups, collection.methods, a, b)
-        grids.append(paired.grid(found, a, b))
+        found = paired.compare(collection.groups, collection.methods, *pair)
+        grids.append(paired.grid(found, *pair))
         caption.append(paired.CAPTION)
-        sections["paired"] = rows = paired.entries(found, a, b)
-    sections["summary"] = {
-        "records": collection.records,
-        "jobs": collection.jobs,
-        "faults": [fault._asdict() for fault in collection.faults],
-    }
+        sections["paired"] = rows = paired.entries(found, *pair)
+    faults = [fault._asdict() for fault in collection.faults]
+    counts = {"records": collection.records, "jobs": collection.jobs}
+    sections["summary"] = {**counts, "faults": faults}
     counting = [table for table in flat if table.method not in collection.optional]
     return Page(
         Document("Results", caption, grids, sections, rows, columns),

@@ -84,7 +84,14 @@ def table_entry(table: Table) -> dict[str, Any]:
             {
                 "algorithm": row.algorithm,
                 "cells": [
-                    {"column": column, **_cell_entry(cell)}
+                    {
+                        "column": column,
+                        "mean": cell.mean,
+                        "standard_error": cell.error,
+                        "n": cell.n,
+                        "trials": {str(trial): value for trial, value in cell.trials.items()},
+                        "missing": list(cell.missing),
+                    }
                     for column, cell in zip(table.columns, row.cells, strict=True)
                 ],
                 "average": row.average,
@@ -95,31 +102,19 @@ def table_entry(table: Table) -> dict[str, Any]:
     }
 
 
-def _cell_entry(cell: Cell) -> dict[str, Any]:
-    trials = {str(trial): value for trial, value in cell.trials.items()}
-    return {
-        "mean": cell.mean, "standard_error": cell.error, "n": cell.n, "trials": trials,
-        "missing": list(cell.missing),
-    }  # fmt: skip
-
-
-def cell_records(built: Iterable[Table]) -> list[dict[str, Any]]:
+def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a cell for CSV; those of the averages have the environment "average"."""
-    result = []
-    for table in built:
-        for row in table.rows:
-            for column, cell in zip(table.columns, row.cells, strict=True):
-                result.append(
-                    {
-                        "setting": table.setting,
-                        "selection": table.method,
-                        "dataset": column if table.averages else table.dataset,
-                        "environment": "average" if table.averages else column,
-                        "algorithm": row.algorithm,
-                        "mean": cell.mean,
-                        "standard_error": cell.error,
-                        "n": cell.n,
-                        "missing": ". ".join(cell.missing),
-                    }
-                )
-    return result
+    return [
+        {
+            "setting": entry["setting"],
+            "selection": entry["selection"],
+            "dataset": entry["dataset"] or cell["column"],
+            "environment": cell["column"] if entry["dataset"] else "average",
+            "algorithm": row["algorithm"],
+            **{name: cell[name] for name in ("mean", "standard_error", "n")},
+            "missing": ". ".join(cell["missing"]),
+        }
+        for entry in entries
+        for row in entry["rows"]
+        for cell in row["cells"]
+    ]

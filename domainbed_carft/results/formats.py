@@ -51,9 +51,7 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1rem auto }}
 .wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse }}
-th, td {{ padding: .25rem .75rem; text-align: left; white-space: nowrap;
-  border-bottom: 1px solid #8888 }}
+th, td {{ padding: .25rem .75rem; text-align: left; white-space: nowrap }}
 </style>
 </head>
 <body>

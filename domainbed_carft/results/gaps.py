@@ -16,10 +16,11 @@ import numpy as np
 
 from domainbed_carft.jobs.job import Job, Key
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import labels, selection
+from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Places = dict[int, list[int]]  # trial -> choices
+_Kind = tuple[str, str, bool]  # data set, algorithm, whether anything is left out
 
 
 class Gaps:
@@ -28,15 +29,14 @@ class Gaps:
     def __init__(self, runs: Sequence[Run], planned: Sequence[Job] = ()) -> None:
         self.runs = {run.job.key: run for run in runs}
         self._listed = {job.key for job in planned}
-        self._listed_of = {(k.dataset, k.algorithm, bool(k.test_envs)) for k in self._listed}
+        self._listed_of = {_kind(key) for key in self._listed}
         self._marks_done = bool(planned) or any(run.done for run in runs)
         self.keys = {**dict.fromkeys(self.runs), **dict.fromkeys(self._listed)}
-        self._choices: dict[tuple[str, str, bool], set[int]] = {}
+        self._choices: dict[_Kind, set[int]] = {}
         self._trials: dict[tuple[str, bool], set[int]] = {}
         self._places: dict[tuple[Any, ...], dict[int, set[int]]] = {}
         for key in self.keys:
-            place = (key.dataset, key.algorithm, bool(key.test_envs))
-            self._choices.setdefault(place, set()).add(key.choice)
+            self._choices.setdefault(_kind(key), set()).add(key.choice)
             self._trials.setdefault((key.dataset, bool(key.test_envs)), set()).add(key.trial)
             trials = self._places.setdefault(key[:3], {})
             trials.setdefault(key.trial, set()).add(key.choice)
@@ -53,26 +53,21 @@ class Gaps:
             if name == dataset and left_out == METHODS[method].leaves_out
         }
 
-    def is_expected(self, dataset: str, algorithm: str, target: int, method: str) -> bool:
-        """Whether any job is for the cell, or may be missed: manifests list what they want."""
-        of = (dataset, algorithm, METHODS[method].leaves_out)
-        if of in self._choices:
-            return of not in self._listed_of or bool(self._expected(*of, target))
-        return not self._listed
+    def of(
+        self, dataset: str, algorithm: str, target: int, method: str, count: int
+    ) -> list[str] | None:
+        """Sentences on what the cell lacks, none for a whole one; ``count`` environments.
 
-    def of(self, dataset: str, algorithm: str, target: int, method: str, count: int) -> list[str]:
-        """Sentences on what the cell lacks, none for a whole one; ``count`` environments."""
+        None where nothing is expected: manifests list all that they want.
+        """
+        kind = dataset, algorithm, METHODS[method].leaves_out
+        expected = self._expected(*kind, target)
+        if kind not in self._choices:
+            return None if self._listed else ["no job of the algorithm on this data set"]
+        if not expected:
+            return None
         if count == 1 and method in selection.ON_OTHERS:
             return ["there is no environment besides it for the method to validate on"]
-        if method == LEAVE_ONE_OUT and not any(
-            len(key.test_envs) == 2 and key.dataset == dataset for key in self.keys
-        ):
-            listed = ", ".join(labels.listed(pair) for pair in _pairs(target, count))
-            return [
-                f"needs the jobs with two test environments, --test_envs {listed}, of each trial "
-                "and hparams_seed; there are no such jobs on this data set"
-            ]
-        expected = self._expected(dataset, algorithm, METHODS[method].leaves_out, target)
         lacks = self.lacks(dataset, algorithm, target, method, count)
         return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
 
@@ -97,17 +92,17 @@ class Gaps:
 
     def _expected(self, dataset: str, algorithm: str, leaves_out: bool, target: int) -> _Places:
         """Each trial with its choices of hyperparameters."""
-        of = (dataset, algorithm, leaves_out)
-        if of in self._listed_of:
-            targets = frozenset([target] if leaves_out else [])
-            places = self._places.get((dataset, algorithm, targets), {})
+        kind = dataset, algorithm, leaves_out
+        if kind in self._listed_of:
+            key = dataset, algorithm, frozenset([target] if leaves_out else [])
+            places = self._places.get(key, {})
             return {trial: sorted(choices) for trial, choices in sorted(places.items())}
-        choices = sorted(self._choices.get(of, ()))
+        choices = sorted(self._choices.get(kind, ()))
         return dict.fromkeys(sorted(self._trials.get((dataset, leaves_out), ())), choices)
 
     def _reason(self, key: Key) -> str:
         """What is wrong with a job, "" if nothing is."""
-        job = f"--test_envs {labels.listed(sorted(key.test_envs))}".rstrip()
+        job = " ".join(["--test_envs", *map(str, sorted(key.test_envs))])
         run = self.runs.get(key)
         if run is None:
             return f"{job} has no record" if key in self._listed else f"no job {job}"
@@ -122,6 +117,10 @@ class Gaps:
         if run.diverged_at is not None:
             return f"{job} diverged, and has no accuracies from step {run.diverged_at:g} on"
         return f"{job} has accuracies that are not numbers in [0, 1]" if _has_nan(run) else ""
+
+
+def _kind(key: Key) -> _Kind:
+    return key.dataset, key.algorithm, bool(key.test_envs)
 
 
 def _pairs(target: int, count: int) -> list[tuple[int, ...]]:
@@ -159,9 +158,7 @@ def _where(places: _Places, expected: _Places) -> str:
 
 def _spans(numbers: Sequence[int]) -> Iterator[str]:
     """1, 2, 3, 7 as 1-3, 7."""
-    start = previous = numbers[0]
-    for number in [*numbers[1:], None]:
-        if number is None or number != previous + 1:
-            yield f"{start}" if start == previous else f"{start}-{previous}"
-            start = number if number is not None else start
-        previous = number if number is not None else previous
+    runs = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    for _, run in runs:
+        first, *_, last = [number for _, number in run] * 2
+        yield f"{first}" if first == last else f"{first}-{last}"

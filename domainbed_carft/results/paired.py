@@ -5,7 +5,7 @@ Trials share splits between algorithms, so a difference of a pair is less uncert
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ RESAMPLES = 10_000
 SEED = 0
 LEVEL = 95
 
-_Labels = Mapping[str, Sequence[str]]
 _Place = tuple[str, int, int]  # data set, target, trial
 _Accuracies = dict[_Place, float]
 
@@ -38,7 +37,7 @@ CAPTION = (
 class Difference(NamedTuple):
     """Of one group by one method, in points; ``low`` and ``high`` are None for a single target.
 
-    ``unpaired``: what has no partner. ``incomplete``: pairs that count, and whose run lacks what.
+    ``unpaired``: what has no partner. ``incomplete``: pairs that count, though a run is incomplete.
     """
 
     setting: str
@@ -71,12 +70,36 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
             for dataset, algorithm, target, trial, outcome in selection.select(group.runs, method):
                 if algorithm in (a, b):
                     both[algorithm == b][dataset, target, trial] = 100 * outcome.accuracy
-            pairs = sorted(both[0].keys() & both[1].keys())
-            if pairs:
-                alone = [_named(place, labels) for place in sorted(both[0].keys() ^ both[1].keys())]
-                lacking = [*_incomplete(pairs, (a, b), method, labels, gaps)]
-                differences = {place: both[0][place] - both[1][place] for place in pairs}
-                found.append(_difference(group.title, method, differences, alone, lacking))
+            places = sorted(both[0].keys() | both[1].keys())
+            names = {place: _named(place, labels) for place in places}
+            pairs = [place for place in places if place in both[0] and place in both[1]]
+            if not pairs:
+                continue
+            lacking = [
+                names[dataset, target, trial]
+                for dataset, target, trial in pairs
+                if any(
+                    trial in trials
+                    for name in (a, b)
+                    for trials in gaps.lacks(
+                        dataset, name, target, method, len(labels[dataset])
+                    ).values()
+                )
+            ]
+            values = np.array([both[0][pair] - both[1][pair] for pair in pairs])  # equal: exactly 0
+            clusters: dict[tuple[str, int], list[float]] = {}
+            for pair, value in zip(pairs, values.tolist(), strict=True):
+                clusters.setdefault(pair[:2], []).append(value)
+            sums = np.array([sum(own) for own in clusters.values()])
+            counts = np.array([len(own) for own in clusters.values()])
+            found.append(
+                Difference(
+                    group.title, method, float(values.mean()), *interval_of_mean(sums, counts),
+                    len(clusters), len(values),
+                    int((values > 0).sum()), int((values < 0).sum()), int((values == 0).sum()),
+                    [names[place] for place in places if place not in pairs], lacking,
+                )
+            )  # fmt: skip
     if not found:
         algorithms = environments.algorithms(r.algorithm for group in groups for r in group.runs)
         raise CarftError(
@@ -86,42 +109,7 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
     return found
 
 
-def _difference(
-    setting: str, method: str, differences: _Accuracies, unpaired: Sequence[str],
-    incomplete: Sequence[str],
-) -> Difference:  # fmt: skip
-    targets: dict[tuple[str, int], list[float]] = {}
-    for (dataset, target, _), value in differences.items():
-        targets.setdefault((dataset, target), []).append(value)
-    values = np.array([*differences.values()])  # of equal accuracies exactly 0
-    sums = np.array([sum(own) for own in targets.values()])
-    counts = np.array([len(own) for own in targets.values()])
-    return Difference(
-        setting, method, float(values.mean()), *interval_of_mean(sums, counts),
-        len(targets), len(values),
-        int((values > 0).sum()), int((values < 0).sum()), int((values == 0).sum()),
-        unpaired, incomplete,
-    )  # fmt: skip
-
-
-def _incomplete(
-    pairs: Sequence[_Place], names: Sequence[str], method: str, labels: _Labels, gaps: Gaps
-) -> Iterator[str]:
-    for place in pairs:
-        dataset, target, trial = place
-        lacks = [
-            f"{name}: {why}"
-            for name in names
-            for why, trials in gaps.lacks(
-                dataset, name, target, method, len(labels[dataset])
-            ).items()
-            if trial in trials
-        ]
-        if lacks:
-            yield f"{_named(place, labels)} ({'; '.join(lacks)})"
-
-
-def _named(place: _Place, labels: _Labels) -> str:
+def _named(place: _Place, labels: Mapping[str, Sequence[str]]) -> str:
     dataset, target, trial = place
     return f"{dataset} {labels[dataset][target]} trial {trial}"
 
@@ -162,12 +150,14 @@ def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
 
 def entries(found: Sequence[Difference], a: str, b: str) -> list[dict[str, Any]]:
     """For JSON and CSV."""
-    rows = []
-    for one in found:
-        row = one._asdict()
-        drawn = {"level": LEVEL / 100, "resamples": RESAMPLES, "seed": SEED}
-        lists = {name: ", ".join(row.pop(name)) for name in ("unpaired", "incomplete")}
-        head = {"setting": row.pop("setting"), "selection": row.pop("method"), "a": a, "b": b}
-        head["mean_difference"] = row.pop("mean")
-        rows.append({**head, **row, **drawn, "incomplete_pairs": len(one.incomplete), **lists})
-    return rows
+    counts = ("low", "high", "targets", "pairs", "wins", "losses", "ties")
+    return [
+        {
+            "setting": one.setting, "selection": one.method, "a": a, "b": b,
+            "mean_difference": one.mean, **{name: getattr(one, name) for name in counts},
+            "level": LEVEL / 100, "resamples": RESAMPLES, "seed": SEED,
+            "incomplete_pairs": len(one.incomplete), "unpaired": ", ".join(one.unpaired),
+            "incomplete": ", ".join(one.incomplete),
+        }
+        for one in found
+    ]  # fmt: skip

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import labels, tables
+from domainbed_carft.results import tables
 from domainbed_carft.results.document import PLUS_MINUS, Grid
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell, Table
@@ -72,9 +71,8 @@ def figures(wanted: Sequence[str] = ()) -> list[Figure]:
 
 def counterpart(run: Run) -> str | None:
     """The published method that a run is an instance of, None for what has no figures."""
-    hparams: dict[str, Any] = json.loads(run.hparams)
     if run.algorithm == "CLIPFineTune":
-        start = "random" if hparams.get("head_init") == "random" else "zero-shot"
+        start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
     return {
         "CARFT": "CAR-FT", "CLIPZeroShot": "zero-shot CLIP", "CLIPLinearProbe": "linear probe",
@@ -84,6 +82,7 @@ def counterpart(run: Run) -> str | None:
 def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], list[str]]:
     """Our averages over targets beside the published, and remarks on what is not comparable."""
     known = {(figure.method, figure.dataset): figure for figure in figures()}
+    wanted = dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE)
     # The published methods that our runs are instances of: one, or nothing can be compared.
     methods: dict[tuple[str, str], set[str | None]] = {}
     for run in group.runs:
@@ -93,53 +92,47 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
     for table in built:
         for row in table.rows if table.averages else ():
             cells = dict(zip(table.columns, row.cells, strict=True))
-            cells.pop(AVERAGE, None)  # a data set may be called so
-            cells |= _over_all(cells, list(dict.fromkeys(d for _, d in known if d != AVERAGE)))
+            cells[AVERAGE] = _over_all([cells.get(name, Cell()) for name in wanted])
             for dataset, cell in cells.items():
                 of = methods.get((row.algorithm, dataset), set())
                 figure = known.get((str(*of), dataset)) if len(of) == 1 else None
                 if figure and cell.mean is not None and cell.error is not None:
-                    where = table.setting, table.method, row.algorithm, dataset
                     ours, error = float(cell.mean), float(cell.error)
-                    complete = not (cell.missing or cell.undeclared)
                     difference = ours - figure.accuracy
-                    within = abs(difference) <= error if cell.n > 1 else None
                     found.append(
                         Comparison(
-                            *where, ours, error, cell.n, complete, figure.accuracy, difference,
-                            within, figure.method, figure.source,
+                            table.setting, table.method, row.algorithm, dataset, ours, error,
+                            cell.n, not (cell.missing or cell.undeclared), figure.accuracy,
+                            difference, abs(difference) <= error if cell.n > 1 else None,
+                            figure.method, figure.source,
                         )
                     )  # fmt: skip
     return found, [*([] if found else [_NONE]), *_remarks(group)]
 
 
-def _over_all(cells: Mapping[str, Cell], wanted: Sequence[str]) -> dict[str, Cell]:
-    """The average over the published data sets, where there are the same trials of all."""
-    mine = [cells[name] for name in wanted if name in cells]
-    trials = sorted({trial for cell in mine for trial in cell.trials})
-    if not trials or len(mine) < len(wanted) or any(c.n < len(trials) for c in mine):
-        return {}
-    means = np.array([np.mean([cell.accuracies[trial] for cell in mine]) for trial in trials])
-    mean, error = tables.mean_and_error(means)
-    missing = tuple(text for cell in mine for text in cell.missing)
-    undeclared = tuple(label for cell in mine for label in cell.undeclared)
-    accuracies = dict(zip(trials, means.tolist(), strict=True))
-    return {AVERAGE: Cell(mean, error, len(trials), missing, accuracies, undeclared)}
+def _over_all(cells: Sequence[Cell]) -> Cell:
+    """The average over the published data sets; empty unless all have the same trials."""
+    first, *others = cells
+    if any(cell.accuracies.keys() != first.accuracies.keys() for cell in others):
+        return Cell()
+    means = {
+        trial: float(np.mean([cell.accuracies[trial] for cell in cells]))
+        for trial in sorted(first.accuracies)
+    }
+    cell = tables.cell_of(means, [text for cell in cells for text in cell.missing])
+    return cell._replace(undeclared=any(cell.undeclared for cell in cells))
 
 
 def _remarks(group: Group) -> list[str]:
     backbones: dict[str, dict[str, None]] = {}
     for run in group.runs:
-        backbone = json.loads(run.hparams).get("clip_backbone")
+        backbone = run.recorded.get("clip_backbone")
         if counterpart(run) and backbone not in (BACKBONE, None):
             backbones.setdefault(str(backbone), {})[run.algorithm] = None
-    remarks = [
+    return [
         f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
         for backbone, names in backbones.items()
     ]
-    if without := {run.algorithm for run in group.runs if counterpart(run) is None}:
-        remarks.append(f"No published figure: {', '.join(labels.algorithms(without))}.")
-    return remarks
 
 
 def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
@@ -160,8 +153,7 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference", "Within"]
     setting = found[0].setting if found else ""
     title = "; ".join(filter(None, ["Beside published figures", setting]))
-    notes = list(remarks) if found or _NONE in remarks else [_NONE, *remarks]
-    return Grid(title, [*header, "Published as"], rows, [*notes, *_listed(sources)])
+    return Grid(title, [*header, "Published as"], rows, [*remarks, *_listed(sources)])
 
 
 def overview(wanted: Sequence[str] = ()) -> Grid:

@@ -56,13 +56,12 @@ class Selected(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A rule of selection: DomainBed's name for it, which jobs, the outcome of one choice.
+    """A rule of selection: DomainBed's name for it, and the outcome of one choice.
 
     ``leaves_out``: whether its jobs leave environments out; else the rows are by ``_in_domain``.
     """
 
     title: str
-    needs: str
     outcome: Callable[[Test, int], Outcome | None]
     leaves_out: bool = True
 
@@ -196,24 +195,16 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     return result
 
 
-_SINGLES = "jobs with one test environment"
 IN_DOMAIN = "in-domain"
 LEAVE_ONE_OUT = "leave-one-domain-out"
 ON_OTHERS = ("training-domain", LEAVE_ONE_OUT)  # they validate on the environments not left out
 METHODS = {
-    "training-domain": Method("training-domain validation set", _SINGLES, _training_domain),
-    LEAVE_ONE_OUT: Method(
-        "leave-one-domain-out cross-validation",
-        "jobs with one test environment, and all with two of which it is one",
-        _leave_one_domain_out,
-    ),
-    "oracle": Method("test-domain validation set (oracle)", _SINGLES, _oracle),
+    "training-domain": Method("training-domain validation set", _training_domain),
+    LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
+    "oracle": Method("test-domain validation set (oracle)", _oracle),
     # The jobs that leave nothing out have no target to be told of.
     IN_DOMAIN: Method(
-        "nothing left out, out-splits at the last step",
-        "jobs without a test environment (--test_envs with nothing behind it)",
-        lambda test, choice: None,
-        leaves_out=False,
+        "nothing left out, out-splits at the last step", lambda test, choice: None, leaves_out=False
     ),
 }
 
@@ -222,16 +213,5 @@ def require_jobs(name: str, there: Sequence[str]) -> None:
     """Raise CarftError unless the method called ``name`` is among those that there are jobs for."""
     if name not in there:
         raise CarftError(
-            f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}. It "
-            f"needs {METHODS[name].needs}"
-        )
-
-
-def require_selected(option: str, names: Sequence[str]) -> None:
-    """Raise CarftError if there are names: of methods that selected nothing."""
-    if names:
-        told = "; ".join(f"{name}, which needs {METHODS[name].needs}" for name in names)
-        raise CarftError(
-            f"{option}: nothing was selected by {told}. The tables of carft collect say what is "
-            "missing"
+            f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}"
         )

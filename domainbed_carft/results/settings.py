@@ -15,21 +15,12 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.job import Job, Key
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, EDITION, HPARAM, UNKNOWN, VERSION
+from domainbed_carft.jobs.setting import DEFAULT, EDITION, ENVIRONMENTS, HPARAM, KINDS, UNKNOWN
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.text import counted, limited
 
-ENVIRONMENTS = "environments"
-_SHOWN = 5
-_Places = Mapping[tuple[str, str], Sequence[Run]]
-# What can be left out of account by name, and how the names of parts begin.
-KINDS: dict[str, str] = {
-    **{name: name for name in ARGUMENTS},
-    "hparams": HPARAM,
-    "protocol": "protocol",
-    "data_edition": EDITION,
-    "versions": VERSION,
-}
+# (data set, algorithm) -> its different settings
+_Places = dict[tuple[str, str], list[Mapping[str, str]]]
 
 
 class Group(NamedTuple):
@@ -56,34 +47,28 @@ def groups(
     """
     starts = tuple(KINDS[name] for name in ignored)
     expected = [(job, setting_of(job.args)) for job in planned]
-    found = dict.fromkeys(_conflicts(_by_place(runs), expected))
+    found = _conflicts(_by_place((run.job, run.setting) for run in runs), _by_place(expected))
     parts = [part for part in found if not (starts and part.startswith(starts))]
     members: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        members.setdefault(tuple(_value(run, part) for part in parts), []).append(run)
+        members.setdefault(tuple(_word(run.setting, part) for part in parts), []).append(run)
+    ran = {key: {run.job.key for run in mine} for key, mine in members.items()}
+    trials = {key: {_but_target(job) for job in jobs} for key, jobs in ran.items()}
     waiting: dict[tuple[str, ...], list[Job]] = {}
-    where: dict[int, list[tuple[str, ...]]] = {}  # the keys are by id: a Job holds a mapping
     for job, setting in expected:
         key = tuple(_word(setting, part) for part in parts)
-        for fitting in [other for other in members if _agree(key, other)] or [key]:
-            waiting.setdefault(fitting, []).append(job)
-            where.setdefault(id(job), []).append(fitting)
-    ran = {key: {run.job.key for run in mine} for key, mine in members.items()}
+        fitting = [other for other in members if _agree(key, other)] or [key]
+        elsewhere = any(job.key in ran.get(other, ()) for other in fitting)
+        for other in fitting:
+            # What ran under another setting is missed here only among runs of its trial.
+            if not elsewhere or _but_target(job.key) in trials[other]:
+                waiting.setdefault(other, []).append(job)
     result = []
     for key in sorted({*members, *waiting}):
         title = ", ".join(f"{part} {word}" for part, word in zip(parts, key))
         mine = members.get(key, [])
-        siblings = {run.job.key._replace(test_envs=frozenset()) for run in mine}
-        # A job that was run in another group is missed here only among runs of its trial.
-        there = [
-            job
-            for job in waiting.get(key, ())
-            if job.key in ran.get(key, ())
-            or not any(job.key in ran.get(other, ()) for other in where[id(job)])
-            or job.key._replace(test_envs=frozenset()) in siblings
-        ]
-        notes = [*_differences(mine, starts), *_drift(mine), *_diverged(mine)]
-        result.append(Group(title, mine, there, notes))
+        notes = [*_differences(mine, starts), *_drift(mine)]
+        result.append(Group(title, mine, waiting.get(key, []), notes))
     return result
 
 
@@ -103,8 +88,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
         content = first.steps.tobytes(), first.accuracies.tobytes()  # nan is not equal to nan
         if any((run.steps.tobytes(), run.accuracies.tobytes()) != content for run in others):
             folders = ", ".join(dict.fromkeys(run.folder for run in same))
-            differ = _hparams_differ(dict.fromkeys(run.hparams for run in same))
-            problems.append(f"- {first.job}: {folders}{differ and f', which differ in {differ}'}")
+            problems.append(f"- {first.job}: {folders}")
         what = f"the same job as in {first.folder}, which counts"
         faults += [Fault("passed over", run.folder, what) for run in same if run is not first]
         same[:] = [first]
@@ -117,12 +101,6 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
     return [run for run in runs if found[run.job.key] == [run]], faults
 
 
-def _value(run: Run, part: str) -> str:
-    if part == ENVIRONMENTS:  # their names, where the records have them; else how many there are
-        return ", ".join(run.environments) or str(run.n_environments)
-    return _word(run.setting, part)
-
-
 def _word(setting: Mapping[str, str], part: str) -> str:
     """A part's value; an hparam that is not overridden is the default."""
     return setting.get(part, DEFAULT if part.startswith(HPARAM) else UNKNOWN)
@@ -133,74 +111,54 @@ def _agree(key: Sequence[str], other: Sequence[str]) -> bool:
     return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(key, other))
 
 
-def _by_place(runs: Iterable[Run]) -> _Places:
-    """(data set, algorithm) -> a run for each of its different settings."""
-    found: dict[tuple[str, str], dict[tuple[Any, ...], Run]] = {}
-    for run in runs:
-        different = found.setdefault((run.dataset, run.algorithm), {})
-        different.setdefault((_value(run, ENVIRONMENTS), *run.setting.items()), run)
-    return {place: list(different.values()) for place, different in found.items()}
+def _but_target(key: Key) -> tuple[Any, ...]:
+    return (*key[:2], *key[3:])
+
+
+def _by_place(found: Iterable[tuple[Job, Mapping[str, str]]]) -> _Places:
+    places: dict[tuple[str, str], dict[tuple[Any, ...], Mapping[str, str]]] = {}
+    for job, setting in found:
+        places.setdefault(job.key[:2], {})[tuple(setting.items())] = setting
+    return {place: list(different.values()) for place, different in places.items()}
 
 
 def _parts(places: _Places) -> list[str]:
-    """All but the environments."""
-    return list(dict.fromkeys(p for runs in places.values() for run in runs for p in run.setting))
+    return list(dict.fromkeys(part for own in places.values() for one in own for part in one))
 
 
-def _words(places: _Places, part: str) -> dict[tuple[str, str], list[str]]:
-    """The different values of a part."""
-    return {
-        place: list(dict.fromkeys(_value(run, part) for run in runs))
-        for place, runs in places.items()
-    }
-
-
-def _conflicts(places: _Places, expected: Sequence[tuple[Job, Mapping[str, str]]]) -> Iterator[str]:
-    """Parts of which some algorithm, or of environments some data set, has several values.
-
-    Of jobs that are expected those values count that are known without a record.
+def _conflicts(ran: _Places, listed: _Places) -> Iterator[str]:
+    """Parts of which some algorithm on a data set, or of environments a data set, has several
+    values; of listed jobs those values count that are known without a record.
     """
-    for part in [ENVIRONMENTS, *_parts(places)]:
-        together: dict[Any, set[str]] = {}
-        for place, words in _words(places, part).items():
-            together.setdefault(place[0] if part == ENVIRONMENTS else place, set()).update(words)
+    for part in _parts({**listed, **ran}):
+        together: dict[tuple[str, ...], set[str]] = {}
+        for place in {**ran, **listed}:
+            words = {_word(setting, part) for setting in ran.get(place, ())}
+            if UNKNOWN not in words:
+                words |= {_word(setting, part) for setting in listed.get(place, ())} - {UNKNOWN}
+            whose = place[:1] if part == ENVIRONMENTS else place
+            together.setdefault(whose, set()).update(words)
         if any(len(words) > 1 for words in together.values()):
             yield part
-    different = {(*job.key[:2], *setting.items()): (job, setting) for job, setting in expected}
-    for job, setting in different.values():
-        own = places.get((job.args["dataset"], job.args["algorithm"]), [])
-        for part in {**setting, **dict.fromkeys(p for run in own for p in run.setting)}:
-            ran = {_value(run, part) for run in own}
-            word = _word(setting, part)
-            if ran and UNKNOWN not in (word, *ran) and word not in ran:
-                yield part
 
 
 def _differences(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]:
     """In what the settings of a group's algorithms and data sets differ."""
-    places = _by_place(runs)
+    places = _by_place((run.job, run.setting) for run in runs)
     for part in _parts(places):
-        values = _words(places, part)
-        # Each data set has an edition of its own.
-        for dataset in dict.fromkeys(name for name, _ in values) if part == EDITION else [None]:
-            whose = {
-                f"{algorithm} on {name}": words
-                for (name, algorithm), words in values.items()
-                if dataset in (None, name)
-            }
-            if len({word for words in whose.values() for word in words}) > 1:
+        # Each data set has environments and an edition of its own.
+        own = part in (ENVIRONMENTS, EDITION)
+        for dataset in dict.fromkeys(name for name, _ in places) if own else [None]:
+            whose: dict[str, list[str]] = {}
+            for (name, algorithm), different in places.items():
+                if dataset in (None, name):
+                    for word in dict.fromkeys(_word(setting, part) for setting in different):
+                        whose.setdefault(word, []).append(f"{algorithm} on {name}")
+            if len(whose) > 1:
                 asked = " (averaged all the same, as asked)"
                 averaged = asked if ignored and part.startswith(ignored) else ""
-                yield f"Not all runs have the same {part}{averaged}: {_whose(whose)}."
-
-
-def _whose(values: Mapping[str, Iterable[str]]) -> str:
-    """Each value with those who have it."""
-    found: dict[str, list[str]] = {}
-    for who, words in values.items():
-        for word in words:
-            found.setdefault(word, []).append(who)
-    return "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items())
+                told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
+                yield f"Not all runs have the same {part}{averaged}: {told}."
 
 
 def _drift(runs: Iterable[Run]) -> list[str]:
@@ -208,38 +166,25 @@ def _drift(runs: Iterable[Run]) -> list[str]:
 
     hparams_seed 0 is the defaults, in every trial; the others are drawn for each trial anew.
     """
-    found: dict[tuple[Any, ...], dict[str, None]] = {}
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
-        of_trial = f" of trial {run.trial}" if run.choice else ""
-        key = (run.algorithm, run.dataset, run.choice, of_trial)
-        found.setdefault(key, {})[run.hparams] = None
-    return limited(
-        [
-            f"{algorithm} on {dataset}, hparams_seed {choice}{of_trial}: the hyperparameters "
-            f"differ between runs, in {_hparams_differ(texts)}."
-            for (algorithm, dataset, choice, of_trial), texts in found.items()
-            if len(texts) > 1
-        ],
-        _SHOWN,
-    )
+        seeds = f"{run.choice} of trial {run.trial}" if run.choice else "0"
+        different = found.setdefault((run.algorithm, run.dataset, seeds), [])
+        if run.recorded not in different:
+            different.append(run.recorded)
+    lines = [
+        f"{algorithm} on {dataset}, hparams_seed {seeds}: the hyperparameters differ between runs, "
+        f"in {_that_differ(different)}."
+        for (algorithm, dataset, seeds), different in found.items()
+        if len(different) > 1
+    ]
+    return limited(lines, 5)
 
 
-def _hparams_differ(texts: Iterable[str]) -> str:
-    """In which hyperparameters the JSON objects differ, and how; "" if they do not."""
-    hparams = [json.loads(text) for text in texts]
-    found = []
-    for name in sorted({name for one in hparams for name in one}):
-        values = dict.fromkeys(json.dumps(one.get(name), sort_keys=True) for one in hparams)
-        if len(values) > 1:
-            found.append(f"{name} ({', '.join(values)})")
-    return "; ".join(found[:_SHOWN]) + (", and more" if len(found) > _SHOWN else "")
-
-
-def _diverged(runs: Iterable[Run]) -> Iterator[str]:
-    found = [f"{r.job} at step {r.diverged_at:g}" for r in runs if r.diverged_at is not None]
-    if found:
-        listed = "; ".join([*found[:_SHOWN], *(["..."] if len(found) > _SHOWN else [])])
-        yield (
-            f"{counted(len(found), 'run')} diverged; accuracies from the first loss that was not "
-            f"finite count as missing: {listed}."
-        )
+def _that_differ(hparams: Iterable[Mapping[str, Any]]) -> str:
+    """Names of the hyperparameters in which they differ, with the values."""
+    values = {
+        name: dict.fromkeys(json.dumps(one.get(name), sort_keys=True) for one in hparams)
+        for name in sorted({name for one in hparams for name in one})
+    }
+    return "; ".join(f"{name} ({', '.join(own)})" for name, own in values.items() if len(own) > 1)

@@ -21,15 +21,15 @@ class Cell(NamedTuple):
     """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
 
     ``accuracies``: trial -> accuracy in [0, 1]. Mean and error are None where there is no trial.
-    ``undeclared``: environments that are no part of it, as the sweep declares no job for them.
+    ``undeclared``: the sweep declares no job for it, or for one of the environments averaged.
     """
 
-    mean: float | None
-    error: float | None
-    n: int
+    mean: float | None = None
+    error: float | None = None
+    n: int = 0
     missing: tuple[str, ...] = ()
     accuracies: Mapping[int, float] = {}
-    undeclared: tuple[str, ...] = ()
+    undeclared: bool = False
 
     @property
     def trials(self) -> dict[int, float]:
@@ -130,17 +130,12 @@ def _of_dataset(
     rows = []
     for algorithm in algorithms:
         cells = []
-        for target, label in enumerate(labels):
-            if not gaps.is_expected(dataset, algorithm, target, method):
-                cells.append(Cell(None, None, 0, undeclared=(label,)))
-            elif algorithm in choices:
-                accuracies = selected.get((algorithm, dataset, target), {})
-                lacks = gaps.of(dataset, algorithm, target, method, len(labels))
-                cells.append(_cell(accuracies, lacks))
-            else:
-                cells.append(_cell({}, ["no job of the algorithm on this data set"]))
+        for target in range(len(labels)):
+            lacks = gaps.of(dataset, algorithm, target, method, len(labels))
+            accuracies = selected.get((algorithm, dataset, target), {})
+            cells.append(Cell(undeclared=True) if lacks is None else cell_of(accuracies, lacks))
         rows.append(Row(algorithm, cells, _average(cells)))
-    notes = [_UNDECLARED] if not all(cell.counts for row in rows for cell in row.cells) else []
+    notes = [] if all(cell.counts for row in rows for cell in row.cells) else [_UNDECLARED]
     if len(set(choices.values())) > 1:
         numbers = ", ".join(f"{name} {count}" for name, count in sorted(choices.items()))
         notes.append(f"Hyperparameters were chosen among different numbers of draws: {numbers}.")
@@ -157,31 +152,27 @@ def _averages(
     for number, algorithm in enumerate(algorithms):
         cells = []
         for table in tables:
+            own = dict(zip(table.columns, table.rows[number].cells, strict=True))
+            without = [label for label, cell in own.items() if not cell.counts]
+            if len(without) == len(own):
+                notes[_UNDECLARED] = None
+                cells.append(Cell(undeclared=True))
+                continue
+            if without:
+                listed = ", ".join(without)
+                notes[f"{algorithm} on {table.dataset}: without {listed}, not declared."] = None
             trials = reached.get((algorithm, table.dataset), {})
             means = {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
-            cell = _average_cell(table, table.rows[number], means)
-            if not cell.counts:
-                notes[_UNDECLARED] = None
-            elif cell.undeclared:
-                without = ", ".join(cell.undeclared)
-                notes[f"{algorithm} on {table.dataset}: without {without}, not declared."] = None
-            cells.append(cell)
+            lacking = ", ".join(label for label, cell in own.items() if cell.missing)
+            missing = [f"incomplete in {table.dataset}: {lacking}"] if lacking else []
+            cells.append(cell_of(means, missing)._replace(undeclared=bool(without)))
         rows.append(Row(algorithm, cells, _average(cells)))
     columns = [table.dataset for table in tables]
     return Table(group.title, method, "Averages", columns, rows, [*notes], averages=True)
 
 
-def _average_cell(table: Table, row: Row, accuracies: _Trials) -> Cell:
-    by_label = list(zip(table.columns, row.cells, strict=True))
-    undeclared = tuple(label for label, cell in by_label if not cell.counts)
-    if len(undeclared) == len(by_label):
-        return Cell(None, None, 0, undeclared=undeclared)
-    lacking = [label for label, cell in by_label if cell.missing]
-    missing = [f"incomplete in {table.dataset}: {', '.join(lacking)}"] if lacking else []
-    return _cell(accuracies, missing)._replace(undeclared=undeclared)
-
-
-def _cell(accuracies: _Trials, missing: Sequence[str]) -> Cell:
+def cell_of(accuracies: _Trials, missing: Sequence[str]) -> Cell:
+    """The mean over the trials, and its error."""
     mean, error = mean_and_error(np.array([*accuracies.values()]))
     if mean is None and not missing:
         missing = ["no accuracy on this environment was recorded"]

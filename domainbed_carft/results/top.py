@@ -36,7 +36,7 @@ def _entry(
 ) -> dict[str, Any]:
     left_out = selection.METHODS[method].leaves_out
     chosen = one.outcome
-    hparams: dict[str, Any] = json.loads(chosen.runs[0].hparams)
+    hparams: dict[str, Any] = dict(chosen.runs[0].recorded)
     return {
         "setting": setting,
         "selection": method,
