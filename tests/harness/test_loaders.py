@@ -11,10 +11,12 @@ import time
 
 import pytest
 import torch
-from domainbed.lib import stopping
+from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import (
     EnvironmentBatches,
     EvaluationBatches,
+    FastDataLoader,
+    InfiniteDataLoader,
 )
 from torch.utils.data import TensorDataset
 
@@ -62,6 +64,27 @@ def test_without_workers_there_is_no_process():
     next(EnvironmentBatches([SMALL], [None], 4, 0))
     assert [list(batches) for batches in EvaluationBatches([SMALL], 2, 0)]
     assert multiprocessing.active_children() == before
+
+
+def test_closed_batches_leave_no_process_though_they_are_held_in_a_circle():
+    batches = EnvironmentBatches([LARGE], [None], 4, 2)
+    batches.itself = batches
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+def test_upstreams_two_loaders(capsys):
+    endless = InfiniteDataLoader(SMALL, None, 2, 0)
+    for _ in range(2):  # zipped with others, and asked again
+        ((x, y),) = (batch for batch, _ in zip(endless, range(1), strict=False))
+        assert len(x) == 2 and torch.equal(x, y)
+    once = FastDataLoader(LARGE, 16, 0)
+    for _ in range(2):
+        assert [len(x) for x, _ in once] == [16, 16, 16, 2] and len(once) == 4
+    misc.print_separator()
+    assert capsys.readouterr().out == "=" * 80 + "\n"
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)

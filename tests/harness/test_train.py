@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -273,6 +274,21 @@ def test_the_number_of_workers_is_printed(tmp_path, monkeypatch):
     assert train.main([*arguments, "--output_dir", str(tmp_path)]) == 0
     assert "\nWorkers: 1\n" in (tmp_path / "out.txt").read_text()
     assert records(tmp_path)[0]["args"]["workers"] is None
+
+
+@pytest.mark.parametrize("way", ["whole", "stopped", "failing"])
+def test_no_loaders_process_is_left_at_the_end(tmp_path, monkeypatch, way):
+    def end(self, *args):
+        if way == "failing":
+            raise ValueError
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    if way != "whole":
+        monkeypatch.setattr(fakes.LinearSGD, "update", end)
+    statuses = {"whole": 0, "stopped": 75, "failing": 1}
+    assert run(tmp_path, "--workers", "2") == statuses[way]
+    assert not multiprocessing.active_children()
 
 
 def test_data_set_and_algorithm_share_one_hparams_dict(tmp_path, monkeypatch):

@@ -131,6 +131,11 @@ def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> No
     print(separator.join(cells), end)
 
 
+def print_separator() -> None:
+    """Print a line of 80 signs of equality: upstream's name, which scripts import."""
+    print("=" * 80)
+
+
 def _cell(value: Any) -> str:
     return f"{value:.10f}" if isinstance(value, (float, np.floating)) else str(value)
 

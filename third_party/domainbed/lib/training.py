@@ -7,6 +7,7 @@ checkpoint is due, and what a record holds. That a run goes on where it was stop
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,15 +120,16 @@ class Run:
             Stopped: one of `stopping.SIGNALS` came; the state is saved.
             ResumeError: something could not be written; what was saved before is still there.
         """
-        try:
-            self._go_on()
-        except stopping.Stopped:
-            if not self._save_state():
-                raise resume.ResumeError(
-                    "stopped by a signal; this algorithm cannot be stored (see out.txt), so the "
-                    "same command starts over"
-                ) from None
-            raise
+        with contextlib.closing(self.minibatches):
+            try:
+                self._go_on()
+            except stopping.Stopped:
+                if not self._save_state():
+                    raise resume.ResumeError(
+                        "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
+                        "the same command starts over"
+                    ) from None
+                raise
         self.files.finish()
         self.state_file.remove()
 
@@ -206,16 +208,17 @@ class Run:
         # place of its split.
         data = [[] if name in self.skipped else split for name, split in self.splits.items()]
         key = (self.args.seed % 2**64, step)
-        passes = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers, key)
+        evaluation = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers, key)
         before = drawing.get_states()
         try:
-            return {
-                f"{name}_acc": misc.accuracy(
-                    self.algorithm, self._until_stopped(batches), None, self.device
-                )
-                for name, batches in zip(self.splits, passes, strict=True)
-                if name not in self.skipped
-            }
+            with contextlib.closing(iter(evaluation)) as passes:
+                return {
+                    f"{name}_acc": misc.accuracy(
+                        self.algorithm, self._until_stopped(batches), None, self.device
+                    )
+                    for name, batches in zip(self.splits, passes, strict=True)
+                    if name not in self.skipped
+                }
         except stopping.Stopped:
             drawing.set_states(before)
             raise
