@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from domainbed_carft import launchers, text
+from domainbed_carft import text
 from domainbed_carft.jobs.folder import JobFolder
 
 Launcher = Callable[[list[str]], Any]
@@ -54,14 +54,12 @@ def _run(command: str) -> str | None:
     return f"exit status {status}: {where}: {words or 'it left no message in err.txt'}"
 
 
-REGISTRY: dict[str, Launcher] = {
-    "local": local_launcher,
-    "dummy": dummy_launcher,
-    "multi_gpu": launchers.LAUNCHERS["pool"],
-}
+REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launcher}
 
-# Those whose jobs run on this machine, and so find the data as we do.
-HERE = ("local", "multi_gpu", "pool")
+
+def runs_here(name: str) -> bool:
+    """Whether the jobs of a launcher run on this machine, and so find the data as we do."""
+    return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 
 def problems(name: str, output_dir: str) -> list[str]:

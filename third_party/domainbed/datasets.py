@@ -22,14 +22,7 @@ from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.method.pictures import transform
 
 DATASETS = [
-    "Debug28",
-    "Debug224",
-    "VLCS",
-    "PACS",
-    "OfficeHome",
-    "TerraIncognita",
-    "DomainNet",
-    "SVIRO",
+    *("Debug28", "Debug224", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "SVIRO"),
 ]
 
 # Upstream's data sets at b93c22a that this implementation lacks.
@@ -59,8 +52,9 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
-            f"data set {dataset_name} is not included; use a checkout of "
-            "facebookresearch/DomainBed, or the path of a folder environment/class/picture"
+            f"data set {dataset_name} is not included; give another one ({', '.join(DATASETS)}, "
+            "or a folder environment/class/picture), or use a checkout of "
+            "facebookresearch/DomainBed"
         )
     raise UnknownNameError(text.unknown("data set", dataset_name, DATASETS))
 

@@ -168,7 +168,7 @@ def launch_problems(args: argparse.Namespace) -> list[str]:
 
 def is_elsewhere(dataset: str, args: argparse.Namespace) -> bool:
     """Whether a known data set is not on this machine, and need not be for the jobs to find it."""
-    if args.command_launcher in command_launchers.HERE:
+    if command_launchers.runs_here(args.command_launcher):
         return False
     ask = getattr(datasets.get_dataset_class(dataset), "picture_folder", None)
     folder = ask(args.data_dir) if ask else None
