@@ -19,7 +19,6 @@ from domainbed_carft.errors import CarftError
 RECORDS = "results.jsonl"
 OUTPUT = "out.txt"
 ERRORS = "err.txt"
-DESCRIPTION = "job.json"
 DONE = "done"
 # Weights: after the last step, and of the step that was best in validation.
 WEIGHTS = {"last": "model.pkl", "best": "model_best.pkl"}
@@ -125,7 +124,6 @@ class JobFolder:
         self.attempts_path = self.path / ATTEMPTS
         self.records_path = self.path / RECORDS
         self.state_path = self.path / STATE
-        self.description_path = self.path / DESCRIPTION
 
     @property
     def done(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 
@@ -10,6 +11,7 @@ from domainbed import command_launchers, datasets
 from domainbed.scripts import sweep
 from domainbed.scripts.sweep import Job
 
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -57,6 +59,10 @@ def run(folder, *arguments, command="launch", confirm=False):
     return sweep.main([command, "--output_dir", str(folder), *defaults, *flags, *arguments])
 
 
+def folders(output):
+    return sorted(path for path in output.iterdir() if path.is_dir())
+
+
 def launched(capsys):
     lines = capsys.readouterr().out.splitlines()
     return [line for line in lines if line.startswith("Dummy launcher: ")]
@@ -87,6 +93,33 @@ def test_what_is_printed(tmp_path, capsys):
         "Making job directories:",
     ]
     assert lines[-1] == "Launched 3 jobs!"
+
+
+def listed(output, capsys):
+    """Folder -> state, as `carft sweep status` has them."""
+    capsys.readouterr()
+    cli.main(["sweep", "status", str(output), "--json"])
+    return {job["folder"]: job["state"] for job in json.loads(capsys.readouterr().out)["jobs"]}
+
+
+def test_carft_knows_the_jobs(tmp_path, capsys, monkeypatch):
+    assert run(tmp_path, "--single_test_envs") == 0
+    known = listed(tmp_path, capsys)
+    assert sorted(known) == [str(folder) for folder in folders(tmp_path)]
+    assert {*known.values()} == {"not launched"}
+    assert run(tmp_path, "--single_test_envs", "--steps", "1") == 0
+    assert len(listed(tmp_path, capsys)) == 6
+    assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
+    assert listed(tmp_path, capsys).keys() == {str(folder) for folder in folders(tmp_path)}
+    assert len(folders(tmp_path)) == 3
+
+
+def test_a_manifest_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text("{")
+    assert run(tmp_path, "--single_test_envs") == 0
+    said = capsys.readouterr()
+    assert "sweep: Warning: the list of jobs was not changed: " in said.err
+    assert said.out.endswith("Launched 3 jobs!\n")
 
 
 @pytest.mark.parametrize(("answer", "count"), [(" Yes", 6), ("n", 0), ("", 0)])
@@ -126,7 +159,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
     assert run(folder, *arguments, "--n_hparams_from", "5") == 2
     message = capsys.readouterr().err
     for part in (
-        "no launcher is called 'lokal'; did you mean local? Valid: local, dummy, multi_gpu",
+        "no launcher is called 'lokal'; did you mean local? Valid: local, dummy",
         "no algorithm is called 'Stil'; did you mean Still?",
         "no data set is called 'PASC'; did you mean PACS",
         "no hyperparameter of LinearSGD is called 'lrr'",
@@ -179,28 +212,28 @@ def test_jobs_of_a_refused_kind_can_be_deleted(tmp_path, capsys):
     Job.launch([Job(args, str(tmp_path)) for args in args_list], lambda commands: None)
     arguments = ["--holdout_fraction", "0", "--single_test_envs"]
     assert run(tmp_path, *arguments, command="delete_incomplete") == 0
-    assert list(tmp_path.iterdir()) == []
+    assert folders(tmp_path) == []
 
 
 def test_a_running_job_is_not_deleted(tmp_path, capsys):
     assert run(tmp_path, "--single_test_envs") == 0
-    running, *others = sorted(tmp_path.iterdir())
+    running, *others = folders(tmp_path)
     with JobFolder(running).claim():
         assert run(tmp_path, "--single_test_envs") == 0
         assert "3 incomplete jobs were not launched: 1 are running" in (capsys.readouterr().err)
         assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
         assert f"sweep: left alone: {running} is being run by" in capsys.readouterr().err
-        assert list(tmp_path.iterdir()) == [running]
+        assert folders(tmp_path) == [running]
     assert len(others) == 2
 
 
 def test_what_an_interrupted_deletion_left_is_in_nobodys_way(tmp_path):
     assert run(tmp_path, "--single_test_envs") == 0
-    for folder in list(tmp_path.iterdir()):
+    for folder in folders(tmp_path):
         (tmp_path / f"{folder.name}.deleted").mkdir()
         (tmp_path / f"{folder.name}.deleted" / "model.pkl").touch()
     assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
-    assert list(tmp_path.iterdir()) == []
+    assert folders(tmp_path) == []
 
 
 def test_a_launcher_that_gives_up_half_way_has_run_something(tmp_path, capsys, monkeypatch):
