@@ -38,9 +38,7 @@ def dummy_launcher(commands: list[str]) -> None:
 def _run(command: str) -> str | None:
     """Run one command, without a shell; if it fails, return how, and the job's last words."""
     arguments = shlex.split(command)
-    folder = None
-    if "--output_dir" in arguments[:-1]:
-        folder = JobFolder(arguments[arguments.index("--output_dir") + 1])
+    place = arguments.index("--output_dir") + 1 if "--output_dir" in arguments[:-1] else None
     if arguments[0] == "python":
         # The commands say so for upstream's sake; the jobs need what this interpreter can import.
         arguments[0] = sys.executable
@@ -50,7 +48,8 @@ def _run(command: str) -> str | None:
         return f"exit status 127: {command}: {error}"
     if not status:
         return None
-    where, words = (folder.path, folder.last_words()) if folder else (command, "")
+    words = place and JobFolder(arguments[place]).last_words()
+    where = arguments[place] if place else command
     return f"exit status {status}: {where}: {words or 'it left no message in err.txt'}"
 
 

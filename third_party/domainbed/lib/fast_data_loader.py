@@ -32,9 +32,6 @@ class _RequestedItems(Dataset[Any]):
     def __init__(self, datasets: Sequence[Any]) -> None:
         self._datasets = datasets
 
-    def __getitem__(self, request: Request) -> Any:
-        return _unless_failed(self.__getitems__([request]))[0]
-
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch; torch's loader asks so, and the generators are put back once a batch.
 
@@ -101,7 +98,7 @@ def _endless_draws(
     for step in itertools.count(first_step):
         for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
             key = (seed, number, step)
-            generator = drawing.generator(*key)
+            generator = torch.Generator().manual_seed(drawing.seed_of(*key))
             if weight is None:
                 drawn = torch.randint(size, (batch_size,), generator=generator)
             else:
@@ -131,8 +128,6 @@ class EnvironmentBatches:
         first_step: int = 0,
     ) -> None:
         sizes = [len(dataset) for dataset in datasets]
-        if 0 in sizes:
-            raise ValueError("cannot draw batches from an empty data set")
         # Drawn now: which items come must not depend on random numbers used after this.
         seed = int(torch.empty((), dtype=torch.int64).random_())
         draws = _endless_draws(seed, sizes, weights, batch_size, first_step)

@@ -77,30 +77,23 @@ class Job:
         """Delete the jobs' folders, but those of jobs that run by now."""
         print("Deleting...")
         deleted = 0
-        for job in jobs:
-            folder, gone = JobFolder(job.output_dir), Path(f"{job.output_dir}.deleted")
+        for folder in (JobFolder(job.output_dir) for job in jobs):
+            away = folder.path.with_name(f".deleted-{folder.path.name}-{os.getpid()}")
             try:
                 with folder.claim():
-                    shutil.rmtree(gone, ignore_errors=True)  # of an interrupted deletion
-                    # Nobody finds half of it, and no table has a job that is being deleted.
+                    # No table has a job that is being deleted, and nobody finds half of its folder.
                     folder.records_path.unlink(missing_ok=True)
-                    folder.path.rename(gone)
+                    folder.path.rename(away)
+                    shutil.rmtree(away)
+                deleted += 1
             except Held as error:
                 print(f"sweep: left alone: {error}", file=sys.stderr)
-                continue
-            shutil.rmtree(gone)
-            deleted += 1
         print(f"Deleted {deleted} jobs!")
 
 
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
-    """Yield all choices of one or two of `n` environments: [0], [0, 1], [0, 2], ..., [1], ...
-
-    Raises:
-        ValueError: `n` is less than 3, so two test environments leave none to train on.
-    """
-    if n < 3:
-        raise ValueError(f"two test environments at a time need at least 3, not {n}")
+    """Yield all choices of one or two of `n` environments: [0], [0, 1], [0, 2], ..., [1], ..."""
+    assert n >= 3, "two test environments at a time leave nothing to train on"
     choices = [itertools.combinations(range(n), size) for size in (1, 2)]
     yield from map(list, sorted(itertools.chain(*choices)))
 
@@ -201,10 +194,6 @@ def run(args: argparse.Namespace) -> int:
     """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
     check(args)
     launching = args.command == "launch"
-    for dataset in dict.fromkeys(args.datasets):
-        if launching and checks.is_elsewhere(dataset, args):
-            where = f"{dataset} is not in --data_dir {args.data_dir} on this machine"
-            print(f"sweep: {where}; its jobs look for it where they run", file=sys.stderr)
     args_list = make_args_list(
         *(args.n_trials, args.datasets, args.algorithms, args.n_hparams_from, args.n_hparams),
         *(args.steps, args.data_dir, args.task, args.holdout_fraction),
