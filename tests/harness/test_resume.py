@@ -371,7 +371,7 @@ def test_a_diverged_run_that_is_stopped_ends_as_one_that_never_was(pictures, tmp
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(CARFT, "update", stopped)
-    assert run(carft(pictures, tmp_path / "parts", *more)) == 75
+    assert train.main(carft(pictures, tmp_path / "parts", *more)) == 75
     monkeypatch.undo()
     state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
     diverged_at = state["files"]["diverged_at"]

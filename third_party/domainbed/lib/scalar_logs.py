@@ -8,7 +8,6 @@ the same id. What fails once the training has begun is a warning. Upstream has n
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
@@ -128,9 +127,11 @@ class Logs:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        for log in self._open.values():
-            with contextlib.suppress(Exception):  # the records are the truth
+        for kind, log in self._open.items():
+            try:
                 log.close(int(failed is not None))
+            except Exception as error:
+                print(f"Warning: the {kind} log is incomplete: {_brief(error)}.")
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
