@@ -18,13 +18,10 @@ from domainbed_carft.errors import CarftError
 RECORDS = "results.jsonl"
 OUTPUT = "out.txt"
 ERRORS = "err.txt"
-DESCRIPTION = "job.json"
 DONE = "done"
 # Weights: after the last step, and of the step that was best in validation.
 WEIGHTS = {"last": "model.pkl", "best": "model_best.pkl"}
 STATE = "state.pt"
-LOCK = "lock"
-ATTEMPTS = "attempts.jsonl"
 
 MAX_ATTEMPTS = 3
 
@@ -99,13 +96,9 @@ class Lock:
     def tell(self, **facts: Any) -> None:
         """Add to what others can read: ``step``, ``steps``, ``pictures_per_step``."""
         self._holder = self._holder._replace(**{"updated": time.time(), **facts})
-        line = json.dumps(self._holder._asdict()).encode() + b"\n"
-        try:
+        with contextlib.suppress(OSError):  # of a full disk: telling is a courtesy
             os.truncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, line, 0)
-        except OSError as error:  # a courtesy, which a full disk need not stop the job for
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            os.pwrite(self.descriptor, json.dumps(self._holder._asdict()).encode() + b"\n", 0)
 
 
 class JobFolder:
@@ -113,12 +106,10 @@ class JobFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.name = self.path.name
-        self.lock_path = self.path / LOCK
-        self.attempts_path = self.path / ATTEMPTS
+        self.lock_path = self.path / "lock"
+        self.attempts_path = self.path / "attempts.jsonl"
         self.records_path = self.path / RECORDS
         self.state_path = self.path / STATE
-        self.description_path = self.path / DESCRIPTION
 
     @property
     def done(self) -> bool:
@@ -179,13 +170,7 @@ class JobFolder:
             lines = self.attempts_path.read_text(encoding="utf-8", errors="replace").splitlines()
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except PermissionError as error:
-            raise CarftError(
-                f"how the job in {self.path} ended cannot be read: {error}; ask whoever ran the "
-                "job to let others read that folder"
-            ) from error
-        read = (_fields(line, Attempt._fields, Attempt._fields) for line in lines)
-        return [Attempt(**fields) for fields in read if fields is not None]
+        return [attempt for line in lines if (attempt := _read(line, Attempt))]
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Append a line, on a line of its own even if the one before was cut."""
@@ -217,18 +202,15 @@ class JobFolder:
         while True:
             descriptor = self._opened()
             try:
-                if self._flock(descriptor, fcntl.LOCK_EX):
-                    # The holder before may have removed the file before we had locked it.
-                    if self._is_lock(descriptor):
-                        return descriptor
-                elif time.monotonic() > give_up:
-                    raise Held(self.path, self.holder() or UNKNOWN)
-                else:
-                    time.sleep(0.02)
-            except BaseException:
+                locked = self._flock(descriptor, fcntl.LOCK_EX)
+                # The holder before may have removed the file before we had locked it.
+                if locked and self._is_lock(descriptor):
+                    return os.dup(descriptor)  # as long as one is open it is locked
+            finally:
                 os.close(descriptor)
-                raise
-            os.close(descriptor)
+            if time.monotonic() > give_up and not locked:
+                raise Held(self.path, self.holder() or UNKNOWN)
+            time.sleep(0 if locked else 0.02)
 
     def _opened(self) -> int:
         try:
@@ -265,8 +247,8 @@ class JobFolder:
             text = self.lock_path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        fields = _fields(text, Holder._fields, ("host", "pid", "slurm", "since"))
-        return None if fields is None else Holder(**fields)
+        found: Holder | None = _read(text, Holder)
+        return found
 
 
 def inherited() -> int | None:
@@ -289,18 +271,16 @@ def slurm_id() -> str | None:
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
 
 
-def _fields(text: str, known: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, Any] | None:
-    """The known fields of a line of JSON; None if it is cut, or is not such a line."""
+def _read(line: str, kind: Any) -> Any:
+    """A line of JSON as a named tuple of this kind; None if it is cut, or is not such a line."""
     try:
-        read = json.loads(text)
-    except (ValueError, RecursionError):
+        found = json.loads(line)
+        read = kind(**{name: found[name] for name in kind._fields if name in found})
+    except (ValueError, TypeError, RecursionError):
         return None
-    if not isinstance(read, dict) or any(name not in read for name in needed):
-        return None
-    found = {name: read[name] for name in known if name in read}
-    for name, value in found.items():
-        kind: Any = str if name in ("host", "slurm", "last_words") else (int, float)
-        optional = name == "slurm" or name not in needed
-        if not isinstance(value, kind) and not (optional and value is None):
+    for name, value in read._asdict().items():
+        wanted: Any = str if name in ("host", "slurm", "last_words") else (int, float)
+        optional = name == "slurm" or name in kind._field_defaults
+        if not isinstance(value, wanted) and not (optional and value is None):
             return None
-    return found
+    return read

@@ -67,8 +67,9 @@ class Registered:
             return [f"{error}."]
 
 
-# What DomainBed's registry gets beside its own `local` and `dummy`.
+# What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).
 LAUNCHERS = {
+    "multi_gpu": Registered("pool", runs_here=True),
     "pool": Registered("pool", runs_here=True),
     "slurm": Registered("slurm", runs_here=False),
 }

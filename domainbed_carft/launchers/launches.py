@@ -59,7 +59,7 @@ def in_hand(launcher: str, folders: Sequence[JobFolder]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for sweep in sorted({folder.path.parent for folder in folders}):
             launch = Launch(launcher, sweep)
-            jobs = {folder.name: None for folder in folders if folder.path.parent == sweep}
+            jobs = {folder.path.name: None for folder in folders if folder.path.parent == sweep}
             stack.callback(os.close, launch.write(jobs))
             stack.callback(launch.path.unlink, missing_ok=True)
         yield

@@ -38,13 +38,6 @@ def test_noise(name, size):
         assert label in (0, 1)
 
 
-def test_step_counts():
-    assert datasets.Debug28.N_STEPS == datasets.PACS.N_STEPS == 5001
-    assert datasets.Debug28.N_WORKERS == 8
-    frequencies = [datasets.Debug28.CHECKPOINT_FREQ, datasets.PACS.CHECKPOINT_FREQ]
-    assert [*frequencies, datasets.DomainNet.CHECKPOINT_FREQ] == [100, 300, 1000]
-
-
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
@@ -127,10 +120,3 @@ def test_missing_folders_are_named(tmp_path):
         datasets.PACS(str(tmp_path), [0], HPARAMS)
     with pytest.raises(CarftError, match="PACS needs --data_dir, the folder that holds PACS"):
         datasets.PACS(None, [0], HPARAMS)
-
-
-def test_an_environment_without_pictures_is_named(tmp_path):
-    write_tree(tmp_path, ["a", "b"])
-    (tmp_path / "b" / "fox").mkdir()
-    with pytest.raises(CarftError, match=rf"pictures in each: {tmp_path}/b \(.*fox"):
-        datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})

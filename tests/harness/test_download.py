@@ -30,14 +30,6 @@ def test_upstreams_own_flag_gets_what_upstreams_script_gets(calls, capsys):
     assert "verified: 3 pictures in some where/TerraIncognita" in capsys.readouterr().out
 
 
-def test_the_help_says_what_it_gets_without_being_asked(calls, capsys):
-    with pytest.raises(SystemExit):
-        download.main(["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "(default: TerraIncognita, as upstream's script does; begins without asking)" in said
-    assert "there are: PACS, VLCS, OfficeHome, TerraIncognita, DomainNet" in said
-
-
 def test_the_data_sets_that_are_asked_for(calls, capsys):
     assert download.main(["--data_dir", "d", "--datasets", "PACS", "VLCS"]) == 1
     assert calls == [("PACS", "d"), ("VLCS", "d")]

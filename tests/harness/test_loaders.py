@@ -11,10 +11,12 @@ import time
 
 import pytest
 import torch
-from domainbed.lib import stopping
+from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import (
     EnvironmentBatches,
     EvaluationBatches,
+    FastDataLoader,
+    InfiniteDataLoader,
 )
 from torch.utils.data import TensorDataset
 
@@ -47,21 +49,32 @@ def test_the_number_of_workers_does_not_change_what_comes():
     assert drawn[0] == drawn[1]
 
 
-def test_random_numbers_used_later_do_not_change_what_comes():
-    drawn = []
-    for used in (0, 100):
-        torch.manual_seed(1)
-        batches = EnvironmentBatches([LARGE], [None], 4, 0)
-        torch.rand(used)
-        drawn.append(next(batches)[0][0].tolist())
-    assert drawn[0] == drawn[1]
-
-
 def test_without_workers_there_is_no_process():
     before = multiprocessing.active_children()
     next(EnvironmentBatches([SMALL], [None], 4, 0))
     assert [list(batches) for batches in EvaluationBatches([SMALL], 2, 0)]
     assert multiprocessing.active_children() == before
+
+
+def test_closed_batches_leave_no_process_though_they_are_held_in_a_circle():
+    batches = EnvironmentBatches([LARGE], [None], 4, 2)
+    batches.itself = batches
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+def test_upstreams_two_loaders(capsys):
+    endless = InfiniteDataLoader(SMALL, None, 2, 0)
+    for _ in range(2):  # zipped with others, and asked again
+        ((x, y),) = (batch for batch, _ in zip(endless, range(1), strict=False))
+        assert len(x) == 2 and torch.equal(x, y)
+    once = FastDataLoader(LARGE, 16, 0)
+    for _ in range(2):
+        assert [len(x) for x, _ in once] == [16, 16, 16, 2] and len(once) == 4
+    misc.print_separator()
+    assert capsys.readouterr().out == "=" * 80 + "\n"
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
@@ -113,11 +126,6 @@ def test_draws_follow_the_weights():
     counts = next(batches)[0][0].bincount(minlength=3)
     assert counts[0] == 0
     assert counts[2] / 4000 == pytest.approx(0.75, abs=0.03)
-
-
-def test_an_empty_data_set_is_refused():
-    with pytest.raises(ValueError, match="empty"):
-        EnvironmentBatches([SMALL, numbered(0, 0)], [None, None], 4, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

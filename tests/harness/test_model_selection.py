@@ -79,8 +79,3 @@ def test_nothing_comes_of_no_records(method):
     assert method.run_acc(Q([])) is None
     assert method.sweep_acc(Q([])) is None
     assert method.hparams_accs(Q([])) == []
-
-
-def test_methods_are_never_built():
-    with pytest.raises(TypeError, match="OracleSelectionMethod is used as a class"):
-        model_selection.OracleSelectionMethod()

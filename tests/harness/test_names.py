@@ -23,30 +23,10 @@ def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, monkey
         algorithms.get_algorithm_class(name)
 
 
-def test_the_nearest_names_come_first(registered):
-    with pytest.raises(
-        NotImplementedError, match="no algorithm is called 'stil'; did you mean Still?"
-    ):
-        algorithms.get_algorithm_class("stil")
-
-
-def test_the_base_class_asks_for_its_methods():
-    algorithm = algorithms.Algorithm((3,), 2, 1, {"lr": 1})
-    assert algorithm.hparams == {"lr": 1}
-    for call in (lambda: algorithm.update([]), lambda: algorithm.predict(None)):
-        with pytest.raises(NotImplementedError):
-            call()
-
-
 @pytest.mark.parametrize("name", ["pacs", "os", "TensorDataset", "DATASETS", "_Noise"])
 def test_an_unknown_data_set_is_refused_with_the_valid_names(name):
     with pytest.raises(UnknownNameError, match=f"no data set is called '{name}'.*Valid: Debug28, "):
         datasets.get_dataset_class(name)
-
-
-def test_upper_and_lower_case_are_near():
-    with pytest.raises(UnknownNameError, match="did you mean PACS "):
-        datasets.get_dataset_class("pacs")
 
 
 def test_every_listed_data_set_has_environments():
@@ -63,7 +43,7 @@ def test_every_listed_data_set_has_environments():
     }
 
 
-@pytest.mark.parametrize("name", algorithms.NOT_INCLUDED)
+@pytest.mark.parametrize("name", ["Mixup", "URM"])
 def test_upstreams_other_algorithms_are_answered_with_what_to_use(registered, monkeypatch, name):
     message = f"algorithm {name} is not included; use a checkout of facebook.*one of Still, Linear"
     with pytest.raises(UnknownNameError, match=message):
@@ -72,20 +52,11 @@ def test_upstreams_other_algorithms_are_answered_with_what_to_use(registered, mo
     assert algorithms.get_algorithm_class(name) is fakes.Still
 
 
-def test_as_many_algorithms_are_not_included_as_the_readme_says():
-    assert len(algorithms.NOT_INCLUDED) == len(set(algorithms.NOT_INCLUDED)) == 33
-
-
-@pytest.mark.parametrize("name", datasets.NOT_INCLUDED)
+@pytest.mark.parametrize("name", ["RotatedMNIST", "WILDSFMoW"])
 def test_upstreams_other_data_sets_are_answered_with_what_to_use(name):
-    with pytest.raises(UnknownNameError, match=f"{name} is not included; use a checkout of face"):
+    with pytest.raises(UnknownNameError, match=f"{name} is not included; give another one "):
         datasets.get_dataset_class(name)
     assert name not in datasets.DATASETS
-
-
-def test_a_plugins_data_set_of_such_a_name_is_found(monkeypatch):
-    monkeypatch.setattr(datasets, "WILDSFMoW", datasets.Debug28, raising=False)
-    assert datasets.get_dataset_class("WILDSFMoW") is datasets.Debug28
 
 
 class Bare:

@@ -8,6 +8,8 @@ import os
 import pytest
 from fake_checkout import REPO, run_python
 
+from domainbed_carft import cli
+
 SWEEP = [
     *["launch", "--datasets", "Debug28", "--n_hparams", "1", "--n_trials", "1", "--steps", "2"],
     *["--data_dir", "unused", "--output_dir", "a sweep", "--command_launcher", "local"],
@@ -36,7 +38,7 @@ def test_train_with_a_wrong_argument(command):
     )
 
 
-def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path):
+def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path, capsys):
     hparams = ["--hparams", '{"lr": 0.01, "batch_size": 8}']
     arguments = [*SWEEP, "--algorithms", "Breaks", "Still", *hparams]
     first = command("sweep", *arguments)
@@ -48,6 +50,8 @@ def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path):
 
     second = command("sweep", *arguments)
     assert second.returncode == 0
+    cli.main(["sweep", "status", str(tmp_path / "a sweep"), "--json"])
+    assert len(json.loads(capsys.readouterr().out)["jobs"]) == 6
     assert "6 jobs: 3 done, 3 incomplete, 0 not launched." in second.stdout
     assert "Launched 0 jobs!" in second.stdout
     assert "3 incomplete jobs were not launched" in second.stderr

@@ -51,10 +51,6 @@ def test_numbers():
     assert numbers.mean_std() == (5, pytest.approx(math.sqrt(24.5)))
 
 
-def test_nothing_has_no_mean():
-    assert math.isnan(Q([]).mean())
-
-
 def test_argmax_takes_the_first_of_equals():
     assert Q([(1, "a"), (2, "b"), (2, "c")]).argmax(lambda pair: pair[0]) == (2, "b")
 

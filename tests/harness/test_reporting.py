@@ -58,14 +58,6 @@ def test_a_record_without_an_accuracy_on_its_target_counts_nowhere(tmp_path):
     assert reporting.load_records(str(tmp_path)).select("step") == [0]
 
 
-def test_runs_of_other_hparams_in_one_folder_are_kept_apart(tmp_path):
-    def with_lr(lr):
-        return line(0, more={"hparams": {"lr": lr}})
-
-    write(tmp_path / "a", with_lr(1) + with_lr(2) + with_lr(1))
-    assert len(reporting.load_records(str(tmp_path))) == 2
-
-
 def test_a_cut_off_line_is_skipped_and_named(tmp_path, capsys):
     write(tmp_path / "a", line(0) + line(1)[:-20])
     write(tmp_path / "b", line(0) + "[1]\n\n" + line(1))
@@ -79,11 +71,6 @@ def test_a_cut_off_line_is_skipped_and_named(tmp_path, capsys):
 def test_of_a_job_that_ran_twice_the_last_record_of_each_step_counts(tmp_path):
     write(tmp_path / "a", line(0, 1) + line(1, 2) + line(0, 3) + line(1, 4) + line(2, 5))
     assert reporting.load_records(str(tmp_path)).select("value") == [3, 4, 5]
-
-
-def test_different_jobs_in_one_folder_are_kept_apart(tmp_path):
-    write(tmp_path / "a", line(0, 1) + line(0, 2, trial_seed=1) + line(0, 3, test_envs=[1]))
-    assert reporting.load_records(str(tmp_path)).select("value") == [1, 2, 3]
 
 
 def test_a_job_with_two_test_environments_belongs_to_both(tmp_path):

@@ -155,10 +155,3 @@ def test_what_is_missing_is_told_before_anything_is_loaded(tmp_path, monkeypatch
     said = capsys.readouterr().err
     assert "--log tensorboard needs tensorboard: pip install 'domainbed-carft[log]'" in said
     assert "DOMAINBED_LOG has 'papyrus', expected names out of tensorboard, wandb" in said
-
-
-def test_names_of_runs_are_names_of_files():
-    args = {"algorithm": "CARFT", "dataset": "/my data/pets & cars/", "test_envs": [0, 2]}
-    args |= {"trial_seed": 1, "hparams_seed": 3}
-    assert scalar_logs.name_of(args) == "CARFT_pets---cars_test0+2_trial1_hparams3"
-    assert "_testnone_" in scalar_logs.name_of({**args, "test_envs": []})

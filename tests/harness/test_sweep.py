@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 
@@ -10,6 +11,7 @@ from domainbed import command_launchers, datasets
 from domainbed.scripts import sweep
 from domainbed.scripts.sweep import Job
 
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -26,8 +28,6 @@ def test_jobs_and_command_lines_are_upstreams(golden):
 def test_all_test_env_combinations():
     found = list(sweep.all_test_env_combinations(3))
     assert found == [[0], [0, 1], [0, 2], [1], [1, 2], [2]]
-    with pytest.raises(ValueError, match="at least 3, not 2"):
-        next(sweep.all_test_env_combinations(2))
 
 
 def test_a_jobs_states(tmp_path):
@@ -44,17 +44,15 @@ def test_a_jobs_states(tmp_path):
     assert state() == Job.NOT_LAUNCHED
 
 
-def test_a_job_does_not_change_its_callers_arguments(tmp_path):
-    train_args = {"test_envs": [0]}
-    Job(train_args, str(tmp_path)).train_args["test_envs"].append(1)
-    assert train_args == {"test_envs": [0]}
-
-
 def run(folder, *arguments, command="launch", confirm=False):
     flags = [] if confirm else ["--skip_confirmation"]
     defaults = ["--algorithms", "Still", "--datasets", "Debug28", "--n_trials", "1"]
     defaults += ["--n_hparams", "1", "--command_launcher", "dummy", "--data_dir", "/data"]
     return sweep.main([command, "--output_dir", str(folder), *defaults, *flags, *arguments])
+
+
+def folders(output):
+    return sorted(path for path in output.iterdir() if path.is_dir())
 
 
 def launched(capsys):
@@ -89,6 +87,33 @@ def test_what_is_printed(tmp_path, capsys):
     assert lines[-1] == "Launched 3 jobs!"
 
 
+def listed(output, capsys):
+    """Folder -> state, as `carft sweep status` has them."""
+    capsys.readouterr()
+    cli.main(["sweep", "status", str(output), "--json"])
+    return {job["folder"]: job["state"] for job in json.loads(capsys.readouterr().out)["jobs"]}
+
+
+def test_carft_knows_the_jobs(tmp_path, capsys, monkeypatch):
+    assert run(tmp_path, "--single_test_envs") == 0
+    known = listed(tmp_path, capsys)
+    assert sorted(known) == [str(folder) for folder in folders(tmp_path)]
+    assert {*known.values()} == {"not launched"}
+    assert run(tmp_path, "--single_test_envs", "--steps", "1") == 0
+    assert len(listed(tmp_path, capsys)) == 6
+    assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
+    assert listed(tmp_path, capsys).keys() == {str(folder) for folder in folders(tmp_path)}
+    assert len(folders(tmp_path)) == 3
+
+
+def test_a_manifest_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text("{")
+    assert run(tmp_path, "--single_test_envs") == 0
+    said = capsys.readouterr()
+    assert "sweep: Warning: the list of jobs was not changed: " in said.err
+    assert said.out.endswith("Launched 3 jobs!\n")
+
+
 @pytest.mark.parametrize(("answer", "count"), [(" Yes", 6), ("n", 0), ("", 0)])
 def test_confirmation(tmp_path, capsys, monkeypatch, answer, count):
     monkeypatch.setattr("builtins.input", lambda prompt: print(prompt) or answer)
@@ -114,11 +139,6 @@ def test_without_anybody_to_ask_the_flag_is_named(tmp_path, command):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_job_makes_the_sweep_fail(tmp_path, monkeypatch):
-    monkeypatch.setitem(command_launchers.REGISTRY, "failing", lambda commands: ["no luck"])
-    assert run(tmp_path, "--command_launcher", "failing") == 1
-
-
 def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
     folder = tmp_path / "sweep"
     arguments = ["--algorithms", "Stil", "LinearSGD", "--datasets", "PACS", "PASC"]
@@ -126,7 +146,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
     assert run(folder, *arguments, "--n_hparams_from", "5") == 2
     message = capsys.readouterr().err
     for part in (
-        "no launcher is called 'lokal'; did you mean local? Valid: local, dummy, multi_gpu",
+        "no launcher is called 'lokal'; did you mean local? Valid: local, dummy",
         "no algorithm is called 'Stil'; did you mean Still?",
         "no data set is called 'PASC'; did you mean PACS",
         "no hyperparameter of LinearSGD is called 'lrr'",
@@ -138,69 +158,44 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
     assert not folder.exists()
 
 
-def test_invalid_json_is_told_once_for_many_jobs(tmp_path, capsys):
-    arguments = ["--algorithms", "Still", "LinearSGD", "--datasets", "PACS", "VLCS"]
-    assert run(tmp_path, *arguments, "--hparams", "{") == 2
-    assert "1 problem, nothing was done\n- --hparams is not valid JSON" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--holdout_fraction", "0"], "--holdout_fraction must be more than 0: models are"),
-        (["--holdout_fraction", "1"], "--holdout_fraction must be at least 0 and less than 1"),
-        (["--task", "domain_adaptation"], "--task domain_adaptation is not included"),
-        (
-            ["--command_launcher", "local", "--datasets", "PACS", "--data_dir", "/nowhere"],
-            "PACS is not in /nowhere/PACS; give the --data_dir",
-        ),
+        ("--holdout_fraction 0", "--holdout_fraction must be more than 0: models are"),
+        ("--holdout_fraction 1", "--holdout_fraction must be at least 0 and less than 1"),
+        ("--task domain_adaptation", "--task domain_adaptation is not included"),
+        ("--command_launcher local --datasets PACS --data_dir /no", "PACS is not in /no/PACS; giv"),
+        ("--datasets Two", "2 environments; these jobs need at least 3; with --single_test_envs"),
+        ("--algorithms Still LinearSGD --hparams {", "--hparams is not valid JSON"),
     ],
 )
 def test_what_each_job_would_refuse_is_refused_before_folders_are_made(
-    tmp_path, capsys, arguments, message
+    tmp_path, capsys, monkeypatch, arguments, message
 ):
+    two = type("Two", (datasets.Debug28,), {"ENVIRONMENTS": ["a", "b"]})
+    monkeypatch.setattr(datasets, "Two", two, raising=False)
     folder = tmp_path / "sweep"
-    assert run(folder, *arguments) == 2
-    assert f"1 problem, nothing was done\n- {message}" in capsys.readouterr().err
+    assert run(folder, *arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert "1 problem, nothing was done\n- " in said and message in said
     assert not folder.exists()
 
 
 def test_jobs_that_may_run_elsewhere_need_no_data_here(tmp_path, capsys):
     assert run(tmp_path, "--datasets", "PACS", "--data_dir", "/nowhere", "--single_test_envs") == 0
-    said = capsys.readouterr()
-    assert "sweep: PACS is not in --data_dir /nowhere on this machine; its jobs look" in said.err
-    assert said.out.count("Dummy launcher: ") == 4
-
-
-def test_jobs_of_a_refused_kind_can_be_deleted(tmp_path, capsys):
-    args_list = sweep.make_args_list(
-        1, ["Debug28"], ["Still"], 0, 1, None, "/data", "domain_generalization", 0.0, True, None
-    )
-    Job.launch([Job(args, str(tmp_path)) for args in args_list], lambda commands: None)
-    arguments = ["--holdout_fraction", "0", "--single_test_envs"]
-    assert run(tmp_path, *arguments, command="delete_incomplete") == 0
-    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out.count("Dummy launcher: ") == 4
 
 
 def test_a_running_job_is_not_deleted(tmp_path, capsys):
     assert run(tmp_path, "--single_test_envs") == 0
-    running, *others = sorted(tmp_path.iterdir())
+    running, *others = folders(tmp_path)
     with JobFolder(running).claim():
         assert run(tmp_path, "--single_test_envs") == 0
         assert "3 incomplete jobs were not launched: 1 are running" in (capsys.readouterr().err)
         assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
         assert f"sweep: left alone: {running} is being run by" in capsys.readouterr().err
-        assert list(tmp_path.iterdir()) == [running]
+        assert folders(tmp_path) == [running]
     assert len(others) == 2
-
-
-def test_what_an_interrupted_deletion_left_is_in_nobodys_way(tmp_path):
-    assert run(tmp_path, "--single_test_envs") == 0
-    for folder in list(tmp_path.iterdir()):
-        (tmp_path / f"{folder.name}.deleted").mkdir()
-        (tmp_path / f"{folder.name}.deleted" / "model.pkl").touch()
-    assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_launcher_that_gives_up_half_way_has_run_something(tmp_path, capsys, monkeypatch):
@@ -220,19 +215,6 @@ def test_an_interrupted_sweep_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(command_launchers.REGISTRY, "interrupted", interrupted)
     assert run(tmp_path, "--command_launcher", "interrupted") == 130
     assert "sweep: interrupted by Ctrl-C; jobs that ran are incomplete" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("environments", "flags", "message"),
-    [
-        (["a", "b"], [], "2 environments; these jobs need at least 3; with --single_test_envs"),
-        ([], ["--single_test_envs"], "0 environments; these jobs need at least 2"),
-    ],
-)
-def test_too_few_environments(tmp_path, capsys, monkeypatch, environments, flags, message):
-    monkeypatch.setattr(datasets.Debug28, "ENVIRONMENTS", environments)
-    assert run(tmp_path, *flags) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_without_names_everything_registered_is_swept():

@@ -116,8 +116,7 @@ class ERM(Algorithm):
     """Empirical risk minimisation: cross-entropy over the batches of all domains together, Adam.
 
     The network is chosen by the input's shape (`networks.Featurizer`). Read from hparams: lr,
-    weight_decay, nonlinear_classifier, and what the featurizer reads. As upstream's ERM, it does
-    not read linear_steps and vit_dropout, which are there for others.
+    weight_decay, nonlinear_classifier, and what the featurizer reads.
 
     Raises:
         CarftError: the hyperparameters ask for what is not included, or there is no network for

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from domainbed_carft import launchers, text
+from domainbed_carft import text
 from domainbed_carft.jobs.folder import JobFolder
 
 Launcher = Callable[[list[str]], Any]
@@ -38,9 +38,7 @@ def dummy_launcher(commands: list[str]) -> None:
 def _run(command: str) -> str | None:
     """Run one command, without a shell; if it fails, return how, and the job's last words."""
     arguments = shlex.split(command)
-    folder = None
-    if "--output_dir" in arguments[:-1]:
-        folder = JobFolder(arguments[arguments.index("--output_dir") + 1])
+    place = arguments.index("--output_dir") + 1 if "--output_dir" in arguments[:-1] else None
     if arguments[0] == "python":
         # The commands say so for upstream's sake; the jobs need what this interpreter can import.
         arguments[0] = sys.executable
@@ -50,18 +48,17 @@ def _run(command: str) -> str | None:
         return f"exit status 127: {command}: {error}"
     if not status:
         return None
-    where, words = (folder.path, folder.last_words()) if folder else (command, "")
+    words = place and JobFolder(arguments[place]).last_words()
+    where = arguments[place] if place else command
     return f"exit status {status}: {where}: {words or 'it left no message in err.txt'}"
 
 
-REGISTRY: dict[str, Launcher] = {
-    "local": local_launcher,
-    "dummy": dummy_launcher,
-    "multi_gpu": launchers.LAUNCHERS["pool"],
-}
+REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launcher}
 
-# Those whose jobs run on this machine, and so find the data as we do.
-HERE = ("local", "multi_gpu", "pool")
+
+def runs_here(name: str) -> bool:
+    """Whether the jobs of a launcher run on this machine, and so find the data as we do."""
+    return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 
 def problems(name: str, output_dir: str) -> list[str]:

@@ -22,14 +22,7 @@ from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.method.pictures import transform
 
 DATASETS = [
-    "Debug28",
-    "Debug224",
-    "VLCS",
-    "PACS",
-    "OfficeHome",
-    "TerraIncognita",
-    "DomainNet",
-    "SVIRO",
+    *("Debug28", "Debug224", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "SVIRO"),
 ]
 
 # Upstream's data sets at b93c22a that this implementation lacks.
@@ -59,8 +52,9 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
-            f"data set {dataset_name} is not included; use a checkout of "
-            "facebookresearch/DomainBed, or the path of a folder environment/class/picture"
+            f"data set {dataset_name} is not included; give another one ({', '.join(DATASETS)}, "
+            "or a folder environment/class/picture), or use a checkout of "
+            "facebookresearch/DomainBed"
         )
     raise UnknownNameError(text.unknown("data set", dataset_name, DATASETS))
 
@@ -187,7 +181,7 @@ class _Benchmark(MultipleEnvironmentImageFolder):
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         raise_for(self.data_problems(root))
-        self.dir = str(self.picture_folder(root))
+        self.dir = os.path.join(root or "", self.FOLDER)
         super().__init__(self.dir, test_envs, hparams["data_augmentation"], hparams)
 
     @classmethod
@@ -200,22 +194,16 @@ class _Benchmark(MultipleEnvironmentImageFolder):
             return []
         return [f"{cls.__name__} is not in {expected}; give the --data_dir that holds {cls.FOLDER}"]
 
-    @classmethod
-    def picture_folder(cls, root: str | None) -> str | None:
-        """Return the folder of the environments' folders."""
-        return None if root is None else os.path.join(root, cls.FOLDER)
-
 
 class OwnData(_Benchmark):
     """A user's own folder environment/class; made for each by `get_dataset_class`."""
 
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        super().__init__(None, test_envs, hparams)
+
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
         return image_folders.problems(cls.FOLDER)
-
-    @classmethod
-    def picture_folder(cls, root: str | None) -> str | None:
-        return cls.FOLDER
 
 
 class VLCS(_Benchmark):

@@ -7,7 +7,6 @@ process dies, the next one brings the files back in line with the state it goes 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
@@ -20,11 +19,15 @@ import numpy as np
 
 from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
+from domainbed_carft.jobs.folder import JobFolder
 
 KEEP = ("both", "last", "best", "none")
 
 # Where a launcher says which weights all jobs are to keep.
 VARIABLE = "DOMAINBED_KEEP_WEIGHTS"
+
+# Of the attributes of `Files` those that the next process goes on with.
+_STATE = ("_records", "_begins_at", "_step", "_best_step", "_best_accuracy", "diverged_at")
 
 
 class Files:
@@ -54,7 +57,7 @@ class Files:
         self._step = -1
         self._best_step = -1
         self._best_accuracy = -1.0
-        self._diverged_at: int | None = None  # the step of the first loss that was not finite
+        self.diverged_at: int | None = None  # the step of the first loss that was not finite
 
     def _earlier_records(self) -> str:
         """The records of earlier runs in this folder: upstream appends to them.
@@ -62,7 +65,7 @@ class Files:
         Not those of this very run, which was interrupted and left no state to go on from.
         """
         text = _text(self._records_path)
-        if not os.path.exists(os.path.join(self._args.output_dir, "done")):
+        if not JobFolder(self._args.output_dir).done:
             own = resume.identity(vars(self._args))
             text = "".join(line for line in text.splitlines(True) if _identity_in(line) != own)
         return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
@@ -70,31 +73,25 @@ class Files:
     def begin_anew(self) -> None:
         """Delete what an earlier run left to go on from; set its records aside.
 
-        Raises:
-            ResumeError: something cannot be deleted.
+        Raises ResumeError if something cannot be deleted.
         """
-        with resume.told(self._args.output_dir):
-            self._clear(self._args.output_dir)
+        folder = Path(self._args.output_dir)
+        with resume.told(str(folder)):
+            # First of all: whatever comes in between, half a run must not pass for a whole one.
+            (folder / "done").unlink(missing_ok=True)
+            resume.StateFile(str(folder)).remove()
+            scalar_logs.forget(str(folder))
+            for path in folder.glob("model*.pkl"):
+                path.unlink()
+            if os.path.exists(self._records_path):
+                aside = (folder / f"results-{number}.jsonl" for number in itertools.count(1))
+                os.rename(self._records_path, next(path for path in aside if not path.exists()))
         self._records, self._begins_at = "", 0
-
-    def _clear(self, folder: str) -> None:
-        # First of all: whatever comes in between, half a run must not pass for a whole one.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, "done"))
-        resume.StateFile(folder).remove()
-        scalar_logs.forget(folder)
-        for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
-            if os.path.basename(path).startswith("model") and path.endswith(".pkl"):
-                os.unlink(path)
-        if os.path.exists(self._records_path):
-            numbers = itertools.count(1)
-            aside = (os.path.join(folder, f"results-{number}.jsonl") for number in numbers)
-            os.rename(self._records_path, next(path for path in aside if not os.path.exists(path)))
 
     def watch(self, step: int, name: str, value: float) -> None:
         """Warn of the run's first loss that is not finite; later records are marked."""
-        if self._diverged_at is None and "loss" in name and not math.isfinite(value):
-            self._diverged_at = step
+        if self.diverged_at is None and "loss" in name and not math.isfinite(value):
+            self.diverged_at = step
             print(
                 f"Warning: the training diverged: {name} is {value} at step {step}. Records from "
                 "here on are marked diverged_at; carft collect leaves out their accuracies."
@@ -102,13 +99,13 @@ class Files:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record; `publish` writes it."""
-        if self._diverged_at is not None:
-            record = {**record, "diverged_at": self._diverged_at}
+        if self.diverged_at is not None:
+            record = {**record, "diverged_at": self.diverged_at}
         self._records += json.dumps(record, sort_keys=True) + "\n"
         self._step = int(record["step"])
         accuracy = float(np.mean([record[name] for name in self._selected_by]))
         # As carft collect selects: the earliest of equals, and no record of a diverged training.
-        if accuracy > self._best_accuracy and self._diverged_at is None:
+        if accuracy > self._best_accuracy and self.diverged_at is None:
             self._best_step, self._best_accuracy = self._step, accuracy
 
     def publish(self, steps_done: int) -> None:
@@ -135,34 +132,18 @@ class Files:
         """Write the last weights, and the file that says that the run is done."""
         if self._keep in ("both", "last"):
             self._save("model.pkl")
-        path = os.path.join(self._args.output_dir, "done")
-        with resume.told(path), open(path, "w", encoding="utf-8") as file:
-            file.write("done")
+        path = Path(self._args.output_dir, "done")
+        with resume.told(str(path)):
+            path.write_text("done")
 
     def state(self) -> dict[str, Any]:
         """What the state of the run has to hold of this."""
-        return {
-            "records": self._records,
-            "begins_at": self._begins_at,
-            "step": self._step,
-            "best_step": self._best_step,
-            "best_accuracy": self._best_accuracy,
-            "diverged_at": self._diverged_at,
-        }
+        return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` returned; `publish` then brings the files in line with it."""
-        self._records = state["records"]
-        self._begins_at = state["begins_at"]
-        self._diverged_at = state.get("diverged_at")
-        self._step = state["step"]
-        self._best_step, self._best_accuracy = state["best_step"], state["best_accuracy"]
-        present = os.path.exists(os.path.join(self._args.output_dir, "model_best.pkl"))
-        if self._keep in ("both", "best") and not present and 0 <= self._best_step < self._step:
-            print(
-                f"Warning: the best weights so far, of step {self._best_step}, were not kept. "
-                "model_best.pkl will be there only if a later step is better."
-            )
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def _save(self, filename: str, **more: Any) -> None:
         path = os.path.join(self._args.output_dir, filename)

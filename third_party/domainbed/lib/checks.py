@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
@@ -22,30 +21,26 @@ TASKS = ("domain_generalization", "domain_adaptation")
 
 def task_problems(task: str) -> list[str]:
     """Say that domain adaptation is not included."""
-    if task == TASKS[0]:
-        return []
-    return [
-        f"--task {task} is not included, for no algorithm here reads unlabeled pictures; use a "
-        "checkout of facebookresearch/DomainBed"
-    ]
+    advice = "is not included; use a checkout of facebookresearch/DomainBed"
+    return [] if task == TASKS[0] else [f"--task {task} {advice}"]
+
+
+def _refusals(ask: Callable[..., Any], *arguments: Any) -> list[str]:
+    try:
+        ask(*arguments)
+    except CarftError as error:
+        return [str(error)]
+    return []
 
 
 def algorithm_problems(name: str) -> list[str]:
     """Say if no algorithm is called `name`."""
-    try:
-        algorithms.get_algorithm_class(name)
-    except CarftError as error:
-        return [str(error)]
-    return []
+    return _refusals(algorithms.get_algorithm_class, name)
 
 
 def dataset_problems(name: str) -> list[str]:
     """Say if no data set is called `name`, or if the class of that name has no environments."""
-    try:
-        datasets.num_environments(name)
-    except CarftError as error:
-        return [str(error)]
-    return []
+    return _refusals(datasets.num_environments, name)
 
 
 def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
@@ -97,11 +92,9 @@ def given_hparams(json: str | None) -> dict[str, Any]:
         given = parsing.parse_json(json, unique_keys=True)
     except ValueError as error:
         raise CarftError(f"--hparams is not valid JSON ({error}): {json[:200]}") from error
-    if not isinstance(given, dict):
-        raise CarftError(
-            f'--hparams must be a JSON object such as {{"lr": 0.001}}, not: {json[:200]}'
-        )
-    return given
+    if isinstance(given, dict):
+        return given
+    raise CarftError(f'--hparams must be a JSON object such as {{"lr": 0.1}}, not: {json[:200]}')
 
 
 def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str]:
@@ -110,10 +103,9 @@ def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str
     Keys are checked only if `algorithm` and `dataset` exist, which decide on the keys that there
     are; values by the harness, which itself reads three, and by the algorithm's `hparam_problems`.
     """
-    try:
-        given = given_hparams(json)
-    except CarftError as error:
-        return [str(error)]
+    if invalid := _refusals(given_hparams, json):
+        return invalid
+    given = given_hparams(json)
     size = given.get("batch_size", 1)
     problems = []
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -151,26 +143,13 @@ def holdout_problems(value: float) -> list[str]:
 
 
 def launch_problems(args: argparse.Namespace) -> list[str]:
-    """Say what the launcher or each job of a sweep would refuse, before any folder is made.
-
-    Args:
-        args: the command line of `sweep`.
-    """
+    """Say what the launcher or each job of a `sweep` would refuse, before any folder is made."""
     problems = command_launchers.problems(args.command_launcher, args.output_dir)
     problems += holdout_problems(args.holdout_fraction)
     problems += scalar_logs.problems(args.log)
     for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
         problems += hparams_problems(args.hparams, algorithm, dataset)
-    for dataset in dict.fromkeys(args.datasets):
-        if not dataset_problems(dataset) and not is_elsewhere(dataset, args):
-            problems += data_problems(dataset, args.data_dir)
+    if command_launchers.runs_here(args.command_launcher):  # else it may be where the jobs run
+        for dataset in dict.fromkeys(args.datasets):
+            problems += [] if dataset_problems(dataset) else data_problems(dataset, args.data_dir)
     return problems
-
-
-def is_elsewhere(dataset: str, args: argparse.Namespace) -> bool:
-    """Whether a known data set is not on this machine, and need not be for the jobs to find it."""
-    if args.command_launcher in command_launchers.HERE:
-        return False
-    ask = getattr(datasets.get_dataset_class(dataset), "picture_folder", None)
-    folder = ask(args.data_dir) if ask else None
-    return folder is not None and not os.path.isdir(folder)

@@ -16,11 +16,6 @@ def seed_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
-def generator(*key: int) -> torch.Generator:
-    """Return a generator that draws what the key says."""
-    return torch.Generator().manual_seed(seed_of(*key))
-
-
 def reseed(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch's CPU; transforms draw from these."""
     random.seed(seed)

@@ -6,8 +6,9 @@ domainbed/lib/fast_data_loader.py at b93c22a) start a pool for each.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +31,6 @@ class _RequestedItems(Dataset[Any]):
 
     def __init__(self, datasets: Sequence[Any]) -> None:
         self._datasets = datasets
-
-    def __getitem__(self, request: Request) -> Any:
-        return _unless_failed(self.__getitems__([request]))[0]
 
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch; torch's loader asks so, and the generators are put back once a batch.
@@ -63,7 +61,8 @@ def _unless_failed(batch: Any) -> Any:
 
 def _batches(
     datasets: Sequence[Any], requests: Iterator[list[Request]], workers: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
+    """The batches; once closed, or at the end, no worker is left."""
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.
     loader: DataLoader[Any] = DataLoader(
@@ -75,7 +74,13 @@ def _batches(
         collate_fn=_collated,
     )
     with stopping.held():
-        return map(_unless_failed, iter(loader))
+        loaded = iter(loader)
+    try:
+        yield from map(_unless_failed, loaded)
+    finally:
+        # Torch's iterator stops its workers as it goes. Were it left to the collector of cycles,
+        # its queues could go first, and each worker would be waited for in vain, 5 s.
+        del loaded
 
 
 def _endless_draws(
@@ -93,7 +98,7 @@ def _endless_draws(
     for step in itertools.count(first_step):
         for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
             key = (seed, number, step)
-            generator = drawing.generator(*key)
+            generator = torch.Generator().manual_seed(drawing.seed_of(*key))
             if weight is None:
                 drawn = torch.randint(size, (batch_size,), generator=generator)
             else:
@@ -123,8 +128,6 @@ class EnvironmentBatches:
         first_step: int = 0,
     ) -> None:
         sizes = [len(dataset) for dataset in datasets]
-        if 0 in sizes:
-            raise ValueError("cannot draw batches from an empty data set")
         # Drawn now: which items come must not depend on random numbers used after this.
         seed = int(torch.empty((), dtype=torch.int64).random_())
         draws = _endless_draws(seed, sizes, weights, batch_size, first_step)
@@ -137,12 +140,28 @@ class EnvironmentBatches:
     def __next__(self) -> list[Batch]:
         return [next(self._batches) for _ in range(self._per_item)]
 
+    def close(self) -> None:
+        """End the worker processes; there are no more batches."""
+        self._batches.close()
+
+
+class InfiniteDataLoader:
+    """Endless batches of one data set: upstream's name, which scripts and algorithms import."""
+
+    def __init__(
+        self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
+    ) -> None:
+        self._batches = EnvironmentBatches([dataset], [weights], batch_size, num_workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for (batch,) in self._batches)
+
 
 class EvaluationBatches:
     """One pass over several data sets in order; each item iterates over one data set's batches.
 
     An item has to be used up before the next is asked for. No batch mixes two data sets, and the
-    worker processes live as long as the pass.
+    worker processes live as long as the pass, which can be closed.
 
     Args:
         datasets: the data sets.
@@ -164,12 +183,26 @@ class EvaluationBatches:
         self._num_workers = num_workers
         self._key = key
 
-    def __iter__(self) -> Iterator[Iterator[Batch]]:
+    def __iter__(self) -> Generator[Iterator[Batch], None, None]:
         sizes = [len(dataset) for dataset in self._datasets]
         requests = _one_pass(sizes, self._batch_size, self._key)
-        batches = _batches(self._datasets, requests, self._num_workers)
-        for dataset in self._datasets:
-            yield itertools.islice(batches, -(-len(dataset) // self._batch_size))
+        with contextlib.closing(_batches(self._datasets, requests, self._num_workers)) as batches:
+            for dataset in self._datasets:
+                yield itertools.islice(batches, -(-len(dataset) // self._batch_size))
+
+
+class FastDataLoader:
+    """One pass over one data set an iteration: upstream's name, as `InfiniteDataLoader` is."""
+
+    def __init__(self, dataset: Any, batch_size: int, num_workers: int) -> None:
+        self._passes = EvaluationBatches([dataset], batch_size, num_workers)
+        self._length = -(-len(dataset) // batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.chain.from_iterable(self._passes)
+
+    def __len__(self) -> int:
+        return self._length
 
 
 def _one_pass(sizes: Sequence[int], batch_size: int, key: Sequence[int]) -> Iterator[list[Request]]:

@@ -21,10 +21,6 @@ from domainbed_carft.errors import CarftError, PassingError
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
-class PictureError(PassingError, OSError):
-    """A picture cannot be read; an OSError, as Pillow's own are for the most part."""
-
-
 def spelled(name: str) -> str:
     """Return ``name``, a path in its shortest form that still is one.
 
@@ -53,16 +49,11 @@ def subfolders(root: str, what: str = "an environment") -> list[str]:
     return found
 
 
-def environments(root: str) -> list[str]:
-    """Return the environments of a user's own data.
+def environments(root: str, what: str = "an environment") -> list[str]:
+    """Return the environments, or what else, of a user's own data.
 
-    Raises CarftError as ``subfolders``, and for what unpackers and notebooks leave behind, which
-    would count as an environment.
+    Raises CarftError as ``subfolders``, and for what unpackers and notebooks leave behind.
     """
-    return _without_stray(root, "an environment")
-
-
-def _without_stray(root: str, what: str) -> list[str]:
     names = subfolders(root, what)
     if stray := [name for name in names if STRAY.match(name)]:
         raise CarftError(
@@ -76,9 +67,8 @@ def problems(root: str) -> list[str]:
     """Say what is wrong with a user's own data, by the names of its folders alone."""
     try:
         names = environments(root)
-        require_same_classes(
-            names, [_without_stray(os.path.join(root, name), "a class") for name in names]
-        )
+        classes = [environments(os.path.join(root, name), "a class") for name in names]
+        require_same_classes(names, classes)
     except CarftError as error:
         return [str(error)]
     return []
@@ -100,7 +90,7 @@ def _picture(path: str) -> Any:
         return listing.open_picture(path)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(
+        raise PassingError(
             f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; put back the "
             "right file, or take it away (which changes the splits). `carft data verify --decode` "
             "finds all such files of a data set"

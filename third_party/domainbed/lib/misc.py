@@ -36,14 +36,9 @@ class SplitDataset(torch.utils.data.Subset[Any]):
 
 
 def split_dataset(dataset: Any, n: int, seed: int = 0) -> tuple[SplitDataset, SplitDataset]:
-    """Shuffle the positions of `dataset` with `seed`; split off the first `n` from the rest.
-
-    Raises:
-        ValueError: `n` is negative or larger than the data set.
-    """
+    """Shuffle the positions of `dataset` with `seed`; split off the first `n` from the rest."""
     size = len(dataset)
-    if not 0 <= n <= size:
-        raise ValueError(f"cannot take {n} of {size} items")
+    assert 0 <= n <= size, f"cannot take {n} of {size} items"
     # RandomState.shuffle of a list: the draw that upstream's splits are defined by.
     order = list(range(size))
     np.random.RandomState(seed).shuffle(order)
@@ -88,10 +83,7 @@ def accuracy(
     """Return the share of items that `network.predict` gets right, weighted by `weights` if given.
 
     The network is in evaluation mode meanwhile and in training mode afterwards. A single logit
-    is a binary decision at 0.
-
-    Raises:
-        ValueError: there are no items, or their weights add up to nothing.
+    is a binary decision at 0. Raises ZeroDivisionError where there are no items to count.
     """
     right = total = torch.zeros((), dtype=torch.float64)
     seen = 0
@@ -106,12 +98,7 @@ def accuracy(
             right = right + (hits * shares).sum()
             total = total + shares.sum()
     network.train()
-    if not total:
-        raise ValueError(
-            f"there is no accuracy over {seen} items of total weight {float(total)}: expected at "
-            "least one item with a weight; the split may be empty"
-        )
-    return float(right / total)
+    return float(right) / float(total)
 
 
 def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -129,6 +116,11 @@ def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> No
     cells = [_cell(value).ljust(colwidth)[:colwidth] for value in row]
     separator, end = (" & ", "\\\\") if latex else ("  ", "")
     print(separator.join(cells), end)
+
+
+def print_separator() -> None:
+    """Print a line of 80 signs of equality: upstream's name, which scripts import."""
+    print("=" * 80)
 
 
 def _cell(value: Any) -> str:

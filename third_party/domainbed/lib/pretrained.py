@@ -40,10 +40,10 @@ def read(url: str) -> dict[str, torch.Tensor]:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
         except Exception as error:  # no network, no room, another hash: many types, one remedy
-            problem = (
-                f"are not there, and downloading them failed ({_brief(error)}). Put {url} there"
-            )
-            raise PassingError(_unavailable(path, problem)) from error
+            raise PassingError(
+                f"the pretrained weights {path} are not there, and downloading them failed "
+                f"({_brief(error)}). Put {url} there; TORCH_HOME moves the folder"
+            ) from error
     try:
         found: dict[str, torch.Tensor] = weights.load_weights(path)
     except ValueError as error:
@@ -57,19 +57,15 @@ def load(network: torch.nn.Module, url: str) -> None:
     try:
         network.load_state_dict(found)
     except Exception as error:  # RuntimeError for another network's, others for no state dict
-        kind = type(network).__name__
-        problem = f"are not those of this {kind} ({_brief(error)}). Replace the file by {url}"
-        raise CarftError(_unavailable(_place(url), problem)) from error
+        raise CarftError(
+            f"the pretrained weights {_place(url)} are not those of this {type(network).__name__} "
+            f"({_brief(error)}). Replace the file by {url}"
+        ) from error
 
 
 def _place(url: str) -> str:
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
 
 
-def _unavailable(path: str, problem: str) -> str:
-    return f"the pretrained weights {path} {problem}; TORCH_HOME moves the folder"
-
-
 def _brief(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -85,7 +85,8 @@ class Q:
         for item in self._list:
             value = select(item)
             groups.setdefault(hashable(value), (value, []))[1].append(item)
-        return Q([(value, Q(items)) for _, (value, items) in sorted(groups.items(), key=_first)])
+        ascending = sorted(groups.items(), key=lambda group: group[0])
+        return Q([(value, Q(items)) for _, (value, items) in ascending])
 
     def group_map(self, selector: Selector, fn: Callable[..., Any]) -> Q:
         """Return fn(value, items) for each group."""
@@ -163,10 +164,6 @@ class Q:
             return -math.inf if is_nan else value
 
         return Q(sorted(self._list, key=rank))
-
-
-def _first(pair: tuple[Any, Any]) -> Any:
-    return pair[0]
 
 
 def _quietly(statistic: Callable[[Any], Any], values: list[Any]) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed.lib.query import Q
 from domainbed_carft import text
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records as job_records
 from domainbed_carft.jobs.folder import RECORDS
 
@@ -20,8 +21,11 @@ def load_records(path: str) -> Q:
 
     Folders are read in sorted order: sums, and with them a mean that ends in an exact half, depend
     on it. What is no whole record, as an interrupted job leaves it, is named on the error stream;
-    of several records of one step of one job the last counts: the job was run again.
+    of several records of one step of one job the last counts: the job was run again. Raises
+    CarftError for a missing folder.
     """
+    if not os.path.isdir(path):
+        raise CarftError(f"--input_dir: no such folder: {path}")
     found: list[dict[str, Any]] = []
     for folder in sorted(os.listdir(path)):
         file = os.path.join(path, folder, RECORDS)
@@ -51,10 +55,5 @@ def get_grouped_records(records: Q) -> Q:
         for test_env in args["test_envs"]:
             key = (args["trial_seed"], args["dataset"], args["algorithm"], test_env)
             groups.setdefault(key, []).append(record)
-    names = ("trial_seed", "dataset", "algorithm", "test_env")
-    return Q(
-        [
-            {**dict(zip(names, key, strict=True)), "records": Q(members)}
-            for key, members in groups.items()
-        ]
-    )
+    names = ("trial_seed", "dataset", "algorithm", "test_env", "records")
+    return Q([dict(zip(names, (*key, Q(found)), strict=True)) for key, found in groups.items()])

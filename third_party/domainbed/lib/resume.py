@@ -17,23 +17,14 @@ import torch
 from domainbed_carft import files
 from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
+from domainbed_carft.jobs.folder import JobFolder
 
-NAME = "state.pt"
 COMFORT = "what was saved before is untouched: make room, then start the same again"
 
 # What `training.Run` puts into a state.
 _PARTS = {
-    *(
-        "arguments",
-        "hyperparameters",
-        "data",
-        "torch",
-        "steps_done",
-        "recorded",
-        "interval",
-        "files",
-    ),
-    *("generators", "cuda_generators", "algorithm"),
+    *("arguments", "hyperparameters", "data", "torch", "steps_done", "recorded", "interval"),
+    *("files", "generators", "cuda_generators", "algorithm"),
 }
 
 # Arguments that do not change the result, so that a run may go on with others.
@@ -51,7 +42,7 @@ class StateFile:
     """The state of the run in `folder`."""
 
     def __init__(self, folder: str) -> None:
-        self.path = os.path.join(folder, NAME)
+        self.path = str(JobFolder(folder).state_path)
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state; raises ResumeError, with the one before still there."""
@@ -67,10 +58,8 @@ class StateFile:
             if not isinstance(state, dict) or not state.keys() >= _PARTS:
                 raise ValueError(f"{self.path} is not the state of a run")
         except ValueError as error:
-            raise ResumeError(
-                f"{error}. Put a good copy in its place, or start over with --restart, which "
-                "deletes it."
-            ) from error
+            advice = "Put a good copy in its place, or start over with --restart, which deletes it"
+            raise ResumeError(f"{error}. {advice}") from error
         return state
 
     def remove(self) -> None:

@@ -8,7 +8,6 @@ the same id. What fails once the training has begun is a warning. Upstream has n
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
@@ -25,8 +24,6 @@ KINDS = ("tensorboard", "wandb")
 
 # Where a launcher says what all jobs are to log to: the names, with blanks between them.
 VARIABLE = "DOMAINBED_LOG"
-# W&B's own variable for what the runs of a sweep have in common.
-GROUP = "WANDB_RUN_GROUP"
 
 _COMPARED_BY = ("algorithm", "dataset", "test_envs", "trial_seed", "hparams_seed")
 _ID = os.path.join("wandb", "domainbed-run-id")  # in the job's folder
@@ -48,11 +45,10 @@ def problems(kinds: Sequence[str]) -> list[str]:
     """Say which kinds there are not, which libraries are missing, and whether a login is."""
     found = []
     for kind in dict.fromkeys(kinds):
+        spec = importlib.util.find_spec(kind) if kind in KINDS else None
         if kind not in KINDS:
             found.append(f"{VARIABLE} has {kind!r}, expected names out of {', '.join(KINDS)}")
-            continue
-        spec = importlib.util.find_spec(kind)
-        if spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
+        elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
             found.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
         elif kind == "wandb":
             found += _login_problems()
@@ -65,29 +61,27 @@ def _login_problems() -> list[str]:
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
     import wandb
 
-    reason = "nobody is logged in"
     try:
         if wandb.setup().settings.mode != "online" or wandb.login(verify=False):
             return []
+        reason = "nobody is logged in"
     except Exception as error:  # a setting that it refuses, or nobody to ask
-        reason = " ".join(str(error).split())
-    advice = (
-        "run `wandb login`, set WANDB_API_KEY, or log into the job's folder: WANDB_MODE=offline"
-    )
-    return [f"--log wandb: {reason}; {advice}"]
+        reason = _brief(error)
+    return [f"--log wandb: {reason}; run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline"]
 
 
 def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
     """Let the jobs that this process starts log so, in W&B as a group called as the folder."""
     os.environ[VARIABLE] = " ".join(kinds)
     if "wandb" in kinds:
-        os.environ.setdefault(GROUP, os.path.basename(os.path.abspath(sweep_output_dir)))
+        os.environ.setdefault(
+            "WANDB_RUN_GROUP", os.path.basename(os.path.abspath(sweep_output_dir))
+        )
 
 
 def forget(folder: str) -> None:
     """Let the next run in a job's folder be another one at W&B; TensorBoard needs no telling."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, _ID))
+    Path(folder, _ID).unlink(missing_ok=True)
 
 
 def name_of(args: Mapping[str, Any]) -> str:
@@ -99,10 +93,7 @@ def name_of(args: Mapping[str, Any]) -> str:
 
 
 class Logs:
-    """The logs of one run, of some of KINDS; closed at the end of a `with` block.
-
-    `args` and `hparams` are as they are in the records.
-    """
+    """The logs of one run, of some of KINDS; closed at the end of a `with` block."""
 
     def __init__(
         self, kinds: Sequence[str], args: Mapping[str, Any], hparams: Mapping[str, Any]
@@ -112,10 +103,7 @@ class Logs:
         self._read = 0
 
     def begin(self, records: str) -> None:
-        """Open all logs and give them the records of earlier processes of this run, as JSON lines.
-
-        Raises PassingError where one cannot be opened.
-        """
+        """Open all logs and log what is recorded. Raises PassingError if one cannot be opened."""
         for kind in self._kinds:
             try:
                 self._open[kind] = _OPEN[kind](*self._told)
@@ -147,8 +135,7 @@ class Logs:
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
-    return {name: value for name, value in numbers.items() if not isinstance(value, bool)}
+    return {k: v for k, v in record.items() if type(v) in (int, float) and k != "step"}
 
 
 class _TensorBoard:
@@ -164,10 +151,6 @@ class _TensorBoard:
         told = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in told.items()}
         self._writer._get_file_writer().add_summary(compared(plain, {})[1])
-        for title, values in (("args", args), ("hparams", hparams)):
-            listed = json.dumps(values, indent=4, sort_keys=True, default=str)
-            # Indented, it is code to Markdown.
-            self._writer.add_text(title, "    " + listed.replace("\n", "\n    "))
         print(f"TensorBoard: tensorboard --logdir {args['output_dir']}")
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:

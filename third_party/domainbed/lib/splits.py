@@ -68,14 +68,10 @@ def split_environments(
         if index in test_envs:
             unlabeled = int(len(in_split) * uda_holdout_fraction)
             uda_split, in_split = misc.split_dataset(in_split, unlabeled, seed)
-        result.append(
-            Environment(*(_weighed(part, balanced) for part in (in_split, out_split, uda_split)))
-        )
+        weigh = misc.make_weights_for_balanced_classes if balanced else lambda split: None
+        parts = (in_split, out_split, uda_split)
+        result.append(Environment(*(Split(part, weigh(part)) for part in parts)))
     return result
-
-
-def _weighed(data: misc.SplitDataset, balanced: bool) -> Split:
-    return Split(data, misc.make_weights_for_balanced_classes(data) if balanced else None)
 
 
 def named_splits(

@@ -7,9 +7,10 @@ checkpoint is due, and what a record holds. That a run goes on where it was stop
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from domainbed import algorithms, datasets
 from domainbed.lib import algorithm_state, checkpoints, drawing, misc, resume, stopping
 from domainbed.lib.fast_data_loader import Batch, EnvironmentBatches, EvaluationBatches
 from domainbed.lib.preparation import workers_for
-from domainbed.lib.splits import Environment, Split, named_splits
+from domainbed.lib.splits import Environment, named_splits
 from domainbed_carft.jobs.folder import Lock
 
 EVALUATION_BATCH_SIZE = 64
@@ -68,8 +69,21 @@ class Run:
 
         training = [i for i in range(len(environments)) if i not in args.test_envs]
         unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
-        self._warn_of_small_environments(environments, training)
-        self.minibatches = self._endless([environments[i].in_split for i in training])
+        for index in training:
+            if (size := len(environments[index].in_split)) < hparams["batch_size"]:
+                print(
+                    f"Warning: environment {dataset.ENVIRONMENTS[index]!r} has {size} items to "
+                    f"train on, fewer than the batch size {hparams['batch_size']}; batches repeat "
+                    "items."
+                )
+        in_splits = [environments[i].in_split for i in training]
+        self.minibatches = EnvironmentBatches(
+            [split.data for split in in_splits],
+            [split.weights for split in in_splits],
+            hparams["batch_size"],
+            self.n_workers,
+            self.steps_done,
+        )
         self.splits = named_splits(environments, unlabeled)
         self.skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
@@ -90,28 +104,6 @@ class Run:
         if state:
             self._restore(state)
 
-    def _endless(self, splits: Sequence[Split]) -> EnvironmentBatches:
-        return EnvironmentBatches(
-            [split.data for split in splits],
-            [split.weights for split in splits],
-            self.hparams["batch_size"],
-            self.n_workers,
-            self.steps_done,
-        )
-
-    def _warn_of_small_environments(
-        self, environments: Sequence[Environment], training: Sequence[int]
-    ) -> None:
-        batch_size = self.hparams["batch_size"]
-        for index in training:
-            size = len(environments[index].in_split)
-            if size < batch_size:
-                print(
-                    f"Warning: environment {self.dataset.ENVIRONMENTS[index]!r} has {size} items "
-                    f"to train on, fewer than the batch size {batch_size}; "
-                    "its batches are drawn with replacement and repeat items."
-                )
-
     def train(self) -> None:
         """Take the steps that are left, record each checkpoint, save the model, write `done`.
 
@@ -119,15 +111,16 @@ class Run:
             Stopped: one of `stopping.SIGNALS` came; the state is saved.
             ResumeError: something could not be written; what was saved before is still there.
         """
-        try:
-            self._go_on()
-        except stopping.Stopped:
-            if not self._save_state():
-                raise resume.ResumeError(
-                    "stopped by a signal; this algorithm cannot be stored (see out.txt), so the "
-                    "same command starts over"
-                ) from None
-            raise
+        with contextlib.closing(self.minibatches):
+            try:
+                self._go_on()
+            except stopping.Stopped:
+                if not self._save_state():
+                    raise resume.ResumeError(
+                        "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
+                        "the same command starts over"
+                    ) from None
+                raise
         self.files.finish()
         self.state_file.remove()
 
@@ -138,7 +131,8 @@ class Run:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            values = self._step()
+            batches = [(x.to(self.device), y.to(self.device)) for x, y in next(self.minibatches)]
+            values = self.algorithm.update(batches, None)
             self.interval["step_time"].append(time.monotonic() - started)
             for name, value in values.items():
                 self.interval[name].append(float(value))
@@ -152,21 +146,13 @@ class Run:
 
     def _tell(self, at_once: bool) -> None:
         """Let others read how far the training is, but not at every step."""
-        now = time.time()
-        if at_once or now > self._told + 5:
-            self._told = now
+        if at_once or time.time() > self._told + 5:
+            self._told = time.time()
             pictures = self.num_domains * self.hparams["batch_size"]
-            facts = {"step": self.steps_done, "steps": self.n_steps, "updated": now}
-            self.lock.tell(pictures_per_step=pictures, **facts)
+            self.lock.tell(step=self.steps_done, steps=self.n_steps, pictures_per_step=pictures)
 
     _told = 0.0
     _storable = True
-
-    def _step(self) -> Mapping[str, Any]:
-        """Update the algorithm on one batch of each training environment."""
-        minibatches = [(x.to(self.device), y.to(self.device)) for x, y in next(self.minibatches)]
-        values: Mapping[str, Any] = self.algorithm.update(minibatches, None)
-        return values
 
     def _checkpoint(self, step: int) -> None:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
@@ -206,16 +192,17 @@ class Run:
         # place of its split.
         data = [[] if name in self.skipped else split for name, split in self.splits.items()]
         key = (self.args.seed % 2**64, step)
-        passes = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers, key)
+        evaluation = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers, key)
         before = drawing.get_states()
         try:
-            return {
-                f"{name}_acc": misc.accuracy(
-                    self.algorithm, self._until_stopped(batches), None, self.device
-                )
-                for name, batches in zip(self.splits, passes, strict=True)
-                if name not in self.skipped
-            }
+            with contextlib.closing(iter(evaluation)) as passes:
+                return {
+                    f"{name}_acc": misc.accuracy(
+                        self.algorithm, self._until_stopped(batches), None, self.device
+                    )
+                    for name, batches in zip(self.splits, passes, strict=True)
+                    if name not in self.skipped
+                }
         except stopping.Stopped:
             drawing.set_states(before)
             raise

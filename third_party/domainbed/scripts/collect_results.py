@@ -1,13 +1,12 @@
 """Print a sweep's tables: `python -m domainbed.scripts.collect_results --help`.
 
-The text is that of upstream file domainbed/scripts/collect_results.py at b93c22a to the byte;
-so is the LaTeX wherever upstream's compiles. What else there is to say goes to the error stream.
+Text and LaTeX are those of upstream file domainbed/scripts/collect_results.py at b93c22a to the
+byte. What else there is to say goes to the error stream.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,15 +26,6 @@ SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
     model_selection.IIDAccuracySelectionMethod,
     model_selection.LeaveOneOutSelectionMethod,
     model_selection.OracleSelectionMethod,
-)
-
-_LATEX_SPECIAL = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{character: "\\" + character for character in "&%$#_{}"},
-    }
 )
 
 
@@ -81,26 +71,11 @@ def print_table(
     print("\\begin{center}\n\\adjustbox{max width=\\textwidth}{%")
     columns = len(table[0]) if table else len(col_labels) - 1
     print(f"\\begin{{tabular}}{{l{'c' * columns}}}\n\\toprule")
-    misc.print_row(map(_latex_heading, col_labels), colwidth=colwidth, latex=True)
+    misc.print_row((f"\\textbf{{{label}}}" for label in col_labels), colwidth, latex=True)
     print("\\midrule")
     for row in rows:
         misc.print_row(row, colwidth=colwidth, latex=True)
     print("\\bottomrule\n\\end{tabular}}\n\\end{center}")
-
-
-def _latex(text: str) -> str:
-    """Escape what LaTeX would read as a command."""
-    return text.translate(_LATEX_SPECIAL)
-
-
-def _latex_heading(label: str) -> str:
-    return f"\\textbf{{{_latex(label)}}}"
-
-
-def _fitting_width(rows: Sequence[Sequence[str]], col_labels: Sequence[str]) -> int:
-    """Return the width of the longest LaTeX cell: a cell that is cut loses its closing brace."""
-    cells = [cell for row in rows for cell in row]
-    return max(map(len, [*cells, *map(_latex_heading, col_labels)]))
 
 
 def columns_of(records: Q) -> dict[str, list[str]]:
@@ -146,7 +121,7 @@ def print_results_tables(
             for name in algorithm_names
         ]
         if latex:
-            print(f"\n\\subsubsection{{{_latex(dataset)}}}")
+            print(f"\n\\subsubsection{{{dataset}}}")
         header = f"Dataset: {dataset}, {method}"
         _print_means(trials, header, algorithm_names, labels, 20, latex)
 
@@ -195,9 +170,6 @@ def _print_means(
         average = f"{sum(means) / len(means):.1f}" if whole else "X"
         table.append([*(text for _, _, text in cells), average])
     headings = ["Algorithm", *col_labels, "Avg"]
-    if latex:
-        row_labels = [_latex(label) for label in row_labels]
-        colwidth = max(colwidth, _fitting_width([row_labels, *table], headings))
     print_table(table, header_text, row_labels, headings, colwidth, latex)
 
 
@@ -217,24 +189,8 @@ def print_report(records: Q, latex: bool) -> None:
         print("\\end{document}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status.
-
-    0; or 2 if there is no such folder, or if its jobs cannot be in one table.
-    """
-    parser = argparse.ArgumentParser(
-        prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
-    )
-    parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
-    parser.add_argument("--latex", action="store_true")
-    args = parser.parse_args(argv)
-    return exit_status("collect_results", lambda: run(args.input_dir, args.latex))
-
-
 def run(folder: str, latex: bool) -> None:
     """Read the records, print the report, and write it into the folder as well."""
-    if not os.path.isdir(folder):
-        raise CarftError(f"no such folder: {folder}")
     records = reporting.load_records(folder)
     columns_of(records)
     known = f"carft collect --input_dir {shlex.quote(folder)}"
@@ -243,6 +199,17 @@ def run(folder: str, latex: bool) -> None:
         print_report(records, latex)
         path = Path(folder, "results.tex" if latex else "results.txt")
         files.save_text(path, printed.getvalue())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 2 for a missing folder or jobs that fit into no table."""
+    parser = argparse.ArgumentParser(
+        prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
+    )
+    parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
+    parser.add_argument("--latex", action="store_true")
+    args = parser.parse_args(argv)
+    return exit_status("collect_results", lambda: run(args.input_dir, args.latex))
 
 
 if __name__ == "__main__":

@@ -21,25 +21,6 @@ from domainbed_carft.errors import CarftError, PassingError, raise_for
 NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.sources]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="domainbed.scripts.download", description="Download datasets"
-    )
-    parser.add_argument("--data_dir", required=True, help="folder for the data sets' folders")
-    # The one call that is not in a comment upstream.
-    default = ["TerraIncognita"]
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        metavar="NAME",
-        default=default,
-        help=f"what to download (default: {', '.join(default)}, as upstream's script does; begins "
-        f"without asking); there are: {', '.join(NAMES)}",
-    )
-    return parser
-
-
 def run(args: argparse.Namespace) -> None:
     """Download one after another. Raises CarftError, with nothing downloaded if one is unknown."""
     raise_for(text.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES)
@@ -54,7 +35,21 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 after a failure, 2 after a wrong argument."""
-    args = build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="domainbed.scripts.download", description="Download datasets"
+    )
+    parser.add_argument("--data_dir", required=True, help="folder for the data sets' folders")
+    # The one call that is not in a comment upstream.
+    default = ["TerraIncognita"]
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        default=default,
+        help=f"what to download (default: {', '.join(default)}, as upstream's script does; begins "
+        f"without asking); there are: {', '.join(NAMES)}",
+    )
+    args = parser.parse_args(argv)
     return exit_status("download", lambda: run(args))
 
 

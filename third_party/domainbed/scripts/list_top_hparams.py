@@ -6,7 +6,6 @@ Flags and printed layout of upstream file domainbed/scripts/list_top_hparams.py 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from domainbed.lib.image_folders import spelled
 from domainbed.lib.query import Q
 from domainbed.lib.usage import exit_status, printed_at_once
 from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError
 
 
 def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> None:
@@ -37,8 +36,30 @@ def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> No
                 print(f"\t\t\t{folder}")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def run(args: argparse.Namespace) -> None:
+    """Read and print. Raises CarftError if no record has what was asked for."""
+    names = "dataset,algorithm,test_env"
+    wanted = (args.dataset, args.algorithm, args.test_env)
+    records = reporting.load_records(args.input_dir)
+    columns_of(records.filter_equals("args.dataset", args.dataset))
+    groups = reporting.get_grouped_records(records)
+    chosen = groups.filter_equals(names, wanted).sorted(key=lambda group: group["trial_seed"])
+    if not len(chosen):
+        found = [" ".join(map(str, group)) for group in groups.select(names).unique()]
+        raise CarftError(
+            f"no record below {args.input_dir} is of {' '.join(map(str, wanted))} (data set, "
+            f"algorithm, test environment); there are: {', '.join(sorted(found)) or 'none'}"
+        )
+    print("Total records:", len(records))
+    for method in SELECTION_METHODS:
+        print(f"Model selection: {method.name}")
+        for group in chosen:
+            print(f"trial_seed: {group['trial_seed']}")
+            print_ranking(group["records"], method)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 if there is nothing to list."""
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )
@@ -46,44 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", required=True, type=spelled)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)
-    return parser
-
-
-def check(args: argparse.Namespace, records: Q, groups: Q) -> None:
-    """Raise a CarftError if no record has what was asked for; the message says what there is."""
-    columns_of(records.filter_equals("args.dataset", args.dataset))
-    problems = []
-    for flag in ("dataset", "algorithm", "test_env"):
-        wanted = getattr(args, flag)
-        found = groups.select(flag).unique().sorted()
-        if wanted not in found:
-            there = f"there are: {', '.join(map(str, found))}" if len(found) else "there is none"
-            problems.append(f"--{flag} {wanted}: no record below {args.input_dir} has it; {there}")
-        groups = groups.filter_equals(flag, wanted) if wanted in found else groups
-    raise_for(problems)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Read, check, print."""
-    if not os.path.isdir(args.input_dir):
-        raise CarftError(f"--input_dir: no such folder: {args.input_dir}")
-    records = reporting.load_records(args.input_dir)
-    groups = reporting.get_grouped_records(records)
-    check(args, records, groups)
-    print("Total records:", len(records))
-    wanted = (args.dataset, args.algorithm, args.test_env)
-    groups = groups.filter_equals("dataset,algorithm,test_env", wanted)
-    groups = groups.sorted(key=lambda group: group["trial_seed"])
-    for method in SELECTION_METHODS:
-        print(f"Model selection: {method.name}")
-        for group in groups:
-            print(f"trial_seed: {group['trial_seed']}")
-            print_ranking(group["records"], method)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 if there is nothing to list."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     with printed_at_once():
         return exit_status("list_top_hparams", lambda: run(args))
 

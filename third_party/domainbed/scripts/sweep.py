@@ -13,7 +13,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from domainbed.lib import checks, misc, scalar_logs
 from domainbed.lib.image_folders import spelled
 from domainbed.lib.usage import exit_status
 from domainbed_carft.errors import CarftError, PassingError, raise_for
-from domainbed_carft.jobs import job as jobs
+from domainbed_carft.jobs import job as house
+from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import Held, JobFolder
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
@@ -49,15 +51,11 @@ class Job:
     DONE = "Done"
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
-        self.output_dir = os.path.join(sweep_output_dir, jobs.identity(train_args))
+        self.output_dir = os.path.join(sweep_output_dir, house.identity(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
-        self.command_str = shlex.join(jobs.command(self.train_args))
-        self.state = self._find_state()
-
-    def _find_state(self) -> str:
-        if os.path.exists(os.path.join(self.output_dir, "done")):
-            return Job.DONE
-        return Job.INCOMPLETE if os.path.exists(self.output_dir) else Job.NOT_LAUNCHED
+        self.command_str = shlex.join(house.command(self.train_args))
+        begun = Job.INCOMPLETE if os.path.exists(self.output_dir) else Job.NOT_LAUNCHED
+        self.state = Job.DONE if JobFolder(self.output_dir).done else begun
 
     def __str__(self) -> str:
         shown = ("dataset", "algorithm", "test_envs", "hparams_seed")
@@ -79,30 +77,23 @@ class Job:
         """Delete the jobs' folders, but those of jobs that run by now."""
         print("Deleting...")
         deleted = 0
-        for job in jobs:
-            folder, gone = JobFolder(job.output_dir), Path(f"{job.output_dir}.deleted")
+        for folder in (JobFolder(job.output_dir) for job in jobs):
+            away = folder.path.with_name(f".deleted-{folder.path.name}-{os.getpid()}")
             try:
                 with folder.claim():
-                    shutil.rmtree(gone, ignore_errors=True)  # of an interrupted deletion
-                    # Nobody finds half of it, and no table has a job that is being deleted.
+                    # No table has a job that is being deleted, and nobody finds half of its folder.
                     folder.records_path.unlink(missing_ok=True)
-                    folder.path.rename(gone)
+                    folder.path.rename(away)
+                    shutil.rmtree(away)
+                deleted += 1
             except Held as error:
                 print(f"sweep: left alone: {error}", file=sys.stderr)
-                continue
-            shutil.rmtree(gone)
-            deleted += 1
         print(f"Deleted {deleted} jobs!")
 
 
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
-    """Yield all choices of one or two of `n` environments: [0], [0, 1], [0, 2], ..., [1], ...
-
-    Raises:
-        ValueError: `n` is less than 3, so two test environments leave none to train on.
-    """
-    if n < 3:
-        raise ValueError(f"two test environments at a time need at least 3, not {n}")
+    """Yield all choices of one or two of `n` environments: [0], [0, 1], [0, 2], ..., [1], ..."""
+    assert n >= 3, "two test environments at a time leave nothing to train on"
     choices = [itertools.combinations(range(n), size) for size in (1, 2)]
     yield from map(list, sorted(itertools.chain(*choices)))
 
@@ -185,9 +176,7 @@ def check(args: argparse.Namespace) -> None:
 
     To launch, what would make every job fail is wrong as well; to delete jobs, it is not.
     """
-    problems = []
-    if not args.algorithms:
-        problems.append("--algorithms is empty")
+    problems: list[str] = []
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
     for dataset in args.datasets:
@@ -205,20 +194,14 @@ def run(args: argparse.Namespace) -> int:
     """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
     check(args)
     launching = args.command == "launch"
-    for dataset in dict.fromkeys(args.datasets):
-        if launching and checks.is_elsewhere(dataset, args):
-            where = f"{dataset} is not in --data_dir {args.data_dir} on this machine"
-            print(f"sweep: {where}; its jobs look for it where they run", file=sys.stderr)
     args_list = make_args_list(
         *(args.n_trials, args.datasets, args.algorithms, args.n_hparams_from, args.n_hparams),
         *(args.steps, args.data_dir, args.task, args.holdout_fraction),
         *(args.single_test_envs, args.hparams),
     )
     jobs = [Job(train_args, args.output_dir) for train_args in args_list]
-    by_state = {
-        state: [job for job in jobs if job.state == state]
-        for state in (Job.DONE, Job.INCOMPLETE, Job.NOT_LAUNCHED)
-    }
+    states = (Job.DONE, Job.INCOMPLETE, Job.NOT_LAUNCHED)
+    by_state = {state: [job for job in jobs if job.state == state] for state in states}
     for job in jobs:
         print(job)
     counts = ", ".join(f"{len(found)} {state.lower()}" for state, found in by_state.items())
@@ -229,21 +212,47 @@ def run(args: argparse.Namespace) -> int:
         _confirm()
     if not launching:
         Job.delete(chosen)
+        gone = [Path(job.output_dir) for job in chosen if not os.path.exists(job.output_dir)]
+        if gone:
+            _note(lambda: manifest.drop(Path(args.output_dir), gone))
         return 0
     if begun := by_state[Job.INCOMPLETE]:
         running = sum(JobFolder(job.output_dir).is_held() for job in begun)
-        print(
-            f"sweep: {len(begun)} incomplete jobs were not launched: {running} are running, the "
-            "rest are queued or interrupted. Rerun a job's command, or delete_incomplete and "
-            "launch again",
-            file=sys.stderr,
-        )
+        left = f"{len(begun)} incomplete jobs were not launched: {running} are running"
+        print(f"sweep: {left}, for the rest delete_incomplete and launch again", file=sys.stderr)
+    _note(lambda: _list(jobs, args))
     scalar_logs.hand_on(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
     except CarftError as error:  # by now something has begun
         raise PassingError(str(error)) from error
     return 1 if failed else 0
+
+
+def _list(jobs: Sequence[Job], args: argparse.Namespace) -> None:
+    """Add the jobs to the manifest, which `carft sweep status` and `carft collect` read."""
+    output = Path(args.output_dir)
+    known = manifest.read(output) if output.is_dir() else None
+    listed = [
+        house.Job(
+            {k: v for k, v in job.train_args.items() if k != "output_dir"}, Path(job.output_dir)
+        )
+        for job in jobs
+    ]
+    facts = {}
+    for name in args.datasets:
+        of = datasets.get_dataset_class(name)
+        facts[name] = manifest.Dataset(tuple(of.ENVIRONMENTS), None, of.N_STEPS, of.CHECKPOINT_FREQ)
+    sweep = known or manifest.Sweep("flags", args.data_dir, ())
+    manifest.add(output, replace(sweep, jobs=tuple(listed), datasets=facts))
+
+
+def _note(change: Callable[[], object]) -> None:
+    """Change the manifest; where that fails, the sweep goes on without."""
+    try:
+        change()
+    except (CarftError, OSError, AttributeError) as error:
+        print(f"sweep: Warning: the list of jobs was not changed: {error}", file=sys.stderr)
 
 
 def _confirm() -> None:
@@ -269,11 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return exit_status("sweep", lambda: run(args))
     except KeyboardInterrupt:
-        print(
-            "sweep: interrupted by Ctrl-C; jobs that ran are incomplete: run delete_incomplete, "
-            "then launch again for the rest",
-            file=sys.stderr,
-        )
+        advice = "jobs that ran are incomplete: run delete_incomplete, then launch again"
+        print(f"sweep: interrupted by Ctrl-C; {advice}", file=sys.stderr)
         return 130
 
 

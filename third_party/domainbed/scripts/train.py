@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import PIL
@@ -57,13 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--test_envs", type=int, nargs="*", default=[0], help="none: train on all environments"
     )
     parser.add_argument("--output_dir", default="train_output")
-    parser.add_argument(
-        "--hparams_seed", type=int, default=0, help="draws the hyperparameters; 0 is the defaults"
-    )
-    parser.add_argument(
-        "--trial_seed", type=int, default=0, help="draws the splits and the hyperparameters"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seeds everything else")
+    seeds = {
+        "--hparams_seed": "draws the hyperparameters; 0 is the defaults",
+        "--trial_seed": "draws the splits and the hyperparameters",
+        "--seed": "seeds everything else",
+    }
+    for flag, what in seeds.items():
+        parser.add_argument(flag, type=int, default=0, help=what)
     own = "0, and the default: the data set's own"
     parser.add_argument("--steps", type=int, help=own)
     parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints; {own}")
@@ -130,38 +130,25 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
     raise_for(problems)
 
 
-def print_environment() -> None:
-    """Print the versions that a result may depend on."""
-    versions = {
-        "Python": sys.version.split(" ")[0],
-        "PyTorch": torch.__version__,
-        "Torchvision": torchvision.__version__,
-        "CUDA": torch.version.cuda,
-        "CUDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        "NumPy": np.__version__,
-        "PIL": PIL.__version__,
-    }
-    print("Environment:")
-    for name, version in versions.items():
-        print(f"\t{name}: {version}")
-
-
 def run(args: argparse.Namespace, lock: Lock, log_to: Sequence[str], restart: bool) -> None:
     """Check, load, train."""
     with stopping.StopSignals() as stop:
         check(args, log_to)  # takes minutes where much data lies on a network
         stop.check()
-        print_environment()
-        _print_sorted("Args:", vars(args))
+        versions = {
+            "Python": sys.version.split(" ")[0],
+            "PyTorch": torch.__version__,
+            "Torchvision": torchvision.__version__,
+            "CUDA": torch.version.cuda,
+            "CUDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "NumPy": np.__version__,
+            "PIL": PIL.__version__,
+        }
+        _print("Environment:", versions.items())
+        _print("Args:", sorted(vars(args).items()))
         state = None if restart else resume.StateFile(args.output_dir).load()
         hparams = preparation.choose_hparams(args)
-        _print_sorted("HParams:", hparams)
-        if not (restart or state) and os.path.exists(os.path.join(args.output_dir, "done")):
-            print(
-                f"Note: {args.output_dir} has a finished run. The weights that this one keeps "
-                "replace its weights, and new records are added to its own; --restart sets those "
-                "aside."
-            )
+        _print("HParams:", sorted(hparams.items()))
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
         job = training.Run(args, hparams, dataset, environments, state, stop, lock)
@@ -173,9 +160,9 @@ def run(args: argparse.Namespace, lock: Lock, log_to: Sequence[str], restart: bo
             job.train()
 
 
-def _print_sorted(title: str, values: dict[str, object]) -> None:
+def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
     print(title)
-    for name, value in sorted(values.items()):
+    for name, value in values:
         print(f"\t{name}: {value}")
 
 
@@ -200,11 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CarftError as error:
         return tell("train", error)
     except OSError as error:
-        print(
-            f"train: --output_dir {args.output_dir} cannot be used: {error}; expected a folder "
-            "that can be written",
-            file=sys.stderr,
-        )
+        print(f"train: --output_dir {args.output_dir} cannot be used: {error}", file=sys.stderr)
         return 1
 
 
@@ -220,10 +203,8 @@ def _run_and_tell(
         print(f"train: stopped by {signal}; the same command goes on from here", file=sys.stderr)
         return job_folder.STOPPED
     except KeyboardInterrupt:
-        print(
-            "train: interrupted by Ctrl-C; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        advice = "the same command goes on from the last checkpoint"
+        print(f"train: interrupted by Ctrl-C; {advice}", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()
