@@ -61,12 +61,6 @@ def test_the_jobs_are_told_and_are_the_same_jobs(launched):
     assert told[0][1] == {"DOMAINBED_LOG": "tensorboard"}
 
 
-def test_a_group_of_the_users_own_stays(launched, monkeypatch):
-    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    told = launched(*FLAGS, "--log", "wandb")
-    assert told[0][1] == {"DOMAINBED_LOG": "wandb"}
-
-
 def test_each_variant_is_a_group(launched, tmp_path):
     (tmp_path / "mine.yaml").write_text(VARIANTS)
     told = launched(str(tmp_path / "mine.yaml"), "--log", "wandb")

@@ -135,16 +135,6 @@ def test_a_job_that_is_launched_while_its_folder_is_deleted_keeps_its_lock(
     assert not list(folder.glob(".deleted-*"))
 
 
-def test_clean_asks_on_a_terminal(sweep, monkeypatch):
-    folder, (job, *_) = sweep
-    job.folder.mkdir()
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda prompt: "n")
-    with pytest.raises(SystemExit) as left:
-        cli.main(["sweep", "clean", str(folder), "--incomplete"])
-    assert left.value.code == 0 and job.folder.is_dir() and len(listed(folder)) == 8
-
-
 def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, others, capsys):
     folder, (job, foreign, *_) = sweep
     process = others.hold(job)

@@ -6,7 +6,6 @@ what ``domainbed.scripts.collect_results`` says, and the report that of ``carft 
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +24,12 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     """
     declaration = sweep.load(declared)
     if trials:
-        declaration = dataclasses.replace(declaration, trials=trials)
+        declaration = declaration.model_copy(update={"trials": trials})
     (dataset,) = declaration.datasets
     environments = declaration.environments[dataset]
     folder = output / "sweep"
     print(
-        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps[dataset]} steps "
+        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps_of(dataset)} steps "
         f"with one of {', '.join(environments)} left out, {declaration.trials} of each"
     )
     writing.require_place(output / "report")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from domainbed_carft import machine, text
 from domainbed_carft.errors import raise_for
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
 from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
@@ -31,7 +31,6 @@ class _Queue:
     name: str
     jobs: Sequence[Job]
     environment: Environment
-    verbose: bool
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.jobs)
@@ -48,7 +47,7 @@ class _Queue:
             return []
         with (
             stopping(self._children, self.name),
-            in_hand(self.name, [JobFolder(job.folder) for job in self.jobs]),
+            in_hand(self.name, self.jobs),
             ThreadPoolExecutor(max_workers=len(slots)) as workers,
         ):
             futures = [workers.submit(self._work, slot) for slot in slots]
@@ -69,10 +68,8 @@ class _Queue:
             ending = attempt.run(job, {**slot, **own}, self._children)
             if self._goes_on(ending):
                 self._waiting.append(job)
-                continue
-            self._ended.append(ending)
-            if self.verbose:
-                self._progress()
+            else:
+                self._ended.append(ending)
 
     def _goes_on(self, ending: Ending) -> bool:
         if ending.result != "interrupted":
@@ -81,21 +78,14 @@ class _Queue:
         self._interruptions[ending.folder] += 1
         return self._interruptions[ending.folder] < MAX_ATTEMPTS
 
-    def _progress(self) -> None:
-        count = sum(ending.result == "failed" for ending in self._ended)
-        total = text.counted(len(self.jobs), "job")
-        self._say(f"{len(self._ended)} of {total} ended" + (f", {count} failed" if count else ""))
-
     def _tell(self, left: Sequence[Ending]) -> None:
         held = [ending for ending in left if ending.result == "held"]
+        lines = [str(ending) for ending in left if ending.result != "held"]
         if held:
             jobs = text.counted(len(held), "job is", "jobs are")
-            self._say(f"{jobs} run by others; the next launch looks again. Such as: {held[0]}")
-        for ending in (ending for ending in left if ending.result != "held"):
-            self._say(str(ending))
-
-    def _say(self, words: str) -> None:
-        print(f"{self.name}: {text.shown(words)}", file=sys.stderr, flush=True)
+            lines = [f"{jobs} run by others, and left to them. Such as: {held[0]}", *lines]
+        for line in lines:
+            print(f"{self.name}: {text.shown(line)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -103,7 +93,6 @@ class Dummy:
     """Print the commands and run none of them."""
 
     options: NoOptions
-    verbose: bool = False
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
         for job in jobs:
@@ -117,10 +106,9 @@ class Local:
     """Run the jobs one after another; what they print is in their out.txt and err.txt."""
 
     options: NoOptions
-    verbose: bool = False
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-        return _Queue("local", jobs, environment, self.verbose).run([{}])
+        return _Queue("local", jobs, environment).run([{}])
 
 
 @dataclass(frozen=True)
@@ -132,10 +120,9 @@ class Pool:
     """
 
     options: PoolOptions
-    verbose: bool = False
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-        return _Queue("pool", jobs, environment, self.verbose).run(self.slots(len(jobs)))
+        return _Queue("pool", jobs, environment).run(self.slots(len(jobs)))
 
     def problems(self, sweeps: Iterable[Path]) -> list[str]:
         """Why this machine cannot do what the options say."""
