@@ -211,20 +211,6 @@ def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path):
     assert [events(tmp_path / f"job0{n}") for n in range(3)] == [["start", "end"]] * 3
 
 
-def test_a_job_killed_with_its_launcher_is_finished_by_the_next(tmp_path):
-    jobs = commands(tmp_path, 1, seconds=1)
-    killed = launch("local", jobs)
-    wait_until(lambda: story(tmp_path / "job00"))
-    for pid in (killed.pid, story(tmp_path / "job00")[0]["pid"]):
-        os.kill(pid, signal.SIGKILL)
-    killed.communicate()
-    wait_until(lambda: not JobFolder(tmp_path / "job00").is_held(), 10)
-    assert JobFolder(tmp_path / "job00").last_holder().pid == killed.pid
-    assert run("local", jobs) == []
-    assert events(tmp_path / "job00") == ["start", "start", "end"]
-    assert not JobFolder(tmp_path / "job00").lock_path.exists()
-
-
 def test_three_launchers_at_once_run_each_job_once(tmp_path):
     """Whoever has a free slot takes the next job; nobody waits for what another one runs."""
     jobs = commands(tmp_path, 12, seconds=0.2)

@@ -141,37 +141,6 @@ def test_what_is_stopped_goes_on_where_it_was(tmp_path, way):
     assert "Nothing runs or waits." in carft("cancel", out, "--yes").stdout
 
 
-@pytest.mark.slow
-def test_cancel_reaches_a_job_whose_launcher_was_killed(tmp_path):
-    out = tmp_path / "out"
-    flags = [*ENDLESS, "--steps", "1000000", "--hparams", '{"batch_size": 4}', "--output_dir", out]
-    launcher = start("launch", *flags, "--launcher", "local")
-    try:
-        wait_for(out.is_dir)
-        (job,) = wait_for(lambda: running(out))
-        launcher.kill()
-        launcher.communicate(timeout=60)
-        assert running(out)[0]["folder"] == job["folder"]
-        stopped = carft("cancel", out, "--yes")
-        assert stopped.returncode == 0, stopped.stderr
-    finally:
-        launcher.kill()
-        for one in running(out):
-            os.kill(one["pid"], signal.SIGKILL)
-    assert JobFolder(job["folder"]).state_path.exists()
-    counts = json.loads(carft("status", out, "--json").stdout)["counts"]
-    assert counts["running"] == 0
-    assert counts["interrupted"] == 1
-
-
-def test_the_dummy_launcher_leaves_nothing_behind(tmp_path, capsys):
-    arguments = ["sweep", "launch", "demo", "--output_dir", str(tmp_path / "out")]
-    assert cli.main([*arguments, "--launcher", "dummy"]) == 0
-    commands = [line for line in capsys.readouterr().out.splitlines() if "Dummy" in line]
-    assert len(commands) == 16 and not (tmp_path / "out").exists()
-    assert all("--steps 101 " in line and "--data_dir embedded " in line for line in commands)
-
-
 def test_launch_asks_on_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda prompt: "n")

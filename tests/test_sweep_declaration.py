@@ -186,7 +186,7 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
     assert made.name == path.stem and made.description
     found = made.jobs("D", Path("/nowhere"))
     statuses = states.look(found, made.facts, states.Waiting())
-    *_, total = estimate.make(statuses, made.facts, {})
+    *_, total = estimate.costs(statuses, made.facts, {}).values()
     comment = " ".join(
         line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#"
     )

@@ -30,7 +30,7 @@ def test_pictures(text, steps, trained, evaluated):
     declared = made(text)
     (job, *_) = declared.jobs("D", Path("o"))
     (facts,) = declared.facts.values()
-    assert estimate.work(job, facts) == (steps, trained, evaluated)
+    assert estimate.cost(job, facts)[2:5] == (steps, trained, evaluated)
 
 
 def test_without_the_training_in_splits(begun, capsys):
@@ -41,7 +41,7 @@ def test_without_the_training_in_splits(begun, capsys):
     out = [len(misc.split_dataset(range(n), int(n * 0.2))[0]) for n in counts]
     facts = sources.load("mine.yaml").facts["PACS"]
     each = [2 * (sum(out) - out[i] + n) for i, n in enumerate(counts)]  # 2 checkpoints
-    assert [estimate.work(job, facts, skips=True).evaluated for job in begun[1]] == each
+    assert [estimate.cost(job, facts, skips=True).evaluated for job in begun[1]] == each
     said = dry_run(begun[0], capsys, "--skip_training_in_splits").out
     assert f"{sum(each):,}" in said and "out-splits of the others" in said
     said = dry_run(begun[0], capsys).out

@@ -88,8 +88,7 @@ class SlurmOptions:
         if self.time.isdecimal() and needed >= 60 * int(self.time):
             raise ValueError(
                 f"signal_seconds = {self.signal_seconds} is too long for a time limit of "
-                f"{self.time} minutes, as SLURM warns up to {WARNS_EARLY_SECONDS} s earlier; "
-                f"expected a limit of more than {needed} s, or a smaller signal_seconds"
+                f"{self.time} minutes; expected a limit of more than {needed} s"
             )
 
 

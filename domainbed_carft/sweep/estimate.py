@@ -7,7 +7,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
@@ -26,71 +25,52 @@ _MEASURED_STEPS = 3
 _EVALUATION_BATCH = 64  # DomainBed's
 
 
-class Work(NamedTuple):
-    """What one job does: steps, pictures trained on and evaluated, nan where not known."""
-
-    steps: int
-    trained: int
-    evaluated: float
-
-
 Pace = tuple[float, float]  # seconds a picture trained on, and one evaluated
 
 
-@dataclass
-class Row:
-    """Totals of the jobs of one data set and algorithm, in one variant.
+class Cost(NamedTuple):
+    """Of some jobs: pictures trained on and evaluated, hours of those not done, one after another.
 
-    ``hours`` are those of the jobs that are not done, one after another; nan if not measured.
+    nan stands for what is not known.
     """
 
-    variant: str
-    dataset: str = ""
-    algorithm: str = ""
-    jobs: int = 0
-    done: int = 0
-    steps: int = 0
-    trained: int = 0
+    jobs: float = 0
+    done: float = 0
+    steps: float = 0
+    trained: float = 0
     evaluated: float = 0
     hours: float = 0.0
 
-    @property
-    def cells(self) -> list[str]:
-        """As text."""
-        counts = (self.jobs, self.done, self.steps, self.trained, self.evaluated)
-        hours = _number(self.hours, 2 if self.hours < 10 else 0)
-        return [self.variant, self.dataset, self.algorithm, *map(_number, counts), hours]
 
-
-def make(
+def costs(
     statuses: Sequence[Status],
     facts: Mapping[str, Dataset],
     paces: Mapping[Group, Pace],
     skips: bool = False,
-) -> list[Row]:
-    """The rows, and their total behind them; ``skips`` as in ``work``."""
-    rows: dict[tuple[str, str, str], Row] = {}
-    total = Row("all")
+) -> dict[tuple[str, str, str], Cost]:
+    """Costs by variant, data set and algorithm, then their total; ``skips`` as in ``cost``."""
+    found: dict[tuple[str, str, str], Cost] = {}
+    total = Cost()
     for status in statuses:
         group = status.job.args["dataset"], status.job.args["algorithm"]
-        key = (status.job.variant, *group)
-        one = work(status.job, facts[group[0]], skips)
+        one = cost(status.job, facts[group[0]], skips)
+        training, evaluation = paces.get(group, (math.nan, 0.0))
+        seconds = training * one.trained + (evaluation and evaluation * one.evaluated)
         done = status.state == DONE
-        training, evaluation = (0.0, 0.0) if done else paces.get(group, (math.nan, 0.0))
-        hours = training * one.trained + (evaluation and evaluation * one.evaluated)
-        for row in (rows.setdefault(key, Row(*key)), total):
-            row.jobs += 1
-            row.done += done
-            row.steps += one.steps
-            row.trained += one.trained
-            row.evaluated += one.evaluated
-            row.hours += hours / 3600
-    return [*rows.values(), total]
+        one = one._replace(done=int(done), hours=0.0 if done else seconds / 3600)
+        key = (status.job.variant, *group)
+        found[key] = Cost(*map(sum, zip(found.get(key, Cost()), one)))
+        total = Cost(*map(sum, zip(total, one)))
+    return {**found, ("all", "", ""): total}
 
 
-def shown(rows: Sequence[Row], skips: bool, measured: bool) -> str:
+def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool, measured: bool) -> str:
     """The costs that ``--dry_run`` shows, and what they are."""
     head = ["variant", "data set", "algorithm", "jobs", "done", "steps", "trained", "evaluated"]
+    rows = [
+        [*key, *(_number(count) for count in one[:-1]), _number(one.hours, 2)]
+        for key, one in found.items()
+    ]
     splits = "both splits of every environment"
     if skips:
         splits = "both splits of test environments, out-splits of the others"
@@ -100,7 +80,7 @@ def shown(rows: Sequence[Row], skips: bool, measured: bool) -> str:
     else:
         hours += "; --measure times algorithms without records"
     return (
-        f"{table([*head, 'hours left'], [row.cells for row in rows])}\n"
+        f"{table([*head, 'hours left'], rows)}\n"
         f"Trained, evaluated: pictures; {splits}.\nHours: of one job after another, by {hours}."
     )
 
@@ -116,20 +96,20 @@ def hparams(job: Job) -> dict[str, Any]:
     return {**found, **json.loads(args.get("hparams") or "{}")}
 
 
-def work(job: Job, facts: Dataset, skips: bool = False) -> Work:
+def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     """Steps and pictures of a job; ``skips``: it evaluates no training environment's in-split."""
     steps = int(job.args.get("steps") or facts.steps)
     left_out = set(job.args["test_envs"])
     batch = int(hparams(job)["batch_size"]) * (len(facts.labels) - len(left_out))
     if facts.pictures is None:
-        return Work(steps, steps * batch, math.nan)
+        return Cost(1, 0, steps, steps * batch, math.nan)
     # At step 0, every checkpoint_freq steps, and at the last one.
     last, every = steps - 1, facts.checkpoint_freq
     checkpoints = last // every + 1 + bool(last % every)
     # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
     share = job.args["holdout_fraction"] if skips else 1.0
     a_pass = sum(n if i in left_out else int(n * share) for i, n in enumerate(facts.pictures))
-    return Work(steps, steps * batch, checkpoints * a_pass)
+    return Cost(1, 0, steps, steps * batch, checkpoints * a_pass)
 
 
 def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, Pace]:
@@ -141,7 +121,7 @@ def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, P
         # The first record is of the first step alone, which is slower than the others.
         if record and record["step"] and isinstance(taken, float):
             group = job.args["dataset"], job.args["algorithm"]
-            done = work(job, facts[group[0]])
+            done = cost(job, facts[group[0]])
             seconds.setdefault(group, []).append(taken * done.steps / done.trained)
     return {group: (statistics.mean(each), 0.0) for group, each in seconds.items()}
 

@@ -51,7 +51,9 @@ def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any
             problems.append("--data_dir is missing; expected the folder of the data sets' folders")
         else:
             verdicts, broken = _data(declared, data_dir, name in RUN_HERE and not dry)
-    problems += _log_problems(arguments.log or ())
+    if arguments.log:  # as each job would refuse it: a train that cannot log, a missing library
+        log = _collected(lambda: names.module("lib.scalar_logs"), problems)
+        problems += log.problems(arguments.log) if log else []
     if arguments.measure and not dry:
         problems.append("--measure needs --dry_run")
     # A dry run shows the verdicts and the costs before it refuses the data.
@@ -219,18 +221,6 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
     return verdicts, refused
 
 
-def _log_problems(kinds: Sequence[str]) -> list[str]:
-    """What each job would refuse of ``--log``: a train that cannot log, a missing library."""
-    try:
-        return list(names.module("lib.scalar_logs").problems(kinds)) if kinds else []
-    except CarftError:
-        domainbed = getattr(sys.modules.get("domainbed"), "__path__", ["not found"])[0]
-        return [
-            f"--log: the jobs would run the train of {domainbed}, which logs to nothing but "
-            "results.jsonl; only the harness of domainbed-carft has more"
-        ]
-
-
 def _environment(arguments: argparse.Namespace) -> Callable[[Job], dict[str, str]]:
     """The variables by which jobs are told what is no part of what they are."""
     kinds = arguments.log or ()
@@ -257,6 +247,6 @@ def _dry_run(arguments: Any, declared: Declaration, statuses: Sequence[Status]) 
         say: Callable[[str], None] = lambda line: print(shown(line), file=sys.stderr)  # noqa: E731
         paces = estimate.measure(unfinished, declared.facts, paces, say)
     skips = arguments.skip_training_in_splits
-    rows = estimate.make(statuses, declared.facts, paces, skips)
+    costs = estimate.costs(statuses, declared.facts, paces, skips)
     print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.\n")
-    print(estimate.shown(rows, skips, arguments.measure))
+    print(estimate.shown(costs, skips, arguments.measure))

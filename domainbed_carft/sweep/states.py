@@ -127,10 +127,7 @@ def waiting(output: Path) -> Waiting:
 
 def of_output(output: Path) -> tuple[Waiting, list[Status]]:
     """The states of all jobs of an output folder: those that were launched, and others in it."""
-    sweep = manifest.read(output)
-    listed = sweep.jobs if sweep else ()
-    folders = {job.folder for job in listed}
-    jobs = [*listed, *(j for j in manifest.found(output, listed) if j.folder not in folders)]
+    sweep, jobs = manifest.of_output(output)
     now = waiting(output)
     return now, look(jobs, sweep.datasets if sweep else {}, now)
 
