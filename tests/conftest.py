@@ -162,3 +162,13 @@ def pets(tmp_path_factory) -> Path:
     for algorithm in ("CARFT", "CLIPLinearProbe", "CLIPZeroShot"):
         runs_jobs.train_job(folder / algorithm, pictures, algorithm)
     return folder
+
+
+@pytest.fixture
+def others():
+    """Starts processes of others that hold jobs or wait for them."""
+    from sweep_folders import Others
+
+    made = Others()
+    yield made
+    made.kill()

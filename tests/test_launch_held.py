@@ -1,10 +1,9 @@
 """Jobs that other processes have: launchers leave them alone, SLURM's come back to them."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
+from sweep_folders import HOLD
 from sweep_jobs import commands, events, run
 
 from domainbed_carft import launchers
@@ -13,36 +12,10 @@ from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers import slurm
 from domainbed_carft.launchers.attempt import run_commands
 
-HOLD = """
-import os, sys, time
-from domainbed_carft.jobs.folder import JobFolder
-os.makedirs(sys.argv[1], exist_ok=True)
-with JobFolder(sys.argv[1]).claim():
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def hold():
-    """Holds the lock of a job in a process of its own, and leaves it undone."""
-    running = []
-
-    def start(folder):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE)
-        running.append(process)
-        assert process.stdout.readline() == b"held\n"
-        return process
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
 
 @pytest.mark.parametrize("name", ["local", "pool"])
-def test_a_held_job_is_told_and_left_and_the_next_launch_looks_again(name, tmp_path, hold, capfd):
-    process = hold(tmp_path / "job00")
+def test_a_held_job_is_told_and_left_and_the_next_launch_looks_again(name, tmp_path, others, capfd):
+    process = others.start(HOLD, tmp_path / "job00")
     jobs = commands(tmp_path, 3, seconds=0.1)
     (left,) = run(name, jobs)
     assert (left.folder, left.result) == (tmp_path / "job00", "held")
@@ -78,9 +51,9 @@ def element(tmp_path, monkeypatch):
         signal.signal(number, handler)
 
 
-def test_an_element_gives_way_to_who_has_its_job_five_times(tmp_path, hold, element, monkeypatch):
+def test_an_element_gives_way_to_who_has_its_job_five_times(tmp_path, others, element, monkeypatch):
     start, asked = element
-    process = hold(tmp_path / "job00")
+    process = others.start(HOLD, tmp_path / "job00")
     with pytest.raises(SystemExit) as left:
         start()
     assert left.value.code == 75 and asked == ["12_3"]

@@ -57,38 +57,45 @@ def test_what_submitit_is_given(extra):
     assert "account" not in given
 
 
-def test_arrays_of_several_folders_wait_for_one_another(tmp_path, monkeypatch):
+@pytest.fixture
+def submit(monkeypatch):
+    """Run jobs with this in place of what submits an array."""
+
+    def start(function, largest, jobs, **options):
+        monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
+        monkeypatch.setattr(slurm, "largest_array", lambda: largest)
+        monkeypatch.setattr(Slurm, "_submit_array", function)
+        return run("slurm", jobs, **options)
+
+    return start
+
+
+def test_arrays_of_several_folders_wait_for_one_another(tmp_path, submit):
     """So that the cap holds over all variants of a sweep."""
     waited = []
 
-    def submit(self, sweep, jobs, after):
+    def array(self, sweep, jobs, after):
         waited.append((sweep.name, len(jobs), after))
         return [f"{len(waited)}_{n}" for n in range(len(jobs))]
 
-    monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
-    monkeypatch.setattr(slurm, "largest_array", lambda: 2)
-    monkeypatch.setattr(Slurm, "_submit_array", submit)
     jobs = [f"python x --output_dir {tmp_path}/{v}/job{n}" for v in "ab" for n in range(3)]
-    assert run("slurm", jobs) is None
+    assert submit(array, 2, jobs) is None
     assert waited == [("a", 2, None), ("a", 1, "1"), ("b", 2, "2"), ("b", 1, "3")]
 
 
-def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, monkeypatch):
+def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
     """Whatever limit there is; DomainBed's sweep would pass over jobs whose folders are there."""
 
-    def submit(self, sweep, jobs, after):
+    def array(self, sweep, jobs, after):
         if after:
             raise RuntimeError("no more\nof yours")
         return ["1_0", "1_1", "1_2"]
 
-    monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
-    monkeypatch.setattr(slurm, "largest_array", lambda: None)
-    monkeypatch.setattr(Slurm, "_submit_array", submit)
     for number in range(5):
         (tmp_path / f"job{number:02}").mkdir()
     told = "refused: no more of yours. Of 5 jobs in .* 3 are submitted; launch the sweep again"
     with pytest.raises(CarftError, match=told):
-        run("slurm", commands(tmp_path, 5), array_size=3)
+        submit(array, None, commands(tmp_path, 5), array_size=3)
     names = [f"job{number:02}" for number in range(3)]
     assert sorted(path.name for path in tmp_path.glob("job*")) == names
     (launched,) = tmp_path.glob("launches/*.json")

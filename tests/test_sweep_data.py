@@ -5,12 +5,10 @@ import shutil
 
 import pytest
 from data_trees import even, grow
-from domainbed.scripts import sweep as harness_sweep
 
 from domainbed_carft import cli
 from domainbed_carft.data import benchmarks
 from domainbed_carft.sweep import launch as launching
-from domainbed_carft.sweep import sources
 
 
 def published(root, name):
@@ -86,28 +84,9 @@ def test_each_verdict_is_shown(data, capsys):
         f"Data: VLCS: verified: as published, 10,729 pictures in {data}/VLCS.",
         f"Data: OfficeHome: not seen, no {data}/office_home here; the jobs look at it where they "
         "run.",
-        "Data: EmojiStyles: in the package.",
+        "Data: EmojiStyles: needs no folder.",
         "Data: ./pets: consistent, 8 pictures in pets.",
     ]
-
-
-def test_both_tools_have_the_same_name_for_a_path(data, capsys):
-    grow(data.parent / "PACS", {e: {"cat": 2, "dog": 2} for e in "ab"})
-    commands = []
-    status, out, err = carft(capsys, ["./PACS/"], "--data_dir", data, "--launcher", "dummy")
-    assert status == 0, err
-    commands.append({line for line in out.splitlines() if line.startswith("Dummy launcher")})
-    given = ["--algorithms", "CARFT", "--datasets", "./PACS", "--data_dir", str(data), "--n_trials"]
-    given += ["1", "--n_hparams", "1", "--single_test_envs", "--output_dir", "out"]
-    given += ["--command_launcher", "dummy", "--skip_confirmation"]
-    assert harness_sweep.main(["launch", *given]) == 0
-    out = capsys.readouterr().out
-    commands.append({line for line in out.splitlines() if line.startswith("Dummy launcher")})
-    assert commands[0] == commands[1] and len(commands[0]) == 2
-    text = "name: x\ndatasets: [./PACS]\nalgorithms: [CARFT]\nsteps: {PACS/: 3}\n"
-    made = sources.parse(text, "x.yaml")
-    assert made.datasets == ["./PACS"] and made.environments["./PACS"] == ("a", "b")
-    assert made.steps_of("./PACS", "CARFT") == 3
 
 
 def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):

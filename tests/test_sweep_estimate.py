@@ -62,12 +62,6 @@ def test_a_drawn_batch_size_is_that_of_the_job():
         drawn = hparams_registry.random_hparams("CARFT", "PACS", seed)["batch_size"]
         expected = drawn if args["hparams_seed"] else 32
         assert estimate.hparams(job)["batch_size"] == expected
-    erm = sources.parse("name: x\ndatasets: [PACS]\nalgorithms: [ERM]\nhparams_seeds: 3", "x")
-    for job in erm.jobs("D", Path("o"))[1:3]:
-        args = job.args
-        seed = misc.seed_hash(args["hparams_seed"], args["trial_seed"])
-        drawn = hparams_registry.random_hparams("ERM", "PACS", seed)["batch_size"]
-        assert estimate.hparams(job)["batch_size"] == drawn
 
 
 def dry_run(folder, capsys, *arguments):
@@ -102,12 +96,3 @@ def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
     said = dry_run(tmp_path / "out", capsys, "--measure").out
     assert re.search(r"CARFT +4 .* \d+\.\d\d\n", said) and "else 3 steps on random pictures" in said
     assert not (tmp_path / "out").exists()
-
-
-def test_what_cannot_be_measured_is_told_and_the_rest_is_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    text = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\nhparams: {clip_backbone: gone.pt}\n"
-    (tmp_path / "mine.yaml").write_text(text)
-    said = dry_run(tmp_path / "out", capsys, "--measure")
-    assert "PACS CARFT cannot be measured here: " in said.err and "gone.pt" in said.err
-    assert "12 jobs" in said.out and "hours left" not in said.out

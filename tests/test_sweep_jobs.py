@@ -108,12 +108,3 @@ def test_of_two_folders_of_one_job_the_finished_one_goes_on(tmp_path):
         (settled, *_) = manifest.settle(made.jobs("/c", tmp_path), tmp_path)
         assert settled.folder == done.folder
         (done.folder / "done").unlink()
-
-
-def test_jobs_are_looked_for_within_their_variant(tmp_path):
-    made = parse("variants: {a: {}, b: {}}")
-    before = made.jobs("/a", tmp_path)
-    record(before[0], 0)
-    after = manifest.settle(made.jobs("/b", tmp_path), tmp_path)
-    assert after[0].folder == before[0].folder
-    assert after[4].variant == "b" and after[4].folder.parent == tmp_path / "b"

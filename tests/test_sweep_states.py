@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from sweep_folders import Others, ended, finish, launched, record
+from sweep_folders import ended, finish, launched, record
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
@@ -22,13 +22,6 @@ def sweep(tmp_path):
     """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
     folder = tmp_path / "it's out"
     return folder, launched(folder, TEXT)
-
-
-@pytest.fixture
-def others():
-    made = Others()
-    yield made
-    made.kill()
 
 
 def status(folder, job):

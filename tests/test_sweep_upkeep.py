@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from sweep_folders import HOLD, Others, ended, finish, launched
+from sweep_folders import HOLD, ended, finish, launched
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
@@ -18,13 +18,6 @@ TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
 def sweep(tmp_path):
     folder = tmp_path / "it's out"
     return folder, launched(folder, TEXT)
-
-
-@pytest.fixture
-def others():
-    made = Others()
-    yield made
-    made.kill()
 
 
 def carft(capsys, command, folder, *flags, status=0):

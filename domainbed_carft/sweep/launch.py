@@ -46,10 +46,12 @@ def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any
         problems += launchers.problems(launcher, [output])
     data_dir = arguments.data_dir
     if declared is not None:
-        data_dir = data_dir or _data_dir_of_none(declared.datasets)
-        if data_dir is None:
+        places = [names.picture_folder(one, "--data_dir") for one in declared.datasets]
+        if data_dir is None and any(one is None or one[:2] == "--" for one in places):
             problems.append("--data_dir is missing; expected the folder of the data sets' folders")
         else:
+            embedded = all(one in benchmarks.BENCHMARKS for one in declared.datasets)
+            data_dir = data_dir or ("embedded" if embedded else ".")
             verdicts, broken = _data(declared, data_dir, name in RUN_HERE and not dry)
     if arguments.log:  # as each job would refuse it: a train that cannot log, a missing library
         log = _collected(lambda: names.module("lib.scalar_logs"), problems)
@@ -135,18 +137,10 @@ def run(
         with printing.bar(statuses, declaration.facts):
             endings = launcher(chosen, environment) or ()
     now = states.look(jobs, declaration.facts, states.waiting(output))
-    told = {Path(ending.folder): ending.last_words for ending in endings}
+    # Where there could be no attempt, such as for a full disk, only the launcher knows why.
+    words = {Path(ending.folder): ending.last_words for ending in endings}
     left = [status for status in now if status.state != states.DONE]
-    return [replace(one, detail=_reason(one, told.get(one.job.folder, ""))) for one in left]
-
-
-def _reason(status: Status, words: str) -> str:
-    if status.state == states.RUNNING:
-        return f"running elsewhere: {status.holder}"
-    if status.state == states.QUEUED:
-        return f"queued elsewhere: {status.detail}"
-    # Without an attempt there could be none, such as for a full disk.
-    return (words if status.attempt is None else "") or status.detail or status.state
+    return [replace(one, detail=one.detail or words.get(one.job.folder, "")) for one in left]
 
 
 def note(declaration: Declaration, data_dir: str, output: Path, jobs: Sequence[Job]) -> None:
@@ -171,13 +165,6 @@ def _collected(make: Callable[[], Any], problems: list[str]) -> Any:
         return None
 
 
-def _data_dir_of_none(datasets: Sequence[str]) -> str | None:
-    """What jobs get as ``--data_dir`` where no data set is looked for in it; else None."""
-    if any(map(names.lies_in_data_dir, datasets)):
-        return None
-    return "embedded" if all(name in benchmarks.BENCHMARKS for name in datasets) else "."
-
-
 def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str], list[str]]:
     """The verdict on each data folder that is here, without decoding; what refuses a launch.
 
@@ -193,9 +180,8 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
             for algorithm in declared.algorithms
             if algorithm in ALGORITHMS and variant.covers(name, algorithm)
         }
-        if folder is None:
-            known = name in benchmarks.BENCHMARKS
-            verdict = "in the package" if known else "not checked, its folder is not known"
+        if not folder:
+            verdict = "needs no folder" if folder == "" else "not checked, its folder is not known"
         elif not os.path.isdir(folder):
             verdict = f"not seen, no {folder} here; the jobs look at it where they run"
             if needed:

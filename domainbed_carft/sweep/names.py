@@ -95,19 +95,11 @@ def _pictures(name: str, labels: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def picture_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the environments' folders; None where it has none, or it is not known."""
+    """The folder of the environments' folders; "" where there is none, None if it is not known."""
     known = benchmarks.BENCHMARKS.get(name)
     if known is not None:
-        return os.path.join(data_dir, known.folder) if known.folder else None
-    return name if os.path.isdir(name) else None
-
-
-def lies_in_data_dir(name: str) -> bool:
-    """Whether a data set is looked for in ``--data_dir``, as all are that are not known not to."""
-    known = benchmarks.BENCHMARKS.get(name)
-    if known is not None:
-        return bool(known.folder)
-    return not name.startswith("Debug") and not os.path.isdir(name)
+        return os.path.join(data_dir, known.folder) if known.folder else ""
+    return name if os.path.isdir(name) else "" if name.startswith("Debug") else None
 
 
 def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:

@@ -65,7 +65,6 @@ def _line(status: Status) -> str:
             parts.append(f"{status.pictures_per_second:,.1f} images a second")
         if status.eta is not None:
             parts.append(f"{duration(status.eta)} left")
-        parts.append(str(status.holder))
     parts += [status.detail] if status.detail else []
     return shown("; ".join([*parts, status.job.folder.name]))
 
@@ -77,7 +76,10 @@ def failures(left: Sequence[Status], output: Path) -> str:
     lines = []
     for title, group in (("failed", failed), ("not done", others)):
         if group:
-            reasons = [shown(f"  {s.job}: {s.detail or s.state}; {s.job.folder}") for s in group]
+            reasons = [
+                shown(f"  {s.job}: {s.state}{s.detail and f', {s.detail}'}; {s.job.folder}")
+                for s in group
+            ]
             lines += [f"{number(len(group), 'job')} {title}:", *limited(reasons)]
     if failed:
         lines.append(f"Once the cause is mended: {again('retry', output)}, then launch again.")

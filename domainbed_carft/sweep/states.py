@@ -152,7 +152,8 @@ def status(job: Job, datasets: Mapping[str, Dataset], now: Waiting) -> Status:
         step = step if holder.step is None else holder.step
         # The first record is of the first step alone, which is slower than the others.
         seconds = _number(record.get("step_time")) if last else None
-        return Status(job, RUNNING, step, holder.steps or steps, holder, step_seconds=seconds)
+        all_steps = holder.steps or steps
+        return Status(job, RUNNING, step, all_steps, holder, None, seconds, detail=str(holder))
     if failed := folder.failed():
         return Status(job, FAILED, step, steps, attempt=failed, detail=_told(failed))
     if where := now.places.get(job.folder):
