@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks
@@ -48,50 +48,43 @@ def dataset_class(name: str) -> Any:
     datasets = module("datasets")
     if os.sep in name and not os.path.isdir(name):
         raise CarftError(f"there is no folder {name}; expected one with a sub-folder a domain")
-    try:
-        lookup = getattr(datasets, "get_dataset_class", None)
-        return lookup(name) if lookup else vars(datasets)[name]
-    except Exception as error:  # the harness's own, upstream's NotImplementedError, a KeyError
-        listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
-        raise _unknown("data set", name, listed, error) from error
+    ask = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
+    listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
+    return _asked("data set", name, ask, listed)
 
 
 def algorithm_class(name: str) -> Any:
     """The class of an algorithm. Raises CarftError where there is none of that name."""
     algorithms = module("algorithms")
+    listed = dict.fromkeys([*ours.ALGORITHMS, *getattr(algorithms, "ALGORITHMS", ())])
+    return _asked("algorithm", name, algorithms.get_algorithm_class, list(listed))
+
+
+def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str]) -> Any:
     try:
-        return algorithms.get_algorithm_class(name)
-    except Exception as error:
-        listed = dict.fromkeys([*ours.ALGORITHMS, *getattr(algorithms, "ALGORITHMS", ())])
-        raise _unknown("algorithm", name, list(listed), error) from error
-
-
-def _unknown(kind: str, name: str, listed: Sequence[str], error: Exception) -> CarftError:
-    """What the harness itself says of names that it knows and does not have."""
-    said = " ".join(getattr(error, "problems", [str(error)]))
-    told = name in listed or os.sep in name or "not included" in said
-    return CarftError(said if told and said else unknown(kind, name, listed))
+        return ask(name)
+    except Exception as error:  # the harness's own, upstream's NotImplementedError, a KeyError
+        # The harness itself says of some names that it knows and does not have them.
+        said = " ".join(getattr(error, "problems", [str(error)]))
+        told = said and (name in listed or os.sep in name or "not included" in said)
+        raise CarftError(said if told else unknown(kind, name, listed)) from error
 
 
 def facts(name: str) -> Dataset:
     """What is to be known of a data set. Raises CarftError where there is none of that name."""
     found = dataset_class(name)
-    if not getattr(found, "ENVIRONMENTS", None):
+    labels = tuple(map(str, getattr(found, "ENVIRONMENTS", None) or ()))
+    if not labels:
         raise CarftError(f"the class of {name} names no ENVIRONMENTS, so nothing can be left out")
-    labels = tuple(map(str, found.ENVIRONMENTS))
     # What upstream's base class has, for forks whose data sets say nothing.
     steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
-    return Dataset(labels, _pictures(name, labels), int(steps), int(every))
-
-
-def _pictures(name: str, labels: Sequence[str]) -> tuple[int, ...] | None:
+    known, pictures = benchmarks.BENCHMARKS.get(name), None
     if os.sep in name:
         walks = [os.walk(os.path.join(name, label)) for label in labels]
-        return tuple(sum(len(files) for _, _, files in walk) for walk in walks)
-    known = benchmarks.BENCHMARKS.get(name)
-    if known is None or len(known.environments) != len(labels):
-        return None
-    return tuple(known.editions[0].counts[one.folder] for one in known.environments)
+        pictures = tuple(sum(len(files) for _, _, files in walk) for walk in walks)
+    elif known is not None and len(known.environments) == len(labels):
+        pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
+    return Dataset(labels, pictures, int(steps), int(every))
 
 
 def picture_folder(name: str, data_dir: str) -> str | None:

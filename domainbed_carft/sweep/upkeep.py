@@ -22,7 +22,7 @@ from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import printing, states
 from domainbed_carft.sweep.printing import again
 from domainbed_carft.sweep.states import Status, Waiting
-from domainbed_carft.text import confirm, counted, limited, shown, size_of
+from domainbed_carft.text import confirm, counted, shown, size_of
 
 SHORTEST_WATCH = 0.2  # seconds
 PATIENCE = 120  # seconds that stopped jobs have to save
@@ -82,8 +82,7 @@ def retry(arguments: argparse.Namespace) -> int:
     failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
     chosen = [one for one in failed if pattern is None or _matches(one, pattern)]
     if failed and not chosen:
-        listed = "\n".join(limited([f"  {one.job}; {one.job.folder.name}" for one in failed]))
-        raise CarftError(f"no failed job matches {pattern!r}; those that failed:\n{listed}")
+        raise CarftError(f"no failed job matches {pattern!r}; carft sweep status lists them")
     for one in chosen:
         path = JobFolder(one.job.folder).attempts_path
         kept = (path.with_name(f"attempts-{n}.jsonl") for n in range(1, 10**6))
@@ -114,8 +113,7 @@ def cancel(arguments: argparse.Namespace) -> int:
         print(f"{counted(len(waiting.slurm), 'SLURM job')} cancelled.")
     told = {one.pid for one in waiting.alive if one.host == socket.gethostname() and _stop(one.pid)}
     beyond += [
-        f"{one.launcher}, process {one.pid} on {one.host}, cannot be reached from here: run the "
-        "same command there"
+        f"{one.launcher}, process {one.pid} on {one.host}, cannot be reached from here"
         for one in waiting.alive
         if one.pid not in told
     ]
