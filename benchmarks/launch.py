@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -114,7 +113,7 @@ def demo_seconds(launcher: str, steps: int | None) -> float:
     """Train the jobs of the declared demo in a new folder."""
     declaration = sweep.load("demo")
     if steps:
-        declaration = dataclasses.replace(declaration, steps={"EmojiStyles": steps})
+        declaration = declaration.model_copy(update={"steps": steps})
     with tempfile.TemporaryDirectory(prefix="carft-launch-demo-") as folder:
         begin = time.perf_counter()
         failed = sweep.run(declaration, "embedded", folder, launcher)

@@ -1,4 +1,4 @@
-"""What of this machine a process may use: cores, memory, GPUs."""
+"""What of this machine a process may use: cores, GPUs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,6 @@ def cores(root: Path = Path("/")) -> int:
     limits = [text.split() for text in _of_cgroups("cpu.max", root)]
     quotas = [math.ceil(int(quota) / int(period)) for quota, period in limits if quota != "max"]
     return max(1, min([bound, *quotas]))
-
-
-def memory(root: Path = Path("/")) -> int:
-    """Bytes of main memory that this process may use: the machine's, or a cgroup's limit."""
-    limits = [int(text) for text in _of_cgroups("memory.max", root) if text.strip() != "max"]
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *limits])
 
 
 def gpus() -> list[str]:

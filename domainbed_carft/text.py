@@ -68,9 +68,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "right" if all(row[n][:1].isdigit() or row[n] in ("", "-", "?") for row in body) else "left"
         for n in range(len(kept))
     ]
-    lines = tabulate(
-        body, [head[i] for i in kept], "plain", colalign=aligned, disable_numparse=True
-    )
+    # The head as a row: tabulate pads its own by two.
+    rows = [[head[i] for i in kept], *body]
+    lines = tabulate(rows, tablefmt="plain", colalign=aligned, disable_numparse=True)
     return "\n".join(line.rstrip() for line in lines.splitlines())
 
 

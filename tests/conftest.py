@@ -171,3 +171,13 @@ def incomplete(tmp_path_factory) -> Path:
     report_page.write_incomplete(folder / "sweep")
     assert report_page.report(folder / "sweep", folder / "new" / "report") == 0
     return folder
+
+
+@pytest.fixture
+def others():
+    """Starts processes of others that hold jobs or wait for them."""
+    from sweep_folders import Others
+
+    made = Others()
+    yield made
+    made.kill()

@@ -22,9 +22,10 @@ with folder.claim():
 
 QUEUE = """
 import sys
-from domainbed_carft.jobs.folder import JobFolder
+from pathlib import Path
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import launches
-with launches.in_hand("pool", [JobFolder(sys.argv[1])]):
+with launches.in_hand("pool", [Job({}, Path(sys.argv[1]))]):
     print("ready", flush=True)
     sys.stdin.read()
 """

@@ -89,8 +89,8 @@ def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
 def test_the_declared_demo_is_what_the_readme_shows():
     """Its jobs have the identities of DomainBed's own sweep with the same flags."""
     declaration = sweep.load("demo")
-    assert declaration.algorithms == ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
-    assert declaration.steps == {"EmojiStyles": EmojiStyles.N_STEPS}
+    assert declaration.algorithms == ["CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT"]
+    assert declaration.steps_of("EmojiStyles") == EmojiStyles.N_STEPS
     made = declaration.jobs(demo.DATA_DIR, Path("OUT"))
     jobs = make_args_list(
         1, ["EmojiStyles"], declaration.algorithms, 0, 1, EmojiStyles.N_STEPS, demo.DATA_DIR,

@@ -1,13 +1,10 @@
 """Options of launchers, the file they may come from, and what a machine is found to have."""
 
-import dataclasses
 import json
-import os
 import subprocess
 import sys
 
 import pytest
-import warm
 from sweep_jobs import commands, run
 
 from domainbed_carft import launchers, machine
@@ -37,17 +34,8 @@ def test_all_problems_are_told_at_once_with_what_would_be_right():
         launchers.make("slrum", {"partition": "gpu"})
     with pytest.raises(CarftError, match="no option of local is called 'jobs'"):
         launchers.make("local", {"jobs": 2})
-
-
-@pytest.mark.parametrize("given", [{"time": 2}, {"time": "1", "signal_seconds": 30}])
-def test_a_warning_that_would_come_as_a_job_starts_is_refused(given):
-    with pytest.raises(CarftError, match=r"signal_seconds = \d+ is too long for a time limit of"):
-        launchers.make("slurm", given)
-
-
-def test_each_option_has_a_help_text():
-    for one in launchers.OPTIONS.values():
-        assert all(field.metadata["help"] for field in dataclasses.fields(one))
+    with pytest.raises(CarftError, match=r"signal_seconds = 30 is too long for a time limit of 1"):
+        launchers.make("slurm", {"time": 1, "signal_seconds": 30})
 
 
 @pytest.mark.parametrize(
@@ -69,38 +57,45 @@ def test_what_submitit_is_given(extra):
     assert "account" not in given
 
 
-def test_arrays_of_several_folders_wait_for_one_another(tmp_path, monkeypatch):
+@pytest.fixture
+def submit(monkeypatch):
+    """Run jobs with this in place of what submits an array."""
+
+    def start(function, largest, jobs, **options):
+        monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
+        monkeypatch.setattr(slurm, "largest_array", lambda: largest)
+        monkeypatch.setattr(Slurm, "_submit_array", function)
+        return run("slurm", jobs, **options)
+
+    return start
+
+
+def test_arrays_of_several_folders_wait_for_one_another(tmp_path, submit):
     """So that the cap holds over all variants of a sweep."""
     waited = []
 
-    def submit(self, sweep, jobs, after):
+    def array(self, sweep, jobs, after):
         waited.append((sweep.name, len(jobs), after))
         return [f"{len(waited)}_{n}" for n in range(len(jobs))]
 
-    monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
-    monkeypatch.setattr(slurm, "largest_array", lambda: 2)
-    monkeypatch.setattr(Slurm, "_submit_array", submit)
     jobs = [f"python x --output_dir {tmp_path}/{v}/job{n}" for v in "ab" for n in range(3)]
-    assert run("slurm", jobs) is None
+    assert submit(array, 2, jobs) is None
     assert waited == [("a", 2, None), ("a", 1, "1"), ("b", 2, "2"), ("b", 1, "3")]
 
 
-def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, monkeypatch):
+def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
     """Whatever limit there is; DomainBed's sweep would pass over jobs whose folders are there."""
 
-    def submit(self, sweep, jobs, after):
+    def array(self, sweep, jobs, after):
         if after:
             raise RuntimeError("no more\nof yours")
         return ["1_0", "1_1", "1_2"]
 
-    monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
-    monkeypatch.setattr(slurm, "largest_array", lambda: None)
-    monkeypatch.setattr(Slurm, "_submit_array", submit)
     for number in range(5):
         (tmp_path / f"job{number:02}").mkdir()
     told = "refused: no more of yours. Of 5 jobs in .* 3 are submitted; launch the sweep again"
     with pytest.raises(CarftError, match=told):
-        run("slurm", commands(tmp_path, 5), array_size=3)
+        submit(array, None, commands(tmp_path, 5), array_size=3)
     names = [f"job{number:02}" for number in range(3)]
     assert sorted(path.name for path in tmp_path.glob("job*")) == names
     (launched,) = tmp_path.glob("launches/*.json")
@@ -133,27 +128,29 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "content, told",
     [
-        ("pool: {job: 3}\nslrm: {}", "option of pool is called 'job'; did you mean jobs?"),
-        ("pool: {job: 3}\nslrm: {}", "no launcher is called 'slrm'; did you mean slurm?"),
-        ("slurm: [1]", "expected launchers (dummy, local, pool, slurm), each with options and"),
+        ("pool: {job: 3}", "no option of pool is called 'job'; did you mean jobs?"),
+        (
+            "slrm: {}",
+            "expected launchers (dummy, local, pool, slurm), each with options and values",
+        ),
+        ("pool: [1]", "expected launchers (dummy, local, pool, slurm), each with options and"),
         ("- pool", "expected launchers (dummy, local, pool, slurm), each with options and values"),
         ("pool: {", "this is not YAML"),
         ("pool: " + "[" * 50_000, "the file is too large"),
         ("pool: {jobs: " + "1" * 5000 + "}", "is not a number that can be read"),
+        (None, "launchers.yaml cannot be read: No such file or directory"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path, content, told):
-    (tmp_path / "launchers.yaml").write_text(content)
+def test_a_wrong_file_is_told_in_one_line(tmp_path, monkeypatch, content, told, capsys):
+    if content is None:
+        monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
+    else:
+        (tmp_path / "launchers.yaml").write_text(content)
     with pytest.raises(CarftError) as raised:
-        launchers.make("local")
-    message = str(raised.value)
-    assert told in message and message.startswith("launchers.yaml") and "\n" not in message
-
-
-def test_a_file_that_is_not_there_is_told_by_name(tmp_path, monkeypatch):
-    monkeypatch.setenv(options.VARIABLE, str(tmp_path / "gone.yaml"))
-    with pytest.raises(CarftError, match=r"gone.yaml cannot be read: .*DOMAINBED_CARFT_LAUNCHER"):
         launchers.make("pool")
+    message = str(raised.value)
+    assert told in message and "\n" not in message
+    assert "launchers.yaml" in message + capsys.readouterr().err
 
 
 def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
@@ -170,19 +167,9 @@ def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     assert width("0,1", jobs=4) == 4
     assert width("0,1", jobs_per_gpu=3) == 6
     assert width("0,1", jobs=4, jobs_per_gpu=1) == 2
-    with pytest.raises(CarftError, match="jobs_per_gpu = 2, but there is no GPU"):
-        width("", jobs_per_gpu=2)
-
-
-def test_the_cores_are_those_this_process_may_use():
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system cannot bind a process to cores")
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        assert machine.cores() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
+    with pytest.raises(CarftError, match="jobs_per_gpu needs a GPU, and there is none"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        Pool(PoolOptions(jobs_per_gpu=2))([])
 
 
 def write(root, path, text):
@@ -190,16 +177,14 @@ def write(root, path, text):
     (root / path).write_text(text)
 
 
-def test_quotas_and_limits_of_cgroups(tmp_path):
+def test_quotas_of_cgroups(tmp_path):
     """Of the process's own group and those around it; version 2, as current systems have it."""
-    all_cores, all_memory = machine.cores(tmp_path), machine.memory(tmp_path)
+    all_cores = machine.cores(tmp_path)
     write(tmp_path, "proc/self/cgroup", "0::/a/b\n")
     write(tmp_path, "sys/fs/cgroup/a/b/cpu.max", "max 100000\n")
-    write(tmp_path, "sys/fs/cgroup/a/b/memory.max", "max\n")
-    assert machine.cores(tmp_path) == all_cores and machine.memory(tmp_path) == all_memory
+    assert machine.cores(tmp_path) == all_cores
     write(tmp_path, "sys/fs/cgroup/a/cpu.max", "50000 100000\n")
-    write(tmp_path, "sys/fs/cgroup/a/memory.max", "30000\n")
-    assert machine.cores(tmp_path) == 1 and machine.memory(tmp_path) == 30000
+    assert machine.cores(tmp_path) == 1
 
 
 def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch):
@@ -215,31 +200,8 @@ def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch)
     assert machine.gpus() == ["0", "1"]
 
 
-def test_without_slurm_or_submitit_the_launcher_says_what_to_do(tmp_path, monkeypatch):
-    job = f"python x --output_dir {tmp_path}/job"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CarftError, match="sbatch, srun, squeue, scontrol cannot be found on PATH"):
-        run("slurm", [job])
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(CarftError, match="needs the package submitit: .* -m pip install 'submitit"):
-        run("slurm", [job])
-
-
 def test_launchers_are_cheap_to_import():
     heavy = "torch submitit pydantic ruamel.yaml domainbed numpy".split()
     code = f"import sys, domainbed_carft.launchers; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
-
-
-def test_domainbeds_sweep_tells_a_wrong_option_before_it_makes_a_folder(tmp_path):
-    """A job whose folder is there counts as launched, and would not be launched again."""
-    command = ["-m", "domainbed.scripts.sweep", "launch", "--command_launcher"]
-    command += ["pool", "--algorithms", "ERM", "--datasets", "Debug28", "--data_dir", "data"]
-    command += ["--output_dir", "out", "--single_test_envs", "--skip_confirmation"]
-    (tmp_path / "launchers.yaml").write_text("pool: {jobs: many}")
-    done = warm.run(*command)
-    assert done.returncode == 2
-    told = "- launchers.yaml: pool: jobs is 'many', should be a valid integer"
-    assert done.stderr.splitlines()[-1].startswith(told)
-    assert not (tmp_path / "out").exists()

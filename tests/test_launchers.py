@@ -90,8 +90,12 @@ def test_a_sweeps_jobs_run_by_their_arguments_with_variables_of_their_own(tmp_pa
 
 @pytest.mark.parametrize("name", ["local", "pool"])
 def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, capfd):
-    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad, good, wrong = tmp_path / "bad", tmp_path / "good", tmp_path / "wrong"
+    words = "no \x1b]0;own flag"  # nothing for a terminal
     jobs = [command(bad, status=3, words="no such picture"), command(good)]
+    (final,) = run(name, [command(wrong, status=2, words=words)])
+    assert (final.status, final.attempts, final.last_words) == (2, 1, words)
+    assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
     (failed,) = run(name, jobs)
     assert failed == launchers.Ending(bad, "failed", 3, 3, "no such picture")
     assert str(failed) == f"{bad}: failed 3 times, exit status 3: no such picture"
@@ -109,34 +113,11 @@ def test_failed_jobs_are_tried_again_after_all_others(tmp_path):
     assert starts[0] < min(others) and max(others) < starts[1]
 
 
-def test_wrong_arguments_are_final_at_once(tmp_path, capfd):
-    (failed,) = run("local", [command(tmp_path / "job", status=2, words="no \x1b]0;own flag")])
-    assert (failed.status, failed.attempts, failed.last_words) == (2, 1, "no \x1b]0;own flag")
-    assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err  # nothing for a terminal
-
-
 def test_neither_status_0_without_done_nor_a_missing_program_is_a_success(tmp_path):
     jobs = [f"{python('pass')} --output_dir {tmp_path}/job"]
     failed, absent = run("local", [*jobs, f"no-such-program --output_dir {tmp_path}/job2"])
     assert failed.attempts == 3 and "left no file done" in failed.last_words
     assert absent.status == 127 and "no-such-program" in absent.last_words
-
-
-def test_a_folder_that_cannot_be_made_is_told_and_stops_nothing(tmp_path):
-    (tmp_path / "file").touch()
-    jobs = [command(tmp_path / "file" / "sub" / "job"), command(tmp_path / "job")]
-    # The launch cannot be noted there either, which is told before anything starts.
-    with pytest.raises(CarftError, match="Not a directory"):
-        run("local", jobs)
-    (tmp_path / "job2").touch()  # in a folder that is fine, a job's own place is taken
-    (failed,) = run("local", [command(tmp_path / "job2"), command(tmp_path / "job")])
-    assert "File exists" in failed.last_words and JobFolder(tmp_path / "job").done
-
-
-def test_last_words_come_from_err_txt_if_stderr_is_empty(tmp_path):
-    code = "import sys; open(sys.argv[2] + '/err.txt', 'w').write('a\\nthe reason\\n\\n'); exit(4)"
-    (failed,) = run("local", [f"{python(code)} --output_dir {tmp_path}/job"])
-    assert failed.last_words == "the reason"
 
 
 def test_a_job_that_asks_to_start_again_does_and_has_not_failed(tmp_path):
@@ -148,13 +129,6 @@ def test_a_job_that_asks_to_start_again_does_and_has_not_failed(tmp_path):
     assert process.returncode == 0 and json.loads(out) == [], err
     assert events(tmp_path / "job00") == ["start", "saved for SIGTERM", "start", "end"]
     assert statuses(tmp_path / "job00") == [75, 0]
-
-
-def test_a_job_that_always_asks_to_start_again_is_left_for_now(tmp_path):
-    (failed,) = run("pool", [command(tmp_path / "job", status=75)])
-    assert failed.result == "interrupted" and statuses(tmp_path / "job") == [75, 75, 75]
-    assert str(failed).endswith("was stopped, exit status 75: it left no message")
-    assert JobFolder(tmp_path / "job").failed() is None  # a later launch tries it again
 
 
 def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
@@ -180,11 +154,6 @@ def test_each_gpu_has_its_jobs(tmp_path, monkeypatch):
     run("pool", commands(tmp_path, 4, seconds=1.5), jobs_per_gpu=2)
     gpus = [story(tmp_path / f"job{n:02}")[0]["gpu"] for n in range(4)]
     assert sorted(gpus) == ["3", "3", "GPU-5a", "GPU-5a"]
-
-
-def test_local_runs_one_after_another(tmp_path):
-    run("local", commands(tmp_path, 3, seconds=0.2))
-    assert most_at_once(tmp_path / f"job{n:02}" for n in range(3)) == 1
 
 
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", -2)])
@@ -242,20 +211,6 @@ def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path):
     assert [events(tmp_path / f"job0{n}") for n in range(3)] == [["start", "end"]] * 3
 
 
-def test_a_job_killed_with_its_launcher_is_finished_by_the_next(tmp_path):
-    jobs = commands(tmp_path, 1, seconds=1)
-    killed = launch("local", jobs)
-    wait_until(lambda: story(tmp_path / "job00"))
-    for pid in (killed.pid, story(tmp_path / "job00")[0]["pid"]):
-        os.kill(pid, signal.SIGKILL)
-    killed.communicate()
-    wait_until(lambda: not JobFolder(tmp_path / "job00").is_held(), 10)
-    assert JobFolder(tmp_path / "job00").last_holder().pid == killed.pid
-    assert run("local", jobs) == []
-    assert events(tmp_path / "job00") == ["start", "start", "end"]
-    assert not JobFolder(tmp_path / "job00").lock_path.exists()
-
-
 def test_three_launchers_at_once_run_each_job_once(tmp_path):
     """Whoever has a free slot takes the next job; nobody waits for what another one runs."""
     jobs = commands(tmp_path, 12, seconds=0.2)
@@ -274,29 +229,6 @@ def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
     assert (left.result, left.last_words) == ("held", "run by someone")
     assert statuses(folder.path) == [73] and "1 job is run by others" in capfd.readouterr().err
     assert launchers.Registered("pool", True)([job]) == []  # no failure to DomainBed's sweep
-
-
-def test_a_folder_that_cannot_be_locked_is_told_and_stops_no_other(tmp_path, monkeypatch):
-    acquire = JobFolder._acquire
-
-    def refuse(self, *patience):
-        if self.name == "job00":
-            raise CarftError(f"{self.path} cannot be locked: No locks available")
-        return acquire(self, *patience)
-
-    monkeypatch.setattr(JobFolder, "_acquire", refuse)
-    (failed,) = run("local", commands(tmp_path, 2))
-    assert "No locks available" in failed.last_words and JobFolder(tmp_path / "job01").done
-
-
-def test_the_child_has_the_lock_it_is_told_of(tmp_path):
-    code = (
-        "import os, sys; folder = sys.argv[2]\n"
-        "fd = int(os.environ['DOMAINBED_LOCK_FD'])\n"
-        "assert os.path.samestat(os.fstat(fd), os.stat(folder + '/lock'))\n"
-        "open(folder + '/done', 'w')"
-    )
-    assert run("pool", [f"{python(code)} --output_dir {tmp_path}/job"]) == []
 
 
 @pytest.fixture

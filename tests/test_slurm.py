@@ -18,7 +18,6 @@ from sweep_jobs import (
     wait_until,
 )
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers import slurm
 
@@ -104,14 +103,6 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     assert len(launched_in(sweep)) == 1
 
 
-@pytest.mark.slow
-def test_why_a_job_will_not_start_is_told(sweep):
-    """The partition allows an hour."""
-    submit([command(sweep / "long")], time=120)
-    (name,) = ids_of(sweep).values()
-    wait_until(lambda: left(sweep) == {name: "PENDING (PartitionTimeLimit)"})
-
-
 def test_a_job_that_fails_is_tried_three_times_and_stops_no_other(sweep):
     bad, good = sweep / "bad", sweep / "good"
     submit([command(bad, status=3, words="no such picture"), command(good)])
@@ -156,15 +147,6 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     assert told[:2] == ["start", "saved for SIGUSR1"] and told[-2:] == ["start", "end"]
     statuses = [attempt.status for attempt in JobFolder(sweep / "long").attempts()]
     assert set(statuses[:-1]) == {75} and statuses[-1] == 0
-
-
-@pytest.mark.slow
-def test_what_slurm_refuses_is_told_and_what_it_took_stays(sweep):
-    with pytest.raises(
-        CarftError, match=r"refused: .*nosuch.* Of 2 jobs .* 0 are submitted; launch the"
-    ):
-        submit(commands(sweep, 2), partition="nosuch")
-    assert ids_of(sweep) == {}
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from domainbed.scripts import sweep as harness
 from fake_checkout import REPO
 from sweep_folders import finish, record
 
@@ -30,14 +29,6 @@ def test_commands_are_upstreams(case, monkeypatch):
     assert sorted(job.line for job in found) == sorted(case["commands"])
 
 
-@pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
-def test_jobs_and_their_order_are_the_harnesss(case, monkeypatch):
-    monkeypatch.setattr(names, "_hparams", lambda *given: [])
-    theirs = [harness.Job(args, "o") for args in harness.make_args_list(**case["keywords"])]
-    ours = from_flags(case["keywords"], case["keywords"]["data_dir"], "o")
-    assert [job.line for job in ours] == [job.command_str for job in theirs]
-
-
 def parse(extra, datasets="[PACS]"):
     text = f"name: x\ndatasets: {datasets}\nalgorithms: [CARFT]\ntrials: 1\n{extra}"
     return sources.parse(text, "x.yaml")
@@ -58,17 +49,6 @@ def test_each_selection_method_gets_the_jobs_it_needs():
     assert choices(some) == [[0], [0, 1], [0, 2], [0, 3]]
 
 
-def test_a_full_sweep_has_as_many_jobs_as_domainbeds():
-    text = (
-        "name: x\ndatasets: [VLCS, PACS, OfficeHome, TerraIncognita, DomainNet]\n"
-        "algorithms: [CARFT]\nhparams_seeds: 20\n"
-    )
-    made = sources.parse(text, "x")
-    assert len(made.jobs("D", Path("o"))) == 1320
-    made = sources.parse(text + "selection: [leave-one-domain-out, oracle]", "x")
-    assert len(made.jobs("D", Path("o"))) == 3660
-
-
 def test_an_own_folder_with_one_domain_trains_on_all_of_it(tmp_path):
     (tmp_path / "pets" / "photos" / "cat").mkdir(parents=True)
     made = parse("selection: [training-domain, leave-one-domain-out]", f"[{tmp_path}/pets/]")
@@ -83,13 +63,6 @@ def test_variants_have_folders_of_their_own():
     assert len({job.folder.name for job in found}) == 8
     assert json.loads(found[0].args["hparams"]) == {"kl_weight": 0}
     assert "kl_weight=0 PACS CARFT, test environments 0, trial 0" in str(found[0])
-
-
-def test_given_hparams_are_canonical_and_none_are_no_argument():
-    (first, *_) = parse("hparams: {lr: 1e-4, batch_size: 8}").jobs("D", Path("o"))
-    assert first.args["hparams"] == '{"batch_size": 8, "lr": 0.0001}'
-    (first, *_) = parse("").jobs("D", Path("o"))
-    assert "hparams" not in first.args and "steps" not in first.args
 
 
 def note(folder, jobs, data_dir):
@@ -135,12 +108,3 @@ def test_of_two_folders_of_one_job_the_finished_one_goes_on(tmp_path):
         (settled, *_) = manifest.settle(made.jobs("/c", tmp_path), tmp_path)
         assert settled.folder == done.folder
         (done.folder / "done").unlink()
-
-
-def test_jobs_are_looked_for_within_their_variant(tmp_path):
-    made = parse("variants: {a: {}, b: {}}")
-    before = made.jobs("/a", tmp_path)
-    record(before[0], 0)
-    after = manifest.settle(made.jobs("/b", tmp_path), tmp_path)
-    assert after[0].folder == before[0].folder
-    assert after[4].variant == "b" and after[4].folder.parent == tmp_path / "b"

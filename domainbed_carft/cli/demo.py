@@ -6,7 +6,6 @@ what ``domainbed.scripts.collect_results`` says, and the report that of ``carft 
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +26,12 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     """
     declaration = sweep.load(declared)
     if trials:
-        declaration = dataclasses.replace(declaration, trials=trials)
+        declaration = declaration.model_copy(update={"trials": trials})
     (dataset,) = declaration.datasets
     folder = output / "sweep"
     print(
-        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps[dataset]} steps on "
-        f"{dataset} with one environment left out"
+        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps_of(dataset)} steps "
+        f"on {dataset} with one environment left out"
     )
     writing.require_place(output / "report")
     if left := sweep.run(declaration, DATA_DIR, folder, "pool"):

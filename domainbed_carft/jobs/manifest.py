@@ -6,12 +6,11 @@ and clean read the list. A folder that upstream's own sweep filled has none, and
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,35 +63,34 @@ def read(output: Path) -> Sweep | None:
         raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
     path = output / NAME
     try:
-        found = parsing.parse_json(path.read_bytes())
+        return _sweep(parsing.parse_json(path.read_bytes()), output)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    try:
-        return _sweep(found, output)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise CarftError(
+            f"{path} is not a manifest that can be read ({error}); move it away and launch the "
+            "sweep again, which writes it anew and keeps all finished jobs"
+        ) from error
 
 
-def add(output: Path, sweep: Sweep) -> Sweep:
-    """Add the jobs of a launch to the manifest and return it; other facts are the launch's.
+def add(output: Path, sweep: Sweep) -> None:
+    """Add the jobs of a launch to the manifest; other facts are the launch's."""
 
-    Raises CarftError where it cannot be written.
-    """
-    return _update(output, lambda before: _joined(before, sweep))
+    def joined(before: Sweep) -> Sweep:
+        jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
+        datasets = {**before.datasets, **sweep.datasets}
+        return replace(sweep, jobs=tuple(jobs.values()), datasets=datasets)
+
+    _update(output, joined, sweep)
 
 
 def drop(output: Path, folders: Iterable[Path]) -> None:
-    """Take the jobs of these folders from the manifest."""
+    """Take the jobs of these folders from the manifest, if there is one."""
     gone = set(folders)
-
-    def without(before: Sweep | None) -> Sweep | None:
-        if before is None:
-            return None
-        return replace(before, jobs=tuple(job for job in before.jobs if job.folder not in gone))
-
-    _update(output, without)
+    _update(
+        output,
+        lambda sweep: replace(sweep, jobs=tuple(j for j in sweep.jobs if j.folder not in gone)),
+    )
 
 
 def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
@@ -103,57 +101,48 @@ def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
     """
     if all(job.folder.is_dir() for job in jobs):
         return list(jobs)
-    sweep = read(output) if output.is_dir() else None
-    listed = sweep.jobs if sweep else ()
     known: dict[tuple[str, str], Job] = {}
-    for job in (*listed, *found(output, listed)):
-        key = (job.variant, same_but_for_the_data(job.args))
-        # Of several that one is resumed which is done, or else has begun.
-        if key not in known or _progress(job) > _progress(known[key]):
-            known[key] = job
-    settled = []
-    for job in jobs:
-        other = known.get((job.variant, same_but_for_the_data(job.args)))
-        moved = other is not None and not job.folder.is_dir()
-        settled.append(replace(job, folder=other.folder) if moved and other else job)
-    return settled
+    found = of_output(output)[1] if output.is_dir() else []
+    for job in sorted(reversed(found), key=_progress):
+        known[job.variant, same_but_for_the_data(job.args)] = job
+    keys = {job.folder: (job.variant, same_but_for_the_data(job.args)) for job in jobs}
+    return [
+        job if job.folder.is_dir() else replace(job, folder=known.get(keys[job.folder], job).folder)
+        for job in jobs
+    ]
 
 
 def _progress(job: Job) -> int:
+    """Of several folders of one job that one is resumed which is done, or else has begun."""
     return JobFolder(job.folder).done + job.folder.is_dir()
 
 
-def found(output: Path, listed: Iterable[Job] = ()) -> list[Job]:
-    """Jobs whose folders are in the output folder: those ``listed``, or as their records say."""
-    known = {job.folder: job for job in listed}
-    jobs = []
-    for folder in job_folders(output):
-        if folder in known:
-            jobs.append(known[folder])
-        else:
+def of_output(output: Path) -> tuple[Sweep | None, list[Job]]:
+    """The manifest, if any, and the jobs: those it lists, and others whose folders are there."""
+    sweep = read(output)
+    jobs = {job.folder: job for job in (sweep.jobs if sweep else ())}
+    for folder in _job_folders(output):
+        if folder not in jobs:
             variant = "" if folder.parent == output else folder.parent.name
-            jobs.append(Job(records.arguments(folder) or {}, folder, variant))
-    return jobs
+            jobs[folder] = Job(records.arguments(folder) or {}, folder, variant)
+    return sweep, list(jobs.values())
 
 
-def job_folders(output: Path) -> Iterator[Path]:
+def _job_folders(output: Path) -> Iterator[Path]:
     """Folders called as jobs are, in the output folder and in the variants' folders."""
-    if not output.is_dir():
-        return
-    for entry in sorted(os.scandir(output), key=lambda e: e.name):
-        if not entry.is_dir():
-            continue
-        if FOLDER_NAME.fullmatch(entry.name):
-            yield Path(entry.path)
-        elif not entry.name.startswith("."):  # being deleted
-            with contextlib.suppress(PermissionError):
-                for inner in sorted(os.scandir(entry.path), key=lambda e: e.name):
-                    if inner.is_dir() and FOLDER_NAME.fullmatch(inner.name):
-                        yield Path(inner.path)
+    inner = sorted(output.glob("*"))
+    # Those with a dot are being deleted.
+    variants = [p for p in inner if not FOLDER_NAME.fullmatch(p.name) and p.name[0] != "."]
+    for place in (output, *variants):
+        for path in sorted(place.glob("*")):
+            if FOLDER_NAME.fullmatch(path.name) and path.is_dir():
+                yield path
 
 
-def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> Any:
-    path = output / NAME
+def _update(output: Path, change: Callable[[Sweep], Sweep], first: Sweep | None = None) -> None:
+    """Change the manifest, where there is one, or else write the ``first``."""
+    import orjson
+
     try:
         output.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output, os.O_RDONLY)
@@ -162,46 +151,21 @@ def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> Any
     try:
         # The folder itself is locked: the file is replaced, and a lock would go with the old one.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        changed = change(read(output))
-        if changed is not None:
-            try:
-                text = _text(changed, output)
-            except TypeError as error:  # such as a name that is not UTF-8
-                raise CarftError(f"{path} could not be written: {error}") from error
-            files.save(path, lambda beside: beside.write_bytes(text))
-        return changed
+        before = read(output)
+        sweep = change(before) if before else first
+        if sweep is None:
+            return
+        jobs = [
+            {"folder": os.path.relpath(j.folder, output), "variant": j.variant, "args": j.args}
+            for j in sweep.jobs
+        ]
+        content = {"version": VERSION, **vars(sweep), "jobs": jobs}
+        text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
+        files.save(output / NAME, lambda beside: beside.write_bytes(text + b"\n"))
+    except TypeError as error:  # such as a name that is not UTF-8
+        raise CarftError(f"{output / NAME} could not be written: {error}") from error
     finally:
         os.close(descriptor)
-
-
-def _joined(before: Sweep | None, sweep: Sweep) -> Sweep:
-    if before is None:
-        return sweep
-    jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
-    datasets = {**before.datasets, **sweep.datasets}
-    return replace(sweep, jobs=tuple(jobs.values()), datasets=datasets)
-
-
-def _text(sweep: Sweep, output: Path) -> bytes:
-    import orjson
-
-    content = {
-        "version": VERSION,
-        "name": sweep.name,
-        "data_dir": sweep.data_dir,
-        "selection": sweep.selection,
-        "compare_with": sweep.compare_with,
-        "datasets": {name: asdict(facts) for name, facts in sweep.datasets.items()},
-        "jobs": [
-            {
-                "folder": os.path.relpath(job.folder, output),
-                "variant": job.variant,
-                "args": job.args,
-            }
-            for job in sweep.jobs
-        ],
-    }
-    return orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def _sweep(found: Any, output: Path) -> Sweep:
@@ -237,10 +201,3 @@ def _job(found: Any, output: Path) -> Job:
     job = Job(args, output / folder, variant)
     hash(job.key)
     return job
-
-
-def _unreadable(path: Path, error: Exception) -> CarftError:
-    return CarftError(
-        f"{path} is not a manifest that can be read ({error}); move it away and launch the sweep "
-        "again, which writes it anew and keeps all finished jobs"
-    )

@@ -21,18 +21,17 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def make(name: str, given: Mapping[str, Any] | None = None, verbose: bool = False) -> Launcher:
+def make(name: str, given: Mapping[str, Any] | None = None) -> Launcher:
     """The launcher `name` with these options, over those of a file (see `options`).
 
     Args:
         given: option to value, or to the text that a flag has.
-        verbose: print a line whenever a job ends.
 
     Raises:
         CarftError: naming all that is wrong, and what would be right.
     """
     chosen = options.chosen(name, given or {})
-    launcher: Launcher = _KINDS[name](chosen, verbose)
+    launcher: Launcher = _KINDS[name](chosen)
     return launcher
 
 
@@ -56,7 +55,7 @@ class Registered:
 
     def __call__(self, commands: Sequence[str]) -> list[Ending]:
         """Run the commands; the jobs that failed, and none where SLURM has them."""
-        left = run_commands(make(self._name, verbose=True), commands) or []
+        left = run_commands(make(self._name), commands) or []
         return [ending for ending in left if ending.result != "held"]
 
     def problems(self, sweep: str) -> list[str]:

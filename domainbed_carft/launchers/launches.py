@@ -12,36 +12,35 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.files import parsing
+from domainbed_carft.jobs.job import Job
 
 FOLDER = "launches"
 
 
+@dataclass(frozen=True)
 class Launch:
-    """One launch of jobs of the sweep in `sweep`; the file appears with the first `write`."""
+    """One launch; ``jobs`` has the names of their folders, each with its SLURM id, if any."""
 
-    def __init__(self, launcher: str, sweep: Path) -> None:
-        since, host, pid = time.time(), socket.gethostname(), os.getpid()
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(since))
-        self.path = sweep / FOLDER / f"{stamp}-{host}-{pid}.json"
-        self._content = {"launcher": launcher, "host": host, "pid": pid, "since": since}
+    path: Path
+    launcher: str
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    jobs: dict[str, str | None] = field(default_factory=dict)
 
-    def write(self, jobs: Mapping[str, str | None]) -> int:
-        """Write the file anew; return a descriptor that holds its lock, for the caller to close.
-
-        Args:
-            jobs: name of the job's folder to its SLURM id, if it has one.
-        """
-        content = json.dumps({**self._content, "jobs": dict(jobs)}).encode() + b"\n"
+    def write(self) -> int:
+        """Write the file anew; return a descriptor that holds its lock, for the caller to close."""
+        told = {"launcher": self.launcher, "host": self.host, "pid": self.pid, "jobs": self.jobs}
         opened = []
 
         def fill(beside: Path) -> None:
-            beside.write_bytes(content)
+            beside.write_bytes(json.dumps(told).encode() + b"\n")
             opened.append(os.open(beside, os.O_RDWR))
             fcntl.flock(opened[0], fcntl.LOCK_EX)  # before the file has its name
 
@@ -52,14 +51,47 @@ class Launch:
             raise CarftError(f"the launch cannot be noted in {folder}: {error}") from error
         return opened[0]
 
+    def is_alive(self) -> bool:
+        """Whether the process that wrote the file lives."""
+        try:
+            with open(self.path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:  # it has just ended
+            pass
+        return False
+
+
+def begin(launcher: str, sweep: Path) -> Launch:
+    """A launch of jobs in the folder ``sweep`` by this process; its file comes with ``write``."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    name = f"{stamp}-{socket.gethostname()}-{os.getpid()}.json"
+    return Launch(sweep / FOLDER / name, launcher)
+
+
+def read(output: Path) -> list[Launch]:
+    """All launches of an output folder and its variants that can be read, the oldest first."""
+    found = [*output.glob(f"{FOLDER}/*.json"), *output.glob(f"*/{FOLDER}/*.json")]
+    launches = []
+    for path in sorted(found, key=lambda path: path.name):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            told = parsing.read_json(path)
+            jobs = {str(name): one and str(one) for name, one in dict(told["jobs"]).items()}
+            words = str(told["launcher"]), str(told["host"])
+            launches.append(Launch(path, *words, int(told["pid"]), jobs))
+    return launches
+
 
 @contextlib.contextmanager
-def in_hand(launcher: str, folders: Sequence[JobFolder]) -> Iterator[None]:
-    """Say, while the block runs, that this process will run the jobs of these folders."""
+def in_hand(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
+    """Say, while the block runs, that this process will run these jobs."""
     with contextlib.ExitStack() as stack:
-        for sweep in sorted({folder.path.parent for folder in folders}):
-            launch = Launch(launcher, sweep)
-            jobs = {folder.path.name: None for folder in folders if folder.path.parent == sweep}
-            stack.callback(os.close, launch.write(jobs))
+        for sweep in sorted({job.folder.parent for job in jobs}):
+            launch = begin(launcher, sweep)
+            launch.jobs.update(
+                {job.folder.name: None for job in jobs if job.folder.parent == sweep}
+            )
+            stack.callback(os.close, launch.write())
             stack.callback(launch.path.unlink, missing_ok=True)
         yield

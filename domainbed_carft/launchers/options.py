@@ -93,8 +93,7 @@ class SlurmOptions:
         if self.time.isdecimal() and needed >= 60 * int(self.time):
             raise ValueError(
                 f"signal_seconds = {self.signal_seconds} is too long for a time limit of "
-                f"{self.time} minutes, as SLURM warns up to {WARNS_EARLY_SECONDS} s earlier; "
-                f"expected a limit of more than {needed} s, or a smaller signal_seconds"
+                f"{self.time} minutes; expected a limit of more than {needed} s"
             )
 
 
@@ -112,64 +111,52 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Options:
 
     Says which file was read. Raises CarftError naming all that is wrong, and what would be right.
     """
-    named = os.environ.get(VARIABLE)
-    path = Path(named or DEFAULT).expanduser()
-    found = _read(path).get(launcher) if named or path.exists() else None
-    if found:
-        print(f"{launcher}: options of {path.absolute()}", file=sys.stderr)
-    both = {**(found or {}), **{name: value for name, value in given.items() if value is not None}}
+    if launcher not in OPTIONS:
+        raise CarftError(text.unknown("launcher", launcher, OPTIONS))
+    both = {**_of_file(launcher), **{n: value for n, value in given.items() if value is not None}}
     made, wrong = _made(launcher, both)
-    if made is None:
+    if made is None or wrong:
         raise CarftError("; ".join(wrong))
     return made
 
 
-def problems(launcher: str, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with these options of this launcher."""
-    return _made(launcher, given)[1]
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _of_file(launcher: str) -> dict[str, Any]:
+    named = os.environ.get(VARIABLE)
+    path = Path(named or DEFAULT).expanduser()
+    if not named and not path.exists():
+        return {}
     try:
         content = parsing.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
     except OSError as error:
         raise CarftError(f"{path} cannot be read: {error.strerror} (${VARIABLE})") from error
     except ValueError as error:
         raise CarftError(f"{path}: {error}") from error
-    sections = content.values() if isinstance(content, dict) else [content]
-    if not all(isinstance(section or {}, dict) for section in sections):
+    section = content.get(launcher) or {} if isinstance(content, dict) else None
+    if not isinstance(section, dict) or not content.keys() <= OPTIONS.keys():
         names = ", ".join(OPTIONS)
         raise CarftError(f"{path}: expected launchers ({names}), each with options and values")
+    if section:
+        print(f"{launcher}: options of {path.absolute()}", file=sys.stderr)
     # An option without a value is one that is not set.
-    found = {
-        launcher: {name: value for name, value in (given or {}).items() if value is not None}
-        for launcher, given in content.items()
-    }
-    wrong = [one for launcher, given in found.items() for one in problems(launcher, given)]
-    if wrong:
-        raise CarftError(f"{path}: {'; '.join(wrong)}")
-    return found
+    return {name: value for name, value in section.items() if value is not None}
 
 
 def _made(launcher: str, given: Mapping[str, Any]) -> tuple[Options | None, list[str]]:
     from pydantic import TypeAdapter, ValidationError
 
-    if launcher not in OPTIONS:
-        return None, [text.unknown("launcher", launcher, OPTIONS)]
     names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     wrong = [
         text.unknown(f"option of {launcher}", n, names or ["none"]) for n in given if n not in names
     ]
     known = {name: _spelled_out(name, value) for name, value in given.items() if name in names}
-    made = None
     try:
-        made = TypeAdapter(OPTIONS[launcher]).validate_python(known)
+        return TypeAdapter(OPTIONS[launcher]).validate_python(known), wrong
     except ValidationError as error:
         for one in error.errors():
             told = one["msg"].replace("Input should", "should").removeprefix("Value error, ")
             place = f"{'.'.join(map(str, one['loc']))} is {one['input']!r}, " if one["loc"] else ""
             wrong.append(f"{launcher}: {place}{told}")
-    return None if wrong else made, wrong
+    return None, wrong
 
 
 def _spelled_out(name: str, value: Any) -> Any:

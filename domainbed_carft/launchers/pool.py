@@ -13,7 +13,7 @@ from pathlib import Path
 
 from domainbed_carft import machine, text
 from domainbed_carft.errors import raise_for
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
 from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
@@ -31,13 +31,12 @@ class _Queue:
     name: str
     jobs: Sequence[Job]
     environment: Environment
-    verbose: bool
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.jobs)
         self._children = Children()
         self._interruptions: Counter[Path] = Counter()
-        self._ended: list[Ending] = []
+        self._left: list[Ending] = []
 
     def run(self, slots: Sequence[Mapping[str, str]]) -> list[Ending]:
         """Run all jobs, one at a time in each slot, with the slot's variables below their own.
@@ -48,16 +47,21 @@ class _Queue:
             return []
         with (
             stopping(self._children, self.name),
-            in_hand(self.name, [JobFolder(job.folder) for job in self.jobs]),
+            in_hand(self.name, self.jobs),
             ThreadPoolExecutor(max_workers=len(slots)) as workers,
         ):
             futures = [workers.submit(self._work, slot) for slot in slots]
             wait(futures)
             for future in futures:
                 future.result()
-        left = [ending for ending in self._ended if ending.result != "done"]
-        self._tell(left)
-        return left
+        held = [ending for ending in self._left if ending.result == "held"]
+        lines = [str(ending) for ending in self._left if ending.result != "held"]
+        if held:
+            jobs = text.counted(len(held), "job is", "jobs are")
+            lines = [f"{jobs} run by others, and left to them. Such as: {held[0]}", *lines]
+        for line in lines:
+            print(f"{self.name}: {text.shown(line)}", file=sys.stderr, flush=True)
+        return self._left
 
     def _work(self, slot: Mapping[str, str]) -> None:
         while self._children.stopped_by is None and self._waiting:
@@ -69,10 +73,8 @@ class _Queue:
             ending = attempt.run(job, {**slot, **own}, self._children)
             if self._goes_on(ending):
                 self._waiting.append(job)
-                continue
-            self._ended.append(ending)
-            if self.verbose:
-                self._progress()
+            elif ending.result != "done":
+                self._left.append(ending)
 
     def _goes_on(self, ending: Ending) -> bool:
         if ending.result != "interrupted":
@@ -81,29 +83,12 @@ class _Queue:
         self._interruptions[ending.folder] += 1
         return self._interruptions[ending.folder] < MAX_ATTEMPTS
 
-    def _progress(self) -> None:
-        count = sum(ending.result == "failed" for ending in self._ended)
-        total = text.counted(len(self.jobs), "job")
-        self._say(f"{len(self._ended)} of {total} ended" + (f", {count} failed" if count else ""))
-
-    def _tell(self, left: Sequence[Ending]) -> None:
-        held = [ending for ending in left if ending.result == "held"]
-        if held:
-            jobs = text.counted(len(held), "job is", "jobs are")
-            self._say(f"{jobs} run by others; the next launch looks again. Such as: {held[0]}")
-        for ending in (ending for ending in left if ending.result != "held"):
-            self._say(str(ending))
-
-    def _say(self, words: str) -> None:
-        print(f"{self.name}: {text.shown(words)}", file=sys.stderr, flush=True)
-
 
 @dataclass(frozen=True)
 class Dummy:
     """Print the commands and run none of them."""
 
     options: NoOptions
-    verbose: bool = False
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
         for job in jobs:
@@ -117,10 +102,9 @@ class Local:
     """Run the jobs one after another; what they print is in their out.txt and err.txt."""
 
     options: NoOptions
-    verbose: bool = False
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-        return _Queue("local", jobs, environment, self.verbose).run([{}])
+        return _Queue("local", jobs, environment).run([{}])
 
 
 @dataclass(frozen=True)
@@ -132,42 +116,31 @@ class Pool:
     """
 
     options: PoolOptions
-    verbose: bool = False
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-        return _Queue("pool", jobs, environment, self.verbose).run(self.slots(len(jobs)))
+        raise_for(self.problems(()))
+        return _Queue("pool", jobs, environment).run(self.slots(len(jobs)))
 
     def problems(self, sweeps: Iterable[Path]) -> list[str]:
         """Why this machine cannot do what the options say."""
-        chosen = self.options.jobs_per_gpu
-        if not chosen or machine.gpus():
+        if not self.options.jobs_per_gpu or machine.gpus():
             return []
-        return [
-            f"pool: jobs_per_gpu = {chosen}, but there is no GPU: CUDA_VISIBLE_DEVICES lists none, "
-            "or nvidia-smi does not find one; use jobs instead"
-        ]
+        return ["pool: jobs_per_gpu needs a GPU, and there is none; use jobs instead"]
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
-        """The variables of each slot, for so many jobs in all."""
-        raise_for(self.problems(()))
+        """The variables of each slot, for so many jobs in all; what the user has set stays."""
         chosen, gpus = self.options, machine.gpus()
         on_gpus = len(gpus) * (chosen.jobs_per_gpu or 1)
         width = chosen.jobs or on_gpus or machine.cores()
         if chosen.jobs_per_gpu:
             width = min(width, on_gpus)
         count = max(1, min(width, jobs))
+        names = ["DOMAINBED_CORES"]  # read by our harness, for its number of loader processes
+        if "OMP_NUM_THREADS" not in os.environ:
+            # OpenMP's is read by OpenBLAS and MKL too, but MKL's own wins, if it is set.
+            names += ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+        threads = dict.fromkeys(names, str(max(1, machine.cores() // count)))
         shares = [
             {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)
         ]
-        return [{**share, **_threads(count)} for share in shares]
-
-
-def _threads(jobs: int) -> dict[str, str]:
-    """The cores of each of so many jobs; the threads that the user has set stay."""
-    share = str(max(1, machine.cores() // jobs))
-    # Read by our harness, for its number of loader processes.
-    names = ["DOMAINBED_CORES"]
-    if "OMP_NUM_THREADS" not in os.environ:
-        # OpenMP's is read by OpenBLAS and MKL too, but MKL's own wins, if it is set.
-        names += ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]
-    return dict.fromkeys(names, share)
+        return [{**share, **threads} for share in shares]

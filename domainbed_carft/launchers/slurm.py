@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, Ending, Environment
-from domainbed_carft.launchers.launches import FOLDER, Launch
+from domainbed_carft.launchers import attempt, launches
+from domainbed_carft.launchers.attempt import Children, Environment
 from domainbed_carft.launchers.options import SlurmOptions
 
 # What no #SBATCH line can hold, or what SLURM reads as a pattern.
@@ -31,14 +30,10 @@ _UNSAFE = "\n\r%\\"
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _OTHERS_SECONDS = 30.0
 
-# How often a job that another process has is looked at again: two minutes apart, as SLURM has it.
-_HELD_TURNS = 5
+# How often a job that another process has is started again: two minutes apart, as SLURM has it.
+_MOST_RESTARTS = 5
 
 _AT_ONCE = 500  # jobs named in one command line
-
-# Why a job may wait that will be started in its turn. Other reasons are worth telling.
-_IN_TURN = ["", *"None Priority Resources Dependency BeginTime JobArrayTaskLimit".split()]
-_IN_TURN += "Cleaning Licenses RaisedSignal".split()
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,6 @@ class Slurm:
     """Submit the jobs and return; SLURM starts them, and starts again what it preempts."""
 
     options: SlurmOptions
-    verbose: bool = False
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
         """Submit the jobs that are neither done, nor run by someone, nor to be left alone.
@@ -91,9 +85,8 @@ class Slurm:
 
         The first waits for `after`, so that the cap holds over all folders. Returns the last.
         """
-        launch = Launch("slurm", sweep)
-        ids: dict[str, str | None] = {}
-        os.close(launch.write(ids))  # where nothing can be noted, nothing is submitted
+        launch = launches.begin("slurm", sweep)
+        os.close(launch.write())  # where nothing can be noted, nothing is submitted
         size = min(self.options.array_size, largest_array() or sys.maxsize)
         for begin in range(0, len(elements), size):
             chunk = elements[begin : begin + size]
@@ -109,8 +102,8 @@ class Slurm:
                     f"{len(elements)} jobs in {sweep} {begin} are submitted; launch the sweep "
                     "again for the others once SLURM takes more, or with other options"
                 ) from error
-            ids.update(zip((element.job.folder.name for element in chunk), submitted))
-            os.close(launch.write(ids))
+            launch.jobs.update(zip((element.job.folder.name for element in chunk), submitted))
+            os.close(launch.write())
             after = submitted[0].partition("_")[0]
             print(f"slurm: job {after} has {len(chunk)} of the sweep's {len(elements)} jobs")
         return after
@@ -119,7 +112,7 @@ class Slurm:
         """Submit one array, and return the SLURM ids of its elements."""
         import submitit
 
-        logs = sweep / FOLDER / "slurm-logs"
+        logs = sweep / launches.FOLDER / "slurm-logs"
         logs.mkdir(parents=True, exist_ok=True)
         # Time-outs are no failures, and never too many.
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=10**9)
@@ -190,31 +183,18 @@ class _Element:
             requeue(slurm_id() or "")
         if children.stopped_by is not None:
             sys.exit(128 + children.stopped_by)
-        if ending.result == "held":
-            self._give_way(ending)
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if ending.result == "held" and restarts < _MOST_RESTARTS:  # leave the job to its holder
+            requeue(slurm_id() or "")
+            sys.exit(75)  # try again: EX_TEMPFAIL
         raise CarftError(str(ending))
-
-    def _give_way(self, held: Ending) -> NoReturn:
-        """Leave the job to its holder, and look again in another turn; not for ever."""
-        name = slurm_id() or ""
-        turns = self.job.folder.parent / FOLDER / "slurm-logs" / f"{name}.held"
-        with turns.open("a+", encoding="utf-8") as file:
-            file.write(f"{held}\n")
-            file.seek(0)
-            count = len(file.readlines())
-        if count > _HELD_TURNS:
-            raise CarftError(f"{held}. It still was after {_HELD_TURNS} turns: launch again")
-        requeue(name)
-        sys.exit(75)  # try again: EX_TEMPFAIL
 
 
 def states(ids: Iterable[str]) -> dict[str, str]:
     """SLURM's word (PENDING, RUNNING, COMPLETING, ...) for each of these jobs that has not ended.
 
-    Where a job does not simply wait for its turn, the reason follows: PENDING (PartitionTimeLimit).
-
-    The ids are those of jobs, or of elements of arrays, as "123_4". Raises CarftError where SLURM
-    cannot be asked.
+    Why a job waits follows, as in PENDING (Resources). The ids are those of jobs, or of elements of
+    arrays, as "123_4". Raises CarftError where SLURM cannot be asked.
     """
     asked = set(ids)
     if not asked:
@@ -223,7 +203,7 @@ def states(ids: Iterable[str]) -> dict[str, str]:
     told = _call("squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}")
     lines = [line.strip().split("|") for line in told.splitlines() if line.count("|") == 2]
     return {
-        name: state if state != "PENDING" or reason in _IN_TURN else f"{state} ({reason})"
+        name: f"{state} ({reason})" if state == "PENDING" else state
         for name, state, reason in lines
         if name in asked
     }

@@ -1,48 +1,181 @@
-"""A declared sweep: which data sets, algorithms, settings and trials, and so which jobs."""
+"""A declared sweep: its keys, their kinds and ranges, and so which jobs there are.
+
+Editors have the keys as a JSON schema, ``assets/sweep.schema.json`` (``tools/sweep_schema.py``).
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+)
+
+from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.job import Job, identity, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.method import hparams as ours
-from domainbed_carft.sweep.shape import Override, Variant
 
 TASK = "domain_generalization"
 
 
-@dataclass(frozen=True)
-class Declaration:
-    """A sweep; ``sweep.shape.Shape`` says what each field is.
+def spelled(dataset: str) -> str:
+    """A data set's name; a path in the form that our harness gives it, ``./pets`` for ``pets/``."""
+    if os.sep not in dataset:
+        return dataset
+    path = os.path.normpath(dataset)
+    return path if os.sep in path else os.path.join(os.curdir, path)
 
-    ``facts`` are those of each data set; ``test_environments`` the indices to leave out.
+
+def _setting(value: Any) -> Any:
+    is_words = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if is_words or isinstance(value, (str, int, float)):
+        return value
+    raise ValueError("expected a word, a number, true or false, or a list of words")
+
+
+# Tags in angles are no part of a place that is told.
+_HOW = Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>")
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+_Index = Annotated[int, Field(ge=0, le=10**9)]
+_Dataset = Annotated[str, StringConstraints(min_length=1), AfterValidator(spelled)]
+_Datasets = Annotated[list[_Dataset], Field(min_length=1)]
+_Algorithms = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+_Setting = Annotated[
+    Any,
+    BeforeValidator(_setting),
+    WithJsonSchema({"anyOf": [
+        {"type": ["string", "number", "boolean"]}, {"type": "array", "items": {"type": "string"}},
+    ]}),
+]  # fmt: skip
+_Hparams = dict[str, _Setting]
+_Environment = Annotated[
+    Annotated[_Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
+    Discriminator(lambda given: "<index>" if isinstance(given, int) else "<label>"),
+]
+_Environments = Annotated[list[_Environment], Field(min_length=1)]
+_Steps = Annotated[
+    Annotated[_Count, Tag("<all>")] | Annotated[dict[_Dataset, _Count], Tag("<each>")], _HOW
+]
+_ByEnvironment = Annotated[
+    Annotated[_Environments, Tag("<all>")]
+    | Annotated[dict[_Dataset, _Environments], Tag("<each>")],
+    _HOW,
+]
+_Method = Literal["training-domain", "leave-one-domain-out", "oracle"]
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_Folder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
+
+
+class _Mapping(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Seeds(_Mapping):
+    """A range of hparams seeds."""
+
+    first: _Index = Field(default=0, alias="from")
+    n: _Count
+
+
+class Variant(_Mapping):
+    """Settings over all others, for some algorithms; none named are all."""
+
+    algorithms: _Algorithms = []
+    hparams: _Hparams = {}
+
+    def covers(self, dataset: str, algorithm: str) -> bool:
+        """Whether it is about this data set and this algorithm."""
+        return not self.algorithms or algorithm in self.algorithms
+
+
+class Override(Variant):
+    """The same for some data sets, too; 0 steps are the default."""
+
+    datasets: _Datasets = []
+    steps: _Count = 0
+
+    def covers(self, dataset: str, algorithm: str) -> bool:
+        """As in a variant."""
+        return super().covers(dataset, algorithm) and dataset in (self.datasets or [dataset])
+
+
+_Seeds = Annotated[Annotated[_Count, Tag("<all>")] | Annotated[Seeds, Tag("<each>")], _HOW]
+
+
+class Shape(_Mapping):
+    """Which jobs a sweep has: docs/sweeps.md says what each key means."""
+
+    model_config = ConfigDict(
+        title="A sweep of domainbed-carft",
+        json_schema_extra={"required": ["name", "datasets", "algorithms"]},
+    )
+
+    name: _Name = ""
+    description: str = ""
+    datasets: _Datasets = []
+    algorithms: _Algorithms = []
+    trials: _Count = 3
+    hparams_seeds: _Seeds = 1
+    steps: _Steps = {}
+    hparams: _Hparams = {}
+    overrides: list[Override] = []
+    variants: dict[_Folder, Variant] = {}
+    grid: dict[str, Annotated[list[_Setting], Field(min_length=1)]] = {}
+    test_environments: _ByEnvironment = {}
+    selection: Annotated[list[_Method], Field(min_length=1)] = ["training-domain", "oracle"]
+    protocol: Literal["domainbed", "clip"] | None = None  # not told is another job than domainbed
+    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    compare_with: list[str] = []
+
+    @property
+    def choices(self) -> range:
+        """The hparams seeds."""
+        seeds = self.hparams_seeds
+        return range(seeds) if isinstance(seeds, int) else range(seeds.first, seeds.first + seeds.n)
+
+    @property
+    def settings(self) -> dict[str, Variant]:
+        """The variants by their folders' names; a grid's combinations, or one without a name."""
+        if not self.grid:
+            return dict(self.variants) or {"": Variant()}
+        points = [dict(zip(self.grid, v)) for v in itertools.product(*self.grid.values())]
+        return {variant_name(point): Variant(hparams=point) for point in points}
+
+    def listed_environments(self, dataset: str) -> Sequence[int | str]:
+        """Those to leave out of a data set, as they were given; none are all."""
+        given = self.test_environments
+        return given.get(dataset, ()) if isinstance(given, dict) else given
+
+    def hparams_of(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
+        """What is set of the hyperparameters, the later of these over the earlier."""
+        preset = {"protocol": self.protocol} if self.protocol else {}
+        merged = {**preset, **self.hparams}
+        for layer in (*self.overrides, setting):
+            merged |= layer.hparams if layer.covers(dataset, algorithm) else {}
+        return merged
+
+
+class Declaration(Shape):
+    """A sweep whose names are known; ``facts`` are those of each data set.
+
     ``hparams_text`` is what DomainBed's own flag ``--hparams`` was given, word for word, since job
     identities depend on its spelling; ``text`` that of the file; None where there is none.
     """
 
-    name: str
-    datasets: tuple[str, ...]
-    algorithms: tuple[str, ...]
-    facts: Mapping[str, Dataset]
-    test_environments: Mapping[str, tuple[int, ...]]
-    description: str = ""
-    trials: int = 3
-    hparams_seeds: range = range(1)
-    steps: Mapping[str, int] = field(default_factory=dict)
-    hparams: Mapping[str, Any] = field(default_factory=dict)
-    overrides: Sequence[Override] = ()
-    variants: Mapping[str, Variant] = field(default_factory=lambda: {"": Variant()})
-    selection: tuple[str, ...] = ("training-domain", "oracle")
-    protocol: str | None = None
-    holdout_fraction: float = 0.2
-    compare_with: tuple[str, ...] = ()
-    task: str = TASK
+    facts: Mapping[str, Dataset] = {}
     hparams_text: str | None = None
     text: str | None = None
 
@@ -51,23 +184,11 @@ class Declaration:
         """The labels of each data set's environments."""
         return {name: self.facts[name].labels for name in self.datasets}
 
-    def algorithms_of(self, variant: str) -> tuple[str, ...]:
-        """The algorithms that run in the variant of that name."""
-        return tuple(n for n in self.algorithms if self.variants[variant].covers("", n))
-
-    def hparams_of(self, dataset: str, algorithm: str, variant: str = "") -> dict[str, Any]:
-        """What is set of the hyperparameters, the later of these over the earlier."""
-        preset = {"protocol": self.protocol} if self.protocol else {}
-        layers = [o.hparams for o in self.overrides if o.covers(dataset, algorithm)]
-        merged = {**preset, **self.hparams}
-        for layer in (*layers, self.variants[variant].hparams):
-            merged |= layer
-        return merged
-
-    def steps_of(self, dataset: str, algorithm: str) -> int | None:
+    def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
         """Declared steps; None leaves them to the data set."""
         layers = [o.steps for o in self.overrides if o.covers(dataset, algorithm) and o.steps]
-        return layers[-1] if layers else self.steps.get(dataset)
+        steps = self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
+        return layers[-1] if layers else steps
 
     def jobs(self, data_dir: str, output: Path) -> list[Job]:
         """All jobs, variant by variant, trial by trial; whether their folders exist is not asked.
@@ -77,75 +198,69 @@ class Declaration:
         """
         return [
             Job(args, output / variant / identity(args), variant)
-            for variant in self.variants
-            for args in self._arguments(variant, data_dir)
+            for variant, setting in self.settings.items()
+            for args in self._arguments(setting, data_dir)
         ]
 
-    def _arguments(self, variant: str, data_dir: str) -> Iterator[dict[str, Any]]:
+    def _arguments(self, setting: Variant, data_dir: str) -> Iterator[dict[str, Any]]:
+        algorithms = [name for name in self.algorithms if setting.covers("", name)]
         for trial, dataset, algorithm in itertools.product(
-            range(self.trials), self.datasets, self.algorithms_of(variant)
+            range(self.trials), self.datasets, algorithms
         ):
-            common = {
+            common: dict[str, Any] = {
                 "data_dir": data_dir,
-                "task": self.task,
+                "task": TASK,
                 "holdout_fraction": self.holdout_fraction,
                 "dataset": dataset,
                 "algorithm": algorithm,
                 "trial_seed": trial,
-                **self._optional(dataset, algorithm, variant),
             }
-            for test_envs, choice in itertools.product(self._targets(dataset), self.hparams_seeds):
+            # Part of the identity only where they are given.
+            if steps := self.steps_of(dataset, algorithm):
+                common["steps"] = steps
+            if self.hparams_text is not None:
+                common["hparams"] = self.hparams_text
+            elif hparams := self.hparams_of(dataset, algorithm, setting):
+                common["hparams"] = json.dumps(hparams, sort_keys=True)
+            for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
                 yield {**common, "test_envs": test_envs, "hparams_seed": choice, "seed": seed}
 
-    def _optional(self, dataset: str, algorithm: str, variant: str) -> dict[str, Any]:
-        """Arguments that are part of the identity only where they are given."""
-        optional: dict[str, Any] = {}
-        steps = self.steps_of(dataset, algorithm)
-        if steps is not None:
-            optional["steps"] = steps
-        if self.hparams_text is not None:
-            optional["hparams"] = self.hparams_text
-        elif hparams := self.hparams_of(dataset, algorithm, variant):
-            optional["hparams"] = json.dumps(hparams, sort_keys=True)
-        return optional
-
-    def _targets(self, dataset: str) -> list[list[int]]:
+    def targets(self, dataset: str) -> list[list[int]]:
         """Test environments of each job: one at a time, and pairs with one of them if needed.
 
         Leave-one-domain-out cross-validation looks at the pairs in which the target is.
         """
-        count = len(self.facts[dataset].labels)
-        if count == 1:  # a user's own data: there is nothing to leave out
+        labels = self.facts[dataset].labels
+        if len(labels) == 1:  # a user's own data: there is nothing to leave out
             return [[]]
-        targets = self.test_environments[dataset]
-        chosen = [[index] for index in targets]
+        listed = self.listed_environments(dataset) or range(len(labels))
+        indices = {environment(one, dataset, labels) for one in listed}
+        chosen = [[index] for index in indices if index is not None]
         if "leave-one-domain-out" in self.selection:
-            pairs = itertools.combinations(range(count), 2)
-            chosen += [list(pair) for pair in pairs if set(pair) & set(targets)]
+            pairs = itertools.combinations(range(len(labels)), 2)
+            chosen += [list(pair) for pair in pairs if set(pair) & indices]
         return sorted(chosen)
 
     @property
     def n_jobs(self) -> int:
         """How many jobs there are."""
-        targets = sum(len(self._targets(dataset)) for dataset in self.datasets)
-        algorithms = sum(len(self.algorithms_of(variant)) for variant in self.variants)
-        return self.trials * len(self.hparams_seeds) * targets * algorithms
+        targets = sum(len(self.targets(dataset)) for dataset in self.datasets)
+        pairs = itertools.product(self.algorithms, self.settings.values())
+        runs = sum(setting.covers("", name) for name, setting in pairs)
+        return self.trials * len(self.choices) * targets * runs
 
-    def schedules(self) -> list[tuple[str, str, int, int, int, bool]]:
-        """Of our algorithms on each data set: steps, those to warm up, total_steps.
 
-        The last says whether the rate falls to 0 at total_steps.
-        """
-        found: dict[Any, None] = {}
-        for variant, dataset in itertools.product(self.variants, self.datasets):
-            for algorithm in self.algorithms_of(variant):
-                if algorithm not in ours.ALGORITHMS:
-                    continue
-                value = {h.name: h.default((algorithm, dataset)) for h in ours.HPARAMS}
-                value |= self.hparams_of(dataset, algorithm, variant)
-                steps = self.steps_of(dataset, algorithm) or self.facts[dataset].steps
-                falls = value["lr_schedule"] == "cosine" and algorithm != "CLIPZeroShot"
-                warmup, total = value["warmup_steps"], value["total_steps"]
-                found[dataset, algorithm, steps, warmup, total, falls] = None
-        return list(found)
+def environment(one: str | int, dataset: str, labels: Sequence[str]) -> int | None:
+    """The index of an environment that is given by index, label or a benchmark's folder."""
+    if isinstance(one, int):
+        return one if one < len(labels) else None
+    known = benchmarks.BENCHMARKS.get(dataset)
+    folders = [each.folder for each in known.environments] if known else []
+    return next((given.index(one) for given in (labels, folders) if one in given), None)
+
+
+def variant_name(setting: Mapping[str, Any]) -> str:
+    """A folder's name for a point of a grid, such as ``kl_weight=3,amp=bf16``."""
+    parts = (f"{key}={value}" for key, value in setting.items())
+    return "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in ",".join(parts))

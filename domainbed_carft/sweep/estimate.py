@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
@@ -19,6 +17,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
 from domainbed_carft.sweep import names
 from domainbed_carft.sweep.states import DONE, Status
+from domainbed_carft.text import table
 
 Group = tuple[str, str]  # data set, algorithm
 
@@ -26,142 +25,119 @@ _MEASURED_STEPS = 3
 _EVALUATION_BATCH = 64  # DomainBed's
 
 
-class Work(NamedTuple):
-    """What one job does. ``evaluated`` is None where the pictures are not known."""
-
-    steps: int
-    trained: int
-    evaluated: int | None
+Pace = tuple[float, float]  # seconds a picture trained on, and one evaluated
 
 
-class Pace(NamedTuple):
-    """Seconds a picture trained on and a picture evaluated, where known, and from what."""
+class Cost(NamedTuple):
+    """Of some jobs: pictures trained on and evaluated, hours of those not done, one after another.
 
-    training: float
-    evaluation: float | None
-    source: str
-
-    def seconds(self, work: Work) -> float:
-        """What a job takes."""
-        return self.training * work.trained + (self.evaluation or 0) * (work.evaluated or 0)
-
-
-@dataclass
-class Row:
-    """Totals of the jobs of one data set and algorithm, in one variant.
-
-    ``hours`` are those of the jobs that are not done, one after another; None if not measured.
+    nan stands for what is not known.
     """
 
-    variant: str
-    dataset: str
-    algorithm: str
-    jobs: int = 0
-    done: int = 0
-    steps: int = 0
-    trained: int = 0
-    evaluated: int | None = 0
-    hours: float | None = 0.0
+    jobs: float = 0
+    done: float = 0
+    steps: float = 0
+    trained: float = 0
+    evaluated: float = 0
+    hours: float = 0.0
 
 
-def make(
+def costs(
     statuses: Sequence[Status],
     facts: Mapping[str, Dataset],
     paces: Mapping[Group, Pace],
     skips: bool = False,
-) -> list[Row]:
-    """The rows, and their total behind them; ``skips`` as in ``work``."""
-    rows: dict[tuple[str, str, str], Row] = {}
-    total = Row("all", "", "")
-    drawn = functools.cache(_drawn)
+) -> dict[tuple[str, str, str], Cost]:
+    """Costs by variant, data set and algorithm, then their total; ``skips`` as in ``cost``."""
+    found: dict[tuple[str, str, str], Cost] = {}
+    total = Cost()
     for status in statuses:
-        dataset, algorithm = status.job.args["dataset"], status.job.args["algorithm"]
-        key = (status.job.variant, dataset, algorithm)
-        one = work(status.job, facts[dataset], skips, drawn)
-        pace = paces.get((dataset, algorithm))
-        hours: float | None = 0.0
-        if status.state != DONE:
-            hours = None if pace is None else pace.seconds(one) / 3600
-        for row in (rows.setdefault(key, Row(*key)), total):
-            row.jobs += 1
-            row.done += status.state == DONE
-            row.steps += one.steps
-            row.trained += one.trained
-            row.evaluated = _plus(row.evaluated, one.evaluated)
-            row.hours = _plus(row.hours, hours)
-    return [*rows.values(), total]
+        group = status.job.args["dataset"], status.job.args["algorithm"]
+        one = cost(status.job, facts[group[0]], skips)
+        training, evaluation = paces.get(group, (math.nan, 0.0))
+        seconds = training * one.trained + (evaluation and evaluation * one.evaluated)
+        done = status.state == DONE
+        one = one._replace(done=int(done), hours=0.0 if done else seconds / 3600)
+        key = (status.job.variant, *group)
+        found[key] = Cost(*map(sum, zip(found.get(key, Cost()), one)))
+        total = Cost(*map(sum, zip(total, one)))
+    return {**found, ("all", "", ""): total}
 
 
-def _drawn(algorithm: str, dataset: str, choice: int, trial: int) -> dict[str, Any]:
-    registry = names.module("hparams_registry")
-    if choice:
-        return registry.random_hparams(algorithm, dataset, seed_hash(choice, trial))
-    return registry.default_hparams(algorithm, dataset)
+def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool, measured: bool) -> str:
+    """The costs that ``--dry_run`` shows, and what they are."""
+    head = ["variant", "data set", "algorithm", "jobs", "done", "steps", "trained", "evaluated"]
+    rows = [
+        [*key, *(_number(count) for count in one[:-1]), _number(one.hours, 2)]
+        for key, one in found.items()
+    ]
+    splits = "both splits of every environment"
+    if skips:
+        splits = "both splits of test environments, out-splits of the others"
+    hours = "step_time in the records, which leaves evaluation out"
+    if measured:
+        hours += f", else {_MEASURED_STEPS} steps on random pictures here, which leave decoding out"
+    else:
+        hours += "; --measure times algorithms without records"
+    return (
+        f"{table([*head, 'hours left'], rows)}\n"
+        f"Trained, evaluated: pictures; {splits}.\nHours: of one job after another, by {hours}."
+    )
 
 
-def hparams(job: Job, drawn: Callable[..., dict[str, Any]] = _drawn) -> dict[str, Any]:
+def hparams(job: Job) -> dict[str, Any]:
     """All hyperparameters of a job, as train will have them."""
-    args = job.args
-    seeds = args["hparams_seed"], args["trial_seed"]
-    found = drawn(args["algorithm"], args["dataset"], *seeds)
+    registry, args = names.module("hparams_registry"), job.args
+    pair, choice = (args["algorithm"], args["dataset"]), args["hparams_seed"]
+    if choice:
+        found = registry.random_hparams(*pair, seed_hash(choice, args["trial_seed"]))
+    else:
+        found = registry.default_hparams(*pair)
     return {**found, **json.loads(args.get("hparams") or "{}")}
 
 
-def work(
-    job: Job, facts: Dataset, skips: bool = False, drawn: Callable[..., dict[str, Any]] = _drawn
-) -> Work:
+def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     """Steps and pictures of a job; ``skips``: it evaluates no training environment's in-split."""
     steps = int(job.args.get("steps") or facts.steps)
-    size = int(hparams(job, drawn)["batch_size"])
-    environments = len(facts.labels) - len(job.args["test_envs"])
+    left_out = set(job.args["test_envs"])
+    batch = int(hparams(job)["batch_size"]) * (len(facts.labels) - len(left_out))
     if facts.pictures is None:
-        return Work(steps, steps * size * environments, None)
+        return Cost(1, 0, steps, steps * batch, math.nan)
     # At step 0, every checkpoint_freq steps, and at the last one.
     last, every = steps - 1, facts.checkpoint_freq
     checkpoints = last // every + 1 + bool(last % every)
     # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
     share = job.args["holdout_fraction"] if skips else 1.0
-    left_out = set(job.args["test_envs"])
     a_pass = sum(n if i in left_out else int(n * share) for i, n in enumerate(facts.pictures))
-    return Work(steps, steps * size * environments, checkpoints * a_pass)
+    return Cost(1, 0, steps, steps * batch, checkpoints * a_pass)
 
 
 def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, Pace]:
-    """What the times of steps in the records of an output folder tell."""
+    """What the times of steps in the records tell, which leave evaluation out."""
     seconds: dict[Group, list[float]] = {}
     for job in jobs:
         record = records.last(job.folder) if job.folder.is_dir() else None
         taken = record.get("step_time") if record else None
         # The first record is of the first step alone, which is slower than the others.
         if record and record["step"] and isinstance(taken, float):
-            args = job.args
-            done = work(job, facts[args["dataset"]])
-            group = args["dataset"], args["algorithm"]
+            group = job.args["dataset"], job.args["algorithm"]
+            done = cost(job, facts[group[0]])
             seconds.setdefault(group, []).append(taken * done.steps / done.trained)
-    return {
-        group: Pace(
-            sum(each) / len(each), None, f"step_time in the records of {len(each)} jobs, without "
-            "evaluation",
-        )
-        for group, each in seconds.items()
-    }  # fmt: skip
+    return {group: (statistics.mean(each), 0.0) for group, each in seconds.items()}
 
 
 def measure(
-    jobs: Iterable[Job],
-    facts: Mapping[str, Dataset],
-    known: Mapping[Group, Pace],
+    jobs: Iterable[Job], facts: Mapping[str, Dataset], known: Mapping[Group, Pace],
     say: Callable[[str], None],
-) -> dict[Group, Pace]:
+) -> dict[Group, Pace]:  # fmt: skip
     """Time one job of each data set and algorithm of which nothing is known, on random pictures.
 
     ``say`` is told which cannot be measured, and why.
     """
-    paces, tried = dict(known), set(known)
-    for job in jobs:
-        group = (job.args["dataset"], job.args["algorithm"])
-        if group not in tried:
-            tried.add(group)
+    paces = dict(known)
+    first = {(job.args["dataset"], job.args["algorithm"]): job for job in reversed(list(jobs))}
+    for group, job in first.items():
+        if group not in known:
             try:
                 paces[group] = _measured(job, facts[group[0]])
             except Exception as error:  # of an algorithm, a download, a device out of memory
@@ -173,57 +149,37 @@ def _measured(job: Job, facts: Dataset) -> Pace:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settle = torch.cuda.synchronize if device == "cuda" else lambda: None
     values = hparams(job)
-    shape, classes = _pictures(job, values)
+    name, algorithm_name = job.args["dataset"], job.args["algorithm"]
+    if name not in benchmarks.BENCHMARKS:
+        raise CarftError(f"it is not known how many classes {name} has")
+    classes = len(benchmarks.BENCHMARKS[name].classes)
+    size = 48 if name == "EmojiStyles" and algorithm_name in ours.ALGORITHMS else 224
+    shape, batch_size = (3, size, size), int(values["batch_size"])
     domains = len(facts.labels) - len(job.args["test_envs"])
-    algorithm = names.algorithm_class(job.args["algorithm"])(shape, classes, domains, values)
+    algorithm = names.algorithm_class(algorithm_name)(shape, classes, domains, values)
     algorithm.to(device)
-    size = int(values["batch_size"])
 
     def batch(count: int) -> tuple[Any, Any]:
         labels = torch.randint(classes, (count,), device=device)
         return torch.randn(count, *shape, device=device), labels
 
-    step = _median(lambda: algorithm.update([batch(size) for _ in range(domains)]), settle)
+    def median(action: Callable[[], object]) -> float:
+        times = []
+        for _ in range(_MEASURED_STEPS + 1):  # the first is to warm up
+            started = time.perf_counter()
+            action()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:])
+
+    step = median(lambda: algorithm.update([batch(batch_size) for _ in range(domains)]))
     algorithm.eval()
     with torch.no_grad():
-        evaluation = _median(lambda: algorithm.predict(batch(_EVALUATION_BATCH)[0]), settle)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} cores"
-    return Pace(
-        step / (size * domains),
-        evaluation / _EVALUATION_BATCH,
-        f"{_MEASURED_STEPS} steps and evaluation batches on random pictures, just now on {where}, "
-        "without decoding",
-    )
+        evaluation = median(lambda: algorithm.predict(batch(_EVALUATION_BATCH)[0]))
+    return step / (batch_size * domains), evaluation / _EVALUATION_BATCH
 
 
-def _median(action: Callable[[], object], settle: Callable[[], object]) -> float:
-    """Median seconds, after one time to warm up."""
-    times = []
-    for _ in range(_MEASURED_STEPS + 1):
-        settle()
-        started = time.perf_counter()
-        action()
-        settle()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
-def _pictures(job: Job, values: dict[str, Any]) -> tuple[tuple[int, int, int], int]:
-    """Shape of a picture and number of classes; tells CLIP some names where there is no table."""
-    name, own = job.args["dataset"], job.args["algorithm"] in ours.ALGORITHMS
-    if name in benchmarks.BENCHMARKS:
-        size = 48 if name == "EmojiStyles" and own else 224
-        return (3, size, size), len(benchmarks.BENCHMARKS[name].classes)
-    if os.sep not in name:
-        raise CarftError(f"it is not known how many classes {name} has")
-    domain = next(entry.path for entry in os.scandir(name) if entry.is_dir())
-    classes = sorted(entry.name for entry in os.scandir(domain) if entry.is_dir())
-    if own:
-        values["class_names"] = classes
-    return (3, 224, 224), len(classes)
-
-
-def _plus(a: Any, b: Any) -> Any:
-    return None if a is None or b is None else a + b
+def _number(count: float, digits: int = 0) -> str:
+    return "?" if math.isnan(count) else f"{count:,.{digits}f}"

@@ -6,21 +6,26 @@ dead process wrote.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.folder import Attempt, Holder, JobFolder
+from domainbed_carft.jobs.folder import (
+    OUTPUT,
+    RECORDS,
+    STATE,
+    Attempt,
+    Holder,
+    JobFolder,
+)
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
+from domainbed_carft.launchers import launches, slurm
+from domainbed_carft.launchers.launches import Launch
 
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
@@ -30,12 +35,13 @@ FAILED = "failed"
 DONE = "done"
 STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
 
-LAUNCHES = "launches"
-
 
 @dataclass(frozen=True)
 class Status:
-    """A job's state and what is to say of it; ``step`` counts the steps done."""
+    """A job's state and what is to say of it; ``step`` counts the steps done.
+
+    ``step_seconds`` are those of a step by the last record, without evaluation.
+    """
 
     job: Job
     state: str
@@ -43,15 +49,27 @@ class Status:
     steps: int | None = None
     holder: Holder | None = None
     attempt: Attempt | None = None
-    pictures_per_second: float | None = None
-    eta: float | None = None
+    step_seconds: float | None = None
     detail: str = ""
     diverged: bool = False  # told of jobs that are done
+
+    @property
+    def pictures_per_second(self) -> float | None:
+        """Pictures trained on."""
+        pictures = self.holder.pictures_per_step if self.holder else None
+        return pictures / self.step_seconds if pictures and self.step_seconds else None
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds of training left."""
+        if self.step_seconds is None or self.steps is None:
+            return None
+        return max(0.0, (self.steps - self.step) * self.step_seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-        attempt = self.attempt
+        who = ("host", "pid", "slurm", "since")
         return {
             "folder": str(self.job.folder),
             "variant": self.job.variant,
@@ -59,13 +77,11 @@ class Status:
             "state": self.state,
             "step": self.step,
             "steps": self.steps,
-            **{
-                name: getattr(self.holder, name, None) for name in ("host", "pid", "slurm", "since")
-            },
+            **{name: getattr(self.holder, name, None) for name in who},
             "pictures_per_second": self.pictures_per_second,
             "eta_seconds": self.eta,
-            "exit_status": attempt.status if attempt else None,
-            "last_words": attempt.last_words if attempt else None,
+            "exit_status": getattr(self.attempt, "status", None),
+            "last_words": getattr(self.attempt, "last_words", None),
             "detail": self.detail,
             "diverged": self.diverged,
         }
@@ -74,13 +90,13 @@ class Status:
 class Waiting(NamedTuple):
     """What waits in an output folder.
 
-    ``places`` says where the job of a folder waits. ``launchers`` are those whose process lives:
-    name, host, process; ``ended`` the launch files that say nothing any more. ``slurm`` has SLURM's
-    word for each of its jobs that has not ended; ``note`` says why it could not be asked.
+    ``places`` says where the job of a folder waits; ``alive`` are launchers whose process lives,
+    ``ended`` the launch files that say nothing any more. ``slurm`` has SLURM's word for each of its
+    jobs that has not ended; ``note`` says why it could not be asked.
     """
 
     places: Mapping[Path, str] = {}
-    launchers: Sequence[tuple[str, str, int]] = ()
+    alive: Sequence[Launch] = ()
     ended: Sequence[Path] = ()
     slurm: Mapping[str, str] = {}
     note: str = ""
@@ -88,69 +104,30 @@ class Waiting(NamedTuple):
 
 def waiting(output: Path) -> Waiting:
     """What waits, by all launch files of an output folder and its variants; asks SLURM once."""
-    found = [*output.glob(f"{LAUNCHES}/*.json"), *output.glob(f"*/{LAUNCHES}/*.json")]
-    launches = [
-        (path, parsing.read_json(path)) for path in sorted(found, key=lambda path: path.name)
-    ]
-    launches = [(path, read) for path, read in launches if _is_launch(read)]
-    ids = {i for _, read in launches if read["launcher"] == "slurm" for i in read["jobs"].values()}
-    slurm, note = _asked(ids - {None})
-    places: dict[Path, str] = {}
-    launchers, ended = [], []
-    for path, read in launches:
-        name, host, pid = read["launcher"], read["host"], read["pid"]
-        if name == "slurm":
-            queued = {job: one for job, one in read["jobs"].items() if one in slurm}
-            where = {job: f"SLURM job {one}, {slurm[one]}" for job, one in queued.items()}
-            ended += [] if queued or note else [path]
-        elif _is_held(path):
-            launchers.append((name, host, pid))
-            where = dict.fromkeys(read["jobs"], f"{name} on {host}, process {pid}")
-        else:
-            where = {}
-            ended.append(path)
-        for job, text in where.items():
-            places.setdefault(path.parent.parent / job, text)
-    return Waiting(places, launchers, ended, slurm, note)
-
-
-def _is_launch(read: Any) -> bool:
-    kinds = {"launcher": str, "host": str, "pid": int, "jobs": dict}
-    whole = isinstance(read, dict) and all(isinstance(read.get(n), kinds[n]) for n in kinds)
-    return whole and all(isinstance(one, (str, type(None))) for one in read["jobs"].values())
-
-
-def _asked(ids: Collection[str]) -> tuple[Mapping[str, str], str]:
-    if not ids:
-        return {}, ""
-    from domainbed_carft.launchers import slurm
-
+    found = launches.read(output)
+    in_slurm = [one for one in found if one.launcher == "slurm"]
+    told, note = {}, ""
     try:
-        return slurm.states(ids), ""
+        told = slurm.states(name for one in in_slurm for name in one.jobs.values() if name)
     except CarftError as error:
-        return {}, str(error)
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # its launcher has just ended
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        note = str(error)
+    alive = [one for one in found if one.launcher != "slurm" and one.is_alive()]
+    places: dict[Path, str] = {}
+    ended = [one.path for one in found if one not in alive and one not in in_slurm]
+    for one in alive:
+        where = f"{one.launcher} on {one.host}, process {one.pid}"
+        places |= {one.path.parent.parent / job: where for job in one.jobs}
+    for one in in_slurm:
+        queued = {job: name for job, name in one.jobs.items() if name in told}
+        for job, name in queued.items():
+            places[one.path.parent.parent / job] = f"SLURM job {name}, {told[str(name)]}"
+        ended += [] if queued or note else [one.path]
+    return Waiting(places, alive, ended, told, note)
 
 
 def of_output(output: Path) -> tuple[Waiting, list[Status]]:
     """The states of all jobs of an output folder: those that were launched, and others in it."""
-    sweep = manifest.read(output)
-    listed = sweep.jobs if sweep else ()
-    folders = {job.folder for job in listed}
-    jobs = [*listed, *(j for j in manifest.found(output, listed) if j.folder not in folders)]
+    sweep, jobs = manifest.of_output(output)
     now = waiting(output)
     return now, look(jobs, sweep.datasets if sweep else {}, now)
 
@@ -166,89 +143,38 @@ def status(job: Job, datasets: Mapping[str, Dataset], now: Waiting) -> Status:
     given = job.args.get("steps")
     steps = given if isinstance(given, int) and given else facts.steps if facts else None
     folder = JobFolder(job.folder)
-    if folder.done:
-        return _done(job, steps)
-    holder = folder.holder()
+    holder, record = folder.holder(), records.last(job.folder) or {}
+    if folder.done:  # asked after the lock: a job is done a little before it lets go
+        loss = record.get("loss")  # of other checkouts, which leave no mark
+        diverged = "diverged_at" in record or (isinstance(loss, float) and not math.isfinite(loss))
+        return Status(job, DONE, steps or 0, steps, diverged=diverged)
+    last = _number(record.get("step"))
+    step = 0 if last is None else int(last) + 1
     if holder is not None:
-        return _running(job, holder, holder.steps or steps, facts)
-    failed, step = folder.failed(), _steps_done(records.last(job.folder))
-    if failed:
-        return Status(job, FAILED, step, steps, attempt=failed, detail=told(failed))
+        step = step if holder.step is None else holder.step
+        # The first record is of the first step alone, which is slower than the others.
+        seconds = _number(record.get("step_time")) if last else None
+        all_steps = holder.steps or steps
+        return Status(job, RUNNING, step, all_steps, holder, None, seconds, detail=str(holder))
+    if failed := folder.failed():
+        return Status(job, FAILED, step, steps, attempt=failed, detail=_told(failed))
     if where := now.places.get(job.folder):
         return Status(job, QUEUED, step, steps, detail=where)
-    if JobFolder(job.folder).done:  # it has ended since it was looked at first
-        return _done(job, steps)
-    return _at_rest(job, folder, step, steps)
-
-
-def _at_rest(job: Job, folder: JobFolder, step: int, steps: int | None) -> Status:
-    """A job that is neither done nor failed, and neither running nor waiting."""
-    died = folder.last_holder()
-    if died is not None:
+    if died := folder.last_holder():
         return Status(job, INTERRUPTED, step, steps, died, detail=f"was run by {died}")
-    attempts = folder.attempts()
-    if attempts:
-        last = attempts[-1]
-        return Status(job, INTERRUPTED, step, steps, attempt=last, detail=told(last))
-    begun = (folder.state_path, folder.records_path, folder.path / "out.txt")
-    if any(path.exists() for path in begun):
+    if attempts := folder.attempts():
+        last_one = attempts[-1]
+        return Status(job, INTERRUPTED, step, steps, attempt=last_one, detail=_told(last_one))
+    if any((job.folder / name).exists() for name in (STATE, RECORDS, OUTPUT)):
         return Status(job, INTERRUPTED, step, steps, detail="began, and is not done")
     return Status(job, NOT_LAUNCHED, 0, steps)
 
 
-def _done(job: Job, steps: int | None) -> Status:
-    record = records.last(job.folder) or {}
-    return Status(job, DONE, steps or 0, steps, diverged=record.get("diverged_at") is not None)
+def _number(found: Any) -> float | None:
+    """What a record should have as a number; None if it is none, or no count of anything."""
+    return found if type(found) in (int, float) and 0 <= found < 1e12 else None
 
 
-def _running(job: Job, holder: Holder, steps: int | None, facts: Dataset | None) -> Status:
-    """With pictures trained on a second, and seconds left, where they are known.
-
-    A first attempt is timed by the clock, evaluation included; one that went on from a state, or a
-    job of a domainbed that leaves the lock alone, by the last record's mean time of a step.
-    """
-    record = records.last(job.folder)
-    step = holder.step if holder.step is not None else _steps_done(record)
-    pace = _by_the_clock(job, holder, step)
-    recorded = _number(record, "step_time")
-    # Faster than training alone: it did not begin with the first step after all.
-    if pace is None or (recorded and pace < recorded):
-        pace = recorded
-    if not pace:
-        return Status(job, RUNNING, step, steps, holder)
-    pictures = holder.pictures_per_step
-    size = _number(record.get("hparams") if record else None, "batch_size")
-    if pictures is None and size and facts:
-        pictures = int(size) * (len(facts.labels) - len(job.args["test_envs"]))
-    eta = None if steps is None else max(0.0, (steps - step) * pace)
-    return Status(
-        job, RUNNING, step, steps, holder,
-        pictures_per_second=pictures / pace if pictures else None, eta=eta,
-    )  # fmt: skip
-
-
-def _by_the_clock(job: Job, holder: Holder, step: int) -> float | None:
-    """Seconds a step since this attempt began, if it began with the first step."""
-    if holder.step is None or step < 1 or JobFolder(job.folder).attempts():
-        return None
-    elapsed = (holder.updated or time.time()) - holder.since
-    return elapsed / step if elapsed > 0 else None
-
-
-def _steps_done(record: Mapping[str, Any] | None) -> int:
-    step = _number(record, "step")
-    return 0 if step is None else int(step) + 1
-
-
-def _number(where: Any, key: str) -> float | None:
-    found = where.get(key) if isinstance(where, Mapping) else None
-    with contextlib.suppress(OverflowError, ValueError):
-        if isinstance(found, (int, float)) and int(found) >= 0:
-            return float(found)
-    return None
-
-
-def told(attempt: Attempt) -> str:
-    """How an attempt ended."""
+def _told(attempt: Attempt) -> str:
     how = f"signal {-attempt.status}" if attempt.status < 0 else f"exit status {attempt.status}"
     return f"{how}: {attempt.last_words}" if attempt.last_words else how

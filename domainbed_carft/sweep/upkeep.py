@@ -14,15 +14,15 @@ import time
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
+from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import printing, states
 from domainbed_carft.sweep.printing import again
 from domainbed_carft.sweep.states import Status, Waiting
-from domainbed_carft.text import confirm, counted, limited, shown, size_of
+from domainbed_carft.text import confirm, counted, shown, size_of
 
 SHORTEST_WATCH = 0.2  # seconds
 PATIENCE = 120  # seconds that stopped jobs have to save
@@ -33,25 +33,21 @@ _DELETED = ".deleted-"
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print the states; 1 if a job failed."""
+    """Print the states, with ``--watch`` again and again; 1 if a job failed."""
     every = arguments.watch
     if every is not None and not every >= SHORTEST_WATCH:
         raise CarftError(f"--watch is {every}, expected at least {SHORTEST_WATCH} seconds")
     try:
-        return _watch(arguments, every)
+        while True:
+            started = time.monotonic()
+            waiting, statuses = states.of_output(arguments.output_dir)
+            _show(arguments, waiting, statuses)
+            if every is None or not _moving(statuses):
+                return int(any(one.state == states.FAILED for one in statuses))
+            # At most a tenth of the time goes into looking.
+            time.sleep(max(every, 9 * (time.monotonic() - started)))
     except KeyboardInterrupt:  # the way out of --watch
         return 130
-
-
-def _watch(arguments: argparse.Namespace, every: float | None) -> int:
-    while True:
-        started = time.monotonic()
-        waiting, statuses = states.of_output(arguments.output_dir)
-        _show(arguments, waiting, statuses)
-        if every is None or not _moving(statuses):
-            return int(any(one.state == states.FAILED for one in statuses))
-        # At most a tenth of the time goes into looking.
-        time.sleep(max(every, 9 * (time.monotonic() - started)))
 
 
 def _moving(statuses: Sequence[Status]) -> list[Status]:
@@ -59,10 +55,10 @@ def _moving(statuses: Sequence[Status]) -> list[Status]:
 
 
 def _show(arguments: argparse.Namespace, waiting: Waiting, statuses: Sequence[Status]) -> None:
-    folder = arguments.output_dir
+    folder, watches = str(arguments.output_dir), arguments.watch is not None
     if arguments.json:
-        told: dict[str, Any] = {
-            "output_dir": str(folder),
+        told = {
+            "output_dir": folder,
             "at": time.time(),
             "counts": {s: sum(one.state == s for one in statuses) for s in states.STATES},
             "note": waiting.note,
@@ -70,11 +66,9 @@ def _show(arguments: argparse.Namespace, waiting: Waiting, statuses: Sequence[St
         }
         print(json.dumps(told, indent=1), flush=True)
         return
-    redraws = arguments.watch is not None and sys.stdout.isatty()
     # Clears the screen and what was scrolled off it, then starts at its top.
-    head = "\033[2J\033[3J\033[H" if redraws else ""
-    if arguments.watch is not None:
-        head += f"{shown(str(folder))}  {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    head = "\033[2J\033[3J\033[H" if watches and sys.stdout.isatty() else ""
+    head += f"{shown(folder)}  {time.strftime('%Y-%m-%d %H:%M:%S')}\n" if watches else ""
     note = f"\n{waiting.note}" if waiting.note else ""
     print(head + printing.overview(statuses) + note, flush=True)
 
@@ -84,27 +78,25 @@ def retry(arguments: argparse.Namespace) -> int:
 
     How they ended is kept in attempts-1.jsonl and so on.
     """
-    output = arguments.output_dir
+    output, pattern = arguments.output_dir, arguments.only
     failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
-    chosen = [one for one in failed if _matches(one, arguments.only)]
+    chosen = [one for one in failed if pattern is None or _matches(one, pattern)]
     if failed and not chosen:
-        listed = "\n".join(limited([f"  {one.job}; {one.job.folder.name}" for one in failed]))
-        raise CarftError(f"no failed job matches {arguments.only!r}; those that failed:\n{listed}")
+        raise CarftError(f"no failed job matches {pattern!r}; carft sweep status lists them")
     for one in chosen:
         path = JobFolder(one.job.folder).attempts_path
         kept = (path.with_name(f"attempts-{n}.jsonl") for n in range(1, 10**6))
         path.rename(next(name for name in kept if not name.exists()))
     print(f"{len(chosen)} of {len(failed)} failed jobs may be tried again.")
     if chosen:
-        place = again("", output).split(" ", 3)[-1]
-        print(f"Now run the same carft sweep launch again, with --output_dir {place}.")
+        print("Now run the same carft sweep launch again.")
     return 0
 
 
-def _matches(status: Status, pattern: str | None) -> bool:
+def _matches(status: Status, pattern: str) -> bool:
     """Whether a pattern is about a job: part of its folder's name or of its words, or a glob."""
     words = (status.job.folder.name, str(status.job))
-    return pattern is None or any(pattern in one or fnmatch(one, pattern) for one in words)
+    return any(pattern in one or fnmatch(one, pattern) for one in words)
 
 
 def cancel(arguments: argparse.Namespace) -> int:
@@ -117,26 +109,25 @@ def cancel(arguments: argparse.Namespace) -> int:
     confirm(arguments.yes)
     beyond = [waiting.note] if waiting.note else []
     if waiting.slurm:
-        from domainbed_carft.launchers import slurm
-
         slurm.cancel(waiting.slurm)
         print(f"{counted(len(waiting.slurm), 'SLURM job')} cancelled.")
-    told = set()
-    for name, host, pid in waiting.launchers:
-        if host == socket.gethostname() and _stop(pid):
-            told.add(pid)
-        else:
-            beyond.append(
-                f"{name}, process {pid} on {host}, cannot be reached from here: run the same "
-                "command there"
-            )
+    told = {one.pid for one in waiting.alive if one.host == socket.gethostname() and _stop(one.pid)}
+    beyond += [
+        f"{one.launcher}, process {one.pid} on {one.host}, cannot be reached from here"
+        for one in waiting.alive
+        if one.pid not in told
+    ]
     stopping = []
     for job in (one for one in statuses if one.state == states.RUNNING):
         if _is_told(job, told, waiting.slurm):
             stopping.append(job.job.folder)
         else:
             beyond.append(f"{job.job.folder} is run by {job.holder}, which cannot be reached")
-    left = _wait_until_free(stopping)
+    left, give_up = stopping, time.monotonic() + PATIENCE
+    while left := [folder for folder in left if JobFolder(folder).is_held()]:
+        if time.monotonic() > give_up:
+            break
+        time.sleep(0.2)
     beyond += [f"{folder} still runs {PATIENCE} s after it was told to stop" for folder in left]
     for line in beyond:
         print(shown(line), file=sys.stderr)
@@ -148,8 +139,8 @@ def _is_told(job: Status, told: Collection[int], cancelled: Collection[str]) -> 
     """Whether a running job has been told to stop, by its launcher, by SLURM or now.
 
     The process that its lock names is told if it is one of this machine and lives since before the
-    lock was written last: numbers are used again. A launcher that
-    is among ``told`` stops its own jobs.
+    lock was written last: numbers are used again. A launcher that is among ``told`` stops its own
+    jobs.
     """
     holder = job.holder or UNKNOWN
     if holder.slurm in cancelled or holder.pid in told:
@@ -180,17 +171,6 @@ def _stop(pid: int) -> bool:
     return False
 
 
-def _wait_until_free(folders: Sequence[Path]) -> list[Path]:
-    """Wait until nobody has these jobs; those that somebody still has."""
-    give_up = time.monotonic() + PATIENCE
-    left = list(folders)
-    while True:
-        left = [folder for folder in left if JobFolder(folder).is_held()]
-        if not left or time.monotonic() > give_up:
-            return left
-        time.sleep(0.2)
-
-
 def clean(arguments: argparse.Namespace) -> int:
     """Remove what is of no use any more, never of a job that runs or waits.
 
@@ -201,8 +181,12 @@ def clean(arguments: argparse.Namespace) -> int:
     waiting, statuses = states.of_output(output)
     done = [one.job.folder for one in statuses if one.state == states.DONE]
     of_no_use = [path for folder in done for name in LEFTOVERS for path in folder.glob(name)]
-    of_no_use += waiting.ended
-    count, size = _remove(of_no_use)
+    count = size = 0
+    for path in (*of_no_use, *waiting.ended):
+        with contextlib.suppress(FileNotFoundError):  # the job, or another clean, was faster
+            taken = path.stat().st_size
+            path.unlink()
+            count, size = count + 1, size + taken
     for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
         shutil.rmtree(path, ignore_errors=True)
     print(f"{counted(count, 'file')} removed, {size_of(size)}.")
@@ -210,51 +194,37 @@ def clean(arguments: argparse.Namespace) -> int:
         return 0
     wanted = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
     chosen = [one for one in statuses if one.state in wanted]
-    if waiting.note and chosen:
-        raise CarftError(f"{waiting.note}; so it is not known which jobs wait, and none is deleted")
     if not chosen:
         print("There is no incomplete job to delete.")
         return 0
+    _require_asked(waiting)
     print(f"About to delete {counted(len(chosen), 'job')}: {printing.counted(chosen)}.")
     confirm(arguments.yes)
-    now = states.waiting(output)
-    gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, output, now)]
+    gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, output)]
     manifest.drop(output, gone)
     print(f"{counted(len(gone), 'job')} deleted. {again('status', output)} shows the rest.")
     return 0
 
 
-def _remove(paths: Sequence[Path]) -> tuple[int, int]:
-    """Delete files; how many there were still, and their bytes."""
-    count = size = 0
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # the job, or another clean, was faster
-            taken = path.stat().st_size
-            path.unlink()
-            count, size = count + 1, size + taken
-    return count, size
+def _require_asked(waiting: Waiting) -> None:
+    if waiting.note:
+        raise CarftError(f"{waiting.note}; so it is not known which jobs wait, and none is deleted")
 
 
-def _remove_job(path: Path, output: Path, waiting: Waiting) -> bool:
-    """Delete the folder of a job, unless it is done, run by a process or waited for by now.
-
-    ``waiting`` is what waited right before. Raises CarftError where it is not known whether it
-    waits, or the folder cannot be deleted.
-    """
+def _remove_job(path: Path, output: Path) -> bool:
+    """Delete the folder of a job, unless it is done, run by a process or waited for by now."""
     folder = JobFolder(path)
-    if not path.is_dir():
-        return path not in waiting.places
     away = path.with_name(f"{_DELETED}{path.name}-{os.getpid()}")
     try:
-        with folder.claim():
+        with folder.claim() if path.is_dir() else contextlib.nullcontext():
             waiting = states.waiting(output)
-            if waiting.note:
-                raise CarftError(f"{waiting.note}; so it is not known which jobs wait")
+            _require_asked(waiting)
             if folder.done or (path in waiting.places and not folder.failed()):
                 return False
-            # All at once: whoever launches the job now makes a folder with a lock of its own.
-            path.rename(away)
-            shutil.rmtree(away)
+            if path.is_dir():
+                # All at once: whoever launches the job now makes a folder with its own lock.
+                path.rename(away)
+                shutil.rmtree(away)
     except (Held, FileNotFoundError):
         return False
     except OSError as error:
