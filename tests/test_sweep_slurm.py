@@ -96,6 +96,34 @@ def test_a_job_that_is_requeued_ends_as_if_nothing_had_happened(tmp_path):
     assert_as_undisturbed(folder, tmp_path / "alone")
 
 
+@pytest.mark.slow
+def test_a_job_whose_node_died_ends_as_if_nothing_had_happened(tmp_path):
+    """SLURM starts it again on another; here it is the same one, once it is up again."""
+    out = tmp_path / "out"
+    launched = carft("launch", *FLAGS, "--steps", 400, "--output_dir", out)
+    assert launched.returncode == 0, launched.stderr
+
+    def in_the_middle():
+        jobs = [job for job in look(out)["jobs"] if job["state"] == "running"]
+        return [job for job in jobs if 0 < (job["step"] or 0) < 300]
+
+    job = wait_for(in_the_middle)[0]
+    folder = Path(job["folder"])
+    node = subprocess.run(["sinfo", "-hN", "-o", "%N"], capture_output=True, text=True).stdout
+    set_state = ["scontrol", "update", f"nodename={node.strip()}"]
+    subprocess.run([*set_state, "state=down", "reason=test"], check=True)
+    try:
+        wait_for(lambda: not JobFolder(folder).is_held())
+        assert not (folder / "done").exists()
+    finally:
+        subprocess.run([*set_state, "state=resume"])  # it may have come back by itself
+    time.sleep(6)
+    start_now(job)
+    wait_for((folder / "done").exists)
+    carft("cancel", out, "--yes")  # the other two
+    assert_as_undisturbed(folder, tmp_path / "alone")
+
+
 def start_now(job):
     """By itself SLURM waits two minutes before it starts a job again."""
     subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
