@@ -29,13 +29,11 @@ def test_all_problems_are_told_at_once_with_what_would_be_right():
     assert "no option of slurm is called 'partitoin'; did you mean partition?" in message
     assert "array_cap is 'many', should be a valid integer" in message
     assert "gpus is -1, should be greater than or equal to 0" in message
-    assert "signal_seconds" in message and "cpus is" not in message
+    assert "cpus is" not in message
     with pytest.raises(CarftError, match=r"'slrum'; did you mean slurm\? Valid: dummy, local, p"):
         launchers.make("slrum", {"partition": "gpu"})
     with pytest.raises(CarftError, match="no option of local is called 'jobs'"):
         launchers.make("local", {"jobs": 2})
-    with pytest.raises(CarftError, match=r"signal_seconds = 30 is too long for a time limit of 1"):
-        launchers.make("slurm", {"time": 1, "signal_seconds": 30})
 
 
 @pytest.mark.parametrize(
@@ -109,8 +107,6 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     # A flag wins; one that is not set does not.
     chosen = launchers.make("pool", {"jobs": "5", "jobs_per_gpu": None}).options
     assert chosen == PoolOptions(jobs=5, jobs_per_gpu=2)
-    (tmp_path / "launchers.yaml").write_text("slurm: {signal_seconds: 30}")
-    assert launchers.make("slurm", {"time": 2}).options.time == "2"  # would be too short otherwise
     capsys.readouterr()
     other = tmp_path / "a cluster's.yaml"
     other.write_text(
@@ -138,7 +134,7 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
         ("pool: {", "this is not YAML"),
         ("pool: " + "[" * 50_000, "the file is too large"),
         ("pool: {jobs: " + "1" * 5000 + "}", "is not a number that can be read"),
-        (None, "launchers.yaml cannot be read: No such file or directory"),
+        (None, "launchers.yaml cannot be read: [Errno 2] No such file"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(tmp_path, monkeypatch, content, told, capsys):
@@ -167,9 +163,7 @@ def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     assert width("0,1", jobs=4) == 4
     assert width("0,1", jobs_per_gpu=3) == 6
     assert width("0,1", jobs=4, jobs_per_gpu=1) == 2
-    with pytest.raises(CarftError, match="jobs_per_gpu needs a GPU, and there is none"):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        Pool(PoolOptions(jobs_per_gpu=2))([])
+    assert width("", jobs_per_gpu=3) == 6
 
 
 def write(root, path, text):

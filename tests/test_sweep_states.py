@@ -55,7 +55,7 @@ def test_running_tells_where_since_when_how_far_and_how_fast(sweep, others):
     [
         ([1, 1, 1], states.FAILED, "exit status 1: words of 1"),
         ([2], states.FAILED, "exit status 2: words of 2"),
-        ([-9, -9, -9], states.FAILED, "signal 9: words of -9"),
+        ([-9, -9, -9], states.FAILED, "killed by SIGKILL (often: out of memory): words of -9"),
         ([1, 1], states.INTERRUPTED, "exit status 1: words of 1"),
         ([75, 75, 75, 75], states.INTERRUPTED, "exit status 75: words of 75"),
     ],

@@ -146,6 +146,6 @@ def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, others, 
     """A launcher died, its job runs on with its lock, and its number is another's by now."""
     folder, (job, *_) = sweep
     young = others.start("print('ready', flush=True); import sys; sys.stdin.read()", folder)
-    others.hold(job, pid=young.pid, since=1000.0)
+    others.hold(job, pid=young.pid, since=1000.0, updated=1000.0)
     assert "cannot be reached" in carft(capsys, "cancel", folder, "--yes", status=1)
     assert young.poll() is None

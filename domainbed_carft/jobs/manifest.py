@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,21 +76,22 @@ def read(output: Path) -> Sweep | None:
 def add(output: Path, sweep: Sweep) -> None:
     """Add the jobs of a launch to the manifest; other facts are the launch's."""
 
-    def joined(before: Sweep) -> Sweep:
-        jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
-        datasets = {**before.datasets, **sweep.datasets}
+    def joined(before: Sweep | None) -> Sweep:
+        jobs = {job.folder: job for job in (*(before.jobs if before else ()), *sweep.jobs)}
+        datasets = {**(before.datasets if before else {}), **sweep.datasets}
         return replace(sweep, jobs=tuple(jobs.values()), datasets=datasets)
 
-    _update(output, joined, sweep)
+    _update(output, joined)
 
 
 def drop(output: Path, folders: Iterable[Path]) -> None:
     """Take the jobs of these folders from the manifest, if there is one."""
     gone = set(folders)
-    _update(
-        output,
-        lambda sweep: replace(sweep, jobs=tuple(j for j in sweep.jobs if j.folder not in gone)),
-    )
+
+    def left(sweep: Sweep | None) -> Sweep | None:
+        return sweep and replace(sweep, jobs=tuple(j for j in sweep.jobs if j.folder not in gone))
+
+    _update(output, left)
 
 
 def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
@@ -99,48 +100,36 @@ def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
     One whose own folder is not there is looked for by its arguments apart from the data folder:
     data that moved, or another spelling of its place, makes no other job of it.
     """
-    if all(job.folder.is_dir() for job in jobs):
-        return list(jobs)
-    known: dict[tuple[str, str], Job] = {}
-    found = of_output(output)[1] if output.is_dir() else []
-    for job in sorted(reversed(found), key=_progress):
-        known[job.variant, same_but_for_the_data(job.args)] = job
-    keys = {job.folder: (job.variant, same_but_for_the_data(job.args)) for job in jobs}
-    return [
-        job if job.folder.is_dir() else replace(job, folder=known.get(keys[job.folder], job).folder)
-        for job in jobs
-    ]
+    known: dict[tuple[str, str], Path] = {}
+    if output.is_dir() and not all(job.folder.is_dir() for job in jobs):
+        found = reversed(of_output(output)[1])
+        # Of several folders of one job that one is resumed which is done, or else has begun.
+        for job in sorted(found, key=lambda j: JobFolder(j.folder).done + j.folder.is_dir()):
+            known[job.variant, same_but_for_the_data(job.args)] = job.folder
 
+    def place(job: Job) -> Path:
+        key = job.variant, same_but_for_the_data(job.args)
+        return job.folder if job.folder.is_dir() else known.get(key, job.folder)
 
-def _progress(job: Job) -> int:
-    """Of several folders of one job that one is resumed which is done, or else has begun."""
-    return JobFolder(job.folder).done + job.folder.is_dir()
+    return [replace(job, folder=place(job)) for job in jobs]
 
 
 def of_output(output: Path) -> tuple[Sweep | None, list[Job]]:
     """The manifest, if any, and the jobs: those it lists, and others whose folders are there."""
     sweep = read(output)
     jobs = {job.folder: job for job in (sweep.jobs if sweep else ())}
-    for folder in _job_folders(output):
-        if folder not in jobs:
-            variant = "" if folder.parent == output else folder.parent.name
-            jobs[folder] = Job(records.arguments(folder) or {}, folder, variant)
-    return sweep, list(jobs.values())
-
-
-def _job_folders(output: Path) -> Iterator[Path]:
-    """Folders called as jobs are, in the output folder and in the variants' folders."""
     inner = sorted(output.glob("*"))
     # Those with a dot are being deleted.
     variants = [p for p in inner if not FOLDER_NAME.fullmatch(p.name) and p.name[0] != "."]
-    for place in (output, *variants):
-        for path in sorted(place.glob("*")):
-            if FOLDER_NAME.fullmatch(path.name) and path.is_dir():
-                yield path
+    for place, variant in [(output, ""), *((path, path.name) for path in variants)]:
+        for folder in sorted(place.glob("*")):
+            if folder not in jobs and FOLDER_NAME.fullmatch(folder.name) and folder.is_dir():
+                jobs[folder] = Job(records.arguments(folder) or {}, folder, variant)
+    return sweep, list(jobs.values())
 
 
-def _update(output: Path, change: Callable[[Sweep], Sweep], first: Sweep | None = None) -> None:
-    """Change the manifest, where there is one, or else write the ``first``."""
+def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> None:
+    """Write what ``change`` makes of the manifest, if anything."""
     import orjson
 
     try:
@@ -151,17 +140,14 @@ def _update(output: Path, change: Callable[[Sweep], Sweep], first: Sweep | None 
     try:
         # The folder itself is locked: the file is replaced, and a lock would go with the old one.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        before = read(output)
-        sweep = change(before) if before else first
-        if sweep is None:
-            return
-        jobs = [
-            {"folder": os.path.relpath(j.folder, output), "variant": j.variant, "args": j.args}
-            for j in sweep.jobs
-        ]
-        content = {"version": VERSION, **vars(sweep), "jobs": jobs}
-        text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
-        files.save(output / NAME, lambda beside: beside.write_bytes(text + b"\n"))
+        if sweep := change(read(output)):
+            jobs = [
+                {"folder": os.path.relpath(j.folder, output), "variant": j.variant, "args": j.args}
+                for j in sweep.jobs
+            ]
+            content = {"version": VERSION, **vars(sweep), "jobs": jobs}
+            text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
+            files.save(output / NAME, lambda beside: beside.write_bytes(text + b"\n"))
     except TypeError as error:  # such as a name that is not UTF-8
         raise CarftError(f"{output / NAME} could not be written: {error}") from error
     finally:

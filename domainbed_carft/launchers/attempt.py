@@ -52,7 +52,7 @@ class Ending:
         times = "once" if self.attempts == 1 else f"{self.attempts} times"
         how = "was stopped" if self.result == "interrupted" else f"failed {times}"
         words = self.last_words or "it left no message"
-        return f"{self.folder}: {how}, {_described(self.status)}: {words}"
+        return f"{self.folder}: {how}, {described(self.status)}: {words}"
 
 
 class Launcher(Protocol):
@@ -250,7 +250,8 @@ def _attempt(
         folder.add_attempt(attempt)
 
 
-def _described(status: int) -> str:
+def described(status: int) -> str:
+    """``exit status 1``, ``killed by SIGKILL (often: out of memory)``."""
     if status >= 0:
         return f"exit status {status}"
     names = {number.value: number.name for number in signal.Signals}

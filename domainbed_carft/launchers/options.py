@@ -30,9 +30,6 @@ with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without,
 VARIABLE = "DOMAINBED_CARFT_LAUNCHER"
 DEFAULT = "launchers.yaml"
 
-# SLURM's controller looks twice a minute whose limit comes near.
-WARNS_EARLY_SECONDS = 30
-
 
 def _option(default: Any, told: str, repeated: bool = False) -> Any:
     """A field with the help of its flag, which may be given several times if it is repeated."""
@@ -88,14 +85,6 @@ class SlurmOptions:
         None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
     )
 
-    def __post_init__(self) -> None:
-        needed = self.signal_seconds + WARNS_EARLY_SECONDS
-        if self.time.isdecimal() and needed >= 60 * int(self.time):
-            raise ValueError(
-                f"signal_seconds = {self.signal_seconds} is too long for a time limit of "
-                f"{self.time} minutes; expected a limit of more than {needed} s"
-            )
-
 
 Options = NoOptions | PoolOptions | SlurmOptions
 OPTIONS: dict[str, type[Options]] = {
@@ -111,11 +100,23 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Options:
 
     Says which file was read. Raises CarftError naming all that is wrong, and what would be right.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     if launcher not in OPTIONS:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
     both = {**_of_file(launcher), **{n: value for n, value in given.items() if value is not None}}
-    made, wrong = _made(launcher, both)
-    if made is None or wrong:
+    names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
+    wrong = [
+        text.unknown(f"option of {launcher}", n, names or ["none"]) for n in both if n not in names
+    ]
+    known = {name: _spelled_out(name, value) for name, value in both.items() if name in names}
+    try:
+        made = TypeAdapter(OPTIONS[launcher]).validate_python(known)
+    except ValidationError as error:
+        for one in error.errors():
+            place = f"{'.'.join(map(str, one['loc']))} is {one['input']!r}"
+            wrong.append(f"{launcher}: {place}, {one['msg'].removeprefix('Input ')}")
+    if wrong:
         raise CarftError("; ".join(wrong))
     return made
 
@@ -127,10 +128,8 @@ def _of_file(launcher: str) -> dict[str, Any]:
         return {}
     try:
         content = parsing.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
-    except OSError as error:
-        raise CarftError(f"{path} cannot be read: {error.strerror} (${VARIABLE})") from error
-    except ValueError as error:
-        raise CarftError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise CarftError(f"{path} cannot be read: {error}") from error
     section = content.get(launcher) or {} if isinstance(content, dict) else None
     if not isinstance(section, dict) or not content.keys() <= OPTIONS.keys():
         names = ", ".join(OPTIONS)
@@ -139,24 +138,6 @@ def _of_file(launcher: str) -> dict[str, Any]:
         print(f"{launcher}: options of {path.absolute()}", file=sys.stderr)
     # An option without a value is one that is not set.
     return {name: value for name, value in section.items() if value is not None}
-
-
-def _made(launcher: str, given: Mapping[str, Any]) -> tuple[Options | None, list[str]]:
-    from pydantic import TypeAdapter, ValidationError
-
-    names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
-    wrong = [
-        text.unknown(f"option of {launcher}", n, names or ["none"]) for n in given if n not in names
-    ]
-    known = {name: _spelled_out(name, value) for name, value in given.items() if name in names}
-    try:
-        return TypeAdapter(OPTIONS[launcher]).validate_python(known), wrong
-    except ValidationError as error:
-        for one in error.errors():
-            told = one["msg"].replace("Input should", "should").removeprefix("Value error, ")
-            place = f"{'.'.join(map(str, one['loc']))} is {one['input']!r}, " if one["loc"] else ""
-            wrong.append(f"{launcher}: {place}{told}")
-    return None, wrong
 
 
 def _spelled_out(name: str, value: Any) -> Any:

@@ -6,13 +6,12 @@ import os
 import shlex
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed_carft import machine, text
-from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
@@ -54,13 +53,8 @@ class _Queue:
             wait(futures)
             for future in futures:
                 future.result()
-        held = [ending for ending in self._left if ending.result == "held"]
-        lines = [str(ending) for ending in self._left if ending.result != "held"]
-        if held:
-            jobs = text.counted(len(held), "job is", "jobs are")
-            lines = [f"{jobs} run by others, and left to them. Such as: {held[0]}", *lines]
-        for line in lines:
-            print(f"{self.name}: {text.shown(line)}", file=sys.stderr, flush=True)
+        for line in text.limited([text.shown(f"{self.name}: {one}") for one in self._left]):
+            print(line, file=sys.stderr, flush=True)
         return self._left
 
     def _work(self, slot: Mapping[str, str]) -> None:
@@ -118,21 +112,14 @@ class Pool:
     options: PoolOptions
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-        raise_for(self.problems(()))
         return _Queue("pool", jobs, environment).run(self.slots(len(jobs)))
-
-    def problems(self, sweeps: Iterable[Path]) -> list[str]:
-        """Why this machine cannot do what the options say."""
-        if not self.options.jobs_per_gpu or machine.gpus():
-            return []
-        return ["pool: jobs_per_gpu needs a GPU, and there is none; use jobs instead"]
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
         """The variables of each slot, for so many jobs in all; what the user has set stays."""
         chosen, gpus = self.options, machine.gpus()
         on_gpus = len(gpus) * (chosen.jobs_per_gpu or 1)
         width = chosen.jobs or on_gpus or machine.cores()
-        if chosen.jobs_per_gpu:
+        if gpus and chosen.jobs_per_gpu:
             width = min(width, on_gpus)
         count = max(1, min(width, jobs))
         names = ["DOMAINBED_CORES"]  # read by our harness, for its number of loader processes

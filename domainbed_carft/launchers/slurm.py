@@ -167,12 +167,9 @@ class _Element:
             killing.daemon = True
             killing.start()
 
-        def told_to_end(number: int, frame: FrameType | None) -> None:
-            """SLURM ends the job; if for preemption, it will start it again without our asking."""
-            children.stop(number)
-
         signal.signal(signal.SIGUSR2, warned)
-        signal.signal(signal.SIGTERM, told_to_end)
+        # SLURM ends the job; if for preemption, it will start it again without our asking.
+        signal.signal(signal.SIGTERM, lambda number, frame: children.stop(number))
         for _ in range(MAX_ATTEMPTS + 1):
             ending = attempt.run(self.job, self.environment, children, _OTHERS_SECONDS)
             if children.stopped_by is not None or ending.result not in ("again", "interrupted"):

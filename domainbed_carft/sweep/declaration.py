@@ -46,13 +46,27 @@ def _setting(value: Any) -> Any:
     raise ValueError("expected a word, a number, true or false, or a list of words")
 
 
+def _once(given: list[Any]) -> list[Any]:
+    for one in given:
+        if given.count(one) > 1:
+            raise ValueError(f"which has {one!r} twice")
+    return given
+
+
 # Tags in angles are no part of a place that is told.
 _HOW = Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>")
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 _Dataset = Annotated[str, StringConstraints(min_length=1), AfterValidator(spelled)]
-_Datasets = Annotated[list[_Dataset], Field(min_length=1)]
-_Algorithms = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+_Datasets = Annotated[list[_Dataset], Field(min_length=1), AfterValidator(_once)]
+_Algorithms = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_once)
+]
+_Methods = Annotated[
+    list[Literal["training-domain", "leave-one-domain-out", "oracle"]],
+    Field(min_length=1),
+    AfterValidator(_once),
+]
 _Setting = Annotated[
     Any,
     BeforeValidator(_setting),
@@ -61,6 +75,7 @@ _Setting = Annotated[
     ]}),
 ]  # fmt: skip
 _Hparams = dict[str, _Setting]
+_Values = Annotated[list[_Setting], Field(min_length=1), AfterValidator(_once)]
 _Environment = Annotated[
     Annotated[_Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
     Discriminator(lambda given: "<index>" if isinstance(given, int) else "<label>"),
@@ -74,7 +89,6 @@ _ByEnvironment = Annotated[
     | Annotated[dict[_Dataset, _Environments], Tag("<each>")],
     _HOW,
 ]
-_Method = Literal["training-domain", "leave-one-domain-out", "oracle"]
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Folder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
 
@@ -118,24 +132,21 @@ _Seeds = Annotated[Annotated[_Count, Tag("<all>")] | Annotated[Seeds, Tag("<each
 class Shape(_Mapping):
     """Which jobs a sweep has: docs/sweeps.md says what each key means."""
 
-    model_config = ConfigDict(
-        title="A sweep of domainbed-carft",
-        json_schema_extra={"required": ["name", "datasets", "algorithms"]},
-    )
+    model_config = ConfigDict(title="A sweep of domainbed-carft")
 
-    name: _Name = ""
+    name: _Name
     description: str = ""
-    datasets: _Datasets = []
-    algorithms: _Algorithms = []
+    datasets: _Datasets
+    algorithms: _Algorithms
     trials: _Count = 3
     hparams_seeds: _Seeds = 1
     steps: _Steps = {}
     hparams: _Hparams = {}
     overrides: list[Override] = []
     variants: dict[_Folder, Variant] = {}
-    grid: dict[str, Annotated[list[_Setting], Field(min_length=1)]] = {}
+    grid: dict[str, _Values] = {}
     test_environments: _ByEnvironment = {}
-    selection: Annotated[list[_Method], Field(min_length=1)] = ["training-domain", "oracle"]
+    selection: _Methods = ["training-domain", "oracle"]
     protocol: Literal["domainbed", "clip"] | None = None  # not told is another job than domainbed
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     compare_with: list[str] = []
@@ -178,11 +189,6 @@ class Declaration(Shape):
     facts: Mapping[str, Dataset] = {}
     hparams_text: str | None = None
     text: str | None = None
-
-    @property
-    def environments(self) -> dict[str, tuple[str, ...]]:
-        """The labels of each data set's environments."""
-        return {name: self.facts[name].labels for name in self.datasets}
 
     def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
         """Declared steps; None leaves them to the data set."""

@@ -6,11 +6,10 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import Job, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
@@ -22,10 +21,6 @@ from domainbed_carft.text import table
 Group = tuple[str, str]  # data set, algorithm
 
 _MEASURED_STEPS = 3
-_EVALUATION_BATCH = 64  # DomainBed's
-
-
-Pace = tuple[float, float]  # seconds a picture trained on, and one evaluated
 
 
 class Cost(NamedTuple):
@@ -45,26 +40,26 @@ class Cost(NamedTuple):
 def costs(
     statuses: Sequence[Status],
     facts: Mapping[str, Dataset],
-    paces: Mapping[Group, Pace],
+    paces: Mapping[Group, float],
     skips: bool = False,
 ) -> dict[tuple[str, str, str], Cost]:
-    """Costs by variant, data set and algorithm, then their total; ``skips`` as in ``cost``."""
+    """Costs by variant, data set and algorithm, then their total.
+
+    ``paces`` are seconds a picture trained on; ``skips`` is as in ``cost``.
+    """
     found: dict[tuple[str, str, str], Cost] = {}
-    total = Cost()
     for status in statuses:
         group = status.job.args["dataset"], status.job.args["algorithm"]
         one = cost(status.job, facts[group[0]], skips)
-        training, evaluation = paces.get(group, (math.nan, 0.0))
-        seconds = training * one.trained + (evaluation and evaluation * one.evaluated)
         done = status.state == DONE
-        one = one._replace(done=int(done), hours=0.0 if done else seconds / 3600)
+        hours = 0.0 if done else paces.get(group, math.nan) * one.trained / 3600
+        one = one._replace(done=int(done), hours=hours)
         key = (status.job.variant, *group)
         found[key] = Cost(*map(sum, zip(found.get(key, Cost()), one)))
-        total = Cost(*map(sum, zip(total, one)))
-    return {**found, ("all", "", ""): total}
+    return {**found, ("all", "", ""): Cost(*map(sum, zip(*found.values())))}
 
 
-def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool, measured: bool) -> str:
+def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
     """The costs that ``--dry_run`` shows, and what they are."""
     head = ["variant", "data set", "algorithm", "jobs", "done", "steps", "trained", "evaluated"]
     rows = [
@@ -74,14 +69,11 @@ def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool, measured: boo
     splits = "both splits of every environment"
     if skips:
         splits = "both splits of test environments, out-splits of the others"
-    hours = "step_time in the records, which leaves evaluation out"
-    if measured:
-        hours += f", else {_MEASURED_STEPS} steps on random pictures here, which leave decoding out"
-    else:
-        hours += "; --measure times algorithms without records"
     return (
         f"{table([*head, 'hours left'], rows)}\n"
-        f"Trained, evaluated: pictures; {splits}.\nHours: of one job after another, by {hours}."
+        f"Trained, evaluated: pictures; {splits}.\n"
+        "Hours: training of one job after another, without evaluation, by step_time in the "
+        "records; --measure times algorithms without records."
     )
 
 
@@ -112,8 +104,8 @@ def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     return Cost(1, 0, steps, steps * batch, checkpoints * a_pass)
 
 
-def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, Pace]:
-    """What the times of steps in the records tell, which leave evaluation out."""
+def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, float]:
+    """Seconds a picture trained on, by the times of steps in the records."""
     seconds: dict[Group, list[float]] = {}
     for job in jobs:
         record = records.last(job.folder) if job.folder.is_dir() else None
@@ -123,62 +115,30 @@ def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, P
             group = job.args["dataset"], job.args["algorithm"]
             done = cost(job, facts[group[0]])
             seconds.setdefault(group, []).append(taken * done.steps / done.trained)
-    return {group: (statistics.mean(each), 0.0) for group, each in seconds.items()}
+    return {group: statistics.mean(each) for group, each in seconds.items()}
 
 
-def measure(
-    jobs: Iterable[Job], facts: Mapping[str, Dataset], known: Mapping[Group, Pace],
-    say: Callable[[str], None],
-) -> dict[Group, Pace]:  # fmt: skip
-    """Time one job of each data set and algorithm of which nothing is known, on random pictures.
-
-    ``say`` is told which cannot be measured, and why.
-    """
-    paces = dict(known)
-    first = {(job.args["dataset"], job.args["algorithm"]): job for job in reversed(list(jobs))}
-    for group, job in first.items():
-        if group not in known:
-            try:
-                paces[group] = _measured(job, facts[group[0]])
-            except Exception as error:  # of an algorithm, a download, a device out of memory
-                say(f"{' '.join(group)} cannot be measured here: {error}")
-    return paces
-
-
-def _measured(job: Job, facts: Dataset) -> Pace:
+def measured(job: Job, facts: Dataset) -> float:
+    """Seconds a picture trained on, by a few steps of a job on random pictures here and now."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    values = hparams(job)
-    name, algorithm_name = job.args["dataset"], job.args["algorithm"]
-    if name not in benchmarks.BENCHMARKS:
-        raise CarftError(f"it is not known how many classes {name} has")
-    classes = len(benchmarks.BENCHMARKS[name].classes)
-    size = 48 if name == "EmojiStyles" and algorithm_name in ours.ALGORITHMS else 224
-    shape, batch_size = (3, size, size), int(values["batch_size"])
+    values, name, algorithm = hparams(job), job.args["dataset"], job.args["algorithm"]
+    classes = len(benchmarks.get(name).classes)
+    size = 48 if name == "EmojiStyles" and algorithm in ours.ALGORITHMS else 224
+    batch_size = int(values["batch_size"])
     domains = len(facts.labels) - len(job.args["test_envs"])
-    algorithm = names.algorithm_class(algorithm_name)(shape, classes, domains, values)
-    algorithm.to(device)
-
-    def batch(count: int) -> tuple[Any, Any]:
-        labels = torch.randint(classes, (count,), device=device)
-        return torch.randn(count, *shape, device=device), labels
-
-    def median(action: Callable[[], object]) -> float:
-        times = []
-        for _ in range(_MEASURED_STEPS + 1):  # the first is to warm up
-            started = time.perf_counter()
-            action()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[1:])
-
-    step = median(lambda: algorithm.update([batch(batch_size) for _ in range(domains)]))
-    algorithm.eval()
-    with torch.no_grad():
-        evaluation = median(lambda: algorithm.predict(batch(_EVALUATION_BATCH)[0]))
-    return step / (batch_size * domains), evaluation / _EVALUATION_BATCH
+    made = names.algorithm_class(algorithm)((3, size, size), classes, domains, values).to(device)
+    times = []
+    for _ in range(_MEASURED_STEPS + 1):  # the first is to warm up
+        pictures = torch.randn(domains, batch_size, 3, size, size, device=device)
+        labels = torch.randint(classes, (domains, batch_size), device=device)
+        started = time.perf_counter()
+        made.update(list(zip(pictures, labels)))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:]) / (batch_size * domains)
 
 
 def _number(count: float, digits: int = 0) -> str:

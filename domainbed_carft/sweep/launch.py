@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +77,7 @@ def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any
             f"{printing.again('retry', output)} lets them be tried again."
         )
     chosen = _chosen(statuses, name)
-    environment = _environment(arguments)
+    environment = functools.partial(_environment, arguments)
     if name == "dummy":
         launcher(chosen, environment)
         return 0
@@ -174,12 +176,12 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
     verdicts, refused = [], []
     for name in declared.datasets:
         folder = names.picture_folder(name, data_dir)
-        editions = {
-            declared.hparams_of(name, algorithm, variant).get("data_edition")
+        is_checked = any(
+            declared.hparams_of(name, algorithm, variant).get("data_edition") != UNCHECKED
             for variant in declared.settings.values()
             for algorithm in declared.algorithms
             if algorithm in ALGORITHMS and variant.covers(name, algorithm)
-        }
+        )
         if not folder:
             verdict = "needs no folder" if folder == "" else "not checked, its folder is not known"
         elif not os.path.isdir(folder):
@@ -189,8 +191,6 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
                     f"{name} is not there: expected the folder {folder} with one sub-folder an "
                     f"environment; is --data_dir {data_dir} right?"
                 )
-        elif editions == {UNCHECKED}:
-            verdict = "not checked, as asked"
         else:
             try:
                 report = verify.verify(name, Path(data_dir))
@@ -200,39 +200,38 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
                 problems = [str(error)]
             if problems:
                 verdict = f"broken: {'; '.join(problems)}"
-            if problems and editions:
+            if problems and is_checked:
                 remedy = f"mend it, or set the hparam data_edition to {UNCHECKED}"
                 refused.append(f"the data of {name} in {folder} is {verdict}; {remedy}")
         verdicts.append(f"{name}: {verdict}")
     return verdicts, refused
 
 
-def _environment(arguments: argparse.Namespace) -> Callable[[Job], dict[str, str]]:
-    """The variables by which jobs are told what is no part of what they are."""
-    kinds = arguments.log or ()
-    common = {
+def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
+    """The variables by which a job is told what is no part of what it is."""
+    kinds, group = arguments.log or (), arguments.output_dir.absolute().name
+    has_group = "wandb" in kinds and WANDB_GROUP not in os.environ  # a user's own stays
+    told = {
         KEEP_WEIGHTS: arguments.keep_weights,
         SKIP_IN_SPLITS: "1" if arguments.skip_training_in_splits else None,
         LOG: " ".join(kinds),
+        WANDB_GROUP: f"{group}/{job.variant}".rstrip("/") if has_group else None,
     }
-    told = {name: value for name, value in common.items() if value}
-    group = arguments.output_dir.absolute().name
-    has_group = "wandb" in kinds and WANDB_GROUP not in os.environ  # a user's own stays
-
-    def of(job: Job) -> dict[str, str]:
-        own = f"{group}/{job.variant}" if job.variant else group
-        return {**told, **({WANDB_GROUP: own} if has_group else {})}
-
-    return of
+    return {name: value for name, value in told.items() if value}
 
 
 def _dry_run(arguments: Any, declared: Declaration, statuses: Sequence[Status]) -> None:
     paces = estimate.recorded([status.job for status in statuses], declared.facts)
-    if arguments.measure:
-        unfinished = [status.job for status in statuses if status.state != states.DONE]
-        say: Callable[[str], None] = lambda line: print(shown(line), file=sys.stderr)  # noqa: E731
-        paces = estimate.measure(unfinished, declared.facts, paces, say)
+    for job in [one.job for one in statuses if arguments.measure and one.state != states.DONE]:
+        group = job.args["dataset"], job.args["algorithm"]
+        if group not in paces:
+            try:
+                paces[group] = estimate.measured(job, declared.facts[group[0]])
+            except Exception as error:  # of an algorithm, a download, a device out of memory
+                paces[group] = math.nan
+                told = f"{' '.join(group)} cannot be measured here: {error}"
+                print(shown(told), file=sys.stderr)
     skips = arguments.skip_training_in_splits
     costs = estimate.costs(statuses, declared.facts, paces, skips)
     print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.\n")
-    print(estimate.shown(costs, skips, arguments.measure))
+    print(estimate.shown(costs, skips))

@@ -63,11 +63,9 @@ def algorithm_class(name: str) -> Any:
 def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str]) -> Any:
     try:
         return ask(name)
-    except Exception as error:  # the harness's own, upstream's NotImplementedError, a KeyError
-        # The harness itself says of some names that it knows and does not have them.
-        said = " ".join(getattr(error, "problems", [str(error)]))
-        told = said and (name in listed or os.sep in name or "not included" in said)
-        raise CarftError(said if told else unknown(kind, name, listed)) from error
+    except Exception as error:  # our harness's own, upstream's NotImplementedError, a KeyError
+        said = str(error) if isinstance(error, CarftError) else unknown(kind, name, listed)
+        raise CarftError(said) from error
 
 
 def facts(name: str) -> Dataset:
@@ -117,35 +115,25 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
     ]
     if shape.grid and shape.variants:
         told.append((("grid",), "there are variants as well; expected one of the two"))
-    told += [*_twice(shape), *_foreign(shape), *_environments(shape, datasets)]
+    told += [*_foreign(shape), *_environments(shape, datasets)]
     return datasets, [*told, *_hparams(shape, list(datasets), algorithms)]
-
-
-def _twice(shape: Shape) -> Iterator[Told]:
-    lists: dict[YamlPath, Sequence[Any]] = {
-        (key,): getattr(shape, key) for key in ("datasets", "algorithms", "selection")
-    }
-    for path, given in (lists | {("grid", key): v for key, v in shape.grid.items()}).items():
-        for index, one in enumerate(given):
-            if one in given[:index]:
-                yield (*path, index), f"{one!r} is there twice; keep one"
 
 
 def _foreign(shape: Shape) -> Iterator[Told]:
     """Names in the settings that are not among the sweep's own data sets and algorithms."""
-    named: list[tuple[str, YamlPath, str]] = []
+    kinds = (("datasets", "data set"), ("algorithms", "algorithm"))
+    named: list[tuple[int, YamlPath, str]] = []
     for key in ("steps", "test_environments"):
         given = getattr(shape, key)
-        named += [("datasets", (key, n), n) for n in (given if isinstance(given, dict) else ())]
+        named += [(0, (key, name), name) for name in (given if isinstance(given, dict) else ())]
     for path, setting in _blocks(shape):
-        for kind in ("datasets", "algorithms"):
-            listed = enumerate(getattr(setting, kind, ()))
-            named += [(kind, (*path, kind, index), name) for index, name in listed]
+        for kind, (key, _) in enumerate(kinds):
+            listed = enumerate(getattr(setting, key, ()))
+            named += [(kind, (*path, key, index), name) for index, name in listed]
     for kind, path, name in named:
-        declared = getattr(shape, kind)
-        if declared and name not in declared:
-            what = "data set" if kind == "datasets" else "algorithm"
-            yield path, unknown(f"{what} of this sweep", name, declared)
+        key, words = kinds[kind]
+        if name not in getattr(shape, key):
+            yield path, unknown(f"{words} of this sweep", name, getattr(shape, key))
 
 
 def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
@@ -192,8 +180,8 @@ def _hparams(shape: Shape, datasets: Sequence[str], classes: Mapping[str, Any]) 
                 yield path, unknown(kind, key, known(algorithm, dataset))
             elif key in _SWITCHES and value not in (0, 1):
                 yield path, f"it is {value!r}, expected true or false"
-            elif key == "batch_size" and not _BATCH_SIZE.valid(value):
-                yield path, f"it is {value!r}, expected {_BATCH_SIZE.expected}"
+            elif key == "batch_size" and not (isinstance(value, int) and value > 0):
+                yield path, f"it is {value!r}, expected a whole number > 0"
     # What an algorithm itself refuses, of all that is set for it. The weights may be on the nodes.
     for variant in shape.settings.values():
         for dataset, (algorithm, asked) in ((d, c) for d in datasets for c in classes.items()):
@@ -205,6 +193,3 @@ def _hparams(shape: Shape, datasets: Sequence[str], classes: Mapping[str, Any]) 
                     key, _, rest = str(text).partition(" ")
                     where = [path for path, name, *_ in settings if name == key]
                     yield (where[-1], f"it {rest}") if where else (("hparams",), str(text))
-
-
-_BATCH_SIZE = next(one for one in ours.HPARAMS if one.name == "batch_size")

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
@@ -76,11 +75,8 @@ def failures(left: Sequence[Status], output: Path) -> str:
     lines = []
     for title, group in (("failed", failed), ("not done", others)):
         if group:
-            reasons = [
-                shown(f"  {s.job}: {s.state}{s.detail and f', {s.detail}'}; {s.job.folder}")
-                for s in group
-            ]
-            lines += [f"{number(len(group), 'job')} {title}:", *limited(reasons)]
+            told = [shown(f"  {s.job}: {s.state}, {s.detail}; {s.job.folder}") for s in group]
+            lines += [f"{number(len(group), 'job')} {title}:", *limited(told)]
     if failed:
         lines.append(f"Once the cause is mended: {again('retry', output)}, then launch again.")
     return "\n".join(lines)
@@ -91,39 +87,37 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
     """A bar over all steps of the sweep while the block runs, fed from locks and records."""
     from tqdm import tqdm
 
-    total, ended = sum(status.steps or 1 for status in statuses), threading.Event()
-    done = sum(map(_counted, statuses))
-    with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as shown:
-        watching = (list(statuses), facts, shown, ended)
-        thread = threading.Thread(target=_watch, args=watching, daemon=True)
+    latest, ended = list(statuses), threading.Event()
+    total = sum(status.steps or 1 for status in latest)
+    with tqdm(total=total, unit="step", smoothing=0, desc="sweep") as shown:
+
+        def look() -> None:
+            for index, one in enumerate(latest):
+                if one.state != states.DONE:
+                    latest[index] = states.status(one.job, facts, states.Waiting())
+            counts = Counter(one.state for one in latest)
+            failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
+            text = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
+            shown.set_postfix_str(text, refresh=sys.stderr.isatty())
+            shown.update(sum(map(_counted, latest)) - shown.n)
+
+        def watch() -> None:
+            pause = 0.5
+            while not ended.wait(pause):
+                started = time.monotonic()
+                look()
+                # Of thousands of jobs a look takes a while; the sweep comes first.
+                pause = max(0.5, 10 * (time.monotonic() - started))
+
+        shown.update(sum(map(_counted, latest)))
+        thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
             yield
         finally:
             ended.set()
-            thread.join(timeout=30)
-
-
-def _watch(latest: list[Status], facts: Any, shown: Any, ended: threading.Event) -> None:
-    over = False
-    while not over:
-        over = ended.is_set()
-        started = time.monotonic()
-        for index, one in enumerate(latest):
-            if one.state != states.DONE:
-                latest[index] = states.status(one.job, facts, states.Waiting())
-        counts = Counter(one.state for one in latest)
-        failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
-        text = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
-        # On a screen the clock goes on between records; a log gets a line a change.
-        shown.set_postfix_str(text, refresh=False)
-        steps = sum(map(_counted, latest))
-        if steps != shown.n:
-            shown.update(steps - shown.n)
-        elif sys.stderr.isatty():
-            shown.refresh()
-        # Of thousands of jobs a look takes a while; the sweep comes first.
-        ended.wait(max(0.5, 10 * (time.monotonic() - started)) if not over else 0)
+            thread.join()
+            look()
 
 
 def _counted(status: Status) -> int:

@@ -1,13 +1,12 @@
-"""From a file, or DomainBed's own flags, to a declaration, with all that is wrong told at once."""
+"""From a file, or DomainBed's own flags, to a declaration, and what is wrong with it."""
 
 from __future__ import annotations
 
-import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,17 +26,10 @@ _WITHIN: dict[Any, type[BaseModel]] = {
 }  # fmt: skip
 
 
-class Problem(NamedTuple):
-    """What is wrong and what was expected, and where."""
-
-    path: YamlPath
-    text: str
-
-    @property
-    def place(self) -> str:
-        """``overrides[0].hparams.lr: ``; nothing for the top."""
-        parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path)
-        return f"{''.join(parts).lstrip('.')}: " if self.path else ""
+def _place(path: YamlPath) -> str:
+    """``overrides[0].hparams.lr: ``; nothing for the top."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return f"{''.join(parts).lstrip('.')}: " if path else ""
 
 
 def asked(file: str | None, given: Mapping[str, Any]) -> Declaration:
@@ -56,7 +48,7 @@ def asked(file: str | None, given: Mapping[str, Any]) -> Declaration:
 def load(file: str | Path) -> Declaration:
     """The sweep that a file declares, or one of ours by its bare name, such as ``demo``.
 
-    Raises CarftError with everything that is wrong, as ``file:line: path: what``.
+    Raises CarftError with what is wrong, as ``file:line: path: what``.
     """
     path = find(file)
     try:
@@ -73,19 +65,16 @@ def parse(text: str, name: str) -> Declaration:
     except ValueError as error:
         raise_for([f"{name}:{error}"])
 
-    def line(problem: Problem) -> int:
-        path = problem.path
+    def said(path: YamlPath, what: str) -> str:
         prefixes = (path[:n] for n in range(len(path), -1, -1))
-        return next((lines[prefix] for prefix in prefixes if prefix in lines), 1)
+        line = next((lines[prefix] for prefix in prefixes if prefix in lines), 1)
+        return f"{name}:{line}: {_place(path)}{what}"
 
-    made, problems = _build(data, text=text)
-    problems.sort(key=line)
-    raise_for(f"{name}:{line(one)}: {one.place}{one.text}" for one in problems)
-    return made
+    return _build(data, said, text=text)
 
 
 def from_flags(given: Mapping[str, Any]) -> Declaration:
-    """The sweep that DomainBed's own flags ask for. Raises CarftError with all their problems.
+    """The sweep that DomainBed's own flags ask for. Raises CarftError with their problems.
 
     Their defaults are upstream's (domainbed/scripts/sweep.py at b93c22a).
     """
@@ -96,87 +85,64 @@ def from_flags(given: Mapping[str, Any]) -> Declaration:
     data |= {
         "name": "flags",
         "trials": given.get("n_trials", 3),
-        "hparams_seeds": {"from": first, "n": max(1, beyond - first)},
+        "hparams_seeds": {"from": first, "n": beyond - first},
         "selection": ["training-domain", "oracle", *pairs],
     }
-    problems = []
     if beyond <= first:
-        text = f"it is {beyond}, expected more than --n_hparams_from = {first}"
-        problems.append(Problem(("hparams_seeds",), text))
+        raise_for([f"--n_hparams: it is {beyond}, expected more than --n_hparams_from = {first}"])
+    if given.get("task", TASK) != TASK:
+        raise_for(["--task: it needs unlabeled items, and the jobs of a sweep have none"])
     if hparams := given.get("hparams"):
         try:
             data["hparams"] = parsing.parse_json(hparams, unique_keys=True)
         except ValueError as error:
-            problems.append(Problem(("hparams",), f"it is not valid JSON ({error})"))
-    if given.get("task", TASK) != TASK:
-        text = "it needs unlabeled items, and the jobs of a sweep have none"
-        problems.append(Problem(("task",), text))
-    made, found = _build(data, hparams_text=given.get("hparams"))
-    raise_for(
-        f"--{_FLAG_OF.get(str(top), top)}: {Problem(below, '').place}{text}"
-        for (top, *rest), text in [*problems, *found]
-        for below in [tuple(rest) if top == "hparams" else ()]
-    )
+            raise_for([f"--hparams: it is not valid JSON ({error})"])
+
+    def said(path: YamlPath, what: str) -> str:
+        key = str(path[0])
+        return f"--{_FLAG_OF.get(key, key)}: {_place(path[1:]) if key == 'hparams' else ''}{what}"
+
+    return _build(data, said, hparams_text=given.get("hparams"))
+
+
+def _build(data: Any, said: Callable[[YamlPath, str], str], **source: Any) -> Declaration:
+    """A declaration of plain data. ``said`` makes a message of what is wrong, and where.
+
+    All that is wrong with its form is told at once; of one that is in form, all wrong names.
+    """
+    if not isinstance(data, dict):
+        text = f"it is {data!r:.60}, expected a mapping with name, datasets and algorithms"
+        raise_for([said((), text)])
+    try:
+        given = Shape.model_validate(data)
+    except ValidationError as error:
+        wrong = dict.fromkeys(map(_told, error.errors(include_url=False)))
+        raise_for(said(*one) for one in wrong)
+    n_points = math.prod(map(len, given.grid.values()))
+    too_many = f"these are more than {MOST_JOBS:,} jobs; make several sweeps of them"
+    if given.trials * len(given.choices) * n_points > MOST_JOBS:
+        raise_for([said(("datasets",), too_many)])
+    facts, told = names.problems(given)
+    if len(given.settings) < n_points:
+        text = "several combinations would share a folder; name them as variants"
+        told.append((("grid",), text))
+    made = Declaration.model_construct(**dict(given), facts=facts, **source)
+    if not told and made.n_jobs > MOST_JOBS:
+        told.append((("datasets",), too_many))
+    raise_for(said(*one) for one in told)
     return made
 
 
-def _build(data: Any, **source: Any) -> tuple[Declaration, list[Problem]]:
-    """A declaration of plain data, and all that is wrong with it."""
-    # Names can be judged wherever the shape is right, so that one run tells all there is to mend.
-    given, problems = read(data)
-    n_points = math.prod(map(len, given.grid.values()))
-    facts: dict[str, Any] = {}
-    if sound := given.trials * len(given.choices) * n_points <= MOST_JOBS:
-        facts, told = names.problems(given)
-        problems += [Problem(*one) for one in told]
-        if len(given.settings) < n_points:
-            text = "several combinations would share a folder; name them as variants"
-            problems.append(Problem(("grid",), text))
-    made = Declaration.model_construct(**dict(given), facts=facts, **source)
-    if not sound or (not problems and made.n_jobs > MOST_JOBS):
-        text = f"these are more than {MOST_JOBS:,} jobs; make several sweeps of them"
-        problems.append(Problem(("datasets",), text))
-    return made, problems
-
-
-def read(data: Any) -> tuple[Shape, list[Problem]]:
-    """What ``data`` declares, without the keys that are wrong, and everything that is wrong."""
-    if not isinstance(data, dict):
-        text = f"it is {data!r:.60}, expected a mapping with name, datasets and algorithms"
-        return Shape(), [Problem((), text)]
-    needed = ("name", "datasets", "algorithms")
-    problems = [Problem((), f"the key {key!r} is missing") for key in needed if key not in data]
-    sound = copy.deepcopy(data)
-    while True:
-        try:
-            return Shape.model_validate(sound), problems
-        except ValidationError as error:
-            found = [_told(one) for one in error.errors(include_url=False)]
-            problems += dict.fromkeys(found)
-            for problem in found:
-                _remove(sound, problem.path)
-
-
-def _told(error: Any) -> Problem:
+def _told(error: Any) -> tuple[YamlPath, str]:
     path = tuple(part for part in error["loc"] if part != "[key]" and str(part)[:1] != "<")
+    if error["type"] == "missing":
+        return path[:-1], f"the key {path[-1]!r} is missing"
     if error["type"] == "extra_forbidden":
         fields = _WITHIN[path[0]].model_fields if len(path) > 1 else Shape.model_fields
         known = sorted(field.alias or name for name, field in fields.items())
-        return Problem(path, unknown("key", str(path[-1]), known))
+        return path, unknown("key", str(path[-1]), known)
     what = re.sub("^(Value error,|Input|String|List) ", "", error["msg"])
-    return Problem(path, f"it is {error['input']!r:.60}, {what}")
-
-
-def _remove(data: dict[str, Any], path: YamlPath) -> None:
-    """Take the nearest key of a path out, with all below it; what is in lists keeps its place."""
-    last = max(index for index, part in enumerate(path) if isinstance(part, str))
-    above: Any = data
-    try:
-        for part in path[:last]:
-            above = above[part]
-        del above[path[last]]
-    except (LookupError, TypeError):  # it went with something above it
-        data.pop(str(path[0]), None)
+    return path, f"it is {error['input']!r:.60}, {what}"
 
 
 def find(file: str | Path) -> Path:

@@ -14,17 +14,10 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.folder import (
-    OUTPUT,
-    RECORDS,
-    STATE,
-    Attempt,
-    Holder,
-    JobFolder,
-)
+from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.launchers import launches, slurm
+from domainbed_carft.launchers import attempt, launches, slurm
 from domainbed_carft.launchers.launches import Launch
 
 NOT_LAUNCHED = "not launched"
@@ -175,6 +168,5 @@ def _number(found: Any) -> float | None:
     return found if type(found) in (int, float) and 0 <= found < 1e12 else None
 
 
-def _told(attempt: Attempt) -> str:
-    how = f"signal {-attempt.status}" if attempt.status < 0 else f"exit status {attempt.status}"
-    return f"{how}: {attempt.last_words}" if attempt.last_words else how
+def _told(ended: Attempt) -> str:
+    return f"{attempt.described(ended.status)}: {ended.last_words or 'no message'}"

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -39,13 +39,11 @@ def status(arguments: argparse.Namespace) -> int:
         raise CarftError(f"--watch is {every}, expected at least {SHORTEST_WATCH} seconds")
     try:
         while True:
-            started = time.monotonic()
             waiting, statuses = states.of_output(arguments.output_dir)
             _show(arguments, waiting, statuses)
             if every is None or not _moving(statuses):
                 return int(any(one.state == states.FAILED for one in statuses))
-            # At most a tenth of the time goes into looking.
-            time.sleep(max(every, 9 * (time.monotonic() - started)))
+            time.sleep(every)
     except KeyboardInterrupt:  # the way out of --watch
         return 130
 
@@ -55,7 +53,7 @@ def _moving(statuses: Sequence[Status]) -> list[Status]:
 
 
 def _show(arguments: argparse.Namespace, waiting: Waiting, statuses: Sequence[Status]) -> None:
-    folder, watches = str(arguments.output_dir), arguments.watch is not None
+    folder = str(arguments.output_dir)
     if arguments.json:
         told = {
             "output_dir": folder,
@@ -66,11 +64,11 @@ def _show(arguments: argparse.Namespace, waiting: Waiting, statuses: Sequence[St
         }
         print(json.dumps(told, indent=1), flush=True)
         return
-    # Clears the screen and what was scrolled off it, then starts at its top.
-    head = "\033[2J\033[3J\033[H" if watches and sys.stdout.isatty() else ""
-    head += f"{shown(folder)}  {time.strftime('%Y-%m-%d %H:%M:%S')}\n" if watches else ""
-    note = f"\n{waiting.note}" if waiting.note else ""
-    print(head + printing.overview(statuses) + note, flush=True)
+    if arguments.watch is not None:
+        # Clears the screen and what was scrolled off it, then starts at its top.
+        print("\033[2J\033[3J\033[H" if sys.stdout.isatty() else "", end="")
+        print(f"{shown(folder)}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    print(printing.overview(statuses), *filter(None, [waiting.note]), sep="\n", flush=True)
 
 
 def retry(arguments: argparse.Namespace) -> int:
@@ -118,40 +116,28 @@ def cancel(arguments: argparse.Namespace) -> int:
         if one.pid not in told
     ]
     stopping = []
-    for job in (one for one in statuses if one.state == states.RUNNING):
-        if _is_told(job, told, waiting.slurm):
-            stopping.append(job.job.folder)
+    for one in (one for one in statuses if one.state == states.RUNNING):
+        holder, folder = one.holder or UNKNOWN, JobFolder(one.job.folder)
+        # A launcher that was told stops its own jobs.
+        is_told = holder.slurm in waiting.slurm or holder.pid in told
+        is_here = holder.host == socket.gethostname() and _is_still(holder)
+        if is_told or not folder.is_held() or (is_here and _stop(holder.pid)):
+            stopping.append(folder)
         else:
-            beyond.append(f"{job.job.folder} is run by {job.holder}, which cannot be reached")
+            beyond.append(f"{folder.path} is run by {holder}, which cannot be reached")
     left, give_up = stopping, time.monotonic() + PATIENCE
-    while left := [folder for folder in left if JobFolder(folder).is_held()]:
-        if time.monotonic() > give_up:
-            break
+    while left and time.monotonic() < give_up:
         time.sleep(0.2)
-    beyond += [f"{folder} still runs {PATIENCE} s after it was told to stop" for folder in left]
+        left = [folder for folder in left if folder.is_held()]
+    beyond += [f"{one.path} still runs {PATIENCE} s after it was told to stop" for one in left]
     for line in beyond:
         print(shown(line), file=sys.stderr)
     print(f"{counted(len(stopping) - len(left), 'job')} stopped; launch again to resume.")
     return 1 if beyond else 0
 
 
-def _is_told(job: Status, told: Collection[int], cancelled: Collection[str]) -> bool:
-    """Whether a running job has been told to stop, by its launcher, by SLURM or now.
-
-    The process that its lock names is told if it is one of this machine and lives since before the
-    lock was written last: numbers are used again. A launcher that is among ``told`` stops its own
-    jobs.
-    """
-    holder = job.holder or UNKNOWN
-    if holder.slurm in cancelled or holder.pid in told:
-        return True
-    if holder.host != socket.gethostname() or not _is_still(holder):
-        return not JobFolder(job.job.folder).is_held()
-    return _stop(holder.pid)
-
-
 def _is_still(holder: Holder) -> bool:
-    """Whether the process that wrote a lock is the one that has its number now."""
+    """Whether the process that wrote a lock has its number still: numbers are used again."""
     try:
         # The second word is the program's name, which may have any characters in it.
         words = Path(f"/proc/{holder.pid}/stat").read_text(errors="replace").rpartition(")")[2]
@@ -197,28 +183,23 @@ def clean(arguments: argparse.Namespace) -> int:
     if not chosen:
         print("There is no incomplete job to delete.")
         return 0
-    _require_asked(waiting)
     print(f"About to delete {counted(len(chosen), 'job')}: {printing.counted(chosen)}.")
     confirm(arguments.yes)
-    gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, output)]
+    waiting = states.waiting(output)  # others may have launched meanwhile
+    if waiting.note:
+        raise CarftError(f"it is not known which jobs wait, so none is deleted: {waiting.note}")
+    gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, waiting)]
     manifest.drop(output, gone)
     print(f"{counted(len(gone), 'job')} deleted. {again('status', output)} shows the rest.")
     return 0
 
 
-def _require_asked(waiting: Waiting) -> None:
-    if waiting.note:
-        raise CarftError(f"{waiting.note}; so it is not known which jobs wait, and none is deleted")
-
-
-def _remove_job(path: Path, output: Path) -> bool:
+def _remove_job(path: Path, waiting: Waiting) -> bool:
     """Delete the folder of a job, unless it is done, run by a process or waited for by now."""
     folder = JobFolder(path)
     away = path.with_name(f"{_DELETED}{path.name}-{os.getpid()}")
     try:
         with folder.claim() if path.is_dir() else contextlib.nullcontext():
-            waiting = states.waiting(output)
-            _require_asked(waiting)
             if folder.done or (path in waiting.places and not folder.failed()):
                 return False
             if path.is_dir():
