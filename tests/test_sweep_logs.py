@@ -71,5 +71,8 @@ def test_a_missing_library_is_told_before_any_folder_is_made(tmp_path, monkeypat
     assert cli.main(["sweep", "launch", *FLAGS, *place, "--log", "tensorboard"]) == 1
     said = capsys.readouterr().err
     assert "2 problems, nothing was done" in said
-    assert "--log tensorboard needs tensorboard" in said and "pip install tensorboard" in said
+    assert (
+        "--log tensorboard needs tensorboard" in said
+        and "pip install 'domainbed-carft[log]'" in said
+    )
     assert not (tmp_path / "out").exists()

@@ -33,8 +33,6 @@ _OTHERS_SECONDS = 30.0
 # How often a job that another process has is started again: two minutes apart, as SLURM has it.
 _MOST_RESTARTS = 5
 
-_AT_ONCE = 500  # jobs named in one command line
-
 
 @dataclass(frozen=True)
 class Slurm:
@@ -211,9 +209,7 @@ def cancel(ids: Iterable[str]) -> None:
 
     Raises CarftError where SLURM does not do it.
     """
-    named = sorted(set(ids))
-    for begin in range(0, len(named), _AT_ONCE):
-        _call("scancel", *named[begin : begin + _AT_ONCE])
+    _call("scancel", *sorted(set(ids)))
 
 
 def requeue(name: str) -> None:

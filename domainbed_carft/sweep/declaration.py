@@ -24,7 +24,6 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.job import Job, identity, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
 
@@ -241,7 +240,7 @@ class Declaration(Shape):
         if len(labels) == 1:  # a user's own data: there is nothing to leave out
             return [[]]
         listed = self.listed_environments(dataset) or range(len(labels))
-        indices = {environment(one, dataset, labels) for one in listed}
+        indices = {environment(one, labels) for one in listed}
         chosen = [[index] for index in indices if index is not None]
         if "leave-one-domain-out" in self.selection:
             pairs = itertools.combinations(range(len(labels)), 2)
@@ -257,13 +256,11 @@ class Declaration(Shape):
         return self.trials * len(self.choices) * targets * runs
 
 
-def environment(one: str | int, dataset: str, labels: Sequence[str]) -> int | None:
-    """The index of an environment that is given by index, label or a benchmark's folder."""
-    if isinstance(one, int):
-        return one if one < len(labels) else None
-    known = benchmarks.BENCHMARKS.get(dataset)
-    folders = [each.folder for each in known.environments] if known else []
-    return next((given.index(one) for given in (labels, folders) if one in given), None)
+def environment(one: str | int, labels: Sequence[str]) -> int | None:
+    """The index of an environment that is given by its index or label."""
+    if isinstance(one, str):
+        return labels.index(one) if one in labels else None
+    return one if one < len(labels) else None
 
 
 def variant_name(setting: Mapping[str, Any]) -> str:

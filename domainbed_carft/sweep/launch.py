@@ -127,7 +127,6 @@ def run(
     statuses = look(declaration, data_dir, output)
     jobs = [status.job for status in statuses]
     chosen = _chosen(statuses, name)
-    raise_for(launchers.problems(launcher, {job.folder.parent for job in chosen}))
     note(declaration, data_dir, output, jobs)
     endings: Sequence[Any] = ()
     if name == "slurm":
@@ -175,7 +174,7 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
     """
     verdicts, refused = [], []
     for name in declared.datasets:
-        folder = names.picture_folder(name, data_dir)
+        folder, problems = names.picture_folder(name, data_dir), []
         is_checked = any(
             declared.hparams_of(name, algorithm, variant).get("data_edition") != UNCHECKED
             for variant in declared.settings.values()
@@ -198,9 +197,9 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
                 verdict = f"{report.data_edition}, {report.pictures:,} pictures in {report.root}"
             except CarftError as error:
                 problems = [str(error)]
-            if problems:
-                verdict = f"broken: {'; '.join(problems)}"
-            if problems and is_checked:
+        if problems:
+            verdict = f"broken: {'; '.join(problems)}"
+            if is_checked:
                 remedy = f"mend it, or set the hparam data_edition to {UNCHECKED}"
                 refused.append(f"the data of {name} in {folder} is {verdict}; {remedy}")
         verdicts.append(f"{name}: {verdict}")

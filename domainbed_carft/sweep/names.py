@@ -151,7 +151,7 @@ def _environments(shape: Shape, found: Mapping[str, Dataset]) -> Iterator[Told]:
             yield ("datasets", shape.datasets.index(name)), text
         by_name = (name,) if isinstance(shape.test_environments, dict) else ()
         for place, one in enumerate(shape.listed_environments(name)):
-            if environment(one, name, labels) is None:
+            if environment(one, labels) is None:
                 valid = [f"{label} ({i})" for i, label in enumerate(labels)]
                 text = unknown(f"environment of {name}", str(one), valid)
                 yield ("test_environments", *by_name, place), text

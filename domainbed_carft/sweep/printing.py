@@ -75,7 +75,8 @@ def failures(left: Sequence[Status], output: Path) -> str:
     lines = []
     for title, group in (("failed", failed), ("not done", others)):
         if group:
-            told = [shown(f"  {s.job}: {s.state}, {s.detail}; {s.job.folder}") for s in group]
+            told = [", ".join(filter(None, [f"  {s.job}: {s.state}", s.detail])) for s in group]
+            told = [shown(f"{line}; {s.job.folder}") for line, s in zip(told, group)]
             lines += [f"{number(len(group), 'job')} {title}:", *limited(told)]
     if failed:
         lines.append(f"Once the cause is mended: {again('retry', output)}, then launch again.")
@@ -88,8 +89,8 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
     from tqdm import tqdm
 
     latest, ended = list(statuses), threading.Event()
-    total = sum(status.steps or 1 for status in latest)
-    with tqdm(total=total, unit="step", smoothing=0, desc="sweep") as shown:
+    total, done = sum(status.steps or 1 for status in latest), sum(map(_counted, latest))
+    with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as shown:
 
         def look() -> None:
             for index, one in enumerate(latest):
@@ -109,7 +110,6 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
                 # Of thousands of jobs a look takes a while; the sweep comes first.
                 pause = max(0.5, 10 * (time.monotonic() - started))
 
-        shown.update(sum(map(_counted, latest)))
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:

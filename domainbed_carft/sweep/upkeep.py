@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 from domainbed_carft.errors import CarftError
@@ -78,7 +77,7 @@ def retry(arguments: argparse.Namespace) -> int:
     """
     output, pattern = arguments.output_dir, arguments.only
     failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
-    chosen = [one for one in failed if pattern is None or _matches(one, pattern)]
+    chosen = [one for one in failed if (pattern or "") in f"{one.job.folder.name} {one.job}"]
     if failed and not chosen:
         raise CarftError(f"no failed job matches {pattern!r}; carft sweep status lists them")
     for one in chosen:
@@ -89,12 +88,6 @@ def retry(arguments: argparse.Namespace) -> int:
     if chosen:
         print("Now run the same carft sweep launch again.")
     return 0
-
-
-def _matches(status: Status, pattern: str) -> bool:
-    """Whether a pattern is about a job: part of its folder's name or of its words, or a glob."""
-    words = (status.job.folder.name, str(status.job))
-    return any(pattern in one or fnmatch(one, pattern) for one in words)
 
 
 def cancel(arguments: argparse.Namespace) -> int:
