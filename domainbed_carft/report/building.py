@@ -105,7 +105,6 @@ def build(
             published.grid([one for one in found if one.selection == method], remarks)
             for found, remarks in compared
         ],
-        "overview": published.overview(collection.compare_with) if known else None,
         "captions": {
             "tables": document.CAPTION,
             "paired": [paired.CAPTION],
@@ -144,8 +143,6 @@ def _finding(one: paired.Difference, a: str, b: str) -> str:
     )
     if one.low is not None and one.high is not None:
         text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
-    if one.incomplete:
-        text += f"; {len(one.incomplete)} incomplete"
     return f"{one.setting}: {text}." if one.setting else f"{text}."
 
 
