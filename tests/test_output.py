@@ -54,7 +54,7 @@ def test_letters_that_the_screen_lacks_are_escaped(sweep):
 
 
 def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
-    def interrupted(wanted):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(building, "build", interrupted)

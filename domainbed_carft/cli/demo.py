@@ -13,7 +13,6 @@ from pathlib import Path
 from domainbed_carft import sweep
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
-from domainbed_carft.report.content import Wanted
 from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
@@ -41,7 +40,11 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
             f"{left[0].job.folder}: {first}\nMend the cause, run `carft sweep retry {folder}` if "
             "they failed, then the same command again"
         )
-    table = _collect(folder)
+    words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CarftError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr[-1000:]}")
+    table = done.stdout
     (output / "results.txt").write_text(table, encoding="utf-8")
     print(table)
     print(
@@ -49,15 +52,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "
         "jobs with two test environments, which the demo does not run.\n"
     )
-    report = writing.write(output / "report", building.build(Wanted([folder])))
+    report = writing.write(output / "report", building.build([folder]))
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report}, to be opened in a browser")
     print(f"Records:  {folder}/*/results.jsonl, with out.txt, err.txt and model.pkl beside")
-
-
-def _collect(folder: Path) -> str:
-    words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CarftError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr[-1000:]}")
-    return done.stdout

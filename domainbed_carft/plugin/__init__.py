@@ -5,8 +5,7 @@ Only this package knows the inside of a foreign `domainbed`. Its parts:
 - this module: the two import hooks and how they are put in and taken out;
 - `names`: which modules they wait for;
 - `finder`: what the hooks do once domainbed is imported;
-- `additions`: what is added to which module of domainbed;
-- `journal`: remembers each change, so that all of them can be taken back.
+- `additions`: what is added to which module of domainbed, and how it is taken back.
 
 `install` is what the `.pth` and `.start` files in site-packages call, hence in the jobs that a
 sweep starts as well. `register` and `unregister` do and undo the same by hand.

@@ -7,6 +7,7 @@ missing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -15,8 +16,58 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin.journal import Journal
 from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_once
+
+_ABSENT = object()
+
+
+class Journal:
+    """Changes foreign objects, and remembers how to take each change back.
+
+    Undoing leaves alone what somebody else has changed again since.
+    """
+
+    def __init__(self) -> None:
+        self._set: list[tuple[object, str, object]] = []
+        self._back: list[Callable[[], object]] = []
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set the attribute `name` of `owner`, a module or a class, to `value`."""
+        old = vars(owner).get(name, _ABSENT)
+        if old is value:
+            return
+
+        def back() -> None:
+            if vars(owner).get(name) is value:
+                delattr(owner, name) if old is _ABSENT else setattr(owner, name, old)
+
+        setattr(owner, name, value)
+        self._set.append((owner, name, value))
+        self._back.append(back)
+
+    def append(self, items: list[Any], item: Any) -> None:
+        """Append `item` to `items`, unless it is there."""
+        if item not in items:
+            items.append(item)
+            self._back.append(lambda: items.remove(item) if item in items else None)
+
+    def put(self, table: dict[str, Any], key: str, value: Any) -> None:
+        """Add `value` to `table` under `key`, unless the key is taken."""
+        if key not in table:
+            table[key] = value
+            self._back.append(lambda: table.get(key) is value and table.pop(key))
+
+    def owns(self, owner: Any, name: str) -> bool:
+        """Whether the attribute `name` of `owner` is now what this journal made it."""
+        current = vars(owner).get(name, _ABSENT)
+        return any(o is owner and n == name and v is current for o, n, v in self._set)
+
+    def undo(self) -> None:
+        """Take all changes back, the last one first, and forget them."""
+        while self._back:
+            self._back.pop()()
+        self._set.clear()
+
 
 _JOURNAL = Journal()
 
@@ -152,7 +203,13 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
     original = getattr(module, lookup, None)
     if original is None or _JOURNAL.owns(module, lookup):
         return
-    missed = {n: ours for n, ours in classes.items() if _looked_up(original, n) is not ours}
+    missed = dict(classes)
+    for name, ours in classes.items():
+        with contextlib.suppress(
+            Exception
+        ):  # upstream raises NotImplementedError, a table KeyError
+            if original(name) is ours:
+                del missed[name]
     if not missed:
         return
 
@@ -163,13 +220,6 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
         return missed[name] if asked else original(*args, **kwargs)
 
     _JOURNAL.set(module, lookup, find)
-
-
-def _looked_up(lookup: Callable[[str], Any], name: str) -> Any:
-    try:
-        return lookup(name)
-    except Exception:  # upstream raises NotImplementedError, a table KeyError
-        return None
 
 
 def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> Callable[..., Any]:

@@ -57,15 +57,11 @@ class EmojiStyles:
         self.num_classes = len(self.datasets[0].classes)
         shown = [
             observed.Environment(
-                name, folder.classes, observed.normalisation(folder.transform), self.protocol
+                name, own.classes, observed.normalisation(own.transform), self.protocol
             )
-            for name, folder in zip(self.ENVIRONMENTS, self.datasets)
+            for name, own in zip(self.ENVIRONMENTS, self.datasets)
         ]
-        counts = {
-            name: {c: folder.targets.count(label) for c, label in folder.class_to_idx.items()}
-            for name, folder in zip(self.ENVIRONMENTS, self.datasets)
-        }
-        report = verify.judge(type(self).__name__, counts)
+        report = verify.examine(type(self).__name__, folder)
         self.data_edition = observed.remember(hparams, type(self).__name__, shown, report).edition
 
     def _transform(

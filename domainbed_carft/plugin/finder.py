@@ -79,18 +79,13 @@ def _search(
     finders: Iterable[object], name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
     """Ask `finders` in order, as the import system does, for the first spec of `name`."""
-    for finder in finders:
-        find_spec = getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
-        if spec is not None:
-            return spec
-    return None
+    asked = (getattr(finder, "find_spec", None) for finder in finders)
+    return next((spec for ask in asked if ask and (spec := ask(name, path, target))), None)
 
 
 def _wrap(spec: ModuleSpec) -> None:
     """Let the loader of `spec` call us after it has executed the module, this one time."""
-    name = spec.name
-    loader = spec.loader
+    name, loader = spec.name, spec.loader
     if loader is None:
         return
     original = loader.exec_module
@@ -108,18 +103,14 @@ def _wrap(spec: ModuleSpec) -> None:
             RUNNING.discard(name)
             if vars(loader).get("exec_module") is exec_module:
                 del loader.exec_module
-        _extend(OWN_MODULES.get(name, name))
+        host = OWN_MODULES.get(name, name)
+        if host not in sys.modules:
+            return
+        try:
+            from domainbed_carft.plugin import additions
+
+            additions.apply(sys.modules[host])
+        except Exception as error:  # whatever goes wrong, the host goes on
+            warn_once(host, error.__cause__ or error)
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
-
-
-def _extend(name: str) -> None:
-    """Add our part to the module `name`, if it is loaded; whatever goes wrong, only warn."""
-    if name not in sys.modules:
-        return
-    try:
-        from domainbed_carft.plugin import additions
-
-        additions.apply(sys.modules[name])
-    except Exception as error:
-        warn_once(name, error.__cause__ or error)

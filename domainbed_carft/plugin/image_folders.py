@@ -87,12 +87,12 @@ def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | No
     protocol = _follow_protocol(dataset, given)
     environments = [
         observed.Environment(
-            name,
+            os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
             observed.normalisation(getattr(folder, "transform", None)),
             protocol,
         )
-        for name, folder in zip(_environment_names(dataset), dataset.datasets)
+        for index, folder in enumerate(dataset.datasets)
     ]
     seen = observed.remember(given.get("hparams"), type(dataset).__name__, environments, report)
     dataset.data_edition, dataset.protocol = seen.edition, protocol
@@ -119,10 +119,3 @@ def _is_upstreams(environment: Any) -> bool:
     steps: Any = getattr(getattr(environment, "transform", None), "transforms", ())
     names = [type(step).__name__ for step in steps]
     return names in UPSTREAMS_STEPS and list(steps[-1].mean) == list(pictures.IMAGENET_MEAN)
-
-
-def _environment_names(dataset: Any) -> list[str]:
-    """The folders' names, which tell the user where to look; numbers where two are the same."""
-    roots = [getattr(environment, "root", None) for environment in dataset.datasets]
-    folders = [os.path.basename(os.path.normpath(root)) for root in roots if root is not None]
-    return folders if len(set(folders)) == len(roots) else [*map(str, range(len(roots)))]

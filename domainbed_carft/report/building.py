@@ -7,25 +7,28 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import faults
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import sections, writing
-from domainbed_carft.report.content import Wanted
+from domainbed_carft.report import figures, frames, writing
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import document, labels, paired, published, selection, tables
 from domainbed_carft.results.document import Grid
-from domainbed_carft.text import counted, inflected, shown
+from domainbed_carft.results.tables import Table
+from domainbed_carft.text import counted, shown
 
 PAIR = ("CARFT", "CLIPFineTune")
 _DRAWN_BY = ("matplotlib", "pandas", "numpy", "jinja2")
@@ -39,12 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise CarftError(
             f"--n_examples is {arguments.n_examples}, expected at least 1; --no_examples for none"
         )
-    wanted = Wanted(
-        arguments.folders, arguments.select, arguments.ignore, arguments.examples,
-        None if arguments.no_examples else arguments.n_examples, arguments.data_dir,
-    )  # fmt: skip
     writing.require_place(arguments.output)  # before anything takes time
-    page = build(wanted)
+    page = build(
+        arguments.folders, arguments.select, arguments.ignore, arguments.examples,
+        0 if arguments.no_examples else arguments.n_examples, arguments.data_dir,
+    )  # fmt: skip
     index = writing.write(arguments.output, page)
     for line in page["faults"]:
         print(shown(line), file=sys.stderr)
@@ -53,22 +55,32 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"Report: {shown(str(index))}")
 
 
-def build(wanted: Wanted) -> dict[str, Any]:
+def build(
+    folders: Sequence[Path], select: str | None = None, ignored: Sequence[str] = (),
+    asked: Sequence[str] | None = None, count: int = 4, data_dir: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Read everything and say what the page says: what its template asks for, by name.
 
-    Raises CarftError as ``collecting.gather`` does, for a method of selection that there are no
-    jobs for, and for algorithms in ``pair`` that no job is of.
+    ``asked``: the algorithms to compare, PAIR where there are both; ``count``: examples of each
+    direction, 0 for none. Raises CarftError as ``collecting.gather`` does, for a method of
+    selection that there are no jobs for, and for algorithms in ``asked`` that no job is of.
     """
-    collection = collecting.gather(wanted.folders, ignored=wanted.ignored, also=wanted.select)
-    if wanted.select:
-        selection.require_jobs(wanted.select, collection.methods)
-    method = wanted.select or collection.methods[0]
+    collection = collecting.gather(folders, ignored=ignored, also=select)
+    if select:
+        selection.require_jobs(select, collection.methods)
+    method = select or collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
-    pair = _pair(labels.algorithms(run.algorithm for run in runs), wanted.pair, method)
+    algorithms = labels.algorithms(run.algorithm for run in runs)
+    pair = _pair(algorithms, asked, method)
+    show = None
+    if pair and count and method != selection.IN_DOMAIN:
+        from domainbed_carft.report import examples  # which loads torch
+
+        show = partial(examples.part, pair=pair, most=count, data_dir=data_dir)
     built = [tables.build(group, collection.methods) for group in groups]
     flat = [table for own in built for table in own]
-    averages = [table for table in flat if table.averages and sections.has_values(table)]
+    averages = [table for table in flat if table.averages and _has_values(table)]
     differences: list[paired.Difference] = []
     if pair and method != selection.IN_DOMAIN:
         with contextlib.suppress(CarftError):  # they share no trial
@@ -76,26 +88,23 @@ def build(wanted: Wanted) -> dict[str, Any]:
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    numbers = {
-        "data set": len({run.dataset for run in runs}),
-        "algorithm": len({run.algorithm for run in runs}),
-        "trial": len({run.trial for run in runs}),
-        "job": collection.jobs,
-        "record": collection.records,
-    }
+    looks, name = figures.looks(algorithms), _names()
     return {
         "title": f"{', '.join(labels.labels(runs))}: {left_out} left out",
         "method": selection.METHODS[method].title,
-        "facts": [(f"{count:,}", inflected(count, word)) for word, count in numbers.items()],
         "findings": [_finding(one, *pair) for one in differences if pair],
-        "sections": sections.build(groups, built, method, pair, wanted),
+        "sections": [
+            _section(table, own, group.runs, group.title, looks, name, show)
+            for group, own in zip(groups, built)
+            for table in own
+            if table.method == method and not table.averages
+        ],
         "averages": [document.grid(table) for table in averages if len(table.columns) > 1],
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
             published.grid([one for one in found if one.selection == method], remarks)
             for found, remarks in compared
         ],
-        "overview": published.overview(collection.compare_with) if known else None,
         "captions": {
             "tables": document.CAPTION,
             "paired": [paired.CAPTION],
@@ -104,18 +113,17 @@ def build(wanted: Wanted) -> dict[str, Any]:
         "notes": collecting.notes(collection),
         "complete": not any(table.incomplete for table in flat if table.method == method),
         "faults": list(faults.lines(collection.faults)),
-        "command": _command(wanted),
         "software": ", ".join(f"{name} {version(name)}" for name in _DRAWN_BY),
         "settings": _settings(runs),
         "digest": _digest(runs),
-        "commands": [_line(run) for run in runs],
+        # For a shell, with the arguments that were recorded.
+        "commands": [replace(r.job, folder=Path("OUT", r.job.folder.name)).line for r in runs],
     }
 
 
 def _pair(
     algorithms: Sequence[str], asked: Sequence[str] | None, method: str
 ) -> Sequence[str] | None:
-    """The two algorithms to compare, None if there are not both of ours and none were asked for."""
     if asked is None:
         return PAIR if set(PAIR) <= set(algorithms) else None
     if method == selection.IN_DOMAIN or asked[0] == asked[1] or not set(asked) <= set(algorithms):
@@ -135,20 +143,7 @@ def _finding(one: paired.Difference, a: str, b: str) -> str:
     )
     if one.low is not None and one.high is not None:
         text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
-    if one.incomplete:
-        text += f"; {len(one.incomplete)} incomplete"
     return f"{one.setting}: {text}." if one.setting else f"{text}."
-
-
-def _command(wanted: Wanted) -> str:
-    words = ["carft", "report", *map(str, wanted.folders)]
-    words += ["--select", wanted.select] if wanted.select else []
-    words += ["--ignore", ",".join(wanted.ignored)] if wanted.ignored else []
-    words += ["--examples", *wanted.pair] if wanted.pair else []
-    words += ["--no_examples"] if wanted.examples is None else []
-    words += ["--n_examples", str(wanted.examples)] if wanted.examples not in (None, 4) else []
-    words += ["--data_dir", wanted.data_dir] if wanted.data_dir else []
-    return shlex.join(words)
 
 
 def _settings(runs: Sequence[Run]) -> Grid:
@@ -170,6 +165,96 @@ def _digest(runs: Iterable[Run]) -> str:
     return whole.hexdigest()
 
 
-def _line(run: Run) -> str:
-    """A job's command, for a shell, with the arguments that were recorded."""
-    return replace(run.job, folder=Path("OUT", run.job.folder.name)).line
+# A section: one data set under one setting
+
+
+def _names() -> Callable[..., str]:
+    """What names a file or a place on the page: made of words, and given once."""
+    given: set[str] = set()
+
+    def name(*words: str) -> str:
+        plain = (re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.")[:60] or "_" for word in words)
+        stem = free = "-".join(plain)
+        count = 1
+        while free in given:
+            count += 1
+            free = f"{stem}-{count}"
+        given.add(free)
+        return free
+
+    return name
+
+
+def _section(
+    table: Table, others: Sequence[Table], runs: Sequence[Run], setting: str,
+    looks: figures.Looks, name: Callable[..., str], show: Callable[..., dict[str, Any]] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """``others``: tables of the setting, by other methods and of other data sets, too."""
+    dataset, identity = table.dataset, name("data", table.dataset)
+    runs = [run for run in runs if run.dataset == dataset]
+    # A part is of a kind that the template has title and text for, also where nothing is drawn.
+    parts = [
+        {"kind": kind, "figures": list(filter(None, drawn)), "targets": ()}
+        for kind, drawn in _drawn(table, runs, looks, name)
+    ]
+    # Of means, what reads the same is as good.
+    means = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
+    printed = pd.DataFrame(means, dtype=float).round(1)
+    return {
+        "id": identity,
+        "title": "; ".join(filter(None, [dataset, setting])),
+        "table": document.grid(table),
+        "best": (printed == printed.max()).to_numpy().tolist(),
+        "others": [
+            document.grid(other)
+            for other in others
+            if (other.dataset, other.averages) == (dataset, False) and _has_values(other)
+            if other.method != table.method
+        ],
+        "parts": [*parts, show(table, runs)] if show else parts,
+    }
+
+
+def _drawn(
+    table: Table, runs: Sequence[Run], looks: figures.Looks, name: Callable[..., str]
+) -> Iterator[tuple[str, list[figures.Figure | None]]]:
+    """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting."""
+    dataset, there = table.dataset, _has_values(table)
+    yield "bars", [figures.bars(name(dataset, "accuracy"), table, looks)] if there else []
+    rows = frames.checkpoints(runs, table.method)
+    yield (
+        "steps",
+        [
+            figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
+            for at, some in _places(table, rows)
+        ],
+    )
+    yield (
+        "robustness",
+        [
+            figures.marks(at, name(dataset, "robustness", at), some, looks)
+            for at, some in _places(table, frames.outcomes(runs, table.method))
+        ],
+    )
+    rows = frames.over_targets(rows, frames.DRIFT)
+    drift = figures.curves(dataset, name(dataset, "context_drift"), rows, figures.DRIFT, looks)
+    yield "drift", [drift]
+
+
+def _has_values(table: Table) -> bool:
+    return any(cell.mean is not None for row in table.rows for cell in row.cells)
+
+
+def _places(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A title and the rows of all environments together, then of each."""
+    if (rows["target"] == frames.NOTHING).any():  # as in all of them
+        yield "nothing left out", rows
+        return
+    if rows["target"].nunique() > 1:
+        together = frames.over_targets(rows, ["in_domain", "out_of_domain"])
+        if not together.empty:
+            yield "mean over environments", together
+    for target, label in enumerate(table.columns):
+        mine = rows[rows["target"] == target]
+        if not mine.empty:
+            yield f"{label} left out", mine

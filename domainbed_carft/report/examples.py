@@ -22,7 +22,6 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.method import objective, pictures
-from domainbed_carft.report.content import Answer, Example, Part, Target, Wanted
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
@@ -66,23 +65,28 @@ class Judged(NamedTuple):
         return f"{text}."
 
 
-def part(table: Table, runs: Sequence[Run], pair: Sequence[str], wanted: Wanted) -> Part:
-    """Examples of each direction for each environment left out, or what stands in the way."""
+def part(
+    table: Table, runs: Sequence[Run], pair: Sequence[str], most: int, data_dir: str | None
+) -> dict[str, Any]:
+    """``most`` examples of each direction for each environment left out, or why there are none."""
     targets = []
     chosen = selection.select(runs, table.method)
     for place, label in enumerate(table.columns):
         try:
             mine = [one for one in chosen if one.target == place]
-            targets.append(_target(label, mine, pair, wanted))
+            found = _target(label, mine, pair, most, data_dir)
         except CarftError as error:
-            targets.append(Target(label, str(error)))
-    return Part("examples", targets=targets)
+            found = {"text": str(error), "remarks": (), "directions": ()}
+        targets.append({"environment": label, **found})
+    return {"kind": "examples", "figures": (), "targets": targets}
 
 
-def _target(label: str, chosen: Sequence[Selected], pair: Sequence[str], wanted: Wanted) -> Target:
+def _target(
+    label: str, chosen: Sequence[Selected], pair: Sequence[str], most: int, data_dir: str | None
+) -> dict[str, Any]:
     """Of one environment; ``chosen``: what was selected with it left out."""
     ours = _with_weights(chosen, pair)
-    a, b = (_judge(one, wanted.data_dir) for one in ours)
+    a, b = (_judge(one, data_dir) for one in ours)
     if not torch.equal(a.labels, b.labels) or a.run.contexts != b.run.contexts:
         raise CarftError(
             f"{a.run.path} and {b.run.path} have different splits of {label} or different "
@@ -100,12 +104,13 @@ def _target(label: str, chosen: Sequence[Selected], pair: Sequence[str], wanted:
     counts, directions = [], []
     for one, other in ((a, b), (b, a)):
         found = (one.right & ~other.right).nonzero().flatten().tolist()
-        examples = [_example(i, (a, b), original) for i in found[: wanted.examples]]
+        examples = [_example(i, (a, b), original) for i in found[:most]]
         right, wrong = one.one.algorithm, other.one.algorithm
         counts.append(f"{len(found)} only for {right}")
         title = f"{right} right, {wrong} wrong: {len(examples)} of {len(found)}"
         directions.append((title, examples))
-    return Target(label, f"{text}{', '.join(counts)}.", remarks, directions)
+    text += f"{', '.join(counts)}."
+    return {"text": text, "remarks": remarks, "directions": directions}
 
 
 def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
@@ -157,8 +162,6 @@ def _judge(one: Selected, data_dir: str | None) -> Judged:
     run = _open(one)
     name = f"env{one.target}_in"
     (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
-    if not len(split):
-        raise CarftError(f"{split.environment} has no picture in its in-split")
     device = splits.choose_device(None)
     run.algorithm.to(device)
     probabilities, labels = [], []
@@ -170,7 +173,10 @@ def _judge(one: Selected, data_dir: str | None) -> Judged:
     return Judged(one, run, split.items, torch.cat(probabilities), torch.cat(labels))
 
 
-def _example(index: int, both: Sequence[Judged], original: saved.TrainedRun | None) -> Example:
+def _example(
+    index: int, both: Sequence[Judged], original: saved.TrainedRun | None
+) -> dict[str, Any]:
+    """One picture: what it is, what both answer, with probabilities in [0, 1] and KL in nats."""
     runs = [judged.run for judged in both]
     columns = [judged.one.algorithm for judged in both]
     if original is not None:
@@ -189,15 +195,24 @@ def _example(index: int, both: Sequence[Judged], original: saved.TrainedRun | No
         answer = int(shares.argmax())
         kl = objective.context_kl(logits[0], own, objective.KL_DIRECTIONS[0])
         answers.append(
-            Answer(
-                judged.one.algorithm, run.classes[answer], float(shares[answer]),
-                float(shares[label]), answer == label, None if original is None else float(kl),
-            )
-        )  # fmt: skip
-    return Example(
-        _picture(run, x), index, run.classes[label], answers, columns,
-        [(run.contexts[i], spread[:, i].tolist()) for i in sorted(top, key=lambda i: -highest[i])],
-    )  # fmt: skip
+            {
+                "algorithm": judged.one.algorithm,
+                "answer": run.classes[answer],
+                "probability": float(shares[answer]),
+                "of_truth": float(shares[label]),
+                "right": answer == label,
+                "kl": None if original is None else float(kl),
+            }
+        )
+    top.sort(key=lambda i: -highest[i])
+    return {
+        "picture": _picture(run, x),
+        "number": index,
+        "truth": run.classes[label],
+        "answers": answers,
+        "columns": columns,
+        "contexts": [(run.contexts[i], spread[:, i].tolist()) for i in top],
+    }
 
 
 def _picture(run: saved.TrainedRun, x: Tensor) -> str:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
@@ -27,30 +26,29 @@ _END = 110  # in percent, where the numbers behind bars begin at most: a record 
 
 
 class Look(NamedTuple):
-    """Colour is never the only sign: markers, dashes and hatches differ as well."""
+    """Colour is never the only sign: markers and dashes differ as well, and bars have names."""
 
     colour: str
     marker: str
     dash: Any
-    hatch: str
 
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; ours are those of it that stand
 # out by 3 to 1 on white.
 _OURS = {
-    "CLIPZeroShot": Look("#808080", "s", (0, (1, 1.2)), ""),
-    "CLIPLinearProbe": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5)), "..."),
-    "CLIPFineTune": Look("#0072B2", "D", (0, (4, 1.5)), "///"),
-    "CARFT": Look("#D55E00", "o", "solid", ""),
+    "CLIPZeroShot": Look("#808080", "s", (0, (1, 1.2))),
+    "CLIPLinearProbe": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5))),
+    "CLIPFineTune": Look("#0072B2", "D", (0, (4, 1.5))),
+    "CARFT": Look("#D55E00", "o", "solid"),
 }
 _OTHERS = (
-    Look("#E69F00", "v", (0, (3, 1)), "\\\\\\"),
-    Look("#56B4E9", "P", (0, (5, 1, 1, 1)), "xxx"),
-    Look("#CC79A7", "X", (0, (2, 1)), "---"),
-    Look("#F0E442", "*", (0, (8, 2)), "|||"),
-    Look("#009E73", "h", (0, (1, 1)), "ooo"),
-    Look("#0072B2", "p", (0, (5, 2, 1, 2)), "+++"),
-    Look("#808080", "<", (0, (2, 2)), "***"),
+    Look("#E69F00", "v", (0, (3, 1))),
+    Look("#56B4E9", "P", (0, (5, 1, 1, 1))),
+    Look("#CC79A7", "X", (0, (2, 1))),
+    Look("#F0E442", "*", (0, (8, 2))),
+    Look("#009E73", "h", (0, (1, 1))),
+    Look("#0072B2", "p", (0, (5, 2, 1, 2))),
+    Look("#808080", "<", (0, (2, 2))),
 )
 Looks = Mapping[str, Look]
 
@@ -65,7 +63,7 @@ _STYLE: Any = {
     **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor"], INK),
     **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
     **dict.fromkeys(["axes.facecolor", "figure.facecolor", "savefig.facecolor"], PAPER),
-    "axes.titlelocation": "left", "axes.axisbelow": True, "hatch.linewidth": 0.6,
+    "axes.titlelocation": "left", "axes.axisbelow": True,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
     "axes.spines.top": False, "axes.spines.right": False,
     "legend.frameon": False, "legend.handlelength": 2.8, "legend.columnspacing": 1.2,
@@ -127,7 +125,14 @@ def bars(name: str, table: Table, looks: Looks) -> Figure:
         for algorithm, cell in cells:
             height += 1
             names[height] = shown(algorithm)
-            _bar(axes, height, cell, looks[algorithm])
+            error = cell.error if cell.n > 1 else None
+            axes.barh(
+                height, cell.mean or 0.0, 0.78, color=looks[algorithm].colour, edgecolor=INK,
+                linewidth=0.6, xerr=error,
+                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+            )  # fmt: skip
+            end = min((cell.mean or 0.0) + (error or 0.0), _END)
+            axes.text(end + 1.5, height, f"{cell.mean:.1f}", va="center", fontsize=9)
         height += 1.6
     axes.set_yticks(list(names), list(names.values()))
     axes.tick_params(axis="y", length=0)
@@ -137,17 +142,6 @@ def bars(name: str, table: Table, looks: Looks) -> Figure:
     axes.set_xlabel("accuracy (%)")
     alt = f"Bars of the accuracy on {table.dataset} by environment, as in the table above."
     return _saved(canvas, table.dataset, name, alt)
-
-
-def _bar(axes: Axes, place: float, cell: Cell, look: Look) -> None:
-    assert cell.mean is not None
-    error = cell.error if cell.n > 1 else None
-    axes.barh(
-        place, cell.mean, 0.78, color=look.colour, hatch=look.hatch, edgecolor=INK,
-        linewidth=0.6, xerr=error, error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-    )  # fmt: skip
-    end = min(cell.mean + (error or 0.0), _END)
-    axes.text(end + 1.5, place, f"{cell.mean:.1f}", va="center", fontsize=9)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -172,7 +166,13 @@ def curves(
         axes.set_title(heading)
         for one in present:
             if one in found:
-                handles[one] = _line(axes, scale * found[one], looks[one])
+                line, look = scale * found[one], looks[one]
+                low, high = line["mean"] - line["error"], line["mean"] + line["error"]
+                axes.fill_between(line.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
+                (handles[one],) = axes.plot(
+                    line.index, line["mean"], color=look.colour, marker=look.marker, ms=5, lw=1.8,
+                    linestyle=look.dash, mec=INK, mew=0.5, markevery=max(1, len(line) // 10),
+                )  # fmt: skip
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     every[-1].set_xlabel("training step")
     every[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -181,15 +181,6 @@ def curves(
     drawn = " and ".join(panels[column][0] for column in lines)
     alt = f"Lines over training steps of {drawn}: {title}, for {', '.join(present)}."
     return _saved(canvas, title, name, alt)
-
-
-def _line(axes: Axes, line: pd.DataFrame, look: Look) -> Any:
-    low, high = line["mean"] - line["error"], line["mean"] + line["error"]
-    axes.fill_between(line.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
-    return axes.plot(
-        line.index, line["mean"], color=look.colour, marker=look.marker, ms=5, lw=1.8,
-        linestyle=look.dash, mec=INK, mew=0.5, markevery=max(1, len(line) // 10),
-    )[0]  # fmt: skip
 
 
 @matplotlib.rc_context(_STYLE)

@@ -41,8 +41,8 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
     """
     # Halves of characters, which names may have, are in no encoding.
     contents = {INDEX: _render(page).encode("utf-8", "backslashreplace")}
-    parts = [part for section in page["sections"] for part in section.parts]
-    for figure in (figure for part in parts for figure in part.figures if figure):
+    parts = [part for section in page["sections"] for part in section["parts"]]
+    for figure in (figure for part in parts for figure in part["figures"]):
         contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
         contents[f"{FIGURES}/{figure.name}.png"] = figure.png
     try:

@@ -141,7 +141,7 @@ def test_what_fails_while_training_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scalar_logs._TensorBoard, "add", full)
     assert run(tmp_path) == 0
     said = capsys.readouterr().out
-    assert said.count("Warning: the tensorboard log ends here: no space left.") == 1
+    assert said.count("Warning: the tensorboard log ends here: OSError: no space left.") == 1
     assert [step for step, _ in recorded(tmp_path)["loss"]] == STEPS
     monkeypatch.setitem(scalar_logs._OPEN, "tensorboard", full)
     assert run(tmp_path) == 1  # a launcher tries again

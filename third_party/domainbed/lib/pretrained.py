@@ -14,7 +14,7 @@ import os
 import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, PassingError, brief
 from domainbed_carft.files import weights
 
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
@@ -42,7 +42,7 @@ def read(url: str) -> dict[str, torch.Tensor]:
         except Exception as error:  # no network, no room, another hash: many types, one remedy
             raise PassingError(
                 f"the pretrained weights {path} are not there, and downloading them failed "
-                f"({_brief(error)}). Put {url} there; TORCH_HOME moves the folder"
+                f"({brief(error)}). Put {url} there; TORCH_HOME moves the folder"
             ) from error
     try:
         found: dict[str, torch.Tensor] = weights.load_weights(path)
@@ -59,13 +59,9 @@ def load(network: torch.nn.Module, url: str) -> None:
     except Exception as error:  # RuntimeError for another network's, others for no state dict
         raise CarftError(
             f"the pretrained weights {_place(url)} are not those of this {type(network).__name__} "
-            f"({_brief(error)}). Replace the file by {url}"
+            f"({brief(error)}). Replace the file by {url}"
         ) from error
 
 
 def _place(url: str) -> str:
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import PassingError, brief
 
 KINDS = ("tensorboard", "wandb")
 
@@ -51,23 +51,19 @@ def problems(kinds: Sequence[str]) -> list[str]:
         elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
             found.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
         elif kind == "wandb":
-            found += _login_problems()
+            # By itself W&B waits for its server at the end of a run as long as it takes, and so
+            # would the job. What has not been sent by then is on disk.
+            os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
+            import wandb
+
+            why, missing = "nobody is logged in", True
+            try:
+                missing = wandb.setup().settings.mode == "online" and not wandb.login(verify=False)
+            except Exception as error:  # a setting that it refuses, or nobody to ask
+                why = brief(error)
+            advice = "run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline"
+            found += [f"--log wandb: {why}; {advice}"] if missing else []
     return found
-
-
-def _login_problems() -> list[str]:
-    # By itself W&B waits for its server at the end of a run as long as it takes, and so would the
-    # job. What has not been sent by then is on disk.
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
-    import wandb
-
-    try:
-        if wandb.setup().settings.mode != "online" or wandb.login(verify=False):
-            return []
-        reason = "nobody is logged in"
-    except Exception as error:  # a setting that it refuses, or nobody to ask
-        reason = _brief(error)
-    return [f"--log wandb: {reason}; run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline"]
 
 
 def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
@@ -108,7 +104,7 @@ class Logs:
             try:
                 self._open[kind] = _OPEN[kind](*self._told)
             except Exception as error:
-                raise PassingError(f"the {kind} log cannot be begun: {_brief(error)}") from error
+                raise PassingError(f"the {kind} log cannot be begun: {brief(error)}") from error
         self.catch_up(records)
 
     def catch_up(self, records: str) -> None:
@@ -121,7 +117,7 @@ class Logs:
                     log.add(record["step"], _scalars(record))
             except Exception as error:
                 del self._open[kind]
-                print(f"Warning: the {kind} log ends here: {_brief(error)}. The training goes on.")
+                print(f"Warning: the {kind} log ends here: {brief(error)}. The training goes on.")
 
     def __enter__(self) -> Logs:
         return self
@@ -131,7 +127,7 @@ class Logs:
             try:
                 log.close(int(failed is not None))
             except Exception as error:
-                print(f"Warning: the {kind} log is incomplete: {_brief(error)}.")
+                print(f"Warning: the {kind} log is incomplete: {brief(error)}.")
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
@@ -200,7 +196,3 @@ class _WeightsAndBiases:
 
 
 _OPEN = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -116,8 +116,12 @@ def print_results_tables(
     method = f"model selection method: {selection_method.name}"
 
     for dataset, labels in columns.items():
+        by_place = "dataset,algorithm,test_env"
         trials = [
-            [_accuracies(groups, dataset, name, test_env) for test_env in range(len(labels))]
+            [
+                groups.filter_equals(by_place, (dataset, name, test_env)).select("sweep_acc")
+                for test_env in range(len(labels))
+            ]
             for name in algorithm_names
         ]
         if latex:
@@ -139,12 +143,6 @@ def _listed_first(found: Q) -> list[str]:
     order = ["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS]
     listed = [name for name in dict.fromkeys(order) if name in found]
     return listed + [name for name in found if name not in listed]
-
-
-def _accuracies(groups: Q, dataset: str, algorithm: str, test_env: int) -> Q:
-    """Return the selected accuracy of each trial on one test environment."""
-    wanted = (dataset, algorithm, test_env)
-    return groups.filter_equals("dataset,algorithm,test_env", wanted).select("sweep_acc")
 
 
 def _trial_means(groups: Q, dataset: str, algorithm: str) -> Q:
