@@ -4,28 +4,13 @@ import signal
 
 import pytest
 from sweep_folders import HOLD
-from sweep_jobs import commands, events, run
+from sweep_jobs import commands, events
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers import slurm
 from domainbed_carft.launchers.attempt import run_commands
-
-
-@pytest.mark.parametrize("name", ["local", "pool"])
-def test_a_held_job_is_told_and_left_and_the_next_launch_looks_again(name, tmp_path, others, capfd):
-    process = others.start(HOLD, tmp_path / "job00")
-    jobs = commands(tmp_path, 3, seconds=0.1)
-    (left,) = run(name, jobs)
-    assert (left.folder, left.result) == (tmp_path / "job00", "held")
-    assert [events(tmp_path / f"job{n:02}") for n in range(3)] == [[], *[["start", "end"]] * 2]
-    said = capfd.readouterr().err
-    assert f"{name}: 1 job is run by others, and left to them. Such as" in said
-    assert f"{tmp_path}/job00 is being run by" in said and f"process {process.pid}, since" in said
-    process.kill()
-    process.wait()
-    assert run(name, jobs) == [] and events(tmp_path / "job00") == ["start", "end"]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from sweep_jobs import (
     command,
     commands,
     events,
-    launch,
     missing_slurm,
     most_at_once,
     run,
@@ -103,38 +102,6 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     assert len(launched_in(sweep)) == 1
 
 
-def test_a_job_that_fails_is_tried_three_times_and_stops_no_other(sweep):
-    bad, good = sweep / "bad", sweep / "good"
-    submit([command(bad, status=3, words="no such picture"), command(good)])
-    wait_until(lambda: not left(sweep))
-    assert events(good) == ["start", "end"]
-    failed = JobFolder(bad).failed()
-    assert failed.status == 3 and failed.last_words == "no such picture"
-    assert [attempt.status for attempt in JobFolder(bad).attempts()] == [3, 3, 3]
-    logs = sweep / "launches" / "slurm-logs"
-    assert "failed 3 times" in "".join(path.read_text() for path in logs.glob("*_log.err"))
-
-
-@pytest.mark.slow
-def test_a_requeued_job_goes_on_and_cancelled_ones_do_not(sweep):
-    again, cancelled, waiting = (sweep / name for name in ("again", "cancelled", "waiting"))
-    submit([command(folder, seconds=6) for folder in (again, cancelled, waiting)], array_cap=2)
-    ids = ids_of(sweep)
-    wait_until(lambda: events(again) and events(cancelled))
-    lock = JobFolder(again).holder()
-    assert lock.slurm == ids["again"] and lock.pid > 0
-    assert left(sweep)[ids["again"]] == "RUNNING" and left(sweep)[ids["waiting"]] == "PENDING"
-    subprocess.run(["scontrol", "requeue", ids["again"]], check=True)
-    slurm.cancel([ids["cancelled"], ids["waiting"]])
-    wait_until(lambda: set(left(sweep)) == {ids["again"]})
-    assert events(cancelled) == ["start", "saved for SIGTERM"] and not events(waiting)
-    assert not JobFolder(cancelled).is_held() and JobFolder(cancelled).failed() is None
-    end_soon(sweep)
-    assert events(again) == ["start", "saved for SIGTERM", "start", "end"]
-    assert [attempt.status for attempt in JobFolder(again).attempts()] == [75, 0]
-    assert JobFolder(again).done
-
-
 @pytest.mark.slow
 def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     """One minute is SLURM's shortest limit. Its warning comes up to half a minute early.
@@ -147,14 +114,3 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     assert told[:2] == ["start", "saved for SIGUSR1"] and told[-2:] == ["start", "end"]
     statuses = [attempt.status for attempt in JobFolder(sweep / "long").attempts()]
     assert set(statuses[:-1]) == {75} and statuses[-1] == 0
-
-
-@pytest.mark.slow
-def test_two_launches_at_once_run_each_job_once(sweep):
-    jobs = commands(sweep, 3, seconds=1)
-    first, second = (launch("slurm", jobs, QUICK) for _ in range(2))
-    assert first.wait() == second.wait() == 0, first.stderr.read() + second.stderr.read()
-    # The later may find jobs that the first already has, or has done, and leave them alone.
-    names = [name for launched in launched_in(sweep) for name in launched.values()]
-    wait_until(lambda: not slurm.states(names), 120)
-    assert [events(sweep / f"job{n:02}") for n in range(3)] == [["start", "end"]] * 3

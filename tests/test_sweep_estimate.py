@@ -51,19 +51,6 @@ def test_without_the_training_in_splits(begun, capsys):
     )
 
 
-def test_a_drawn_batch_size_is_that_of_the_job():
-    from domainbed import hparams_registry
-    from domainbed.lib import misc
-
-    found = made("datasets: [PACS]\nhparams_seeds: 6").jobs("D", Path("o"))
-    for job in found[:6]:
-        args = job.args
-        seed = misc.seed_hash(args["hparams_seed"], args["trial_seed"])
-        drawn = hparams_registry.random_hparams("CARFT", "PACS", seed)["batch_size"]
-        expected = drawn if args["hparams_seed"] else 32
-        assert estimate.hparams(job)["batch_size"] == expected
-
-
 def dry_run(folder, capsys, *arguments):
     given = ["sweep", "launch", "mine.yaml", "--data_dir", "D", "--output_dir", str(folder)]
     assert cli.main([*given, "--dry-run", *arguments]) == 0

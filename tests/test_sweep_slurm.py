@@ -74,10 +74,7 @@ def test_a_job_that_is_requeued_ends_as_if_nothing_had_happened(tmp_path):
     """To the bit."""
     out = tmp_path / "out"
     (tmp_path / "four.yaml").write_text(FOUR)
-    launched = carft(
-        *("launch", tmp_path / "four.yaml", "--output_dir", out),
-        *("--launcher", "slurm", "--time", 10, "--signal_seconds", 30),
-    )
+    launched = carft("launch", tmp_path / "four.yaml", "--output_dir", out, *FLAGS[-6:])
     assert launched.returncode == 0, launched.stderr
 
     def in_the_middle():
@@ -89,16 +86,12 @@ def test_a_job_that_is_requeued_ends_as_if_nothing_had_happened(tmp_path):
     folder = Path(job["folder"])
     wait_for((folder / "attempts.jsonl").exists)
     time.sleep(6)  # sooner, the node would not take it again
-    start_now(job)
+    # By itself SLURM waits two minutes before it starts a job again.
+    subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
     wait_for(lambda: look(out)["counts"]["done"] == 4, 600)
     wait_for(lambda: len(JobFolder(folder).attempts()) == 2)  # it is done a little earlier
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
     assert_as_undisturbed(folder, tmp_path / "alone")
-
-
-def start_now(job):
-    """By itself SLURM waits two minutes before it starts a job again."""
-    subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
 
 
 def assert_as_undisturbed(folder, alone):

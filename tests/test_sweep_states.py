@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -50,24 +49,6 @@ def test_running_tells_where_since_when_how_far_and_how_fast(sweep, others):
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (5, 11, 6 * 2.0, None)
 
 
-@pytest.mark.parametrize(
-    ("statuses", "state", "detail"),
-    [
-        ([1, 1, 1], states.FAILED, "exit status 1: words of 1"),
-        ([2], states.FAILED, "exit status 2: words of 2"),
-        ([-9, -9, -9], states.FAILED, "signal 9: words of -9"),
-        ([1, 1], states.INTERRUPTED, "exit status 1: words of 1"),
-        ([75, 75, 75, 75], states.INTERRUPTED, "exit status 75: words of 75"),
-    ],
-)
-def test_how_attempts_ended(sweep, statuses, state, detail):
-    folder, (job, *_) = sweep
-    ended(job, *statuses)
-    now = status(folder, job)
-    assert (now.state, now.detail) == (state, detail)
-    assert now.as_dict()["exit_status"] == statuses[-1]
-
-
 def test_queued_as_long_as_its_launcher_lives(sweep, others):
     folder, (job, other, *_) = sweep
     process = others.queue(job)
@@ -105,22 +86,10 @@ def test_status_as_text_and_as_json(sweep, others, capsys):
     assert told["jobs"][2]["state"] == "running" and told["jobs"][2]["step"] == 3
 
 
-def test_a_folder_without_a_manifest_shows_what_is_found(sweep, capsys):
-    folder, (job, *_) = sweep
-    record(job, 3)
-    (folder / "sweep.json").unlink()
-    (folder / ("0" * 32)).mkdir()
-    assert cli.main(["sweep", "status", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("2 jobs: 1 not launched, 1 interrupted.")
-    assert re.search(r"^PACS +CARFT +- +1$", said, re.MULTILINE)
-
-
 def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     folder, (job, other, *_) = sweep
     evil = "\x1b]0;own\x07\u202e\x1b[31m"
-    args = {"dataset": evil, "algorithm": evil}
-    record(job, 3, args={**job.args, **args})
+    record(job, 3, args={**job.args, "dataset": evil, "algorithm": evil})
     (other.folder / "x").mkdir(parents=True)
     (other.folder / "results.jsonl").write_text('{"step": ' + "[" * 100_000 + "\n")
     (other.folder / "attempts.jsonl").write_text('{"started": "x", "ended": [], "status": "2"}\n')

@@ -30,14 +30,6 @@ def test_train_at_the_default_batch_size(command, tmp_path):
     assert (folder / "out.txt").read_text() == finished.stdout
 
 
-def test_train_with_a_wrong_argument(command):
-    finished = command("train", "--dataset", "Debug28", "--algorithm", "Stil", "--workers", "0")
-    assert finished.returncode == 2
-    assert finished.stderr.startswith(
-        "train: 1 problem, nothing was done\n- no algorithm is called 'Stil'; did you mean Still"
-    )
-
-
 def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path, capsys):
     hparams = ["--hparams", '{"lr": 0.01, "batch_size": 8}']
     arguments = [*SWEEP, "--algorithms", "Breaks", "Still", *hparams]
