@@ -1,12 +1,15 @@
-"""Options of launchers, the file they may come from, and what a machine is found to have."""
+"""Options of launchers and the file they come from, what a machine has, what SLURM is told."""
 
 import json
+import signal
 
 import pytest
-from sweep_jobs import commands, run
+from sweep_folders import HOLD
+from sweep_jobs import commands, events, run
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers import options, slurm
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
@@ -92,6 +95,42 @@ def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
     assert sorted(path.name for path in tmp_path.glob("job*")) == names
     (launched,) = tmp_path.glob("launches/*.json")
     assert json.loads(launched.read_text())["jobs"] == dict(zip(names, ["1_0", "1_1", "1_2"]))
+
+
+@pytest.fixture
+def element(tmp_path, monkeypatch, submit):
+    """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
+    asked, made = [], []
+    monkeypatch.setattr(slurm, "requeue", asked.append)
+    monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
+
+    def array(self, sweep, elements, after):
+        made.extend(elements)
+        return ["12_3"]
+
+    submit(array, None, commands(tmp_path, 1))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
+    yield made[0], asked
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_element_gives_way_to_who_has_its_job_five_times(tmp_path, others, element, monkeypatch):
+    start, asked = element
+    process = others.start(HOLD, tmp_path / "job00")
+    with pytest.raises(SystemExit) as left:
+        start()
+    assert left.value.code == 75 and asked == ["12_3"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")  # as SLURM itself counts
+    with pytest.raises(CarftError, match=rf"process {process.pid}"):
+        start()
+    assert len(asked) == 1 and not JobFolder(tmp_path / "job00").attempts()  # no failure
+    process.kill()
+    process.wait()
+    start()
+    assert events(tmp_path / "job00") == ["start", "end"]
 
 
 def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch, capsys):

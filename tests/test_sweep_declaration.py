@@ -156,13 +156,8 @@ def test_the_schema_for_editors_is_what_the_model_gives():
     made = runpy.run_path(str(REPO / "tools" / "sweep_schema.py"))
     shipped = made["PATH"].read_text()
     assert shipped == made["made"]()
-    found = json.loads(shipped)
-    assert found["additionalProperties"] is False
-    assert found["required"] == ["name", "datasets", "algorithms"]
-    assert found["properties"]["trials"]["minimum"] == 1
     documented = (REPO / "docs" / "sweeps.md").read_text()
-    for key in found["properties"]:
-        assert f"`{key}`" in documented
+    assert all(f"`{key}`" in documented for key in json.loads(shipped)["properties"])
 
 
 SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
