@@ -65,19 +65,6 @@ def submit(monkeypatch):
     return start
 
 
-def test_arrays_of_several_folders_wait_for_one_another(tmp_path, submit):
-    """So that the cap holds over all variants of a sweep."""
-    waited = []
-
-    def array(self, sweep, jobs, after):
-        waited.append((sweep.name, len(jobs), after))
-        return [f"{len(waited)}_{n}" for n in range(len(jobs))]
-
-    jobs = [f"python x --output_dir {tmp_path}/{v}/job{n}" for v in "ab" for n in range(3)]
-    assert submit(array, 2, jobs) is None
-    assert waited == [("a", 2, None), ("a", 1, "1"), ("b", 2, "2"), ("b", 1, "3")]
-
-
 def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
     """Whatever limit there is; DomainBed's sweep would pass over jobs whose folders are there."""
 

@@ -152,13 +152,6 @@ def test_no_loaders_process_is_left_at_the_end(tmp_path, monkeypatch, way):
     assert not multiprocessing.active_children()
 
 
-def test_an_empty_split_is_refused_by_name(tmp_path, capsys):
-    assert run(tmp_path, "--holdout_fraction", "0.05") == 2
-    message = capsys.readouterr().err
-    assert message.count("has 16 in-split and 0 out-split items") == 3
-    assert "environment '2'" in message
-
-
 def test_hparams_seed_draws_what_upstream_draws_for_the_trial(golden):
     draw = golden("hparams.json")["Debug28"]["random"][1]
     hparams_seed, trial_seed = map(str, draw["seeds"])
