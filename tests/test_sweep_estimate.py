@@ -33,19 +33,6 @@ def test_pictures(text, steps, trained, evaluated):
     assert estimate.cost(job, facts)[2:5] == (steps, trained, evaluated)
 
 
-def test_without_the_training_in_splits(begun, capsys):
-    """Their sizes are those of the harness's own division."""
-    from domainbed.lib import misc
-
-    counts = (2048, 2344, 1670, 3929)
-    out = [len(misc.split_dataset(range(n), int(n * 0.2))[0]) for n in counts]
-    facts = sources.load("mine.yaml").facts["PACS"]
-    each = [2 * (sum(out) - out[i] + n) for i, n in enumerate(counts)]  # 2 checkpoints
-    assert [estimate.cost(job, facts, skips=True).evaluated for job in begun[1]] == each
-    said = dry_run(begun[0], capsys, "--skip_training_in_splits").out
-    assert f"{sum(each):,}" in said and "out-splits of the others" in said
-
-
 def dry_run(folder, capsys, *arguments):
     given = ["sweep", "launch", "mine.yaml", "--data_dir", "D", "--output_dir", str(folder)]
     assert cli.main([*given, "--dry-run", *arguments]) == 0

@@ -24,23 +24,16 @@ def test_tables_are_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags,
     assert (tmp_path / f"results.{suffix}").read_text() == expected
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [
-        ("collect_results", ["--latex"]),
-        ("list_top_hparams", ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "0"]),
-    ],
-)
-def test_a_closed_pipe_ends_it_quietly(tmp_path, script, flags):
+def test_a_closed_pipe_ends_it_quietly(tmp_path):
     synthetic_records.write_sweep(tmp_path, "single")
     read, write = os.pipe()
     os.close(read)
-    command = ["-m", f"domainbed.scripts.{script}", "--input_dir", tmp_path, *flags]
+    command = ["-m", "domainbed.scripts.collect_results", "--input_dir", tmp_path, "--latex"]
     done = warm.run(*command, stdout=write)
     os.close(write)
     assert done.returncode == 0 and not re.search("Error|Exception", done.stderr)
-    if script == "collect_results":  # what nobody reads is in the file all the same
-        assert (tmp_path / "results.tex").read_text().endswith("\\end{document}\n")
+    # What nobody reads is in the file all the same.
+    assert (tmp_path / "results.tex").read_text().endswith("\\end{document}\n")
 
 
 def job(algorithm, dataset="Debug28", test_env=0):
