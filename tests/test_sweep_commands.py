@@ -29,14 +29,6 @@ def carft(*arguments):
     return warm.run("-m", "domainbed_carft", "sweep", *arguments)
 
 
-def domainbed(*arguments):
-    return warm.run("-m", "domainbed.scripts.sweep", *arguments)
-
-
-def written(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.glob("**/results.jsonl")}
-
-
 def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_path):
     (tmp_path / "mine.yaml").write_text(TWO_STEPS)
     out = tmp_path / "it's out"
@@ -53,17 +45,15 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     }  # fmt: skip
     assert (out / "sweep.yaml").read_text() == TWO_STEPS
 
-    before = written(out)
     again = carft(*launch)
     assert "There is nothing to launch." in again.stdout and again.returncode == 0
     # It has the environments that were not asked for to do.
     flags = ["--algorithms", "CLIPZeroShot", "CARFT", "--datasets", "EmojiStyles", "--n_trials"]
     flags += ["1", "--n_hparams", "1", "--single_test_envs", "--steps", "2", "--data_dir"]
     flags += ["embedded", "--output_dir", out, "--command_launcher", "dummy"]
-    theirs = domainbed("launch", *flags, "--skip_confirmation")
+    command = ["-m", "domainbed.scripts.sweep", "launch", *flags, "--skip_confirmation"]
+    theirs = warm.run(*command)
     assert "8 jobs: 2 done, 0 incomplete, 6 not launched." in theirs.stdout, theirs.stderr
-    assert written(out) == before
-
     estimate = carft(*launch, "--dry-run")
     assert "2 jobs: 2 done." in estimate.stdout, estimate.stderr
 

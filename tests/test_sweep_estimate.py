@@ -19,8 +19,6 @@ def made(text):
     [
         # 17 checkpoints at steps 0, 300, ..., 4800, and one at the last step, 5000.
         ("datasets: [PACS]", 5001, 5001 * 32 * 3, 18 * 9991),
-        ("datasets: [PACS]\nhparams: {batch_size: 5}", 5001, 5001 * 5 * 3, 18 * 9991),
-        ("datasets: [PACS]\nsteps: 300", 300, 300 * 32 * 3, 2 * 9991),
         ("datasets: [PACS]\nsteps: 301", 301, 301 * 32 * 3, 2 * 9991),
         ("datasets: [DomainNet]\nsteps: 1", 1, 32 * 5, 586575),
         ("datasets: [EmojiStyles]", 101, 101 * 16 * 3, 3 * 1716),

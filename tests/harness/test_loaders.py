@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import select
 import signal
@@ -47,15 +46,6 @@ def test_the_number_of_workers_does_not_change_what_comes():
         batches = EnvironmentBatches([SMALL, LARGE], [None, None], 4, workers)
         drawn.append([x.tolist() for _ in range(6) for x, _ in next(batches)])
     assert drawn[0] == drawn[1]
-
-
-def test_closed_batches_leave_no_process_though_they_are_held_in_a_circle():
-    batches = EnvironmentBatches([LARGE], [None], 4, 2)
-    batches.itself = batches
-    next(batches)
-    assert len(multiprocessing.active_children()) == 2
-    batches.close()
-    assert not multiprocessing.active_children()
 
 
 def test_upstreams_two_loaders(capsys):

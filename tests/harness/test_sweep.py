@@ -72,21 +72,6 @@ def test_carft_knows_the_jobs(tmp_path, capsys, monkeypatch):
     assert len(folders(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(("answer", "count"), [(" Yes", 6), ("n", 0), ("", 0)])
-def test_confirmation(tmp_path, capsys, monkeypatch, answer, count):
-    monkeypatch.setattr("builtins.input", lambda prompt: print(prompt) or answer)
-    if count:
-        assert run(tmp_path, confirm=True) == 0
-    else:
-        with pytest.raises(SystemExit) as stopped:
-            run(tmp_path, confirm=True)
-        assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    assert "Are you sure? (y/n) " in printed
-    assert printed.count("Dummy launcher: ") == count
-    assert ("Nevermind!" in printed) == (count == 0)
-
-
 def test_without_anybody_to_ask_the_flag_is_named(tmp_path, command):
     given = ["launch", "--algorithms", "Still", "--datasets", "Debug28", "--n_trials", "1"]
     given += ["--n_hparams", "1", "--data_dir", "D", "--command_launcher", "dummy"]
