@@ -33,11 +33,11 @@ os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 # one SLURM, or of session fixtures that are built once a worker. They start first, in this order:
 # SLURM's mostly wait, and run beside the others.
 GROUPS = (
-    ("test_slurm", "test_sweep_slurm"),
+    ("test_slurm",),
     ("test_checkouts", "test_packaging"),  # sdist and wheel
     ("test_resume",),  # alone, but long
     ("test_runs_data", "test_runs_evaluate", "test_runs_predict", "test_runs_wise_ft"),  # pets
-    ("test_runs_card", "test_runs_export", "test_runs_saved", "test_sweep_estimate"),  # trained
+    ("test_runs_card", "test_runs_export", "test_runs_saved"),  # trained
     ("test_report_command", "test_report_browser"),  # incomplete
 )
 

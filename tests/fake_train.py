@@ -1,6 +1,6 @@
 """A stand-in for train: ticks through its seconds, saves itself when told to stop, goes on later.
 
-    python fake_train.py --output_dir DIR [--seconds 0.5] [--status N] [--words TEXT] [--deaf]
+    python fake_train.py --output_dir DIR [--seconds 0.5] [--status N] [--words TEXT]
 
 It knows as little of the lock as a foreign DomainBed's train. What it did is in DIR/story, a line
 of JSON for each event.
@@ -24,7 +24,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--words", default="")
-    parser.add_argument("--deaf", action="store_true", help="do not save when told to stop")
     args = parser.parse_args()
     folder = Path(args.output_dir)
     told = []
@@ -37,9 +36,8 @@ def main() -> int:
         with open(folder / "story", "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    if not args.deaf:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda number, frame: told.append(number))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: told.append(number))
     state = folder / "state"
     ticks = int(state.read_text()) if state.exists() else 0
     tell("start")

@@ -1,14 +1,15 @@
-"""Options of launchers, the file they may come from, and what a machine is found to have."""
+"""Options of launchers and the file they come from, what a machine has, what SLURM is told."""
 
 import json
-import subprocess
-import sys
+import signal
 
 import pytest
-from sweep_jobs import commands, run
+from sweep_folders import HOLD
+from sweep_jobs import commands, events, run
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers import options, slurm
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
@@ -36,17 +37,11 @@ def test_all_problems_are_told_at_once_with_what_would_be_right():
         launchers.make("local", {"jobs": 2})
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        ["constraint=a100|h100", "--mail-type=END", "exclusive"],
-        {"constraint": "a100|h100", "mail_type": "END", "exclusive": True},
-    ],
-)
-def test_what_submitit_is_given(extra):
+def test_what_submitit_is_given():
     """SLURM's spellings of a time are SLURM's to read."""
     given = {"partition": "gpu", "time": "2-0", "gpus": "1", "cpus": 4, "memory_gb": "7.5"}
-    given = launchers.make("slurm", {**given, "extra": extra}).parameters(after="17")
+    given["extra"] = ["constraint=a100|h100", "--mail-type=END", "exclusive"]
+    given = launchers.make("slurm", given).parameters(after="17")
     assert given["gpus_per_node"] == 1 and given["mem"] == "7680MB" and given["partition"] == "gpu"
     assert given["additional_parameters"] == {
         "requeue": True, "time": "2-0", "dependency": "afterany:17",
@@ -59,26 +54,13 @@ def test_what_submitit_is_given(extra):
 def submit(monkeypatch):
     """Run jobs with this in place of what submits an array."""
 
-    def start(function, largest, jobs, **options):
+    def start(function, jobs, **options):
         monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
-        monkeypatch.setattr(slurm, "largest_array", lambda: largest)
+        monkeypatch.setattr(slurm, "largest_array", lambda: None)
         monkeypatch.setattr(Slurm, "_submit_array", function)
         return run("slurm", jobs, **options)
 
     return start
-
-
-def test_arrays_of_several_folders_wait_for_one_another(tmp_path, submit):
-    """So that the cap holds over all variants of a sweep."""
-    waited = []
-
-    def array(self, sweep, jobs, after):
-        waited.append((sweep.name, len(jobs), after))
-        return [f"{len(waited)}_{n}" for n in range(len(jobs))]
-
-    jobs = [f"python x --output_dir {tmp_path}/{v}/job{n}" for v in "ab" for n in range(3)]
-    assert submit(array, 2, jobs) is None
-    assert waited == [("a", 2, None), ("a", 1, "1"), ("b", 2, "2"), ("b", 1, "3")]
 
 
 def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
@@ -93,11 +75,34 @@ def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
         (tmp_path / f"job{number:02}").mkdir()
     told = "refused: no more of yours. Of 5 jobs in .* 3 are submitted; launch the sweep again"
     with pytest.raises(CarftError, match=told):
-        submit(array, None, commands(tmp_path, 5), array_size=3)
+        submit(array, commands(tmp_path, 5), array_size=3)
     names = [f"job{number:02}" for number in range(3)]
     assert sorted(path.name for path in tmp_path.glob("job*")) == names
     (launched,) = tmp_path.glob("launches/*.json")
     assert json.loads(launched.read_text())["jobs"] == dict(zip(names, ["1_0", "1_1", "1_2"]))
+
+
+def test_an_element_gives_way_to_who_has_its_job_five_times(tmp_path, others, submit, monkeypatch):
+    """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
+    asked, made = [], []
+    monkeypatch.setattr(slurm, "requeue", asked.append)
+    monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
+    submit(lambda self, sweep, jobs, after: made.extend(jobs) or ["12_3"], commands(tmp_path, 1))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    process = others.start(HOLD, tmp_path / "job00")
+    with pytest.raises(SystemExit) as left:
+        made[0]()
+    assert left.value.code == 75 and asked == ["12_3"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")  # as SLURM itself counts
+    with pytest.raises(CarftError, match=rf"process {process.pid}"):
+        made[0]()
+    assert len(asked) == 1 and not JobFolder(tmp_path / "job00").attempts()  # no failure
+    process.kill()
+    process.wait()
+    made[0]()
+    assert events(tmp_path / "job00") == ["start", "end"]
 
 
 def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch, capsys):
@@ -114,8 +119,6 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
         "  extra: {exclusive: true, nice: 5}\n"
     )
     monkeypatch.setenv(options.VARIABLE, str(other))
-    assert launchers.make("pool").options == PoolOptions()
-    assert capsys.readouterr().err == ""  # it says nothing of the pool
     assert launchers.make("slurm").options == SlurmOptions(
         time="1:30:00", setup=("module load cuda",), extra={"exclusive": True, "nice": "5"}
     )
@@ -125,11 +128,7 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     "content, told",
     [
         ("pool: {job: 3}", "no option of pool is called 'job'; did you mean jobs?"),
-        (
-            "slrm: {}",
-            "expected launchers (dummy, local, pool, slurm), each with options and values",
-        ),
-        ("pool: [1]", "expected launchers (dummy, local, pool, slurm), each with options and"),
+        ("slrm: {}", "expected launchers (dummy, local, pool, slurm), each with options and"),
         ("- pool", "expected launchers (dummy, local, pool, slurm), each with options and values"),
         ("pool: {", "this is not YAML"),
         ("pool: " + "[" * 50_000, "the file is too large"),
@@ -144,9 +143,8 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path, monkeypatch, content, told, 
         (tmp_path / "launchers.yaml").write_text(content)
     with pytest.raises(CarftError) as raised:
         launchers.make("pool")
-    message = str(raised.value)
-    assert told in message and "\n" not in message
-    assert "launchers.yaml" in message + capsys.readouterr().err
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert "launchers.yaml" in str(raised.value) + capsys.readouterr().err
 
 
 def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
@@ -166,18 +164,15 @@ def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     assert width("", jobs_per_gpu=3) == 6
 
 
-def write(root, path, text):
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    (root / path).write_text(text)
-
-
 def test_quotas_of_cgroups(tmp_path):
     """Of the process's own group and those around it; version 2, as current systems have it."""
     all_cores = machine.cores(tmp_path)
-    write(tmp_path, "proc/self/cgroup", "0::/a/b\n")
-    write(tmp_path, "sys/fs/cgroup/a/b/cpu.max", "max 100000\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/a/b/cpu.max").write_text("max 100000\n")
     assert machine.cores(tmp_path) == all_cores
-    write(tmp_path, "sys/fs/cgroup/a/cpu.max", "50000 100000\n")
+    (tmp_path / "sys/fs/cgroup/a/cpu.max").write_text("50000 100000\n")
     assert machine.cores(tmp_path) == 1
 
 
@@ -192,10 +187,3 @@ def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch)
     tool.write_text(f"#!/bin/sh\n[ $1 = -L ] && echo '{told}'\n")
     tool.chmod(0o755)
     assert machine.gpus() == ["0", "1"]
-
-
-def test_launchers_are_cheap_to_import():
-    heavy = "torch submitit pydantic ruamel.yaml domainbed numpy".split()
-    code = f"import sys, domainbed_carft.launchers; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr

@@ -1,4 +1,4 @@
-"""The slurm launcher on a real SLURM, such as .ci/slurm starts; without one, these tests skip."""
+"""The launcher and `carft sweep` on a real SLURM, such as .ci/slurm starts; else these skip."""
 
 import json
 import subprocess
@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from sweep_jobs import (
     command,
     commands,
     events,
-    launch,
     missing_slurm,
     most_at_once,
     run,
@@ -47,33 +47,24 @@ def submit(commands, **options):
     return run("slurm", commands, **{**QUICK, **options})
 
 
-def ids_of(sweep):
-    (launched,) = launched_in(sweep)
-    return launched
-
-
 def left(sweep):
-    return slurm.states(ids_of(sweep).values())
+    return slurm.states(launched_in(sweep)[0].values())
 
 
 def end_soon(sweep):
-    """Wait until all jobs have ended, without most of the two minutes that requeued ones wait.
+    """Wait until all jobs have ended; requeued ones wait a few seconds, not SLURM's two minutes.
 
-    SLURM has them wait since a node does not take a job again that it has just been told to end.
+    At once, a node would not take a job again that it has just been told to end.
     """
-    waiting_since = {}
 
     def ended():
-        states = left(sweep)
-        for name in [name for name in waiting_since if states.get(name) != "PENDING"]:
-            del waiting_since[name]
-        for name in (name for name, state in states.items() if state == "PENDING"):
-            if time.monotonic() > waiting_since.setdefault(name, time.monotonic()) + 5:
+        for name, state in left(sweep).items():
+            if state == "PENDING":
+                time.sleep(6)
                 subprocess.run(["scontrol", "update", f"jobid={name}", "starttime=now"])
-                waiting_since[name] = time.monotonic() + 10**6  # once is enough
-        return not states
+        return not left(sweep)
 
-    wait_until(ended, 400, "jobs did not end")
+    wait_until(ended, 400)
 
 
 def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys):
@@ -82,7 +73,7 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     jobs = commands(sweep, 8, seconds=0.5, hparams=hparams)
     jobs[0] = f"CUDA_VISIBLE_DEVICES='its own' {jobs[0]}"
     assert submit(jobs, array_cap=1, cpus=2) is None
-    ids = ids_of(sweep)
+    (ids,) = launched_in(sweep)
     assert len(ids) == len(set(ids.values())) == 8
     size = slurm.largest_array()
     arrays = {name.partition("_")[0] for name in ids.values()}
@@ -103,38 +94,6 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     assert len(launched_in(sweep)) == 1
 
 
-def test_a_job_that_fails_is_tried_three_times_and_stops_no_other(sweep):
-    bad, good = sweep / "bad", sweep / "good"
-    submit([command(bad, status=3, words="no such picture"), command(good)])
-    wait_until(lambda: not left(sweep))
-    assert events(good) == ["start", "end"]
-    failed = JobFolder(bad).failed()
-    assert failed.status == 3 and failed.last_words == "no such picture"
-    assert [attempt.status for attempt in JobFolder(bad).attempts()] == [3, 3, 3]
-    logs = sweep / "launches" / "slurm-logs"
-    assert "failed 3 times" in "".join(path.read_text() for path in logs.glob("*_log.err"))
-
-
-@pytest.mark.slow
-def test_a_requeued_job_goes_on_and_cancelled_ones_do_not(sweep):
-    again, cancelled, waiting = (sweep / name for name in ("again", "cancelled", "waiting"))
-    submit([command(folder, seconds=6) for folder in (again, cancelled, waiting)], array_cap=2)
-    ids = ids_of(sweep)
-    wait_until(lambda: events(again) and events(cancelled))
-    lock = JobFolder(again).holder()
-    assert lock.slurm == ids["again"] and lock.pid > 0
-    assert left(sweep)[ids["again"]] == "RUNNING" and left(sweep)[ids["waiting"]] == "PENDING"
-    subprocess.run(["scontrol", "requeue", ids["again"]], check=True)
-    slurm.cancel([ids["cancelled"], ids["waiting"]])
-    wait_until(lambda: set(left(sweep)) == {ids["again"]})
-    assert events(cancelled) == ["start", "saved for SIGTERM"] and not events(waiting)
-    assert not JobFolder(cancelled).is_held() and JobFolder(cancelled).failed() is None
-    end_soon(sweep)
-    assert events(again) == ["start", "saved for SIGTERM", "start", "end"]
-    assert [attempt.status for attempt in JobFolder(again).attempts()] == [75, 0]
-    assert JobFolder(again).done
-
-
 @pytest.mark.slow
 def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     """One minute is SLURM's shortest limit. Its warning comes up to half a minute early.
@@ -149,12 +108,77 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     assert set(statuses[:-1]) == {75} and statuses[-1] == 0
 
 
-@pytest.mark.slow
-def test_two_launches_at_once_run_each_job_once(sweep):
-    jobs = commands(sweep, 3, seconds=1)
-    first, second = (launch("slurm", jobs, QUICK) for _ in range(2))
-    assert first.wait() == second.wait() == 0, first.stderr.read() + second.stderr.read()
-    # The later may find jobs that the first already has, or has done, and leave them alone.
-    names = [name for launched in launched_in(sweep) for name in launched.values()]
-    wait_until(lambda: not slurm.states(names), 120)
-    assert [events(sweep / f"job{n:02}") for n in range(3)] == [["start", "end"]] * 3
+FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
+FLAGS += ["--single_test_envs", "--data_dir", "/data", "--hparams", '{"batch_size": 4}']
+FLAGS += ["--launcher", "slurm", "--time", "10", "--signal_seconds", "30"]
+
+
+def carft(*arguments):
+    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
+
+
+def look(out):
+    return json.loads(carft("status", out, "--json").stdout)
+
+
+def wait_for(condition, seconds=240):
+    return wait_until(condition, seconds, pause=1)
+
+
+def test_from_launch_to_cancel_to_done(tmp_path):
+    out = tmp_path / "it's out"
+    endless = [*FLAGS, "--steps", "1000000", "--output_dir", out]
+    launched = carft("launch", *endless, "--array_cap", 1)
+    assert launched.returncode == 0, launched.stderr
+    assert "Submitted. Watch them: carft sweep status" in launched.stdout
+    wait_for(lambda: any(job["step"] for job in look(out)["jobs"] if job["state"] == "running"))
+    told = look(out)
+    assert (told["counts"]["running"], told["counts"]["queued"]) == (1, 2)
+    (running,) = [job for job in told["jobs"] if job["state"] == "running"]
+    assert "_" in running["slurm"]  # an array's element
+    queued = [job for job in told["jobs"] if job["state"] == "queued"]
+    assert all(job["detail"].startswith("SLURM job ") for job in queued)
+    assert "There is nothing to launch." in carft("launch", *endless).stdout
+
+    stopped = carft("cancel", out, "--yes")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "3 SLURM jobs cancelled" in stopped.stdout
+    wait_for(lambda: not look(out)["counts"]["queued"])
+    counts = look(out)["counts"]
+    assert counts["running"] == 0
+    assert counts["not launched"] == 2 and counts["interrupted"] == 1
+    cleaned = carft("clean", out)
+    assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
+
+
+FOUR = """
+name: four
+datasets: [EmojiStyles]
+algorithms: [CLIPZeroShot, CARFT]
+trials: 1
+steps: 101
+test_environments: [line, noto]
+"""
+
+
+def test_a_job_that_is_requeued_goes_on(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "four.yaml").write_text(FOUR)
+    launched = carft("launch", tmp_path / "four.yaml", "--output_dir", out, *FLAGS[-6:])
+    assert launched.returncode == 0, launched.stderr
+
+    def in_the_middle():
+        jobs = [job for job in look(out)["jobs"] if job["algorithm"] != "CLIPZeroShot"]
+        return [job for job in jobs if job["state"] == "running" and 0 < job["step"] < 60]
+
+    job = wait_for(in_the_middle)[0]
+    subprocess.run(["scontrol", "requeue", job["slurm"]], check=True)
+    folder = Path(job["folder"])
+    wait_for((folder / "attempts.jsonl").exists)
+    time.sleep(6)  # sooner, the node would not take it again
+    # By itself SLURM waits two minutes before it starts a job again.
+    subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
+    wait_for(lambda: look(out)["counts"]["done"] == 4, 600)
+    wait_for(lambda: len(JobFolder(folder).attempts()) == 2)  # it is done a little earlier
+    assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
+    assert "Goes on after step" in (folder / "out.txt").read_text()

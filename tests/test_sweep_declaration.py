@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from fake_checkout import REPO, run_python, write_checkout
+from fake_checkout import REPO
 
 from domainbed_carft import cli, launchers, sweep
 from domainbed_carft.cli import sweep as command_line
@@ -155,17 +155,13 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         ("name: [x", "1: this is not YAML: while parsing a flow sequence .*expected"),
         ("", "1: it is None, expected a mapping with name, datasets"),
         (SMALLEST + "hparams:\n  lr: 1\n  lr: 2", "6: the key 'lr' is there twice, .*line 5"),
-        (SMALLEST + "trials: true", "4: trials: it is True, should be a valid integer"),
         ("name: x\ndatasets: [PACS]", "1: the key 'algorithms' is missing"),
         (SMALLEST + "grid: {contexts: [a/b, a b]}", "4: grid: several combinations would share"),
-        (SMALLEST + "grid: {lr: [1]}\nvariants: {a: {}}", "4: grid: .*expected one of the two"),
         (SMALLEST.replace("CARFT", "ERM") + "protocol: clip", "4: protocol: no hyperparameter of"),
         (SMALLEST.replace("PACS", "/no/pets"), r"2: datasets\[0\]: there is no folder /no/pets"),
         (BOMB, "stands for a collection; write it out"),
         (SMALLEST + "hparams: " + "[" * 50_000, "too large; expected at most 20,000 values and 40"),
         (SMALLEST + "trials: " + "1" * 5000, "4: '1111.*' is not a number that can be read"),
-        (SMALLEST + "trials: " + "1" * 4000, "4: trials: it is 1111.* than or equal to 1000000000"),
-        (SMALLEST + "trials: 25001", "2: datasets: these are more than 100,000 jobs"),
         (SMALLEST + f"grid: {{lr: {[*range(2000)]}, kl_weight: {[*range(2000)]}}}", "100,000 jobs"),
     ],
 )  # fmt: skip
@@ -174,25 +170,12 @@ def test_each_mistake_is_told_in_one_line(text, message):
     assert len(told) == 1 and len(told[0]) < 300
 
 
-def test_what_a_key_holds_for_a_terminal_is_harmless(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text(SMALLEST + '"\\e]0;own\\a\\u202e": 1\n')
-    assert cli.main(["sweep", "launch", "mine.yaml", "--output_dir", "o", "--data_dir", "D"]) == 1
-    said = capsys.readouterr().err
-    assert r"\x1b]0;own\x07\u202e" in said and not {"\x1b", "\x07", "\u202e"} & set(said)
-
-
 def test_the_schema_for_editors_is_what_the_model_gives():
     made = runpy.run_path(str(REPO / "tools" / "sweep_schema.py"))
     shipped = made["PATH"].read_text()
     assert shipped == made["made"]()
-    found = json.loads(shipped)
-    assert found["additionalProperties"] is False
-    assert found["required"] == ["name", "datasets", "algorithms"]
-    assert found["properties"]["trials"]["minimum"] == 1
     documented = (REPO / "docs" / "sweeps.md").read_text()
-    for key in found["properties"]:
-        assert f"`{key}`" in documented
+    assert all(f"`{key}`" in documented for key in json.loads(shipped)["properties"])
 
 
 SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
@@ -214,24 +197,11 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
     )
 
 
-def test_the_other_commands_load_no_library_of_a_launch(tmp_path):
-    code = (
-        "import sys; from domainbed_carft import cli; cli.main(sys.argv[1:]);"
-        "print({'torch', 'pydantic', 'ruamel', 'pandas'} & set(sys.modules))"
-    )
-    for arguments in (["sweep", "status", "."], ["sweep", "clean", "."]):
-        done = run_python("-c", code, *arguments, cwd=tmp_path)
-        assert done.stdout.splitlines()[-1] == "set()", done.stderr
-
-
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--algorithms", "CARFTT"], "--algorithms: no algorithm is called 'CARFTT'; did you mean"),
-        (["--n_trials", "0"], "--n_trials: it is 0, should be greater than or equal to 1"),
         (["--n_hparams", "0"], "--n_hparams: it is 0, expected more than --n_hparams_from = 0"),
         (["--hparams", '{"kl_weigth": 1}'], "--hparams: kl_weigth: no hyperparameter of CARFT is"),
-        (["--hparams", '{"lr": 1, "lr": 2}'], "valid JSON (the key 'lr' is there twice; keep one"),
         (["--hparams", "[" * 60_000], "--hparams: it is not valid JSON ("),
         (["--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
         (["demo"], "got demo and --algorithms --datasets; expected a sweep (a file, or one of ba"),
@@ -247,17 +217,11 @@ def test_flags_are_checked_before_any_folder_is_made(flags, told, tmp_path, monk
     assert told in said and "problem" in said and not (tmp_path / "o").exists()
 
 
-def commands_in(document):
-    """The command lines of ``carft sweep`` in a document, continued lines joined."""
-    text = document.read_text().replace("\\\n", " ")
-    lines = [line.strip() for line in text.splitlines()]
-    inline = re.findall(r"`(carft sweep [^`]+)`", text)
-    return [line for line in lines if line.startswith("carft sweep ")] + inline
-
-
 @pytest.mark.parametrize("document", ["docs/sweeps.md", "sweeps/README.md"])
 def test_every_command_of_the_documentation_is_one(document):
-    found = commands_in(REPO / document)
+    text = (REPO / document).read_text().replace("\\\n", " ")
+    found = re.findall(r"^ *(carft sweep .*)", text, re.MULTILINE)
+    found += re.findall(r"`(carft sweep [^`]+)`", text)
     assert found
     for command in found:
         words = shlex.split(command, comments=True)[1:]
@@ -268,26 +232,3 @@ def test_every_command_of_the_documentation_is_one(document):
             launchers.make(arguments.launcher, command_line.launcher_options(arguments))
             if arguments.sweep not in (None, "NAME"):
                 sweep.load(arguments.sweep)
-
-
-def test_the_declaration_in_the_documentation_is_one():
-    text = (REPO / "docs" / "sweeps.md").read_text()
-    example = text.split("# yaml-language-server")[1].split("The schema in the first line")[0]
-    made = sources.parse("# " + example.replace("\n    ", "\n"), "x.yaml")
-    assert made.steps_of("DomainNet", "CARFT") == 10001
-    assert hparams(made, "DomainNet", "CARFT")["kl_weight"] == 2
-
-
-def test_a_checkout_in_the_current_folder_is_asked(tmp_path):
-    """As its jobs will find it, although the command lies elsewhere."""
-    checkout = write_checkout(tmp_path / "checkout")
-    script = tmp_path / "elsewhere" / "carft.py"
-    script.parent.mkdir()
-    script.write_text("import sys; from domainbed_carft import cli; sys.exit(cli.main())")
-    arguments = ["sweep", "launch", "--algorithms", "CARFT", "--datasets", "Pets", "--data_dir"]
-    arguments += ["D", "--output_dir", "O", "--single_test_envs", "--dry-run"]
-    done = run_python(str(script), *arguments, cwd=checkout, path=[REPO])
-    assert done.returncode == 0, done.stderr
-    assert "flags: 120 jobs" in done.stdout  # 2 environments, 20 draws, 3 trials
-    done = run_python(str(script), *arguments, "--algorithms", "MLDG", cwd=checkout, path=[REPO])
-    assert "no algorithm is called 'MLDG'; Valid: CARFT" in done.stderr

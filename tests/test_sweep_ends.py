@@ -7,8 +7,6 @@ import pytest
 from sweep_folders import ended
 
 from domainbed_carft import cli, launchers
-from domainbed_carft.sweep import launch as launching
-from domainbed_carft.sweep import sources, states
 
 FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
 FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "2"]
@@ -53,10 +51,6 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, caps
     assert f"running, {os.uname().nodename}, process {holder}, since" in said
     assert launch(finish) == 1
     assert "1 job not done:" in capsys.readouterr().err
-    # What another launcher runs is not done either when nothing is left to launch.
-    assert launch(finish) == 1
-    said = capsys.readouterr()
-    assert "nothing to launch" in said.out and ": running, " in said.err
     others.kill()
     assert launch(finish) == launch(finish) == 0
 
@@ -78,19 +72,21 @@ def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
     assert len(seen[1]) == taken and set(seen[1]) == set(seen[0][-taken:])
 
 
-def test_from_python_what_failed_before_is_told_too(out):
-    made = sources.parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\n", "x")
+def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monkeypatch):
+    for name in ("DOMAINBED_LOG", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [])
+    seen = []
 
-    def some(jobs, environment):
-        finish(jobs[:1])
-        ended(jobs[1], 2)
-        return []
+    def note(jobs, environment):
+        seen.append([(job.line, environment(job)) for job in jobs])
 
-    left = launching.run(made, "D", out, some)
-    assert [one.state for one in left] == [states.FAILED, *[states.NOT_LAUNCHED] * 2]
-    assert left[0].attempt.last_words == "words of 2"
-    again = launching.run(made, "D", out, lambda jobs, environment: [])
-    assert [one.job.folder for one in again] == [one.job.folder for one in left]
+    told = ["--log", "tensorboard", "wandb", "--keep_weights", "none", "--skip_training_in_splits"]
+    assert launch(note) == launch(note, *told) == 1  # none is done
+    plain, given = seen
+    variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "out"}
+    variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1"}
+    assert len(plain) == 3 and given == [(line, variables) for line, none in plain if not none]
 
 
 def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monkeypatch, capsys):

@@ -19,8 +19,6 @@ def made(text):
     [
         # 17 checkpoints at steps 0, 300, ..., 4800, and one at the last step, 5000.
         ("datasets: [PACS]", 5001, 5001 * 32 * 3, 18 * 9991),
-        ("datasets: [PACS]\nhparams: {batch_size: 5}", 5001, 5001 * 5 * 3, 18 * 9991),
-        ("datasets: [PACS]\nsteps: 300", 300, 300 * 32 * 3, 2 * 9991),
         ("datasets: [PACS]\nsteps: 301", 301, 301 * 32 * 3, 2 * 9991),
         ("datasets: [DomainNet]\nsteps: 1", 1, 32 * 5, 586575),
         ("datasets: [EmojiStyles]", 101, 101 * 16 * 3, 3 * 1716),
@@ -31,37 +29,6 @@ def test_pictures(text, steps, trained, evaluated):
     (job, *_) = declared.jobs("D", Path("o"))
     (facts,) = declared.facts.values()
     assert estimate.cost(job, facts)[2:5] == (steps, trained, evaluated)
-
-
-def test_without_the_training_in_splits(begun, capsys):
-    """Their sizes are those of the harness's own division."""
-    from domainbed.lib import misc
-
-    counts = (2048, 2344, 1670, 3929)
-    out = [len(misc.split_dataset(range(n), int(n * 0.2))[0]) for n in counts]
-    facts = sources.load("mine.yaml").facts["PACS"]
-    each = [2 * (sum(out) - out[i] + n) for i, n in enumerate(counts)]  # 2 checkpoints
-    assert [estimate.cost(job, facts, skips=True).evaluated for job in begun[1]] == each
-    said = dry_run(begun[0], capsys, "--skip_training_in_splits").out
-    assert f"{sum(each):,}" in said and "out-splits of the others" in said
-    said = dry_run(begun[0], capsys).out
-    assert (
-        f"{4 * 2 * 9991:,}" in said
-        and "evaluated: pictures; both splits of every environment." in said
-    )
-
-
-def test_a_drawn_batch_size_is_that_of_the_job():
-    from domainbed import hparams_registry
-    from domainbed.lib import misc
-
-    found = made("datasets: [PACS]\nhparams_seeds: 6").jobs("D", Path("o"))
-    for job in found[:6]:
-        args = job.args
-        seed = misc.seed_hash(args["hparams_seed"], args["trial_seed"])
-        drawn = hparams_registry.random_hparams("CARFT", "PACS", seed)["batch_size"]
-        expected = drawn if args["hparams_seed"] else 32
-        assert estimate.hparams(job)["batch_size"] == expected
 
 
 def dry_run(folder, capsys, *arguments):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fake_checkout import REPO
-from sweep_folders import finish, record
+from sweep_folders import record
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import names, sources
@@ -96,15 +96,3 @@ def test_what_changes_a_result_makes_another_job(tmp_path, change):
     record(job, 0, args={**job.args, **change})
     (after, *_) = manifest.settle(made.jobs("/elsewhere", tmp_path), tmp_path)
     assert after.folder != job.folder
-
-
-def test_of_two_folders_of_one_job_the_finished_one_goes_on(tmp_path):
-    made = parse("")
-    first, second = (made.jobs(data_dir, tmp_path)[0] for data_dir in ("/a", "/b"))
-    for job in (first, second):
-        record(job, 0)
-    for done in (first, second):
-        finish(done)
-        (settled, *_) = manifest.settle(made.jobs("/c", tmp_path), tmp_path)
-        assert settled.folder == done.folder
-        (done.folder / "done").unlink()

@@ -40,8 +40,6 @@ class Process:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
-    poll = returncode.fget
-
     def wait(self, timeout: float | None = 300) -> int:
         self._process.join(timeout)
         status = self.returncode
@@ -55,12 +53,9 @@ class Process:
         with self.stdout, self.stderr:
             return self.stdout.read(), self.stderr.read()
 
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def start(
@@ -84,12 +79,11 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdout: int | None = None,
-    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run a child to its end."""
     process = start(*arguments, cwd=cwd, env=env, stdout=stdout)
     try:
-        process.wait(timeout)
+        process.wait()
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())

@@ -5,17 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 
-from domainbed import command_launchers
 from domainbed.command_launchers import local_launcher
 
 
 def python(code, *arguments):
     return shlex.join(["python", "-c", code, *arguments])
-
-
-def test_dummy_prints(capsys):
-    assert command_launchers.REGISTRY["dummy"](["a b", "c"]) is None
-    assert capsys.readouterr().out == "Dummy launcher: a b\nDummy launcher: c\n"
 
 
 def test_local_runs_in_order_with_this_interpreter_and_no_shell(tmp_path):
@@ -43,9 +37,3 @@ def test_local_goes_on_after_a_failure_and_reports_it_at_the_end(tmp_path, capfd
         f"- exit status 4: {tmp_path / 'gone'}: it left no message in err.txt",
     ]
     assert "exit status 127: no-such-program --flag: " in err
-
-
-def test_the_registry_says_where_jobs_run(monkeypatch):
-    monkeypatch.setitem(command_launchers.REGISTRY, "theirs", print)
-    assert [*map(command_launchers.runs_here, ("local", "dummy", "theirs"))] == [True, False, False]
-    assert command_launchers.problems("theirs", "a sweep") == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import select
 import signal
@@ -47,22 +46,6 @@ def test_the_number_of_workers_does_not_change_what_comes():
         batches = EnvironmentBatches([SMALL, LARGE], [None, None], 4, workers)
         drawn.append([x.tolist() for _ in range(6) for x, _ in next(batches)])
     assert drawn[0] == drawn[1]
-
-
-def test_without_workers_there_is_no_process():
-    before = multiprocessing.active_children()
-    next(EnvironmentBatches([SMALL], [None], 4, 0))
-    assert [list(batches) for batches in EvaluationBatches([SMALL], 2, 0)]
-    assert multiprocessing.active_children() == before
-
-
-def test_closed_batches_leave_no_process_though_they_are_held_in_a_circle():
-    batches = EnvironmentBatches([LARGE], [None], 4, 2)
-    batches.itself = batches
-    next(batches)
-    assert len(multiprocessing.active_children()) == 2
-    batches.close()
-    assert not multiprocessing.active_children()
 
 
 def test_upstreams_two_loaders(capsys):
@@ -118,14 +101,6 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
     with open(reading, "rb") as pipe:
         assert select.select([pipe], [], [], 30)[0], "a process still has the pipe open"
         assert pipe.read() == b""
-
-
-def test_draws_follow_the_weights():
-    weights = torch.tensor([0.0, 0.25, 0.75])
-    batches = EnvironmentBatches([SMALL], [weights], 4000, 0)
-    counts = next(batches)[0][0].bincount(minlength=3)
-    assert counts[0] == 0
-    assert counts[2] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

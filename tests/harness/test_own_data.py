@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from domainbed import datasets
-from domainbed.lib.image_folders import spelled
-from domainbed.scripts import collect_results, list_top_hparams, sweep, train
+from domainbed.scripts import collect_results, sweep, train
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -89,20 +88,6 @@ def test_a_tree_that_is_not_in_order_is_refused_before_anything_is_made(
     assert not output.exists()
 
 
-def test_spellings_of_a_path_are_one_data_set(pets, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fixed = ["--algorithms", "Still", "--data_dir", ".", "--n_trials", "1", "--n_hparams", "1"]
-    launcher = ["--command_launcher", "dummy", "--skip_confirmation", "--single_test_envs"]
-    commands = set()
-    for spelling in ("own pets/", "./own pets", "./own pets/../own pets"):
-        output = ["--output_dir", "sweep", "--datasets", spelling]
-        assert sweep.main(["launch", *fixed, *launcher, *output]) == 0
-        found = capsys.readouterr().out.splitlines()
-        commands |= {line for line in found if line.startswith("Dummy launcher")}
-        (tmp_path / "sweep").rename(tmp_path / f"sweep {len(list(tmp_path.iterdir()))}")
-    assert len(commands) == 2  # one for each domain
-
-
 def table(folder: Path, capsys) -> tuple[str, str]:
     capsys.readouterr()
     assert collect_results.main(["--input_dir", str(folder)]) == 0
@@ -123,82 +108,3 @@ def test_the_table_has_the_domains_as_columns_wherever_the_folder_is(pets, tmp_p
     assert lines[header + 1].split() == ["Algorithm", "city", "my", "village", "Avg"]
     assert lines[header + 2].split()[0] == "Still" and "X" not in lines[header + 2]
     assert "no table" not in err
-
-
-def test_one_domain_has_nothing_to_leave_out(tmp_path, capsys):
-    alone = write(tmp_path / "alone", domains=("only",))
-    refused = ["--algorithm", "Still", "--dataset", str(alone), "--output_dir", str(tmp_path / "x")]
-    assert train.main(refused) == 2
-    assert "leaves" in (message := capsys.readouterr().err) and "without a number" in message
-    fixed = [
-        "--algorithms",
-        "Still",
-        "--datasets",
-        str(alone),
-        "--data_dir",
-        ".",
-        "--n_trials",
-        "2",
-    ]
-    launcher = ["--command_launcher", "dummy", "--skip_confirmation", "--n_hparams", "1"]
-    assert sweep.main(["launch", *fixed, *launcher, "--output_dir", str(tmp_path / "sweep")]) == 0
-    commands = [line for line in capsys.readouterr().out.splitlines() if "--test_envs" in line]
-    assert len(commands) == 2 and all("--test_envs --" in command for command in commands)
-    records = [
-        run(
-            tmp_path / "sweep" / f"job{trial}",
-            str(alone),
-            "--test_envs",
-            "--trial_seed",
-            str(trial),
-        )
-        for trial in (0, 1)
-    ]
-    assert all("env0_out_acc" in job[-1] for job in records)
-    assert "jobs that leave nothing out" in table(tmp_path / "sweep", capsys)[1]
-
-
-def test_a_path_is_not_a_data_set_of_that_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "PACS")
-    assert datasets.get_dataset_class("PACS").ENVIRONMENTS == ["A", "C", "P", "S"]
-    record = run(tmp_path / "job", "./PACS", "--test_envs", "1")[-1]
-    assert record["environments"] == ["city", "my village"]
-    assert record["args"]["dataset"] == "./PACS"
-    write(tmp_path / "pets")
-    assert datasets.num_environments("pets") == datasets.num_environments(spelled("./pets/")) == 2
-
-
-# Jobs that are not of one kind
-
-
-def test_jobs_on_other_environments_are_not_put_into_one_table(pets, tmp_path, capsys):
-    results = tmp_path / "sweep"
-    run(results / "before", str(pets), "--test_envs", "1")
-    write(tmp_path / "own pets" / "..", ("own pets/a farm",))
-    run(results / "after", str(pets), "--test_envs", "1")
-    capsys.readouterr()
-    assert collect_results.main(["--input_dir", str(results)]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and not (results / "results.txt").exists()
-    assert f"{pets} has not the same environments in all jobs: a farm, city, my vill" in said.err
-    assert top(results, str(pets), 1) == 2
-    assert "has not the same environments" in capsys.readouterr().err
-
-
-def top(folder: Path, dataset: str, test_env: int) -> int:
-    arguments = ["--dataset", dataset, "--algorithm", "Still", "--test_env", str(test_env)]
-    return list_top_hparams.main(["--input_dir", str(folder), *arguments])
-
-
-def test_top_hyperparameters_of_own_data(pets, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run(tmp_path / "sweep" / "job", "./own pets/", "--test_envs", "1")
-    write(tmp_path / "alone", domains=("only",))
-    run(tmp_path / "sweep" / "alone", "./alone", "--test_envs")
-    capsys.readouterr()
-    for spelling in ("own pets/", "./own pets"):
-        assert top(tmp_path / "sweep", spelling, 1) == 0
-        assert "Model selection:" in capsys.readouterr().out
-    assert top(tmp_path / "sweep", "./alone", 0) == 2
-    assert "is of ./alone Still 0 (data set, algorithm" in capsys.readouterr().err

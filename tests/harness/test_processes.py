@@ -17,27 +17,6 @@ SWEEP = [
 ]
 
 
-def test_train_at_the_default_batch_size(command, tmp_path):
-    """Debug28's environments are smaller than its batch: upstream never gets past the first."""
-    arguments = ["--dataset", "Debug28", "--algorithm", "LinearSGD", "--steps", "5"]
-    finished = command("train", *arguments, "--output_dir", "run")
-    assert finished.returncode == 0, finished.stderr
-    folder = tmp_path / "run"
-    files = ["done", "err.txt", "model.pkl", "model_best.pkl", "out.txt", "results.jsonl"]
-    assert sorted(path.name for path in folder.iterdir()) == files
-    steps = [json.loads(line)["step"] for line in (folder / "results.jsonl").open()]
-    assert steps == [0, 4]
-    assert (folder / "out.txt").read_text() == finished.stdout
-
-
-def test_train_with_a_wrong_argument(command):
-    finished = command("train", "--dataset", "Debug28", "--algorithm", "Stil", "--workers", "0")
-    assert finished.returncode == 2
-    assert finished.stderr.startswith(
-        "train: 1 problem, nothing was done\n- no algorithm is called 'Stil'; did you mean Still"
-    )
-
-
 def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path, capsys):
     hparams = ["--hparams", '{"lr": 0.01, "batch_size": 8}']
     arguments = [*SWEEP, "--algorithms", "Breaks", "Still", *hparams]

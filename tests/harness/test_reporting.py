@@ -31,14 +31,6 @@ def write(folder, text):
     (folder / "results.jsonl").write_text(text)
 
 
-def test_records_of_all_folders_come_in_the_folders_order(tmp_path):
-    write(tmp_path / "b", line(0, 1))
-    write(tmp_path / "a", line(0, 2) + line(1, 3))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "results.txt").write_text("")
-    assert reporting.load_records(str(tmp_path)).select("value") == [2, 3, 1]
-
-
 @pytest.mark.parametrize(
     "odd",
     [
@@ -51,11 +43,6 @@ def test_what_cannot_be_told_apart_is_no_record(tmp_path, capsys, odd):
     (kept,) = reporting.load_records(str(tmp_path))
     assert kept["step"] == 0 and "line 2 is" in capsys.readouterr().err
     assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
-
-
-def test_a_record_without_an_accuracy_on_its_target_counts_nowhere(tmp_path):
-    write(tmp_path / "a", line(0) + line(1, test_envs=[7]))
-    assert reporting.load_records(str(tmp_path)).select("step") == [0]
 
 
 def test_a_cut_off_line_is_skipped_and_named(tmp_path, capsys):

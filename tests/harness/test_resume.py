@@ -193,12 +193,6 @@ def wait_until(condition) -> None:
         time.sleep(0.01)
 
 
-def test_the_best_weights_are_those_of_the_step_that_validation_selects(undisturbed, pictures):
-    records, _, _, best_step = outcome(undisturbed)
-    validation = [(r["env1_out_acc"] + r["env2_out_acc"]) / 2 for r in records]
-    assert best_step == records[int(np.argmax(validation))]["step"]
-
-
 def quick(folder: Path, *more: str) -> list[str]:
     command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
     return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *more]
@@ -257,13 +251,6 @@ class TestWithAQuickAlgorithm:
         assert steps == [0, 2, 4, 6, 8]
         aside = [json.loads(line)["step"] for line in (tmp_path / "results-1.jsonl").open()]
         assert aside == [0, 2]
-
-    def test_a_restarted_run_is_not_done_until_it_is(self, tmp_path):
-        assert train.main(quick(tmp_path)) == 0
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fakes.LinearSGD, "update", lambda self, *args: 1 / 0)
-            assert train.main(quick(tmp_path, "--restart")) == 1
-        assert not (tmp_path / "done").exists()
 
     @pytest.mark.parametrize(
         ("more", "status"), [(["--hparams", "{"], 2), (["--hparams", '{"lr": "no rate"}'], 1)]
@@ -327,25 +314,6 @@ class TestWithAQuickAlgorithm:
             assert not (tmp_path / "err.txt").exists()
         assert train.main(quick(tmp_path)) == 0
 
-    def test_what_the_lock_tells(self, tmp_path, monkeypatch):
-        seen = []
-        original = fakes.LinearSGD.predict
-
-        def predict(self, x):
-            if not self.training:
-                seen.append(json.loads((tmp_path / "lock").read_text()))
-            return original(self, x)
-
-        monkeypatch.setattr(fakes.LinearSGD, "predict", predict)
-        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
-        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-        assert train.main(quick(tmp_path)) == 0
-        assert [told["step"] for told in seen[:: len(seen) // 4]] == [1, 3, 5, 7]
-        told = seen[-1]
-        assert (told["pid"], told["slurm"], told["steps"]) == (os.getpid(), "12_3", 7)
-        assert told["pictures_per_step"] == 8
-        assert time.time() - 60 < told["since"] <= told["updated"] <= time.time()
-
     def test_a_launchers_lock_is_taken_over(self, tmp_path, monkeypatch):
         """The descriptor is inherited: the job is locked for as long as either of both lives."""
         folder = JobFolder(tmp_path)
@@ -354,35 +322,3 @@ class TestWithAQuickAlgorithm:
             assert train.main(quick(tmp_path)) == 0
             assert folder.is_held()
         assert not folder.lock_path.exists()
-
-
-def test_a_diverged_run_that_is_stopped_ends_as_one_that_never_was(pictures, tmp_path, monkeypatch):
-    from domainbed_carft.method.algorithms import CARFT
-
-    hparams = {"clip_backbone": "tiny", "lr": 1e6, "grad_clip": 1e6, "batch_size": 4}
-    more = ("--steps", "9", "--checkpoint_freq", "4", "--hparams", json.dumps(hparams))
-    assert run(carft(pictures, tmp_path / "whole", *more)) == 0
-    original, calls = CARFT.update, []
-
-    def stopped(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(CARFT, "update", stopped)
-    assert train.main(carft(pictures, tmp_path / "parts", *more)) == 75
-    monkeypatch.undo()
-    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
-    diverged_at = state["files"]["diverged_at"]
-    assert state["steps_done"] == 4 and 0 < diverged_at < 4
-    assert run(carft(pictures, tmp_path / "parts", *more)) == 0
-    # As text and bytes: NaN is not equal to itself.
-    texts, weights = [], []
-    for name in ("whole", "parts"):
-        records, *files, _ = outcome(tmp_path / name)
-        assert [r.get("diverged_at") for r in records] == [None, diverged_at, diverged_at]
-        texts.append(json.dumps(records))
-        weights.append([[t.numpy().tobytes() for t in file.values()] for file in files])
-        assert (tmp_path / name / "out.txt").read_text().count("the training diverged") == 1
-    assert texts[0] == texts[1] and weights[0] == weights[1]

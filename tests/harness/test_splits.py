@@ -28,12 +28,3 @@ def test_splits_are_upstreams(golden):
         assert [numbers(environment.out_split) for environment in environments] == case["out"]
         unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
         assert [numbers(split) for split in unlabeled] == case["uda"]
-
-
-def test_weights_come_with_balanced_classes_only():
-    items = [(number, number % 3) for number in range(30)]
-    for balanced in (False, True):
-        (environment,) = split_environments([items], [], 0, 0.2, 0.0, balanced)
-        for split in (environment.in_split, environment.out_split):
-            assert (split.weights is not None) == balanced
-    assert len(environment.in_split.weights) == 24

@@ -7,12 +7,11 @@ import os
 import subprocess
 
 import pytest
-from domainbed import command_launchers, datasets
+from domainbed import datasets
 from domainbed.scripts import sweep
 from domainbed.scripts.sweep import Job
 
 from domainbed_carft import cli
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -23,25 +22,6 @@ def test_jobs_and_command_lines_are_upstreams(golden):
         args_list = sweep.make_args_list(**case["keywords"])
         jobs = [Job(train_args, "out dir") for train_args in args_list]
         assert [job.command_str for job in jobs] == case["commands"]
-
-
-def test_all_test_env_combinations():
-    found = list(sweep.all_test_env_combinations(3))
-    assert found == [[0], [0, 1], [0, 2], [1], [1, 2], [2]]
-
-
-def test_a_jobs_states(tmp_path):
-    def state():
-        return Job({"a": 1}, str(tmp_path)).state
-
-    assert state() == Job.NOT_LAUNCHED
-    assert Job.launch([Job({"a": 1}, str(tmp_path))], lambda commands: None) == []
-    assert state() == Job.INCOMPLETE
-    (folder,) = tmp_path.iterdir()
-    (folder / "done").write_text("done")
-    assert state() == Job.DONE
-    Job.delete([Job({"a": 1}, str(tmp_path))])
-    assert state() == Job.NOT_LAUNCHED
 
 
 def run(folder, *arguments, command="launch", confirm=False):
@@ -73,20 +53,6 @@ def test_launch_then_launch_again_then_delete_then_launch(tmp_path, capsys):
     assert launched(capsys) == first
 
 
-def test_what_is_printed(tmp_path, capsys):
-    assert run(tmp_path, "--single_test_envs") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"Not launched: {tmp_path}/")
-    assert lines[0].endswith(" ('Debug28', 'Still', [0], 0)")
-    assert lines[3:7] == [
-        "3 jobs: 0 done, 0 incomplete, 3 not launched.",
-        "About to launch 3 jobs.",
-        "Launching...",
-        "Making job directories:",
-    ]
-    assert lines[-1] == "Launched 3 jobs!"
-
-
 def listed(output, capsys):
     """Folder -> state, as `carft sweep status` has them."""
     capsys.readouterr()
@@ -104,29 +70,6 @@ def test_carft_knows_the_jobs(tmp_path, capsys, monkeypatch):
     assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
     assert listed(tmp_path, capsys).keys() == {str(folder) for folder in folders(tmp_path)}
     assert len(folders(tmp_path)) == 3
-
-
-def test_a_manifest_that_cannot_be_written_is_a_warning(tmp_path, capsys):
-    (tmp_path / "sweep.json").write_text("{")
-    assert run(tmp_path, "--single_test_envs") == 0
-    said = capsys.readouterr()
-    assert "sweep: Warning: the list of jobs was not changed: " in said.err
-    assert said.out.endswith("Launched 3 jobs!\n")
-
-
-@pytest.mark.parametrize(("answer", "count"), [(" Yes", 6), ("n", 0), ("", 0)])
-def test_confirmation(tmp_path, capsys, monkeypatch, answer, count):
-    monkeypatch.setattr("builtins.input", lambda prompt: print(prompt) or answer)
-    if count:
-        assert run(tmp_path, confirm=True) == 0
-    else:
-        with pytest.raises(SystemExit) as stopped:
-            run(tmp_path, confirm=True)
-        assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    assert "Are you sure? (y/n) " in printed
-    assert printed.count("Dummy launcher: ") == count
-    assert ("Nevermind!" in printed) == (count == 0)
 
 
 def test_without_anybody_to_ask_the_flag_is_named(tmp_path, command):
@@ -181,11 +124,6 @@ def test_what_each_job_would_refuse_is_refused_before_folders_are_made(
     assert not folder.exists()
 
 
-def test_jobs_that_may_run_elsewhere_need_no_data_here(tmp_path, capsys):
-    assert run(tmp_path, "--datasets", "PACS", "--data_dir", "/nowhere", "--single_test_envs") == 0
-    assert capsys.readouterr().out.count("Dummy launcher: ") == 4
-
-
 def test_a_running_job_is_not_deleted(tmp_path, capsys):
     assert run(tmp_path, "--single_test_envs") == 0
     running, *others = folders(tmp_path)
@@ -196,25 +134,6 @@ def test_a_running_job_is_not_deleted(tmp_path, capsys):
         assert f"sweep: left alone: {running} is being run by" in capsys.readouterr().err
         assert folders(tmp_path) == [running]
     assert len(others) == 2
-
-
-def test_a_launcher_that_gives_up_half_way_has_run_something(tmp_path, capsys, monkeypatch):
-    def refused(commands):
-        raise CarftError("1 job is submitted, 2 are left: launch again")
-
-    monkeypatch.setitem(command_launchers.REGISTRY, "refused", refused)
-    assert run(tmp_path, "--single_test_envs", "--command_launcher", "refused") == 1
-    said = capsys.readouterr().err
-    assert said == "sweep: 1 job is submitted, 2 are left: launch again\n"
-
-
-def test_an_interrupted_sweep_says_so(tmp_path, capsys, monkeypatch):
-    def interrupted(commands):
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(command_launchers.REGISTRY, "interrupted", interrupted)
-    assert run(tmp_path, "--command_launcher", "interrupted") == 130
-    assert "sweep: interrupted by Ctrl-C; jobs that ran are incomplete" in capsys.readouterr().err
 
 
 def test_without_names_everything_registered_is_swept():
