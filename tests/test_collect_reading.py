@@ -224,6 +224,6 @@ def test_a_folder_without_a_whole_record_is_told_and_strict_fails(tmp_path, caps
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     assert cli.main(words) == 3
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "carft: --strict: 1 job folder has no record"
+    assert last == "carft: --strict: no records (1)"
     assert cli.main(["collect", str(tmp_path / "x"), str(tmp_path), str(tmp_path / "y")]) == 1
     assert f"no folder {tmp_path / 'x'}, {tmp_path / 'y'}; expected" in capsys.readouterr().err

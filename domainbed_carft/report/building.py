@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import shlex
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import faults
+from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import sections, writing
@@ -60,8 +59,6 @@ def build(wanted: Wanted) -> dict[str, Any]:
     jobs for, and for algorithms in ``pair`` that no job is of.
     """
     collection = collecting.gather(wanted.folders, ignored=wanted.ignored, also=wanted.select)
-    if wanted.select:
-        selection.require_jobs(wanted.select, collection.methods)
     method = wanted.select or collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
@@ -101,9 +98,9 @@ def build(wanted: Wanted) -> dict[str, Any]:
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },
-        "notes": collecting.notes(collection),
+        "notes": [note for group in groups for note in group.notes],
         "complete": not any(table.incomplete for table in flat if table.method == method),
-        "faults": list(faults.lines(collection.faults)),
+        "faults": records.told(collection.faults),
         "command": _command(wanted),
         "software": ", ".join(f"{name} {version(name)}" for name in _DRAWN_BY),
         "settings": _settings(runs),
@@ -128,15 +125,13 @@ def _pair(
 
 def _finding(one: paired.Difference, a: str, b: str) -> str:
     """A sentence on the one thing that a reader wants to know first; a table has the rest."""
-    word = "above" if one.mean >= 0 else "below"
+    word = "above" if one.mean_difference >= 0 else "below"
     text = (
-        f"{a} is {abs(one.mean):.1f} points {word} {b} on the environments left out: the mean over "
-        f"{counted(one.pairs, 'pair')} of (environment, trial)"
+        f"{a} is {abs(one.mean_difference):.1f} points {word} {b} on the environments left out: "
+        f"the mean over {counted(one.pairs, 'pair')} of (environment, trial)"
     )
     if one.low is not None and one.high is not None:
         text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
-    if one.incomplete:
-        text += f"; {len(one.incomplete)} incomplete"
     return f"{one.setting}: {text}." if one.setting else f"{text}."
 
 
@@ -155,8 +150,9 @@ def _settings(runs: Sequence[Run]) -> Grid:
     """Arguments, hparams and versions of the jobs; which CLIP they had, and which words it read."""
     parts: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        hparams = json.loads(run.hparams)
-        told = {f"{n} on {run.dataset}": str(hparams[n]) for n in _WORDS if hparams.get(n)}
+        told = {
+            f"{n} on {run.dataset}": str(run.recorded[n]) for n in _WORDS if run.recorded.get(n)
+        }
         parts.update({**run.setting, **told}.items())
     rows = [[part, value, str(count)] for (part, value), count in parts.items()]
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, [])

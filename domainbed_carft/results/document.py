@@ -35,7 +35,7 @@ class Grid(NamedTuple):
 class Document(NamedTuple):
     """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV.
 
-    ``columns``: what their keys would be, of a table that may have no entry.
+    ``notes``: on all of the tables.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Document(NamedTuple):
     grids: Sequence[Grid]
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
-    columns: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def grid(table: Table) -> Grid:
@@ -68,7 +68,7 @@ def grid(table: Table) -> Grid:
 def words(cell: Cell) -> str:
     """Mean and error as DomainBed prints them, and the number of trials."""
     if cell.mean is None:
-        return NOTHING if cell.counts else "-"
+        return NOTHING if cell.missing else "-"
     return f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
 
 
@@ -89,7 +89,7 @@ def table_entry(table: Table) -> dict[str, Any]:
                         "mean": cell.mean,
                         "standard_error": cell.error,
                         "n": cell.n,
-                        "trials": {str(trial): value for trial, value in cell.trials.items()},
+                        "trials": {str(t): 100 * value for t, value in cell.accuracies.items()},
                         "missing": list(cell.missing),
                     }
                     for column, cell in zip(table.columns, row.cells, strict=True)

@@ -117,10 +117,9 @@ def _in_markdown(text: str) -> str:
 
 def _csv(document: Document) -> str:
     """The one table of ``document.records``, all digits; empty where there is no value."""
-    columns = list(document.records[0]) if document.records else document.columns
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerows(document.records[:1])  # the keys
     for record in document.records:
         writer.writerow([_in_csv(value) for value in record.values()])
     return file.getvalue()
@@ -146,8 +145,7 @@ def _html(document: Document) -> str:
         body += [f"<h2>{title}</h2>"]
         body += [f'<div class="wide" tabindex="0" role="region" aria-label="{title}">']
         body += [_table(grid, "html", shown), "</div>"]
-        notes = [f"<li>{_in_html(note)}</li>" for note in grid.notes]
-        body += ["<ul>", *notes, "</ul>"] if notes else []
+        body += [f"<p>{_in_html(note)}</p>" for note in grid.notes]
     body += [f"<p>{_in_html(text)}</p>" for text in document.caption]
     return _PAGE.format(title=_in_html(document.title), body="\n".join(body))
 

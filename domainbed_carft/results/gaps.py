@@ -9,7 +9,7 @@ for lacks nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,18 +40,9 @@ class Gaps:
             self._trials.setdefault((key.dataset, bool(key.test_envs)), set()).add(key.trial)
             trials = self._places.setdefault(key[:3], {})
             trials.setdefault(key.trial, set()).add(key.choice)
-        self._reasons: dict[Key, str] = {}  # each is asked for by several methods
         self._steps: dict[tuple[Any, ...], set[float]] = {}
         for run in runs:
             self._steps.setdefault(_schedule(run), set()).update(run.steps)
-
-    def choices(self, dataset: str, method: str) -> dict[str, int]:
-        """Algorithm -> how many choices of hyperparameters it has on a data set."""
-        return {
-            algorithm: len(choices)
-            for (name, algorithm, left_out), choices in self._choices.items()
-            if name == dataset and left_out == METHODS[method].leaves_out
-        }
 
     def of(
         self, dataset: str, algorithm: str, target: int, method: str, count: int
@@ -66,29 +57,16 @@ class Gaps:
             return None if self._listed else ["no job of the algorithm on this data set"]
         if not expected:
             return None
-        if count == 1 and method in selection.ON_OTHERS:
-            return ["there is no environment besides it for the method to validate on"]
-        lacks = self.lacks(dataset, algorithm, target, method, count)
-        return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
-
-    def lacks(
-        self, dataset: str, algorithm: str, target: int, method: str, count: int
-    ) -> dict[str, _Places]:
-        """Reason -> where it holds: trial -> choices."""
-        leaves_out = METHODS[method].leaves_out
-        wanted: list[tuple[int, ...]] = [(target,)] if leaves_out else [()]
+        wanted: list[set[int]] = [{target}] if kind[2] else [set()]
         if method == LEAVE_ONE_OUT:
-            wanted += _pairs(target, count)
-        expected = self._expected(dataset, algorithm, leaves_out, target)
-        places = [(trial, choice) for trial, choices in expected.items() for choice in choices]
-        found: dict[str, _Places] = {}
-        for envs, (trial, choice) in itertools.product(wanted, places):
-            key = Key(dataset, algorithm, frozenset(envs), trial, choice)
-            if key not in self._reasons:
-                self._reasons[key] = self._reason(key)
-            if reason := self._reasons[key]:
-                found.setdefault(reason, {}).setdefault(trial, []).append(choice)
-        return found
+            wanted += [{target, other} for other in range(count) if other != target]
+        lacks: dict[str, _Places] = {}
+        for envs, trial in itertools.product(wanted, expected):
+            for choice in expected[trial]:
+                key = Key(dataset, algorithm, frozenset(envs), trial, choice)
+                if reason := self._reason(key):
+                    lacks.setdefault(reason, {}).setdefault(trial, []).append(choice)
+        return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
 
     def _expected(self, dataset: str, algorithm: str, leaves_out: bool, target: int) -> _Places:
         """Each trial with its choices of hyperparameters."""
@@ -123,11 +101,6 @@ def _kind(key: Key) -> _Kind:
     return key.dataset, key.algorithm, bool(key.test_envs)
 
 
-def _pairs(target: int, count: int) -> list[tuple[int, ...]]:
-    """The target with each of the other environments, in their order."""
-    return [(min(i, target), max(i, target)) for i in range(count) if i != target]
-
-
 def _schedule(run: Run) -> tuple[Any, ...]:
     """What runs have to share to have checkpoints at the same steps."""
     amounts = (run.setting.get("steps"), run.setting.get("checkpoint_freq"))
@@ -151,14 +124,6 @@ def _where(places: _Places, expected: _Places) -> str:
         return "in every trial"
     return "; ".join(
         f"trial {trial}"
-        + ("" if found == expected[trial] else f" hparams_seed {', '.join(_spans(found))}")
+        + ("" if found == expected[trial] else f" hparams_seed {', '.join(map(str, found))}")
         for trial, found in places.items()
     )
-
-
-def _spans(numbers: Sequence[int]) -> Iterator[str]:
-    """1, 2, 3, 7 as 1-3, 7."""
-    runs = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    for _, run in runs:
-        first, *_, last = [number for _, number in run] * 2
-        yield f"{first}" if first == last else f"{first}-{last}"
