@@ -288,14 +288,12 @@ def _accuracies(
     rows = array("d")
     odd = []
     for record in records:
-        row: list[Any] = [*map(({} if record["step"] in lost else record).get, names)]
-        if not ({*map(type, row)} <= _NUMBERS and min(row) >= 0 and max(row) <= _MOST):
-            for at, value in enumerate(row):
-                if not (type(value) in _NUMBERS and 0 <= value <= _MOST):
-                    row[at] = math.nan
-                    if value is not None and value == value:
-                        odd.append(f"{names[at]} {str(value)[:60]} at step {record['step']:g}")
-        rows.extend(row)
+        for name in names:
+            value: Any = None if record["step"] in lost else record.get(name)
+            known = type(value) in _NUMBERS and 0 <= value <= _MOST
+            rows.append(value if known else math.nan)
+            if not known and value is not None and value == value:
+                odd.append(f"{name} {str(value)[:60]} at step {record['step']:g}")
     if odd:
         what = f"{counted(len(odd), 'value')} not in [0, 1], taken as missing: {odd[0]}"
         faults.append(Fault("out of range", folder, what + ", ..." * (len(odd) > 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.results.tables import Cell, Table
+from domainbed_carft.results.tables import Table
 
 PLUS_MINUS = "±"
 NOTHING = "X"
@@ -53,7 +53,9 @@ def grid(table: Table) -> Grid:
     for row in table.rows:
         cells = []
         for cell in row.cells:
-            text = words(cell)
+            text = NOTHING if cell.missing else "-"
+            if cell.mean is not None:
+                text = f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
             if cell.missing:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
@@ -63,13 +65,6 @@ def grid(table: Table) -> Grid:
         rows.append([row.algorithm, *cells, average])
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
-
-
-def words(cell: Cell) -> str:
-    """Mean and error as DomainBed prints them, and the number of trials."""
-    if cell.mean is None:
-        return NOTHING if cell.missing else "-"
-    return f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
 
 
 def table_entry(table: Table) -> dict[str, Any]:

@@ -32,14 +32,9 @@ class Gaps:
         self._listed_of = {_kind(key) for key in self._listed}
         self._marks_done = bool(planned) or any(run.done for run in runs)
         self.keys = {**dict.fromkeys(self.runs), **dict.fromkeys(self._listed)}
-        self._choices: dict[_Kind, set[int]] = {}
-        self._trials: dict[tuple[str, bool], set[int]] = {}
-        self._places: dict[tuple[Any, ...], dict[int, set[int]]] = {}
+        self._of_kind: dict[_Kind, list[Key]] = {}
         for key in self.keys:
-            self._choices.setdefault(_kind(key), set()).add(key.choice)
-            self._trials.setdefault((key.dataset, bool(key.test_envs)), set()).add(key.trial)
-            trials = self._places.setdefault(key[:3], {})
-            trials.setdefault(key.trial, set()).add(key.choice)
+            self._of_kind.setdefault(_kind(key), []).append(key)
         self._steps: dict[tuple[Any, ...], set[float]] = {}
         for run in runs:
             self._steps.setdefault(_schedule(run), set()).update(run.steps)
@@ -53,7 +48,7 @@ class Gaps:
         """
         kind = dataset, algorithm, METHODS[method].leaves_out
         expected = self._expected(*kind, target)
-        if kind not in self._choices:
+        if kind not in self._of_kind:
             return None if self._listed else ["no job of the algorithm on this data set"]
         if not expected:
             return None
@@ -70,13 +65,20 @@ class Gaps:
 
     def _expected(self, dataset: str, algorithm: str, leaves_out: bool, target: int) -> _Places:
         """Each trial with its choices of hyperparameters."""
-        kind = dataset, algorithm, leaves_out
-        if kind in self._listed_of:
-            key = dataset, algorithm, frozenset([target] if leaves_out else [])
-            places = self._places.get(key, {})
-            return {trial: sorted(choices) for trial, choices in sorted(places.items())}
-        choices = sorted(self._choices.get(kind, ()))
-        return dict.fromkeys(sorted(self._trials.get((dataset, leaves_out), ())), choices)
+        own = self._of_kind.get((dataset, algorithm, leaves_out), [])
+        if (dataset, algorithm, leaves_out) in self._listed_of:
+            envs = {target} if leaves_out else set()
+            places: _Places = {}
+            for trial, choice in sorted(key[3:] for key in own if key.test_envs == envs):
+                places.setdefault(trial, []).append(choice)
+            return places
+        trials = {
+            key.trial
+            for kind, keys in self._of_kind.items()
+            if (kind[0], kind[2]) == (dataset, leaves_out)
+            for key in keys
+        }
+        return dict.fromkeys(sorted(trials), sorted({key.choice for key in own}))
 
     def _reason(self, key: Key) -> str:
         """What is wrong with a job, "" if nothing is."""

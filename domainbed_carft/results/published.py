@@ -99,7 +99,15 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
                             figure.source,
                         )
                     )  # fmt: skip
-    return found, _remarks(group)
+    backbones: dict[str, dict[str, None]] = {}
+    for run in group.runs:
+        backbone = run.recorded.get("clip_backbone")
+        if counterpart(run) and backbone not in (BACKBONE, None):
+            backbones.setdefault(str(backbone), {})[run.algorithm] = None
+    return found, [
+        f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
+        for backbone, names in backbones.items()
+    ]
 
 
 def _over_all(cells: Sequence[Cell]) -> Cell:
@@ -113,18 +121,6 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
     }
     cell = tables.cell_of(means, [text for cell in cells for text in cell.missing])
     return cell._replace(partial=any(cell.partial for cell in cells))
-
-
-def _remarks(group: Group) -> list[str]:
-    backbones: dict[str, dict[str, None]] = {}
-    for run in group.runs:
-        backbone = run.recorded.get("clip_backbone")
-        if counterpart(run) and backbone not in (BACKBONE, None):
-            backbones.setdefault(str(backbone), {})[run.algorithm] = None
-    return [
-        f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
-        for backbone, names in backbones.items()
-    ]
 
 
 def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
