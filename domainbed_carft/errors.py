@@ -8,14 +8,9 @@ from collections.abc import Iterable
 class CarftError(ValueError):
     """Something asked of this package cannot be done; the message says what would be right."""
 
-    # By this our harness tells it from a fault of the code, without knowing the class.
-    for_the_user = True
-
 
 class PassingError(CarftError):
     """The same, but of a disk or a network, not of what was asked: trying again may help."""
-
-    may_pass = True
 
 
 def brief(error: Exception) -> str:

@@ -119,7 +119,7 @@ def tables(*folders, methods=None, ignored=()):
     built = collect(*folders, methods=methods, ignored=ignored)
     return {
         (table["setting"], table["selection"], table["dataset"] or "Averages"): table
-        for table in built.document.sections["tables"]
+        for table in built.sections["tables"]
     }
 
 

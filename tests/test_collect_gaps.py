@@ -28,7 +28,7 @@ def test_jobs_that_were_not_run(tmp_path):
     lose(tmp_path, "ERM-0-1-0", "ERM-0-1-1", "ERM-0-1-3", "ERM-0-2-2", "ERM-0-2-2-1")
     lose(tmp_path, *(f"ERM-1-2-{choice}" for choice in range(4)))
     assert missing(tmp_path, "oracle") == [
-        "no job --test_envs 0: trial 1 hparams_seed 0-1, 3; trial 2 hparams_seed 2"
+        "no job --test_envs 0: trial 1 hparams_seed 0, 1, 3; trial 2 hparams_seed 2"
     ]
     assert missing(tmp_path, "training-domain", "C") == ["no job --test_envs 1: trial 2"]
     assert missing(tmp_path, "oracle", "P") == []
@@ -43,16 +43,6 @@ def test_jobs_that_were_not_run(tmp_path):
     assert (cell["n"], list(cell["trials"])) == (2, ["0", "1"])
 
 
-def test_a_single_environment_leaves_none_to_validate_on(tmp_path):
-    collect_sweeps.write_job(tmp_path, dataset="mine", environments=["only"])
-    built = collect_sweeps.tables(tmp_path)
-    for method in ("training-domain", "leave-one-domain-out"):
-        assert collect_sweeps.cell(built["", method, "mine"], "ERM", "only")["missing"] == [
-            "there is no environment besides it for the method to validate on"
-        ]
-    assert collect_sweeps.cell(built["", "oracle", "mine"], "ERM", "only")["missing"] == []
-
-
 def strict(capsys, folder, *more):
     """The exit status, and what is printed."""
     status = cli.main(["collect", str(folder), "--strict", *more])
@@ -63,11 +53,13 @@ def test_a_sweep_that_never_meant_to_leave_two_domains_out_is_whole(tmp_path, ca
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     status, out, err = strict(capsys, tmp_path)
     assert (status, err) == (0, "48 records of 16 jobs.\n")
+    assert "leave-one-domain-out" not in out
+    status, out, _ = strict(capsys, tmp_path, "--select", "oracle,leave-one-domain-out")
+    assert status == 3
     assert "no job --test_envs 0 1: in every trial. no job --test_envs 1 2: in every" in out
-    assert strict(capsys, tmp_path, "--select", "oracle,leave-one-domain-out")[0] == 3
     collect_sweeps.write_job(tmp_path, "pair", test_envs=[0, 1])
     status, _, err = strict(capsys, tmp_path)
-    assert status == 3 and "5 of 15 cells are incomplete" in err
+    assert status == 3 and "incomplete: 5 of 15 cells (see" in err
 
 
 def test_runs_that_broke_off(tmp_path):
@@ -90,16 +82,6 @@ def test_runs_that_broke_off(tmp_path):
     collect_sweeps.write_sweep(tmp_path / "all", ["ERM"], steps=301)
     assert missing(tmp_path / "all", "oracle") == [
         "--test_envs 0 stopped at step 200 of 300: in every trial"
-    ]
-
-
-def test_algorithms_with_fewer_draws_are_named(tmp_path):
-    collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], choices=3)
-    collect_sweeps.write_sweep(tmp_path / "b", ["CLIPZeroShot"], choices=1)
-    table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
-    assert all(not cell["missing"] for row in table["rows"] for cell in row["cells"])
-    assert table["notes"] == [
-        "Hyperparameters were chosen among different numbers of draws: CLIPZeroShot 1, ERM 3."
     ]
 
 
@@ -129,7 +111,7 @@ def test_a_mean_over_incomplete_cells_is_marked(tmp_path):
     lose(tmp_path, "ERM-0-0-0")
     (grid,) = (
         grid
-        for grid in collect_sweeps.collect(tmp_path, methods=["oracle"]).document.grids
+        for grid in collect_sweeps.collect(tmp_path, methods=["oracle"]).grids
         if grid.title.startswith("PACS")
     )
     assert grid.rows[0][1].endswith(" [1]") and grid.rows[0][-1].endswith(" [2]")

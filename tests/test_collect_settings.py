@@ -44,7 +44,7 @@ def test_versions_that_differ_split_and_can_be_ignored(tmp_path):
         f"version of PyTorch 2.{trial}, version of Torchvision 0.{trial}" for trial in range(2)
     ]
     assert titles(tmp_path, ignored=["versions"]) == [""]
-    caption = collect_sweeps.collect(tmp_path, ignored=["versions"]).document.caption
+    caption = collect_sweeps.collect(tmp_path, ignored=["versions"]).caption
     assert (
         "Not all runs have the same version of PyTorch (averaged all the same, as asked): "
         "2.0: CARFT on PACS; 2.1: CARFT on PACS." in caption
@@ -56,21 +56,12 @@ def test_algorithms_with_a_setting_each_share_a_table_that_says_so(tmp_path):
     collect_sweeps.write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}')
     collect_sweeps.write_sweep(tmp_path / "c", ["CLIPFineTune"])
     assert titles(tmp_path) == [""]
-    notes = collect_sweeps.collect(tmp_path).document.sections["notes"]
+    notes = collect_sweeps.collect(tmp_path).sections["notes"]
     assert notes == [
         "Not all runs have the same steps: 1: CLIPZeroShot on PACS; "
         "default: CARFT on PACS, CLIPFineTune on PACS.",
         "Not all runs have the same hparam kl_weight: "
         "default: CLIPZeroShot on PACS, CLIPFineTune on PACS; 3: CARFT on PACS.",
-    ]
-
-
-def test_defaults_that_changed_meanwhile_are_named(tmp_path):
-    collect_sweeps.write_job(tmp_path, "a", recorded={"lr": 1, "b": 2})
-    collect_sweeps.write_job(tmp_path, "b", recorded={"lr": 3, "b": 2}, trial_seed=1)
-    notes = collect_sweeps.collect(tmp_path).document.sections["notes"]
-    assert notes == [
-        "ERM on PACS, hparams_seed 0: the hyperparameters differ between runs, in lr (1, 3)."
     ]
 
 

@@ -20,7 +20,8 @@ printed_tables = collect_sweeps.benchmark("printed_tables")
 
 
 def ours(folder):
-    found = collect_sweeps.collect(folder).document.sections["tables"]
+    methods = list(printed_tables.METHODS.values())
+    found = collect_sweeps.collect(folder, methods=methods).sections["tables"]
     return printed_tables.of_json(found)
 
 

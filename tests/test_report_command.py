@@ -46,13 +46,13 @@ def page(made):
 
 
 def test_tables_are_the_collectors_and_say_what_is_missing(sweep, page):
-    grids = {grid.title: grid for grid in collect_sweeps.collect(sweep).document.grids}
+    grids = {grid.title: grid for grid in collect_sweeps.collect(sweep).grids}
     assert TABLE in page.tables and "PACS; test-domain validation set (oracle)" in page.tables
     for title in page.tables.keys() & grids.keys():
         header, *rows = page.tables[title]
         assert header == grids[title].header and rows == [list(row) for row in grids[title].rows]
         assert all(html.escape(note, quote=False) in page.text for note in grids[title].notes)
-    # It has no value, since the jobs with two environments left out were not run: no table of X.
+    # The jobs with two environments left out were not run: no table of X.
     assert not [title for title in page.tables if "leave-one-domain-out" in title]
     assert "no job --test_envs 1: trial 1" in page.text and "are incomplete: the notes" in page.text
     told = r"CARFT is [\d.]+ points (above|below) CLIPFineTune .* the mean over 7 pairs .* interval"

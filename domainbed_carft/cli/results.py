@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.text import counted, inflected, shown
+from domainbed_carft.text import counted, shown
 
 INCOMPLETE = 3  # exit status of --strict
 
@@ -110,7 +110,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
-        "the sweep declares, else all that have jobs, and leave-one-domain-out)",
+        "the sweep declares, else all that have jobs)",
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def _collect(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.jobs import faults
+    from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
     from domainbed_carft.results import formats
 
@@ -139,63 +139,54 @@ def _collect(arguments: argparse.Namespace) -> int:
         raise CarftError("--format csv is one table; expected one of --compare and --paired")
     files.require_output(arguments.output)
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
-    page = collecting.build(collection, arguments.paired, bool(arguments.compare))
-    text = formats.render(page.document, arguments.format)
+    document = collecting.build(collection, arguments.paired, bool(arguments.compare))
+    text = formats.render(document, arguments.format)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
-    lines = list(page.remarks) if arguments.format == "csv" else []  # it has no room for them
-    lines += faults.lines(collection.faults)
+    lines = list(document.notes) if arguments.format == "csv" else []  # it has no room for them
+    lines += records.told(collection.faults)
     if len(collection.groups) > 1:
         lines.append(
             f"The runs were made under {len(collection.groups)} settings, which are never "
             "averaged: each has tables of its own."
         )
-    summary = f"{counted(collection.records, 'record')} of {counted(collection.jobs, 'job')}"
-    if page.incomplete:
-        are = inflected(page.incomplete, "is", "are")
-        summary += f"; {page.incomplete:,} of {counted(page.cells, 'cell')} {are} incomplete"
-        summary += " (see notes)"
+    counts = document.sections["summary"]
+    summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"
+    if incomplete := counts["incomplete_cells"]:
+        summary += f"; incomplete: {incomplete:,} of {counted(counts['cells'], 'cell')} (see notes)"
     for line in [*lines, f"{summary}."]:
         print(shown(line), file=sys.stderr)
     kinds = Counter(fault.kind for fault in collection.faults)
-    wrong = [
-        counted(count, one, many)
-        for count, one, many in (
-            (page.incomplete, "cell is incomplete", "cells are incomplete"),
-            (kinds["no records"], "job folder has no record", "job folders have no record"),
-            (kinds["unreadable"], "file could not be read", "files could not be read"),
-            (kinds["diverged"], "run diverged", "runs diverged"),
-        )
-        if count
-    ]
+    kinds["incomplete cells"] = incomplete
+    counting = ("incomplete cells", "no records", "unreadable", "diverged")
+    wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
     if arguments.strict and wrong:
-        print(f"carft: --strict: {'; '.join(wrong)}", file=sys.stderr)
+        print(f"carft: --strict: {', '.join(wrong)}", file=sys.stderr)
         return INCOMPLETE
     return 0
 
 
 def _top(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.jobs import faults
+    from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
     from domainbed_carft.results import formats, top
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
+    chosen = list(top.best(collection.groups, collection.methods))
     wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    entries = list(top.best(collection.groups, collection.methods))
-    if idle := {*(arguments.select or ())} - {entry["selection"] for entry in entries}:
-        what = f"nothing was selected by {', '.join(sorted(idle))}"
-        raise CarftError(f"--select: {what}; the tables of carft collect say what is missing")
-    for name, value in wanted.items():
-        there = sorted({entry[name] for entry in entries if entry[name] is not None})
+    asked = [("select", "selection", method) for method in arguments.select or ()]
+    asked += [(name, name, value) for name, value in wanted.items() if value is not None]
+    for flag, name, value in asked:
+        there = sorted({entry[name] for entry in chosen if entry[name] is not None})
         if value not in there:
             listed = ", ".join(map(str, there)) or "none"
-            raise CarftError(f"--{name} {value}: nothing was selected for it; there are: {listed}")
-    chosen = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
+            raise CarftError(f"--{flag} {value}: nothing was selected for it; there are: {listed}")
+        if flag != "select":
+            chosen = [entry for entry in chosen if entry[name] == value]
     sys.stdout.write(formats.as_json(chosen))
-    for line in faults.lines(collection.faults):
+    for line in records.told(collection.faults):
         print(line, file=sys.stderr)
 
 

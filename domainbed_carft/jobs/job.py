@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,19 +84,16 @@ def command(args: Mapping[str, Any]) -> list[str]:
     A flag without a value is True; what is None or False is left out. Numbers and words of a list
     follow each other, and a mapping is JSON, as ``--hparams`` takes it.
     """
-    return ["python", "-m", "domainbed.scripts.train", *_flags(args)]
-
-
-def _flags(args: Mapping[str, Any]) -> Iterator[str]:
+    words = ["python", "-m", "domainbed.scripts.train"]
     for name, value in sorted(args.items()):
         if value is None or value is False:
             continue
-        yield f"--{name}"
-        if value is True:
-            continue
+        words.append(f"--{name}")
         if isinstance(value, Mapping):
             value = json.dumps(value, sort_keys=True)
-        yield from map(str, value if isinstance(value, (list, tuple)) else [value])
+        if value is not True:
+            words += map(str, value if isinstance(value, (list, tuple)) else [value])
+    return words
 
 
 def same_but_for_the_data(args: Mapping[str, Any]) -> str:

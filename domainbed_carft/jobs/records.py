@@ -6,23 +6,21 @@ A record counts if it is whole; of two of one step the later does. What is wrong
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
-from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
-from domainbed_carft.text import counted
+from domainbed_carft.text import counted, limited, shown
 
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
@@ -75,13 +73,21 @@ class Run:
         """The hparams seed."""
         return int(self.job.args["hparams_seed"])
 
-    @property
-    def hparams(self) -> str:
-        return json.dumps(self.recorded, sort_keys=True)
 
-    @property
-    def seed(self) -> Any:
-        return self.job.args.get("seed")
+class Fault(NamedTuple):
+    """What was wrong with what was read: its kind, for counting; where; what became of it."""
+
+    kind: str
+    path: str
+    text: str
+
+
+def told(faults: Iterable[Fault]) -> list[str]:
+    """A line a fault, the same kinds together, of many of a kind the first and the number."""
+    kinds: dict[str, list[str]] = {}
+    for one in faults:
+        kinds.setdefault(one.kind, []).append(shown(f"{one.kind}: {one.path}: {one.text}"))
+    return [line for lines in kinds.values() for line in limited(lines)]
 
 
 class Read(NamedTuple):
@@ -93,16 +99,10 @@ class Read(NamedTuple):
 
 
 def read(folders: Sequence[Path | str]) -> Read:
-    """All runs in ``folders`` and up to DEPTH levels below; raises CarftError as ``find``."""
-    found, faults = find(folders)
-    runs = [run for folder in found for run in runs_in(folder, faults)]
-    return Read(runs, faults, sum(len(run.steps) for run in runs))
+    """All runs in ``folders`` and up to DEPTH levels below, each real folder once.
 
-
-def find(folders: Sequence[Path | str]) -> tuple[list[str], list[Fault]]:
-    """Folders with records, each real one once, sorted by name within each of ``folders``.
-
-    Raises CarftError, naming all of them, where some of ``folders`` are not there.
+    They are sorted by folder within each of ``folders``. Raises CarftError, naming all of them,
+    where some of ``folders`` are not there.
     """
     if missing := ", ".join(str(folder) for folder in folders if not os.path.isdir(folder)):
         raise CarftError(f"there is no folder {missing}; expected the output folders of sweeps")
@@ -117,14 +117,16 @@ def find(folders: Sequence[Path | str]) -> tuple[list[str], list[Fault]]:
             try:
                 inner = sorted(one.path for one in os.scandir(folder) if one.name[0] != ".")
             except OSError as error:
+                inner = []
                 faults.append(Fault("unreadable", folder, f"{error.strerror}; skipped"))
-            else:
-                for path in filter(os.path.isdir, inner):
-                    visit(path, levels - 1)
+            for path in filter(os.path.isdir, inner):
+                visit(path, levels - 1)
 
     for folder in folders:
         visit(str(folder), DEPTH)
-    return list(found.values()), list(dict.fromkeys(faults))
+    faults = list(dict.fromkeys(faults))
+    runs = [run for folder in found.values() for run in runs_in(folder, faults)]
+    return Read(runs, faults, sum(len(run.steps) for run in runs))
 
 
 def runs_in(folder: Path | str, faults: list[Fault] | None = None) -> list[Run]:
@@ -286,14 +288,12 @@ def _accuracies(
     rows = array("d")
     odd = []
     for record in records:
-        row: list[Any] = [*map(({} if record["step"] in lost else record).get, names)]
-        if not ({*map(type, row)} <= _NUMBERS and min(row) >= 0 and max(row) <= _MOST):
-            for at, value in enumerate(row):
-                if not (type(value) in _NUMBERS and 0 <= value <= _MOST):
-                    row[at] = math.nan
-                    if value is not None and value == value:
-                        odd.append(f"{names[at]} {str(value)[:60]} at step {record['step']:g}")
-        rows.extend(row)
+        for name in names:
+            value: Any = None if record["step"] in lost else record.get(name)
+            known = type(value) in _NUMBERS and 0 <= value <= _MOST
+            rows.append(value if known else math.nan)
+            if not known and value is not None and value == value:
+                odd.append(f"{name} {str(value)[:60]} at step {record['step']:g}")
     if odd:
         what = f"{counted(len(odd), 'value')} not in [0, 1], taken as missing: {odd[0]}"
         faults.append(Fault("out of range", folder, what + ", ..." * (len(odd) > 1)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import faults
+from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import figures, frames, writing
@@ -66,8 +65,6 @@ def build(
     selection that there are no jobs for, and for algorithms in ``asked`` that no job is of.
     """
     collection = collecting.gather(folders, ignored=ignored, also=select)
-    if select:
-        selection.require_jobs(select, collection.methods)
     method = select or collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
@@ -110,9 +107,9 @@ def build(
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },
-        "notes": collecting.notes(collection),
+        "notes": [note for group in groups for note in group.notes],
         "complete": not any(table.incomplete for table in flat if table.method == method),
-        "faults": list(faults.lines(collection.faults)),
+        "faults": records.told(collection.faults),
         "software": ", ".join(f"{name} {version(name)}" for name in _DRAWN_BY),
         "settings": _settings(runs),
         "digest": _digest(runs),
@@ -136,10 +133,10 @@ def _pair(
 
 def _finding(one: paired.Difference, a: str, b: str) -> str:
     """A sentence on the one thing that a reader wants to know first; a table has the rest."""
-    word = "above" if one.mean >= 0 else "below"
+    word = "above" if one.mean_difference >= 0 else "below"
     text = (
-        f"{a} is {abs(one.mean):.1f} points {word} {b} on the environments left out: the mean over "
-        f"{counted(one.pairs, 'pair')} of (environment, trial)"
+        f"{a} is {abs(one.mean_difference):.1f} points {word} {b} on the environments left out: "
+        f"the mean over {counted(one.pairs, 'pair')} of (environment, trial)"
     )
     if one.low is not None and one.high is not None:
         text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
@@ -150,8 +147,9 @@ def _settings(runs: Sequence[Run]) -> Grid:
     """Arguments, hparams and versions of the jobs; which CLIP they had, and which words it read."""
     parts: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        hparams = json.loads(run.hparams)
-        told = {f"{n} on {run.dataset}": str(hparams[n]) for n in _WORDS if hparams.get(n)}
+        told = {
+            f"{n} on {run.dataset}": str(run.recorded[n]) for n in _WORDS if run.recorded.get(n)
+        }
         parts.update({**run.setting, **told}.items())
     rows = [[part, value, str(count)] for (part, value), count in parts.items()]
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, [])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -147,7 +146,7 @@ def _original(others: Sequence[Selected], ours: Sequence[Selected]) -> saved.Tra
     """A saved run whose encoder is the CLIP that both of ``ours`` started from."""
 
     def start(one: Selected) -> list[Any]:
-        hparams = json.loads(one.outcome.runs[0].hparams)
+        hparams = one.outcome.runs[0].recorded
         return [hparams.get(name) for name in _SAME]
 
     for one in others:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import faults as found_wrong
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.manifest import Sweep
+from domainbed_carft.jobs.records import Fault
 from domainbed_carft.results import document, paired, published, selection, settings, tables
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
@@ -19,8 +18,7 @@ from domainbed_carft.results.settings import Group
 class Collection(NamedTuple):
     """Runs in groups that may be averaged, by which methods, and what was wrong.
 
-    ``optional``: of the methods those that nobody has asked for or run jobs for; what their cells
-    lack is said, and is no gap. ``compare_with``: published methods, as the manifests name them.
+    ``compare_with``: published methods, as the manifests name them.
     """
 
     groups: Sequence[Group]
@@ -28,20 +26,7 @@ class Collection(NamedTuple):
     faults: Sequence[Fault]
     records: int
     jobs: int
-    optional: Sequence[str] = ()
-    compare_with: Sequence[str] = ()
-
-
-class Page(NamedTuple):
-    """The document, and how many of how many cells are incomplete; see Collection.optional.
-
-    ``remarks``: what is to be known of the one table for CSV, which has no room for it.
-    """
-
-    document: Document
-    incomplete: int
-    cells: int
-    remarks: Sequence[str] = ()
+    compare_with: Sequence[str]
 
 
 def gather(
@@ -53,75 +38,65 @@ def gather(
     """Read ``folders``, keep apart what does not belong together, count each job once.
 
     ``methods``: None for those that the sweeps' manifests name, else those that there are jobs for,
-    and the one called ``also``.
-    Raises CarftError if there is no record, no job for one of ``methods``, or if a job was run
-    twice with different records.
+    and the one called ``also``. Raises CarftError if there is no record, no job for a method that
+    is asked for, or if a job was run twice with different records.
     """
-    found = records.read(folders)
-    if not found.runs:
-        wrong = "".join(f"\n{line}" for line in found_wrong.lines(found.faults))
+    runs, faults, count = records.read(folders)
+    if not runs:
+        wrong = "".join(f"\n{line}" for line in records.told(faults))
         raise CarftError(
             f"no record below {', '.join(map(str, folders))}, down to {records.DEPTH} levels; "
             f"expected folders of jobs, with results.jsonl{wrong}"
         )
-    faults = list(found.faults)
-    sweeps: list[Sweep | None] = []
+    sweeps: list[Sweep] = []
     for folder in folders:
         try:
-            sweeps.append(manifest.read(Path(folder)))
+            sweeps.append(manifest.read(Path(folder)) or Sweep("", "", ()))
         except CarftError as error:
-            sweeps.append(None)
+            sweeps.append(Sweep("", "", ()))
             what = f"{error}; until then the records tell what was to be run"
             faults.append(Fault("unreadable", str(folder), what))
-    planned = [job for sweep in sweeps if sweep for job in sweep.jobs]
-    labels = {name: facts.labels for s in sweeps if s for name, facts in s.datasets.items()}
+    planned = [job for sweep in sweeps for job in sweep.jobs]
+    labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     groups = []
-    for group in settings.groups(found.runs, planned, ignored):
+    for group in settings.groups(runs, planned, ignored):
         kept, passed_over = settings.distinct(group.runs)
         groups.append(group._replace(runs=kept, labels=labels))
         faults += passed_over
-    counts = {len(run.test_envs) for run in found.runs}
-    counts |= {len(job.args["test_envs"]) for job in planned}
-    optional: list[str] = []
-    if methods:
-        there = [name for name in selection.METHODS if _has_jobs(name, counts)]
-        for name in methods:
-            selection.require_jobs(name, there)
-    else:
-        methods, optional = _methods(sweeps, counts, also)
+    left_out = {len(run.test_envs) for run in runs}
+    left_out |= {len(job.args["test_envs"]) for job in planned}
+    there = [
+        name
+        for name, method in selection.METHODS.items()
+        if (any(left_out) if method.leaves_out else 0 in left_out)
+    ]
+    for name in (*(methods or ()), *filter(None, [also])):
+        if name not in there:
+            raise CarftError(
+                f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}"
+            )
     return Collection(
-        groups, methods, faults, found.records, sum(len(group.runs) for group in groups), optional,
-        list(dict.fromkeys(name for sweep in sweeps if sweep for name in sweep.compare_with)),
+        groups, methods or _methods(there, sweeps, also, left_out), faults, count,
+        sum(len(group.runs) for group in groups),
+        list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
     )  # fmt: skip
 
 
-def _has_jobs(method: str, counts: set[int]) -> bool:
-    """Whether there are jobs for it; ``counts``: of test environments."""
-    return any(counts - {0}) if selection.METHODS[method].leaves_out else 0 in counts
-
-
 def _methods(
-    sweeps: Sequence[Sweep | None], counts: set[int], also: str | None
-) -> tuple[list[str], list[str]]:
-    """The methods, and those of them that are optional.
-
-    Unless the manifests name methods leave-one-domain-out is always one, so that nobody misses it;
-    it is optional where there are no jobs for it.
-    """
-    named = {name for sweep in sweeps if sweep for name in sweep.selection}
-    asked = {also, *named, *([selection.LEAVE_ONE_OUT] if 2 in counts else [])}
-    all_name_some = all(sweep and sweep.selection for sweep in sweeps)
-    methods = [
-        name
-        for name, method in selection.METHODS.items()
-        if _has_jobs(name, counts)
-        and not (all_name_some and method.leaves_out and name not in asked)
-    ]
-    optional = {selection.LEAVE_ONE_OUT} - asked
-    return methods, [name for name in methods if name in optional]
+    there: Sequence[str], sweeps: Sequence[Sweep], also: str | None, left_out: set[int]
+) -> list[str]:
+    """Of the methods that have jobs those that are named, or all where a folder names none."""
+    named = {name for sweep in sweeps for name in sweep.selection} | {also, selection.IN_DOMAIN}
+    if not all(sweep.selection for sweep in sweeps):
+        named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
+    if 2 in left_out:  # these jobs serve nothing else
+        named.add(selection.LEAVE_ONE_OUT)
+    return [name for name in there if name in named]
 
 
-def build(collection: Collection, pair: Sequence[str] | None = None, compare: bool = False) -> Page:
+def build(
+    collection: Collection, pair: Sequence[str] | None = None, compare: bool = False
+) -> Document:
     """Everything that was asked for; ``pair``: two algorithms.
 
     ``compare``: with the published figures, of which those of the methods that the manifests name
@@ -130,19 +105,18 @@ def build(collection: Collection, pair: Sequence[str] | None = None, compare: bo
     built = [tables.build(group, collection.methods) for group in collection.groups]
     flat = [table for group in built for table in group]
     grids = [document.grid(table) for table in flat]
-    remarks = notes(collection)
-    caption = [*document.CAPTION, *remarks]
+    remarks = [note for group in collection.groups for note in group.notes]
+    caption = [*document.CAPTION]
     entries = [document.table_entry(table) for table in flat]
     rows = document.cell_records(entries)
-    columns: Sequence[str] = ()
     sections: dict[str, Any] = {"tables": entries, "notes": list(remarks)}
     if compare:
-        rows, columns = [], published.Comparison._fields
+        rows = []
         for group, own in zip(collection.groups, built, strict=True):
             beside, about = published.compare(group, own)
             grids.append(published.grid(beside, about))
             rows += [one._asdict() for one in beside]
-            remarks += [_of_group(group, remark) for remark in about]
+            remarks += about
         grids.append(published.overview(collection.compare_with))
         caption += published.CAPTION
         figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
@@ -151,23 +125,12 @@ def build(collection: Collection, pair: Sequence[str] | None = None, compare: bo
         found = paired.compare(collection.groups, collection.methods, *pair)
         grids.append(paired.grid(found, *pair))
         caption.append(paired.CAPTION)
-        sections["paired"] = rows = paired.entries(found, *pair)
-    faults = [fault._asdict() for fault in collection.faults]
-    counts = {"records": collection.records, "jobs": collection.jobs}
-    sections["summary"] = {**counts, "faults": faults}
-    counting = [table for table in flat if table.method not in collection.optional]
-    return Page(
-        Document("Results", caption, grids, sections, rows, columns),
-        sum(table.incomplete for table in counting),
-        sum(table.size for table in counting),
-        remarks,
-    )
-
-
-def notes(collection: Collection) -> list[str]:
-    """Remarks on what the runs of each group do not share."""
-    return [_of_group(group, note) for group in collection.groups for note in group.notes]
-
-
-def _of_group(group: Group, note: str) -> str:
-    return f"{group.title}: {note}" if group.title else note
+        sections["paired"] = rows = [one._asdict() for one in found]
+    sections["summary"] = {
+        "records": collection.records,
+        "jobs": collection.jobs,
+        "incomplete_cells": sum(table.incomplete for table in flat),
+        "cells": sum(table.size for table in flat),
+        "faults": [fault._asdict() for fault in collection.faults],
+    }
+    return Document("Results", [*caption, *remarks], grids, sections, rows, remarks)

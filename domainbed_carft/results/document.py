@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.results.tables import Cell, Table
+from domainbed_carft.results.tables import Table
 
 PLUS_MINUS = "±"
 NOTHING = "X"
@@ -35,7 +35,7 @@ class Grid(NamedTuple):
 class Document(NamedTuple):
     """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV.
 
-    ``columns``: what their keys would be, of a table that may have no entry.
+    ``notes``: on all of the tables.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Document(NamedTuple):
     grids: Sequence[Grid]
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
-    columns: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def grid(table: Table) -> Grid:
@@ -53,7 +53,9 @@ def grid(table: Table) -> Grid:
     for row in table.rows:
         cells = []
         for cell in row.cells:
-            text = words(cell)
+            text = NOTHING if cell.missing else "-"
+            if cell.mean is not None:
+                text = f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
             if cell.missing:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
@@ -63,13 +65,6 @@ def grid(table: Table) -> Grid:
         rows.append([row.algorithm, *cells, average])
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
-
-
-def words(cell: Cell) -> str:
-    """Mean and error as DomainBed prints them, and the number of trials."""
-    if cell.mean is None:
-        return NOTHING if cell.counts else "-"
-    return f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
 
 
 def table_entry(table: Table) -> dict[str, Any]:
@@ -89,7 +84,7 @@ def table_entry(table: Table) -> dict[str, Any]:
                         "mean": cell.mean,
                         "standard_error": cell.error,
                         "n": cell.n,
-                        "trials": {str(trial): value for trial, value in cell.trials.items()},
+                        "trials": {str(t): 100 * value for t, value in cell.accuracies.items()},
                         "missing": list(cell.missing),
                     }
                     for column, cell in zip(table.columns, row.cells, strict=True)

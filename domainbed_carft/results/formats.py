@@ -17,6 +17,8 @@ from domainbed_carft.text import shown
 WIDTH = 100
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#&])")
+# Not ASCII, nor what TeX's first font encoding makes of letters and accents.
+_NO_LETTER = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -50,7 +52,6 @@ _PAGE = """<!doctype html>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1rem auto }}
-.wide {{ overflow-x: auto }}
 th, td {{ padding: .25rem .75rem; text-align: left; white-space: nowrap }}
 </style>
 </head>
@@ -117,10 +118,9 @@ def _in_markdown(text: str) -> str:
 
 def _csv(document: Document) -> str:
     """The one table of ``document.records``, all digits; empty where there is no value."""
-    columns = list(document.records[0]) if document.records else document.columns
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerows(document.records[:1])  # the keys
     for record in document.records:
         writer.writerow([_in_csv(value) for value in record.values()])
     return file.getvalue()
@@ -141,13 +141,8 @@ def _html(document: Document) -> str:
     """One page that needs nothing from anywhere else."""
     body = []
     for grid in document.grids:
-        title = _in_html(grid.title)
-        # A region that scrolls has to be reached by keyboard.
-        body += [f"<h2>{title}</h2>"]
-        body += [f'<div class="wide" tabindex="0" role="region" aria-label="{title}">']
-        body += [_table(grid, "html", shown), "</div>"]
-        notes = [f"<li>{_in_html(note)}</li>" for note in grid.notes]
-        body += ["<ul>", *notes, "</ul>"] if notes else []
+        body += [f"<h2>{_in_html(grid.title)}</h2>", _table(grid, "html", shown)]
+        body += [f"<p>{_in_html(note)}</p>" for note in grid.notes]
     body += [f"<p>{_in_html(text)}</p>" for text in document.caption]
     return _PAGE.format(title=_in_html(document.title), body="\n".join(body))
 
@@ -172,14 +167,7 @@ def _latex(document: Document) -> str:
 
 def _in_latex(text: str) -> str:
     """Text as LaTeX prints it; of what pdfLaTeX has no letter for, the code point."""
-    known = (c if _has_letter(c) else f"(U+{ord(c):04X})" for c in text)
-    return "".join(known).translate(_LATEX)
-
-
-def _has_letter(character: str) -> bool:
-    """ASCII, and what TeX's first font encoding makes of letters and accents."""
-    accented = "\u00c0" <= character <= "\u00ff" and character not in "ÐÞðþ×÷"
-    return " " <= character <= "~" or accented or character == PLUS_MINUS
+    return _NO_LETTER.sub(lambda found: f"(U+{ord(found[0]):04X})", text).translate(_LATEX)
 
 
 _FORMATS = {

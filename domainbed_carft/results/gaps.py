@@ -9,7 +9,7 @@ for lacks nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,26 +32,12 @@ class Gaps:
         self._listed_of = {_kind(key) for key in self._listed}
         self._marks_done = bool(planned) or any(run.done for run in runs)
         self.keys = {**dict.fromkeys(self.runs), **dict.fromkeys(self._listed)}
-        self._choices: dict[_Kind, set[int]] = {}
-        self._trials: dict[tuple[str, bool], set[int]] = {}
-        self._places: dict[tuple[Any, ...], dict[int, set[int]]] = {}
+        self._of_kind: dict[_Kind, list[Key]] = {}
         for key in self.keys:
-            self._choices.setdefault(_kind(key), set()).add(key.choice)
-            self._trials.setdefault((key.dataset, bool(key.test_envs)), set()).add(key.trial)
-            trials = self._places.setdefault(key[:3], {})
-            trials.setdefault(key.trial, set()).add(key.choice)
-        self._reasons: dict[Key, str] = {}  # each is asked for by several methods
+            self._of_kind.setdefault(_kind(key), []).append(key)
         self._steps: dict[tuple[Any, ...], set[float]] = {}
         for run in runs:
             self._steps.setdefault(_schedule(run), set()).update(run.steps)
-
-    def choices(self, dataset: str, method: str) -> dict[str, int]:
-        """Algorithm -> how many choices of hyperparameters it has on a data set."""
-        return {
-            algorithm: len(choices)
-            for (name, algorithm, left_out), choices in self._choices.items()
-            if name == dataset and left_out == METHODS[method].leaves_out
-        }
 
     def of(
         self, dataset: str, algorithm: str, target: int, method: str, count: int
@@ -62,43 +48,37 @@ class Gaps:
         """
         kind = dataset, algorithm, METHODS[method].leaves_out
         expected = self._expected(*kind, target)
-        if kind not in self._choices:
+        if kind not in self._of_kind:
             return None if self._listed else ["no job of the algorithm on this data set"]
         if not expected:
             return None
-        if count == 1 and method in selection.ON_OTHERS:
-            return ["there is no environment besides it for the method to validate on"]
-        lacks = self.lacks(dataset, algorithm, target, method, count)
-        return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
-
-    def lacks(
-        self, dataset: str, algorithm: str, target: int, method: str, count: int
-    ) -> dict[str, _Places]:
-        """Reason -> where it holds: trial -> choices."""
-        leaves_out = METHODS[method].leaves_out
-        wanted: list[tuple[int, ...]] = [(target,)] if leaves_out else [()]
+        wanted: list[set[int]] = [{target}] if kind[2] else [set()]
         if method == LEAVE_ONE_OUT:
-            wanted += _pairs(target, count)
-        expected = self._expected(dataset, algorithm, leaves_out, target)
-        places = [(trial, choice) for trial, choices in expected.items() for choice in choices]
-        found: dict[str, _Places] = {}
-        for envs, (trial, choice) in itertools.product(wanted, places):
-            key = Key(dataset, algorithm, frozenset(envs), trial, choice)
-            if key not in self._reasons:
-                self._reasons[key] = self._reason(key)
-            if reason := self._reasons[key]:
-                found.setdefault(reason, {}).setdefault(trial, []).append(choice)
-        return found
+            wanted += [{target, other} for other in range(count) if other != target]
+        lacks: dict[str, _Places] = {}
+        for envs, trial in itertools.product(wanted, expected):
+            for choice in expected[trial]:
+                key = Key(dataset, algorithm, frozenset(envs), trial, choice)
+                if reason := self._reason(key):
+                    lacks.setdefault(reason, {}).setdefault(trial, []).append(choice)
+        return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
 
     def _expected(self, dataset: str, algorithm: str, leaves_out: bool, target: int) -> _Places:
         """Each trial with its choices of hyperparameters."""
-        kind = dataset, algorithm, leaves_out
-        if kind in self._listed_of:
-            key = dataset, algorithm, frozenset([target] if leaves_out else [])
-            places = self._places.get(key, {})
-            return {trial: sorted(choices) for trial, choices in sorted(places.items())}
-        choices = sorted(self._choices.get(kind, ()))
-        return dict.fromkeys(sorted(self._trials.get((dataset, leaves_out), ())), choices)
+        own = self._of_kind.get((dataset, algorithm, leaves_out), [])
+        if (dataset, algorithm, leaves_out) in self._listed_of:
+            envs = {target} if leaves_out else set()
+            places: _Places = {}
+            for trial, choice in sorted(key[3:] for key in own if key.test_envs == envs):
+                places.setdefault(trial, []).append(choice)
+            return places
+        trials = {
+            key.trial
+            for kind, keys in self._of_kind.items()
+            if (kind[0], kind[2]) == (dataset, leaves_out)
+            for key in keys
+        }
+        return dict.fromkeys(sorted(trials), sorted({key.choice for key in own}))
 
     def _reason(self, key: Key) -> str:
         """What is wrong with a job, "" if nothing is."""
@@ -121,11 +101,6 @@ class Gaps:
 
 def _kind(key: Key) -> _Kind:
     return key.dataset, key.algorithm, bool(key.test_envs)
-
-
-def _pairs(target: int, count: int) -> list[tuple[int, ...]]:
-    """The target with each of the other environments, in their order."""
-    return [(min(i, target), max(i, target)) for i in range(count) if i != target]
 
 
 def _schedule(run: Run) -> tuple[Any, ...]:
@@ -151,14 +126,6 @@ def _where(places: _Places, expected: _Places) -> str:
         return "in every trial"
     return "; ".join(
         f"trial {trial}"
-        + ("" if found == expected[trial] else f" hparams_seed {', '.join(_spans(found))}")
+        + ("" if found == expected[trial] else f" hparams_seed {', '.join(map(str, found))}")
         for trial, found in places.items()
     )
-
-
-def _spans(numbers: Sequence[int]) -> Iterator[str]:
-    """1, 2, 3, 7 as 1-3, 7."""
-    runs = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    for _, run in runs:
-        first, *_, last = [number for _, number in run] * 2
-        yield f"{first}" if first == last else f"{first}-{last}"

@@ -16,14 +16,12 @@ from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell, Table
 
 AVERAGE = "average"
-_NONE = "No data set and algorithm of ours has a published figure."
 BACKBONE = "ViT-B/16"
 
 CAPTION = (
     f"Published: accuracy in % of CLIP {BACKBONE} with one domain left out, mean over the targets. "
     "The error is that of our mean, over trials; the published figures are single numbers without "
-    "one. Within: whether they differ by no more than that error, which one trial does not have. "
-    "The published figures come from several sources and protocols.",
+    "one, from several sources and protocols.",
 )
 
 
@@ -37,10 +35,7 @@ class Figure(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One of our cells beside a published figure, in percent and points: a row for JSON and CSV.
-
-    ``within``: whether they differ by no more than our error; None where one trial has none.
-    """
+    """One of our cells beside a published figure, in percent and points: a row for JSON and CSV."""
 
     setting: str
     selection: str
@@ -52,7 +47,6 @@ class Comparison(NamedTuple):
     complete: bool
     published: float
     difference: float
-    within: bool | None
     method: str
     source: str
 
@@ -89,25 +83,31 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
         for dataset in (run.dataset, AVERAGE):
             methods.setdefault((run.algorithm, dataset), set()).add(counterpart(run))
     found = []
-    for table in built:
-        for row in table.rows if table.averages else ():
+    for table in (table for table in built if table.averages):
+        for row in table.rows:
             cells = dict(zip(table.columns, row.cells, strict=True))
             cells[AVERAGE] = _over_all([cells.get(name, Cell()) for name in wanted])
             for dataset, cell in cells.items():
                 of = methods.get((row.algorithm, dataset), set())
                 figure = known.get((str(*of), dataset)) if len(of) == 1 else None
                 if figure and cell.mean is not None and cell.error is not None:
-                    ours, error = float(cell.mean), float(cell.error)
-                    difference = ours - figure.accuracy
                     found.append(
                         Comparison(
-                            table.setting, table.method, row.algorithm, dataset, ours, error,
-                            cell.n, not (cell.missing or cell.undeclared), figure.accuracy,
-                            difference, abs(difference) <= error if cell.n > 1 else None,
-                            figure.method, figure.source,
+                            table.setting, table.method, row.algorithm, dataset, float(cell.mean),
+                            float(cell.error), cell.n, not (cell.missing or cell.partial),
+                            figure.accuracy, float(cell.mean) - figure.accuracy, figure.method,
+                            figure.source,
                         )
                     )  # fmt: skip
-    return found, [*([] if found else [_NONE]), *_remarks(group)]
+    backbones: dict[str, dict[str, None]] = {}
+    for run in group.runs:
+        backbone = run.recorded.get("clip_backbone")
+        if counterpart(run) and backbone not in (BACKBONE, None):
+            backbones.setdefault(str(backbone), {})[run.algorithm] = None
+    return found, [
+        f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
+        for backbone, names in backbones.items()
+    ]
 
 
 def _over_all(cells: Sequence[Cell]) -> Cell:
@@ -120,62 +120,36 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
         for trial in sorted(first.accuracies)
     }
     cell = tables.cell_of(means, [text for cell in cells for text in cell.missing])
-    return cell._replace(undeclared=any(cell.undeclared for cell in cells))
-
-
-def _remarks(group: Group) -> list[str]:
-    backbones: dict[str, dict[str, None]] = {}
-    for run in group.runs:
-        backbone = run.recorded.get("clip_backbone")
-        if counterpart(run) and backbone not in (BACKBONE, None):
-            backbones.setdefault(str(backbone), {})[run.algorithm] = None
-    return [
-        f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
-        for backbone, names in backbones.items()
-    ]
+    return cell._replace(partial=any(cell.partial for cell in cells))
 
 
 def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     """A row a comparison."""
-    said = {True: "yes", False: "no", None: "one trial"}
-    sources: dict[str, int] = {}
-    rows = []
-    for one in found:
-        ours = f"{one.ours:.1f} {PLUS_MINUS} {one.standard_error:.1f} ({one.n})"
-        rows.append(
-            [
-                one.algorithm, one.selection, one.dataset,
-                ours if one.complete else f"{ours}, incomplete",
-                f"{one.published:.1f}", f"{one.difference:+.1f}", said[one.within],
-                f"{one.method} {_numbered(one.source, sources)}",
-            ]
-        )  # fmt: skip
-    header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference", "Within"]
+    rows = [
+        [
+            one.algorithm, one.selection, one.dataset,
+            f"{one.ours:.1f} {PLUS_MINUS} {one.standard_error:.1f} ({one.n})"
+            + ("" if one.complete else ", incomplete"),
+            f"{one.published:.1f}", f"{one.difference:+.1f}", one.method,
+        ]
+        for one in found
+    ]  # fmt: skip
+    header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference"]
     setting = found[0].setting if found else ""
     title = "; ".join(filter(None, ["Beside published figures", setting]))
-    return Grid(title, [*header, "Published as"], rows, [*remarks, *_listed(sources)])
+    return Grid(title, [*header, "Published as"], rows, [*remarks, *_sources(found)])
 
 
 def overview(wanted: Sequence[str] = ()) -> Grid:
     """Published figures: a row a method, a column a data set; of methods in ``wanted``, if any."""
     shown = figures(wanted)
     columns = list(dict.fromkeys(figure.dataset for figure in shown))
-    methods: dict[str, dict[str, Figure]] = {}
+    methods: dict[str, dict[str, str]] = {}
     for figure in shown:
-        methods.setdefault(figure.method, {})[figure.dataset] = figure
-    sources: dict[str, int] = {}
-    rows = []
-    for method, cells in methods.items():
-        own = dict.fromkeys(_numbered(figure.source, sources) for figure in cells.values())
-        numbers = [f"{cells[name].accuracy:.1f}" if name in cells else "" for name in columns]
-        rows.append([f"{method} {' '.join(own)}", *numbers])
-    return Grid(f"Published, CLIP {BACKBONE}", ["Method", *columns], rows, _listed(sources))
+        methods.setdefault(figure.method, {})[figure.dataset] = f"{figure.accuracy:.1f}"
+    rows = [[name, *(own.get(column, "") for column in columns)] for name, own in methods.items()]
+    return Grid(f"Published, CLIP {BACKBONE}", ["Method", *columns], rows, _sources(shown))
 
 
-def _numbered(source: str, sources: dict[str, int]) -> str:
-    """A mark for a source, the same wherever it stands."""
-    return f"[{sources.setdefault(source, len(sources) + 1)}]"
-
-
-def _listed(sources: dict[str, int]) -> list[str]:
-    return [f"[{number}] {source}." for source, number in sources.items()]
+def _sources(found: Iterable[Figure | Comparison]) -> list[str]:
+    return list(dict.fromkeys(f"{one.method}: {one.source}." for one in found))

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import Run
 
 Floats = npt.NDArray[np.float64]
@@ -197,7 +196,6 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
 
 IN_DOMAIN = "in-domain"
 LEAVE_ONE_OUT = "leave-one-domain-out"
-ON_OTHERS = ("training-domain", LEAVE_ONE_OUT)  # they validate on the environments not left out
 METHODS = {
     "training-domain": Method("training-domain validation set", _training_domain),
     LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
@@ -207,11 +205,3 @@ METHODS = {
         "nothing left out, out-splits at the last step", lambda test, choice: None, leaves_out=False
     ),
 }
-
-
-def require_jobs(name: str, there: Sequence[str]) -> None:
-    """Raise CarftError unless the method called ``name`` is among those that there are jobs for."""
-    if name not in there:
-        raise CarftError(
-            f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}"
-        )

@@ -7,19 +7,17 @@ on a data set have to share, or a column would mean nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.faults import Fault
 from domainbed_carft.jobs.job import Job, Key
-from domainbed_carft.jobs.records import Run
-from domainbed_carft.jobs.setting import DEFAULT, EDITION, ENVIRONMENTS, HPARAM, KINDS, UNKNOWN
+from domainbed_carft.jobs.records import Fault, Run
+from domainbed_carft.jobs.setting import DEFAULT, ENVIRONMENTS, HPARAM, KINDS, UNKNOWN
 from domainbed_carft.jobs.setting import setting as setting_of
-from domainbed_carft.text import counted, limited
+from domainbed_carft.text import counted
 
-# (data set, algorithm) -> its different settings
+# (data set, algorithm) -> the settings of its jobs
 _Places = dict[tuple[str, str], list[Mapping[str, str]]]
 
 
@@ -67,7 +65,7 @@ def groups(
     for key in sorted({*members, *waiting}):
         title = ", ".join(f"{part} {word}" for part, word in zip(parts, key))
         mine = members.get(key, [])
-        notes = [*_differences(mine, starts), *_drift(mine)]
+        notes = [f"{title}: {n}" if title else n for n in _differences(mine, starts)]
         result.append(Group(title, mine, waiting.get(key, []), notes))
     return result
 
@@ -81,24 +79,23 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
     found: dict[Key, list[Run]] = {}
     for run in runs:
         found.setdefault(run.job.key, []).append(run)
-    faults = []
-    problems = []
+    counting, faults, problems = [], [], []
     for same in found.values():
         first, *others = [run for run in same if run.done] or same
+        counting.append(first)
         content = first.steps.tobytes(), first.accuracies.tobytes()  # nan is not equal to nan
         if any((run.steps.tobytes(), run.accuracies.tobytes()) != content for run in others):
             folders = ", ".join(dict.fromkeys(run.folder for run in same))
             problems.append(f"- {first.job}: {folders}")
         what = f"the same job as in {first.folder}, which counts"
         faults += [Fault("passed over", run.folder, what) for run in same if run is not first]
-        same[:] = [first]
     if problems:
         raise CarftError(
             f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; expected one run a job. Move one folder away, collect them "
-            "apart, or remove the records that do not count:\n" + "\n".join(problems)
+            "with different records; expected one run a job. Move one folder away, or collect them "
+            "apart:\n" + "\n".join(problems)
         )
-    return [run for run in runs if found[run.job.key] == [run]], faults
+    return counting, faults
 
 
 def _word(setting: Mapping[str, str], part: str) -> str:
@@ -116,10 +113,10 @@ def _but_target(key: Key) -> tuple[Any, ...]:
 
 
 def _by_place(found: Iterable[tuple[Job, Mapping[str, str]]]) -> _Places:
-    places: dict[tuple[str, str], dict[tuple[Any, ...], Mapping[str, str]]] = {}
+    places: _Places = {}
     for job, setting in found:
-        places.setdefault(job.key[:2], {})[tuple(setting.items())] = setting
-    return {place: list(different.values()) for place, different in places.items()}
+        places.setdefault(job.key[:2], []).append(setting)
+    return places
 
 
 def _parts(places: _Places) -> list[str]:
@@ -146,45 +143,12 @@ def _differences(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]
     """In what the settings of a group's algorithms and data sets differ."""
     places = _by_place((run.job, run.setting) for run in runs)
     for part in _parts(places):
-        # Each data set has environments and an edition of its own.
-        own = part in (ENVIRONMENTS, EDITION)
-        for dataset in dict.fromkeys(name for name, _ in places) if own else [None]:
-            whose: dict[str, list[str]] = {}
-            for (name, algorithm), different in places.items():
-                if dataset in (None, name):
-                    for word in dict.fromkeys(_word(setting, part) for setting in different):
-                        whose.setdefault(word, []).append(f"{algorithm} on {name}")
-            if len(whose) > 1:
-                asked = " (averaged all the same, as asked)"
-                averaged = asked if ignored and part.startswith(ignored) else ""
-                told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
-                yield f"Not all runs have the same {part}{averaged}: {told}."
-
-
-def _drift(runs: Iterable[Run]) -> list[str]:
-    """Hyperparameters that changed while a sweep ran, as after an update of a default.
-
-    hparams_seed 0 is the defaults, in every trial; the others are drawn for each trial anew.
-    """
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for run in runs:
-        seeds = f"{run.choice} of trial {run.trial}" if run.choice else "0"
-        different = found.setdefault((run.algorithm, run.dataset, seeds), [])
-        if run.recorded not in different:
-            different.append(run.recorded)
-    lines = [
-        f"{algorithm} on {dataset}, hparams_seed {seeds}: the hyperparameters differ between runs, "
-        f"in {_that_differ(different)}."
-        for (algorithm, dataset, seeds), different in found.items()
-        if len(different) > 1
-    ]
-    return limited(lines, 5)
-
-
-def _that_differ(hparams: Iterable[Mapping[str, Any]]) -> str:
-    """Names of the hyperparameters in which they differ, with the values."""
-    values = {
-        name: dict.fromkeys(json.dumps(one.get(name), sort_keys=True) for one in hparams)
-        for name in sorted({name for one in hparams for name in one})
-    }
-    return "; ".join(f"{name} ({', '.join(own)})" for name, own in values.items() if len(own) > 1)
+        whose: dict[str, dict[str, None]] = {}
+        for (dataset, algorithm), own in places.items():
+            for setting in own:
+                whose.setdefault(_word(setting, part), {})[f"{algorithm} on {dataset}"] = None
+        if len(whose) > 1 and part != ENVIRONMENTS:  # each data set has its own
+            asked = " (averaged all the same, as asked)"
+            averaged = asked if ignored and part.startswith(ignored) else ""
+            told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
+            yield f"Not all runs have the same {part}{averaged}: {told}."
