@@ -1,7 +1,5 @@
 """``carft collect`` as a command: what it loads, prints and refuses; its benchmark."""
 
-import subprocess
-import sys
 
 import collect_sweeps
 import pytest
@@ -31,17 +29,6 @@ def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
     assert "no records: ... and 5 more (all of them: --format json)" in lines
     assert lines[-1] == "48 records of 16 jobs."
     assert "none" not in out
-
-
-def test_groups_and_their_notes_are_told(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], steps=1)
-    collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], steps=2)
-    collect_sweeps.write_sweep(tmp_path / "c", ["CARFT"], steps=2, task="other")
-    assert cli.main(["collect", str(tmp_path), "--format", "csv"]) == 0
-    out, err = capsys.readouterr()
-    assert "made under 2 settings, which are never averaged" in err
-    assert "steps 2: Not all runs have the same task" in err
-    assert out.startswith("setting,selection,") and "\nsteps 1,oracle,PACS,A,ERM," in out
 
 
 def test_wrong_arguments_are_refused(tmp_path, capsys):
@@ -74,15 +61,3 @@ def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
     assert cli.main(words) == 1
     out, err = capsys.readouterr()
     assert out == "" and "--select in-domain: there are no jobs for it; expected one of" in err
-
-
-def test_the_benchmark_finds_the_harnesss_values(tmp_path):
-    """240 jobs, the fewest that it writes."""
-    command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]
-    done = subprocess.run(
-        [*command, "--jobs", "1", "--rounds", "1"],
-        cwd=collect_sweeps.REPO, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("240 jobs, 4,080 records, 7 MB")
-    assert "the harness's collect_results: 156 of 156 values equal as printed" in done.stdout

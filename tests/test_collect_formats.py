@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import collect_sweeps
 import pytest
@@ -27,25 +26,6 @@ def document(tmp_path):
     shutil.rmtree(tmp_path / "ERM-0-0-0")
     page = collect_sweeps.collect(tmp_path, paired=["ERM", "An_Algorithm&more"], compare=True)
     return page.document
-
-
-class Elements(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.words = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def test_text_is_aligned_and_explains_itself(document):

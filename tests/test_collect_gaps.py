@@ -4,12 +4,10 @@ import json
 import shutil
 
 import collect_sweeps
-import numpy as np
 import pytest
 from domainbed.scripts import collect_results
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import records
 from domainbed_carft.results import collection as collecting
 
 
@@ -41,16 +39,6 @@ def test_jobs_that_were_not_run(tmp_path):
     table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
     cell = collect_sweeps.cell(table, "ERM", "C")
     assert (cell["n"], list(cell["trials"])) == (2, ["0", "1"])
-
-
-def test_a_single_environment_leaves_none_to_validate_on(tmp_path):
-    collect_sweeps.write_job(tmp_path, dataset="mine", environments=["only"])
-    built = collect_sweeps.tables(tmp_path)
-    for method in ("training-domain", "leave-one-domain-out"):
-        assert collect_sweeps.cell(built["", method, "mine"], "ERM", "only")["missing"] == [
-            "there is no environment besides it for the method to validate on"
-        ]
-    assert collect_sweeps.cell(built["", "oracle", "mine"], "ERM", "only")["missing"] == []
 
 
 def strict(capsys, folder, *more):
@@ -93,16 +81,6 @@ def test_runs_that_broke_off(tmp_path):
     ]
 
 
-def test_algorithms_with_fewer_draws_are_named(tmp_path):
-    collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], choices=3)
-    collect_sweeps.write_sweep(tmp_path / "b", ["CLIPZeroShot"], choices=1)
-    table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
-    assert all(not cell["missing"] for row in table["rows"] for cell in row["cells"])
-    assert table["notes"] == [
-        "Hyperparameters were chosen among different numbers of draws: CLIPZeroShot 1, ERM 3."
-    ]
-
-
 def write_records(job, change):
     """Rewrite a job's records as ``change`` returns them."""
     path = job / "results.jsonl"
@@ -122,18 +100,6 @@ def test_what_is_no_number_is_not_the_best(tmp_path, method):
     assert cell["mean"] > 20 and cell["n"] == 1
     (why,) = cell["missing"]
     assert why.endswith(" has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 1")
-
-
-def test_a_mean_over_incomplete_cells_is_marked(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    lose(tmp_path, "ERM-0-0-0")
-    (grid,) = (
-        grid
-        for grid in collect_sweeps.collect(tmp_path, methods=["oracle"]).document.grids
-        if grid.title.startswith("PACS")
-    )
-    assert grid.rows[0][1].endswith(" [1]") and grid.rows[0][-1].endswith(" [2]")
-    assert grid.notes[1] == "[2] a mean over cells of which some are incomplete."
 
 
 def harness_tables(folder, capsys):
@@ -173,17 +139,3 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     # Copies of the job count once, though nan is not equal to nan.
     shutil.copytree(job, tmp_path / "sweep" / "copy")
     assert len(collecting.gather([tmp_path / "sweep"]).groups[0].runs) == 8
-
-
-@pytest.mark.parametrize(
-    ("step", "first"), [(0, 0), (1, 0), (2, 100), (100, 100), (101, 100), (102, 200)]
-)
-def test_a_record_after_the_update_that_broke_the_weights_does_not_count(tmp_path, step, first):
-    """The first loss that is not finite is that of the step after this update."""
-    job = collect_sweeps.write_job(tmp_path)
-    write_records(job, lambda r: {**r, **({"diverged_at": step} if r["step"] >= step else {})})
-    (run,) = records.read([tmp_path]).runs
-    known = ~np.isnan(np.array(run.accuracies)).reshape(3, 8)
-    assert known.all(axis=1).tolist() == known.any(axis=1).tolist()
-    assert known.all(axis=1).tolist() == [at < first for at in (0, 100, 200)]
-    assert run.diverged_at == first

@@ -52,19 +52,6 @@ def test_a_whole_sweep_over_some_environments_is_whole(tmp_path, capsys):
     assert (one["dataset"], one["complete"]) == ("PACS", False)
 
 
-def test_jobs_beyond_the_manifest_have_their_cells(tmp_path, capsys):
-    collect_sweeps.launch(tmp_path, targets=[3])
-    given = {"environments": list("ACPS"), "task": "t"}
-    collect_sweeps.write_job(tmp_path, "more", test_envs=[0], trial_seed=5, **given)
-    collect_sweeps.write_job(tmp_path, "cut", test_envs=[1], at=(0, 100), **given)
-    status, tables, _ = strict(capsys, tmp_path)
-    cells = [collect_sweeps.cell(tables["", "PACS"], "ERM", column) for column in "ACPS"]
-    assert [(cell["n"], bool(cell["missing"])) for cell in cells] == [
-        (1, False), (1, True), (0, False), (2, False)
-    ]  # fmt: skip
-    assert status == 3
-
-
 @pytest.mark.parametrize("nothing", [False, True])
 def test_each_variant_misses_its_own_jobs(tmp_path, capsys, nothing):
     words = ('{"kl_weight": 1}', '{"kl_weight": 3}')
@@ -85,17 +72,6 @@ def test_each_variant_misses_its_own_jobs(tmp_path, capsys, nothing):
     page = collect_sweeps.collect(tmp_path, compare=True)  # the manifest names the published rows
     figures = page.document.sections["published"]["figures"]
     assert {row["method"] for row in figures} == {"CLIPood", "MIRO"}
-
-
-def test_a_pilot_under_another_setting_misses_no_jobs_that_ran_as_listed(tmp_path, capsys):
-    collect_sweeps.launch(tmp_path, ["ERM", "Mixup"])
-    for target in range(4):
-        collect_sweeps.write_job(
-            tmp_path, f"{target}", test_envs=[target], steps=201, task="t",
-            environments=list("ACPS"),
-        )  # fmt: skip
-    status, tables, _ = strict(capsys, tmp_path)
-    assert (status, len(tables)) == (0, 4)
 
 
 def test_sweeps_over_different_algorithms_and_data_sets_lack_nothing_of_each_other(

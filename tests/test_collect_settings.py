@@ -65,15 +65,6 @@ def test_algorithms_with_a_setting_each_share_a_table_that_says_so(tmp_path):
     ]
 
 
-def test_defaults_that_changed_meanwhile_are_named(tmp_path):
-    collect_sweeps.write_job(tmp_path, "a", recorded={"lr": 1, "b": 2})
-    collect_sweeps.write_job(tmp_path, "b", recorded={"lr": 3, "b": 2}, trial_seed=1)
-    notes = collect_sweeps.collect(tmp_path).document.sections["notes"]
-    assert notes == [
-        "ERM on PACS, hparams_seed 0: the hyperparameters differ between runs, in lr (1, 3)."
-    ]
-
-
 def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     first = collect_sweeps.write_job(tmp_path, "a", seed=1)
     shutil.copytree(first, tmp_path / "copy")

@@ -13,7 +13,6 @@ from harness import synthetic_records
 from domainbed_carft.cli import results
 from domainbed_carft.jobs import records, setting
 from domainbed_carft.results import formats, selection
-from domainbed_carft.results import labels as environments
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
 printed_tables = collect_sweeps.benchmark("printed_tables")
@@ -95,27 +94,7 @@ def test_jobs_that_leave_nothing_out(tmp_path):
     assert [c["standard_error"] for c in cells] == pytest.approx(errors)
 
 
-def test_a_checkpoint_is_not_taken_that_only_some_of_the_jobs_have(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], pairs=True)
-    path = tmp_path / "ERM-0-1-0-0" / "results.jsonl"
-    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True)[1:])))
-    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
-    theirs = printed_tables.read(capsys.readouterr().out)
-    assert printed_tables.differences(ours(tmp_path), theirs) == []
-
-
 def test_names_are_those_of_the_modules_that_know_them():
     assert tuple(selection.METHODS) == results.METHODS
     assert formats.NAMES == results.FORMATS
     assert tuple(setting.KINDS) == results.PARTS
-
-
-def test_environments_are_domainbeds(tmp_path):
-    for name in ("PACS", "DomainNet", "EmojiStyles"):
-        labels = datasets.get_dataset_class(name).ENVIRONMENTS
-        job = collect_sweeps.write_job(
-            tmp_path, name, dataset=name, environments=["x"] * len(labels)
-        )
-        assert environments.labels(records.read([job]).runs) == {name: tuple(labels)}
-    job = collect_sweeps.write_job(tmp_path, "few", environments=["x"] * 3)
-    assert environments.labels(records.read([job]).runs) == {"PACS": ("env0", "env1", "env2")}

@@ -8,7 +8,7 @@ import pytest
 import report_page
 from domainbed.scripts.sweep import Job, make_args_list
 
-from domainbed_carft import cli, sweep
+from domainbed_carft import sweep
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin.emoji_styles import EmojiStyles
@@ -97,8 +97,3 @@ def test_the_declared_demo_is_what_the_readme_shows():
         "domain_generalization", 0.2, True, None,
     )  # fmt: skip
     assert sorted(str(j.folder) for j in made) == sorted(Job(a, "OUT").output_dir for a in jobs)
-
-
-def test_wrong_arguments_are_told(capsys):
-    assert cli.main(["demo", "--trials", "0"]) == 1
-    assert "--trials is 0, expected at least 1" in capsys.readouterr().err

@@ -93,15 +93,6 @@ def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(write, tmp_path)
     assert found == ["new"]
 
 
-def test_others_may_read_what_is_written(tmp_path):
-    before = os.umask(0o027)
-    try:
-        files.write(tmp_path / "file", lambda path: path.write_text("new"))
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(os.stat(tmp_path / "file").st_mode) == 0o640
-
-
 def test_a_full_disk_leaves_the_old_table(sweep, tmp_path):
     path = tmp_path / "table.txt"
     path.write_text("old")

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import os
-import pkgutil
 import re
 import tarfile
 import zipfile
@@ -93,15 +92,6 @@ def test_the_wheel(source: Path, wheel: Path) -> None:
     for path in (source / "domainbed_carft").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(source).as_posix() in contents
-
-
-def test_the_start_file_names_the_hook(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        entry = archive.read("domainbed_carft.start").decode().strip()
-        line = archive.read("domainbed_carft.pth").decode()
-    assert re.fullmatch(r"[\w.]+:\w+", entry)
-    assert callable(pkgutil.resolve_name(entry))
-    assert line.startswith("import ") and line.count("\n") == 1
 
 
 def test_installing_and_uninstalling_the_wheel(environment: Environment, wheel: Path) -> None:

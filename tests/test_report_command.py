@@ -212,16 +212,6 @@ def test_settings_and_data_sets_that_differ_have_sections_of_their_own(tmp_path)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_runs_that_left_nothing_out_have_a_report_too(tmp_path):
-    collect_sweeps.write_job(tmp_path / "sweep", test_envs=[])
-    page = page_of(tmp_path / "sweep")
-    (title,) = (title for title in page.tables if "nothing left out" in title)
-    assert page.tables[title][0] == ["Algorithm", "A", "C", "P", "S", "Avg"]
-    assert page.headings[0] == (1, "PACS: nothing left out")
-    assert "nothing is out-of-domain" in page.text and len(page.all("img")) == 2
-
-
-@pytest.mark.usefixtures("undrawn")
 def test_another_method_is_followed_when_asked_for(sweep, tmp_path):
     assert report(sweep, tmp_path, "--select", "oracle") == 0
     page = report_page.read(tmp_path)

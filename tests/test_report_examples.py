@@ -195,17 +195,6 @@ def page_of(folder, *words):
     return (output / "index.html").read_text(encoding="utf-8")
 
 
-def test_without_the_selected_weights_it_says_which_it_took(one_target):
-    record = one_target / "CARFT" / "results.jsonl"
-    first, *others = [json.loads(line) for line in record.read_text().splitlines()]
-    for env in (0, 2):
-        first[f"env{env}_out_acc"] = 1.0  # it is selected now, and only the last are kept
-    record.write_text("".join(json.dumps(r) + "\n" for r in (first, *others)))
-    (one_target / "CARFT" / "model_best.pkl").unlink()
-    said = block(page_of(one_target), "noto")
-    assert "of step 6 (0 was selected); accuracy" in said
-
-
 def diverged(path):
     content = torch.load(path, weights_only=True)
     content["model_dict"]["head.weight"].fill_(float("nan"))
