@@ -1,6 +1,5 @@
 """``carft collect`` as a command: what it loads, prints and refuses; its benchmark."""
 
-
 import collect_sweeps
 import pytest
 
@@ -15,9 +14,8 @@ def test_nothing_heavy_is_loaded(tmp_path):
 
 def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    for number in range(25):
-        (tmp_path / f"none {number:02}").mkdir()
-        (tmp_path / f"none {number:02}" / "results.jsonl").touch()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "results.jsonl").touch()
     path = tmp_path / "ERM-0-0-0" / "results.jsonl"
     with path.open("a") as file:
         file.write('{"args": {"data')
@@ -25,32 +23,26 @@ def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert f"cut line: {path}: line 4 is not a whole record, skipped" in lines
-    assert f"no records: {tmp_path / 'none 19'}: no record" in lines
-    assert "no records: ... and 5 more (all of them: --format json)" in lines
-    assert lines[-1] == "48 records of 16 jobs."
-    assert "none" not in out
+    assert f"no records: {tmp_path / 'none'}: no record" in lines
+    assert lines[-1] == "48 records of 16 jobs." and "none" not in out
 
 
-def test_wrong_arguments_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("collect --format csv --compare published --paired ERM Mixup", "--format csv is one"),
+        ("collect --paired ERM ERM", "--paired ERM ERM compares an algorithm with itself"),
+        ("collect --paired ERM CLIP", "there are: ERM, Mixup"),
+        ("collect /no/such/folder", "no folder"),
+        ("top --algorithm ERN", "--algorithm ERN: nothing was selected for it; there are: ERM"),
+        ("top --select leave-one-domain-out", "nothing was selected by leave-one-domain-out"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, capsys, words, message):
     collect_sweeps.write_sweep(tmp_path)
-    folder = str(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["collect", folder, "--select", "oracle,iid"])
-    assert "'iid'; expected one or more of training-domain," in capsys.readouterr().err
-    both = ["--format", "csv", "--compare", "published", "--paired", "ERM", "Mixup"]
-    assert cli.main(["collect", folder, *both]) == 1
-    assert "--format csv is one table" in capsys.readouterr().err
-    assert cli.main(["collect", str(tmp_path / "no")]) == 1
-    assert "there is no folder" in capsys.readouterr().err
-    assert cli.main(["collect", folder, "--paired", "ERM", "ERM"]) == 1
-    assert "--paired ERM ERM compares an algorithm with itself" in capsys.readouterr().err
-    assert cli.main(["collect", folder, "--paired", "ERM", "CLIP"]) == 1
-    assert "there are: ERM, Mixup" in capsys.readouterr().err
-    assert cli.main(["top", folder, "--algorithm", "ERN"]) == 1
-    error = capsys.readouterr().err
-    assert "--algorithm ERN: nothing was selected for it; there are: ERM, Mixup" in error
-    assert cli.main(["top", "--select", "leave-one-domain-out", "--", folder]) == 1
-    assert "nothing was selected by leave-one-domain-out" in capsys.readouterr().err
+    command, *more = words.split()
+    assert cli.main([command, str(tmp_path), *more]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["collect", "--strict"], ["top"], ["report"]])
