@@ -96,9 +96,3 @@ def test_other_environments_have_tables_of_their_own(tmp_path, environments, exp
     for (setting, *_), table in collect_sweeps.tables(tmp_path).items():
         if table["dataset"] and setting:
             assert setting == f"environments {', '.join(table['columns'])}"
-
-
-def test_one_is_one_point_zero(tmp_path):
-    collect_sweeps.write_job(tmp_path, "a", hparams='{"lr": 1}')
-    collect_sweeps.write_job(tmp_path, "b", trial_seed=1, hparams='{"lr": 1.0}')
-    assert titles(tmp_path) == [""]
