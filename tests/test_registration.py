@@ -8,14 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_checkout import (
-    OURS,
-    REPO,
-    Site,
-    run_python,
-    write_checkout,
-    write_start_hook,
-)
+from fake_checkout import OURS, REPO, Site, run_python, write_checkout, write_start_hook
 
 from domainbed_carft.method import hparams
 from domainbed_carft.plugin import additions
@@ -36,25 +29,8 @@ def test_the_switch(site: Site, checkout: Path) -> None:
     assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
     done = site.run("-c", "import domainbed", **off)
     assert "No module named 'domainbed'" in done.stderr
-
-
-@pytest.mark.parametrize("value", ["", "0", "false"])
-def test_the_switch_left_on(site: Site, checkout: Path, value: str) -> None:
-    assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
-
-
-def test_unregistering_leaves_alone_what_others_changed_since(site: Site, checkout: Path) -> None:
-    code = """
-import json
-import domainbed_carft
-from domainbed import algorithms, hparams_registry
-inner = hparams_registry.random_hparams
-hparams_registry.random_hparams = lambda *arguments: inner(*arguments)
-outer = hparams_registry.random_hparams
-domainbed_carft.unregister()
-print(json.dumps([hparams_registry.random_hparams is outer, algorithms.ALGORITHMS]))
-"""
-    assert site.json("-c", code, cwd=checkout) == [True, ["ERM"]]
+    for value in ("", "0", "false"):
+        assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
 
 
 def test_registering_by_hand_raises_what_the_hook_only_warns_of(site: Site, checkout: Path) -> None:

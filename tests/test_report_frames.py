@@ -118,21 +118,3 @@ def test_means_over_targets_then_over_trials(runs):
         line = lines["CARFT"].loc[step]
         expected = (np.mean(trials), np.std(trials) / 3**0.5, 3)
         assert (line["mean"], line["error"], line["n"]) == pytest.approx(expected)
-
-
-def test_what_a_trial_or_a_checkpoint_lacks_for_one_target_has_no_mean_over_them(tmp_path):
-    write_records(tmp_path, trials=2, choices=1)
-    (tmp_path / "CARFT-1-0-[2]" / "results.jsonl").unlink()
-    path = tmp_path / "CARFT-0-0-[2]" / "results.jsonl"
-    lines = list(map(json.loads, path.read_text().splitlines()))
-    lines[0]["loss_kl"], lines[1]["loss_kl"] = None, 10**400
-    path.write_text("".join(json.dumps(record) + "\n" for record in lines))
-    runs = runs_of(tmp_path)
-    means = frames.over_targets(frames.outcomes(runs, "oracle"), ["out_of_domain"])
-    assert means[["algorithm", "trial"]].to_numpy().tolist() == [
-        ["CARFT", 0], ["CLIPFineTune", 0], ["CLIPFineTune", 1],
-    ]  # fmt: skip
-    means = frames.over_targets(frames.checkpoints(runs, "training-domain"), frames.DRIFT)
-    known = means[means["algorithm"] == "CARFT"].set_index("step")
-    assert known["context_agreement"].notna().all()
-    assert known["loss_kl"].notna().tolist() == [False, False, True]
