@@ -1,6 +1,5 @@
 """What is known of the benchmarks: against the harness, the archive, and totals typed in here."""
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -77,15 +76,6 @@ def test_emoji_styles_is_what_is_in_the_archive():
     assert known.steps["DomainBed"] == emoji_styles.EmojiStyles.N_STEPS
 
 
-def test_every_table_of_the_package_is_used():
-    tables = {path.name for path in (files("domainbed_carft") / "assets" / "classes").iterdir()}
-    assert tables == {f"{name}.csv" for name in benchmarks.BENCHMARKS}
-    for name, known in benchmarks.BENCHMARKS.items():
-        path = files("domainbed_carft") / "assets" / "classes" / f"{name}.csv"
-        header = next(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-        assert header == ["class", *(e.folder for e in known.environments)]
-
-
 def test_no_fact_changes_unnoticed():
     """Change the digest together with a fact, when its source says so."""
     facts = {name: dataclasses.asdict(known) for name, known in benchmarks.BENCHMARKS.items()}
@@ -93,14 +83,6 @@ def test_no_fact_changes_unnoticed():
     assert digest == "8f77abdc3e7512660bc3c122440fc1949b9c87896b6f179fcc8c5de56f3d439a"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("ofice_home", r"'ofice_home'; did you mean OfficeHome\? Valid: PACS, VLCS, .*EmojiStyles"),
-        ("pacs", r"did you mean PACS"),
-        ("ImageNet-1k-wrong", r"'ImageNet-1k-wrong'; Valid: PACS"),
-    ],
-)
-def test_an_unknown_name_is_answered_with_the_nearest(name, message):
-    with pytest.raises(CarftError, match=message):
-        benchmarks.get(name)
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(CarftError, match=r"'ofice_home'; did you mean OfficeHome\? Valid: PACS,"):
+        benchmarks.get("ofice_home")

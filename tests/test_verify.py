@@ -1,15 +1,13 @@
 """Trees of the benchmarks, whole and changed, trees of a user's own, and ``carft data``."""
 
-import hashlib
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 from data_trees import carft, even, grow, jpeg, link_pacs, only, smaller, write_pacs
 
-from domainbed_carft.data import benchmarks, comparison, verify
+from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 
 
@@ -26,13 +24,6 @@ def mine(pacs, tmp_path):
 
 
 # What is as published
-
-
-def test_pacs_as_published(pacs):
-    report = verify.verify("PACS", pacs)
-    assert (report.verdict, report.edition) == ("verified", "as published")
-    assert (report.pictures, report.counts["sketch"]["house"]) == (9991, 80)
-    assert not [*report.problems, *report.differences, *report.notes]
 
 
 @pytest.mark.parametrize("name", ["PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"])
@@ -90,37 +81,21 @@ def turned(table):
     ("change", "verdict", "said"),
     [
         (lambda t: {"__MACOSX": {}, **t}, "broken", "'__MACOSX' would be read as environment 0 "),
-        (lambda t: without(t, "photo"), "broken", r"no environment 'photo' \(3 sub-folders: 'art_"),
+        (lambda t: without(t, "photo"), "broken", "no environment 'photo'"),
         (turned, "broken", "read in the order 'photo', 'art_painting'.* expected 'art_painting'"),
         (lambda t: {"kfold": t}, "broken", "one level too deep, in the folder 'kfold': move its 4"),
         (lambda t: renamed(t, photo="Photo"), "differs", "the same order: rename 'Photo' to 'pho"),
         (
-            lambda t: inside(t, lambda c: without(c, "guitar")), "broken",
-            "in 'art_painting', 'cartoon', 'photo', 'sketch' are not the known ones: missing 'gui",
-        ),
-        (
             lambda t: {**t, "photo": without(t["photo"], "guitar")}, "broken",
             "in 'photo' are not the known ones: missing 'guitar', extra none, .* wrong from 3 on;",
-        ),
-        (
-            lambda t: {**t, "photo": {".x": 0, **t["photo"]}}, "broken",
-            r"'photo' has no picture in '\.x'.*extra '\.x', so labels are wrong from 0 on; make",
         ),
         (
             lambda t: inside(t, lambda c: renamed(c, person="Person")), "differs",
             "other names, though in the same order: 'Person' for 'person'",
         ),
         (
-            lambda t: inside(t, lambda c: dict(sorted(renamed(c, person="Person").items()))),
-            "broken", "missing 'person', extra 'Person', so labels are wrong from 0 on",
-        ),
-        (
             lambda t: {**t, "cartoon": {**t["cartoon"], "guitar": 134}}, "differs",
             r"2,343 pictures, 2,344 in the edition as published \(-1\): 'guitar' 134 in place of 1",
-        ),
-        (
-            lambda t: {**t, "photo": {**t["photo"], "dog": 188, "horse": 200}}, "differs",
-            r"\(\+0\): 'dog' 188 in place of 189, 'horse' 200 in place of 199",
         ),
         (
             lambda t: inside(t, lambda c: {"test": 1, "train": 1}), "broken",
@@ -134,18 +109,10 @@ def test_pacs_with_a_change(change, verdict, said):
     assert re.search(said, " ".join([*report.problems, *report.differences])), report
 
 
-def test_published_counts_under_other_names_are_no_published_edition():
-    table = benchmarks.get("PACS").editions[0].by_class
-    table = inside(table, lambda c: renamed(c, dog="Dog", horse="Horse"))
-    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:8]
-    assert verify.judge("PACS", table).data_edition == f"differs: as published, {digest}"
-
-
 @pytest.mark.parametrize(
     ("name", "names", "verdict", "said"),
     [
         ("OfficeHome", {"Real World": "Real_World"}, "differs", "'Real_World' to 'Real World'"),
-        ("OfficeHome", {"Real World": "real_world"}, "differs", "'real_world' to 'Real World'"),
         (
             "VLCS", {"Caltech101": "CALTECH", "SUN09": "SUN", "VOC2007": "PASCAL"}, "broken",
             "the order 'CALTECH', 'LabelMe', 'PASCAL', 'SUN', .*'PASCAL' to 'VOC2007'",
@@ -164,9 +131,7 @@ def test_environments_by_other_names(tmp_path, monkeypatch, name, names, verdict
     ("counts", "verdict", "said"),
     [
         (even(["cat", "dog"]), "consistent", ""),
-        ({"a": {"x": 1, "y": 1}}, "consistent", "'a' is the only environment, so none can be"),
         ({}, "broken", "there are no environments; expected the folder whose sub-folders they"),
-        ({".cache": {}, **even(["a", "b"])}, "broken", r"'\.cache' would be read as environment 0"),
         (even(["only"]), "broken", "'art' has 1 class folder, expected at least two"),
         (even(["cat", "dog"], pictures=0), "broken", "'art' has no picture in 'cat', 'dog'"),
         (
@@ -181,10 +146,6 @@ def test_own_trees_must_agree_with_themselves(counts, verdict, said):
     assert re.search(said, " ".join([*report.problems, *report.notes])), report
 
 
-def test_long_lists_are_cut():
-    assert comparison.listed(map(str, range(7)), 2) == "'0', '1' and 5 more"
-
-
 # Where the data is, and the command
 
 
@@ -192,11 +153,9 @@ def test_where_the_data_is_not(tmp_path):
     (tmp_path / "file").touch()
     for name, folder, said in (
         ("PACS", tmp_path, r"PACS should be in the folder .*PACS, which does not exist; rename"),
-        ("PACS", Path("x" * 300), r"which does not exist"),
         ("OfficeHome", None, r"needs --data_dir, the folder that has 'office_home'"),
         ("PASC", tmp_path, r"no such folder, and no benchmark .* did you mean PACS"),
         (str(tmp_path / "file"), None, r"file cannot be read as a folder \(Not a directory\)"),
-        ("x" * 300, None, "there is no such folder"),
         ("a\0b", None, "there is no such folder"),
     ):
         with pytest.raises(CarftError, match=said):
