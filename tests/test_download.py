@@ -34,9 +34,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
-        if self.path != "/PACS.zip":
-            self.send_error(404)
-            return
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
         body = self.server.content[start:]
         self.send_response(206 if wanted else 200)
@@ -105,7 +102,6 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
     ("spoil", "fault"),
     [
         (lambda whole: b"\n <!DOCTYPE html>", "is a web page in place of the file"),
-        (lambda whole: b"", "is empty"),
         (lambda whole: whole[:-100], "is neither a zip nor a tar archive, or is cut off"),
     ],
 )

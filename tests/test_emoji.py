@@ -4,7 +4,6 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
-import pytest
 import torch
 
 from domainbed_carft.data import emoji
@@ -16,12 +15,6 @@ HPARAMS = {
     "class_names": "dataset:EmojiStyles",
     "clip_backbone": "tiny",
 }
-
-
-@pytest.fixture
-def fresh_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def test_contract():
@@ -61,7 +54,8 @@ def test_a_host_that_gives_no_hparams_transforms_by_itself():
     assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 
 
-def test_jobs_that_start_at_once_all_find_the_whole_folder(fresh_cache):
+def test_jobs_that_start_at_once_all_find_the_whole_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: emoji.unpacked(), range(4)))
     (folder,) = folders
