@@ -151,6 +151,14 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def files(trained: Path, tmp_path_factory):
+    """That job's export."""
+    import export_jobs
+
+    return export_jobs.exported(trained, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
 def pets(tmp_path_factory) -> Path:
     """A folder of a user's pictures, "my pets", and beside it a job of each algorithm on them."""
     import runs_jobs

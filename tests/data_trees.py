@@ -35,21 +35,6 @@ def smaller(monkeypatch, name):
     return known.folder, table
 
 
-def write_pacs(data):
-    """All 9,991 pictures of PACS in a data folder, a byte each."""
-    grow(data / "PACS", benchmarks.get("PACS").editions[0].by_class)
-    return data
-
-
-def link_pacs(pacs, data):
-    """A PACS of links to the former's classes, in a data folder that may be changed at will."""
-    for classes in (pacs / "PACS").iterdir():
-        (data / "PACS" / classes.name).mkdir(parents=True)
-        for pictures in classes.iterdir():
-            (data / "PACS" / classes.name / pictures.name).symlink_to(pictures)
-    return data
-
-
 def jpeg(mode="RGB", size=(64, 64)):
     buffer = io.BytesIO()
     Image.effect_noise(size, 90).convert(mode).save(buffer, "JPEG", quality=95)

@@ -2,7 +2,6 @@
 
 import io
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -111,14 +110,6 @@ def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny)
     assert values["context_agreement"] == pytest.approx(float(agreement))
 
 
-def test_the_kl_term_keeps_the_context_distribution(random_tiny):
-    drift = {}
-    for weight in (0.0, 1.0):
-        algorithm = make(random_tiny, kl_weight=weight, lr=3e-4, drift_every=1)
-        drift[weight] = train(algorithm, 12)[-1]["loss_kl"]
-    assert drift[1.0] < 0.5 * drift[0.0]
-
-
 def test_drift_is_measured_at_every_step_by_carft_and_now_and_then_by_fine_tuning(random_tiny):
     assert all("loss_kl" in values for values in train(make(random_tiny), 4))
     measured = ["loss_kl" in v for v in train(make(random_tiny, "CLIPFineTune"), 5)]
@@ -202,15 +193,8 @@ def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_t
     assert not ours & {id(p) for p in original.parameters()}
     optimised = {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
     assert optimised == ours
-
-
-def test_the_original_moves_with_the_algorithm(random_tiny):
-    algorithm = make(random_tiny)
-    moved = algorithm.to(torch.float64)
-    assert moved is algorithm
-    assert {p.dtype for p in algorithm.original.encoder.parameters()} == {torch.float64}
-    algorithm.to("meta")
-    assert {p.device.type for p in algorithm.original.encoder.parameters()} == {"meta"}
+    assert algorithm.to("meta") is algorithm  # moved along, though it is no part
+    assert {p.device.type for p in original.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
@@ -264,15 +248,6 @@ def test_warm_up_and_schedules(random_tiny):
     assert rates(warmup_steps=2) == pytest.approx(warm + cosine)
     assert rates(warmup_steps=2, lr_schedule="constant") == pytest.approx(warm + [1.0] * 10)
     assert rates(warmup_steps=0)[0] == 1.0
-
-
-def test_training_past_the_schedules_end_warns_once(random_tiny):
-    algorithm = make(random_tiny, "CLIPLinearProbe", total_steps=3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(algorithm, 8)
-    messages = [str(w.message) for w in caught if "total_steps" in str(w.message)]
-    assert len(messages) == 1 and "total_steps = 3" in messages[0]
 
 
 def test_gradient_clipping(random_tiny):
@@ -333,24 +308,18 @@ RN50 = {
 
 
 @pytest.mark.parametrize(
-    ("shape", "archive"),
+    "shape",
     [
-        pytest.param(VIT_B_16, False, id="ViT-B/16"),
-        pytest.param(RN50, True, id="RN50-archive"),
-        pytest.param(VIT_B_16, True, id="ViT-B/16-archive", marks=pytest.mark.slow),
-        pytest.param(RN50, False, id="RN50", marks=pytest.mark.slow),
-        pytest.param(VIT_L_14, False, id="ViT-L/14", marks=pytest.mark.slow),
-        pytest.param(VIT_L_14, True, id="ViT-L/14-archive", marks=pytest.mark.slow),
+        pytest.param(VIT_B_16, id="ViT-B/16"),
+        pytest.param(RN50, id="RN50"),
+        pytest.param(VIT_L_14, id="ViT-L/14", marks=pytest.mark.slow),
     ],
 )
-def test_openais_shapes_load_train_save_reload_and_predict(shape, archive, tmp_path, monkeypatch):
+def test_openais_shapes_load_train_save_reload_and_predict(shape, tmp_path, monkeypatch):
+    """As OpenAI publishes them, in TorchScript archives."""
     path = tmp_path / "weights.pt"
-    if archive:
-        as_archive(random_clip(**shape), path)
-        published = ("RN50.pt", weights.sha256(path))
-        monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", published)
-    else:
-        torch.save(random_clip(**shape).state_dict(), path)
+    as_archive(random_clip(**shape), path)
+    monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", ("RN50.pt", weights.sha256(path)))
     algorithm = make(path, lr=1e-5, original_precision="fp32")
     first, second = (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2))
     assert first["loss_kl"] == 0.0 and first["context_agreement"] == 1.0

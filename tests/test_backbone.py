@@ -21,12 +21,6 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture
-def fresh_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def as_archive(model, path):
     """A TorchScript archive, the format in which OpenAI publishes its weights."""
     size = model.visual.input_resolution
@@ -68,7 +62,7 @@ def test_tiny_is_a_clip_that_openais_own_package_reads():
     assert 10 < ours.logit_scale <= 100.001
 
 
-def test_text_features_equal_clips_own_on_full_length_text(random_tiny, fresh_cache):
+def test_text_features_equal_clips_own_on_full_length_text(random_tiny):
     loaded = backbone.load(str(random_tiny))
     features = backbone.text_features(loaded, PROMPTS)
     assert features.shape == (2, 2, 128) and features.dtype == torch.float32
@@ -78,9 +72,8 @@ def test_text_features_equal_clips_own_on_full_length_text(random_tiny, fresh_ca
             torch.testing.assert_close(features[m], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_text_is_encoded_once_for_the_same_weights_and_prompts(
-    random_tiny, tmp_path, fresh_cache, monkeypatch
-):
+def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     loaded = backbone.load(str(random_tiny))
     first = backbone.text_features(loaded, PROMPTS)
     encoded = []
@@ -107,11 +100,6 @@ def test_published_names_and_sums_are_those_of_openais_package():
 
     theirs = {name: (url.split("/")[-1], url.split("/")[-2]) for name, url in _MODELS.items()}
     assert theirs == backbone.OPENAI_WEIGHTS
-
-
-def test_an_unknown_name_lists_the_valid_ones():
-    with pytest.raises(CarftError, match=r"'ViT-B/17'.*tiny, RN50, .*ViT-B/16"):
-        backbone.load("ViT-B/17")
 
 
 def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
@@ -141,7 +129,6 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
     ("content", "message"),
     [
         (b"not weights", "is cut off or holds"),
-        ({"layer.weight": torch.zeros(2)}, "not a CLIP in OpenAI's format"),
         ({"state_dict": {}, "epoch": 3}, "not a CLIP in OpenAI's format"),
         ({"visual.proj": torch.tensor([1, float("nan")])}, "NaN or infinity in 'visual.proj'"),
         (torch.zeros(3), "not a CLIP in OpenAI's format"),
@@ -158,6 +145,6 @@ def test_files_that_are_no_clip_are_named(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_a_prompt_that_is_too_long_is_named(random_tiny, fresh_cache):
+def test_a_prompt_that_is_too_long_is_named(random_tiny):
     with pytest.raises(CarftError, match="longer than the 77 tokens.*shorten"):
         backbone.text_features(backbone.load(str(random_tiny)), [["dog " * 100]])

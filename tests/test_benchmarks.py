@@ -1,6 +1,5 @@
 """What is known of the benchmarks: against the harness, the archive, and totals typed in here."""
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -14,8 +13,6 @@ from domainbed import datasets
 from domainbed_carft.data import benchmarks, emoji
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin import emoji_styles
-
-IMAGE_SETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet")
 
 # Published, and typed in here by hand, apart from the tables of the package.
 TOTALS = {
@@ -32,17 +29,12 @@ TOTALS = {
 CLASSES = {"PACS": 7, "VLCS": 5, "OfficeHome": 65, "TerraIncognita": 10, "DomainNet": 345}
 
 
-@pytest.mark.parametrize("name", IMAGE_SETS)
-def test_what_the_harness_says_too(name):
+@pytest.mark.parametrize("name", TOTALS)
+def test_what_the_harness_says_too_and_counts(name):
     known, theirs = benchmarks.get(name), getattr(datasets, name)
     assert known.folder == theirs.FOLDER
     assert [e.label for e in known.environments] == theirs.ENVIRONMENTS
     assert known.steps["DomainBed"] == theirs.N_STEPS
-
-
-@pytest.mark.parametrize("name", IMAGE_SETS)
-def test_counts(name):
-    known = benchmarks.get(name)
     edition = known.editions[0]
     assert {e.label: edition.counts[e.folder] for e in known.environments} == TOTALS[name]
     for environment, by_class in edition.by_class.items():
@@ -59,12 +51,6 @@ def test_positions_are_those_of_sorted_folders(name):
     assert len(known.classes) == CLASSES.get(name, 10)
 
 
-def test_terra_incognita_has_two_editions():
-    today, older = benchmarks.get("TerraIncognita").editions
-    assert (today.total, older.total) == (24330, 24788)
-    assert list(older.counts.values()) == [4879, 9767, 4020, 6122]
-
-
 def test_emoji_styles_is_what_is_in_the_archive():
     assets = files("domainbed_carft") / "assets"
     with zipfile.ZipFile(assets / emoji.ARCHIVE) as archive:
@@ -77,15 +63,6 @@ def test_emoji_styles_is_what_is_in_the_archive():
     assert known.steps["DomainBed"] == emoji_styles.EmojiStyles.N_STEPS
 
 
-def test_every_table_of_the_package_is_used():
-    tables = {path.name for path in (files("domainbed_carft") / "assets" / "classes").iterdir()}
-    assert tables == {f"{name}.csv" for name in benchmarks.BENCHMARKS}
-    for name, known in benchmarks.BENCHMARKS.items():
-        path = files("domainbed_carft") / "assets" / "classes" / f"{name}.csv"
-        header = next(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-        assert header == ["class", *(e.folder for e in known.environments)]
-
-
 def test_no_fact_changes_unnoticed():
     """Change the digest together with a fact, when its source says so."""
     facts = {name: dataclasses.asdict(known) for name, known in benchmarks.BENCHMARKS.items()}
@@ -93,14 +70,6 @@ def test_no_fact_changes_unnoticed():
     assert digest == "8f77abdc3e7512660bc3c122440fc1949b9c87896b6f179fcc8c5de56f3d439a"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("ofice_home", r"'ofice_home'; did you mean OfficeHome\? Valid: PACS, VLCS, .*EmojiStyles"),
-        ("pacs", r"did you mean PACS"),
-        ("ImageNet-1k-wrong", r"'ImageNet-1k-wrong'; Valid: PACS"),
-    ],
-)
-def test_an_unknown_name_is_answered_with_the_nearest(name, message):
-    with pytest.raises(CarftError, match=message):
-        benchmarks.get(name)
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(CarftError, match=r"'ofice_home'; did you mean OfficeHome\? Valid: PACS,"):
+        benchmarks.get("ofice_home")

@@ -74,15 +74,11 @@ def quick(tmp_path: Path, bare: Path) -> Doctor:
     return Doctor(tmp_path, bare)
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    return write_checkout(tmp_path / "my checkout's root")
-
-
 # Which domainbed
 
 
-def test_a_checkout_in_the_current_folder_or_on_the_path(quick: Doctor, checkout: Path) -> None:
+def test_a_checkout_in_the_current_folder_or_on_the_path(quick: Doctor, tmp_path: Path) -> None:
+    checkout = write_checkout(tmp_path / "my checkout's root")
     expected = ("ok", f"foreign: {checkout / 'domainbed'}", "")
     assert quick.examine(cwd=checkout)["domainbed"] == expected
     assert quick.examine(path=(checkout,))["domainbed"] == expected
@@ -96,12 +92,6 @@ def test_a_checkout_in_the_current_folder_or_on_the_path(quick: Doctor, checkout
             {"datasets": f"import wilds\n{HOST['datasets.py']}"},
             "import of domainbed.datasets fails: No module named 'wilds'",
             "pip install wilds",
-        ),
-        (
-            "domainbed",
-            {"__init__": "def broken(:\n"},
-            "import of domainbed fails: SyntaxError",
-            "python -c 'import",
         ),
         (
             "domainbed",
@@ -158,30 +148,6 @@ def test_without_torch_every_problem_says_what_to_do(quick: Doctor, tmp_path: Pa
     assert {f"imports {name}" for name in probe.MODULES} <= examined.keys()
     assert examined["cache"][0] == "problem" and cache in examined["cache"][1]
     assert examined["step"] == ("note", "not checked, see above", "fix what is above first")
-    done = quick.run("-m", "domainbed_carft", "doctor", DOMAINBED_CARFT_CACHE=cache)
-    assert (done.returncode, done.stderr) == (1, "")
-    text = " ".join(done.stdout.split())
-    for state, found, remedy in examined.values():
-        assert state != "problem" or f"{found} -> {remedy}" in text
-    assert text.endswith(" problems, see the arrows.")
-
-
-def test_other_packages_called_clip(quick: Doctor, tmp_path: Path) -> None:
-    other = write_files(tmp_path / "other", {"clip.py": "def copy(text): pass\n"})
-    state, _, remedy = quick.examine(path=(other,))["imports clip-anytorch"]
-    assert state == "problem" and f"remove {other / 'clip.py'}, another package" in remedy
-    assert "; then pip install clip-anytorch" in remedy
-    (other / "clip.py").unlink()
-    write_files(other, {"clip/__init__.py": "import pkg_resources\n", "clip/model.py": ""})
-    examined = quick.examine(path=(other,))
-    assert examined["imports clip-anytorch"][2] == "pip install 'setuptools<82'"
-
-
-def test_an_interpreter_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
-    report = doctor.examine()
-    assert not report.ok
-    assert "could not be started" in report.as_text() and "/no/such/python" in report.as_text()
 
 
 def test_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -191,7 +157,7 @@ def test_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         assert cli.main(["doctor"]) == status
         verdict = "A training job can start." if status == 0 else "A training job cannot start"
         text = capsys.readouterr().out
-        assert verdict in text and r"found \x1b[31m" in text
+        assert verdict in text and r"found \x1b[31m -> do this" in " ".join(text.split())
         assert cli.main(["doctor", "--json"]) == status
         assert json.loads(capsys.readouterr().out).keys() == {"ok", "findings"}
 
@@ -234,10 +200,7 @@ def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None
     state, found, remedy = examined["algorithms"]
     assert (state, found) == ("note", "CLIPZeroShot: domainbed's own or missing, not ours")
     assert "rename its CLIPZeroShot" in remedy
-    assert (
-        "could not extend domainbed.algorithms (CarftError: it has its own CLIPZ"
-        in (examined["plugin"][1])
-    )
+    assert "could not extend domainbed.algorithms" in examined["plugin"][1]
     state, found, remedy = examined["backbone RN50"]
     # a note: no job needs it unless asked to
     assert state == "note" and backbone.OPENAI_WEIGHTS["RN50"][1] in found

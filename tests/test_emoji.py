@@ -4,11 +4,9 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
-import pytest
 import torch
 
 from domainbed_carft.data import emoji
-from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
 from domainbed_carft.plugin import emoji_styles
 
@@ -17,12 +15,6 @@ HPARAMS = {
     "class_names": "dataset:EmojiStyles",
     "clip_backbone": "tiny",
 }
-
-
-@pytest.fixture
-def fresh_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def test_contract():
@@ -62,13 +54,8 @@ def test_a_host_that_gives_no_hparams_transforms_by_itself():
     assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 
 
-def test_all_environments_have_the_same_things():
-    dataset = emoji_styles.EmojiStyles("", [], dict(HPARAMS))
-    names = [[path.split("/")[-2:] for path, _ in env.samples] for env in dataset]
-    assert names.count(names[0]) == 4 and len(names[0]) > 400
-
-
-def test_jobs_that_start_at_once_all_find_the_whole_folder(fresh_cache):
+def test_jobs_that_start_at_once_all_find_the_whole_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: emoji.unpacked(), range(4)))
     (folder,) = folders
@@ -77,10 +64,3 @@ def test_jobs_that_start_at_once_all_find_the_whole_folder(fresh_cache):
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert found == expected
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no left-overs
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CarftError, match=r"cannot be unpacked to .*file.*; set DOMAINBED_CARFT"):
-        emoji.unpacked()

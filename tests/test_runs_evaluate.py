@@ -2,20 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import warm
-from domainbed.lib import training
 from runs_jobs import accuracies, records
 from torch.utils.data import DataLoader
 
 from domainbed_carft import cli
-from domainbed_carft.cli import runs
 from domainbed_carft.runs import saved, splits
-from domainbed_carft.runs.evaluate import Tally
 
 
 def evaluate(capsys, *arguments):
@@ -73,20 +68,6 @@ def test_all_figures_of_a_split(pets, capsys):
         assert found["by_class"][1]["accuracy"] == (predicted[labels == 1] == 1).mean()
 
 
-def test_known_figures():
-    """Two pictures at confidence 0.8, one right: gap 0.3; two at 1.0, both right: gap 0."""
-    tally = Tally(3)
-    assert (tally.count, tally.accuracy, tally.ece) == (0, None, None)
-    shares = torch.tensor([[0.8, 0.2, 0], [0.8, 0.2, 0], [0, 1, 0], [0, 1, 0]]).double()
-    tally.add(shares[:3].log(), torch.tensor([0, 1, 1]))
-    tally.add(shares[3:].log(), torch.tensor([1]))
-    assert tally.ece == pytest.approx(0.5 * 0.3)
-    assert tally.confusion.tolist() == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
-    assert tally.by_class()[1:] == [
-        {"pictures": 3, "accuracy": 2 / 3}, {"pictures": 0, "accuracy": None}
-    ]  # fmt: skip
-
-
 def test_text_for_people(pets, capsys):
     document = evaluate(capsys, pets / "CARFT")
     assert cli.main(["evaluate", str(pets / "CARFT"), "--device", "cpu"]) == 0
@@ -102,22 +83,16 @@ def test_a_run_of_another_host_is_told_to_have_other_pictures(pets, tmp_path, ca
     content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
     del content["args"]["keep_weights"]
     torch.save(content, tmp_path / "model.pkl")
-    document = evaluate(capsys, tmp_path)
-    assert "drawn anew" in document["notes"][0]
-    content["model_hparams"]["data_augmentation"] = False
-    torch.save(content, tmp_path / "model.pkl")
-    assert evaluate(capsys, tmp_path)["notes"] == []
+    assert "drawn anew" in evaluate(capsys, tmp_path)["notes"][0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["gone"], "gone cannot be read: No such file or directory"),
-        (["CARFT", "--device", "cuda:99"], "--device cuda:99 cannot be used ("),
         (["CARFT", "--device", "gpu"], "expected cpu, cuda or cuda:N"),
         (["CARFT", "-o", "CARFT/done/x"], "expected the name of a file in a folder that exists"),
         (["CARFT", "--batch_size", "0"], "'0'; expected a whole number of at least 1"),
-        (["CARFT", "--workers", "-1"], "'-1'; expected a whole number of at least 0"),
     ],
 )
 def test_what_a_user_can_get_wrong(pets, capsys, monkeypatch, arguments, message):
@@ -133,14 +108,10 @@ def test_what_a_user_can_get_wrong(pets, capsys, monkeypatch, arguments, message
 def test_what_is_there_already_in_a_job_is_never_overwritten(pets, tmp_path, capsys):
     job = shutil.copytree(pets / "CARFT", tmp_path / "job")
     (tmp_path / "link.json").symlink_to(job / "model_best.pkl")
-    shutil.copy(job / "model.pkl", tmp_path / "mine.pkl")
     before = {path.name: path.read_bytes() for path in job.iterdir()}
     for name in ("model_best.pkl", "results.jsonl", "../link.json"):
         assert cli.main(["evaluate", str(job), "-o", str(job / name)]) == 1
         assert "would overwrite a file of a job or sweep" in capsys.readouterr().err
-    mine = str(tmp_path / "mine.pkl")
-    assert cli.main(["evaluate", mine, "-o", mine]) == 1
-    assert "mine.pkl would overwrite an input" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in job.iterdir()} == before
     assert cli.main(["evaluate", str(job), "-o", str(job / "found.txt")]) == 0
 
@@ -156,13 +127,3 @@ def test_a_broken_picture_is_told(pets, tmp_path, capsys, workers):
     (err,) = capsys.readouterr().err.splitlines()
     assert "a picture of photo (env1_" in err
     assert f"{tmp_path}/pets/photo/cat/3.png cannot be read: " in err
-
-
-def test_the_batch_is_that_of_train():
-    assert training.EVALUATION_BATCH_SIZE == runs.BATCH_SIZE
-
-
-def test_the_command_line_loads_nothing_heavy():
-    code = "import sys; from domainbed_carft import cli; cli._parser(); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "matplotlib", "pandas", "domainbed", "numpy"} & {*done.stdout.split()}

@@ -79,7 +79,6 @@ class Evil:
         lambda path, evil: torch.save(evil, path, _use_new_zipfile_serialization=False),
         lambda path, evil: path.write_bytes(pickle.dumps(evil)),
         lambda path, evil: path.write_bytes(pickle.dumps([0] * 99 + [evil])[:-50]),  # cut off
-        lambda path, evil: path.touch(),
         lambda path, evil: path.write_text("step,loss\n0,1\n"),
         lambda path, evil: zipfile.ZipFile(path, "w").close(),
     ],
@@ -102,20 +101,14 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
     state = algorithm.state_dict()
     for more, message in (
         ({"args": {"algorithm": "ERM"}}, "not a run of CARFT, .*: its algorithm is 'ERM'"),
-        ({"args": "none"}, "its algorithm is None"),
         ({"args": {"algorithm": "CARFT", "dataset": "x", "test_envs": [[0]]}}, "its test_envs is"),
         ({"model_dict": {"head.weight": torch.zeros(3, 2)}}, "not hold the weights of a CARFT"),
-        ({"model_dict": {**state, "more": torch.zeros(1)}}, "Unexpected key"),
-        ({"model_dict": {**state, "words": torch.ones(2)}}, "does not hold the weights"),
         ({"model_dict": {**state, "words": torch.tensor([*b"[" * 10**5])}}, "not hold the"),
         ({"model_dict": {**state, "words": torch.tensor([*ONE_WORD])}}, "not hold the"),
         ({"model_dict": {**state, "head.weight": torch.ones(2)}}, "not hold the"),
         ({"model_hparams": {**algorithm.hparams, "clip_backbone": 5}}, "its model_hparams is"),
-        ({"model_hparams": {**algorithm.hparams, "amp": torch.ones(2)}}, "its model_hparams is"),
         ({"model_input_shape": ()}, "its model_input_shape is "),
-        ({"model_num_domains": None}, "its model_num_domains is None"),
         ({"best_step": "last"}, "its best_step is 'last'"),
-        ({"wise_ft_alpha": "half"}, "its wise_ft_alpha is 'half'"),
     ):
         with pytest.raises(CarftError, match=message) as raised:
             saved.open_run(written(tmp_path, algorithm, **more))
@@ -141,8 +134,6 @@ def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, 
 
 
 def test_what_is_not_there_is_said(random_tiny, tmp_path):
-    with pytest.raises(CarftError, match="gone cannot be read: No such file"):
-        saved.open_run(tmp_path / "gone")
     job = tmp_path / "job"
     job.mkdir()
     with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):

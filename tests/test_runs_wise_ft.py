@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -98,8 +97,6 @@ def test_what_it_leaves(mixed):
         assert (row["environment"] == "art") == (row["is_target"] == "1")
     with Image.open(mixed / "wise_ft.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400
-    root = ElementTree.parse(mixed / "wise_ft.svg").getroot()
-    assert root.tag.endswith("svg")
     comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
     for words in ("0.5", "original CLIP (zero-shot)", "the run", "CARFT on"):
         assert words in comments
@@ -119,17 +116,6 @@ def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*wise_ft.TABLES, *wise_ft.PLOTS])
 
 
-def test_of_a_linear_probe_the_head_alone_moves(pets):
-    run = saved.open_run(pets / "CLIPLinearProbe")
-    before = {k: v.clone() for k, v in run.algorithm.state_dict().items()}
-    mixed = wise_ft.Interpolation(run, torch.device("cpu"))
-    mixed.set(0.3)
-    moved = {
-        k for k, v in mixed.state().items() if v.numpy().tobytes() != before[k].numpy().tobytes()
-    }
-    assert moved == {"head.weight"}
-
-
 def test_a_run_that_trained_nothing_cannot_be_mixed(pets, tmp_path, capsys):
     mix(pets / "CLIPZeroShot", tmp_path / "out", status=1)
     assert "CLIPZeroShot, which trains nothing" in capsys.readouterr().err
@@ -143,40 +129,16 @@ def changed(pets, folder, **hparams):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--alphas", "0", "1.5", "-1"], "--alphas -1 0 1.5: expected different numbers from 0"),
-        (["--alphas", "nan"], "--alphas nan: expected"),
-        (["--alphas", "0.5", "0.50"], "--alphas 0.5 0.5: expected different"),
-        (["--alphas", "0.5", "--save", "0.4"], "--save 0.4: expected all, none, or some of"),
-        (["--alphas", "0.5", "--save", "all", "0.5"], "--save all 0.5: expected all, none, or"),
-    ],
-)
-def test_wrong_alphas_are_refused_at_once(tmp_path, capsys, flags, message):
-    mix(tmp_path / "no run", tmp_path / "out", *flags, status=1)
-    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("flags", [["0", "1.5", "-1"], ["0.5", "--save", "0.4"]])
+def test_wrong_alphas_are_refused_at_once(tmp_path, capsys, flags):
+    mix(tmp_path / "no run", tmp_path / "out", "--alphas", *flags, status=1)
+    assert ": expected " in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(pets, tmp_path, capsys):
-    half = ("--alphas", "0.5")
     for name in ("wise_ft.json", "wise_ft.png", "model_alpha_0.50.pkl"):
         (tmp_path / name).write_text("mine")
-        mix(pets / "CARFT", tmp_path, *half, status=1)
+        mix(pets / "CARFT", tmp_path, "--alphas", "0.5", status=1)
         assert f"has {name} already; choose another --output" in capsys.readouterr().err
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
-    (tmp_path / "file").touch()
-    mix(pets / "CARFT", tmp_path / "file", *half, status=1)
-    assert "--output" in capsys.readouterr().err and os.listdir(tmp_path) == ["file"]
-
-
-def test_without_a_test_environment_there_is_no_plot_and_none_is_told(pets, tmp_path, capsys):
-    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
-    content["args"]["test_envs"], content["model_num_domains"] = [], 3
-    torch.save(content, tmp_path / "model.pkl")
-    mix(tmp_path, tmp_path / "out", "--alphas", "1", "--save", "1")
-    made = sorted(os.listdir(tmp_path / "out"))
-    assert made == ["model_alpha_1.00.pkl", "wise_ft.csv", "wise_ft.json"]
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith(": wise_ft.csv, wise_ft.json, weights of 1 alpha")

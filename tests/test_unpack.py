@@ -61,22 +61,14 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
-def misspelt(path: Path) -> None:
-    """A name that is marked as UTF-8."""
-    zipped(path, ["café.jpg"])
-    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
-
-
 @pytest.mark.parametrize(
     ("kind", "spoil", "fault"),
     [
         ("zip", lambda p: p.write_text("<html>Too many users"), "is a web page in place of the"),
-        ("zip", lambda p: p.write_text("Too many users"), "is neither a zip nor a tar archive"),
         ("zip", cut, "is neither a zip nor a tar archive, or is cut off"),
         ("tar.gz", cut, "is damaged or cut off"),
         ("zip", flipped, "is damaged or cut off"),
         ("tar.gz", flipped, "is (damaged|neither)"),
-        ("zip", misspelt, "is damaged or cut off .*utf-8"),
     ],
 )
 def test_what_is_no_whole_archive_is_named(tmp_path, kind, spoil, fault):
@@ -89,14 +81,6 @@ def test_what_is_no_whole_archive_is_named(tmp_path, kind, spoil, fault):
     spoil(tmp_path / f"a.{kind}")
     with pytest.raises(archives.BadFile, match=rf"a\.{kind} {fault}.*; fetch it again"):
         archives.unpack(tmp_path / f"a.{kind}", tmp_path / "inner")
-    assert not (tmp_path / "inner").exists()
-
-
-@KINDS
-@pytest.mark.parametrize("names", [["a", "a/b.jpg"], ["x" * 300 + ".jpg"]])
-def test_names_that_no_disk_can_hold(tmp_path, kind, names):
-    with pytest.raises(CarftError, match=r"cannot be unpacked to .*: (\[|.*File exists)"):
-        archives.unpack(packed(tmp_path / f"a.{kind}", names), tmp_path / "inner")
     assert not (tmp_path / "inner").exists()
 
 

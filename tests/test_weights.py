@@ -10,7 +10,6 @@ import torch
 from domainbed.lib import pretrained, resume
 from domainbed.scripts import train
 from test_algorithms import make
-from test_runs_saved import written
 from test_runs_wise_ft import changed
 
 from domainbed_carft import cli
@@ -104,14 +103,6 @@ def test_the_user_names_the_clip_that_a_run_started_from(
     assert (tmp_path / "out.pt").exists()
 
 
-def test_openais_own_archive_is_known_by_its_digest(tmp_path, hostile, victim, monkeypatch):
-    published = ("ViT-B-32.pt", weights.sha256(hostile))
-    monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
-    with pytest.raises(CarftError, match="not a CLIP in OpenAI's format"):
-        backbone.load(str(hostile))
-    assert victim.exists()
-
-
 def flip(path):
     """Turn one bit of the largest member of torch's archive."""
     with zipfile.ZipFile(path) as archive:
@@ -196,87 +187,36 @@ def test_small_files_that_would_take_much_memory(tmp_path, write, message):
         weights.load_weights(tmp_path / "x.pt")
 
 
-def test_what_modules_share_is_no_reason_to_refuse(tmp_path):
-    shared = torch.zeros(100)
-    shared_twice = {"a": shared, "b": [shared, shared.view(10, 10)], "c": torch.ones(1).expand(99)}
-    torch.save(shared_twice, tmp_path / "x.pt")
-    assert torch.equal(weights.load_weights(tmp_path / "x.pt")["c"], torch.ones(99))
-
-
-@pytest.mark.parametrize("content", [{"x": 1}, [1]])
-def test_a_state_of_something_else(tmp_path, content, capsys):
-    torch.save(content, tmp_path / "state.pt")
-    arguments = ["--algorithm", "CLIPZeroShot", "--dataset", "Debug28", "--steps", "1"]
-    assert train.main([*arguments, "--output_dir", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert "state.pt is not the state of a run. Put" in said and "Traceback" not in said
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"visual.conv1.weight": torch.zeros(1, dtype=torch.int64)},
-        {"visual.conv1.weight": torch.zeros(0)},
-        {f"transformer.resblocks.{i}.x": torch.zeros(1) for i in range(10**4)},
-        {"visual.transformer.resblocks.99.attn.in_proj_weight": torch.zeros(1)},
-    ],
-)
-def test_a_state_dict_of_no_clip(tmp_path, change, random_tiny):
-    torch.save({**torch.load(random_tiny, weights_only=True), **change}, tmp_path / "x.pt")
+def test_a_state_dict_of_no_clip(tmp_path, random_tiny):
+    state = torch.load(random_tiny, weights_only=True)
+    state.update({f"transformer.resblocks.{i}.x": torch.zeros(1) for i in range(10**4)})
+    torch.save(state, tmp_path / "x.pt")
     with pytest.raises(CarftError, match="x.pt is not a CLIP in OpenAI's format") as caught:
         backbone.load(str(tmp_path / "x.pt"))
     assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"head.weight": torch.zeros(3, 5)},
-        {"head.weight": torch.zeros(4, 128)},
-        {"context_weights": torch.zeros(4, 5)},
-        {"encoder.conv1.weight": torch.zeros(0)},
-        {f"encoder.{i}.attn.in_proj_weight": torch.zeros(1) for i in range(10**4)},
-        {"encoder.transformer.resblocks.99.attn.in_proj_weight": torch.zeros(1)},
-    ],
-)
-def test_a_run_of_other_shapes(tmp_path, change, random_tiny, capsys):
-    algorithm = make(random_tiny)
-    written(tmp_path, algorithm, model_dict={**algorithm.state_dict(), **change})
-    assert cli.main(["predict", str(tmp_path), "x.png"]) == 1
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "does not hold the weights of a CARFT (" in said and len(said) < 600
-
-
 WORDS = [["a photo of a dog", "a photo of a cat"]]
 
 
-def not_finite(path):
-    torch.save(torch.full((2, 128), float("nan")), path)
-
-
-def of_another_kind(path):
-    torch.save({"a": 1}, path)
-
-
-def of_another_shape(path):
-    torch.save(torch.zeros(3, 3), path)
-
-
-def of_half_precision(path):
-    torch.save(torch.zeros(2, 128).half(), path)
-
-
 @pytest.mark.parametrize(
-    "damage", [flip, not_finite, of_another_kind, of_another_shape, of_half_precision]
+    "content",
+    [
+        None,
+        {"a": 1},
+        torch.full((2, 128), torch.nan),
+        torch.zeros(3, 3),
+        torch.zeros(2, 128).half(),
+    ],
 )
 def test_text_features_that_cannot_be_right_are_made_anew(
-    random_tiny, tmp_path, monkeypatch, caplog, damage
+    random_tiny, tmp_path, monkeypatch, caplog, content
 ):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path))
     clip_model = backbone.load(str(random_tiny))
     first = backbone.text_features(clip_model, WORDS)
     (kept,) = (tmp_path / "text").iterdir()
-    damage(kept)
+    flip(kept) if content is None else torch.save(content, kept)
     assert torch.equal(backbone.text_features(clip_model, WORDS), first)
     assert f"{kept} " in caplog.text and "encoded again" in caplog.text
     assert torch.equal(weights.load_weights(kept).view_as(first), first)
