@@ -194,7 +194,7 @@ def test_a_disk_that_cannot_be_written(pacs, archives, server, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["PACS/photo/dog/1.jpg"], "should hold 'kfold', but .* has PACS.*Put others in"),
+        (["PACS/photo/dog/1.jpg"], "should hold 'kfold', but .* has none.*Put others in"),
         (["kfold/photo/dog/1.jpg"], "not as known: no environment 'art_painting'.*set is in .*re"),
     ],
 )

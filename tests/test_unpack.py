@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -101,12 +100,7 @@ def test_names_that_no_disk_can_hold(tmp_path, kind, names):
 
 
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
-    archive = zipped(tmp_path / "a.zip", ["one.jpg", "two.jpg"], 3_000_000)
-    with monkeypatch.context() as patch:
-        usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
-        patch.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(CarftError, match=r"needs 3 MB to unpack, but .* has 2 MB free; make"):
-            archives.unpack(archive, tmp_path / "inner")
+    archive = zipped(tmp_path / "a.zip", ["one.jpg", "two.jpg"])
 
     def full(self, member, path=None, pwd=None):
         (Path(path) / "one.jpg").touch()

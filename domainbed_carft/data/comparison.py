@@ -38,39 +38,30 @@ class Findings:
 
 def compare(name: str, counts: Counts) -> Findings:
     """Environments, classes and numbers against what is known of ``name``, else each other."""
+    findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
-    return _with_each_other(counts) if benchmark is None else _with_known(benchmark, counts)
-
-
-def _with_known(benchmark: Benchmark, counts: Counts) -> Findings:
-    findings = Findings()
-    for name, inside in counts.items():
-        if len(_places(benchmark, list(inside))) == len(benchmark.environments):
+    if benchmark is None:
+        place = {name: name for name in counts if not STRAY.match(name)}
+        if not place:
             findings.problems.append(
-                f"the environments are one level too deep, in the folder {name!r}: move its "
-                f"{len(inside)} folders up one level and remove it"
+                "there are no environments; expected the folder whose sub-folders they are"
             )
-            return findings
-    place = _places(benchmark, list(counts))
-    _environments(benchmark, list(counts), place, findings)
-    found = {name: counts[name] for name in place}
-    _classes(found, benchmark.classes, findings)
-    _editions(benchmark, {place[name]: classes for name, classes in found.items()}, findings)
-    return findings
-
-
-def _with_each_other(counts: Counts) -> Findings:
-    findings = Findings()
-    inside = {name: classes for name, classes in counts.items() if not STRAY.match(name)}
-    findings.problems += [_stray(name, counts) for name in counts if name not in inside]
-    if not inside:
-        findings.problems.append(
-            "there are no environments; expected the folder whose sub-folders they are"
-        )
-    if len(inside) == 1:
-        (only,) = inside
-        findings.notes.append(f"{only!r} is the only environment, so none can be left out")
-    _classes(inside, (), findings)
+        if len(place) == 1:
+            findings.notes.append(
+                f"{next(iter(place))!r} is the only environment, so none can be left out"
+            )
+    else:
+        place = _places(benchmark, list(counts))
+        _environments(benchmark, list(counts), place, findings)
+    findings.problems += [
+        f"the folder {name!r} would be read as environment {index} and move the index of those "
+        "after it; move it out of the data folder"
+        for index, name in enumerate(counts)
+        if name not in place
+    ]
+    _classes({name: counts[name] for name in place}, benchmark, findings)
+    if benchmark is not None:
+        _editions(benchmark, {place[name]: counts[name] for name in place}, findings)
     return findings
 
 
@@ -114,7 +105,6 @@ def _environments(
         findings.problems.append(
             f"no environment {listed(missing)} ({found}); expected {listed(folders, 8)}"
         )
-    findings.problems += [_stray(name, names) for name in names if name not in place]
     renamed = [f"{name!r} to {folder!r}" for name, folder in place.items() if name != folder]
     remedy = f"rename {', '.join(renamed)}" if renamed else "rename them"
     if list(place.values()) != expected:
@@ -128,14 +118,7 @@ def _environments(
         )
 
 
-def _stray(name: str, names: Iterable[str]) -> str:
-    return (
-        f"the folder {name!r} would be read as environment {list(names).index(name)} and move the "
-        "index of those after it; move it out of the data folder"
-    )
-
-
-def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
+def _classes(counts: Counts, benchmark: Benchmark | None, findings: Findings) -> None:
     """The class folders, which must be the same in all environments, and in the known order."""
     alike: dict[tuple[str, ...], list[str]] = {}  # class folders -> environments that have them
     for name, found in counts.items():
@@ -154,7 +137,7 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     if not alike:
         return
     usual = max(alike, key=lambda found: len(alike[found]))
-    expected = tuple(known) or usual
+    expected = benchmark.classes if benchmark else usual
     if len(expected) < 2:
         findings.problems.append(
             f"environment {alike[usual][0]!r} has {counted(len(usual), 'class folder')}, expected "
@@ -162,7 +145,7 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
         )
     for classes, names in alike.items():
         others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
-        if known and list(map(_plain, classes)) == list(map(_plain, expected)):
+        if benchmark and list(map(_plain, classes)) == list(map(_plain, expected)):
             findings.differences += [
                 f"class folders in {listed(names)} have other names, though in the same order: "
                 f"{', '.join(others[:5])}"
@@ -173,7 +156,7 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
             label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
             findings.problems.append(
                 f"the class folders in {listed(names)} are not "
-                f"{'the known ones' if known else f'those in {alike[usual][0]!r}'}: missing "
+                f"{'the known ones' if benchmark else f'those in {alike[usual][0]!r}'}: missing "
                 f"{missing}, extra {extra}, so labels are wrong from {label} on; make them the same"
             )
 
@@ -195,11 +178,10 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
             if plain.get(_plain(label), count) != count
         ]
         if others or totals[name] != edition.counts[name]:
-            more = f", and {len(others) - 5} more classes" if len(others) > 5 else ""
             findings.differences.append(
                 f"environment {name!r} has {totals[name]:,} pictures, {edition.counts[name]:,} in "
                 f"the edition {edition.name} ({totals[name] - edition.counts[name]:+,})"
-                + (f": {', '.join(others[:5])}{more}" if others else "")
+                + (f": {', '.join(others[:5])}" if others else "")
             )
     if len(findings.differences) > named:
         findings.notes.append(f"source of the known counts: {benchmark.certainty}")

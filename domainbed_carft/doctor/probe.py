@@ -57,12 +57,11 @@ def main(path: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for look in LOOKS:
             print(json.dumps(look.__name__), file=file, flush=True)
-            findings = []
+            findings: list[Finding] = []
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    for finding in look():
-                        findings.append(finding)
+                    findings.extend(look())
             # A module may also call sys.exit when it is imported.
             except (Exception, SystemExit) as error:
                 traceback.print_exc()  # for who runs this by hand
@@ -197,30 +196,26 @@ def device() -> Iterator[Finding]:
 
 
 def backbones() -> Iterator[Finding]:
-    """Published weights, whether here and whole; the default ones each by itself."""
+    """Published weights, whether here and whole."""
     from domainbed_carft.method import backbone
 
     absent = []
     for weights in backbone.inventory():
-        name, path, missing = f"backbone {weights.name}", weights.path, weights.digest is None
-        needed = weights.name in ("tiny", "ViT-B/16")  # others only by jobs that ask for them
+        name, path = weights.name, weights.path
         if weights.digest == weights.expected:
-            yield Finding(name, "ok", f"{path}, SHA-256 as published")
-        elif missing and not needed:
-            absent.append(weights.name)
-        elif missing and weights.name != "tiny":
-            found = f"not at {path}; it is the default of all data sets but EmojiStyles"
-            copy = f"without internet access copy the file of SHA-256 {weights.expected} there"
-            remedy = f"nothing: the first job downloads it; {copy}"
-            yield Finding(name, "note", found, remedy)
+            yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
+        elif weights.digest is None and name != "tiny":
+            absent.append(name)
         else:
             found = f"{path} is missing or damaged, expected SHA-256 {weights.expected}"
             remedy = f"rm {shlex.quote(str(path))}: it is downloaded again when it is next used"
-            if weights.name == "tiny":
+            if name == "tiny":
                 remedy = "install domainbed-carft again (pip install --force-reinstall --no-deps)"
-            yield Finding(name, "problem" if needed else "note", found, remedy)
+            # Others are needed only by jobs that ask for them.
+            needed = name in ("tiny", "ViT-B/16")
+            yield Finding(f"backbone {name}", "problem" if needed else "note", found, remedy)
     if absent:
-        found = f"not here: {', '.join(absent)}"
+        found = f"not in ~/.cache/clip: {', '.join(absent)} (the benchmarks' default is ViT-B/16)"
         yield Finding("backbones", "note", found, "nothing: each is downloaded when first used")
 
 
