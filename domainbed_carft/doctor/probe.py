@@ -108,7 +108,7 @@ def hook() -> Iterator[Finding]:
 
 
 def cache() -> Iterator[Finding]:
-    """Where it is, whether it can be written, by writing, and whether it has space."""
+    """Where it is, and whether it can be written, by writing."""
     folder = files.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +117,7 @@ def cache() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("cache", "problem", f"{folder} cannot be written ({error})", CACHE)
         return
-    found = f"{folder}, writable, {free / 1e9:.1f} GB free"
-    low = free < 1e9
-    yield Finding("cache", "note" if low else "ok", found, CACHE * low)
+    yield Finding("cache", "ok", f"{folder}, writable, {free / 1e9:.1f} GB free")
 
 
 def imports() -> Iterator[Finding]:
@@ -197,17 +195,18 @@ def device() -> Iterator[Finding]:
 
 def backbones() -> Iterator[Finding]:
     """Published weights, whether here and whole."""
+    from domainbed_carft.files import weights
     from domainbed_carft.method import backbone
 
     absent = []
-    for weights in backbone.inventory():
-        name, path = weights.name, weights.path
-        if weights.digest == weights.expected:
-            yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
-        elif weights.digest is None and name != "tiny":
+    for name in backbone.PUBLISHED:
+        path, expected = backbone.published(name)
+        if name != "tiny" and not path.exists():
             absent.append(name)
+        elif path.is_file() and weights.sha256(path) == expected:
+            yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
         else:
-            found = f"{path} is missing or damaged, expected SHA-256 {weights.expected}"
+            found = f"{path} is missing or damaged, expected SHA-256 {expected}"
             remedy = f"rm {shlex.quote(str(path))}: it is downloaded again when it is next used"
             if name == "tiny":
                 remedy = "install domainbed-carft again (pip install --force-reinstall --no-deps)"
