@@ -195,7 +195,10 @@ def test_a_disk_that_cannot_be_written(pacs, archives, server, tmp_path, monkeyp
     ("names", "said"),
     [
         (["PACS/photo/dog/1.jpg"], "should hold 'kfold', but .* has none.*Put others in"),
-        (["kfold/photo/dog/1.jpg"], "not as known: no environment 'art_painting'.*set is in .*re"),
+        (
+            ["kfold/photo/dog/1.jpg"],
+            "not as known: the environments are 'photo', exp.*set is in .*re",
+        ),
     ],
 )
 def test_a_wrong_archive_does_not_take_its_place(server, pacs, archives, tmp_path, names, said):

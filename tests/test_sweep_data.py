@@ -50,8 +50,8 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
     more = ["--data_dir", data, "--launcher", launcher]
     status, out, err = carft(capsys, ["VLCS", "PACS"], *more, algorithms=["ERM", "CARFT"])
     assert status == 1 and "2 problems, nothing was done" in err
-    assert f"- the data of VLCS in {data}/VLCS is broken: the folder '__MACOSX'" in err
-    assert f"- the data of PACS in {data}/PACS is broken: no environment 'photo'" in err
+    assert f"- the data of VLCS in {data}/VLCS is broken: the environments are " in err
+    assert f"- the data of PACS in {data}/PACS is broken: the environments are " in err
     assert err.count("or set the hparam data_edition to unchecked") == 2
     assert "jobs" not in out and not (data.parent / "out").exists()
 
@@ -59,7 +59,7 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
 def test_broken_data_is_told_of_for_others_algorithms(data, capsys):
     more = ["--data_dir", data, "--launcher", "dummy"]
     status, out, err = carft(capsys, ["VLCS"], *more, algorithms=["ERM"])
-    assert status == 0 and "Data: VLCS: broken: the folder '__MACOSX'" in out, err
+    assert status == 0 and "Data: VLCS: broken: the environments are " in out, err
 
 
 def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):

@@ -40,28 +40,41 @@ def compare(name: str, counts: Counts) -> Findings:
     """Environments, classes and numbers against what is known of ``name``, else each other."""
     findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
+    names = list(counts)
     if benchmark is None:
-        place = {name: name for name in counts if not STRAY.match(name)}
-        if not place:
+        inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
+        findings.problems += [
+            f"the folder {name!r} would be read as environment {names.index(name)}; move it out of "
+            "the data folder"
+            for name in names
+            if name not in inside
+        ]
+        if not inside:
             findings.problems.append(
                 "there are no environments; expected the folder whose sub-folders they are"
             )
-        if len(place) == 1:
+        if len(inside) == 1:
             findings.notes.append(
-                f"{next(iter(place))!r} is the only environment, so none can be left out"
+                f"{next(iter(inside))!r} is the only environment, so none can be left out"
             )
-    else:
-        place = _places(benchmark, list(counts))
-        _environments(benchmark, list(counts), place, findings)
-    findings.problems += [
-        f"the folder {name!r} would be read as environment {index} and move the index of those "
-        "after it; move it out of the data folder"
-        for index, name in enumerate(counts)
-        if name not in place
-    ]
-    _classes({name: counts[name] for name in place}, benchmark, findings)
-    if benchmark is not None:
-        _editions(benchmark, {place[name]: counts[name] for name in place}, findings)
+        _classes(inside, (), findings)
+        return findings
+    folders = [environment.folder for environment in benchmark.environments]
+    forms = [{_plain(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
+    if len(names) != len(forms) or any(_plain(n) not in form for n, form in zip(names, forms)):
+        findings.problems.append(
+            f"the environments are {listed(names, 8) or 'missing'}, expected {listed(folders, 8)}: "
+            "an index would mean another one; rename them, and move others out of the data folder"
+        )
+        return findings
+    if renamed := [
+        f"{name!r} to {folder!r}" for name, folder in zip(names, folders) if name != folder
+    ]:
+        findings.differences.append(
+            f"environments have other names, though in the same order: rename {', '.join(renamed)}"
+        )
+    _classes(counts, benchmark.classes, findings)
+    _editions(benchmark, dict(zip(folders, counts.values())), findings)
     return findings
 
 
@@ -82,43 +95,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold())
 
 
-def _places(benchmark: Benchmark, names: Sequence[str]) -> dict[str, str]:
-    """Name that was found -> folder of the environment that it stands for."""
-    place = {e.folder: e.folder for e in benchmark.environments if e.folder in names}
-    for environment in benchmark.environments:
-        if environment.folder not in place.values():
-            forms = {_plain(form) for form in (environment.folder, *environment.also)}
-            alike = [name for name in names if name not in place and _plain(name) in forms]
-            if alike:
-                place[alike[0]] = environment.folder
-    return {name: place[name] for name in names if name in place}
-
-
-def _environments(
-    benchmark: Benchmark, names: Sequence[str], place: Mapping[str, str], findings: Findings
-) -> None:
-    folders = [e.folder for e in benchmark.environments]
-    missing = [folder for folder in folders if folder not in place.values()]
-    expected = [folder for folder in folders if folder not in missing]
-    if missing:
-        found = f"{len(names)} sub-folders: {listed(names, 8)}" if names else "no sub-folders"
-        findings.problems.append(
-            f"no environment {listed(missing)} ({found}); expected {listed(folders, 8)}"
-        )
-    renamed = [f"{name!r} to {folder!r}" for name, folder in place.items() if name != folder]
-    remedy = f"rename {', '.join(renamed)}" if renamed else "rename them"
-    if list(place.values()) != expected:
-        findings.problems.append(
-            f"environments are read in the order {listed(place, 8)}, expected "
-            f"{listed(expected, 8)}: a test environment's index would mean another one; {remedy}"
-        )
-    elif renamed:
-        findings.differences.append(
-            f"environments have other names, though in the same order: {remedy}"
-        )
-
-
-def _classes(counts: Counts, benchmark: Benchmark | None, findings: Findings) -> None:
+def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     """The class folders, which must be the same in all environments, and in the known order."""
     alike: dict[tuple[str, ...], list[str]] = {}  # class folders -> environments that have them
     for name, found in counts.items():
@@ -137,7 +114,7 @@ def _classes(counts: Counts, benchmark: Benchmark | None, findings: Findings) ->
     if not alike:
         return
     usual = max(alike, key=lambda found: len(alike[found]))
-    expected = benchmark.classes if benchmark else usual
+    expected = tuple(known) or usual
     if len(expected) < 2:
         findings.problems.append(
             f"environment {alike[usual][0]!r} has {counted(len(usual), 'class folder')}, expected "
@@ -145,7 +122,7 @@ def _classes(counts: Counts, benchmark: Benchmark | None, findings: Findings) ->
         )
     for classes, names in alike.items():
         others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
-        if benchmark and list(map(_plain, classes)) == list(map(_plain, expected)):
+        if known and list(map(_plain, classes)) == list(map(_plain, expected)):
             findings.differences += [
                 f"class folders in {listed(names)} have other names, though in the same order: "
                 f"{', '.join(others[:5])}"
@@ -156,7 +133,7 @@ def _classes(counts: Counts, benchmark: Benchmark | None, findings: Findings) ->
             label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
             findings.problems.append(
                 f"the class folders in {listed(names)} are not "
-                f"{'the known ones' if benchmark else f'those in {alike[usual][0]!r}'}: missing "
+                f"{'the known ones' if known else f'those in {alike[usual][0]!r}'}: missing "
                 f"{missing}, extra {extra}, so labels are wrong from {label} on; make them the same"
             )
 
@@ -185,5 +162,5 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
             )
     if len(findings.differences) > named:
         findings.notes.append(f"source of the known counts: {benchmark.certainty}")
-    elif len(found) == len(benchmark.environments):
+    else:
         findings.edition = edition.name

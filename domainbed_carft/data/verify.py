@@ -80,19 +80,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        facts = asdict(self)
-        return {
-            "name": facts.pop("name"),
-            "folder": (root := facts.pop("root")) and str(root),
-            "verdict": self.verdict,
-            "data_edition": self.data_edition,
-            "pictures": self.pictures,
-            "environments": [
-                {"name": name, "pictures": sum(classes.values()), "classes": classes}
-                for name, classes in facts.pop("counts").items()
-            ],
-            **facts,
-        }
+        facts = {**asdict(self), "root": self.root and str(self.root), "verdict": self.verdict}
+        return {**facts, "data_edition": self.data_edition, "pictures": self.pictures}
 
     def as_text(self) -> str:
         """A line an environment, then everything found, a line each, and the verdict last."""
