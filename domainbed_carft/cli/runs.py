@@ -19,107 +19,90 @@ ALPHAS = tuple(tenths / 10 for tenths in range(11))
 
 def add_to(commands: Any) -> None:
     """Add the commands to argparse's ``commands``."""
-    _add_evaluate(commands)
-    _add_predict(commands)
-    _add_wise_ft(commands)
-    _add_export(commands)
-
-
-def _add_evaluate(commands: Any) -> None:
-    parser = commands.add_parser(
-        "evaluate", help="accuracy of a saved run: by split, by class, its calibration"
-    )
-    _common(parser)
-    _of_data(parser)
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON, for scripts")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
-    parser.set_defaults(run=_runner("evaluate"))
-
-
-def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser("predict", help="classes and contexts of pictures, by a saved run")
-    _common(parser)
-    parser.add_argument(
-        "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom"
-    )
-    parser.add_argument(
-        "--top", type=_at_least(1), metavar="K",
-        help="the K likeliest classes and contexts (default: 3 as text, all as JSON Lines)",
-    )  # fmt: skip
-    parser.add_argument("--format", choices=("text", "jsonl"), default="text")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
-    parser.set_defaults(run=_runner("predict"))
-
-
-def _add_wise_ft(commands: Any) -> None:
-    parser = commands.add_parser(
-        "wise-ft", help="weights between the original CLIP and a saved run: evaluated, saved"
-    )
-    _common(parser)
-    _of_data(parser)
-    parser.add_argument(
-        "--alphas", nargs="+", type=float, default=list(ALPHAS), metavar="ALPHA",
-        help="0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
-    )  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True)
-    _original(parser)
-    parser.add_argument(
-        "--save", nargs="+", default=["all"], metavar="ALPHA",
-        help="which weights to save: all (default), none, or some of --alphas",
-    )  # fmt: skip
-    parser.set_defaults(run=_runner("wise_ft"))
-
-
-def _add_export(commands: Any) -> None:
-    parser = commands.add_parser(
-        "export", help="a run as a CLIP that clip and open_clip load, with its head and a card"
-    )
-    _of_run(parser)
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", required=True,
-        help="the weights, NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside",
-    )  # fmt: skip
-    _original(parser)
-    parser.add_argument(
-        "--half", action="store_true", help="half precision, as OpenAI publishes its own weights"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
-    parser.set_defaults(run=_export)
-
-
-def _of_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    run, original = _shared(), _shared()
+    run.add_argument(
         "path", type=Path, metavar="RUN", help="a job's folder, or a file of weights in one"
     )
-    parser.add_argument(
+    run.add_argument(
         "--which", choices=tuple(WEIGHTS),
         help="of a folder: model.pkl (last, the default), or model_best.pkl (best in validation)",
     )  # fmt: skip
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    _of_run(parser)
-    parser.add_argument("--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N")
-    parser.add_argument(
+    original.add_argument(
+        "--original", metavar="FILE",
+        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
+    )  # fmt: skip
+    loading = _shared(run)
+    loading.add_argument("--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N")
+    loading.add_argument(
         "--workers", type=_at_least(0), metavar="N",
         help="processes that load pictures (default: one a core, none for few pictures)",
     )  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
-
-
-def _of_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    loading.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+    data = _shared(loading)
+    data.add_argument(
         "--data_dir",
         help="where the data is, or the folder of your own that was moved (default: where the run "
         "found it)",
     )
+    output = _shared()
+    output.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
 
-
-def _original(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--original", metavar="FILE",
-        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
+    evaluate = commands.add_parser(
+        "evaluate", parents=[data, output],
+        help="accuracy of a saved run: by split, by class, its calibration",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--json", action="store_true", help="print all of it as JSON, for scripts"
+    )
+    evaluate.set_defaults(run=_runner("evaluate"))
+
+    predict = commands.add_parser(
+        "predict", parents=[loading, output],
+        help="classes and contexts of pictures, by a saved run",
+    )  # fmt: skip
+    predict.add_argument(
+        "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom"
+    )
+    predict.add_argument(
+        "--top", type=_at_least(1), metavar="K",
+        help="the K likeliest classes and contexts (default: 3 as text, all as JSON Lines)",
+    )  # fmt: skip
+    predict.add_argument("--format", choices=("text", "jsonl"), default="text")
+    predict.set_defaults(run=_runner("predict"))
+
+    wise_ft = commands.add_parser(
+        "wise-ft", parents=[data, original],
+        help="weights between the original CLIP and a saved run: evaluated, saved",
+    )  # fmt: skip
+    wise_ft.add_argument(
+        "--alphas", nargs="+", type=float, default=list(ALPHAS), metavar="ALPHA",
+        help="0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
+    )  # fmt: skip
+    wise_ft.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True)
+    wise_ft.add_argument(
+        "--save", nargs="+", default=["all"], metavar="ALPHA",
+        help="which weights to save: all (default), none, or some of --alphas",
+    )  # fmt: skip
+    wise_ft.set_defaults(run=_runner("wise_ft"))
+
+    export = commands.add_parser(
+        "export", parents=[run, original],
+        help="a run as a CLIP that clip and open_clip load, with its head and a card",
+    )  # fmt: skip
+    export.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", required=True,
+        help="the weights, NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside",
+    )  # fmt: skip
+    export.add_argument(
+        "--half", action="store_true", help="half precision, as OpenAI publishes its own weights"
+    )
+    export.add_argument("--force", action="store_true", help="overwrite what is there")
+    export.set_defaults(run=_export)
+
+
+def _shared(*above: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Arguments of several commands, with those of ``above``."""
+    return argparse.ArgumentParser(add_help=False, parents=above)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -135,17 +118,16 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
     def run(arguments: argparse.Namespace) -> int | None:
-        command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
+        command = importlib.import_module(f"domainbed_carft.runs.{module}")
         import torch
 
         try:
-            status: int | None = command.run(arguments)
+            return command.run(arguments)
         except torch.cuda.OutOfMemoryError as error:
             raise CarftError(
                 f"the GPU has too little memory for batches of {arguments.batch_size} pictures; "
                 "give a smaller --batch_size, or --device cpu"
             ) from error
-        return status
 
     return run
 
@@ -153,17 +135,10 @@ def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
 def _export(arguments: argparse.Namespace) -> None:
     from domainbed_carft.runs import export, saved
 
-    export.require_free(export.Files.of(arguments.output), arguments.force)  # before it takes time
     run = saved.open_run(arguments.path, arguments.which)
-    files = export.export(
-        run,
-        arguments.output,
-        original=arguments.original,
-        half=arguments.half,
-        force=arguments.force,
-    )
-    precision = "half precision" if arguments.half else "float32"
+    how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
+    files = export.export(run, arguments.output, **how)
     what = f"{run.args['algorithm']} on {run.args['dataset']}, {run.path.name}"
-    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format, {precision}, QuickGELU"))
+    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format, with QuickGELU"))
     print(shown(f"{files.head}: its class head, which has no place in that format"))
     print(shown(f"{files.card}, {files.readme}: the card, with how to load the file"))
