@@ -49,12 +49,11 @@ def test_the_encoder_sees_the_same_picture_however_it_was_normalised(random_tiny
     clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in CLIPS)
     seen = algorithm.input((raw - mean) / std)
     torch.testing.assert_close(seen, (raw - clip_mean) / clip_std, rtol=1e-5, atol=1e-5)
-    source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
-    assert f"std {list((shown or IMAGENET)[1])} ({source})" in capsys.readouterr().out
+    assert f"std {list((shown or IMAGENET)[1])}" in capsys.readouterr().out
 
 
 def test_environments_that_normalise_differently_are_refused(random_tiny):
-    with pytest.raises(CarftError, match=r"'env 0' and 'env 2' normalise .*0\.485.*0\.5.*equal"):
+    with pytest.raises(CarftError, match=r"normalise .*0\.485.*0\.5.*equal"):
         build(random_tiny, [IMAGENET, None, HALF])
 
 

@@ -1,6 +1,5 @@
 """`carft wise-ft`: the weights between CLIP and a run, to the bit, and what it says of them."""
 
-import csv
 import json
 import os
 
@@ -91,14 +90,11 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
 
 def test_what_it_leaves(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
-    assert sorted(os.listdir(mixed)) == sorted([*names, *wise_ft.TABLES, *wise_ft.PLOTS])
-    for row in csv.DictReader((mixed / "wise_ft.csv").open()):
-        assert float(row["accuracy"]) == results(mixed)[float(row["alpha"])]["splits"][row["split"]]
-        assert (row["environment"] == "art") == (row["is_target"] == "1")
+    assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft.PLOTS])
     with Image.open(mixed / "wise_ft.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400
     comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
-    for words in ("0.5", "original CLIP (zero-shot)", "the run", "CARFT on"):
+    for words in ("0.5", "0 (original CLIP)", "1 (the run)", "CARFT on"):
         assert words in comments
 
 
@@ -113,7 +109,7 @@ def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     monkeypatch.setattr(splits._Items, "__getitems__", counting)
     mix(pets / "CARFT", tmp_path / "out", "--alphas", "0.1", "0.2", "0.3", "--save", "none")
     assert len(asked) == 60
-    assert sorted(os.listdir(tmp_path / "out")) == sorted([*wise_ft.TABLES, *wise_ft.PLOTS])
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
 
 
 def test_a_run_that_trained_nothing_cannot_be_mixed(pets, tmp_path, capsys):

@@ -42,8 +42,8 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
     more = ["--data_dir", data, "--launcher", launcher]
     status, out, err = carft(capsys, ["VLCS", "PACS"], *more, algorithms=["ERM", "CARFT"])
     assert status == 1 and "2 problems, nothing was done" in err
-    assert f"- the data of VLCS in {data}/VLCS is broken: the folder '__MACOSX'" in err
-    assert f"- the data of PACS in {data}/PACS is broken: no environment 'photo'" in err
+    assert f"- the data of VLCS in {data}/VLCS is broken: the environments are " in err
+    assert f"- the data of PACS in {data}/PACS is broken: the environments are " in err
     assert err.count("or set the hparam data_edition to unchecked") == 2
     assert "jobs" not in out and not (data.parent / "out").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -85,12 +84,7 @@ def test_what_is_no_whole_archive_is_named(tmp_path, kind, spoil, fault):
 
 
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
-    archive = zipped(tmp_path / "a.zip", ["one.jpg", "two.jpg"], 3_000_000)
-    with monkeypatch.context() as patch:
-        usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
-        patch.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(CarftError, match=r"needs 3 MB to unpack, but .* has 2 MB free; make"):
-            archives.unpack(archive, tmp_path / "inner")
+    archive = zipped(tmp_path / "a.zip", ["one.jpg", "two.jpg"])
 
     def full(self, member, path=None, pwd=None):
         (Path(path) / "one.jpg").touch()

@@ -51,7 +51,6 @@ def test_files_and_folders_that_end_a_job(tmp_path):
     (cat / "._0.jpg").write_bytes(b"Mac OS X")
     (cat / "gone.jpg").symlink_to("nothing")
     (cat / "circle.jpg").symlink_to("circle.jpg")
-    (root / "photo" / "circle").symlink_to("circle")
     (dog / "round").symlink_to(dog)
     os.mkfifo(dog / "pipe.jpg")
     done = carft("verify", root, "--decode", "--json")
@@ -62,7 +61,7 @@ def test_files_and_folders_that_end_a_job(tmp_path):
         (
             r"^1 empty file to download again: 'art/cat/empty.jpg'$",
             r"^2 links to nothing; .*: 'art/cat/(gone|circle).jpg', ",
-            r"^3 paths that cannot be read; .*: 'photo/circle', 'art/dog/",
+            r"^2 paths that cannot be read; .*: 'art/dog/",
             r"^1 macOS file that would be read as pictures; delete: 'art/cat/._0.jpg'$",
         ),
     ):

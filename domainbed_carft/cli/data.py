@@ -7,13 +7,10 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
-
-if TYPE_CHECKING:  # the other commands need not wait for what this imports
-    from domainbed_carft.data.benchmarks import Benchmark
 
 NOT_THERE = 2  # nothing was judged; argparse ends with the same for wrong options
 
@@ -59,7 +56,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
     known = benchmarks.BENCHMARKS.values()
     if arguments.json:
-        print(json.dumps([_facts(one) for one in known], indent=2))
+        print(json.dumps([asdict(one) for one in known], indent=2))
         return
     head = ("name", "folder", "environments", "classes", "pictures", "steps")
     rows = [
@@ -75,19 +72,7 @@ def _list(arguments: argparse.Namespace) -> None:
     ]
     print(text.table(head, rows))
     print("\nsteps: DomainBed's default, which --steps overrides.")
-    for one in known:
-        if one.steps.get("SWAD", 0) > one.steps["DomainBed"]:
-            print(f"SWAD and MIRO train on {one.name} for {one.steps['SWAD']:,}.")
-    print("Sources, licences, citations and counts by class: carft data list --json")
-
-
-def _facts(benchmark: Benchmark) -> dict[str, Any]:
-    editions = [
-        {"name": e.name, "pictures": e.total, "environments": e.counts, "classes": e.by_class}
-        for e in benchmark.editions
-    ]
-    facts = {**asdict(benchmark), "editions": editions}
-    return {**facts, "counts_from": facts.pop("certainty")}
+    print("Other steps, sources, licences, citations, counts by class: carft data list --json")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.text import size_of
 
 # What the libraries raise for archives that are damaged, encrypted or packed in unknown ways.
 DAMAGES = (
@@ -61,9 +60,8 @@ def check(path: Path, is_archive: bool) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into ``folder``, which is made, and deleted if that fails.
 
-    Not begun where the disk has less room than the archive says it needs. Raises BadFile for a file
-    that is neither or is damaged, CarftError for a member that would lie outside ``folder``, by its
-    path or through a link, and for a disk that is full.
+    Raises BadFile for a file that is neither or is damaged, CarftError for a member that would lie
+    outside ``folder``, by its path or through a link, and for a disk that is full.
     """
     check(archive, is_archive=True)
     try:
@@ -76,6 +74,8 @@ def unpack(archive: Path, folder: Path) -> None:
                 f"{archive} cannot be unpacked to {folder}: {error}. Make room there, or see that "
                 "the folder can be written to, and run the command again; the archive is kept"
             ) from error
+        if hasattr(tarfile, "FilterError") and isinstance(error, tarfile.FilterError):
+            raise _unsafe(archive, str(error)) from error  # a link to elsewhere
         if isinstance(error, DAMAGES):
             raise BadFile(archive, f"is damaged or cut off ({error})") from error
         raise
@@ -83,38 +83,27 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _unpack(archive: Path, folder: Path) -> None:
     with contextlib.ExitStack() as stack:
-        sizes: dict[Any, tuple[str, int]]  # member -> its name and size in bytes
+        names: dict[Any, str]
         extract: Callable[[Any], object]
         if zipfile.is_zipfile(archive):
             packed = stack.enter_context(zipfile.ZipFile(archive))
-            sizes = {member: (member.filename, member.file_size) for member in packed.infolist()}
+            names = {member: member.filename for member in packed.infolist()}
             extract = functools.partial(packed.extract, path=folder)
         elif hasattr(tarfile, "data_filter"):
             tar = stack.enter_context(tarfile.open(archive))
-            sizes = {member: (member.name, member.size) for member in tar.getmembers()}
+            names = {member: member.name for member in tar.getmembers()}
             extract = functools.partial(tar.extract, path=folder, filter="data")
         else:
             raise CarftError(
                 "this Python cannot unpack tar archives safely; use 3.10.12, 3.11.4 or later"
             )
-        for name, _ in sizes.values():
+        for name in names.values():
             plain = name.replace("\\", "/")
             # zipfile would drop the `..` and write elsewhere than the archive says.
             if plain.startswith("/") or ".." in plain.split("/"):
                 raise _unsafe(archive, f"{name!r} would be written outside the folder")
-        needed, free = sum(size for _, size in sizes.values()), shutil.disk_usage(folder).free
-        if needed > free:
-            raise CarftError(
-                f"{archive} needs {size_of(needed)} to unpack, but {folder.parent} has "
-                f"{size_of(free)} free; make room, and run the command again"
-            )
-        try:
-            for member in tqdm(sizes, desc=f"unpacking {archive.name}", unit="file"):
-                extract(member)
-        except tarfile.TarError as error:
-            if isinstance(error, tarfile.FilterError):  # a link to elsewhere
-                raise _unsafe(archive, str(error)) from error
-            raise
+        for member in tqdm(names, desc=f"unpacking {archive.name}", unit="file"):
+            extract(member)
 
 
 def _unsafe(archive: Path, why: str) -> CarftError:

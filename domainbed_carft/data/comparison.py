@@ -38,39 +38,43 @@ class Findings:
 
 def compare(name: str, counts: Counts) -> Findings:
     """Environments, classes and numbers against what is known of ``name``, else each other."""
+    findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
-    return _with_each_other(counts) if benchmark is None else _with_known(benchmark, counts)
-
-
-def _with_known(benchmark: Benchmark, counts: Counts) -> Findings:
-    findings = Findings()
-    for name, inside in counts.items():
-        if len(_places(benchmark, list(inside))) == len(benchmark.environments):
+    names = list(counts)
+    if benchmark is None:
+        inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
+        findings.problems += [
+            f"the folder {name!r} would be read as environment {names.index(name)}; move it out of "
+            "the data folder"
+            for name in names
+            if name not in inside
+        ]
+        if not inside:
             findings.problems.append(
-                f"the environments are one level too deep, in the folder {name!r}: move its "
-                f"{len(inside)} folders up one level and remove it"
+                "there are no environments; expected the folder whose sub-folders they are"
             )
-            return findings
-    place = _places(benchmark, list(counts))
-    _environments(benchmark, list(counts), place, findings)
-    found = {name: counts[name] for name in place}
-    _classes(found, benchmark.classes, findings)
-    _editions(benchmark, {place[name]: classes for name, classes in found.items()}, findings)
-    return findings
-
-
-def _with_each_other(counts: Counts) -> Findings:
-    findings = Findings()
-    inside = {name: classes for name, classes in counts.items() if not STRAY.match(name)}
-    findings.problems += [_stray(name, counts) for name in counts if name not in inside]
-    if not inside:
+        if len(inside) == 1:
+            findings.notes.append(
+                f"{next(iter(inside))!r} is the only environment, so none can be left out"
+            )
+        _classes(inside, (), findings)
+        return findings
+    folders = [environment.folder for environment in benchmark.environments]
+    forms = [{_plain(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
+    if len(names) != len(forms) or any(_plain(n) not in form for n, form in zip(names, forms)):
         findings.problems.append(
-            "there are no environments; expected the folder whose sub-folders they are"
+            f"the environments are {listed(names, 8) or 'missing'}, expected {listed(folders, 8)}: "
+            "an index would mean another one; rename them, and move others out of the data folder"
         )
-    if len(inside) == 1:
-        (only,) = inside
-        findings.notes.append(f"{only!r} is the only environment, so none can be left out")
-    _classes(inside, (), findings)
+        return findings
+    if renamed := [
+        f"{name!r} to {folder!r}" for name, folder in zip(names, folders) if name != folder
+    ]:
+        findings.differences.append(
+            f"environments have other names, though in the same order: rename {', '.join(renamed)}"
+        )
+    _classes(counts, benchmark.classes, findings)
+    _editions(benchmark, dict(zip(folders, counts.values())), findings)
     return findings
 
 
@@ -89,50 +93,6 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 def _plain(name: str) -> str:
     """What is left of a name that copies write as "Real World", "RealWorld" or "real_world"."""
     return re.sub(r"[\W_]", "", name.casefold())
-
-
-def _places(benchmark: Benchmark, names: Sequence[str]) -> dict[str, str]:
-    """Name that was found -> folder of the environment that it stands for."""
-    place = {e.folder: e.folder for e in benchmark.environments if e.folder in names}
-    for environment in benchmark.environments:
-        if environment.folder not in place.values():
-            forms = {_plain(form) for form in (environment.folder, *environment.also)}
-            alike = [name for name in names if name not in place and _plain(name) in forms]
-            if alike:
-                place[alike[0]] = environment.folder
-    return {name: place[name] for name in names if name in place}
-
-
-def _environments(
-    benchmark: Benchmark, names: Sequence[str], place: Mapping[str, str], findings: Findings
-) -> None:
-    folders = [e.folder for e in benchmark.environments]
-    missing = [folder for folder in folders if folder not in place.values()]
-    expected = [folder for folder in folders if folder not in missing]
-    if missing:
-        found = f"{len(names)} sub-folders: {listed(names, 8)}" if names else "no sub-folders"
-        findings.problems.append(
-            f"no environment {listed(missing)} ({found}); expected {listed(folders, 8)}"
-        )
-    findings.problems += [_stray(name, names) for name in names if name not in place]
-    renamed = [f"{name!r} to {folder!r}" for name, folder in place.items() if name != folder]
-    remedy = f"rename {', '.join(renamed)}" if renamed else "rename them"
-    if list(place.values()) != expected:
-        findings.problems.append(
-            f"environments are read in the order {listed(place, 8)}, expected "
-            f"{listed(expected, 8)}: a test environment's index would mean another one; {remedy}"
-        )
-    elif renamed:
-        findings.differences.append(
-            f"environments have other names, though in the same order: {remedy}"
-        )
-
-
-def _stray(name: str, names: Iterable[str]) -> str:
-    return (
-        f"the folder {name!r} would be read as environment {list(names).index(name)} and move the "
-        "index of those after it; move it out of the data folder"
-    )
 
 
 def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
@@ -195,13 +155,12 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
             if plain.get(_plain(label), count) != count
         ]
         if others or totals[name] != edition.counts[name]:
-            more = f", and {len(others) - 5} more classes" if len(others) > 5 else ""
             findings.differences.append(
                 f"environment {name!r} has {totals[name]:,} pictures, {edition.counts[name]:,} in "
                 f"the edition {edition.name} ({totals[name] - edition.counts[name]:+,})"
-                + (f": {', '.join(others[:5])}{more}" if others else "")
+                + (f": {', '.join(others[:5])}" if others else "")
             )
     if len(findings.differences) > named:
         findings.notes.append(f"source of the known counts: {benchmark.certainty}")
-    elif len(found) == len(benchmark.environments):
+    else:
         findings.edition = edition.name

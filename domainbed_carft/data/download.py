@@ -67,9 +67,22 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     fetched.mkdir(exist_ok=True)
+    by_hand = (
+        "If the link is dead, or needs a browser, get the file in any other way, save it as {}, "
+        "and run the command again"
+    )
     try:
         for source in benchmark.sources:
-            _get(source, fetched / source.file, fetch)
+            path = fetched / source.file
+            try:
+                if not path.is_file():
+                    fetch(source.url, path)
+            except Exception as error:  # a dozen kinds, from sockets to Drive's quota page
+                raise CarftError(
+                    f"{source.url} could not be fetched ({type(error).__name__}: {error}). Run the "
+                    f"command again to go on where it stopped. {by_hand.format(path)}"
+                ) from error
+            archives.check(path, source.is_archive)
         for source in benchmark.sources:
             if source.is_archive:
                 archives.unpack(fetched / source.file, unpacked)
@@ -82,30 +95,9 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
         url = next(source.url for source in benchmark.sources if source.file == bad.name)
         raise CarftError(
             f"{path}, from {url}, {bad.fault}; it was renamed to {aside.name}. Run the command "
-            f"again to fetch it anew. {_by_hand(path)}"
+            f"again to fetch it anew. {by_hand.format(path)}"
         ) from bad
     return ready / benchmark.folder
-
-
-def _get(source: benchmarks.Source, path: Path, fetch: Fetch) -> None:
-    """Fetch a file, unless it is there; BadFile for what is not such a file."""
-    if not path.is_file():
-        try:
-            fetch(source.url, path)
-        except Exception as error:  # a dozen kinds, from sockets to Drive's quota page
-            raise CarftError(
-                f"{source.url} could not be fetched ({type(error).__name__}: {error}). Run the "
-                "command again to go on where it stopped, or delete what is in "
-                f"{path.parent} to start anew. {_by_hand(path)}"
-            ) from error
-    archives.check(path, source.is_archive)
-
-
-def _by_hand(path: Path) -> str:
-    return (
-        "If the link is dead, or needs a browser, get the file in any other way, save it as "
-        f"{path}, and run the command again"
-    )
 
 
 def _fetch(url: str, path: Path) -> None:

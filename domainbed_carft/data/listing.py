@@ -170,15 +170,8 @@ def _entries(found: Listing, inside: str) -> tuple[list[str], list[os.DirEntry[s
     with os.scandir(found.root / inside) as entries:
         for entry in entries:
             path = os.path.join(inside, entry.name)
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link in circles: torchvision ends here, or takes it for a file
-                is_folder = False
-                if not is_class:
-                    found.odd["path"].append(path)
-                    continue
             is_picture = entry.name.lower().endswith(PICTURES)
-            if is_folder:
+            if os.path.isdir(entry.path):
                 folders.append(entry.name)
             elif is_picture and is_class:
                 pictures.append(entry)

@@ -1,7 +1,6 @@
 """From the archives as they are published to the folders that DomainBed reads.
 
-Layouts and steps after upstream file domainbed/scripts/download.py at b93c22a. Everything is moved
-within one folder, so no picture is written twice.
+Layouts and steps after upstream file domainbed/scripts/download.py at b93c22a.
 """
 
 from __future__ import annotations
@@ -97,30 +96,15 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
             if f"location_{location}" in folders:
                 place = ready / f"location_{location}" / category
                 place.mkdir(parents=True, exist_ok=True)
-                _link(pictures / file_name, place / file_name)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for the file rather than a copy; a picture may belong to two classes."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        pass
-    except FileNotFoundError as error:
-        raise CarftError(
-            f"{source} is annotated but not in the archive of pictures; it is cut off or another "
-            "edition"
-        ) from error
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+                # Copied, as upstream does: a picture may belong to two classes.
+                shutil.copyfile(_required(pictures / file_name), place / file_name)
 
 
 def _required(path: Path) -> Path:
     if not path.exists():
-        found = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise CarftError(
-            f"the archives should hold {path.name!r}, but {path.parent} has "
-            f"{', '.join(found) or 'nothing'}: another edition than DomainBed's. Put others in "
-            "the folder archives beside it, or delete them there, and run the command again"
+            f"the archives should hold {path.name!r}, but {path.parent} has none: another edition "
+            "than DomainBed's. Put others in the folder archives beside it, or delete them there, "
+            "and run the command again"
         )
     return path

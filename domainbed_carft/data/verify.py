@@ -80,19 +80,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        facts = asdict(self)
-        return {
-            "name": facts.pop("name"),
-            "folder": (root := facts.pop("root")) and str(root),
-            "verdict": self.verdict,
-            "data_edition": self.data_edition,
-            "pictures": self.pictures,
-            "environments": [
-                {"name": name, "pictures": sum(classes.values()), "classes": classes}
-                for name, classes in facts.pop("counts").items()
-            ],
-            **facts,
-        }
+        facts = {**asdict(self), "root": self.root and str(self.root), "verdict": self.verdict}
+        return {**facts, "data_edition": self.data_edition, "pictures": self.pictures}
 
     def as_text(self) -> str:
         """A line an environment, then everything found, a line each, and the verdict last."""
@@ -125,12 +114,22 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     ``decode`` reads every picture, which takes as long as an epoch; else only directories and
     sizes are read. Raises CarftError where there is no such benchmark or folder.
     """
-    if name_or_path in benchmarks.BENCHMARKS:
-        return examine(name_or_path, _folder(name_or_path, data_dir), decode)
-    if not os.path.exists(name_or_path):
+    if name_or_path not in benchmarks.BENCHMARKS:
+        if os.path.exists(name_or_path):
+            return examine(name_or_path, Path(name_or_path), decode)
         unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
         raise CarftError(f"there is no such folder, and {unknown}")
-    return examine(name_or_path, Path(name_or_path), decode)
+    folder = benchmarks.get(name_or_path).folder
+    if not folder:
+        return examine(name_or_path, emoji.unpacked(), decode)
+    if data_dir is None:
+        raise CarftError(f"{name_or_path} needs --data_dir, the folder that has {folder!r} in it")
+    if not os.path.isdir(data_dir / folder):
+        raise CarftError(
+            f"{name_or_path} should be in the folder {data_dir / folder}, which does not exist; "
+            f"rename or unpack what is in {data_dir}, or give another --data_dir"
+        )
+    return examine(name_or_path, data_dir / folder, decode)
 
 
 def examine(name: str, root: Path, decode: bool = False) -> Report:
@@ -166,22 +165,6 @@ def command(name: str, root: Path | None) -> str:
         return f"carft data verify {shlex.quote(str(root))}"
     place = "" if root is None else f" --data_dir {shlex.quote(str(root.parent))}"
     return f"carft data verify {name}{place}"
-
-
-def _folder(name: str, data_dir: Path | None) -> Path:
-    """Where the pictures of a benchmark are."""
-    folder = benchmarks.get(name).folder
-    if not folder:
-        return emoji.unpacked()
-    if data_dir is None:
-        raise CarftError(f"{name} needs --data_dir, the folder that has {folder!r} in it")
-    root = data_dir / folder
-    if os.path.isdir(root):
-        return root
-    raise CarftError(
-        f"{name} should be in the folder {root}, which does not exist; rename or unpack what is in "
-        f"{data_dir}, or give another --data_dir"
-    )
 
 
 def _counted(paths: Sequence[str], noun: str, rest: str) -> list[str]:

@@ -57,12 +57,11 @@ def main(path: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for look in LOOKS:
             print(json.dumps(look.__name__), file=file, flush=True)
-            findings = []
+            findings: list[Finding] = []
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    for finding in look():
-                        findings.append(finding)
+                    findings.extend(look())
             # A module may also call sys.exit when it is imported.
             except (Exception, SystemExit) as error:
                 traceback.print_exc()  # for who runs this by hand
@@ -109,7 +108,7 @@ def hook() -> Iterator[Finding]:
 
 
 def cache() -> Iterator[Finding]:
-    """Where it is, whether it can be written, by writing, and whether it has space."""
+    """Where it is, and whether it can be written, by writing."""
     folder = files.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,9 +117,7 @@ def cache() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("cache", "problem", f"{folder} cannot be written ({error})", CACHE)
         return
-    found = f"{folder}, writable, {free / 1e9:.1f} GB free"
-    low = free < 1e9
-    yield Finding("cache", "note" if low else "ok", found, CACHE * low)
+    yield Finding("cache", "ok", f"{folder}, writable, {free / 1e9:.1f} GB free")
 
 
 def imports() -> Iterator[Finding]:
@@ -197,30 +194,27 @@ def device() -> Iterator[Finding]:
 
 
 def backbones() -> Iterator[Finding]:
-    """Published weights, whether here and whole; the default ones each by itself."""
+    """Published weights, whether here and whole."""
+    from domainbed_carft.files import weights
     from domainbed_carft.method import backbone
 
     absent = []
-    for weights in backbone.inventory():
-        name, path, missing = f"backbone {weights.name}", weights.path, weights.digest is None
-        needed = weights.name in ("tiny", "ViT-B/16")  # others only by jobs that ask for them
-        if weights.digest == weights.expected:
-            yield Finding(name, "ok", f"{path}, SHA-256 as published")
-        elif missing and not needed:
-            absent.append(weights.name)
-        elif missing and weights.name != "tiny":
-            found = f"not at {path}; it is the default of all data sets but EmojiStyles"
-            copy = f"without internet access copy the file of SHA-256 {weights.expected} there"
-            remedy = f"nothing: the first job downloads it; {copy}"
-            yield Finding(name, "note", found, remedy)
+    for name in backbone.PUBLISHED:
+        path, expected = backbone.published(name)
+        if name != "tiny" and not path.exists():
+            absent.append(name)
+        elif path.is_file() and weights.sha256(path) == expected:
+            yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
         else:
-            found = f"{path} is missing or damaged, expected SHA-256 {weights.expected}"
+            found = f"{path} is missing or damaged, expected SHA-256 {expected}"
             remedy = f"rm {shlex.quote(str(path))}: it is downloaded again when it is next used"
-            if weights.name == "tiny":
+            if name == "tiny":
                 remedy = "install domainbed-carft again (pip install --force-reinstall --no-deps)"
-            yield Finding(name, "problem" if needed else "note", found, remedy)
+            # Others are needed only by jobs that ask for them.
+            needed = name in ("tiny", "ViT-B/16")
+            yield Finding(f"backbone {name}", "problem" if needed else "note", found, remedy)
     if absent:
-        found = f"not here: {', '.join(absent)}"
+        found = f"not in ~/.cache/clip: {', '.join(absent)} (the benchmarks' default is ViT-B/16)"
         yield Finding("backbones", "note", found, "nothing: each is downloaded when first used")
 
 

@@ -51,11 +51,9 @@ def save_text(path: Path, text: str) -> None:
     content = text.encode("utf-8", "backslashreplace")
     if _is_replaceable(path):
         save(path, lambda beside: beside.write_bytes(content))
-        return
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise _not_written(path, error) from error
+    else:
+        with stream(path) as file:
+            file.write(text)
 
 
 @contextlib.contextmanager

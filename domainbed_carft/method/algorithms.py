@@ -89,7 +89,17 @@ class CLIPAlgorithm(Algorithm):
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
             arguments.record(hparams, "clip_digest", clip_model.digest, "another CLIP than that")
-            weights = self._zero_shot_weights(clip_model, num_classes)
+            names = prompts.class_names(hparams, num_classes)
+            templates = prompts.contexts(hparams["contexts"])
+            print(f"CLIP classes: {', '.join(names)}")
+            print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
+            digest = prompts.digest(templates, names)
+            difference = "other class names or contexts than those"
+            arguments.record(hparams, "prompts_digest", digest, difference)
+            words = bytearray(prompts.as_json(templates, names).encode())
+            self.register_buffer("words", torch.frombuffer(words, dtype=torch.uint8).clone())
+            features = backbone.text_features(clip_model, prompts.prompts(templates, names))
+            weights = objective.zero_shot_weights(features)
             self.set_up(clip_model.model.visual, weights, clip_model.logit_scale, normalisation)
         self.steps_taken = 0
         if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
@@ -98,21 +108,6 @@ class CLIPAlgorithm(Algorithm):
         if self.trains_head:
             self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
             self.scheduler = optimisation.schedule(self.optimizer, hparams)
-
-    def _zero_shot_weights(
-        self, clip_model: backbone.Backbone, num_classes: int
-    ) -> objective.ZeroShotWeights:
-        names = prompts.class_names(self.hparams, num_classes)
-        templates = prompts.contexts(self.hparams["contexts"])
-        print(f"CLIP classes: {', '.join(names)}")
-        print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
-        digest = prompts.digest(templates, names)
-        difference = "other class names or contexts than those"
-        arguments.record(self.hparams, "prompts_digest", digest, difference)
-        words = bytearray(prompts.as_json(templates, names).encode())
-        self.register_buffer("words", torch.frombuffer(words, dtype=torch.uint8).clone())
-        features = backbone.text_features(clip_model, prompts.prompts(templates, names))
-        return objective.zero_shot_weights(features)
 
     def set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float,

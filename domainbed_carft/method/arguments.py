@@ -35,7 +35,7 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
-            "width): CLIP reads RGB, so data sets such as ColoredMNIST (two channels) cannot serve"
+            "width), as CLIP reads RGB"
         )
 
 
@@ -155,11 +155,9 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
     hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.environments)
-    print(f"CLIP protocol: {pictures.described(hparams['protocol'])}")
-    shown = observed.agreed_normalisation(seen.environments)
-    mean, std = shown or pictures.IMAGENET
-    source = "as the data set shows" if shown else "DomainBed's, since the data set shows none"
-    print(f"CLIP input: undoes mean {list(mean)}, std {list(std)} ({source})")
+    print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")
+    mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
+    print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
     return mean, std
 
 

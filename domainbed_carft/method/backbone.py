@@ -61,31 +61,6 @@ class Backbone:
         return float(self.model.logit_scale.detach().exp())
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Published weights: the file they belong in, whole where ``digest`` equals ``expected``.
-
-    Both are SHA-256; ``digest`` is None where there is no such file, or it cannot be read.
-    """
-
-    name: str
-    path: Path
-    expected: str
-    digest: str | None
-
-
-def inventory() -> list[Weights]:
-    """``tiny`` and OpenAI's CLIPs on this machine. Reads what is there, downloads nothing."""
-    found = []
-    for name in PUBLISHED:
-        path, expected = _published(name)
-        try:
-            found.append(Weights(name, path, expected, weights.sha256(path)))
-        except OSError:
-            found.append(Weights(name, path, expected, None))
-    return found
-
-
 def load(name: str) -> Backbone:
     """Load ``"tiny"``, one of OpenAI's names, or the path of a state dict or of OpenAI's archive.
 
@@ -162,7 +137,7 @@ def _image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
 def locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name`` and the SHA-256 it must have, None where any will do."""
     if name in PUBLISHED:
-        path, sha = _published(name)
+        path, sha = published(name)
         if name in OPENAI_WEIGHTS and not path.is_file():
             _download(name, path)
         return path, sha
@@ -173,7 +148,7 @@ def locate(name: str) -> tuple[Path, str | None]:
     )
 
 
-def _published(name: str) -> tuple[Path, str]:
+def published(name: str) -> tuple[Path, str]:
     """Where the weights that are published as ``name`` belong, and their SHA-256."""
     if name == "tiny":
         return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
@@ -192,10 +167,9 @@ def _download(name: str, path: Path) -> None:
             os.replace(Path(temporary) / path.name, path)
     except (OSError, RuntimeError) as error:
         raise PassingError(
-            f"the weights of {name!r} are not at {path}, and downloading them failed ({error}). "
-            f"On a machine with internet access run python -c \"import clip; clip.load('{name}', "
-            f"'cpu')\", then copy ~/.cache/clip/{path.name} (SHA-256 {OPENAI_WEIGHTS[name][1]}) to "
-            f"{path}; or give the path of an OpenAI-format file as the hparam clip_backbone"
+            f"the weights of {name!r} are not at {path}, and downloading them failed ({error}). On "
+            f"a machine with internet access run python -c \"import clip; clip.load('{name}')\", "
+            f"then copy ~/.cache/clip/{path.name} (SHA-256 {OPENAI_WEIGHTS[name][1]}) to {path}"
         ) from error
 
 

@@ -78,6 +78,10 @@ def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
     return lambda context: small if context[1] in SMALL_DATASETS else otherwise
 
 
+def _power_of_ten(low: float, high: float) -> Draw:
+    return lambda random_state, context: float(10 ** random_state.uniform(low, high))
+
+
 def _learning_rate(context: Context) -> float:
     algorithm, dataset = context
     usual = 1e-5 if dataset in ("OfficeHome", "DomainNet") else 5e-6
@@ -86,8 +90,8 @@ def _learning_rate(context: Context) -> float:
 
 
 def _draw_learning_rate(random_state: np.random.RandomState, context: Context) -> float:
-    low, high = (-4.5, -3.0) if context[1] in SMALL_DATASETS else (-6.0, -4.5)
-    rate = float(10 ** random_state.uniform(low, high))
+    powers = (-4.5, -3.0) if context[1] in SMALL_DATASETS else (-6.0, -4.5)
+    rate: float = _power_of_ten(*powers)(random_state, context)
     return 10 * rate if context[0] == "CLIPLinearProbe" else rate
 
 
@@ -101,14 +105,10 @@ HPARAMS: tuple[Hparam, ...] = (
         _small("tiny", "ViT-B/16"),
         lambda v: isinstance(v, str) and bool(v),
         "'tiny', one of OpenAI's names ('ViT-B/16'), or the path of an OpenAI-format file",
-        "The CLIP to fine-tune. The published DomainBed figures are ViT-B/16's.",
+        "The published DomainBed figures are ViT-B/16's.",
     ),
     Hparam(
-        "kl_weight",
-        _always(1.0),
-        *_NOT_NEGATIVE,
-        "lambda, the weight of the KL term (CARFT only). The paper's is not public; ours.",
-        lambda r, _: float(10 ** r.uniform(-1, 1)),
+        "kl_weight", _always(1.0), *_NOT_NEGATIVE, "lambda of CARFT. Ours.", _power_of_ten(-1, 1)
     ),
     Hparam(
         "kl_direction",
@@ -121,7 +121,7 @@ HPARAMS: tuple[Hparam, ...] = (
         _always("logit_scale"),
         lambda v: v == "logit_scale" or (_number(v) and v > 0),
         "'logit_scale' or a number > 0",
-        "t, the scale of the context logits: CLIP's own logit scale, as zero-shot CLIP. Ours.",
+        "t, the scale of the context logits: CLIP's own, as in zero-shot CLIP. Ours.",
     ),
     Hparam(
         "contexts",
@@ -141,29 +141,14 @@ HPARAMS: tuple[Hparam, ...] = (
         *_one_of("domainbed", "clip", "host"),
         "What happens to a picture first: DomainBed's transforms, CLIP's, or a fork's own.",
     ),
-    Hparam(
-        "prompts_digest",
-        _always(""),
-        *_FILLED_IN,
-        "Digest of class names and contexts (prompts.digest). Given, it must fit.",
-    ),
-    Hparam(
-        "clip_digest",
-        _always(""),
-        *_FILLED_IN,
-        "SHA-256 of the CLIP that the run started from. Given, it must fit.",
-    ),
-    Hparam(
-        "data_edition",
-        _always(""),
-        *_FILLED_IN,
-        "Verdict on the data. Given, it must fit; broken data is refused unless 'unchecked'.",
-    ),
+    Hparam("prompts_digest", _always(""), *_FILLED_IN, "Of class names and contexts."),
+    Hparam("clip_digest", _always(""), *_FILLED_IN, "SHA-256 of the CLIP it started from."),
+    Hparam("data_edition", _always(""), *_FILLED_IN, "Verdict on the data, or 'unchecked'."),
     Hparam(
         "head_init",
         _always("zero-shot"),
         *_one_of("zero-shot", "random"),
-        "The head starts as W_cls; a random one costs up to 16 points (khanrc/miro issue 6).",
+        "A random head costs up to 16 points (khanrc/miro issue 6).",
     ),
     Hparam(
         "lr",
@@ -176,34 +161,19 @@ HPARAMS: tuple[Hparam, ...] = (
         "weight_decay",
         _always(0.1),
         *_NOT_NEGATIVE,
-        "AdamW's decoupled decay, as in WiSE-FT, CLIPood and the authors' own fine-tuning.",
-        lambda r, _: float(10 ** r.uniform(-3, 0)),
+        "As in WiSE-FT and CLIPood.",
+        _power_of_ten(-3, 0),
     ),
     Hparam(
-        "weight_decay_all",
-        _always(False),
-        *_one_of(False, True),
-        "Also decay biases, norms and embeddings, which are left alone by default.",
+        "weight_decay_all", _always(False), *_one_of(False, True), "Also biases, norms, embeddings."
     ),
     Hparam(
-        "batch_size",
-        _small(16, 32),
-        *_count(1),
-        "Pictures a training environment and step: DomainBed's; tiny's for a quick demo.",
-        _draw_batch_size,
+        "batch_size", _small(16, 32), *_count(1), "DomainBed's; tiny's is ours.", _draw_batch_size
     ),
     Hparam(
-        "lr_schedule",
-        _always("cosine"),
-        *_one_of("cosine", "constant"),
-        "After the warm-up: along a cosine to 0, as the authors and CLIPood, or constant.",
+        "lr_schedule", _always("cosine"), *_one_of("cosine", "constant"), "As authors and CLIPood."
     ),
-    Hparam(
-        "warmup_steps",
-        _small(10, 500),
-        *_count(0),
-        "Steps over which the rate rises from 0: WiSE-FT's 500; a tenth of EmojiStyles' 101.",
-    ),
+    Hparam("warmup_steps", _small(10, 500), *_count(0), "WiSE-FT's 500; a tenth of tiny's."),
     Hparam(
         "total_steps",
         lambda context: 101 if context[1] == "EmojiStyles" else 5001,
@@ -211,30 +181,16 @@ HPARAMS: tuple[Hparam, ...] = (
         "Where the cosine ends. DomainBed does not say how long it trains: set with --steps.",
     ),
     Hparam(
-        "grad_clip",
-        _always(1.0),
-        _number,
-        "a number >= 0; 0 is off",
-        "Largest norm of the gradient, as in WiSE-FT and the authors' fine-tuning.",
+        "grad_clip", _always(1.0), _number, "a number >= 0; 0 is off", "Of the norm, as in WiSE-FT."
     ),
-    Hparam(
-        "amp",
-        _always("off"),
-        *_one_of("off", "bf16"),
-        "Autocast of the fine-tuned encoder. Off, so that CPU and GPU agree.",
-    ),
+    Hparam("amp", _always("off"), *_one_of("off", "bf16"), "Off, so that CPU and GPU agree."),
     Hparam(
         "original_precision",
         _small("fp32", "bf16"),
         *_one_of("bf16", "fp32"),
         "Of the frozen original: bf16 costs less, at a small error (docs/measured.md). Ours.",
     ),
-    Hparam(
-        "drift_every",
-        _always(10),
-        *_count(0),
-        "Every how many steps CLIPFineTune measures the drift, for a forward pass; 0 is off.",
-    ),
+    Hparam("drift_every", _always(10), *_count(0), "Steps between CLIPFineTune's; 0 is off."),
 )
 
 

@@ -46,23 +46,17 @@ class Seen:
         return self.report.data_edition if self.report else ""
 
 
-# One job has one data set: older notes would only hold memory. The hparams object itself is kept
-# beside the note, so that its id cannot be given to another one.
-_by_object: dict[int, tuple[Any, Seen]] = {}
-_by_name: dict[str, Seen] = {}
+# The hparams object, the data set's name, and what it showed: one job has one data set.
+_last: tuple[Any, str, Seen] | None = None
 
 
 def remember(
     hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None
 ) -> Seen:
     """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none."""
+    global _last
     seen = Seen(environments, report)
-    _by_object.clear()
-    _by_name.clear()
-    if hparams is None:
-        _by_name[dataset] = seen
-    else:
-        _by_object[id(hparams)] = (hparams, seen)
+    _last = hparams, dataset, seen
     return seen
 
 
@@ -72,11 +66,11 @@ def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
     Else what the data set of that name showed, of any name where it is not known, if it was built
     without an hparams object.
     """
-    if id(hparams) in _by_object:
-        return _by_object[id(hparams)][1]
-    if dataset is None:
-        return next(iter(_by_name.values()), Seen())
-    return _by_name.get(dataset, Seen())
+    if _last is None:
+        return Seen()
+    built_with, name, seen = _last
+    fits = built_with is hparams or (built_with is None and dataset in (None, name))
+    return seen if fits else Seen()
 
 
 def normalisation(transform: Any) -> Normalisation | None:
@@ -97,15 +91,13 @@ def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation |
 
     Raises CarftError where they differ: one correction cannot serve both.
     """
-    shown = [e for e in environments if e.normalisation is not None]
-    for other in shown[1:]:
-        if other.normalisation != shown[0].normalisation:
-            raise CarftError(
-                f"the environments {shown[0].name!r} and {other.name!r} normalise pictures "
-                f"differently: {shown[0].normalisation} and {other.normalisation} (mean, standard "
-                "deviation); CLIP needs one way for all. Make their transforms equal"
-            )
-    return shown[0].normalisation if shown else None
+    shown = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
+    if len(shown) > 1:
+        raise CarftError(
+            f"environments normalise pictures differently: {shown[0]} and {shown[1]} (mean, "
+            "standard deviation); CLIP needs one way for all. Make their transforms equal"
+        )
+    return shown[0] if shown else None
 
 
 def followed_protocol(wanted: str, environments: Sequence[Environment]) -> str:

@@ -35,12 +35,6 @@ PROTOCOLS = {
 }
 
 
-def described(protocol: str) -> str:
-    """A preset in words; of one that is chosen in place of DomainBed's, that one's as well."""
-    replaced = f", in place of domainbed's ({PROTOCOLS['domainbed']})" * (protocol == "clip")
-    return f"{protocol} ({PROTOCOLS[protocol]}){replaced}"
-
-
 def transform(protocol: str, size: int, augment: bool) -> Callable[[Any], Any]:
     """From a PIL picture to a normalised tensor (3, ``size``, ``size``), ``size`` in pixels."""
     return transforms.Compose(PRESETS[protocol](size, augment))

@@ -113,7 +113,14 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
         found = _listed("class_names", spec, f"a list of names, or {DATASET_PREFIX}NAME")
         source = "hparam class_names"
     elif seen:
-        found, source = _agreed(seen), "the folders of the data set"
+        found, source = next(iter(seen.values())), "the folders of the data set"
+        for name, other in seen.items():
+            if other != found:
+                raise CarftError(
+                    f"the environments {next(iter(seen))!r} and {name!r} have different classes: "
+                    f"{sorted({*found} ^ {*other})} are not in both, so a label means different "
+                    "things. Make the class folders equal"
+                )
     elif dataset in BUILT_IN_CLASSES:
         found, source = list(BUILT_IN_CLASSES[dataset]), f"the built-in table of {dataset}"
     else:
@@ -148,21 +155,6 @@ def _listed(hparam: str, spec: str | Sequence[str], otherwise: str) -> list[str]
             f"with one a line, {otherwise}"
         )
     return _lines(Path(spec))
-
-
-def _agreed(by_environment: Mapping[str, list[str]]) -> list[str]:
-    """The one class list of all environments; a label must mean the same everywhere."""
-    first, *others = by_environment
-    for other in others:
-        if by_environment[other] != by_environment[first]:
-            only_first = sorted(set(by_environment[first]) - set(by_environment[other]))
-            only_other = sorted(set(by_environment[other]) - set(by_environment[first]))
-            raise CarftError(
-                f"the environments {first!r} and {other!r} have different classes, so the same "
-                f"label means different things: only in {first!r}: {only_first}; only in "
-                f"{other!r}: {only_other}. Make the class folders equal"
-            )
-    return by_environment[first]
 
 
 def _lines(path: Any) -> list[str]:

@@ -118,14 +118,12 @@ def describe(
 
 def notes(opened: saved.TrainedRun) -> list[str]:
     """What a reader has to know to compare the accuracies with the run's records."""
-    if not opened.hparams.get("data_augmentation", True):
+    if not opened.hparams.get("data_augmentation", True) or data.same_pictures(opened):
         return []
-    augmented = "Pictures of training environments are augmented, as DomainBed evaluates them"
-    if data.same_pictures(opened):
-        return [f"{augmented}: exactly those of the run's record of this step."]
     return [
-        f"{augmented}, and drawn anew, because this DomainBed or the one that trained does not say "
-        "how. Accuracies on them are near the recorded ones; on test environments they are equal."
+        "Pictures of training environments are augmented and drawn anew, because this DomainBed or "
+        "the one that trained does not say how. Accuracies on them are near the recorded ones; on "
+        "test environments they are equal."
     ]
 
 
@@ -140,8 +138,7 @@ def as_text(document: Mapping[str, Any]) -> str:
             split["name"],
             split["environment"] + " (test)" * split["is_target"],
             str(split["pictures"]),
-            percent(split["accuracy"]),
-            percent(split["ece"]),
+            *(percent(split[share]) for share in ("accuracy", "ece")),
         ]
         for split in splits
     ]

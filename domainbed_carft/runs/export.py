@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +75,15 @@ def export(
     """
     files = Files.of(weights)
     source = original_clip(run, original)
-    require_free(files, force, (run.path, source.path))
+    if weights.suffix not in SUFFIXES:
+        raise CarftError(
+            f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head and the "
+            "cards get the same name with other endings"
+        )
+    for path in files:
+        require_output(path, (run.path, source.path))
+        if os.path.lexists(path) and not force:
+            raise CarftError(f"{path} is there already; choose another name, or add --force")
     state = _state_dict(run.algorithm, source, half)
     folder = weights.parent
     try:
@@ -99,19 +107,6 @@ def export(
             "room there, or choose another folder"
         ) from error
     return files
-
-
-def require_free(files: Files, force: bool, inputs: Sequence[Path] = ()) -> None:
-    """Raise CarftError unless all four may be written; ``inputs`` may not even with ``force``."""
-    if files.weights.suffix not in SUFFIXES:
-        raise CarftError(
-            f"-o {files.weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head "
-            "and the cards get the same name with other endings"
-        )
-    for path in files:
-        require_output(path, inputs)
-        if os.path.lexists(path) and not force:
-            raise CarftError(f"{path} is there already; choose another name, or add --force")
 
 
 def card_of(
@@ -240,9 +235,7 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
     ]
     record: dict[str, Any] = max(found, key=lambda one: float(one["step"]), default={})
     benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
-    names = [e.folder for e in benchmark.environments] if benchmark else []
-    if isinstance(record.get("environments"), list):
-        names = record["environments"]
+    names = record.get("environments") or [e.folder for e in getattr(benchmark, "environments", ())]
     named = {index: str(name) for index, name in enumerate(names)}
 
     def share(key: str) -> float | None:

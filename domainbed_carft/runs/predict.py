@@ -6,12 +6,11 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -36,17 +35,14 @@ Read = tuple[str, "Tensor | None", str]
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict and print, or write to ``--output``; the exit status."""
-    there = arguments.output and os.path.exists(arguments.output)
-    inputs = find(arguments.pictures) if there else ()
-    files.require_output(arguments.output, (arguments.path, *inputs))
+    paths = list(find(arguments.pictures))
+    files.require_output(arguments.output, (arguments.path, *paths))
     device = splits.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which)
     opened.algorithm.to(device)
-    transform, words = transform_of(opened)
-    print(f"Pictures: {words}", file=sys.stderr)
     # Folders may hold many.
     workers = splits.workers(arguments.workers, any(map(os.path.isdir, arguments.pictures)))
-    found = _Pictures(list(find(arguments.pictures)), transform)
+    found = _Pictures(paths, transform_of(opened))
     loader = DataLoader(found, arguments.batch_size, num_workers=workers, collate_fn=list)
     skipped = 0
     with files.stream(arguments.output) as file:
@@ -74,9 +70,8 @@ def predict(
         features = algorithm.features(batch)  # once for both
         classes = algorithm.class_logits(features).double().softmax(dim=1)
         contexts = algorithm.context_logits(features).double().softmax(dim=1)
-    names = _distinct(opened.classes)
     for of_classes, of_contexts in zip(classes.tolist(), contexts.tolist()):
-        yield dict(zip(names, of_classes)), dict(zip(opened.contexts, of_contexts))
+        yield dict(zip(opened.classes, of_classes)), dict(zip(opened.contexts, of_contexts))
 
 
 def find(paths: Iterable[str]) -> Iterator[str]:
@@ -97,16 +92,15 @@ def find(paths: Iterable[str]) -> Iterator[str]:
             yield path
 
 
-def transform_of(run: saved.TrainedRun) -> tuple[Callable[[Any], Tensor], str]:
-    """The transform of the run's test pictures, and in words what is done.
+def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
+    """The transform of the run's test pictures.
 
     Of the protocol ``host`` no more is recorded than the normalisation: its pictures are squeezed
     to a square as DomainBed's are.
     """
     size, name = run.input_shape[-1], run.hparams["protocol"]
     if name in pictures.PRESETS:
-        words = pictures.PROTOCOLS[name].partition("test: ")[2]
-        return pictures.transform(name, size, augment=False), f"{words}, {size} px ({name})"
+        return pictures.transform(name, size, augment=False)
     # Normalised as CLIP's are, and then what the run's input does to get there, undone.
     scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
     steps = [
@@ -115,10 +109,10 @@ def transform_of(run: saved.TrainedRun) -> tuple[Callable[[Any], Tensor], str]:
         transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD),
         transforms.Normalize(shift, scale),
     ]
-    return transforms.Compose(steps), (
-        f"squeezed to a square, {size} px, as DomainBed's are: of its host's own transforms the "
-        "run recorded only the normalisation"
+    print(
+        "Pictures are squeezed to a square: the run's own transforms are unknown", file=sys.stderr
     )
+    return transforms.Compose(steps)
 
 
 class _Pictures(Dataset[Read]):
@@ -136,30 +130,18 @@ class _Pictures(Dataset[Read]):
 
     def __getitem__(self, index: int) -> Read:
         path = self._paths[index]
+        if os.path.isdir(path):
+            return path, None, f"no picture in this folder: no {', '.join(IMG_EXTENSIONS)}"
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
-            return path, *self._picture(path)
+            return path, self._transform(listing.open_picture(path)), ""
+        except UnidentifiedImageError:
+            return path, None, "not a picture that Pillow can read"
+        except Exception as error:  # of Pillow's decoders, half a dozen types
+            reason = getattr(error, "strerror", None) or str(error)
+            return path, None, " ".join(reason.split()) or type(error).__name__
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-    def _picture(self, path: str) -> tuple[Tensor | None, str]:
-        """The picture, or why there is none."""
-        if os.path.isdir(path):
-            return None, f"no picture in this folder: no {', '.join(IMG_EXTENSIONS)}"
-        try:
-            with Image.open(path, formats=listing.FORMATS) as picture:
-                return self._transform(picture.convert("RGB")), ""
-        except UnidentifiedImageError:
-            return None, "not a picture that Pillow can read"
-        except Exception as error:  # of Pillow's decoders, half a dozen types
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return None, " ".join(reason.split()) or type(error).__name__
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Two folders may be read as the same words: then their labels tell the classes apart."""
-    counts = Counter(names)
-    return [n if counts[n] == 1 else f"{n} (label {label})" for label, n in enumerate(names)]
 
 
 def _line(
@@ -169,8 +151,12 @@ def _line(
     as_json = arguments.format == "jsonl"
     if isinstance(found, str):
         return json.dumps({"path": path, "error": found}) + "\n" if as_json else ""
-    top = arguments.top or (None if as_json else TOP)
-    classes, contexts = (_likeliest(one, top) for one in found)
+    classes, contexts = found
+    if not as_json or arguments.top:  # else all, in their own order
+        classes, contexts = (
+            dict(sorted(one.items(), key=lambda item: -item[1])[: arguments.top or TOP])
+            for one in found
+        )
     if as_json:
         return json.dumps({"path": path, "classes": classes, "contexts": contexts}) + "\n"
     words = (
@@ -178,10 +164,3 @@ def _line(
         for one in (classes, contexts)
     )
     return f"{shown(path)}: {shown(' | '.join(words))}\n"
-
-
-def _likeliest(found: Probabilities, count: int | None) -> Probabilities:
-    """All in their own order, or the likeliest first."""
-    if count is None:
-        return found
-    return dict(sorted(found.items(), key=lambda item: -item[1])[:count])

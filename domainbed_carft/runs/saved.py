@@ -118,13 +118,11 @@ def _weights_file(path: Path, which: str | None) -> Path:
             raise CarftError(f"--which chooses a file of a folder, but {path} is a file; omit it")
         return path
     file = path / WEIGHTS[which or "last"]
-    if os.path.exists(file):
-        return file
-    hint = "expected the folder of a finished job that kept its weights"
-    for other, name in WEIGHTS.items():
-        if os.path.exists(path / name):
-            hint = f"--which {other} takes its {name}"
-    raise CarftError(f"{path} has no {file.name}; {hint}")
+    there = [f"--which {one} takes its {f}" for one, f in WEIGHTS.items() if (path / f).exists()]
+    if not file.exists():
+        hint = there or ["expected the folder of a finished job that kept its weights"]
+        raise CarftError(f"{path} has no {file.name}; {hint[0]}")
+    return file
 
 
 # Whether a part of the file, None where it is missing, is as `domainbed.scripts.train` saves it.

@@ -88,8 +88,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     _require_same_data(run, dataset, targets, seen)
     names = [environment.name for environment in seen.environments]
-    if len(names) != len(dataset):
-        names = [str(index) for index in range(len(dataset))]
+    names = names if len(names) == len(dataset) else [*map(str, range(len(dataset)))]
     # As `train` has it: seed, step, the split's number, and the picture's.
     key = (run.args.get("seed", 0) % 2**64, last if run.step is None else run.step)
     return [
@@ -158,8 +157,7 @@ def _require_same_data(
 ) -> None:
     """Raise CarftError, naming the difference, unless ``dataset`` is that of the run.
 
-    Compared is what the run knows: how many environments and classes it had, the names of classes
-    that are from folders, the edition, and how pictures are normalised.
+    Compared are environments, classes, names of folders, the edition, and the normalisation.
     """
     same: list[tuple[str, Any, Any]] = [
         ("environments", run.content["model_num_domains"] + len(targets), len(dataset)),
@@ -172,41 +170,37 @@ def _require_same_data(
     if seen.edition and edition not in ("", UNCHECKED):
         same.append(("data_edition", edition, seen.edition))
     if normalisation := observed.agreed_normalisation(seen.environments):
-        ours = run.algorithm.input
-        undone = pictures.CLIPInput(ours.resolution, *normalisation)
-        same.append(("normalisation", _rounded(ours), _rounded(undone)))
+        inputs = run.algorithm.input, pictures.CLIPInput(0, *normalisation)
+        then, now = (
+            [[round(float(x), 4) for x in b.flatten()] for b in one.buffers()] for one in inputs
+        )
+        same.append(("normalisation", then, now))
     for what, then, now in same:
         if then != now:
             raise CarftError(
                 f"the data set {run.args['dataset']} is not the one that {run.path} was trained "
-                f"on, and its splits would be others: {what} {then} then, {now} now. Put the data "
-                "back, or give the --data_dir that has it"
+                f"on: {what} {then} then, {now} now. Put the data back, or give the --data_dir "
+                "that has it"
             )
     if any(index not in range(len(dataset)) for index in targets):
         raise CarftError(f"{run.path} has test_envs {targets}, of {len(dataset)} environments")
-
-
-def _rounded(one: pictures.CLIPInput) -> list[float]:
-    return [round(float(x), 4) for x in (*one.scale.flatten(), *one.shift.flatten())]
 
 
 def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:
     """Name, index of the environment and items of each split, in the order of the records."""
     held_out = run.args.get("holdout_fraction", 0.2)
     unlabeled = run.args.get("uda_holdout_fraction", 0)
-    ins: list[tuple[str, int, Any]] = []
-    outs: list[tuple[str, int, Any]] = []
-    udas: list[tuple[str, int, Any]] = []
+    found: dict[str, list[tuple[str, int, Any]]] = {"in": [], "out": [], "uda": []}
     for index, environment in enumerate(dataset):
         seed = misc.seed_hash(run.args.get("trial_seed", 0), index)
-        out, rest = misc.split_dataset(environment, int(len(environment) * held_out), seed)
+        parts = {}
+        parts["out"], rest = misc.split_dataset(environment, int(len(environment) * held_out), seed)
         if index in targets:
-            uda, rest = misc.split_dataset(rest, int(len(rest) * unlabeled), seed)
-            if len(uda):  # counted from 0, whichever environments they are of
-                udas.append((f"env{len(udas)}_uda", index, uda))
-        ins.append((f"env{index}_in", index, rest))
-        outs.append((f"env{index}_out", index, out))
-    return [*ins, *outs, *udas]
+            parts["uda"], rest = misc.split_dataset(rest, int(len(rest) * unlabeled), seed)
+        for kind, items in {"in": rest, **parts}.items():
+            if kind != "uda" or len(items):  # counted from 0, whichever environments they are of
+                found[kind].append((f"env{len(found[kind])}_{kind}", index, items))
+    return [split for kind in found.values() for split in kind]
 
 
 class _Items(Dataset[Any]):

@@ -7,9 +7,7 @@ zero-shot weights plus alpha times the fine-tuned ones, encoder and head.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -27,7 +25,7 @@ from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 from domainbed_carft.text import counted, shown, table
 
-TABLES = ("wise_ft.csv", "wise_ft.json")
+TABLE = "wise_ft.json"
 PLOTS = ("wise_ft.png", "wise_ft.svg")
 
 Tallies = dict[float, list[evaluating.Tally]]
@@ -42,7 +40,15 @@ def run(arguments: argparse.Namespace) -> None:
     device = data.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which)
     folder: Path = arguments.output
-    _make_room(folder, [*TABLES, *PLOTS, *map(weights_name, to_save)])
+    names = [TABLE, *PLOTS, *map(weights_name, to_save)]
+    if there := [name for name in names if os.path.lexists(folder / name)]:
+        raise CarftError(
+            f"{folder} has {', '.join(there)} already; choose another --output, or remove them"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CarftError(f"--output {folder} cannot be made: {error.strerror}") from error
     splits = data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device, arguments.original)
     classes = len(opened.classes)
@@ -65,9 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
         "alphas": rows,
     }
     title = f"{document['algorithm']} on {document['dataset']}"
-    files.save_text(folder / "wise_ft.json", json.dumps(document, indent=1) + "\n")
-    files.save_text(folder / "wise_ft.csv", _as_csv(splits, tallies))
-    made = [*TABLES]
+    files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
+    made = [TABLE]
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
         _plot(rows, title, folder)
         made += PLOTS
@@ -82,7 +87,14 @@ def run(arguments: argparse.Namespace) -> None:
         }
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
     made += [f"weights of {counted(len(to_save), 'alpha')}"] if to_save else []
-    print(_as_text(title, rows))
+    means = ("in_domain", "out_of_domain")
+    cells = [[f"{row['alpha']:g}", *(evaluating.percent(row[m]) for m in means)] for row in rows]
+    print(f"{shown(title)}: alpha 0 is the original CLIP, 1 the run")
+    print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
+    print(
+        "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
+        "in-splits of the test environments"
+    )
     print(f"{shown(str(folder))}: {', '.join(made)}")
 
 
@@ -182,43 +194,6 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _make_room(folder: Path, names: Iterable[str]) -> None:
-    """Make the folder; raises CarftError if it cannot be, or has one of these files already."""
-    there = [name for name in names if os.path.lexists(folder / name)]
-    if there:
-        raise CarftError(
-            f"{folder} has {', '.join(there)} already; choose another --output, or remove them"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CarftError(f"--output {folder} cannot be made: {error.strerror}") from error
-
-
-def _as_csv(splits: Sequence[data.Split], tallies: Tallies) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["alpha", "split", "environment", "is_target", "pictures", "accuracy", "ece"])
-    for alpha, found in tallies.items():
-        for split, tally in zip(splits, found):
-            facts = [split.name, split.environment, int(split.is_target), tally.count]
-            writer.writerow([alpha, *facts, tally.accuracy, tally.ece])
-    return text.getvalue()
-
-
-def _as_text(title: str, rows: Sequence[dict[str, Any]]) -> str:
-    figures = [
-        [f"{row['alpha']:g}", *(evaluating.percent(row[m]) for m in ("in_domain", "out_of_domain"))]
-        for row in rows
-    ]
-    return (
-        f"{shown(title)}: alpha 0 is the original CLIP, 1 the run\n"
-        f"{table(['alpha', 'in-domain (%)', 'out-of-domain (%)'], figures)}\n"
-        "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
-        "in-splits of the test environments"
-    )
-
-
 def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     """A point an alpha: accuracy on the test environments against that on the others, in %."""
     from matplotlib.figure import Figure
@@ -226,16 +201,11 @@ def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
     places = [(100 * point["in_domain"], 100 * point["out_of_domain"]) for point in points]
-    axes.plot(*zip(*places), color="#999999", marker="o", markersize=5, zorder=1)
-    # Colours of Okabe and Ito's palette.
-    ends = {0.0: ("s", "#0072B2", "original CLIP (zero-shot)"), 1.0: ("D", "#D55E00", "the run")}
+    axes.plot(*zip(*places), color="#0072B2", marker="o", markersize=5)
+    ends = {0.0: " (original CLIP)", 1.0: " (the run)"}
     for point, (x, y) in zip(points, places):
-        alpha = point["alpha"]
-        axes.annotate(f"{alpha:g}", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
-        if alpha in ends:
-            mark, colour, label = ends[alpha]
-            axes.scatter([x], [y], marker=mark, color=colour, s=60, label=label, zorder=2)
-            axes.legend(fontsize=8)
+        label = f"{point['alpha']:g}{ends.get(point['alpha'], '')}"
+        axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
     axes.margins(0.1)
     axes.set_xlabel("in-domain accuracy (%): out-splits of the training environments")
     axes.set_ylabel("out-of-domain accuracy (%):\nin-split of the test environment")
