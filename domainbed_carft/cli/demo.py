@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from domainbed_carft import sweep
+from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
+from domainbed_carft.sweep import launch, sources
 from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
@@ -23,7 +24,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
 
     ``declared`` is a sweep of EmojiStyles; ``trials`` of its cells in place of its own number.
     """
-    declaration = sweep.load(declared)
+    declaration = sources.load(declared)
     if trials:
         declaration = declaration.model_copy(update={"trials": trials})
     (dataset,) = declaration.datasets
@@ -33,7 +34,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
         f"on {dataset} with one environment left out"
     )
     writing.require_place(output / "report")
-    if left := sweep.run(declaration, DATA_DIR, folder, "pool"):
+    if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
         first = left[0].attempt.last_words if left[0].attempt else left[0].detail
         raise CarftError(
             f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "

@@ -130,10 +130,7 @@ def _add_theirs(group: Any) -> None:
         "--holdout_fraction", type=float, help="share of each out-split (default: 0.2)"
     )
     group.add_argument(
-        "--single_test_envs",
-        action="store_true",
-        default=None,
-        help="leave out single environments only, no pairs",
+        "--single_test_envs", action="store_const", const=True, help="leave out no pairs"
     )
     group.add_argument("--task", choices=("domain_generalization", "domain_adaptation"))
 

@@ -247,14 +247,6 @@ class Declaration(Shape):
             chosen += [list(pair) for pair in pairs if set(pair) & indices]
         return sorted(chosen)
 
-    @property
-    def n_jobs(self) -> int:
-        """How many jobs there are."""
-        targets = sum(len(self.targets(dataset)) for dataset in self.datasets)
-        pairs = itertools.product(self.algorithms, self.settings.values())
-        runs = sum(setting.covers("", name) for name, setting in pairs)
-        return self.trials * len(self.choices) * targets * runs
-
 
 def environment(one: str | int, labels: Sequence[str]) -> int | None:
     """The index of an environment that is given by its index or label."""
