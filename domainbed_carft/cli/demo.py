@@ -1,8 +1,4 @@
-"""The demo: the sweep that ``sweeps/demo.yaml`` declares, run on this machine, table and report.
-
-Nothing here trains or averages: the sweep's jobs are ``domainbed.scripts.train``'s, the table is
-what ``domainbed.scripts.collect_results`` says, and the report that of ``carft report``.
-"""
+"""The demo: the sweep that ``sweeps/demo.yaml`` declares, run on this machine, table and report."""
 
 from __future__ import annotations
 
@@ -35,11 +31,10 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     )
     writing.require_place(output / "report")
     if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
-        first = left[0].attempt.last_words if left[0].attempt else left[0].detail
         raise CarftError(
             f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
-            f"{left[0].job.folder}: {first}\nMend the cause, run `carft sweep retry {folder}` if "
-            "they failed, then the same command again"
+            f"{left[0].job.folder}: {left[0].detail}\nMend the cause, run `carft sweep retry "
+            f"{folder}` if they failed, then the same command again"
         )
     words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)

@@ -26,12 +26,6 @@ from domainbed_carft.text import confirm, counted, shown
 NEEDED = (states.NOT_LAUNCHED, states.INTERRUPTED)
 RUN_HERE = ("local", "pool")
 
-# Read by our train.
-KEEP_WEIGHTS = "DOMAINBED_KEEP_WEIGHTS"
-SKIP_IN_SPLITS = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
-LOG = "DOMAINBED_LOG"
-WANDB_GROUP = "WANDB_RUN_GROUP"  # by W&B: what the runs of a sweep have in common
-
 
 def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any) -> int:
     """Launch what is needed; 1 if a job is not done after a launcher that waits, or failed.
@@ -156,7 +150,6 @@ def note(declaration: Declaration, data_dir: str, output: Path, jobs: Sequence[J
 
 
 def _collected(make: Callable[[], Any], problems: list[str]) -> Any:
-    """What ``make`` returns, or None with what it raises among the problems."""
     try:
         return make()
     except CarftError as error:
@@ -209,13 +202,13 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
 def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
     """The variables by which a job is told what is no part of what it is."""
     kinds, group = arguments.log or (), arguments.output_dir.absolute().name
-    has_group = "wandb" in kinds and WANDB_GROUP not in os.environ  # a user's own stays
     told = {
-        KEEP_WEIGHTS: arguments.keep_weights,
-        SKIP_IN_SPLITS: "1" if arguments.skip_training_in_splits else None,
-        LOG: " ".join(kinds),
-        WANDB_GROUP: f"{group}/{job.variant}".rstrip("/") if has_group else None,
+        "DOMAINBED_KEEP_WEIGHTS": arguments.keep_weights,
+        "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1" if arguments.skip_training_in_splits else None,
+        "DOMAINBED_LOG": " ".join(kinds),
     }
+    if "wandb" in kinds and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays
+        told["WANDB_RUN_GROUP"] = f"{group}/{job.variant}".rstrip("/")
     return {name: value for name, value in told.items() if value}
 
 

@@ -1,7 +1,4 @@
-"""What a sweep may name: the data sets, algorithms and hyperparameters of the domainbed in use.
-
-It is asked at a launch, which loads torch; what is read of it goes into the manifest.
-"""
+"""What a sweep may name: the data sets, algorithms and hyperparameters of the domainbed in use."""
 
 from __future__ import annotations
 
@@ -77,10 +74,7 @@ def facts(name: str) -> Dataset:
     # What upstream's base class has, for forks whose data sets say nothing.
     steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
     known, pictures = benchmarks.BENCHMARKS.get(name), None
-    if os.sep in name:
-        walks = [os.walk(os.path.join(name, label)) for label in labels]
-        pictures = tuple(sum(len(files) for _, _, files in walk) for walk in walks)
-    elif known is not None and len(known.environments) == len(labels):
+    if known is not None and len(known.environments) == len(labels):
         pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
     return Dataset(labels, pictures, int(steps), int(every))
 
@@ -137,7 +131,6 @@ def _foreign(shape: Shape) -> Iterator[Told]:
 
 
 def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
-    """Where hparams are set for some jobs, the later over the earlier."""
     overrides = [(("overrides", i), one) for i, one in enumerate(shape.overrides)]
     return [*overrides, *((("variants", name), one) for name, one in shape.variants.items())]
 
