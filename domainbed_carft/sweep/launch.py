@@ -121,7 +121,7 @@ def run(
     statuses = look(declaration, data_dir, output)
     jobs = [status.job for status in statuses]
     chosen = _chosen(statuses, name)
-    note(declaration, data_dir, output, jobs)
+    note(declaration, output, jobs)
     endings: Sequence[Any] = ()
     if name == "slurm":
         if chosen:
@@ -138,13 +138,10 @@ def run(
     return [replace(one, detail=one.detail or words.get(one.job.folder, "")) for one in left]
 
 
-def note(declaration: Declaration, data_dir: str, output: Path, jobs: Sequence[Job]) -> None:
+def note(declaration: Declaration, output: Path, jobs: Sequence[Job]) -> None:
     """Write down what is launched: for other commands, and a copy of the file for people."""
-    sweep = manifest.Sweep(
-        declaration.name, data_dir, tuple(jobs), declaration.facts, tuple(declaration.selection),
-        tuple(declaration.compare_with),
-    )  # fmt: skip
-    manifest.add(output, sweep)
+    settings = tuple(declaration.selection), tuple(declaration.compare_with)
+    manifest.add(output, manifest.Sweep(tuple(jobs), declaration.facts, *settings))
     if declaration.text is not None:
         files.save_text(output / "sweep.yaml", declaration.text)
 

@@ -115,19 +115,18 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
 
 def _foreign(shape: Shape) -> Iterator[Told]:
     """Names in the settings that are not among the sweep's own data sets and algorithms."""
-    kinds = (("datasets", "data set"), ("algorithms", "algorithm"))
-    named: list[tuple[int, YamlPath, str]] = []
+    named: list[tuple[str, YamlPath, str]] = []
     for key in ("steps", "test_environments"):
         given = getattr(shape, key)
-        named += [(0, (key, name), name) for name in (given if isinstance(given, dict) else ())]
+        named += [("datasets", (key, n), n) for n in (given if isinstance(given, dict) else ())]
     for path, setting in _blocks(shape):
-        for kind, (key, _) in enumerate(kinds):
+        for key in ("datasets", "algorithms"):
             listed = enumerate(getattr(setting, key, ()))
-            named += [(kind, (*path, key, index), name) for index, name in listed]
-    for kind, path, name in named:
-        key, words = kinds[kind]
+            named += [(key, (*path, key, index), name) for index, name in listed]
+    words = {"datasets": "data set of this sweep", "algorithms": "algorithm of this sweep"}
+    for key, path, name in named:
         if name not in getattr(shape, key):
-            yield path, unknown(f"{words} of this sweep", name, getattr(shape, key))
+            yield path, unknown(words[key], name, getattr(shape, key))
 
 
 def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
