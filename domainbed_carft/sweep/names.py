@@ -40,16 +40,6 @@ def module(name: str) -> Any:
             sys.path.remove(here)
 
 
-def dataset_class(name: str) -> Any:
-    """The class of a data set. Raises CarftError where there is none of that name."""
-    datasets = module("datasets")
-    if os.sep in name and not os.path.isdir(name):
-        raise CarftError(f"there is no folder {name}; expected one with a sub-folder a domain")
-    ask = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
-    listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
-    return _asked("data set", name, ask, listed)
-
-
 def algorithm_class(name: str) -> Any:
     """The class of an algorithm. Raises CarftError where there is none of that name."""
     algorithms = module("algorithms")
@@ -67,7 +57,12 @@ def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str
 
 def facts(name: str) -> Dataset:
     """What is to be known of a data set. Raises CarftError where there is none of that name."""
-    found = dataset_class(name)
+    datasets = module("datasets")
+    if os.sep in name and not os.path.isdir(name):
+        raise CarftError(f"there is no folder {name}; expected one with a sub-folder a domain")
+    ask = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
+    listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
+    found = _asked("data set", name, ask, listed)
     labels = tuple(map(str, getattr(found, "ENVIRONMENTS", None) or ()))
     if not labels:
         raise CarftError(f"the class of {name} names no ENVIRONMENTS, so nothing can be left out")
