@@ -71,7 +71,7 @@ def build(
     algorithms = labels.algorithms(run.algorithm for run in runs)
     pair = _pair(algorithms, asked, method)
     show = None
-    if pair and count and method != selection.IN_DOMAIN:
+    if pair and count:
         from domainbed_carft.report import examples  # which loads torch
 
         show = partial(examples.part, pair=pair, most=count, data_dir=data_dir)
@@ -79,7 +79,7 @@ def build(
     flat = [table for own in built for table in own]
     averages = [table for table in flat if table.averages and _has_values(table)]
     differences: list[paired.Difference] = []
-    if pair and method != selection.IN_DOMAIN:
+    if pair:
         with contextlib.suppress(CarftError):  # they share no trial
             differences = paired.compare(groups, [method], *pair)
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
@@ -121,7 +121,7 @@ def _pair(
     algorithms: Sequence[str], asked: Sequence[str] | None, method: str
 ) -> Sequence[str] | None:
     if asked is None:
-        return PAIR if set(PAIR) <= set(algorithms) else None
+        return PAIR if set(PAIR) <= set(algorithms) and method != selection.IN_DOMAIN else None
     if method == selection.IN_DOMAIN or asked[0] == asked[1] or not set(asked) <= set(algorithms):
         raise CarftError(
             f"--examples {' '.join(asked)}: expected two different algorithms of "
