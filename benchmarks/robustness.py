@@ -40,8 +40,8 @@ def main() -> None:
     if len(collection.groups) > 1:
         titles = "; ".join(group.title for group in collection.groups)
         parser.error(f"the jobs were run under several settings ({titles}); expected one")
-    outcomes = frames.outcomes(collection.groups[0].runs, "training-domain")
-    selected = outcomes[outcomes["selected"]]
+    checkpoints = frames.checkpoints(collection.groups[0].runs, "training-domain")
+    selected = checkpoints[checkpoints["selected"]]
     counts = selected.groupby("algorithm")["trial"].nunique()
     print(f"trials: {', '.join(f'{name} {n}' for name, n in counts.items())}")
     print(f"{'':16}" + "".join(f"{e:>10}" for e in (*facts.labels, "average", "in-domain")))
