@@ -147,12 +147,8 @@ def _best(validation: Floats) -> int:
     return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
 
 
-def _common_places(runs: Sequence[Run]) -> list[Sequence[int] | npt.NDArray[np.intp]]:
+def _common_places(runs: Sequence[Run]) -> list[list[int]]:
     """For each run the rows of the steps that all have, in the order of the steps."""
-    first = runs[0].steps
-    if all(run.steps == first for run in runs):
-        order = np.argsort(np.frombuffer(first))
-        return [order] * len(runs)
     rows = [{step: row for row, step in enumerate(run.steps)} for run in runs]
     steps = sorted(set(rows[0]).intersection(*rows[1:]))
     return [[row[step] for step in steps] for row in rows]

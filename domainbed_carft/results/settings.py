@@ -65,7 +65,7 @@ def groups(
     for key in sorted({*members, *waiting}):
         title = ", ".join(f"{part} {word}" for part, word in zip(parts, key))
         mine = members.get(key, [])
-        notes = [f"{title}: {n}" if title else n for n in _differences(mine, starts)]
+        notes = [f"{title}: {n}" if title else n for n in _differences(mine)]
         result.append(Group(title, mine, waiting.get(key, []), notes))
     return result
 
@@ -139,7 +139,7 @@ def _conflicts(ran: _Places, listed: _Places) -> Iterator[str]:
             yield part
 
 
-def _differences(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]:
+def _differences(runs: Sequence[Run]) -> Iterator[str]:
     """In what the settings of a group's algorithms and data sets differ."""
     places = _by_place((run.job, run.setting) for run in runs)
     for part in _parts(places):
@@ -148,7 +148,5 @@ def _differences(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]
             for setting in own:
                 whose.setdefault(_word(setting, part), {})[f"{algorithm} on {dataset}"] = None
         if len(whose) > 1 and part != ENVIRONMENTS:  # each data set has its own
-            asked = " (averaged all the same, as asked)"
-            averaged = asked if ignored and part.startswith(ignored) else ""
             told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
-            yield f"Not all runs have the same {part}{averaged}: {told}."
+            yield f"Not all runs have the same {part}: {told}."
