@@ -139,7 +139,8 @@ def _collect(arguments: argparse.Namespace) -> int:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
-    lines = list(document.notes) if arguments.format == "csv" else []  # it has no room for them
+    # CSV has no room for notes.
+    lines = list(document.sections["notes"]) if arguments.format == "csv" else []
     lines += records.told(collection.faults)
     counts = document.sections["summary"]
     summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"

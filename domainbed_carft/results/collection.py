@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.manifest import Sweep
-from domainbed_carft.jobs.records import Fault, Run
+from domainbed_carft.jobs.records import Fault
 from domainbed_carft.jobs.setting import overrides
 from domainbed_carft.results import document, labels, paired, published, selection, settings, tables
 from domainbed_carft.results.document import Document
@@ -114,7 +114,7 @@ def build(
     caption = [*document.CAPTION]
     entries = [document.table_entry(table) for table in flat]
     rows = document.cell_records(entries)
-    sections: dict[str, Any] = {"tables": entries, "notes": list(remarks)}
+    sections: dict[str, Any] = {"tables": entries, "notes": remarks}
     if compare:
         rows = []
         for group, own in zip(collection.groups, built, strict=True):
@@ -135,10 +135,10 @@ def build(
         "records": collection.records,
         "jobs": collection.jobs,
         "incomplete_cells": sum(table.incomplete for table in flat),
-        "cells": sum(table.size for table in flat),
+        "cells": sum(cell.counts for table in flat for row in table.rows for cell in row.cells),
         "faults": [fault._asdict() for fault in collection.faults],
     }
-    return Document("Results", [*caption, *remarks], grids, sections, rows, remarks)
+    return Document("Results", [*caption, *remarks], grids, sections, rows)
 
 
 def best(collection: Collection) -> Iterator[dict[str, Any]]:
@@ -151,6 +151,9 @@ def best(collection: Collection) -> Iterator[dict[str, Any]]:
                 if not left_out and one.target:
                     continue  # jobs that leave nothing out select the same for each column
                 chosen = one.outcome
+                run = chosen.runs[0]
+                drop = {*_FILLED_IN} - overrides(run.job.args).keys()
+                kept = {name: value for name, value in run.recorded.items() if name not in drop}
                 yield {
                     "setting": group.title,
                     "selection": method,
@@ -163,14 +166,7 @@ def best(collection: Collection) -> Iterator[dict[str, Any]]:
                     "step": int(chosen.step),
                     "validation_accuracy": chosen.validation,
                     "accuracy": chosen.accuracy if left_out else None,
-                    "hparams": dict(chosen.runs[0].recorded),
-                    "argument": _argument(chosen.runs[0]),
+                    "hparams": dict(run.recorded),
+                    "argument": f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}",
                     "folders": [run.folder for run in chosen.runs],
                 }
-
-
-def _argument(run: Run) -> str:
-    """``--hparams`` with its value, quoted for a shell."""
-    drop = {*_FILLED_IN} - overrides(run.job.args).keys()
-    kept = {name: value for name, value in run.recorded.items() if name not in drop}
-    return f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}"

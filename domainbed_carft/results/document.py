@@ -32,17 +32,13 @@ class Grid(NamedTuple):
 
 
 class Document(NamedTuple):
-    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV.
-
-    ``notes``: on all of the tables.
-    """
+    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV."""
 
     title: str
     caption: Sequence[str]
     grids: Sequence[Grid]
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
-    notes: Sequence[str] = ()
 
 
 def grid(table: Table) -> Grid:

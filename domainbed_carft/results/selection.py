@@ -171,15 +171,12 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     of which some are no numbers does not.
     """
     trials: dict[tuple[str, str, int], list[tuple[float, Run, int]]] = {}
-    for run in sorted(runs, key=lambda run: run.choice):
-        if not run.test_envs:
-            last = int(np.frombuffer(run.steps).argmax())
-            reached = sum(accuracies(run)[1][last].tolist())
-            if np.isnan(reached):
-                continue
-            trials.setdefault((run.dataset, run.algorithm, run.trial), []).append(
-                (reached, run, last)
-            )
+    for run in sorted((run for run in runs if not run.test_envs), key=lambda run: run.choice):
+        last = int(np.frombuffer(run.steps).argmax())
+        reached = sum(accuracies(run)[1][last].tolist())
+        if not np.isnan(reached):
+            key = run.dataset, run.algorithm, run.trial
+            trials.setdefault(key, []).append((reached, run, last))
     result = []
     for (dataset, algorithm, trial), choices in sorted(trials.items()):
         reached, run, last = max(choices, key=lambda choice: choice[0])

@@ -8,7 +8,7 @@ on a data set have to share, or a column would mean nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job, Key
@@ -51,7 +51,7 @@ def groups(
     for run in runs:
         members.setdefault(tuple(_word(run.setting, part) for part in parts), []).append(run)
     ran = {key: {run.job.key for run in mine} for key, mine in members.items()}
-    trials = {key: {_but_target(job) for job in jobs} for key, jobs in ran.items()}
+    trials = {key: {(*job[:2], *job[3:]) for job in jobs} for key, jobs in ran.items()}
     waiting: dict[tuple[str, ...], list[Job]] = {}
     for job, setting in expected:
         key = tuple(_word(setting, part) for part in parts)
@@ -59,7 +59,7 @@ def groups(
         elsewhere = any(job.key in ran.get(other, ()) for other in fitting)
         for other in fitting:
             # What ran under another setting is missed here only among runs of its trial.
-            if not elsewhere or _but_target(job.key) in trials[other]:
+            if not elsewhere or (*job.key[:2], *job.key[3:]) in trials[other]:
                 waiting.setdefault(other, []).append(job)
     result = []
     for key in sorted({*members, *waiting}):
@@ -106,10 +106,6 @@ def _word(setting: Mapping[str, str], part: str) -> str:
 def _agree(key: Sequence[str], other: Sequence[str]) -> bool:
     """Whether a job may belong there: some parts are known from records only."""
     return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(key, other))
-
-
-def _but_target(key: Key) -> tuple[Any, ...]:
-    return (*key[:2], *key[3:])
 
 
 def _by_place(found: Iterable[tuple[Job, Mapping[str, str]]]) -> _Places:

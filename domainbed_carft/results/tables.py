@@ -69,11 +69,6 @@ class Table(NamedTuple):
         """How many cells are incomplete."""
         return sum(bool(cell.missing) for row in self.rows for cell in row.cells)
 
-    @property
-    def size(self) -> int:
-        """How many cells are meant to have a value."""
-        return sum(cell.counts for row in self.rows for cell in row.cells)
-
 
 def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
