@@ -13,7 +13,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import Fault
 from domainbed_carft.jobs.setting import overrides
-from domainbed_carft.results import document, labels, paired, published, selection, settings, tables
+from domainbed_carft.results import document, paired, published, selection, settings, tables
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
 
@@ -144,7 +144,7 @@ def build(
 def best(collection: Collection) -> Iterator[dict[str, Any]]:
     """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
     for group in collection.groups:
-        names = labels.labels(group.runs)
+        names = tables.labels(group.runs)
         for method in collection.methods:
             left_out = selection.METHODS[method].leaves_out
             for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):

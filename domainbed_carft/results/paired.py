@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import labels, selection
+from domainbed_carft.results import selection, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 
@@ -78,7 +78,7 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
             )
         )  # fmt: skip
     if not found:
-        algorithms = labels.algorithms(r.algorithm for group in groups for r in group.runs)
+        algorithms = tables.algorithms(r.algorithm for group in groups for r in group.runs)
         raise CarftError(
             f"{a} and {b} have no (data set, environment, trial) in common under the same settings "
             f"by {', '.join(methods)}; expected two of {', '.join(algorithms)}"
