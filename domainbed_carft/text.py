@@ -24,14 +24,9 @@ def shown(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def inflected(count: int, one: str, many: str = "") -> str:
-    """``one`` after a count of 1, else ``many``, which is ``one`` with an s if it is left out."""
-    return one if count == 1 else many or f"{one}s"
-
-
 def counted(count: int, one: str, many: str = "") -> str:
-    """The number and what it counts: 1 job, 3,840 jobs."""
-    return f"{count:,} {inflected(count, one, many)}"
+    """The number and what it counts: 1 job, 3,840 jobs; ``many`` is ``one`` with an s, if ""."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def duration(seconds: float) -> str:

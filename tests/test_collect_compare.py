@@ -50,17 +50,6 @@ def test_the_interval_is_over_targets_not_over_pairs():
     assert paired.interval_of_mean(np.array([3.0]), np.array([2])) == (None, None)
 
 
-def test_what_has_no_partner_is_named(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], choices=1)
-    shutil.rmtree(tmp_path / "ERM-0-0-0")
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
-    (found,) = page.sections["paired"]
-    assert (found["pairs"], found["unpaired"]) == (7, "PACS A trial 0")
-    assert page.records == [found]
-    (note,) = page.grids[-1].notes
-    assert note.endswith("without a partner: PACS A trial 0.")
-
-
 def test_every_published_figure_has_a_source_and_its_average():
     figures = published.figures()
     assert len(figures) == 11 * 6
@@ -156,17 +145,9 @@ def test_the_best_hyperparameters_are_ready_to_train_with(tmp_path, capsys):
         assert len(entry["folders"]) == 1 + pairs
         place = f"{entry['test_env']}-{entry['trial_seed']}-{entry['hparams_seed']}"
         assert entry["folders"][0] == str(tmp_path / f"{entry['algorithm']}-{place}")
-
-
-def test_top_takes_what_is_asked_for(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path)
     few = ["--algorithm", "Mixup", "--test_env", "2", "--select", "oracle"]
     (first, second) = top(capsys, tmp_path, *few)
     assert (first["environment"], first["algorithm"], second["trial_seed"]) == ("P", "Mixup", 1)
-
-
-def test_top_of_jobs_that_leave_nothing_out(tmp_path, capsys):
-    for choice in range(2):
-        collect_sweeps.write_job(tmp_path, str(choice), test_envs=[], hparams_seed=choice)
-    (entry,) = top(capsys, tmp_path)
+    collect_sweeps.write_job(tmp_path / "all", test_envs=[])
+    (entry,) = top(capsys, tmp_path / "all")
     assert (entry["selection"], entry["test_env"]) == ("in-domain", None)

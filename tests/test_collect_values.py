@@ -11,7 +11,7 @@ from domainbed.scripts import collect_results
 from harness import synthetic_records
 
 from domainbed_carft.cli import results
-from domainbed_carft.jobs import records, setting
+from domainbed_carft.jobs import records
 from domainbed_carft.results import formats, selection
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
@@ -101,4 +101,3 @@ def test_jobs_that_leave_nothing_out(tmp_path):
 def test_names_are_those_of_the_modules_that_know_them():
     assert tuple(selection.METHODS) == results.METHODS
     assert formats.NAMES == results.FORMATS
-    assert tuple(setting.KINDS) == results.PARTS

@@ -5,23 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.text import counted, shown
 
 INCOMPLETE = 3  # exit status of --strict
 
-# As the modules that know them have them, which a test compares: those take a while to load.
+# As modules that take a while to load have them, which a test compares.
 METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
 FORMATS = ("text", "markdown", "csv", "json", "html", "latex")
-PARTS = (
-    "steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task", "hparams",
-    "protocol", "data_edition", "versions",
-)  # fmt: skip
 
 
 def add_to(commands: Any) -> None:
@@ -94,15 +91,12 @@ def add_to(commands: Any) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
+        "folders", nargs="+", type=Path, metavar="DIR",
         help="output folder of a sweep, ours or DomainBed's",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--ignore", type=some_of(PARTS), action="extend", default=[], metavar="PART,...",
-        help="merge runs that differ in these parts, separated by commas: " + ", ".join(PARTS),
+        "--ignore", type=some_of(KINDS), action="extend", default=[], metavar="PART,...",
+        help="merge runs that differ in these parts, separated by commas: " + ", ".join(KINDS),
     )  # fmt: skip
 
 
@@ -114,7 +108,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
     """A type for argparse: names with commas between. A list of words would swallow DIR."""
 
     def parse(text: str) -> list[str]:
@@ -145,13 +139,9 @@ def _collect(arguments: argparse.Namespace) -> int:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
-    lines = list(document.notes) if arguments.format == "csv" else []  # it has no room for them
+    # CSV has no room for notes.
+    lines = list(document.sections["notes"]) if arguments.format == "csv" else []
     lines += records.told(collection.faults)
-    if len(collection.groups) > 1:
-        lines.append(
-            f"The runs were made under {len(collection.groups)} settings, which are never "
-            "averaged: each has tables of its own."
-        )
     counts = document.sections["summary"]
     summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"
     if incomplete := counts["incomplete_cells"]:
@@ -171,10 +161,10 @@ def _collect(arguments: argparse.Namespace) -> int:
 def _top(arguments: argparse.Namespace) -> None:
     from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import formats, top
+    from domainbed_carft.results import formats
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
-    chosen = list(top.best(collection.groups, collection.methods))
+    chosen = list(collecting.best(collection))
     wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
     asked = [("select", "selection", method) for method in arguments.select or ()]
     asked += [(name, name, value) for name, value in wanted.items() if value is not None]

@@ -166,11 +166,10 @@ class JobFolder:
 
     def attempts(self) -> list[Attempt]:
         """The ended attempts, first to last; lines cut by a full disk or a crash are left out."""
-        try:
-            lines = self.attempts_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return [attempt for line in lines if (attempt := _read(line, Attempt))]
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            text = self.attempts_path.read_text(encoding="utf-8", errors="replace")
+            return [attempt for line in text.splitlines() if (attempt := _read(line, Attempt))]
+        return []
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Append a line, on a line of its own even if the one before was cut."""
@@ -192,10 +191,9 @@ class JobFolder:
 
     def last_words(self) -> str:
         """The last line of err.txt that is not blank; "" if there is none."""
-        try:
+        with contextlib.suppress(OSError):
             return last_line(self.path / ERRORS)
-        except OSError:
-            return ""
+        return ""
 
     def _acquire(self, patience: float) -> int:
         give_up = time.monotonic() + patience
@@ -243,11 +241,9 @@ class JobFolder:
         return True
 
     def _written_holder(self) -> Holder | None:
-        try:
-            text = self.lock_path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-        found: Holder | None = _read(text, Holder)
+        found: Holder | None = None
+        with contextlib.suppress(OSError):
+            found = _read(self.lock_path.read_text(encoding="utf-8", errors="replace"), Holder)
         return found
 
 

@@ -91,11 +91,10 @@ def told(faults: Iterable[Fault]) -> list[str]:
 
 
 class Read(NamedTuple):
-    """What some folders had; ``records`` counts those that runs are of."""
+    """What some folders had."""
 
     runs: list[Run]
     faults: list[Fault]
-    records: int
 
 
 def read(folders: Sequence[Path | str]) -> Read:
@@ -125,24 +124,18 @@ def read(folders: Sequence[Path | str]) -> Read:
     for folder in folders:
         visit(str(folder), DEPTH)
     faults = list(dict.fromkeys(faults))
-    runs = [run for folder in found.values() for run in runs_in(folder, faults)]
-    return Read(runs, faults, sum(len(run.steps) for run in runs))
+    runs = [run for folder in found.values() for run in _runs_in(folder, faults)]
+    return Read(runs, faults)
 
 
-def runs_in(folder: Path | str, faults: list[Fault] | None = None) -> list[Run]:
+def _runs_in(folder: str, faults: list[Fault]) -> list[Run]:
     """The runs recorded in one folder: one, unless several were told to write there."""
-    faults = [] if faults is None else faults
     latest: dict[str, dict[float, dict[str, Any]]] = {}
-    total = 0
     for key, record in _keyed(os.path.join(folder, RECORDS), faults):
         latest.setdefault(key, {})[record["step"]] = record
-        total += 1
-    if repeated := total - sum(map(len, latest.values())):
-        text = f"{counted(repeated, 'record')} of steps recorded before; the later ones count"
-        faults.append(Fault("repeated steps", str(folder), text))
     if not latest:
-        faults.append(Fault("no records", str(folder), "no record"))
-    return [_run(str(folder), list(steps.values()), faults) for steps in latest.values()]
+        faults.append(Fault("no records", folder, "no record"))
+    return [_run(folder, list(steps.values()), faults) for steps in latest.values()]
 
 
 def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
@@ -263,7 +256,7 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
     return Run(
         Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
         names, count, array("d", [record["step"] for record in records]),
-        _accuracies(folder, records, count, lost, faults), parts,
+        _accuracies(records, count, lost), parts,
         first.get("hparams") or {}, min(lost, default=None),
     )  # fmt: skip
 
@@ -281,20 +274,13 @@ def _lost(records: list[dict[str, Any]]) -> set[float]:
     }
 
 
-def _accuracies(
-    folder: str, records: list[dict[str, Any]], count: int, lost: set[float], faults: list[Fault]
-) -> array[float]:
+def _accuracies(records: list[dict[str, Any]], count: int, lost: set[float]) -> array[float]:
+    """Those of Run; nan for what is no number in [0, 1], such as percent."""
     names = [f"env{i}_{split}_acc" for split in ("in", "out") for i in range(count)]
     rows = array("d")
-    odd = []
     for record in records:
         for name in names:
             value: Any = None if record["step"] in lost else record.get(name)
             known = type(value) in _NUMBERS and 0 <= value <= _MOST
             rows.append(value if known else math.nan)
-            if not known and value is not None and value == value:
-                odd.append(f"{name} {str(value)[:60]} at step {record['step']:g}")
-    if odd:
-        what = f"{counted(len(odd), 'value')} not in [0, 1], taken as missing: {odd[0]}"
-        faults.append(Fault("out of range", folder, what + ", ..." * (len(odd) > 1)))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -68,12 +69,10 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def printed_versions(folder: Path | str) -> dict[str, str]:
     """The versions that ``train`` printed, upstream's too; of a resumed run, all in turn."""
-    try:
-        with open(os.path.join(folder, OUTPUT), "rb") as file:
-            size = min(os.fstat(file.fileno()).st_size, 1 << 20)
-            printed = file.read(size).decode("utf-8", errors="replace")
-    except OSError:
-        return {}
+    printed = ""
+    path = os.path.join(folder, OUTPUT)
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        printed = file.read(1 << 20)
     found: dict[str, dict[str, None]] = {}
     for block in printed.split("Environment:\n")[1:]:
         for line in block.split("\n", 10):

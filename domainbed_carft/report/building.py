@@ -24,7 +24,7 @@ from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import figures, frames, writing
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import document, labels, paired, published, selection, tables
+from domainbed_carft.results import document, paired, published, selection, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.text import shown
@@ -68,7 +68,7 @@ def build(
     method = select or collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
-    algorithms = labels.algorithms(run.algorithm for run in runs)
+    algorithms = tables.algorithms(run.algorithm for run in runs)
     pair = _pair(algorithms, asked, method)
     show = None
     if pair and count:
@@ -87,7 +87,7 @@ def build(
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     looks, name = figures.looks(algorithms), _names()
     return {
-        "title": f"{', '.join(labels.labels(runs))}: {left_out} left out",
+        "title": f"{', '.join(tables.labels(runs))}: {left_out} left out",
         "method": selection.METHODS[method].title,
         "sections": [
             _section(table, group.runs, group.title, looks, name, show)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +12,13 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import Fault
+from domainbed_carft.jobs.setting import overrides
 from domainbed_carft.results import document, paired, published, selection, settings, tables
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
+
+# What a run has found out and recorded; given again, another data set would be refused.
+_FILLED_IN = ("prompts_digest", "clip_digest", "data_edition")
 
 
 class Collection(NamedTuple):
@@ -41,27 +47,26 @@ def gather(
     and the one called ``also``. Raises CarftError if there is no record, no job for a method that
     is asked for, or if a job was run twice with different records.
     """
-    runs, faults, count = records.read(folders)
+    runs, faults = records.read(folders)
     if not runs:
         wrong = "".join(f"\n{line}" for line in records.told(faults))
         raise CarftError(
             f"no record below {', '.join(map(str, folders))}, down to {records.DEPTH} levels; "
             f"expected folders of jobs, with results.jsonl{wrong}"
         )
-    sweeps: list[Sweep] = []
-    for folder in folders:
+    sweeps = [Sweep(())] * len(folders)
+    for number, folder in enumerate(folders):
         try:
-            sweeps.append(manifest.read(Path(folder)) or Sweep(()))
+            sweeps[number] = manifest.read(Path(folder)) or sweeps[number]
         except CarftError as error:
-            sweeps.append(Sweep(()))
             what = f"{error}; until then the records tell what was to be run"
             faults.append(Fault("unreadable", str(folder), what))
     planned = [job for sweep in sweeps for job in sweep.jobs]
-    labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
+    listed = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     groups = []
     for group in settings.groups(runs, planned, ignored):
         kept, passed_over = settings.distinct(group.runs)
-        groups.append(group._replace(runs=kept, labels=labels))
+        groups.append(group._replace(runs=kept, labels=listed))
         faults += passed_over
     left_out = {len(run.test_envs) for run in runs}
     left_out |= {len(job.args["test_envs"]) for job in planned}
@@ -76,8 +81,8 @@ def gather(
                 f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}"
             )
     return Collection(
-        groups, methods or _methods(there, sweeps, also, left_out), faults, count,
-        sum(len(group.runs) for group in groups),
+        groups, methods or _methods(there, sweeps, also, left_out), faults,
+        sum(len(run.steps) for run in runs), sum(len(group.runs) for group in groups),
         list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
     )  # fmt: skip
 
@@ -109,7 +114,7 @@ def build(
     caption = [*document.CAPTION]
     entries = [document.table_entry(table) for table in flat]
     rows = document.cell_records(entries)
-    sections: dict[str, Any] = {"tables": entries, "notes": list(remarks)}
+    sections: dict[str, Any] = {"tables": entries, "notes": remarks}
     if compare:
         rows = []
         for group, own in zip(collection.groups, built, strict=True):
@@ -130,7 +135,38 @@ def build(
         "records": collection.records,
         "jobs": collection.jobs,
         "incomplete_cells": sum(table.incomplete for table in flat),
-        "cells": sum(table.size for table in flat),
+        "cells": sum(cell.counts for table in flat for row in table.rows for cell in row.cells),
         "faults": [fault._asdict() for fault in collection.faults],
     }
-    return Document("Results", [*caption, *remarks], grids, sections, rows, remarks)
+    return Document("Results", [*caption, *remarks], grids, sections, rows)
+
+
+def best(collection: Collection) -> Iterator[dict[str, Any]]:
+    """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
+    for group in collection.groups:
+        names = tables.labels(group.runs)
+        for method in collection.methods:
+            left_out = selection.METHODS[method].leaves_out
+            for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):
+                if not left_out and one.target:
+                    continue  # jobs that leave nothing out select the same for each column
+                chosen = one.outcome
+                run = chosen.runs[0]
+                drop = {*_FILLED_IN} - overrides(run.job.args).keys()
+                kept = {name: value for name, value in run.recorded.items() if name not in drop}
+                yield {
+                    "setting": group.title,
+                    "selection": method,
+                    "dataset": one.dataset,
+                    "algorithm": one.algorithm,
+                    "test_env": one.target if left_out else None,
+                    "environment": names[one.dataset][one.target] if left_out else None,
+                    "trial_seed": one.trial,
+                    "hparams_seed": chosen.choice,
+                    "step": int(chosen.step),
+                    "validation_accuracy": chosen.validation,
+                    "accuracy": chosen.accuracy if left_out else None,
+                    "hparams": dict(run.recorded),
+                    "argument": f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}",
+                    "folders": [run.folder for run in chosen.runs],
+                }

@@ -20,7 +20,6 @@ CAPTION = (
     "the row's cells. Averages: over each trial's mean over the environments left out.",
     f"[k] marks a cell that is incomplete; the note says how. {NOTHING}: no trial has a value.",
 )
-_OVER_GAPS = "a mean over cells of which some are incomplete"
 
 
 class Grid(NamedTuple):
@@ -33,17 +32,13 @@ class Grid(NamedTuple):
 
 
 class Document(NamedTuple):
-    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV.
-
-    ``notes``: on all of the tables.
-    """
+    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV."""
 
     title: str
     caption: Sequence[str]
     grids: Sequence[Grid]
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
-    notes: Sequence[str] = ()
 
 
 def grid(table: Table) -> Grid:
@@ -60,8 +55,6 @@ def grid(table: Table) -> Grid:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
         average = NOTHING if row.average is None else f"{row.average:.1f}"
-        if row.average is not None and any(cell.missing for cell in row.cells):
-            average += f" [{numbers.setdefault((_OVER_GAPS,), len(numbers) + 1)}]"
         rows.append([row.algorithm, *cells, average])
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])

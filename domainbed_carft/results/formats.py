@@ -34,15 +34,13 @@ _LATEX = str.maketrans(
         **{character: "\\" + character for character in "&%$#_{}"},
     }
 )
-# Shrinks a table that is wider than the page, and no other; needs graphicx alone.
 _PREAMBLE = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
 \usepackage{graphicx}
-\newsavebox{\carftbox}
-\newcommand{\fitted}{\ifdim\wd\carftbox>\linewidth
-  \resizebox{\linewidth}{!}{\usebox{\carftbox}}\else\usebox{\carftbox}\fi}
 \sloppy
 \begin{document}"""
+# Shrinks a table that is wider than the page, and no other.
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -70,11 +68,8 @@ def render(document: Document, name: str) -> str:
 
 def as_json(content: Any) -> str:
     """JSON that every program reads, in any encoding: null for what is no number, and ASCII."""
-    try:
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
-    except ValueError:
-        plain = json.loads(json.dumps(content), parse_constant=lambda name: None)
-        return json.dumps(plain, indent=2, allow_nan=False) + "\n"
+    plain = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    return json.dumps(plain, indent=2, allow_nan=False) + "\n"
 
 
 def _table(grid: Grid, style: str, word: Callable[[str], str]) -> str:
@@ -152,12 +147,12 @@ def _in_html(text: str) -> str:
 
 
 def _latex(document: Document) -> str:
-    """A whole document, of which a table can be taken out together with the preamble."""
+    """A whole document, of which a table can be taken out; it needs graphicx."""
     lines = [_PREAMBLE, rf"\section*{{{_in_latex(document.title)}}}"]
     for grid in document.grids:
         table = _table(grid, "latex_raw", _in_latex)
         lines += ["", rf"\subsection*{{{_in_latex(grid.title)}}}"]
-        lines += [rf"\noindent\sbox{{\carftbox}}{{{table}}}\fitted\par\smallskip"]
+        lines += [rf"\noindent{_FITTED}{{{table}}}\par\smallskip"]
         for note in grid.notes:
             lines += ["", r"\noindent{\small " + _in_latex(note) + r"\par}"]
     for text in document.caption:

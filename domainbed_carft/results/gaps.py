@@ -87,7 +87,9 @@ class Gaps:
         if run is None:
             return f"{job} has no record" if key in self._listed else f"no job {job}"
         expected = self._steps[_schedule(run)]
-        last, end = max(run.steps), max(*expected, _last_step(run))
+        # That of --steps, where the data set's own number does not count, which is not recorded.
+        declared = run.setting.get("steps", "")
+        last, end = max(run.steps), max(*expected, int(declared) - 1 if declared.isdigit() else -1)
         if last < end:
             return f"{job} stopped at step {last:g} of {end:g}"
         if len(run.steps) < len(expected):
@@ -96,7 +98,10 @@ class Gaps:
             return f"{job} is not finished (no file done)"
         if run.diverged_at is not None:
             return f"{job} diverged, and has no accuracies from step {run.diverged_at:g} on"
-        return f"{job} has accuracies that are not numbers in [0, 1]" if _has_nan(run) else ""
+        ins, outs = selection.accuracies(run)
+        if np.isnan(outs).any() or np.isnan(ins[:, list(run.test_envs)]).any():
+            return f"{job} has accuracies that are not numbers in [0, 1]"
+        return ""
 
 
 def _kind(key: Key) -> _Kind:
@@ -107,18 +112,6 @@ def _schedule(run: Run) -> tuple[Any, ...]:
     """What runs have to share to have checkpoints at the same steps."""
     amounts = (run.setting.get("steps"), run.setting.get("checkpoint_freq"))
     return (run.dataset, run.algorithm, bool(run.test_envs), *amounts)
-
-
-def _last_step(run: Run) -> int:
-    """That of ``--steps``; -1 where the data set's own number counts, which is not recorded."""
-    steps = run.setting.get("steps", "")
-    return int(steps) - 1 if steps.isdigit() else -1
-
-
-def _has_nan(run: Run) -> bool:
-    """Whether an accuracy on an out-split, or on a target's in-split, is no number in [0, 1]."""
-    ins, outs = selection.accuracies(run)
-    return bool(np.isnan(outs).any() or np.isnan(ins[:, list(run.test_envs)]).any())
 
 
 def _where(places: _Places, expected: _Places) -> str:

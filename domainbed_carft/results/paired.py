@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import labels as environments
-from domainbed_carft.results import selection
+from domainbed_carft.results import selection, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 
@@ -34,7 +33,7 @@ CAPTION = (
 class Difference(NamedTuple):
     """Of one group by one method, in points: a row for JSON and CSV.
 
-    ``low`` and ``high`` are None for a single target. ``unpaired``: what has no partner.
+    ``low`` and ``high`` are None for a single target.
     """
 
     setting: str
@@ -49,7 +48,6 @@ class Difference(NamedTuple):
     wins: int
     losses: int
     ties: int
-    unpaired: str
 
 
 def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
@@ -66,11 +64,6 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
         pairs = sorted(first.keys() & second.keys())
         if a == b or not pairs:
             continue
-        labels = environments.labels(group.runs, group.planned, group.labels)
-        alone = [
-            f"{dataset} {labels[dataset][target]} trial {trial}"
-            for dataset, target, trial in sorted(first.keys() ^ second.keys())
-        ]
         values = np.array([first[pair] - second[pair] for pair in pairs])  # equal: exactly 0
         clusters: dict[tuple[str, int], list[float]] = {}
         for pair, value in zip(pairs, values.tolist(), strict=True):
@@ -82,11 +75,10 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
             Difference(
                 group.title, method, a, b, float(values.mean()), *interval_of_mean(sums, counts),
                 len(clusters), len(pairs), wins, losses, len(pairs) - wins - losses,
-                ", ".join(alone),
             )
         )  # fmt: skip
     if not found:
-        algorithms = environments.algorithms(r.algorithm for group in groups for r in group.runs)
+        algorithms = tables.algorithms(r.algorithm for group in groups for r in group.runs)
         raise CarftError(
             f"{a} and {b} have no (data set, environment, trial) in common under the same settings "
             f"by {', '.join(methods)}; expected two of {', '.join(algorithms)}"
@@ -113,14 +105,11 @@ def interval_of_mean(
 def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
     """A row a group and method."""
     rows = []
-    notes = []
     for one in found:
         known = one.low is not None and one.high is not None
         interval = f"{one.low:+.2f} to {one.high:+.2f}" if known else "one target: none"
         label = "; ".join(filter(None, [selection.METHODS[one.selection].title, one.setting]))
         counts = map(str, (one.wins, one.losses, one.ties, one.pairs, one.targets))
         rows.append([label, f"{one.mean_difference:+.2f}", interval, *counts])
-        if one.unpaired:
-            notes.append(f"{label}: without a partner: {one.unpaired}.")
     header = ["Selection", "Mean", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "Pairs"]
-    return Grid(f"{a} minus {b}", [*header, "Targets"], rows, notes)
+    return Grid(f"{a} minus {b}", [*header, "Targets"], rows, [])

@@ -112,12 +112,11 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], lis
 
 def _over_all(cells: Sequence[Cell]) -> Cell:
     """The average over the published data sets; empty unless all have the same trials."""
-    first, *others = cells
-    if any(cell.accuracies.keys() != first.accuracies.keys() for cell in others):
+    if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
         return Cell()
     means = {
         trial: float(np.mean([cell.accuracies[trial] for cell in cells]))
-        for trial in sorted(first.accuracies)
+        for trial in sorted(cells[0].accuracies)
     }
     cell = tables.cell_of(means, [text for cell in cells for text in cell.missing])
     return cell._replace(partial=any(cell.partial for cell in cells))

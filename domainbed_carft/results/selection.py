@@ -147,12 +147,8 @@ def _best(validation: Floats) -> int:
     return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
 
 
-def _common_places(runs: Sequence[Run]) -> list[Sequence[int] | npt.NDArray[np.intp]]:
+def _common_places(runs: Sequence[Run]) -> list[list[int]]:
     """For each run the rows of the steps that all have, in the order of the steps."""
-    first = runs[0].steps
-    if all(run.steps == first for run in runs):
-        order = np.argsort(np.frombuffer(first))
-        return [order] * len(runs)
     rows = [{step: row for row, step in enumerate(run.steps)} for run in runs]
     steps = sorted(set(rows[0]).intersection(*rows[1:]))
     return [[row[step] for step in steps] for row in rows]
@@ -175,15 +171,12 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     of which some are no numbers does not.
     """
     trials: dict[tuple[str, str, int], list[tuple[float, Run, int]]] = {}
-    for run in sorted(runs, key=lambda run: run.choice):
-        if not run.test_envs:
-            last = int(np.frombuffer(run.steps).argmax())
-            reached = sum(accuracies(run)[1][last].tolist())
-            if np.isnan(reached):
-                continue
-            trials.setdefault((run.dataset, run.algorithm, run.trial), []).append(
-                (reached, run, last)
-            )
+    for run in sorted((run for run in runs if not run.test_envs), key=lambda run: run.choice):
+        last = int(np.frombuffer(run.steps).argmax())
+        reached = sum(accuracies(run)[1][last].tolist())
+        if not np.isnan(reached):
+            key = run.dataset, run.algorithm, run.trial
+            trials.setdefault(key, []).append((reached, run, last))
     result = []
     for (dataset, algorithm, trial), choices in sorted(trials.items()):
         reached, run, last = max(choices, key=lambda choice: choice[0])

@@ -8,7 +8,7 @@ on a data set have to share, or a column would mean nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job, Key
@@ -51,7 +51,7 @@ def groups(
     for run in runs:
         members.setdefault(tuple(_word(run.setting, part) for part in parts), []).append(run)
     ran = {key: {run.job.key for run in mine} for key, mine in members.items()}
-    trials = {key: {_but_target(job) for job in jobs} for key, jobs in ran.items()}
+    trials = {key: {(*job[:2], *job[3:]) for job in jobs} for key, jobs in ran.items()}
     waiting: dict[tuple[str, ...], list[Job]] = {}
     for job, setting in expected:
         key = tuple(_word(setting, part) for part in parts)
@@ -59,13 +59,13 @@ def groups(
         elsewhere = any(job.key in ran.get(other, ()) for other in fitting)
         for other in fitting:
             # What ran under another setting is missed here only among runs of its trial.
-            if not elsewhere or _but_target(job.key) in trials[other]:
+            if not elsewhere or (*job.key[:2], *job.key[3:]) in trials[other]:
                 waiting.setdefault(other, []).append(job)
     result = []
     for key in sorted({*members, *waiting}):
         title = ", ".join(f"{part} {word}" for part, word in zip(parts, key))
         mine = members.get(key, [])
-        notes = [f"{title}: {n}" if title else n for n in _differences(mine, starts)]
+        notes = [f"{title}: {n}" if title else n for n in _differences(mine)]
         result.append(Group(title, mine, waiting.get(key, []), notes))
     return result
 
@@ -108,10 +108,6 @@ def _agree(key: Sequence[str], other: Sequence[str]) -> bool:
     return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(key, other))
 
 
-def _but_target(key: Key) -> tuple[Any, ...]:
-    return (*key[:2], *key[3:])
-
-
 def _by_place(found: Iterable[tuple[Job, Mapping[str, str]]]) -> _Places:
     places: _Places = {}
     for job, setting in found:
@@ -139,7 +135,7 @@ def _conflicts(ran: _Places, listed: _Places) -> Iterator[str]:
             yield part
 
 
-def _differences(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]:
+def _differences(runs: Sequence[Run]) -> Iterator[str]:
     """In what the settings of a group's algorithms and data sets differ."""
     places = _by_place((run.job, run.setting) for run in runs)
     for part in _parts(places):
@@ -148,7 +144,5 @@ def _differences(runs: Sequence[Run], ignored: tuple[str, ...]) -> Iterator[str]
             for setting in own:
                 whose.setdefault(_word(setting, part), {})[f"{algorithm} on {dataset}"] = None
         if len(whose) > 1 and part != ENVIRONMENTS:  # each data set has its own
-            asked = " (averaged all the same, as asked)"
-            averaged = asked if ignored and part.startswith(ignored) else ""
             told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
-            yield f"Not all runs have the same {part}{averaged}: {told}."
+            yield f"Not all runs have the same {part}: {told}."

@@ -1,17 +1,25 @@
-"""Means over trials, their errors, and the tables that they stand in."""
+"""Means over trials, their errors, and the tables that they stand in, with columns and rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from domainbed_carft.results import labels as environments
+from domainbed_carft.data import benchmarks
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.settings import Group
 
+# DomainBed's order, ours after its; means over data sets depend on it in the last bit.
+_ORDER = (
+    "Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
+    "TerraIncognita", "DomainNet", "SVIRO", "EmojiStyles",
+)  # fmt: skip
+_OURS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
 _UNDECLARED = "-: no job was declared for it; Avg is over the other cells."
 
 
@@ -69,22 +77,17 @@ class Table(NamedTuple):
         """How many cells are incomplete."""
         return sum(bool(cell.missing) for row in self.rows for cell in row.cells)
 
-    @property
-    def size(self) -> int:
-        """How many cells are meant to have a value."""
-        return sum(cell.counts for row in self.rows for cell in row.cells)
-
 
 def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
     gaps = Gaps(group.runs, group.planned)
-    labels = environments.labels(group.runs, group.planned, group.labels)
+    columns = labels(group.runs, group.planned, group.labels)
     result = []
     for method in methods:
         leaves_out = selection.METHODS[method].leaves_out
         jobs = [job for job in gaps.keys if bool(job.test_envs) == leaves_out]
         names = {job.dataset for job in jobs}
-        algorithms = environments.algorithms(job.algorithm for job in jobs)
+        rows_of = algorithms(job.algorithm for job in jobs)
         # In the order of DomainBed's groups, on which the last bit of a mean depends.
         selected: dict[tuple[str, str, int], dict[int, float]] = {}
         reached: dict[tuple[str, str], dict[int, list[float]]] = {}
@@ -93,31 +96,31 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
             trials = reached.setdefault((algorithm, dataset), {})
             trials.setdefault(trial, []).append(outcome.accuracy)
         tables = []
-        for name in (name for name in labels if name in names):
+        for name in (name for name in columns if name in names):
             rows = []
-            for algorithm in algorithms:
+            for algorithm in rows_of:
                 cells = []
-                for target in range(len(labels[name])):
-                    lacks = gaps.of(name, algorithm, target, method, len(labels[name]))
+                for target in range(len(columns[name])):
+                    lacks = gaps.of(name, algorithm, target, method, len(columns[name]))
                     accuracies = selected.get((algorithm, name, target), {})
                     cells.append(Cell() if lacks is None else cell_of(accuracies, lacks))
                 rows.append(Row(algorithm, cells, _average(cells)))
             notes = [] if all(cell.counts for row in rows for cell in row.cells) else [_UNDECLARED]
-            tables.append(Table(group.title, method, name, labels[name], rows, notes))
+            tables.append(Table(group.title, method, name, columns[name], rows, notes))
         if leaves_out and tables:
-            tables.append(_averages(group, method, tables, algorithms, reached))
+            tables.append(_averages(group, method, tables, rows_of, reached))
         result += tables
     return result
 
 
 def _averages(
-    group: Group, method: str, tables: Sequence[Table], algorithms: Sequence[str],
+    group: Group, method: str, tables: Sequence[Table], names: Sequence[str],
     reached: Mapping[tuple[str, str], Mapping[int, list[float]]],
 ) -> Table:  # fmt: skip
     """Over each trial's mean over targets, as far as it has them."""
     rows = []
     notes = []
-    for number, algorithm in enumerate(algorithms):
+    for number, algorithm in enumerate(names):
         cells = []
         for table in tables:
             own = dict(zip(table.columns, table.rows[number].cells, strict=True))
@@ -155,3 +158,43 @@ def _average(cells: Sequence[Cell]) -> float | None:
     counting = [cell for cell in cells if cell.counts]
     means = [cell.mean for cell in counting if cell.mean is not None]
     return sum(means) / len(means) if means and len(means) == len(counting) else None
+
+
+def labels(
+    runs: Iterable[Run],
+    planned: Iterable[Job] = (),
+    listed: Mapping[str, Sequence[str]] = {},
+) -> dict[str, tuple[str, ...]]:
+    """Data set -> labels of its environments, in the order of the tables.
+
+    Those that a record has, else those that a manifest lists, else the known ones, if they are as
+    many as the record has accuracies of; else env0, env1, ...
+    """
+    recorded: dict[str, tuple[str, ...]] = {}
+    counts: dict[str, int] = {}
+    for run in runs:
+        counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
+        if run.environments:
+            recorded.setdefault(run.dataset, run.environments)
+    for name in {job.key.dataset: None for job in planned}:
+        counts.setdefault(name, len(listed.get(name) or _known(name)))
+    found = {}
+    for name in dict.fromkeys((*(name for name in _ORDER if name in counts), *counts)):
+        fitting = (
+            tuple(names)
+            for names in (recorded.get(name, ()), listed.get(name, ()), _known(name))
+            if len(names) == counts[name]
+        )
+        found[name] = next(fitting, tuple(f"env{i}" for i in range(counts[name])))
+    return found
+
+
+def _known(name: str) -> tuple[str, ...]:
+    known = benchmarks.BENCHMARKS.get(name)
+    return tuple(environment.label for environment in known.environments) if known else ()
+
+
+def algorithms(names: Iterable[str]) -> list[str]:
+    """In alphabetical order, ours at the end from the untrained to CARFT."""
+    found = set(names)
+    return sorted(found.difference(_OURS)) + [name for name in _OURS if name in found]
