@@ -1,8 +1,4 @@
-"""Whether data is what it should be: by name against a benchmark, by path against itself.
-
-``verify`` looks at what a user names, ``examine`` at the folder of a data set, ``judge`` at counts
-that a job has anyhow.
-"""
+"""Whether data is what it should be: by name against a benchmark, by path against itself."""
 
 from __future__ import annotations
 
@@ -138,7 +134,6 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     findings = comparison.compare(name, found.counts)
     for kind, rest in listing.ODD.items():
         findings.problems += _counted(found.odd[kind], kind, rest)
-    findings.notes += _counted(found.ignored, "file", "not read as pictures")
     bad: Sequence[Damaged] = ()
     if decode:
         told = {path for paths in found.odd.values() for path in paths}

@@ -18,13 +18,12 @@ from typing import Literal
 
 from domainbed_carft.text import counted, shown
 
+State = Literal["ok", "note", "problem"]
+
 # Seconds. All of OpenAI's weights are 4 GB to hash, and a network drive may be slow.
 PATIENCE = 600.0
 
 BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor.probe /dev/stdout to see more"
-
-
-State = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True)

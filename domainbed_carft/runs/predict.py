@@ -103,16 +103,10 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
         return pictures.transform(name, size, augment=False)
     # Normalised as CLIP's are, and then what the run's input does to get there, undone.
     scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
-    steps = [
-        transforms.Resize((size, size)),
-        transforms.ToTensor(),
-        transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD),
-        transforms.Normalize(shift, scale),
-    ]
-    print(
-        "Pictures are squeezed to a square: the run's own transforms are unknown", file=sys.stderr
-    )
-    return transforms.Compose(steps)
+    normalise = transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD)
+    undo = transforms.Normalize(shift, scale)
+    resize = transforms.Resize((size, size))
+    return transforms.Compose([resize, transforms.ToTensor(), normalise, undo])
 
 
 class _Pictures(Dataset[Read]):

@@ -1,7 +1,6 @@
 """A saved run: its weights, its arguments and hyperparameters, and the words that it goes by.
 
-Without the CLIP that it started from. The file may be a stranger's: `weights.load_weights` runs
-nothing in it, and no path that it names is opened.
+The file may be a stranger's: nothing in it is run, and no path that it names is opened.
 """
 
 from __future__ import annotations

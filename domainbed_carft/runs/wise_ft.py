@@ -10,7 +10,7 @@ import argparse
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from domainbed_carft.text import counted, shown, table
 
 TABLE = "wise_ft.json"
 PLOTS = ("wise_ft.png", "wise_ft.svg")
-
-Tallies = dict[float, list[evaluating.Tally]]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -67,7 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
         "test_envs": list(opened.args["test_envs"]),
         "step": opened.step,
         "run_alpha": opened.alpha,
-        "notes": evaluating.notes(opened),
         "alphas": rows,
     }
     title = f"{document['algorithm']} on {document['dataset']}"
@@ -173,7 +170,9 @@ class Interpolation:
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def summarise(splits: Sequence[data.Split], tallies: Tallies) -> list[dict[str, Any]]:
+def summarise(
+    splits: Sequence[data.Split], tallies: Mapping[float, Sequence[evaluating.Tally]]
+) -> list[dict[str, Any]]:
     """For each alpha the accuracies, as shares of 1, by split and in the two means of the plot.
 
     ``in_domain``: over the out-splits of the training environments; ``out_of_domain``: over the
@@ -195,7 +194,6 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
 
 
 def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
-    """A point an alpha: accuracy on the test environments against that on the others, in %."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
