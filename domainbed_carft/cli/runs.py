@@ -14,7 +14,6 @@ from domainbed_carft.text import shown
 
 # As in train, which a test compares: the last bits of a logit depend on the batch around it.
 BATCH_SIZE = 64
-ALPHAS = tuple(tenths / 10 for tenths in range(11))
 
 
 def add_to(commands: Any) -> None:
@@ -81,7 +80,7 @@ def add_to(commands: Any) -> None:
         help="interpolate between the original CLIP and a saved run; evaluate and save",
     )  # fmt: skip
     wise_ft.add_argument(
-        "--alphas", nargs="+", type=float, default=list(ALPHAS), metavar="ALPHA",
+        "--alphas", nargs="+", type=float, default=[n / 10 for n in range(11)], metavar="ALPHA",
         help="share of the run: 0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
     )  # fmt: skip
     wise_ft.add_argument(
@@ -148,6 +147,4 @@ def _export(arguments: argparse.Namespace) -> None:
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
     files = export.export(run, arguments.output, **how)
     what = f"{run.args['algorithm']} on {run.args['dataset']}, {run.path.name}"
-    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format, with QuickGELU"))
-    print(shown(f"{files.head}: its class head, which has no place in that format"))
-    print(shown(f"{files.card}, {files.readme}: the card, with how to load the file"))
+    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format; {files.readme} says more"))

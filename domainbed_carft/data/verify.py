@@ -89,8 +89,6 @@ class Report:
         for kind in ("problem", "difference", "note"):
             lines += [f"{kind}: {sentence}" for sentence in getattr(self, f"{kind}s")]
         lines += [f"damaged: {one.path} ({one.reason})" for one in self.damaged]
-        if self.verdict in ("differs", "consistent"):
-            lines.append(f"jobs record this as data_edition: {self.data_edition}")
         pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
         meaning = {
             "verified": f"the {pictures}, {self.edition}",

@@ -127,9 +127,6 @@ def imports() -> Iterator[Finding]:
         module = MODULES[name]
         found = f"import of {module} fails: {_words(error)}"
         remedy = _install(error) or f"pip install --force-reinstall {name}"
-        spec = find_spec(module.partition(".")[0]) if _lacks(error) == module else None
-        if spec:
-            remedy = f"remove {spec.origin}, another package of that name; then {remedy}"
         yield Finding(f"imports {name}", "problem", found, remedy)
     if not failures:
         yield Finding("imports", "ok", ", ".join(MODULES))

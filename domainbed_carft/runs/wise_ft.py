@@ -69,10 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     }
     title = f"{document['algorithm']} on {document['dataset']}"
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
-    made = [TABLE]
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
         _plot(rows, title, folder)
-        made += PLOTS
     for alpha in to_save:
         mixed.set(alpha)
         content = {
@@ -83,16 +81,11 @@ def run(arguments: argparse.Namespace) -> None:
             "wise_ft_step": opened.step,
         }
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
-    made += [f"weights of {counted(len(to_save), 'alpha')}"] if to_save else []
     means = ("in_domain", "out_of_domain")
     cells = [[f"{row['alpha']:g}", *(evaluating.percent(row[m]) for m in means)] for row in rows]
     print(f"{shown(title)}: alpha 0 is the original CLIP, 1 the run")
     print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
-    print(
-        "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
-        "in-splits of the test environments"
-    )
-    print(f"{shown(str(folder))}: {', '.join(made)}")
+    print(f"{shown(str(folder))} has the results, and weights of {counted(len(to_save), 'alpha')}")
 
 
 def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
