@@ -135,7 +135,6 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
 
 
 def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
-    """``found`` has the names that are known."""
     totals = {name: sum(classes.values()) for name, classes in found.items()}
 
     def distance(edition: Edition) -> int:

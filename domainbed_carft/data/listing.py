@@ -1,8 +1,7 @@
 """What a folder environment/class/picture holds, and whether its pictures can be decoded.
 
 Counts as torchvision's ImageFolder does: links are followed, nested folders belong to their class,
-a picture is what has a picture's extension. Listing decodes nothing, but looks at every size: an
-empty file is the usual trace of a full disk.
+a picture is what has a picture's extension.
 """
 
 from __future__ import annotations

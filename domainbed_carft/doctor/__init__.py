@@ -14,11 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from domainbed_carft.text import counted, shown
-
-State = Literal["ok", "note", "problem"]
 
 # Seconds. All of OpenAI's weights are 4 GB to hash, and a network drive may be slow.
 PATIENCE = 600.0
@@ -30,12 +27,12 @@ BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor.probe /dev/stdou
 class Finding:
     """One thing that was looked at.
 
-    A ``problem`` keeps a job from starting; a ``note`` may surprise somebody. Both come with
-    what to do about it.
+    ``state``: "ok"; "problem" keeps a job from starting, "note" may surprise somebody, and both
+    come with what to do about it.
     """
 
     name: str
-    state: State
+    state: str
     found: str
     remedy: str = ""
 

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from domainbed_carft import __version__, files, machine, plugin
-from domainbed_carft.doctor import BY_HAND, Finding, State
+from domainbed_carft.doctor import BY_HAND, Finding
 from domainbed_carft.errors import CarftWarning
 from domainbed_carft.plugin import SWITCH, HostFinder, finder
 
@@ -171,7 +171,7 @@ def algorithms() -> Iterator[Finding]:
         others += [name] * (not ours)
     if others:
         # Whoever asks for CARFT would train something else without knowing.
-        state: State = "problem" if "CARFT" in others and _is_hooked() else "note"
+        state = "problem" if "CARFT" in others and _is_hooked() else "note"
         found = f"{', '.join(others)}: domainbed's own or missing, not ours"
         remedy = f"rename its {', '.join(others)}, or {EXTENSION}" if _is_hooked() else ABOVE
         yield Finding("algorithms", state, found, remedy)
@@ -243,15 +243,13 @@ def _is_hooked() -> bool:
 
 
 def _folder() -> Path | None:
-    """The folder of domainbed: of those of a namespace package, the one that has algorithms."""
     spec = find_spec("domainbed")
     folders = [Path(f).absolute() for f in spec.submodule_search_locations or ()] if spec else []
-    whole = [f for f in folders if (f / "algorithms.py").exists() or (f / "algorithms").exists()]
+    whole = [folder for folder in folders if list(folder.glob("algorithms*"))]
     return next(iter(whole or folders), None)
 
 
 def _imported(name: str) -> BaseException | None:
-    """Import a module; if that fails, why."""
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -260,7 +258,6 @@ def _imported(name: str) -> BaseException | None:
 
 
 def _words(error: BaseException) -> str:
-    """An error in one line."""
     message = " ".join(str(error).split())
     kind = "" if isinstance(error, ImportError) and message else f"{type(error).__name__}: "
     return f"{kind}{message}"

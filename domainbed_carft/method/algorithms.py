@@ -238,7 +238,6 @@ class CLIPAlgorithm(Algorithm):
         self.scheduler.step()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
-        """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""
         super()._apply(fn, recurse)
         if self.original is not None:
             self.original.encoder._apply(fn)

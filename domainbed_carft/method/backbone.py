@@ -169,7 +169,6 @@ def _download(name: str, path: Path) -> None:
 
 
 def _read(path: Path, digest: str) -> Any:
-    """The CLIP of OpenAI's archive or of a saved state dict, in float32."""
     # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
     if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
         with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes

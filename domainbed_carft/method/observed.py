@@ -32,10 +32,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Seen:
-    """All environments of a data set, and the verdict of ``carft data verify`` on it.
-
-    ``report`` is None where nothing could be counted.
-    """
+    """All environments of a data set, and the verdict on it, None where nothing was counted."""
 
     environments: Sequence[Environment] = ()
     report: Report | None = None

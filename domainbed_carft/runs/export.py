@@ -136,7 +136,7 @@ def card_of(
             "std": pictures.CLIP_STD,
             "protocol": protocol,
             "means": pictures.PROTOCOLS[protocol],
-            "data_set_size": run.input_shape[-1],
+            "data_set_size": run.content["model_input_shape"][-1],
         },
         "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
     }
@@ -188,7 +188,6 @@ def readme(card: Mapping[str, Any], card_file: str) -> str:
 def _state_dict(
     algorithm: CLIPAlgorithm, source: backbone.Backbone, half: bool
 ) -> dict[str, Tensor]:
-    """The original's state dict with the fine-tuned image encoder, in OpenAI's order."""
     model = source.model
     model.visual.load_state_dict(algorithm.encoder.state_dict())
     if half:

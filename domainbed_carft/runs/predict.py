@@ -98,7 +98,7 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
     Of the protocol ``host`` no more is recorded than the normalisation: its pictures are squeezed
     to a square as DomainBed's are.
     """
-    size, name = run.input_shape[-1], run.hparams["protocol"]
+    size, name = run.content["model_input_shape"][-1], run.hparams["protocol"]
     if name in pictures.PRESETS:
         return pictures.transform(name, size, augment=False)
     # Normalised as CLIP's are, and then what the run's input does to get there, undone.

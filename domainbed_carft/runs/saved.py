@@ -47,11 +47,6 @@ class TrainedRun:
     alpha: float | None
     content: Mapping[str, Any]
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one picture of the data set: (3, height, width)."""
-        return tuple(self.content["model_input_shape"])
-
 
 def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     """The run in a job's folder, or in a file of weights; ``which`` of WEIGHTS is read of a folder.
@@ -159,7 +154,6 @@ def _require_run(content: Any, path: Path) -> None:
 def _restored(
     content: Mapping[str, Any], path: Path
 ) -> tuple[algorithms.CLIPAlgorithm, list[str], list[str]]:
-    """The algorithm with its weights, and the contexts and classes that are saved with them."""
     cls: type[algorithms.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
     algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
     numbers = (content["model_num_classes"], content["model_num_domains"])

@@ -143,7 +143,6 @@ def batches(
 def _require_same_data(
     run: TrainedRun, dataset: Any, targets: Sequence[int], seen: observed.Seen
 ) -> None:
-    """Raise CarftError, naming the difference, unless ``dataset`` is that of the run."""
     same: list[tuple[str, Any, Any]] = [
         ("environments", run.content["model_num_domains"] + len(targets), len(dataset)),
         ("classes", len(run.classes), dataset.num_classes),

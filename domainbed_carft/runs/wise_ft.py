@@ -120,10 +120,8 @@ def weights_name(alpha: float) -> str:
 class Interpolation:
     """A run's algorithm, to be set to any point between the original and itself.
 
-    Three copies of the encoder are held on the device, however many alphas there are: the original,
-    the fine-tuned, and the one that predicts. ``original`` is the file of the CLIP that the run
-    started from, needed unless that is a published one. Raises CarftError for CLIPZeroShot, and as
-    `saved.original_clip`.
+    ``original`` is the file of the CLIP that the run started from, needed unless that is a
+    published one. Raises CarftError for CLIPZeroShot, and as `saved.original_clip`.
     """
 
     def __init__(
@@ -203,7 +201,6 @@ def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     axes.set_title(
         f"{title}: weights (1 - α) original + α fine-tuned", fontsize=10, parse_math=False
     )
-    axes.grid(alpha=0.3)
     for name in PLOTS:
         kind = name.rpartition(".")[2]
         metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes
