@@ -33,9 +33,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import launchers, machine, sweep
+from domainbed_carft import launchers, machine
 from domainbed_carft.launchers import slurm
 from domainbed_carft.launchers.attempt import run_commands
+from domainbed_carft.sweep import launch, sources
 
 JOB = "import os, sys; os.close(os.open(sys.argv[2] + '/done', os.O_CREAT))"
 OPTIONS: dict[str, dict[str, Any]] = {"slurm": {"time": 10, "array_cap": os.cpu_count() or 1}}
@@ -111,12 +112,13 @@ def overheads(names: Sequence[str], jobs: int) -> None:
 
 def demo_seconds(launcher: str, steps: int | None) -> float:
     """Train the jobs of the declared demo in a new folder."""
-    declaration = sweep.load("demo")
+    declaration = sources.load("demo")
     if steps:
         declaration = declaration.model_copy(update={"steps": steps})
     with tempfile.TemporaryDirectory(prefix="carft-launch-demo-") as folder:
         begin = time.perf_counter()
-        failed = sweep.run(declaration, "embedded", folder, launcher)
+        made = launchers.make(launcher, {})
+        failed = launch.run(declaration, "embedded", Path(folder), made, launcher)
         taken = time.perf_counter() - begin
     if failed:
         raise SystemExit(f"{launcher}: {len(failed)} jobs failed, such as {failed[0]}")

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from domainbed_carft import sweep
 from domainbed_carft.report import frames
 from domainbed_carft.results import collection as collecting
+from domainbed_carft.sweep import sources
 
 
 class Difference(NamedTuple):
@@ -34,17 +34,17 @@ class Difference(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sweep", type=Path, help="folder of a sweep's jobs")
-    demo = sweep.load("demo")
-    (environments,) = demo.environments.values()
+    demo = sources.load("demo")
+    (facts,) = demo.facts.values()
     collection = collecting.gather([parser.parse_args().sweep])
     if len(collection.groups) > 1:
         titles = "; ".join(group.title for group in collection.groups)
         parser.error(f"the jobs were run under several settings ({titles}); expected one")
-    outcomes = frames.outcomes(collection.groups[0].runs, "training-domain")
-    selected = outcomes[outcomes["selected"]]
+    checkpoints = frames.checkpoints(collection.groups[0].runs, "training-domain")
+    selected = checkpoints[checkpoints["selected"]]
     counts = selected.groupby("algorithm")["trial"].nunique()
     print(f"trials: {', '.join(f'{name} {n}' for name, n in counts.items())}")
-    print(f"{'':16}" + "".join(f"{e:>10}" for e in (*environments, "average", "in-domain")))
+    print(f"{'':16}" + "".join(f"{e:>10}" for e in (*facts.labels, "average", "in-domain")))
     for algorithm in demo.algorithms:
         rows = selected[selected["algorithm"] == algorithm]
         cells = [*rows.groupby("target")["out_of_domain"].mean(), rows["out_of_domain"].mean()]

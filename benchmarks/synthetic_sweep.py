@@ -50,7 +50,7 @@ def write(folder: Path, jobs: int, seed: int = 0) -> int:
         name: manifest.Dataset(tuple(f"env{i}" for i in range(environments)), None, 5001, 300)
         for name, environments in DATASETS.items()
     }
-    manifest.add(folder, manifest.Sweep("flags", DATA, tuple(listed), facts))
+    manifest.add(folder, manifest.Sweep(tuple(listed), facts))
     return len(listed)
 
 

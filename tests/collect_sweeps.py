@@ -110,7 +110,7 @@ def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True,
             recorded = {"hparams": hparams or None, "environments": list(LABELS[dataset])}
             write_job(folder, one.folder.name, **{**args, **recorded, **given})
     described = {name: manifest.Dataset(tuple(LABELS[name]), None, 5001, 300) for name in datasets}
-    sweep = manifest.Sweep("it", "data", tuple(jobs), described, **facts)
+    sweep = manifest.Sweep(tuple(jobs), described, **facts)
     manifest.add(Path(folder), sweep)
 
 

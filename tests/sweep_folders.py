@@ -35,7 +35,7 @@ def launched(folder, text):
     """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
     made = sources.parse(text, "x.yaml")
     jobs = made.jobs("D", Path(folder))
-    launch.note(made, "D", Path(folder), jobs)
+    launch.note(made, Path(folder), jobs)
     return jobs
 
 

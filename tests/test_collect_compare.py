@@ -20,8 +20,10 @@ def test_a_paired_difference_is_that_of_numpy(tmp_path):
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
     )
     (found,) = page.sections["paired"]
-    outcomes = frames.outcomes(collection.gather([tmp_path]).groups[0].runs, "training-domain")
-    table = outcomes[outcomes["selected"]].pivot_table(
+    checkpoints = frames.checkpoints(
+        collection.gather([tmp_path]).groups[0].runs, "training-domain"
+    )
+    table = checkpoints[checkpoints["selected"]].pivot_table(
         index=["target", "trial"], columns="algorithm", values="out_of_domain"
     )
     difference = (table["CARFT"] - table["CLIPFineTune"]).to_numpy()

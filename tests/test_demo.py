@@ -8,10 +8,10 @@ import pytest
 import report_page
 from domainbed.scripts.sweep import Job, make_args_list
 
-from domainbed_carft import sweep
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin.emoji_styles import EmojiStyles
+from domainbed_carft.sweep import sources
 
 SMALL = """
 name: small
@@ -78,7 +78,7 @@ def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
 
 def test_the_declared_demo_is_what_the_readme_shows():
     """Its jobs have the identities of DomainBed's own sweep with the same flags."""
-    declaration = sweep.load("demo")
+    declaration = sources.load("demo")
     assert declaration.algorithms == ["CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT"]
     assert declaration.steps_of("EmojiStyles") == EmojiStyles.N_STEPS
     made = declaration.jobs(demo.DATA_DIR, Path("OUT"))

@@ -123,7 +123,7 @@ for trial in range(20):
     args = dict(dataset="PACS", algorithm="ERM", test_envs=[0])
     args |= dict(trial_seed=trial, hparams_seed=choice)
     job = Job(args, out / f"{trial}f{choice}".zfill(32))
-    manifest.add(out, manifest.Sweep("x", "D", (job,)))
+    manifest.add(out, manifest.Sweep((job,)))
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_checkout import REPO
 
-from domainbed_carft import cli, launchers, sweep
+from domainbed_carft import cli, launchers
 from domainbed_carft.cli import sweep as command_line
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import estimate, sources, states
@@ -183,7 +183,7 @@ SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
-    made = sweep.load(path.stem)
+    made = sources.load(path.stem)
     assert made.name == path.stem and made.description
     found = made.jobs("D", Path("/nowhere"))
     statuses = states.look(found, made.facts, states.Waiting())
@@ -231,4 +231,4 @@ def test_every_command_of_the_documentation_is_one(document):
         if words[1] == "launch":
             launchers.make(arguments.launcher, command_line.launcher_options(arguments))
             if arguments.sweep not in (None, "NAME"):
-                sweep.load(arguments.sweep)
+                sources.load(arguments.sweep)

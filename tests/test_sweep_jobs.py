@@ -65,17 +65,13 @@ def test_variants_have_folders_of_their_own():
     assert "kl_weight=0 PACS CARFT, test environments 0, trial 0" in str(found[0])
 
 
-def note(folder, jobs, data_dir):
-    manifest.add(folder, manifest.Sweep("x", data_dir, tuple(jobs)))
-
-
 @pytest.mark.parametrize("spelling", ["/data/", "data", "/moved/elsewhere"])
 @pytest.mark.parametrize("told_by", ["sweep.json", "results.jsonl"])
 def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, told_by):
     made = parse("steps: 5\nhparams: {lr: 1e-4}")
     before = made.jobs("/data", tmp_path)
     if told_by == "sweep.json":  # none of them has begun
-        note(tmp_path, before[:2], "/data")
+        manifest.add(tmp_path, manifest.Sweep(tuple(before[:2])))
     else:  # spelled as somebody at a shell would
         for job in before[:2]:
             record(job, 0, args={**job.args, "hparams": '{"lr":1e-4}'})

@@ -59,7 +59,7 @@ def inside(table, change):
         (lambda t: renamed(t, photo="Photo"), "differs", "the same order: rename 'Photo' to 'pho"),
         (
             lambda t: {name: t[name] for name in ("photo", "art_painting", "cartoon", "sketch")},
-            "broken", "read in the order 'photo', 'art_painting'.* expected 'art_painting'",
+            "broken", "are 'photo', 'art_painting'.* expected 'art_painting'",
         ),
         (
             lambda t: {**t, "photo": without(t["photo"], "guitar")}, "broken",

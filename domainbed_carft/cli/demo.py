@@ -1,8 +1,4 @@
-"""The demo: the sweep that ``sweeps/demo.yaml`` declares, run on this machine, table and report.
-
-Nothing here trains or averages: the sweep's jobs are ``domainbed.scripts.train``'s, the table is
-what ``domainbed.scripts.collect_results`` says, and the report that of ``carft report``.
-"""
+"""The demo: the sweep that ``sweeps/demo.yaml`` declares, run on this machine, table and report."""
 
 from __future__ import annotations
 
@@ -10,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from domainbed_carft import sweep
+from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
+from domainbed_carft.sweep import launch, sources
 from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
@@ -23,7 +20,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
 
     ``declared`` is a sweep of EmojiStyles; ``trials`` of its cells in place of its own number.
     """
-    declaration = sweep.load(declared)
+    declaration = sources.load(declared)
     if trials:
         declaration = declaration.model_copy(update={"trials": trials})
     (dataset,) = declaration.datasets
@@ -33,12 +30,11 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
         f"on {dataset} with one environment left out"
     )
     writing.require_place(output / "report")
-    if left := sweep.run(declaration, DATA_DIR, folder, "pool"):
-        first = left[0].attempt.last_words if left[0].attempt else left[0].detail
+    if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
         raise CarftError(
             f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
-            f"{left[0].job.folder}: {first}\nMend the cause, run `carft sweep retry {folder}` if "
-            "they failed, then the same command again"
+            f"{left[0].job.folder}: {left[0].detail}\nMend the cause, run `carft sweep retry "
+            f"{folder}` if they failed, then the same command again"
         )
     words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.launchers.options import OPTIONS
-
-Run = Callable[[argparse.Namespace], "int | None"]
 
 # DomainBed's own, in place of a file.
 _THEIRS = (
@@ -49,11 +46,10 @@ def _upkeep(below: Any, name: str, words: str) -> argparse.ArgumentParser:
         "output_dir", type=Path, metavar="OUTPUT_DIR", help="output folder of the sweep"
     )
 
-    def run(arguments: argparse.Namespace) -> int | None:
+    def run(arguments: argparse.Namespace) -> int:
         from domainbed_carft.sweep import upkeep
 
-        command: Run = getattr(upkeep, name)
-        return command(arguments)
+        return int(getattr(upkeep, name)(arguments))
 
     parser.set_defaults(run=run)
     return parser
@@ -95,7 +91,6 @@ def _launch(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_launchers(group: Any) -> None:
-    """``--launcher``, and a flag an option of any of them."""
     group.add_argument(
         "--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)"
     )
@@ -131,9 +126,9 @@ def _add_theirs(group: Any) -> None:
     )
     group.add_argument(
         "--single_test_envs",
-        action="store_true",
-        default=None,
-        help="leave out single environments only, no pairs",
+        action="store_const",
+        const=True,
+        help="leave out no pairs of environments",
     )
     group.add_argument("--task", choices=("domain_generalization", "domain_adaptation"))
 

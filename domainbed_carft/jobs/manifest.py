@@ -46,8 +46,6 @@ class Sweep:
     ``selection`` are the methods that the sweep declares; ``compare_with`` published methods.
     """
 
-    name: str
-    data_dir: str
     jobs: tuple[Job, ...]
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     selection: tuple[str, ...] = ()
@@ -167,8 +165,6 @@ def _sweep(found: Any, output: Path) -> Sweep:
         for name, facts in found["datasets"].items()
     }
     return Sweep(
-        str(found["name"]),
-        str(found["data_dir"]),
         tuple(_job(one, output) for one in found["jobs"]),
         datasets,
         tuple(map(str, found["selection"])),

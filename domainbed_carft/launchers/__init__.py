@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from domainbed_carft.launchers.options import OPTIONS
 
 __all__ = ["LAUNCHERS", "OPTIONS", "Ending", "Launcher", "make", "problems"]
 
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, Callable[[Any], Launcher]] = {
     "dummy": pool.Dummy,
     "local": pool.Local,
     "pool": pool.Pool,
@@ -31,8 +31,7 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Launcher:
         CarftError: naming all that is wrong, and what would be right.
     """
     chosen = options.chosen(name, given or {})
-    launcher: Launcher = _KINDS[name](chosen)
-    return launcher
+    return _KINDS[name](chosen)
 
 
 def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Literal, Protocol
+from typing import IO, Literal
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
@@ -47,19 +47,16 @@ class Ending:
     last_words: str = ""
 
     def __str__(self) -> str:
-        if self.result in ("done", "held"):
-            return self.last_words or f"{self.folder}: {self.result}"
+        if self.result == "held":
+            return self.last_words
         times = "once" if self.attempts == 1 else f"{self.attempts} times"
         how = "was stopped" if self.result == "interrupted" else f"failed {times}"
         words = self.last_words or "it left no message"
         return f"{self.folder}: {how}, {described(self.status)}: {words}"
 
 
-class Launcher(Protocol):
-    """Starts jobs, and may wait for them."""
-
-    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending] | None:
-        """Run the jobs; the endings of those that are not done, None if it does not wait."""
+# Of jobs and maybe an Environment: the endings of those not done, None if it does not wait.
+Launcher = Callable[..., list[Ending] | None]
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,8 @@ def in_hand(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for sweep in sorted({job.folder.parent for job in jobs}):
             launch = begin(launcher, sweep)
-            launch.jobs.update(
-                {job.folder.name: None for job in jobs if job.folder.parent == sweep}
-            )
+            names = (job.folder.name for job in jobs if job.folder.parent == sweep)
+            launch.jobs.update(dict.fromkeys(names))
             stack.callback(os.close, launch.write())
             stack.callback(launch.path.unlink, missing_ok=True)
         yield

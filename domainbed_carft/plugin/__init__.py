@@ -1,14 +1,7 @@
 """Makes CAR-FT known to whichever `domainbed` gets imported, without touching its files.
 
-Only this package knows the inside of a foreign `domainbed`. Its parts:
-
-- this module: the two import hooks and how they are put in and taken out;
-- `names`: which modules they wait for;
-- `finder`: what the hooks do once domainbed is imported;
-- `additions`: what is added to which module of domainbed, and how it is taken back.
-
-`install` is what the `.pth` and `.start` files in site-packages call, hence in the jobs that a
-sweep starts as well. `register` and `unregister` do and undo the same by hand.
+Only this package knows the inside of a foreign `domainbed`. The `.pth` and `.start` files in
+site-packages call `install`, hence in the jobs that a sweep starts as well.
 
 This module is loaded at the start of every interpreter of the environment. So it is small, the
 other parts load with the first import of domainbed, and `typing` and `__future__` are done without.

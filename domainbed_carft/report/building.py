@@ -27,7 +27,7 @@ from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import document, labels, paired, published, selection, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.tables import Table
-from domainbed_carft.text import counted, shown
+from domainbed_carft.text import shown
 
 PAIR = ("CARFT", "CLIPFineTune")
 _DRAWN_BY = ("matplotlib", "pandas", "numpy", "jinja2")
@@ -71,7 +71,7 @@ def build(
     algorithms = labels.algorithms(run.algorithm for run in runs)
     pair = _pair(algorithms, asked, method)
     show = None
-    if pair and count and method != selection.IN_DOMAIN:
+    if pair and count:
         from domainbed_carft.report import examples  # which loads torch
 
         show = partial(examples.part, pair=pair, most=count, data_dir=data_dir)
@@ -79,7 +79,7 @@ def build(
     flat = [table for own in built for table in own]
     averages = [table for table in flat if table.averages and _has_values(table)]
     differences: list[paired.Difference] = []
-    if pair and method != selection.IN_DOMAIN:
+    if pair:
         with contextlib.suppress(CarftError):  # they share no trial
             differences = paired.compare(groups, [method], *pair)
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
@@ -89,9 +89,8 @@ def build(
     return {
         "title": f"{', '.join(labels.labels(runs))}: {left_out} left out",
         "method": selection.METHODS[method].title,
-        "findings": [_finding(one, *pair) for one in differences if pair],
         "sections": [
-            _section(table, own, group.runs, group.title, looks, name, show)
+            _section(table, group.runs, group.title, looks, name, show)
             for group, own in zip(groups, built)
             for table in own
             if table.method == method and not table.averages
@@ -122,25 +121,13 @@ def _pair(
     algorithms: Sequence[str], asked: Sequence[str] | None, method: str
 ) -> Sequence[str] | None:
     if asked is None:
-        return PAIR if set(PAIR) <= set(algorithms) else None
+        return PAIR if set(PAIR) <= set(algorithms) and method != selection.IN_DOMAIN else None
     if method == selection.IN_DOMAIN or asked[0] == asked[1] or not set(asked) <= set(algorithms):
         raise CarftError(
             f"--examples {' '.join(asked)}: expected two different algorithms of "
             f"{', '.join(algorithms)}, and a --select that leaves an environment out"
         )
     return asked
-
-
-def _finding(one: paired.Difference, a: str, b: str) -> str:
-    """A sentence on the one thing that a reader wants to know first; a table has the rest."""
-    word = "above" if one.mean_difference >= 0 else "below"
-    text = (
-        f"{a} is {abs(one.mean_difference):.1f} points {word} {b} on the environments left out: "
-        f"the mean over {counted(one.pairs, 'pair')} of (environment, trial)"
-    )
-    if one.low is not None and one.high is not None:
-        text += f"; {paired.LEVEL}% interval {one.low:+.1f} to {one.high:+.1f}"
-    return f"{one.setting}: {text}." if one.setting else f"{text}."
 
 
 def _settings(runs: Sequence[Run]) -> Grid:
@@ -168,32 +155,27 @@ def _digest(runs: Iterable[Run]) -> str:
 
 def _names() -> Callable[..., str]:
     """What names a file or a place on the page: made of words, and given once."""
-    given: set[str] = set()
+    given: Counter[str] = Counter()
 
     def name(*words: str) -> str:
         plain = (re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.")[:60] or "_" for word in words)
-        stem = free = "-".join(plain)
-        count = 1
-        while free in given:
-            count += 1
-            free = f"{stem}-{count}"
-        given.add(free)
-        return free
+        stem = "-".join(plain)
+        given[stem] += 1
+        return stem if given[stem] == 1 else f"{stem}-{given[stem]}"
 
     return name
 
 
 def _section(
-    table: Table, others: Sequence[Table], runs: Sequence[Run], setting: str,
-    looks: figures.Looks, name: Callable[..., str], show: Callable[..., dict[str, Any]] | None,
+    table: Table, runs: Sequence[Run], setting: str, looks: figures.Looks,
+    name: Callable[..., str], show: Callable[..., dict[str, Any]] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """``others``: tables of the setting, by other methods and of other data sets, too."""
     dataset, identity = table.dataset, name("data", table.dataset)
     runs = [run for run in runs if run.dataset == dataset]
     # A part is of a kind that the template has title and text for, also where nothing is drawn.
     parts = [
         {"kind": kind, "figures": list(filter(None, drawn)), "targets": ()}
-        for kind, drawn in _drawn(table, runs, looks, name)
+        for kind, drawn in _drawn(table, runs, looks, name).items()
     ]
     # Of means, what reads the same is as good.
     means = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
@@ -203,40 +185,28 @@ def _section(
         "title": "; ".join(filter(None, [dataset, setting])),
         "table": document.grid(table),
         "best": (printed == printed.max()).to_numpy().tolist(),
-        "others": [
-            document.grid(other)
-            for other in others
-            if (other.dataset, other.averages) == (dataset, False) and _has_values(other)
-            if other.method != table.method
-        ],
         "parts": [*parts, show(table, runs)] if show else parts,
     }
 
 
 def _drawn(
     table: Table, runs: Sequence[Run], looks: figures.Looks, name: Callable[..., str]
-) -> Iterator[tuple[str, list[figures.Figure | None]]]:
+) -> dict[str, Sequence[figures.Figure | None]]:
     """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting."""
-    dataset, there = table.dataset, _has_values(table)
-    yield "bars", [figures.bars(name(dataset, "accuracy"), table, looks)] if there else []
-    rows = frames.checkpoints(runs, table.method)
-    yield (
-        "steps",
-        [
-            figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
-            for at, some in _places(table, rows)
-        ],
-    )
-    yield (
-        "robustness",
-        [
-            figures.marks(at, name(dataset, "robustness", at), some, looks)
-            for at, some in _places(table, frames.outcomes(runs, table.method))
-        ],
-    )
-    rows = frames.over_targets(rows, frames.DRIFT)
-    drift = figures.curves(dataset, name(dataset, "context_drift"), rows, figures.DRIFT, looks)
-    yield "drift", [drift]
+    dataset, rows = table.dataset, frames.checkpoints(runs, table.method)
+    chosen = rows[rows["selected"]].drop(columns="step")
+    means = frames.over_targets(rows, frames.DRIFT)
+    bars = [figures.bars(name(dataset, "accuracy"), table, looks)] if _has_values(table) else []
+    steps = [
+        figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
+        for at, some in _places(table, rows)
+    ]
+    marks = [
+        figures.marks(at, name(dataset, "robustness", at), some, looks)
+        for at, some in _places(table, chosen)
+    ]
+    drift = figures.curves(dataset, name(dataset, "context_drift"), means, figures.DRIFT, looks)
+    return {"bars": bars, "steps": steps, "robustness": marks, "drift": [drift]}
 
 
 def _has_values(table: Table) -> bool:

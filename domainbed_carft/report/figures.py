@@ -189,26 +189,22 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
 
     Runs that lie higher at the same place from left to right are the more robust ones (Taori et
     al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
-    Small pale marks are choices of hyperparameters that were not selected. ``rows``: see
-    ``frames.outcomes``. None where there is nothing to draw.
+    ``rows``: those selected of ``frames.checkpoints``. None where there is nothing to draw.
     """
     rows = rows.dropna(subset=["in_domain", "out_of_domain"])
-    chosen = rows[rows["selected"]] if "selected" in rows else rows
-    present = [algorithm for algorithm in looks if algorithm in set(chosen["algorithm"])]
+    present = [algorithm for algorithm in looks if algorithm in set(rows["algorithm"])]
     if not present:
         return None
 
     canvas = _canvas(3.4 + 0.2 * ((len(present) + 1) // 2))
     axes = canvas.subplots()
     handles = {}
-    pale = {"s": 14, "alpha": 0.3, "linewidths": 0, "zorder": 2}
-    full = {"s": 46, "edgecolors": INK, "linewidths": 0.8, "zorder": 3}
     for one in present:
-        sign = {"color": looks[one].colour, "marker": looks[one].marker}
-        for some, how in ((rows.drop(chosen.index), pale), (chosen, full)):
-            mine = 100 * some.loc[some["algorithm"] == one, ["in_domain", "out_of_domain"]]
-            style: Any = {**sign, **how}
-            handles[one] = axes.scatter(mine["in_domain"], mine["out_of_domain"], **style)
+        mine = 100 * rows.loc[rows["algorithm"] == one, ["in_domain", "out_of_domain"]]
+        handles[one] = axes.scatter(
+            mine["in_domain"], mine["out_of_domain"], s=46, color=looks[one].colour,
+            marker=looks[one].marker, edgecolors=INK, linewidths=0.8, zorder=3,
+        )  # fmt: skip
     axes.margins(0.08)  # as far as the marks reach, with the line of equal accuracies
     x, y = axes.get_xlim(), axes.get_ylim()
     axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)

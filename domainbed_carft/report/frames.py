@@ -8,7 +8,7 @@ out-of-domain accuracy is that on the target's in-split, which DomainBed reports
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,30 +22,13 @@ NOTHING = -1  # the target of a run that left nothing out
 # The means of our algorithms that say how far the context distribution has moved.
 DRIFT = ("loss_kl", "context_agreement")
 
-_ACCURACIES = ["step", "in_domain", "out_of_domain"]
-
-
-def outcomes(runs: Iterable[Run], method: str) -> pd.DataFrame:
-    """A row for each choice of hyperparameters of each (data set, algorithm, target, trial).
-
-    ``step``, ``in_domain`` and ``out_of_domain`` are those of the checkpoint that the method takes;
-    ``selected`` marks the choice that counts. Empty where the method needs a target and no run has
-    one.
-    """
-    rows = []
-    for test in selection.tests(runs):
-        for place, one in enumerate(selection.ranked(test, selection.METHODS[method])):
-            inside = float(_in_domain(one.runs[0])[one.runs[0].steps.index(one.step)])
-            key = (test.dataset, test.algorithm, test.target, test.trial, one.choice)
-            rows.append((*key, one.step, inside, one.accuracy, place == 0))
-    return pd.DataFrame(rows, columns=[*RUN, "choice", *_ACCURACIES, "selected"])
-
 
 def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     """A row for each checkpoint of the runs that the method selects, sorted by RUN and step.
 
-    Columns: RUN, ``step``, ``in_domain``, ``out_of_domain`` and, nan where they were not recorded,
-    DRIFT. Runs that left nothing out have the target NOTHING, and no ``out_of_domain``.
+    Columns: RUN, ``step``, ``in_domain``, ``out_of_domain``, ``selected`` (the checkpoint that the
+    method takes) and, nan where they were not recorded, DRIFT. Runs that left nothing out have the
+    target NOTHING, and no ``out_of_domain``.
     """
     rows: dict[tuple[object, ...], tuple[object, ...]] = {}
     for one in selection.select(runs, method):
@@ -56,8 +39,11 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
         for place, (step, inside) in enumerate(zip(run.steps, _in_domain(run))):
             key = (one.dataset, one.algorithm, target, one.trial, step)
             out_of_domain = np.nan if outside is None else outside[place]
-            rows[key] = (*key, inside, out_of_domain, *drift.get(step, [np.nan] * len(DRIFT)))
-    frame = pd.DataFrame(rows.values(), columns=[*RUN, *_ACCURACIES, *DRIFT])
+            taken = step == one.outcome.step
+            moved = drift.get(step, [np.nan] * len(DRIFT))
+            rows[key] = (*key, inside, out_of_domain, taken, *moved)
+    columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
+    frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
     return frame.sort_values([*RUN, "step"], ignore_index=True)
 
 
@@ -85,29 +71,22 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """Each trial's mean over the targets, where it has all of them that any algorithm has.
 
     A value that is lacking, or no number, for one of the targets has no mean over them.
-    ``frame``: ``checkpoints`` or ``outcomes`` of one data set. Rows are (algorithm, trial), with
-    step where ``frame`` is of checkpoints, those of a run that is selected only.
+    ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it has one.
     """
     wanted = frame["target"].nunique()
-    keys = ["algorithm", "trial"] + ["step"] * ("selected" not in frame)
-    if "selected" in frame:
-        frame = frame[frame["selected"]]
+    keys = ["algorithm", "trial"] + ["step"] * ("step" in frame)
     grouped = frame.groupby(keys, sort=True)
     means = grouped[list(values)].mean()
     return means[grouped[list(values)].count() == wanted].dropna(how="all").reset_index()
 
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean``, ``error`` and ``n`` by step) of what has any value.
+    """(algorithm, frame of ``mean`` and ``error`` by step) of what has any value.
 
     The error is the tables': the standard deviation with divisor n over the root of n.
     """
     known = frame.dropna(subset=[value])
     for algorithm, rows in known.groupby("algorithm", sort=False):
         grouped = rows.groupby("step")[value]
-        yield (
-            str(algorithm),
-            pd.DataFrame(
-                {"mean": grouped.mean(), "error": grouped.sem(ddof=0), "n": grouped.count()}
-            ),
-        )
+        line = {"mean": grouped.mean(), "error": grouped.sem(ddof=0)}
+        yield str(algorithm), pd.DataFrame(line)

@@ -51,9 +51,9 @@ def gather(
     sweeps: list[Sweep] = []
     for folder in folders:
         try:
-            sweeps.append(manifest.read(Path(folder)) or Sweep("", "", ()))
+            sweeps.append(manifest.read(Path(folder)) or Sweep(()))
         except CarftError as error:
-            sweeps.append(Sweep("", "", ()))
+            sweeps.append(Sweep(()))
             what = f"{error}; until then the records tell what was to be run"
             faults.append(Fault("unreadable", str(folder), what))
     planned = [job for sweep in sweeps for job in sweep.jobs]

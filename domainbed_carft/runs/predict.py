@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -70,8 +71,14 @@ def predict(
         features = algorithm.features(batch)  # once for both
         classes = algorithm.class_logits(features).double().softmax(dim=1)
         contexts = algorithm.context_logits(features).double().softmax(dim=1)
+    # Two folders may be read as the same words: then their labels tell the classes apart.
+    times = Counter(opened.classes)
+    names = [
+        name if times[name] == 1 else f"{name} (label {label})"
+        for label, name in enumerate(opened.classes)
+    ]
     for of_classes, of_contexts in zip(classes.tolist(), contexts.tolist()):
-        yield dict(zip(opened.classes, of_classes)), dict(zip(opened.contexts, of_contexts))
+        yield dict(zip(names, of_classes)), dict(zip(opened.contexts, of_contexts))
 
 
 def find(paths: Iterable[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import copy
 import importlib
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,8 +134,8 @@ def batches(
                 for x, y in DataLoader(split.items, batch_size, num_workers=processes):
                     yield number, x, y
                     bar.update(len(x))
-            except OSError as error:  # of Pillow's, too; of a worker's, a whole traceback
-                reason = str(error).rstrip().rpartition("\n")[2]
+            except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
+                reason = re.sub(r"^[\w.]+Error: ", "", str(error).rstrip().rpartition("\n")[2])
                 raise CarftError(
                     f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
                 ) from error

@@ -158,11 +158,16 @@ class Shape(_Mapping):
 
     @property
     def settings(self) -> dict[str, Variant]:
-        """The variants by their folders' names; a grid's combinations, or one without a name."""
+        """The variants by folder name, such as ``lr=3,amp=bf16``, or one without a name."""
         if not self.grid:
             return dict(self.variants) or {"": Variant()}
-        points = [dict(zip(self.grid, v)) for v in itertools.product(*self.grid.values())]
-        return {variant_name(point): Variant(hparams=point) for point in points}
+        found = {}
+        for values in itertools.product(*self.grid.values()):
+            point = dict(zip(self.grid, values))
+            name = ",".join(f"{key}={value}" for key, value in point.items())
+            folder = "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in name)
+            found[folder] = Variant(hparams=point)
+        return found
 
     def listed_environments(self, dataset: str) -> Sequence[int | str]:
         """Those to leave out of a data set, as they were given; none are all."""
@@ -247,23 +252,9 @@ class Declaration(Shape):
             chosen += [list(pair) for pair in pairs if set(pair) & indices]
         return sorted(chosen)
 
-    @property
-    def n_jobs(self) -> int:
-        """How many jobs there are."""
-        targets = sum(len(self.targets(dataset)) for dataset in self.datasets)
-        pairs = itertools.product(self.algorithms, self.settings.values())
-        runs = sum(setting.covers("", name) for name, setting in pairs)
-        return self.trials * len(self.choices) * targets * runs
-
 
 def environment(one: str | int, labels: Sequence[str]) -> int | None:
     """The index of an environment that is given by its index or label."""
     if isinstance(one, str):
         return labels.index(one) if one in labels else None
     return one if one < len(labels) else None
-
-
-def variant_name(setting: Mapping[str, Any]) -> str:
-    """A folder's name for a point of a grid, such as ``kl_weight=3,amp=bf16``."""
-    parts = (f"{key}={value}" for key, value in setting.items())
-    return "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in ",".join(parts))

@@ -26,12 +26,6 @@ from domainbed_carft.text import confirm, counted, shown
 NEEDED = (states.NOT_LAUNCHED, states.INTERRUPTED)
 RUN_HERE = ("local", "pool")
 
-# Read by our train.
-KEEP_WEIGHTS = "DOMAINBED_KEEP_WEIGHTS"
-SKIP_IN_SPLITS = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
-LOG = "DOMAINBED_LOG"
-WANDB_GROUP = "WANDB_RUN_GROUP"  # by W&B: what the runs of a sweep have in common
-
 
 def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any) -> int:
     """Launch what is needed; 1 if a job is not done after a launcher that waits, or failed.
@@ -127,7 +121,7 @@ def run(
     statuses = look(declaration, data_dir, output)
     jobs = [status.job for status in statuses]
     chosen = _chosen(statuses, name)
-    note(declaration, data_dir, output, jobs)
+    note(declaration, output, jobs)
     endings: Sequence[Any] = ()
     if name == "slurm":
         if chosen:
@@ -144,19 +138,15 @@ def run(
     return [replace(one, detail=one.detail or words.get(one.job.folder, "")) for one in left]
 
 
-def note(declaration: Declaration, data_dir: str, output: Path, jobs: Sequence[Job]) -> None:
+def note(declaration: Declaration, output: Path, jobs: Sequence[Job]) -> None:
     """Write down what is launched: for other commands, and a copy of the file for people."""
-    sweep = manifest.Sweep(
-        declaration.name, data_dir, tuple(jobs), declaration.facts, tuple(declaration.selection),
-        tuple(declaration.compare_with),
-    )  # fmt: skip
-    manifest.add(output, sweep)
+    settings = tuple(declaration.selection), tuple(declaration.compare_with)
+    manifest.add(output, manifest.Sweep(tuple(jobs), declaration.facts, *settings))
     if declaration.text is not None:
         files.save_text(output / "sweep.yaml", declaration.text)
 
 
 def _collected(make: Callable[[], Any], problems: list[str]) -> Any:
-    """What ``make`` returns, or None with what it raises among the problems."""
     try:
         return make()
     except CarftError as error:
@@ -209,13 +199,13 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
 def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
     """The variables by which a job is told what is no part of what it is."""
     kinds, group = arguments.log or (), arguments.output_dir.absolute().name
-    has_group = "wandb" in kinds and WANDB_GROUP not in os.environ  # a user's own stays
     told = {
-        KEEP_WEIGHTS: arguments.keep_weights,
-        SKIP_IN_SPLITS: "1" if arguments.skip_training_in_splits else None,
-        LOG: " ".join(kinds),
-        WANDB_GROUP: f"{group}/{job.variant}".rstrip("/") if has_group else None,
+        "DOMAINBED_KEEP_WEIGHTS": arguments.keep_weights,
+        "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1" if arguments.skip_training_in_splits else None,
+        "DOMAINBED_LOG": " ".join(kinds),
     }
+    if "wandb" in kinds and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays
+        told["WANDB_RUN_GROUP"] = f"{group}/{job.variant}".rstrip("/")
     return {name: value for name, value in told.items() if value}
 
 

@@ -1,7 +1,4 @@
-"""What a sweep may name: the data sets, algorithms and hyperparameters of the domainbed in use.
-
-It is asked at a launch, which loads torch; what is read of it goes into the manifest.
-"""
+"""What a sweep may name: the data sets, algorithms and hyperparameters of the domainbed in use."""
 
 from __future__ import annotations
 
@@ -43,16 +40,6 @@ def module(name: str) -> Any:
             sys.path.remove(here)
 
 
-def dataset_class(name: str) -> Any:
-    """The class of a data set. Raises CarftError where there is none of that name."""
-    datasets = module("datasets")
-    if os.sep in name and not os.path.isdir(name):
-        raise CarftError(f"there is no folder {name}; expected one with a sub-folder a domain")
-    ask = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
-    listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
-    return _asked("data set", name, ask, listed)
-
-
 def algorithm_class(name: str) -> Any:
     """The class of an algorithm. Raises CarftError where there is none of that name."""
     algorithms = module("algorithms")
@@ -70,17 +57,19 @@ def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str
 
 def facts(name: str) -> Dataset:
     """What is to be known of a data set. Raises CarftError where there is none of that name."""
-    found = dataset_class(name)
+    datasets = module("datasets")
+    if os.sep in name and not os.path.isdir(name):
+        raise CarftError(f"there is no folder {name}; expected one with a sub-folder a domain")
+    ask = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
+    listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
+    found = _asked("data set", name, ask, listed)
     labels = tuple(map(str, getattr(found, "ENVIRONMENTS", None) or ()))
     if not labels:
         raise CarftError(f"the class of {name} names no ENVIRONMENTS, so nothing can be left out")
     # What upstream's base class has, for forks whose data sets say nothing.
     steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
     known, pictures = benchmarks.BENCHMARKS.get(name), None
-    if os.sep in name:
-        walks = [os.walk(os.path.join(name, label)) for label in labels]
-        pictures = tuple(sum(len(files) for _, _, files in walk) for walk in walks)
-    elif known is not None and len(known.environments) == len(labels):
+    if known is not None and len(known.environments) == len(labels):
         pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
     return Dataset(labels, pictures, int(steps), int(every))
 
@@ -121,23 +110,21 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
 
 def _foreign(shape: Shape) -> Iterator[Told]:
     """Names in the settings that are not among the sweep's own data sets and algorithms."""
-    kinds = (("datasets", "data set"), ("algorithms", "algorithm"))
-    named: list[tuple[int, YamlPath, str]] = []
+    named: list[tuple[str, YamlPath, str]] = []
     for key in ("steps", "test_environments"):
         given = getattr(shape, key)
-        named += [(0, (key, name), name) for name in (given if isinstance(given, dict) else ())]
+        named += [("datasets", (key, n), n) for n in (given if isinstance(given, dict) else ())]
     for path, setting in _blocks(shape):
-        for kind, (key, _) in enumerate(kinds):
+        for key in ("datasets", "algorithms"):
             listed = enumerate(getattr(setting, key, ()))
-            named += [(kind, (*path, key, index), name) for index, name in listed]
-    for kind, path, name in named:
-        key, words = kinds[kind]
+            named += [(key, (*path, key, index), name) for index, name in listed]
+    words = {"datasets": "data set of this sweep", "algorithms": "algorithm of this sweep"}
+    for key, path, name in named:
         if name not in getattr(shape, key):
-            yield path, unknown(f"{words} of this sweep", name, getattr(shape, key))
+            yield path, unknown(words[key], name, getattr(shape, key))
 
 
 def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
-    """Where hparams are set for some jobs, the later over the earlier."""
     overrides = [(("overrides", i), one) for i, one in enumerate(shape.overrides)]
     return [*overrides, *((("variants", name), one) for name, one in shape.variants.items())]
 

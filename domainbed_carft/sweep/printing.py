@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,12 +102,9 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             shown.update(sum(map(_counted, latest)) - shown.n)
 
         def watch() -> None:
-            pause = 0.5
-            while not ended.wait(pause):
-                started = time.monotonic()
+            # Of thousands of jobs a look takes a while; the sweep comes first.
+            while not ended.wait(max(0.5, len(latest) / 100)):
                 look()
-                # Of thousands of jobs a look takes a while; the sweep comes first.
-                pause = max(0.5, 10 * (time.monotonic() - started))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

@@ -50,7 +50,11 @@ def load(file: str | Path) -> Declaration:
 
     Raises CarftError with what is wrong, as ``file:line: path: what``.
     """
-    path = find(file)
+    shipped, path = ours_by_name(), Path(file)
+    if not path.is_file():
+        if str(file) not in shipped:
+            raise CarftError(f"{unknown('sweep', str(file), shipped)}, or the path of a file")
+        path = shipped[str(file)]
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -106,10 +110,7 @@ def from_flags(given: Mapping[str, Any]) -> Declaration:
 
 
 def _build(data: Any, said: Callable[[YamlPath, str], str], **source: Any) -> Declaration:
-    """A declaration of plain data. ``said`` makes a message of what is wrong, and where.
-
-    All that is wrong with its form is told at once; of one that is in form, all wrong names.
-    """
+    """All that is wrong with the form is told at once; of one that is in form, all wrong names."""
     if not isinstance(data, dict):
         text = f"it is {data!r:.60}, expected a mapping with name, datasets and algorithms"
         raise_for([said((), text)])
@@ -119,16 +120,15 @@ def _build(data: Any, said: Callable[[YamlPath, str], str], **source: Any) -> De
         wrong = dict.fromkeys(map(_told, error.errors(include_url=False)))
         raise_for(said(*one) for one in wrong)
     n_points = math.prod(map(len, given.grid.values()))
-    too_many = f"these are more than {MOST_JOBS:,} jobs; make several sweeps of them"
-    if given.trials * len(given.choices) * n_points > MOST_JOBS:
-        raise_for([said(("datasets",), too_many)])
+    cells = len(given.datasets) * len(given.algorithms) * n_points
+    if given.trials * len(given.choices) * cells > MOST_JOBS:
+        text = f"these are more than {MOST_JOBS:,} jobs; make several sweeps of them"
+        raise_for([said(("datasets",), text)])
     facts, told = names.problems(given)
     if len(given.settings) < n_points:
         text = "several combinations would share a folder; name them as variants"
         told.append((("grid",), text))
     made = Declaration.model_construct(**dict(given), facts=facts, **source)
-    if not told and made.n_jobs > MOST_JOBS:
-        told.append((("datasets",), too_many))
     raise_for(said(*one) for one in told)
     return made
 
@@ -143,14 +143,6 @@ def _told(error: Any) -> tuple[YamlPath, str]:
         return path, unknown("key", str(path[-1]), known)
     what = re.sub("^(Value error,|Input|String|List) ", "", error["msg"])
     return path, f"it is {error['input']!r:.60}, {what}"
-
-
-def find(file: str | Path) -> Path:
-    """The file of that path; for a bare name the sweep of ours called so."""
-    shipped = ours_by_name()
-    if Path(file).is_file() or str(file) in shipped:
-        return Path(file) if Path(file).is_file() else shipped[str(file)]
-    raise CarftError(f"{unknown('sweep', str(file), shipped)}, or the path of a file")
 
 
 def ours_by_name() -> dict[str, Path]:

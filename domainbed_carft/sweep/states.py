@@ -1,8 +1,4 @@
-"""The state of each job of a sweep, from what lies in its folder and who holds which lock.
-
-Locks and launch files are held as long as their process lives, so nothing has to be trusted that a
-dead process wrote.
-"""
+"""The state of each job of a sweep, from what lies in its folder and who holds which lock."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def _list(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     for name in args.datasets:
         of = datasets.get_dataset_class(name)
         facts[name] = manifest.Dataset(tuple(of.ENVIRONMENTS), None, of.N_STEPS, of.CHECKPOINT_FREQ)
-    sweep = known or manifest.Sweep("flags", args.data_dir, ())
+    sweep = known or manifest.Sweep(())
     manifest.add(output, replace(sweep, jobs=tuple(listed), datasets=facts))
 
 
