@@ -88,11 +88,11 @@ def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_
     assert len(encoded) == 3 and not torch.equal(other, first)
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
     features = backbone.text_features(backbone.load(str(random_tiny)), PROMPTS)
-    assert features.shape == (2, 2, 128) and "cannot be written" in caplog.text
+    assert features.shape == (2, 2, 128)
 
 
 def test_published_names_and_sums_are_those_of_openais_package():

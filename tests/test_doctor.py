@@ -183,8 +183,6 @@ def test_the_harness_can_start(tmp_path: Path) -> None:
     assert examined["algorithms"] == ("ok", ", ".join(OURS), "")
     assert "one CARFT step on " in examined["step"][1]
     assert examined["backbone tiny"][0] == "ok"
-    state, found, _ = examined["backbones"]
-    assert state == "note" and all(name in found for name in backbone.OPENAI_WEIGHTS)
 
 
 def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None:

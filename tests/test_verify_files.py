@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from data_trees import carft, even, grow, jpeg, only
+from data_trees import carft, even, grow, jpeg
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
@@ -32,10 +32,7 @@ def test_counts_are_those_of_image_folder(tmp_path):
         assert sorted(str(tmp_path / p) for p in ours) == sorted(path for path, _ in theirs.samples)
         counts = found.counts[environment]
         assert list(counts) == theirs.classes and sum(counts.values()) == len(theirs)
-    assert sorted(found.ignored) == ["art/cat/jpg", "art/cat/notes.txt", "art/loose.png"]
     assert found.odd["link"] == ["art/cat/gone.png"]
-    report = verify.examine("Mine", tmp_path)
-    assert "3 files not read as pictures: 'art/loose.png', 'art/cat/" in only(report, "notes")
 
 
 def test_the_extensions_are_torchvisions():

@@ -210,7 +210,7 @@ WORDS = [["a photo of a dog", "a photo of a cat"]]
     ],
 )
 def test_text_features_that_cannot_be_right_are_made_anew(
-    random_tiny, tmp_path, monkeypatch, caplog, content
+    random_tiny, tmp_path, monkeypatch, content
 ):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path))
     clip_model = backbone.load(str(random_tiny))
@@ -218,5 +218,4 @@ def test_text_features_that_cannot_be_right_are_made_anew(
     (kept,) = (tmp_path / "text").iterdir()
     flip(kept) if content is None else torch.save(content, kept)
     assert torch.equal(backbone.text_features(clip_model, WORDS), first)
-    assert f"{kept} " in caplog.text and "encoded again" in caplog.text
     assert torch.equal(weights.load_weights(kept).view_as(first), first)

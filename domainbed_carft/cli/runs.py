@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.text import shown
 
 # As in train, which a test compares: the last bits of a logit depend on the batch around it.
 BATCH_SIZE = 64
-ALPHAS = tuple(tenths / 10 for tenths in range(11))
 
 
 def add_to(commands: Any) -> None:
@@ -81,7 +79,7 @@ def add_to(commands: Any) -> None:
         help="interpolate between the original CLIP and a saved run; evaluate and save",
     )  # fmt: skip
     wise_ft.add_argument(
-        "--alphas", nargs="+", type=float, default=list(ALPHAS), metavar="ALPHA",
+        "--alphas", nargs="+", type=float, default=[n / 10 for n in range(11)], metavar="ALPHA",
         help="share of the run: 0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
     )  # fmt: skip
     wise_ft.add_argument(
@@ -127,16 +125,8 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
     def run(arguments: argparse.Namespace) -> int | None:
-        command = importlib.import_module(f"domainbed_carft.runs.{module}")
-        import torch
-
-        try:
-            return command.run(arguments)
-        except torch.cuda.OutOfMemoryError as error:
-            raise CarftError(
-                f"the GPU has too little memory for batches of {arguments.batch_size} pictures; "
-                "give a smaller --batch_size, or --device cpu"
-            ) from error
+        command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
+        return command.run(arguments)
 
     return run
 
@@ -148,6 +138,4 @@ def _export(arguments: argparse.Namespace) -> None:
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
     files = export.export(run, arguments.output, **how)
     what = f"{run.args['algorithm']} on {run.args['dataset']}, {run.path.name}"
-    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format, with QuickGELU"))
-    print(shown(f"{files.head}: its class head, which has no place in that format"))
-    print(shown(f"{files.card}, {files.readme}: the card, with how to load the file"))
+    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format; {files.readme} says more"))

@@ -28,7 +28,6 @@ DAMAGES = (
     struct.error,
     UnicodeError,
     RuntimeError,
-    NotImplementedError,
 )
 
 

@@ -53,10 +53,6 @@ def compare(name: str, counts: Counts) -> Findings:
             findings.problems.append(
                 "there are no environments; expected the folder whose sub-folders they are"
             )
-        if len(inside) == 1:
-            findings.notes.append(
-                f"{next(iter(inside))!r} is the only environment, so none can be left out"
-            )
         _classes(inside, (), findings)
         return findings
     folders = [environment.folder for environment in benchmark.environments]
@@ -139,7 +135,6 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
 
 
 def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
-    """``found`` has the names that are known."""
     totals = {name: sum(classes.values()) for name, classes in found.items()}
 
     def distance(edition: Edition) -> int:

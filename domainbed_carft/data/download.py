@@ -61,7 +61,6 @@ def download(
 
 
 def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
-    """The folder of the data set, fetched, unpacked and prepared below ``work``."""
     fetched, unpacked, ready = (work / name for name in ("archives", "unpacked", "ready"))
     for folder in (unpacked, ready):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,7 @@
 """What a folder environment/class/picture holds, and whether its pictures can be decoded.
 
 Counts as torchvision's ImageFolder does: links are followed, nested folders belong to their class,
-a picture is what has a picture's extension. Listing decodes nothing, but looks at every size: an
-empty file is the usual trace of a full disk.
+a picture is what has a picture's extension.
 """
 
 from __future__ import annotations
@@ -47,15 +46,13 @@ class Listing:
     """What is below ``root``; all paths are relative to it.
 
     ``counts``: environment -> class -> pictures, both in sorted order, which is label order.
-    ``pictures`` are all that are counted, ``odd`` has paths by the words of ``ODD``, and what is
-    ``ignored`` lies beside the pictures.
+    ``pictures`` are all that are counted, ``odd`` has paths by the words of ``ODD``.
     """
 
     root: Path
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
     odd: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in ODD})
-    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def read(root: Path) -> Listing:
     """List ``root``. Raises CarftError where it is not a folder, or cannot be read."""
     found = Listing(root)
     try:
-        environments, _ = _entries(found, "")
+        environments, _ = _entries(root)
     except OSError as error:
         raise CarftError(
             f"{root} cannot be read as a folder ({error.strerror}); expected the folder whose "
@@ -85,7 +82,7 @@ def read(root: Path) -> Listing:
     for environment in environments:
         found.counts[environment] = {}
         try:
-            pairs += [(environment, name) for name in _entries(found, environment)[0]]
+            pairs += [(environment, name) for name in _entries(root / environment)[0]]
         except OSError:
             found.odd["path"].append(environment)
     # Over the network the first listing of a large set takes minutes.
@@ -141,7 +138,7 @@ def _add_pictures(found: Listing, inside: str, above: tuple[tuple[int, int], ...
         here = (status.st_dev, status.st_ino)
         if here in above:  # a link to a folder above: torchvision reads it again and again
             raise OSError
-        folders, files = _entries(found, inside)
+        folders, files = _entries(found.root / inside)
     except OSError:
         found.odd["path"].append(inside)
         return
@@ -163,18 +160,13 @@ def _add_pictures(found: Listing, inside: str, above: tuple[tuple[int, int], ...
         _add_pictures(found, f"{inside}/{name}", (*above, here))
 
 
-def _entries(found: Listing, inside: str) -> tuple[list[str], list[os.DirEntry[str]]]:
+def _entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
     """Sorted names of the sub-folders, and the entries that have a picture's extension."""
     folders, pictures = [], []
-    is_class = "/" in inside
-    with os.scandir(found.root / inside) as entries:
+    with os.scandir(folder) as entries:
         for entry in entries:
-            path = os.path.join(inside, entry.name)
-            is_picture = entry.name.lower().endswith(PICTURES)
             if os.path.isdir(entry.path):
                 folders.append(entry.name)
-            elif is_picture and is_class:
+            elif entry.name.lower().endswith(PICTURES):
                 pictures.append(entry)
-            elif is_picture or is_class:
-                found.ignored.append(path)
     return sorted(folders), pictures

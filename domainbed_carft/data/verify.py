@@ -1,8 +1,4 @@
-"""Whether data is what it should be: by name against a benchmark, by path against itself.
-
-``verify`` looks at what a user names, ``examine`` at the folder of a data set, ``judge`` at counts
-that a job has anyhow.
-"""
+"""Whether data is what it should be: by name against a benchmark, by path against itself."""
 
 from __future__ import annotations
 
@@ -93,8 +89,6 @@ class Report:
         for kind in ("problem", "difference", "note"):
             lines += [f"{kind}: {sentence}" for sentence in getattr(self, f"{kind}s")]
         lines += [f"damaged: {one.path} ({one.reason})" for one in self.damaged]
-        if self.verdict in ("differs", "consistent"):
-            lines.append(f"jobs record this as data_edition: {self.data_edition}")
         pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
         meaning = {
             "verified": f"the {pictures}, {self.edition}",
@@ -138,7 +132,6 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     findings = comparison.compare(name, found.counts)
     for kind, rest in listing.ODD.items():
         findings.problems += _counted(found.odd[kind], kind, rest)
-    findings.notes += _counted(found.ignored, "file", "not read as pictures")
     bad: Sequence[Damaged] = ()
     if decode:
         told = {path for paths in found.odd.values() for path in paths}

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from domainbed_carft.text import counted, shown
 
@@ -24,19 +23,16 @@ PATIENCE = 600.0
 BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor.probe /dev/stdout to see more"
 
 
-State = Literal["ok", "note", "problem"]
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at.
 
-    A ``problem`` keeps a job from starting; a ``note`` may surprise somebody. Both come with
-    what to do about it.
+    ``state``: "ok"; "problem" keeps a job from starting, "note" may surprise somebody, and both
+    come with what to do about it.
     """
 
     name: str
-    state: State
+    state: str
     found: str
     remedy: str = ""
 

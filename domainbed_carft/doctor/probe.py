@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from domainbed_carft import __version__, files, machine, plugin
-from domainbed_carft.doctor import BY_HAND, Finding, State
+from domainbed_carft.doctor import BY_HAND, Finding
 from domainbed_carft.errors import CarftWarning
 from domainbed_carft.plugin import SWITCH, HostFinder, finder
 
@@ -127,9 +127,6 @@ def imports() -> Iterator[Finding]:
         module = MODULES[name]
         found = f"import of {module} fails: {_words(error)}"
         remedy = _install(error) or f"pip install --force-reinstall {name}"
-        spec = find_spec(module.partition(".")[0]) if _lacks(error) == module else None
-        if spec:
-            remedy = f"remove {spec.origin}, another package of that name; then {remedy}"
         yield Finding(f"imports {name}", "problem", found, remedy)
     if not failures:
         yield Finding("imports", "ok", ", ".join(MODULES))
@@ -174,7 +171,7 @@ def algorithms() -> Iterator[Finding]:
         others += [name] * (not ours)
     if others:
         # Whoever asks for CARFT would train something else without knowing.
-        state: State = "problem" if "CARFT" in others and _is_hooked() else "note"
+        state = "problem" if "CARFT" in others and _is_hooked() else "note"
         found = f"{', '.join(others)}: domainbed's own or missing, not ours"
         remedy = f"rename its {', '.join(others)}, or {EXTENSION}" if _is_hooked() else ABOVE
         yield Finding("algorithms", state, found, remedy)
@@ -198,12 +195,11 @@ def backbones() -> Iterator[Finding]:
     from domainbed_carft.files import weights
     from domainbed_carft.method import backbone
 
-    absent = []
     for name in backbone.PUBLISHED:
         path, expected = backbone.published(name)
         if name != "tiny" and not path.exists():
-            absent.append(name)
-        elif path.is_file() and weights.sha256(path) == expected:
+            continue  # it is downloaded when it is first used
+        if path.is_file() and weights.sha256(path) == expected:
             yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
         else:
             found = f"{path} is missing or damaged, expected SHA-256 {expected}"
@@ -213,9 +209,6 @@ def backbones() -> Iterator[Finding]:
             # Others are needed only by jobs that ask for them.
             needed = name in ("tiny", "ViT-B/16")
             yield Finding(f"backbone {name}", "problem" if needed else "note", found, remedy)
-    if absent:
-        found = f"not in ~/.cache/clip: {', '.join(absent)} (the benchmarks' default is ViT-B/16)"
-        yield Finding("backbones", "note", found, "nothing: each is downloaded when first used")
 
 
 def step() -> Iterator[Finding]:
@@ -250,15 +243,13 @@ def _is_hooked() -> bool:
 
 
 def _folder() -> Path | None:
-    """The folder of domainbed: of those of a namespace package, the one that has algorithms."""
     spec = find_spec("domainbed")
     folders = [Path(f).absolute() for f in spec.submodule_search_locations or ()] if spec else []
-    whole = [f for f in folders if (f / "algorithms.py").exists() or (f / "algorithms").exists()]
+    whole = [folder for folder in folders if list(folder.glob("algorithms*"))]
     return next(iter(whole or folders), None)
 
 
 def _imported(name: str) -> BaseException | None:
-    """Import a module; if that fails, why."""
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -267,7 +258,6 @@ def _imported(name: str) -> BaseException | None:
 
 
 def _words(error: BaseException) -> str:
-    """An error in one line."""
     message = " ".join(str(error).split())
     kind = "" if isinstance(error, ImportError) and message else f"{type(error).__name__}: "
     return f"{kind}{message}"

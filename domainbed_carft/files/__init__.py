@@ -114,7 +114,6 @@ def _is_replaceable(path: Path) -> bool:
 
 
 def _umasked() -> int:
-    """The permissions that open() would give a new file."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

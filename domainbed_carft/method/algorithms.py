@@ -42,9 +42,6 @@ class Frozen:
     def __call__(self, pictures: Tensor) -> Tensor:
         return encode(self.encoder, pictures, self.bf16)
 
-    def apply_to(self, fn: Callable[[Tensor], Tensor]) -> None:
-        self.encoder._apply(fn)
-
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing: a run that goes on makes it anew from CLIP's weights."""
         return {}
@@ -241,10 +238,9 @@ class CLIPAlgorithm(Algorithm):
         self.scheduler.step()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
-        """Move the original too: it is no sub-module, so that no state dict or optimiser has it."""
         super()._apply(fn, recurse)
         if self.original is not None:
-            self.original.apply_to(fn)
+            self.original.encoder._apply(fn)
         return self
 
 

@@ -30,8 +30,7 @@ def allow(keys: Iterable[str]) -> None:
 
 def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
     """Raise CarftError for hparams that ``check_hparams`` refuses and for pictures not RGB."""
-    if unread := check_hparams(hparams):
-        print(f"CLIP does not read these hparams, which are the host's: {', '.join(unread)}")
+    check_hparams(hparams)
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
@@ -39,23 +38,22 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
         )
 
 
-def check_hparams(hparams: Mapping[str, Any]) -> list[str]:
+def check_hparams(hparams: Mapping[str, Any]) -> None:
     """Raise CarftError, naming all of them at once, for unknown, missing and invalid entries.
 
-    Returns the keys that only the host can know: forks add some of their own on the way from the
-    registry to the algorithm (DPLCLIP its test environments, MIRO its whole configuration). So a
-    key counts as unknown only where the user gave it, or where it resembles one of ours.
+    Forks add keys of their own on the way from the registry to the algorithm (DPLCLIP its test
+    environments, MIRO its whole configuration). So a key counts as unknown only where the user gave
+    it, or where it resembles one of ours.
     """
     hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
     valid = _OURS | _host_keys
-    unread = sorted(set(hparams) - valid)
-    problems = [p for key in unread for p in _unknown(key, sorted(valid))]
+    others = sorted(set(hparams) - valid)
+    problems = [p for key in others for p in _unknown(key, sorted(valid))]
     missing = [h for h in HPARAMS if h.name not in hparams]
     problems += [f"hparam {h.name!r} is missing, expected {h.expected}" for h in missing]
     problems += _value_problems(hparams)
     if problems:
         raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
-    return unread
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,8 +20,6 @@ from tqdm import tqdm
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError, PassingError, brief
 from domainbed_carft.files import weights
-
-log = logging.getLogger(__name__)
 
 # File name and SHA-256 of OpenAI's published weights (openai/CLIP, clip/clip.py).
 OPENAI_WEIGHTS = {
@@ -94,10 +91,8 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
     features = _cached(path, (len(flat), backbone.model.text_projection.shape[1]))
     if features is None:
         features = _encode(backbone.model, flat)
-        try:
+        with suppress(OSError):  # a full cache costs time, never a job
             files.write(path, lambda temporary: torch.save(features, temporary))
-        except OSError as error:
-            log.warning("text features are not kept: %s cannot be written (%s)", path, error)
     return features.view(len(prompts), len(prompts[0]), -1)
 
 
@@ -174,7 +169,6 @@ def _download(name: str, path: Path) -> None:
 
 
 def _read(path: Path, digest: str) -> Any:
-    """The CLIP of OpenAI's archive or of a saved state dict, in float32."""
     # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
     if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
         with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
@@ -230,17 +224,12 @@ def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
 
 def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """None where there are none of this shape: a damaged cache costs time, never a job."""
-    if not os.path.lexists(path):
-        return None
     try:
         found = weights.load_weights(path)
-        fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
-        if not fits or not found.isfinite().all():
-            raise CarftError(f"{path} holds other text features than it should")
-    except CarftError as error:
-        log.warning("%s; they are encoded again", error)
+    except CarftError:
         return None
-    return found
+    fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
+    return found if fits and found.isfinite().all() else None
 
 
 @contextmanager

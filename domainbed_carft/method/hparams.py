@@ -1,4 +1,4 @@
-"""The hyperparameters of our algorithms: default, what is valid, reason, random draw. No torch.
+"""The hyperparameters of our algorithms: default, what is valid, random draw. No torch.
 
 Every value is a plain Python one, so that a record round-trips through JSON. All four algorithms
 take the same names, because one ``--hparams`` of a sweep goes to every algorithm in it. Where a
@@ -38,7 +38,6 @@ class Hparam:
     default: Callable[[Context], Any]
     valid: Callable[[Any], bool]
     expected: str
-    reason: str
     draw: Draw | None = None
 
 
@@ -105,92 +104,45 @@ HPARAMS: tuple[Hparam, ...] = (
         _small("tiny", "ViT-B/16"),
         lambda v: isinstance(v, str) and bool(v),
         "'tiny', one of OpenAI's names ('ViT-B/16'), or the path of an OpenAI-format file",
-        "The published DomainBed figures are ViT-B/16's.",
     ),
-    Hparam(
-        "kl_weight", _always(1.0), *_NOT_NEGATIVE, "lambda of CARFT. Ours.", _power_of_ten(-1, 1)
-    ),
+    Hparam("kl_weight", _always(1.0), *_NOT_NEGATIVE, _power_of_ten(-1, 1)),
     Hparam(
         "kl_direction",
         _always("original||fine-tuned"),
         *_one_of("original||fine-tuned", "fine-tuned||original"),
-        "Which distribution the expectation of the KL is taken under. Our reading.",
     ),
     Hparam(
         "context_scale",
         _always("logit_scale"),
         lambda v: v == "logit_scale" or (_number(v) and v > 0),
         "'logit_scale' or a number > 0",
-        "t, the scale of the context logits: CLIP's own, as in zero-shot CLIP. Ours.",
     ),
     Hparam(
         "contexts",
         _small("emoji", "imagenet"),
         *_words("a shipped list ('imagenet', 'emoji'), a text file, or a list of templates"),
-        "OpenAI's 80 ImageNet templates, as in the paper's ImageNet runs; on DomainBed ours.",
     ),
     Hparam(
         "class_names",
         lambda context: f"dataset:{context[1]}",
         *_words("'dataset:NAME', the path of a text file with a name a line, or a list of names"),
-        "In label order. 'dataset:NAME' takes the folders' names, else the built-in table.",
     ),
-    Hparam(
-        "protocol",
-        _always("domainbed"),
-        *_one_of("domainbed", "clip", "host"),
-        "What happens to a picture first: DomainBed's transforms, CLIP's, or a fork's own.",
-    ),
-    Hparam("prompts_digest", _always(""), *_FILLED_IN, "Of class names and contexts."),
-    Hparam("clip_digest", _always(""), *_FILLED_IN, "SHA-256 of the CLIP it started from."),
-    Hparam("data_edition", _always(""), *_FILLED_IN, "Verdict on the data, or 'unchecked'."),
-    Hparam(
-        "head_init",
-        _always("zero-shot"),
-        *_one_of("zero-shot", "random"),
-        "A random head costs up to 16 points (khanrc/miro issue 6).",
-    ),
-    Hparam(
-        "lr",
-        _learning_rate,
-        *_POSITIVE,
-        "AdamW's peak rate, after CLIPood; ours for the tiny CLIP and the linear probe.",
-        _draw_learning_rate,
-    ),
-    Hparam(
-        "weight_decay",
-        _always(0.1),
-        *_NOT_NEGATIVE,
-        "As in WiSE-FT and CLIPood.",
-        _power_of_ten(-3, 0),
-    ),
-    Hparam(
-        "weight_decay_all", _always(False), *_one_of(False, True), "Also biases, norms, embeddings."
-    ),
-    Hparam(
-        "batch_size", _small(16, 32), *_count(1), "DomainBed's; tiny's is ours.", _draw_batch_size
-    ),
-    Hparam(
-        "lr_schedule", _always("cosine"), *_one_of("cosine", "constant"), "As authors and CLIPood."
-    ),
-    Hparam("warmup_steps", _small(10, 500), *_count(0), "WiSE-FT's 500; a tenth of tiny's."),
-    Hparam(
-        "total_steps",
-        lambda context: 101 if context[1] == "EmojiStyles" else 5001,
-        *_count(1),
-        "Where the cosine ends. DomainBed does not say how long it trains: set with --steps.",
-    ),
-    Hparam(
-        "grad_clip", _always(1.0), _number, "a number >= 0; 0 is off", "Of the norm, as in WiSE-FT."
-    ),
-    Hparam("amp", _always("off"), *_one_of("off", "bf16"), "Off, so that CPU and GPU agree."),
-    Hparam(
-        "original_precision",
-        _small("fp32", "bf16"),
-        *_one_of("bf16", "fp32"),
-        "Of the frozen original: bf16 costs less, at a small error (docs/measured.md). Ours.",
-    ),
-    Hparam("drift_every", _always(10), *_count(0), "Steps between CLIPFineTune's; 0 is off."),
+    Hparam("protocol", _always("domainbed"), *_one_of("domainbed", "clip", "host")),
+    Hparam("prompts_digest", _always(""), *_FILLED_IN),
+    Hparam("clip_digest", _always(""), *_FILLED_IN),
+    Hparam("data_edition", _always(""), *_FILLED_IN),
+    Hparam("head_init", _always("zero-shot"), *_one_of("zero-shot", "random")),
+    Hparam("lr", _learning_rate, *_POSITIVE, _draw_learning_rate),
+    Hparam("weight_decay", _always(0.1), *_NOT_NEGATIVE, _power_of_ten(-3, 0)),
+    Hparam("weight_decay_all", _always(False), *_one_of(False, True)),
+    Hparam("batch_size", _small(16, 32), *_count(1), _draw_batch_size),
+    Hparam("lr_schedule", _always("cosine"), *_one_of("cosine", "constant")),
+    Hparam("warmup_steps", _small(10, 500), *_count(0)),
+    Hparam("total_steps", lambda context: 101 if context[1] == "EmojiStyles" else 5001, *_count(1)),
+    Hparam("grad_clip", _always(1.0), _number, "a number >= 0; 0 is off"),
+    Hparam("amp", _always("off"), *_one_of("off", "bf16")),
+    Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),
+    Hparam("drift_every", _always(10), *_count(0)),
 )
 
 

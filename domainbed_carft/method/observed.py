@@ -32,10 +32,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Seen:
-    """All environments of a data set, and the verdict of ``carft data verify`` on it.
-
-    ``report`` is None where nothing could be counted.
-    """
+    """All environments of a data set, and the verdict on it, None where nothing was counted."""
 
     environments: Sequence[Environment] = ()
     report: Report | None = None
@@ -75,12 +72,8 @@ def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
 
 def normalisation(transform: Any) -> Normalisation | None:
     """Mean and standard deviation of the last normalising step in ``transform``, if any shows."""
-    steps = getattr(transform, "transforms", None)
-    found = [
-        step
-        for step in ([transform] if steps is None else steps)
-        if hasattr(step, "mean") and hasattr(step, "std")
-    ]
+    steps = getattr(transform, "transforms", [transform])
+    found = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
     if not found:
         return None
     return tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std))

@@ -65,10 +65,7 @@ def _clip(size: int, augment: bool) -> list[Any]:
     ]
 
 
-PRESETS: dict[str, Callable[[int, bool], Sequence[Any]]] = {
-    "domainbed": _domainbed,
-    "clip": _clip,
-}
+PRESETS: dict[str, Callable[[int, bool], Sequence[Any]]] = {"domainbed": _domainbed, "clip": _clip}
 
 
 class CLIPInput(nn.Module):

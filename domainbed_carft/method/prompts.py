@@ -73,11 +73,7 @@ def prompts(templates: Sequence[str], class_names: Sequence[str]) -> list[list[s
 
 
 def digest(templates: Sequence[str], class_names: Sequence[str]) -> str:
-    """16 hexadecimal digits of the SHA-256 over every word that CLIP reads in a run.
-
-    Over ``as_json``: cleaned class names in label order, then templates, as ``class_names`` and
-    ``contexts`` return them.
-    """
+    """16 hexadecimal digits of the SHA-256 over ``as_json``, all that CLIP reads in a run."""
     return hashlib.sha256(as_json(templates, class_names).encode()).hexdigest()[:16]
 
 

@@ -99,7 +99,6 @@ def describe(
         "targets": sorted({s.environment for s in splits if s.is_target}),
         "classes": opened.classes,
         "ece_bins": BINS,
-        "notes": notes(opened),
         "splits": [
             {
                 "name": split.name,
@@ -114,17 +113,6 @@ def describe(
             for split, found in zip(splits, tallies)
         ],
     }
-
-
-def notes(opened: saved.TrainedRun) -> list[str]:
-    """What a reader has to know to compare the accuracies with the run's records."""
-    if not opened.hparams.get("data_augmentation", True) or data.same_pictures(opened):
-        return []
-    return [
-        "Pictures of training environments are augmented and drawn anew, because this DomainBed or "
-        "the one that trained does not say how. Accuracies on them are near the recorded ones; on "
-        "test environments they are equal."
-    ]
 
 
 def as_text(document: Mapping[str, Any]) -> str:
@@ -155,7 +143,6 @@ def as_text(document: Mapping[str, Any]) -> str:
             "",
             f"ECE: expected calibration error over {BINS} bins of equal width of the top "
             "probability (Guo et al. 2017).",
-            *document["notes"],
             "",
             "Accuracy (%) by class (confusion matrices: --json)",
             table(["class", *(split["name"] for split in splits)], of_classes),

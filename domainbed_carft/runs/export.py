@@ -7,7 +7,6 @@ encoder in place of the original's. The head has no place in that format and sta
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -137,7 +136,7 @@ def card_of(
             "std": pictures.CLIP_STD,
             "protocol": protocol,
             "means": pictures.PROTOCOLS[protocol],
-            "data_set_size": run.input_shape[-1],
+            "data_set_size": run.content["model_input_shape"][-1],
         },
         "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
     }
@@ -189,7 +188,6 @@ def readme(card: Mapping[str, Any], card_file: str) -> str:
 def _state_dict(
     algorithm: CLIPAlgorithm, source: backbone.Backbone, half: bool
 ) -> dict[str, Tensor]:
-    """The original's state dict with the fine-tuned image encoder, in OpenAI's order."""
     model = source.model
     model.visual.load_state_dict(algorithm.encoder.state_dict())
     if half:
@@ -223,7 +221,6 @@ def _head(run: TrainedRun) -> dict[str, Any]:
 
 
 def _facts(run: TrainedRun) -> dict[str, Any]:
-    """Of the run: its arguments, and its record of the step of the weights, if there is one."""
     repeated = {key: run.args.get(key) for key in _REPEATED}
     folder = run.path.parent
     found = [
@@ -238,10 +235,6 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
     names = record.get("environments") or [e.folder for e in getattr(benchmark, "environments", ())]
     named = {index: str(name) for index, name in enumerate(names)}
 
-    def share(key: str) -> float | None:
-        found = record.get(key)
-        return found if isinstance(found, float) and math.isfinite(found) else None
-
     there = [index for index in range(len(record)) if f"env{index}_out_acc" in record]
     return {
         **repeated,
@@ -250,7 +243,7 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
         "wise_ft_alpha": run.alpha,
         "step": record.get("step", run.step),
         "accuracies": {
-            named.get(i, f"env{i}"): {k: share(f"env{i}_{k}_acc") for k in ("in", "out")}
+            named.get(i, f"env{i}"): {k: record.get(f"env{i}_{k}_acc") for k in ("in", "out")}
             for i in there
         },
         **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},

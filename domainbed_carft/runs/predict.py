@@ -105,21 +105,15 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
     Of the protocol ``host`` no more is recorded than the normalisation: its pictures are squeezed
     to a square as DomainBed's are.
     """
-    size, name = run.input_shape[-1], run.hparams["protocol"]
+    size, name = run.content["model_input_shape"][-1], run.hparams["protocol"]
     if name in pictures.PRESETS:
         return pictures.transform(name, size, augment=False)
     # Normalised as CLIP's are, and then what the run's input does to get there, undone.
     scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
-    steps = [
-        transforms.Resize((size, size)),
-        transforms.ToTensor(),
-        transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD),
-        transforms.Normalize(shift, scale),
-    ]
-    print(
-        "Pictures are squeezed to a square: the run's own transforms are unknown", file=sys.stderr
-    )
-    return transforms.Compose(steps)
+    normalise = transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD)
+    undo = transforms.Normalize(shift, scale)
+    resize = transforms.Resize((size, size))
+    return transforms.Compose([resize, transforms.ToTensor(), normalise, undo])
 
 
 class _Pictures(Dataset[Read]):

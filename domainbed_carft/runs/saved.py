@@ -1,7 +1,6 @@
 """A saved run: its weights, its arguments and hyperparameters, and the words that it goes by.
 
-Without the CLIP that it started from. The file may be a stranger's: `weights.load_weights` runs
-nothing in it, and no path that it names is opened.
+The file may be a stranger's: nothing in it is run, and no path that it names is opened.
 """
 
 from __future__ import annotations
@@ -47,11 +46,6 @@ class TrainedRun:
     step: int | None
     alpha: float | None
     content: Mapping[str, Any]
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one picture of the data set: (3, height, width)."""
-        return tuple(self.content["model_input_shape"])
 
 
 def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
@@ -160,7 +154,6 @@ def _require_run(content: Any, path: Path) -> None:
 def _restored(
     content: Mapping[str, Any], path: Path
 ) -> tuple[algorithms.CLIPAlgorithm, list[str], list[str]]:
-    """The algorithm with its weights, and the contexts and classes that are saved with them."""
     cls: type[algorithms.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
     algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
     numbers = (content["model_num_classes"], content["model_num_domains"])

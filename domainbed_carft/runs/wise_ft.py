@@ -10,7 +10,7 @@ import argparse
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from domainbed_carft.text import counted, shown, table
 
 TABLE = "wise_ft.json"
 PLOTS = ("wise_ft.png", "wise_ft.svg")
-
-Tallies = dict[float, list[evaluating.Tally]]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -67,15 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
         "test_envs": list(opened.args["test_envs"]),
         "step": opened.step,
         "run_alpha": opened.alpha,
-        "notes": evaluating.notes(opened),
         "alphas": rows,
     }
     title = f"{document['algorithm']} on {document['dataset']}"
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
-    made = [TABLE]
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
         _plot(rows, title, folder)
-        made += PLOTS
     for alpha in to_save:
         mixed.set(alpha)
         content = {
@@ -86,16 +81,11 @@ def run(arguments: argparse.Namespace) -> None:
             "wise_ft_step": opened.step,
         }
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
-    made += [f"weights of {counted(len(to_save), 'alpha')}"] if to_save else []
     means = ("in_domain", "out_of_domain")
     cells = [[f"{row['alpha']:g}", *(evaluating.percent(row[m]) for m in means)] for row in rows]
     print(f"{shown(title)}: alpha 0 is the original CLIP, 1 the run")
     print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
-    print(
-        "in-domain: mean over the out-splits of the training environments; out-of-domain: over the "
-        "in-splits of the test environments"
-    )
-    print(f"{shown(str(folder))}: {', '.join(made)}")
+    print(f"{shown(str(folder))} has the results, and weights of {counted(len(to_save), 'alpha')}")
 
 
 def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
@@ -130,10 +120,8 @@ def weights_name(alpha: float) -> str:
 class Interpolation:
     """A run's algorithm, to be set to any point between the original and itself.
 
-    Three copies of the encoder are held on the device, however many alphas there are: the original,
-    the fine-tuned, and the one that predicts. ``original`` is the file of the CLIP that the run
-    started from, needed unless that is a published one. Raises CarftError for CLIPZeroShot, and as
-    `saved.original_clip`.
+    ``original`` is the file of the CLIP that the run started from, needed unless that is a
+    published one. Raises CarftError for CLIPZeroShot, and as `saved.original_clip`.
     """
 
     def __init__(
@@ -173,7 +161,9 @@ class Interpolation:
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def summarise(splits: Sequence[data.Split], tallies: Tallies) -> list[dict[str, Any]]:
+def summarise(
+    splits: Sequence[data.Split], tallies: Mapping[float, Sequence[evaluating.Tally]]
+) -> list[dict[str, Any]]:
     """For each alpha the accuracies, as shares of 1, by split and in the two means of the plot.
 
     ``in_domain``: over the out-splits of the training environments; ``out_of_domain``: over the
@@ -195,7 +185,6 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
 
 
 def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
-    """A point an alpha: accuracy on the test environments against that on the others, in %."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
@@ -212,7 +201,6 @@ def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     axes.set_title(
         f"{title}: weights (1 - α) original + α fine-tuned", fontsize=10, parse_math=False
     )
-    axes.grid(alpha=0.3)
     for name in PLOTS:
         kind = name.rpartition(".")[2]
         metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes
