@@ -10,8 +10,6 @@ other parts load with the first import of domainbed, and `typing` and `__future_
 import os
 import sys
 
-from domainbed_carft.plugin.names import HOST_MODULES, OWN_MODULES, SWITCH
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +17,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = ["SWITCH", "install", "register", "unregister"]
+
+# As in `names`, which a test compares: what loads at every start is this module alone.
+SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 
 class HostFinder:
@@ -34,7 +35,11 @@ class HostFinder:
         target: "ModuleType | None" = None,
     ) -> "ModuleSpec | None":
         """Return the real spec of a hooked module, its loader wrapped; None for all others."""
-        if fullname not in HOST_MODULES and fullname not in OWN_MODULES:
+        if not fullname.startswith(("domainbed.", "domainbed_carft.method.")):
+            return None
+        from domainbed_carft.plugin import names
+
+        if fullname not in names.HOST_MODULES and fullname not in names.OWN_MODULES:
             return None
         # Another hook may search as we do, and so come back to us.
         if fullname in self._busy:
@@ -95,10 +100,10 @@ def register() -> None:
     Raises:
         CarftError: if a loaded module of domainbed cannot be extended.
     """
-    from domainbed_carft.plugin import additions
+    from domainbed_carft.plugin import additions, names
 
     _hook()
-    for name in HOST_MODULES:
+    for name in names.HOST_MODULES:
         if name in sys.modules:
             additions.apply(sys.modules[name])
 

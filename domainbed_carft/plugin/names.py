@@ -1,4 +1,4 @@
-"""What the hooks wait for, and their one warning. Loaded at every interpreter start."""
+"""What the hooks wait for, and their one warning."""
 
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
