@@ -73,16 +73,17 @@ def export(
     missing or another than the run's, and for weights that are not finite.
     """
     files = Files.of(weights)
-    source = original_clip(run, original)
     if weights.suffix not in SUFFIXES:
         raise CarftError(
             f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head and the "
             "cards get the same name with other endings"
         )
     for path in files:
-        require_output(path, (run.path, source.path))
+        require_output(path, (run.path, original))
         if os.path.lexists(path) and not force:
             raise CarftError(f"{path} is there already; choose another name, or add --force")
+    source = original_clip(run, original)
+    require_output(weights, (source.path,))
     state = _state_dict(run.algorithm, source, half)
     folder = weights.parent
     try:

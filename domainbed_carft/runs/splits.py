@@ -73,6 +73,8 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
         with _generators_kept():  # the data set may draw
             _reseed(run.args.get("seed", 0))
             dataset = look_up(name)(folder, run.args["test_envs"], hparams)
+        if beyond := set(targets) - set(range(len(dataset))):
+            raise ValueError(f"test_envs has {beyond}, and there are {len(dataset)} environments")
         divided = _divided(run, dataset, targets)
         last = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
