@@ -230,7 +230,7 @@ def largest_array() -> int | None:
 def _call(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: a null byte
         raise CarftError(f"SLURM cannot be asked: {error}") from error
     # Jobs that have ended are forgotten after a while.
     if done.returncode and "Invalid job id" not in done.stderr:
