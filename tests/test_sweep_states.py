@@ -105,7 +105,7 @@ def test_status_as_text_and_as_json(sweep, others, capsys):
 
 
 def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
-    folder, (job, other, *_) = sweep
+    folder, (job, other, third, *_) = sweep
     evil = "\x1b]0;own\x07\u202e\x1b[31m"
     record(job, 3, args={**job.args, "dataset": evil, "algorithm": evil})
     (other.folder / "x").mkdir(parents=True)
@@ -114,11 +114,20 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     (other.folder / "lock").write_text(
         '{"host": 3, "pid": "x", "slurm": [], "since": "' + "[" * 9000
     )
+    third.folder.mkdir()
+    (third.folder / "lock").write_text('{"host": "h", "pid": 1, "slurm": null, "since": Infinity}')
+    (folder / "launches").mkdir()
+    for name, pid in (("a", "1"), ("b", "Infinity")):
+        (folder / f"launches/{name}.json").write_text(
+            f'{{"launcher": "slurm", "host": "h", "pid": {pid}, "jobs": {{"x": "\\u0000"}}}}'
+        )
     manifest.drop(folder, [job.folder])
     assert cli.main(["sweep", "status", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "\\x1b]0;own" in said and not {"\x1b", "\u202e", "\x07"} & set(said)
-    for text in ('{"version": ' + "[" * 100_000, '{"version": 2}', '{"version": 1, "jobs": 3}'):
+    bad = '{"version": 1, "datasets": {}, "jobs": [{"folder": 3, "variant": "", "args": {}}]}'
+    huge = '{"version": 1, "datasets": {"x": {"labels": [], "pictures": [Infinity]}}}'
+    for text in ('{"version": ' + "[" * 100_000, '{"version": 2}', '{"version": 1}', bad, huge):
         (folder / "sweep.json").write_text(text)
         assert cli.main(["sweep", "status", str(folder)]) == 1
         said = capsys.readouterr().err

@@ -54,6 +54,12 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
             (job.folder / name).write_text("x")
     cut = folder / f".deleted-{other.folder.name}-12"  # a deletion that was cut short
     (cut / ("0" * 32)).mkdir(parents=True)
+    (done.folder / "kept.part").mkdir()
+    said = carft(capsys, "clean", folder, status=1)
+    assert said.startswith("carft: ") and "kept.part: " in said and said.count("\n") == 1
+    (done.folder / "kept.part").rmdir()
+    (done.folder / "state.pt").touch()
+    (done.folder / "model.pkl.part").touch()
     assert "2 files removed" in carft(capsys, "clean", folder)
     left = {p.name for p in done.folder.iterdir()}
     assert left == {"model.pkl", "results.jsonl", "done"}

@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise
+            if not error.filename:
+                raise
+            # Of another user's, say.
+            print("carft:", shown(f"{error.filename}: {error.strerror}"), file=sys.stderr)
+            return 1
         _print_no_more()
         where = error.filename or "where this is printed or written to"
         print(f"carft: there is no room left on the disk ({where}); make some", file=sys.stderr)

@@ -94,22 +94,16 @@ def _add_launchers(group: Any) -> None:
     group.add_argument(
         "--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)"
     )
-    users: dict[str, list[str]] = {}
-    fields: dict[str, dataclasses.Field[Any]] = {}
     for launcher, options in OPTIONS.items():
         for field in dataclasses.fields(options):
-            users.setdefault(field.name, []).append(launcher)
-            fields.setdefault(field.name, field)
-    for name, field in fields.items():
-        default = field.default
-        shown = "" if default in (None, ()) or "default" in field.metadata["help"] else default
-        group.add_argument(
-            f"--{name}",
-            action="append" if field.metadata.get("repeated") else "store",
-            metavar="VALUE",
-            help=f"{', '.join(users[name])}: {field.metadata['help']}"
-            + (f" (default: {shown})" if shown != "" else ""),
-        )
+            text, default = field.metadata["help"], field.default
+            is_told = default in (None, ()) or "default" in text
+            group.add_argument(
+                f"--{field.name}",
+                action="append" if field.metadata["repeated"] else "store",
+                metavar="VALUE",
+                help=f"{launcher}: {text}" + ("" if is_told else f" (default: {default})"),
+            )
 
 
 def _add_theirs(group: Any) -> None:

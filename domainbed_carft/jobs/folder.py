@@ -275,8 +275,10 @@ def _read(line: str, kind: Any) -> Any:
     except (ValueError, TypeError, RecursionError):
         return None
     for name, value in read._asdict().items():
-        wanted: Any = str if name in ("host", "slurm", "last_words") else (int, float)
+        is_text = name in ("host", "slurm", "last_words")
+        # No count and no time of a person's is larger, and strftime takes no larger one.
+        fits = type(value) is str if is_text else type(value) in (int, float) and abs(value) < 1e15
         optional = name == "slurm" or name in kind._field_defaults
-        if not isinstance(value, wanted) and not (optional and value is None):
+        if not fits and not (optional and value is None):
             return None
     return read

@@ -64,7 +64,7 @@ def read(output: Path) -> Sweep | None:
         return _sweep(parsing.parse_json(path.read_bytes()), output)
     except FileNotFoundError:
         return None
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise CarftError(
             f"{path} is not a manifest that can be read ({error}); move it away and launch the "
             "sweep again, which writes it anew and keeps all finished jobs"

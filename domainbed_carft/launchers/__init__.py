@@ -14,8 +14,8 @@ from domainbed_carft.launchers.options import OPTIONS
 __all__ = ["LAUNCHERS", "OPTIONS", "Ending", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Callable[[Any], Launcher]] = {
-    "dummy": pool.Dummy,
-    "local": pool.Local,
+    "dummy": lambda options: pool.dummy,
+    "local": lambda options: pool.local,
     "pool": pool.Pool,
     "slurm": slurm.Slurm,
 }

@@ -21,10 +21,10 @@ from types import FrameType
 from typing import IO, Literal
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
 from domainbed_carft.jobs.job import Job
 
-ELSEWHERE = 73  # train found a lock that is not seen from here
 CANNOT_START = 127  # as a shell says it
 
 Result = Literal["done", "failed", "again", "interrupted", "held"]
@@ -213,7 +213,7 @@ def _ending(folder: JobFolder) -> Ending:
     if folder.failed():
         result = "failed"
     elif status in NOT_ITS_FAULT:
-        result = "held" if status == ELSEWHERE else "interrupted"
+        result = "held" if status == job_folder.ELSEWHERE else "interrupted"
     return Ending(folder.path, result, status, count, words)
 
 

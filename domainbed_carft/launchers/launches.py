@@ -75,7 +75,7 @@ def read(output: Path) -> list[Launch]:
     found = [*output.glob(f"{FOLDER}/*.json"), *output.glob(f"*/{FOLDER}/*.json")]
     launches = []
     for path in sorted(found, key=lambda path: path.name):
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(ArithmeticError, KeyError, TypeError, ValueError):
             told = parsing.read_json(path)
             jobs = {str(name): one and str(one) for name, one in dict(told["jobs"]).items()}
             words = str(told["launcher"]), str(told["host"])

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder, slurm_id
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launches
 from domainbed_carft.launchers.attempt import Children, Environment
@@ -181,7 +181,7 @@ class _Element:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         if ending.result == "held" and restarts < _MOST_RESTARTS:  # leave the job to its holder
             requeue(slurm_id() or "")
-            sys.exit(75)  # try again: EX_TEMPFAIL
+            sys.exit(STOPPED)
         raise CarftError(str(ending))
 
 
@@ -230,7 +230,7 @@ def largest_array() -> int | None:
 def _call(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: a null byte
         raise CarftError(f"SLURM cannot be asked: {error}") from error
     # Jobs that have ended are forgotten after a while.
     if done.returncode and "Invalid job id" not in done.stderr:

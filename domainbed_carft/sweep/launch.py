@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import os
@@ -23,7 +24,6 @@ from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.states import Status
 from domainbed_carft.text import confirm, counted, shown
 
-NEEDED = (states.NOT_LAUNCHED, states.INTERRUPTED)
 RUN_HERE = ("local", "pool")
 
 
@@ -100,7 +100,8 @@ def look(declaration: Declaration, data_dir: str, output: Path) -> list[Status]:
 
 def _chosen(statuses: Sequence[Status], name: str) -> list[Job]:
     """What a launcher gets: one that runs jobs here also those that others have only queued."""
-    needed = (*NEEDED, states.QUEUED) if name in RUN_HERE else NEEDED
+    needed = [states.NOT_LAUNCHED, states.INTERRUPTED]
+    needed += [states.QUEUED] if name in RUN_HERE else []
     return [status.job for status in statuses if status.state in needed]
 
 
@@ -124,10 +125,8 @@ def run(
     note(declaration, output, jobs)
     endings: Sequence[Any] = ()
     if name == "slurm":
-        if chosen:
-            launcher(chosen, environment)
-            return []
-        return [status for status in statuses if status.state == states.FAILED]
+        launcher(chosen, environment)
+        return [status for status in statuses if status.state == states.FAILED and not chosen]
     if chosen:
         with printing.bar(statuses, declaration.facts):
             endings = launcher(chosen, environment) or ()
@@ -215,7 +214,8 @@ def _dry_run(arguments: Any, declared: Declaration, statuses: Sequence[Status]) 
         group = job.args["dataset"], job.args["algorithm"]
         if group not in paces:
             try:
-                paces[group] = estimate.measured(job, declared.facts[group[0]])
+                with contextlib.redirect_stdout(None):  # what algorithms print of themselves
+                    paces[group] = estimate.measured(job, declared.facts[group[0]])
             except Exception as error:  # of an algorithm, a download, a device out of memory
                 paces[group] = math.nan
                 told = f"{' '.join(group)} cannot be measured here: {error}"

@@ -99,7 +99,8 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
             text = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
             shown.set_postfix_str(text, refresh=sys.stderr.isatty())
-            shown.update(sum(map(_counted, latest)) - shown.n)
+            # A job that starts over has fewer: the bar waits for it.
+            shown.update(max(0, sum(map(_counted, latest)) - shown.n))
 
         def watch() -> None:
             # Of thousands of jobs a look takes a while; the sweep comes first.
