@@ -128,7 +128,19 @@ def test_the_methods_are_those_that_the_manifest_names(tmp_path):
     assert collecting.gather([tmp_path / "one"]).methods == ["leave-one-domain-out", "oracle"]
 
 
-@pytest.mark.parametrize("text", ["{}", "[", '{"version": 9}', "[" * 100_000])
+ODD = '{"version": 1, "datasets": {}, "selection": [], "compare_with": [], "jobs": [%s]}'
+ODD_JOB = '{"folder": %s, "variant": "", "args": {"dataset": "PACS", "algorithm": "ERM", %s}}'
+NUMBERS = '"test_envs": [0], "trial_seed": 0, "hparams_seed": '
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}", "[", '{"version": 9}', "[" * 100_000, ODD % (ODD_JOB % ("7", NUMBERS + "0")),
+        ODD % (ODD_JOB % (f'"{"a" * 32}"', NUMBERS + '"x"')),
+        ODD.replace("{}", '{"PACS": {"labels": [], "pictures": null, "steps": Infinity}}') % "",
+    ],
+)  # fmt: skip
 def test_a_manifest_that_cannot_be_read_is_noted_once(tmp_path, capsys, text):
     collect_sweeps.launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
     (tmp_path / manifest.NAME).write_text(text)

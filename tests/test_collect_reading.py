@@ -47,7 +47,8 @@ def test_cut_lines_and_repeated_steps(tmp_path):
         *({"step": step} for step in (True, math.nan, 10**400, "0", None)),
         *({"args": {"test_envs": targets}} for targets in ([0, 0], [4], ["q"])),
         {"args": {"trial_seed": True}}, {"args": {"dataset": 1}}, {"args": {"hparams": [1]}},
-        {"hparams": "lr"},
+        {"args": {"steps": "²"}}, {"args": {"steps": 10**400}},
+        {"hparams": "lr"}, {"hparams": {"a": json.loads("[" * 500 + "]" * 500)}},
     ],
 )  # fmt: skip
 def test_a_line_of_other_types_is_no_record(tmp_path, change):

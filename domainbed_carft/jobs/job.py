@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
+IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed": int}
 
 
 class Key(NamedTuple):
@@ -41,9 +42,13 @@ class Job:
     @functools.cached_property
     def key(self) -> Key:
         """Raises KeyError and TypeError for arguments that name no job."""
-        args = self.args
-        seeds = args["trial_seed"], args["hparams_seed"]
-        return Key(args["dataset"], args["algorithm"], frozenset(args["test_envs"]), *seeds)
+        dataset, algorithm, *seeds = (self.args[name] for name in IDENTITY)
+        key = Key(dataset, algorithm, frozenset(self.args["test_envs"]), *seeds)
+        kinds = [*IDENTITY.values(), *(int for _ in key.test_envs)]
+        # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
+        if [*map(type, (dataset, algorithm, *seeds, *key.test_envs))] != kinds:
+            raise TypeError(f"{self}: expected words for the first two, then whole numbers")
+        return key
 
     @property
     def command(self) -> list[str]:

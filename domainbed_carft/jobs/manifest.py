@@ -64,7 +64,7 @@ def read(output: Path) -> Sweep | None:
         return _sweep(parsing.parse_json(path.read_bytes()), output)
     except FileNotFoundError:
         return None
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise CarftError(
             f"{path} is not a manifest that can be read ({error}); move it away and launch the "
             "sweep again, which writes it anew and keeps all finished jobs"
@@ -174,7 +174,7 @@ def _sweep(found: Any, output: Path) -> Sweep:
 
 def _job(found: Any, output: Path) -> Job:
     """A stranger's manifest names no folder but those of jobs below the output folder."""
-    folder, variant, args = found["folder"], found["variant"], dict(found["args"])
+    folder, variant, args = str(found["folder"]), str(found["variant"]), dict(found["args"])
     *above, name = folder.split("/")
     if not FOLDER_NAME.fullmatch(name) or above != ([variant] if variant else []):
         raise ValueError(f"the folder of a job is {folder!r}")
