@@ -81,6 +81,13 @@ def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
     assert records.last(tmp_path) is None and records.arguments(tmp_path) is None
 
 
+@pytest.mark.parametrize("words", ['[["lr", 1], [2, 3]]', "lr=1"])
+def test_hparams_that_are_no_object_are_one_part_of_the_setting(tmp_path, words):
+    collect_sweeps.write_job(tmp_path, "job", hparams=words)
+    (run,) = records.read([tmp_path]).runs
+    assert [part for part in run.setting if "hparam" in part] == ["hparam --hparams"]
+
+
 def test_folders_are_found_once_each_and_with_links(tmp_path):
     for variant in ("kl_weight=1", "kl_weight=3"):
         collect_sweeps.write_sweep(tmp_path / "sweep" / variant, ["CARFT"], 1, 1)
