@@ -53,24 +53,15 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        return str(self.job.args["dataset"])
+        return self.job.key.dataset
 
     @property
     def algorithm(self) -> str:
-        return str(self.job.args["algorithm"])
+        return self.job.key.algorithm
 
     @property
     def test_envs(self) -> tuple[int, ...]:
         return tuple(self.job.args["test_envs"])
-
-    @property
-    def trial(self) -> int:
-        return int(self.job.args["trial_seed"])
-
-    @property
-    def choice(self) -> int:
-        """The hparams seed."""
-        return int(self.job.args["hparams_seed"])
 
 
 class Fault(NamedTuple):
