@@ -29,7 +29,7 @@ def document(tmp_path):
 
 
 def test_text_is_aligned_and_explains_itself(document):
-    text = formats.render(document, "text")
+    text = formats.FORMATS["text"](document)
     lines = text.splitlines()
     start = lines.index("./my_data; training-domain validation set")
     header, first, second, note = lines[start + 1 : start + 5]
@@ -41,7 +41,7 @@ def test_text_is_aligned_and_explains_itself(document):
 
 
 def test_markdown_has_tables_of_equal_rows(document):
-    text = formats.render(document, "markdown")
+    text = formats.FORMATS["markdown"](document)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert r"An\_Algorithm\&more" in text and r"\[50%\_off\]" in text
     assert r"real \| world" in text
@@ -54,7 +54,7 @@ def test_csv_of_the_tables_alone(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     methods = ["training-domain", "oracle", "leave-one-domain-out"]
     document = collect_sweeps.collect(tmp_path, methods=methods)
-    entries = list(csv.DictReader(io.StringIO(formats.render(document, "csv"))))
+    entries = list(csv.DictReader(io.StringIO(formats.FORMATS["csv"](document))))
     assert len(entries) == 3 * (4 + 1)
     assert [e["environment"] for e in entries[:5]] == ["A", "C", "P", "S", "average"]
     table = document.sections["tables"][0]
@@ -64,7 +64,7 @@ def test_csv_of_the_tables_alone(tmp_path):
 
 
 def test_html_is_one_page_with_headers_and_nothing_from_elsewhere(document):
-    text = formats.render(document, "html")
+    text = formats.FORMATS["html"](document)
     page = report_page.Page(text)
     assert len(page.all("table")) == len(document.grids) == len(page.all("h2"))
     assert len(page.all("th")) == sum(len(grid.header) for grid in document.grids)
@@ -82,7 +82,7 @@ def test_latex_compiles(document, tmp_path):
     awkward = Grid(AWKWARD, [AWKWARD, "b"], [[AWKWARD, "12.3 ± 4.5 (3) [1]"]], [f"[1] {AWKWARD}"])
     whole = document._replace(grids=[*document.grids, awkward], caption=[AWKWARD])
     path = tmp_path / "tables.tex"
-    path.write_text(formats.render(whole, "latex"), encoding="utf-8")
+    path.write_text(formats.FORMATS["latex"](whole), encoding="utf-8")
     more = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
     done = subprocess.run(
         [LATEX, *more, path.name], cwd=tmp_path, capture_output=True, text=True, errors="replace"
@@ -95,5 +95,5 @@ def test_latex_escapes_what_it_would_read_as_a_command():
     escaped = formats._in_latex(AWKWARD)
     assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
     assert "{-}{-}flag é (U+732B)" in escaped
-    text = formats.render(Document("t", [], [Grid("t", ["a"], [["x ± y"]], [])], {}, []), "latex")
+    text = formats.FORMATS["latex"](Document("t", [], [Grid("t", ["a"], [["x ± y"]], [])], {}, []))
     assert r"x $\pm$ y \\" in text

@@ -118,6 +118,14 @@ def test_leave_one_domain_out_needs_the_pairs_of_listed_targets_only(tmp_path, c
     assert "--test_envs 0 3 has no record: in every trial" in capsys.readouterr().out
 
 
+def test_top_calls_the_environments_as_the_tables_do(tmp_path):
+    collect_sweeps.launch(tmp_path, targets=[3], environments="none")  # no list of names
+    path = tmp_path / manifest.NAME
+    path.write_text(path.read_text().replace('"S"', '"Sketch"'))
+    entry = next(collecting.best(collecting.gather([tmp_path])))
+    assert entry["environment"] == "Sketch"
+
+
 def test_the_methods_are_those_that_the_manifest_names(tmp_path):
     for name, chosen in (("one", ("oracle",)), ("none", ())):
         collect_sweeps.launch(tmp_path / name, [name], selection=chosen)
@@ -128,7 +136,19 @@ def test_the_methods_are_those_that_the_manifest_names(tmp_path):
     assert collecting.gather([tmp_path / "one"]).methods == ["leave-one-domain-out", "oracle"]
 
 
-@pytest.mark.parametrize("text", ["{}", "[", '{"version": 9}', "[" * 100_000])
+ODD = '{"version": 1, "datasets": {}, "selection": [], "compare_with": [], "jobs": [%s]}'
+ODD_JOB = '{"folder": %s, "variant": "", "args": {"dataset": "PACS", "algorithm": "ERM", %s}}'
+NUMBERS = '"test_envs": [0], "trial_seed": 0, "hparams_seed": '
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}", "[", '{"version": 9}', "[" * 100_000, ODD % (ODD_JOB % ("7", NUMBERS + "0")),
+        ODD % (ODD_JOB % (f'"{"a" * 32}"', NUMBERS + '"x"')),
+        ODD.replace("{}", '{"PACS": {"labels": [], "pictures": null, "steps": Infinity}}') % "",
+    ],
+)  # fmt: skip
 def test_a_manifest_that_cannot_be_read_is_noted_once(tmp_path, capsys, text):
     collect_sweeps.launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
     (tmp_path / manifest.NAME).write_text(text)

@@ -47,7 +47,8 @@ def test_cut_lines_and_repeated_steps(tmp_path):
         *({"step": step} for step in (True, math.nan, 10**400, "0", None)),
         *({"args": {"test_envs": targets}} for targets in ([0, 0], [4], ["q"])),
         {"args": {"trial_seed": True}}, {"args": {"dataset": 1}}, {"args": {"hparams": [1]}},
-        {"hparams": "lr"},
+        {"args": {"steps": "²"}}, {"args": {"steps": 10**400}},
+        {"hparams": "lr"}, {"hparams": {"a": json.loads("[" * 500 + "]" * 500)}},
     ],
 )  # fmt: skip
 def test_a_line_of_other_types_is_no_record(tmp_path, change):
@@ -78,6 +79,13 @@ def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
     assert records.last(first) == expected[-1]
     assert records.arguments(first) == expected[0]["args"]
     assert records.last(tmp_path) is None and records.arguments(tmp_path) is None
+
+
+@pytest.mark.parametrize("words", ['[["lr", 1], [2, 3]]', "lr=1"])
+def test_hparams_that_are_no_object_are_one_part_of_the_setting(tmp_path, words):
+    collect_sweeps.write_job(tmp_path, "job", hparams=words)
+    (run,) = records.read([tmp_path]).runs
+    assert [part for part in run.setting if "hparam" in part] == ["hparam --hparams"]
 
 
 def test_folders_are_found_once_each_and_with_links(tmp_path):
@@ -143,7 +151,7 @@ def test_rounding_beyond_one_is_no_fault(tmp_path):
 def test_control_characters_are_shown_and_break_nothing(name):
     def page(word):
         grid = Grid(word, ["a", word], [[word, word]], [word])
-        return formats.render(Document(word, [word], [grid], {}, [{"a": word}]), name)
+        return formats.FORMATS[name](Document(word, [word], [grid], {}, [{"a": word}]))
 
     text = page(ODD)
     assert text.count("\n") == page("word").count("\n")
@@ -159,7 +167,7 @@ def test_a_name_is_no_formula_to_a_spreadsheet(tmp_path, capsys):
     assert row.startswith(""",oracle,'-1+@,env0,"'=HYPERLINK(""http://x"")",""")
 
 
-@pytest.mark.parametrize("name", formats.NAMES)
+@pytest.mark.parametrize("name", list(formats.FORMATS))
 def test_names_that_no_encoding_has_are_written(tmp_path, name):
     collect_sweeps.write_job(tmp_path / "sweep", "job", dataset="x\ud800y", algorithm="é\udcff")
     path = tmp_path / "table"

@@ -100,4 +100,4 @@ def test_jobs_that_leave_nothing_out(tmp_path):
 
 def test_names_are_those_of_the_modules_that_know_them():
     assert tuple(selection.METHODS) == results.METHODS
-    assert formats.NAMES == results.FORMATS
+    assert tuple(formats.FORMATS) == results.FORMATS

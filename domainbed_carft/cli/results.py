@@ -134,7 +134,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     files.require_output(arguments.output)
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     document = collecting.build(collection, arguments.paired, bool(arguments.compare))
-    text = formats.render(document, arguments.format)
+    text = formats.FORMATS[arguments.format](document)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:

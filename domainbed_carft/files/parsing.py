@@ -10,7 +10,7 @@ from typing import Any
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
 
-_YAML_NODES, _YAML_DEPTH = 20_000, 40
+_YAML_NODES, _DEPTH = 20_000, 40
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "str": str,
     "timestamp": str,
@@ -27,15 +27,29 @@ def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
     Raises ValueError for whatever is wrong: syntax, nesting, a number that is too long, and a key
     that is there twice if they are to be unique.
     """
+    with contextlib.suppress(RecursionError):
+        found = _loaded(text, unique_keys)
+        if not is_deep(found):
+            return found
+    raise ValueError("it is nested too deeply")
+
+
+def is_deep(value: Any) -> bool:
+    """Whether JSON has more levels than a person writes, some of which Python cannot print."""
+    level: list[Any] = [[value]]
+    for _ in range(_DEPTH):
+        inner = (one.values() if type(one) is dict else one for one in level)
+        level = [one for values in inner for one in values if type(one) in (dict, list)]
+    return bool(level)
+
+
+def _loaded(text: str | bytes, unique_keys: bool) -> Any:
     import orjson
 
     if not unique_keys:
         with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(text)
-    try:
-        return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
 
 
 def read_json(path: Path) -> Any:
@@ -77,8 +91,8 @@ def _require_small(events: Iterable[Any]) -> None:
         kind = type(event).__name__
         line = event.start_mark.line + 1
         depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
-        if depth > _YAML_DEPTH or count > _YAML_NODES:
-            most = f"{_YAML_NODES:,} values and {_YAML_DEPTH} levels"
+        if depth > _DEPTH or count > _YAML_NODES:
+            most = f"{_YAML_NODES:,} values and {_DEPTH} levels"
             raise ValueError(f"{line}: the file is too large; expected at most {most}")
         if kind in ("MappingStartEvent", "SequenceStartEvent") and event.anchor:
             collections.add(event.anchor)

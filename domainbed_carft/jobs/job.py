@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed_carft.files import parsing
+
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
+IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed": int}
 
 
 class Key(NamedTuple):
@@ -41,9 +44,13 @@ class Job:
     @functools.cached_property
     def key(self) -> Key:
         """Raises KeyError and TypeError for arguments that name no job."""
-        args = self.args
-        seeds = args["trial_seed"], args["hparams_seed"]
-        return Key(args["dataset"], args["algorithm"], frozenset(args["test_envs"]), *seeds)
+        dataset, algorithm, *seeds = (self.args[name] for name in IDENTITY)
+        key = Key(dataset, algorithm, frozenset(self.args["test_envs"]), *seeds)
+        kinds = [*IDENTITY.values(), *(int for _ in key.test_envs)]
+        # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
+        if [*map(type, (dataset, algorithm, *seeds, *key.test_envs))] != kinds:
+            raise TypeError(f"{self}: expected words for the first two, then whole numbers")
+        return key
 
     @property
     def command(self) -> list[str]:
@@ -101,9 +108,9 @@ def same_but_for_the_data(args: Mapping[str, Any]) -> str:
 
     Takes the arguments of a sweep as well as the ``args`` of a record, which name every flag.
     """
-    hparams: Any = args.get("hparams") or "{}"
-    with contextlib.suppress(TypeError, ValueError):  # not JSON: compared as the text it is
-        hparams = json.loads(hparams)
+    hparams: Any = args.get("hparams") or {}
+    with contextlib.suppress(ValueError):  # not JSON: compared as the text it is
+        hparams = parsing.parse_json(hparams) if isinstance(hparams, str) else hparams
     names = "dataset algorithm holdout_fraction hparams_seed trial_seed seed steps".split()
     relevant: dict[str, Any] = {name: args.get(name) for name in names}
     relevant["test_envs"] = list(args.get("test_envs") or [])

@@ -174,7 +174,7 @@ def _sweep(found: Any, output: Path) -> Sweep:
 
 def _job(found: Any, output: Path) -> Job:
     """A stranger's manifest names no folder but those of jobs below the output folder."""
-    folder, variant, args = found["folder"], found["variant"], dict(found["args"])
+    folder, variant, args = str(found["folder"]), str(found["variant"]), dict(found["args"])
     *above, name = folder.split("/")
     if not FOLDER_NAME.fullmatch(name) or above != ([variant] if variant else []):
         raise ValueError(f"the folder of a job is {folder!r}")

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import DONE, RECORDS
-from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
 from domainbed_carft.text import counted, limited, shown
 
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
-_IDENTITY = ("dataset", "algorithm", "trial_seed", "hparams_seed")
 _NUMBERS = {float, int}
 _MOST = 1 + 1e-6  # weights that are summed up in two orders may come to a little more than 1
 
@@ -54,24 +53,15 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        return str(self.job.args["dataset"])
+        return self.job.key.dataset
 
     @property
     def algorithm(self) -> str:
-        return str(self.job.args["algorithm"])
+        return self.job.key.algorithm
 
     @property
     def test_envs(self) -> tuple[int, ...]:
         return tuple(self.job.args["test_envs"])
-
-    @property
-    def trial(self) -> int:
-        return int(self.job.args["trial_seed"])
-
-    @property
-    def choice(self) -> int:
-        """The hparams seed."""
-        return int(self.job.args["hparams_seed"])
 
 
 class Fault(NamedTuple):
@@ -216,15 +206,14 @@ def _accuracies_in(record: Any) -> set[str]:
             count += 1
         needed = {f"env{i}_out_acc" for i in range(count)} | {f"env{i}_in_acc" for i in targets}
         is_whole = (
-            # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
-            [type(args[name]) for name in _IDENTITY] == [str, str, int, int]
-            and _is_step(record["step"])
-            and type(targets) is list
-            and all(type(target) is int and 0 <= target < count for target in targets)
+            _is_step(record["step"])
+            and (args.get("steps") is None or _is_step(args["steps"]))
+            and all(0 <= target < count for target in Job(args, Path()).key.test_envs)
             and len(needed) == count + len(targets)
             and needed <= record.keys()
             and isinstance(args.get("hparams"), (str, dict, type(None)))
             and isinstance(record.get("hparams"), (dict, type(None)))
+            and not parsing.is_deep(record)
         )
     except (KeyError, TypeError):
         return set()
@@ -236,7 +225,7 @@ def _is_step(step: Any) -> bool:
 
 
 def _key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, count: int) -> str:
-    names = (*_IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
+    names = (*IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
     return repr([*map(args.get, names), sorted((hparams or {}).items()), count])
 
 

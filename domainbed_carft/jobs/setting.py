@@ -61,10 +61,9 @@ def setting(
 def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
     given = args.get("hparams") or {}
-    try:
-        return dict(parsing.parse_json(given) if isinstance(given, str) else given)
-    except (ValueError, TypeError):
-        return {"--hparams": given}
+    with contextlib.suppress(ValueError):
+        given = parsing.parse_json(given) if isinstance(given, str) else given
+    return dict(given) if isinstance(given, Mapping) else {"--hparams": given}
 
 
 def printed_versions(folder: Path | str) -> dict[str, str]:

@@ -144,7 +144,7 @@ def build(
 def best(collection: Collection) -> Iterator[dict[str, Any]]:
     """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
     for group in collection.groups:
-        names = tables.labels(group.runs)
+        names = tables.labels(group.runs, listed=group.labels)
         for method in collection.methods:
             left_out = selection.METHODS[method].leaves_out
             for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):

@@ -61,11 +61,6 @@ th, td {{ padding: .25rem .75rem; text-align: left; white-space: nowrap }}
 """
 
 
-def render(document: Document, name: str) -> str:
-    """``document`` in the format called ``name``, one of NAMES."""
-    return _FORMATS[name](document)
-
-
 def as_json(content: Any) -> str:
     """JSON that every program reads, in any encoding: null for what is no number, and ASCII."""
     plain = json.loads(json.dumps(content), parse_constant=lambda name: None)
@@ -165,7 +160,8 @@ def _in_latex(text: str) -> str:
     return _NO_LETTER.sub(lambda found: f"(U+{ord(found[0]):04X})", text).translate(_LATEX)
 
 
-_FORMATS = {
+# Name -> what writes a document in this format
+FORMATS = {
     "text": _text,
     "markdown": _markdown,
     "csv": _csv,
@@ -173,4 +169,3 @@ _FORMATS = {
     "html": _html,
     "latex": _latex,
 }
-NAMES = tuple(_FORMATS)

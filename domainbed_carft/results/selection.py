@@ -69,15 +69,14 @@ def tests(runs: Iterable[Run]) -> list[Test]:
     """In the order of DomainBed's groups, on which the last bit of a mean depends."""
     found: dict[tuple[Any, ...], Test] = {}
     for run in runs:
+        dataset, algorithm, envs, trial, choice = run.job.key
         for target in run.test_envs:
-            key = (run.trial, run.dataset, run.algorithm, target)
-            if (test := found.get(key)) is None:
-                test = found[key] = Test(run.dataset, run.algorithm, target, run.trial)
-            if len(run.test_envs) == 1:
-                test.singles[run.choice] = run
-            elif len(run.test_envs) == 2:
-                other = sum(run.test_envs) - target
-                test.pairs.setdefault(run.choice, {})[other] = run
+            key = (trial, dataset, algorithm, target)
+            test = found.setdefault(key, Test(dataset, algorithm, target, trial))
+            if len(envs) == 1:
+                test.singles[choice] = run
+            elif len(envs) == 2:
+                test.pairs.setdefault(choice, {})[sum(envs) - target] = run
     return list(found.values())
 
 
@@ -131,27 +130,22 @@ def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
     if not others or any(i not in pairs for i in others):
         return None
     runs = [run, *(pairs[i] for i in others)]
-    places = _common_places(runs)
+    rows = [{step: row for row, step in enumerate(one.steps)} for one in runs]
+    steps = sorted(set(rows[0]).intersection(*rows[1:]))
+    if not steps:
+        return None
+    places = [[row[step] for step in steps] for row in rows]
     left_out = np.stack(
         [accuracies(pair)[0][at, i] for pair, at, i in zip(runs[1:], places[1:], others)], axis=1
     )
-    if not len(left_out):
-        return None
     validation = np.ascontiguousarray(left_out).sum(axis=1) / len(others)
     best = _best(validation)
-    return _at(test, choice, int(places[0][best]), validation[best], runs)
+    return _at(test, choice, places[0][best], validation[best], runs)
 
 
 def _best(validation: Floats) -> int:
     """The first of the highest; what is no number is not the highest, though numpy's argmax is."""
     return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
-
-
-def _common_places(runs: Sequence[Run]) -> list[list[int]]:
-    """For each run the rows of the steps that all have, in the order of the steps."""
-    rows = [{step: row for row, step in enumerate(run.steps)} for run in runs]
-    steps = sorted(set(rows[0]).intersection(*rows[1:]))
-    return [[row[step] for step in steps] for row in rows]
 
 
 def _at(
@@ -171,18 +165,18 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     of which some are no numbers does not.
     """
     trials: dict[tuple[str, str, int], list[tuple[float, Run, int]]] = {}
-    for run in sorted((run for run in runs if not run.test_envs), key=lambda run: run.choice):
+    for run in sorted((one for one in runs if not one.test_envs), key=lambda one: one.job.key):
         last = int(np.frombuffer(run.steps).argmax())
         reached = sum(accuracies(run)[1][last].tolist())
         if not np.isnan(reached):
-            key = run.dataset, run.algorithm, run.trial
-            trials.setdefault(key, []).append((reached, run, last))
+            dataset, algorithm, _, trial, _ = run.job.key
+            trials.setdefault((dataset, algorithm, trial), []).append((reached, run, last))
     result = []
     for (dataset, algorithm, trial), choices in sorted(trials.items()):
         reached, run, last = max(choices, key=lambda choice: choice[0])
         for target, accuracy in enumerate(accuracies(run)[1][last].tolist()):
             mean = reached / run.n_environments
-            outcome = Outcome(run.choice, run.steps[last], mean, accuracy, [run])
+            outcome = Outcome(run.job.key.choice, run.steps[last], mean, accuracy, [run])
             result.append(Selected(dataset, algorithm, target, trial, outcome))
     return result
 
