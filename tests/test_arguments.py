@@ -40,6 +40,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
         ("class_names", [""]),
         ("kl_weight", -1),
         ("lr", float("inf")),
+        ("lr", 10**400),
         ("warmup_steps", 5001),
         ("kl_direction", "sideways"),
     ],

@@ -7,7 +7,7 @@ value is from, and which are our choice, docs/method.md says in full.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,8 @@ class Hparam:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and type(value) is not bool and 0 <= value < math.inf
+    known = isinstance(value, (int, float)) and type(value) is not bool
+    return known and 0 <= value <= sys.float_info.max  # below 10**400, which JSON can write
 
 
 def _count(low: int) -> Kind:

@@ -22,7 +22,7 @@ class _Derived(algorithms.ERM):
 BAD = {
     "lr": ["fast", None, -1, float("nan"), True],
     "weight_decay": [-0.1, "0"],
-    "resnet_dropout": [5, -0.1],
+    "resnet_dropout": [5, -0.1, 10**400],
     "nonlinear_classifier": ["no", None, 2],
     "resnet18": ["false"],
     "freeze_bn": ["no"],

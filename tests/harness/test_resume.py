@@ -6,6 +6,7 @@ Compared are all records but for times, and the final weights, to the bit.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -238,6 +239,31 @@ class TestWithAQuickAlgorithm:
         assert train.main(quick(tmp_path, *flag)) == 0
         assert sorted(path.name for path in tmp_path.glob("*.pkl")) == ["model.pkl"]
 
+    def test_weights_that_the_next_loss_shows_to_be_broken_are_not_the_best(
+        self, tmp_path, monkeypatch
+    ):
+        assert train.main(quick(tmp_path / "whole")) == 0
+        best = outcome(tmp_path / "whole")[3]
+        original, calls = fakes.LinearSGD.update, []
+
+        def update(self, *args):
+            calls.append(1)
+            return original(self, *args) | ({"loss": math.nan} if len(calls) > healthy else {})
+
+        monkeypatch.setattr(fakes.LinearSGD, "update", update)
+        for healthy, kept in ((best + 1, False), (best + 2, True)):
+            calls.clear()
+            folder = tmp_path / str(healthy)
+            assert train.main(quick(folder, "--checkpoint_freq", "2")) == 0
+            assert (folder / "model_best.pkl").exists() is kept
+        assert outcome(folder)[3] == best
+
+    @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+    def test_what_is_no_file_is_not_read_as_records(self, tmp_path, capsys, make):
+        make(tmp_path / "results.jsonl")
+        assert train.main(quick(tmp_path)) == 1
+        assert "results.jsonl is not a file; move it away" in capsys.readouterr().err
+
     def test_a_run_with_other_arguments_does_not_go_on(self, tmp_path, capsys):
         self.stopped(tmp_path)
         state = (tmp_path / "state.pt").read_bytes()
@@ -276,7 +302,12 @@ class TestWithAQuickAlgorithm:
 
     def test_a_cut_or_lost_record_is_written_again(self, tmp_path):
         assert train.main(quick(tmp_path / "whole")) == 0
-        for name, damage in (("cut", lambda text: text[:-30]), ("lost", lambda text: "")):
+        damages = {
+            "cut": lambda text: text[:-30],
+            "lost": lambda text: "",
+            "deep": lambda text: "[" * 60_000,
+        }
+        for name, damage in damages.items():
             self.stopped(tmp_path / name)
             path = tmp_path / name / "results.jsonl"
             path.write_text(damage(path.read_text()))

@@ -6,7 +6,7 @@ putting its class into this module's globals and its name into ALGORITHMS.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -98,7 +98,9 @@ class Algorithm(torch.nn.Module):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether torch can take it: JSON has whole numbers beyond any float, and NaN and Infinity."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return known and abs(value) <= sys.float_info.max
 
 
 # A text such as "no" would count as true.

@@ -19,6 +19,7 @@ import numpy as np
 
 from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
+from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
 
 KEEP = ("both", "last", "best", "none")
@@ -89,9 +90,16 @@ class Files:
         self._records, self._begins_at = "", 0
 
     def watch(self, step: int, name: str, value: float) -> None:
-        """Warn of the run's first loss that is not finite; later records are marked."""
+        """Warn of the run's first loss that is not finite; later records are marked.
+
+        If the step before was recorded it was on weights that its update had broken, and which are
+        not kept as the best: no table has them either.
+        """
         if self.diverged_at is None and "loss" in name and not math.isfinite(value):
             self.diverged_at = step
+            if self._best_step == step - 1:
+                self._best_step = -1
+                Path(self._args.output_dir, "model_best.pkl").unlink(missing_ok=True)
             print(
                 f"Warning: the training diverged: {name} is {value} at step {step}. Records from "
                 "here on are marked diverged_at; carft collect leaves out their accuracies."
@@ -151,18 +159,17 @@ class Files:
 
 
 def _text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return ""
+    if not os.path.isfile(path):
+        raise resume.ResumeError(f"{path} is not a file; move it away, then start the same again")
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def _identity_in(line: str) -> dict[str, Any] | None:
     """What the run of a record depends on; None for a line that is no record."""
     try:
-        record = json.loads(line)
-        return resume.identity(record["args"])
+        return resume.identity(parsing.parse_json(line)["args"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -108,8 +108,9 @@ def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str
     given = given_hparams(json)
     size = given.get("batch_size", 1)
     problems = []
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        problems.append(f"--hparams: batch_size must be a whole number of at least 1, not {size!r}")
+    if type(size) is not int or not 1 <= size < 2**31:
+        expected = "a whole number of at least 1 and less than 2147483648"
+        problems.append(f"--hparams: batch_size must be {expected}, not {size!r}")
     problems += [
         f"--hparams: {name} must be true or false, not {given[name]!r}"  # "no" would count as true
         for name in ("data_augmentation", "class_balanced")
@@ -131,7 +132,7 @@ def range_problems(flag: str, value: float | None, least: int, below: float = 2*
     """Say if `value` is given and not in this range."""
     if value is None or least <= value < below:
         return []
-    limit = f" and less than {below}" if below < 2**63 else ""
+    limit = f" and less than {below}" if below < 2**63 or value >= below else ""
     return [f"{flag} must be at least {least}{limit}, not {value}"]
 
 
