@@ -49,6 +49,14 @@ def test_letters_that_the_screen_lacks_are_escaped(sweep):
     assert done.returncode == 0 and r"N\xe4\xefve" in done.stdout
 
 
+@pytest.mark.parametrize("words", [["collect"], ["sweep", "status"], ["predict"], ["report"]])
+def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
+    more = {"predict": [str(tmp_path)], "report": ["-o", str(tmp_path)]}.get(words[0], [])
+    assert cli.main([*words, str(tmp_path / "no\x1b[31m\u202esuch"), *more]) == 1
+    said = capsys.readouterr()
+    assert r"no\x1b[31m\u202esuch" in said.err and not {"\x1b", "\u202e"} & set(said.err + said.out)
+
+
 def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
