@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 
 import collect_sweeps
 import pytest
@@ -207,3 +208,18 @@ def test_a_folder_without_a_whole_record_is_told_and_strict_fails(tmp_path, caps
     assert last == "carft: --strict: no records (1)"
     assert cli.main(["collect", str(tmp_path / "x"), str(tmp_path), str(tmp_path / "y")]) == 1
     assert f"no folder {tmp_path / 'x'}, {tmp_path / 'y'}; expected" in capsys.readouterr().err
+
+
+def test_mutated_records_and_manifests_are_read_or_refused_in_words(tmp_path, capsys):
+    """Not one ends in a traceback, or moves the terminal; benchmarks/hostile.py tries more."""
+    hostile, draw = collect_sweeps.benchmark("hostile"), random.Random(1)
+    for number in range(30):
+        folder = tmp_path / str(number)
+        collect_sweeps.launch(folder, targets=(0,), hparams=('{"lr": 0.1}',))
+        for path in (folder / "sweep.json", *folder.glob("*/results.jsonl")):
+            if draw.random() < 0.6:
+                path.write_bytes(hostile.mutated(path.read_bytes(), draw))
+        for words in (["collect"], ["collect", "--format", "csv"], ["top"], ["sweep", "status"]):
+            status, said = cli.main([*words, str(folder)]), capsys.readouterr()
+            assert status == 0 or (status == 1 and said.err.startswith("carft: "))
+            assert not set(hostile.ESCAPE[:1] + hostile.ESCAPE[-2:]) & set(said.out + said.err)

@@ -1,5 +1,6 @@
 """The lock and the files of a job's folder, with real processes."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -7,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from domainbed.scripts import train
 from sweep_jobs import wait_until
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import UNKNOWN, Attempt, Held, JobFolder
 
 CLAIM = """
@@ -115,6 +118,20 @@ def test_a_half_written_lock_has_an_unknown_holder(folder, content):
         assert folder.holder() == UNKNOWN
         with pytest.raises(Held, match="by an unknown process"), folder.claim():
             pass
+
+
+def test_a_file_system_without_locks_is_named_with_what_to_do(folder, monkeypatch, capsys):
+    def refused(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    words = "No locks available. Put the output folder on a file system with flock: a local disk"
+    folder.lock_path.touch()
+    for question in (folder.is_held, folder.claim().__enter__):
+        with pytest.raises(CarftError, match=f"cannot be locked: .*{words}"):
+            question()
+    given = ["--algorithm", "ERM", "--dataset", "Debug28", "--output_dir", str(folder.path)]
+    assert train.main(given) == 2 and words in capsys.readouterr().err
 
 
 def test_attempts_are_kept_and_cut_lines_passed_over(folder):

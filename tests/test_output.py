@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 
 import collect_sweeps
@@ -48,6 +49,14 @@ def test_letters_that_the_screen_lacks_are_escaped(sweep):
     assert done.returncode == 0 and r"N\xe4\xefve" in done.stdout
 
 
+@pytest.mark.parametrize("words", [["collect"], ["sweep", "status"], ["predict"], ["report"]])
+def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
+    more = {"predict": [str(tmp_path)], "report": ["-o", str(tmp_path)]}.get(words[0], [])
+    assert cli.main([*words, str(tmp_path / "no\x1b[31m\u202esuch"), *more]) == 1
+    said = capsys.readouterr()
+    assert r"no\x1b[31m\u202esuch" in said.err and not {"\x1b", "\u202e"} & set(said.err + said.out)
+
+
 def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -57,32 +66,37 @@ def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "carft: interrupted\n"
 
 
-def stream(text, path):
-    with files.stream(path) as file:
-        file.write(text)
+def test_a_link_at_the_name_of_a_half_written_file_is_not_followed(tmp_path, monkeypatch):
+    """Also where that name is one that another program may have put there."""
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "table.txt.part").symlink_to("victim")
+    written = []
+    monkeypatch.setattr(tempfile._RandomNameSequence, "__next__", lambda self: names.pop(0))
+    names = ["taken", "free"]
+    (tmp_path / ".carft-taken.part").symlink_to("victim")
+    with files.stream(tmp_path / "table.txt") as file:
+        file.write("new")
+        written += os.listdir(tmp_path)
+    assert (tmp_path / "victim").read_text() == "precious" and ".carft-free.part" in written
+    assert (tmp_path / "table.txt").read_text() == "new" and not names
 
 
-WAYS = pytest.mark.parametrize("write", [stream, lambda text, path: files.save_text(path, text)])
-
-
-@WAYS
-def test_a_link_stays_one(write, tmp_path):
+def test_a_link_stays_one(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
-    write("new", tmp_path / "link")
+    files.save_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
 
 
-@WAYS
-def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(write, tmp_path):
+def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(tmp_path):
     """A device, too, as /dev/null, which root could replace by a file."""
     os.mkfifo(tmp_path / "pipe")
     found = []
     reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
     reader.daemon = True
     reader.start()
-    write("new", tmp_path / "pipe")
+    files.save_text(tmp_path / "pipe", "new")
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
     reader.join(10)
     assert found == ["new"]

@@ -170,7 +170,7 @@ def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys)
     assert attempt("--original", str(tmp_path / "elsewhere.pt"))[0] == 0
 
 
-def test_nothing_is_overwritten_unless_told(files, trained, run, tmp_path, capsys):
+def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
     (tmp_path / "out.md").write_text("mine")
     assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt")]) == 1
     said = capsys.readouterr().err

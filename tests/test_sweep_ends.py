@@ -57,7 +57,7 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, caps
 
 @pytest.mark.parametrize(("name", "taken"), [("pool", 3), ("local", 3), ("slurm", 2)])
 def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
-    launch, others, out, name, taken
+    launch, others, name, taken
 ):
     seen = []
 

@@ -67,7 +67,7 @@ def test_files_and_folders_that_end_a_job(tmp_path):
     assert said["pictures"] == 9  # as DomainBed counts them
 
 
-def test_only_formats_of_pictures_are_opened(tmp_path, monkeypatch):
+def test_only_formats_of_pictures_are_opened(tmp_path):
     """PostScript, called .png, would be given to Ghostscript."""
     path = tmp_path / "1.png"
     for ending in ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"):

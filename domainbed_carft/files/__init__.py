@@ -23,6 +23,12 @@ def write(path: Path, write_to: Callable[[Path], object]) -> None:
     A reader sees what was there before or the whole file, and of two writers at once the last one
     wins. A link stays one. Permissions are those of the file before, else as the umask has them.
     """
+    with _beside(path) as beside:
+        write_to(beside)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name that nobody can have put a link at. With an ending: torch takes none for a name.
@@ -30,7 +36,7 @@ def write(path: Path, write_to: Callable[[Path], object]) -> None:
     os.close(descriptor)
     beside = Path(name)
     try:
-        write_to(beside)
+        yield beside
         os.chmod(beside, stat.S_IMODE(target.stat().st_mode) if target.exists() else _umasked())
         os.replace(beside, target)
     except BaseException:
@@ -47,33 +53,27 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write ``text`` in UTF-8, as ``save`` has it; pipes and devices are written to directly."""
-    content = text.encode("utf-8", "backslashreplace")
-    if _is_replaceable(path):
-        save(path, lambda beside: beside.write_bytes(content))
-    else:
-        with stream(path) as file:
-            file.write(text)
+    """Write ``text`` as ``stream`` has it."""
+    with stream(path) as file:
+        file.write(text)
 
 
 @contextlib.contextmanager
 def stream(path: Path | None) -> Iterator[TextIO]:
-    """A text file to write line after line, standard output without a path.
+    """A text file in UTF-8 to write line after line, standard output without a path.
 
-    Until the block is done the file has ``.part`` behind its name, unless it is a pipe or a device.
-    Raises CarftError where it cannot be written.
+    The file has its name when the block is done, as ``write`` has it; pipes and devices are written
+    to directly. Raises CarftError where it cannot be written.
     """
     if path is None:
         yield sys.stdout
         sys.stdout.flush()
         return
-    replaced = _is_replaceable(path)
-    part = Path(f"{os.path.realpath(path)}.part") if replaced else path
     try:
-        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-        if replaced:
-            os.replace(part, os.path.realpath(path))
+        with contextlib.ExitStack() as stack:
+            place = stack.enter_context(_beside(path)) if _is_replaceable(path) else path
+            with place.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                yield file
     except OSError as error:
         raise _not_written(path, error) from error
 

@@ -51,7 +51,7 @@ def test_a_path_is_a_data_set(pets, tmp_path):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_picture_that_cannot_be_read_is_named(pets, tmp_path, command, workers):
+def test_a_picture_that_cannot_be_read_is_named(pets, command, workers):
     """By what a worker process meets, too; with the right file there the job goes on."""
     spoilt = pets / "my village" / "dog" / "3.png"
     right = spoilt.read_bytes()

@@ -5,6 +5,7 @@ Compared are all records but for times, and the final weights, to the bit.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -313,6 +314,21 @@ class TestWithAQuickAlgorithm:
             path.write_text(damage(path.read_text()))
             assert train.main(quick(tmp_path / name)) == 0
             assert_same(tmp_path / name, tmp_path / "whole")
+
+    def test_a_clock_that_is_set_back_and_links_at_the_names_of_half_written_files(
+        self, tmp_path, monkeypatch
+    ):
+        clock = itertools.count(2**31, -60)
+        monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+        (tmp_path / "victim").write_text("precious")
+        folder = tmp_path / "run"
+        folder.mkdir()
+        for name in ("state.pt", "model.pkl", "model_best.pkl", "results.jsonl"):
+            (folder / f"{name}.part").symlink_to("../victim")
+        assert train.main(quick(folder)) == 0
+        records = [json.loads(line) for line in (folder / "results.jsonl").open()]
+        assert len(records) == 4 and all(record["step_time"] >= 0 for record in records)
+        assert (tmp_path / "victim").read_text() == "precious"
 
     def test_an_algorithm_that_cannot_be_stored_trains_all_the_same(
         self, tmp_path, monkeypatch, capsys

@@ -60,7 +60,7 @@ def listed(output, capsys):
     return {job["folder"]: job["state"] for job in json.loads(capsys.readouterr().out)["jobs"]}
 
 
-def test_carft_knows_the_jobs(tmp_path, capsys, monkeypatch):
+def test_carft_knows_the_jobs(tmp_path, capsys):
     assert run(tmp_path, "--single_test_envs") == 0
     known = listed(tmp_path, capsys)
     assert sorted(known) == [str(folder) for folder in folders(tmp_path)]
