@@ -57,7 +57,7 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     Raises CarftError for a folder without the weights, a file that `load_weights` refuses or
     that is not a run of one of our algorithms, and weights that are not finite.
     """
-    file = _weights_file(Path(path), which)
+    file = weights_file(Path(path), which)
     content = weights.load_weights(file)
     _require_run(content, file)
     algorithm, contexts, classes = _restored(content, file)
@@ -108,7 +108,8 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
     return loaded
 
 
-def _weights_file(path: Path, which: str | None) -> Path:
+def weights_file(path: Path, which: str | None) -> Path:
+    """The file that `open_run` reads; CarftError for a folder without it."""
     if not os.path.isdir(path):
         if which is not None and os.path.exists(path):
             raise CarftError(f"--which chooses a file of a folder, but {path} is a file; omit it")
