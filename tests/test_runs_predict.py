@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image, ImageFile
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
+from domainbed_carft.method import algorithms, prompts
 from domainbed_carft.method import pictures as images
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
@@ -159,3 +161,46 @@ def test_transforms_of_a_host(pets, tmp_path):
     raw = images.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
     torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_that_read_as_the_same_words(pets, tmp_path, capfd):
+    """Of the folders "Wild_Dog" and "wild-dog", say: their labels tell them apart."""
+    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
+    words = prompts.as_json(prompts.contexts("emoji"), ["wild dog", "wild dog"]).encode()
+    content["model_dict"]["words"] = torch.tensor([*words], dtype=torch.uint8)
+    torch.save(content, tmp_path / "model.pkl")
+    ((found,), _) = predict(capfd, tmp_path, noise(tmp_path / "x.png"))
+    assert list(found["classes"]) == ["wild dog (label 0)", "wild dog (label 1)"]
+    assert sum(found["classes"].values()) == pytest.approx(1)
+
+
+def of_the_machine(*_):
+    return torch.empty(1 << 60)
+
+
+def of_a_gpu(*_):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("run_out", [of_the_machine, of_a_gpu])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "wise-ft"])
+def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch, command, run_out):
+    more = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
+    arguments = [command, pets / "CARFT", *more.get(command, ()), "--batch_size", "77"]
+    monkeypatch.setattr(algorithms.CLIPAlgorithm, "features", run_out)
+    assert cli.main(list(map(str, arguments))) == 1
+    said = "carft: the memory does not suffice for --batch_size 77; give a smaller number"
+    assert capfd.readouterr().err.startswith(said)
+
+
+def test_what_is_told_before_anything_is_read(pets, tmp_path, capfd):
+    shutil.copy(pets / "CARFT" / "model.pkl", tmp_path)  # alone
+    before = (tmp_path / "model.pkl").read_bytes()
+    for more, said in (
+        (["-o", tmp_path / "model.pkl"], "would overwrite an input"),
+        (["-o", tmp_path / ("a" * 300) / "x"], "in a folder that exists"),
+        (["--device", "meta"], "--device meta cannot be used"),
+    ):
+        assert cli.main(list(map(str, ["evaluate", tmp_path, *more]))) == 1
+        assert said in capfd.readouterr().err
+    assert (tmp_path / "model.pkl").read_bytes() == before

@@ -93,6 +93,8 @@ def test_nothing_in_a_file_is_executed(tmp_path, write):
     assert victim.exists()  # it would have
 
 
+SPARSE = torch.empty((10**5, 3, 160, 160), layout=torch.sparse_coo)
+ARGS = {"algorithm": "CARFT", "dataset": "x", "test_envs": [0]}
 ONE_WORD = b'{"classes": ["a"], "contexts": ["b {}"]}'
 
 
@@ -101,13 +103,18 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
     state = algorithm.state_dict()
     for more, message in (
         ({"args": {"algorithm": "ERM"}}, "not a run of CARFT, .*: its algorithm is 'ERM'"),
-        ({"args": {"algorithm": "CARFT", "dataset": "x", "test_envs": [[0]]}}, "its test_envs is"),
+        ({"args": {**ARGS, "test_envs": [[0]]}}, "its test_envs is"),
         ({"model_dict": {"head.weight": torch.zeros(3, 2)}}, "not hold the weights of a CARFT"),
         ({"model_dict": {**state, "words": torch.tensor([*b"[" * 10**5])}}, "not hold the"),
         ({"model_dict": {**state, "words": torch.tensor([*ONE_WORD])}}, "not hold the"),
         ({"model_dict": {**state, "head.weight": torch.ones(2)}}, "not hold the"),
+        ({"model_dict": {**state, "encoder.conv1.weight": SPARSE}}, "far larger than the file"),
         ({"model_hparams": {**algorithm.hparams, "clip_backbone": 5}}, "its model_hparams is"),
         ({"model_input_shape": ()}, "its model_input_shape is "),
+        ({"model_input_shape": (3, 60000, 60000)}, "its model_input_shape is "),
+        ({"model_hparams": {**algorithm.hparams, (1, 2): 3}}, "its model_hparams is"),
+        ({"args": {**ARGS, "task": {(1, 2): 3}}}, "its args is"),
+        ({"wise_ft_alpha": "0.5"}, "its wise_ft_alpha is '0.5'"),
         ({"best_step": "last"}, "its best_step is 'last'"),
     ):
         with pytest.raises(CarftError, match=message) as raised:

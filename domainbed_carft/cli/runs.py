@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.text import shown
 
@@ -126,7 +128,15 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
     def run(arguments: argparse.Namespace) -> int | None:
         command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
-        return command.run(arguments)
+        try:
+            return command.run(arguments)
+        except RuntimeError as error:  # torch's, of a GPU's memory or of the machine's
+            if not re.search("out of memory|allocate memory", str(error)):
+                raise
+            raise CarftError(
+                f"the memory does not suffice for --batch_size {arguments.batch_size}; give a "
+                "smaller number, or another --device"
+            ) from error
 
     return run
 

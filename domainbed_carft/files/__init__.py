@@ -86,14 +86,14 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
     """
     if path is None:
         return
-    if path.is_dir() or not path.parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
         raise CarftError(f"-o {path}: expected the name of a file in a folder that exists")
     there = [other for other in inputs if other and os.path.exists(other)]
-    if path.exists() and any(path.samefile(other) for other in there):
+    if os.path.exists(path) and any(path.samefile(other) for other in there):
         raise CarftError(f"-o {path} would overwrite an input; choose another name")
     real = Path(os.path.realpath(path))
     kept = ("results.jsonl", "sweep.json", "lock", "done")
-    if real.exists() and any((real.parent / name).exists() for name in kept):
+    if os.path.exists(real) and any((real.parent / name).exists() for name in kept):
         raise CarftError(f"-o {path} would overwrite a file of a job or sweep; choose another name")
 
 
@@ -110,7 +110,7 @@ def _is_replaceable(path: Path) -> bool:
     """Not so a device or a pipe, and what is open by a name in /dev."""
     if os.path.abspath(path).startswith(("/dev/", "/proc/")):
         return False
-    return path.is_file() or not path.exists()
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def _umasked() -> int:

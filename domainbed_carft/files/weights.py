@@ -91,7 +91,7 @@ def _nbytes(content: Any) -> int:
     while waiting:
         one = waiting.pop()
         if isinstance(one, torch.Tensor):
-            total += one.numel() * one.element_size() if one.layout == torch.strided else 0
+            total += one.numel() * one.element_size()
         elif isinstance(one, (Mapping, list, tuple)) and id(one) not in seen:
             seen.add(id(one))
             waiting += one.values() if isinstance(one, Mapping) else one

@@ -91,8 +91,8 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
     features = _cached(path, (len(flat), backbone.model.text_projection.shape[1]))
     if features is None:
         features = _encode(backbone.model, flat)
-        with suppress(OSError):  # a full cache costs time, never a job
-            files.write(path, lambda temporary: torch.save(features, temporary))
+        with suppress(CarftError):  # a full cache costs time, never a job
+            files.save(path, lambda temporary: torch.save(features, temporary))
     return features.view(len(prompts), len(prompts[0]), -1)
 
 

@@ -21,9 +21,10 @@ BINS = 15
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``."""
-    files.require_output(arguments.output, (arguments.path,))
+    file = saved.weights_file(arguments.path, arguments.which)
+    files.require_output(arguments.output, (file,))
     device = data.choose_device(arguments.device)
-    opened = saved.open_run(arguments.path, arguments.which)
+    opened = saved.open_run(file)
     splits = data.splits(opened, arguments.data_dir)
     tallies = [Tally(len(opened.classes)) for _ in splits]
     algorithm = opened.algorithm.to(device)
@@ -32,8 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
             tallies[number].add(algorithm.predict(x.to(device)), y)
     document = describe(opened, splits, tallies)
     text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document)
-    with files.stream(arguments.output) as file:
-        file.write(text)
+    with files.stream(arguments.output) as out:
+        out.write(text)
 
 
 class Tally:

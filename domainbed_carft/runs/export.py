@@ -233,9 +233,10 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
     ]
     record: dict[str, Any] = max(found, key=lambda one: float(one["step"]), default={})
     benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
-    names = record.get("environments") or [e.folder for e in getattr(benchmark, "environments", ())]
-    named = {index: str(name) for index, name in enumerate(names)}
-
+    known = [environment.folder for environment in getattr(benchmark, "environments", ())]
+    names = record.get("environments")
+    named = {i: str(name) for i, name in enumerate(names if isinstance(names, list) else known)}
+    shares = {name: value for name, value in record.items() if isinstance(value, float)}
     there = [index for index in range(len(record)) if f"env{index}_out_acc" in record]
     return {
         **repeated,
@@ -244,7 +245,7 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
         "wise_ft_alpha": run.alpha,
         "step": record.get("step", run.step),
         "accuracies": {
-            named.get(i, f"env{i}"): {k: record.get(f"env{i}_{k}_acc") for k in ("in", "out")}
+            named.get(i, f"env{i}"): {k: shares.get(f"env{i}_{k}_acc") for k in ("in", "out")}
             for i in there
         },
         **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},

@@ -37,16 +37,17 @@ Read = tuple[str, "Tensor | None", str]
 def run(arguments: argparse.Namespace) -> int:
     """Predict and print, or write to ``--output``; the exit status."""
     paths = list(find(arguments.pictures))
-    files.require_output(arguments.output, (arguments.path, *paths))
+    file = saved.weights_file(arguments.path, arguments.which)
+    files.require_output(arguments.output, (file, *paths))
     device = splits.choose_device(arguments.device)
-    opened = saved.open_run(arguments.path, arguments.which)
+    opened = saved.open_run(file)
     opened.algorithm.to(device)
     # Folders may hold many.
     workers = splits.workers(arguments.workers, any(map(os.path.isdir, arguments.pictures)))
     found = _Pictures(paths, transform_of(opened))
     loader = DataLoader(found, arguments.batch_size, num_workers=workers, collate_fn=list)
     skipped = 0
-    with files.stream(arguments.output) as file:
+    with files.stream(arguments.output) as out:
         for batch in tqdm(loader, unit="batch", desc="predicting", delay=2, disable=None):
             whole = [picture for _, picture, _ in batch if picture is not None]
             predicted = predict(opened, torch.stack(whole).to(device)) if whole else iter(())
@@ -54,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
                 if problem:
                     skipped += 1
                     tqdm.write(f"carft: {shown(path)} is skipped: {shown(problem)}", sys.stderr)
-                file.write(_line(path, problem or next(predicted), arguments))
-            file.flush()
+                out.write(_line(path, problem or next(predicted), arguments))
+            out.flush()
     if skipped:
         print(f"carft: {skipped} of {len(found)} pictures were skipped", file=sys.stderr)
         return SOME_SKIPPED if skipped < len(found) else NONE_READ

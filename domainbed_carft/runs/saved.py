@@ -6,6 +6,7 @@ The file may be a stranger's: nothing in it is run, and no path that it names is
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import reprlib
@@ -24,6 +25,7 @@ from domainbed_carft.method import algorithms, backbone, objective, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
 from domainbed_carft.text import counted
 
+LARGEST = 4096  # pixels a side of a picture; a number in a file must not take all memory
 _ENCODER = "encoder."
 
 
@@ -55,7 +57,7 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     Raises CarftError for a folder without the weights, a file that `load_weights` refuses or
     that is not a run of one of our algorithms, and weights that are not finite.
     """
-    file = _weights_file(Path(path), which)
+    file = weights_file(Path(path), which)
     content = weights.load_weights(file)
     _require_run(content, file)
     algorithm, contexts, classes = _restored(content, file)
@@ -106,7 +108,8 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
     return loaded
 
 
-def _weights_file(path: Path, which: str | None) -> Path:
+def weights_file(path: Path, which: str | None) -> Path:
+    """The file that `open_run` reads; CarftError for a folder without it."""
     if not os.path.isdir(path):
         if which is not None and os.path.exists(path):
             raise CarftError(f"--which chooses a file of a folder, but {path} is a file; omit it")
@@ -119,18 +122,22 @@ def _weights_file(path: Path, which: str | None) -> Path:
     return file
 
 
-# Whether a part of the file, None where it is missing, is as `domainbed.scripts.train` saves it.
+# Whether a part of the file, None where it is missing, is as `domainbed.scripts.train` saves it;
+# each is JSON besides, as in the records.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "algorithm": lambda name: name in ALGORITHMS,
     "dataset": lambda name: type(name) is str,
     "test_envs": lambda envs: [type(n) for n in envs] == [int] * len(envs),
-    "model_input_shape": lambda shape: [type(n) for n in shape] == [int] * 3,
+    "model_input_shape": lambda shape: (
+        [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST
+    ),
     "model_num_classes": lambda number: type(number) is int,
     "model_num_domains": lambda number: type(number) is int,
+    "args": lambda args: True,
     "model_hparams": lambda hparams: all(h.valid(hparams[h.name]) for h in HPARAMS),
     "best_step": lambda step: type(step) in (int, type(None)),
     "wise_ft_step": lambda step: type(step) in (int, type(None)),
-    "wise_ft_alpha": lambda alpha: alpha is None or 0 <= float(alpha) <= 1,
+    "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
 }
 
 
@@ -140,13 +147,13 @@ def _require_run(content: Any, path: Path) -> None:
     said = args if isinstance(args, dict) else {}
     parts |= {key: said.get(key) for key in ("algorithm", "dataset", "test_envs")}
     for part, fits in _FITS.items():
-        fitting = False
+        value, fitting = parts.get(part), False
         with contextlib.suppress(Exception):  # a tensor compares to no truth, say
-            fitting = fits(parts.get(part))
+            fitting = bool(json.dumps(value)) and fits(value)
         if not fitting:
             raise CarftError(
                 f"{path} is not a run of {', '.join(ALGORITHMS)}: its {part} is "
-                f"{reprlib.repr(parts.get(part))[:200]}. Expected a file of weights that "
+                f"{reprlib.repr(value)[:200]}. Expected a file of weights that "
                 "domainbed.scripts.train saved"
             )
 
@@ -160,14 +167,15 @@ def _restored(
     Algorithm.__init__(algorithm, content["model_input_shape"], *numbers, content["model_hparams"])
     try:
         state: Mapping[str, Any] = content["model_dict"]
-        contexts, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
+        found, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
+        contexts = prompts.contexts(found)
         shapes = {k[len(_ENCODER) :]: v.shape for k, v in state.items() if k.startswith(_ENCODER)}
         heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
         with torch.random.fork_rng(devices=[]):
             encoder = backbone.empty_image_encoder(shapes)
             dim = int(encoder.output_dim)  # type: ignore[arg-type]
             expected = [(len(classes), dim), (len(contexts), dim)]
-            if [tuple(weight.shape) for weight in heads] != expected:
+            if not classes or [tuple(weight.shape) for weight in heads] != expected:
                 raise ValueError(f"expected weights of classes and contexts of shapes {expected}")
             algorithm.set_up(encoder, heads, float(state["logit_scale"]))
         algorithm.register_buffer("words", torch.empty_like(state["words"]))

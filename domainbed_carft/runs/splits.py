@@ -105,7 +105,9 @@ def choose_device(asked: str | None) -> torch.device:
     torch.backends.cudnn.benchmark = False
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        there = torch.empty(1, device=name)
+        there.cpu()  # "meta" has nothing to give back
+        return there.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CarftError(
