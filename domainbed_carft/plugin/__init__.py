@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SWITCH", "install", "register", "unregister"]
 
-# As in `names`, which a test compares: what loads at every start is this module alone.
+# `names` has it again, which a test compares: this module alone loads at every start.
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 

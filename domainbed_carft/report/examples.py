@@ -144,19 +144,17 @@ def _open(one: Selected) -> saved.TrainedRun:
 
 def _original(others: Sequence[Selected], ours: Sequence[Judged]) -> saved.TrainedRun | None:
     """A saved run whose encoder is the CLIP that both of ``ours`` started from."""
-
-    def start(one: Selected) -> list[Any]:
-        hparams = one.outcome.runs[0].recorded
-        return [hparams.get(name) for name in _SAME]
-
     for one in others:
-        same = all(start(one) == start(other.one) and start(one)[0] for other in ours)
-        if one.algorithm in _UNTRAINED and same and _kept(one):
+        if one.algorithm in _UNTRAINED and _kept(one):
             with contextlib.suppress(CarftError):  # broken, which is nothing against the pair
                 opened = _open(one)
-                if opened.contexts == ours[0].run.contexts:
+                if all(_start(opened) == _start(other.run) for other in ours):
                     return opened
     return None
+
+
+def _start(run: saved.TrainedRun) -> list[Any]:
+    return [run.contexts, *(run.hparams[name] for name in _SAME)]
 
 
 def _judge(one: Selected, data_dir: str | None) -> Judged:
