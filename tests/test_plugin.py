@@ -183,6 +183,14 @@ print(json.dumps([
     assert "DOMAINBED_CARFT_DISABLE=1 in the environment switches" in done.stderr
 
 
+def test_a_list_that_takes_no_name_leaves_the_host_as_it_was(site: Site, tmp_path: Path) -> None:
+    text = HOST["algorithms.py"].replace('["ERM"]', '("ERM",)')
+    fork = write_checkout(tmp_path / "fork", algorithms=text)
+    code = "from domainbed import algorithms; print(hasattr(algorithms, 'CARFT'))"
+    done = site.run("-c", code, cwd=fork)
+    assert done.stdout == "False\n" and "could not extend domainbed.algorithms" in done.stderr
+
+
 def test_the_hosts_own_failure_stays_its_own(site: Site, tmp_path: Path) -> None:
     broken = write_checkout(tmp_path / "broken", algorithms="import no_such_module\n")
     done = site.run("-c", "import domainbed.algorithms", cwd=broken)

@@ -200,9 +200,19 @@ def diverged(path):
     torch.save(content, path)
 
 
+def recorded(**args):
+    def damage(path):
+        content = torch.load(path, weights_only=True)
+        torch.save({**content, "args": {**content["args"], **args}}, path)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage, what",
     [
+        (recorded(holdout_fraction=1.0), "has no picture in env1_in"),
+        (recorded(trial_seed=1), "is not of the run that is recorded beside it"),
         (Path.unlink, "Run both, without --skip_model_save"),
         (lambda path: path.write_bytes(b"no weights"), "CARFT/model"),
         (diverged, "head.weight"),

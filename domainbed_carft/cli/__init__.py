@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_no_more()
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             if not error.filename:
                 raise
             # Of another user's, say.

@@ -40,9 +40,8 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CarftError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr[-1000:]}")
-    table = done.stdout
-    (output / "results.txt").write_text(table, encoding="utf-8")
-    print(table)
+    (output / "results.txt").write_text(done.stdout, encoding="utf-8")
+    print(done.stdout)
     print(
         "Each cell: accuracy (%) on the environment that was left out, with the checkpoint chosen "
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "

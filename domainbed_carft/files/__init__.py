@@ -49,7 +49,7 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
     try:
         write(path, write_to)
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
 def save_text(path: Path, text: str) -> None:
@@ -75,7 +75,7 @@ def stream(path: Path | None) -> Iterator[TextIO]:
             with place.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 yield file
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
 def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) -> None:
@@ -119,7 +119,8 @@ def _umasked() -> int:
     return 0o666 & ~mask
 
 
-def _not_written(path: Path, error: Exception) -> CarftError:
+def not_written(path: Path, error: Exception) -> CarftError:
+    """What to raise where ``path``, a file or a folder, could not be written."""
     reason = getattr(error, "strerror", None) or error
     return CarftError(
         f"{path} could not be written: {reason}; choose a folder that can be written, on a disk "

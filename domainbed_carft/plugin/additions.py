@@ -185,11 +185,11 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) ->
         if vars(module).get(name, ours) is ours or _JOURNAL.owns(module, name)
     }
     for name, ours in added.items():
-        _JOURNAL.set(module, name, ours)
         if isinstance(names, dict):
             _JOURNAL.put(names, name, ours)
-        else:
+        else:  # which fails for a tuple, say
             _JOURNAL.append(names, name)
+        _JOURNAL.set(module, name, ours)
     if taken := sorted(classes.keys() - added.keys()):
         warn_once(module.__name__, CarftError(f"it has its own {', '.join(taken)}"))
     return added
@@ -205,9 +205,8 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
         return
     missed = dict(classes)
     for name, ours in classes.items():
-        with contextlib.suppress(
-            Exception
-        ):  # upstream raises NotImplementedError, a table KeyError
+        # Upstream raises NotImplementedError, a table KeyError.
+        with contextlib.suppress(Exception):
             if original(name) is ours:
                 del missed[name]
     if not missed:

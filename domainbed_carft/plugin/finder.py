@@ -9,15 +9,27 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from types import ModuleType
 
-from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_once
+from domainbed_carft.plugin.names import HOST_MODULES, OWN_MODULES, RUNNING, warn_once
+
+# What is being searched for just now: another hook may search as we do, and so come back to us.
+_SOUGHT: set[str] = set()
 
 
 def extended_spec(
     ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return what the finders beside `ours` find, with a loader that extends the module."""
+    """Return what the finders beside `ours` find, with a loader that extends the module.
+
+    None for modules that get no addition.
+    """
+    if name in _SOUGHT or name not in (*HOST_MODULES, *OWN_MODULES):
+        return None
     others = [finder for finder in sys.meta_path if finder is not ours]
-    spec = _search(others, name, path, target)
+    _SOUGHT.add(name)
+    try:
+        spec = _search(others, name, path, target)
+    finally:
+        _SOUGHT.discard(name)
     if spec is not None:
         try:
             _wrap(spec)

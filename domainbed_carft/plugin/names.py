@@ -1,5 +1,12 @@
 """What the hooks wait for, and their one warning."""
 
+from __future__ import annotations
+
+import sys
+import warnings
+
+from domainbed_carft.errors import CarftWarning
+
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 # The modules of domainbed that get additions, see `additions`.
@@ -16,9 +23,9 @@ HOST_MODULES = (
 OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 
 # Those of OWN_MODULES that are being executed just now.
-RUNNING: "set[str]" = set()
+RUNNING: set[str] = set()
 
-_TOLD: "list[str]" = []
+_TOLD: list[str] = []
 
 
 def warn_once(name: str, error: BaseException) -> None:
@@ -26,12 +33,6 @@ def warn_once(name: str, error: BaseException) -> None:
     if _TOLD:
         return
     _TOLD.append(name)
-    # All of this is for a day that should not come, and stays out of every other start.
-    import sys
-    import warnings
-
-    from domainbed_carft.errors import CarftWarning
-
     message = (
         f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and leaves "
         f"it as it is. {SWITCH}=1 in the environment switches domainbed-carft off."

@@ -92,7 +92,7 @@ def _target(
             "contexts; they cannot be compared picture by picture"
         )
     remarks = [f"Trial {a.one.trial}.", a.remark, b.remark]
-    original = _original([one for one in chosen if one.trial == a.one.trial], ours)
+    original = _original([one for one in chosen if one.trial == a.one.trial], (a, b))
     if original is None:
         remarks.append(
             f"There is no KL: this needs the weights of a run of {' or '.join(_UNTRAINED)} with "
@@ -136,31 +136,33 @@ def _open(one: Selected) -> saved.TrainedRun:
     run, kept = one.outcome.runs[0], _kept(one)
     wanted = "last" if one.outcome.step == max(run.steps) else "best"
     opened = saved.open_run(run.folder, wanted if wanted in kept else kept[0])
-    named = tuple(opened.args.get(name) for name in ("dataset", "algorithm", "test_envs"))
-    if named != (run.dataset, run.algorithm, list(run.test_envs)):
+    names = ("dataset", "algorithm", "test_envs", "trial_seed")
+    if any(opened.args.get(name) != run.job.args[name] for name in names):
         raise CarftError(f"{opened.path} is not of the run that is recorded beside it")
     return replace(opened, step=int(max(run.steps))) if opened.step is None else opened
 
 
-def _original(others: Sequence[Selected], ours: Sequence[Selected]) -> saved.TrainedRun | None:
+def _original(others: Sequence[Selected], ours: Sequence[Judged]) -> saved.TrainedRun | None:
     """A saved run whose encoder is the CLIP that both of ``ours`` started from."""
-
-    def start(one: Selected) -> list[Any]:
-        hparams = one.outcome.runs[0].recorded
-        return [hparams.get(name) for name in _SAME]
-
     for one in others:
-        same = all(start(one) == start(other) and start(one)[0] for other in ours)
-        if one.algorithm in _UNTRAINED and same and _kept(one):
+        if one.algorithm in _UNTRAINED and _kept(one):
             with contextlib.suppress(CarftError):  # broken, which is nothing against the pair
-                return _open(one)
+                opened = _open(one)
+                if all(_start(opened) == _start(other.run) for other in ours):
+                    return opened
     return None
+
+
+def _start(run: saved.TrainedRun) -> list[Any]:
+    return [run.contexts, *(run.hparams[name] for name in _SAME)]
 
 
 def _judge(one: Selected, data_dir: str | None) -> Judged:
     run = _open(one)
     name = f"env{one.target}_in"
-    (split,) = (split for split in splits.splits(run, data_dir) if split.name == name)
+    split = next((split for split in splits.splits(run, data_dir) if split.name == name), None)
+    if not split:
+        raise CarftError(f"{run.path} has no picture in {name}, the split that was left out")
     device = splits.choose_device(None)
     run.algorithm.to(device)
     probabilities, labels = [], []

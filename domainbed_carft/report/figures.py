@@ -22,7 +22,6 @@ INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#d8dee4", "#ffffff"
 _WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
 _DPI = 180  # of the PNG
 _ROW = 0.2  # inches a bar
-_END = 110  # in percent, where the numbers behind bars begin at most: a record may have any number
 
 
 class Look(NamedTuple):
@@ -131,12 +130,12 @@ def bars(name: str, table: Table, looks: Looks) -> Figure:
                 linewidth=0.6, xerr=error,
                 error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
             )  # fmt: skip
-            end = min((cell.mean or 0.0) + (error or 0.0), _END)
+            end = (cell.mean or 0.0) + (error or 0.0)
             axes.text(end + 1.5, height, f"{cell.mean:.1f}", va="center", fontsize=9)
         height += 1.6
     axes.set_yticks(list(names), list(names.values()))
     axes.tick_params(axis="y", length=0)
-    axes.set(ylim=(height - 0.7, -0.8), xlim=(0, _END + 12), xticks=range(0, 101, 20))
+    axes.set(ylim=(height - 0.7, -0.8), xlim=(0, 122), xticks=range(0, 101, 20))
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy (%)")

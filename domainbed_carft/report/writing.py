@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import __version__, text
+from domainbed_carft import __version__, files, text
 from domainbed_carft.errors import CarftError
 
 INDEX = "index.html"
@@ -22,11 +22,12 @@ _STAGE = ".carft-"  # where the files are until all of them are there
 def require_place(folder: Path) -> None:
     """Raise CarftError unless ``folder`` can take a report: new, empty, or an earlier report's."""
     try:
-        there = sorted(name for name in os.listdir(folder) if not name.startswith(_STAGE))
-    except FileNotFoundError:
-        return
+        near = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        with tempfile.TemporaryFile(dir=near):  # nothing is made before there is a report
+            names = os.listdir(folder) if near == folder else []
     except OSError as error:
-        raise _not_written(folder, error) from error
+        raise files.not_written(folder, error) from error
+    there = sorted(name for name in names if not name.startswith(_STAGE))
     if there and _OURS not in _earlier(folder):
         raise CarftError(
             f"-o {folder} has other files ({', '.join(there[:3])}{', ...' * (len(there) > 3)}); "
@@ -58,7 +59,7 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
         for name in gone:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise _not_written(folder, error) from error
+        raise files.not_written(folder, error) from error
     return folder / INDEX
 
 
@@ -76,8 +77,3 @@ def _render(page: Mapping[str, Any]) -> str:
     environment.finalize = lambda value: text.shown(value) if type(value) is str else value
     template = environment.get_template("report/page.html.j2")
     return template.render(page=page, version=__version__)
-
-
-def _not_written(folder: Path, error: OSError) -> CarftError:
-    why = f"-o {folder} cannot be written: {error.strerror}"
-    return CarftError(f"{why}; choose a folder that can be written, on a disk with room")
