@@ -6,8 +6,6 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 from domainbed_carft import plugin
 from domainbed_carft.plugin import names
 
