@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,23 +15,6 @@ from domainbed_carft.results import collection as collecting
 REPO = Path(__file__).resolve().parents[1]
 
 TOP_LEVEL = ("data_edition", "environments", "protocol")
-
-
-LOADED = """
-import json, sys
-from domainbed_carft import cli
-status = cli.main(sys.argv[1:])
-heavy = {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"} & set(sys.modules)
-print(json.dumps([status, sorted(heavy)]), file=sys.stderr)
-"""
-
-
-def loaded(*words):
-    """The exit status of ``carft``, and what it loads that takes long."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, *map(str, words)], capture_output=True, text=True
-    )
-    return json.loads(done.stderr.splitlines()[-1])
 
 
 def benchmark(name):
@@ -69,6 +51,13 @@ def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **give
     if done:
         (job / "done").write_text("done")
     return job
+
+
+def change_records(job, change):
+    """Rewrite a job's records as ``change`` returns them."""
+    path = job / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
 
 
 def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=False, **given):

@@ -7,16 +7,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from PIL import Image
+from data_trees import jpeg
 
-
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-PICTURE = picture()
+PICTURE = jpeg(size=(2, 2))
 
 
 def write(folder: Path, names: list[str]) -> Path:

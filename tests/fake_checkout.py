@@ -2,7 +2,7 @@
 
 `write_checkout` makes a DomainBed checkout with the parts of its contract that the plugin meets;
 `write_carft` our package with its real plugin but with modules that need no torch. The real ones
-meet the real harness in `test_plugin.test_the_real_modules_in_the_harness`.
+meet the real harness wherever a test trains, and in `test_doctor`.
 """
 
 from __future__ import annotations

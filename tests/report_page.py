@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from html.parser import HTMLParser
@@ -95,6 +94,11 @@ def contents(folder):
     }
 
 
+def drift(draw):
+    """What our algorithms' records measure of the distance from the original."""
+    return {"loss_kl": draw.random(), "context_agreement": draw.random()}
+
+
 def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **given):
     """A sweep of our algorithms, whose records have what they measure of the drift."""
     draw = random.Random(0)
@@ -107,11 +111,8 @@ def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **given):
                     recorded={"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"},
                     **given,
                 )  # fmt: skip
-                path = job / "results.jsonl"
-                records = [json.loads(line) for line in path.read_text().splitlines()]
-                for record in records if algorithm in ("CARFT", "CLIPFineTune") else ():
-                    record |= {"loss_kl": draw.random(), "context_agreement": draw.random()}
-                path.write_text("".join(json.dumps(record) + "\n" for record in records))
+                if algorithm in ("CARFT", "CLIPFineTune"):
+                    collect_sweeps.change_records(job, lambda record: record | drift(draw))
 
 
 def write_incomplete(folder):

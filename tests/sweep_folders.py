@@ -31,7 +31,10 @@ with launches.in_hand("pool", [Job({}, Path(sys.argv[1]))]):
 """
 
 
-def launched(folder, text):
+EIGHT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
+
+
+def launched(folder, text=EIGHT):
     """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
     made = sources.parse(text, "x.yaml")
     jobs = made.jobs("D", Path(folder))

@@ -37,7 +37,7 @@ def events(folder):
     return [line["event"] for line in story(folder)]
 
 
-def wait_until(condition, seconds=60, what="it did not come to that", pause=0.05):
+def wait_until(condition, seconds=240, what="it did not come to that", pause=0.05):
     """Wait for a condition, and return what it gives."""
     end = time.monotonic() + seconds
     while not (found := condition()):

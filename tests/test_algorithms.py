@@ -282,9 +282,7 @@ def test_building_an_algorithm_leaves_the_training_randomness_alone(random_tiny)
     ("shape", "overrides", "message"),
     [
         ((2, 28, 28), {}, r"shape \(2, 28, 28\), expected \(3, height, width\)"),
-        ((3, 28, 28), {"contexts": ["a {}"]}, "has 1 template; expected at least two"),
         ((3, 28, 28), {"kl_wight": 1.0}, "unknown hparam 'kl_wight'; did you mean 'kl_weight'"),
-        ((3, 28, 28), {"class_names": ["a", "b"]}, "2 class names"),
     ],
 )
 def test_bad_input_is_refused(random_tiny, shape, overrides, message):

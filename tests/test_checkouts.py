@@ -220,20 +220,3 @@ def test_the_hosts_own_calls_do_what_they_did(installations, shape, tmp_path) ->
     with_us = run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS)
     assert with_us == run(installations["wheel"], root, "-c", HOSTS_OWN_CALLS, **off)
     assert with_us.splitlines()[0] == "ERM" and "TypeError" in with_us
-
-
-EXTENDED = """
-import json
-from domainbed import algorithms, datasets
-print(json.dumps([algorithms.ALGORITHMS, datasets.DATASETS]))
-"""
-
-
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
-def test_the_switch(installations, kind, tmp_path) -> None:
-    installed, classic = installations[kind], write("classic", tmp_path)
-    untouched = [["ERM"], ["Pets"]]
-    extended = [["ERM", *OURS], ["Pets", "EmojiStyles"]]
-    assert json.loads(run(installed, classic, "-c", EXTENDED)) == extended
-    off = {"DOMAINBED_CARFT_DISABLE": "1"}
-    assert json.loads(run(installed, classic, "-c", EXTENDED, **off)) == untouched

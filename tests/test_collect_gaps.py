@@ -1,11 +1,11 @@
 """Incomplete cells say what they lack."""
 
-import json
 import shutil
 
 import collect_sweeps
 import numpy as np
 import pytest
+from collect_sweeps import change_records
 from domainbed.scripts import collect_results
 
 from domainbed_carft import cli
@@ -85,20 +85,13 @@ def test_runs_that_broke_off(tmp_path):
     ]
 
 
-def write_records(job, change):
-    """Rewrite a job's records as ``change`` returns them."""
-    path = job / "results.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
-
-
 @pytest.mark.parametrize("method", ["oracle", "training-domain", "in-domain"])
 def test_what_is_no_number_is_not_the_best(tmp_path, method):
     targets = [] if method == "in-domain" else [0]
     for choice in range(2):
         collect_sweeps.write_job(tmp_path, f"{choice}", test_envs=targets, hparams_seed=choice)
     nan = {"env0_out_acc": float("nan"), "env1_out_acc": float("nan"), "env0_in_acc": 0.01}
-    write_records(tmp_path / "1", lambda record: {**record, **nan})
+    change_records(tmp_path / "1", lambda record: {**record, **nan})
     table = collect_sweeps.tables(tmp_path)["", method, "PACS"]
     cell = collect_sweeps.cell(table, "ERM", "A")
     assert cell["mean"] > 20 and cell["n"] == 1
@@ -119,9 +112,11 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     job = tmp_path / "sweep" / "ERM-0-0-1"
     # Chance predictions that would win everywhere.
     best = {f"env{i}_{split}_acc": 1.0 for i in range(4) for split in ("in", "out")}
-    write_records(job, lambda record: {**record, **(best if record["step"] > 0 else {})})
+    change_records(job, lambda record: {**record, **(best if record["step"] > 0 else {})})
     unmarked = harness_tables(tmp_path / "sweep", capsys)
-    write_records(job, lambda record: {**record, **(mark if record["step"] > 0 else {"loss": 1.5})})
+    change_records(
+        job, lambda record: {**record, **(mark if record["step"] > 0 else {"loss": 1.5})}
+    )
     assert harness_tables(tmp_path / "sweep", capsys) == unmarked
 
     # What is left of the job is its record of step 0.
@@ -151,7 +146,7 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
 def test_a_record_after_the_update_that_broke_the_weights_does_not_count(tmp_path, step, first):
     """The first loss that is not finite is that of the step after this update."""
     job = collect_sweeps.write_job(tmp_path)
-    write_records(job, lambda r: {**r, **({"diverged_at": step} if r["step"] >= step else {})})
+    change_records(job, lambda r: {**r, **({"diverged_at": step} if r["step"] >= step else {})})
     (run,) = records.read([tmp_path]).runs
     known = ~np.isnan(np.array(run.accuracies)).reshape(3, 8)
     assert known.all(axis=1).tolist() == known.any(axis=1).tolist()

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
+from data_trees import even, grow, jpeg
 from fake_checkout import REPO
-from PIL import Image
 from test_checkouts import write
 
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
@@ -32,10 +32,7 @@ def host(request, tmp_path):
     The data is broken, though it can be trained on: its classes are splits.
     """
     root = tmp_path / "data" / "Pets"
-    for place in ("a/test", "a/train", "b/test", "b/train", "c/test", "c/train"):
-        (root / place).mkdir(parents=True)
-        for number in range(5):
-            Image.new("RGB", (8, 8)).save(root / place / f"{number}.png")
+    grow(root, even(["test", "train"], "abc", 5), jpeg(size=(8, 8)))
     if request.param == "harness":
         return tmp_path, root, ["--dataset", str(root)], "Still"
     checkout = write("classic", tmp_path)

@@ -94,14 +94,3 @@ def test_trained_and_tabulated(name, test_env, tmp_path, capsys):
     header, row = (line.split() for line in oracle.splitlines()[1:3])
     assert header == ["Algorithm", *LABELS[name].split(), "Avg"]
     assert row[0] == "CARFT" and row[1 + test_env] == f"{100 * last[f'env{test_env}_in_acc']:.1f}"
-
-
-def test_a_web_page_with_a_pictures_name(tmp_path, capsys):
-    """A job comes to it at its first checkpoint, and names it."""
-    plant(tmp_path, "VLCS", 2)
-    page = tmp_path / "VLCS" / "SUN09" / "dog" / "it's a page.jpg"
-    page.write_text("<html>Not found</html>")
-    assert train_two_steps("VLCS", tmp_path, tmp_path / "out", 0) == 1
-    assert not (tmp_path / "out" / "results.jsonl").exists()
-    message = capsys.readouterr().err
-    assert "cannot identify image file" in message and "it's a page.jpg" in message

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
+from data_trees import even, grow, jpeg
 from domainbed import datasets
 from domainbed.scripts import train
-from PIL import Image
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
 
 from domainbed_carft.data import benchmarks, verify
@@ -114,10 +114,7 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
 
 def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
     """What no count shows: an empty file."""
-    for folder in ("art/cat", "art/dog", "photo/cat", "photo/dog"):
-        (tmp_path / folder).mkdir(parents=True)
-        for number in range(4):
-            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{number}.png")
+    grow(tmp_path, even(["cat", "dog"], pictures=4), jpeg(size=(8, 8)))
     (tmp_path / "photo" / "dog" / "4.png").touch()
     values = settings(random_tiny, class_names=f"dataset:{tmp_path}")
     cls = datasets.get_dataset_class(str(tmp_path))
@@ -134,10 +131,7 @@ def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
 
 
 def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "only" / name).mkdir(parents=True)
-        for number in range(5):
-            Image.new("RGB", (8, 8)).save(tmp_path / "only" / name / f"{number}.png")
+    grow(tmp_path, even(["cat", "dog"], ["only"], 5), jpeg(size=(8, 8)))
     hparams = {"clip_backbone": str(random_tiny), "batch_size": 2, "warmup_steps": 0}
     arguments = ["--algorithm", "CARFT", "--dataset", str(tmp_path), "--test_envs", "--steps", "2"]
     more = ["--workers", "0", "--hparams", json.dumps(hparams)]

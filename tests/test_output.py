@@ -11,7 +11,6 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli, files
-from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building
 
 
@@ -128,10 +127,3 @@ def test_a_full_disk_leaves_the_old_table(sweep, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and f"{path} could not be written" in done.stderr
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["table.txt"]
-
-
-def test_an_output_is_refused_before_anything_takes_time(sweep, tmp_path):
-    with pytest.raises(CarftError, match="a file in a folder that exists"):
-        files.require_output(tmp_path / "no" / "file")
-    with pytest.raises(CarftError, match="would overwrite a file of a job or sweep"):
-        files.require_output(sweep / "job" / "results.jsonl")

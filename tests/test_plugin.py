@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_checkout import HOST, OUR_HPARAMS, OURS, Site, write_checkout
+
+from domainbed_carft.method import hparams
+from domainbed_carft.plugin import additions
 
 
 @pytest.fixture
@@ -231,3 +235,30 @@ print(json.dumps([
     # with what the host expects of its data sets behind ours
     bases = ["EmojiStyles", "EmojiStyles", "MultipleDomainDataset", "object"]
     assert site.json("-c", code, cwd=checkout) == [True, bases, names]
+
+
+# The switch, registering by hand, values of a host
+
+
+def test_the_switch(site: Site, checkout: Path) -> None:
+    off = {"DOMAINBED_CARFT_DISABLE": "YES"}
+    assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
+    done = site.run("-c", "import domainbed", **off)
+    assert "No module named 'domainbed'" in done.stderr
+    for value in ("", "0", "false"):
+        assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
+
+
+def test_registering_by_hand_raises_what_the_hook_only_warns_of(site: Site, checkout: Path) -> None:
+    (site.package / "method" / "algorithms.py").write_text("raise RuntimeError('planted')\n")
+    code = "import domainbed.algorithms, domainbed_carft; domainbed_carft.register()"
+    done = site.run("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
+    assert done.stderr.endswith("CarftError: domainbed.algorithms cannot be extended: planted\n")
+
+
+def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons() -> None:
+    """Upstream draws some by RandomState.choice; no restricted reader would read those back."""
+    theirs = {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
+    drawn = additions._overlaid(lambda algorithm, dataset, seed: theirs, hparams, 1)
+    found = drawn("CARFT", "PACS", 1)
+    assert [type(found[key]) for key in theirs] == [float, int, str]

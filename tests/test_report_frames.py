@@ -3,8 +3,10 @@
 import json
 import random
 
+import collect_sweeps
 import numpy as np
 import pytest
+import report_page
 from domainbed.lib import reporting
 from domainbed.model_selection import IIDAccuracySelectionMethod
 
@@ -12,38 +14,24 @@ from domainbed_carft.report import frames
 from domainbed_carft.results import collection
 
 ENVIRONMENTS = 4
-KEYS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-STEPS = (0, 25, 50)
+KEYS = ("algorithm", "test_envs", "trial_seed", "hparams_seed")
+STEPS = (0, 100, 200)
 
 
-def write_records(folder, trials=3, choices=2):
-    """A job folder for each combination, with accuracies on a grid coarse enough for ties."""
+def write_records(folder):
+    """A complete sweep and one job that leaves two out; only CARFT's records have the drift."""
+    collect_sweeps.write_sweep(folder, ["CARFT", "CLIPFineTune"], trials=3)
+    collect_sweeps.write_job(folder, "pair", algorithm="CLIPFineTune", test_envs=[0, 1])
     draw = random.Random(0)
-    for algorithm in ("CARFT", "CLIPFineTune"):
-        for trial in range(trials):
-            for choice in range(choices):
-                for targets in [[t] for t in range(ENVIRONMENTS)] + [[0, 1]]:
-                    job = folder / f"{algorithm}-{trial}-{choice}-{targets}"
-                    job.mkdir(parents=True)
-                    args = dict(zip(KEYS, ("EmojiStyles", algorithm, targets, trial, choice)))
-                    lines = [json.dumps(_record(draw, step, args)) + "\n" for step in STEPS]
-                    (job / "results.jsonl").write_text("".join(lines))
+    for job in folder.glob("CARFT-*"):
+        collect_sweeps.change_records(job, lambda record: record | report_page.drift(draw))
     return folder
-
-
-def _record(draw, step, args):
-    record = {"step": step, "epoch": step / 10, "hparams": {}, "args": args}
-    for env in range(ENVIRONMENTS):
-        record |= {f"env{env}_{split}_acc": draw.randrange(5) / 4 for split in ("in", "out")}
-    if args["algorithm"] == "CARFT":
-        record |= {"loss_kl": draw.random(), "context_agreement": draw.random()}
-    return record
 
 
 def recorded(folder):
     """(algorithm, targets, trial, choice, step) -> record, read plainly."""
     return {
-        (*(str(record["args"][key]) for key in KEYS[1:]), record["step"]): record
+        (*(str(record["args"][key]) for key in KEYS), record["step"]): record
         for path in folder.glob("*/results.jsonl")
         for record in map(json.loads, path.read_text().splitlines())
     }

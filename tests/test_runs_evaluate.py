@@ -83,6 +83,7 @@ def test_text_for_people(pets, capsys):
     [
         (["gone"], "gone cannot be read: No such file or directory"),
         (["CARFT", "--device", "gpu"], "expected cpu, cuda or cuda:N"),
+        (["CARFT", "--device", "meta"], "--device meta cannot be used"),
         (["CARFT", "-o", "CARFT/done/x"], "expected the name of a file in a folder that exists"),
         (["CARFT", "--batch_size", "0"], "'0'; expected a whole number of at least 1"),
     ],
@@ -106,6 +107,10 @@ def test_what_is_there_already_in_a_job_is_never_overwritten(pets, tmp_path, cap
         assert "would overwrite a file of a job or sweep" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in job.iterdir()} == before
     assert cli.main(["evaluate", str(job), "-o", str(job / "found.txt")]) == 0
+    alone = shutil.copy(job / "model.pkl", tmp_path)  # no job's, but what is read
+    assert cli.main(["evaluate", alone, "-o", alone]) == 1
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert (tmp_path / "model.pkl").read_bytes() == before["model.pkl"]
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -191,16 +190,3 @@ def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch,
     assert cli.main(list(map(str, arguments))) == 1
     said = "carft: the memory does not suffice for --batch_size 77; give a smaller number"
     assert capfd.readouterr().err.startswith(said)
-
-
-def test_what_is_told_before_anything_is_read(pets, tmp_path, capfd):
-    shutil.copy(pets / "CARFT" / "model.pkl", tmp_path)  # alone
-    before = (tmp_path / "model.pkl").read_bytes()
-    for more, said in (
-        (["-o", tmp_path / "model.pkl"], "would overwrite an input"),
-        (["-o", tmp_path / ("a" * 300) / "x"], "in a folder that exists"),
-        (["--device", "meta"], "--device meta cannot be used"),
-    ):
-        assert cli.main(list(map(str, ["evaluate", tmp_path, *more]))) == 1
-        assert said in capfd.readouterr().err
-    assert (tmp_path / "model.pkl").read_bytes() == before

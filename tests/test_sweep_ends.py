@@ -4,7 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from sweep_folders import ended
+from sweep_folders import ended, finish
 
 from domainbed_carft import cli, launchers
 
@@ -28,10 +28,9 @@ def launch(out, monkeypatch):
     return start
 
 
-def finish(jobs, environment=None):
+def finish_all(jobs, environment=None):
     for job in jobs:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "done").touch()
+        finish(job)
     return []
 
 
@@ -49,10 +48,10 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, caps
     assert "exit status 75: words of 75" in said and "No space left on device" in said
     holder = others.running[0].pid
     assert f"running, {os.uname().nodename}, process {holder}, since" in said
-    assert launch(finish) == 1
+    assert launch(finish_all) == 1
     assert "1 job not done:" in capsys.readouterr().err
     others.kill()
-    assert launch(finish) == launch(finish) == 0
+    assert launch(finish_all) == launch(finish_all) == 0
 
 
 @pytest.mark.parametrize(("name", "taken"), [("pool", 3), ("local", 3), ("slurm", 2)])
@@ -64,7 +63,7 @@ def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
     def note(jobs, environment):
         seen.append([job.folder for job in jobs])
         if name != "slurm" and len(seen) > 1:
-            finish(jobs)
+            finish_all(jobs)
 
     launch(note, "--launcher", "slurm")
     others.queue(SimpleNamespace(folder=seen[0][0]))

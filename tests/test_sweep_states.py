@@ -13,14 +13,12 @@ from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 
-TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
-
 
 @pytest.fixture
 def sweep(tmp_path):
     """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
     folder = tmp_path / "it's out"
-    return folder, launched(folder, TEXT)
+    return folder, launched(folder)
 
 
 def status(folder, job):
@@ -125,13 +123,10 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     assert cli.main(["sweep", "status", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "\\x1b]0;own" in said and not {"\x1b", "\u202e", "\x07"} & set(said)
-    bad = '{"version": 1, "datasets": {}, "jobs": [{"folder": 3, "variant": "", "args": {}}]}'
-    huge = '{"version": 1, "datasets": {"x": {"labels": [], "pictures": [Infinity]}}}'
-    for text in ('{"version": ' + "[" * 100_000, '{"version": 2}', '{"version": 1}', bad, huge):
-        (folder / "sweep.json").write_text(text)
-        assert cli.main(["sweep", "status", str(folder)]) == 1
-        said = capsys.readouterr().err
-        assert "sweep.json is not a manifest" in said and said.count("\n") == 1
+    (folder / "sweep.json").write_text('{"version": ' + "[" * 100_000)
+    assert cli.main(["sweep", "status", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "sweep.json is not a manifest" in said and said.count("\n") == 1
 
 
 def test_watch_looks_again_until_nothing_moves(sweep, others, capsys):

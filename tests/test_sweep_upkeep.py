@@ -9,13 +9,11 @@ from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states, upkeep
 
-TEXT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
-
 
 @pytest.fixture
 def sweep(tmp_path):
     folder = tmp_path / "it's out"
-    return folder, launched(folder, TEXT)
+    return folder, launched(folder)
 
 
 def carft(capsys, command, folder, *flags, status=0):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from domainbed import algorithms
 
@@ -56,3 +61,19 @@ class Breaks(LinearSGD):
 
 
 ALL = (Still, LinearSGD, Breaks)
+
+
+@contextlib.contextmanager
+def stopped_in_step(number: int) -> Iterator[None]:
+    """While this lasts, LinearSGD's process is told to stop in its step of this number."""
+    original, calls = LinearSGD.update, []
+
+    def update(self: LinearSGD, *args: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LinearSGD, "update", update)
+        yield

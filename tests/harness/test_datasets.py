@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from data_trees import even, grow, jpeg
 from domainbed import datasets
 from PIL import Image
 
 HPARAMS = {"data_augmentation": True}
-
-
-def write_tree(root, environments, classes=("cat", "dog"), per_class=2):
-    """Write pictures of noise under root/environment/class/."""
-    noise = np.random.default_rng(0)
-    for environment in environments:
-        for name in classes:
-            folder = root / environment / name
-            folder.mkdir(parents=True)
-            for i in range(per_class):
-                pixels = noise.integers(0, 256, (40, 60, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +24,7 @@ def write_tree(root, environments, classes=("cat", "dog"), per_class=2):
 )
 def test_benchmarks_read_their_folder(tmp_path, name, folder):
     dataset_class = datasets.get_dataset_class(name)
-    write_tree(tmp_path / folder, dataset_class.ENVIRONMENTS, per_class=1)
+    grow(tmp_path / folder, even(["cat", "dog"], dataset_class.ENVIRONMENTS), jpeg())
     dataset = dataset_class(str(tmp_path), [0], HPARAMS)
     assert len(dataset) == len(dataset_class.ENVIRONMENTS)
     assert dataset.num_classes == 2
@@ -44,7 +32,7 @@ def test_benchmarks_read_their_folder(tmp_path, name, folder):
 
 
 def test_only_training_environments_are_augmented(tmp_path):
-    write_tree(tmp_path, ["a", "b"])
+    grow(tmp_path, even(["cat", "dog"]), jpeg())
 
     def repeats(dataset, environment):
         """Whether reading a picture twice gives the same."""
@@ -70,11 +58,6 @@ def test_pictures_are_squeezed_and_normalised(tmp_path):
 
 
 def test_cut_off_pictures_are_read(tmp_path):
-    folder = tmp_path / "only" / "noise"
-    folder.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "0.jpg")
-    whole = (folder / "0.jpg").read_bytes()
-    (folder / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    grow(tmp_path, even(["noise"], ["only"]), jpeg()[:-900])
     dataset = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
     assert dataset[0][0][0].shape == (3, 224, 224)

@@ -6,32 +6,19 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
+from data_trees import even, grow, jpeg
 from domainbed import datasets
 from domainbed.scripts import collect_results, sweep, train
-from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("registered")
 
 HPARAMS = json.dumps({"batch_size": 2})
 
 
-def write(root: Path, domains=("city", "my village"), classes=("cat's", "dog"), pictures=5) -> Path:
-    noise = np.random.RandomState(0)
-    for domain in domains:
-        for name in classes:
-            folder = root / domain / name
-            folder.mkdir(parents=True)
-            for number in range(pictures):
-                pixels = noise.randint(0, 255, (9, 9, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
-
-
 @pytest.fixture
 def pets(tmp_path):
-    return write(tmp_path / "own pets")
+    return grow(tmp_path / "own pets", even(["cat's", "dog"], ["city", "my village"], 5), jpeg())
 
 
 def run(output: Path, dataset: str, *more: str) -> list[dict]:
@@ -53,7 +40,7 @@ def test_a_path_is_a_data_set(pets, tmp_path):
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_picture_that_cannot_be_read_is_named(pets, command, workers):
     """By what a worker process meets, too; with the right file there the job goes on."""
-    spoilt = pets / "my village" / "dog" / "3.png"
+    spoilt = pets / "my village" / "dog" / "3.jpg"
     right = spoilt.read_bytes()
     spoilt.write_text("no picture")
     arguments = ["--algorithm", "Still", "--dataset", str(pets), "--output_dir", "job"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from domainbed.lib import reporting
-from domainbed.scripts import collect_results
 
 JOB = {
     "dataset": "PACS",
@@ -29,20 +27,6 @@ def line(step, value=0.0, more=(), **job):
 def write(folder, text):
     folder.mkdir()
     (folder / "results.jsonl").write_text(text)
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [
-        *({"test_envs": 0}, {"step": "x"}, {"step": True}, {"more": {"args": []}}),
-        {"more": {"args": {"dataset": "PACS"}}},
-    ],
-)
-def test_what_cannot_be_told_apart_is_no_record(tmp_path, capsys, odd):
-    write(tmp_path / "a", line(0) + line(**{"step": 1, **odd}))
-    (kept,) = reporting.load_records(str(tmp_path))
-    assert kept["step"] == 0 and "line 2 is" in capsys.readouterr().err
-    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
 
 
 def test_a_cut_off_line_is_skipped_and_named(tmp_path, capsys):

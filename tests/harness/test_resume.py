@@ -14,12 +14,12 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import warm
 from domainbed.scripts import train
-from PIL import Image
+from runs_jobs import write_pictures
+from sweep_jobs import wait_until
 
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -30,17 +30,7 @@ STEPS = 30
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Three domains, two classes, ten pictures each, of noise."""
-    root = tmp_path_factory.mktemp("data") / "noise"
-    noise = np.random.default_rng(0)
-    for domain in "abc":
-        for name in ("dot", "line"):
-            folder = root / domain / name
-            folder.mkdir(parents=True)
-            for i in range(10):
-                pixels = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
+    return write_pictures(tmp_path_factory.mktemp("data") / "noise")
 
 
 def carft(pictures: Path, folder: Path, *more: str) -> list[str]:
@@ -188,13 +178,6 @@ def test_a_signal_to_the_whole_group_reaches_the_loaders_processes_too(
     assert_same(tmp_path / "run", undisturbed)
 
 
-def wait_until(condition) -> None:
-    until = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < until, "it did not come true"
-        time.sleep(0.01)
-
-
 def quick(folder: Path, *more: str) -> list[str]:
     command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
     return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *more]
@@ -207,17 +190,7 @@ class TestWithAQuickAlgorithm:
     def stopped(self, folder: Path, *more: str, expected: int = 75) -> None:
         """Leave a run behind that has been stopped after five steps."""
         os.makedirs(folder, exist_ok=True)
-        with pytest.MonkeyPatch.context() as patch:
-            original = fakes.LinearSGD.update
-            calls = []
-
-            def update(self, *args):
-                calls.append(1)
-                if len(calls) == 5:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return original(self, *args)
-
-            patch.setattr(fakes.LinearSGD, "update", update)
+        with fakes.stopped_in_step(5):
             assert train.main(quick(folder, *more)) == expected
 
     @pytest.mark.parametrize(
@@ -360,12 +333,3 @@ class TestWithAQuickAlgorithm:
             assert f"process {os.getpid()}, since " in capsys.readouterr().err
             assert not (tmp_path / "err.txt").exists()
         assert train.main(quick(tmp_path)) == 0
-
-    def test_a_launchers_lock_is_taken_over(self, tmp_path, monkeypatch):
-        """The descriptor is inherited: the job is locked for as long as either of both lives."""
-        folder = JobFolder(tmp_path)
-        with folder.claim() as lock:
-            monkeypatch.setenv("DOMAINBED_LOCK_FD", str(lock.descriptor))
-            assert train.main(quick(tmp_path)) == 0
-            assert folder.is_held()
-        assert not folder.lock_path.exists()

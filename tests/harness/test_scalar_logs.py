@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,16 +40,7 @@ def run(folder: Path, *more: str, log: str = "tensorboard") -> int:
 
 def interrupted(folder: Path, at: int, log: str) -> None:
     """A run that was stopped after so many steps."""
-    original, calls = fakes.LinearSGD.update, []
-
-    def update(self, *args):
-        calls.append(1)
-        if len(calls) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fakes.LinearSGD, "update", update)
+    with fakes.stopped_in_step(at):
         assert run(folder, log=log) == 75
 
 
