@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from harness.test_resume import assert_same
 from sweep_jobs import (
     command,
     commands,
@@ -151,34 +152,38 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
 
 
-FOUR = """
-name: four
+ONE = """
+name: one
 datasets: [EmojiStyles]
-algorithms: [CLIPZeroShot, CARFT]
+algorithms: [CARFT]
 trials: 1
 steps: 101
-test_environments: [line, noto]
+test_environments: [line]
 """
 
 
-def test_a_job_that_is_requeued_goes_on(tmp_path):
-    out = tmp_path / "out"
-    (tmp_path / "four.yaml").write_text(FOUR)
-    launched = carft("launch", tmp_path / "four.yaml", "--output_dir", out, *FLAGS[-6:])
-    assert launched.returncode == 0, launched.stderr
+def test_a_job_that_is_requeued_ends_as_one_that_never_was(tmp_path):
+    """To the bit: records and weights."""
+    (tmp_path / "one.yaml").write_text(ONE)
+    outs = [tmp_path / "disturbed", tmp_path / "undisturbed"]
+    for out in outs:
+        launched = carft("launch", tmp_path / "one.yaml", "--output_dir", out, *FLAGS[-6:])
+        assert launched.returncode == 0, launched.stderr
 
     def in_the_middle():
-        jobs = [job for job in look(out)["jobs"] if job["algorithm"] != "CLIPZeroShot"]
-        return [job for job in jobs if job["state"] == "running" and 0 < job["step"] < 60]
+        (job,) = look(outs[0])["jobs"]
+        return job if job["state"] == "running" and 0 < (job["step"] or 0) < 60 else None
 
-    job = wait_for(in_the_middle)[0]
+    job = wait_for(in_the_middle)
     subprocess.run(["scontrol", "requeue", job["slurm"]], check=True)
     folder = Path(job["folder"])
     wait_for((folder / "attempts.jsonl").exists)
     time.sleep(6)  # sooner, the node would not take it again
     # By itself SLURM waits two minutes before it starts a job again.
     subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
-    wait_for(lambda: look(out)["counts"]["done"] == 4, 600)
+    wait_for(lambda: all(look(out)["counts"]["done"] for out in outs), 600)
     wait_for(lambda: len(JobFolder(folder).attempts()) == 2)  # it is done a little earlier
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
     assert "Goes on after step" in (folder / "out.txt").read_text()
+    wait_for((outs[1] / folder.name / "attempts.jsonl").exists)
+    assert_same(folder, outs[1] / folder.name)
