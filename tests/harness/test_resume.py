@@ -81,7 +81,12 @@ def undisturbed(pictures, tmp_path_factory) -> Path:
     return folder
 
 
-def test_killed_at_twenty_random_moments(pictures, undisturbed, tmp_path):
+MIXED = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL] * 20, [*MIXED, signal.SIGKILL]])
+def test_ended_at_random_moments(pictures, undisturbed, tmp_path, numbers):
+    """By twenty kills, or by whatever signal comes."""
     chance = random.Random(time.time_ns())
     began = time.monotonic()
     process = start(carft(pictures, tmp_path / "first"))
@@ -90,17 +95,18 @@ def test_killed_at_twenty_random_moments(pictures, undisturbed, tmp_path):
     process.kill()
     process.wait()
     folder = tmp_path / "killed"
-    kills, went_on = 0, set()
-    while kills < 20:
+    left, went_on = chance.sample(numbers, len(numbers)), set()
+    while left:
         process = start(carft(pictures, folder))
         time.sleep(chance.uniform(0.0, 2 * until_saved))
-        process.kill()
-        if process.wait() == -signal.SIGKILL:
-            kills += 1
+        if process.returncode is None:
+            os.kill(process.pid, left[-1])
+        if process.wait():
+            left.pop()
             went_on.add((folder / "state.pt").exists())
-        else:  # it was quicker than twenty kills: what it left is done, so again
+        else:  # it was quicker than they: what it left is done, so again
             assert_same(folder, undisturbed)
-            folder = tmp_path / f"killed after {kills}"
+            folder = tmp_path / f"ended, {len(left)} to come"
     assert run(carft(pictures, folder)) == 0
     assert_same(folder, undisturbed)
     assert True in went_on
