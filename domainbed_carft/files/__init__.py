@@ -121,7 +121,8 @@ def _umasked() -> int:
 
 def not_written(path: Path, error: Exception) -> CarftError:
     """What to raise where ``path``, a file or a folder, could not be written."""
-    reason = getattr(error, "strerror", None) or error
+    # torch hides the error of a write behind one of its own.
+    reason = getattr(error, "strerror", None) or getattr(error.__context__, "strerror", error)
     return CarftError(
         f"{path} could not be written: {reason}; choose a folder that can be written, on a disk "
         "with room"

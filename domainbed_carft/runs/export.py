@@ -21,7 +21,7 @@ from torch import Tensor
 from domainbed_carft import __version__, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import require_output
+from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
@@ -99,13 +99,8 @@ def export(
             staged.readme.write_text(page, encoding="utf-8", errors="replace")
             for made, path in zip(staged, files):
                 os.replace(made, path)
-    except (OSError, RuntimeError) as error:  # torch's own, behind which it hides that of a write
-        hidden = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(hidden, "strerror", None) or error
-        raise CarftError(
-            f"the export could not be written to {folder}: {reason}; nothing was overwritten. Make "
-            "room there, or choose another folder"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        raise not_written(weights, error) from error
     return files
 
 
