@@ -6,6 +6,7 @@ encoder in place of the original's. The head has no place in that format and sta
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
 from domainbed_carft.method import backbone, pictures
 from domainbed_carft.method.algorithms import CLIPAlgorithm
-from domainbed_carft.runs.saved import TrainedRun, original_clip
+from domainbed_carft.runs.saved import TrainedRun, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")
 
@@ -53,6 +54,16 @@ class Files(NamedTuple):
         """The files whose weights are to be in ``weights``."""
         suffixes = (".head.pt", ".json", ".md")
         return cls(weights, *(weights.with_suffix(suffix) for suffix in suffixes))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Open the run, export it, and print where to."""
+    opened = open_run(arguments.path, arguments.which)
+    how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
+    files = export(opened, arguments.output, **how)
+    what = f"{opened.args['algorithm']} on {opened.args['dataset']}, {opened.path.name}"
+    told = f"{files.weights}: {what} as a CLIP in OpenAI's format; {files.readme} says more"
+    print(text.shown(told))
 
 
 def export(
