@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from data_trees import even, grow, jpeg
+from data_trees import even, grow, jpeg, judged
 from domainbed import datasets
 from domainbed.scripts import train
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
@@ -90,7 +90,7 @@ def pets(weights, counts, **overrides):
     values = settings(weights, class_names="dataset:PACS", **overrides)
     shown = [observed.Environment(name, known.classes) for name in counts]
     found = {name: dict(zip(known.classes, number)) for name, number in counts.items()}
-    observed.remember(values, "PACS", shown, verify.judge("PACS", found))
+    observed.remember(values, "PACS", shown, judged("PACS", found))
     return algorithms.CARFT((3, 28, 28), 7, 3, values)
 
 

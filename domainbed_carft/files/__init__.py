@@ -17,18 +17,13 @@ from domainbed_carft.errors import CarftError
 HALF_WRITTEN = ".carft-*.part"
 
 
-def write(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Let ``write_to`` fill a file beside ``path``, then give it that name; folders are made.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Have the block fill a file beside ``path``, then give it that name; folders are made.
 
     A reader sees what was there before or the whole file, and of two writers at once the last one
     wins. A link stays one. Permissions are those of the file before, else as the umask has them.
     """
-    with _beside(path) as beside:
-        write_to(beside)
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name that nobody can have put a link at. With an ending: torch takes none for a name.
@@ -45,9 +40,10 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, write_to: Callable[[Path], object]) -> None:
-    """As ``write``; raises CarftError where that fails, and what was there before is untouched."""
+    """Have ``write_to`` do the same; CarftError where that fails, with what was there untouched."""
     try:
-        write(path, write_to)
+        with replacing(path) as beside:
+            write_to(beside)
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         raise not_written(path, error) from error
 
@@ -62,7 +58,7 @@ def save_text(path: Path, text: str) -> None:
 def stream(path: Path | None) -> Iterator[TextIO]:
     """A text file in UTF-8 to write line after line, standard output without a path.
 
-    The file has its name when the block is done, as ``write`` has it; pipes and devices are written
+    The file has its name when the block is done, as in ``replacing``; pipes and devices are written
     to directly. Raises CarftError where it cannot be written.
     """
     if path is None:
@@ -71,7 +67,7 @@ def stream(path: Path | None) -> Iterator[TextIO]:
         return
     try:
         with contextlib.ExitStack() as stack:
-            place = stack.enter_context(_beside(path)) if _is_replaceable(path) else path
+            place = stack.enter_context(replacing(path)) if _is_replaceable(path) else path
             with place.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 yield file
     except OSError as error:
@@ -121,7 +117,8 @@ def _umasked() -> int:
 
 def not_written(path: Path, error: Exception) -> CarftError:
     """What to raise where ``path``, a file or a folder, could not be written."""
-    reason = getattr(error, "strerror", None) or error
+    # torch hides the error of a write behind one of its own.
+    reason = getattr(error, "strerror", None) or getattr(error.__context__, "strerror", error)
     return CarftError(
         f"{path} could not be written: {reason}; choose a folder that can be written, on a disk "
         "with room"

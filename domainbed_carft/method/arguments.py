@@ -29,17 +29,7 @@ def allow(keys: Iterable[str]) -> None:
 
 
 def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError for hparams that ``check_hparams`` refuses and for pictures not RGB."""
-    check_hparams(hparams)
-    if len(input_shape) != 3 or input_shape[0] != 3:
-        raise CarftError(
-            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
-            "width), as CLIP reads RGB"
-        )
-
-
-def check_hparams(hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError, naming all of them at once, for unknown, missing and invalid entries.
+    """Raise CarftError for pictures not RGB and for all unknown, missing and invalid hparams.
 
     Forks add keys of their own on the way from the registry to the algorithm (DPLCLIP its test
     environments, MIRO its whole configuration). So a key counts as unknown only where the user gave
@@ -54,6 +44,11 @@ def check_hparams(hparams: Mapping[str, Any]) -> None:
     problems += _value_problems(hparams)
     if problems:
         raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        raise CarftError(
+            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
+            "width), as CLIP reads RGB"
+        )
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
