@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from domainbed_carft.jobs.folder import Attempt, JobFolder
-from domainbed_carft.sweep import launch, sources
+from domainbed_carft.sweep import launch, sources, states
 
 HOLD = """
 import json, sys
@@ -40,6 +40,12 @@ def launched(folder, text=EIGHT):
     jobs = made.jobs("D", Path(folder))
     launch.note(made, Path(folder), jobs)
     return jobs
+
+
+def status(folder, job):
+    """What ``carft sweep status`` knows of a job."""
+    (found,) = [one for one in states.of_output(folder)[1] if one.job.folder == job.folder]
+    return found
 
 
 class Others:

@@ -37,11 +37,6 @@ def recorded(folder):
     }
 
 
-def runs_of(folder):
-    (group,) = collection.gather([folder]).groups
-    return group.runs
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     return write_records(tmp_path_factory.mktemp("records"))
@@ -49,7 +44,8 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(sweep):
-    return runs_of(sweep)
+    (group,) = collection.gather([sweep]).groups
+    return group.runs
 
 
 def test_the_checkpoints_of_domainbeds_selection(sweep, runs):

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from sweep_folders import ended, finish, launched, record
+from sweep_folders import ended, finish, launched, record, status
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
@@ -19,11 +19,6 @@ def sweep(tmp_path):
     """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
     folder = tmp_path / "it's out"
     return folder, launched(folder)
-
-
-def status(folder, job):
-    (found,) = [one for one in states.of_output(folder)[1] if one.job.folder == job.folder]
-    return found
 
 
 def test_running_tells_where_since_when_how_far_and_how_fast(sweep, others):

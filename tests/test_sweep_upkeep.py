@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from sweep_folders import ended, finish, launched
+from sweep_folders import ended, finish, launched, status
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
@@ -27,17 +27,13 @@ def listed(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
-def state(folder, job):
-    return {one.job.folder: one.state for one in states.of_output(folder)[1]}[job.folder]
-
-
 def test_retry_keeps_how_they_ended(sweep, capsys):
     folder, (a, b, *_) = sweep
     ended(a, 1, 1, 1)
     ended(b, 2)
     said = carft(capsys, "retry", folder, "--only", "test environments 1")
     assert "1 of 2 failed jobs may be tried again" in said
-    assert (state(folder, a), state(folder, b)) == (states.FAILED, states.NOT_LAUNCHED)
+    assert [status(folder, job).state for job in (a, b)] == [states.FAILED, states.NOT_LAUNCHED]
     assert (b.folder / "attempts-1.jsonl").read_text().count("words of 2") == 1
     said = carft(capsys, "retry", folder, "--only", "DomainNet", status=1)
     assert "no failed job matches 'DomainNet'; carft sweep status lists" in said

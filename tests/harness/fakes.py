@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,12 @@ class Breaks(LinearSGD):
 
 
 ALL = (Still, LinearSGD, Breaks)
+
+
+def quick(folder: Path, *more: str) -> list[str]:
+    """Arguments of a run of four records."""
+    command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
+    return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *more]
 
 
 @contextlib.contextmanager

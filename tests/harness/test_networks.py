@@ -153,7 +153,7 @@ def test_weights_that_cannot_be_downloaded_are_a_line_that_names_the_file(
     assert "Traceback" not in err
 
 
-def test_a_file_in_place_is_read_and_a_damaged_one_named(tmp_path, monkeypatch):
+def test_a_file_in_place_is_read_and_one_of_another_network_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
@@ -161,6 +161,3 @@ def test_a_file_in_place_is_read_and_a_damaged_one_named(tmp_path, monkeypatch):
     assert torch.equal(pretrained.read(pretrained.RESNET18)["a"], torch.ones(2))
     with pytest.raises(CarftError, match=r"f37072fd.pth are not those of this Linear \(.*Replace"):
         pretrained.load(torch.nn.Linear(2, 2), pretrained.RESNET18)
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(CarftError, match=r"f37072fd.pth is cut off .*Delete the file"):
-        pretrained.read(pretrained.RESNET18)

@@ -75,19 +75,14 @@ def test_a_tree_that_is_not_in_order_is_refused_before_anything_is_made(
     assert not output.exists()
 
 
-def table(folder: Path, capsys) -> tuple[str, str]:
-    capsys.readouterr()
-    assert collect_results.main(["--input_dir", str(folder)]) == 0
-    said = capsys.readouterr()
-    return said.out, said.err
-
-
 def test_the_table_has_the_domains_as_columns_wherever_the_folder_is(pets, tmp_path, capsys):
     results = tmp_path / "sweep"
     for test_env in (0, 1):
         run(results / f"job{test_env}", str(pets), "--test_envs", str(test_env))
     pets.rename(tmp_path / "moved")
-    out, err = table(results, capsys)
+    capsys.readouterr()
+    assert collect_results.main(["--input_dir", str(results)]) == 0
+    out, err = capsys.readouterr()
     lines = out.splitlines()
     header = lines.index(
         f"-------- Dataset: {pets}, model selection method: training-domain validation set"

@@ -24,6 +24,7 @@ from sweep_jobs import wait_until
 from domainbed_carft.jobs.folder import JobFolder
 
 from . import fakes
+from .fakes import quick
 
 STEPS = 30
 
@@ -112,6 +113,36 @@ def test_ended_at_random_moments(pictures, undisturbed, tmp_path, numbers):
     assert True in went_on
 
 
+EVENTS = """
+import os, signal, sys
+from domainbed.scripts import train
+
+folder, left, *arguments = sys.argv[1:]
+left = int(left)
+
+def watch(event, args):
+    global left
+    if event in ("os.rename", "os.remove") or event == "open" and args[2] & os.O_ACCMODE:
+        left -= str(args[0]).startswith(folder)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+sys.exit(train.main(arguments))
+"""
+
+
+def test_killed_when_a_file_is_about_to_change(tmp_path):
+    """Before these of the 26 changes that make a whole run."""
+    assert run(quick(tmp_path / "whole", "--algorithm", "ERM")) == 0
+    for number in (2, 6, 14, 20, 25, 26):
+        arguments = quick(tmp_path / str(number), "--algorithm", "ERM")
+        killed = warm.run("-c", EVENTS, tmp_path / str(number), number, *arguments)
+        assert killed.returncode == -signal.SIGKILL
+        assert run(arguments) == 0
+        assert_same(tmp_path / str(number), tmp_path / "whole")
+
+
 SIGNALLED = """
 import os, sys
 from domainbed.scripts import train
@@ -182,11 +213,6 @@ def test_a_signal_to_the_whole_group_reaches_the_loaders_processes_too(
         assert process.wait() == 75, (tmp_path / "run" / "err.txt").read_text()
     assert run(carft(pictures, tmp_path / "run")) == 0
     assert_same(tmp_path / "run", undisturbed)
-
-
-def quick(folder: Path, *more: str) -> list[str]:
-    command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
-    return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *more]
 
 
 @pytest.mark.usefixtures("registered")
@@ -334,7 +360,6 @@ class TestWithAQuickAlgorithm:
     def test_a_second_process_names_the_first_and_leaves(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(train, "PATIENCE_SECONDS", 0.1)
         with JobFolder(tmp_path).claim():
-            assert run(quick(tmp_path)) == 73
             assert train.main(quick(tmp_path)) == 73
             assert f"process {os.getpid()}, since " in capsys.readouterr().err
             assert not (tmp_path / "err.txt").exists()

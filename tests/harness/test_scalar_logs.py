@@ -33,9 +33,7 @@ def quiet_wandb(monkeypatch, tmp_path_factory):
 
 
 def run(folder: Path, *more: str, log: str = "tensorboard") -> int:
-    command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
-    hparams = ["--hparams", '{"batch_size": 4}', "--output_dir", str(folder)]
-    return train.main([*command.split(), *hparams, *more, "--log", *log.split()])
+    return train.main([*fakes.quick(folder), *more, "--log", log])
 
 
 def interrupted(folder: Path, at: int, log: str) -> None:
