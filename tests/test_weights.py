@@ -1,6 +1,7 @@
 """Files of weights may be a stranger's: nothing in them runs, and none is taken on trust."""
 
 import json
+import random
 import shutil
 import warnings
 import zipfile
@@ -148,6 +149,24 @@ def test_every_reader_notices_a_turned_bit(reader):
     torch.load(path, weights_only=True)  # does not notice
     with pytest.raises(refusal, match=f"{path.name} is damaged: the checksum of .*data/0 is wrong"):
         read(path)
+
+
+def test_files_with_a_turned_bit_or_cut_off_are_refused_or_read_as_they_were(tmp_path):
+    """benchmarks/hostile.py tries more."""
+    draw, path, state = random.Random(1), tmp_path / "x.pt", {"a": torch.rand(500), "b": ["c"] * 9}
+    torch.save(state, path)
+    whole, refused = path.read_bytes(), 0
+    for number in range(200):
+        content = bytearray(whole)
+        content[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content[: draw.randrange(len(whole)) if number % 4 == 0 else None])
+        try:
+            found = weights.load_weights(path)
+            assert torch.equal(found["a"], state["a"]) and found["b"] == state["b"]
+        except CarftError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
 
 
 def test_every_reader_keeps_torchs_advice_to_itself(reader):

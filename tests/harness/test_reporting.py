@@ -49,8 +49,5 @@ def test_a_job_with_two_test_environments_belongs_to_both(tmp_path):
     groups = reporting.get_grouped_records(reporting.load_records(str(tmp_path)))
     found = {group["test_env"]: group["records"].select("value") for group in groups}
     assert found == {1: [1, 2], 3: [1]}
-    assert (groups[0]["trial_seed"], groups[0]["dataset"], groups[0]["algorithm"]) == (
-        0,
-        "PACS",
-        "ERM",
-    )
+    names = ("trial_seed", "dataset", "algorithm")
+    assert [groups[0][name] for name in names] == [0, "PACS", "ERM"]
