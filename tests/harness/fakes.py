@@ -30,7 +30,7 @@ class Still(algorithms.Algorithm):
 
 
 class LinearSGD(algorithms.Algorithm):
-    """Logistic regression on the raw input."""
+    """Logistic regression on the raw input, in training with noise on it."""
 
     def __init__(self, input_shape: Any, num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -40,7 +40,8 @@ class LinearSGD(algorithms.Algorithm):
     def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
         inputs = torch.cat([x for x, _ in minibatches])
         labels = torch.cat([y for _, y in minibatches])
-        loss = torch.nn.functional.cross_entropy(self.predict(inputs), labels)
+        noisy = inputs + 0.1 * torch.randn_like(inputs)
+        loss = torch.nn.functional.cross_entropy(self.predict(noisy), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
