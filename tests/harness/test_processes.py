@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import warm
+from runs_jobs import write_pictures
 
 from domainbed_carft import cli
 
@@ -47,8 +48,9 @@ def test_processes_that_are_not_forked_train_the_same(tmp_path):
         "m.set_forkserver_preload(['domainbed.scripts.train'])  # or each takes seconds\n"
         "from domainbed.scripts import train; sys.exit(train.main(sys.argv[2:]))"
     )
-    given = ["--algorithm", "CARFT", "--dataset", "EmojiStyles", "--workers", "1"]
-    given += ["--steps", "2", "--hparams", '{"batch_size": 2}', "--output_dir", "run"]
+    pictures = write_pictures(tmp_path / "pictures")
+    given = ["--algorithm", "CARFT", "--dataset", str(pictures), "--workers", "1", "--steps", "2"]
+    given += ["--hparams", '{"batch_size": 2, "clip_backbone": "tiny"}', "--output_dir", "run"]
     records = []
     for method in ("fork", "forkserver"):
         done = warm.run("-c", code, method, *given, "--skip_model_save", cwd=tmp_path)
