@@ -70,7 +70,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> list[str]:
-    """The names, at most three, that ``name`` may have been meant for; upper or lower case."""
+    """At most three names that are close to ``name``, whatever their case."""
     folded = {candidate.casefold(): candidate for candidate in valid}
     close = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.5)
     return [folded[match] for match in close]
@@ -86,10 +86,10 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 def confirm(yes: bool) -> None:
-    """Ask on a terminal, unless told not to; leave the program where the answer is no."""
+    """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
     if yes or sys.stdin is None or not sys.stdin.isatty():
         return
-    if not input("Go on? (y/n) ").strip().lower().startswith("y"):
+    if not input("Continue? (y/n) ").strip().lower().startswith("y"):
         print("Nothing was done.")
         raise SystemExit(0)
 

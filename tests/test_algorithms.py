@@ -215,7 +215,7 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
             restored.context_logits(restored.features(x)),
             algorithm.context_logits(algorithm.features(x)),
         )
-    with pytest.raises(CarftError, match="does not train on"):
+    with pytest.raises(CarftError, match="can predict but not train"):
         restored.update(minibatches())
 
 
@@ -282,7 +282,7 @@ def test_building_an_algorithm_leaves_the_training_randomness_alone(random_tiny)
     ("shape", "overrides", "message"),
     [
         ((2, 28, 28), {}, r"shape \(2, 28, 28\), expected \(3, height, width\)"),
-        ((3, 28, 28), {"contexts": ["a {}"]}, "has 1 template; expected at least two"),
+        ((3, 28, 28), {"contexts": ["a {}"]}, "is a list of 1 template; expected at least two"),
         ((3, 28, 28), {"kl_wight": 1.0}, "unknown hparam 'kl_wight'; did you mean 'kl_weight'"),
         ((3, 28, 28), {"class_names": ["a", "b"]}, "2 class names"),
     ],

@@ -73,7 +73,7 @@ def test_a_bare_folder_is_named(site: Site) -> None:
     done = site.run("-m", "domainbed.scripts.train", "CARFT")
     assert done.returncode != 0
     assert f"Python took {bare} for the package 'domainbed'" in done.stderr
-    assert "Rename the folder or start from another one" in done.stderr
+    assert "Rename the folder or start in another one" in done.stderr
 
 
 # The host stays what it was

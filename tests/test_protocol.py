@@ -85,4 +85,4 @@ def test_a_hosts_own_way_is_recorded_as_such(random_tiny, capsys):
         observed.remember(values, "Pets", shown)
         algorithms.CARFT((3, 28, 28), 3, 2, values)
         assert values["protocol"] == "host"
-        assert "CLIP protocol: host (transforms of its own" in capsys.readouterr().out
+        assert "CLIP protocol: host (this DomainBed's own transforms" in capsys.readouterr().out

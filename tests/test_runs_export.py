@@ -174,7 +174,7 @@ def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
     (tmp_path / "out.md").write_text("mine")
     assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt")]) == 1
     said = capsys.readouterr().err
-    assert "out.md is there already" in said and "--force" in said
+    assert "out.md already exists" in said and "--force" in said
     assert [p.name for p in tmp_path.iterdir()] == ["out.md"]
     assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt"), "--force"]) == 0
     assert (tmp_path / "out.pt").read_bytes() == files.weights.read_bytes()

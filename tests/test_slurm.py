@@ -130,7 +130,7 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     endless = [*FLAGS, "--steps", "1000000", "--output_dir", out]
     launched = carft("launch", *endless, "--array_cap", 1)
     assert launched.returncode == 0, launched.stderr
-    assert "Submitted. Watch them: carft sweep status" in launched.stdout
+    assert "Submitted. To watch the jobs: carft sweep status" in launched.stdout
     wait_for(lambda: any(job["step"] for job in look(out)["jobs"] if job["state"] == "running"))
     told = look(out)
     assert (told["counts"]["running"], told["counts"]["queued"]) == (1, 2)

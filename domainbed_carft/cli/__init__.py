@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("carft:", shown(f"{error.filename}: {error.strerror}"), file=sys.stderr)
             return 1
         _print_no_more()
-        where = error.filename or "where this is printed or written to"
-        print(f"carft: there is no room left on the disk ({where}); make some", file=sys.stderr)
+        where = error.filename or "where the output goes"
+        print(f"carft: the disk is full ({where}); free some space", file=sys.stderr)
         return 1
     return status or 0
 

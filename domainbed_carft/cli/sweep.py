@@ -32,7 +32,7 @@ def add_to(commands: Any) -> None:
     )
     cancel = _upkeep(below, "cancel", "stop running and waiting jobs; they can be resumed")
     cancel.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    clean = _upkeep(below, "clean", "remove what finished jobs left behind")
+    clean = _upkeep(below, "clean", "delete leftover files of finished jobs")
     clean.add_argument(
         "--incomplete", action="store_true",
         help="also delete jobs that are neither done, running nor queued",
@@ -78,8 +78,8 @@ def _launch(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--skip_training_in_splits", action="store_true",
-        help="skip accuracies on the training environments' in-splits: most of the evaluation, "
-        "and no selection uses them",
+        help="skip accuracies on the training environments' in-splits, which take most of the "
+        "evaluation's time and which no selection uses",
     )  # fmt: skip
     parser.add_argument(
         "--log", nargs="+", choices=("tensorboard", "wandb"), metavar="NAME",
@@ -112,17 +112,17 @@ def _add_theirs(group: Any) -> None:
     group.add_argument("--datasets", nargs="+", metavar="NAME", help="data sets to train on")
     group.add_argument("--n_trials", type=int, help="trials per cell (default: 3)")
     group.add_argument("--n_hparams_from", type=int, help="first hparams_seed (default: 0)")
-    group.add_argument("--n_hparams", type=int, help="hparams_seed to stop before (default: 20)")
+    group.add_argument("--n_hparams", type=int, help="last hparams_seed plus one (default: 20)")
     group.add_argument("--steps", type=int, help="steps per job (default: the data set's own)")
     group.add_argument("--hparams", metavar="JSON", help="hyperparameters to set in every job")
     group.add_argument(
-        "--holdout_fraction", type=float, help="share of each out-split (default: 0.2)"
+        "--holdout_fraction", type=float, help="share of pictures in the out-split (default: 0.2)"
     )
     group.add_argument(
         "--single_test_envs",
         action="store_const",
         const=True,
-        help="leave out no pairs of environments",
+        help="leave out single environments only, no pairs",
     )
     group.add_argument("--task", choices=("domain_generalization", "domain_adaptation"))
 

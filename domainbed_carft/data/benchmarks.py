@@ -44,10 +44,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Edition:
-    """Picture counts of one state in which the data went round.
+    """Picture counts of one version of the data that was distributed.
 
     ``counts``: environment folder -> pictures; ``by_class``: environment folder -> class ->
-    pictures, without the environments of which that is not known.
+    pictures, only for environments whose counts by class are known.
     """
 
     name: str

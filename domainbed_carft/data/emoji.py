@@ -39,6 +39,6 @@ def unpacked() -> Path:
             if not target.is_dir():  # else another job was faster, and its copy is as good
                 raise PassingError(
                     f"EmojiStyles cannot be unpacked to {target}: {error}; set "
-                    "DOMAINBED_CARFT_CACHE to a folder that can be written, on a disk with room"
+                    "DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
                 ) from error
     return target

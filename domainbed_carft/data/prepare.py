@@ -54,8 +54,8 @@ def _domain_net(unpacked: Path, ready: Path) -> None:
     if len(lines) != DUPLICATES or whole != lines:
         raise BadFile(
             DOMAIN_NET_DUPLICATES,
-            f"is damaged or another list: expected {DUPLICATES:,} lines environment/class/picture, "
-            f"{len(whole):,} of {len(lines):,} are such",
+            f"is damaged or another list: {len(whole):,} of its {len(lines):,} lines are "
+            f"environment/class/picture, expected {DUPLICATES:,}",
         )
     ready.mkdir()
     for folder in folders:
@@ -86,8 +86,8 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
         # Else another file of this machine could be called a picture.
         if file_name in ("", ".", "..") or "/" in file_name or "\0" in file_name:
             raise CarftError(
-                f"{TERRA_ARCHIVE} names a picture {file_name!r}, which is outside the folder of "
-                "the pictures; nothing was made of it. Do not use this archive"
+                f"{TERRA_ARCHIVE} names a picture {file_name!r} outside the folder of pictures; "
+                "nothing was installed. Do not use this archive"
             )
     known = benchmarks.get("TerraIncognita")
     folders = [environment.folder for environment in known.environments]
@@ -103,8 +103,8 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
 def _required(path: Path) -> Path:
     if not path.exists():
         raise CarftError(
-            f"the archives should hold {path.name!r}, but {path.parent} has none: another edition "
-            "than DomainBed's. Put others in the folder archives beside it, or delete them there, "
-            "and run the command again"
+            f"the archives lack {path.name!r} (expected in {path.parent}): they are not the "
+            "edition that DomainBed uses. Replace or delete them in the folder archives beside "
+            "it, then rerun the command"
         )
     return path

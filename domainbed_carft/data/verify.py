@@ -92,9 +92,9 @@ class Report:
         pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
         meaning = {
             "verified": f"the {pictures}, {self.edition}",
-            "consistent": f"{pictures}; nothing is known to compare them with",
+            "consistent": f"{pictures}; there are no published counts to compare with",
             "differs": f"{pictures}; usable, but results may not compare with published ones",
-            "broken": "results would be wrong, or there would be none",
+            "broken": "jobs would fail or give wrong results",
         }
         lines = [text.shown(line) for line in (*lines, f"{self.verdict}: {meaning[self.verdict]}")]
         if rows:
@@ -112,16 +112,16 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
         if os.path.exists(name_or_path):
             return examine(name_or_path, Path(name_or_path), decode)
         unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
-        raise CarftError(f"there is no such folder, and {unknown}")
+        raise CarftError(f"no such folder, and {unknown}")
     folder = benchmarks.get(name_or_path).folder
     if not folder:
         return examine(name_or_path, emoji.unpacked(), decode)
     if data_dir is None:
-        raise CarftError(f"{name_or_path} needs --data_dir, the folder that has {folder!r} in it")
+        raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
     if not os.path.isdir(data_dir / folder):
         raise CarftError(
-            f"{name_or_path} should be in the folder {data_dir / folder}, which does not exist; "
-            f"rename or unpack what is in {data_dir}, or give another --data_dir"
+            f"{data_dir / folder} does not exist, expected the data of {name_or_path} there; "
+            "rename the folder, unpack the archives, or give another --data_dir"
         )
     return examine(name_or_path, data_dir / folder, decode)
 
@@ -137,9 +137,9 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
         told = {path for paths in found.odd.values() for path in paths}
         bad = listing.damaged(root, [path for path in found.pictures if path not in told])
         unread, cut = ([one.path for one in bad if one.truncated is cut] for cut in (False, True))
-        findings.problems += _counted(unread, "picture", "that cannot be decoded; download again")
+        findings.problems += _counted(unread, "picture", "cannot be decoded (download again)")
         findings.differences += _counted(
-            cut, "picture", "cut off, read with grey where the data ends; download again"
+            cut, "picture", "cut off and read with grey where the data ends (download again)"
         )
     return Report(name, root, found.counts, **vars(findings), decoded=decode, damaged=bad)
 

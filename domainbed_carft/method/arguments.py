@@ -1,4 +1,4 @@
-"""What a host hands to an algorithm, in the shapes its forks give it, checked."""
+"""Checks of what a host passes to an algorithm, in the forms that its forks use."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _host_keys = {"data_augmentation", "class_balanced"}
 
 
 def allow(keys: Iterable[str]) -> None:
-    """Know these keys as the host's: its registry puts them into every hparams dict."""
+    """Accept these keys as the host's: its registry puts them into every hparams dict."""
     _host_keys.update(keys)
 
 
 def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError for hparams that ``check_hparams`` refuses and for pictures not RGB."""
+    """Raise CarftError for hparams that ``check_hparams`` refuses, and for pictures not in RGB."""
     check_hparams(hparams)
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
-            "width), as CLIP reads RGB"
+            "width): CLIP reads RGB"
         )
 
 
@@ -57,9 +57,9 @@ def check_hparams(hparams: Mapping[str, Any]) -> None:
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values that a user ``given`` to one of our algorithms, as sentences.
+    """The problems of the values ``given`` by a user to one of our algorithms, as sentences.
 
-    For hosts that ask before they load anything; our harness itself checks ``batch_size``.
+    For hosts that check before they load anything; our harness itself checks ``batch_size``.
     """
     if algorithm not in ALGORITHMS:
         return []
@@ -80,8 +80,8 @@ def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
     both = {"warmup_steps", "total_steps"} <= hparams.keys() - wrong.keys()
     if both and hparams["warmup_steps"] >= hparams["total_steps"]:
         problems.append(
-            f"warmup_steps is {hparams['warmup_steps']}, expected fewer than total_steps = "
-            f"{hparams['total_steps']}, else the rate never reaches lr; set both"
+            f"warmup_steps is {hparams['warmup_steps']}, expected less than total_steps = "
+            f"{hparams['total_steps']}, or the learning rate never reaches lr; set both"
         )
     return problems
 
@@ -120,17 +120,17 @@ def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> N
     expected = hparams[name]
     if expected not in ("", found):
         raise CarftError(
-            f"the hparam {name} asks for {expected}, but this run has {found}: {difference} of the "
-            f"run it was taken from. Give the same as there, or no {name}"
+            f"the hparam {name} is {expected}, but this run has {found}: {difference}. Use the "
+            f"same as the run that the value is from, or omit {name}"
         )
     hparams[name] = found
 
 
 def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
-    """How the data of the job is normalised; its edition and protocol go into the hparams.
+    """The normalisation of the job's data; its edition and protocol go into the hparams.
 
-    Raises CarftError for data that is broken, for another edition or protocol than the hparams
-    demand, and for environments that are normalised differently.
+    Raises CarftError for broken data, for another edition or protocol than the hparams demand,
+    and for environments that are normalised differently.
     """
     from domainbed_carft.method import pictures  # so does this
 
@@ -139,14 +139,13 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
     if demanded != UNCHECKED:
         if report and report.problems:
             raise CarftError(
-                f"{report.refusal}. To train on it as it is, set the hparam data_edition to "
-                f"{UNCHECKED!r}"
+                f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
             )
         if demanded not in ("", seen.edition):
             raise CarftError(
-                f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
-                "`carft data verify` says how it differs. Get the edition you mean, or leave "
-                "data_edition out"
+                f"the hparam data_edition is {demanded!r}, but the data is {seen.edition!r} "
+                "(`carft data verify` lists the differences). Get the other edition, or omit "
+                "data_edition"
             )
         hparams["data_edition"] = seen.edition
         print(f"Data: {seen.edition or 'not counted'}")
@@ -171,7 +170,7 @@ def pictures_and_labels(
         return [x for x, _ in minibatches], [y for _, y in minibatches]
     if "x" not in more or "y" not in more:
         raise CarftError(
-            "update was called without pictures: expected update(minibatches), a list of (x, y), "
-            f"or update(x=..., y=...), two lists; got the arguments {sorted(more) or 'none'}"
+            f"update got no pictures but the arguments {sorted(more) or 'none'}; expected "
+            "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
         )
     return list(more["x"]), list(more["y"])

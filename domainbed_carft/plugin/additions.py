@@ -1,8 +1,7 @@
-"""What is added to which module of domainbed, each addition after the host's own execution.
+"""The additions to each module of domainbed, made after the module's own execution.
 
-Each addition first does what can fail, then changes the host, so that it is there entirely or
-not at all. All may run again, on a module that was reloaded say, and then only add what is
-missing.
+Each addition first does what can fail, then changes the host, so that it is made entirely or not
+at all. All may run again, for instance on a reloaded module, and then add only what is missing.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _ABSENT = object()
 
 
 class Journal:
-    """Changes foreign objects, and remembers how to take each change back.
+    """Changes foreign objects, and remembers how to undo each change.
 
-    Undoing leaves alone what somebody else has changed again since.
+    Undoing skips what others have changed again since.
     """
 
     def __init__(self) -> None:
@@ -63,7 +62,7 @@ class Journal:
         return any(o is owner and n == name and v is current for o, n, v in self._set)
 
     def undo(self) -> None:
-        """Take all changes back, the last one first, and forget them."""
+        """Undo all changes, the last one first, and forget them."""
         while self._back:
             self._back.pop()()
         self._set.clear()
@@ -92,7 +91,7 @@ def apply(module: ModuleType) -> None:
 
 
 def withdraw() -> None:
-    """Take all additions back."""
+    """Undo all additions."""
     _JOURNAL.undo()
     _KEPT_BY_HOST.clear()
 

@@ -1,4 +1,4 @@
-"""What the two import hooks do: extend a real `domainbed`, or stand in where there is none."""
+"""The work of the two import hooks: extend a real `domainbed`, or provide ours if there is none."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def refuse_bare_folder(name: str) -> None:
         return
     raise ModuleNotFoundError(
         f"No module named {name!r}: Python took {' and '.join(folders)} for the package "
-        "'domainbed', but there is neither an __init__.py nor a DomainBed in it. Rename the "
-        "folder or start from another one; then your DomainBed, or else the harness of "
-        "domainbed-carft, is found.",
+        "'domainbed', but the folder holds neither an __init__.py nor a DomainBed. Rename the "
+        "folder or start in another one; Python then finds your DomainBed, or else the harness "
+        "of domainbed-carft.",
         name=name,
     )
 

@@ -1,4 +1,4 @@
-"""Figures: bars, curves and marks, the same bytes each time, an algorithm alike in all of them."""
+"""Figures: bars, curves and marks; reproducible bytes, the same look for an algorithm in all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROW = 0.2  # inches a bar
 
 
 class Look(NamedTuple):
-    """Colour is never the only sign: markers and dashes differ as well, and bars have names."""
+    """Colour is never the only distinction: markers and dashes differ, and bars have names."""
 
     colour: str
     marker: str

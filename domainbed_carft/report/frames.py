@@ -1,8 +1,8 @@
-"""The runs of a group as pandas frames: what figures are drawn from, and questions are asked of.
+"""The runs of a group as pandas frames, for figures and for questions of a user.
 
-What is selected is ``results.selection``'s choice. In-domain accuracy is the mean over the
-out-splits of the environments trained on, by which training-domain validation selects;
-out-of-domain accuracy is that on the target's in-split, which DomainBed reports. Both in [0, 1].
+Runs are selected by ``results.selection``. In-domain accuracy is the mean over the out-splits of
+the environments trained on, by which training-domain validation selects; out-of-domain accuracy is
+that on the target's in-split, which DomainBed reports. Both in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from domainbed_carft.results import selection
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NOTHING = -1  # the target of a run that left nothing out
-# The means of our algorithms that say how far the context distribution has moved.
+# Recorded by our algorithms: how far the context distribution has moved.
 DRIFT = ("loss_kl", "context_agreement")
 
 
@@ -68,9 +68,9 @@ def _number(value: object) -> float:
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Each trial's mean over the targets, where it has all of them that any algorithm has.
+    """Each trial's mean over the targets, if the trial has every target that any algorithm has.
 
-    A value that is lacking, or no number, for one of the targets has no mean over them.
+    A value that is missing or NaN for one of the targets has no mean.
     ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it has one.
     """
     wanted = frame["target"].nunique()
@@ -81,7 +81,7 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean`` and ``error`` by step) of what has any value.
+    """(algorithm, frame of ``mean`` and ``error`` by step) of each algorithm with any value.
 
     The error is the tables': the standard deviation with divisor n over the root of n.
     """

@@ -1,8 +1,7 @@
-"""Which checkpoint and which hyperparameters count: DomainBed's rules, to the last bit.
+"""Selection of checkpoints and hyperparameters: DomainBed's rules, to the last bit.
 
-As domainbed/model_selection.py at b93c22a has them: what is reported is the accuracy on the
-target's in-split, and of choices with equal validation accuracy the one with the highest
-hparams_seed counts.
+As in domainbed/model_selection.py at b93c22a: the reported accuracy is on the target's in-split,
+and of choices with equal validation accuracy the one with the highest hparams_seed counts.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Test:
 
 
 class Outcome(NamedTuple):
-    """What one choice of hyperparameters comes to; accuracies in [0, 1]."""
+    """The outcome of one choice of hyperparameters; accuracies in [0, 1]."""
 
     choice: int
     step: float

@@ -34,6 +34,6 @@ def test_local_goes_on_after_a_failure_and_reports_it_at_the_end(tmp_path, capfd
     assert err.splitlines()[:3] == [
         "sweep: 3 of 4 jobs failed:",
         f"- exit status 3: {folder}: ValueError: too bad",
-        f"- exit status 4: {tmp_path / 'gone'}: it left no message in err.txt",
+        f"- exit status 4: {tmp_path / 'gone'}: no message in err.txt",
     ]
     assert "exit status 127: no-such-program --flag: " in err

@@ -106,7 +106,7 @@ def test_all_mistakes_are_told_at_once_before_anything_is_loaded(tmp_path, capsy
         ("--dataset PACS", "PACS needs --data_dir, the folder that holds PACS"),
         ("--dataset PACS --data_dir /no", "PACS is not in /no/PACS; give the --data_dir"),
         ("--hparams [1]", "--hparams must be a JSON object"),
-        ('--hparams {"lr":1,"lr":2}', "--hparams is not valid JSON (the key 'lr' is there twice"),
+        ('--hparams {"lr":1,"lr":2}', "--hparams is not valid JSON (the key 'lr' appears twice"),
         ('--hparams {"lrr":1}', "no hyperparameter of LinearSGD is called 'lrr'; did you mean lr"),
         ('--hparams {"batch_size":0}', "batch_size must be a whole number of at least 1 and less"),
         ('--hparams {"batch_size":1' + "0" * 23 + "}", " and less than 2147483648, not 1000"),

@@ -50,7 +50,7 @@ def _run(command: str) -> str | None:
         return None
     words = place and JobFolder(arguments[place]).last_words()
     where = arguments[place] if place else command
-    return f"exit status {status}: {where}: {words or 'it left no message in err.txt'}"
+    return f"exit status {status}: {where}: {words or 'no message in err.txt'}"
 
 
 REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launcher}
