@@ -69,18 +69,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines.splitlines())
 
 
-def nearest(name: str, valid: Iterable[str]) -> list[str]:
-    """At most three names that are close to ``name``, whatever their case."""
-    folded = {candidate.casefold(): candidate for candidate in valid}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.5)
-    return [folded[match] for match in close]
-
-
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Say that no ``kind`` is called ``name``: the nearest valid names, then all."""
     names = list(valid)
-    close = nearest(name, names)
-    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    folded = {candidate.casefold(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(folded[one] for one in close)}? " if close else ""
     listed = ", ".join(repr(one) if "," in one else one for one in names)
     return f"no {kind} is called {name!r}; {meant}Valid: {listed}"
 

@@ -3,12 +3,13 @@
 import io
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.data import benchmarks
+from domainbed_carft.data import benchmarks, comparison, verify
 
 
 def grow(root, counts, content=b"x"):
@@ -20,6 +21,11 @@ def grow(root, counts, content=b"x"):
             for index in range(pictures):
                 (folder / f"{index}.jpg").write_bytes(content)
     return root
+
+
+def judged(name, counts):
+    """The report on a tree of these counts, of which there is none."""
+    return verify.Report(name, Path(name), counts, **vars(comparison.compare(name, counts)))
 
 
 def even(names, environments=("art", "photo"), pictures=1):

@@ -16,7 +16,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
     values["clip_backbone"] = "nope"
     del values["grad_clip"]
     with pytest.raises(CarftError) as caught:
-        arguments.check_hparams(values)
+        arguments.check((3, 32, 32), values)
     message = str(caught.value)
     for part in (
         "unknown hparam 'kl_wieght'; did you mean 'kl_weight'?",
@@ -47,7 +47,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
 )
 def test_invalid_values_are_named(name, value):
     with pytest.raises(CarftError, match=name):
-        arguments.check_hparams({**defaults(), name: value})
+        arguments.check((3, 32, 32), {**defaults(), name: value})
 
 
 def test_keys_that_a_fork_adds_by_itself_pass():
@@ -65,10 +65,10 @@ def test_keys_that_a_fork_adds_by_itself_pass():
 )
 def test_the_same_key_from_the_user_is_refused(monkeypatch, argv):
     values = {**defaults(), "backbone": "ViT-L/14"}
-    arguments.check_hparams(values)
+    arguments.check((3, 32, 32), values)
     monkeypatch.setattr("sys.argv", ["train.py", *argv])
     with pytest.raises(CarftError, match="'backbone'; did you mean 'clip_backbone'"):
-        arguments.check_hparams(values)
+        arguments.check((3, 32, 32), values)
 
 
 def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):

@@ -74,5 +74,5 @@ def test_others_train_on_it_with_one_warning(host):
     (warning,) = (line for line in done.stderr.splitlines() if "is broken" in line)
     assert warning.startswith("domainbed-carft: Warning: the data of ")
     assert "environment 'a' has the sub-splits 'test', 'train', expected class folders" in warning
-    assert f"`carft data verify {host[1]}` says more" in warning
+    assert f"For details run `carft data verify {host[1]}`" in warning
     assert "DOMAINBED_CARFT_DISABLE=1 disables this check" in warning

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from data_trees import judged
 from domainbed import datasets
 from domainbed.scripts import train
 from PIL import Image
@@ -90,7 +91,7 @@ def pets(weights, counts, **overrides):
     values = settings(weights, class_names="dataset:PACS", **overrides)
     shown = [observed.Environment(name, known.classes) for name in counts]
     found = {name: dict(zip(known.classes, number)) for name, number in counts.items()}
-    observed.remember(values, "PACS", shown, verify.judge("PACS", found))
+    observed.remember(values, "PACS", shown, judged("PACS", found))
     return algorithms.CARFT((3, 28, 28), 7, 3, values)
 
 

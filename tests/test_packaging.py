@@ -51,7 +51,7 @@ def check_uninstalled(environment: Environment) -> None:
     assert not (environment.python.parent / "carft").exists()
     done = environment.run("-c", "import sys; print(*sys.meta_path)")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "HostFinder" not in done.stdout
+    assert "domainbed_carft" not in done.stdout
 
 
 def test_the_source_distribution_is_enough(source: Path, sdist: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.text import shown
 
 # As in train, which a test compares: the last bits of a logit depend on the batch around it.
 BATCH_SIZE = 64
@@ -106,7 +105,7 @@ def add_to(commands: Any) -> None:
         "--half", action="store_true", help="use half precision, as OpenAI's own weights do"
     )
     export.add_argument("--force", action="store_true", help="overwrite existing files")
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_runner("export"))
 
 
 def _shared(*above: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -131,7 +130,8 @@ def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
         try:
             return command.run(arguments)
         except RuntimeError as error:  # torch's, of a GPU's memory or of the machine's
-            if not re.search("out of memory|allocate memory", str(error)):
+            too_little = re.search("out of memory|allocate memory", str(error))
+            if not (too_little and hasattr(arguments, "batch_size")):
                 raise
             raise CarftError(
                 f"out of memory with --batch_size {arguments.batch_size}; "
@@ -139,13 +139,3 @@ def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
             ) from error
 
     return run
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.runs import export, saved
-
-    run = saved.open_run(arguments.path, arguments.which)
-    how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
-    files = export.export(run, arguments.output, **how)
-    what = f"{run.args['algorithm']} on {run.args['dataset']}, {run.path.name}"
-    print(shown(f"{files.weights}: {what} as a CLIP in OpenAI's format; {files.readme} says more"))

@@ -9,12 +9,6 @@ from typing import Any
 
 from domainbed_carft.launchers.options import OPTIONS
 
-# DomainBed's own, in place of a file.
-_THEIRS = (
-    "algorithms", "datasets", "n_trials", "n_hparams_from", "n_hparams", "steps", "hparams",
-    "holdout_fraction", "single_test_envs", "task",
-)  # fmt: skip
-
 
 def add_to(commands: Any) -> None:
     """Add ``sweep`` and its own commands to argparse's ``commands``."""
@@ -86,8 +80,8 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         help="also log scalars to tensorboard, wandb or both (default: $DOMAINBED_LOG)",
     )  # fmt: skip
     _add_launchers(parser.add_argument_group("launcher"))
-    _add_theirs(parser.add_argument_group("instead of SWEEP, the flags of domainbed.scripts.sweep"))
-    parser.set_defaults(run=_run_launch)
+    group = parser.add_argument_group("instead of SWEEP, the flags of domainbed.scripts.sweep")
+    parser.set_defaults(run=_run_launch, theirs=_add_theirs(group))
 
 
 def _add_launchers(group: Any) -> None:
@@ -106,25 +100,27 @@ def _add_launchers(group: Any) -> None:
             )
 
 
-def _add_theirs(group: Any) -> None:
-    """Flags of ``domainbed.scripts.sweep``; None stands for not given."""
-    group.add_argument("--algorithms", nargs="+", metavar="NAME", help="algorithms to train")
-    group.add_argument("--datasets", nargs="+", metavar="NAME", help="data sets to train on")
-    group.add_argument("--n_trials", type=int, help="trials per cell (default: 3)")
-    group.add_argument("--n_hparams_from", type=int, help="first hparams_seed (default: 0)")
-    group.add_argument("--n_hparams", type=int, help="last hparams_seed plus one (default: 20)")
-    group.add_argument("--steps", type=int, help="steps per job (default: the data set's own)")
-    group.add_argument("--hparams", metavar="JSON", help="hyperparameters to set in every job")
-    group.add_argument(
-        "--holdout_fraction", type=float, help="share of pictures in the out-split (default: 0.2)"
-    )
-    group.add_argument(
-        "--single_test_envs",
-        action="store_const",
-        const=True,
-        help="leave out single environments only, no pairs",
-    )
-    group.add_argument("--task", choices=("domain_generalization", "domain_adaptation"))
+def _add_theirs(group: Any) -> list[str]:
+    """Flags of ``domainbed.scripts.sweep``, and their names; None stands for not given."""
+    add = group.add_argument
+    flags = [
+        add("--algorithms", nargs="+", metavar="NAME", help="algorithms to train"),
+        add("--datasets", nargs="+", metavar="NAME", help="data sets to train on"),
+        add("--n_trials", type=int, help="trials per cell (default: 3)"),
+        add("--n_hparams_from", type=int, help="first hparams_seed (default: 0)"),
+        add("--n_hparams", type=int, help="last hparams_seed plus one (default: 20)"),
+        add("--steps", type=int, help="steps per job (default: the data set's own)"),
+        add("--hparams", metavar="JSON", help="hyperparameters to set in every job"),
+        add("--holdout_fraction", type=float, help="share in the out-splits (default: 0.2)"),
+        add(
+            "--single_test_envs",
+            action="store_const",
+            const=True,
+            help="leave out single environments only, no pairs",
+        ),
+        add("--task", choices=("domain_generalization", "domain_adaptation")),
+    ]
+    return [flag.dest for flag in flags]
 
 
 def launcher_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -136,5 +132,5 @@ def launcher_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _run_launch(arguments: argparse.Namespace) -> int:
     from domainbed_carft.sweep import launch
 
-    theirs = {name: v for name in _THEIRS if (v := getattr(arguments, name)) is not None}
+    theirs = {name: v for name in arguments.theirs if (v := getattr(arguments, name)) is not None}
     return launch.launch(arguments, theirs, launcher_options(arguments))

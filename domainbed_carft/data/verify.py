@@ -27,7 +27,7 @@ class Report:
     """
 
     name: str
-    root: Path | None
+    root: Path
     counts: Counts
     problems: Sequence[str]
     differences: Sequence[str]
@@ -50,12 +50,11 @@ class Report:
 
     @property
     def refusal(self) -> str:
-        """That the data is broken, why, and the command that says more."""
-        named = self.root is None or str(self.root) == self.name
-        where = "" if named else f" in {self.root}"
+        """A sentence: the data is broken, why, and the command for details."""
+        where = "" if str(self.root) == self.name else f" in {self.root}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
-            f"`{command(self.name, self.root)}` says more"
+            f"For details run `{command(self.name, self.root)}`"
         )
 
     @property
@@ -76,7 +75,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        facts = {**asdict(self), "root": self.root and str(self.root), "verdict": self.verdict}
+        facts = {**asdict(self), "root": str(self.root), "verdict": self.verdict}
         return {**facts, "data_edition": self.data_edition, "pictures": self.pictures}
 
     def as_text(self) -> str:
@@ -144,20 +143,11 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     return Report(name, root, found.counts, **vars(findings), decoded=decode, damaged=bad)
 
 
-def judge(name: str, counts: Counts) -> Report:
-    """The report on ``counts`` (environment -> class -> pictures, both in order of position).
-
-    Touches no disk. A ``name`` that is no benchmark's has no expectations to meet.
-    """
-    return Report(name, None, counts, **vars(comparison.compare(name, counts)))
-
-
-def command(name: str, root: Path | None) -> str:
+def command(name: str, root: Path) -> str:
     """The command line that looks at a data set again."""
-    if name not in benchmarks.BENCHMARKS and root is not None:
+    if name not in benchmarks.BENCHMARKS:
         return f"carft data verify {shlex.quote(str(root))}"
-    place = "" if root is None else f" --data_dir {shlex.quote(str(root.parent))}"
-    return f"carft data verify {name}{place}"
+    return f"carft data verify {name} --data_dir {shlex.quote(str(root.parent))}"
 
 
 def _counted(paths: Sequence[str], noun: str, rest: str) -> list[str]:

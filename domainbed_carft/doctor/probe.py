@@ -29,7 +29,7 @@ from pathlib import Path
 from domainbed_carft import __version__, files, machine, plugin
 from domainbed_carft.doctor import BY_HAND, Finding
 from domainbed_carft.errors import CarftWarning
-from domainbed_carft.plugin import SWITCH, HostFinder, finder
+from domainbed_carft.plugin import SWITCH, Finder, finder
 
 # Our dependencies: distribution -> the module that shows whether it works.
 SAME = "numpy torch torchvision pandas matplotlib tqdm orjson pydantic ruamel.yaml tabulate jinja2"
@@ -239,7 +239,7 @@ def _version(distribution: str) -> str:
 
 
 def _is_hooked() -> bool:
-    return any(isinstance(hook, HostFinder) for hook in sys.meta_path)
+    return any(isinstance(hook, Finder) for hook in sys.meta_path)
 
 
 def _folder() -> Path | None:

@@ -17,18 +17,13 @@ from domainbed_carft.errors import CarftError
 HALF_WRITTEN = ".carft-*.part"
 
 
-def write(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Let ``write_to`` fill a file beside ``path``, then give it that name; folders are made.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Have the block fill a file beside ``path``, then give it that name; folders are made.
 
     A reader sees the old content or the whole new file; of two concurrent writers, the last one
     wins. A link stays a link. Permissions are the old file's, else those that the umask gives.
     """
-    with _beside(path) as beside:
-        write_to(beside)
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name that nobody can have put a link at. With an ending: torch takes none for a name.
@@ -45,9 +40,10 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, write_to: Callable[[Path], object]) -> None:
-    """As ``write``; raises CarftError where that fails, and leaves the old file untouched."""
+    """The same by ``write_to``; raises CarftError if that fails, and leaves the old file."""
     try:
-        write(path, write_to)
+        with replacing(path) as beside:
+            write_to(beside)
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         raise not_written(path, error) from error
 
@@ -62,7 +58,7 @@ def save_text(path: Path, text: str) -> None:
 def stream(path: Path | None) -> Iterator[TextIO]:
     """A text file in UTF-8 to write line after line, standard output without a path.
 
-    The file appears when the block ends, as with ``write``; pipes and devices are written to
+    The file appears when the block ends, as with ``replacing``; pipes and devices are written to
     directly. Raises CarftError where writing fails.
     """
     if path is None:
@@ -71,7 +67,7 @@ def stream(path: Path | None) -> Iterator[TextIO]:
         return
     try:
         with contextlib.ExitStack() as stack:
-            place = stack.enter_context(_beside(path)) if _is_replaceable(path) else path
+            place = stack.enter_context(replacing(path)) if _is_replaceable(path) else path
             with place.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 yield file
     except OSError as error:
@@ -121,7 +117,8 @@ def _umasked() -> int:
 
 def not_written(path: Path, error: Exception) -> CarftError:
     """What to raise where ``path``, a file or a folder, could not be written."""
-    reason = getattr(error, "strerror", None) or error
+    # torch hides the error of a write behind one of its own.
+    reason = getattr(error, "strerror", None) or getattr(error.__context__, "strerror", error)
     return CarftError(
         f"{path} could not be written: {reason}; choose a writable folder on a disk with free space"
     )

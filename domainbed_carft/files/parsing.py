@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
@@ -50,14 +49,6 @@ def _loaded(text: str | bytes, unique_keys: bool) -> Any:
         with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(text)
     return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None if the file is missing, unreadable or not JSON."""
-    try:
-        return parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def parse_yaml(text: str) -> tuple[Any, dict[YamlPath, int]]:

@@ -37,19 +37,15 @@ class Launch:
     def write(self) -> int:
         """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
         told = {"launcher": self.launcher, "host": self.host, "pid": self.pid, "jobs": self.jobs}
-        opened = []
-
-        def fill(beside: Path) -> None:
-            beside.write_bytes(json.dumps(told).encode() + b"\n")
-            opened.append(os.open(beside, os.O_RDWR))
-            fcntl.flock(opened[0], fcntl.LOCK_EX)  # before the file has its name
-
         try:
-            files.write(self.path, fill)
+            with files.replacing(self.path) as beside:
+                beside.write_bytes(json.dumps(told).encode() + b"\n")
+                descriptor = os.open(beside, os.O_RDWR)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # before the file has its name
         except OSError as error:
             folder = self.path.parent
             raise CarftError(f"cannot record the launch in {folder}: {error}") from error
-        return opened[0]
+        return descriptor
 
     def is_alive(self) -> bool:
         """Whether the process that wrote the file lives."""
@@ -75,8 +71,8 @@ def read(output: Path) -> list[Launch]:
     found = [*output.glob(f"{FOLDER}/*.json"), *output.glob(f"*/{FOLDER}/*.json")]
     launches = []
     for path in sorted(found, key=lambda path: path.name):
-        with contextlib.suppress(ArithmeticError, KeyError, TypeError, ValueError):
-            told = parsing.read_json(path)
+        with contextlib.suppress(ArithmeticError, KeyError, OSError, TypeError, ValueError):
+            told = parsing.parse_json(path.read_bytes())
             jobs = {str(name): one and str(one) for name, one in dict(told["jobs"]).items()}
             words = str(told["launcher"]), str(told["host"])
             launches.append(Launch(path, *words, int(told["pid"]), jobs))

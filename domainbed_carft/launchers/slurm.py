@@ -27,6 +27,9 @@ from domainbed_carft.launchers.options import SlurmOptions
 # What no #SBATCH line can hold, or what SLURM reads as a pattern.
 _UNSAFE = "\n\r%\\"
 
+# Of the variables SLURM_*, those that users set, and no job.
+_OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
+
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _OTHERS_SECONDS = 30.0
 
@@ -115,8 +118,12 @@ class Slurm:
         # Time-outs are no failures, and never too many.
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=10**9)
         executor.update_parameters(**self.parameters(after))
-        with _outside_any_job(), executor.batch():
-            submitted = [executor.submit(element) for element in elements]
+        # This process may itself run in a SLURM job, which is not to be passed on.
+        kept = {n: v for n, v in os.environ.items() if n in _OF_THE_USER or n[:7] == "SBATCH_"}
+        with submitit.helpers.clean_env():
+            os.environ.update(kept)
+            with executor.batch():
+                submitted = [executor.submit(element) for element in elements]
         return [str(one.job_id) for one in submitted]
 
     def parameters(self, after: str | None = None) -> dict[str, Any]:
@@ -236,19 +243,3 @@ def _call(*command: str) -> str:
     if done.returncode and "Invalid job id" not in done.stderr:
         raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
     return done.stdout
-
-
-@contextlib.contextmanager
-def _outside_any_job() -> Iterator[None]:
-    """Hide that this process may itself run in a SLURM job, as in an interactive one.
-
-    Submitted jobs inherit the environment, and take what sbatch and srun read from it.
-    """
-    inherited = {n: v for n, v in os.environ.items() if n.startswith(("SLURM_", "SRUN_"))}
-    kept = {n: v for n, v in inherited.items() if n in ("SLURM_CONF", "SLURM_CLUSTERS")}
-    for name in inherited.keys() - kept.keys():
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(inherited)

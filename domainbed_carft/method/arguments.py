@@ -29,21 +29,11 @@ def allow(keys: Iterable[str]) -> None:
 
 
 def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError for hparams that ``check_hparams`` refuses, and for pictures not in RGB."""
-    check_hparams(hparams)
-    if len(input_shape) != 3 or input_shape[0] != 3:
-        raise CarftError(
-            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
-            "width): CLIP reads RGB"
-        )
+    """Raise CarftError for pictures not in RGB and for all unknown, missing and invalid hparams.
 
-
-def check_hparams(hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError, naming all of them at once, for unknown, missing and invalid entries.
-
-    Forks add keys of their own on the way from the registry to the algorithm (DPLCLIP its test
-    environments, MIRO its whole configuration). So a key counts as unknown only where the user gave
-    it, or where it resembles one of ours.
+    Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
+    MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
+    resembles one of ours.
     """
     hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
     valid = _OURS | _host_keys
@@ -54,6 +44,11 @@ def check_hparams(hparams: Mapping[str, Any]) -> None:
     problems += _value_problems(hparams)
     if problems:
         raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        raise CarftError(
+            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
+            "width): CLIP reads RGB"
+        )
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:

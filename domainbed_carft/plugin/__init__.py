@@ -22,8 +22,15 @@ __all__ = ["SWITCH", "install", "register", "unregister"]
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 
-class HostFinder:
-    """Finds the modules of domainbed as usual, and extends them after their execution."""
+class Finder:
+    """Finds modules by a function of `finder`, which is imported with the first relevant one.
+
+    `extended_spec` finds domainbed's modules as usual, and extends them after their execution;
+    `harness_spec` serves `domainbed` from our own harness if no other is found.
+    """
+
+    def __init__(self, find: str) -> None:
+        self._find = find
 
     def find_spec(
         self,
@@ -31,37 +38,16 @@ class HostFinder:
         path: "Sequence[str] | None" = None,
         target: "ModuleType | None" = None,
     ) -> "ModuleSpec | None":
-        """Return the real spec of a hooked module, its loader wrapped; None for all others."""
-        if not fullname.startswith(("domainbed.", "domainbed_carft.method.")):
+        """Return a module's spec as the function has it; None for modules of others."""
+        if not (fullname + ".").startswith(("domainbed.", "domainbed_carft.method.")):
             return None
         from domainbed_carft.plugin import finder
 
-        return finder.extended_spec(self, fullname, path, target)
+        spec: ModuleSpec | None = getattr(finder, self._find)(self, fullname, path, target)
+        return spec
 
 
-class HarnessFinder:
-    """Serves `domainbed` from our own harness if no other is found."""
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: "Sequence[str] | None" = None,
-        target: "ModuleType | None" = None,
-    ) -> "ModuleSpec | None":
-        """Return the harness's spec for `domainbed`; explain a bare folder of that name."""
-        if fullname != "domainbed" and not fullname.startswith("domainbed."):
-            return None
-        from domainbed_carft.plugin import finder
-
-        if fullname == "domainbed":
-            return finder.harness_spec(self, path, target)
-        # Submodules are found through the package's `__path__`: who comes here looks in vain.
-        finder.refuse_bare_folder(fullname)
-        return None
-
-
-_FIRST = HostFinder()
-_LAST = HarnessFinder()
+_FIRST, _LAST = Finder("extended_spec"), Finder("harness_spec")
 
 
 def install() -> None:

@@ -44,17 +44,16 @@ class Journal:
         self._set.append((owner, name, value))
         self._back.append(back)
 
-    def append(self, items: list[Any], item: Any) -> None:
-        """Append `item` to `items`, unless it is there."""
-        if item not in items:
-            items.append(item)
-            self._back.append(lambda: items.remove(item) if item in items else None)
-
-    def put(self, table: dict[str, Any], key: str, value: Any) -> None:
-        """Add `value` to `table` under `key`, unless the key is taken."""
-        if key not in table:
-            table[key] = value
-            self._back.append(lambda: table.get(key) is value and table.pop(key))
+    def add(self, listing: Any, name: str, value: Any) -> None:
+        """Put `value` under `name` into a table, or `name` into a list, unless it is there."""
+        if name in listing:
+            return
+        if isinstance(listing, dict):
+            listing[name] = value
+            self._back.append(lambda: listing.get(name) is value and listing.pop(name))
+        else:  # which fails for a tuple, say
+            listing.append(name)
+            self._back.append(lambda: listing.remove(name) if name in listing else None)
 
     def owns(self, owner: Any, name: str) -> bool:
         """Whether the attribute `name` of `owner` is now what this journal made it."""
@@ -146,7 +145,7 @@ def add_emoji_styles(module: ModuleType) -> None:
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
     if added and isinstance(counts, dict):
-        _JOURNAL.put(counts, "EmojiStyles", len(ours.ENVIRONMENTS))
+        _JOURNAL.add(counts, "EmojiStyles", len(ours.ENVIRONMENTS))
 
 
 def add_launchers(module: ModuleType) -> None:
@@ -154,7 +153,7 @@ def add_launchers(module: ModuleType) -> None:
     from domainbed_carft import launchers
 
     for name, launcher in launchers.LAUNCHERS.items():
-        _JOURNAL.put(module.REGISTRY, name, launcher)
+        _JOURNAL.add(module.REGISTRY, name, launcher)
 
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
@@ -184,10 +183,7 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) ->
         if vars(module).get(name, ours) is ours or _JOURNAL.owns(module, name)
     }
     for name, ours in added.items():
-        if isinstance(names, dict):
-            _JOURNAL.put(names, name, ours)
-        else:  # which fails for a tuple, say
-            _JOURNAL.append(names, name)
+        _JOURNAL.add(names, name, ours)
         _JOURNAL.set(module, name, ours)
     if taken := sorted(classes.keys() - added.keys()):
         warn_once(module.__name__, CarftError(f"it has its own {', '.join(taken)}"))

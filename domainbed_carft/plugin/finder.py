@@ -49,9 +49,16 @@ def harness_folders() -> tuple[str, str]:
 
 
 def harness_spec(
-    ours: object, path: Sequence[str] | None, target: ModuleType | None
+    ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return the spec of `domainbed` in our harness, unless a finder behind `ours` has one."""
+    """Return the spec of `domainbed` in our harness, unless a finder behind `ours` has one.
+
+    Submodules are found through the package's `__path__`; one that is asked for here is missing.
+    """
+    if name.startswith("domainbed."):
+        _refuse_bare_folder(name)
+    if name != "domainbed":
+        return None
     # An editable install's finder, say, was appended after us and still goes before us.
     finders = list(sys.meta_path)
     later = finders[finders.index(ours) + 1 :] if ours in finders else []
@@ -65,7 +72,7 @@ def harness_spec(
     return None
 
 
-def refuse_bare_folder(name: str) -> None:
+def _refuse_bare_folder(name: str) -> None:
     """Raise if `domainbed` is a folder without `__init__.py` that holds no DomainBed.
 
     Python takes such a folder, in the current directory say, for a namespace package, before

@@ -6,6 +6,7 @@ encoder instead of the original's. That format has no head, so the head gets a f
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from torch import Tensor
 from domainbed_carft import __version__, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import require_output
+from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
@@ -29,7 +30,7 @@ from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
 from domainbed_carft.method import backbone, pictures
 from domainbed_carft.method.algorithms import CLIPAlgorithm
-from domainbed_carft.runs.saved import TrainedRun, original_clip
+from domainbed_carft.runs.saved import TrainedRun, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")
 
@@ -53,6 +54,16 @@ class Files(NamedTuple):
         """The files whose weights are to be in ``weights``."""
         suffixes = (".head.pt", ".json", ".md")
         return cls(weights, *(weights.with_suffix(suffix) for suffix in suffixes))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Open the run, export it, and print where to."""
+    opened = open_run(arguments.path, arguments.which)
+    how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
+    files = export(opened, arguments.output, **how)
+    what = f"{opened.args['algorithm']} on {opened.args['dataset']}, {opened.path.name}"
+    told = f"{files.weights}: {what} as a CLIP in OpenAI's format (see {files.readme})"
+    print(text.shown(told))
 
 
 def export(
@@ -99,13 +110,8 @@ def export(
             staged.readme.write_text(page, encoding="utf-8", errors="replace")
             for made, path in zip(staged, files):
                 os.replace(made, path)
-    except (OSError, RuntimeError) as error:  # torch's own, behind which it hides that of a write
-        hidden = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(hidden, "strerror", None) or error
-        raise CarftError(
-            f"the export could not be written to {folder}: {reason}; nothing was overwritten. Free "
-            "disk space or choose another folder"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        raise not_written(weights, error) from error
     return files
 
 

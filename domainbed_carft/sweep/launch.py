@@ -163,7 +163,7 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
     """
     verdicts, refused = [], []
     for name in declared.datasets:
-        folder, problems = names.picture_folder(name, data_dir), []
+        folder = names.picture_folder(name, data_dir)
         is_checked = any(
             declared.hparams_of(name, algorithm, variant).get("data_edition") != UNCHECKED
             for variant in declared.settings.values()
@@ -180,17 +180,13 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
                     f"environment; is --data_dir {data_dir} right?"
                 )
         else:
-            try:
-                report = verify.verify(name, Path(data_dir))
-                problems = list(report.problems)
-                verdict = f"{report.data_edition}, {report.pictures:,} pictures in {report.root}"
-            except CarftError as error:
-                problems = [str(error)]
-        if problems:
-            verdict = f"broken: {'; '.join(problems)}"
-            if is_checked:
+            report = verify.examine(name, Path(folder))
+            verdict = f"{report.data_edition}, {report.pictures:,} pictures in {report.root}"
+            if report.problems:
+                verdict = f"broken: {'; '.join(report.problems)}"
+            if report.problems and is_checked:
                 remedy = f"fix the data, or set the hparam data_edition to {UNCHECKED}"
-                refused.append(f"the data of {name} in {folder} is {verdict}; {remedy}")
+                refused.append(f"{report.refusal}; {remedy}")
         verdicts.append(f"{name}: {verdict}")
     return verdicts, refused
 

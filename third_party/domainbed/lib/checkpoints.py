@@ -182,4 +182,5 @@ def _extend(path: str, wanted: str) -> None:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(wanted[len(present) :])
         else:
-            files.write(Path(path), lambda beside: beside.write_text(wanted, encoding="utf-8"))
+            with files.replacing(Path(path)) as beside:
+                beside.write_text(wanted, encoding="utf-8")

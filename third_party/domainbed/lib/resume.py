@@ -75,8 +75,8 @@ class StateFile:
 
 def save_whole(contents: Any, path: str) -> None:
     """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
-    with told(path, COMFORT):
-        files.write(Path(path), lambda beside: _write(contents, beside))
+    with told(path, COMFORT), files.replacing(Path(path)) as beside:
+        _write(contents, beside)
 
 
 @contextlib.contextmanager
