@@ -181,4 +181,4 @@ def test_a_job_that_is_requeued_goes_on(tmp_path):
     wait_for(lambda: look(out)["counts"]["done"] == 4, 600)
     wait_for(lambda: len(JobFolder(folder).attempts()) == 2)  # it is done a little earlier
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
-    assert "Goes on after step" in (folder / "out.txt").read_text()
+    assert "Resumed after step" in (folder / "out.txt").read_text()

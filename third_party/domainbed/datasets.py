@@ -52,9 +52,8 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
-            f"data set {dataset_name} is not included; give another one ({', '.join(DATASETS)}, "
-            "or a folder environment/class/picture), or use a checkout of "
-            "facebookresearch/DomainBed"
+            f"data set {dataset_name} is not included; use another one ({', '.join(DATASETS)}, "
+            "or a folder environment/class/picture), or a checkout of facebookresearch/DomainBed"
         )
     raise UnknownNameError(text.unknown("data set", dataset_name, DATASETS))
 
@@ -69,7 +68,7 @@ def num_environments(dataset_name: str) -> int:
     labels = getattr(get_dataset_class(dataset_name), "ENVIRONMENTS", None)
     if labels is None:
         raise CarftError(
-            f"data set {dataset_name} does not say what its environments are; its class needs "
+            f"data set {dataset_name} does not name its environments; its class needs "
             "ENVIRONMENTS, a list of their names in order"
         )
     return len(labels)
@@ -188,11 +187,11 @@ class _Benchmark(MultipleEnvironmentImageFolder):
     def data_problems(cls, root: str | None) -> list[str]:
         """Say, without reading any, if the data is not where it has to be for `root`."""
         if root is None:
-            return [f"{cls.__name__} needs --data_dir, the folder that holds {cls.FOLDER}"]
+            return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
         expected = os.path.join(root, cls.FOLDER)
         if os.path.isdir(expected):
             return []
-        return [f"{cls.__name__} is not in {expected}; give the --data_dir that holds {cls.FOLDER}"]
+        return [f"{expected} is missing; give the --data_dir that contains {cls.FOLDER}"]
 
 
 class OwnData(_Benchmark):

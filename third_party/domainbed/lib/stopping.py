@@ -1,4 +1,4 @@
-"""Leaving in good order when told to: by SIGTERM, or by SIGUSR1, SLURM's warning of its limit."""
+"""Stopping cleanly on SIGTERM, or on SIGUSR1, SLURM's warning of its time limit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LOOK_AFTER_PARENT_S = 2.0
 
 
 class Stopped(BaseException):
-    """Training was told to stop. No Exception: nothing on the way may take it for a failure."""
+    """Training was told to stop. Not an Exception, so that no caller takes this for a failure."""
 
 
 class StopSignals:
     """Inside the block the signals do not end the process; `check` raises Stopped instead.
 
-    So the training decides at which of its points it can leave.
+    So the training decides when it can exit.
     """
 
     def __init__(self) -> None:
