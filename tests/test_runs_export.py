@@ -193,5 +193,5 @@ def test_a_disk_that_is_full(files, trained, tmp_path):
     weights = tmp_path / files.weights.name
     done = warm.run("-c", code, "export", trained, "-o", weights, "--force")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "File too large; choose a folder that can be written" in done.stderr
+    assert "File too large; choose a writable folder" in done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -60,7 +60,7 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
     (done.folder / "kept.part").rmdir()
     (done.folder / "state.pt").touch()
     (done.folder / "model.pkl.part").touch()
-    assert "2 files removed" in carft(capsys, "clean", folder)
+    assert "2 leftover files deleted" in carft(capsys, "clean", folder)
     left = {p.name for p in done.folder.iterdir()}
     assert left == {"model.pkl", "results.jsonl", "done"}
     assert (other.folder / "state.pt").exists() and not cut.exists()
