@@ -162,5 +162,5 @@ def test_a_file_in_place_is_read_and_a_damaged_one_named(tmp_path, monkeypatch):
     with pytest.raises(CarftError, match=r"f37072fd.pth do not fit this Linear \(.*Replace"):
         pretrained.load(torch.nn.Linear(2, 2), pretrained.RESNET18)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(CarftError, match=r"f37072fd.pth is cut off .*Delete the file"):
+    with pytest.raises(CarftError, match=r"f37072fd.pth is cut off, .*Delete the file"):
         pretrained.read(pretrained.RESNET18)
