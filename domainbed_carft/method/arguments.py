@@ -108,15 +108,15 @@ def _given_by_hand() -> set[str]:
 
 
 def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:
-    """Put a digest into the hparams, which DomainBed writes into each record.
+    """Put what the run has found out into the hparams, which DomainBed writes into each record.
 
     Raises CarftError where the user demands another.
     """
     expected = hparams[name]
     if expected not in ("", found):
         raise CarftError(
-            f"the hparam {name} asks for {expected}, but this run has {found}: {difference} of the "
-            f"run it was taken from. Give the same as there, or no {name}"
+            f"the hparam {name} asks for {expected!r}, but this run has {found!r}: {difference} of "
+            f"the run it was taken from. Give the same as there, or no {name}"
         )
     hparams[name] = found
 
@@ -130,20 +130,14 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
     from domainbed_carft.method import pictures  # so does this
 
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    report, demanded = seen.report, hparams["data_edition"]
-    if demanded != UNCHECKED:
+    report = seen.report
+    if hparams["data_edition"] != UNCHECKED:
         if report and report.problems:
             raise CarftError(
                 f"{report.refusal}. To train on it as it is, set the hparam data_edition to "
                 f"{UNCHECKED!r}"
             )
-        if demanded not in ("", seen.edition):
-            raise CarftError(
-                f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
-                "`carft data verify` says how it differs. Get the edition you mean, or leave "
-                "data_edition out"
-            )
-        hparams["data_edition"] = seen.edition
+        record(hparams, "data_edition", seen.edition, "other data than that")
         print(f"Data: {seen.edition or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")

@@ -29,7 +29,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._set: list[tuple[object, str, object]] = []
-        self._back: list[Callable[[], object]] = []
+        self._back = contextlib.ExitStack()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set the attribute `name` of `owner`, a module or a class, to `value`."""
@@ -43,7 +43,7 @@ class Journal:
 
         setattr(owner, name, value)
         self._set.append((owner, name, value))
-        self._back.append(back)
+        self._back.callback(back)
 
     def add(self, listing: Any, name: str, value: Any) -> None:
         """Put `value` under `name` into a table, or `name` into a list, unless it is there."""
@@ -51,10 +51,10 @@ class Journal:
             return
         if isinstance(listing, dict):
             listing[name] = value
-            self._back.append(lambda: listing.get(name) is value and listing.pop(name))
+            self._back.callback(lambda: listing.get(name) is value and listing.pop(name))
         else:  # which fails for a tuple, say
             listing.append(name)
-            self._back.append(lambda: listing.remove(name) if name in listing else None)
+            self._back.callback(lambda: listing.remove(name) if name in listing else None)
 
     def owns(self, owner: Any, name: str) -> bool:
         """Whether the attribute `name` of `owner` is now what this journal made it."""
@@ -63,8 +63,7 @@ class Journal:
 
     def undo(self) -> None:
         """Take all changes back, the last one first, and forget them."""
-        while self._back:
-            self._back.pop()()
+        self._back.close()
         self._set.clear()
 
 
