@@ -141,7 +141,7 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
         print(f"Data: {seen.edition or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
-    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.environments)
+    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.protocol)
     print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")
     mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")

@@ -21,21 +21,24 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a ch
 class Environment:
     """One environment: its name, its class names in label order, mean and std of its pictures.
 
-    What it does not show is None. ``protocol`` is the preset by which its pictures are transformed.
+    What it does not show is None.
     """
 
     name: str
     classes: Sequence[str] | None
     normalisation: Normalisation | None = None
-    protocol: str = "domainbed"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """All environments of a data set, and the verdict on it, None where nothing was counted."""
+    """All environments of a data set, and the verdict on it, None where nothing was counted.
+
+    ``protocol`` is the preset by which its pictures are transformed, the host's own if unseen.
+    """
 
     environments: Sequence[Environment] = ()
     report: Report | None = None
+    protocol: str = "domainbed"
 
     @property
     def edition(self) -> str:
@@ -48,11 +51,12 @@ _last: tuple[Any, str, Seen] | None = None
 
 
 def remember(
-    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None
-) -> Seen:
+    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None,
+    protocol: str = "domainbed",
+) -> Seen:  # fmt: skip
     """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none."""
     global _last
-    seen = Seen(environments, report)
+    seen = Seen(environments, report, protocol)
     _last = hparams, dataset, seen
     return seen
 
@@ -93,19 +97,16 @@ def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation |
     return shown[0] if shown else None
 
 
-def followed_protocol(wanted: str, environments: Sequence[Environment]) -> str:
-    """The preset that the pictures of all ``environments`` follow, to be recorded.
+def followed_protocol(wanted: str, followed: str) -> str:
+    """The preset that the pictures follow, to be recorded.
 
     It is ``host`` where a fork transforms in a way of its own, which nobody has to ask for. Raises
-    CarftError where ``clip`` is wanted and not followed. Environments that nobody has seen follow
-    their host's own, which is ``domainbed``.
+    CarftError where ``clip`` is wanted and not followed.
     """
-    followed = {e.protocol for e in environments} or {"domainbed"}
-    if followed == {wanted} or (wanted == "domainbed" and followed == {"host"}):
-        return followed.pop()
+    if followed == wanted or (wanted == "domainbed" and followed == "host"):
+        return followed
     raise CarftError(
-        f"protocol is {wanted!r}, but this data set has transforms of its own "
-        f"({' and '.join(sorted(followed))}); only EmojiStyles and DomainBed's "
-        "MultipleEnvironmentImageFolder with test_envs and hparams follow another protocol. "
-        "Leave protocol at 'domainbed'"
+        f"protocol is {wanted!r}, but this data set has transforms of its own ({followed}); only "
+        "EmojiStyles and DomainBed's MultipleEnvironmentImageFolder with test_envs and hparams "
+        "follow another protocol. Leave protocol at 'domainbed'"
     )
