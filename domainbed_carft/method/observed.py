@@ -21,21 +21,24 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a ch
 class Environment:
     """One environment: its name, its class names in label order, mean and std of its pictures.
 
-    Unknown parts are None. ``protocol`` is the preset by which its pictures are transformed.
+    Unknown parts are None.
     """
 
     name: str
     classes: Sequence[str] | None
     normalisation: Normalisation | None = None
-    protocol: str = "domainbed"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """All environments of a data set, and the verdict on it, None where nothing was counted."""
+    """All environments of a data set, and the verdict on it, None where nothing was counted.
+
+    ``protocol`` is the preset by which its pictures are transformed, the host's own if unseen.
+    """
 
     environments: Sequence[Environment] = ()
     report: Report | None = None
+    protocol: str = "domainbed"
 
     @property
     def edition(self) -> str:
@@ -48,11 +51,12 @@ _last: tuple[Any, str, Seen] | None = None
 
 
 def remember(
-    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None
-) -> Seen:
+    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None,
+    protocol: str = "domainbed",
+) -> Seen:  # fmt: skip
     """Keep the facts of ``dataset``; ``hparams`` is the object it was built with, if any."""
     global _last
-    seen = Seen(environments, report)
+    seen = Seen(environments, report, protocol)
     _last = hparams, dataset, seen
     return seen
 
@@ -93,19 +97,16 @@ def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation |
     return shown[0] if shown else None
 
 
-def followed_protocol(wanted: str, environments: Sequence[Environment]) -> str:
-    """The preset that the pictures of all ``environments`` follow, to be recorded.
+def followed_protocol(wanted: str, followed: str) -> str:
+    """The preset that the pictures follow, to be recorded.
 
     This is ``host`` for a fork with its own transforms, which needs no request. Raises CarftError
-    if ``clip`` is wanted and not followed. Environments without facts follow their host's preset,
-    ``domainbed``.
+    if ``clip`` is wanted and not followed.
     """
-    followed = {e.protocol for e in environments} or {"domainbed"}
-    if followed == {wanted} or (wanted == "domainbed" and followed == {"host"}):
-        return followed.pop()
+    if followed == wanted or (wanted == "domainbed" and followed == "host"):
+        return followed
     raise CarftError(
-        f"protocol is {wanted!r}, but this data set keeps its own transforms "
-        f"({' and '.join(sorted(followed))}). Only EmojiStyles and DomainBed's "
-        "MultipleEnvironmentImageFolder with test_envs and hparams can follow another protocol. "
-        "Leave protocol at 'domainbed'"
+        f"protocol is {wanted!r}, but this data set keeps its own transforms ({followed}). Only "
+        "EmojiStyles and DomainBed's MultipleEnvironmentImageFolder with test_envs and hparams "
+        "can follow another protocol. Leave protocol at 'domainbed'"
     )

@@ -28,7 +28,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._set: list[tuple[object, str, object]] = []
-        self._back: list[Callable[[], object]] = []
+        self._back = contextlib.ExitStack()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set the attribute `name` of `owner`, a module or a class, to `value`."""
@@ -42,7 +42,7 @@ class Journal:
 
         setattr(owner, name, value)
         self._set.append((owner, name, value))
-        self._back.append(back)
+        self._back.callback(back)
 
     def add(self, listing: Any, name: str, value: Any) -> None:
         """Put `value` under `name` into a table, or `name` into a list, unless it is there."""
@@ -50,10 +50,10 @@ class Journal:
             return
         if isinstance(listing, dict):
             listing[name] = value
-            self._back.append(lambda: listing.get(name) is value and listing.pop(name))
+            self._back.callback(lambda: listing.get(name) is value and listing.pop(name))
         else:  # which fails for a tuple, say
             listing.append(name)
-            self._back.append(lambda: listing.remove(name) if name in listing else None)
+            self._back.callback(lambda: listing.remove(name) if name in listing else None)
 
     def owns(self, owner: Any, name: str) -> bool:
         """Whether the attribute `name` of `owner` is now what this journal made it."""
@@ -62,8 +62,7 @@ class Journal:
 
     def undo(self) -> None:
         """Undo all changes, the last one first, and forget them."""
-        while self._back:
-            self._back.pop()()
+        self._back.close()
         self._set.clear()
 
 

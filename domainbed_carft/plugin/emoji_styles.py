@@ -56,13 +56,13 @@ class EmojiStyles:
         ]
         self.num_classes = len(self.datasets[0].classes)
         shown = [
-            observed.Environment(
-                name, own.classes, observed.normalisation(own.transform), self.protocol
-            )
+            observed.Environment(name, own.classes, observed.normalisation(own.transform))
             for name, own in zip(self.ENVIRONMENTS, self.datasets)
         ]
-        report = verify.examine(type(self).__name__, folder)
-        self.data_edition = observed.remember(hparams, type(self).__name__, shown, report).edition
+        name = type(self).__name__
+        report = verify.examine(name, folder)
+        seen = observed.remember(hparams, name, shown, report, self.protocol)
+        self.data_edition = seen.edition
 
     def _transform(
         self, hparams: dict[str, Any] | None, is_test: bool

@@ -90,11 +90,11 @@ def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | No
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
             observed.normalisation(getattr(folder, "transform", None)),
-            protocol,
         )
         for index, folder in enumerate(dataset.datasets)
     ]
-    seen = observed.remember(given.get("hparams"), type(dataset).__name__, environments, report)
+    name = type(dataset).__name__
+    seen = observed.remember(given.get("hparams"), name, environments, report, protocol)
     dataset.data_edition, dataset.protocol = seen.edition, protocol
 
 

@@ -35,7 +35,11 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
         run = one.outcome.runs[0]
         target = one.target if run.test_envs else NOTHING
         outside = selection.accuracies(run)[0][:, target] if run.test_envs else None
-        drift = _drift(run)
+        # What the algorithm measured, which ``run`` does not keep.
+        drift = {
+            float(record["step"]): [_number(record.get(name)) for name in DRIFT]
+            for record in records.of_run(run)
+        }
         for place, (step, inside) in enumerate(zip(run.steps, _in_domain(run))):
             key = (one.dataset, one.algorithm, target, one.trial, step)
             out_of_domain = np.nan if outside is None else outside[place]
@@ -52,14 +56,6 @@ def _in_domain(run: Run) -> selection.Floats:
     outs = selection.accuracies(run)[1]
     training = [i for i in range(run.n_environments) if i not in run.test_envs]
     return np.ascontiguousarray(outs[:, training]).mean(axis=1)
-
-
-def _drift(run: Run) -> dict[float, list[float]]:
-    """Step -> DRIFT as the algorithm measured it, which ``run`` does not keep."""
-    return {
-        float(one["step"]): [_number(one.get(name)) for name in DRIFT]
-        for one in records.of_run(run)
-    }
 
 
 def _number(value: object) -> float:

@@ -43,10 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise CarftError(
             f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CarftError(f"--output {folder} cannot be created: {error.strerror}") from error
+    folder.mkdir(parents=True, exist_ok=True)
     splits = data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device, arguments.original)
     classes = len(opened.classes)

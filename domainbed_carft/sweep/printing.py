@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status
 from domainbed_carft.text import counted as number
-from domainbed_carft.text import duration, limited, shown, table
+from domainbed_carft.text import limited, shown, table
 
 
 def counted(statuses: Iterable[Status]) -> str:
@@ -62,7 +64,7 @@ def _line(status: Status) -> str:
         if status.pictures_per_second:
             parts.append(f"{status.pictures_per_second:,.1f} images/s")
         if status.eta is not None:
-            parts.append(f"{duration(status.eta)} left")
+            parts.append(f"{tqdm.format_interval(status.eta)} left")
     parts += [status.detail] if status.detail else []
     return shown("; ".join([*parts, status.job.folder.name]))
 
@@ -85,8 +87,6 @@ def failures(left: Sequence[Status], output: Path) -> str:
 @contextmanager
 def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
     """A progress bar over all steps of the sweep while the block runs, from locks and records."""
-    from tqdm import tqdm
-
     latest, ended = list(statuses), threading.Event()
     total, done = sum(status.steps or 1 for status in latest), sum(map(_counted, latest))
     with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as shown:

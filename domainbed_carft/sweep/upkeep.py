@@ -14,14 +14,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
 from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import printing, states
-from domainbed_carft.sweep.printing import again
 from domainbed_carft.sweep.states import Status, Waiting
-from domainbed_carft.text import confirm, counted, shown, size_of
+from domainbed_carft.text import confirm, counted, shown
 
 SHORTEST_WATCH = 0.2  # seconds
 PATIENCE = 120  # seconds that stopped jobs have to save
@@ -168,7 +169,7 @@ def clean(arguments: argparse.Namespace) -> int:
             count, size = count + 1, size + taken
     for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
         shutil.rmtree(path, ignore_errors=True)
-    print(f"{counted(count, 'leftover file')} deleted, {size_of(size)}.")
+    print(f"{counted(count, 'leftover file')} deleted, {tqdm.format_sizeof(size, 'B')}.")
     if not arguments.incomplete:
         return 0
     wanted = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
@@ -183,7 +184,9 @@ def clean(arguments: argparse.Namespace) -> int:
         raise CarftError(f"no job was deleted, since some may be queued: {waiting.note}")
     gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, waiting)]
     manifest.drop(output, gone)
-    print(f"{counted(len(gone), 'job')} deleted. {again('status', output)} shows the rest.")
+    print(
+        f"{counted(len(gone), 'job')} deleted. {printing.again('status', output)} shows the rest."
+    )
     return 0
 
 
@@ -201,6 +204,4 @@ def _remove_job(path: Path, waiting: Waiting) -> bool:
                 shutil.rmtree(away)
     except (Held, FileNotFoundError):
         return False
-    except OSError as error:
-        raise CarftError(f"{path} cannot be deleted: {error}") from error
     return True
