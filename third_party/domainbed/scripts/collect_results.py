@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
-    parser.add_argument("--latex", action="store_true")
+    parser.add_argument("--latex", action="store_true", help="print LaTeX instead of text")
     args = parser.parse_args(argv)
     return exit_status("collect_results", lambda: run(args.input_dir, args.latex))
 

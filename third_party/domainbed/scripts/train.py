@@ -50,13 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder of your own"
     )
-    parser.add_argument("--algorithm", default="ERM")
+    parser.add_argument("--algorithm", default="ERM", help="name (default: ERM)")
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set")
     parser.add_argument(
         "--test_envs", type=int, nargs="*", default=[0], help="without a number: train on all"
     )
-    parser.add_argument("--output_dir", default="train_output")
+    parser.add_argument("--output_dir", default="train_output", help="folder for its files")
     seeds = {
         "--hparams_seed": "seed of the random hyperparameters (0: the defaults)",
         "--trial_seed": "seed of the splits and of the random hyperparameters",
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     own = "(0 or none: the data set's own)"
     parser.add_argument("--steps", type=int, help=f"steps to train {own}")
     parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints {own}")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2)
+    parser.add_argument("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
     parser.add_argument(
         "--uda_holdout_fraction",
         type=float,
