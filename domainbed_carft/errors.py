@@ -23,7 +23,7 @@ class CarftWarning(UserWarning):
 
 
 def raise_for(sentences: Iterable[str]) -> None:
-    """Raise a CarftError of these sentences, a line each, if there are any."""
+    """Raise a CarftError of these sentences, one per line, if there are any."""
     distinct = list(dict.fromkeys(sentences))
     if distinct:
         count = f"{len(distinct)} problem{'s' if len(distinct) > 1 else ''}, nothing was done"

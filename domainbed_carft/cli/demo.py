@@ -18,7 +18,7 @@ DATA_DIR = "embedded"  # not read: the pictures are in the package
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
     """Train, collect and report into ``output``; what was done or begun there before is not redone.
 
-    ``declared`` is a sweep of EmojiStyles; ``trials`` of its cells in place of its own number.
+    ``declared`` is a sweep of EmojiStyles; ``trials`` replaces its number of trials.
     """
     declaration = sources.load(declared)
     if trials:

@@ -1,7 +1,7 @@
 """What is known of each benchmark before its data is seen.
 
 Facts stand in ``assets/benchmarks.json``, class names and counts in ``assets/classes/NAME.csv``:
-a class a line and an environment a column, empty where nothing is known. ``assets/README.md`` names
+one line per class and one column per environment, empty if unknown. ``assets/README.md`` names
 the sources.
 """
 
@@ -83,7 +83,7 @@ class Benchmark:
 
 
 def get(name: str) -> Benchmark:
-    """The benchmark called ``name``; CarftError with the nearest names where there is none."""
+    """The benchmark called ``name``; CarftError with the nearest names if it is unknown."""
     if name not in BENCHMARKS:
         raise CarftError(text.unknown("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]

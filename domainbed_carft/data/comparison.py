@@ -75,7 +75,7 @@ def compare(name: str, counts: Counts) -> Findings:
 
 
 def digest(counts: Counts) -> str:
-    """Eight hex digits that tell counts apart by any environment, class or number in them."""
+    """Eight hex digits that change with any environment, class or number in ``counts``."""
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 

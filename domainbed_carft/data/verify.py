@@ -79,7 +79,7 @@ class Report:
         return {**facts, "data_edition": self.data_edition, "pictures": self.pictures}
 
     def as_text(self) -> str:
-        """A line an environment, then everything found, a line each, and the verdict last."""
+        """One line per environment, then one per finding, and the verdict last."""
         rows = [
             (text.shown(name), f"{sum(classes.values()):,}", f"{len(classes):,}")
             for name, classes in self.counts.items()
@@ -105,7 +105,7 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
 
     ``decode`` reads every picture, which takes as long as an epoch; else only directories and
-    sizes are read. Raises CarftError where there is no such benchmark or folder.
+    sizes are read. Raises CarftError for an unknown benchmark or a missing folder.
     """
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):

@@ -1,8 +1,8 @@
 """What a job would meet here: ``python -m domainbed_carft.doctor.probe FILE``.
 
-Of each check FILE gets a line with its name when it begins and one with its findings when it is
-done, both JSON, and an empty name at the end, so that a crash or a hang takes away only what it
-happened in. Nothing is imported before its turn: torch may be what is broken.
+For each check FILE gets a line with its name at the start and one with its findings at the end,
+both JSON, and an empty name after the last, so that a crash or a hang loses only its own check.
+Nothing is imported before its turn: torch may be broken.
 """
 
 from __future__ import annotations

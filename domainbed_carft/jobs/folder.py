@@ -101,7 +101,7 @@ class Lock:
 
 
 class JobFolder:
-    """The folder of one job; every question reads the disk anew, and nothing is cached."""
+    """The folder of one job; every question reads the disk, and nothing is cached."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -171,7 +171,7 @@ class JobFolder:
         return []
 
     def add_attempt(self, attempt: Attempt) -> None:
-        """Append a line, on a line of its own even if the one before was cut."""
+        """Append a line, after a line break if the previous line was cut."""
         line = json.dumps(attempt._asdict()) + "\n"
         with self.attempts_path.open("a+b") as file:
             if file.tell():
@@ -218,7 +218,7 @@ class JobFolder:
             raise
 
     def _is_lock(self, descriptor: int) -> bool:
-        """Whether a descriptor is that of the lock file that is there now."""
+        """Whether a descriptor belongs to the current lock file."""
         try:
             return os.path.samestat(os.stat(self.lock_path), os.fstat(descriptor))
         except OSError:
@@ -267,7 +267,7 @@ def slurm_id() -> str | None:
 
 
 def _read(line: str, kind: Any) -> Any:
-    """A line of JSON as a named tuple of this kind; None if it is cut, or is not such a line."""
+    """A line of JSON as a named tuple of this kind; None if the line is cut or of another kind."""
     try:
         found = json.loads(line)
         read = kind(**{name: found[name] for name in kind._fields if name in found})

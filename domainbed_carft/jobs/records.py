@@ -119,7 +119,7 @@ def read(folders: Sequence[Path | str]) -> Read:
 
 
 def _runs_in(folder: str, faults: list[Fault]) -> list[Run]:
-    """The runs recorded in one folder: one, unless several were told to write there."""
+    """The runs recorded in one folder: one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
     for key, record in _keyed(os.path.join(folder, RECORDS), faults):
         latest.setdefault(key, {})[record["step"]] = record
@@ -160,7 +160,7 @@ def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each whole record of a file, with what tells its run from others."""
+    """Each complete record of a file, with a key that identifies its run."""
     import orjson
 
     try:
@@ -264,7 +264,7 @@ def _lost(records: list[dict[str, Any]]) -> set[float]:
 
 
 def _accuracies(records: list[dict[str, Any]], count: int, lost: set[float]) -> array[float]:
-    """Those of Run; nan for what is no number in [0, 1], such as percent."""
+    """The accuracies of a Run; nan for values outside [0, 1], such as percentages."""
     names = [f"env{i}_{split}_acc" for split in ("in", "out") for i in range(count)]
     rows = array("d")
     for record in records:

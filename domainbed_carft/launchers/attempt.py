@@ -132,7 +132,7 @@ class Children:
     def stop(self, told: int, signal_number: int = signal.SIGTERM) -> None:
         """Send all children a signal to save and leave, and start no others.
 
-        Safe in a signal handler; `told` is the signal that this process was stopped by.
+        Safe in a signal handler; `told` is the signal that stopped this process.
         """
         self.stopped_by = told
         for process in list(self._running.values()):

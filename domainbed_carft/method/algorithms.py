@@ -1,7 +1,7 @@
 """CAR-FT and the CLIP baselines it is compared with, as DomainBed algorithms.
 
-One body, ``CLIPAlgorithm``: an image encoder, a linear head, a frozen original, an optimiser. Each
-algorithm says which parameters it trains and how much the KL term counts.
+One base class, ``CLIPAlgorithm``: an image encoder, a linear head, a frozen original, an optimiser.
+Each algorithm sets which parameters it trains and the weight of the KL term.
 """
 
 from __future__ import annotations

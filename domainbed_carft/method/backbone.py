@@ -82,8 +82,8 @@ def load(name: str) -> Backbone:
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
     """Text features of M x K prompts: (M, K, D), float32, not normalised, on the CPU.
 
-    Encoded once in batches, on a GPU where there is one, and kept in the cache folder under the
-    digest of the weights and of the prompts, so that later jobs read them.
+    Encoded once in batches, on a GPU if there is one, and kept in the cache folder under the digest
+    of the weights and of the prompts, so that later jobs read them.
     """
     flat = [prompt for row in prompts for prompt in row]
     key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
@@ -223,7 +223,7 @@ def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """None where there are none of this shape: a damaged cache costs time, never a job."""
+    """Cached features of this shape, else None: a damaged cache costs time, never a job."""
     try:
         found = weights.load_weights(path)
     except CarftError:

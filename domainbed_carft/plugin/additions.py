@@ -173,7 +173,7 @@ def _parts(module: ModuleType) -> list[ModuleType]:
 def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) -> dict[str, type]:
     """Add `classes` to `module` and their names to its list or table `listing`, if it has one.
 
-    Returns those added: names that the module has given to classes of its own stay its.
+    Returns those added; names that the module uses for its own classes are kept.
     """
     names = getattr(module, listing, [])
     added = {

@@ -154,7 +154,7 @@ def _digest(runs: Iterable[Run]) -> str:
 
 
 def _names() -> Callable[..., str]:
-    """What names a file or a place on the page: made of words, and given once."""
+    """A maker of names for files and places on the page: from words, and unique."""
     given: Counter[str] = Counter()
 
     def name(*words: str) -> str:

@@ -43,9 +43,9 @@ def gather(
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
-    ``methods``: None for those that the sweeps' manifests name, else those that there are jobs for,
-    and the one called ``also``. Raises CarftError if there is no record, no job for a requested
-    method, or if a job was run twice with different records.
+    ``methods``: None for those that the sweeps' manifests name, else those that have jobs, and the
+    one called ``also``. Raises CarftError if there is no record, no job for a requested method, or
+    if a job was run twice with different records.
     """
     runs, faults = records.read(folders)
     if not runs:

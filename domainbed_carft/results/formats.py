@@ -107,7 +107,7 @@ def _in_markdown(text: str) -> str:
 
 
 def _csv(document: Document) -> str:
-    """The one table of ``document.records``, all digits; empty where there is no value."""
+    """The one table of ``document.records``, with all digits; empty cells for missing values."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows(document.records[:1])  # the keys

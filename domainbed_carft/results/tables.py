@@ -117,7 +117,7 @@ def _averages(
     group: Group, method: str, tables: Sequence[Table], names: Sequence[str],
     reached: Mapping[tuple[str, str], Mapping[int, list[float]]],
 ) -> Table:  # fmt: skip
-    """Over each trial's mean over targets, as far as it has them."""
+    """Means over each trial's mean over the targets that it has."""
     rows = []
     notes = []
     for number, algorithm in enumerate(names):

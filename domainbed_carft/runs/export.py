@@ -1,7 +1,7 @@
 """`carft export`: a run as a CLIP that other libraries read, its class head, and a card.
 
 The weights are the original CLIP's whole state dict in OpenAI's format, with the fine-tuned image
-encoder instead of the original's. That format has no head, so the head gets a file of its own.
+encoder instead of the original's. That format has no head, so the head gets a separate file.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class _Pictures(Dataset[Read]):
 def _line(
     path: str, found: tuple[Probabilities, Probabilities] | str, arguments: argparse.Namespace
 ) -> str:
-    """A line of JSON; of text, none for a picture that is skipped, of which ``found`` says why."""
+    """A line of JSON or text; ``found`` may be why a picture is skipped, which gives no text."""
     as_json = arguments.format == "jsonl"
     if isinstance(found, str):
         return json.dumps({"path": path, "error": found}) + "\n" if as_json else ""

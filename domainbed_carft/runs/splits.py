@@ -216,7 +216,7 @@ class _Items(Dataset[Any]):
 
 @contextlib.contextmanager
 def _generators_kept() -> Iterator[None]:
-    """The three generators that transforms draw from go on afterwards as before."""
+    """Restore the three generators that transforms draw from after the block."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -143,7 +143,7 @@ def _is_still(holder: Holder) -> bool:
 
 
 def _stop(pid: int) -> bool:
-    """Tell a process of this machine to save and exit; whether there was one."""
+    """Tell a process of this machine to save and exit; True if it exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid > 0:
             os.kill(pid, signal.SIGTERM)

@@ -55,7 +55,7 @@ def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, c
     warnings = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
     assert len(warnings) == 2
     for warning, name in zip(warnings, ("'0'", "'2'"), strict=True):
-        assert f"environment {name} has 13 items" in warning
+        assert f"environment {name} has 13 training items" in warning
         assert "batch size 64" in warning
 
 

@@ -41,7 +41,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
     Raises:
         UnknownNameError: no data set has that name, and the message lists the valid ones; or
             upstream has one and we do not, and the message says what to do instead.
-        CarftError: it is a path, and there is no such folder, or no environment in it.
+        CarftError: it is a path to a missing folder, or to one without environments.
     """
     found = globals().get(dataset_name)
     declares = hasattr(found, "ENVIRONMENTS") or dataset_name in DATASETS
@@ -141,8 +141,8 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         hparams: the run's hyperparameters.
 
     Raises:
-        CarftError: `root` is no folder, there is no environment or one without pictures, or the
-            environments' classes differ: one label would mean several things.
+        CarftError: `root` is not a folder, there is no environment or one without pictures, or the
+            environments' classes differ, so that a label would be ambiguous.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class SelectionMethod:
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """Return the outcome of one choice of hyperparameters, or None if it cannot be told.
+        """Return the outcome of one choice of hyperparameters, or None if it is unknown.
 
         Args:
             run_records: all records of that choice, for one data set, algorithm, trial and test

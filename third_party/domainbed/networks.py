@@ -33,7 +33,7 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
         hparams: the run's hyperparameters.
 
     Raises:
-        CarftError: there is no network for that shape, or not the one that `hparams` ask for.
+        CarftError: no network takes that shape, or `hparams` need one that is not included.
     """
     match tuple(input_shape):
         case (_, 28, 28):

@@ -63,7 +63,7 @@ class Files:
     def _earlier_records(self) -> str:
         """The records of earlier runs in this folder: upstream appends to them.
 
-        Not those of this very run, which was interrupted and left no state to go on from.
+        Without those of this run itself, if it was interrupted and left no state to resume from.
         """
         text = _text(self._records_path)
         if not JobFolder(self._args.output_dir).done:
@@ -167,7 +167,7 @@ def _text(path: str) -> str:
 
 
 def _identity_in(line: str) -> dict[str, Any] | None:
-    """What the run of a record depends on; None for a line that is no record."""
+    """The arguments that identify a record's run; None for a line that is not a record."""
     try:
         return resume.identity(parsing.parse_json(line)["args"])
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -44,7 +44,7 @@ def dataset_problems(name: str) -> list[str]:
 
 
 def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
-    """Say if there is no such data set, or too few environments for the jobs of a sweep."""
+    """Say if the data set is unknown, or has too few environments for the jobs of a sweep."""
     problems = dataset_problems(dataset)
     if problems:
         return problems

@@ -28,7 +28,7 @@ RESNET50_AUGMIX = (
 def read(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
-    Raises PassingError if the file is not there and could not be downloaded, and CarftError if it
+    Raises PassingError if the file is missing and could not be downloaded, and CarftError if it
     cannot be read; either message says which file belongs where.
     """
     path = _place(url)

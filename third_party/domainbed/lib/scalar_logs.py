@@ -76,7 +76,7 @@ def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
 
 
 def forget(folder: str) -> None:
-    """Let the next run in a job's folder be another one at W&B; TensorBoard needs no telling."""
+    """Make the next run in a job's folder a new one in W&B; TensorBoard needs nothing."""
     Path(folder, _ID).unlink(missing_ok=True)
 
 

@@ -72,11 +72,11 @@ def _exists(pid: int | None) -> bool:
 
 
 def serve_on(worker_id: int) -> None:
-    """Let a loader's process serve on when the whole group is told to stop, as SLURM does it.
+    """Keep a loader's process running when SLURM tells the whole group to stop.
 
-    If it died the training would fail in the middle of a step instead of leaving after it. It ends
-    when its parent tells it to, which only `sigtimedwait` can tell from others, and when its parent
-    is gone: torch looks whether it has a new parent, and would take one of before that for its own.
+    If it died, the training would fail in the middle of a step instead of stopping after it. It
+    ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its parent
+    has died, which torch alone would miss if that happened before it looked for its parent.
     """
     # They are held already, but where a fork server that is older than `held` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
