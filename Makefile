@@ -56,7 +56,7 @@ clean:
 # The stamps keep a second run from asking the index again.
 $(VENV)/.created:
 	@command -v $(PYTHON) > /dev/null || \
-	  { echo "'$(PYTHON)' is not to be found. Name a Python 3.10 or newer: make PYTHON=python3.12"; exit 1; }
+	  { echo "'$(PYTHON)' was not found. Name a Python 3.10 or newer: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1)." \
 	    "Name another: make PYTHON=python3.12"; exit 1; }

@@ -1,4 +1,4 @@
-"""Words and figures for people: counts, durations, tables, near misses, foreign text made safe."""
+"""Words and figures for people: counts, tables, near misses, foreign text made safe."""
 
 from __future__ import annotations
 
@@ -27,24 +27,6 @@ def shown(text: str) -> str:
 def counted(count: int, one: str, many: str = "") -> str:
     """The number and what it counts: 1 job, 3,840 jobs; ``many`` is ``one`` with an s, if ""."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
-
-
-def duration(seconds: float) -> str:
-    """``3 d 4 h``, ``4 h 5 min``, ``5:06``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes}:{rest:02}"
-
-
-def size_of(count: float) -> str:
-    """Bytes as ``12 MB``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def limited(lines: Sequence[str], most: int = 20) -> list[str]:
@@ -80,10 +62,10 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 def confirm(yes: bool) -> None:
-    """Ask on a terminal, unless told not to; leave the program where the answer is no."""
+    """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
     if yes or sys.stdin is None or not sys.stdin.isatty():
         return
-    if not input("Go on? (y/n) ").strip().lower().startswith("y"):
+    if not input("Continue? (y/n) ").strip().lower().startswith("y"):
         print("Nothing was done.")
         raise SystemExit(0)
 

@@ -24,7 +24,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
         "amp is 'fp16', expected one of 'off', 'bf16'",
         "head_init is None",
         "'grad_clip' is missing",
-        "clip_backbone is 'nope', which is neither a file nor one of: tiny, RN50",
+        "clip_backbone is 'nope', expected an existing file or one of: tiny, RN50",
         "Valid hparams: amp, batch_size",
     ):
         assert part in message
@@ -89,5 +89,5 @@ def test_pictures_and_labels_in_both_shapes():
         got_x, got_y = arguments.pictures_and_labels(minibatches, more)
         assert torch.equal(torch.cat(got_x), torch.cat(xs))
         assert torch.equal(torch.cat(got_y), torch.cat(ys))
-    with pytest.raises(CarftError, match=r"expected update\(minibatches\).*got.*\['step', 'x'\]"):
+    with pytest.raises(CarftError, match=r"\['step', 'x'\]; expected update\(minibatches\)"):
         arguments.pictures_and_labels(None, {"x": xs, "step": 3})

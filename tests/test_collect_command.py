@@ -33,7 +33,7 @@ def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
     assert cli.main(["collect", str(tmp_path), "--select", "oracle"]) == 0
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert f"cut line: {path}: line 4 is not a whole record, skipped" in lines
+    assert f"cut line: {path}: line 4 is not a complete record; skipped" in lines
     assert f"no records: {tmp_path / 'none 19'}: no record" in lines
     assert "  ... and 5 more" in lines
     assert lines[-1] == "48 records of 16 jobs."
@@ -58,18 +58,18 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert "'iid'; expected one or more of training-domain," in capsys.readouterr().err
     both = ["--format", "csv", "--compare", "published", "--paired", "ERM", "Mixup"]
     assert cli.main(["collect", folder, *both]) == 1
-    assert "--format csv is one table" in capsys.readouterr().err
+    assert "--format csv holds one table" in capsys.readouterr().err
     assert cli.main(["collect", str(tmp_path / "no")]) == 1
-    assert "there is no folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
     assert cli.main(["collect", folder, "--paired", "ERM", "ERM"]) == 1
-    assert "ERM and ERM have no (data set, environment, trial) in common" in capsys.readouterr().err
+    assert "ERM and ERM share no (data set, environment, trial)" in capsys.readouterr().err
     assert cli.main(["collect", folder, "--paired", "ERM", "CLIP"]) == 1
-    assert "expected two of ERM, Mixup" in capsys.readouterr().err
+    assert "expected two different algorithms of ERM, Mixup" in capsys.readouterr().err
     assert cli.main(["top", folder, "--algorithm", "ERN"]) == 1
     error = capsys.readouterr().err
-    assert "--algorithm ERN: nothing was selected for it; there are: ERM, Mixup" in error
+    assert "--algorithm ERN has no selected run; available: ERM, Mixup" in error
     assert cli.main(["top", "--select", "leave-one-domain-out", "--", folder]) == 1
-    assert "--select leave-one-domain-out: nothing was selected for it" in capsys.readouterr().err
+    assert "--select leave-one-domain-out has no selected run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["collect", "--strict"], ["top"], ["report"]])
@@ -79,7 +79,7 @@ def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
     words = [*command, str(tmp_path / "it"), *output, "--select", "in-domain"]
     assert cli.main(words) == 1
     out, err = capsys.readouterr()
-    assert out == "" and "--select in-domain: there are no jobs for it; expected one of" in err
+    assert out == "" and "--select in-domain: no jobs for this method; expected one of" in err
 
 
 def test_the_benchmark_finds_the_harnesss_values(tmp_path):

@@ -76,7 +76,7 @@ def test_runs_that_broke_off(tmp_path):
         "--test_envs 1 has 2 of 3 checkpoints: in every trial"
     ]
     assert missing(tmp_path, "oracle", "P") == [
-        "--test_envs 2 is not finished (no file done): in every trial"
+        "--test_envs 2 is not finished (no file 'done'): in every trial"
     ]
     assert missing(tmp_path, "oracle", "S") == []
     collect_sweeps.write_sweep(tmp_path / "all", ["ERM"], steps=301)
@@ -122,7 +122,7 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     # What is left of the job is its record of step 0.
     rest = tmp_path / "healthy" / "ERM-0-0-1" / "results.jsonl"
     rest.write_text(rest.read_text().splitlines(keepends=True)[0])
-    why = "--test_envs 0 diverged, and has no accuracies from step 100 on: trial 0 hparams_seed 1"
+    why = "--test_envs 0 diverged, so it has no accuracies from step 100 on: trial 0 hparams_seed 1"
     for method in ("training-domain", "oracle"):  # the latter takes the last, which it has not
         cells = [
             collect_sweeps.cell(

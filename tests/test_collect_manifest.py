@@ -43,7 +43,7 @@ def test_a_whole_sweep_over_some_environments_is_whole(tmp_path, capsys):
     cell, other = (collect_sweeps.cell(table, "CARFT", column) for column in "SA")
     assert table["rows"][0]["average"] == cell["mean"]
     assert (other["mean"], other["missing"]) == (None, [])
-    assert tables["", "Averages"]["notes"] == ["CARFT on PACS: without A, C, P, not declared."]
+    assert tables["", "Averages"]["notes"] == ["CARFT on PACS: no job declared for A, C, P."]
     cli.main(["collect", str(tmp_path), "--select", "oracle"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CARFT  ")]
     assert rows[0].split()[1:4] == ["-", "-", "-"]

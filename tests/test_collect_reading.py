@@ -34,8 +34,8 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     path.write_text("".join([*lines, "\n", lines[0][:70], "\n", json.dumps(again), "\n[1]\n"]))
     read = records.read([tmp_path])
     assert [(fault.kind, fault.text) for fault in read.faults] == [
-        ("cut line", "line 5 is not a whole record, skipped"),
-        ("cut line", "line 7 is not a whole record, skipped"),
+        ("cut line", "line 5 is not a complete record; skipped"),
+        ("cut line", "line 7 is not a complete record; skipped"),
     ]
     (run,) = read.runs
     assert list(run.steps) == [0, 100, 200]
@@ -60,7 +60,7 @@ def test_a_line_of_other_types_is_no_record(tmp_path, change):
         file.write(json.dumps({**line, **change, "args": args}) + "\n")
     read = records.read([tmp_path])
     assert [list(run.steps) for run in read.runs] == [[0, 100, 200]]
-    assert [fault.text for fault in read.faults] == ["line 4 is not a whole record, skipped"]
+    assert [fault.text for fault in read.faults] == ["line 4 is not a complete record; skipped"]
 
 
 def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
@@ -201,13 +201,13 @@ def test_a_folder_without_a_whole_record_is_told_and_strict_fails(tmp_path, caps
     words = ["collect", str(tmp_path), "--strict", "--select", "oracle"]
     assert cli.main(words) == 1
     error = capsys.readouterr().err
-    assert error.startswith("carft: no record below") and "no records: " in error
+    assert error.startswith("carft: no records in") and "no records: " in error
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     assert cli.main(words) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "carft: --strict: no records (1)"
     assert cli.main(["collect", str(tmp_path / "x"), str(tmp_path), str(tmp_path / "y")]) == 1
-    assert f"no folder {tmp_path / 'x'}, {tmp_path / 'y'}; expected" in capsys.readouterr().err
+    assert f"no such folder: {tmp_path / 'x'}, {tmp_path / 'y'}; exp" in capsys.readouterr().err
 
 
 def test_mutated_records_and_manifests_are_read_or_refused_in_words(tmp_path, capsys):

@@ -72,7 +72,7 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     collection = collecting.gather([tmp_path])
     assert collection.jobs == 1
     assert [(fault.kind, fault.text) for fault in collection.faults] == [
-        ("passed over", f"the same job as in {first}, which counts")
+        ("passed over", f"same job as in {first}, which is used")
     ]
     collect_sweeps.write_job(tmp_path, "b", done=False)
     assert collecting.gather([tmp_path]).jobs == 1

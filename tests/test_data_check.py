@@ -70,6 +70,6 @@ def test_others_train_on_it_with_one_warning(host):
     assert done.returncode == 0, done.stderr
     (warning,) = (line for line in done.stderr.splitlines() if "is broken" in line)
     assert warning.startswith("domainbed-carft: Warning: the data of ")
-    assert "environment 'a' has the sub-splits 'test', 'train' where its classes" in warning
-    assert f"`carft data verify {host[1]}` says more" in warning
-    assert "DOMAINBED_CARFT_DISABLE=1 switches this check off" in warning
+    assert "environment 'a' has the sub-splits 'test', 'train', expected class folders" in warning
+    assert f"For details run `carft data verify {host[1]}`" in warning
+    assert "DOMAINBED_CARFT_DISABLE=1 disables this check" in warning

@@ -147,7 +147,7 @@ def test_without_torch_every_problem_says_what_to_do(quick: Doctor, tmp_path: Pa
     assert examined["imports torch"] == ("problem", found, "pip install torch")
     assert {f"imports {name}" for name in probe.MODULES} <= examined.keys()
     assert examined["cache"][0] == "problem" and cache in examined["cache"][1]
-    assert examined["step"] == ("note", "not checked, see above", "fix what is above first")
+    assert examined["step"] == ("note", "not checked, see above", "fix the problems above first")
 
 
 def test_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -194,7 +194,7 @@ def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None
     examined = Doctor(tmp_path, sys.executable).examine(cwd=root, HOME=str(tmp_path / "home"))
     assert examined["domainbed"][1].startswith("foreign: ") and examined["step"][0] == "ok"
     state, found, remedy = examined["algorithms"]
-    assert (state, found) == ("note", "CLIPZeroShot: domainbed's own or missing, not ours")
+    assert (state, found) == ("note", "CLIPZeroShot: missing, or domainbed's own instead of ours")
     assert "rename its CLIPZeroShot" in remedy
     assert "could not extend domainbed.algorithms" in examined["plugin"][1]
     state, found, remedy = examined["backbone RN50"]

@@ -85,7 +85,7 @@ def archives(tmp_path):
 @needs_gdown
 def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_path):
     server.break_after = len(server.content) // 2
-    with pytest.raises(CarftError, match=r"(?s)could not be fetched.*save it as .*PACS\.zip"):
+    with pytest.raises(CarftError, match=r"(?s)downloading .* failed .*save it as .*PACS\.zip"):
         download.download("PACS", tmp_path)
     assert not (tmp_path / "PACS").exists()
     server.break_after = None
@@ -94,15 +94,15 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
     assert last is not None and 0 < int(last[len("bytes=") : -1]) <= len(server.content) // 2
     assert len([f for f in files(tmp_path / "PACS") if f.endswith(".jpg")]) == 28
     assert report.verdict == "verified" and not list(tmp_path.glob(".PACS*"))
-    with pytest.raises(CarftError, match=r"PACS is there already"):
+    with pytest.raises(CarftError, match=r"PACS already exists"):
         download.download("PACS", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
-        (lambda whole: b"\n <!DOCTYPE html>", "is a web page in place of the file"),
-        (lambda whole: whole[:-100], "is neither a zip nor a tar archive, or is cut off"),
+        (lambda whole: b"\n <!DOCTYPE html>", "is a web page, not the file"),
+        (lambda whole: whole[:-100], "is not a zip or tar archive, or is cut off"),
     ],
 )
 @needs_gdown
@@ -112,7 +112,7 @@ def test_what_came_but_is_no_archive_is_not_kept_as_one(server, pacs, tmp_path, 
     with pytest.raises(CarftError) as told:
         download.download("PACS", tmp_path)
     archive = tmp_path / ".PACS.download" / "archives" / "PACS.zip"
-    said = f"{archive}, from {pacs.sources[0].url}, {fault}; it was renamed to PACS.zip.damaged"
+    said = f"{archive}, from {pacs.sources[0].url}, {fault}; the file was renamed to PACS.zip.dam"
     assert str(told.value).startswith(said) and f"save it as {archive}" in str(told.value)
     server.content = whole
     assert download.download("PACS", tmp_path).verdict == "verified"
@@ -126,8 +126,8 @@ def test_what_is_not_as_known_is_taken_only_when_that_is_meant(
     arguments = ["data", "download", "PACS", "--data_dir", str(tmp_path)]
     assert cli.main(arguments) == 1
     said = capsys.readouterr().err
-    assert "'photo' has 8 pictures, 7 in the edition of the test (+1): 'dog' 2 in place" in said
-    assert "to take it as it is, add --accept_different" in said
+    assert "'photo' has 8 pictures, expected 7 as in the edition of the test (+1): 'dog'" in said
+    assert "To install the data anyway: --accept_different" in said
     assert not (tmp_path / "PACS").exists() and (archives / "PACS.zip").exists()
     assert cli.main([*arguments, "--accept_different"]) == 0
     assert "\ndiffers: 29 pictures" in capsys.readouterr().out
@@ -138,10 +138,10 @@ def test_what_is_not_as_known_is_taken_only_when_that_is_meant(
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["PACS/photo/dog/1.jpg"], "should hold 'kfold', but .* has none.*Put others in"),
+        (["PACS/photo/dog/1.jpg"], "the archives lack 'kfold'.*Replace or delete them in"),
         (
             ["kfold/photo/dog/1.jpg"],
-            "not as known: the environments are 'photo', exp.*set is in .*re",
+            "not as expected: the environments are 'photo', exp.*data is in .*re",
         ),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
 
     for number in range(5):
         (tmp_path / f"job{number:02}").mkdir()
-    told = "refused: no more of yours. Of 5 jobs in .* 3 are submitted; launch the sweep again"
+    told = "refused: no more of yours. 3 of 5 jobs in .* are submitted. For the rest, launch"
     with pytest.raises(CarftError, match=told):
         submit(array, commands(tmp_path, 5), array_size=3)
     names = [f"job{number:02}" for number in range(3)]
@@ -108,7 +108,7 @@ def test_an_element_gives_way_to_who_has_its_job_five_times(tmp_path, others, su
 def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch, capsys):
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, jobs_per_gpu: 2}\nslurm:\n")
     assert launchers.make("pool").options == PoolOptions(jobs=3, jobs_per_gpu=2)
-    assert capsys.readouterr().err == f"pool: options of {tmp_path}/launchers.yaml\n"
+    assert capsys.readouterr().err == f"pool: options read from {tmp_path}/launchers.yaml\n"
     # A flag wins; one that is not set does not.
     chosen = launchers.make("pool", {"jobs": "5", "jobs_per_gpu": None}).options
     assert chosen == PoolOptions(jobs=5, jobs_per_gpu=2)
@@ -128,11 +128,11 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     "content, told",
     [
         ("pool: {job: 3}", "no option of pool is called 'job'; did you mean jobs?"),
-        ("slrm: {}", "expected launchers (dummy, local, pool, slurm), each with options and"),
-        ("- pool", "expected launchers (dummy, local, pool, slurm), each with options and values"),
+        ("slrm: {}", "expected names of launchers (dummy, local, pool, slurm), each with its"),
+        ("- pool", "expected names of launchers (dummy, local, pool, slurm), each with its"),
         ("pool: {", "this is not YAML"),
         ("pool: " + "[" * 50_000, "the file is too large"),
-        ("pool: {jobs: " + "1" * 5000 + "}", "is not a number that can be read"),
+        ("pool: {jobs: " + "1" * 5000 + "}", "cannot be read as a number"),
         (None, "launchers.yaml cannot be read: [Errno 2] No such file"),
     ],
 )

@@ -60,7 +60,7 @@ def test_the_interpreter_and_the_commands_own_variables(tmp_path):
     words = f"{python(code)} --output_dir {folder}"
     assert run("pool", [f"A='one two' B= {words}"]) == []
     assert (folder / "done").read_text() == f"{sys.executable}|one two|"
-    with pytest.raises(CarftError, match=r"no --output_dir in the command 'A=1 python x'"):
+    with pytest.raises(CarftError, match=r"the command has no --output_dir: 'A=1 python x'"):
         run("local", ["A=1 python x"])
 
 
@@ -101,7 +101,7 @@ def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, ca
 def test_neither_status_0_without_done_nor_a_missing_program_is_a_success(tmp_path):
     jobs = [f"{python('pass')} --output_dir {tmp_path}/job"]
     failed, absent = run("local", [*jobs, f"no-such-program --output_dir {tmp_path}/job2"])
-    assert failed.attempts == 3 and "left no file done" in failed.last_words
+    assert failed.attempts == 3 and "wrote no file 'done'" in failed.last_words
     assert absent.status == 127 and "no-such-program" in absent.last_words
 
 

@@ -37,7 +37,7 @@ def test_the_digest_of_the_words_enters_the_very_hparams(random_tiny):
     expected = prompts.digest(CONTEXTS, CLASSES)
     assert algorithm.hparams["prompts_digest"] == expected
     assert make(random_tiny, prompts_digest=expected).hparams["prompts_digest"] == expected
-    with pytest.raises(CarftError, match=f"asks for 0123456789abcdef, but .* has {expected}"):
+    with pytest.raises(CarftError, match=f"is '0123456789abcdef', but .* has '{expected}'"):
         make(random_tiny, prompts_digest="0123456789abcdef")
 
 
@@ -108,7 +108,9 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
     counts["photo"][0] -= 1
     found = pets(random_tiny, counts).hparams["data_edition"]
     assert re.fullmatch("differs: [0-9a-f]{8}", found)
-    with pytest.raises(CarftError, match="demands 'verified: as published', but .* 'differs: "):
+    with pytest.raises(
+        CarftError, match="is 'verified: as published', but this run has 'differs: "
+    ):
         pets(random_tiny, counts, data_edition="verified: as published")
 
 

@@ -33,7 +33,7 @@ def test_a_full_disk_is_told_and_a_reader_that_has_enough_is_no_fault(sweep):
     with open("/dev/full", "w") as full:
         done = collect(sweep, full)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("carft: there is no room left on the disk")
+    assert done.stderr.splitlines()[-1].startswith("carft: the disk is full (")
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as closed:
@@ -52,7 +52,7 @@ doctor.examine = full
 raise SystemExit(cli.main(["doctor"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = "carft: there is no room left on the disk (records); make some\n"
+    said = "carft: the disk is full (records); free some space\n"
     assert (done.returncode, done.stderr) == (1, said)
 
 

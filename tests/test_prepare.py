@@ -35,7 +35,7 @@ def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch)
 def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
     domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg", *line)
     monkeypatch.setattr(download, "DUPLICATES", 2)
-    with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list: exp"):
+    with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list: "):
         download.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
     assert (tmp_path / "unpacked" / "outside.jpg").exists()
 
@@ -79,7 +79,7 @@ def test_terra_incognita_goes_by_its_annotations(tmp_path):
 def test_archives_of_another_edition_are_named(tmp_path):
     unpacked = terra(tmp_path / "unpacked")
     (unpacked / download.TERRA_PICTURES / "b.jpg").unlink()
-    with pytest.raises(CarftError, match=r"archives should hold 'b\.jpg', but"):
+    with pytest.raises(CarftError, match=r"archives lack 'b\.jpg'"):
         download.prepare("TerraIncognita", unpacked, tmp_path / "ready")
 
 
@@ -110,6 +110,6 @@ def test_annotations_of_files_elsewhere_are_refused(tmp_path, name):
     content = json.loads(file.read_text())
     content["images"][0]["file_name"] = name.format(tmp_path)
     file.write_text(json.dumps(content))
-    with pytest.raises(CarftError, match=r"names a picture .* is outside the folder.*Do not use"):
+    with pytest.raises(CarftError, match=r"names a picture .* outside the folder.*Do not use"):
         download.prepare("TerraIncognita", unpacked, tmp_path / "ready")
     assert not (tmp_path / "ready").exists()

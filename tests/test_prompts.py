@@ -28,8 +28,8 @@ def remember(hparams, classes, dataset="PACS"):
     ("spec", "message"),
     [
         (["a {}", "no place"], r"2 templates, such as 'no place'; expected .* exactly one \{\}"),
-        (["a {}"], "has 1 template; expected at least two"),
-        (["a {}", "a {}"], r"such as 'a \{\}'; expected at least two, each once"),
+        (["a {}"], "is a list of 1 template; expected at least two"),
+        (["a {}", "a {}"], r"such as 'a \{\}'; expected at least two, all different"),
         ("sketches", r"contexts is 'sketches'.*shipped list \(imagenet, emoji\)"),
     ],
 )
@@ -94,7 +94,7 @@ def test_environments_that_disagree_are_named():
 def test_the_number_of_names_must_fit():
     with pytest.raises(CarftError, match=r"2 class names .*\(a, b\).* has 3 classes"):
         prompts.class_names({"class_names": ["a", "b"]}, 3)
-    with pytest.raises(CarftError, match=r"'nowhere.txt', which is not a readable file"):
+    with pytest.raises(CarftError, match=r"'nowhere.txt', which is not a file"):
         prompts.class_names({"class_names": "nowhere.txt"}, 3)
 
 

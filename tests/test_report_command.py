@@ -55,7 +55,7 @@ def test_tables_are_the_collectors_and_say_what_is_missing(sweep, page):
         assert all(html.escape(note, quote=False) in page.text for note in grids[title].notes)
     # The jobs with two environments left out were not run: no table of X.
     assert not [title for title in page.tables if "leave-one-domain-out" in title]
-    assert "no job --test_envs 1: trial 1" in page.text and "are incomplete: the notes" in page.text
+    assert "no job --test_envs 1: trial 1" in page.text and "are incomplete; the notes" in page.text
 
 
 def test_figures_are_files_and_on_the_page_with_their_words(made, page):

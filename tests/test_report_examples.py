@@ -111,13 +111,13 @@ def test_counts_are_those_of_the_weights_that_were_selected(drawings, sweep, tex
         right[name] = logits.argmax(dim=1) == y
         recorded = 100 * record[f"env{target}_in_acc"]
         assert right[name].double().mean().item() * 100 == pytest.approx(recorded)
-        said = f"{name}: {file.name}, of step {record['step']}, which was selected; "
+        said = f"{name}: {file.name}, step {record['step']} (selected); "
         said += f"accuracy {recorded:.1f}% now, {recorded:.1f}% recorded."
         assert said in block(text, environment)
     a, b = right.values()
     sentence = (
-        f"Of {len(a)} pictures {(a & b).sum()} are right for both and {(~a & ~b).sum()} for "
-        f"neither; {(a & ~b).sum()} only for CARFT, {(b & ~a).sum()} only for CLIPFineTune."
+        f"Of {len(a)} pictures, both get {(a & b).sum()} right and {(~a & ~b).sum()} wrong; only "
+        f"CARFT gets {(a & ~b).sum()} right, only CLIPFineTune gets {(b & ~a).sum()} right."
     )
     assert sentence in block(text, environment)
     assert (a & ~b).any() and (b & ~a).any()  # or nothing is tested
@@ -176,7 +176,7 @@ def test_what_stands_in_the_way_is_said_in_its_place(text):
     assert "No trial has the weights of both CARFT and CLIPFineTune." in block(text, "twemoji")
     assert "nats" in block(text, "line")
     said = block(text, "noto")  # no run there has the original encoder
-    assert "nats" not in said and "There is no KL" in said
+    assert "nats" not in said and "No KL is shown" in said
 
 
 @pytest.fixture
@@ -211,9 +211,9 @@ def recorded(**args):
 @pytest.mark.parametrize(
     "damage, what",
     [
-        (recorded(holdout_fraction=1.0), "has no picture in env1_in"),
-        (recorded(trial_seed=1), "is not of the run that is recorded beside it"),
-        (Path.unlink, "Run both, without --skip_model_save"),
+        (recorded(holdout_fraction=1.0), "has no pictures in env1_in"),
+        (recorded(trial_seed=1), "does not belong to the records in its folder"),
+        (Path.unlink, "Run both without --skip_model_save"),
         (lambda path: path.write_bytes(b"no weights"), "CARFT/model"),
         (diverged, "head.weight"),
     ],

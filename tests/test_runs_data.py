@@ -97,9 +97,9 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
 
     with pytest.raises(CarftError, match="environments 4 then, 3 now"):
         data.splits(altered(test_envs=[0, 1]))
-    with pytest.raises(CarftError, match="cannot be read from there and divided as in training"):
+    with pytest.raises(CarftError, match="cannot be read from there and split as in training"):
         data.splits(altered(holdout_fraction="a fifth"))
-    with pytest.raises(CarftError, match="cannot be read from there .*Say with --data_dir"):
+    with pytest.raises(CarftError, match="cannot be read from there .*with --data_dir"):
         data.splits(altered(dataset=str(tmp_path / "gone")))
     with pytest.raises(CarftError, match="data set PACS .* from /nowhere .*/nowhere/PACS"):
         data.splits(altered(dataset="PACS"), "/nowhere")
@@ -122,7 +122,7 @@ def test_a_users_own_folder_is_found_where_it_is_now(moved):
     (moved / "here").rename(moved / "there")
     found = data.splits(run, str(moved / "there" / "my pets"))
     assert [split.items._items.keys for split in found] == before
-    with pytest.raises(CarftError, match="of a folder of your own, name the folder itself"):
+    with pytest.raises(CarftError, match="for your own data, the data folder itself"):
         data.splits(run)
 
 
@@ -133,7 +133,7 @@ def test_a_users_own_data_that_was_changed_is_refused(moved):
         data.splits(run)
     for environment in root.iterdir():
         (environment / "cat").rename(environment / "zebra")
-    message = r"classes \['cat', 'wild dog'\] then, \['wild dog', 'zebra'\] now.*Put the data back"
+    message = r"classes \['cat', 'wild dog'\] then, \['wild dog', 'zebra'\] now. Restore the data"
     with pytest.raises(CarftError, match=message):
         data.splits(run)
 

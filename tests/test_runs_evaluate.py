@@ -84,7 +84,7 @@ def test_text_for_people(pets, capsys):
         (["gone"], "gone cannot be read: No such file or directory"),
         (["CARFT", "--device", "gpu"], "expected cpu, cuda or cuda:N"),
         (["CARFT", "--device", "meta"], "--device meta cannot be used"),
-        (["CARFT", "-o", "CARFT/done/x"], "expected the name of a file in a folder that exists"),
+        (["CARFT", "-o", "CARFT/done/x"], "expected the name of a file in an existing folder"),
         (["CARFT", "--batch_size", "0"], "'0'; expected a whole number of at least 1"),
     ],
 )

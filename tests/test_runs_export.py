@@ -174,7 +174,7 @@ def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
     (tmp_path / "out.md").write_text("mine")
     assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt")]) == 1
     said = capsys.readouterr().err
-    assert "out.md is there already" in said and "--force" in said
+    assert "out.md already exists" in said and "--force" in said
     assert [p.name for p in tmp_path.iterdir()] == ["out.md"]
     assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt"), "--force"]) == 0
     assert (tmp_path / "out.pt").read_bytes() == files.weights.read_bytes()
@@ -193,5 +193,5 @@ def test_a_disk_that_is_full(files, trained, tmp_path):
     weights = tmp_path / files.weights.name
     done = warm.run("-c", code, "export", trained, "-o", weights, "--force")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "File too large; choose a folder that can be written" in done.stderr
+    assert "File too large; choose a writable folder" in done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -117,17 +117,17 @@ def test_broken_pictures_are_told_and_skipped(pets, tmp_path, capfd, workers):
     flags = ("--workers", workers, "--batch_size", "3")
     paths = (tmp_path, tmp_path / "9 empty")
     found, err = predict(capfd, pets / "CARFT", *paths, status=3, flags=flags)
-    assert found.pop()["error"].startswith("no picture in this folder")
+    assert found.pop()["error"].startswith("no pictures in this folder")
     names = [os.path.basename(one["path"]) for one in found]
     assert names == sorted(names) and len(names) == 8
     good = [one for one in found if "error" not in one]
     assert [os.path.basename(one["path"]) for one in good] == ["1 good.png", "8 good.png"]
     reasons = {name[:1]: one["error"] for name, one in zip(names, found) if "error" in one}
-    assert reasons["2"] == reasons["3"] == reasons["6"] == "not a picture that Pillow can read"
+    assert reasons["2"] == reasons["3"] == reasons["6"] == "not an image Pillow can read"
     assert "truncated" in reasons["4"] and reasons["5"] == "No such file or directory"
     for one in found[1:7]:
-        assert f"carft: {one['path']} is skipped: {one['error']}\n" in err
-    assert err.endswith("carft: 7 of 9 pictures were skipped\n")
+        assert f"carft: {one['path']} skipped: {one['error']}\n" in err
+    assert err.endswith("carft: skipped 7 of 9 pictures\n")
     assert ImageFile.LOAD_TRUNCATED_IMAGES
     predict(capfd, pets / "CARFT", tmp_path / "3 text.jpg", status=1)
     alone, _ = predict(capfd, pets / "CARFT", tmp_path / "8 good.png")
@@ -188,5 +188,5 @@ def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch,
     arguments = [command, pets / "CARFT", *more.get(command, ()), "--batch_size", "77"]
     monkeypatch.setattr(algorithms.CLIPAlgorithm, "features", run_out)
     assert cli.main(list(map(str, arguments))) == 1
-    said = "carft: the memory does not suffice for --batch_size 77; give a smaller number"
+    said = "carft: out of memory with --batch_size 77; choose a smaller one"
     assert capfd.readouterr().err.startswith(said)

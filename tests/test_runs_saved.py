@@ -86,7 +86,7 @@ class Evil:
 def test_nothing_in_a_file_is_executed(tmp_path, write):
     path, victim = tmp_path / "model.pkl", tmp_path / "executed"
     write(path, Evil(victim))
-    with pytest.raises(CarftError, match="model.pkl.*might be a program; nothing in") as raised:
+    with pytest.raises(CarftError, match="model.pkl.*may be code; nothing in") as raised:
         saved.open_run(path)
     assert not victim.exists() and "\n" not in str(raised.value)
     pickle.loads(pickle.dumps(Evil(victim)))
@@ -126,7 +126,7 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
 def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, capsys, value):
     algorithm = make(random_tiny)
     algorithm.encoder.proj.data[0, 0] = value
-    with pytest.raises(CarftError, match="not finite in 1 tensor, the first of them enc"):
+    with pytest.raises(CarftError, match="not finite in 1 tensor, the first in enc"):
         saved.open_run(written(tmp_path, algorithm))
     algorithm.head.weight.data.fill_(value)
     written(tmp_path, algorithm)
@@ -146,7 +146,7 @@ def test_what_is_not_there_is_said(random_tiny, tmp_path):
     with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):
         saved.open_run(job)
     written(job, make(random_tiny), "model_best.pkl")
-    with pytest.raises(CarftError, match=r"has no model\.pkl; --which best takes its model_best"):
+    with pytest.raises(CarftError, match=r"has no model\.pkl; use --which best for its model_best"):
         saved.open_run(job)
-    with pytest.raises(CarftError, match="--which chooses a file of a folder, but"):
+    with pytest.raises(CarftError, match="--which chooses a file in a folder; omit it"):
         saved.open_run(job / "model_best.pkl", "last")

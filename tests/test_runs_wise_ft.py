@@ -135,6 +135,6 @@ def test_nothing_is_overwritten(pets, tmp_path, capsys):
     for name in ("wise_ft.json", "wise_ft.png", "model_alpha_0.50.pkl"):
         (tmp_path / name).write_text("mine")
         mix(pets / "CARFT", tmp_path, "--alphas", "0.5", status=1)
-        assert f"has {name} already; choose another --output" in capsys.readouterr().err
+        assert f"already has {name}; choose another --output" in capsys.readouterr().err
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()

@@ -131,7 +131,7 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     endless = [*FLAGS, "--steps", "1000000", "--output_dir", out]
     launched = carft("launch", *endless, "--array_cap", 1)
     assert launched.returncode == 0, launched.stderr
-    assert "Submitted. Watch them: carft sweep status" in launched.stdout
+    assert "Submitted. To watch the jobs: carft sweep status" in launched.stdout
     wait_for(lambda: any(job["step"] for job in look(out)["jobs"] if job["state"] == "running"))
     told = look(out)
     assert (told["counts"]["running"], told["counts"]["queued"]) == (1, 2)
@@ -184,6 +184,6 @@ def test_a_job_that_is_requeued_ends_as_one_that_never_was(tmp_path):
     wait_for(lambda: all(look(out)["counts"]["done"] for out in outs), 600)
     wait_for(lambda: len(JobFolder(folder).attempts()) == 2)  # it is done a little earlier
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
-    assert "Goes on after step" in (folder / "out.txt").read_text()
+    assert "Resumed after step" in (folder / "out.txt").read_text()
     wait_for((outs[1] / folder.name / "attempts.jsonl").exists)
     assert_same(folder, outs[1] / folder.name)

@@ -68,12 +68,12 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert "exit status 2: " in done.stderr and "0 out-split items" in done.stderr
     assert "carft sweep retry" in done.stderr
     again = carft("launch", *bad)
-    assert again.returncode == 1 and "3 failed and are left alone" in again.stdout
+    assert again.returncode == 1 and "3 failed jobs are not launched" in again.stdout
     assert "There is nothing to launch." in again.stdout
     assert "0 out-split items" in (next(out.glob("*/err.txt"))).read_text()
     status = carft("status", out)
-    assert status.returncode == 1 and "Failed; left alone until" in status.stdout
-    assert "3 of 3 failed jobs may be tried again" in carft("retry", out).stdout
+    assert status.returncode == 1 and "Failed (launch again after" in status.stdout
+    assert "3 of 3 failed jobs will be retried" in carft("retry", out).stdout
     dry = carft("launch", *bad, "--launcher", "dummy")
     assert dry.stdout.count("Dummy launcher: python -m domainbed.scripts.train") == 3
 
@@ -96,7 +96,7 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
         counts = json.loads(carft("status", out, "--json").stdout)["counts"]
         assert (counts["running"], counts["queued"]) == (1, 2)
         refused = carft("clean", out, "--incomplete", "--yes")
-        assert "There is no incomplete job to delete." in refused.stdout
+        assert "There are no incomplete jobs to delete." in refused.stdout
         stopped = carft("cancel", out, "--yes")
         assert stopped.returncode == 0, stopped.stderr
         assert "1 job stopped" in stopped.stdout
@@ -110,7 +110,7 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     told = json.loads(carft("status", out, "--json").stdout)
     assert (told["counts"]["interrupted"], told["counts"]["not launched"]) == (1, 2)
     assert [attempt.status for attempt in folder.attempts()] == [75]
-    assert "Nothing runs or waits." in carft("cancel", out, "--yes").stdout
+    assert "No jobs are running or queued." in carft("cancel", out, "--yes").stdout
 
 
 ADD = """

@@ -51,7 +51,7 @@ def test_from_step_times_in_records(begun, capsys):
     for step, seconds in ((0, 90.0), (50, 36.0)):
         record(job, step, step_time=seconds)
     said = dry_run(folder, capsys).out
-    assert "without evaluation, by step_time in the records" in said
+    assert "without evaluation, from step_time in the records" in said
     assert said.count(" 4.00") == 2  # 4 jobs x 100 steps x 36 s, and in all
 
 

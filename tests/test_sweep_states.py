@@ -121,7 +121,7 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     (folder / "sweep.json").write_text('{"version": ' + "[" * 100_000)
     assert cli.main(["sweep", "status", str(folder)]) == 1
     said = capsys.readouterr().err
-    assert "sweep.json is not a manifest" in said and said.count("\n") == 1
+    assert "sweep.json is not a readable manifest" in said and said.count("\n") == 1
 
 
 def test_watch_looks_again_until_nothing_moves(sweep, others, capsys):

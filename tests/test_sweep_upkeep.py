@@ -32,11 +32,11 @@ def test_retry_keeps_how_they_ended(sweep, capsys):
     ended(a, 1, 1, 1)
     ended(b, 2)
     said = carft(capsys, "retry", folder, "--only", "test environments 1")
-    assert "1 of 2 failed jobs may be tried again" in said
+    assert "1 of 2 failed jobs will be retried" in said
     assert [status(folder, job).state for job in (a, b)] == [states.FAILED, states.NOT_LAUNCHED]
     assert (b.folder / "attempts-1.jsonl").read_text().count("words of 2") == 1
     said = carft(capsys, "retry", folder, "--only", "DomainNet", status=1)
-    assert "no failed job matches 'DomainNet'; carft sweep status lists" in said
+    assert "no failed job matches 'DomainNet'; for a list: carft sweep status" in said
 
 
 def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
@@ -54,7 +54,7 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
     (done.folder / "kept.part").rmdir()
     (done.folder / "state.pt").touch()
     (done.folder / "model.pkl.part").touch()
-    assert "2 files removed" in carft(capsys, "clean", folder)
+    assert "2 leftover files deleted" in carft(capsys, "clean", folder)
     left = {p.name for p in done.folder.iterdir()}
     assert left == {"model.pkl", "results.jsonl", "done"}
     assert (other.folder / "state.pt").exists() and not cut.exists()
@@ -82,7 +82,7 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(sweep, others, cap
     assert not any(job.folder.exists() for job in (died, failed, stopped, foreign, new))
     assert listed(folder) == {done.folder, running.folder, queued.folder}
     said = carft(capsys, "clean", folder, "--incomplete", "--yes")
-    assert "There is no incomplete job to delete." in said
+    assert "There are no incomplete jobs to delete." in said
 
 
 def test_what_is_taken_up_while_clean_asks_is_not_deleted(sweep, others, monkeypatch, capsys):
@@ -114,7 +114,7 @@ def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, others
     assert elsewhere.poll() is None
     elsewhere.kill()
     elsewhere.wait()
-    assert "Nothing runs or waits." in carft(capsys, "cancel", folder, "--yes")
+    assert "No jobs are running or queued." in carft(capsys, "cancel", folder, "--yes")
 
 
 def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, others, capsys):

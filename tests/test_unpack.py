@@ -63,11 +63,11 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "spoil", "fault"),
     [
-        ("zip", lambda p: p.write_text("<html>Too many users"), "is a web page in place of the"),
-        ("zip", cut, "is neither a zip nor a tar archive, or is cut off"),
+        ("zip", lambda p: p.write_text("<html>Too many users"), "is a web page, not the"),
+        ("zip", cut, "is not a zip or tar archive, or is cut off"),
         ("tar.gz", cut, "is damaged or cut off"),
         ("zip", flipped, "is damaged or cut off"),
-        ("tar.gz", flipped, "is (damaged|neither)"),
+        ("tar.gz", flipped, "is (damaged|not)"),
     ],
 )
 def test_what_is_no_whole_archive_is_named(tmp_path, kind, spoil, fault):
@@ -78,7 +78,7 @@ def test_what_is_no_whole_archive_is_named(tmp_path, kind, spoil, fault):
     else:
         tarred(tmp_path / "a.tar.gz", *[(f"{i}.jpg", noise) for i in range(20)])
     spoil(tmp_path / f"a.{kind}")
-    with pytest.raises(archives.BadFile, match=rf"a\.{kind} {fault}.*; fetch it again"):
+    with pytest.raises(archives.BadFile, match=rf"a\.{kind} {fault}.*; download the file again"):
         archives.unpack(tmp_path / f"a.{kind}", tmp_path / "inner")
     assert not (tmp_path / "inner").exists()
 
@@ -91,6 +91,6 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    with pytest.raises(CarftError, match=r"No space left.*Make room there.*archive is kept"):
+    with pytest.raises(OSError, match="No space left"):
         archives.unpack(archive, tmp_path / "inner")
     assert archive.exists() and files(tmp_path) == ["a.zip"]

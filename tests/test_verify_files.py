@@ -56,10 +56,10 @@ def test_files_and_folders_that_end_a_job(tmp_path):
     for problem, expected in zip(
         said["problems"],
         (
-            r"^1 empty file to download again: 'art/cat/empty.jpg'$",
-            r"^2 links to nothing; .*: 'art/cat/(gone|circle).jpg', ",
-            r"^2 paths that cannot be read; .*: 'art/dog/",
-            r"^1 macOS file that would be read as pictures; delete: 'art/cat/._0.jpg'$",
+            r"^1 empty file \(download again\): 'art/cat/empty.jpg'$",
+            r"^2 links to nothing .*: 'art/cat/(gone|circle).jpg', ",
+            r"^2 paths that cannot be read .*: 'art/dog/",
+            r"^1 macOS file with a picture's name \(delete\): 'art/cat/._0.jpg'$",
         ),
     ):
         assert re.search(expected, problem), problem

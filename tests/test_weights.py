@@ -76,17 +76,17 @@ def test_a_strangers_run_runs_no_torchscript(
     said = capsys.readouterr().err
     assert not victim.exists() and len(said.splitlines()) == 1
     if original:
-        assert "is TorchScript, which is a program" in said
+        assert "the file is TorchScript, which is a program" in said
         assert "torch.save(clip_model.state_dict()" in said
     else:
-        assert "that a run names is not opened" in said and "--original FILE" in said
+        assert "Paths named in a run are not opened" in said and "--original FILE" in said
 
 
 def test_training_runs_no_torchscript(tmp_path, hostile, victim, capsys):
     hparams = {"clip_backbone": str(hostile), "warmup_steps": 0, "total_steps": 1}
     arguments = ["--algorithm", "CARFT", "--dataset", "Debug28", "--hparams", json.dumps(hparams)]
     assert train.main([*arguments, "--steps", "1", "--output_dir", str(tmp_path / "job")]) == 2
-    assert not victim.exists() and "is TorchScript, which is a program" in capsys.readouterr().err
+    assert not victim.exists() and "the file is TorchScript, which" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["wise-ft", "export"])
@@ -137,7 +137,7 @@ def test_every_reader_refuses_torchscript_before_torch_sees_it(
     path, read, refusal = reader
     shutil.copy(hostile, path)
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch.load is called"))
-    with pytest.raises(refusal, match=f"{path.name} is TorchScript"):
+    with pytest.raises(refusal, match=f"{path.name} was not opened: the file is TorchScript"):
         read(path)
     assert not victim.exists()
 
@@ -173,7 +173,7 @@ def test_every_reader_keeps_torchs_advice_to_itself(reader):
     """It is to read the file unsafely."""
     path, read, refusal = reader
     torch.save({"a": make}, path)
-    with pytest.raises(refusal, match="holds test_algorithms.make, which might be") as caught:
+    with pytest.raises(refusal, match="holds test_algorithms.make, which may be") as caught:
         read(path)
     assert "weights_only" not in str(caught.value)
 

@@ -20,7 +20,7 @@ from domainbed_carft.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; its exit status, 1 with a message on stderr for what a user can mend."""
+    """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix."""
     arguments = _parser().parse_args(argv)
     if sys.stdout is None:  # closed, as `>&-` does it; a file opened later would get its number
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("carft:", shown(f"{error.filename}: {error.strerror}"), file=sys.stderr)
             return 1
         _print_no_more()
-        where = error.filename or "where this is printed or written to"
-        print(f"carft: there is no room left on the disk ({where}); make some", file=sys.stderr)
+        where = error.filename or "where the output goes"
+        print(f"carft: the disk is full ({where}); free some space", file=sys.stderr)
         return 1
     return status or 0
 

@@ -21,13 +21,13 @@ def add_to(commands: Any) -> None:
         "data", help="list the benchmarks, verify a copy of one, or download one"
     )
     below = data.add_subparsers(required=True, metavar="COMMAND")
-    known = below.add_parser("list", help="show what is known about each benchmark")
+    known = below.add_parser("list", help="show the size and the folder of each benchmark")
     known.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
     known.set_defaults(run=_list)
     check = below.add_parser(
-        "verify", help="compare a data set with what is known about it",
-        description="Compare a data set with what is known about it. Exit status: 1 if the data is "
-        "broken, 2 if there is none, 0 otherwise.",
+        "verify", help="check the layout and the picture counts of a data set",
+        description="Check the layout and the picture counts of a data set. Exit status: 1 if the "
+        "data is broken, 2 if there is none, 0 otherwise.",
     )  # fmt: skip
     check.add_argument(
         "data", metavar="NAME|PATH",
@@ -42,11 +42,11 @@ def add_to(commands: Any) -> None:
     fetch = below.add_parser(
         "download", help="download a benchmark from its sources, verify it and install it"
     )
-    fetch.add_argument("data", metavar="NAME", help="a benchmark that `carft data list` shows")
+    fetch.add_argument("data", metavar="NAME", help="a benchmark's name (see carft data list)")
     fetch.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
     fetch.add_argument(
         "--accept_different", action="store_true",
-        help="accept usable data that differs from the known editions",
+        help="install usable data even if it differs from the known editions",
     )  # fmt: skip
     fetch.set_defaults(run=_download)
 

@@ -18,7 +18,7 @@ DATA_DIR = "embedded"  # not read: the pictures are in the package
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
     """Train, collect and report into ``output``; what was done or begun there before is not redone.
 
-    ``declared`` is a sweep of EmojiStyles; ``trials`` of its cells in place of its own number.
+    ``declared`` is a sweep of EmojiStyles; ``trials`` replaces its number of trials.
     """
     declaration = sources.load(declared)
     if trials:
@@ -33,8 +33,8 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
         raise CarftError(
             f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
-            f"{left[0].job.folder}: {left[0].detail}\nMend the cause, run `carft sweep retry "
-            f"{folder}` if they failed, then the same command again"
+            f"{left[0].job.folder}: {left[0].detail}\nFix the cause, run `carft sweep retry "
+            f"{folder}` if jobs failed, then rerun this command"
         )
     words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
@@ -49,5 +49,5 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     )
     report = writing.write(output / "report", building.build([folder]))
     print(f"Table:    {output / 'results.txt'}")
-    print(f"Report:   {report}, to be opened in a browser")
-    print(f"Records:  {folder}/*/results.jsonl, with out.txt, err.txt and model.pkl beside")
+    print(f"Report:   {report} (open it in a browser)")
+    print(f"Records:  {folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")

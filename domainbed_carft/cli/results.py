@@ -24,7 +24,7 @@ FORMATS = ("text", "markdown", "csv", "json", "html", "latex")
 def add_to(commands: Any) -> None:
     """Add the three to argparse's ``commands``."""
     collect = commands.add_parser(
-        "collect", help="print tables of sweep results, with errors and what is missing"
+        "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
     _add_common(collect)
     collect.add_argument(
@@ -38,7 +38,7 @@ def add_to(commands: Any) -> None:
         help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
     )  # fmt: skip
     collect.add_argument(
-        "--compare", choices=["published"], help="show published figures beside ours"
+        "--compare", choices=["published"], help="show published figures beside your own"
     )
     collect.add_argument(
         "--paired", nargs=2, metavar=("A", "B"),
@@ -58,12 +58,12 @@ def add_to(commands: Any) -> None:
     top.set_defaults(run=_top)
 
     report = commands.add_parser(
-        "report", help="write a page of a sweep's results: tables, figures, examples"
+        "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
     _add_common(report)
     report.add_argument(
         "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
-        help="folder for index.html and figures/: new, empty, or that of an earlier report "
+        help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
     )  # fmt: skip
     report.add_argument(
@@ -117,7 +117,7 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
         if unknown:
             raise argparse.ArgumentTypeError(
                 f"{', '.join(map(repr, unknown))}; expected one or more of {', '.join(choices)}, "
-                "with commas between"
+                "separated by commas"
             )
         return names
 
@@ -130,7 +130,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.results import formats
 
     if arguments.format == "csv" and arguments.compare and arguments.paired:
-        raise CarftError("--format csv is one table; expected one of --compare and --paired")
+        raise CarftError("--format csv holds one table; use either --compare or --paired")
     files.require_output(arguments.output)
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     document = collecting.build(collection, arguments.paired, bool(arguments.compare))
@@ -172,7 +172,7 @@ def _top(arguments: argparse.Namespace) -> None:
         there = sorted({entry[name] for entry in chosen if entry[name] is not None})
         if value not in there:
             listed = ", ".join(map(str, there)) or "none"
-            raise CarftError(f"--{flag} {value}: nothing was selected for it; there are: {listed}")
+            raise CarftError(f"--{flag} {value} has no selected run; available: {listed}")
         if flag != "select":
             chosen = [entry for entry in chosen if entry[name] == value]
     sys.stdout.write(formats.as_json(chosen))

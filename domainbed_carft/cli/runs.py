@@ -28,7 +28,7 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     original.add_argument(
         "--original", metavar="FILE",
-        help="the CLIP that the run started from, unless it is tiny or one of OpenAI's",
+        help="file of the CLIP that the run started from (not needed for tiny or OpenAI's)",
     )  # fmt: skip
     loading = _shared(run)
     loading.add_argument(
@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
     data = _shared(loading)
     data.add_argument(
         "--data_dir",
-        help="folder that contains the data, or your own moved data folder (default: as recorded)",
+        help="folder that contains the data set's, or your own data folder (default: as recorded)",
     )
     output = _shared()
     output.add_argument(
@@ -61,7 +61,7 @@ def add_to(commands: Any) -> None:
 
     predict = commands.add_parser(
         "predict", parents=[loading, output],
-        help="classify pictures and their contexts with a saved run",
+        help="predict the class and the context of pictures with a saved run",
     )  # fmt: skip
     predict.add_argument(
         "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
@@ -81,7 +81,7 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     wise_ft.add_argument(
         "--alphas", nargs="+", type=float, default=[n / 10 for n in range(11)], metavar="ALPHA",
-        help="share of the run: 0 is the original CLIP, 1 the run (default: 0 0.1 ... 1)",
+        help="values from 0 (the original CLIP) to 1 (the saved run) (default: 0 0.1 ... 1)",
     )  # fmt: skip
     wise_ft.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True,
@@ -134,8 +134,8 @@ def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:
             if not (too_little and hasattr(arguments, "batch_size")):
                 raise
             raise CarftError(
-                f"the memory does not suffice for --batch_size {arguments.batch_size}; give a "
-                "smaller number, or another --device"
+                f"out of memory with --batch_size {arguments.batch_size}; "
+                "choose a smaller one or another --device"
             ) from error
 
     return run

@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
     )
     cancel = _upkeep(below, "cancel", "stop running and waiting jobs; they can be resumed")
     cancel.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    clean = _upkeep(below, "clean", "remove what finished jobs left behind")
+    clean = _upkeep(below, "clean", "delete leftover files of finished jobs")
     clean.add_argument(
         "--incomplete", action="store_true",
         help="also delete jobs that are neither done, running nor queued",
@@ -72,8 +72,8 @@ def _launch(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--skip_training_in_splits", action="store_true",
-        help="skip accuracies on the training environments' in-splits: most of the evaluation, "
-        "and no selection uses them",
+        help="skip accuracies on the training environments' in-splits, which take most of the "
+        "evaluation's time and which no selection uses",
     )  # fmt: skip
     parser.add_argument(
         "--log", nargs="+", choices=("tensorboard", "wandb"), metavar="NAME",
@@ -108,15 +108,15 @@ def _add_theirs(group: Any) -> list[str]:
         add("--datasets", nargs="+", metavar="NAME", help="data sets to train on"),
         add("--n_trials", type=int, help="trials per cell (default: 3)"),
         add("--n_hparams_from", type=int, help="first hparams_seed (default: 0)"),
-        add("--n_hparams", type=int, help="hparams_seed to stop before (default: 20)"),
+        add("--n_hparams", type=int, help="last hparams_seed plus one (default: 20)"),
         add("--steps", type=int, help="steps per job (default: the data set's own)"),
         add("--hparams", metavar="JSON", help="hyperparameters to set in every job"),
-        add("--holdout_fraction", type=float, help="share of each out-split (default: 0.2)"),
+        add("--holdout_fraction", type=float, help="share in the out-splits (default: 0.2)"),
         add(
             "--single_test_envs",
             action="store_const",
             const=True,
-            help="leave out no pairs of environments",
+            help="leave out single environments only, no pairs",
         ),
         add("--task", choices=("domain_generalization", "domain_adaptation")),
     ]

@@ -35,7 +35,7 @@ class BadFile(CarftError):
     """A file of a data set, called ``name`` in its sources, is not what it should be."""
 
     def __init__(self, path: Path | str, fault: str) -> None:
-        super().__init__(f"{path} {fault}; fetch it again")
+        super().__init__(f"{path} {fault}; download the file again")
         self.name, self.fault = Path(path).name, fault
 
 
@@ -49,18 +49,18 @@ def check(path: Path, is_archive: bool) -> None:
     if not head:
         raise BadFile(path, "is empty")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise BadFile(path, "is a web page in place of the file")
+        raise BadFile(path, "is a web page, not the file")
     with contextlib.suppress(*DAMAGES):
         if not is_archive or zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
             return
-    raise BadFile(path, "is neither a zip nor a tar archive, or is cut off")
+    raise BadFile(path, "is not a zip or tar archive, or is cut off")
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into ``folder``, which is made, and deleted if that fails.
 
     Raises BadFile for a file that is neither or is damaged, CarftError for a member that would lie
-    outside ``folder``, by its path or through a link, and for a disk that is full.
+    outside ``folder``, by its path or through a link.
     """
     check(archive, is_archive=True)
     try:
@@ -68,11 +68,6 @@ def unpack(archive: Path, folder: Path) -> None:
         _unpack(archive, folder)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CarftError(
-                f"{archive} cannot be unpacked to {folder}: {error}. Make room there, or see that "
-                "the folder can be written to, and run the command again; the archive is kept"
-            ) from error
         if hasattr(tarfile, "FilterError") and isinstance(error, tarfile.FilterError):
             raise _unsafe(archive, str(error)) from error  # a link to elsewhere
         if isinstance(error, DAMAGES):

@@ -1,7 +1,7 @@
 """What is known of each benchmark before its data is seen.
 
 Facts stand in ``assets/benchmarks.json``, class names and counts in ``assets/classes/NAME.csv``:
-a class a line and an environment a column, empty where nothing is known. ``assets/README.md`` names
+one line per class and one column per environment, empty if unknown. ``assets/README.md`` names
 the sources.
 """
 
@@ -44,10 +44,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Edition:
-    """Picture counts of one state in which the data went round.
+    """Picture counts of one version of the data that was distributed.
 
     ``counts``: environment folder -> pictures; ``by_class``: environment folder -> class ->
-    pictures, without the environments of which that is not known.
+    pictures, only for environments whose counts by class are known.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Benchmark:
 
 
 def get(name: str) -> Benchmark:
-    """The benchmark called ``name``; CarftError with the nearest names where there is none."""
+    """The benchmark called ``name``; CarftError with the nearest names if it is unknown."""
     if name not in BENCHMARKS:
         raise CarftError(text.unknown("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]

@@ -44,14 +44,14 @@ def compare(name: str, counts: Counts) -> Findings:
     if benchmark is None:
         inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
         findings.problems += [
-            f"the folder {name!r} would be read as environment {names.index(name)}; move it out of "
-            "the data folder"
+            f"DomainBed would read the folder {name!r} as environment {names.index(name)}; move "
+            "the folder out of the data folder"
             for name in names
             if name not in inside
         ]
         if not inside:
             findings.problems.append(
-                "there are no environments; expected the folder whose sub-folders they are"
+                "found no environments; expected a folder with one sub-folder per environment"
             )
         _classes(inside, (), findings)
         return findings
@@ -59,15 +59,15 @@ def compare(name: str, counts: Counts) -> Findings:
     forms = [{_plain(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
     if len(names) != len(forms) or any(_plain(n) not in form for n, form in zip(names, forms)):
         findings.problems.append(
-            f"the environments are {listed(names, 8) or 'missing'}, expected {listed(folders, 8)}: "
-            "an index would mean another one; rename them, and move others out of the data folder"
+            f"the environments are {listed(names, 8) or 'missing'}, expected {listed(folders, 8)}. "
+            "Test environments go by position: rename these folders and move out all others"
         )
         return findings
     if renamed := [
         f"{name!r} to {folder!r}" for name, folder in zip(names, folders) if name != folder
     ]:
         findings.differences.append(
-            f"environments have other names, though in the same order: rename {', '.join(renamed)}"
+            f"environments have other names in the same order: rename {', '.join(renamed)}"
         )
     _classes(counts, benchmark.classes, findings)
     _editions(benchmark, dict(zip(folders, counts.values())), findings)
@@ -75,7 +75,7 @@ def compare(name: str, counts: Counts) -> Findings:
 
 
 def digest(counts: Counts) -> str:
-    """Eight hex digits that tell counts apart by any environment, class or number in them."""
+    """Eight hex digits that change with any environment, class or number in ``counts``."""
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -97,15 +97,15 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     for name, found in counts.items():
         if found and SUB_SPLITS.issuperset(map(str.lower, found)):
             findings.problems.append(
-                f"environment {name!r} has the sub-splits {listed(found)} where its classes should "
-                "be; merge them into one folder a class, without a second copy of any picture"
+                f"environment {name!r} has the sub-splits {listed(found)}, expected class folders; "
+                "merge the sub-splits into one folder per class, each picture once"
             )
         else:
             alike.setdefault(tuple(found), []).append(name)
             empty = [label for label, pictures in found.items() if not pictures]
             findings.problems += [
-                f"environment {name!r} has no picture in {listed(empty)}, which ends a job when it "
-                "starts; get the pictures, or remove the class everywhere"
+                f"environment {name!r} has no picture in {listed(empty)}, so no job can start; "
+                "get the pictures or remove the class from all environments"
             ] * bool(empty)
     if not alike:
         return
@@ -120,7 +120,7 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
         others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
         if known and list(map(_plain, classes)) == list(map(_plain, expected)):
             findings.differences += [
-                f"class folders in {listed(names)} have other names, though in the same order: "
+                f"class folders in {listed(names)} have other names in the same order: "
                 f"{', '.join(others[:5])}"
             ] * bool(others)
         elif classes != expected:
@@ -130,7 +130,7 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
             findings.problems.append(
                 f"the class folders in {listed(names)} are not "
                 f"{'the known ones' if known else f'those in {alike[usual][0]!r}'}: missing "
-                f"{missing}, extra {extra}, so labels are wrong from {label} on; make them the same"
+                f"{missing}, extra {extra}. Labels are wrong from {label} on; make them the same"
             )
 
 
@@ -145,14 +145,15 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
     for name, classes in found.items():
         plain = {_plain(label): count for label, count in classes.items()}
         others = [
-            f"{label!r} {plain[_plain(label)]:,} in place of {count:,}"
+            f"{label!r} {plain[_plain(label)]:,} instead of {count:,}"
             for label, count in edition.by_class.get(name, {}).items()
             if plain.get(_plain(label), count) != count
         ]
         if others or totals[name] != edition.counts[name]:
             findings.differences.append(
-                f"environment {name!r} has {totals[name]:,} pictures, {edition.counts[name]:,} in "
-                f"the edition {edition.name} ({totals[name] - edition.counts[name]:+,})"
+                f"environment {name!r} has {totals[name]:,} pictures, expected "
+                f"{edition.counts[name]:,} as in the edition {edition.name} "
+                f"({totals[name] - edition.counts[name]:+,})"
                 + (f": {', '.join(others[:5])}" if others else "")
             )
     if len(findings.differences) > named:

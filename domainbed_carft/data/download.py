@@ -41,7 +41,7 @@ def download(
 ) -> verify.Report:
     """Fetch, unpack, prepare and verify the benchmark ``name``; only then is it in ``data_dir``.
 
-    ``fetch(url, path)`` gets one file, going on where an earlier try stopped. Returns the
+    ``fetch(url, path)`` gets one file, resuming an earlier attempt. Returns the
     verification's report, whose verdict is "verified", or with ``accept_different`` "differs".
     Raises CarftError, with nothing fetched lost, for a source that fails (saying what to put where
     by hand), archives that are not what they should be, data that is not as known, a folder of the
@@ -53,8 +53,8 @@ def download(
     target = data_dir / benchmark.folder
     if target.exists():
         raise CarftError(
-            f"{target} is there already; check it by `{verify.command(name, target)}`, or move it "
-            "away to download it anew"
+            f"{target} already exists; check the data with `{verify.command(name, target)}`, or "
+            "move the folder away to download again"
         )
     work = data_dir / f".{benchmark.folder}.download"
     try:
@@ -62,17 +62,17 @@ def download(
         report = verify.verify(name, ready.parent)
         said = report.problems or [*report.differences, *report.notes]
         if report.problems or (report.verdict == "differs" and not accept_different):
-            remedy = "" if report.problems else "; to take it as it is, add --accept_different"
+            remedy = "" if report.problems else ". To install the data anyway: --accept_different"
             raise CarftError(
-                f"{name} was downloaded but is not as known: {'; '.join(said)}. The data set is in "
-                f"{ready.parent}, its archives are in {work / 'archives'}; to fetch one again, "
-                f"delete it there{remedy}"
+                f"{name} was downloaded but is not as expected: {'; '.join(said)}. The data is in "
+                f"{ready.parent}. To download an archive again, delete the file in "
+                f"{work / 'archives'} and rerun{remedy}"
             )
         ready.rename(target)
     except OSError as error:
         raise CarftError(
-            f"{name} cannot be made in {data_dir}: {error}. Make room there, or give another "
-            "--data_dir, and run the command again; what was fetched is kept"
+            f"{name} cannot be installed in {data_dir}: {error}. Downloaded files are kept: free "
+            "disk space or give another --data_dir, then rerun the command"
         ) from error
     shutil.rmtree(work, ignore_errors=True)
     return dataclasses.replace(report, root=target)
@@ -85,8 +85,8 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
         folder.mkdir(parents=True)
     fetched.mkdir(exist_ok=True)
     by_hand = (
-        "If the link is dead, or needs a browser, get the file in any other way, save it as {}, "
-        "and run the command again"
+        "If the link is dead or needs a browser, get the file by hand, save it as {}, "
+        "and rerun the command"
     )
     try:
         for source in benchmark.sources:
@@ -96,8 +96,8 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
                     fetch(source.url, path)
             except Exception as error:  # a dozen kinds, from sockets to Drive's quota page
                 raise CarftError(
-                    f"{source.url} could not be fetched ({type(error).__name__}: {error}). Run the "
-                    f"command again to go on where it stopped. {by_hand.format(path)}"
+                    f"downloading {source.url} failed ({type(error).__name__}: {error}). Rerun the "
+                    f"command to resume. {by_hand.format(path)}"
                 ) from error
             archives.check(path, source.is_archive)
         for source in benchmark.sources:
@@ -111,21 +111,21 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
         os.replace(path, aside)
         url = next(source.url for source in benchmark.sources if source.file == bad.name)
         raise CarftError(
-            f"{path}, from {url}, {bad.fault}; it was renamed to {aside.name}. Run the command "
-            f"again to fetch it anew. {by_hand.format(path)}"
+            f"{path}, from {url}, {bad.fault}; the file was renamed to {aside.name}. Rerun the "
+            f"command to download again. {by_hand.format(path)}"
         ) from bad
     return ready / benchmark.folder
 
 
 def _fetch(url: str, path: Path) -> None:
-    """By gdown, which knows Google Drive's detours and goes on with a partial file."""
+    """By gdown, which knows Google Drive's detours and resumes a partial file."""
     try:
         import gdown
         from gdown.exceptions import DownloadError  # noqa: F401  (those before 6 tell no errors)
     except ImportError as error:
         raise CarftError(
-            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]', or fetch "
-            "by hand"
+            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]', or "
+            "download by hand"
         ) from error
     gdown.download(url, str(path), resume=True)
 
@@ -154,8 +154,8 @@ def _domain_net(unpacked: Path, ready: Path) -> None:
     if len(lines) != DUPLICATES or whole != lines:
         raise BadFile(
             DOMAIN_NET_DUPLICATES,
-            f"is damaged or another list: expected {DUPLICATES:,} lines environment/class/picture, "
-            f"{len(whole):,} of {len(lines):,} are such",
+            f"is damaged or another list: {len(whole):,} of its {len(lines):,} lines are "
+            f"environment/class/picture, expected {DUPLICATES:,}",
         )
     ready.mkdir()
     for folder in folders:
@@ -186,8 +186,8 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
         # Else another file of this machine could be called a picture.
         if file_name in ("", ".", "..") or "/" in file_name or "\0" in file_name:
             raise CarftError(
-                f"{TERRA_ARCHIVE} names a picture {file_name!r}, which is outside the folder of "
-                "the pictures; nothing was made of it. Do not use this archive"
+                f"{TERRA_ARCHIVE} names a picture {file_name!r} outside the folder of pictures; "
+                "nothing was installed. Do not use this archive"
             )
     known = benchmarks.get("TerraIncognita")
     folders = [environment.folder for environment in known.environments]
@@ -203,8 +203,8 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
 def _required(path: Path) -> Path:
     if not path.exists():
         raise CarftError(
-            f"the archives should hold {path.name!r}, but {path.parent} has none: another edition "
-            "than DomainBed's. Put others in the folder archives beside it, or delete them there, "
-            "and run the command again"
+            f"the archives lack {path.name!r} (expected in {path.parent}): they are not the "
+            "edition that DomainBed uses. Replace or delete them in the folder archives beside "
+            "it, then rerun the command"
         )
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import zipfile
 from importlib import resources
@@ -28,17 +27,14 @@ def unpacked() -> Path:
             return target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            beside = tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-")
-            try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as beside:
                 with zipfile.ZipFile(archive) as pictures:
-                    pictures.extractall(beside)
-                os.rename(beside, target)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                    pictures.extractall(Path(beside, "pictures"))
+                os.rename(Path(beside, "pictures"), target)
         except OSError as error:
             if not target.is_dir():  # else another job was faster, and its copy is as good
                 raise PassingError(
                     f"EmojiStyles cannot be unpacked to {target}: {error}; set "
-                    "DOMAINBED_CARFT_CACHE to a folder that can be written, on a disk with room"
+                    "DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
                 ) from error
     return target

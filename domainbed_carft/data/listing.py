@@ -34,10 +34,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 # What ends a job or gives it wrong pictures, and what to do about it. macOS's "._" files have names
 # of pictures.
 ODD = {
-    "empty file": "to download again",
-    "link": "to nothing; restore the target",
-    "path": "that cannot be read; repair or delete",
-    "macOS file": "that would be read as pictures; delete",
+    "empty file": "(download again)",
+    "link": "to nothing (restore the target)",
+    "path": "that cannot be read (repair or delete)",
+    "macOS file": "with a picture's name (delete)",
 }
 
 
@@ -75,8 +75,8 @@ def read(root: Path) -> Listing:
         environments, _ = _entries(root)
     except OSError as error:
         raise CarftError(
-            f"{root} cannot be read as a folder ({error.strerror}); expected the folder whose "
-            "sub-folders are the environments"
+            f"{root} cannot be read as a folder ({error.strerror}); expected a folder with one "
+            "sub-folder per environment"
         ) from error
     pairs = []
     for environment in environments:

@@ -50,11 +50,11 @@ class Report:
 
     @property
     def refusal(self) -> str:
-        """That the data is broken, why, and the command that says more."""
+        """A sentence: the data is broken, why, and the command for details."""
         where = "" if str(self.root) == self.name else f" in {self.root}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
-            f"`{command(self.name, self.root)}` says more"
+            f"For details run `{command(self.name, self.root)}`"
         )
 
     @property
@@ -79,7 +79,7 @@ class Report:
         return {**facts, "data_edition": self.data_edition, "pictures": self.pictures}
 
     def as_text(self) -> str:
-        """A line an environment, then everything found, a line each, and the verdict last."""
+        """One line per environment, then one per finding, and the verdict last."""
         rows = [
             (text.shown(name), f"{sum(classes.values()):,}", f"{len(classes):,}")
             for name, classes in self.counts.items()
@@ -91,9 +91,9 @@ class Report:
         pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
         meaning = {
             "verified": f"the {pictures}, {self.edition}",
-            "consistent": f"{pictures}; nothing is known to compare them with",
+            "consistent": f"{pictures}; there are no published counts to compare with",
             "differs": f"{pictures}; usable, but results may not compare with published ones",
-            "broken": "results would be wrong, or there would be none",
+            "broken": "jobs would fail or give wrong results",
         }
         lines = [text.shown(line) for line in (*lines, f"{self.verdict}: {meaning[self.verdict]}")]
         if rows:
@@ -105,22 +105,22 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
 
     ``decode`` reads every picture, which takes as long as an epoch; else only directories and
-    sizes are read. Raises CarftError where there is no such benchmark or folder.
+    sizes are read. Raises CarftError for an unknown benchmark or a missing folder.
     """
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):
             return examine(name_or_path, Path(name_or_path), decode)
         unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
-        raise CarftError(f"there is no such folder, and {unknown}")
+        raise CarftError(f"no such folder, and {unknown}")
     folder = benchmarks.get(name_or_path).folder
     if not folder:
         return examine(name_or_path, emoji.unpacked(), decode)
     if data_dir is None:
-        raise CarftError(f"{name_or_path} needs --data_dir, the folder that has {folder!r} in it")
+        raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
     if not os.path.isdir(data_dir / folder):
         raise CarftError(
-            f"{name_or_path} should be in the folder {data_dir / folder}, which does not exist; "
-            f"rename or unpack what is in {data_dir}, or give another --data_dir"
+            f"{data_dir / folder} does not exist, expected the data of {name_or_path} there; "
+            "rename the folder, unpack the archives, or give another --data_dir"
         )
     return examine(name_or_path, data_dir / folder, decode)
 
@@ -136,9 +136,9 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
         told = {path for paths in found.odd.values() for path in paths}
         bad = listing.damaged(root, [path for path in found.pictures if path not in told])
         unread, cut = ([one.path for one in bad if one.truncated is cut] for cut in (False, True))
-        findings.problems += _counted(unread, "picture", "that cannot be decoded; download again")
+        findings.problems += _counted(unread, "picture", "cannot be decoded (download again)")
         findings.differences += _counted(
-            cut, "picture", "cut off, read with grey where the data ends; download again"
+            cut, "picture", "cut off and read with grey where the data ends (download again)"
         )
     return Report(name, root, found.counts, **vars(findings), decoded=decode, damaged=bad)
 

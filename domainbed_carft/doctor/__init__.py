@@ -76,7 +76,7 @@ def examine(patience: float = PATIENCE) -> Report:
             ending = _probe(Path(folder), patience)
             check, findings = _read(Path(folder) / "findings")
     except OSError as error:
-        check, findings, ending = "python", [], f"could not be started ({error})"
+        check, findings, ending = "python", [], f"could not start ({error})"
     if check:
         found = f"a fresh interpreter {ending} during this check"
         findings.append(Finding(check, "problem", found, BY_HAND))

@@ -1,8 +1,8 @@
 """What a job would meet here: ``python -m domainbed_carft.doctor.probe FILE``.
 
-Of each check FILE gets a line with its name when it begins and one with its findings when it is
-done, both JSON, and an empty name at the end, so that a crash or a hang takes away only what it
-happened in. Nothing is imported before its turn: torch may be what is broken.
+For each check FILE gets a line with its name at the start and one with its findings at the end,
+both JSON, and an empty name after the last, so that a crash or a hang loses only its own check.
+Nothing is imported before its turn: torch may be broken.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ OPTIONAL = ("gdown", "tensorboard", "wandb")  # for carft data download, --log, 
 # What our algorithms need of a host, and most hosts' training scripts import.
 HOST_MODULES = ("", ".algorithms", ".hparams_registry", ".datasets")
 
-ABOVE = "fix what is above first"
-EXTENSION = "fix what the warning names; domainbed_carft.register() shows where it is"
+ABOVE = "fix the problems above first"
+EXTENSION = "fix the cause that the warning names; domainbed_carft.register() shows a traceback"
 
 # CVE-2026-24747 and CVE-2025-32434; the code of the second is refused by `files.weights`.
 OLD_TORCH = (
-    "a stranger's file of weights may corrupt memory (before torch 2.10) or, in programs other "
+    "a malicious weights file may corrupt memory (before torch 2.10) or, in programs other "
     "than ours, run code (before 2.6)"
 )
-CACHE = "set DOMAINBED_CARFT_CACHE to a folder that can be written and has space"
+CACHE = "set DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
 
 
 def main(path: str) -> None:
@@ -140,7 +140,7 @@ def domainbed() -> Iterator[Finding]:
         failed, error = next(((name, error) for name, error in tried if error), ("", None))
     path = _folder()
     if path is None:
-        remedy = "activate the hook, which brings a harness; or start from your checkout's root"
+        remedy = "activate the hook, which provides a harness, or start in your checkout's root"
         yield Finding("domainbed", "problem", f"none found from {os.getcwd()}", remedy)
         return
     folders = [folder for folder in finder.harness_folders() if os.path.exists(folder)]
@@ -172,7 +172,7 @@ def algorithms() -> Iterator[Finding]:
     if others:
         # Whoever asks for CARFT would train something else without knowing.
         state = "problem" if "CARFT" in others and _is_hooked() else "note"
-        found = f"{', '.join(others)}: domainbed's own or missing, not ours"
+        found = f"{', '.join(others)}: missing, or domainbed's own instead of ours"
         remedy = f"rename its {', '.join(others)}, or {EXTENSION}" if _is_hooked() else ABOVE
         yield Finding("algorithms", state, found, remedy)
     else:
@@ -203,9 +203,9 @@ def backbones() -> Iterator[Finding]:
             yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
         else:
             found = f"{path} is missing or damaged, expected SHA-256 {expected}"
-            remedy = f"rm {shlex.quote(str(path))}: it is downloaded again when it is next used"
+            remedy = f"rm {shlex.quote(str(path))} (the next job that needs the file downloads it)"
             if name == "tiny":
-                remedy = "install domainbed-carft again (pip install --force-reinstall --no-deps)"
+                remedy = "reinstall domainbed-carft (pip install --force-reinstall --no-deps)"
             # Others are needed only by jobs that ask for them.
             needed = name in ("tiny", "ViT-B/16")
             yield Finding(f"backbone {name}", "problem" if needed else "note", found, remedy)

@@ -21,8 +21,8 @@ HALF_WRITTEN = ".carft-*.part"
 def replacing(path: Path) -> Iterator[Path]:
     """Have the block fill a file beside ``path``, then give it that name; folders are made.
 
-    A reader sees what was there before or the whole file, and of two writers at once the last one
-    wins. A link stays one. Permissions are those of the file before, else as the umask has them.
+    A reader sees the old content or the whole new file; of two concurrent writers, the last one
+    wins. A link stays a link. Permissions are the old file's, else those that the umask gives.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Have ``write_to`` do the same; CarftError where that fails, with what was there untouched."""
+    """The same by ``write_to``; raises CarftError if that fails, and leaves the old file."""
     try:
         with replacing(path) as beside:
             write_to(beside)
@@ -49,7 +49,7 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write ``text`` as ``stream`` has it."""
+    """Write ``text`` as ``stream`` does."""
     with stream(path) as file:
         file.write(text)
 
@@ -58,8 +58,8 @@ def save_text(path: Path, text: str) -> None:
 def stream(path: Path | None) -> Iterator[TextIO]:
     """A text file in UTF-8 to write line after line, standard output without a path.
 
-    The file has its name when the block is done, as in ``replacing``; pipes and devices are written
-    to directly. Raises CarftError where it cannot be written.
+    The file appears when the block ends, as with ``replacing``; pipes and devices are written to
+    directly. Raises CarftError where writing fails.
     """
     if path is None:
         yield sys.stdout
@@ -83,7 +83,7 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
     if path is None:
         return
     if os.path.isdir(path) or not os.path.isdir(path.parent):
-        raise CarftError(f"-o {path}: expected the name of a file in a folder that exists")
+        raise CarftError(f"-o {path}: expected the name of a file in an existing folder")
     there = [other for other in inputs if other and os.path.exists(other)]
     if os.path.exists(path) and any(path.samefile(other) for other in there):
         raise CarftError(f"-o {path} would overwrite an input; choose another name")
@@ -120,6 +120,5 @@ def not_written(path: Path, error: Exception) -> CarftError:
     # torch hides the error of a write behind one of its own.
     reason = getattr(error, "strerror", None) or getattr(error.__context__, "strerror", error)
     return CarftError(
-        f"{path} could not be written: {reason}; choose a folder that can be written, on a disk "
-        "with room"
+        f"{path} could not be written: {reason}; choose a writable folder on a disk with free space"
     )

@@ -21,16 +21,16 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
-    """The value that JSON stands for, NaN and Infinity included, which Python writes.
+    """The value of JSON text; NaN and Infinity, which Python writes, are accepted.
 
-    Raises ValueError for whatever is wrong: syntax, nesting, a number that is too long, and a key
-    that is there twice if they are to be unique.
+    Raises ValueError for wrong syntax, deep nesting, a number that is too long, and, with
+    ``unique_keys``, a repeated key.
     """
     with contextlib.suppress(RecursionError):
         found = _loaded(text, unique_keys)
         if not is_deep(found):
             return found
-    raise ValueError("it is nested too deeply")
+    raise ValueError(f"the JSON is nested more than {_DEPTH} levels deep")
 
 
 def is_deep(value: Any) -> bool:
@@ -54,9 +54,9 @@ def _loaded(text: str | bytes, unique_keys: bool) -> Any:
 def parse_yaml(text: str) -> tuple[Any, dict[YamlPath, int]]:
     """Plain data of YAML 1.2, and the line of each path in it: ``("hparams", "lr")``, say.
 
-    ``off`` is a word and ``1e-5`` a number. Raises ValueError, with ``LINE: `` in front, for what
-    is no YAML, keys that are there twice, aliases to collections, tags, and more values or levels
-    than a person writes: a few lines may stand for all the memory that there is.
+    ``off`` is a word and ``1e-5`` a number. Raises ValueError, with ``LINE: `` in front, for text
+    that is not YAML, repeated keys, aliases to collections, tags, and more values or levels than a
+    person writes: a few lines of aliases can expand to all of the memory.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -88,7 +88,7 @@ def _require_small(events: Iterable[Any]) -> None:
         if kind in ("MappingStartEvent", "SequenceStartEvent") and event.anchor:
             collections.add(event.anchor)
         if kind == "AliasEvent" and event.anchor in collections:
-            raise ValueError(f"{line}: *{event.anchor} stands for a collection; write it out")
+            raise ValueError(f"{line}: *{event.anchor} is an alias of a collection; write it out")
 
 
 def _plain(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
@@ -105,17 +105,17 @@ def _plain(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
             if not isinstance(key.value, str):
                 raise ValueError(f"{line}: a key is a list or a mapping; expected a word")
             if key.value in found:
-                twice = f"the key {key.value!r} is there twice, first in line {lines[inner]}"
+                twice = f"the key {key.value!r} appears twice, first in line {lines[inner]}"
                 raise ValueError(f"{line}: {twice}; keep one")
             lines[inner] = line
             found[key.value] = _plain(value, inner, lines)
         return found
     if kind not in _SCALARS:
-        raise ValueError(f"{line}: the tag {node.tag} means nothing here; remove it")
+        raise ValueError(f"{line}: the tag {node.tag} is not supported; remove it")
     try:
         return _SCALARS[kind](node.value)
     except ValueError:
-        raise ValueError(f"{line}: {node.value[:20]!r} is not a number that can be read") from None
+        raise ValueError(f"{line}: {node.value[:20]!r} cannot be read as a number") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -123,5 +123,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice; keep one")
+        raise ValueError(f"the key {twice!r} appears twice; keep one")
     return found

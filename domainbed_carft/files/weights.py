@@ -27,9 +27,9 @@ def sha256(path: Path | str) -> str:
 
 
 def load_weights(path: Path | str) -> Any:
-    """What torch.save wrote to ``path``, with tensors on the CPU; nothing in the file is run.
+    """The content that torch.save wrote to ``path``, on the CPU; nothing in the file is run.
 
-    Every file of weights is opened here. Raises CarftError, in one line, for one that cannot be
+    Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
     read, is damaged, holds more than plain data and tensors, or would take far more memory.
     """
     import torch
@@ -47,13 +47,13 @@ def load_weights(path: Path | str) -> Any:
     except Exception as error:  # torch and zipfile raise a dozen types
         # torch's own text tells the user to read the file unsafely.
         named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
-        fault = f"holds {named[1]}, which" if named else "is cut off or holds something that"
+        fault = f"holds {named[1]}, which" if named else "is cut off, or holds something that"
         raise CarftError(
-            f"{path} {fault} might be a program; nothing in it was run. Expected tensors and "
+            f"{path} {fault} may be code; nothing in the file was run. Expected only tensors and "
             "plain data, as torch.save writes them"
         ) from error
     if _nbytes(content) > SHARED * os.path.getsize(path):
-        raise CarftError(f"{path} holds tensors that are far larger than the file; not used")
+        raise CarftError(f"{path} was not used: its tensors are far larger than the file")
     return content
 
 
@@ -65,8 +65,8 @@ def _require_sound(file: IO[bytes], path: Path | str) -> None:
     while piece := file.read(1 << 20):
         if b"constants.pkl" in before + piece:
             raise CarftError(
-                f"{path} is TorchScript, which is a program; it was not opened. Where you "
-                "trust it, make a state dict of it: torch.save(clip_model.state_dict(), path)"
+                f"{path} was not opened: the file is TorchScript, which is a program. If you trust "
+                "it, convert it to a state dict: torch.save(clip_model.state_dict(), path)"
             )
         before = piece[-12:]
     size = file.tell()
@@ -78,7 +78,7 @@ def _require_sound(file: IO[bytes], path: Path | str) -> None:
                 raise CarftError(f"{path} is compressed, which torch.save never does")
             if damaged := archive.testzip():
                 raise CarftError(
-                    f"{path} is damaged: the checksum of {damaged} is wrong; get it again"
+                    f"{path} is damaged: the checksum of {damaged} is wrong; get a new copy"
                 )
     file.seek(0)
 

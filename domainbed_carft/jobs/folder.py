@@ -1,4 +1,4 @@
-"""A job's folder: which file in it says what, who holds its lock, how its attempts ended."""
+"""A job's folder: the names of its files, the holder of its lock, how its attempts ended."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ MAX_ATTEMPTS = 3
 # Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); it was told to
 # stop and has saved itself (EX_TEMPFAIL).
 ELSEWHERE, STOPPED = 73, 75
-# These say nothing against the job, nor do Ctrl-C, and a signal that it knew nothing of.
+# These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
 NOT_ITS_FAULT = (ELSEWHERE, STOPPED, 130, -15, -10)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.
 INHERITED = "DOMAINBED_LOCK_FD"
 
-# What flock says where the file system has no locks, or its lock server does not answer.
+# flock's errors where the file system has no locks, or its lock server does not answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Holder(NamedTuple):
-    """Who runs a job, and how far it is; steps are those done so far and those to do."""
+    """The process that runs a job, and its progress: ``step`` of ``steps``."""
 
     host: str
     pid: int
@@ -75,14 +75,13 @@ class Held(CarftError):
     """Another process runs this job."""
 
     def __init__(self, folder: Path, holder: Holder) -> None:
-        super().__init__(f"{folder} is being run by {holder}; wait for it, or stop it first")
-        self.folder, self.holder = folder, holder
+        super().__init__(f"{folder} is being run by {holder}; wait for that process or stop it")
 
 
 class Lock:
-    """The lock of a job's folder, held; what is told through it others can read.
+    """The lock of a job's folder, while held; other processes can read the progress in it.
 
-    A child that is given the ``descriptor`` holds it as well, should this process be killed.
+    A child that is given the ``descriptor`` holds the lock too, in case this process is killed.
     """
 
     def __init__(self, descriptor: int, before: Holder | None = None) -> None:
@@ -94,7 +93,7 @@ class Lock:
         self.tell()
 
     def tell(self, **facts: Any) -> None:
-        """Add to what others can read: ``step``, ``steps``, ``pictures_per_step``."""
+        """Publish progress to other processes: ``step``, ``steps``, ``pictures_per_step``."""
         self._holder = self._holder._replace(**{"updated": time.time(), **facts})
         with contextlib.suppress(OSError):  # of a full disk: telling is a courtesy
             os.truncate(self.descriptor, 0)
@@ -102,7 +101,7 @@ class Lock:
 
 
 class JobFolder:
-    """The folder of one job; nothing is read before it is asked for, and nothing is kept."""
+    """The folder of one job; every question reads the disk, and nothing is cached."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -116,9 +115,9 @@ class JobFolder:
         return os.path.exists(self.path / DONE)  # False also where one may not look
 
     def is_held(self) -> bool:
-        """Whether a process runs this job now, or may: another user's lock may not be readable.
+        """Whether a process runs this job now; True too for another user's unreadable lock.
 
-        Raises CarftError, as all questions about the lock do, where there are no locks.
+        Raises CarftError, as all questions about the lock do, if the file system has no locks.
         """
         try:
             descriptor = os.open(self.lock_path, os.O_RDONLY)
@@ -132,11 +131,11 @@ class JobFolder:
             os.close(descriptor)
 
     def holder(self) -> Holder | None:
-        """Who runs this job now; UNKNOWN if that is not to be read, None if nobody does."""
+        """Who runs this job now; UNKNOWN if the lock cannot be read, None if nobody does."""
         return (self._written_holder() or UNKNOWN) if self.is_held() else None
 
     def last_holder(self) -> Holder | None:
-        """Who ran this job and died without a word; None if it is held, or was let go."""
+        """Who ran this job and died; None if the job is held, or its lock was released."""
         if not os.path.exists(self.lock_path) or self.is_held():
             return None
         return self._written_holder() or UNKNOWN
@@ -145,12 +144,12 @@ class JobFolder:
     def claim(self, patience: float = 0.25, inherited: int | None = None) -> Iterator[Lock]:
         """Hold the lock, and remove it at the end.
 
-        Waits ``patience`` seconds for whoever has it: who only asks has it for an instant.
-        ``inherited`` is the descriptor that the caller was given by its launcher, who then removes
-        the lock; one of another file is passed over.
+        Waits ``patience`` seconds for the holder: a process that only checks holds it for an
+        instant. ``inherited`` is the descriptor that the caller got from its launcher, which then
+        removes the lock; a descriptor of another file is ignored.
 
-        Raises Held, naming the process that runs this job; OSError where the folder cannot be
-        written, and CarftError where its file system has no locks.
+        Raises Held, naming the process that runs this job; OSError if the folder cannot be
+        written, and CarftError if its file system has no locks.
         """
         if inherited is not None and self._is_lock(inherited):
             yield Lock(inherited, self._written_holder())
@@ -165,14 +164,14 @@ class JobFolder:
             os.close(descriptor)
 
     def attempts(self) -> list[Attempt]:
-        """The ended attempts, first to last; lines cut by a full disk or a crash are left out."""
+        """The ended attempts, first to last, without lines cut by a full disk or a crash."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             text = self.attempts_path.read_text(encoding="utf-8", errors="replace")
             return [attempt for line in text.splitlines() if (attempt := _read(line, Attempt))]
         return []
 
     def add_attempt(self, attempt: Attempt) -> None:
-        """Append a line, on a line of its own even if the one before was cut."""
+        """Append a line, after a line break if the previous line was cut."""
         line = json.dumps(attempt._asdict()) + "\n"
         with self.attempts_path.open("a+b") as file:
             if file.tell():
@@ -181,7 +180,7 @@ class JobFolder:
             file.write(line.encode())
 
     def failed(self) -> Attempt | None:
-        """The last attempt, if the job is to be left alone; None if it may be tried (again)."""
+        """The last attempt, if the job is not to be retried; None if the job may run."""
         attempts = [] if self.done else self.attempts()
         counted = [attempt for attempt in attempts if attempt.status not in NOT_ITS_FAULT]
         if not counted:
@@ -219,7 +218,7 @@ class JobFolder:
             raise
 
     def _is_lock(self, descriptor: int) -> bool:
-        """Whether a descriptor is that of the lock file that is there now."""
+        """Whether a descriptor belongs to the current lock file."""
         try:
             return os.path.samestat(os.stat(self.lock_path), os.fstat(descriptor))
         except OSError:
@@ -268,7 +267,7 @@ def slurm_id() -> str | None:
 
 
 def _read(line: str, kind: Any) -> Any:
-    """A line of JSON as a named tuple of this kind; None if it is cut, or is not such a line."""
+    """A line of JSON as a named tuple of this kind; None if the line is cut or of another kind."""
     try:
         found = json.loads(line)
         read = kind(**{name: found[name] for name in kind._fields if name in found})

@@ -1,7 +1,7 @@
-"""One training: its arguments, and its identity, command line and seed as DomainBed has them.
+"""One training: its arguments, and its identity, command line and seed as in DomainBed.
 
 Arguments, seeds and folder names are those of upstream file domainbed/scripts/sweep.py at b93c22a,
-so that either tool goes on with the other's folder.
+so that either tool can resume the other's folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed":
 
 
 class Key(NamedTuple):
-    """What no two jobs of a sweep may share; ``choice`` is the hparams seed."""
+    """The identity of a job within its sweep; ``choice`` is the hparams seed."""
 
     dataset: str
     algorithm: str
@@ -49,7 +49,7 @@ class Job:
         kinds = [*IDENTITY.values(), *(int for _ in key.test_envs)]
         # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
         if [*map(type, (dataset, algorithm, *seeds, *key.test_envs))] != kinds:
-            raise TypeError(f"{self}: expected words for the first two, then whole numbers")
+            raise TypeError(f"{self}: expected two names, then whole numbers")
         return key
 
     @property
@@ -104,7 +104,7 @@ def command(args: Mapping[str, Any]) -> list[str]:
 
 
 def same_but_for_the_data(args: Mapping[str, Any]) -> str:
-    """What of a job's arguments can change its result, in one spelling.
+    """The arguments of a job that can change its result, in one canonical spelling.
 
     Takes the arguments of a sweep as well as the ``args`` of a record, which name every flag.
     """

@@ -1,7 +1,7 @@
 """The manifest of a sweep: ``sweep.json`` in its output folder lists every job launched there.
 
-Each launch adds its jobs, under a lock, to those that are listed already; status, collect, report
-and clean read the list. A folder that upstream's own sweep filled has none, and its records tell.
+Each launch adds its jobs to the list, under a lock; status, collect, report and clean read it.
+A folder that upstream's own sweep filled has no manifest; its jobs are found by their folders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a data set, so that nobody has to ask the domainbed in use for them again.
+    """Facts of a data set, kept so that reading them again needs no domainbed.
 
     ``labels`` of the environments; ``pictures`` of each, None where that is not known; default
     ``steps`` and ``checkpoint_freq``.
@@ -41,9 +41,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was launched into an output folder; of its settings those of the last launch.
+    """The jobs launched into an output folder, with the settings of the last launch.
 
-    ``selection`` are the methods that the sweep declares; ``compare_with`` published methods.
+    ``selection``: the selection methods that the sweep declares; ``compare_with``: published ones.
     """
 
     jobs: tuple[Job, ...]
@@ -53,9 +53,9 @@ class Sweep:
 
 
 def read(output: Path) -> Sweep | None:
-    """The manifest of an output folder, None where ``carft sweep`` launched nothing into it.
+    """The manifest of an output folder; None if ``carft sweep`` launched nothing into it.
 
-    Raises CarftError for a missing folder and for a file that is no manifest.
+    Raises CarftError for a missing folder and for a file that is not a manifest.
     """
     if not output.is_dir():
         raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
@@ -66,13 +66,13 @@ def read(output: Path) -> Sweep | None:
         return None
     except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise CarftError(
-            f"{path} is not a manifest that can be read ({error}); move it away and launch the "
-            "sweep again, which writes it anew and keeps all finished jobs"
+            f"{path} is not a readable manifest ({error}); move the file away and launch the sweep "
+            "again: that rewrites the manifest and keeps all finished jobs"
         ) from error
 
 
 def add(output: Path, sweep: Sweep) -> None:
-    """Add the jobs of a launch to the manifest; other facts are the launch's."""
+    """Add the jobs of a launch to the manifest; its other facts replace the earlier ones."""
 
     def joined(before: Sweep | None) -> Sweep:
         jobs = {job.folder: job for job in (*(before.jobs if before else ()), *sweep.jobs)}
@@ -83,7 +83,7 @@ def add(output: Path, sweep: Sweep) -> None:
 
 
 def drop(output: Path, folders: Iterable[Path]) -> None:
-    """Take the jobs of these folders from the manifest, if there is one."""
+    """Remove the jobs of these folders from the manifest, if there is one."""
     gone = set(folders)
 
     def left(sweep: Sweep | None) -> Sweep | None:
@@ -93,10 +93,10 @@ def drop(output: Path, folders: Iterable[Path]) -> None:
 
 
 def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
-    """The jobs, each in the folder where it has been begun or listed, if it has.
+    """The jobs, each in the folder where it was started or is listed, if there is one.
 
-    One whose own folder is not there is looked for by its arguments apart from the data folder:
-    data that moved, or another spelling of its place, makes no other job of it.
+    A job whose own folder is missing is looked up by its arguments without the data folder: moved
+    data, or another spelling of its path, does not make it another job.
     """
     known: dict[tuple[str, str], Path] = {}
     if output.is_dir() and not all(job.folder.is_dir() for job in jobs):
@@ -173,13 +173,13 @@ def _sweep(found: Any, output: Path) -> Sweep:
 
 
 def _job(found: Any, output: Path) -> Job:
-    """A stranger's manifest names no folder but those of jobs below the output folder."""
+    """A stranger's manifest may name only folders of jobs below the output folder."""
     folder, variant, args = str(found["folder"]), str(found["variant"]), dict(found["args"])
     *above, name = folder.split("/")
     if not FOLDER_NAME.fullmatch(name) or above != ([variant] if variant else []):
-        raise ValueError(f"the folder of a job is {folder!r}")
+        raise ValueError(f"a job's folder is {folder!r}")
     if variant in (".", "..") or re.search(r"[/\0]", variant):
-        raise ValueError(f"the variant of a job is {variant!r}")
+        raise ValueError(f"a job's variant is {variant!r}")
     job = Job(args, output / folder, variant)
     hash(job.key)
     return job

@@ -1,6 +1,6 @@
 """The records of jobs: results.jsonl files, found, read and checked. No numpy.
 
-A record counts if it is whole; of two of one step the later does. What is wrong is a Fault.
+A record counts if it is complete; of two with the same step, the later. Faults are collected.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Run:
 
 
 class Fault(NamedTuple):
-    """What was wrong with what was read: its kind, for counting; where; what became of it."""
+    """Something wrong in a file that was read: its kind, for counting; where; what was done."""
 
     kind: str
     path: str
@@ -73,7 +73,7 @@ class Fault(NamedTuple):
 
 
 def told(faults: Iterable[Fault]) -> list[str]:
-    """A line a fault, the same kinds together, of many of a kind the first and the number."""
+    """One line per fault, grouped by kind; of a kind with many, the first and their number."""
     kinds: dict[str, list[str]] = {}
     for one in faults:
         kinds.setdefault(one.kind, []).append(shown(f"{one.kind}: {one.path}: {one.text}"))
@@ -81,7 +81,7 @@ def told(faults: Iterable[Fault]) -> list[str]:
 
 
 class Read(NamedTuple):
-    """What some folders had."""
+    """The runs and the faults found in some folders."""
 
     runs: list[Run]
     faults: list[Fault]
@@ -91,10 +91,10 @@ def read(folders: Sequence[Path | str]) -> Read:
     """All runs in ``folders`` and up to DEPTH levels below, each real folder once.
 
     They are sorted by folder within each of ``folders``. Raises CarftError, naming all of them,
-    where some of ``folders`` are not there.
+    if any of ``folders`` are missing.
     """
     if missing := ", ".join(str(folder) for folder in folders if not os.path.isdir(folder)):
-        raise CarftError(f"there is no folder {missing}; expected the output folders of sweeps")
+        raise CarftError(f"no such folder: {missing}; expected output folders of sweeps")
     found: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
     faults: list[Fault] = []
 
@@ -119,7 +119,7 @@ def read(folders: Sequence[Path | str]) -> Read:
 
 
 def _runs_in(folder: str, faults: list[Fault]) -> list[Run]:
-    """The runs recorded in one folder: one, unless several were told to write there."""
+    """The runs recorded in one folder: one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
     for key, record in _keyed(os.path.join(folder, RECORDS), faults):
         latest.setdefault(key, {})[record["step"]] = record
@@ -129,7 +129,7 @@ def _runs_in(folder: str, faults: list[Fault]) -> list[Run]:
 
 
 def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """The whole records of a file as they are, one a step of a run, and what was wrong with it."""
+    """The complete records of a file, one per step of a run, and the faults found in it."""
     faults: list[Fault] = []
     latest = {(key, record["step"]): record for key, record in _keyed(path, faults)}
     return list(latest.values()), faults
@@ -160,7 +160,7 @@ def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each whole record of a file, with what tells its run from others."""
+    """Each complete record of a file, with a key that identifies its run."""
     import orjson
 
     try:
@@ -184,7 +184,7 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
             and needed <= record.keys()
         ):  # fmt: skip
             if not (needed := _accuracies_in(record)):
-                text = f"line {number} is not a whole record, skipped"
+                text = f"line {number} is not a complete record; skipped"
                 faults.append(Fault("cut line", str(path), text))
                 continue
             args, hparams = record["args"], record.get("hparams")
@@ -264,7 +264,7 @@ def _lost(records: list[dict[str, Any]]) -> set[float]:
 
 
 def _accuracies(records: list[dict[str, Any]], count: int, lost: set[float]) -> array[float]:
-    """Those of Run; nan for what is no number in [0, 1], such as percent."""
+    """The accuracies of a Run; nan for values outside [0, 1], such as percentages."""
     names = [f"env{i}_{split}_acc" for split in ("in", "out") for i in range(count)]
     rows = array("d")
     for record in records:

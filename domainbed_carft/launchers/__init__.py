@@ -28,14 +28,14 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Launcher:
         given: option to value, or to the text that a flag has.
 
     Raises:
-        CarftError: naming all that is wrong, and what would be right.
+        CarftError: naming all faults, and what was expected.
     """
     chosen = options.chosen(name, given or {})
     return _KINDS[name](chosen)
 
 
 def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
-    """Why a launcher could not run jobs below these folders here and now, before it is called."""
+    """Why a launcher could not run jobs below these folders now, checked before it is called."""
     look = getattr(launcher, "problems", None)
     return list(look(sweeps)) if look else []
 
@@ -43,17 +43,17 @@ def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
 class Registered:
     """A launcher for DomainBed's registry: a function of command lines, as ``sweep`` makes them.
 
-    (domainbed/command_launchers.py at b93c22a.) It looks for its options in the file when it is
-    asked or called, so that a wrong one stops no other use of the registry. ``runs_here``: its
-    jobs run on this machine, so the data has to be here; our harness asks for it, and for
-    ``problems``, before it makes the jobs' folders.
+    (domainbed/command_launchers.py at b93c22a.) It reads its options from the file only when it is
+    called or checked, so that a wrong option stops no other use of the registry. ``runs_here``:
+    its jobs run on this machine, so the data has to be here; our harness checks this and
+    ``problems`` before it makes the jobs' folders.
     """
 
     def __init__(self, name: str, runs_here: bool) -> None:
         self._name, self.runs_here = name, runs_here
 
     def __call__(self, commands: Sequence[str]) -> list[Ending]:
-        """Run the commands; the jobs that failed, and none where SLURM has them."""
+        """Run the commands; returns the jobs that failed, none if SLURM runs them."""
         left = run_commands(make(self._name), commands) or []
         return [ending for ending in left if ending.result != "held"]
 

@@ -1,4 +1,4 @@
-"""One attempt at a job: what every launcher does with one, in a SLURM job as well."""
+"""One attempt at a job, as every launcher makes it, including inside a SLURM job."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Environment = Callable[[Job], Mapping[str, str]] | None  # the variables to set 
 
 @dataclass(frozen=True)
 class Ending:
-    """What came of a job in one call of a launcher, and of the last attempt at it.
+    """The outcome of a job in one call of a launcher, and of the last attempt at it.
 
-    ``result``: "done", now or before; "failed", to be left alone; "again", failed, and may be
-    tried again; "interrupted", told to stop; "held", run by another process. ``status`` is that
+    ``result``: "done", now or before; "failed", not to be retried; "again", failed, may be
+    retried; "interrupted", told to stop; "held", run by another process. ``status`` is that
     of the last attempt, negative for a signal; ``attempts`` counts those that failed.
     """
 
@@ -51,7 +51,7 @@ class Ending:
             return self.last_words
         times = "once" if self.attempts == 1 else f"{self.attempts} times"
         how = "was stopped" if self.result == "interrupted" else f"failed {times}"
-        words = self.last_words or "it left no message"
+        words = self.last_words or "no error message"
         return f"{self.folder}: {how}, {described(self.status)}: {words}"
 
 
@@ -71,10 +71,10 @@ class Command(Job):
 
 
 def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Ending] | None:
-    """Have a launcher run jobs that are given as DomainBed's and its forks' sweeps write them.
+    """Have a launcher run jobs given as command lines, as DomainBed's and its forks' sweeps do.
 
-    T3A and DPLCLIP write ``NAME=value python -m ...``, which a shell would understand; no shell
-    sees it here. Raises CarftError for a command without --output_dir.
+    T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell; no shell is involved here.
+    Raises CarftError for a command without --output_dir.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output_dir", nargs="?", type=Path)
@@ -86,7 +86,7 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Ending] | 
             del words[0]
         folder = parser.parse_known_args(words)[0].output_dir
         if folder is None:
-            raise CarftError(f"there is no --output_dir in the command {command!r}")
+            raise CarftError(f"the command has no --output_dir: {command!r}")
         jobs.append(Command({}, folder, words=tuple(words)))
         variables[folder] = assigned
     return launcher(jobs, lambda job: variables[job.folder])
@@ -103,7 +103,7 @@ class Children:
     def run(
         self, words: Sequence[str], environment: Mapping[str, str], lock: int, stderr: IO[bytes]
     ) -> int:
-        """Run a child to its end, which a signal to this process's group, such as Ctrl-C, spares.
+        """Run a child to its end; signals to this process's group, such as Ctrl-C, miss it.
 
         Returns its exit status; it holds the lock as well.
         """
@@ -132,7 +132,7 @@ class Children:
     def stop(self, told: int, signal_number: int = signal.SIGTERM) -> None:
         """Send all children a signal to save and leave, and start no others.
 
-        Safe in a signal handler; `told` is the signal that this process was stopped by.
+        Safe in a signal handler; `told` is the signal that stopped this process.
         """
         self.stopped_by = told
         for process in list(self._running.values()):
@@ -150,9 +150,9 @@ class Children:
 def stopping(children: Children, name: str) -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and a closed terminal end the children with SIGTERM, then this process.
 
-    A second Ctrl-C kills what still runs. Outside of the main thread, which alone may handle
-    signals, nothing is changed. At the end raises KeyboardInterrupt after Ctrl-C, SystemExit with
-    128 + the signal's number after another, as a shell says it.
+    A second Ctrl-C kills those still running. Outside the main thread, which alone may handle
+    signals, nothing changes. At the end raises KeyboardInterrupt after Ctrl-C, SystemExit with
+    128 + the signal's number after other signals, as shells do.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -166,7 +166,7 @@ def stopping(children: Children, name: str) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {}
     if threading.current_thread() is threading.main_thread():
-        # What is ignored, as nohup has it, stays so.
+        # Ignored signals stay ignored, for nohup.
         found = {number: signal.getsignal(number) for number in numbers}
         before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
     for number in before:
@@ -185,9 +185,9 @@ def stopping(children: Children, name: str) -> Iterator[None]:
 def run(
     job: Job, environment: Mapping[str, str], children: Children, patience: float = 0.25
 ) -> Ending:
-    """Make one attempt at a job, unless it is done, another's, or to be left alone.
+    """Make one attempt at a job, unless it is done, held by another process, or failed for good.
 
-    `children` has the running child; `patience` are seconds to wait for another process to let go.
+    `children` keeps the running child; `patience`: seconds to wait for another process's lock.
     """
     folder = JobFolder(job.folder)
     try:
@@ -233,10 +233,10 @@ def _attempt(
             except (OSError, ValueError) as error:  # ValueError: a null byte
                 status, told = CANNOT_START, str(error)
             if children.killed and status == -signal.SIGKILL:  # by us: not the job's fault
-                status, told = -signal.SIGTERM, "it did not stop when told to, and was killed"
+                status, told = -signal.SIGTERM, "killed, since it did not stop when told to"
             told = told or last_line(stderr.name)
         if status == 0 and not folder.done:
-            told = "ended with status 0 but left no file done"
+            told = "ended with status 0 but wrote no file 'done'"
         elif status and not told:
             with contextlib.suppress(OSError):
                 # It keeps those of earlier attempts; the clocks of file systems are coarse.

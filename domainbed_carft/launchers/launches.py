@@ -1,7 +1,7 @@
-"""The file in which a launch says what it has in hand: SWEEP/launches/*.json.
+"""The file in which a launch lists its jobs: SWEEP/launches/*.json.
 
-A launcher that runs its jobs itself holds a lock on the file while it lives, and removes it; one
-that hands them to SLURM leaves it behind, with their SLURM ids.
+A launcher that runs its jobs itself holds a lock on the file while it lives, then removes the
+file; one that hands them to SLURM leaves it behind, with their SLURM ids.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = "launches"
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch; ``jobs`` has the names of their folders, each with its SLURM id, if any."""
+    """One launch; ``jobs`` maps the names of their folders to their SLURM ids, if any."""
 
     path: Path
     launcher: str
@@ -35,7 +35,7 @@ class Launch:
     jobs: dict[str, str | None] = field(default_factory=dict)
 
     def write(self) -> int:
-        """Write the file anew; return a descriptor that holds its lock, for the caller to close."""
+        """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
         told = {"launcher": self.launcher, "host": self.host, "pid": self.pid, "jobs": self.jobs}
         try:
             with files.replacing(self.path) as beside:
@@ -44,7 +44,7 @@ class Launch:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)  # before the file has its name
         except OSError as error:
             folder = self.path.parent
-            raise CarftError(f"the launch cannot be noted in {folder}: {error}") from error
+            raise CarftError(f"cannot record the launch in {folder}: {error}") from error
         return descriptor
 
     def is_alive(self) -> bool:
@@ -81,7 +81,7 @@ def read(output: Path) -> list[Launch]:
 
 @contextlib.contextmanager
 def in_hand(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
-    """Say, while the block runs, that this process will run these jobs."""
+    """Announce, while the block runs, that this process will run these jobs."""
     with contextlib.ExitStack() as stack:
         for sweep in sorted({job.folder.parent for job in jobs}):
             launch = begin(launcher, sweep)

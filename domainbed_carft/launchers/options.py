@@ -43,7 +43,7 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """How many jobs run at a time on this machine."""
+    """The number of jobs that run at a time on this machine."""
 
     jobs: Annotated[int, Ge(1)] | None = _option(
         None, "jobs at a time (default: jobs_per_gpu on each GPU, else one per core)"
@@ -55,11 +55,11 @@ class PoolOptions:
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What is asked of SLURM for each job.
+    """The resources requested from SLURM for each job.
 
-    `time` is text as sbatch takes it. `array_cap` holds over all arrays of one launch; for
-    `array_size` SLURM's own limit holds as well. `extra` are parameters of sbatch that have no
-    option here, True for one without a value.
+    `time` is text as sbatch takes it. `array_cap` applies across all arrays of one launch;
+    `array_size` is also bounded by SLURM's own limit. `extra` are parameters of sbatch that have
+    no option here, True for one without a value.
     """
 
     __pydantic_config__ = {"coerce_numbers_to_str": True}
@@ -73,10 +73,10 @@ class SlurmOptions:
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
     array_size: Annotated[int, Ge(1)] = _option(
-        1000, "jobs per submission; further ones are chained"
+        1000, "jobs per submission; further ones wait for it"
     )
     signal_seconds: Annotated[int, Ge(10)] = _option(
-        120, "seconds before the time limit at which a job saves its state"
+        120, "seconds before the time limit at which a job saves its state and stops"
     )
     setup: tuple[str, ...] = _option(
         (), "shell line before the job, such as 'module load cuda'", repeated=True
@@ -98,7 +98,7 @@ OPTIONS: dict[str, type[Options]] = {
 def chosen(launcher: str, given: Mapping[str, Any]) -> Options:
     """The options of a launcher: those given that are not None, else the file's, else defaults.
 
-    Says which file was read. Raises CarftError naming all that is wrong, and what would be right.
+    Prints which file was read. Raises CarftError, naming all faults and what was expected.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -133,15 +133,15 @@ def _of_file(launcher: str) -> dict[str, Any]:
     section = content.get(launcher) or {} if isinstance(content, dict) else None
     if not isinstance(section, dict) or not content.keys() <= OPTIONS.keys():
         names = ", ".join(OPTIONS)
-        raise CarftError(f"{path}: expected launchers ({names}), each with options and values")
+        raise CarftError(f"{path}: expected names of launchers ({names}), each with its options")
     if section:
-        print(f"{launcher}: options of {path.absolute()}", file=sys.stderr)
+        print(f"{launcher}: options read from {path.absolute()}", file=sys.stderr)
     # An option without a value is one that is not set.
     return {name: value for name, value in section.items() if value is not None}
 
 
 def _spelled_out(name: str, value: Any) -> Any:
-    """What several flags, or one word in a file, stand for."""
+    """The value that several flags, or one word in a file, stand for."""
     if name in ("setup", "extra") and isinstance(value, str):
         value = [value]
     if name != "extra" or not isinstance(value, (list, tuple)):

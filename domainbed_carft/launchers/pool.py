@@ -1,4 +1,4 @@
-"""Jobs on this machine: one after another, or several that share out its GPUs and cores."""
+"""Jobs on this machine: one after another, or several that share its GPUs and cores."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def local(jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
 class Pool:
     """Run N jobs at a time, each with the threads and the GPU of its slot.
 
-    For small models on a CPU: several jobs of one thread each finish sooner than one after another
-    with all threads, because much of a small job does not run in parallel.
+    For small models on a CPU, several jobs with one thread each finish sooner than one job after
+    another with all threads, because much of a small job does not run in parallel.
     """
 
     options: PoolOptions
@@ -70,8 +70,8 @@ def _run(
 ) -> list[Ending]:
     """Run all jobs, one at a time in each slot, with the slot's variables below their own.
 
-    A job that failed is tried again after all others; one that another process runs is left to it:
-    the next launch looks again. Returns the endings of those that are not done.
+    A job that failed is retried after all others; a job that another process runs is skipped until
+    the next launch. Returns the endings of those that are not done.
     """
     if not jobs:
         return []

@@ -1,4 +1,4 @@
-"""Jobs as elements of SLURM's job arrays, through submitit; asking for and cancelling them."""
+"""Jobs as elements of SLURM job arrays, through submitit; their states, and cancelling them."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _OTHERS_SECONDS = 30.0
 
-# How often a job that another process has is started again: two minutes apart, as SLURM has it.
+# How often a job that another process holds is restarted: SLURM waits two minutes in between.
 _MOST_RESTARTS = 5
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """Submit the jobs and return; SLURM starts them, and starts again what it preempts."""
+    """Submit the jobs and return; SLURM starts them, and restarts those it preempts."""
 
     options: SlurmOptions
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
-        """Submit the jobs that are neither done, nor run by someone, nor to be left alone.
+        """Submit the jobs that are neither done, nor running, nor failed for good.
 
-        Raises CarftError where SLURM is not there, or takes no more; what it took stays submitted.
+        Raises CarftError if SLURM is missing or takes no more; jobs it took stay submitted.
         """
         sweeps: dict[Path, list[_Element]] = {}
         patience = 0.7 * self.options.signal_seconds
@@ -71,14 +71,14 @@ class Slurm:
             yield f"the slurm launcher needs the package submitit: {install}"
         elif missing:
             yield (
-                f"the slurm launcher needs SLURM's commands, but {', '.join(missing)} cannot be "
-                "found on PATH; use a machine that submits jobs, or the pool launcher"
+                f"the slurm launcher needs {', '.join(missing)}, which are not on PATH; "
+                "use a machine that can submit jobs, or the pool launcher"
             )
         for place in (str(sweep.absolute()) for sweep in sweeps):
             if any(character in place for character in _UNSAFE):
                 yield (
-                    f"slurm: the folder {place!r} has a line break, % or \\ in its name, which "
-                    "SLURM's batch files cannot hold; move the sweep to another"
+                    f"slurm: the path {place!r} contains a line break, % or \\, which SLURM's "
+                    "batch files cannot hold; choose another folder for the sweep"
                 )
 
     def _submit(self, sweep: Path, elements: list[_Element], after: str | None) -> str | None:
@@ -99,14 +99,14 @@ class Slurm:
                     with contextlib.suppress(OSError):
                         element.job.folder.rmdir()
                 raise CarftError(
-                    f"slurm: a submission was refused: {' '.join(str(error).split())}. Of "
-                    f"{len(elements)} jobs in {sweep} {begin} are submitted; launch the sweep "
-                    "again for the others once SLURM takes more, or with other options"
+                    f"slurm: a submission was refused: {' '.join(str(error).split())}. {begin} "
+                    f"of {len(elements)} jobs in {sweep} are submitted. For the rest, launch the "
+                    "sweep again once SLURM takes more jobs, or with other options"
                 ) from error
             launch.jobs.update(zip((element.job.folder.name for element in chunk), submitted))
             os.close(launch.write())
             after = submitted[0].partition("_")[0]
-            print(f"slurm: job {after} has {len(chunk)} of the sweep's {len(elements)} jobs")
+            print(f"slurm: job {after} runs {len(chunk)} of the sweep's {len(elements)} jobs")
         return after
 
     def _submit_array(self, sweep: Path, elements: list[_Element], after: str | None) -> list[str]:
@@ -149,9 +149,9 @@ class Slurm:
 class _Element:
     """What runs in a SLURM job: the function that submitit pickles, and calls there.
 
-    Its two signals are handled here and not by submitit, which would ask for the requeue inside of
-    the handler, before the attempt is noted and the lock let go. A child has `patience` seconds
-    to save itself before it is killed.
+    Its two signals are handled here and not by submitit, which would request the requeue inside
+    the handler, before the attempt is recorded and the lock released. A child has `patience`
+    seconds to save before it is killed.
     """
 
     job: Job
@@ -193,10 +193,10 @@ class _Element:
 
 
 def states(ids: Iterable[str]) -> dict[str, str]:
-    """SLURM's word (PENDING, RUNNING, COMPLETING, ...) for each of these jobs that has not ended.
+    """SLURM's state (PENDING, RUNNING, COMPLETING, ...) of each of these jobs that has not ended.
 
-    Why a job waits follows, as in PENDING (Resources). The ids are those of jobs, or of elements of
-    arrays, as "123_4". Raises CarftError where SLURM cannot be asked.
+    The reason of a wait follows, as in PENDING (Resources). The ids are those of jobs, or of
+    elements of arrays, as "123_4". Raises CarftError if SLURM does not answer.
     """
     asked = set(ids)
     if not asked:
@@ -212,15 +212,15 @@ def states(ids: Iterable[str]) -> dict[str, str]:
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancel these jobs, or elements of arrays; one that runs is told first, and saves.
+    """Cancel these jobs, or elements of arrays; a running one gets a signal first, and saves.
 
-    Raises CarftError where SLURM does not do it.
+    Raises CarftError if SLURM refuses.
     """
     _call("scancel", *sorted(set(ids)))
 
 
 def requeue(name: str) -> None:
-    """Have SLURM end a running job and start it again; raises CarftError where it does not."""
+    """Have SLURM stop a running job and start it again; raises CarftError if SLURM refuses."""
     _call("scontrol", "requeue", name)
 
 
@@ -238,7 +238,7 @@ def _call(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: a null byte
-        raise CarftError(f"SLURM cannot be asked: {error}") from error
+        raise CarftError(f"SLURM does not answer: {error}") from error
     # Jobs that have ended are forgotten after a while.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")

@@ -1,7 +1,7 @@
 """CAR-FT and the CLIP baselines it is compared with, as DomainBed algorithms.
 
-One body, ``CLIPAlgorithm``: an image encoder, a linear head, a frozen original, an optimiser. Each
-algorithm says which parameters it trains and how much the KL term counts.
+One base class, ``CLIPAlgorithm``: an image encoder, a linear head, a frozen original, an optimiser.
+Each algorithm sets which parameters it trains and the weight of the KL term.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from domainbed_carft.method import (
 class Frozen:
     """The original image encoder: eval mode, no gradients, in inference precision.
 
-    Not a Module on purpose: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``.
     """
 
     def __init__(self, encoder: nn.Module, precision: str) -> None:
@@ -43,7 +43,7 @@ class Frozen:
         return encode(self.encoder, pictures, self.bf16)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: a run that goes on makes it anew from CLIP's weights."""
+        """Nothing: a resumed run rebuilds the original from CLIP's weights."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -51,7 +51,7 @@ class Frozen:
 
 
 def encode(encoder: nn.Module, pictures: Tensor, bf16: bool) -> Tensor:
-    """Image features (N, D), float32 and not normalised, of pictures as CLIP wants them."""
+    """Image features (N, D), float32 and not normalised, of pictures as CLIP takes them."""
     with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
         features: Tensor = encoder(pictures)
     return features.float()
@@ -85,13 +85,13 @@ class CLIPAlgorithm(Algorithm):
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
-            arguments.record(hparams, "clip_digest", clip_model.digest, "another CLIP than that")
+            arguments.record(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
             names = prompts.class_names(hparams, num_classes)
             templates = prompts.contexts(hparams["contexts"])
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
             digest = prompts.digest(templates, names)
-            difference = "other class names or contexts than those"
+            difference = "class names or contexts differ"
             arguments.record(hparams, "prompts_digest", digest, difference)
             words = bytearray(prompts.as_json(templates, names).encode())
             self.register_buffer("words", torch.frombuffer(words, dtype=torch.uint8).clone())
@@ -110,9 +110,9 @@ class CLIPAlgorithm(Algorithm):
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float,
         normalisation: observed.Normalisation = pictures.IMAGENET,
     ) -> None:  # fmt: skip
-        """What training and predicting both need; a restored algorithm has nothing more.
+        """Build the parts that both training and predicting need; a restored algorithm has no more.
 
-        ``normalisation``: what to undo; a saved run's is in its state dict.
+        ``normalisation``: the data's, to undo; a saved run has it in its state dict.
         """
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
@@ -128,12 +128,12 @@ class CLIPAlgorithm(Algorithm):
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
-        """What is wrong with ``--hparams``, for hosts that ask before they load anything."""
+        """The problems of ``--hparams``, for hosts that check before they load anything."""
         return arguments.refusals(cls.__name__, dataset, overrides)
 
     @property
     def kl_weight(self) -> float:
-        """The weight of the KL term in the loss; 0 but for CARFT."""
+        """The weight of the KL term in the loss; 0 except for CARFT."""
         return 0.0
 
     def predict(self, x: Tensor) -> Tensor:
@@ -160,10 +160,10 @@ class CLIPAlgorithm(Algorithm):
         return objective.context_logits(features, self.context_weights, t)
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:
-        """Train mode, but for batch norm (OpenAI's ResNets), which keeps CLIP's own statistics.
+        """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
 
-        With those of a batch of one domain's pictures the encoder would not be the original even
-        before the first step, nor the one that is evaluated.
+        With the statistics of a batch, the encoder would differ from the original even before the
+        first step, and from the encoder that is evaluated.
         """
         super().train(mode)
         for module in self.encoder.modules():
@@ -186,8 +186,8 @@ class CLIPAlgorithm(Algorithm):
         """
         if self.restored:
             raise CarftError(
-                "a restored algorithm predicts and does not train on, for its optimizer is not in "
-                "the file. Train from the start instead"
+                "a restored algorithm can predict but not train, because the file holds no "
+                "optimizer. Train from the start instead"
             )
         xs, ys = arguments.pictures_and_labels(minibatches, more)
         x, y = torch.cat(xs), torch.cat(ys)
@@ -199,7 +199,9 @@ class CLIPAlgorithm(Algorithm):
         clip_pictures = self.input(x)
         features = encode(self.encoder, clip_pictures, self.hparams["amp"] == "bf16")
         logits = self.class_logits(features)
-        if not self._compares_contexts():
+        every = self.hparams["drift_every"]
+        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
+        if not (self.kl_weight > 0 or drifts):
             cross_entropy = F.cross_entropy(logits, y)
             return {"loss": cross_entropy, "loss_ce": cross_entropy}
         assert self.original is not None  # made wherever contexts are compared
@@ -215,12 +217,6 @@ class CLIPAlgorithm(Algorithm):
             "context_agreement": objective.context_agreement(original, tuned),
         }
 
-    def _compares_contexts(self) -> bool:
-        """Whether this step runs the original encoder: for the KL term, or to measure the drift."""
-        every = self.hparams["drift_every"]
-        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
-        return self.kl_weight > 0 or drifts
-
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -231,8 +227,8 @@ class CLIPAlgorithm(Algorithm):
         self.steps_taken += 1
         if self.steps_taken == self.hparams["total_steps"] + 1:
             warnings.warn(
-                f"training goes on after total_steps = {self.hparams['total_steps']}, where the "
-                "schedule ends; set total_steps to the number of steps you train",
+                f"training continues after total_steps = {self.hparams['total_steps']}, where the "
+                "schedule ends; set total_steps to the number of training steps",
                 stacklevel=2,
             )
         self.scheduler.step()

@@ -1,4 +1,4 @@
-"""What a host hands to an algorithm, in the shapes its forks give it, checked."""
+"""Checks of what a host passes to an algorithm, in the forms that its forks use."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _host_keys = {"data_augmentation", "class_balanced"}
 
 
 def allow(keys: Iterable[str]) -> None:
-    """Know these keys as the host's: its registry puts them into every hparams dict."""
+    """Accept these keys as the host's: its registry puts them into every hparams dict."""
     _host_keys.update(keys)
 
 
 def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError for pictures not RGB and for all unknown, missing and invalid hparams.
+    """Raise CarftError for pictures not in RGB and for all unknown, missing and invalid hparams.
 
-    Forks add keys of their own on the way from the registry to the algorithm (DPLCLIP its test
-    environments, MIRO its whole configuration). So a key counts as unknown only where the user gave
-    it, or where it resembles one of ours.
+    Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
+    MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
+    resembles one of ours.
     """
     hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
     valid = _OURS | _host_keys
@@ -47,14 +47,14 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
-            "width), as CLIP reads RGB"
+            "width): CLIP reads RGB"
         )
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values that a user ``given`` to one of our algorithms, as sentences.
+    """The problems of the values ``given`` by a user to one of our algorithms, as sentences.
 
-    For hosts that ask before they load anything; our harness itself checks ``batch_size``.
+    For hosts that check before they load anything; our harness itself checks ``batch_size``.
     """
     if algorithm not in ALGORITHMS:
         return []
@@ -75,8 +75,8 @@ def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
     both = {"warmup_steps", "total_steps"} <= hparams.keys() - wrong.keys()
     if both and hparams["warmup_steps"] >= hparams["total_steps"]:
         problems.append(
-            f"warmup_steps is {hparams['warmup_steps']}, expected fewer than total_steps = "
-            f"{hparams['total_steps']}, else the rate never reaches lr; set both"
+            f"warmup_steps is {hparams['warmup_steps']}, expected less than total_steps = "
+            f"{hparams['total_steps']}, or the learning rate never reaches lr; set both"
         )
     return problems
 
@@ -108,46 +108,39 @@ def _given_by_hand() -> set[str]:
 
 
 def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:
-    """Put a digest into the hparams, which DomainBed writes into each record.
+    """Put what the run has found out into the hparams, which DomainBed writes into each record.
 
     Raises CarftError where the user demands another.
     """
     expected = hparams[name]
     if expected not in ("", found):
         raise CarftError(
-            f"the hparam {name} asks for {expected}, but this run has {found}: {difference} of the "
-            f"run it was taken from. Give the same as there, or no {name}"
+            f"the hparam {name} is {expected!r}, but this run has {found!r}: {difference}. Use "
+            f"the same as the run that the value is from, or omit {name}"
         )
     hparams[name] = found
 
 
 def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
-    """How the data of the job is normalised; its edition and protocol go into the hparams.
+    """The normalisation of the job's data; its edition and protocol go into the hparams.
 
-    Raises CarftError for data that is broken, for another edition or protocol than the hparams
-    demand, and for environments that are normalised differently.
+    Raises CarftError for broken data, for another edition or protocol than the hparams demand,
+    and for environments that are normalised differently.
     """
     from domainbed_carft.method import pictures  # so does this
 
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    report, demanded = seen.report, hparams["data_edition"]
-    if demanded != UNCHECKED:
+    report = seen.report
+    if hparams["data_edition"] != UNCHECKED:
         if report and report.problems:
             raise CarftError(
-                f"{report.refusal}. To train on it as it is, set the hparam data_edition to "
-                f"{UNCHECKED!r}"
+                f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
             )
-        if demanded not in ("", seen.edition):
-            raise CarftError(
-                f"the hparam data_edition demands {demanded!r}, but the data is {seen.edition!r}; "
-                "`carft data verify` says how it differs. Get the edition you mean, or leave "
-                "data_edition out"
-            )
-        hparams["data_edition"] = seen.edition
+        record(hparams, "data_edition", seen.edition, "the data differs")
         print(f"Data: {seen.edition or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
-    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.environments)
+    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.protocol)
     print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")
     mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
@@ -166,7 +159,7 @@ def pictures_and_labels(
         return [x for x, _ in minibatches], [y for _, y in minibatches]
     if "x" not in more or "y" not in more:
         raise CarftError(
-            "update was called without pictures: expected update(minibatches), a list of (x, y), "
-            f"or update(x=..., y=...), two lists; got the arguments {sorted(more) or 'none'}"
+            f"update got no pictures but the arguments {sorted(more) or 'none'}; expected "
+            "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
         )
     return list(more["x"]), list(more["y"])

@@ -73,8 +73,8 @@ def load(name: str) -> Backbone:
     digest = weights.sha256(path)
     if expected and digest != expected:
         raise CarftError(
-            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete it, or "
-            "give its path as clip_backbone if you mean this very file"
+            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
+            "or to use it, give its path as clip_backbone"
         )
     return Backbone(name, _read(path, digest), digest, path)
 
@@ -82,8 +82,8 @@ def load(name: str) -> Backbone:
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
     """Text features of M x K prompts: (M, K, D), float32, not normalised, on the CPU.
 
-    Encoded once in batches, on a GPU where there is one, and kept in the cache folder under the
-    digest of the weights and of the prompts, so that later jobs read them.
+    Encoded once in batches, on a GPU if there is one, and kept in the cache folder under the digest
+    of the weights and of the prompts, so that later jobs read them.
     """
     flat = [prompt for row in prompts for prompt in row]
     key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
@@ -104,7 +104,7 @@ def empty_image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     an exception of any type for shapes that are no such encoder's, before they take memory.
     """
     if len(shapes) > MOST_TENSORS:
-        raise ValueError(f"an image encoder of {len(shapes)} tensors")
+        raise ValueError(f"the image encoder has {len(shapes)} tensors")
     with torch.device("meta"):
         made = {key: value.shape for key, value in _image_encoder(shapes).state_dict().items()}
     if wrong := sorted(made.items() ^ shapes.items()):
@@ -130,7 +130,7 @@ def _image_encoder(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
 
 
 def locate(name: str) -> tuple[Path, str | None]:
-    """The file for ``name`` and the SHA-256 it must have, None where any will do."""
+    """The file for ``name``, and the SHA-256 that it must have; None if any will do."""
     if name in PUBLISHED:
         path, sha = published(name)
         if name in OPENAI_WEIGHTS and not path.is_file():
@@ -139,7 +139,7 @@ def locate(name: str) -> tuple[Path, str | None]:
     if Path(name).is_file():
         return Path(name), None
     raise CarftError(
-        f"clip_backbone is {name!r}, which is neither a file nor one of: {', '.join(PUBLISHED)}"
+        f"clip_backbone is {name!r}, expected an existing file or one of: {', '.join(PUBLISHED)}"
     )
 
 
@@ -180,10 +180,10 @@ def _read(path: Path, digest: str) -> Any:
         from clip.model import build_model
     try:
         if len(state) > MOST_TENSORS:
-            raise ValueError(f"{len(state)} tensors")
+            raise ValueError(f"it has {len(state)} tensors")
         for key, value in state.items():
             if not torch.isfinite(value).all():
-                raise ValueError(f"NaN or infinity in {key!r}")
+                raise ValueError(f"{key!r} contains NaN or infinity")
         state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
         with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
             warnings.simplefilter("ignore")
@@ -192,8 +192,8 @@ def _read(path: Path, digest: str) -> Any:
         model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
     except Exception as error:  # what other content makes of build_model: any type
         raise CarftError(
-            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected a state dict of "
-            "OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight, saved by itself"
+            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state "
+            "dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
         ) from error
     return model.eval().requires_grad_(False)
 
@@ -205,8 +205,8 @@ def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
         tokens = clip.tokenize(list(prompts), context_length=model.context_length)
     except RuntimeError as error:
         raise CarftError(
-            f"a prompt is longer than the {model.context_length} tokens CLIP reads ({error}); "
-            "shorten the context or the class name"
+            f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
+            f"({error}); shorten the context or the class name"
         ) from error
     # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
     tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
@@ -223,7 +223,7 @@ def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """None where there are none of this shape: a damaged cache costs time, never a job."""
+    """Cached features of this shape, else None: a damaged cache costs time, never a job."""
     try:
         found = weights.load_weights(path)
     except CarftError:
@@ -234,7 +234,7 @@ def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
 
 @contextmanager
 def _clip_imported():  # type: ignore[no-untyped-def]
-    """Import OpenAI's package without its warning about pkg_resources, which users cannot mend."""
+    """Import OpenAI's package without its warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
         try:

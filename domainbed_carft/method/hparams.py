@@ -1,8 +1,8 @@
-"""The hyperparameters of our algorithms: default, what is valid, random draw. No torch.
+"""The hyperparameters of our algorithms: defaults, valid values, random draws. No torch.
 
 Every value is a plain Python one, so that a record round-trips through JSON. All four algorithms
-take the same names, because one ``--hparams`` of a sweep goes to every algorithm in it. Where a
-value is from, and which are our choice, docs/method.md says in full.
+take the same names, because one ``--hparams`` of a sweep goes to every algorithm in it.
+docs/method.md gives the source of each value, and which are our choice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from domainbed_carft.jobs.job import seed_hash
 
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
-UNCHECKED = "unchecked"  # the hparam data_edition for data that is to be trained on as it is
+UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 Context = tuple[str, str]  # algorithm, data set
@@ -67,7 +67,7 @@ def _words(expected: str) -> Kind:
 
 _NOT_NEGATIVE: Kind = (_number, "a number >= 0")
 _POSITIVE: Kind = (lambda v: _number(v) and v > 0, "a number > 0")
-_FILLED_IN: Kind = (lambda v: isinstance(v, str), "'', or what an earlier record shows")
+_FILLED_IN: Kind = (lambda v: isinstance(v, str), "'' or the value in an earlier record")
 
 
 def _always(value: Any) -> Callable[[Context], Any]:
@@ -126,7 +126,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam(
         "class_names",
         lambda context: f"dataset:{context[1]}",
-        *_words("'dataset:NAME', the path of a text file with a name a line, or a list of names"),
+        *_words("'dataset:NAME', the path of a text file with one name per line, or a list"),
     ),
     Hparam("protocol", _always("domainbed"), *_one_of("domainbed", "clip", "host")),
     Hparam("prompts_digest", _always(""), *_FILLED_IN),
@@ -140,7 +140,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("lr_schedule", _always("cosine"), *_one_of("cosine", "constant")),
     Hparam("warmup_steps", _small(10, 500), *_count(0)),
     Hparam("total_steps", lambda context: 101 if context[1] == "EmojiStyles" else 5001, *_count(1)),
-    Hparam("grad_clip", _always(1.0), _number, "a number >= 0; 0 is off"),
+    Hparam("grad_clip", _always(1.0), _number, "a number >= 0 (0 is off)"),
     Hparam("amp", _always("off"), *_one_of("off", "bf16")),
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),
     Hparam("drift_every", _always(10), *_count(0)),

@@ -1,8 +1,8 @@
-"""What the data set of a job showed of itself: words, normalisation, preset, verdict.
+"""Facts that the algorithm needs of its data set: class names, normalisation, preset, verdict.
 
-DomainBed hands one hparams object first to the data set, then to the algorithm. That very object
-is the key under which the one leaves what the other needs, so nothing is written into it, and
-nothing into the records. Forks whose data sets get no hparams go by the data set's name.
+DomainBed passes one hparams object first to the data set, then to the algorithm. That object is
+the key under which the data set leaves its facts, so nothing is written into it, or into the
+records. Forks whose data sets get no hparams are matched by the data set's name.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a ch
 class Environment:
     """One environment: its name, its class names in label order, mean and std of its pictures.
 
-    What it does not show is None. ``protocol`` is the preset by which its pictures are transformed.
+    Unknown parts are None.
     """
 
     name: str
     classes: Sequence[str] | None
     normalisation: Normalisation | None = None
-    protocol: str = "domainbed"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """All environments of a data set, and the verdict on it, None where nothing was counted."""
+    """All environments of a data set, and the verdict on it, None where nothing was counted.
+
+    ``protocol`` is the preset by which its pictures are transformed, the host's own if unseen.
+    """
 
     environments: Sequence[Environment] = ()
     report: Report | None = None
+    protocol: str = "domainbed"
 
     @property
     def edition(self) -> str:
-        """What records say of the data: verdict and edition; "" where nothing was counted."""
+        """The verdict and edition for the records; "" where nothing was counted."""
         return self.report.data_edition if self.report else ""
 
 
@@ -48,20 +51,21 @@ _last: tuple[Any, str, Seen] | None = None
 
 
 def remember(
-    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None
-) -> Seen:
-    """Note what ``dataset`` showed; ``hparams`` is the object it was built with, None if none."""
+    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None,
+    protocol: str = "domainbed",
+) -> Seen:  # fmt: skip
+    """Keep the facts of ``dataset``; ``hparams`` is the object it was built with, if any."""
     global _last
-    seen = Seen(environments, report)
+    seen = Seen(environments, report, protocol)
     _last = hparams, dataset, seen
     return seen
 
 
 def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
-    """What the data set built with this very object showed; nothing if there is none.
+    """The facts of the data set built with this hparams object; empty if there is none.
 
-    Else what the data set of that name showed, of any name where it is not known, if it was built
-    without an hparams object.
+    For a data set built without an hparams object, its name decides, or if ``dataset`` is None,
+    any will do.
     """
     if _last is None:
         return Seen()
@@ -80,32 +84,29 @@ def normalisation(transform: Any) -> Normalisation | None:
 
 
 def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:
-    """The one mean and standard deviation that all ``environments`` show; None if none shows any.
+    """The mean and standard deviation shared by all ``environments``; None if none has any.
 
-    Raises CarftError where they differ: one correction cannot serve both.
+    Raises CarftError if they differ: one correction cannot serve both.
     """
     shown = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
     if len(shown) > 1:
         raise CarftError(
             f"environments normalise pictures differently: {shown[0]} and {shown[1]} (mean, "
-            "standard deviation); CLIP needs one way for all. Make their transforms equal"
+            "standard deviation). CLIP needs the same for all; make their transforms equal"
         )
     return shown[0] if shown else None
 
 
-def followed_protocol(wanted: str, environments: Sequence[Environment]) -> str:
-    """The preset that the pictures of all ``environments`` follow, to be recorded.
+def followed_protocol(wanted: str, followed: str) -> str:
+    """The preset that the pictures follow, to be recorded.
 
-    It is ``host`` where a fork transforms in a way of its own, which nobody has to ask for. Raises
-    CarftError where ``clip`` is wanted and not followed. Environments that nobody has seen follow
-    their host's own, which is ``domainbed``.
+    This is ``host`` for a fork with its own transforms, which needs no request. Raises CarftError
+    if ``clip`` is wanted and not followed.
     """
-    followed = {e.protocol for e in environments} or {"domainbed"}
-    if followed == {wanted} or (wanted == "domainbed" and followed == {"host"}):
-        return followed.pop()
+    if followed == wanted or (wanted == "domainbed" and followed == "host"):
+        return followed
     raise CarftError(
-        f"protocol is {wanted!r}, but this data set has transforms of its own "
-        f"({' and '.join(sorted(followed))}); only EmojiStyles and DomainBed's "
-        "MultipleEnvironmentImageFolder with test_envs and hparams follow another protocol. "
-        "Leave protocol at 'domainbed'"
+        f"protocol is {wanted!r}, but this data set keeps its own transforms ({followed}). Only "
+        "EmojiStyles and DomainBed's MultipleEnvironmentImageFolder with test_envs and hparams "
+        "can follow another protocol. Leave protocol at 'domainbed'"
     )

@@ -1,4 +1,4 @@
-"""AdamW, what it decays, and how its rate moves. Functions of parameters and hparams."""
+"""AdamW with its weight decay, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over the named parameters that are trained.
 
-    Weight decay acts on matrices and convolutions. Biases, norms and embeddings are spared, unless
-    ``weight_decay_all``: pulled to zero they would forget, and they cannot overfit.
+    Weight decay acts on matrices and convolutions, and with ``weight_decay_all`` also on biases,
+    norms and embeddings: decay would make these forget, and they cannot overfit.
     """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []

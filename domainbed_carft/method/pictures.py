@@ -1,8 +1,8 @@
-"""What happens to a picture: a protocol's transforms, then one normalisation changed to CLIP's.
+"""The transforms of each protocol, and the change from the data's normalisation to CLIP's.
 
-The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), which a host does by
-itself; ``clip`` does what CLIP was made with, after CLIPood's recipe. As in upstream, held-out
-pictures of a training environment go through the training transform, too. Splits, steps and
+The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), applied by the host
+itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe. As in upstream, held-out
+pictures of a training environment also go through the training transform. Splits, steps and
 selection are DomainBed's in both.
 """
 
@@ -29,9 +29,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PROTOCOLS = {
     "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squeezed "
     "to a square",
-    "clip": "training: bicubic crop of 70 to 100%, flip; test: the shorter side resized, bicubic, "
-    "and the square in the middle of it",
-    "host": "transforms of its own, which this DomainBed has in place of upstream's",
+    "clip": "training: bicubic crop of 70 to 100%, flip; test: shorter side resized (bicubic), "
+    "then cropped to the central square",
+    "host": "this DomainBed's own transforms, which differ from upstream's",
 }
 
 

@@ -1,7 +1,7 @@
 """Every word that CLIP's text encoder reads: contexts, class names, prompts. No torch.
 
-A context is a template with one ``{}`` for the class name: "a sketch of a {}.". The lists that ship
-are text files in ``assets/contexts``, a template a line.
+A context is a template with one ``{}`` for the class name: "a sketch of a {}.". The included lists
+are text files in ``assets/contexts``, one template per line.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def contexts(spec: str | Sequence[str]) -> list[str]:
     if wrong or len(found) < 2:  # over a single context the KL term is always zero
         such = f", such as {wrong[0]!r}" if wrong else ""
         raise CarftError(
-            f"contexts has {counted(len(found), 'template')}{such}; expected at least two, each "
-            "once, with exactly one {}, as in 'a sketch of a {}.'"
+            f"contexts is a list of {counted(len(found), 'template')}{such}; expected at least "
+            "two, all different, each with exactly one {}, as in 'a sketch of a {}.'"
         )
     return found
 
@@ -99,7 +99,7 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     of the data set that was built with this hparams object; the built-in table of the data set that
     the hparam names ("dataset:PACS").
 
-    Raises CarftError naming what disagrees, or the three ways when there are no names.
+    Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
     """
     spec = hparams["class_names"]
     dataset = named_dataset(spec)
@@ -114,22 +114,22 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
             if other != found:
                 raise CarftError(
                     f"the environments {next(iter(seen))!r} and {name!r} have different classes: "
-                    f"{sorted({*found} ^ {*other})} are not in both, so a label means different "
-                    "things. Make the class folders equal"
+                    f"{sorted({*found} ^ {*other})} are not in both. Make the class folders equal, "
+                    "so that a label means the same class everywhere"
                 )
     elif dataset in BUILT_IN_CLASSES:
         found, source = list(BUILT_IN_CLASSES[dataset]), f"the built-in table of {dataset}"
     else:
         raise CarftError(
-            f"no class names for the data set {dataset!r}: CLIP needs the words. Give them as "
-            '--hparams \'{"class_names": ["dog", ...]}\', or as the path of a text file with a '
-            "name a line, or load the data through MultipleEnvironmentImageFolder, whose folders "
-            "are named after the classes"
+            f"no class names are known for the data set {dataset!r}; CLIP needs them. Give "
+            '--hparams \'{"class_names": ["dog", ...]}\', or there the path of a text file with '
+            "one name per line, or load the data through MultipleEnvironmentImageFolder, which "
+            "names classes after their folders"
         )
     if len(found) != num_classes:
         raise CarftError(
             f"{len(found)} class names from {source} ({', '.join(found)}), but the data set has "
-            f"{num_classes} classes; give one name a class, in label order"
+            f"{num_classes} classes; give one name per class, in label order"
         )
     return [clean(name) for name in found]
 
@@ -147,8 +147,8 @@ def _listed(hparam: str, spec: str | Sequence[str], otherwise: str) -> list[str]
         return [str(entry) for entry in spec]
     if not Path(spec).is_file():
         raise CarftError(
-            f"{hparam} is {spec!r}, which is not a readable file; expected the path of a text file "
-            f"with one a line, {otherwise}"
+            f"{hparam} is {spec!r}, which is not a file; expected the path of a text file with one "
+            f"per line, {otherwise}"
         )
     return _lines(Path(spec))
 

@@ -1,10 +1,10 @@
-"""Makes CAR-FT known to whichever `domainbed` gets imported, without touching its files.
+"""Adds CAR-FT to whichever `domainbed` gets imported, without touching its files.
 
-Only this package knows the inside of a foreign `domainbed`. The `.pth` and `.start` files in
-site-packages call `install`, hence in the jobs that a sweep starts as well.
+Only this package knows the internals of a foreign `domainbed`. The `.pth` and `.start` files in
+site-packages call `install`, so the jobs that a sweep starts have CAR-FT too.
 
-This module is loaded at the start of every interpreter of the environment. So it is small, the
-other parts load with the first import of domainbed, and `typing` and `__future__` are done without.
+Every interpreter of the environment loads this module when it starts. So it is small, imports
+neither `typing` nor `__future__`, and the rest loads with the first import of domainbed.
 """
 
 import os
@@ -23,10 +23,10 @@ SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 
 class Finder:
-    """Has modules found by a function of `finder`, which loads with the first that is of interest.
+    """Finds modules by a function of `finder`, which is imported with the first relevant one.
 
-    `extended_spec` has domainbed's modules found as always, and extended after their execution;
-    `harness_spec` serves `domainbed` from our own harness if nobody else has one.
+    `extended_spec` finds domainbed's modules as usual, and extends them after their execution;
+    `harness_spec` serves `domainbed` from our own harness if no other is found.
     """
 
     def __init__(self, find: str) -> None:
@@ -53,21 +53,21 @@ _FIRST, _LAST = Finder("extended_spec"), Finder("harness_spec")
 def install() -> None:
     """Hook the imports of `domainbed`, unless the switch `DOMAINBED_CARFT_DISABLE` is set.
 
-    The switch counts as set by anything but nothing, 0, no, off and false.
+    Any value sets the switch, except an empty one, 0, no, off and false.
     """
     if not switched_off():
         _hook()
 
 
 def switched_off() -> bool:
-    """Whether the environment holds `install` back."""
+    """Whether the environment variable switches `install` off."""
     return os.environ.get(SWITCH, "").strip().lower() not in ("", "0", "no", "off", "false")
 
 
 def register() -> None:
-    """Add CAR-FT to `domainbed`: at once to what is loaded, later to what is still to come.
+    """Add CAR-FT to `domainbed`: to loaded modules now, to others when they are imported.
 
-    Calling it again changes nothing. It is explicit, so the switch does not hold it back.
+    Calling it again changes nothing. The call is explicit, so the switch does not apply.
 
     Raises:
         CarftError: if a loaded module of domainbed cannot be extended.
@@ -81,7 +81,7 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Take everything back: afterwards domainbed's modules are as they were before us."""
+    """Undo everything: afterwards domainbed's modules are as they were before."""
     from domainbed_carft.plugin import additions
 
     for finder in (_FIRST, _LAST):
@@ -91,7 +91,7 @@ def unregister() -> None:
 
 
 def _hook() -> None:
-    """Put one finder at the front, to see domainbed first, and one at the end, as last resort."""
+    """Put one finder first, to see domainbed's imports, and one last, as a last resort."""
     if _FIRST not in sys.meta_path:
         sys.meta_path.insert(0, _FIRST)
     if _LAST not in sys.meta_path:

@@ -1,8 +1,7 @@
-"""What is added to which module of domainbed, each addition after the host's own execution.
+"""The additions to each module of domainbed, made after the module's own execution.
 
-Each addition first does what can fail, then changes the host, so that it is there entirely or
-not at all. All may run again, on a module that was reloaded say, and then only add what is
-missing.
+Each addition first does what can fail, then changes the host, so that it is made entirely or not
+at all. All may run again, for instance on a reloaded module, and then add only what is missing.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ _ABSENT = object()
 
 
 class Journal:
-    """Changes foreign objects, and remembers how to take each change back.
+    """Changes foreign objects, and remembers how to undo each change.
 
-    Undoing leaves alone what somebody else has changed again since.
+    Undoing skips what others have changed again since.
     """
 
     def __init__(self) -> None:
         self._set: list[tuple[object, str, object]] = []
-        self._back: list[Callable[[], object]] = []
+        self._back = contextlib.ExitStack()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set the attribute `name` of `owner`, a module or a class, to `value`."""
@@ -43,7 +42,7 @@ class Journal:
 
         setattr(owner, name, value)
         self._set.append((owner, name, value))
-        self._back.append(back)
+        self._back.callback(back)
 
     def add(self, listing: Any, name: str, value: Any) -> None:
         """Put `value` under `name` into a table, or `name` into a list, unless it is there."""
@@ -51,10 +50,10 @@ class Journal:
             return
         if isinstance(listing, dict):
             listing[name] = value
-            self._back.append(lambda: listing.get(name) is value and listing.pop(name))
+            self._back.callback(lambda: listing.get(name) is value and listing.pop(name))
         else:  # which fails for a tuple, say
             listing.append(name)
-            self._back.append(lambda: listing.remove(name) if name in listing else None)
+            self._back.callback(lambda: listing.remove(name) if name in listing else None)
 
     def owns(self, owner: Any, name: str) -> bool:
         """Whether the attribute `name` of `owner` is now what this journal made it."""
@@ -62,9 +61,8 @@ class Journal:
         return any(o is owner and n == name and v is current for o, n, v in self._set)
 
     def undo(self) -> None:
-        """Take all changes back, the last one first, and forget them."""
-        while self._back:
-            self._back.pop()()
+        """Undo all changes, the last one first, and forget them."""
+        self._back.close()
         self._set.clear()
 
 
@@ -91,7 +89,7 @@ def apply(module: ModuleType) -> None:
 
 
 def withdraw() -> None:
-    """Take all additions back."""
+    """Undo all additions."""
     _JOURNAL.undo()
     _KEPT_BY_HOST.clear()
 
@@ -175,7 +173,7 @@ def _parts(module: ModuleType) -> list[ModuleType]:
 def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) -> dict[str, type]:
     """Add `classes` to `module` and their names to its list or table `listing`, if it has one.
 
-    Returns those added: names that the module has given to classes of its own stay its.
+    Returns those added; names that the module uses for its own classes are kept.
     """
     names = getattr(module, listing, [])
     added = {

@@ -1,7 +1,7 @@
 """EmojiStyles: the benchmark that ships with the package, as a DomainBed data set.
 
-Four teams of artists drew the same things: a small PACS of real drawings. How the archive was made,
-and whose drawings these are: ``assets/README.md``.
+Four teams of artists drew the same things: a small PACS of real drawings. ``assets/README.md`` says
+how the archive was made and whose drawings they are.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class EmojiStyles:
     Augmentation is DomainBed's recipe at this size. Concepts in it are disjoint from those that the
     embedded ``tiny`` CLIP was pre-trained on.
 
-    It keeps to the interface of DomainBed's data sets by itself; the plugin adds the host's base
-    class, whose place differs between forks. The host's own algorithms get 224 px, since they have
-    no networks for 48. Forks that give it no ``hparams`` (SWAD, MIRO) transform pictures to that
-    size themselves and get them as they are.
+    It implements the interface of DomainBed's data sets; the plugin adds the host's base class,
+    whose place differs between forks. The host's own algorithms get 224 px, since they have no
+    networks for 48. Forks that pass no ``hparams`` (SWAD, MIRO) resize pictures themselves and get
+    them untransformed.
     """
 
     N_STEPS = 101
@@ -56,13 +56,13 @@ class EmojiStyles:
         ]
         self.num_classes = len(self.datasets[0].classes)
         shown = [
-            observed.Environment(
-                name, own.classes, observed.normalisation(own.transform), self.protocol
-            )
+            observed.Environment(name, own.classes, observed.normalisation(own.transform))
             for name, own in zip(self.ENVIRONMENTS, self.datasets)
         ]
-        report = verify.examine(type(self).__name__, folder)
-        self.data_edition = observed.remember(hparams, type(self).__name__, shown, report).edition
+        name = type(self).__name__
+        report = verify.examine(name, folder)
+        seen = observed.remember(hparams, name, shown, report, self.protocol)
+        self.data_edition = seen.edition
 
     def _transform(
         self, hparams: dict[str, Any] | None, is_test: bool

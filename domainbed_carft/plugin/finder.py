@@ -1,4 +1,4 @@
-"""What the two import hooks do: extend a real `domainbed`, or stand in where there is none."""
+"""The work of the two import hooks: extend a real `domainbed`, or provide ours if there is none."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def harness_spec(
 ) -> ModuleSpec | None:
     """Return the spec of `domainbed` in our harness, unless a finder behind `ours` has one.
 
-    Submodules are found through the package's `__path__`: who asks here for one looks in vain.
+    Submodules are found through the package's `__path__`; one that is asked for here is missing.
     """
     if name.startswith("domainbed."):
         _refuse_bare_folder(name)
@@ -87,9 +87,9 @@ def _refuse_bare_folder(name: str) -> None:
         return
     raise ModuleNotFoundError(
         f"No module named {name!r}: Python took {' and '.join(folders)} for the package "
-        "'domainbed', but there is neither an __init__.py nor a DomainBed in it. Rename the "
-        "folder or start from another one; then your DomainBed, or else the harness of "
-        "domainbed-carft, is found.",
+        "'domainbed', but the folder holds neither an __init__.py nor a DomainBed. Rename the "
+        "folder or start in another one; Python then finds your DomainBed, or else the harness "
+        "of domainbed-carft.",
         name=name,
     )
 

@@ -1,8 +1,8 @@
-"""What the image folders of domainbed are made to do: show what they hold, follow a preset.
+"""A wrapper of domainbed's image folders: it checks the data and can set the preset's transforms.
 
-Wrapped around `MultipleEnvironmentImageFolder.__init__`. Broken data is refused where one of our
-algorithms is to train on it, and warned of, once a job, for all others. Whatever else goes wrong
-here is a warning, and the data set is what its host made it.
+Wraps `MultipleEnvironmentImageFolder.__init__`. Broken data is an error for our algorithms, and
+for all others a warning, once a job. Any other fault here is a warning, and leaves the data set
+as its host made it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _warned: set[Path | None] = set()
 
 
 def remembering(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: same effect, and we look at it."""
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder: the same effect, and our check."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -75,8 +75,8 @@ def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:
         _warned.add(report.root)
         print(
             f"domainbed-carft: Warning: {shown(report.refusal)}. The job continues, but its "
-            f"results may be worthless; mend the data and run it again ({SWITCH}=1 switches this "
-            "check off).",
+            f"results may be worthless; fix the data and rerun the job ({SWITCH}=1 disables this "
+            "check).",
             file=sys.stderr,
         )
     return report
@@ -90,11 +90,11 @@ def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | No
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
             observed.normalisation(getattr(folder, "transform", None)),
-            protocol,
         )
         for index, folder in enumerate(dataset.datasets)
     ]
-    seen = observed.remember(given.get("hparams"), type(dataset).__name__, environments, report)
+    name = type(dataset).__name__
+    seen = observed.remember(given.get("hparams"), name, environments, report, protocol)
     dataset.data_edition, dataset.protocol = seen.edition, protocol
 
 

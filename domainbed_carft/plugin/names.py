@@ -1,4 +1,4 @@
-"""What the hooks wait for, and their one warning."""
+"""The modules that the hooks wait for, and their one warning."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def warn_once(name: str, error: BaseException) -> None:
         return
     _TOLD.append(name)
     message = (
-        f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and leaves "
-        f"it as it is. {SWITCH}=1 in the environment switches domainbed-carft off."
+        f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and left the "
+        f"module unchanged. {SWITCH}=1 in the environment switches domainbed-carft off."
     )
     try:
         warnings.warn(message, CarftWarning, stacklevel=2)

@@ -1,1 +1,1 @@
-"""``carft report``: what a sweep came to, as one page and its figures."""
+"""``carft report``: the results of a sweep as one page and its figures."""

@@ -1,4 +1,4 @@
-"""What ``carft report`` does: from folders of records to the page and its figures."""
+"""``carft report``: from folders of records to the page and its figures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     """``carft report``."""
     if arguments.n_examples < 1:
         raise CarftError(
-            f"--n_examples is {arguments.n_examples}, expected at least 1; --no_examples for none"
+            f"--n_examples is {arguments.n_examples}, expected at least 1; for none: --no_examples"
         )
     writing.require_place(arguments.output)  # before anything takes time
     page = build(
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     for line in page["faults"]:
         print(shown(line), file=sys.stderr)
     if not page["complete"]:
-        print("Some cells are incomplete; notes on the page say why.", file=sys.stderr)
+        print("Some cells are incomplete; see the notes on the page.", file=sys.stderr)
     print(f"Report: {shown(str(index))}")
 
 
@@ -58,11 +58,11 @@ def build(
     folders: Sequence[Path], select: str | None = None, ignored: Sequence[str] = (),
     asked: Sequence[str] | None = None, count: int = 4, data_dir: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Read everything and say what the page says: what its template asks for, by name.
+    """Read everything; returns the page's content, by the names that its template uses.
 
-    ``asked``: the algorithms to compare, PAIR where there are both; ``count``: examples of each
-    direction, 0 for none. Raises CarftError as ``collecting.gather`` does, for a method of
-    selection that there are no jobs for, and for algorithms in ``asked`` that no job is of.
+    ``asked``: the algorithms to compare, by default PAIR if both are there; ``count``: examples of
+    each direction, 0 for none. Raises CarftError as ``collecting.gather`` does, for a selection
+    method without jobs, and for algorithms in ``asked`` without jobs.
     """
     collection = collecting.gather(folders, ignored=ignored, also=select)
     method = select or collection.methods[0]
@@ -125,7 +125,7 @@ def _pair(
     if method == selection.IN_DOMAIN or asked[0] == asked[1] or not set(asked) <= set(algorithms):
         raise CarftError(
             f"--examples {' '.join(asked)}: expected two different algorithms of "
-            f"{', '.join(algorithms)}, and a --select that leaves an environment out"
+            f"{', '.join(algorithms)}, and a --select other than in-domain"
         )
     return asked
 
@@ -154,7 +154,7 @@ def _digest(runs: Iterable[Run]) -> str:
 
 
 def _names() -> Callable[..., str]:
-    """What names a file or a place on the page: made of words, and given once."""
+    """A maker of names for files and places on the page: from words, and unique."""
     given: Counter[str] = Counter()
 
     def name(*words: str) -> str:

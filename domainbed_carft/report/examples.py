@@ -1,6 +1,6 @@
-"""Pictures of the environment left out on which two algorithms disagree, and what each thinks.
+"""Pictures of the environment left out on which two algorithms disagree, with their predictions.
 
-Nothing is picked by hand: all pictures of the target's in-split, whose accuracy is reported, are
+Nothing is hand-picked: all pictures of the target's in-split, whose accuracy is reported, are
 classified again, and the first in the order of the split are shown.
 """
 
@@ -30,14 +30,14 @@ BATCH = 64
 TOP = 3  # contexts of each
 SIDE = 144  # px of a picture on the page, at most
 ORIGINAL = "original CLIP"
-# Runs with the encoder of the original CLIP, and what they have to share with another run for it to
-# be that run's original.
+# Runs with the encoder of the original CLIP, and the hparams they have to share with another run to
+# serve as its original.
 _UNTRAINED = ("CLIPZeroShot", "CLIPLinearProbe")
 _SAME = ("clip_digest", "prompts_digest", "protocol", "context_scale")
 
 
 class Judged(NamedTuple):
-    """What a run that was selected makes of all pictures: probabilities (N, K), labels (N,)."""
+    """A selected run's predictions on all pictures: probabilities (N, K), labels (N,)."""
 
     one: Selected
     run: saved.TrainedRun
@@ -47,16 +47,16 @@ class Judged(NamedTuple):
 
     @property
     def right(self) -> Tensor:
-        """(N,), whether the most likely class is the true one."""
+        """(N,): whether the most likely class is the true one."""
         return self.probabilities.argmax(dim=1) == self.labels
 
     @property
     def remark(self) -> str:
-        """Which weights, and whether they do now what was recorded of them."""
+        """Which weights, and their accuracy now and as recorded."""
         run, wanted = self.one.outcome.runs[0], self.one.outcome.step
         step = self.run.step or 0
-        which = ", which was selected" if step == wanted else f" ({wanted:g} was selected)"
-        text = f"{run.algorithm}: {self.run.path.name}, of step {step:g}{which}; accuracy "
+        which = " (selected)" if step == wanted else f" (selected: step {wanted:g})"
+        text = f"{run.algorithm}: {self.run.path.name}, step {step:g}{which}; accuracy "
         text += f"{100 * self.right.double().mean():.1f}% now"
         if step in run.steps:
             recorded = selection.accuracies(run)[0][run.steps.index(step), self.one.target]
@@ -95,17 +95,17 @@ def _target(
     original = _original([one for one in chosen if one.trial == a.one.trial], (a, b))
     if original is None:
         remarks.append(
-            f"There is no KL: this needs the weights of a run of {' or '.join(_UNTRAINED)} with "
+            f"No KL is shown: this needs the weights of a run of {' or '.join(_UNTRAINED)} with "
             f"the same {', '.join(_SAME)}, environment and trial."
         )
     both, neither = int((a.right & b.right).sum()), int((~a.right & ~b.right).sum())
-    text = f"Of {len(a.labels)} pictures {both} are right for both and {neither} for neither; "
+    text = f"Of {len(a.labels)} pictures, both get {both} right and {neither} wrong; "
     counts, directions = [], []
     for one, other in ((a, b), (b, a)):
         found = (one.right & ~other.right).nonzero().flatten().tolist()
         examples = [_example(i, (a, b), original) for i in found[:most]]
         right, wrong = one.one.algorithm, other.one.algorithm
-        counts.append(f"{len(found)} only for {right}")
+        counts.append(f"only {right} gets {len(found)} right")
         title = f"{right} right, {wrong} wrong: {len(examples)} of {len(found)}"
         directions.append((title, examples))
     text += f"{', '.join(counts)}."
@@ -120,7 +120,7 @@ def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selec
         if len(both) == len(pair):
             return both
     raise CarftError(
-        f"No trial has the weights of both {' and '.join(pair)}. Run both, without "
+        f"No trial has the weights of both {' and '.join(pair)}. Run both without "
         "--skip_model_save and --keep_weights none."
     )
 
@@ -132,13 +132,13 @@ def _kept(one: Selected) -> list[str]:
 
 
 def _open(one: Selected) -> saved.TrainedRun:
-    """The weights of the checkpoint that was selected if they were kept, else others."""
+    """The weights of the selected checkpoint if they were kept, else others of the run."""
     run, kept = one.outcome.runs[0], _kept(one)
     wanted = "last" if one.outcome.step == max(run.steps) else "best"
     opened = saved.open_run(run.folder, wanted if wanted in kept else kept[0])
     names = ("dataset", "algorithm", "test_envs", "trial_seed")
     if any(opened.args.get(name) != run.job.args[name] for name in names):
-        raise CarftError(f"{opened.path} is not of the run that is recorded beside it")
+        raise CarftError(f"{opened.path} does not belong to the records in its folder")
     return replace(opened, step=int(max(run.steps))) if opened.step is None else opened
 
 
@@ -162,7 +162,7 @@ def _judge(one: Selected, data_dir: str | None) -> Judged:
     name = f"env{one.target}_in"
     split = next((split for split in splits.splits(run, data_dir) if split.name == name), None)
     if not split:
-        raise CarftError(f"{run.path} has no picture in {name}, the split that was left out")
+        raise CarftError(f"{run.path} has no pictures in {name}, the split left out")
     device = splits.choose_device(None)
     run.algorithm.to(device)
     probabilities, labels = [], []

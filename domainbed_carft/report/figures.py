@@ -1,4 +1,4 @@
-"""Figures: bars, curves and marks, the same bytes each time, an algorithm alike in all of them."""
+"""Figures: bars, curves and marks; reproducible bytes, the same look for an algorithm in all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROW = 0.2  # inches a bar
 
 
 class Look(NamedTuple):
-    """Colour is never the only sign: markers and dashes differ as well, and bars have names."""
+    """Colour is never the only distinction: markers and dashes differ, and bars have names."""
 
     colour: str
     marker: str
@@ -147,9 +147,9 @@ def bars(name: str, table: Table, looks: Looks) -> Figure:
 def curves(
     title: str, name: str, rows: pd.DataFrame, panels: Panels, looks: Looks
 ) -> Figure | None:
-    """A panel above the other, each with a line an algorithm: mean and band over trials.
+    """Stacked panels, each with one line per algorithm: mean and band over trials.
 
-    ``rows``: see ``frames.checkpoints``. None where there is nothing to draw.
+    ``rows``: see ``frames.checkpoints``. None if there is nothing to draw.
     """
     lines = {column: dict(frames.over_trials(rows, column)) for column in panels}
     lines = {column: found for column, found in lines.items() if found}
@@ -184,11 +184,11 @@ def curves(
 
 @matplotlib.rc_context(_STYLE)
 def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | None:
-    """In-domain against out-of-domain accuracy, a mark a run: where robustness is seen.
+    """In-domain against out-of-domain accuracy, one mark per run, which shows robustness.
 
     Runs that lie higher at the same place from left to right are the more robust ones (Taori et
     al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
-    ``rows``: those selected of ``frames.checkpoints``. None where there is nothing to draw.
+    ``rows``: the selected ones of ``frames.checkpoints``. None if there is nothing to draw.
     """
     rows = rows.dropna(subset=["in_domain", "out_of_domain"])
     present = [algorithm for algorithm in looks if algorithm in set(rows["algorithm"])]

@@ -1,8 +1,8 @@
-"""The runs of a group as pandas frames: what figures are drawn from, and questions are asked of.
+"""The runs of a group as pandas frames, for figures and for questions of a user.
 
-What is selected is ``results.selection``'s choice. In-domain accuracy is the mean over the
-out-splits of the environments trained on, by which training-domain validation selects;
-out-of-domain accuracy is that on the target's in-split, which DomainBed reports. Both in [0, 1].
+Runs are selected by ``results.selection``. In-domain accuracy is the mean over the out-splits of
+the environments trained on, by which training-domain validation selects; out-of-domain accuracy is
+that on the target's in-split, which DomainBed reports. Both in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from domainbed_carft.results import selection
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NOTHING = -1  # the target of a run that left nothing out
-# The means of our algorithms that say how far the context distribution has moved.
+# Recorded by our algorithms: how far the context distribution has moved.
 DRIFT = ("loss_kl", "context_agreement")
 
 
@@ -35,7 +35,11 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
         run = one.outcome.runs[0]
         target = one.target if run.test_envs else NOTHING
         outside = selection.accuracies(run)[0][:, target] if run.test_envs else None
-        drift = _drift(run)
+        # What the algorithm measured, which ``run`` does not keep.
+        drift = {
+            float(record["step"]): [_number(record.get(name)) for name in DRIFT]
+            for record in records.of_run(run)
+        }
         for place, (step, inside) in enumerate(zip(run.steps, _in_domain(run))):
             key = (one.dataset, one.algorithm, target, one.trial, step)
             out_of_domain = np.nan if outside is None else outside[place]
@@ -54,23 +58,15 @@ def _in_domain(run: Run) -> selection.Floats:
     return np.ascontiguousarray(outs[:, training]).mean(axis=1)
 
 
-def _drift(run: Run) -> dict[float, list[float]]:
-    """Step -> DRIFT as the algorithm measured it, which ``run`` does not keep."""
-    return {
-        float(one["step"]): [_number(one.get(name)) for name in DRIFT]
-        for one in records.of_run(run)
-    }
-
-
 def _number(value: object) -> float:
     known = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
     return float(value) if known else np.nan  # type: ignore[arg-type]
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Each trial's mean over the targets, where it has all of them that any algorithm has.
+    """Each trial's mean over the targets, if the trial has every target that any algorithm has.
 
-    A value that is lacking, or no number, for one of the targets has no mean over them.
+    A value that is missing or NaN for one of the targets has no mean.
     ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it has one.
     """
     wanted = frame["target"].nunique()
@@ -81,7 +77,7 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean`` and ``error`` by step) of what has any value.
+    """(algorithm, frame of ``mean`` and ``error`` by step) of each algorithm with any value.
 
     The error is the tables': the standard deviation with divisor n over the root of n.
     """

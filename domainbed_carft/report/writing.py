@@ -31,7 +31,7 @@ def require_place(folder: Path) -> None:
     if there and _OURS not in _earlier(folder):
         raise CarftError(
             f"-o {folder} has other files ({', '.join(there[:3])}{', ...' * (len(there) > 3)}); "
-            "expected a new or empty folder, or that of an earlier report"
+            "expected a new or empty folder, or the folder of an earlier report"
         )
 
 

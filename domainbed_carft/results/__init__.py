@@ -1,1 +1,1 @@
-"""From the records of sweeps to tables: ``carft collect`` and ``carft top``. No torch."""
+"""Tables from the records of sweeps: ``carft collect`` and ``carft top``. No torch."""

@@ -1,4 +1,4 @@
-"""What ``carft collect``, ``top`` and ``report`` read, and the document that ``collect`` writes."""
+"""The input of ``carft collect``, ``top`` and ``report``, and the document of ``collect``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from domainbed_carft.results import document, paired, published, selection, sett
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
 
-# What a run has found out and recorded; given again, another data set would be refused.
+# Values that a run fills in and records; passed on, they would refuse any other data set.
 _FILLED_IN = ("prompts_digest", "clip_digest", "data_edition")
 
 
 class Collection(NamedTuple):
-    """Runs in groups that may be averaged, by which methods, and what was wrong.
+    """Runs in groups that may be averaged, the selection methods, and the faults found.
 
     ``compare_with``: published methods, as the manifests name them.
     """
@@ -41,25 +41,25 @@ def gather(
     ignored: Sequence[str] = (),
     also: str | None = None,
 ) -> Collection:
-    """Read ``folders``, keep apart what does not belong together, count each job once.
+    """Read ``folders``, group runs of the same setting, count each job once.
 
-    ``methods``: None for those that the sweeps' manifests name, else those that there are jobs for,
-    and the one called ``also``. Raises CarftError if there is no record, no job for a method that
-    is asked for, or if a job was run twice with different records.
+    ``methods``: None for those that the sweeps' manifests name, else those that have jobs, and the
+    one called ``also``. Raises CarftError if there is no record, no job for a requested method, or
+    if a job was run twice with different records.
     """
     runs, faults = records.read(folders)
     if not runs:
         wrong = "".join(f"\n{line}" for line in records.told(faults))
         raise CarftError(
-            f"no record below {', '.join(map(str, folders))}, down to {records.DEPTH} levels; "
-            f"expected folders of jobs, with results.jsonl{wrong}"
+            f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
+            f"expected folders of jobs with results.jsonl{wrong}"
         )
     sweeps = [Sweep(())] * len(folders)
     for number, folder in enumerate(folders):
         try:
             sweeps[number] = manifest.read(Path(folder)) or sweeps[number]
         except CarftError as error:
-            what = f"{error}; until then the records tell what was to be run"
+            what = f"{error}. Until then the expected jobs are inferred from the records"
             faults.append(Fault("unreadable", str(folder), what))
     planned = [job for sweep in sweeps for job in sweep.jobs]
     listed = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
@@ -78,7 +78,7 @@ def gather(
     for name in (*(methods or ()), *filter(None, [also])):
         if name not in there:
             raise CarftError(
-                f"--select {name}: there are no jobs for it; expected one of {', '.join(there)}"
+                f"--select {name}: no jobs for this method; expected one of {', '.join(there)}"
             )
     return Collection(
         groups, methods or _methods(there, sweeps, also, left_out), faults,
@@ -90,7 +90,7 @@ def gather(
 def _methods(
     there: Sequence[str], sweeps: Sequence[Sweep], also: str | None, left_out: set[int]
 ) -> list[str]:
-    """Of the methods that have jobs those that are named, or all where a folder names none."""
+    """The methods that have jobs and are named, or all that have jobs if a folder names none."""
     named = {name for sweep in sweeps for name in sweep.selection} | {also, selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
         named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
@@ -102,10 +102,9 @@ def _methods(
 def build(
     collection: Collection, pair: Sequence[str] | None = None, compare: bool = False
 ) -> Document:
-    """Everything that was asked for; ``pair``: two algorithms.
+    """Everything that was requested; ``pair``: two algorithms.
 
-    ``compare``: with the published figures, of which those of the methods that the manifests name
-    are shown, or all.
+    ``compare``: with the published figures of the methods that the manifests name, else of all.
     """
     built = [tables.build(group, collection.methods) for group in collection.groups]
     flat = [table for group in built for table in group]

@@ -1,4 +1,4 @@
-"""Tables as words, with numbered notes on what is incomplete: what every format is made from."""
+"""Tables as words, with numbered notes on incomplete cells: the source of every format."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PLUS_MINUS = "±"
 NOTHING = "X"
 
 CAPTION = (
-    "Accuracy in % on the in-split of the environment that was left out, which names the column, "
-    "of the checkpoint and the hyperparameters that the selection method chose in each trial; "
-    "where nothing was left out, on each out-split at the last step. "
+    "Accuracy in % on the in-split of the environment left out, which names the column, at the "
+    "checkpoint and with the hyperparameters that the selection method chose in each trial; where "
+    "nothing was left out, on each out-split at the last step. "
     f"Cells: mean {PLUS_MINUS} standard error (n, the number of trials).",
-    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, of divisor n "
-    "(numpy.std with ddof 0), as DomainBed computes it; it says nothing where n is 1. Avg: mean of "
+    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, divisor n "
+    "(numpy.std with ddof 0), as DomainBed computes it; for n = 1 it is meaningless. Avg: mean of "
     "the row's cells. Averages: over each trial's mean over the environments left out.",
-    f"[k] marks a cell that is incomplete; the note says how. {NOTHING}: no trial has a value.",
+    f"[k] marks an incomplete cell; note [k] says why. {NOTHING}: no trial has a value.",
 )
 
 
@@ -42,7 +42,7 @@ class Document(NamedTuple):
 
 
 def grid(table: Table) -> Grid:
-    """A table's cells as words, with numbered notes on what they lack."""
+    """A table's cells as words, with numbered notes on incomplete ones."""
     numbers: dict[tuple[str, ...], int] = {}
     rows = []
     for row in table.rows:

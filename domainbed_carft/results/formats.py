@@ -1,4 +1,4 @@
-"""A document as text, Markdown, CSV, JSON, HTML or LaTeX; foreign names do no harm in any."""
+"""A document as text, Markdown, CSV, JSON, HTML or LaTeX, with foreign names escaped in each."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ th, td {{ padding: .25rem .75rem; text-align: left; white-space: nowrap }}
 
 
 def as_json(content: Any) -> str:
-    """JSON that every program reads, in any encoding: null for what is no number, and ASCII."""
+    """JSON that every program reads, in any encoding: ASCII, and null for NaN and infinity."""
     plain = json.loads(json.dumps(content), parse_constant=lambda name: None)
     return json.dumps(plain, indent=2, allow_nan=False) + "\n"
 
@@ -107,7 +107,7 @@ def _in_markdown(text: str) -> str:
 
 
 def _csv(document: Document) -> str:
-    """The one table of ``document.records``, all digits; empty where there is no value."""
+    """The one table of ``document.records``, with all digits; empty cells for missing values."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows(document.records[:1])  # the keys
@@ -128,7 +128,7 @@ def _json(document: Document) -> str:
 
 
 def _html(document: Document) -> str:
-    """One page that needs nothing from anywhere else."""
+    """One self-contained page."""
     body = []
     for grid in document.grids:
         body += [f"<h2>{_in_html(grid.title)}</h2>", _table(grid, "html", shown)]
@@ -142,7 +142,7 @@ def _in_html(text: str) -> str:
 
 
 def _latex(document: Document) -> str:
-    """A whole document, of which a table can be taken out; it needs graphicx."""
+    """A whole document, from which tables can be copied; they need graphicx."""
     lines = [_PREAMBLE, rf"\section*{{{_in_latex(document.title)}}}"]
     for grid in document.grids:
         table = _table(grid, "latex_raw", _in_latex)

@@ -1,9 +1,8 @@
-"""What a cell of a table lacks: jobs without a record, and runs that broke off.
+"""What a cell of a table lacks: jobs without a record, and runs that stopped early.
 
-Expected are the jobs in the manifests of the sweeps. Of what these list nothing of, expected are
-the trials that any algorithm has on the data set, the choices of hyperparameters that the algorithm
-has there, and for leave-one-domain-out every pair of environments. A cell that nothing is expected
-for lacks nothing.
+Expected are the jobs in the manifests of the sweeps. Where these list none, expected are the trials
+that any algorithm has on the data set, the choices of hyperparameters that the algorithm has there,
+and for leave-one-domain-out every pair of environments. A cell without expected jobs lacks nothing.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class Gaps:
     def of(
         self, dataset: str, algorithm: str, target: int, method: str, count: int
     ) -> list[str] | None:
-        """Sentences on what the cell lacks, none for a whole one; ``count`` environments.
+        """Sentences on what the cell lacks, none for a complete one; ``count`` environments.
 
-        None where nothing is expected: manifests list all that they want.
+        None where no job is expected.
         """
         kind = dataset, algorithm, METHODS[method].leaves_out
         expected = self._expected(*kind, target)
@@ -95,9 +94,9 @@ class Gaps:
         if len(run.steps) < len(expected):
             return f"{job} has {len(run.steps)} of {len(expected)} checkpoints"
         if self._marks_done and not run.done:
-            return f"{job} is not finished (no file done)"
+            return f"{job} is not finished (no file 'done')"
         if run.diverged_at is not None:
-            return f"{job} diverged, and has no accuracies from step {run.diverged_at:g} on"
+            return f"{job} diverged, so it has no accuracies from step {run.diverged_at:g} on"
         ins, outs = selection.accuracies(run)
         if np.isnan(outs).any() or np.isnan(ins[:, list(run.test_envs)]).any():
             return f"{job} has accuracies that are not numbers in [0, 1]"

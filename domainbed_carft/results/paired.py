@@ -1,6 +1,6 @@
 """Two algorithms compared where both were run: over (data set, target, trial).
 
-Trials share splits between algorithms, so a difference of a pair is less uncertain than two means.
+Algorithms share the splits of a trial, so paired differences vary less than the two means.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SEED = 0
 LEVEL = 95
 
 CAPTION = (
-    "Differences: accuracy of the first minus that of the second, in points, over the (data set, "
-    "environment left out, trial) that both have. Interval: the middle "
+    "Differences: accuracy of the first algorithm minus the second, in points, over every (data "
+    "set, environment left out, trial) that both have. Interval: the central "
     f"{LEVEL}% of the mean in {RESAMPLES:,} bootstrap resamples of the (data set, environment left "
     f"out), each with all its trials (numpy's default_rng, seed {SEED}). With few environments "
     "such an interval is too narrow. Equal accuracies are ties."
@@ -31,7 +31,7 @@ CAPTION = (
 
 
 class Difference(NamedTuple):
-    """Of one group by one method, in points: a row for JSON and CSV.
+    """The difference in one group by one method, in points: a row for JSON and CSV.
 
     ``low`` and ``high`` are None for a single target.
     """
@@ -53,7 +53,7 @@ class Difference(NamedTuple):
 def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
     """``a`` minus ``b`` in each group that has pairs, by each method.
 
-    Raises CarftError, naming what there is, where no group has any, or for one and the same.
+    Raises CarftError, naming the available algorithms, if no group has any, or if ``a`` is ``b``.
     """
     found = []
     for group, method in itertools.product(groups, methods):
@@ -80,8 +80,8 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
     if not found:
         algorithms = tables.algorithms(r.algorithm for group in groups for r in group.runs)
         raise CarftError(
-            f"{a} and {b} have no (data set, environment, trial) in common under the same settings "
-            f"by {', '.join(methods)}; expected two of {', '.join(algorithms)}"
+            f"{a} and {b} share no (data set, environment, trial) under the same settings by "
+            f"{', '.join(methods)}; expected two different algorithms of {', '.join(algorithms)}"
         )
     return found
 
@@ -89,9 +89,9 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
 def interval_of_mean(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
 ) -> tuple[float | None, float | None]:
-    """Bootstrap percentiles of the mean of all values, whole clusters being drawn anew.
+    """Bootstrap percentiles of the mean of all values, resampling whole clusters.
 
-    ``sums``, ``counts``: of the values of each cluster. None of a single cluster.
+    ``sums``, ``counts``: of the values of each cluster. None for a single cluster.
     """
     if len(sums) < 2:
         return None, None
@@ -107,7 +107,7 @@ def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
     rows = []
     for one in found:
         known = one.low is not None and one.high is not None
-        interval = f"{one.low:+.2f} to {one.high:+.2f}" if known else "one target: none"
+        interval = f"{one.low:+.2f} to {one.high:+.2f}" if known else "none (one target)"
         label = "; ".join(filter(None, [selection.METHODS[one.selection].title, one.setting]))
         counts = map(str, (one.wins, one.losses, one.ties, one.pairs, one.targets))
         rows.append([label, f"{one.mean_difference:+.2f}", interval, *counts])

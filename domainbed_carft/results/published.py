@@ -20,8 +20,8 @@ BACKBONE = "ViT-B/16"
 
 CAPTION = (
     f"Published: accuracy in % of CLIP {BACKBONE} with one domain left out, mean over the targets. "
-    "The error is that of our mean, over trials; the published figures are single numbers without "
-    "one, from several sources and protocols.",
+    "The error is that of our mean over trials; the published figures come without errors, from "
+    "several sources and protocols.",
 )
 
 
@@ -64,7 +64,7 @@ def figures(wanted: Sequence[str] = ()) -> list[Figure]:
 
 
 def counterpart(run: Run) -> str | None:
-    """The published method that a run is an instance of, None for what has no figures."""
+    """The published method that a run is an instance of; None if it has no published figures."""
     if run.algorithm == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
@@ -74,7 +74,7 @@ def counterpart(run: Run) -> str | None:
 
 
 def compare(group: Group, built: Iterable[Table]) -> tuple[list[Comparison], list[str]]:
-    """Our averages over targets beside the published, and remarks on what is not comparable."""
+    """Our averages over targets beside the published ones, and remarks on incomparable runs."""
     known = {(figure.method, figure.dataset): figure for figure in figures()}
     wanted = dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE)
     # The published methods that our runs are instances of: one, or nothing can be compared.

@@ -1,8 +1,7 @@
-"""Which checkpoint and which hyperparameters count: DomainBed's rules, to the last bit.
+"""Selection of checkpoints and hyperparameters: DomainBed's rules, to the last bit.
 
-As domainbed/model_selection.py at b93c22a has them: what is reported is the accuracy on the
-target's in-split, and of choices with equal validation accuracy the one with the highest
-hparams_seed counts.
+As in domainbed/model_selection.py at b93c22a: the reported accuracy is on the target's in-split,
+and of choices with equal validation accuracy the one with the highest hparams_seed counts.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Test:
 
 
 class Outcome(NamedTuple):
-    """What one choice of hyperparameters comes to; accuracies in [0, 1]."""
+    """The outcome of one choice of hyperparameters; accuracies in [0, 1]."""
 
     choice: int
     step: float
@@ -144,14 +143,14 @@ def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
 
 
 def _best(validation: Floats) -> int:
-    """The first of the highest; what is no number is not the highest, though numpy's argmax is."""
+    """The first of the highest; unlike in numpy's argmax, nan is never the highest."""
     return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
 
 
 def _at(
     test: Test, choice: int, row: int, validation: float, runs: Sequence[Run]
 ) -> Outcome | None:
-    """The outcome at one checkpoint; none if an accuracy that it needs is no number."""
+    """The outcome at one checkpoint; None if an accuracy that it needs is nan."""
     accuracy = float(accuracies(runs[0])[0][row, test.target])
     if np.isnan(accuracy) or np.isnan(validation):
         return None
@@ -159,10 +158,10 @@ def _at(
 
 
 def _in_domain(runs: Iterable[Run]) -> list[Selected]:
-    """Of jobs that leave nothing out: accuracy on each out-split at the last step.
+    """For jobs that leave nothing out: accuracy on each out-split at the last step.
 
-    Of the choices in a trial the one with the highest sum of these counts, the first of equals; one
-    of which some are no numbers does not.
+    In each trial the choice with the highest sum of these counts, the first of equals; choices with
+    nan do not count.
     """
     trials: dict[tuple[str, str, int], list[tuple[float, Run, int]]] = {}
     for run in sorted((one for one in runs if not one.test_envs), key=lambda one: one.job.key):

@@ -1,8 +1,8 @@
-"""Which runs may be averaged, each job once: a setting is what their mean supposes to be the same.
+"""Which runs may be averaged, each job once: those of the same setting.
 
-What is chosen by seeds, by trial or by target is no setting. Where one algorithm was run on one
-data set under several settings, the runs are split into groups; the environments are what all runs
-on a data set have to share, or a column would mean nothing.
+Choices by seed, by trial or by target are no part of a setting. If one algorithm was run on one
+data set under several settings, the runs are split into groups; all runs on a data set must share
+its environments, or a column would have no meaning.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _Places = dict[tuple[str, str], list[Mapping[str, str]]]
 
 
 class Group(NamedTuple):
-    """Runs that may be averaged, what sets them apart from the other groups, and remarks.
+    """Runs that may be averaged, how they differ from the other groups, and remarks.
 
-    ``planned``: jobs of the sweeps' manifests that belong to them, run or not; there may be nothing
-    but these. ``labels``: data set -> environments, as the manifests have them.
+    ``planned``: jobs of the sweeps' manifests that belong to the group, run or not; ``runs`` may be
+    empty. ``labels``: data set -> environments, as in the manifests.
     """
 
     title: str
@@ -40,8 +40,8 @@ def groups(
 ) -> list[Group]:
     """Split ``runs`` where one algorithm on one data set was run under several settings.
 
-    Algorithms, or data sets, that each have one setting but not the same stay together, for no cell
-    mixes them; a note says in what they differ. ``ignored``: keys of KINDS that do not count.
+    Algorithms or data sets that differ in their one setting stay together, since no cell mixes
+    them; a note names the differences. ``ignored``: keys of KINDS that do not count.
     """
     starts = tuple(KINDS[name] for name in ignored)
     expected = [(job, setting_of(job.args)) for job in planned]
@@ -71,10 +71,10 @@ def groups(
 
 
 def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
-    """``runs`` of one group with each job once, and a fault for each that was passed over.
+    """``runs`` of one group with each job once, and a fault for each run passed over.
 
-    Of several the finished one counts; of several with the same records, the first. Raises
-    CarftError, naming all of them, for jobs of which two runs came to different records.
+    Of several, the finished one counts; of several with the same records, the first. Raises
+    CarftError, naming all of them, for jobs whose runs have different records.
     """
     found: dict[Key, list[Run]] = {}
     for run in runs:
@@ -87,13 +87,13 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
         if any((run.steps.tobytes(), run.accuracies.tobytes()) != content for run in others):
             folders = ", ".join(dict.fromkeys(run.folder for run in same))
             problems.append(f"- {first.job}: {folders}")
-        what = f"the same job as in {first.folder}, which counts"
+        what = f"same job as in {first.folder}, which is used"
         faults += [Fault("passed over", run.folder, what) for run in same if run is not first]
     if problems:
         raise CarftError(
             f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; expected one run a job. Move one folder away, or collect them "
-            "apart:\n" + "\n".join(problems)
+            "with different records; expected one run per job. Move one folder away or collect the "
+            "folders separately:\n" + "\n".join(problems)
         )
     return counting, faults
 
@@ -136,7 +136,7 @@ def _conflicts(ran: _Places, listed: _Places) -> Iterator[str]:
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[str]:
-    """In what the settings of a group's algorithms and data sets differ."""
+    """How the settings of a group's algorithms and data sets differ."""
     places = _by_place((run.job, run.setting) for run in runs)
     for part in _parts(places):
         whose: dict[str, dict[str, None]] = {}

@@ -1,4 +1,4 @@
-"""Means over trials, their errors, and the tables that they stand in, with columns and rows."""
+"""Tables of means over trials and their errors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ORDER = (
     "TerraIncognita", "DomainNet", "SVIRO", "EmojiStyles",
 )  # fmt: skip
 _OURS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
-_UNDECLARED = "-: no job was declared for it; Avg is over the other cells."
+_UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 
 
 class Cell(NamedTuple):
     """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
 
-    ``accuracies``: trial -> accuracy in [0, 1]. Mean and error are None where there is no trial.
-    ``partial``: an average over some of the environments, as the sweep declares no job for others.
+    ``accuracies``: trial -> accuracy in [0, 1]. Mean and error are None if there is no trial.
+    ``partial``: an average over some of the environments; the sweep declares no job for others.
     """
 
     mean: float | None = None
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        """Whether it is meant to have a value."""
+        """Whether the cell should have a value."""
         return self.mean is not None or bool(self.missing)
 
 
@@ -54,8 +54,8 @@ class Row(NamedTuple):
 class Table(NamedTuple):
     """One data set's, or that of all data sets' averages, by one method, of one group.
 
-    The averages' ``columns`` are the data sets, and their ``dataset`` is only what to call them: a
-    data set may have that name, too.
+    The averages' ``columns`` are the data sets, and their ``dataset`` is only a title: a data set
+    may have that name, too.
     """
 
     setting: str
@@ -68,7 +68,7 @@ class Table(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Data set, method of selection, and what sets the group apart."""
+        """Data set, selection method, and the group's setting."""
         parts = [self.dataset, selection.METHODS[self.method].title, self.setting]
         return "; ".join(part for part in parts if part)
 
@@ -117,7 +117,7 @@ def _averages(
     group: Group, method: str, tables: Sequence[Table], names: Sequence[str],
     reached: Mapping[tuple[str, str], Mapping[int, list[float]]],
 ) -> Table:  # fmt: skip
-    """Over each trial's mean over targets, as far as it has them."""
+    """Means over each trial's mean over the targets that it has."""
     rows = []
     notes = []
     for number, algorithm in enumerate(names):
@@ -129,7 +129,7 @@ def _averages(
                 cells.append(Cell())
                 continue
             if without:
-                notes.append(f"{algorithm} on {table.dataset}: without {without}, not declared.")
+                notes.append(f"{algorithm} on {table.dataset}: no job declared for {without}.")
             trials = reached.get((algorithm, table.dataset), {})
             means = {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
             lacking = ", ".join(label for label, cell in own.items() if cell.missing)
@@ -143,11 +143,11 @@ def _averages(
 def cell_of(accuracies: Mapping[int, float], missing: Sequence[str]) -> Cell:
     """The mean over the trials, of accuracies in [0, 1], and its error.
 
-    As DomainBed's collect_results has them, to the last bit: the error is the standard deviation
-    with divisor n (numpy's ddof 0) over the root of n.
+    As in DomainBed's collect_results, to the last bit: the error is the standard deviation with
+    divisor n (numpy's ddof 0) over the root of n.
     """
     if not accuracies:
-        return Cell(missing=tuple(missing or ["no accuracy on this environment was recorded"]))
+        return Cell(missing=tuple(missing or ["no accuracy recorded on this environment"]))
     values = np.array([*accuracies.values()])
     # Divided before, not after: the last bit decides how a half is rounded.
     shares = values / values.size**0.5
@@ -167,8 +167,8 @@ def labels(
 ) -> dict[str, tuple[str, ...]]:
     """Data set -> labels of its environments, in the order of the tables.
 
-    Those that a record has, else those that a manifest lists, else the known ones, if they are as
-    many as the record has accuracies of; else env0, env1, ...
+    The labels of a record, else of a manifest, else the known ones, if their number matches the
+    accuracies of the record; else env0, env1, ...
     """
     recorded: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""`carft evaluate`: a saved run on every split of its data set, for people or as JSON."""
+"""`carft evaluate`: a saved run measured on every split of its data set, as text or JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Tally:
-    """What was right on one split of ``num_classes`` classes, counted batch by batch."""
+    """The predictions on one split of ``num_classes`` classes, counted batch by batch."""
 
     def __init__(self, num_classes: int) -> None:
         # Rows are true classes, columns predicted ones.
@@ -63,11 +63,11 @@ class Tally:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of pictures whose predicted class is the true one; None of no pictures."""
+        """The share of pictures whose predicted class is the true one; None without pictures."""
         return int(self.confusion.trace()) / self.count if self.count else None
 
     def by_class(self) -> list[dict[str, Any]]:
-        """For each class the ``pictures`` of it and their ``accuracy``, the recall of the class."""
+        """For each class its number of ``pictures`` and their ``accuracy``, the class's recall."""
         sizes = self.confusion.sum(axis=1).tolist()
         rights = self.confusion.diagonal().tolist()
         return [
@@ -77,7 +77,7 @@ class Tally:
 
     @property
     def ece(self) -> float | None:
-        """The expected calibration error over BINS bins of equal width; None of no pictures.
+        """The expected calibration error over BINS bins of equal width; None without pictures.
 
         The sum over bins of the bin's share of the pictures times |accuracy - mean confidence|,
         where a picture's confidence is the probability of the predicted class: Guo et al., "On
@@ -90,7 +90,7 @@ class Tally:
 def describe(
     opened: saved.TrainedRun, splits: Sequence[data.Split], tallies: Sequence[Tally]
 ) -> dict[str, Any]:
-    """All that was found, as JSON has it; accuracies and errors are shares of 1."""
+    """All results, for JSON; accuracies and errors are shares of 1."""
     return {
         "run": str(opened.path),
         "algorithm": opened.args["algorithm"],
@@ -117,7 +117,7 @@ def describe(
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """Tables for people, without what a terminal would take for commands."""
+    """Tables for people, without terminal escapes."""
     step = "the last step" if document["step"] is None else f"step {document['step']}"
     alpha = document["wise_ft_alpha"]
     mixed = "" if alpha is None else f", WiSE-FT alpha {alpha:g}"
@@ -142,7 +142,7 @@ def as_text(document: Mapping[str, Any]) -> str:
             "",
             table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits),
             "",
-            f"ECE: expected calibration error over {BINS} bins of equal width of the top "
+            f"ECE: expected calibration error over {BINS} equal-width bins of the top "
             "probability (Guo et al. 2017).",
             "",
             "Accuracy (%) by class (confusion matrices: --json)",

@@ -1,7 +1,7 @@
 """`carft export`: a run as a CLIP that other libraries read, its class head, and a card.
 
 The weights are the original CLIP's whole state dict in OpenAI's format, with the fine-tuned image
-encoder in place of the original's. The head has no place in that format and stands beside it.
+encoder instead of the original's. That format has no head, so the head gets a separate file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _REPEATED = (
 
 
 class Files(NamedTuple):
-    """The files of one export; all but the weights go by the weights' name."""
+    """The files of one export, all named after the weights."""
 
     weights: Path
     head: Path
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
     files = export(opened, arguments.output, **how)
     what = f"{opened.args['algorithm']} on {opened.args['dataset']}, {opened.path.name}"
-    told = f"{files.weights}: {what} as a CLIP in OpenAI's format; {files.readme} says more"
+    told = f"{files.weights}: {what} as a CLIP in OpenAI's format (see {files.readme})"
     print(text.shown(told))
 
 
@@ -80,19 +80,19 @@ def export(
     unless that is a published one; ``half``: in half precision as OpenAI publishes its weights,
     else in float32; ``force``: overwrite.
 
-    Raises CarftError where a file is there already or cannot be written, where the original is
-    missing or another than the run's, and for weights that are not finite.
+    Raises CarftError if a file already exists or cannot be written, if the original is missing or
+    not the run's, and for weights that are not finite.
     """
     files = Files.of(weights)
     if weights.suffix not in SUFFIXES:
         raise CarftError(
-            f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head and the "
-            "cards get the same name with other endings"
+            f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head and "
+            "card files get the same name with other endings"
         )
     for path in files:
         require_output(path, (run.path, original))
         if os.path.lexists(path) and not force:
-            raise CarftError(f"{path} is there already; choose another name, or add --force")
+            raise CarftError(f"{path} already exists; choose another name, or add --force")
     source = original_clip(run, original)
     require_output(weights, (source.path,))
     state = _state_dict(run.algorithm, source, half)
@@ -121,7 +121,7 @@ def card_of(
     state: Mapping[str, Tensor],
     staged: Files,
 ) -> dict[str, Any]:
-    """The card as JSON has it; ``staged`` are the files as they are before they get in place."""
+    """The card for JSON; ``staged`` are the files before they are moved into place."""
     config, protocol = open_clip_config(source.model), run.hparams["protocol"]
     card = {
         "format": "OpenAI CLIP state dict",
@@ -152,7 +152,7 @@ def card_of(
 
 
 def open_clip_config(model: Any) -> dict[str, Any]:
-    """The architecture of a ``clip.model.CLIP`` in the words of open_clip's configurations."""
+    """The architecture of a ``clip.model.CLIP`` as an open_clip configuration."""
     visual, words = model.visual, model.transformer
     if hasattr(visual, "transformer"):
         layers, width = visual.transformer.layers, visual.transformer.width
@@ -204,13 +204,13 @@ def _state_dict(
     state = dict(model.state_dict())
     for name, tensor in state.items():
         if not tensor.isfinite().all():
-            why = "; without --half it may fit" if half else ": the training diverged"
+            why = "; try without --half" if half else ": the training diverged"
             raise CarftError(f"{name} has values that are not finite{why}")
     return state
 
 
 def _head(run: TrainedRun) -> dict[str, Any]:
-    """What classifies the features: tensors and plain values only.
+    """The head, which classifies the features: tensors and plain values only.
 
     Class logits are ``logit_scale`` * unit features . ``weight``, context logits ``context_scale``
     * unit features . ``context_weights``.

@@ -1,4 +1,4 @@
-"""`carft predict`: classes and contexts of a user's pictures, one line each, as they are read."""
+"""`carft predict`: classes and contexts of a user's pictures, one line each, in input order."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
             for path, _, problem in batch:
                 if problem:
                     skipped += 1
-                    tqdm.write(f"carft: {shown(path)} is skipped: {shown(problem)}", sys.stderr)
+                    tqdm.write(f"carft: {shown(path)} skipped: {shown(problem)}", sys.stderr)
                 out.write(_line(path, problem or next(predicted), arguments))
             out.flush()
     if skipped:
-        print(f"carft: {skipped} of {len(found)} pictures were skipped", file=sys.stderr)
+        print(f"carft: skipped {skipped} of {len(found)} pictures", file=sys.stderr)
         return SOME_SKIPPED if skipped < len(found) else NONE_READ
     return 0
 
@@ -83,10 +83,10 @@ def predict(
 
 
 def find(paths: Iterable[str]) -> Iterator[str]:
-    """The pictures in ``paths``: files as they are, folders searched to the bottom, sorted.
+    """The pictures in ``paths``: files as given, folders searched recursively, sorted.
 
-    In folders a picture is what has one of torchvision's IMG_EXTENSIONS; a folder without any is
-    told as a picture that cannot be read.
+    In folders, pictures are the files with one of torchvision's IMG_EXTENSIONS; a folder without
+    any is returned itself, and reported as unreadable.
     """
     for path in paths:
         empty = True
@@ -103,8 +103,8 @@ def find(paths: Iterable[str]) -> Iterator[str]:
 def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
     """The transform of the run's test pictures.
 
-    Of the protocol ``host`` no more is recorded than the normalisation: its pictures are squeezed
-    to a square as DomainBed's are.
+    Of the protocol ``host`` only the normalisation is recorded; its pictures are squeezed to a
+    square, as DomainBed's are.
     """
     size, name = run.content["model_input_shape"][-1], run.hparams["protocol"]
     if name in pictures.PRESETS:
@@ -133,12 +133,12 @@ class _Pictures(Dataset[Read]):
     def __getitem__(self, index: int) -> Read:
         path = self._paths[index]
         if os.path.isdir(path):
-            return path, None, f"no picture in this folder: no {', '.join(IMG_EXTENSIONS)}"
+            return path, None, f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
             return path, self._transform(listing.open_picture(path)), ""
         except UnidentifiedImageError:
-            return path, None, "not a picture that Pillow can read"
+            return path, None, "not an image Pillow can read"
         except Exception as error:  # of Pillow's decoders, half a dozen types
             reason = getattr(error, "strerror", None) or str(error)
             return path, None, " ".join(reason.split()) or type(error).__name__
@@ -149,7 +149,7 @@ class _Pictures(Dataset[Read]):
 def _line(
     path: str, found: tuple[Probabilities, Probabilities] | str, arguments: argparse.Namespace
 ) -> str:
-    """A line of JSON; of text, none for a picture that is skipped, of which ``found`` says why."""
+    """A line of JSON or text; ``found`` may be why a picture is skipped, which gives no text."""
     as_json = arguments.format == "jsonl"
     if isinstance(found, str):
         return json.dumps({"path": path, "error": found}) + "\n" if as_json else ""

@@ -1,6 +1,6 @@
-"""A saved run: its weights, its arguments and hyperparameters, and the words that it goes by.
+"""A saved run: its weights, arguments, hyperparameters, class names and contexts.
 
-The file may be a stranger's: nothing in it is run, and no path that it names is opened.
+The file may be a stranger's: nothing in it is run, and no path in it is opened.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _ENCODER = "encoder."
 class TrainedRun:
     """A run of one of our algorithms, read from the file ``path``, on the CPU and in eval mode.
 
-    ``args`` and ``hparams`` are as recorded. ``classes`` are the class names in label order, as
-    prompts say them; ``contexts`` the templates, in the order of ``context_logits``. ``step`` is
-    the step after which the weights were saved, None for the last of the run. ``alpha`` is None but
-    for weights that ``carft wise-ft`` made. ``content`` is what the file holds beside the weights.
+    ``args`` and ``hparams`` are as recorded. ``classes`` are the class names in label order, as in
+    the prompts; ``contexts`` the templates, in the order of ``context_logits``. ``step`` is the
+    step after which the weights were saved, None for the run's last. ``alpha`` is None except for
+    weights that ``carft wise-ft`` made. ``content``: what the file holds besides the weights.
     """
 
     path: Path
@@ -51,9 +51,9 @@ class TrainedRun:
 
 
 def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
-    """The run in a job's folder, or in a file of weights; ``which`` of WEIGHTS is read of a folder.
+    """The run in a job's folder or a weights file; ``which`` of WEIGHTS to read in a folder.
 
-    It predicts and does not train on: the file has neither the original encoder nor the optimizer.
+    It can predict but not train: the file has neither the original encoder nor the optimizer.
     Raises CarftError for a folder without the weights, a file that `load_weights` refuses or
     that is not a run of one of our algorithms, and weights that are not finite.
     """
@@ -65,8 +65,8 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     if wrong := [name for name, tensor in state if not tensor.isfinite().all()]:
         raise CarftError(
             f"{file} has values that are not finite in {counted(len(wrong), 'tensor')}, the first "
-            f"of them {wrong[0]}: the training diverged. Take weights from before that (--which "
-            "best), or train again with a smaller lr"
+            f"in {wrong[0]}: the training diverged. Use earlier weights (--which best), or train "
+            "again with a smaller lr"
         )
     step = content.get("best_step", content.get("wise_ft_step"))
     named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)  # by --save_model_every_checkpoint
@@ -92,19 +92,19 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
     name = file or run.hparams["clip_backbone"]
     if not file and name not in backbone.PUBLISHED:
         raise CarftError(
-            f"{run.path} started from the CLIP {name!r}. A path that a run names is not opened: "
-            "say with --original FILE where that CLIP is"
+            f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened; "
+            "give that CLIP with --original FILE"
         )
     loaded = backbone.load(name)
     expected = run.hparams["clip_digest"]
     if loaded.digest != expected:
         raise CarftError(
             f"{loaded.path} is not the CLIP that {run.path} started from: its SHA-256 is "
-            f"{loaded.digest}, expected {expected}. Name the right file with --original FILE"
+            f"{loaded.digest}, expected {expected}. Give the right file with --original FILE"
         )
     there, here = (one.state_dict() for one in (loaded.model.visual, run.algorithm.encoder))
     if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
-        raise CarftError(f"{run.path} has an image encoder of other shapes than {loaded.path}")
+        raise CarftError(f"the image encoders of {run.path} and {loaded.path} differ in shape")
     return loaded
 
 
@@ -112,10 +112,10 @@ def weights_file(path: Path, which: str | None) -> Path:
     """The file that `open_run` reads; CarftError for a folder without it."""
     if not os.path.isdir(path):
         if which is not None and os.path.exists(path):
-            raise CarftError(f"--which chooses a file of a folder, but {path} is a file; omit it")
+            raise CarftError(f"--which chooses a file in a folder; omit it, since {path} is a file")
         return path
     file = path / WEIGHTS[which or "last"]
-    there = [f"--which {one} takes its {f}" for one, f in WEIGHTS.items() if (path / f).exists()]
+    there = [f"use --which {one} for its {f}" for one, f in WEIGHTS.items() if (path / f).exists()]
     if not file.exists():
         hint = there or ["expected the folder of a finished job that kept its weights"]
         raise CarftError(f"{path} has no {file.name}; {hint[0]}")
@@ -153,8 +153,8 @@ def _require_run(content: Any, path: Path) -> None:
         if not fitting:
             raise CarftError(
                 f"{path} is not a run of {', '.join(ALGORITHMS)}: its {part} is "
-                f"{reprlib.repr(value)[:200]}. Expected a file of weights that "
-                "domainbed.scripts.train saved"
+                f"{reprlib.repr(value)[:200]}. Expected a weights file from "
+                "domainbed.scripts.train"
             )
 
 
@@ -176,14 +176,14 @@ def _restored(
             dim = int(encoder.output_dim)  # type: ignore[arg-type]
             expected = [(len(classes), dim), (len(contexts), dim)]
             if not classes or [tuple(weight.shape) for weight in heads] != expected:
-                raise ValueError(f"expected weights of classes and contexts of shapes {expected}")
+                raise ValueError(f"expected class and context weights of shapes {expected}")
             algorithm.set_up(encoder, heads, float(state["logit_scale"]))
         algorithm.register_buffer("words", torch.empty_like(state["words"]))
         algorithm.load_state_dict(state)
     except Exception as error:  # what other tensors make of the encoder: any type
         raise CarftError(
             f"{path} does not hold the weights of a {cls.__name__} ({brief(error)}); was "
-            "it changed after domainbed.scripts.train had saved it?"
+            "the file changed after training?"
         ) from error
     algorithm.restored = True
     return algorithm.eval(), contexts, classes

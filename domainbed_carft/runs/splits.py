@@ -34,11 +34,11 @@ MANY_PICTURES = 5000  # below, starting processes takes longer than they save
 
 @dataclass(frozen=True)
 class Split:
-    """A split: its name in the records, the environment it is of, and its pictures.
+    """A split: its name in the records, its environment, and its pictures.
 
     ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
-    (x, y); what an augmentation draws for an item is the same each time it is read, in whatever
-    order and by whatever process.
+    (x, y); an item's augmentation is the same each time it is read, in any order and by any
+    process.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Split:
 
 
 def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
-    """The splits of the job that ``run`` is of: all in-splits, all out-splits, all uda-splits.
+    """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
 
-    ``data_dir`` is the one that the job was trained with, unless given; a folder of the user's own
-    that is no longer where it was is taken to be ``data_dir`` itself. On our harness an augmented
-    picture is the very one that `train` evaluated at the step of the weights.
+    ``data_dir`` defaults to the one that the job was trained with; if a user's own data folder has
+    moved, ``data_dir`` is that folder itself. On our harness an augmented picture is exactly the
+    one that `train` evaluated at the step of the weights.
 
-    Raises CarftError where the data is not there, or is not that of the run.
+    Raises CarftError if the data is missing, or is not the run's.
     """
     from domainbed import datasets
 
@@ -74,15 +74,15 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             _reseed(run.args.get("seed", 0))
             dataset = look_up(name)(folder, run.args["test_envs"], hparams)
         if beyond := set(targets) - set(range(len(dataset))):
-            raise ValueError(f"test_envs has {beyond}, and there are {len(dataset)} environments")
+            raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
         divided = _divided(run, dataset, targets)
         last = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CarftError(
             f"the data set {run.args.get('dataset')} of {run.path} cannot be read from "
-            f"{folder or 'there'} and divided as in training: {reason}. Say with --data_dir where "
-            "the data is; of a folder of your own, name the folder itself"
+            f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
+            "with --data_dir; for your own data, the data folder itself"
         ) from error
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     _require_same_data(run, dataset, targets, seen)
@@ -97,9 +97,9 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """``asked``, such as "cuda:1", else the GPU if there is one; CarftError where it is not there.
+    """``asked``, such as "cuda:1", else the GPU if there is one; CarftError if it is missing.
 
-    Convolutions are made repeatable, as DomainBed's train makes them.
+    Convolutions are made deterministic, as in DomainBed's train.
     """
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -111,13 +111,13 @@ def choose_device(asked: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CarftError(
-            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N, N being the "
-            "number of a GPU of this machine"
+            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N with the "
+            "number of one of this machine's GPUs"
         ) from error
 
 
 def workers(asked: int | None, many: bool) -> int:
-    """How many processes load pictures: ``asked``, else one a core if there are many pictures."""
+    """The number of loader processes: ``asked``, else one per core if there are many pictures."""
     if asked is not None:
         return asked
     return min(8, machine.cores()) if many else 0
@@ -168,8 +168,8 @@ def _require_same_data(
         if then != now:
             raise CarftError(
                 f"the data set {run.args['dataset']} is not the one that {run.path} was trained "
-                f"on: {what} {then} then, {now} now. Put the data back, or give the --data_dir "
-                "that has it"
+                f"on: {what} {then} then, {now} now. Restore the data, or give its place with "
+                "--data_dir"
             )
 
 
@@ -216,7 +216,7 @@ class _Items(Dataset[Any]):
 
 @contextlib.contextmanager
 def _generators_kept() -> Iterator[None]:
-    """The three generators that transforms draw from go on afterwards as before."""
+    """Restore the three generators that transforms draw from after the block."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

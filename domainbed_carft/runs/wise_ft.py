@@ -41,12 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
     names = [TABLE, *PLOTS, *map(weights_name, to_save)]
     if there := [name for name in names if os.path.lexists(folder / name)]:
         raise CarftError(
-            f"{folder} has {', '.join(there)} already; choose another --output, or remove them"
+            f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CarftError(f"--output {folder} cannot be made: {error.strerror}") from error
+    folder.mkdir(parents=True, exist_ok=True)
     splits = data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device, arguments.original)
     classes = len(opened.classes)
@@ -83,9 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
     means = ("in_domain", "out_of_domain")
     cells = [[f"{row['alpha']:g}", *(evaluating.percent(row[m]) for m in means)] for row in rows]
-    print(f"{shown(title)}: alpha 0 is the original CLIP, 1 the run")
+    print(f"{shown(title)}: alpha 0 is the original CLIP, alpha 1 the run")
     print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
-    print(f"{shown(str(folder))} has the results, and weights of {counted(len(to_save), 'alpha')}")
+    print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
 
 
 def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
@@ -112,13 +109,13 @@ def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], 
 
 
 def weights_name(alpha: float) -> str:
-    """The file of an alpha's weights: two decimals, more where it has more."""
+    """The file name of an alpha's weights: two decimals, or more if needed."""
     text = f"{alpha:.2f}"
     return f"model_alpha_{text if float(text) == alpha else repr(alpha)}.pkl"
 
 
 class Interpolation:
-    """A run's algorithm, to be set to any point between the original and itself.
+    """A run's algorithm, which can be set to any point between the original and the run.
 
     ``original`` is the file of the CLIP that the run started from, needed unless that is a
     published one. Raises CarftError for CLIPZeroShot, and as `saved.original_clip`.
@@ -129,8 +126,8 @@ class Interpolation:
     ) -> None:
         if not run.algorithm.trains_head:
             raise CarftError(
-                f"{run.path} is a run of {run.args['algorithm']}, which trains nothing: there is "
-                "nothing between its weights and the original's"
+                f"{run.path} is a run of {run.args['algorithm']}, which trains nothing: its "
+                "weights are the original's, so there is nothing to interpolate"
             )
         clip_model = saved.original_clip(run, original)
         words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
@@ -147,7 +144,7 @@ class Interpolation:
 
     @torch.no_grad()
     def set(self, alpha: float) -> None:
-        """Have the algorithm predict with alpha's weights; those of 0 and 1 are exact copies."""
+        """Make the algorithm predict with alpha's weights; those of 0 and 1 are exact copies."""
         for current, tuned, original in self._moved.values():
             if alpha in (0.0, 1.0):
                 current.copy_(tuned if alpha else original)

@@ -1,6 +1,6 @@
-"""A declared sweep: its keys, their kinds and ranges, and so which jobs there are.
+"""A declared sweep: its keys, their types and ranges, and the jobs that follow.
 
-Editors have the keys as a JSON schema, ``assets/sweep.schema.json`` (``tools/sweep_schema.py``).
+Editors read the keys as a JSON schema, ``assets/sweep.schema.json`` (``tools/sweep_schema.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TASK = "domain_generalization"
 
 
 def spelled(dataset: str) -> str:
-    """A data set's name; a path in the form that our harness gives it, ``./pets`` for ``pets/``."""
+    """A data set's name, or a path in our harness's form: ``./pets`` for ``pets/``."""
     if os.sep not in dataset:
         return dataset
     path = os.path.normpath(dataset)
@@ -42,7 +42,7 @@ def _setting(value: Any) -> Any:
     is_words = isinstance(value, list) and all(isinstance(one, str) for one in value)
     if is_words or isinstance(value, (str, int, float)):
         return value
-    raise ValueError("expected a word, a number, true or false, or a list of words")
+    raise ValueError("expected text, a number, true, false, or a list of words")
 
 
 def _once(given: list[Any]) -> list[Any]:
@@ -52,7 +52,7 @@ def _once(given: list[Any]) -> list[Any]:
     return given
 
 
-# Tags in angles are no part of a place that is told.
+# Tags in angle brackets are left out of the places in messages.
 _HOW = Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>")
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Index = Annotated[int, Field(ge=0, le=10**9)]
@@ -104,7 +104,7 @@ class Seeds(_Mapping):
 
 
 class Variant(_Mapping):
-    """Settings over all others, for some algorithms; none named are all."""
+    """Settings that override all others, for some algorithms, or all if none are named."""
 
     algorithms: _Algorithms = []
     hparams: _Hparams = {}
@@ -115,7 +115,7 @@ class Variant(_Mapping):
 
 
 class Override(Variant):
-    """The same for some data sets, too; 0 steps are the default."""
+    """A variant for some data sets, too; 0 steps are the default."""
 
     datasets: _Datasets = []
     steps: _Count = 0
@@ -146,7 +146,7 @@ class Shape(_Mapping):
     grid: dict[str, _Values] = {}
     test_environments: _ByEnvironment = {}
     selection: _Methods = ["training-domain", "oracle"]
-    protocol: Literal["domainbed", "clip"] | None = None  # not told is another job than domainbed
+    protocol: Literal["domainbed", "clip"] | None = None  # None is another job than "domainbed"
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     compare_with: list[str] = []
 
@@ -170,12 +170,12 @@ class Shape(_Mapping):
         return found
 
     def listed_environments(self, dataset: str) -> Sequence[int | str]:
-        """Those to leave out of a data set, as they were given; none are all."""
+        """Those to leave out of a data set, as they were given; an empty list means all."""
         given = self.test_environments
         return given.get(dataset, ()) if isinstance(given, dict) else given
 
     def hparams_of(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
-        """What is set of the hyperparameters, the later of these over the earlier."""
+        """The hyperparameters that are set; later settings override earlier ones."""
         preset = {"protocol": self.protocol} if self.protocol else {}
         merged = {**preset, **self.hparams}
         for layer in (*self.overrides, setting):
@@ -184,10 +184,10 @@ class Shape(_Mapping):
 
 
 class Declaration(Shape):
-    """A sweep whose names are known; ``facts`` are those of each data set.
+    """A sweep whose names were checked; ``facts``: data set -> its facts.
 
-    ``hparams_text`` is what DomainBed's own flag ``--hparams`` was given, word for word, since job
-    identities depend on its spelling; ``text`` that of the file; None where there is none.
+    ``hparams_text`` is the value of DomainBed's own flag ``--hparams``, verbatim, since job
+    identities depend on its spelling; ``text`` is the file's content; None if there is none.
     """
 
     facts: Mapping[str, Dataset] = {}
@@ -201,10 +201,10 @@ class Declaration(Shape):
         return layers[-1] if layers else steps
 
     def jobs(self, data_dir: str, output: Path) -> list[Job]:
-        """All jobs, variant by variant, trial by trial; whether their folders exist is not asked.
+        """All jobs, variant by variant, trial by trial, whether or not their folders exist.
 
         Arguments, seeds and folder names are those of upstream file domainbed/scripts/sweep.py at
-        b93c22a, so that either tool goes on with the other's folder.
+        b93c22a, so that either tool can resume the other's folder.
         """
         return [
             Job(args, output / variant / identity(args), variant)
@@ -239,7 +239,7 @@ class Declaration(Shape):
     def targets(self, dataset: str) -> list[list[int]]:
         """Test environments of each job: one at a time, and pairs with one of them if needed.
 
-        Leave-one-domain-out cross-validation looks at the pairs in which the target is.
+        Leave-one-domain-out cross-validation needs the pairs that contain the target.
         """
         labels = self.facts[dataset].labels
         if len(labels) == 1:  # a user's own data: there is nothing to leave out

@@ -1,4 +1,4 @@
-"""What a sweep will cost: jobs, steps, pictures, and hours where something was measured."""
+"""The cost of a sweep: jobs, steps, pictures, and hours where times are known."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MEASURED_STEPS = 3
 
 
 class Cost(NamedTuple):
-    """Of some jobs: pictures trained on and evaluated, hours of those not done, one after another.
+    """The cost of some jobs: pictures trained on and evaluated, hours left, one after another.
 
-    nan stands for what is not known.
+    nan means unknown.
     """
 
     jobs: float = 0
@@ -60,7 +60,7 @@ def costs(
 
 
 def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
-    """The costs that ``--dry_run`` shows, and what they are."""
+    """The costs that ``--dry_run`` prints, with an explanation."""
     head = ["variant", "data set", "algorithm", "jobs", "done", "steps", "trained", "evaluated"]
     rows = [
         [*key, *(_number(count) for count in one[:-1]), _number(one.hours, 2)]
@@ -72,13 +72,13 @@ def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
     return (
         f"{table([*head, 'hours left'], rows)}\n"
         f"Trained, evaluated: pictures; {splits}.\n"
-        "Hours: training of one job after another, without evaluation, by step_time in the "
-        "records; --measure times algorithms without records."
+        "Hours: training time of one job after another, without evaluation, from step_time in the "
+        "records; for algorithms without records, add --measure."
     )
 
 
 def hparams(job: Job) -> dict[str, Any]:
-    """All hyperparameters of a job, as train will have them."""
+    """All hyperparameters of a job, as train will set them."""
     registry, args = names.module("hparams_registry"), job.args
     pair, choice = (args["algorithm"], args["dataset"]), args["hparams_seed"]
     if choice:
@@ -89,7 +89,7 @@ def hparams(job: Job) -> dict[str, Any]:
 
 
 def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
-    """Steps and pictures of a job; ``skips``: it evaluates no training environment's in-split."""
+    """Steps and pictures of a job; ``skips``: without the training environments' in-splits."""
     steps = int(job.args.get("steps") or facts.steps)
     left_out = set(job.args["test_envs"])
     batch = int(hparams(job)["batch_size"]) * (len(facts.labels) - len(left_out))
@@ -105,7 +105,7 @@ def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
 
 
 def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, float]:
-    """Seconds a picture trained on, by the times of steps in the records."""
+    """Seconds per training picture, from the step times in the records."""
     seconds: dict[Group, list[float]] = {}
     for job in jobs:
         record = records.last(job.folder) if job.folder.is_dir() else None
@@ -119,7 +119,7 @@ def recorded(jobs: Iterable[Job], facts: Mapping[str, Dataset]) -> dict[Group, f
 
 
 def measured(job: Job, facts: Dataset) -> float:
-    """Seconds a picture trained on, by a few steps of a job on random pictures here and now."""
+    """Seconds per training picture, measured now by a few steps on random pictures."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

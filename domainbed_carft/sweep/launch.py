@@ -1,4 +1,4 @@
-"""``carft sweep launch``: everything is checked, then shown, then asked, then run."""
+"""``carft sweep launch``: check everything, show it, ask for confirmation, run."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RUN_HERE = ("local", "pool")
 
 
 def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any) -> int:
-    """Launch what is needed; 1 if a job is not done after a launcher that waits, or failed.
+    """Launch the jobs that are not done; 1 if one failed, or is not done when a launcher returns.
 
-    ``given`` are DomainBed's own flags in place of a file, ``options`` those of the launcher.
+    ``given`` are DomainBed's own flags instead of a file, ``options`` those of the launcher.
     """
     output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
     problems: list[str] = []
@@ -67,8 +67,8 @@ def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any
         return 0
     if failed := sum(status.state == states.FAILED for status in statuses):
         print(
-            f"{failed} failed and are left alone: {printing.again('status', output)} says why, "
-            f"{printing.again('retry', output)} lets them be tried again."
+            f"{counted(failed, 'failed job is', 'failed jobs are')} not launched. For the reasons: "
+            f"{printing.again('status', output)}; to retry: {printing.again('retry', output)}"
         )
     chosen = _chosen(statuses, name)
     environment = functools.partial(_environment, arguments)
@@ -88,7 +88,7 @@ def launch(arguments: argparse.Namespace, given: Mapping[str, Any], options: Any
     if left:
         print(printing.failures(left, output), file=sys.stderr)
     elif name == "slurm" and chosen:
-        print(f"Submitted. Watch them: {printing.again('status', output)} --watch 30")
+        print(f"Submitted. To watch the jobs: {printing.again('status', output)} --watch 30")
     return int(bool(left))
 
 
@@ -99,7 +99,7 @@ def look(declaration: Declaration, data_dir: str, output: Path) -> list[Status]:
 
 
 def _chosen(statuses: Sequence[Status], name: str) -> list[Job]:
-    """What a launcher gets: one that runs jobs here also those that others have only queued."""
+    """The jobs for a launcher; one that runs jobs here also gets those queued by others."""
     needed = [states.NOT_LAUNCHED, states.INTERRUPTED]
     needed += [states.QUEUED] if name in RUN_HERE else []
     return [status.job for status in statuses if status.state in needed]
@@ -113,11 +113,11 @@ def run(
     name: str = "pool",
     environment: Callable[[Job], Mapping[str, str]] | None = None,
 ) -> list[Status]:
-    """Run what is not done of a sweep; where the launcher waits, with a bar over all its steps.
+    """Run the jobs of a sweep that are not done; shows a progress bar if the launcher waits.
 
-    Returns the jobs that are not done by the end, each with the reason as its detail; where the
-    launcher does not wait, those that failed before, if there was nothing to submit. To be called
-    from the main thread, where Ctrl-C arrives.
+    Returns the jobs that are not done at the end, each with the reason as its detail; if the
+    launcher does not wait, those that failed before, if there was nothing to submit. Call it from
+    the main thread, where Ctrl-C arrives.
     """
     statuses = look(declaration, data_dir, output)
     jobs = [status.job for status in statuses]
@@ -138,7 +138,7 @@ def run(
 
 
 def note(declaration: Declaration, output: Path, jobs: Sequence[Job]) -> None:
-    """Write down what is launched: for other commands, and a copy of the file for people."""
+    """Write the manifest for other commands, and a copy of the sweep file for people."""
     settings = tuple(declaration.selection), tuple(declaration.compare_with)
     manifest.add(output, manifest.Sweep(tuple(jobs), declaration.facts, *settings))
     if declaration.text is not None:
@@ -171,12 +171,12 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
             if algorithm in ALGORITHMS and variant.covers(name, algorithm)
         )
         if not folder:
-            verdict = "needs no folder" if folder == "" else "not checked, its folder is not known"
+            verdict = "needs no folder" if folder == "" else "not checked, its folder is unknown"
         elif not os.path.isdir(folder):
-            verdict = f"not seen, no {folder} here; the jobs look at it where they run"
+            verdict = f"not checked, no {folder} here; each job checks it where it runs"
             if needed:
                 refused.append(
-                    f"{name} is not there: expected the folder {folder} with one sub-folder an "
+                    f"{name} is missing: expected the folder {folder} with one sub-folder per "
                     f"environment; is --data_dir {data_dir} right?"
                 )
         else:
@@ -185,14 +185,14 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
             if report.problems:
                 verdict = f"broken: {'; '.join(report.problems)}"
             if report.problems and is_checked:
-                remedy = f"mend it, or set the hparam data_edition to {UNCHECKED}"
+                remedy = f"fix the data, or set the hparam data_edition to {UNCHECKED}"
                 refused.append(f"{report.refusal}; {remedy}")
         verdicts.append(f"{name}: {verdict}")
     return verdicts, refused
 
 
 def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
-    """The variables by which a job is told what is no part of what it is."""
+    """The environment variables for a job's settings that are not part of its identity."""
     kinds, group = arguments.log or (), arguments.output_dir.absolute().name
     told = {
         "DOMAINBED_KEEP_WEIGHTS": arguments.keep_weights,

@@ -1,4 +1,4 @@
-"""What a sweep may name: the data sets, algorithms and hyperparameters of the domainbed in use."""
+"""The names in a sweep: data sets, algorithms and hyperparameters of the domainbed in use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def module(name: str) -> Any:
         return importlib.import_module(f"domainbed.{name}")
     except ImportError as error:
         raise CarftError(
-            f"domainbed.{name} cannot be imported ({error}); carft doctor says what to do"
+            f"domainbed.{name} cannot be imported ({error}); see carft doctor"
         ) from error
     finally:
         with contextlib.suppress(ValueError):
@@ -41,7 +41,7 @@ def module(name: str) -> Any:
 
 
 def algorithm_class(name: str) -> Any:
-    """The class of an algorithm. Raises CarftError where there is none of that name."""
+    """The class of an algorithm. Raises CarftError for an unknown name."""
     algorithms = module("algorithms")
     listed = dict.fromkeys([*ours.ALGORITHMS, *getattr(algorithms, "ALGORITHMS", ())])
     return _asked("algorithm", name, algorithms.get_algorithm_class, list(listed))
@@ -56,16 +56,16 @@ def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str
 
 
 def facts(name: str) -> Dataset:
-    """What is to be known of a data set. Raises CarftError where there is none of that name."""
+    """The facts of a data set. Raises CarftError for an unknown name."""
     datasets = module("datasets")
     if os.sep in name and not os.path.isdir(name):
-        raise CarftError(f"there is no folder {name}; expected one with a sub-folder a domain")
+        raise CarftError(f"no such folder: {name}; expected one with a sub-folder per domain")
     ask = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
     listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
     found = _asked("data set", name, ask, listed)
     labels = tuple(map(str, getattr(found, "ENVIRONMENTS", None) or ()))
     if not labels:
-        raise CarftError(f"the class of {name} names no ENVIRONMENTS, so nothing can be left out")
+        raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be left out")
     # What upstream's base class has, for forks whose data sets say nothing.
     steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
     known, pictures = benchmarks.BENCHMARKS.get(name), None
@@ -75,7 +75,7 @@ def facts(name: str) -> Dataset:
 
 
 def picture_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the environments' folders; "" where there is none, None if it is not known."""
+    """The folder of the environments' folders; "" if none is needed, None if unknown."""
     known = benchmarks.BENCHMARKS.get(name)
     if known is not None:
         return os.path.join(data_dir, known.folder) if known.folder else ""
@@ -103,7 +103,7 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
         if name not in rows
     ]
     if shape.grid and shape.variants:
-        told.append((("grid",), "there are variants as well; expected one of the two"))
+        told.append((("grid",), "the sweep also has variants; expected one of the two"))
     told += [*_foreign(shape), *_environments(shape, datasets)]
     return datasets, [*told, *_hparams(shape, list(datasets), algorithms)]
 
@@ -166,9 +166,9 @@ def _hparams(shape: Shape, datasets: Sequence[str], classes: Mapping[str, Any]) 
                 kind = f"hyperparameter of {algorithm}"
                 yield path, unknown(kind, key, known(algorithm, dataset))
             elif key in _SWITCHES and value not in (0, 1):
-                yield path, f"it is {value!r}, expected true or false"
+                yield path, f"got {value!r}, expected true or false"
             elif key == "batch_size" and not (isinstance(value, int) and value > 0):
-                yield path, f"it is {value!r}, expected a whole number > 0"
+                yield path, f"got {value!r}, expected a whole number > 0"
     # What an algorithm itself refuses, of all that is set for it. The weights may be on the nodes.
     for variant in shape.settings.values():
         for dataset, (algorithm, asked) in ((d, c) for d in datasets for c in classes.items()):
@@ -177,6 +177,6 @@ def _hparams(shape: Shape, datasets: Sequence[str], classes: Mapping[str, Any]) 
                 given = shape.hparams_of(dataset, algorithm, variant)
                 given.pop("clip_backbone", None)
                 for text in ask(dataset, given):
-                    key, _, rest = str(text).partition(" ")
+                    key, _, rest = str(text).partition(" is ")
                     where = [path for path, name, *_ in settings if name == key]
-                    yield (where[-1], f"it {rest}") if where else (("hparams",), str(text))
+                    yield (where[-1], f"got {rest}") if where else (("hparams",), str(text))

@@ -1,4 +1,4 @@
-"""What ``carft sweep`` prints of states, and its bar."""
+"""The words of ``carft sweep`` for states, and its progress bar."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status
 from domainbed_carft.text import counted as number
-from domainbed_carft.text import duration, limited, shown, table
+from domainbed_carft.text import limited, shown, table
 
 
 def counted(statuses: Iterable[Status]) -> str:
@@ -28,7 +30,7 @@ def counted(statuses: Iterable[Status]) -> str:
 
 
 def overview(statuses: Sequence[Status]) -> str:
-    """The whole of ``status``: totals, a table by algorithm, then jobs that need a look."""
+    """The output of ``status``: totals, a table by algorithm, then jobs that need attention."""
     if not statuses:
         return "There are no jobs."
     steps = [(min(one.step, one.steps), one.steps) for one in statuses if one.steps]
@@ -44,9 +46,9 @@ def overview(statuses: Sequence[Status]) -> str:
     lines.append(table(["variant", "data set", "algorithm", *states.STATES], rows))
     titles = {
         states.RUNNING: "Running:",
-        states.FAILED: "Failed; left alone until carft sweep retry:",
-        states.INTERRUPTED: "Interrupted; launch again to resume:",
-        states.DONE: "Diverged; carft collect leaves out their accuracies from then on:",
+        states.FAILED: "Failed (launch again after carft sweep retry):",
+        states.INTERRUPTED: "Interrupted (launch again to resume):",
+        states.DONE: "Diverged (carft collect leaves out their accuracies from then on):",
     }
     for state, title in titles.items():
         chosen = [s for s in statuses if s.state == state and (s.diverged or state != states.DONE)]
@@ -60,9 +62,9 @@ def _line(status: Status) -> str:
     if status.state == states.RUNNING:
         parts.append(f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else ""))
         if status.pictures_per_second:
-            parts.append(f"{status.pictures_per_second:,.1f} images a second")
+            parts.append(f"{status.pictures_per_second:,.1f} images/s")
         if status.eta is not None:
-            parts.append(f"{duration(status.eta)} left")
+            parts.append(f"{tqdm.format_interval(status.eta)} left")
     parts += [status.detail] if status.detail else []
     return shown("; ".join([*parts, status.job.folder.name]))
 
@@ -78,15 +80,13 @@ def failures(left: Sequence[Status], output: Path) -> str:
             told = [shown(f"{line}; {s.job.folder}") for line, s in zip(told, group)]
             lines += [f"{number(len(group), 'job')} {title}:", *limited(told)]
     if failed:
-        lines.append(f"Once the cause is mended: {again('retry', output)}, then launch again.")
+        lines.append(f"Fix the cause, run {again('retry', output)}, then launch again.")
     return "\n".join(lines)
 
 
 @contextmanager
 def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
-    """A bar over all steps of the sweep while the block runs, fed from locks and records."""
-    from tqdm import tqdm
-
+    """A progress bar over all steps of the sweep while the block runs, from locks and records."""
     latest, ended = list(statuses), threading.Event()
     total, done = sum(status.steps or 1 for status in latest), sum(map(_counted, latest))
     with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as shown:

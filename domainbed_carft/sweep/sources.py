@@ -1,4 +1,4 @@
-"""From a file, or DomainBed's own flags, to a declaration, and what is wrong with it."""
+"""A declaration from a file or from DomainBed's own flags, with all its problems."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def asked(file: str | None, given: Mapping[str, Any]) -> Declaration:
 
 
 def load(file: str | Path) -> Declaration:
-    """The sweep that a file declares, or one of ours by its bare name, such as ``demo``.
+    """The sweep that a file declares, or an included one by its bare name, such as ``demo``.
 
-    Raises CarftError with what is wrong, as ``file:line: path: what``.
+    Raises CarftError with the problems, as ``file:line: path: what``.
     """
     shipped, path = ours_by_name(), Path(file)
     if not path.is_file():
@@ -93,14 +93,14 @@ def from_flags(given: Mapping[str, Any]) -> Declaration:
         "selection": ["training-domain", "oracle", *pairs],
     }
     if beyond <= first:
-        raise_for([f"--n_hparams: it is {beyond}, expected more than --n_hparams_from = {first}"])
+        raise_for([f"--n_hparams: got {beyond}, expected more than --n_hparams_from = {first}"])
     if given.get("task", TASK) != TASK:
-        raise_for(["--task: it needs unlabeled items, and the jobs of a sweep have none"])
+        raise_for([f"--task: got {given['task']}, expected {TASK}: sweeps have no unlabeled items"])
     if hparams := given.get("hparams"):
         try:
             data["hparams"] = parsing.parse_json(hparams, unique_keys=True)
         except ValueError as error:
-            raise_for([f"--hparams: it is not valid JSON ({error})"])
+            raise_for([f"--hparams: not valid JSON ({error})"])
 
     def said(path: YamlPath, what: str) -> str:
         key = str(path[0])
@@ -110,9 +110,9 @@ def from_flags(given: Mapping[str, Any]) -> Declaration:
 
 
 def _build(data: Any, said: Callable[[YamlPath, str], str], **source: Any) -> Declaration:
-    """All that is wrong with the form is told at once; of one that is in form, all wrong names."""
+    """Report all errors of form at once; if there are none, all unknown names."""
     if not isinstance(data, dict):
-        text = f"it is {data!r:.60}, expected a mapping with name, datasets and algorithms"
+        text = f"got {data!r:.60}, expected a mapping with name, datasets and algorithms"
         raise_for([said((), text)])
     try:
         given = Shape.model_validate(data)
@@ -122,11 +122,11 @@ def _build(data: Any, said: Callable[[YamlPath, str], str], **source: Any) -> De
     n_points = math.prod(map(len, given.grid.values()))
     cells = len(given.datasets) * len(given.algorithms) * n_points
     if given.trials * len(given.choices) * cells > MOST_JOBS:
-        text = f"these are more than {MOST_JOBS:,} jobs; make several sweeps of them"
+        text = f"the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
         raise_for([said(("datasets",), text)])
     facts, told = names.problems(given)
     if len(given.settings) < n_points:
-        text = "several combinations would share a folder; name them as variants"
+        text = "several combinations would share a folder; use named variants instead"
         told.append((("grid",), text))
     made = Declaration.model_construct(**dict(given), facts=facts, **source)
     raise_for(said(*one) for one in told)
@@ -142,11 +142,11 @@ def _told(error: Any) -> tuple[YamlPath, str]:
         known = sorted(field.alias or name for name, field in fields.items())
         return path, unknown("key", str(path[-1]), known)
     what = re.sub("^(Value error,|Input|String|List) ", "", error["msg"])
-    return path, f"it is {error['input']!r:.60}, {what}"
+    return path, f"got {error['input']!r:.60}, {what}"
 
 
 def ours_by_name() -> dict[str, Path]:
-    """The sweeps that come with the project: in ``sweeps/`` of its source, or in the package."""
+    """The included sweeps: in ``sweeps/`` of the source tree, or in the package."""
     package = Path(ours.__file__).resolve().parents[1]
     folders = (package.parent / "sweeps", package / "sweeps")
     # A folder called sweeps beside an installed package need not be ours.

@@ -1,4 +1,4 @@
-"""The state of each job of a sweep, from what lies in its folder and who holds which lock."""
+"""The state of each job of a sweep, from the files in its folder and from locks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from domainbed_carft.launchers.launches import Launch
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
 RUNNING = "running"
-INTERRUPTED = "interrupted"  # it began, is not done, and nobody runs it: it goes on when launched
+INTERRUPTED = "interrupted"  # it began, is not done, and nobody runs it: a launch resumes it
 FAILED = "failed"
 DONE = "done"
 STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
@@ -27,9 +27,9 @@ STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
 
 @dataclass(frozen=True)
 class Status:
-    """A job's state and what is to say of it; ``step`` counts the steps done.
+    """A job's state and details; ``step`` counts the steps done.
 
-    ``step_seconds`` are those of a step by the last record, without evaluation.
+    ``step_seconds``: seconds per step in the last record, without evaluation.
     """
 
     job: Job
@@ -77,11 +77,11 @@ class Status:
 
 
 class Waiting(NamedTuple):
-    """What waits in an output folder.
+    """The launchers and queued jobs of an output folder.
 
-    ``places`` says where the job of a folder waits; ``alive`` are launchers whose process lives,
-    ``ended`` the launch files that say nothing any more. ``slurm`` has SLURM's word for each of its
-    jobs that has not ended; ``note`` says why it could not be asked.
+    ``places``: job folder -> where the job waits; ``alive``: launchers whose process lives;
+    ``ended``: obsolete launch files. ``slurm``: SLURM's state of each of its jobs that has not
+    ended; ``note``: why SLURM could not be asked.
     """
 
     places: Mapping[Path, str] = {}
@@ -92,7 +92,7 @@ class Waiting(NamedTuple):
 
 
 def waiting(output: Path) -> Waiting:
-    """What waits, by all launch files of an output folder and its variants; asks SLURM once."""
+    """The above from all launch files of an output folder and its variants; asks SLURM once."""
     found = launches.read(output)
     in_slurm = [one for one in found if one.launcher == "slurm"]
     told, note = {}, ""
@@ -150,12 +150,12 @@ def status(job: Job, datasets: Mapping[str, Dataset], now: Waiting) -> Status:
     if where := now.places.get(job.folder):
         return Status(job, QUEUED, step, steps, detail=where)
     if died := folder.last_holder():
-        return Status(job, INTERRUPTED, step, steps, died, detail=f"was run by {died}")
+        return Status(job, INTERRUPTED, step, steps, died, detail=f"last run by {died}")
     if attempts := folder.attempts():
         last_one = attempts[-1]
         return Status(job, INTERRUPTED, step, steps, attempt=last_one, detail=_told(last_one))
     if any((job.folder / name).exists() for name in (STATE, RECORDS, OUTPUT)):
-        return Status(job, INTERRUPTED, step, steps, detail="began, and is not done")
+        return Status(job, INTERRUPTED, step, steps, detail="started but not done")
     return Status(job, NOT_LAUNCHED, 0, steps)
 
 
@@ -165,4 +165,4 @@ def _number(found: Any) -> float | None:
 
 
 def _told(ended: Attempt) -> str:
-    return f"{attempt.described(ended.status)}: {ended.last_words or 'no message'}"
+    return f"{attempt.described(ended.status)}: {ended.last_words or 'no error message'}"

@@ -1,4 +1,4 @@
-"""What is done with the jobs of an output folder beside launching: status, retry, cancel, clean."""
+"""The commands for launched jobs: status, retry, cancel, clean."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
 from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import printing, states
-from domainbed_carft.sweep.printing import again
 from domainbed_carft.sweep.states import Status, Waiting
-from domainbed_carft.text import confirm, counted, shown, size_of
+from domainbed_carft.text import confirm, counted, shown
 
 SHORTEST_WATCH = 0.2  # seconds
 PATIENCE = 120  # seconds that stopped jobs have to save
@@ -32,7 +33,7 @@ _DELETED = ".deleted-"
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print the states, with ``--watch`` again and again; 1 if a job failed."""
+    """Print the states, repeatedly with ``--watch``; 1 if a job failed."""
     every = arguments.watch
     if every is not None and not every >= SHORTEST_WATCH:
         raise CarftError(f"--watch is {every}, expected at least {SHORTEST_WATCH} seconds")
@@ -71,30 +72,30 @@ def _show(arguments: argparse.Namespace, waiting: Waiting, statuses: Sequence[St
 
 
 def retry(arguments: argparse.Namespace) -> int:
-    """Forget the failures of failed jobs, so that the next launch takes them up.
+    """Clear the failures of failed jobs, so that the next launch retries them.
 
-    How they ended is kept in attempts-1.jsonl and so on.
+    Their earlier attempts are kept in attempts-1.jsonl and so on.
     """
     output, pattern = arguments.output_dir, arguments.only
     failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
     chosen = [one for one in failed if (pattern or "") in f"{one.job.folder.name} {one.job}"]
     if failed and not chosen:
-        raise CarftError(f"no failed job matches {pattern!r}; carft sweep status lists them")
+        raise CarftError(f"no failed job matches {pattern!r}; for a list: carft sweep status")
     for one in chosen:
         path = JobFolder(one.job.folder).attempts_path
         kept = (path.with_name(f"attempts-{n}.jsonl") for n in range(1, 10**6))
         path.rename(next(name for name in kept if not name.exists()))
-    print(f"{len(chosen)} of {len(failed)} failed jobs may be tried again.")
+    print(f"{len(chosen)} of {len(failed)} failed jobs will be retried by the next launch.")
     if chosen:
-        print("Now run the same carft sweep launch again.")
+        print("Now rerun your carft sweep launch command.")
     return 0
 
 
 def cancel(arguments: argparse.Namespace) -> int:
-    """Stop launchers, SLURM jobs and what still runs here; 1 if something could not be reached."""
+    """Stop launchers, SLURM jobs and jobs running here; 1 if something could not be reached."""
     waiting, statuses = states.of_output(arguments.output_dir)
     if not _moving(statuses) and not waiting.slurm:
-        print(f"Nothing runs or waits.{' ' + waiting.note if waiting.note else ''}")
+        print(f"No jobs are running or queued.{' ' + waiting.note if waiting.note else ''}")
         return 0
     print(f"About to stop: {printing.counted(_moving(statuses))}.")
     confirm(arguments.yes)
@@ -117,12 +118,12 @@ def cancel(arguments: argparse.Namespace) -> int:
         if is_told or not folder.is_held() or (is_here and _stop(holder.pid)):
             stopping.append(folder)
         else:
-            beyond.append(f"{folder.path} is run by {holder}, which cannot be reached")
+            beyond.append(f"{folder.path} is run by {holder}, which cannot be reached from here")
     left, give_up = stopping, time.monotonic() + PATIENCE
     while left and time.monotonic() < give_up:
         time.sleep(0.2)
         left = [folder for folder in left if folder.is_held()]
-    beyond += [f"{one.path} still runs {PATIENCE} s after it was told to stop" for one in left]
+    beyond += [f"{one.path} still runs {PATIENCE} s after the signal to stop" for one in left]
     for line in beyond:
         print(shown(line), file=sys.stderr)
     print(f"{counted(len(stopping) - len(left), 'job')} stopped; launch again to resume.")
@@ -130,7 +131,7 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 
 def _is_still(holder: Holder) -> bool:
-    """Whether the process that wrote a lock has its number still: numbers are used again."""
+    """Whether a lock's process id still belongs to the process that wrote it: ids are reused."""
     try:
         # The second word is the program's name, which may have any characters in it.
         words = Path(f"/proc/{holder.pid}/stat").read_text(errors="replace").rpartition(")")[2]
@@ -142,7 +143,7 @@ def _is_still(holder: Holder) -> bool:
 
 
 def _stop(pid: int) -> bool:
-    """Tell a process of this machine to save and leave; whether there was one."""
+    """Tell a process of this machine to save and exit; True if it exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid > 0:
             os.kill(pid, signal.SIGTERM)
@@ -151,10 +152,10 @@ def _stop(pid: int) -> bool:
 
 
 def clean(arguments: argparse.Namespace) -> int:
-    """Remove what is of no use any more, never of a job that runs or waits.
+    """Delete leftover files, never those of a job that runs or waits.
 
-    With ``--incomplete`` also the folders of jobs that are not done, and from the manifest the jobs
-    that never began.
+    With ``--incomplete`` also delete the folders of jobs that are not done, and remove from the
+    manifest the jobs that never began.
     """
     output = arguments.output_dir
     waiting, statuses = states.of_output(output)
@@ -168,27 +169,29 @@ def clean(arguments: argparse.Namespace) -> int:
             count, size = count + 1, size + taken
     for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
         shutil.rmtree(path, ignore_errors=True)
-    print(f"{counted(count, 'file')} removed, {size_of(size)}.")
+    print(f"{counted(count, 'leftover file')} deleted, {tqdm.format_sizeof(size, 'B')}.")
     if not arguments.incomplete:
         return 0
     wanted = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
     chosen = [one for one in statuses if one.state in wanted]
     if not chosen:
-        print("There is no incomplete job to delete.")
+        print("There are no incomplete jobs to delete.")
         return 0
     print(f"About to delete {counted(len(chosen), 'job')}: {printing.counted(chosen)}.")
     confirm(arguments.yes)
     waiting = states.waiting(output)  # others may have launched meanwhile
     if waiting.note:
-        raise CarftError(f"it is not known which jobs wait, so none is deleted: {waiting.note}")
+        raise CarftError(f"no job was deleted, since some may be queued: {waiting.note}")
     gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, waiting)]
     manifest.drop(output, gone)
-    print(f"{counted(len(gone), 'job')} deleted. {again('status', output)} shows the rest.")
+    print(
+        f"{counted(len(gone), 'job')} deleted. {printing.again('status', output)} shows the rest."
+    )
     return 0
 
 
 def _remove_job(path: Path, waiting: Waiting) -> bool:
-    """Delete the folder of a job, unless it is done, run by a process or waited for by now."""
+    """Delete the folder of a job, unless the job is done, running or queued by now."""
     folder = JobFolder(path)
     away = path.with_name(f"{_DELETED}{path.name}-{os.getpid()}")
     try:
@@ -201,6 +204,4 @@ def _remove_job(path: Path, waiting: Waiting) -> bool:
                 shutil.rmtree(away)
     except (Held, FileNotFoundError):
         return False
-    except OSError as error:
-        raise CarftError(f"{path} cannot be deleted: {error}") from error
     return True

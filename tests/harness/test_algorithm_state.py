@@ -116,7 +116,7 @@ def set_in(name, value):
     [
         (set_in("last", iter([1])), r"last \(a list_iterator\)"),
         (set_in("last", [torch.ones(1, requires_grad=True)]), r"last \(a list\)"),
-        (lambda a: a.register_buffer("late", torch.ones(2)), r"late \(it was not so at first\)"),
+        (lambda a: a.register_buffer("late", torch.ones(2)), r"late \(changed since the start\)"),
     ],
 )
 def test_what_would_not_come_back_is_refused_by_name(change, named):

@@ -25,6 +25,6 @@ def test_local_goes_on_after_a_failure_and_reports_it_at_the_end(tmp_path, capfd
     assert out == "still here\n"
     assert err.splitlines()[:2] == [
         "sweep: 2 of 3 jobs failed:",
-        f"- exit status 4: {tmp_path / 'gone'}: it left no message in err.txt",
+        f"- exit status 4: {tmp_path / 'gone'}: no message in err.txt",
     ]
     assert "exit status 127: no-such-program --flag: " in err

@@ -76,8 +76,8 @@ def test_a_full_disk_is_told_and_the_state_before_is_intact(tmp_path):
     full, saved, files, still_full, room, steps, left = json.loads(done.stdout)
     for status, said in (full, still_full):
         assert status == 1
-        assert "state.pt cannot be written: " in said and " 0 MiB are free there; " in said
-        assert "what was saved before is untouched: make room, then start the same again" in said
+        assert "state.pt cannot be written: " in said and " 0 MiB are free; " in said
+        assert "earlier saves are untouched: free disk space, then rerun the command" in said
         assert "Traceback" not in said
     assert saved == 2
     assert (

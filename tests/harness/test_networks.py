@@ -111,7 +111,7 @@ def test_which_pretrained_weights_are_used(read, capsys, hparams, name):
     networks.Featurizer(LARGE, DEFAULTS | hparams)
     assert [os.path.basename(url) for url in read] == [name]
     overruled = hparams == {"resnet18": True}
-    assert ("outweighs resnet18" in capsys.readouterr().out) == overruled
+    assert ("overrides resnet18" in capsys.readouterr().out) == overruled
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -148,8 +148,8 @@ def test_weights_that_cannot_be_downloaded_are_a_line_that_names_the_file(
     assert train.main(arguments) == 1  # a launcher tries again
     err = capsys.readouterr().err
     path = f"{tmp_path}/hub/checkpoints/resnet50_ram-a26f946b.pth"
-    assert f"the pretrained weights {path} are not there, and downloading them failed (" in err
-    assert f"Put {pretrained.RESNET50_AUGMIX} there; TORCH_HOME moves" in err
+    assert f"the pretrained weights {path} are missing, and downloading them failed (" in err
+    assert f"Put {pretrained.RESNET50_AUGMIX} there; TORCH_HOME sets" in err
     assert "Traceback" not in err
 
 
@@ -159,5 +159,5 @@ def test_a_file_in_place_is_read_and_one_of_another_network_named(tmp_path, monk
     path.parent.mkdir(parents=True)
     torch.save({"a": torch.ones(2)}, path)
     assert torch.equal(pretrained.read(pretrained.RESNET18)["a"], torch.ones(2))
-    with pytest.raises(CarftError, match=r"f37072fd.pth are not those of this Linear \(.*Replace"):
+    with pytest.raises(CarftError, match=r"f37072fd.pth do not fit this Linear \(.*Replace"):
         pretrained.load(torch.nn.Linear(2, 2), pretrained.RESNET18)

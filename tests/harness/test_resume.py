@@ -174,14 +174,14 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     for _ in range(2):
         assert warm.run("-c", SIGNALLED, place, int(number), *arguments).returncode == 75
         said = (tmp_path / "run" / "err.txt").read_text().splitlines()[-1]
-        assert said == f"train: stopped by {number.name}; the same command goes on from here"
+        assert said == f"train: stopped by {number.name}; to resume, rerun the command"
         state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
         due = (state["steps_done"] - 1) % 3 == 0
         assert state["recorded"] != due  # it left during the evaluation of a step, or after one
         assert due or place == "update"
     assert run(arguments) == 0
     assert_same(tmp_path / "run", undisturbed)
-    assert "Goes on after step" in (tmp_path / "run" / "out.txt").read_text()
+    assert "Resumed after step" in (tmp_path / "run" / "out.txt").read_text()
 
 
 def test_the_number_of_workers_changes_nothing(pictures, tmp_path):
@@ -347,7 +347,7 @@ class TestWithAQuickAlgorithm:
         monkeypatch.setattr(fakes.LinearSGD, "__init__", init)
         assert train.main(quick(tmp_path)) == 0
         said = capsys.readouterr().out
-        assert said.count("Warning: this run starts over if it is interrupted.") == 1
+        assert said.count("Warning: this run cannot be resumed after an interruption:") == 1
         assert "batches (a list_iterator)" in said
 
         interrupted = tmp_path / "interrupted"

@@ -106,7 +106,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
     [
         ("--holdout_fraction 0", "--holdout_fraction must be more than 0: models are"),
         ("--task domain_adaptation", "--task domain_adaptation is not included"),
-        ("--command_launcher local --datasets PACS --data_dir /no", "PACS is not in /no/PACS; giv"),
+        ("--command_launcher local --datasets PACS --data_dir /no", "/no/PACS is missing; give"),
         ("--datasets Two", "2 environments; these jobs need at least 3; with --single_test_envs"),
     ],
 )
@@ -127,9 +127,9 @@ def test_a_running_job_is_not_deleted(tmp_path, capsys):
     running, *others = folders(tmp_path)
     with JobFolder(running).claim():
         assert run(tmp_path, "--single_test_envs") == 0
-        assert "3 incomplete jobs were not launched: 1 are running" in (capsys.readouterr().err)
+        assert "3 incomplete jobs were not launched, 1 of them are run" in capsys.readouterr().err
         assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
-        assert f"sweep: left alone: {running} is being run by" in capsys.readouterr().err
+        assert f"sweep: not deleted: {running} is being run by" in capsys.readouterr().err
         assert folders(tmp_path) == [running]
     assert len(others) == 2
 

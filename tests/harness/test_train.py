@@ -55,7 +55,7 @@ def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, c
     warnings = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
     assert len(warnings) == 2
     for warning, name in zip(warnings, ("'0'", "'2'"), strict=True):
-        assert f"environment {name} has 13 items" in warning
+        assert f"environment {name} has 13 training items" in warning
         assert "batch size 64" in warning
 
 
@@ -101,12 +101,12 @@ def test_all_mistakes_are_told_at_once_before_anything_is_loaded(tmp_path, capsy
     [
         ("--test_envs 0 3", "--test_envs 3: Debug28 has no such environment. Valid: 0 (0), 1 (1)"),
         ("--test_envs 1 1", "--test_envs 1 1 names an environment twice"),
-        ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves Debug28 no environment to train on"),
+        ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves no environment of Debug28 to train on"),
         ("--seed -1", "--seed must be at least 0 and less than 4294967296, not -1"),
-        ("--dataset PACS", "PACS needs --data_dir, the folder that holds PACS"),
-        ("--dataset PACS --data_dir /no", "PACS is not in /no/PACS; give the --data_dir"),
+        ("--dataset PACS", "PACS needs --data_dir, the folder that contains PACS"),
+        ("--dataset PACS --data_dir /no", "/no/PACS is missing; give the --data_dir"),
         ("--hparams [1]", "--hparams must be a JSON object"),
-        ('--hparams {"lr":1,"lr":2}', "--hparams is not valid JSON (the key 'lr' is there twice"),
+        ('--hparams {"lr":1,"lr":2}', "--hparams is not valid JSON (the key 'lr' appears twice"),
         ('--hparams {"lrr":1}', "no hyperparameter of LinearSGD is called 'lrr'; did you mean lr"),
         ('--hparams {"batch_size":0}', "batch_size must be a whole number of at least 1 and less"),
         ('--hparams {"batch_size":1' + "0" * 23 + "}", " and less than 2147483648, not 1000"),

@@ -39,8 +39,8 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
     if algorithm_name.startswith("_") or not _is_algorithm(found):
         if algorithm_name in NOT_INCLUDED:
             raise UnknownNameError(
-                f"algorithm {algorithm_name} is not included; use a checkout of "
-                f"facebookresearch/DomainBed, or one of {', '.join(ALGORITHMS)}"
+                f"algorithm {algorithm_name} is not included; use one of {', '.join(ALGORITHMS)}, "
+                "or a checkout of facebookresearch/DomainBed"
             )
         raise UnknownNameError(text.unknown("algorithm", algorithm_name, ALGORITHMS))
     return found
@@ -121,15 +121,15 @@ class ERM(Algorithm):
     weight_decay, nonlinear_classifier, and what the featurizer reads.
 
     Raises:
-        CarftError: the hyperparameters ask for what is not included, or there is no network for
-            the input's shape, or its pretrained weights cannot be had.
+        CarftError: the hyperparameters need a part that is not included, there is no network for
+            the input's shape, or its pretrained weights are missing.
     """
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
-        """Say what is wrong with values that a user sets; asked before anything is loaded.
+        """Return the problems of values that a user sets, checked before anything is loaded.
 
-        Any algorithm may have this. Those derived from ERM need not take its values.
+        Any algorithm may define this. Classes derived from ERM need not accept its values.
         """
         if cls is not ERM:
             return []

@@ -1,8 +1,8 @@
 """Ways to run the jobs of a sweep.
 
 Interface of upstream file domainbed/command_launchers.py at b93c22a: REGISTRY maps a name to a
-function of a list of command strings. A launcher may return the jobs that failed; one that
-returns nothing, because it does not wait for them, is taken at its word.
+function of a list of command strings. A launcher may return the jobs that failed; one that does
+not wait for its jobs returns nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Launcher = Callable[[list[str]], Any]
 
 
 def local_launcher(commands: list[str]) -> list[str]:
-    """Run the commands one after another; go on after a failure; report failures at the end."""
+    """Run the commands one after another, continue after a failure, report failures at the end."""
     failed = [failure for command in commands if (failure := _run(command))]
     if failed:
         print(f"sweep: {len(failed)} of {len(commands)} jobs failed:", file=sys.stderr)
@@ -36,7 +36,7 @@ def dummy_launcher(commands: list[str]) -> None:
 
 
 def _run(command: str) -> str | None:
-    """Run one command, without a shell; if it fails, return how, and the job's last words."""
+    """Run one command without a shell; if it fails, return how, and the job's last words."""
     arguments = shlex.split(command)
     place = arguments.index("--output_dir") + 1 if "--output_dir" in arguments[:-1] else None
     if arguments[0] == "python":
@@ -50,19 +50,19 @@ def _run(command: str) -> str | None:
         return None
     words = place and JobFolder(arguments[place]).last_words()
     where = arguments[place] if place else command
-    return f"exit status {status}: {where}: {words or 'it left no message in err.txt'}"
+    return f"exit status {status}: {where}: {words or 'no message in err.txt'}"
 
 
 REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launcher}
 
 
 def runs_here(name: str) -> bool:
-    """Whether the jobs of a launcher run on this machine, and so find the data as we do."""
+    """Whether the jobs of a launcher run on this machine, so that the data has to be here."""
     return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 
 def problems(name: str, output_dir: str) -> list[str]:
-    """Say if no launcher is called `name`, or if it says by its `problems` that it would fail."""
+    """Return the problems of an unknown launcher `name`, or those that the launcher reports."""
     if name not in REGISTRY:
         return [text.unknown("launcher", name, REGISTRY)]
     ask = getattr(REGISTRY[name], "problems", None)

@@ -41,7 +41,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
     Raises:
         UnknownNameError: no data set has that name, and the message lists the valid ones; or
             upstream has one and we do not, and the message says what to do instead.
-        CarftError: it is a path, and there is no such folder, or no environment in it.
+        CarftError: it is a path to a missing folder, or to one without environments.
     """
     found = globals().get(dataset_name)
     declares = hasattr(found, "ENVIRONMENTS") or dataset_name in DATASETS
@@ -52,9 +52,8 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
-            f"data set {dataset_name} is not included; give another one ({', '.join(DATASETS)}, "
-            "or a folder environment/class/picture), or use a checkout of "
-            "facebookresearch/DomainBed"
+            f"data set {dataset_name} is not included; use another one ({', '.join(DATASETS)}, "
+            "or a folder environment/class/picture), or a checkout of facebookresearch/DomainBed"
         )
     raise UnknownNameError(text.unknown("data set", dataset_name, DATASETS))
 
@@ -69,7 +68,7 @@ def num_environments(dataset_name: str) -> int:
     labels = getattr(get_dataset_class(dataset_name), "ENVIRONMENTS", None)
     if labels is None:
         raise CarftError(
-            f"data set {dataset_name} does not say what its environments are; its class needs "
+            f"data set {dataset_name} does not name its environments; its class needs "
             "ENVIRONMENTS, a list of their names in order"
         )
     return len(labels)
@@ -142,8 +141,8 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         hparams: the run's hyperparameters.
 
     Raises:
-        CarftError: `root` is no folder, there is no environment or one without pictures, or the
-            environments' classes differ: one label would mean several things.
+        CarftError: `root` is not a folder, there is no environment or one without pictures, or the
+            environments' classes differ, so that a label would be ambiguous.
     """
 
     def __init__(
@@ -188,11 +187,11 @@ class _Benchmark(MultipleEnvironmentImageFolder):
     def data_problems(cls, root: str | None) -> list[str]:
         """Say, without reading any, if the data is not where it has to be for `root`."""
         if root is None:
-            return [f"{cls.__name__} needs --data_dir, the folder that holds {cls.FOLDER}"]
+            return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
         expected = os.path.join(root, cls.FOLDER)
         if os.path.isdir(expected):
             return []
-        return [f"{cls.__name__} is not in {expected}; give the --data_dir that holds {cls.FOLDER}"]
+        return [f"{expected} is missing; give the --data_dir that contains {cls.FOLDER}"]
 
 
 class OwnData(_Benchmark):

@@ -1,4 +1,4 @@
-"""Which hyperparameters and which checkpoint count, and what they reach on the test environment.
+"""Selection of hyperparameters and checkpoints, and their accuracy on the test environment.
 
 Interface, names and rules of upstream file domainbed/model_selection.py at b93c22a. What is
 reported for a choice is always the test environment's in-split accuracy.
@@ -33,11 +33,11 @@ class SelectionMethod:
     name: str
 
     def __init__(self) -> None:
-        raise TypeError(f"{type(self).__name__} is used as a class; it is never built")
+        raise TypeError(f"{type(self).__name__} has no instances; use the class itself")
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """Return the outcome of one choice of hyperparameters, or None if it cannot be told.
+        """Return the outcome of one choice of hyperparameters, or None if it is unknown.
 
         Args:
             run_records: all records of that choice, for one data set, algorithm, trial and test

@@ -33,7 +33,7 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
         hparams: the run's hyperparameters.
 
     Raises:
-        CarftError: there is no network for that shape, or not the one that `hparams` ask for.
+        CarftError: no network takes that shape, or `hparams` need one that is not included.
     """
     match tuple(input_shape):
         case (_, 28, 28):
@@ -42,13 +42,13 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
             raise_for(not_included(hparams))
             return ResNet(input_shape, hparams)
     raise CarftError(
-        f"there is no network for inputs of shape {tuple(input_shape)}: pictures have to be "
-        "28 x 28 or 224 x 224; resize them, or choose an algorithm with a network of its own"
+        f"no network takes inputs of shape {tuple(input_shape)}, expected pictures of 28 x 28 or "
+        "224 x 224; resize them, or choose an algorithm with its own network"
     )
 
 
 def not_included(hparams: Mapping[str, Any]) -> list[str]:
-    """Say which hyperparameters ask for what upstream has and this implementation has not."""
+    """Return the hyperparameters that need parts of upstream that are not included here."""
     return [
         f"hyperparameter {name}: {what} not included; set it to false, or use a checkout of "
         "facebookresearch/DomainBed"
@@ -147,8 +147,8 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
         url = pretrained.RESNET50_AUGMIX
         if small:
             print(
-                "Warning: resnet50_augmix is true and outweighs resnet18: the network is a "
-                "ResNet-50. For a ResNet-18 set resnet50_augmix to false."
+                "Warning: resnet50_augmix is true and overrides resnet18: the network is a "
+                "ResNet-50. For a ResNet-18, set resnet50_augmix to false."
             )
         # Upstream builds and drops the other network first. Its random numbers have to be drawn
         # for the classifier to start as upstream's does.

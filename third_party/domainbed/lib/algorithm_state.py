@@ -1,11 +1,11 @@
-"""What training changes in an algorithm, taken out of it and put back.
+"""Capture and restore what training changes in an algorithm.
 
 Stored are, of the algorithm and all its parts: parameters and buffers; attributes that have
 `state_dict` and `load_state_dict`, such as optimisers and schedules; and those that are plain:
 numbers, texts, tensors, and lists, tuples and dicts of these. Functions, classes, `hparams`, and
-what else parts have, are constants. Where the algorithm itself keeps more than that it is refused
-by the name of the attribute, instead of being half forgotten; or it says what to store by its own
-`training_state()`, which returns something plain, and takes that by `load_training_state(stored)`.
+other attributes of parts, are constants. If the algorithm itself keeps more, it is refused by the
+name of the attribute, instead of being stored in part; or it defines `training_state()`, which
+returns something plain, and `load_training_state(stored)`, which takes that back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OF_MODULES = {*vars(torch.nn.Module()), "hparams"}
 
 
 class StateError(ValueError):
-    """An algorithm that cannot be stored, or that does not fit to what was stored."""
+    """An algorithm that cannot be stored, or that does not fit what was stored."""
 
 
 def places(algorithm: Any) -> dict[str, str]:
@@ -47,7 +47,7 @@ def capture(algorithm: Any, at_first: Mapping[str, str]) -> dict[str, Any]:
     those of the one to restore. Raises StateError, naming what cannot be stored or put back.
     """
     changed = dict(places(algorithm).items() ^ at_first.items())
-    refused = [f"{path} (it was not so at first)" for path in changed]
+    refused = [f"{path} (changed since the start)" for path in changed]
     attributes = {}
     own = getattr(algorithm, "training_state", None)
     for path, value in _attributes(algorithm):
@@ -59,8 +59,8 @@ def capture(algorithm: Any, at_first: Mapping[str, str]) -> dict[str, Any]:
             refused.append(f"{path} (a {type(value).__name__})")
     if refused:
         raise StateError(
-            f"{type(algorithm).__name__} keeps what cannot be stored: {', '.join(refused)}; a "
-            "method training_state() could return it"
+            f"{type(algorithm).__name__} has attributes that cannot be stored: "
+            f"{', '.join(refused)}. Define training_state() and load_training_state() to store them"
         )
     saved = algorithm.state_dict()
     return {

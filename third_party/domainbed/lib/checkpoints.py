@@ -1,7 +1,7 @@
-"""What a run leaves in its folder: records, weights, and the file `done`.
+"""The files of a run in its folder: records, weights, and the file `done`.
 
-The state of a run (`resume`) has the text of all records in it and is saved first. So whenever a
-process dies, the next one brings the files back in line with the state it goes on from.
+The state of a run (`resume`) contains the text of all records and is saved first. So whenever a
+process dies, the next one brings the files back in line with the state it resumes from.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEEP = ("both", "last", "best", "none")
 # Where a launcher says which weights all jobs are to keep.
 VARIABLE = "DOMAINBED_KEEP_WEIGHTS"
 
-# Of the attributes of `Files` those that the next process goes on with.
+# The attributes of `Files` that a resumed run needs.
 _STATE = ("_records", "_begins_at", "_step", "_best_step", "_best_accuracy", "diverged_at")
 
 
@@ -63,7 +63,7 @@ class Files:
     def _earlier_records(self) -> str:
         """The records of earlier runs in this folder: upstream appends to them.
 
-        Not those of this very run, which was interrupted and left no state to go on from.
+        Without those of this run itself, if it was interrupted and left no state to resume from.
         """
         text = _text(self._records_path)
         if not JobFolder(self._args.output_dir).done:
@@ -72,7 +72,7 @@ class Files:
         return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
 
     def begin_anew(self) -> None:
-        """Delete what an earlier run left to go on from; set its records aside.
+        """Delete the state and weights of an earlier run; set its records aside.
 
         Raises ResumeError if something cannot be deleted.
         """
@@ -92,8 +92,8 @@ class Files:
     def watch(self, step: int, name: str, value: float) -> None:
         """Warn of the run's first loss that is not finite; later records are marked.
 
-        If the step before was recorded it was on weights that its update had broken, and which are
-        not kept as the best: no table has them either.
+        If the previous step was recorded, its weights were already broken by its own update, so
+        they are not kept as the best: no table has them either.
         """
         if self.diverged_at is None and "loss" in name and not math.isfinite(value):
             self.diverged_at = step
@@ -149,7 +149,7 @@ class Files:
         return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` returned; `publish` then brings the files in line with it."""
+        """Restore what `state` returned; `publish` then brings the files in line with it."""
         for name in _STATE:
             setattr(self, name, state[name])
 
@@ -162,12 +162,12 @@ def _text(path: str) -> str:
     if not os.path.exists(path):
         return ""
     if not os.path.isfile(path):
-        raise resume.ResumeError(f"{path} is not a file; move it away, then start the same again")
+        raise resume.ResumeError(f"{path} is not a file; move it away, then rerun the command")
     return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def _identity_in(line: str) -> dict[str, Any] | None:
-    """What the run of a record depends on; None for a line that is no record."""
+    """The arguments that identify a record's run; None for a line that is not a record."""
     try:
         return resume.identity(parsing.parse_json(line)["args"])
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -175,7 +175,7 @@ def _identity_in(line: str) -> dict[str, Any] | None:
 
 
 def _extend(path: str, wanted: str) -> None:
-    """Make the file hold `wanted`: append what is missing, or write it anew if it differs."""
+    """Make the file hold `wanted`: append what is missing, or rewrite it if it differs."""
     present = _text(path)
     with resume.told(path, resume.COMFORT):
         if wanted.startswith(present):

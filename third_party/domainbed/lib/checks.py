@@ -1,4 +1,4 @@
-"""What is checked of a command line before anything is loaded.
+"""Checks of a command line before anything is loaded.
 
 Every check returns a list of problems, so that a command can report all of them in one message.
 """
@@ -44,7 +44,7 @@ def dataset_problems(name: str) -> list[str]:
 
 
 def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
-    """Say if there is no such data set, or too few environments for the jobs of a sweep."""
+    """Say if the data set is unknown, or has too few environments for the jobs of a sweep."""
     problems = dataset_problems(dataset)
     if problems:
         return problems
@@ -57,9 +57,9 @@ def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:
-    """Say if the data of a known data set is not where it has to be, by the names of folders.
+    """Say if the folders of a known data set are missing.
 
-    Data sets that plugins register may not have the question answered: they get none.
+    Data sets that plugins register may not have this check; then there are no problems.
     """
     ask = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
     return list(ask(data_dir)) if ask else []
@@ -79,14 +79,14 @@ def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
         problems.append(f"--test_envs {named} names an environment twice")
     if not problems and len(test_envs) == len(labels):
         problems.append(
-            f"--test_envs {named} leaves {dataset} no environment to train on; --test_envs without "
-            "a number trains on all"
+            f"--test_envs {named} leaves no environment of {dataset} to train on; --test_envs "
+            "without a number trains on all"
         )
     return problems
 
 
 def given_hparams(json: str | None) -> dict[str, Any]:
-    """Return what --hparams sets. Raises CarftError for what is no JSON object."""
+    """Return what --hparams sets. Raises CarftError for anything but a JSON object."""
     json = json or "{}"
     try:
         given = parsing.parse_json(json, unique_keys=True)
@@ -100,8 +100,8 @@ def given_hparams(json: str | None) -> dict[str, Any]:
 def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str]:
     """Say what is wrong with --hparams.
 
-    Keys are checked only if `algorithm` and `dataset` exist, which decide on the keys that there
-    are; values by the harness, which itself reads three, and by the algorithm's `hparam_problems`.
+    Keys are checked only if `algorithm` and `dataset` exist, on which they depend; values are
+    checked by the harness, which itself reads three, and by the algorithm's `hparam_problems`.
     """
     if invalid := _refusals(given_hparams, json):
         return invalid
@@ -144,7 +144,7 @@ def holdout_problems(value: float) -> list[str]:
 
 
 def launch_problems(args: argparse.Namespace) -> list[str]:
-    """Say what the launcher or each job of a `sweep` would refuse, before any folder is made."""
+    """Say what the launcher or any job of a `sweep` would refuse, before any folder is made."""
     problems = command_launchers.problems(args.command_launcher, args.output_dir)
     problems += holdout_problems(args.holdout_fraction)
     problems += scalar_logs.problems(args.log)

@@ -44,7 +44,7 @@ def set_states(states: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Whatever is drawn or seeded inside the block, the three generators go on as before it."""
+    """Restore the three generators after the block, whatever is drawn or seeded inside."""
     before = get_states()
     try:
         yield

@@ -116,7 +116,7 @@ class EnvironmentBatches:
         weights: for each data set its items' weights, or None to draw uniformly.
         batch_size: items per batch.
         num_workers: processes that load for all data sets together; 0 loads in this one.
-        first_step: which item to begin with, to go on where an earlier iterator was stopped.
+        first_step: the item to begin with, to resume an earlier iterator.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Pictures under environment/class/: where they are, and how they become tensors.
 
-Transforms of upstream file domainbed/datasets.py at b93c22a. That a folder's path is the name of a
-data set, a user's own, is not upstream's.
+Transforms of upstream file domainbed/datasets.py at b93c22a. Unlike upstream, the path of a user's
+own folder may be the name of a data set.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ def spelled(name: str) -> str:
     return path if os.sep in path else os.path.join(os.curdir, path)
 
 
-def subfolders(root: str, what: str = "an environment") -> list[str]:
-    """Return the sorted names of the folders in ``root``, each of which is ``what``.
+def subfolders(root: str, what: str = "environment") -> list[str]:
+    """Return the sorted names of the folders in ``root``, one per ``what``.
 
-    Raises CarftError where there is none, or ``root`` cannot be read.
+    Raises CarftError if there is none, or ``root`` cannot be read.
     """
     try:
         found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     except OSError as error:
         raise CarftError(
             f"{error.filename or root} cannot be read ({error.strerror}); expected a folder with "
-            f"one sub-folder {what}"
+            f"one sub-folder per {what}"
         ) from error
     if not found:
-        raise CarftError(f"{root} has no sub-folders; expected one {what}")
+        raise CarftError(f"{root} has no sub-folders; expected one per {what}")
     return found
 
 
-def environments(root: str, what: str = "an environment") -> list[str]:
-    """Return the environments, or what else, of a user's own data.
+def environments(root: str, what: str = "environment") -> list[str]:
+    """Return the environments of a user's own data, or the classes of one.
 
-    Raises CarftError as ``subfolders``, and for what unpackers and notebooks leave behind.
+    Raises CarftError as ``subfolders``, and for folders that unpackers and notebooks leave behind.
     """
     names = subfolders(root, what)
     if stray := [name for name in names if STRAY.match(name)]:
         raise CarftError(
-            f"{root} holds {', '.join(stray)}, which would count as {what}; delete it or move it "
-            "away"
+            f"{root} contains {', '.join(stray)}, which would count as one more {what}; delete it "
+            "or move it away"
         )
     return names
 
@@ -67,7 +67,7 @@ def problems(root: str) -> list[str]:
     """Say what is wrong with a user's own data, by the names of its folders alone."""
     try:
         names = environments(root)
-        classes = [environments(os.path.join(root, name), "a class") for name in names]
+        classes = [environments(os.path.join(root, name), "class") for name in names]
         require_same_classes(names, classes)
     except CarftError as error:
         return [str(error)]
@@ -81,7 +81,7 @@ def read(path: str, transform: Any) -> ImageFolder:
     except FileNotFoundError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise CarftError(
-            f"expected a folder with one sub-folder a class, pictures in each: {path} ({reason})"
+            f"{path} lacks pictures; expected one sub-folder of pictures per class ({reason})"
         ) from error
 
 
@@ -91,9 +91,9 @@ def _picture(path: str) -> Any:
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PassingError(
-            f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; put back the "
-            "right file, or take it away (which changes the splits). `carft data verify --decode` "
-            "finds all such files of a data set"
+            f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; restore the "
+            "file, or remove it (which changes the splits). `carft data verify --decode` lists "
+            "all such files"
         ) from error
 
 
@@ -103,5 +103,5 @@ def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence
         if differing := sorted(set(found) ^ set(classes[0])):
             raise CarftError(
                 f"environments {environments[0]!r} and {environment!r} must have the same class "
-                f"folders; only one of them has: {', '.join(differing)}"
+                f"folders; only one of them has {', '.join(differing)}"
             )

@@ -150,7 +150,7 @@ class Tee:
         self._stream.flush()
 
     def _into_file(self, message: str) -> None:
-        """A logger may hold on to us after the run; and a full disk is told by what matters."""
+        """A logger may keep us after the run; and a full disk is reported by what matters."""
         if self._file.closed:
             return
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: hyperparameters, seeds, the data set and its splits.
+"""The preparation of a run: hyperparameters, seeds, the data set and its splits.
 
 Follows upstream file domainbed/scripts/train.py at b93c22a.
 """
@@ -43,7 +43,7 @@ def seed_everything(seed: int) -> None:
 
 
 def workers_for(requested: int | None, dataset: Any) -> int:
-    """Return how many loader processes to use: as requested, or as many as there is use for."""
+    """Return the number of loader processes: as requested, else as many as are useful."""
     if requested is not None:
         return requested
     cpus = machine.cores()

@@ -28,7 +28,7 @@ RESNET50_AUGMIX = (
 def read(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
-    Raises PassingError if the file is not there and could not be downloaded, and CarftError if it
+    Raises PassingError if the file is missing and could not be downloaded, and CarftError if it
     cannot be read; either message says which file belongs where.
     """
     path = _place(url)
@@ -41,13 +41,13 @@ def read(url: str) -> dict[str, torch.Tensor]:
             torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
         except Exception as error:  # no network, no room, another hash: many types, one remedy
             raise PassingError(
-                f"the pretrained weights {path} are not there, and downloading them failed "
-                f"({brief(error)}). Put {url} there; TORCH_HOME moves the folder"
+                f"the pretrained weights {path} are missing, and downloading them failed "
+                f"({brief(error)}). Put {url} there; TORCH_HOME sets another folder"
             ) from error
     try:
         found: dict[str, torch.Tensor] = weights.load_weights(path)
     except ValueError as error:
-        raise CarftError(f"{error}. Delete the file, or replace it by {url}") from error
+        raise CarftError(f"{error}. Delete the file, or replace it with {url}") from error
     return found
 
 
@@ -58,8 +58,8 @@ def load(network: torch.nn.Module, url: str) -> None:
         network.load_state_dict(found)
     except Exception as error:  # RuntimeError for another network's, others for no state dict
         raise CarftError(
-            f"the pretrained weights {_place(url)} are not those of this {type(network).__name__} "
-            f"({brief(error)}). Replace the file by {url}"
+            f"the pretrained weights {_place(url)} do not fit this {type(network).__name__} "
+            f"({brief(error)}). Replace the file with {url}"
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""The file from which a run goes on: written whole or not at all, and read without executing code.
+"""The file from which a run resumes: written whole or not at all, read without executing code.
 
-Upstream has nothing like it.
+Upstream has no equivalent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
-COMFORT = "what was saved before is untouched: make room, then start the same again"
+COMFORT = "earlier saves are untouched: free disk space, then rerun the command"
 
 # What `training.Run` puts into a state.
 _PARTS = {
@@ -27,7 +27,7 @@ _PARTS = {
     *("files", "generators", "cuda_generators", "algorithm"),
 }
 
-# Arguments that do not change the result, so that a run may go on with others.
+# Arguments that do not change the result, so that a run may resume with other values.
 _INDIFFERENT = (
     *("output_dir", "data_dir", "workers"),
     *("skip_model_save", "save_model_every_checkpoint", "keep_weights", "skip_training_in_splits"),
@@ -35,7 +35,7 @@ _INDIFFERENT = (
 
 
 class ResumeError(PassingError):
-    """The run cannot be saved or cannot go on; the message says what to do."""
+    """The run cannot be saved or resumed; the message says what to do."""
 
 
 class StateFile:
@@ -45,11 +45,11 @@ class StateFile:
         self.path = str(JobFolder(folder).state_path)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the state; raises ResumeError, with the one before still there."""
+        """Replace the state; raises ResumeError, and keeps the earlier state."""
         save_whole(state, self.path)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state, or None if there is none; raises ResumeError if it is not whole."""
+        """Return the state, or None if there is none; raises ResumeError if it is damaged."""
         self._tidy_up()
         if not os.path.exists(self.path):
             return None
@@ -58,7 +58,7 @@ class StateFile:
             if not isinstance(state, dict) or not state.keys() >= _PARTS:
                 raise ValueError(f"{self.path} is not the state of a run")
         except ValueError as error:
-            advice = "Put a good copy in its place, or start over with --restart, which deletes it"
+            advice = "Replace the file with a good copy, or start over with --restart"
             raise ResumeError(f"{error}. {advice}") from error
         return state
 
@@ -68,7 +68,7 @@ class StateFile:
         self._tidy_up()
 
     def _tidy_up(self) -> None:
-        """Delete what killed processes left half-written: whoever has the lock is alone here."""
+        """Delete half-written files of killed processes; the holder of the lock is alone here."""
         for path in Path(self.path).parent.glob(files.HALF_WRITTEN):
             path.unlink(missing_ok=True)
 
@@ -87,8 +87,8 @@ def told(path: str, comfort: str = "") -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         free = ""
         with contextlib.suppress(OSError):
-            free = f" {shutil.disk_usage(os.path.dirname(path) or '.').free / 2**20:.0f} MiB are "
-            free += "free there"
+            free = f" {shutil.disk_usage(os.path.dirname(path) or '.').free / 2**20:.0f} MiB "
+            free += "are free"
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         reason = "; ".join(filter(None, [f"{why}.{free}", comfort]))
         raise ResumeError(f"{path} cannot be written: {reason}") from error
@@ -112,6 +112,6 @@ def require_same(path: str, what: str, before: dict[str, Any], now: dict[str, An
     if names:
         listed = "; ".join(f"{n}: {before.get(n)!r} then, {now.get(n)!r} now" for n in names)
         raise ResumeError(
-            f"{path} is of a run with other {what} ({listed}). To go on with it give what it had; "
-            "to train anew give another --output_dir, or --restart, which deletes it."
+            f"{path} is of a run with other {what} ({listed}). Resume with its values, or start a "
+            "new run with another --output_dir, or with --restart, which deletes this one."
         )

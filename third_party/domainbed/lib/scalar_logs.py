@@ -1,8 +1,8 @@
-"""The scalars of the records, also for TensorBoard and for Weights & Biases, while the run goes on.
+"""The scalars of the records, sent to TensorBoard and Weights & Biases during the run.
 
-The records are the truth. What a log lacks after an interruption, either library's own means of
-going on make good: TensorBoard forgets the steps that are written anew, W&B goes on with the run of
-the same id. What fails once the training has begun is a warning. Upstream has nothing like it.
+The records are the truth. After an interruption each library's own way of resuming completes the
+log: TensorBoard drops the steps that are rewritten, W&B resumes the run of the same id. Failures
+after the start of the training are warnings. Upstream has no equivalent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from domainbed_carft.errors import PassingError, brief
 
 KINDS = ("tensorboard", "wandb")
 
-# Where a launcher says what all jobs are to log to: the names, with blanks between them.
+# By this variable a launcher sets the logs of all jobs: the names, separated by spaces.
 VARIABLE = "DOMAINBED_LOG"
 
 _COMPARED_BY = ("algorithm", "dataset", "test_envs", "trial_seed", "hparams_seed")
@@ -36,18 +36,18 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=KINDS,
         default=os.environ.get(VARIABLE, "").split(),
-        help="where the scalars of the records go as well, while training (no name: nowhere); the "
-        f"libraries are extras; ${VARIABLE} says it for all jobs",
+        help="also log the records' scalars there (no name: nowhere; needs the extra 'log'; to set "
+        f"for all jobs: ${VARIABLE})",
     )
 
 
 def problems(kinds: Sequence[str]) -> list[str]:
-    """Say which kinds there are not, which libraries are missing, and whether a login is."""
+    """Say which kinds are unknown, which libraries are missing, and whether a login is."""
     found = []
     for kind in dict.fromkeys(kinds):
         spec = importlib.util.find_spec(kind) if kind in KINDS else None
         if kind not in KINDS:
-            found.append(f"{VARIABLE} has {kind!r}, expected names out of {', '.join(KINDS)}")
+            found.append(f"{VARIABLE} has {kind!r}, expected names from {', '.join(KINDS)}")
         elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
             found.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
         elif kind == "wandb":
@@ -56,18 +56,18 @@ def problems(kinds: Sequence[str]) -> list[str]:
             os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
             import wandb
 
-            why, missing = "nobody is logged in", True
+            why, missing = "you are not logged in", True
             try:
                 missing = wandb.setup().settings.mode == "online" and not wandb.login(verify=False)
             except Exception as error:  # a setting that it refuses, or nobody to ask
                 why = brief(error)
-            advice = "run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline"
+            advice = "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
             found += [f"--log wandb: {why}; {advice}"] if missing else []
     return found
 
 
 def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
-    """Let the jobs that this process starts log so, in W&B as a group called as the folder."""
+    """Make the jobs that this process starts log too, in W&B as a group named after the folder."""
     os.environ[VARIABLE] = " ".join(kinds)
     if "wandb" in kinds:
         os.environ.setdefault(
@@ -76,7 +76,7 @@ def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
 
 
 def forget(folder: str) -> None:
-    """Let the next run in a job's folder be another one at W&B; TensorBoard needs no telling."""
+    """Make the next run in a job's folder a new one in W&B; TensorBoard needs nothing."""
     Path(folder, _ID).unlink(missing_ok=True)
 
 
@@ -104,7 +104,7 @@ class Logs:
             try:
                 self._open[kind] = _OPEN[kind](*self._told)
             except Exception as error:
-                raise PassingError(f"the {kind} log cannot be begun: {brief(error)}") from error
+                raise PassingError(f"the {kind} log cannot be opened: {brief(error)}") from error
         self.catch_up(records)
 
     def catch_up(self, records: str) -> None:
@@ -117,7 +117,7 @@ class Logs:
                     log.add(record["step"], _scalars(record))
             except Exception as error:
                 del self._open[kind]
-                print(f"Warning: the {kind} log ends here: {brief(error)}. The training goes on.")
+                print(f"Warning: the {kind} log ends here: {brief(error)}. Training continues.")
 
     def __enter__(self) -> Logs:
         return self

@@ -1,4 +1,4 @@
-"""Leaving in good order when told to: by SIGTERM, or by SIGUSR1, SLURM's warning of its limit."""
+"""Stopping cleanly on SIGTERM, or on SIGUSR1, SLURM's warning of its time limit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LOOK_AFTER_PARENT_S = 2.0
 
 
 class Stopped(BaseException):
-    """Training was told to stop. No Exception: nothing on the way may take it for a failure."""
+    """Training was told to stop. Not an Exception, so that no caller takes this for a failure."""
 
 
 class StopSignals:
     """Inside the block the signals do not end the process; `check` raises Stopped instead.
 
-    So the training decides at which of its points it can leave.
+    So the training decides when it can exit.
     """
 
     def __init__(self) -> None:
@@ -72,11 +72,11 @@ def _exists(pid: int | None) -> bool:
 
 
 def serve_on(worker_id: int) -> None:
-    """Let a loader's process serve on when the whole group is told to stop, as SLURM does it.
+    """Keep a loader's process running when SLURM tells the whole group to stop.
 
-    If it died the training would fail in the middle of a step instead of leaving after it. It ends
-    when its parent tells it to, which only `sigtimedwait` can tell from others, and when its parent
-    is gone: torch looks whether it has a new parent, and would take one of before that for its own.
+    If it died, the training would fail in the middle of a step instead of stopping after it. It
+    ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its parent
+    has died, which torch alone would miss if that happened before it looked for its parent.
     """
     # They are held already, but where a fork server that is older than `held` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

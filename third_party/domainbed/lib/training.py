@@ -1,7 +1,7 @@
 """The training loop: one run of one algorithm on one data set.
 
 Follows upstream file domainbed/scripts/train.py at b93c22a in what is trained on, when a
-checkpoint is due, and what a record holds. That a run goes on where it was stopped is ours.
+checkpoint is due, and what a record holds. Resuming a run is ours.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Run:
         hparams: the hyperparameters, the same object that the data set was built with.
         dataset, environments: what `preparation.load_environments` returned.
         state: what an earlier process of the same run has saved; None to train from the start.
-        stop: the signals that make the training save its state and leave.
-        lock: where to tell others how far the training is.
+        stop: the signals that make the training save its state and exit.
+        lock: where to publish the progress.
 
     Raises:
-        ResumeError: the state does not fit to this run.
+        ResumeError: the state does not fit this run.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Run:
         for index in training:
             if (size := len(environments[index].in_split)) < hparams["batch_size"]:
                 print(
-                    f"Warning: environment {dataset.ENVIRONMENTS[index]!r} has {size} items to "
-                    f"train on, fewer than the batch size {hparams['batch_size']}; batches repeat "
+                    f"Warning: environment {dataset.ENVIRONMENTS[index]!r} has {size} training "
+                    f"items, fewer than the batch size {hparams['batch_size']}; batches repeat "
                     "items."
                 )
         in_splits = [environments[i].in_split for i in training]
@@ -118,7 +118,7 @@ class Run:
                 if not self._save_state():
                     raise resume.ResumeError(
                         "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
-                        "the same command starts over"
+                        "the next run starts over"
                     ) from None
                 raise
         self.files.finish()
@@ -145,7 +145,7 @@ class Run:
                 self._checkpoint(step)
 
     def _tell(self, at_once: bool) -> None:
-        """Let others read how far the training is, but not at every step."""
+        """Publish the progress, but not at every step."""
         if at_once or time.time() > self._told + 5:
             self._told = time.time()
             pictures = self.num_domains * self.hparams["batch_size"]
@@ -186,7 +186,7 @@ class Run:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Return the accuracy on every split of every environment.
 
-        When it is stopped half-way it is as if it had not begun.
+        If stopped half-way, the evaluation leaves no trace.
         """
         # An empty one stands in for what is skipped: what is drawn for a picture depends on the
         # place of its split.
@@ -222,22 +222,22 @@ class Run:
             "model_dict": self.algorithm.state_dict(),
         }
 
-    # The state, from which another process goes on
+    # The state, from which another process resumes
 
     def _same_as_before(self) -> dict[str, dict[str, Any]]:
-        """What has to be equal, by what it is called in a message."""
+        """The values that have to be equal, by their names in messages."""
         sizes = {name: len(split) for name, split in self.splits.items()}
         arguments = resume.identity(vars(self.args))
         hparams = {name: misc.plain(value) for name, value in self.hparams.items()}
         return {"arguments": arguments, "hyperparameters": hparams, "data": sizes}
 
     def _save_state(self) -> bool:
-        """Save the state, and return True, unless the algorithm has things that cannot be."""
+        """Save the state and return True; False if the algorithm cannot be stored."""
         try:
             algorithm = algorithm_state.capture(self.algorithm, self._places)
         except algorithm_state.StateError as error:
             if self._storable:
-                print(f"Warning: this run starts over if it is interrupted. {error}")
+                print(f"Warning: this run cannot be resumed after an interruption: {error}")
             self._storable = False
             return False
         state = {
@@ -261,8 +261,8 @@ class Run:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise resume.ResumeError(
-                f"{self.state_file.path} does not fit to {self.args.algorithm} as it is now: "
-                f"{error}. Its code may have changed. --restart begins anew."
+                f"{self.state_file.path} does not fit {self.args.algorithm}, whose code may have "
+                f"changed: {error}. To start over: --restart"
             ) from error
         self.interval.update(state["interval"])
         self.files.restore(state["files"])
@@ -270,6 +270,6 @@ class Run:
         if self.device == "cuda" and state["cuda_generators"]:
             torch.cuda.set_rng_state_all(state["cuda_generators"])
         self.files.publish(self.steps_done)
-        print(f"Goes on after step {self.steps_done - 1} of {self.n_steps}.")
+        print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
-            print(f"Warning: the steps before were taken with torch {state['torch']}.")
+            print(f"Warning: the earlier steps ran with torch {state['torch']}.")

@@ -1,4 +1,4 @@
-"""What all scripts do for their callers: errors without a traceback, pipes that close early."""
+"""Shared by all scripts: errors without a traceback, and pipes that close early."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from domainbed_carft.errors import CarftError, PassingError
 
 
 class UnknownNameError(CarftError, NotImplementedError):
-    """A name that no algorithm or data set has.
+    """An unknown name of an algorithm or data set.
 
     A NotImplementedError, because callers written for upstream's harness catch that.
     """
 
 
 def tell(script: str, error: CarftError) -> int:
-    """Print an error without a traceback; return 1 if trying again may help, else 2."""
+    """Print an error without a traceback; return 1 if retrying may help, else 2."""
     lines = map(text.shown, str(error).splitlines())
     print(f"{script}: " + "\n".join(lines), file=sys.stderr)
     return 1 if isinstance(error, PassingError) else 2

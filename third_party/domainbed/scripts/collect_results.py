@@ -1,7 +1,7 @@
 """Print a sweep's tables: `python -m domainbed.scripts.collect_results --help`.
 
 Text and LaTeX are those of upstream file domainbed/scripts/collect_results.py at b93c22a to the
-byte. What else there is to say goes to the error stream.
+byte. All else goes to the error stream.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def columns_of(records: Q) -> dict[str, list[str]]:
             continue
         if result.setdefault(name, labels) != labels:
             raise CarftError(
-                f"{name} has not the same environments in all jobs: {', '.join(result[name])}; "
-                f"{', '.join(labels)}. Use `carft collect`, which gives each kind a table"
+                f"the jobs of {name} have different environments: {', '.join(result[name])}; "
+                f"{', '.join(labels)}. Use `carft collect`, which prints separate tables"
             )
     return result
 
@@ -191,8 +191,8 @@ def run(folder: str, latex: bool) -> None:
     """Read the records, print the report, and write it into the folder as well."""
     records = reporting.load_records(folder)
     columns_of(records)
-    known = f"carft collect --input_dir {shlex.quote(folder)}"
-    print(f"`{known}` has what is missing, and jobs that leave nothing out", file=sys.stderr)
+    known = f"carft collect {shlex.quote(folder)}"
+    print(f"For missing jobs, and jobs that leave nothing out: `{known}`", file=sys.stderr)
     with printed_at_once() as printed:
         print_report(records, latex)
         path = Path(folder, "results.tex" if latex else "results.txt")
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
-    parser.add_argument("--latex", action="store_true")
+    parser.add_argument("--latex", action="store_true", help="print LaTeX instead of text")
     args = parser.parse_args(argv)
     return exit_status("collect_results", lambda: run(args.input_dir, args.latex))
 

@@ -1,7 +1,7 @@
-"""Get data sets: `python -m domainbed.scripts.download --help`.
+"""Download data sets: `python -m domainbed.scripts.download --help`.
 
-Upstream's command of this name has one flag and its calls in comments; one has to edit the file.
-`--datasets` is ours.
+Upstream's script has one flag and its calls in comments, so users edit the file; `--datasets` is
+ours.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         metavar="NAME",
         default=default,
-        help=f"what to download (default: {', '.join(default)}, as upstream's script does; begins "
-        f"without asking); there are: {', '.join(NAMES)}",
+        help=f"data sets to download, without asking (default: {', '.join(default)}, as in "
+        f"upstream's script); available: {', '.join(NAMES)}",
     )
     args = parser.parse_args(argv)
     return exit_status("download", lambda: run(args))

@@ -37,7 +37,7 @@ def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> No
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read and print. Raises CarftError if no record has what was asked for."""
+    """Read and print. Raises CarftError if no record matches the request."""
     names = "dataset,algorithm,test_env"
     wanted = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
     if not len(chosen):
         found = [" ".join(map(str, group)) for group in groups.select(names).unique()]
         raise CarftError(
-            f"no record below {args.input_dir} is of {' '.join(map(str, wanted))} (data set, "
-            f"algorithm, test environment); there are: {', '.join(sorted(found)) or 'none'}"
+            f"{args.input_dir} has no record of {' '.join(map(str, wanted))} (data set, "
+            f"algorithm, test environment); available: {', '.join(sorted(found)) or 'none'}"
         )
     print("Total records:", len(records))
     for method in SELECTION_METHODS:

@@ -87,7 +87,7 @@ class Job:
                     shutil.rmtree(away)
                 deleted += 1
             except Held as error:
-                print(f"sweep: left alone: {error}", file=sys.stderr)
+                print(f"sweep: not deleted: {error}", file=sys.stderr)
         print(f"Deleted {deleted} jobs!")
 
 
@@ -156,17 +156,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--algorithms", nargs="+", default=algorithms_module.ALGORITHMS)
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")
-    parser.add_argument("--n_hparams", type=int, default=20, help="hparams_seed to stop before")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--seed", type=int, default=0, help="accepted as upstream does, unused")
-    parser.add_argument("--n_trials", type=int, default=3)
-    parser.add_argument("--command_launcher", required=True)
-    parser.add_argument("--steps", type=int, help="0, and the default: the data set's own")
+    parser.add_argument("--n_hparams", type=int, default=20, help="last hparams_seed plus one")
+    parser.add_argument("--output_dir", required=True, help="folder for the jobs' folders")
+    parser.add_argument("--data_dir", required=True, help="folder with the data sets' folders")
+    parser.add_argument("--seed", type=int, default=0, help="unused, as in upstream")
+    parser.add_argument("--n_trials", type=int, default=3, help="trials per cell (default: 3)")
+    parser.add_argument("--command_launcher", required=True, help="such as local, pool or slurm")
+    parser.add_argument("--steps", type=int, help="steps per job (0 or none: the data set's own)")
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set in every job")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2)
-    parser.add_argument("--single_test_envs", action="store_true")
-    parser.add_argument("--skip_confirmation", action="store_true")
+    parser.add_argument("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
+    parser.add_argument("--single_test_envs", action="store_true", help="leave out no pairs")
+    parser.add_argument("--skip_confirmation", action="store_true", help="do not ask")
     scalar_logs.add_flag(parser)
     return parser
 
@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """Raise a CarftError that lists everything wrong with the command line.
 
-    To launch, what would make every job fail is wrong as well; to delete jobs, it is not.
+    When launching, this includes whatever would make every job fail; when deleting, it does not.
     """
     problems: list[str] = []
     for algorithm in args.algorithms:
@@ -218,8 +218,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if begun := by_state[Job.INCOMPLETE]:
         running = sum(JobFolder(job.output_dir).is_held() for job in begun)
-        left = f"{len(begun)} incomplete jobs were not launched: {running} are running"
-        print(f"sweep: {left}, for the rest delete_incomplete and launch again", file=sys.stderr)
+        left = f"{len(begun)} incomplete jobs were not launched, {running} of them are running"
+        print(f"sweep: {left}; for the rest delete_incomplete, then launch", file=sys.stderr)
     _note(lambda: _list(jobs, args))
     scalar_logs.hand_on(args.log, args.output_dir)
     try:
@@ -248,11 +248,11 @@ def _list(jobs: Sequence[Job], args: argparse.Namespace) -> None:
 
 
 def _note(change: Callable[[], object]) -> None:
-    """Change the manifest; where that fails, the sweep goes on without."""
+    """Change the manifest; if that fails, the sweep continues without it."""
     try:
         change()
     except (CarftError, OSError, AttributeError) as error:
-        print(f"sweep: Warning: the list of jobs was not changed: {error}", file=sys.stderr)
+        print(f"sweep: Warning: the list of jobs was not updated: {error}", file=sys.stderr)
 
 
 def _confirm() -> None:
@@ -262,7 +262,7 @@ def _confirm() -> None:
     except (EOFError, RuntimeError):  # the latter where it was closed from the start
         print()
         raise CarftError(
-            "nobody could answer, for standard input has ended; give --skip_confirmation"
+            "no answer, because standard input is closed; give --skip_confirmation"
         ) from None
     if not answer.strip().lower().startswith("y"):
         print("Nevermind!")

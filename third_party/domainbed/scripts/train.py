@@ -46,47 +46,47 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.train", description="Domain generalization"
     )
-    parser.add_argument("--data_dir", help="folder that holds the data sets' folders")
+    parser.add_argument("--data_dir", help="folder that contains the data sets' folders")
     parser.add_argument(
-        "--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder"
+        "--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder of your own"
     )
-    parser.add_argument("--algorithm", default="ERM")
+    parser.add_argument("--algorithm", default="ERM", help="name (default: ERM)")
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set")
     parser.add_argument(
-        "--test_envs", type=int, nargs="*", default=[0], help="none: train on all environments"
+        "--test_envs", type=int, nargs="*", default=[0], help="without a number: train on all"
     )
-    parser.add_argument("--output_dir", default="train_output")
+    parser.add_argument("--output_dir", default="train_output", help="folder for its files")
     seeds = {
-        "--hparams_seed": "draws the hyperparameters; 0 is the defaults",
-        "--trial_seed": "draws the splits and the hyperparameters",
-        "--seed": "seeds everything else",
+        "--hparams_seed": "seed of the random hyperparameters (0: the defaults)",
+        "--trial_seed": "seed of the splits and of the random hyperparameters",
+        "--seed": "seed of everything else",
     }
     for flag, what in seeds.items():
         parser.add_argument(flag, type=int, default=0, help=what)
-    own = "0, and the default: the data set's own"
-    parser.add_argument("--steps", type=int, help=own)
-    parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints; {own}")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2)
+    own = "(0 or none: the data set's own)"
+    parser.add_argument("--steps", type=int, help=f"steps to train {own}")
+    parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints {own}")
+    parser.add_argument("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
     parser.add_argument(
         "--uda_holdout_fraction",
         type=float,
         default=0,
-        help="share of a test environment to leave out of its in-split, as for upstream's domain "
+        help="share of a test environment to take out of its in-split, as in upstream's domain "
         "adaptation",
     )
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that load data, 0 for none; default: the data set's own number, at most "
-        "one a CPU; changes no result",
+        help="processes that load data, 0 for none; results do not depend on it (default: the "
+        "data set's own number, at most one per CPU)",
     )
     parser.add_argument(
         "--skip_training_in_splits",
         action="store_true",
         default=os.environ.get(SKIP_VARIABLE) == "1",
-        help="leave accuracies on the training environments' in-splits out of the records: most of "
-        f"the evaluation, and no selection uses them; ${SKIP_VARIABLE}=1 says it for all jobs",
+        help="skip accuracies on the training environments' in-splits, which take most of the "
+        f"evaluation's time and which no selection uses (for all jobs: ${SKIP_VARIABLE}=1)",
     )
     parser.add_argument("--skip_model_save", action="store_true", help="keep no weights")
     parser.add_argument("--save_model_every_checkpoint", action="store_true")
@@ -94,14 +94,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep_weights",
         choices=checkpoints.KEEP,
         default=os.environ.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
-        help="the last in model.pkl, those chosen by training-domain validation in "
-        f"model_best.pkl, both (default), or none; ${checkpoints.VARIABLE} says it for all jobs",
+        help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
+        f"both (default); or none (for all jobs: ${checkpoints.VARIABLE})",
     )
     parser.add_argument(
         "--restart",
         action="store_true",
-        help="begin anew: delete state and weights that a run left in --output_dir, and set its "
-        "records aside in results-1.jsonl",
+        help="start over: delete the state and weights of an earlier run in --output_dir, and move "
+        "its records to results-1.jsonl",
     )
     scalar_logs.add_flag(parser)
     return parser
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
     0; 1 after a failure; 2 after a wrong argument; 73 if another process trains this job; 75 if
-    told to stop by a signal, with all saved to go on; 130 if interrupted, as a shell says it.
+    stopped by a signal, with its state saved; 130 if interrupted, as in shells.
     """
     args = build_parser().parse_args(argv)
     # No arguments of the run, hence in none of its records.
@@ -200,10 +200,10 @@ def _run_and_tell(
     except CarftError as error:
         return tell("train", error)
     except stopping.Stopped as signal:
-        print(f"train: stopped by {signal}; the same command goes on from here", file=sys.stderr)
+        print(f"train: stopped by {signal}; to resume, rerun the command", file=sys.stderr)
         return job_folder.STOPPED
     except KeyboardInterrupt:
-        advice = "the same command goes on from the last checkpoint"
+        advice = "to resume from the last checkpoint, rerun the command"
         print(f"train: interrupted by Ctrl-C; {advice}", file=sys.stderr)
         return 130
     except Exception:
