@@ -8,7 +8,7 @@ from domainbed import hparams_registry
 from domainbed.lib import misc
 
 from domainbed_carft.method import hparams
-from domainbed_carft.method.arguments import check_hparams
+from domainbed_carft.method.arguments import check
 
 SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"]
 
@@ -22,7 +22,7 @@ def test_values_are_plain_valid_and_survive_json(algorithm, dataset):
             chosen = {name: pair[index] for name, pair in values.items()}
             assert all(type(v) in (int, float, bool, str) for v in chosen.values())
             assert json.loads(json.dumps(chosen)) == chosen
-            check_hparams(chosen)
+            check((3, 8, 8), chosen)
 
 
 def test_draws_depend_on_the_seed_stay_in_range_and_move_no_other():

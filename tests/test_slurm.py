@@ -80,7 +80,7 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     arrays = {name.partition("_")[0] for name in ids.values()}
     assert len(arrays) == -(-8 // min(size, 1000))
     assert set(left(sweep)) == set(ids.values())
-    assert f"has {min(size, 8)} of the sweep's 8 jobs" in capsys.readouterr().out
+    assert f"runs {min(size, 8)} of the sweep's 8 jobs" in capsys.readouterr().out
     wait_until(lambda: not left(sweep), 120)
     folders = [sweep / name for name in ids]
     assert all(events(folder) == ["start", "end"] for folder in folders)

@@ -126,7 +126,7 @@ compare_with: [CARFT]
                 "5: hparams.kl_weigth: no hyperparameter of CARFT is called 'kl_weigth'; did you m",
                 "6: hparams.weight_decay: got -1, expected a number >= 0",
                 "7: test_environments.VLCS: no data set of this sweep is called 'VLCS'",
-                "7: test_environments.PACS[0]: no environment of PACS is called 'Z'; Valid: A (0)",
+                "7: test_environments.PACS[0]: no environment of PACS is called 'Z'. Valid: A (0)",
                 "7: test_environments.PACS[1]: no environment of PACS is called '9'",
                 "9: overrides[0].datasets[0]: no data set of this sweep is called 'VLCS'",
                 "11: overrides[1].hparams.warmup_steps: got 9000, expected less than total_st",

@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
     data = _shared(loading)
     data.add_argument(
         "--data_dir",
-        help="folder that contains the data set's, or your own data folder (default: as recorded)",
+        help="folder above the data set's, or your own data folder itself (default: as recorded)",
     )
     output = _shared()
     output.add_argument(

@@ -25,7 +25,7 @@ from domainbed_carft.text import counted, limited, shown
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
 _NUMBERS = {float, int}
-_MOST = 1 + 1e-6  # weights that are summed up in two orders may come to a little more than 1
+_MOST = 1 + 1e-6  # weights summed in two orders may slightly exceed 1
 
 
 @dataclass(frozen=True, eq=False)

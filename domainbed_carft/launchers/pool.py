@@ -88,7 +88,7 @@ def _run(
             ending = attempt.run(job, {**slot, **own}, children)
             again = ending.result == "again"
             if ending.result == "interrupted":
-                # By someone who wants it to start again, but a job may also go on so for ever.
+                # Someone may want it to restart, but a job could also do this forever.
                 interruptions[ending.folder] += 1
                 again = interruptions[ending.folder] < MAX_ATTEMPTS
             if again:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SWITCH", "install", "register", "unregister"]
 
-# `names` has it again, which a test compares: this module alone loads at every start.
+# Repeated in `names`, which a test compares: only this module loads at every start.
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 

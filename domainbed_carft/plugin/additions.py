@@ -68,7 +68,7 @@ class Journal:
 
 _JOURNAL = Journal()
 
-# Our names that the host has taken for classes of its own: it keeps them.
+# Our names that the host already uses for its own classes, which stay.
 _KEPT_BY_HOST: set[str] = set()
 
 
@@ -130,7 +130,7 @@ def add_emoji_styles(module: ModuleType) -> None:
     """Put the embedded benchmark into `domainbed.datasets`, its list and its lookup."""
     from domainbed_carft.plugin import emoji_styles
 
-    # Forks with a package in place of the module keep the data sets in a part of it.
+    # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
     if _JOURNAL.owns(home, "EmojiStyles"):
         ours = home.EmojiStyles

@@ -129,7 +129,7 @@ def _wrap(spec: ModuleSpec) -> None:
             from domainbed_carft.plugin import additions
 
             additions.apply(sys.modules[host])
-        except Exception as error:  # whatever goes wrong, the host goes on
+        except Exception as error:  # whatever fails here, the host continues
             warn_once(host, error.__cause__ or error)
 
     loader.exec_module = exec_module  # type: ignore[method-assign]

@@ -231,7 +231,7 @@ def _saved(canvas: Canvas, title: str, name: str, alt: str) -> Figure:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font lacks, and of long names
         canvas.draw_without_rendering()
-        canvas.set_layout_engine(None)  # it is laid out, which would be done anew for each file
+        canvas.set_layout_engine(None)  # already laid out; else this is redone for each file
         canvas.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
         canvas.savefig(raster, format="png", dpi=_DPI, metadata={"Software": None})
     svg = vector.getvalue()

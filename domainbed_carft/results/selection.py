@@ -186,7 +186,7 @@ METHODS = {
     "training-domain": Method("training-domain validation set", _training_domain),
     LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
     "oracle": Method("test-domain validation set (oracle)", _oracle),
-    # The jobs that leave nothing out have no target to be told of.
+    # Jobs that leave nothing out have no target, so no outcome by target.
     IN_DOMAIN: Method(
         "nothing left out, out-splits at the last step", lambda test, choice: None, leaves_out=False
     ),

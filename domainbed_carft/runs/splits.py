@@ -88,7 +88,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     _require_same_data(run, dataset, targets, seen)
     names = [environment.name for environment in seen.environments]
     names = names if len(names) == len(dataset) else [*map(str, range(len(dataset)))]
-    # As `train` has it: seed, step, the split's number, and the picture's.
+    # As in `train`: seed, step, the split's number, and the picture's.
     key = (run.args.get("seed", 0) % 2**64, last if run.step is None else run.step)
     return [
         Split(name, names[index], index in targets, _Items(part, (*key, number)))
@@ -207,7 +207,7 @@ class _Items(Dataset[Any]):
         items = []
         with _generators_kept():
             for position in positions:
-                # On our harness as `domainbed.lib.fast_data_loader` has it.
+                # On our harness as in `domainbed.lib.fast_data_loader`.
                 seed_of = misc.seed_hash if drawing is None else drawing.seed_of
                 _reseed(int(seed_of(*self._key, position)))
                 items.append(self._items[position])

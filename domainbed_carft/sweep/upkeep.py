@@ -112,7 +112,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     stopping = []
     for one in (one for one in statuses if one.state == states.RUNNING):
         holder, folder = one.holder or UNKNOWN, JobFolder(one.job.folder)
-        # A launcher that was told stops its own jobs.
+        # A launcher that got the signal stops its own jobs.
         is_told = holder.slurm in waiting.slurm or holder.pid in told
         is_here = holder.host == socket.gethostname() and _is_still(holder)
         if is_told or not folder.is_held() or (is_here and _stop(holder.pid)):
@@ -199,7 +199,7 @@ def _remove_job(path: Path, waiting: Waiting) -> bool:
             if folder.done or (path in waiting.places and not folder.failed()):
                 return False
             if path.is_dir():
-                # All at once: whoever launches the job now makes a folder with its own lock.
+                # All at once: a launch from now on makes a new folder with its own lock.
                 path.rename(away)
                 shutil.rmtree(away)
     except (Held, FileNotFoundError):

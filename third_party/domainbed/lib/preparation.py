@@ -19,7 +19,7 @@ from domainbed.lib.splits import Environment, split_environments
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 
-# How many cores a job may take: a launcher that runs several at a time says so.
+# How many cores a job may use, set by a launcher that runs several jobs at a time.
 CORES = "DOMAINBED_CORES"
 
 

@@ -142,7 +142,7 @@ class _TensorBoard:
         from torch.utils.tensorboard.summary import hparams as compared
 
         folder = os.path.join(args["output_dir"], "tensorboard", name_of(args))
-        # All records of the run are logged anew, so that nothing of earlier processes counts.
+        # All records of the run are logged again, replacing those of earlier processes.
         self._writer = SummaryWriter(folder, purge_step=0)
         told = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in told.items()}
