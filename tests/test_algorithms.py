@@ -26,6 +26,7 @@ def settings(weights, algorithm="CARFT", **overrides):
     values.update(data_augmentation=True, class_balanced=False)
     values.update(clip_backbone=str(weights), class_names=CLASSES, contexts=CONTEXTS)
     values.update(warmup_steps=2, total_steps=20, drift_every=2)
+    values["lp_steps"] = min(values["lp_steps"], 2)
     return {**values, **overrides}
 
 

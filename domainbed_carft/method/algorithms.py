@@ -1,11 +1,13 @@
-"""CAR-FT and the CLIP baselines it is compared with, as DomainBed algorithms.
+"""CAR-FT, its peers and baselines as DomainBed algorithms.
 
-One base class, ``CLIPAlgorithm``: an image encoder, a linear head, a frozen original, an optimiser.
-Each algorithm sets which parameters it trains and the weight of the KL term.
+One body, ``CLIPAlgorithm``: an image encoder, a head, a frozen original, an optimizer. Each
+algorithm says what it trains and which terms beside the cross-entropy count in it; the formulas are
+in ``objective`` and ``anchors``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +17,24 @@ import torch
 import torch.nn.functional as F
 from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import (
+    activations,
+    anchors,
     arguments,
+    averages,
     backbone,
     objective,
     observed,
     optimisation,
     pictures,
     prompts,
+    texts,
 )
+
+Seen = dict[str, list[Tensor]]  # method -> activations (N, T, C) at its places
 
 
 class Frozen:
@@ -39,8 +48,8 @@ class Frozen:
         self.bf16 = precision == "bf16"
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        return encode(self.encoder, pictures, self.bf16)
+    def __call__(self, pictures: Tensor, methods: Sequence[str] = ()) -> tuple[Tensor, Seen]:
+        return encode(self.encoder, pictures, self.bf16, methods)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing: a resumed run rebuilds the original from CLIP's weights."""
@@ -50,29 +59,49 @@ class Frozen:
         """Nothing to do."""
 
 
-def encode(encoder: nn.Module, pictures: Tensor, bf16: bool) -> Tensor:
-    """Image features (N, D), float32 and not normalised, of pictures as CLIP takes them."""
-    with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
+def encode(
+    encoder: nn.Module, pictures: Tensor, bf16: bool, methods: Sequence[str] = ()
+) -> tuple[Tensor, Seen]:
+    """Image features (N, D), float32 and not normalised, of pictures as CLIP wants them.
+
+    Also the activations that each of ``methods``, keys of activations.FIRST, compares.
+    """
+    seen: Seen = {}
+    with contextlib.ExitStack() as stack:
+        for method in methods:
+            modules = activations.places(encoder, method)
+            seen[method] = stack.enter_context(activations.recorded(encoder, modules))
+        stack.enter_context(
+            torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16)
+        )
         features: Tensor = encoder(pictures)
-    return features.float()
+    return features.float(), seen
+
+
+ONLY_TRAINED = ("miro_variances.",)  # parts of a state dict that no prediction needs
 
 
 class CLIPAlgorithm(Algorithm):
-    """The body shared by our four algorithms.
+    """The body shared by our algorithms.
 
     Arguments as DomainBed gives them: ``input_shape`` (3, H, W), ``num_classes``, ``num_domains``
     and the hparams of ``domainbed_carft.method.hparams``. Raises CarftError for hparams that are
-    unknown or invalid, pictures without three channels, and classes without names.
+    unknown, invalid or make no sense together, pictures without three channels, and classes without
+    names.
 
-    The state dict holds the image encoder, the head, the context weights and the words, but not the
-    frozen original: a saved run needs no CLIP to predict again.
+    The state dict holds the weights that predict, the context weights and the words, but not the
+    frozen original: a saved run needs no CLIP to predict again. Where other weights are trained
+    than predict, these are in the state of ``predicting``.
     """
 
     input: pictures.CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
     trains_encoder = True
     trains_head = True
+    terms: tuple[str, ...] = ()  # the hparams that weigh a term of this algorithm's loss
     original: Frozen | None = None
+    texts: texts.RandomTexts | None = None
+    predicting: averages.Predicting | None = None
     restored = False
 
     def __init__(
@@ -98,13 +127,8 @@ class CLIPAlgorithm(Algorithm):
             features = backbone.text_features(clip_model, prompts.prompts(templates, names))
             weights = objective.zero_shot_weights(features)
             self.set_up(clip_model.model.visual, weights, clip_model.logit_scale, normalisation)
-        self.steps_taken = 0
-        if self.trains_encoder and (self.kl_weight > 0 or hparams["drift_every"] > 0):
-            self.original = Frozen(self.encoder, hparams["original_precision"])
+            self.set_up_training(clip_model.model, weights)
         self.train()
-        if self.trains_head:
-            self.optimizer = optimisation.adamw(self.named_parameters(), hparams)
-            self.scheduler = optimisation.schedule(self.optimizer, hparams)
 
     def set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float,
@@ -118,39 +142,85 @@ class CLIPAlgorithm(Algorithm):
         self.encoder = encoder
         resolution = int(encoder.input_resolution)  # type: ignore[arg-type]
         self.input = pictures.CLIPInput(resolution, *normalisation)
-        self.head = nn.Linear(dim, num_classes, bias=False)
-        if self.hparams["head_init"] == "zero-shot" or not self.trains_head:
-            self.head.weight.data.copy_(weights.classes)
+        self.head = nn.Linear(dim, num_classes)
+        self.head.bias.data.zero_()
+        is_random = self.hparams["head_init"] == "random" and self.trains_head
+        # Folded, a random or a probed head would hardly move.
+        folded = self.hparams["head_scale"] == "folded" and self.trains_encoder and not is_random
+        if not is_random:
+            self.head.weight.data.copy_(weights.classes * (logit_scale if folded else 1.0))
+        self.register_buffer("head_factor", torch.tensor(1.0 if folded else logit_scale))
         self.register_buffer("context_weights", weights.contexts.clone())
         self.register_buffer("logit_scale", torch.tensor(logit_scale))
         self.encoder.requires_grad_(self.trains_encoder)
         self.head.requires_grad_(self.trains_head)
+        self.head.bias.requires_grad_(self.trains_head and folded)
+
+    def set_up_training(self, clip_model: Any, weights: objective.ZeroShotWeights) -> None:
+        """Build what only training needs; ``clip_model`` is the original ``clip.model.CLIP``."""
+        hparams, self.steps_taken = self.hparams, 0
+        self.register_buffer("class_texts", weights.classes.clone(), persistent=False)
+        if self.trains_encoder and (any(map(self.weight, self.terms)) or hparams["drift_every"]):
+            self.original = Frozen(self.encoder, hparams["original_precision"])
+        if self.weight("lipsum_weight"):
+            self.texts = texts.RandomTexts(clip_model)
+        if self.weight("miro_weight"):
+            blank = torch.zeros(1, 3, *[int(self.encoder.input_resolution)] * 2)  # type: ignore
+            with torch.no_grad():
+                found = encode(self.encoder, blank, False, ["miro"])[1]["miro"]
+            start = (anchors.raw_variance(anchors.MIRO_VARIANCE, f.shape[-1]) for f in found)
+            self.miro_variances = nn.ParameterList(map(nn.Parameter, start))
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if not trained:
+            return
+        self.optimizer = optimisation.adamw(trained.items(), hparams)
+        self.scheduler = optimisation.schedule(self.optimizer, hparams)
+        if hparams["lp_steps"] and self.trains_encoder:
+            # Adam's steps do not know the scale of a weight: folded, it needs the head's scale.
+            rate = hparams["lp_lr"] * float(self.logit_scale / self.head_factor)
+            self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
+        if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
+            own = {n: p for n, p in trained.items() if not n.startswith("miro_variances.")}
+            self.predicting = averages.Predicting(own, hparams)
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
         """The problems of ``--hparams``, for hosts that check before they load anything."""
         return arguments.refusals(cls.__name__, dataset, overrides)
 
-    @property
-    def kl_weight(self) -> float:
-        """The weight of the KL term in the loss; 0 except for CARFT."""
-        return 0.0
+    def weight(self, name: str) -> float:
+        """The weight of a term in the loss: that of the hparam, or 0 in other algorithms."""
+        return float(self.hparams[name]) if name in self.terms else 0.0
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
-        return self.class_logits(self.features(x))
+        weights = self.predicting_weights()
+        logits: Tensor = functional_call(self, weights, (x,)) if weights else self.forward(x)
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same as ``predict``; weight averaging (SWAD) calls the module itself."""
-        return self.predict(x)
+        """The same by the weights that are trained; weight averaging (SWAD) calls the module."""
+        return self.class_logits(self.features(x))
+
+    def predicting_weights(self) -> dict[str, Tensor]:
+        """Name -> tensor of the weights that predict, where these are not those trained."""
+        return self.predicting.weights() if self.predicting else {}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The module's, with the weights that predict."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        state.update({prefix + name: t for name, t in self.predicting_weights().items()})
+        return state
 
     def features(self, x: Tensor) -> Tensor:
         """Image features (N, D), not normalised, of pictures as ``predict`` takes them."""
-        return encode(self.encoder, self.input(x), self.hparams["amp"] == "bf16")
+        return encode(self.encoder, self.input(x), self.hparams["amp"] == "bf16")[0]
 
     def class_logits(self, features: Tensor) -> Tensor:
         """Class logits (N, K) of image features (N, D)."""
-        logits: Tensor = self.logit_scale * self.head(F.normalize(features, dim=-1))
+        unit = F.normalize(features, dim=-1)
+        logits: Tensor = self.head_factor * F.linear(unit, self.head.weight) + self.head.bias
         return logits
 
     def context_logits(self, features: Tensor) -> Tensor:
@@ -180,9 +250,9 @@ class CLIPAlgorithm(Algorithm):
         of forks gives two lists by keyword instead, ``x`` and ``y``. Unlabeled pictures and further
         keyword arguments are not used.
 
-        Returns ``loss``, its parts ``loss_ce`` and ``loss_kl`` (unweighted), in nats, and
-        ``context_agreement`` in [0, 1]. CLIPFineTune has the last two only on the steps on which
-        it measures the drift (hparam ``drift_every``).
+        Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
+        ``context_agreement`` in [0, 1]. Algorithms without the KL term have the last two only on
+        the steps on which they measure the drift (hparam ``drift_every``).
         """
         if self.restored:
             raise CarftError(
@@ -191,31 +261,72 @@ class CLIPAlgorithm(Algorithm):
             )
         xs, ys = arguments.pictures_and_labels(minibatches, more)
         x, y = torch.cat(xs), torch.cat(ys)
-        measured = self._loss(x, y)
-        self._step(measured["loss"])
+        if self.trains_encoder and self.steps_taken < self.hparams["lp_steps"]:
+            measured = self._probe(x, y)
+        else:
+            measured = self._loss(x, y)
+            self._step(measured["loss"])
+        self.steps_taken += 1
+        if self.predicting:
+            self.predicting.add(self.steps_taken)
         return {name: float(value.detach()) for name, value in measured.items()}
+
+    def _probe(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """A step of LP-FT's first phase (arXiv 2202.10054): the head alone, at its own rate."""
+        with torch.no_grad():
+            features = self.features(x)
+        cross_entropy = F.cross_entropy(self.class_logits(features), y)
+        self.probe_optimizer.zero_grad(set_to_none=True)
+        cross_entropy.backward()
+        self.probe_optimizer.step()
+        return {"loss": cross_entropy, "loss_ce": cross_entropy}
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         clip_pictures = self.input(x)
-        features = encode(self.encoder, clip_pictures, self.hparams["amp"] == "bf16")
+        methods = [name for name in activations.FIRST if self.weight(f"{name}_weight")]
+        bf16 = self.hparams["amp"] == "bf16"
+        features, seen = encode(self.encoder, clip_pictures, bf16, methods)
         logits = self.class_logits(features)
+        if self.hparams["margin"] and self.trains_encoder:
+            shift = self.hparams["margin"] * self.logit_scale
+            logits = anchors.margin_logits(logits, y, self.class_texts, shift)
+        parts = {"loss_ce": F.cross_entropy(logits.float(), y)}
+        total = parts["loss_ce"]
         every = self.hparams["drift_every"]
         drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
-        if not (self.kl_weight > 0 or drifts):
-            cross_entropy = F.cross_entropy(logits, y)
-            return {"loss": cross_entropy, "loss_ce": cross_entropy}
-        assert self.original is not None  # made wherever contexts are compared
-        original = self.context_logits(self.original(clip_pictures))
-        with torch.set_grad_enabled(self.kl_weight > 0):
-            tuned = self.context_logits(features)
-        kl = {"kl_weight": self.kl_weight, "kl_direction": self.hparams["kl_direction"]}
-        loss = objective.carft_loss(logits, y, original, tuned, **kl)
-        return {
-            "loss": loss.total,
-            "loss_ce": loss.cross_entropy,
-            "loss_kl": loss.kl,
-            "context_agreement": objective.context_agreement(original, tuned),
-        }
+        counting = [name for name in self.terms if self.weight(name) > 0]
+        if {*counting} - {"sp_weight"} or drifts:
+            assert self.original is not None  # made for all of these
+            features_0, seen_0 = self.original(clip_pictures, methods)
+            contexts_0 = self.context_logits(features_0)
+            with torch.set_grad_enabled("kl_weight" in counting):
+                contexts = self.context_logits(features)
+            both = contexts_0, contexts
+            if "kl_weight" in counting or drifts:
+                parts["loss_kl"] = objective.context_kl(*both, self.hparams["kl_direction"])
+                parts["context_agreement"] = objective.context_agreement(*both)
+            if "fd_weight" in counting:
+                parts["loss_fd"] = anchors.feature_distance(features, features_0)
+            if "ldifs_weight" in counting:
+                axis = self.hparams["ldifs_axis"]
+                parts["loss_ldifs"] = anchors.ldifs(seen["ldifs"], seen_0["ldifs"], axis)
+            if self.texts and "lipsum_weight" in counting:
+                drawn = self.texts(self.hparams["lipsum_texts"], self.hparams["lipsum_length"])
+                parts["loss_lipsum"] = anchors.lipsum(features, features_0, drawn, self.logit_scale)
+            if "miro_weight" in counting:
+                variances = [*self.miro_variances]
+                parts["loss_miro"] = anchors.variational(seen["miro"], seen_0["miro"], variances)
+        if "sp_weight" in counting and self.hparams["sp_form"] == "coupled":
+            parts["loss_sp"] = anchors.weight_distance(self._beside_the_original())
+        for name in counting:
+            part = parts.get(f"loss_{name.removesuffix('_weight')}")
+            total = total if part is None else total + self.weight(name) * part
+        return {"loss": total, **parts}
+
+    def _beside_the_original(self) -> list[tuple[Tensor, Tensor]]:
+        """Each weight of the encoder with the original's."""
+        assert self.original is not None
+        return [*zip(self.encoder.parameters(), self.original.encoder.parameters(), strict=True)]
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,9 +334,13 @@ class CLIPAlgorithm(Algorithm):
         if self.hparams["grad_clip"] > 0:
             trained = [p for p in self.parameters() if p.requires_grad]
             nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
+        rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        self.steps_taken += 1
-        if self.steps_taken == self.hparams["total_steps"] + 1:
+        if self.weight("sp_weight") and self.hparams["sp_form"] == "decoupled":
+            with torch.no_grad():
+                for now, start in self._beside_the_original():
+                    now.lerp_(start, rate * self.weight("sp_weight"))
+        if self.steps_taken == self.hparams["total_steps"]:
             warnings.warn(
                 f"training continues after total_steps = {self.hparams['total_steps']}, where the "
                 "schedule ends; set total_steps to the number of training steps",
@@ -237,15 +352,21 @@ class CLIPAlgorithm(Algorithm):
         super()._apply(fn, recurse)
         if self.original is not None:
             self.original.encoder._apply(fn)
+        for part in (self.texts, self.predicting):
+            if part is not None:
+                part.apply(fn)
         return self
 
 
 class CARFT(CLIPAlgorithm):
-    """Context-aware robust fine-tuning, arXiv 2211.16175: cross-entropy + kl_weight * KL."""
+    """Context-aware robust fine-tuning, arXiv 2211.16175: cross-entropy + kl_weight * KL.
 
-    @property
-    def kl_weight(self) -> float:
-        return float(self.hparams["kl_weight"])
+    The terms of its peers count beside the KL where their weights are set.
+    """
+
+    terms = (
+        "kl_weight", "sp_weight", "fd_weight", "ldifs_weight", "lipsum_weight", "miro_weight",
+    )  # fmt: skip
 
 
 class CLIPFineTune(CLIPAlgorithm):
@@ -265,3 +386,47 @@ class CLIPZeroShot(CLIPLinearProbe):
 
     def _step(self, loss: Tensor) -> None:
         pass
+
+
+class CLIPood(CLIPAlgorithm):
+    """Margin metric softmax under a frozen text head, and a Beta average, arXiv 2302.00864."""
+
+    trains_head = False
+
+
+class CLIPWiSEFT(CLIPAlgorithm):
+    """Fine-tuning that predicts half-way to the original weights: WiSE-FT, arXiv 2109.01903."""
+
+
+class CLIPLPFT(CLIPAlgorithm):
+    """Linear probing, then fine-tuning: LP-FT, arXiv 2202.10054."""
+
+
+class CLIPL2SP(CLIPAlgorithm):
+    """Fine-tuning held to the original weights: L2-SP, arXiv 1802.01483."""
+
+    terms = ("sp_weight",)
+
+
+class CLIPFeatureDistillation(CLIPAlgorithm):
+    """Fine-tuning held to the original image features."""
+
+    terms = ("fd_weight",)
+
+
+class LDIFS(CLIPAlgorithm):
+    """Fine-tuning held to the original activations at five places, arXiv 2308.13320."""
+
+    terms = ("ldifs_weight",)
+
+
+class LipsumFT(CLIPAlgorithm):
+    """Fine-tuning held to the original logits of random texts, arXiv 2404.00860."""
+
+    terms = ("lipsum_weight",)
+
+
+class CLIPMIRO(CLIPAlgorithm):
+    """MIRO, arXiv 2203.10789, on the zero-shot head."""
+
+    terms = ("miro_weight",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +72,30 @@ def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
                 find(hparams[name])
             except CarftError as error:
                 problems.append(str(error))
-    both = {"warmup_steps", "total_steps"} <= hparams.keys() - wrong.keys()
-    if both and hparams["warmup_steps"] >= hparams["total_steps"]:
-        problems.append(
-            f"warmup_steps is {hparams['warmup_steps']}, expected less than total_steps = "
-            f"{hparams['total_steps']}, or the learning rate never reaches lr; set both"
-        )
+    if hparams.keys() - wrong.keys() >= {h.name for h in HPARAMS}:
+        problems += _conflicts(hparams)
     return problems
+
+
+def _conflicts(hparams: Mapping[str, Any]) -> Iterator[str]:
+    """Values that are valid one by one and make no sense together."""
+    steps = hparams["warmup_steps"] + hparams["lp_steps"]
+    if steps >= hparams["total_steps"]:
+        yield (
+            f"warmup_steps is {hparams['warmup_steps']} and lp_steps {hparams['lp_steps']}, "
+            f"expected less than total_steps = {hparams['total_steps']} together, or the learning "
+            "rate never reaches lr; set all three"
+        )
+    if hparams["average"] == "sma" and hparams["average_start"] >= hparams["total_steps"]:
+        yield (
+            f"average_start is {hparams['average_start']}, expected less than total_steps = "
+            f"{hparams['total_steps']}, or nothing is averaged"
+        )
+    if hparams["head_init"] == "random":
+        # A random head has no original to go back to, and no text features to compare with.
+        for name, off in (("wise_alpha", 1), ("margin", 0)):
+            if hparams[name] != off:
+                yield f"{name} is {hparams[name]!r}, expected {off} with head_init 'random'"
 
 
 def _find_backbone(name: str) -> None:

@@ -1,7 +1,7 @@
 """The hyperparameters of our algorithms: defaults, valid values, random draws. No torch.
 
-Every value is a plain Python one, so that a record round-trips through JSON. All four algorithms
-take the same names, because one ``--hparams`` of a sweep goes to every algorithm in it.
+Every value is a plain Python one, so that a record round-trips through JSON. All algorithms take
+the same names, because one ``--hparams`` of a sweep goes to every algorithm in it.
 docs/method.md gives the source of each value, and which are our choice.
 """
 
@@ -16,8 +16,13 @@ import numpy as np
 
 from domainbed_carft.jobs.job import seed_hash
 
-ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+ALGORITHMS = (
+    "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
+    "CLIPood", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP", "CLIPFeatureDistillation", "LDIFS", "LipsumFT",
+    "CLIPMIRO",
+)  # fmt: skip
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
+UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")  # whose authors have no weight decay
 SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 Context = tuple[str, str]  # algorithm, data set
@@ -66,6 +71,7 @@ def _words(expected: str) -> Kind:
 
 
 _NOT_NEGATIVE: Kind = (_number, "a number >= 0")
+_SHARE: Kind = (lambda v: _number(v) and v <= 1, "a number in [0, 1]")
 _POSITIVE: Kind = (lambda v: _number(v) and v > 0, "a number > 0")
 _FILLED_IN: Kind = (lambda v: isinstance(v, str), "'' or the value in an earlier record")
 
@@ -76,6 +82,15 @@ def _always(value: Any) -> Callable[[Context], Any]:
 
 def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
     return lambda context: small if context[1] in SMALL_DATASETS else otherwise
+
+
+def _of(name: str, own: Any, otherwise: Any) -> Callable[[Context], Any]:
+    """The published value of the algorithm ``name``, and what leaves all others as they are."""
+    return lambda context: own if context[0] == name else otherwise
+
+
+def _drawn_by(name: str, draw: Draw, otherwise: Any) -> Draw:
+    return lambda state, context: draw(state, context) if context[0] == name else otherwise
 
 
 def _power_of_ten(low: float, high: float) -> Draw:
@@ -93,6 +108,15 @@ def _draw_learning_rate(random_state: np.random.RandomState, context: Context) -
     powers = (-4.5, -3.0) if context[1] in SMALL_DATASETS else (-6.0, -4.5)
     rate: float = _power_of_ten(*powers)(random_state, context)
     return 10 * rate if context[0] == "CLIPLinearProbe" else rate
+
+
+def _decay(context: Context) -> float:
+    return 0.0 if context[0] in UNDECAYED else 0.1
+
+
+def _draw_decay(random_state: np.random.RandomState, context: Context) -> float:
+    drawn: float = _power_of_ten(-3, 0)(random_state, context)
+    return 0.0 if context[0] in UNDECAYED else drawn
 
 
 def _draw_batch_size(random_state: np.random.RandomState, context: Context) -> int:
@@ -133,8 +157,9 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("clip_digest", _always(""), *_FILLED_IN),
     Hparam("data_edition", _always(""), *_FILLED_IN),
     Hparam("head_init", _always("zero-shot"), *_one_of("zero-shot", "random")),
+    Hparam("head_scale", _always("outside"), *_one_of("folded", "outside")),
     Hparam("lr", _learning_rate, *_POSITIVE, _draw_learning_rate),
-    Hparam("weight_decay", _always(0.1), *_NOT_NEGATIVE, _power_of_ten(-3, 0)),
+    Hparam("weight_decay", _decay, *_NOT_NEGATIVE, _draw_decay),
     Hparam("weight_decay_all", _always(False), *_one_of(False, True)),
     Hparam("batch_size", _small(16, 32), *_count(1), _draw_batch_size),
     Hparam("lr_schedule", _always("cosine"), *_one_of("cosine", "constant")),
@@ -144,6 +169,65 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("amp", _always("off"), *_one_of("off", "bf16")),
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),
     Hparam("drift_every", _always(10), *_count(0)),
+    # What any algorithm that trains the encoder may add.
+    Hparam(
+        "margin",
+        _of("CLIPood", 0.3, 0.0),
+        *_NOT_NEGATIVE,
+        _drawn_by("CLIPood", _power_of_ten(-1.3, 0), 0.0),
+    ),
+    Hparam("average", _of("CLIPood", "beta", "none"), *_one_of("none", "sma", "ema", "beta")),
+    Hparam("average_start", _small(10, 100), *_count(0)),
+    Hparam("ema", _small(0.9, 0.999), *_SHARE),
+    Hparam("beta", _always(0.5), *_POSITIVE),
+    Hparam(
+        "wise_alpha",
+        _of("CLIPWiSEFT", 0.5, 1.0),
+        *_SHARE,
+        _drawn_by("CLIPWiSEFT", lambda state, context: float(state.uniform(0.2, 0.9)), 1.0),
+    ),
+    Hparam("lp_steps", lambda c: _small(20, 500)(c) if c[0] == "CLIPLPFT" else 0, *_count(0)),
+    Hparam("lp_lr", _always(1e-3), *_POSITIVE),
+    # The weights of the terms, each of its own algorithm and of CARFT.
+    Hparam(
+        "sp_weight",
+        _of("CLIPL2SP", 0.5, 0.0),
+        *_NOT_NEGATIVE,
+        _drawn_by("CLIPL2SP", _power_of_ten(-3, 1), 0.0),
+    ),
+    Hparam("sp_form", _always("coupled"), *_one_of("coupled", "decoupled")),
+    Hparam(
+        "fd_weight",
+        _of("CLIPFeatureDistillation", 1.0, 0.0),
+        *_NOT_NEGATIVE,
+        _drawn_by("CLIPFeatureDistillation", _power_of_ten(-1, 2), 0.0),
+    ),
+    Hparam(
+        "ldifs_weight",
+        _of("LDIFS", 10.0, 0.0),
+        *_NOT_NEGATIVE,
+        _drawn_by("LDIFS", _power_of_ten(0, 2), 0.0),
+    ),
+    Hparam("ldifs_axis", _always("channel"), *_one_of("channel", "token")),
+    Hparam(
+        "lipsum_weight",
+        _of("LipsumFT", 1.0, 0.0),
+        *_NOT_NEGATIVE,
+        _drawn_by("LipsumFT", _power_of_ten(-1, 1), 0.0),
+    ),
+    Hparam("lipsum_texts", _always(80), *_count(1)),
+    Hparam(
+        "lipsum_length",
+        _always(8),
+        lambda v: type(v) is int and 1 <= v <= 75,
+        "a whole number from 1 to 75, since CLIP reads 77 tokens",
+    ),
+    Hparam(
+        "miro_weight",
+        _of("CLIPMIRO", 1.0, 0.0),
+        *_NOT_NEGATIVE,
+        _drawn_by("CLIPMIRO", _power_of_ten(-2, 0), 0.0),
+    ),
 )
 
 

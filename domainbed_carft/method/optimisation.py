@@ -18,17 +18,22 @@ def adamw(
     """AdamW over the named parameters that are trained.
 
     Weight decay acts on matrices and convolutions, and with ``weight_decay_all`` also on biases,
-    norms and embeddings: decay would make these forget, and they cannot overfit.
+    norms and embeddings: decay would make these forget, and they cannot overfit. MIRO's variances
+    have ten times the rate (khanrc/miro, domainbed/algorithms/miro.py) and no decay.
     """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
+    variances: list[nn.Parameter] = []
     for name, parameter in parameters:
-        if parameter.requires_grad:
+        if name.startswith("miro_variances."):
+            variances.append(parameter)
+        elif parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and name.split(".")[-1] not in EMBEDDINGS
             (decayed if is_matrix or hparams["weight_decay_all"] else spared).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": hparams["weight_decay"]},
         {"params": spared, "weight_decay": 0.0},
+        {"params": variances, "weight_decay": 0.0, "lr": 10 * hparams["lr"]},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
 
@@ -36,8 +41,11 @@ def adamw(
 def schedule(
     optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A linear warm-up, then a cosine to 0 at ``total_steps``, or the peak rate to the end."""
-    warmup, total = hparams["warmup_steps"], hparams["total_steps"]
+    """A linear warm-up, then a cosine to 0 at ``total_steps``, or the peak rate to the end.
+
+    It begins after the ``lp_steps`` of linear probing.
+    """
+    warmup, total = hparams["warmup_steps"], hparams["total_steps"] - hparams["lp_steps"]
 
     def factor(step: int) -> float:
         if step < warmup:

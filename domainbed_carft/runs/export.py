@@ -212,15 +212,16 @@ def _state_dict(
 def _head(run: TrainedRun) -> dict[str, Any]:
     """The head, which classifies the features: tensors and plain values only.
 
-    Class logits are ``logit_scale`` * unit features . ``weight``, context logits ``context_scale``
-    * unit features . ``context_weights``.
+    Class logits are ``logit_scale`` * unit features . ``weight`` + ``bias``, context logits
+    ``context_scale`` * unit features . ``context_weights``.
     """
     algorithm = run.algorithm
     scale = run.hparams["context_scale"]
     return {
         "weight": algorithm.head.weight.detach().clone(),
         "classes": list(run.classes),
-        "logit_scale": float(algorithm.logit_scale),
+        "bias": algorithm.head.bias.detach().clone(),
+        "logit_scale": float(algorithm.head_factor),
         "context_weights": algorithm.context_weights.clone(),
         "contexts": list(run.contexts),
         "context_scale": float(algorithm.logit_scale if isinstance(scale, str) else scale),

@@ -179,7 +179,8 @@ def _restored(
                 raise ValueError(f"expected class and context weights of shapes {expected}")
             algorithm.set_up(encoder, heads, float(state["logit_scale"]))
         algorithm.register_buffer("words", torch.empty_like(state["words"]))
-        algorithm.load_state_dict(state)
+        own = {k: v for k, v in state.items() if not k.startswith(algorithms.ONLY_TRAINED)}
+        algorithm.load_state_dict(own)
     except Exception as error:  # what other tensors make of the encoder: any type
         raise CarftError(
             f"{path} does not hold the weights of a {cls.__name__} ({brief(error)}); was "

@@ -132,7 +132,9 @@ class Interpolation:
         clip_model = saved.original_clip(run, original)
         words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
         start = {f"encoder.{k}": v for k, v in clip_model.model.visual.state_dict().items()}
-        start["head.weight"] = objective.zero_shot_weights(words).classes
+        factor = float(run.algorithm.logit_scale / run.algorithm.head_factor)
+        start["head.weight"] = factor * objective.zero_shot_weights(words).classes
+        start["head.bias"] = torch.zeros(len(run.classes))
         self.algorithm = run.algorithm.to(device)
         state = self.algorithm.state_dict()  # the very tensors that predict
         # What training has not moved stays as it is, to the bit.

@@ -1,0 +1,91 @@
+"""The weights that predict, where they are not those that are trained: averages and WiSE-FT.
+
+Over the steps 0 (the original), 1, ..., T the weights w_0, w_1, ..., w_T are averaged as
+
+- ``sma``: uniformly over the steps from ``average_start`` on (EoA, arXiv 2110.10832; DiWA);
+- ``ema``: w_avg = m w_avg + (1 - m) w, with w_avg = w_0 at first;
+- ``beta``: by the density of Beta(b, b) at (t + 1/2) / (T + 1) (CLIPood, arXiv 2302.00864).
+
+WiSE-FT (arXiv 2109.01903) then takes (1 - alpha) w_0 + alpha w_avg. All in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+AVERAGES = ("none", "sma", "ema", "beta")
+
+
+def share(step: int, hparams: Mapping[str, Any]) -> float:
+    """How far the average goes towards the weights after ``step`` steps, in [0, 1].
+
+    Applied step by step from 1 on, w_avg += share * (w - w_avg) has the closed forms above. Steps
+    after ``total_steps`` count nothing in ``beta``, whose density ends there.
+    """
+    kind, total = hparams["average"], hparams["total_steps"]
+    if kind == "sma":
+        return 1 / max(1, step - hparams["average_start"] + 1)
+    if kind == "ema":
+        return 1 - float(hparams["ema"])
+    if step > total:
+        return 0.0
+    places = (np.arange(step + 1) + 0.5) / (total + 1)
+    density = (places * (1 - places)) ** (hparams["beta"] - 1.0)
+    return float(density[-1] / density.sum())
+
+
+class Predicting:
+    """The average of some weights, and what of it and the original ones predicts.
+
+    ``trained``: name -> parameter, which the optimizer moves in place. The state is what the
+    parameters and the average are; the original weights are made anew from CLIP's.
+    """
+
+    def __init__(self, trained: Mapping[str, nn.Parameter], hparams: Mapping[str, Any]) -> None:
+        self._hparams = hparams
+        self._trained = dict(trained)
+        copies = {name: tensor.detach().clone() for name, tensor in trained.items()}
+        self._start = copies if hparams["wise_alpha"] < 1 else {}
+        averages = hparams["average"] != "none"
+        self._average = {name: tensor.clone() for name, tensor in copies.items() if averages}
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        """Take the weights after ``step`` steps into the average."""
+        if self._average:
+            of_it = share(step, self._hparams)
+            for name, tensor in self._average.items():
+                tensor.lerp_(self._trained[name].detach(), of_it)
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """Name -> the weights that predict now."""
+        reached = self._average or {n: p.detach() for n, p in self._trained.items()}
+        alpha = self._hparams["wise_alpha"]
+        return {
+            name: torch.lerp(self._start[name], tensor, alpha) if self._start else tensor
+            for name, tensor in reached.items()
+        }
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move the copies with the module, to another device say."""
+        for copies in (self._start, self._average):
+            copies.update({name: fn(tensor) for name, tensor in copies.items()})
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The weights that are trained, which the module's state does not show, and the average."""
+        trained = {name: tensor.detach() for name, tensor in self._trained.items()}
+        return {"trained": trained, "average": dict(self._average)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Copy a state into the parameters and the average."""
+        for name, tensor in state["trained"].items():
+            self._trained[name].copy_(tensor)
+        for name, tensor in state["average"].items():
+            self._average[name].copy_(tensor)

@@ -1,0 +1,210 @@
+"""CAR-FT's peers on the one body: what trains, what predicts, what is saved and resumed."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from domainbed.lib import algorithm_state
+from test_algorithms import dumped, make, minibatches, train
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import averages, hparams
+from domainbed_carft.runs import export, saved, wise_ft
+
+TERMS = {
+    "CLIPL2SP": "sp", "CLIPFeatureDistillation": "fd", "LDIFS": "ldifs", "LipsumFT": "lipsum",
+    "CLIPMIRO": "miro",
+}  # fmt: skip
+PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
+
+
+def logits(algorithm):
+    algorithm.eval()
+    with torch.no_grad():
+        found = algorithm.predict(PICTURES)
+    algorithm.train()
+    return found
+
+
+# The head's scale
+
+
+def test_a_folded_head_starts_the_same_and_hardly_moves(random_tiny):
+    folded, outside = (make(random_tiny, head_scale=scale) for scale in ("folded", "outside"))
+    torch.testing.assert_close(logits(folded), logits(outside))
+    starts = [a.head.weight.detach().clone() for a in (folded, outside)]
+    moved = []
+    for algorithm, start in zip((folded, outside), starts):
+        train(algorithm, 3)
+        moved.append(((algorithm.head.weight - start).norm() / start.norm()).item())
+    scale = float(outside.logit_scale)
+    assert moved[1] / moved[0] == pytest.approx(scale, rel=0.3)
+    assert folded.head.bias.abs().sum() > 0 and outside.head.bias.abs().sum() == 0
+
+
+@pytest.mark.parametrize("overrides", [{"algorithm": "CLIPLinearProbe"}, {"head_init": "random"}])
+def test_heads_that_have_to_move_stay_outside(random_tiny, overrides):
+    made = make(random_tiny, head_scale="folded", **overrides)
+    assert float(made.head_factor) == pytest.approx(float(made.logit_scale))
+
+
+def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_path):
+    algorithm = make(random_tiny, head_scale="folded")
+    start = logits(algorithm)
+    train(algorithm, 2)
+    (tmp_path / "model.pkl").write_bytes(dumped(algorithm).getbuffer())
+    run = saved.open_run(tmp_path / "model.pkl")
+    assert torch.equal(run.algorithm.predict(PICTURES), logits(algorithm))
+    head = export._head(run)
+    unit = torch.nn.functional.normalize(algorithm.features(PICTURES), dim=-1)
+    by_head = head["logit_scale"] * unit @ head["weight"].T + head["bias"]
+    torch.testing.assert_close(by_head, logits(algorithm))
+    mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
+    mixed.set(0.0)
+    torch.testing.assert_close(mixed.algorithm.predict(PICTURES), start)
+    mixed.set(1.0)
+    assert torch.equal(mixed.algorithm.predict(PICTURES), logits(algorithm))
+
+
+# The terms
+
+
+@pytest.mark.parametrize(("name", "term"), TERMS.items())
+def test_a_term_is_nothing_at_the_start_and_counts_as_weighed(random_tiny, name, term):
+    plain, ours = make(random_tiny, "CLIPFineTune"), make(random_tiny, name)
+    first, before = ours.update(minibatches(0)), plain.update(minibatches(0))
+    assert first["loss_ce"] == pytest.approx(before["loss_ce"], rel=1e-6)
+    if name != "CLIPMIRO":  # which has its variances' logarithms from the start
+        assert first[f"loss_{term}"] == pytest.approx(0, abs=1e-9)
+    second = ours.update(minibatches(1))
+    assert second[f"loss_{term}"] != first[f"loss_{term}"]
+    weight = ours.hparams[f"{term}_weight"]
+    assert second["loss"] == pytest.approx(second["loss_ce"] + weight * second[f"loss_{term}"])
+
+
+@pytest.mark.parametrize("term", TERMS.values())
+def test_carft_takes_any_term_beside_the_kl_and_others_take_none(random_tiny, term):
+    weights = {f"{term}_weight": 0.5}
+    measured = train(make(random_tiny, **weights), 2)[1]
+    parts = measured["loss_ce"] + measured["loss_kl"] + 0.5 * measured[f"loss_{term}"]
+    assert measured["loss"] == pytest.approx(parts, rel=1e-5)
+    assert f"loss_{term}" not in make(random_tiny, "CLIPFineTune", **weights).update(minibatches())
+
+
+def test_decoupled_l2_sp_shrinks_the_displacement(random_tiny):
+    """Against a step of plain AdamW, with the rate that this step has."""
+    ours = make(random_tiny, "CLIPL2SP", sp_form="decoupled", sp_weight=100.0)
+    plain = make(random_tiny, "CLIPFineTune", weight_decay=0.0)
+    rate = ours.optimizer.param_groups[0]["lr"]
+    for algorithm in (ours, plain):
+        algorithm.update(minibatches(0))
+    start = ours.original.encoder.state_dict()
+    for name, now in ours.encoder.state_dict().items():
+        expected = start[name] + (1 - rate * 100.0) * (
+            plain.encoder.state_dict()[name] - start[name]
+        )
+        torch.testing.assert_close(now, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_clipood_has_a_frozen_head_and_linear_probing_a_frozen_encoder(random_tiny):
+    clipood = make(random_tiny, "CLIPood")
+    head = clipood.head.weight.detach().clone()
+    train(clipood, 2)
+    assert torch.equal(clipood.head.weight, head)
+    lpft = make(random_tiny, "CLIPLPFT", lp_steps=3)
+    encoder = {n: p.detach().clone() for n, p in lpft.encoder.named_parameters()}
+    heads, rates = [lpft.head.weight.detach().clone()], []
+    for seed in range(5):
+        rates.append(lpft.optimizer.param_groups[0]["lr"])
+        lpft.update(minibatches(seed))
+        heads.append(lpft.head.weight.detach().clone())
+        moved = any(not torch.equal(p, encoder[n]) for n, p in lpft.encoder.named_parameters())
+        assert moved == (seed >= 3)
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(heads))
+    rate = lpft.hparams["lr"]
+    assert rates == pytest.approx([rate / 3] * 4 + [2 * rate / 3])  # the warm-up has just begun
+
+
+# What predicts
+
+
+@pytest.mark.parametrize("kind", ["sma", "ema", "beta"])
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_tiny, kind, alpha):
+    given = {"average": kind, "average_start": 2, "ema": 0.7, "wise_alpha": alpha}
+    algorithm = make(random_tiny, **given)
+    twin = make(random_tiny)
+    expected = {n: p.detach().clone() for n, p in twin.named_parameters()}
+    start = copy.deepcopy(expected)
+    for step in range(1, 6):
+        for one in (algorithm, twin):
+            one.update(minibatches(step))
+        share = averages.share(step, algorithm.hparams)
+        for name, parameter in twin.named_parameters():
+            expected[name] += share * (parameter.detach() - expected[name])
+    for (name, ours), theirs in zip(algorithm.named_parameters(), twin.parameters()):
+        assert torch.equal(ours, theirs), name  # what is trained knows nothing of it
+    mixed = {n: (1 - alpha) * start[n] + alpha * expected[n] for n in expected}
+    state = algorithm.state_dict()
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-7)
+    twin.load_state_dict(state)
+    torch.testing.assert_close(logits(algorithm), logits(twin))
+    assert not torch.equal(logits(algorithm), algorithm.eval()(PICTURES))
+
+
+PREDICTING = [{}, {"average": "beta", "wise_alpha": 0.4}]
+
+
+@pytest.mark.parametrize("more", PREDICTING, ids=["plain", "averaged"])
+@pytest.mark.parametrize("name", [n for n in hparams.ALGORITHMS if n != "CLIPZeroShot"])
+def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, name, more):
+    whole, first = make(random_tiny, name, **more), make(random_tiny, name, **more)
+    places = algorithm_state.places(first)
+    torch.manual_seed(4)
+    measured = train(whole, 6)
+    torch.manual_seed(4)
+    train(first, 3)
+    stored = copy.deepcopy(algorithm_state.capture(first, places))
+    generator = torch.get_rng_state()
+    second = make(random_tiny, name, **more)
+    algorithm_state.restore(second, stored)
+    torch.set_rng_state(generator)
+    assert [second.update(minibatches(seed)) for seed in (3, 4, 5)] == measured[3:]
+    a, b = whole.state_dict(), second.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert torch.equal(logits(whole), logits(second))
+
+
+@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+def test_a_saved_run_predicts_what_was_predicted(random_tiny, tmp_path, name):
+    algorithm = make(random_tiny, name, average="ema")
+    train(algorithm, 3)
+    (tmp_path / "model.pkl").write_bytes(dumped(algorithm, name).getbuffer())
+    run = saved.open_run(tmp_path / "model.pkl")
+    torch.testing.assert_close(run.algorithm.predict(PICTURES), logits(algorithm))
+
+
+@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+def test_two_steps_in_bf16(random_tiny, name):
+    algorithm = make(random_tiny, name, amp="bf16", original_precision="bf16")
+    assert all(torch.isfinite(torch.tensor(m["loss"])) for m in train(algorithm, 2))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            {"head_init": "random", "wise_alpha": 0.5},
+            "wise_alpha is 0.5, expected 1 with head_init",
+        ),
+        ({"head_init": "random", "margin": 0.3}, "margin is 0.3, expected 0 with head_init"),
+        ({"average": "sma", "average_start": 20}, "average_start is 20, expected less than total"),
+        ({"lp_steps": 18}, "lp_steps 18, expected less than total_steps = 20 together"),
+        ({"lipsum_length": 76}, "lipsum_length is 76, expected a whole number from 1 to 75"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused(random_tiny, overrides, said):
+    with pytest.raises(CarftError, match=said):
+        make(random_tiny, **overrides)
