@@ -155,7 +155,7 @@ class Attacks:
                 to = os.killpg if number == signal.SIGKILL else os.kill
                 to(process.pid, number)
                 process.communicate()
-            if process.returncode == 0:
+            if (folder / "done").exists():
                 break
         else:
             process = train(folder)
