@@ -297,6 +297,7 @@ VIT_B_16 = dict(
     transformer_layers=12,
 )  # fmt: skip
 FEW = dict(vision_layers=2, transformer_layers=1, transformer_width=64, transformer_heads=1)
+SMALL = {"vision_layers": (1, 1, 1, 1), "image_resolution": 64}
 VIT_L_14 = {
     **VIT_B_16, "embed_dim": 768, "vision_layers": 24, "vision_width": 1024,
     "vision_patch_size": 14, "transformer_width": 768, "transformer_heads": 12,
@@ -312,7 +313,7 @@ RN50 = {
     [
         # The whole ones take 4 GB of memory.
         pytest.param({**VIT_B_16, **FEW}, id="ViT-B/16, two blocks"),
-        pytest.param({**RN50, **FEW, "vision_layers": (1, 1, 1, 1)}, id="RN50, four blocks"),
+        pytest.param({**RN50, **FEW, **SMALL}, id="RN50, four blocks"),
         pytest.param(VIT_B_16, id="ViT-B/16", marks=pytest.mark.slow),
         pytest.param(RN50, id="RN50", marks=pytest.mark.slow),
         pytest.param(VIT_L_14, id="ViT-L/14", marks=pytest.mark.slow),

@@ -5,12 +5,14 @@ Compared are all records but for times, and the final weights, to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -89,23 +91,27 @@ MIXED = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SI
 def test_ended_at_random_moments(pictures, undisturbed, tmp_path, numbers):
     """By twenty kills, or by whatever signal comes."""
     chance = random.Random(time.time_ns())
+    folder = tmp_path / "first"
     began = time.monotonic()
-    process = start(carft(pictures, tmp_path / "first"))
-    wait_until((tmp_path / "first" / "state.pt").exists)
-    until_saved = time.monotonic() - began
+    process = start(carft(pictures, folder))
+    wait_until((folder / "state.pt").exists)
+    longest = 2 * (time.monotonic() - began)  # seconds until a signal
     process.kill()
     process.wait()
-    folder = tmp_path / "killed"
     left, went_on = chance.sample(numbers, len(numbers)), set()
     while left:
+        began, is_new = time.monotonic(), not folder.exists()
         process = start(carft(pictures, folder))
-        time.sleep(chance.uniform(0.0, 2 * until_saved))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.0, longest))
+            if is_new:
+                longest = time.monotonic() - began  # no signal has to come later
         if process.returncode is None:
             os.kill(process.pid, left[-1])
         if process.wait():
             left.pop()
             went_on.add((folder / "state.pt").exists())
-        if (folder / "done").exists():  # it was quicker than they, so again
+        if (folder / "done").exists():
             assert_same(folder, undisturbed)
             folder = tmp_path / f"{len(os.listdir(tmp_path))} ended"
     assert run(carft(pictures, folder)) == 0
