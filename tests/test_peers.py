@@ -9,7 +9,7 @@ from domainbed.lib import algorithm_state
 from test_algorithms import dumped, make, minibatches, train
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import averages, hparams
+from domainbed_carft.method import averages, backbone, hparams, objective, prompts
 from domainbed_carft.runs import export, saved, wise_ft
 
 TERMS = {
@@ -186,6 +186,24 @@ def test_a_saved_run_predicts_what_was_predicted(random_tiny, tmp_path, name):
     torch.testing.assert_close(run.algorithm.predict(PICTURES), logits(algorithm))
 
 
+def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
+    algorithm = make(random_tiny, "FLYP")
+    torch.testing.assert_close(logits(algorithm), logits(make(random_tiny, "CLIPZeroShot")))
+    train(algorithm, 2)
+    (tmp_path / "model.pkl").write_bytes(dumped(algorithm, "FLYP").getbuffer())
+    run = saved.open_run(tmp_path / "model.pkl")
+    export.export(run, tmp_path / "clip.pt", original=str(random_tiny))
+    clip_model = backbone.load(str(tmp_path / "clip.pt"))
+    texts = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
+    head = objective.zero_shot_weights(texts).classes
+    torch.testing.assert_close(run.algorithm.head.weight.data, head, rtol=1e-4, atol=1e-6)
+    x = algorithm.input(PICTURES)
+    unit = torch.nn.functional.normalize(clip_model.model.visual(x), dim=-1)
+    expected = clip_model.logit_scale * unit @ head.T
+    torch.testing.assert_close(logits(algorithm), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(head, make(random_tiny).head.weight, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
 def test_two_steps_in_bf16(random_tiny, name):
     algorithm = make(random_tiny, name, amp="bf16", original_precision="bf16")
@@ -201,6 +219,8 @@ def test_two_steps_in_bf16(random_tiny, name):
         ),
         ({"head_init": "random", "margin": 0.3}, "margin is 0.3, expected 0 with head_init"),
         ({"average": "sma", "average_start": 20}, "average_start is 20, expected less than total"),
+        ({"algorithm": "CLIPood", "lp_steps": 3}, "lp_steps is 3, expected 0: CLIPood trains no"),
+        ({"algorithm": "FLYP", "margin": 0.1}, "margin is 0.1, expected 0: FLYP trains no head"),
         ({"lp_steps": 18}, "lp_steps 18, expected less than total_steps = 20 together"),
         ({"lipsum_length": 76}, "lipsum_length is 76, expected a whole number from 1 to 75"),
     ],

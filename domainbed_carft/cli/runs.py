@@ -18,19 +18,20 @@ BATCH_SIZE = 64
 
 def add_to(commands: Any) -> None:
     """Add the commands to argparse's ``commands``."""
-    run, original = _shared(), _shared()
-    run.add_argument(
-        "path", type=Path, metavar="RUN", help="a job's folder, or a weights file in one"
-    )
-    run.add_argument(
+    which = _shared()
+    which.add_argument(
         "--which", choices=tuple(WEIGHTS),
         help="in a folder: model.pkl (last, the default) or model_best.pkl (best in validation)",
     )  # fmt: skip
+    run, original = _shared(which), _shared()
+    run.add_argument(
+        "path", type=Path, metavar="RUN", help="a job's folder, or a weights file in one"
+    )
     original.add_argument(
         "--original", metavar="FILE",
         help="file of the CLIP that the run started from (not needed for tiny or OpenAI's)",
     )  # fmt: skip
-    loading = _shared(run)
+    loading = _shared()
     loading.add_argument(
         "--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N",
         help=f"pictures per batch (default: {BATCH_SIZE})",
@@ -51,7 +52,7 @@ def add_to(commands: Any) -> None:
     )
 
     evaluate = commands.add_parser(
-        "evaluate", parents=[data, output],
+        "evaluate", parents=[run, data, output],
         help="measure a saved run: accuracy by split and class, calibration",
     )  # fmt: skip
     evaluate.add_argument(
@@ -60,7 +61,7 @@ def add_to(commands: Any) -> None:
     evaluate.set_defaults(run=_runner("evaluate"))
 
     predict = commands.add_parser(
-        "predict", parents=[loading, output],
+        "predict", parents=[run, loading, output],
         help="predict the class and the context of pictures with a saved run",
     )  # fmt: skip
     predict.add_argument(
@@ -76,7 +77,7 @@ def add_to(commands: Any) -> None:
     predict.set_defaults(run=_runner("predict"))
 
     wise_ft = commands.add_parser(
-        "wise-ft", parents=[data, original],
+        "wise-ft", parents=[run, data, original],
         help="interpolate between the original CLIP and a saved run; evaluate and save",
     )  # fmt: skip
     wise_ft.add_argument(
@@ -92,6 +93,21 @@ def add_to(commands: Any) -> None:
         help="alphas to save weights for: all (default), none, or some of --alphas",
     )  # fmt: skip
     wise_ft.set_defaults(run=_runner("wise_ft"))
+
+    soup = commands.add_parser(
+        "soup", parents=[which, data],
+        help="average the weights of several saved runs; evaluate and save",
+    )  # fmt: skip
+    soup.add_argument(
+        "paths", nargs="+", type=Path, metavar="RUN",
+        help="jobs' folders, or weights files in them: of one data set, start, words, test "
+        "environments and trial seed",
+    )  # fmt: skip
+    soup.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", required=True,
+        help="folder for the results and the weights",
+    )  # fmt: skip
+    soup.set_defaults(run=_runner("soup"))
 
     export = commands.add_parser(
         "export", parents=[run, original],

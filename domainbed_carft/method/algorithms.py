@@ -78,7 +78,11 @@ def encode(
     return features.float(), seen
 
 
-ONLY_TRAINED = ("miro_variances.",)  # parts of a state dict that no prediction needs
+ONLY_TRAINED = (
+    "miro_variances.",
+    "text.",
+    "log_scale",
+)  # parts of a state dict that no prediction needs
 
 
 class CLIPAlgorithm(Algorithm):
@@ -108,7 +112,7 @@ class CLIPAlgorithm(Algorithm):
         self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
-        arguments.check(input_shape, hparams)
+        arguments.check(input_shape, hparams, type(self).__name__)
         super().__init__(input_shape, num_classes, num_domains, hparams)
         normalisation = arguments.checked_data(hparams)  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
@@ -146,7 +150,8 @@ class CLIPAlgorithm(Algorithm):
         self.head.bias.data.zero_()
         is_random = self.hparams["head_init"] == "random" and self.trains_head
         # Folded, a random or a probed head would hardly move.
-        folded = self.hparams["head_scale"] == "folded" and self.trains_encoder and not is_random
+        trains_both = self.trains_encoder and self.trains_head
+        folded = self.hparams["head_scale"] == "folded" and trains_both and not is_random
         if not is_random:
             self.head.weight.data.copy_(weights.classes * (logit_scale if folded else 1.0))
         self.register_buffer("head_factor", torch.tensor(1.0 if folded else logit_scale))
@@ -154,7 +159,7 @@ class CLIPAlgorithm(Algorithm):
         self.register_buffer("logit_scale", torch.tensor(logit_scale))
         self.encoder.requires_grad_(self.trains_encoder)
         self.head.requires_grad_(self.trains_head)
-        self.head.bias.requires_grad_(self.trains_head and folded)
+        self.head.bias.requires_grad_(folded)
 
     def set_up_training(self, clip_model: Any, weights: objective.ZeroShotWeights) -> None:
         """Build what only training needs; ``clip_model`` is the original ``clip.model.CLIP``."""
@@ -430,3 +435,46 @@ class CLIPMIRO(CLIPAlgorithm):
     """MIRO, arXiv 2203.10789, on the zero-shot head."""
 
     terms = ("miro_weight",)
+
+
+class FLYP(CLIPAlgorithm):
+    """Fine-tuning by CLIP's own contrastive loss, text encoder included, arXiv 2212.00638.
+
+    The head that predicts is the zero-shot head of the text encoder as it is.
+    """
+
+    trains_head = False
+    _head: tuple[int, Tensor] | None = None  # after how many steps, and the class weights then
+
+    def set_up_training(self, clip_model: Any, weights: objective.ZeroShotWeights) -> None:
+        self.text = texts.TextEncoder(clip_model).requires_grad_(True)
+        self.log_scale = nn.Parameter(clip_model.logit_scale.detach().clone())
+        words = prompts.prompts(*prompts.from_json(bytes(self.words.tolist()).decode()))
+        tokens = backbone.tokenize(clip_model, [prompt for row in words for prompt in row])
+        tokens = tokens.view(len(words), len(words[0]), -1)
+        self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
+        super().set_up_training(clip_model, weights)
+
+    def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        bf16 = self.hparams["amp"] == "bf16"
+        features, _ = encode(self.encoder, self.input(x), bf16)
+        drawn = torch.randint(len(self.tokens), y.shape).to(y.device)  # a context a picture
+        captions, _ = encode(self.text, self.tokens[drawn, y], bf16)
+        how = self.log_scale.exp(), self.hparams["flyp_targets"]
+        return {"loss": anchors.contrastive(features, captions, y, *how)}
+
+    @torch.no_grad()
+    def predicting_weights(self) -> dict[str, Tensor]:
+        weights = super().predicting_weights()
+        if self.restored:
+            return weights
+        if self._head is None or self._head[0] != self.steps_taken:
+            own = {n: t for n, t in weights.items() if n.startswith("text.")}
+            read = [
+                functional_call(self.text, {n.removeprefix("text."): t for n, t in own.items()}, of)
+                for of in self.tokens.flatten(0, 1).split(backbone.TEXT_BATCH)
+            ]
+            features = torch.cat(read).view(*self.tokens.shape[:2], -1)
+            self._head = self.steps_taken, objective.zero_shot_weights(features).classes
+        scale = weights.get("log_scale", self.log_scale.detach()).exp()
+        return {**weights, "head.weight": self._head[1], "head_factor": scale}

@@ -28,7 +28,7 @@ def allow(keys: Iterable[str]) -> None:
     _host_keys.update(keys)
 
 
-def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str = "") -> None:
     """Raise CarftError for pictures not in RGB and for all unknown, missing and invalid hparams.
 
     Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
@@ -41,7 +41,7 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
     problems = [p for key in others for p in _unknown(key, sorted(valid))]
     missing = [h for h in HPARAMS if h.name not in hparams]
     problems += [f"hparam {h.name!r} is missing, expected {h.expected}" for h in missing]
-    problems += _value_problems(hparams)
+    problems += _value_problems(hparams, algorithm)
     if problems:
         raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
     if len(input_shape) != 3 or input_shape[0] != 3:
@@ -60,10 +60,10 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str
         return []
     values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}
     values |= {name: value for name, value in given.items() if name != "batch_size"}
-    return _value_problems(values)
+    return _value_problems(values, algorithm)
 
 
-def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
+def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     wrong = {h.name: h for h in HPARAMS if h.name in hparams and not h.valid(hparams[h.name])}
     problems = [f"{name} is {hparams[name]!r}, expected {h.expected}" for name, h in wrong.items()]
     for name, find in (("clip_backbone", _find_backbone), ("contexts", prompts.contexts)):
@@ -73,11 +73,11 @@ def _value_problems(hparams: Mapping[str, Any]) -> list[str]:
             except CarftError as error:
                 problems.append(str(error))
     if hparams.keys() - wrong.keys() >= {h.name for h in HPARAMS}:
-        problems += _conflicts(hparams)
+        problems += _conflicts(hparams, algorithm)
     return problems
 
 
-def _conflicts(hparams: Mapping[str, Any]) -> Iterator[str]:
+def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> Iterator[str]:
     """Values that are valid one by one and make no sense together."""
     steps = hparams["warmup_steps"] + hparams["lp_steps"]
     if steps >= hparams["total_steps"]:
@@ -91,6 +91,10 @@ def _conflicts(hparams: Mapping[str, Any]) -> Iterator[str]:
             f"average_start is {hparams['average_start']}, expected less than total_steps = "
             f"{hparams['total_steps']}, or nothing is averaged"
         )
+    refused = {"CLIPood": ("lp_steps",), "FLYP": ("lp_steps", "margin")}.get(algorithm, ())
+    for name in refused:
+        if hparams[name]:
+            yield f"{name} is {hparams[name]!r}, expected 0: {algorithm} trains no head"
     if hparams["head_init"] == "random":
         # A random head has no original to go back to, and no text features to compare with.
         for name, off in (("wise_alpha", 1), ("margin", 0)):

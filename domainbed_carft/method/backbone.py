@@ -198,18 +198,23 @@ def _read(path: Path, digest: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
+def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
+    """The tokens (N, L) of prompts, as few as the longest has; CarftError for one too long."""
     with _clip_imported():
         import clip
     try:
-        tokens = clip.tokenize(list(prompts), context_length=model.context_length)
+        tokens: Tensor = clip.tokenize(list(prompts), context_length=model.context_length)
     except RuntimeError as error:
         raise CarftError(
             f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
             f"({error}); shorten the context or the class name"
         ) from error
     # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
-    tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+
+
+def _encode(model: Any, prompts: Sequence[str]) -> Tensor:
+    tokens = tokenize(model, prompts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     try:

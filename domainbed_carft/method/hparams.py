@@ -19,7 +19,7 @@ from domainbed_carft.jobs.job import seed_hash
 ALGORITHMS = (
     "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
     "CLIPood", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP", "CLIPFeatureDistillation", "LDIFS", "LipsumFT",
-    "CLIPMIRO",
+    "CLIPMIRO", "FLYP",
 )  # fmt: skip
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")  # whose authors have no weight decay
@@ -169,6 +169,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("amp", _always("off"), *_one_of("off", "bf16")),
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),
     Hparam("drift_every", _always(10), *_count(0)),
+    Hparam("flyp_targets", _always("same-class"), *_one_of("same-class", "diagonal")),
     # What any algorithm that trains the encoder may add.
     Hparam(
         "margin",

@@ -23,13 +23,12 @@ from domainbed_carft import __version__, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
-from domainbed_carft.files.weights import sha256
+from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
 from domainbed_carft.method import backbone, pictures
-from domainbed_carft.method.algorithms import CLIPAlgorithm
 from domainbed_carft.runs.saved import TrainedRun, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")
@@ -95,7 +94,7 @@ def export(
             raise CarftError(f"{path} already exists; choose another name, or add --force")
     source = original_clip(run, original)
     require_output(weights, (source.path,))
-    state = _state_dict(run.algorithm, source, half)
+    state = _state_dict(run, source, half)
     folder = weights.parent
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".carft-export-") as temporary:
@@ -192,11 +191,13 @@ def readme(card: Mapping[str, Any], card_file: str) -> str:
     return template.render(card=card, card_file=card_file)
 
 
-def _state_dict(
-    algorithm: CLIPAlgorithm, source: backbone.Backbone, half: bool
-) -> dict[str, Tensor]:
+def _state_dict(run: TrainedRun, source: backbone.Backbone, half: bool) -> dict[str, Tensor]:
     model = source.model
-    model.visual.load_state_dict(algorithm.encoder.state_dict())
+    model.visual.load_state_dict(run.algorithm.encoder.state_dict())
+    if run.args["algorithm"] == "FLYP":  # which has trained the other half of it, too
+        kept = load_weights(run.path)["model_dict"]
+        own = {n[len("text.") :]: t for n, t in kept.items() if n.startswith("text.")}
+        model.load_state_dict({**own, "logit_scale": kept["log_scale"]}, strict=False)
     if half:
         from clip.model import convert_weights
 

@@ -124,10 +124,11 @@ class Interpolation:
     def __init__(
         self, run: saved.TrainedRun, device: torch.device, original: str | None = None
     ) -> None:
-        if not run.algorithm.trains_head:
+        name = run.args["algorithm"]
+        if name in ("CLIPZeroShot", "FLYP"):
             raise CarftError(
-                f"{run.path} is a run of {run.args['algorithm']}, which trains nothing: its "
-                "weights are the original's, so there is nothing to interpolate"
+                f"{run.path} is a run of {name}, which trains no head; expected one that does, or "
+                "CLIPood. For FLYP, set the hparam wise_alpha before training"
             )
         clip_model = saved.original_clip(run, original)
         words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))

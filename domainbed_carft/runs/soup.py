@@ -1,0 +1,149 @@
+"""`carft soup`: the mean of the weights of several runs, of all of them or of those that help.
+
+After Wortsman et al., "Model soups" (arXiv 2203.05482; mlfoundations/model-soups, main.py): the
+uniform soup has all runs; the greedy one takes them from the best on and keeps a run if the mean
+with it is strictly better. Better is by training-domain validation alone: the mean accuracy on the
+out-splits of the training environments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domainbed_carft import files
+from domainbed_carft.errors import CarftError
+from domainbed_carft.runs import evaluate as evaluating
+from domainbed_carft.runs import saved, splits, wise_ft
+from domainbed_carft.text import counted, shown, table
+
+TABLE = "soup.json"
+KINDS = ("uniform", "greedy")
+
+# Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
+_SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
+_SAME_HPARAMS = ("clip_digest", "prompts_digest", "head_init", "protocol", "data_edition")
+
+
+def weights_name(kind: str) -> str:
+    """The file of one of KINDS."""
+    return f"model_soup_{kind}.pkl"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, choose by validation, evaluate both soups, write the results, then the weights."""
+    paths: Sequence[Path] = arguments.paths
+    device = splits.choose_device(arguments.device)
+    opened = [saved.open_run(path, arguments.which) for path in paths]
+    require_alike(opened)
+    first, folder = opened[0], Path(arguments.output)
+    names = [TABLE, *map(weights_name, KINDS)]
+    if there := [name for name in names if os.path.lexists(folder / name)]:
+        raise CarftError(
+            f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    found = splits.splits(first, arguments.data_dir)
+    held_out = [one for one in found if not one.is_target and one.name.endswith("_out")]
+    if not held_out:
+        raise CarftError(f"{first.path} has no out-split of a training environment to choose by")
+    first.algorithm.to(device)
+
+    def measured(weights: Mapping[str, Tensor], of: Sequence[splits.Split]) -> dict[str, Any]:
+        first.algorithm.load_state_dict(weights)
+        tallies = [evaluating.Tally(len(first.classes)) for _ in of]
+        with torch.no_grad():
+            loaded = splits.batches(of, arguments.batch_size, arguments.workers)
+            for number, x, y in loaded:
+                tallies[number].add(first.algorithm.predict(x.to(device)), y)
+        return wise_ft.summarise(of, {1.0: tallies})[0]
+
+    states = [copied(one) for one in opened]
+    alone = [measured(state, held_out)["in_domain"] for state in states]
+    order = sorted(range(len(states)), key=lambda index: -alone[index])
+    chosen, best = order[:1], alone[order[0]]
+    for index in order[1:]:
+        reached = measured(mean([states[i] for i in (*chosen, index)]), held_out)["in_domain"]
+        if reached > best:
+            chosen, best = [*chosen, index], reached
+    soups = {"uniform": order, "greedy": chosen}
+    mixed = {kind: mean([states[index] for index in of]) for kind, of in soups.items()}
+    rows = {kind: measured(weights, found) for kind, weights in mixed.items()}
+    document = {
+        **{name: first.args.get(name) for name in ("dataset", "test_envs", "trial_seed")},
+        "runs": [
+            {"run": str(one.path), "algorithm": one.args["algorithm"], "validation": accuracy}
+            for one, accuracy in zip(opened, alone)
+        ],
+        "soups": [
+            {
+                "soup": kind,
+                "runs": [str(opened[index].path) for index in soups[kind]],
+                **{name: row[name] for name in ("in_domain", "out_of_domain", "splits")},
+            }
+            for kind, row in rows.items()
+        ],
+    }
+    files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
+    for kind, weights in mixed.items():
+        content = {**first.content, "model_dict": weights, "wise_ft_step": None}
+        content.pop("best_step", None)
+        files.save(folder / weights_name(kind), functools.partial(torch.save, content))
+    percent = evaluating.percent
+    cells = [
+        [kind, str(len(soups[kind])), percent(row["in_domain"]), percent(row["out_of_domain"])]
+        for kind, row in rows.items()
+    ]
+    cells += [
+        [str(opened[index].path), "", percent(alone[index]), ""] for index in order
+    ]  # fmt: skip
+    print(f"{shown(str(first.args['dataset']))}: soups of {counted(len(opened), 'run')}")
+    print(table(["soup or run", "runs", "in-domain (%)", "out-of-domain (%)"], cells))
+    print(f"Results and weights: {shown(str(folder))}")
+
+
+def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
+    """Raise CarftError, naming run and difference, unless the mean of their weights makes sense."""
+    if len(opened) < 2:
+        raise CarftError("carft soup has 1 run, expected at least two")
+    first = opened[0]
+    if first.hparams["head_init"] == "random":
+        raise CarftError(
+            f"{first.path} started from a random head, expected the zero-shot head: random ones "
+            "differ from run to run"
+        )
+    for other in opened[1:]:
+        differing = [name for name in _SAME_ARGS if other.args.get(name) != first.args.get(name)]
+        differing += [n for n in _SAME_HPARAMS if other.hparams[n] != first.hparams[n]]
+        if not torch.equal(other.algorithm.head_factor, first.algorithm.head_factor):
+            differing.append("head_scale")
+        if differing:
+            raise CarftError(
+                f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs "
+                "of one data set, start, words, test environments and trial seed, or a soup would "
+                "be chosen by pictures that one of them was trained on"
+            )
+
+
+def copied(run: saved.TrainedRun) -> dict[str, Tensor]:
+    """A run's weights and buffers, on the CPU."""
+    return {name: t.detach().cpu().clone() for name, t in run.algorithm.state_dict().items()}
+
+
+def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each floating-point tensor, added in float64; of others, the first."""
+    found = {}
+    for name, tensor in states[0].items():
+        if tensor.is_floating_point():
+            total = sum(state[name].double() for state in states[1:]) + tensor.double()
+            tensor = (total / len(states)).to(tensor.dtype)
+        found[name] = tensor
+    return found

@@ -1,0 +1,64 @@
+"""`carft soup`: means of runs, chosen by training-domain validation, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from runs_jobs import train_job, write_pictures
+
+from domainbed_carft import cli
+from domainbed_carft.runs import saved
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs of one start, and one that left another environment out."""
+    place = tmp_path_factory.mktemp("soup")
+    pictures = write_pictures(place / "noise")
+    made = [
+        train_job(place / f"{name} {seed}", pictures, name, "--seed", str(seed), lr=lr)
+        for name, seed, lr in (("CARFT", 0, 1e-3), ("CARFT", 1, 3e-3), ("CLIPFineTune", 2, 1e-4))
+    ]
+    return [*made, train_job(place / "other", pictures, "CARFT", test_envs=("1",))]
+
+
+def cook(output, *runs, status=0):
+    assert cli.main(["soup", *map(str, runs), "-o", str(output), "--device", "cpu"]) == status
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model_dict"]
+
+
+def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys):
+    cook(tmp_path / "out", *runs[:3])
+    document = json.loads((tmp_path / "out" / "soup.json").read_text())
+    validation = {one["run"]: one["validation"] for one in document["runs"]}
+    for folder in runs[:3]:
+        last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
+        recorded = (last["env1_out_acc"] + last["env2_out_acc"]) / 2
+        assert validation[str(folder / "model.pkl")] == pytest.approx(recorded)
+    by_kind = {one["soup"]: one for one in document["soups"]}
+    assert len(by_kind["uniform"]["runs"]) == 3
+    assert by_kind["greedy"]["runs"][0] == max(validation, key=validation.get)
+    assert by_kind["greedy"]["in_domain"] >= max(validation.values())
+    for kind, one in by_kind.items():
+        path = tmp_path / "out" / f"model_soup_{kind}.pkl"
+        parts = [weights(run) for run in one["runs"]]
+        for name, found in weights(path).items():
+            expected = torch.stack([part[name].double() for part in parts]).mean(dim=0)
+            torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+        assert cli.main(["evaluate", str(path), "--json", "--device", "cpu"]) == 0
+        said = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+        splits = {split["name"]: split["accuracy"] for split in said["splits"]}
+        assert splits == one["splits"]
+    assert saved.open_run(tmp_path / "out" / "model_soup_uniform.pkl").step is None
+
+
+def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, tmp_path, capsys):
+    cook(tmp_path, runs[0], runs[3], status=1)
+    said = capsys.readouterr().err
+    assert f"{runs[3] / 'model.pkl'} and" in said and "differ in test_envs; expected runs" in said
+    cook(tmp_path, runs[0], status=1)
+    assert "carft soup has 1 run, expected at least two" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
