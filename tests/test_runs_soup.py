@@ -48,8 +48,9 @@ def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys
         for name, found in weights(path).items():
             expected = torch.stack([part[name].double() for part in parts]).mean(dim=0)
             torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+        capsys.readouterr()
         assert cli.main(["evaluate", str(path), "--json", "--device", "cpu"]) == 0
-        said = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+        said = json.loads(capsys.readouterr().out)
         splits = {split["name"]: split["accuracy"] for split in said["splits"]}
         assert splits == one["splits"]
     assert saved.open_run(tmp_path / "out" / "model_soup_uniform.pkl").step is None
