@@ -50,9 +50,9 @@ MOVED = {
 # A package that is gone, a source tree moved away say, must not print a traceback at every start,
 # and one that is half there says so in one line.
 PTH = (
-    'import sys; exec("try:\\n from domainbed_carft.plugin import install\\n install()\\n'
-    "except ModuleNotFoundError:\\n pass\\nexcept Exception as e:\\n print(f'domainbed-carft is "
-    "damaged ({e!r}); install it again', file=sys.stderr)\")\n"
+    'import sys; exec("try:\\n import domainbed_carft.plugin as p; p.install()\\n'
+    "except ModuleNotFoundError: 0\\nexcept Exception as e: print('domainbed-carft is damaged "
+    "(%r); install it again' % e, file=sys.stderr)\")\n"
 )
 START_FILES = {
     "domainbed_carft.pth": PTH.encode(),

@@ -296,8 +296,11 @@ VIT_B_16 = dict(
     context_length=77, vocab_size=49408, transformer_width=512, transformer_heads=8,
     transformer_layers=12,
 )  # fmt: skip
-FEW = dict(vision_layers=2, transformer_layers=1, transformer_width=64, transformer_heads=1)
-SMALL = {"vision_layers": (1, 1, 1, 1), "image_resolution": 64}
+FEW = dict(
+    vision_layers=2, vision_width=192, transformer_layers=1, transformer_width=64,
+    transformer_heads=1,
+)  # fmt: skip
+SMALL = {"vision_layers": (1, 1, 1, 1), "vision_width": 16, "image_resolution": 64}
 VIT_L_14 = {
     **VIT_B_16, "embed_dim": 768, "vision_layers": 24, "vision_width": 1024,
     "vision_patch_size": 14, "transformer_width": 768, "transformer_heads": 12,
@@ -312,8 +315,8 @@ RN50 = {
     "shape",
     [
         # The whole ones take 4 GB of memory.
-        pytest.param({**VIT_B_16, **FEW}, id="ViT-B/16, two blocks"),
-        pytest.param({**RN50, **FEW, **SMALL}, id="RN50, four blocks"),
+        pytest.param({**VIT_B_16, **FEW}, id="ViT, small"),
+        pytest.param({**RN50, **FEW, **SMALL}, id="ResNet, small"),
         pytest.param(VIT_B_16, id="ViT-B/16", marks=pytest.mark.slow),
         pytest.param(RN50, id="RN50", marks=pytest.mark.slow),
         pytest.param(VIT_L_14, id="ViT-L/14", marks=pytest.mark.slow),

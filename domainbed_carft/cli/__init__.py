@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             if not error.filename:
                 raise
-            # Of another user's, say.
-            print("carft:", shown(f"{error.filename}: {error.strerror}"), file=sys.stderr)
+            told = f"{error.filename}: {error.strerror}; check this path and its permissions"
+            print("carft:", shown(told), file=sys.stderr)
             return 1
         _print_no_more()
         where = error.filename or "where the output goes"

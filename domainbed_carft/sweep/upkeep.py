@@ -14,8 +14,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
@@ -169,7 +167,7 @@ def clean(arguments: argparse.Namespace) -> int:
             count, size = count + 1, size + taken
     for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
         shutil.rmtree(path, ignore_errors=True)
-    print(f"{counted(count, 'leftover file')} deleted, {tqdm.format_sizeof(size, 'B')}.")
+    print(f"{counted(count, 'leftover file')} deleted, {size / 1e6:,.1f} MB.")
     if not arguments.incomplete:
         return 0
     wanted = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)

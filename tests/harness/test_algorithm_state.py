@@ -21,6 +21,7 @@ class Kept(nn.Module):
         super().__init__()
         self.hparams = {"lr": 0.1}
         self.linear = nn.Linear(3, 2)
+        self.linear.norm_layer = nn.BatchNorm2d  # a class, as in torchvision's ResNets
         self.optimizer = torch.optim.Adam(self.linear.parameters(), lr=0.1)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
         self.temperature = torch.ones(1, requires_grad=True)

@@ -110,7 +110,8 @@ def _attributes(algorithm: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _has_state(value: Any) -> bool:
-    return all(callable(getattr(value, n, None)) for n in ("state_dict", "load_state_dict"))
+    names = ("state_dict", "load_state_dict")
+    return not isinstance(value, type) and all(callable(getattr(value, n, None)) for n in names)
 
 
 def _is_plain(value: Any) -> bool:
