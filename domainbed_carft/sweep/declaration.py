@@ -97,7 +97,7 @@ class _Mapping(BaseModel):
 
 
 class Seeds(_Mapping):
-    """A range of hparams seeds."""
+    """A range of hparams seeds or of trial seeds."""
 
     first: _Index = Field(default=0, alias="from")
     n: _Count
@@ -137,7 +137,7 @@ class Shape(_Mapping):
     description: str = ""
     datasets: _Datasets
     algorithms: _Algorithms
-    trials: _Count = 3
+    trials: _Seeds = 3
     hparams_seeds: _Seeds = 1
     steps: _Steps = {}
     hparams: _Hparams = {}
@@ -153,8 +153,12 @@ class Shape(_Mapping):
     @property
     def choices(self) -> range:
         """The hparams seeds."""
-        seeds = self.hparams_seeds
-        return range(seeds) if isinstance(seeds, int) else range(seeds.first, seeds.first + seeds.n)
+        return _range(self.hparams_seeds)
+
+    @property
+    def trial_seeds(self) -> range:
+        """The seeds of the trials."""
+        return _range(self.trials)
 
     @property
     def settings(self) -> dict[str, Variant]:
@@ -215,7 +219,7 @@ class Declaration(Shape):
     def _arguments(self, setting: Variant, data_dir: str) -> Iterator[dict[str, Any]]:
         algorithms = [name for name in self.algorithms if setting.covers("", name)]
         for trial, dataset, algorithm in itertools.product(
-            range(self.trials), self.datasets, algorithms
+            self.trial_seeds, self.datasets, algorithms
         ):
             common: dict[str, Any] = {
                 "data_dir": data_dir,
@@ -251,6 +255,10 @@ class Declaration(Shape):
             pairs = itertools.combinations(range(len(labels)), 2)
             chosen += [list(pair) for pair in pairs if set(pair) & indices]
         return sorted(chosen)
+
+
+def _range(seeds: int | Seeds) -> range:
+    return range(seeds) if isinstance(seeds, int) else range(seeds.first, seeds.first + seeds.n)
 
 
 def environment(one: str | int, labels: Sequence[str]) -> int | None:

@@ -22,7 +22,7 @@ MOST_JOBS = 100_000
 
 _FLAG_OF = {"trials": "n_trials", "hparams_seeds": "n_hparams"}
 _WITHIN: dict[Any, type[BaseModel]] = {
-    "hparams_seeds": Seeds, "overrides": Override, "variants": Variant,
+    "trials": Seeds, "hparams_seeds": Seeds, "overrides": Override, "variants": Variant,
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _build(data: Any, said: Callable[[YamlPath, str], str], **source: Any) -> De
         raise_for(said(*one) for one in wrong)
     n_points = math.prod(map(len, given.grid.values()))
     cells = len(given.datasets) * len(given.algorithms) * n_points
-    if given.trials * len(given.choices) * cells > MOST_JOBS:
+    if len(given.trial_seeds) * len(given.choices) * cells > MOST_JOBS:
         text = f"the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
         raise_for([said(("datasets",), text)])
     facts, told = names.problems(given)
