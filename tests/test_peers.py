@@ -228,3 +228,37 @@ def test_two_steps_in_bf16(random_tiny, name):
 def test_what_makes_no_sense_together_is_refused(random_tiny, overrides, said):
     with pytest.raises(CarftError, match=said):
         make(random_tiny, **overrides)
+
+
+# The KL's siblings
+
+
+def test_fd_align_and_starft_count_their_own_kl(random_tiny):
+    """Against the term computed by hand, from the weights after a step and the same draws."""
+    pytest.importorskip("sklearn")
+    for over in ("clusters", "captions", "other-captions"):
+        hparams = {"kl_over": over, "context_clusters": 2, "kl_schedule": "linear"}
+        made = make(random_tiny, kl_weight=0.5, total_steps=4, **hparams)
+        train(made, 1)
+        batch = minibatches(7)
+        x, y = (torch.cat(part) for part in zip(*batch))
+        with torch.no_grad():
+            before = made.original(made.input(x))[0], made.features(x)
+        torch.manual_seed(3)
+        values = made.update(batch)
+        torch.manual_seed(3)
+        if over == "clusters":
+            rows = made.clusters
+        else:
+            drawn = torch.randint(len(made.captions), y.shape)
+            rows = torch.stack([made.captions[m, k] for m, k in zip(drawn, y)])
+        unit = [torch.nn.functional.normalize(f, dim=-1).double() for f in before]
+        p0, p1 = (float(made.logit_scale) * f @ rows.double().T for f in unit)
+        kl = []
+        for n, label in enumerate(y):
+            kept = y != label if over == "other-captions" else slice(None)
+            a, b = (p[n][kept].log_softmax(dim=0) for p in (p0, p1))
+            kl.append((a.exp() * (a - b)).sum())
+        assert values["loss_kl"] == pytest.approx(float(torch.stack(kl).mean()), rel=1e-3)
+        total = values["loss_ce"] + 0.5 * (1 - 1 / 4) * values["loss_kl"]
+        assert values["loss"] == pytest.approx(total, rel=1e-6)

@@ -131,7 +131,7 @@ class CLIPAlgorithm(Algorithm):
             features = backbone.text_features(clip_model, prompts.prompts(templates, names))
             weights = objective.zero_shot_weights(features)
             self.set_up(clip_model.model.visual, weights, clip_model.logit_scale, normalisation)
-            self.set_up_training(clip_model.model, weights)
+            self.set_up_training(clip_model.model, weights, features)
         self.train()
 
     def set_up(
@@ -161,10 +161,22 @@ class CLIPAlgorithm(Algorithm):
         self.head.requires_grad_(self.trains_head)
         self.head.bias.requires_grad_(folded)
 
-    def set_up_training(self, clip_model: Any, weights: objective.ZeroShotWeights) -> None:
-        """Build what only training needs; ``clip_model`` is the original ``clip.model.CLIP``."""
+    def set_up_training(
+        self, clip_model: Any, weights: objective.ZeroShotWeights, text_features: Tensor
+    ) -> None:
+        """Build what only training needs.
+
+        ``clip_model`` is the original ``clip.model.CLIP``, ``text_features`` (M, K, D) are those of
+        each context with each class.
+        """
         hparams, self.steps_taken = self.hparams, 0
         self.register_buffer("class_texts", weights.classes.clone(), persistent=False)
+        if self.weight("kl_weight") and hparams["kl_over"] == "clusters":
+            clusters = objective.clustered(weights.contexts, hparams["context_clusters"])
+            self.register_buffer("clusters", clusters, persistent=False)
+        if self.weight("kl_weight") and hparams["kl_over"].endswith("captions"):
+            captions = F.normalize(text_features, dim=-1)
+            self.register_buffer("captions", captions, persistent=False)
         if self.trains_encoder and (any(map(self.weight, self.terms)) or hparams["drift_every"]):
             self.original = Frozen(self.encoder, hparams["original_precision"])
         if self.weight("lipsum_weight"):
@@ -195,7 +207,9 @@ class CLIPAlgorithm(Algorithm):
 
     def weight(self, name: str) -> float:
         """The weight of a term in the loss: that of the hparam, or 0 in other algorithms."""
-        return float(self.hparams[name]) if name in self.terms else 0.0
+        fades = name == "kl_weight" and self.hparams["kl_schedule"] == "linear"
+        left = max(0.0, 1 - self.steps_taken / self.hparams["total_steps"]) if fades else 1.0
+        return left * float(self.hparams[name]) if name in self.terms else 0.0
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
@@ -228,11 +242,32 @@ class CLIPAlgorithm(Algorithm):
         logits: Tensor = self.head_factor * F.linear(unit, self.head.weight) + self.head.bias
         return logits
 
-    def context_logits(self, features: Tensor) -> Tensor:
-        """Context logits (N, M) of image features (N, D), of this encoder or of the original."""
+    def context_logits(self, features: Tensor, texts: Tensor | None = None) -> Tensor:
+        """Context logits (N, M) of image features (N, D), of this encoder or of the original.
+
+        Or logits (N, L) of other ``texts`` (L, D).
+        """
         scale: float | str = self.hparams["context_scale"]
         t = self.logit_scale if isinstance(scale, str) else scale
-        return objective.context_logits(features, self.context_weights, t)
+        texts = self.context_weights if texts is None else texts
+        return objective.context_logits(features, texts, t)
+
+    def _kl(self, features_0: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """The KL term over what ``kl_over`` says."""
+        over, texts = self.hparams["kl_over"], None
+        if over == "clusters":
+            texts = self.clusters
+        elif over != "contexts":  # a caption for each picture, of its class in a random context
+            drawn = torch.randint(len(self.captions), labels.shape).to(labels.device)
+            texts = self.captions[drawn, labels]
+        original, tuned = (
+            self.context_logits(features_0, texts),
+            self.context_logits(features, texts),
+        )
+        if over == "other-captions":
+            original = objective.without_own_class(original, labels)
+            tuned = objective.without_own_class(tuned, labels)
+        return objective.context_kl(original, tuned, self.hparams["kl_direction"])
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:
         """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
@@ -303,13 +338,14 @@ class CLIPAlgorithm(Algorithm):
         if {*counting} - {"sp_weight"} or drifts:
             assert self.original is not None  # made for all of these
             features_0, seen_0 = self.original(clip_pictures, methods)
-            contexts_0 = self.context_logits(features_0)
-            with torch.set_grad_enabled("kl_weight" in counting):
-                contexts = self.context_logits(features)
-            both = contexts_0, contexts
+            if "kl_weight" in counting:
+                parts["loss_kl"] = self._kl(features_0, features, y)
             if "kl_weight" in counting or drifts:
-                parts["loss_kl"] = objective.context_kl(*both, self.hparams["kl_direction"])
+                with torch.no_grad():
+                    both = self.context_logits(features_0), self.context_logits(features)
                 parts["context_agreement"] = objective.context_agreement(*both)
+                if "loss_kl" not in parts:
+                    parts["loss_kl"] = objective.context_kl(*both, self.hparams["kl_direction"])
             if "fd_weight" in counting:
                 parts["loss_fd"] = anchors.feature_distance(features, features_0)
             if "ldifs_weight" in counting:
@@ -446,14 +482,16 @@ class FLYP(CLIPAlgorithm):
     trains_head = False
     _head: tuple[int, Tensor] | None = None  # after how many steps, and the class weights then
 
-    def set_up_training(self, clip_model: Any, weights: objective.ZeroShotWeights) -> None:
+    def set_up_training(
+        self, clip_model: Any, weights: objective.ZeroShotWeights, text_features: Tensor
+    ) -> None:
         self.text = texts.TextEncoder(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.logit_scale.detach().clone())
         words = prompts.prompts(*prompts.from_json(bytes(self.words.tolist()).decode()))
         tokens = backbone.tokenize(clip_model, [prompt for row in words for prompt in row])
         tokens = tokens.view(len(words), len(words[0]), -1)
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
-        super().set_up_training(clip_model, weights)
+        super().set_up_training(clip_model, weights, text_features)
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         bf16 = self.hparams["amp"] == "bf16"

@@ -137,6 +137,13 @@ HPARAMS: tuple[Hparam, ...] = (
         *_one_of("original||fine-tuned", "fine-tuned||original"),
     ),
     Hparam(
+        "kl_over",
+        _always("contexts"),
+        *_one_of("contexts", "clusters", "captions", "other-captions"),
+    ),
+    Hparam("context_clusters", _always(20), *_count(2)),
+    Hparam("kl_schedule", _always("constant"), *_one_of("constant", "linear")),
+    Hparam(
         "context_scale",
         _always("logit_scale"),
         lambda v: v == "logit_scale" or (_number(v) and v > 0),

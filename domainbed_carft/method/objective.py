@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domainbed_carft.errors import CarftError
+
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
+KL_OVER = ("contexts", "clusters", "captions", "other-captions")
+_IMPOSSIBLE = -1e8  # a logit; minus infinity would make the KL of two such NaN
 
 
 class ZeroShotWeights(NamedTuple):
@@ -23,26 +27,45 @@ class ZeroShotWeights(NamedTuple):
     contexts: Tensor  # (M, D), rows of length 1
 
 
-class Loss(NamedTuple):
-    """The CAR-FT loss and its two parts, each a scalar, in nats."""
-
-    total: Tensor
-    cross_entropy: Tensor
-    kl: Tensor
-
-
 def zero_shot_weights(text_features: Tensor) -> ZeroShotWeights:
     """W_cls and W_ctx from the text features of every context with every class.
 
     ``text_features``: (M, K, D), of any length; each is scaled to length 1 first. W_cls is the mean
     over contexts, W_ctx the mean over classes, each scaled to length 1 again row by row (not by one
-    global norm), as Lipsum-FT (arXiv 2404.12120) quotes CAR-FT.
+    global norm), as Lipsum-FT (arXiv 2404.00860) quotes CAR-FT.
     """
     unit = F.normalize(text_features, dim=-1)
     return ZeroShotWeights(
         classes=F.normalize(unit.mean(dim=0), dim=-1),
         contexts=F.normalize(unit.mean(dim=1), dim=-1),
     )
+
+
+def clustered(context_weights: Tensor, count: int) -> Tensor:
+    """FD-Align's contexts (arXiv 2310.15105): centres (``count``, D) of the usual ones of (M, D).
+
+    An isolation forest keeps the three quarters that are least unlike the others (60 of the 80
+    templates, as in the official code), and k-means finds the centres, which are not scaled to
+    length 1. Raises CarftError if fewer contexts than centres are kept.
+    """
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.ensemble import IsolationForest
+    except ImportError as error:
+        raise CarftError(
+            f"kl_over 'clusters' needs scikit-learn ({error}); pip install scikit-learn"
+        ) from error
+    found = context_weights.cpu().numpy()
+    kept = len(found) * 3 // 4
+    if kept < count:
+        raise CarftError(
+            f"context_clusters is {count}, expected at most {kept}, three quarters of the "
+            f"{len(found)} contexts"
+        )
+    usual = IsolationForest(random_state=0).fit(found).decision_function(found)
+    kept_ones = found[(-usual).argsort(kind="stable")[:kept]]
+    centres = KMeans(count, random_state=0, n_init=10).fit(kept_ones).cluster_centers_
+    return torch.from_numpy(centres).to(context_weights)
 
 
 def context_logits(
@@ -76,23 +99,9 @@ def context_kl(original_logits: Tensor, tuned_logits: Tensor, direction: str) ->
     return kl.float()
 
 
-def carft_loss(
-    class_logits: Tensor,
-    labels: Tensor,
-    original_context_logits: Tensor,
-    tuned_context_logits: Tensor,
-    *,
-    kl_weight: float = 1.0,
-    kl_direction: str = KL_DIRECTIONS[0],
-) -> Loss:
-    """cross-entropy(class logits) + lambda * KL, both means over the batch.
-
-    ``class_logits``: (N, K), already scaled; ``labels``: (N,) class indices; the context logits:
-    (N, M) of the frozen original and of the fine-tuned encoder on the same pictures.
-    """
-    cross_entropy = F.cross_entropy(class_logits.float(), labels)
-    kl = context_kl(original_context_logits, tuned_context_logits, kl_direction)
-    return Loss(cross_entropy + kl_weight * kl, cross_entropy, kl)
+def without_own_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N, N) logits of pictures over captions, none for captions of the picture's own class."""
+    return logits.masked_fill(labels[:, None] == labels[None], _IMPOSSIBLE)
 
 
 def context_agreement(original_logits: Tensor, tuned_logits: Tensor) -> Tensor:
