@@ -29,8 +29,8 @@ def test_commands_are_upstreams(case, monkeypatch):
     assert sorted(job.line for job in found) == sorted(case["commands"])
 
 
-def parse(extra, datasets="[PACS]"):
-    text = f"name: x\ndatasets: {datasets}\nalgorithms: [CARFT]\ntrials: 1\n{extra}"
+def parse(extra, datasets="[PACS]", trials="1"):
+    text = f"name: x\ndatasets: {datasets}\nalgorithms: [CARFT]\ntrials: {trials}\n{extra}"
     return sources.parse(text, "x.yaml")
 
 
@@ -63,6 +63,22 @@ def test_variants_have_folders_of_their_own():
     assert len({job.folder.name for job in found}) == 8
     assert json.loads(found[0].args["hparams"]) == {"kl_weight": 0}
     assert "kl_weight=0 PACS CARFT, test environments 0, trial 0" in str(found[0])
+
+
+def test_a_variant_of_one_data_set_is_repeated_at_each_point_of_the_grid():
+    text = "grid: {kl_weight: [0, 1]}\nvariants: {a: {}, b: {datasets: [PACS], hparams: {lr: 1}}}"
+    found = parse(text, "[PACS, VLCS]").jobs("D", Path("o"))
+    there = {(job.folder.parent.name, job.args["dataset"]) for job in found}
+    both = {(f"a,kl_weight={v}", d) for v in (0, 1) for d in ("PACS", "VLCS")}
+    assert there == both | {("b,kl_weight=0", "PACS"), ("b,kl_weight=1", "PACS")}
+    assert json.loads(found[-1].args["hparams"]) == {"kl_weight": 1, "lr": 1}
+
+
+def test_trials_may_start_anywhere():
+    made = {
+        given: parse("", trials=given).jobs("D", Path("o")) for given in ("3", "{from: 1, n: 2}")
+    }
+    assert made["{from: 1, n: 2}"] == [job for job in made["3"] if job.key.trial]
 
 
 @pytest.mark.parametrize("spelling", ["/data/", "data", "/moved/elsewhere"])

@@ -72,19 +72,25 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
                 find(hparams[name])
             except CarftError as error:
                 problems.append(str(error))
-    if hparams.keys() - wrong.keys() >= {h.name for h in HPARAMS}:
+    if hparams.keys() - wrong.keys() >= _TOGETHER:
         problems += _conflicts(hparams, algorithm)
     return problems
 
 
+_TOGETHER = {  # what _conflicts looks at
+    "warmup_steps", "lp_steps", "total_steps", "average", "average_start", "margin", "wise_alpha",
+    "head_init",
+}  # fmt: skip
+
+
 def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> Iterator[str]:
     """Values that are valid one by one and make no sense together."""
-    steps = hparams["warmup_steps"] + hparams["lp_steps"]
-    if steps >= hparams["total_steps"]:
+    most = hparams["total_steps"] - hparams["lp_steps"]
+    if hparams["warmup_steps"] >= most:
+        less = f" - lp_steps = {most}" if hparams["lp_steps"] else f" = {most}"
         yield (
-            f"warmup_steps is {hparams['warmup_steps']} and lp_steps {hparams['lp_steps']}, "
-            f"expected less than total_steps = {hparams['total_steps']} together, or the learning "
-            "rate never reaches lr; set all three"
+            f"warmup_steps is {hparams['warmup_steps']}, expected less than total_steps{less}, or "
+            "the learning rate never reaches lr; set both"
         )
     if hparams["average"] == "sma" and hparams["average_start"] >= hparams["total_steps"]:
         yield (

@@ -104,25 +104,23 @@ class Seeds(_Mapping):
 
 
 class Variant(_Mapping):
-    """Settings that override all others, for some algorithms, or all if none are named."""
+    """Settings that override all others, for some algorithms or data sets, or for all."""
 
     algorithms: _Algorithms = []
+    datasets: _Datasets = []
     hparams: _Hparams = {}
 
     def covers(self, dataset: str, algorithm: str) -> bool:
         """Whether it is about this data set and this algorithm."""
-        return not self.algorithms or algorithm in self.algorithms
+        return algorithm in (self.algorithms or [algorithm]) and dataset in (
+            self.datasets or [dataset]
+        )
 
 
 class Override(Variant):
-    """A variant for some data sets, too; 0 steps are the default."""
+    """A variant's settings, and steps; 0 steps are the default."""
 
-    datasets: _Datasets = []
     steps: _Count = 0
-
-    def covers(self, dataset: str, algorithm: str) -> bool:
-        """As in a variant."""
-        return super().covers(dataset, algorithm) and dataset in (self.datasets or [dataset])
 
 
 _Seeds = Annotated[Annotated[_Count, Tag("<all>")] | Annotated[Seeds, Tag("<each>")], _HOW]
@@ -162,15 +160,20 @@ class Shape(_Mapping):
 
     @property
     def settings(self) -> dict[str, Variant]:
-        """The variants by folder name, such as ``lr=3,amp=bf16``, or one without a name."""
-        if not self.grid:
-            return dict(self.variants) or {"": Variant()}
+        """The variants by folder name, such as ``lr=3,amp=bf16``, or one without a name.
+
+        With a grid, each variant at each of its points.
+        """
         found = {}
-        for values in itertools.product(*self.grid.values()):
+        variants = self.variants or {"": Variant()}
+        for (name, variant), values in itertools.product(
+            variants.items(), itertools.product(*self.grid.values())
+        ):
             point = dict(zip(self.grid, values))
-            name = ",".join(f"{key}={value}" for key, value in point.items())
-            folder = "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in name)
-            found[folder] = Variant(hparams=point)
+            words = ",".join(filter(None, [name, *(f"{k}={value}" for k, value in point.items())]))
+            folder = "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in words)
+            hparams = {**variant.hparams, **point}
+            found[folder] = variant.model_copy(update={"hparams": hparams})
         return found
 
     def listed_environments(self, dataset: str) -> Sequence[int | str]:
@@ -217,10 +220,11 @@ class Declaration(Shape):
         ]
 
     def _arguments(self, setting: Variant, data_dir: str) -> Iterator[dict[str, Any]]:
-        algorithms = [name for name in self.algorithms if setting.covers("", name)]
         for trial, dataset, algorithm in itertools.product(
-            self.trial_seeds, self.datasets, algorithms
+            self.trial_seeds, self.datasets, self.algorithms
         ):
+            if not setting.covers(dataset, algorithm):
+                continue
             common: dict[str, Any] = {
                 "data_dir": data_dir,
                 "task": TASK,

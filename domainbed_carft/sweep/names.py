@@ -102,8 +102,6 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
         for index, name in enumerate(shape.compare_with)
         if name not in rows
     ]
-    if shape.grid and shape.variants:
-        told.append((("grid",), "the sweep also has variants; expected one of the two"))
     told += [*_foreign(shape), *_environments(shape, datasets)]
     return datasets, [*told, *_hparams(shape, list(datasets), algorithms)]
 
@@ -116,7 +114,7 @@ def _foreign(shape: Shape) -> Iterator[Told]:
         named += [("datasets", (key, n), n) for n in (given if isinstance(given, dict) else ())]
     for path, setting in _blocks(shape):
         for key in ("datasets", "algorithms"):
-            listed = enumerate(getattr(setting, key, ()))
+            listed = enumerate(getattr(setting, key))
             named += [(key, (*path, key, index), name) for index, name in listed]
     words = {"datasets": "data set of this sweep", "algorithms": "algorithm of this sweep"}
     for key, path, name in named:
@@ -173,7 +171,7 @@ def _hparams(shape: Shape, datasets: Sequence[str], classes: Mapping[str, Any]) 
     for variant in shape.settings.values():
         for dataset, (algorithm, asked) in ((d, c) for d in datasets for c in classes.items()):
             ask = getattr(asked, "hparam_problems", None)
-            if ask and variant.covers("", algorithm):
+            if ask and variant.covers(dataset, algorithm):
                 given = shape.hparams_of(dataset, algorithm, variant)
                 given.pop("clip_backbone", None)
                 for text in ask(dataset, given):

@@ -119,7 +119,7 @@ def _build(data: Any, said: Callable[[YamlPath, str], str], **source: Any) -> De
     except ValidationError as error:
         wrong = dict.fromkeys(map(_told, error.errors(include_url=False)))
         raise_for(said(*one) for one in wrong)
-    n_points = math.prod(map(len, given.grid.values()))
+    n_points = math.prod(map(len, given.grid.values())) * max(1, len(given.variants))
     cells = len(given.datasets) * len(given.algorithms) * n_points
     if len(given.trial_seeds) * len(given.choices) * cells > MOST_JOBS:
         text = f"the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
