@@ -18,7 +18,7 @@ from fake_checkout import OURS
 from installed import Environment
 from torchvision.transforms.functional import to_pil_image
 
-from domainbed_carft.method import prompts
+from domainbed_carft.method import hparams, prompts
 
 CHECKOUTS = Path(__file__).parent / "checkouts"
 
@@ -100,14 +100,14 @@ def test_a_sweep_is_launched_and_collected(
     before = files_of(root)
     python = partial(run, installations[kind], root)
     dataset = "VLCS" if shape == "tables" else "Pets"
-    hparams = {"clip_backbone": str(random_tiny), "batch_size": 4, "warmup_steps": 0}
-    hparams["original_precision"] = "fp32"
+    given = {"clip_backbone": str(random_tiny), "batch_size": 4, "warmup_steps": 0}
+    given["original_precision"] = "fp32"
     algorithms = OURS if (kind, shape) == ("wheel", "classic") else OURS[:1]
     output = tmp_path / "output"
     python(
         *"-m domainbed.scripts.sweep launch --test_envs 1 --command_launcher local".split(),
         *["--datasets", dataset, "--data_dir", str(data), "--output_dir", str(output)],
-        *["--algorithms", *algorithms, "--hparams", json.dumps(hparams)],
+        *["--algorithms", *algorithms, "--hparams", json.dumps(given)],
     )
     records = {}
     for path in output.glob("*/results.jsonl"):
@@ -126,12 +126,28 @@ def test_a_sweep_is_launched_and_collected(
     assert files_of(root) == before
 
 
-def check_words(hparams: dict, dataset: str) -> None:
+def test_each_algorithm_trains_in_one_process(installations, tmp_path) -> None:
+    root = write("classic", tmp_path)
+    script = str(Path(__file__).parents[1] / "benchmarks" / "checkout_methods.py")
+    printed = run(installations["wheel"], root, script, str(root))
+    losses = {
+        line.split()[0]: line.split()[2:] for line in printed.splitlines() if " loss " in line
+    }
+    assert sorted(losses) == sorted(hparams.ALGORITHMS)
+    first = {name: float(two[0].rstrip(",")) for name, two in losses.items()}
+    # At the original weights these have the same loss: their terms are zero.
+    same = {*first} - {"CLIPood", "CLIPMIRO", "FLYP"}
+    assert len({first[name] for name in same}) == 1
+    unchanged = [name for name, two in losses.items() if float(two[1]) == first[name]]
+    assert unchanged == ["CLIPZeroShot"]
+
+
+def check_words(recorded: dict, dataset: str) -> None:
     """The digest is that of the words the job should have read; the names are not written down."""
     pets, vlcs = ["persian cat", "dog"], ["bird", "car", "chair", "dog", "person"]
     names = {"Pets": pets, "VLCS": vlcs}[dataset]
-    assert hparams["class_names"] == f"dataset:{dataset}"
-    assert hparams["prompts_digest"] == prompts.digest(prompts.contexts("imagenet"), names)
+    assert recorded["class_names"] == f"dataset:{dataset}"
+    assert recorded["prompts_digest"] == prompts.digest(prompts.contexts("imagenet"), names)
 
 
 @pytest.mark.parametrize("shape", ["classic", "clip"])

@@ -1,0 +1,59 @@
+"""Does each of our algorithms train in a checkout of DomainBed or of a fork?
+
+    python benchmarks/checkout_methods.py CHECKOUT
+
+All of them, from the checkout's own registry and in one process, on random pictures with the
+embedded CLIP: two steps, a prediction, and the losses of each are printed. Needs what the checkout
+itself imports, and this package installed. Exit status 1 if a loss is not finite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed_carft.method import hparams as ours
+
+
+def main() -> int:
+    """Print a line for each algorithm; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkout", type=Path, help="the folder that contains domainbed/")
+    checkout = parser.parse_args().checkout.resolve()
+    sys.path.insert(0, str(checkout))
+    os.chdir(checkout)
+    registry = importlib.import_module("domainbed.algorithms")
+    if not Path(registry.__file__ or "").is_relative_to(checkout):
+        parser.error(f"{checkout} holds no domainbed; {registry.__file__} was imported")
+    names = [n for n in registry.ALGORITHMS if n in ours.ALGORITHMS]
+    if sorted(names) != sorted(ours.ALGORITHMS):
+        parser.error(f"the checkout lists {names}, expected all of {list(ours.ALGORITHMS)}")
+    good = True
+    for name in names:
+        losses = trained(name, registry)
+        good &= all(map(math.isfinite, losses))
+        print(f"{name:24} loss " + ", ".join(f"{loss:.4f}" for loss in losses))
+    return 0 if good else 1
+
+
+def trained(name: str, registry: Any) -> list[float]:
+    """The losses of two steps of the algorithm ``name`` on two environments of four pictures."""
+    hparams_registry = importlib.import_module("domainbed.hparams_registry")
+    hparams = hparams_registry.default_hparams(name, "Debug28") | {"lp_steps": 0}
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3, 224, 224), torch.tensor([0, 1, 1, 0])) for _ in range(2)]
+    algorithm = registry.get_algorithm_class(name)((3, 224, 224), 2, 2, hparams)
+    values = [algorithm.update(batches) for _ in range(2)]
+    assert algorithm.predict(batches[0][0]).shape == (4, 2)
+    return [value["loss"] for value in values]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
