@@ -1,14 +1,16 @@
-"""What CAR-FT's extra term costs: its training step against plain fine-tuning's, side by side.
+"""What each method's training step costs beside plain fine-tuning's, side by side.
 
-A step of plain fine-tuning is a forward (1) and a backward (2) pass; CAR-FT adds the original's
-forward (1), so at equal precision its limit is 4/3. The frozen original may run in bfloat16, which
-is cheaper where the processor computes in it, and changes the KL a little: both are measured.
+A step of plain fine-tuning is a forward (1) and a backward (2) pass; a frozen original adds its
+forward (1), so at equal precision the limit of CAR-FT and of the terms that share that pass is 4/3.
+The original may run in bfloat16, which is cheaper where the processor computes in it, and changes
+the KL a little: both are measured.
 
-    python benchmarks/step_cost.py [--rounds 10] [--batch 8]
+    python benchmarks/step_cost.py [--rounds 10] [--batch 8]     # CARFT, in both precisions
+    python benchmarks/step_cost.py --methods [--rounds 10]       # all methods, on ViT-B/16's shape
 
-Steps of the two algorithms alternate in one process, so that whatever else the machine does falls
-on both; the ratio is the median over rounds. Weights are random, of OpenAI's shape for ViT-B/32,
-and the embedded tiny CLIP's.
+Steps of the algorithms alternate in one process, so that whatever else the machine does falls on
+all; the ratio is the median over rounds. Weights are random, of OpenAI's shape for ViT-B/32 or
+ViT-B/16, and the embedded tiny CLIP's.
 """
 
 from __future__ import annotations
@@ -35,24 +37,24 @@ VIT_B_32 = {
 }  # fmt: skip
 
 
-def random_weights(folder: Path) -> str:
-    """A state dict of ViT-B/32's shape with random weights."""
+def random_weights(folder: Path, patch: int = 32) -> str:
+    """A state dict of ViT-B/32's shape, or another patch's, with random weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from clip.model import CLIP
     torch.manual_seed(0)
-    path = folder / "random-ViT-B-32.pt"
-    torch.save(CLIP(**VIT_B_32).state_dict(), path)
+    path = folder / f"random-ViT-B-{patch}.pt"
+    torch.save(CLIP(**{**VIT_B_32, "vision_patch_size": patch}).state_dict(), path)
     return str(path)
 
 
-def make(name: str, backbone: str, precision: str) -> algorithms.CLIPAlgorithm:
+def make(name: str, backbone: str, precision: str, **more: Any) -> algorithms.CLIPAlgorithm:
     settings: dict[str, Any] = {
         k: default for k, (default, _) in hparams.overlay(name, "PACS", 0).items()
     }
     settings.update(
         clip_backbone=backbone, class_names=CLASSES, contexts="emoji", drift_every=0,
-        original_precision=precision, warmup_steps=0,
+        original_precision=precision, warmup_steps=0, **more,
     )  # fmt: skip
     torch.manual_seed(0)
     return getattr(algorithms, name)((3, 224, 224), len(CLASSES), DOMAINS, settings)
@@ -70,11 +72,13 @@ def batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.T
 
 
 def seconds(algorithm: algorithms.CLIPAlgorithm, data: list[tuple[Any, Any]], device: str) -> float:
-    start = time.perf_counter()
+    """Of processor time where the processor computes: what else runs there counts less."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    start = clock()
     algorithm.update(data)
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratios(backbone: str, size: int, pixels: int, rounds: int, device: str) -> None:
@@ -99,6 +103,49 @@ def ratios(backbone: str, size: int, pixels: int, rounds: int, device: str) -> N
             f"  CARFT, original in {precision}: {statistics.median(each):.3f} times as much "
             f"(quartiles {spread[0]:.3f} to {spread[2]:.3f}, {rounds} rounds)"
         )
+
+
+# "+": CARFT with more. LP-FT's second phase is plain fine-tuning, so its first is measured, too.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "CARFT": ("CARFT", {}),
+    "CARFT+sma": ("CARFT", {"average": "sma", "average_start": 0}),
+    "CARFT+ema": ("CARFT", {"average": "ema"}),
+    "CARFT+beta": ("CARFT", {"average": "beta"}),
+    "CARFT+WiSE-FT": ("CARFT", {"wise_alpha": 0.5}),
+    **{
+        name: (name, {"lp_steps": 0})
+        for name in hparams.ALGORITHMS
+        if name not in ("CARFT", "CLIPFineTune")
+    },
+    "CLIPLPFT, first phase": ("CLIPLPFT", {}),
+}
+
+
+def methods(backbone: str, size: int, pixels: int, rounds: int, device: str, limit: int) -> None:
+    """Print each method's step over plain fine-tuning's, ``limit`` methods in memory at a time."""
+    plain = make("CLIPFineTune", backbone, "fp32").to(device)
+    names = [*METHODS]
+    for some in (names[i : i + limit] for i in range(0, len(names), limit)):
+        stepped = {"plain": plain}
+        for label in some:
+            name, more = METHODS[label]
+            stepped[label] = make(name, backbone, "fp32", **more).to(device)
+        times: dict[str, list[float]] = {label: [] for label in stepped}
+        for index in range(rounds + 1):
+            data = [(x.to(device), y.to(device)) for x, y in batch(size, pixels, index)]
+            order = [*times][index % len(times) :] + [*times][: index % len(times)]
+            measured = {label: seconds(stepped[label], data, device) for label in order}
+            if index:  # the first round warms up
+                for label, value in measured.items():
+                    times[label].append(value)
+        for label in some:
+            each = [t / p for t, p in zip(times[label], times["plain"])]
+            spread = statistics.quantiles(each, n=4)
+            print(
+                f"  {label:24} {statistics.median(each):.3f} "
+                f"({spread[0]:.3f} to {spread[2]:.3f}, {rounds} rounds)",
+                flush=True,
+            )
 
 
 def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
@@ -143,7 +190,9 @@ def kl_of_both(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=8, help="pictures a domain for ViT-B/32")
+    parser.add_argument("--batch", type=int, default=8, help="pictures a domain for a ViT-B")
+    parser.add_argument("--methods", action="store_true", help="measure all methods instead")
+    parser.add_argument("--at_a_time", type=int, default=4, help="methods in memory (1 GB each)")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(
@@ -155,6 +204,11 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}, {device}, {where}")
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.methods:
+            shape = random_weights(Path(folder), 16)
+            print(f"ViT-B/16, random weights, {DOMAINS} x {arguments.batch} pictures, fp32")
+            methods(shape, arguments.batch, 224, arguments.rounds, device, arguments.at_a_time)
+            return
         for name, backbone, size, pixels in (
             ("tiny", "tiny", 16, 48),
             ("ViT-B/32, random weights", random_weights(Path(folder)), arguments.batch, 224),
