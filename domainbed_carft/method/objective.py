@@ -36,7 +36,7 @@ def zero_shot_weights(text_features: Tensor) -> ZeroShotWeights:
 
     ``text_features``: (M, K, D), of any length; each is scaled to length 1 first. W_cls is the mean
     over contexts, W_ctx the mean over classes, each scaled to length 1 again row by row (not by one
-    global norm), as Lipsum-FT (arXiv 2404.12120) quotes CAR-FT.
+    global norm), as Lipsum-FT (arXiv 2404.00860) quotes CAR-FT.
     """
     unit = F.normalize(text_features, dim=-1)
     return ZeroShotWeights(
