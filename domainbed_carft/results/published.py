@@ -11,7 +11,7 @@ import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import tables
+from domainbed_carft.results import selection, tables
 from domainbed_carft.results.document import PLUS_MINUS, Grid
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell, Table
@@ -22,9 +22,9 @@ BACKBONE = "ViT-B/16"
 
 CAPTION = (
     f"Published: accuracy in % of CLIP {BACKBONE} with one domain left out, mean over the targets, "
-    "from several sources and protocols. The error is that of the mean over trials, of which n is "
-    "the number, where it was published. Selection: what the checkpoint and the hyperparameters "
-    "were chosen on; accuracies selected on the target are not comparable with others.",
+    f"or trained on {IMAGENET}, from several sources and protocols. The error is that of the mean "
+    "over n trials, both where they were published. Selected on: what checkpoint and "
+    "hyperparameters were chosen on; what was selected on the target is not comparable.",
 )
 
 # What may be added to an algorithm, and the value that adds nothing.
@@ -167,10 +167,12 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
 
 
 def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
-    """A row a comparison."""
+    """A row a comparison; our selection is a column where there are several, else in the title."""
+    selections = dict.fromkeys(one.selection for one in found)
+    many = len(selections) > 1
     rows = [
         [
-            one.algorithm, one.selection, one.dataset,
+            one.algorithm, *([one.selection] if many else []), one.dataset,
             f"{one.ours:.1f} {PLUS_MINUS} {one.standard_error:.1f} ({one.n})"
             + ("" if one.complete else ", incomplete"),
             _with_error(one.published, one.published_standard_error)
@@ -179,10 +181,11 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
         ]
         for one in found
     ]  # fmt: skip
-    header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference"]
+    header = ["Algorithm", *(["Selection"] if many else []), "Data set", "Ours", "Published"]
+    header += ["Difference", "Published as", "Selected on"]
+    about = [] if many else [selection.METHODS[name].title for name in selections]
     setting = found[0].setting if found else ""
-    title = "; ".join(filter(None, ["Beside published figures", setting]))
-    header += ["Published as", "Selected on"]
+    title = "; ".join(filter(None, ["Beside published figures", *about, setting]))
     return Grid(title, header, rows, [*remarks, *_sources(found)])
 
 
@@ -216,9 +219,12 @@ def _with_error(accuracy: float, error: float | None) -> str:
 
 
 def _sources(found: Iterable[Figure | Comparison]) -> list[str]:
-    """A line a source with the methods that are from there, then one a note."""
-    of: dict[str, dict[str, None]] = {}
+    """A line a source with the methods that are from there, then such lines of the notes."""
+    sources: dict[str, dict[str, None]] = {}
+    notes: dict[str, dict[str, None]] = {}
     for one in found:
-        of.setdefault(one.source, {})[one.method] = None
-    noted = dict.fromkeys(f"{one.method}: {one.note}." for one in found if one.note)
-    return [*(f"{'; '.join(methods)}: {source}." for source, methods in of.items()), *noted]
+        sources.setdefault(one.source, {})[one.method] = None
+        if one.note:
+            notes.setdefault(one.note, {})[one.method] = None
+    every = [*sources.items(), *notes.items()]
+    return [f"{'; '.join(methods)}: {text}." for text, methods in every]
