@@ -52,8 +52,8 @@ def test_the_interval_is_over_targets_not_over_pairs():
 
 def test_every_published_figure_has_a_source_and_its_average():
     figures = published.figures()
-    assert len(figures) == 11 * 6
-    assert all(figure.source for figure in figures)
+    assert len({(figure.method, figure.dataset) for figure in figures}) == len(figures) > 200
+    assert all(figure.source and figure.selection for figure in figures)
     means = {}
     for figure in figures:
         if figure.dataset != published.AVERAGE:
@@ -99,12 +99,49 @@ def test_what_is_not_comparable_is_said(tmp_path):
     page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
     (entry,) = page.sections["published"]["comparisons"]
     assert (entry["method"], entry["published"]) == ("ERM, random head", 83.4)
-    beside = page.grids[-2]
+    beside = page.grids[-3]  # before both published tables
     assert beside.notes == [
         "Not comparable: CLIPFineTune used tiny, the published figures ViT-B/16.",
-        "ERM, random head: khanrc/miro issue 6.",
+        "ERM, random head: khanrc/miro issues 6 and 19.",
     ]
-    assert beside.rows[0][-1] == "ERM, random head"
+    assert beside.title == "Beside published figures; test-domain validation set (oracle)"
+    assert beside.rows[0][3:] == [
+        "83.4 ± 0.5 (3)", f"{entry['difference']:+.1f}", "ERM, random head", "training-domain",
+    ]  # fmt: skip
+
+
+def test_the_published_tables_say_what_was_selected_on_and_keep_imagenet_apart():
+    left_out, imagenet = published.overviews()
+    assert left_out.header[:4] == ["Method", "Selected on", "n", "PACS"]
+    rows = {row[0]: row[1:] for row in left_out.rows}
+    assert rows["CLIPood"][:3] == ["none; 20% of the target", "", "97.3 ± 0.1"]
+    assert rows["MIRO"] == [
+        "training-domain", "3", "95.6 ± 0.8", "82.2 ± 0.3", "82.5 ± 0.1", "54.3 ± 0.4",
+        "54.0 ± 0.3", "73.7",
+    ]  # fmt: skip
+    (noted,) = (note for note in imagenet.notes if note.startswith("CAR-FT (Lipsum-FT's run): "))
+    assert "re-implementation of Lipsum-FT" in noted
+    assert not [name for name in left_out.header if "ImageNet" in name]
+    (few,) = published.overviews(["CAR-FT", "MIRO"])
+    assert [row[0] for row in few.rows] == ["MIRO", "CAR-FT"]
+
+
+def test_what_differs_from_the_published_method_is_said(tmp_path):
+    for algorithm, more in (("CLIPMIRO", {}), ("CLIPood", {"average": "beta"}), ("CARFT", {})):
+        recorded = {"clip_backbone": "ViT-B/16", "wise_alpha": 1.0, **more}
+        collect_sweeps.write_sweep(tmp_path, [algorithm], trials=1, choices=1, recorded=recorded)
+    recorded = {"clip_backbone": "ViT-B/16", "wise_alpha": 0.5, "average": "sma"}
+    collect_sweeps.write_sweep(tmp_path, ["CLIPFineTune"], trials=1, choices=1, recorded=recorded)
+    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    found = {one["algorithm"]: one for one in page.sections["published"]["comparisons"]}
+    assert found["CLIPMIRO"]["method"] == "MIRO" and found["CLIPMIRO"]["published_n"] == 3
+    assert found["CLIPood"]["published_standard_error"] == 0.1
+    assert [note for note in page.sections["notes"] if note.startswith("Not the same")] == [
+        "Not the same method: CLIPFineTune has average sma, wise_alpha 0.5, unlike ERM, zero-shot "
+        "head.",
+        "Not the same method: CLIPMIRO has a head that starts zero-shot instead of random, unlike "
+        "MIRO.",
+    ]
 
 
 def test_the_published_row_is_that_of_the_data_sets_own_runs(tmp_path):

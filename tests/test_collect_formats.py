@@ -80,7 +80,8 @@ LATEX = shutil.which("pdflatex") or shutil.which("tectonic")
 @pytest.mark.skipif(LATEX is None, reason="needs pdflatex (Debian: texlive-latex-base) or tectonic")
 def test_latex_compiles(document, tmp_path):
     awkward = Grid(AWKWARD, [AWKWARD, "b"], [[AWKWARD, "12.3 ± 4.5 (3) [1]"]], [f"[1] {AWKWARD}"])
-    whole = document._replace(grids=[*document.grids, awkward], caption=[AWKWARD])
+    long = Grid("Long", ["Name", "b"], [[f"row {i}", "12.3"] for i in range(100)], [])
+    whole = document._replace(grids=[*document.grids, awkward, long], caption=[AWKWARD])
     path = tmp_path / "tables.tex"
     path.write_text(formats.FORMATS["latex"](whole), encoding="utf-8")
     more = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
@@ -89,6 +90,8 @@ def test_latex_compiles(document, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert "Overfull \\vbox" not in done.stdout  # a table that runs over the end of its page
+    assert path.read_text(encoding="utf-8").count("Name") == 3
 
 
 def test_latex_escapes_what_it_would_read_as_a_command():

@@ -132,6 +132,17 @@ def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
     assert verify.verify(str(tmp_path)).data_edition == f"consistent: {digest}"
 
 
+def test_a_job_reads_the_names_of_its_domains(random_tiny, tmp_path):
+    grow(tmp_path, even(["cat", "dog"], ["oil", "pencil", "photo"], 5), jpeg(size=(8, 8)))
+    for spec, names in (("domains", "oil pencil photo"), ("domains-without-target", "oil photo")):
+        values = settings(random_tiny, class_names=f"dataset:{tmp_path}", contexts=spec)
+        dataset = datasets.get_dataset_class(str(tmp_path))(None, [1], values)
+        found = algorithms.CARFT(dataset.input_shape, 2, 2, values).hparams
+        expected = [f"a {name} of a {{}}." for name in names.split()]
+        assert found["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
+        assert found["contexts"] == spec
+
+
 def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
     grow(tmp_path, even(["cat", "dog"], ["only"], 5), jpeg(size=(8, 8)))
     hparams = {"clip_backbone": str(random_tiny), "batch_size": 2, "warmup_steps": 0}

@@ -3,7 +3,7 @@
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, prompts
+from domainbed_carft.method import arguments, observed, prompts
 
 
 def test_shipped_lists():
@@ -11,6 +11,43 @@ def test_shipped_lists():
     assert len(imagenet) == 80  # OpenAI's ImageNet templates
     assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
     assert len(prompts.contexts("emoji")) == 36
+    # Of openai/CLIP's notebook, "a subset of 7".
+    assert len(seven := prompts.contexts("imagenet7")) == 7 and {*seven} < {*imagenet}
+
+
+def test_the_best_seven_are_open_clips():
+    metadata = pytest.importorskip("open_clip.zero_shot_metadata", reason="needs open_clip")
+    theirs = [template("{}") for template in metadata.SIMPLE_IMAGENET_TEMPLATES]
+    assert prompts.contexts("imagenet7") == theirs
+
+
+# Of openai/CLIP's data/prompts.md: templates and classes, the first and the last of each; pets and
+# EuroSAT in torchvision's order of labels, the others in that file's.
+OPENAI = {
+    "aircraft": (2, 100, "707-320", "Yak-42"),
+    "caltech101": (34, 102, "background", "yin and yang symbol"),
+    "cars": (8, 196, "AM General Hummer SUV 2000", "smart fortwo Convertible 2012"),
+    "cifar10": (18, 10, "airplane", "truck"),
+    "cifar100": (18, 100, "apple", "worm"),
+    "dtd": (8, 47, "banded", "zigzagged"),
+    "eurosat": (3, 10, "annual crop land", "lake or sea"),
+    "flowers": (1, 102, "pink primrose", "blackberry lily"),
+    "food101": (1, 101, "apple pie", "waffles"),
+    "pets": (1, 37, "Abyssinian", "yorkshire terrier"),
+    "sun397": (2, 397, "abbey", "youth hostel"),
+}
+
+
+@pytest.mark.parametrize("name", prompts.CLASS_LISTS)
+def test_openais_lists_of_each_data_set(name):
+    templates, classes, first, last = OPENAI[name]
+    names = prompts.class_names({"class_names": name}, classes)
+    assert (names[0], names[-1]) == (first, last) and len({*names}) == classes
+    if templates > 1:
+        assert len(prompts.contexts(name)) == templates
+    else:
+        with pytest.raises(CarftError, match=f"'{name}', a list of 1 template.*KL.*'imagenet7'"):
+            prompts.contexts(name)
 
 
 def test_contexts_from_a_file_and_from_a_list(tmp_path):
@@ -28,9 +65,9 @@ def remember(hparams, classes, dataset="PACS"):
     ("spec", "message"),
     [
         (["a {}", "no place"], r"2 templates, such as 'no place'; expected .* exactly one \{\}"),
-        (["a {}"], "is a list of 1 template; expected at least two"),
+        (["a {}"], "is a list of 1 template; expected at least two.* always zero.*'imagenet7'"),
         (["a {}", "a {}"], r"such as 'a \{\}'; expected at least two, all different"),
-        ("sketches", r"contexts is 'sketches'.*shipped list \(imagenet, emoji\)"),
+        ("sketches", r"contexts is 'sketches'.*shipped list \(domains, .*imagenet7, emoji,"),
     ],
 )
 def test_bad_contexts_are_refused(spec, message):
@@ -38,19 +75,30 @@ def test_bad_contexts_are_refused(spec, message):
         prompts.contexts(spec)
 
 
-def test_class_names_are_cleaned():
+def test_folder_names_are_cleaned():
     names = ["Alarm_Clock", "flip-flops", "TV", "ToothBrush", "The_Eiffel_Tower"]
     cleaned = ["alarm clock", "flip flops", "TV", "toothbrush", "the eiffel tower"]
     assert [*map(prompts.clean, names)] == cleaned
 
 
 def test_explicit_names_win(tmp_path):
-    hparams = {"class_names": ["Big_Dog", "cat"]}
-    remember(hparams, {"env": ["x", "y"]})
-    assert prompts.class_names(hparams, 2) == ["big dog", "cat"]
+    """And are taken as they are: "crane" is two classes of ImageNet, and "T-shirt" no "t shirt"."""
+    names = ["crane", "T-shirt", "Crock Pot", "crane"]
+    hparams = {"class_names": names}
+    remember(hparams, {"env": ["a", "b", "c", "d"]})
+    assert prompts.class_names(hparams, 4) == names
     path = tmp_path / "names.txt"
-    path.write_text("owl\nhen\n", encoding="utf-8")
-    assert prompts.class_names({"class_names": str(path)}, 2) == ["owl", "hen"]
+    path.write_text("\n".join(names), encoding="utf-8")
+    assert prompts.class_names({"class_names": str(path)}, 4) == names
+
+
+def test_the_folders_names_in_another_order_are_refused():
+    hparams = {"class_names": ["Art Deco", "TV", "bike"]}
+    remember(hparams, {"env": ["art-deco", "bike", "tv"]})
+    with pytest.raises(CarftError, match=r"label 1 is 'bike' in 'env', but 'TV' in class_names"):
+        prompts.class_names(hparams, 3)
+    remember(hparams, {"env": ["art-deco", "tv", "bike"]})
+    assert prompts.class_names(hparams, 3) == ["Art Deco", "TV", "bike"]
 
 
 def test_then_what_the_data_set_said_for_this_very_object():
@@ -104,3 +152,38 @@ def test_the_digest_is_over_every_word_and_their_order():
     others = [(["the {}", "a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["dög", "cat"])]
     others += [(["a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["cat", "dog"])]
     assert len({prompts.digest(*words) for words in others} | {"16c22956d3889fcd"}) == 5
+
+
+def known(hparams, names, test_envs=None):
+    shown = [observed.Environment(name, None) for name in names]
+    observed.remember(hparams, "Mine", shown, test_envs=test_envs)
+    return prompts.contexts_of(hparams)
+
+
+def test_contexts_of_the_domains_with_and_without_the_one_left_out():
+    folders = ["art_painting", "Real World", "TV"]
+    hparams = {"contexts": "domains", "class_names": "dataset:Mine"}
+    every = ["a art painting of a {}.", "a real world of a {}.", "a TV of a {}."]
+    assert known(hparams, folders) == every == known(hparams, folders, [1])
+    hparams["contexts"] = "domains-without-target"
+    assert known(hparams, folders, [1]) == [every[0], every[2]]
+    assert known(hparams, folders, []) == every
+    with pytest.raises(CarftError, match="a list of 1 template.*KL"):
+        known(hparams, folders, [0, 1])
+    with pytest.raises(CarftError, match="does not show which environments are left out; give"):
+        known(hparams, folders)
+    observed.remember({}, "Other", [])
+    with pytest.raises(CarftError, match="does not show its environments; give"):
+        prompts.contexts_of(hparams)
+    assert hparams == {"contexts": "domains-without-target", "class_names": "dataset:Mine"}
+    assert prompts.contexts_of({"contexts": ["a {}", "the {}"]}) == ["a {}", "the {}"]
+
+
+def test_domains_whose_names_are_no_words_are_refused_before_a_job_starts():
+    for dataset, odd in (("TerraIncognita", "'location_38'"), ("VLCS", "'SUN09'")):
+        (problem,) = arguments.refusals("CARFT", dataset, {"contexts": "domains"})
+        assert problem.startswith("contexts is 'domains', but ") and odd in problem
+        assert "'imagenet7'" in problem and "LabelMe" not in problem
+    assert arguments.refusals("CARFT", "DomainNet", {"contexts": "domains"}) == []
+    with pytest.raises(CarftError, match="called 'env1', 'env2', which are no words"):
+        known({"contexts": "domains", "class_names": ["a"]}, ["env1", "env2"])

@@ -120,7 +120,7 @@ class CLIPAlgorithm(Algorithm):
             clip_model = backbone.load(hparams["clip_backbone"])
             arguments.record(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
             names = prompts.class_names(hparams, num_classes)
-            templates = prompts.contexts(hparams["contexts"])
+            templates = prompts.contexts_of(hparams)
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
             digest = prompts.digest(templates, names)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, overlay
@@ -60,18 +61,20 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str
         return []
     values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}
     values |= {name: value for name, value in given.items() if name != "batch_size"}
-    return _value_problems(values, algorithm)
+    problems = _value_problems(values, algorithm)
+    if values["contexts"] in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
+        folders = [one.folder for one in benchmarks.get(dataset).environments]
+        problems += _refused(prompts.domain_contexts, values["contexts"], folders)
+    return problems
 
 
 def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     wrong = {h.name: h for h in HPARAMS if h.name in hparams and not h.valid(hparams[h.name])}
     problems = [f"{name} is {hparams[name]!r}, expected {h.expected}" for name, h in wrong.items()]
     for name, find in (("clip_backbone", _find_backbone), ("contexts", prompts.contexts)):
-        if name in hparams and name not in wrong:
-            try:
-                find(hparams[name])
-            except CarftError as error:
-                problems.append(str(error))
+        # The contexts that are made from the data set's domains come with it.
+        if name in hparams and name not in wrong and hparams[name] not in prompts.DOMAIN_LISTS:
+            problems += _refused(find, hparams[name])
     if hparams.keys() - wrong.keys() >= _TOGETHER:
         problems += _conflicts(hparams, algorithm)
     return problems
@@ -106,6 +109,15 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> Iterator[str]:
         for name, off in (("wise_alpha", 1), ("margin", 0)):
             if hparams[name] != off:
                 yield f"{name} is {hparams[name]!r}, expected {off} with head_init 'random'"
+
+
+def _refused(find: Callable[..., Any], *values: Any) -> list[str]:
+    """The sentence with which ``find`` refuses the values, if it does."""
+    try:
+        find(*values)
+    except CarftError as error:
+        return [str(error)]
+    return []
 
 
 def _find_backbone(name: str) -> None:

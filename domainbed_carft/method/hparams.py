@@ -152,12 +152,18 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam(
         "contexts",
         _small("emoji", "imagenet"),
-        *_words("a shipped list ('imagenet', 'emoji'), a text file, or a list of templates"),
+        *_words(
+            "a shipped list ('imagenet', 'imagenet7', ...), 'domains', a text file, or a list of "
+            "templates"
+        ),
     ),
     Hparam(
         "class_names",
         lambda context: f"dataset:{context[1]}",
-        *_words("'dataset:NAME', the path of a text file with one name per line, or a list"),
+        *_words(
+            "'dataset:NAME', a shipped list ('cifar10', ...), the path of a text file with one "
+            "name per line, or a list"
+        ),
     ),
     Hparam("protocol", _always("domainbed"), *_one_of("domainbed", "clip", "host")),
     Hparam("prompts_digest", _always(""), *_FILLED_IN),

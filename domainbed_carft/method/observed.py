@@ -33,12 +33,14 @@ class Environment:
 class Seen:
     """All environments of a data set, and the verdict on it, None where nothing was counted.
 
-    ``protocol`` is the preset by which its pictures are transformed, the host's own if unseen.
+    ``protocol`` is the preset by which its pictures are transformed, the host's own if unseen;
+    ``test_envs`` the numbers of the environments left out, None if the host does not tell.
     """
 
     environments: Sequence[Environment] = ()
     report: Report | None = None
     protocol: str = "domainbed"
+    test_envs: Sequence[int] | None = None
 
     @property
     def edition(self) -> str:
@@ -52,11 +54,11 @@ _last: tuple[Any, str, Seen] | None = None
 
 def remember(
     hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None,
-    protocol: str = "domainbed",
+    protocol: str = "domainbed", test_envs: Sequence[int] | None = None,
 ) -> Seen:  # fmt: skip
     """Keep the facts of ``dataset``; ``hparams`` is the object it was built with, if any."""
     global _last
-    seen = Seen(environments, report, protocol)
+    seen = Seen(environments, report, protocol, test_envs)
     _last = hparams, dataset, seen
     return seen
 

@@ -1,7 +1,8 @@
 """Every word that CLIP's text encoder reads: contexts, class names, prompts. No torch.
 
 A context is a template with one ``{}`` for the class name: "a sketch of a {}.". The included lists
-are text files in ``assets/contexts``, one template per line.
+are text files in ``assets/contexts``, one template per line, and those of class names in
+``assets/class_names``, in label order; ``assets/README.md`` names their sources.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from domainbed_carft.files import parsing
 from domainbed_carft.method import observed
 from domainbed_carft.text import counted
 
-CONTEXT_LISTS = ("imagenet", "emoji")
+# OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
+CLASS_LISTS = (
+    "aircraft", "caltech101", "cars", "cifar10", "cifar100", "dtd", "eurosat", "flowers", "food101",
+    "pets", "sun397",
+)  # fmt: skip
+CONTEXT_LISTS = ("imagenet", "imagenet7", "emoji", *CLASS_LISTS)
+
+# Contexts of the names of a data set's own domains, all of them or those trained on. The template
+# is ours, after the "a [CONTEXT] of [CLASS]" of CAR-FT's abstract.
+DOMAIN_LISTS = ("domains", "domains-without-target")
+DOMAIN_TEMPLATE = "a {domain} of a {}."
 
 # What is known without looking at the data, in label order.
 BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
@@ -41,20 +52,58 @@ def contexts(spec: str | Sequence[str]) -> list[str]:
     Raises CarftError, naming a template, unless each has exactly one ``{}``, all differ, and there
     are at least two.
     """
-    if isinstance(spec, str) and spec in CONTEXT_LISTS:
-        found = _lines(files("domainbed_carft") / "assets" / "contexts" / f"{spec}.txt")
-    else:
-        kinds = f"a shipped list ({', '.join(CONTEXT_LISTS)}), or a list like ['a sketch of {{}}']"
-        found = _listed("contexts", spec, kinds)
+    lists = ", ".join((*DOMAIN_LISTS, *CONTEXT_LISTS))
+    kinds = f"a shipped list ({lists}), or a list like ['a sketch of {{}}']"
+    found = _listed("contexts", spec, CONTEXT_LISTS, kinds)
     wrong = [template for template in found if template.count("{}") != 1]
     wrong += [template for template in dict.fromkeys(found) if found.count(template) > 1]
-    if wrong or len(found) < 2:  # over a single context the KL term is always zero
+    if wrong or len(found) < 2:
+        name = f"{spec!r}, " if isinstance(spec, str) else ""
         such = f", such as {wrong[0]!r}" if wrong else ""
         raise CarftError(
-            f"contexts is a list of {counted(len(found), 'template')}{such}; expected at least "
-            "two, all different, each with exactly one {}, as in 'a sketch of a {}.'"
+            f"contexts is {name}a list of {counted(len(found), 'template')}{such}; expected at "
+            "least two, all different, each with exactly one {}, as in 'a sketch of a {}.' (over a "
+            "single one the KL term is always zero). 'imagenet7' and 'imagenet' fit any classes"
         )
     return found
+
+
+def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
+    """The context templates of a run, by its hparam ``contexts``.
+
+    Those of DOMAIN_LISTS are made from the environments of the data set that was built with this
+    hparams object. Raises CarftError as ``contexts``, where the data set does not show its
+    environments, or which of them are left out, and where their names are no words.
+    """
+    spec = hparams["contexts"]
+    if spec not in DOMAIN_LISTS:
+        return contexts(spec)
+    seen = observed.recall(hparams, named_dataset(hparams["class_names"]))
+    left_out = seen.test_envs if spec == DOMAIN_LISTS[1] else ()
+    if left_out is None or not seen.environments:
+        shows = "which environments are left out" if seen.environments else "its environments"
+        raise CarftError(
+            f"contexts is {spec!r}, but this host's data set does not show {shows}; give the "
+            f"templates as a list, such as ['a photo of a {{}}.', 'a sketch of a {{}}.']"
+        )
+    return domain_contexts(
+        spec, [one.name for place, one in enumerate(seen.environments) if place not in left_out]
+    )
+
+
+def domain_contexts(spec: str, names: Sequence[str]) -> list[str]:
+    """A template per domain: "art_painting" -> "a art painting of a {}."
+
+    ``spec``: the one of DOMAIN_LISTS that asks. Raises CarftError for names with digits, of which
+    a text encoder knows nothing, and as ``contexts``.
+    """
+    if odd := [name for name in names if any(map(str.isdigit, name)) or not clean(name)]:
+        raise CarftError(
+            f"contexts is {spec!r}, but domains here are called {', '.join(map(repr, odd))}, which "
+            "are no words that CLIP knows a kind of picture by; use 'imagenet7' or 'imagenet', or "
+            "a list of templates"
+        )
+    return contexts([DOMAIN_TEMPLATE.replace("{domain}", clean(name)) for name in names])
 
 
 def clean(name: str) -> str:
@@ -93,11 +142,12 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
 
 
 def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
-    """The ``num_classes`` class names, cleaned, in label order.
+    """The ``num_classes`` class names in label order.
 
-    Taken from, in this order: the hparam ``class_names`` where it is a list or a file; the folders
-    of the data set that was built with this hparams object; the built-in table of the data set that
-    the hparam names ("dataset:PACS").
+    Taken from, in this order: the hparam ``class_names`` where it is a list, a file or one of
+    CLASS_LISTS, as they are; the folders of the data set that was built with this hparams object,
+    or the built-in table of the folders of the data set that the hparam names ("dataset:PACS"),
+    cleaned.
 
     Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
     """
@@ -106,8 +156,10 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     environments = observed.recall(hparams, dataset).environments
     seen = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
-        found = _listed("class_names", spec, f"a list of names, or {DATASET_PREFIX}NAME")
-        source = "hparam class_names"
+        lists = ", ".join(CLASS_LISTS)
+        kinds = f"a shipped list ({lists}), a list of names, or {DATASET_PREFIX}NAME"
+        found, source = _listed("class_names", spec, CLASS_LISTS, kinds), "hparam class_names"
+        _require_folders_order(found, seen)
     elif seen:
         found, source = next(iter(seen.values())), "the folders of the data set"
         for name, other in seen.items():
@@ -131,7 +183,21 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
             f"{len(found)} class names from {source} ({', '.join(found)}), but the data set has "
             f"{num_classes} classes; give one name per class, in label order"
         )
-    return [clean(name) for name in found]
+    return found if dataset is None else [clean(name) for name in found]
+
+
+def _require_folders_order(names: Sequence[str], seen: Mapping[str, Sequence[str]]) -> None:
+    """Raise CarftError for the very names of the folders in another order than the labels'."""
+    given = [clean(name).lower() for name in names]
+    for environment, folders in seen.items():
+        labels = [clean(folder).lower() for folder in folders]
+        if given != labels and sorted(given) == sorted(labels):
+            label = [one == other for one, other in zip(given, labels)].index(False)
+            raise CarftError(
+                f"class_names has the names of the class folders in another order: the class with "
+                f"label {label} is {folders[label]!r} in {environment!r}, but {names[label]!r} in "
+                "class_names; give one name per class, in the order of the sorted folders"
+            )
 
 
 def named_dataset(spec: Any) -> str | None:
@@ -141,10 +207,14 @@ def named_dataset(spec: Any) -> str | None:
     return None
 
 
-def _listed(hparam: str, spec: str | Sequence[str], otherwise: str) -> list[str]:
-    """The entries of a list, or the lines of the text file that ``spec`` is the path of."""
+def _listed(
+    hparam: str, spec: str | Sequence[str], shipped: Sequence[str], otherwise: str
+) -> list[str]:
+    """The entries of a list, or the lines of a shipped file or of that at the path ``spec``."""
     if not isinstance(spec, str):
         return [str(entry) for entry in spec]
+    if spec in shipped:
+        return _lines(files("domainbed_carft") / "assets" / hparam / f"{spec}.txt")
     if not Path(spec).is_file():
         raise CarftError(
             f"{hparam} is {spec!r}, which is not a file; expected the path of a text file with one "

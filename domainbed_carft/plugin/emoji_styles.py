@@ -61,7 +61,8 @@ class EmojiStyles:
         ]
         name = type(self).__name__
         report = verify.examine(name, folder)
-        seen = observed.remember(hparams, name, shown, report, self.protocol)
+        told = None if hparams is None else test_envs  # such hosts pass none of the two
+        seen = observed.remember(hparams, name, shown, report, self.protocol, told)
         self.data_edition = seen.edition
 
     def _transform(

@@ -94,7 +94,9 @@ def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | No
         for index, folder in enumerate(dataset.datasets)
     ]
     name = type(dataset).__name__
-    seen = observed.remember(given.get("hparams"), name, environments, report, protocol)
+    seen = observed.remember(
+        given.get("hparams"), name, environments, report, protocol, given.get("test_envs")
+    )
     dataset.data_edition, dataset.protocol = seen.edition, protocol
 
 

@@ -196,7 +196,7 @@ def _drawn(
     dataset, rows = table.dataset, frames.checkpoints(runs, table.method)
     chosen = rows[rows["selected"]].drop(columns="step")
     means = frames.over_targets(rows, frames.DRIFT)
-    bars = [figures.bars(name(dataset, "accuracy"), table, looks)] if _has_values(table) else []
+    bars = figures.bars(table, looks, name) if _has_values(table) else []
     steps = [
         figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
         for at, some in _places(table, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -22,6 +22,8 @@ INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#d8dee4", "#ffffff"
 _WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
 _DPI = 180  # of the PNG
 _ROW = 0.2  # inches a bar
+_MANY = 6  # algorithms, above which each environment has bars of its own: a page prints 9 inches
+_TWO_COLUMNS = 38  # letters of a name in each column of a legend that the width has room for
 
 
 class Look(NamedTuple):
@@ -30,27 +32,41 @@ class Look(NamedTuple):
     colour: str
     marker: str
     dash: Any
+    hollow: bool = False
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Face and edge of a marker, as ``Axes.plot`` calls them."""
+        face, edge = (PAPER, self.colour) if self.hollow else (self.colour, INK)
+        return {"marker": self.marker, "mfc": face, "mec": edge}
 
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; ours are those of it that stand
-# out by 3 to 1 on white.
+# Okabe and Ito's palette, which the colour-blind can tell apart, for CARFT and its baselines, and
+# darker colours, mostly Tol's, for the peers. All stand out by 3 to 1 on white.
 _OURS = {
     "CLIPZeroShot": Look("#808080", "s", (0, (1, 1.2))),
     "CLIPLinearProbe": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5))),
     "CLIPFineTune": Look("#0072B2", "D", (0, (4, 1.5))),
+    "CLIPWiSEFT": Look("#AA4499", "X", (0, (2, 1))),
+    "CLIPLPFT": Look("#117733", "v", (0, (8, 2))),
+    "CLIPL2SP": Look("#332288", "P", (0, (3, 1, 1, 1))),
+    "CLIPFeatureDistillation": Look("#7A5C00", "<", (0, (5, 1, 1, 1, 1, 1))),
+    "LDIFS": Look("#661100", ">", (0, (1, 2.5))),
+    "LipsumFT": Look("#CC6677", "d", (0, (10, 1))),
+    "CLIPMIRO": Look(INK, "p", (0, (2, 2))),
+    "CLIPood": Look("#3A9AB8", "*", (0, (6, 3))),
+    "FLYP": Look("#882255", "h", (0, (8, 1, 2, 1)), hollow=True),
     "CARFT": Look("#D55E00", "o", "solid"),
 }
+# Algorithms of other packages, again in turn if there are more.
 _OTHERS = (
-    Look("#E69F00", "v", (0, (3, 1))),
-    Look("#56B4E9", "P", (0, (5, 1, 1, 1))),
-    Look("#CC79A7", "X", (0, (2, 1))),
-    Look("#F0E442", "*", (0, (8, 2))),
-    Look("#009E73", "h", (0, (1, 1))),
-    Look("#0072B2", "p", (0, (5, 2, 1, 2))),
-    Look("#808080", "<", (0, (2, 2))),
-    Look("#E69F00", ">", (0, (1, 3))),
-    Look("#56B4E9", "d", (0, (6, 1, 1, 1, 1, 1))),
-    Look("#CC79A7", "H", (0, (9, 1))),
+    Look("#57606a", "o", (0, (1, 1)), hollow=True),
+    Look("#0072B2", "s", (0, (3, 2)), hollow=True),
+    Look("#882255", "^", (0, (7, 1)), hollow=True),
+    Look("#117733", "D", (0, (4, 1, 1, 1)), hollow=True),
+    Look("#332288", "v", (0, (1, 2)), hollow=True),
+    Look("#7A5C00", "P", (0, (9, 2, 1, 2)), hollow=True),
+    Look("#AA4499", "X", (0, (5, 4)), hollow=True),
 )
 Looks = Mapping[str, Look]
 
@@ -107,9 +123,11 @@ def looks(algorithms: Sequence[str]) -> dict[str, Look]:
     }
 
 
-@matplotlib.rc_context(_STYLE)
-def bars(name: str, table: Table, looks: Looks) -> Figure:
-    """A group of bars an environment, and one of their averages, accuracies in percent."""
+def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
+    """A group of bars an environment, and one of their averages, accuracies in percent.
+
+    ``name(dataset, part, ...)`` makes a figure's name. Of many algorithms each group is a figure.
+    """
     groups = [
         (label, [(row.algorithm, row.cells[place]) for row in table.rows])
         for place, label in enumerate(table.columns)
@@ -117,7 +135,17 @@ def bars(name: str, table: Table, looks: Looks) -> Figure:
     groups.append(("average", [(row.algorithm, Cell(row.average, None, 1)) for row in table.rows]))
     groups = [(label, [one for one in cells if one[1].mean is not None]) for label, cells in groups]
     groups = [(label, cells) for label, cells in groups if cells]
+    dataset = table.dataset
+    if len(table.rows) <= _MANY:
+        return [_bars(dataset, name(dataset, "accuracy"), "by environment", groups, looks)]
+    return [
+        _bars(f"{dataset}, {one[0]}", name(dataset, "accuracy", one[0]), one[0], [one], looks)
+        for one in groups
+    ]
 
+
+@matplotlib.rc_context(_STYLE)
+def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks) -> Figure:
     canvas = _canvas(0.75 + _ROW * sum(len(cells) + 1.6 for _, cells in groups))
     axes = canvas.subplots()
     height = 0.0
@@ -142,8 +170,8 @@ def bars(name: str, table: Table, looks: Looks) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy (%)")
-    alt = f"Bars of the accuracy on {table.dataset} by environment, as in the table above."
-    return _saved(canvas, table.dataset, name, alt)
+    alt = f"Bars of the accuracy, {what}, as in the table above: {title}."
+    return _saved(canvas, title, name, alt)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -160,7 +188,7 @@ def curves(
     if not present:
         return None
 
-    canvas = _canvas(0.8 + 1.75 * len(lines) + 0.2 * ((len(present) + 1) // 2))
+    canvas = _canvas(0.8 + 1.75 * len(lines) + _legend_height(present))
     every = canvas.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
     handles: dict[str, Any] = {}
     for axes, (column, found) in zip(every, lines.items()):
@@ -172,8 +200,9 @@ def curves(
                 low, high = line["mean"] - line["error"], line["mean"] + line["error"]
                 axes.fill_between(line.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
                 (handles[one],) = axes.plot(
-                    line.index, line["mean"], color=look.colour, marker=look.marker, ms=5, lw=1.8,
-                    linestyle=look.dash, mec=INK, mew=0.5, markevery=max(1, len(line) // 10),
+                    line.index, line["mean"], color=look.colour, ms=5, lw=1.8, **look.mark,
+                    linestyle=look.dash, mew=1.2 if look.hollow else 0.5,
+                    markevery=max(1, len(line) // 10),
                 )  # fmt: skip
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     every[-1].set_xlabel("training step")
@@ -198,14 +227,14 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     if not present:
         return None
 
-    canvas = _canvas(3.4 + 0.2 * ((len(present) + 1) // 2))
+    canvas = _canvas(3.4 + _legend_height(present))
     axes = canvas.subplots()
     handles = {}
     for one in present:
         mine = 100 * rows.loc[rows["algorithm"] == one, ["in_domain", "out_of_domain"]]
-        handles[one] = axes.scatter(
-            mine["in_domain"], mine["out_of_domain"], s=46, color=looks[one].colour,
-            marker=looks[one].marker, edgecolors=INK, linewidths=0.8, zorder=3,
+        (handles[one],) = axes.plot(
+            mine["in_domain"], mine["out_of_domain"], ls="", ms=6.8, **looks[one].mark,
+            mew=1.4 if looks[one].hollow else 0.8, zorder=3,
         )  # fmt: skip
     axes.margins(0.08)  # as far as the marks reach, with the line of equal accuracies
     x, y = axes.get_xlim(), axes.get_ylim()
@@ -220,9 +249,23 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     return _saved(canvas, title, name, alt)
 
 
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend: two if its names fit side by side. It is filled column after column."""
+    first = (len(names) + 1) // 2
+    halves = names[:first], names[first:]
+    letters = sum(max((len(shown(name)) for name in half), default=0) for half in halves)
+    return 2 if letters <= _TWO_COLUMNS else 1
+
+
+def _legend_height(names: Sequence[str]) -> float:
+    """In inches."""
+    return 0.2 * -(-len(names) // _columns(names))
+
+
 def _legend(canvas: Canvas, handles: Mapping[str, Any], **more: Any) -> None:
     names = [shown(name) for name in handles]
-    canvas.legend(list(handles.values()), names, loc="outside lower center", ncols=2, **more)
+    columns = _columns([*handles])
+    canvas.legend(list(handles.values()), names, loc="outside lower center", ncols=columns, **more)
 
 
 def _canvas(height: float) -> Canvas:

@@ -121,7 +121,7 @@ def build(
             grids.append(published.grid(beside, about))
             rows += [one._asdict() for one in beside]
             remarks += about
-        grids.append(published.overview(collection.compare_with))
+        grids += published.overviews(collection.compare_with)
         caption += published.CAPTION
         figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
         sections["published"] = {"comparisons": rows, "figures": figures}

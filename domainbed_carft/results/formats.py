@@ -39,6 +39,7 @@ _PREAMBLE = r"""\documentclass{article}
 \usepackage{graphicx}
 \sloppy
 \begin{document}"""
+_OF_A_PAGE = 36  # rows: a table does not break, so what follows has the header again
 # Shrinks a table that is wider than the page, and no other.
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
 _PAGE = """<!doctype html>
@@ -145,9 +146,11 @@ def _latex(document: Document) -> str:
     """A whole document, from which tables can be copied; they need graphicx."""
     lines = [_PREAMBLE, rf"\section*{{{_in_latex(document.title)}}}"]
     for grid in document.grids:
-        table = _table(grid, "latex_raw", _in_latex)
         lines += ["", rf"\subsection*{{{_in_latex(grid.title)}}}"]
-        lines += [rf"\noindent{_FITTED}{{{table}}}\par\smallskip"]
+        for start in range(0, len(grid.rows) or 1, _OF_A_PAGE):
+            part = grid._replace(rows=grid.rows[start : start + _OF_A_PAGE])
+            table = _table(part, "latex_raw", _in_latex)
+            lines += [rf"\noindent{_FITTED}{{{table}}}\par\smallskip"]
         for note in grid.notes:
             lines += ["", r"\noindent{\small " + _in_latex(note) + r"\par}"]
     for text in document.caption:

@@ -19,7 +19,10 @@ _ORDER = (
     "Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
     "TerraIncognita", "DomainNet", "SVIRO", "EmojiStyles",
 )  # fmt: skip
-_OURS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
+OURS = (
+    "CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP",
+    "CLIPFeatureDistillation", "LDIFS", "LipsumFT", "CLIPMIRO", "CLIPood", "FLYP", "CARFT",
+)  # fmt: skip
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 
 
@@ -197,4 +200,4 @@ def _known(name: str) -> tuple[str, ...]:
 def algorithms(names: Iterable[str]) -> list[str]:
     """In alphabetical order, ours at the end from the untrained to CARFT."""
     found = set(names)
-    return sorted(found.difference(_OURS)) + [name for name in _OURS if name in found]
+    return sorted(found.difference(OURS)) + [name for name in OURS if name in found]
