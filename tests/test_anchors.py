@@ -145,7 +145,7 @@ def test_the_text_encoder_by_itself_is_clips_also_of_short_texts(random_tiny):
         torch.testing.assert_close(encoder(tokens), model.encode_text(tokens))
         torch.testing.assert_close(encoder(tokens[:, :9]), model.encode_text(tokens))
     torch.manual_seed(3)
-    first, second = (texts.RandomTexts(model)(5, 8) for _ in range(2))
+    first, second = (texts.RandomTexts(texts.TextEncoder(model))(5, 8) for _ in range(2))
     assert first.shape == (5, model.text_projection.shape[1]) and not torch.equal(first, second)
 
 

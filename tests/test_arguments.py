@@ -24,7 +24,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
         "amp is 'fp16', expected one of 'off', 'bf16'",
         "head_init is None",
         "'grad_clip' is missing",
-        "clip_backbone is 'nope', expected an existing file or one of: tiny, RN50",
+        "clip_backbone is 'nope', expected an existing file, open_clip:NAME/TAG, or one of: tiny",
         "Valid hparams: amp, batch_size",
     ):
         assert part in message

@@ -61,7 +61,7 @@ def test_emoji_styles_follows(random_tiny, capsys):
     x = dataset[0][0][0][None]
     assert torch.equal(algorithm.input(x), x)  # nothing to undo
     said = capsys.readouterr().out
-    assert "CLIP protocol: clip (training: bicubic crop" in said
+    assert "CLIP protocol: clip (training: crop of 70" in said
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "host"
     half = (0.5, 0.5, 0.5)
-    run.algorithm.input = images.CLIPInput(run.algorithm.input.resolution, half, half)
+    run.algorithm.input = images.CLIPInput(run.algorithm.input.wanted, half, half)
     transform = predicting.transform_of(run)
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
     raw = images.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))

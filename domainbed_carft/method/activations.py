@@ -1,7 +1,7 @@
 """What an image encoder computes on its way: at its beginning and after each quarter of it.
 
-The places of MIRO and LDIFS in a ViT-B/16 (blocks 3, 6, 9, 12), for OpenAI's other encoders the
-corresponding ones; the four stages of a ResNet.
+The places of MIRO and LDIFS in a ViT-B/16 (blocks 3, 6, 9, 12), for other encoders of OpenAI's and
+open_clip's and for timm's ViTs the corresponding ones; the four stages of a ResNet.
 """
 
 from __future__ import annotations
@@ -12,30 +12,46 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from domainbed_carft.errors import CarftError
+
 FIRST = {"ldifs": ("ln_pre", "avgpool"), "miro": ("conv1", "conv1")}  # in a ViT, in a ResNet
 
 
 def places(encoder: Any, method: str) -> list[nn.Module]:
-    """The modules whose outputs ``method``, one of FIRST, compares, in the order they run."""
+    """The modules whose outputs ``method``, one of FIRST, compares, in the order they run.
+
+    Raises CarftError for an encoder of timm's that is no ViT.
+    """
     in_vit, in_resnet = FIRST[method]
-    if not hasattr(encoder, "transformer"):
+    if hasattr(encoder, "layer4"):
         stages = [getattr(encoder, f"layer{number}") for number in range(1, 5)]
         return [getattr(encoder, in_resnet), *stages]
-    blocks = encoder.transformer.resblocks
+    if hasattr(encoder, "trunk"):
+        trunk = encoder.trunk
+        if not all(hasattr(trunk, part) for part in ("patch_embed", "norm_pre", "blocks")):
+            raise CarftError(
+                f"{method}_weight needs an image encoder of blocks, and {type(trunk).__name__} of "
+                "timm has none; choose another clip_backbone or algorithm"
+            )
+        first = trunk.norm_pre if in_vit == "ln_pre" else trunk.patch_embed.proj
+        blocks = trunk.blocks
+    else:
+        first, blocks = getattr(encoder, in_vit), encoder.transformer.resblocks
     quarters = [-(-len(blocks) * number // 4) - 1 for number in range(1, 5)]
-    return [getattr(encoder, in_vit), *(blocks[index] for index in quarters)]
+    return [first, *(blocks[index] for index in quarters)]
 
 
 @contextlib.contextmanager
 def recorded(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """The outputs of ``modules`` (N, T, C) in float32, once the block has run the encoder."""
     found: list[Tensor] = []
-    blocks = {*getattr(getattr(encoder, "transformer", None), "resblocks", ())}
+    transformer = getattr(encoder, "transformer", None)
+    turned = not getattr(transformer, "batch_first", False)  # OpenAI's has the tokens in front
+    blocks = {*getattr(transformer, "resblocks", ())} if turned else set()
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.ndim == 4:  # of a convolution
             output = output.flatten(2).transpose(1, 2)
-        # OpenAI's transformer has the tokens in front.
         found.append((output.transpose(0, 1) if module in blocks else output).float())
 
     handles = [module.register_forward_hook(keep) for module in modules]

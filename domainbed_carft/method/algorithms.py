@@ -100,6 +100,7 @@ class CLIPAlgorithm(Algorithm):
 
     input: pictures.CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
+    architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
     trains_encoder = True
     trains_head = True
     terms: tuple[str, ...] = ()  # the hparams that weigh a term of this algorithm's loss
@@ -119,6 +120,8 @@ class CLIPAlgorithm(Algorithm):
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
             arguments.record(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
+            arguments.record(hparams, "clip_revision", clip_model.revision, "the hub's is another")
+            hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
             names = prompts.class_names(hparams, num_classes)
             templates = prompts.contexts_of(hparams)
             print(f"CLIP classes: {', '.join(names)}")
@@ -126,26 +129,40 @@ class CLIPAlgorithm(Algorithm):
             digest = prompts.digest(templates, names)
             difference = "class names or contexts differ"
             arguments.record(hparams, "prompts_digest", digest, difference)
-            words = bytearray(prompts.as_json(templates, names).encode())
-            self.register_buffer("words", torch.frombuffer(words, dtype=torch.uint8).clone())
+            self.keep_text("words", prompts.as_json(templates, names))
+            if clip_model.architecture:
+                self.keep_text("architecture", clip_model.architecture)
             features = backbone.text_features(clip_model, prompts.prompts(templates, names))
             weights = objective.zero_shot_weights(features)
-            self.set_up(clip_model.model.visual, weights, clip_model.logit_scale, normalisation)
-            self.set_up_training(clip_model.model, weights, features)
+            wanted = clip_model.preprocessing
+            if input_shape[-1] != wanted.resolution:
+                print(
+                    f"CLIP input: the data set's pictures, {input_shape[-1]} pixels wide, are "
+                    f"resized to the {wanted.resolution} that this CLIP reads"
+                )
+            encoder, scale = clip_model.model.visual, clip_model.logit_scale
+            self.set_up(encoder, weights, scale, wanted, normalisation)
+            self.set_up_training(clip_model, weights, features)
         self.train()
+
+    def keep_text(self, name: str, text: str) -> None:
+        """Put a text into the state dict, as a buffer of its bytes."""
+        found = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        self.register_buffer(name, found.clone())
 
     def set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float,
+        preprocessing: pictures.Preprocessing,
         normalisation: observed.Normalisation = pictures.IMAGENET,
     ) -> None:  # fmt: skip
         """Build the parts that both training and predicting need; a restored algorithm has no more.
 
-        ``normalisation``: the data's, to undo; a saved run has it in its state dict.
+        ``preprocessing``: what the encoder wants; ``normalisation``: the data's, to undo; a saved
+        run has it in its state dict.
         """
         num_classes, dim = weights.classes.shape
         self.encoder = encoder
-        resolution = int(encoder.input_resolution)  # type: ignore[arg-type]
-        self.input = pictures.CLIPInput(resolution, *normalisation)
+        self.input = pictures.CLIPInput(preprocessing, *normalisation)
         self.head = nn.Linear(dim, num_classes)
         self.head.bias.data.zero_()
         is_random = self.hparams["head_init"] == "random" and self.trains_head
@@ -162,12 +179,13 @@ class CLIPAlgorithm(Algorithm):
         self.head.bias.requires_grad_(folded)
 
     def set_up_training(
-        self, clip_model: Any, weights: objective.ZeroShotWeights, text_features: Tensor
-    ) -> None:
+        self, clip_model: backbone.Backbone, weights: objective.ZeroShotWeights,
+        text_features: Tensor,
+    ) -> None:  # fmt: skip
         """Build what only training needs.
 
-        ``clip_model`` is the original ``clip.model.CLIP``, ``text_features`` (M, K, D) are those of
-        each context with each class.
+        ``clip_model`` is the original, ``text_features`` (M, K, D) are those of each context with
+        each class.
         """
         hparams, self.steps_taken = self.hparams, 0
         self.register_buffer("class_texts", weights.classes.clone(), persistent=False)
@@ -180,9 +198,9 @@ class CLIPAlgorithm(Algorithm):
         if self.trains_encoder and (any(map(self.weight, self.terms)) or hparams["drift_every"]):
             self.original = Frozen(self.encoder, hparams["original_precision"])
         if self.weight("lipsum_weight"):
-            self.texts = texts.RandomTexts(clip_model)
+            self.texts = texts.random_texts(clip_model)
         if self.weight("miro_weight"):
-            blank = torch.zeros(1, 3, *[int(self.encoder.input_resolution)] * 2)  # type: ignore
+            blank = torch.zeros(1, 3, *[self.input.wanted.resolution] * 2)
             with torch.no_grad():
                 found = encode(self.encoder, blank, False, ["miro"])[1]["miro"]
             start = (anchors.raw_variance(anchors.MIRO_VARIANCE, f.shape[-1]) for f in found)
@@ -483,12 +501,13 @@ class FLYP(CLIPAlgorithm):
     _head: tuple[int, Tensor] | None = None  # after how many steps, and the class weights then
 
     def set_up_training(
-        self, clip_model: Any, weights: objective.ZeroShotWeights, text_features: Tensor
-    ) -> None:
-        self.text = texts.TextEncoder(clip_model).requires_grad_(True)
-        self.log_scale = nn.Parameter(clip_model.logit_scale.detach().clone())
+        self, clip_model: backbone.Backbone, weights: objective.ZeroShotWeights,
+        text_features: Tensor,
+    ) -> None:  # fmt: skip
+        self.text = texts.encoder_of(clip_model).requires_grad_(True)
+        self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
         words = prompts.prompts(*prompts.from_json(bytes(self.words.tolist()).decode()))
-        tokens = backbone.tokenize(clip_model, [prompt for row in words for prompt in row])
+        tokens = clip_model.tokenize([prompt for row in words for prompt in row])
         tokens = tokens.view(len(words), len(words[0]), -1)
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
         super().set_up_training(clip_model, weights, text_features)

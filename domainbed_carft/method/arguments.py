@@ -121,9 +121,12 @@ def _refused(find: Callable[..., Any], *values: Any) -> list[str]:
 
 
 def _find_backbone(name: str) -> None:
-    from domainbed_carft.method import backbone  # takes the seconds of importing torch
+    # Takes the seconds of importing torch.
+    from domainbed_carft.method import backbone, open_clip_models, openai_models
 
-    if name not in backbone.OPENAI_WEIGHTS:  # these may have to be downloaded, in their turn
+    if name.startswith(open_clip_models.PREFIX):
+        open_clip_models.check(name)
+    elif name not in openai_models.OPENAI_WEIGHTS:  # may have to be downloaded, in their turn
         backbone.locate(name)
 
 

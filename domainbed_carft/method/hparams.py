@@ -7,6 +7,7 @@ docs/method.md gives the source of each value, and which are our choice.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def _words(expected: str) -> Kind:
 _NOT_NEGATIVE: Kind = (_number, "a number >= 0")
 _SHARE: Kind = (lambda v: _number(v) and v <= 1, "a number in [0, 1]")
 _POSITIVE: Kind = (lambda v: _number(v) and v > 0, "a number > 0")
+_PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 _FILLED_IN: Kind = (lambda v: isinstance(v, str), "'' or the value in an earlier record")
 
 
@@ -128,7 +130,8 @@ HPARAMS: tuple[Hparam, ...] = (
         "clip_backbone",
         _small("tiny", "ViT-B/16"),
         lambda v: isinstance(v, str) and bool(v),
-        "'tiny', one of OpenAI's names ('ViT-B/16'), or the path of an OpenAI-format file",
+        "'tiny', one of OpenAI's names ('ViT-B/16'), the path of an OpenAI-format file, or "
+        "open_clip:NAME/TAG, open_clip:hf-hub:ORG/REPO or open_clip:local-dir:FOLDER",
     ),
     Hparam("kl_weight", _always(1.0), *_NOT_NEGATIVE, _power_of_ten(-1, 1)),
     Hparam(
@@ -168,6 +171,14 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("protocol", _always("domainbed"), *_one_of("domainbed", "clip", "host")),
     Hparam("prompts_digest", _always(""), *_FILLED_IN),
     Hparam("clip_digest", _always(""), *_FILLED_IN),
+    Hparam("clip_revision", _always(""), *_FILLED_IN),
+    Hparam(
+        "preprocessing",
+        _always(""),
+        lambda v: v == "" or (type(v) is str and bool(re.fullmatch(_PREPROCESSING, v))),
+        "'' or what a data set is to deliver, as '224 bicubic shortest': pixels a side, bicubic or "
+        "bilinear, shortest or squash",
+    ),
     Hparam("data_edition", _always(""), *_FILLED_IN),
     Hparam("head_init", _always("zero-shot"), *_one_of("zero-shot", "random")),
     Hparam("head_scale", _always("folded"), *_one_of("folded", "outside")),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-EMBEDDINGS = ("class_embedding", "positional_embedding")
+EMBEDDINGS = ("class_embedding", "positional_embedding", "cls_token", "pos_embed", "latent")
 
 
 def adamw(

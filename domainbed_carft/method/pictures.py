@@ -9,7 +9,7 @@ selection are DomainBed's in both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +25,49 @@ IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+INTERPOLATIONS = {name: transforms.InterpolationMode(name) for name in ("bicubic", "bilinear")}
+
+
+class Preprocessing(NamedTuple):
+    """What an image encoder wants of pictures: squares of ``resolution`` pixels a side.
+
+    Resized by ``interpolation``, the ``shortest`` side and then cropped, or ``squash``: both sides;
+    normalised by ``mean`` and ``std`` a channel of [0, 1].
+    """
+
+    resolution: int
+    interpolation: str = "bicubic"
+    resize: str = "shortest"
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    @property
+    def asked(self) -> str:
+        """What a data set has to know of it, the hparam ``preprocessing``."""
+        return f"{self.resolution} {self.interpolation} {self.resize}"
+
+
 # The presets of the hparam `protocol`, in words; `protocol` has them as transforms.
 PROTOCOLS = {
     "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squeezed "
     "to a square",
-    "clip": "training: bicubic crop of 70 to 100%, flip; test: shorter side resized (bicubic), "
-    "then cropped to the central square",
+    "clip": "training: crop of 70 to 100%, flip; test: the model's own, of CLIP the shorter side "
+    "resized (bicubic), then cropped to the central square",
     "host": "this DomainBed's own transforms, which differ from upstream's",
 }
 
 
-def transform(protocol: str, size: int, augment: bool) -> Callable[[Any], Any]:
-    """From a PIL picture to a normalised tensor (3, ``size``, ``size``), ``size`` in pixels."""
-    return transforms.Compose(PRESETS[protocol](size, augment))
+def transform(
+    protocol: str, size: int, augment: bool, preprocessing: str = ""
+) -> Callable[[Any], Any]:
+    """From a PIL picture to a normalised tensor (3, ``size``, ``size``), ``size`` in pixels.
+
+    ``preprocessing``: the hparam; of it the protocol ``clip`` takes how pictures are resized.
+    """
+    if protocol == "clip":
+        how = preprocessing.split()[1:] or ("bicubic", "shortest")
+        return transforms.Compose(_clip(size, augment, *how))
+    return transforms.Compose(_domainbed(size, augment))
 
 
 def _domainbed(size: int, augment: bool) -> list[Any]:
@@ -53,27 +83,29 @@ def _domainbed(size: int, augment: bool) -> list[Any]:
     ]
 
 
-def _clip(size: int, augment: bool) -> list[Any]:
+def _clip(size: int, augment: bool, interpolation: str, resize: str) -> list[Any]:
     normalise = [transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
-    bicubic = transforms.InterpolationMode.BICUBIC
+    how = INTERPOLATIONS[interpolation]
     if not augment:
-        return [transforms.Resize(size, bicubic), transforms.CenterCrop(size), *normalise]
+        if resize == "squash":
+            return [transforms.Resize((size, size), how), *normalise]
+        return [transforms.Resize(size, how), transforms.CenterCrop(size), *normalise]
     return [
-        transforms.RandomResizedCrop(size, scale=(0.7, 1.0), interpolation=bicubic),
+        transforms.RandomResizedCrop(size, scale=(0.7, 1.0), interpolation=how),
         transforms.RandomHorizontalFlip(),
         *normalise,
     ]
 
 
-PRESETS: dict[str, Callable[[int, bool], Sequence[Any]]] = {"domainbed": _domainbed, "clip": _clip}
+PRESETS = ("domainbed", "clip")
 
 
 class CLIPInput(nn.Module):
-    """From the data set's pictures to CLIP's: undo one normalisation, resize, apply the other.
+    """From the data set's pictures to the model's: undo one normalisation, resize, apply the other.
 
-    (N, 3, H, W) of any size, ``mean`` and ``std`` as the data set applied them -> (N, 3, R, R),
-    CLIP's, where R is the ``resolution`` in pixels. Both are in the state dict, since a saved run
-    predicts without its data set.
+    (N, 3, H, W) of any size, ``mean`` and ``std`` as the data set applied them -> (N, 3, R, R), as
+    ``wanted``, OpenAI's if it is a number, R in pixels. Both normalisations are in the state dict,
+    since a saved run predicts without its data set.
     """
 
     scale: Tensor
@@ -81,14 +113,15 @@ class CLIPInput(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        wanted: Preprocessing | int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.resolution = resolution
+        self.wanted = wanted = Preprocessing(wanted) if isinstance(wanted, int) else wanted
         theirs, spread, clip_mean, clip_std = (
-            torch.tensor(values, dtype=torch.float32) for values in (mean, std, CLIP_MEAN, CLIP_STD)
+            torch.tensor(values, dtype=torch.float32)
+            for values in (mean, std, wanted.mean, wanted.std)
         )
         # (x * std + mean - clip_mean) / clip_std, folded into one multiplication and one addition
         scale, shift = spread / clip_std, (theirs - clip_mean) / clip_std
@@ -96,7 +129,7 @@ class CLIPInput(nn.Module):
         self.register_buffer("shift", shift.view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] != (self.resolution, self.resolution):
-            size = (self.resolution, self.resolution)
-            x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
+        size = (self.wanted.resolution, self.wanted.resolution)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode=self.wanted.interpolation, antialias=True)
         return x * self.scale + self.shift

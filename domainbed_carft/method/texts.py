@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method.backbone import Backbone
 
 START, END = 49406, 49407  # of CLIP's vocabulary; all words are smaller
 
@@ -34,21 +40,74 @@ class TextEncoder(nn.Module):
         return features
 
 
+class OpenClipText(nn.Module):
+    """The text half of an open_clip model, whose parts it shares: (M, L) tokens -> (M, D).
+
+    All L tokens that the model reads: what stands behind the END may count.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = copy.copy(model)  # with tables of its own
+        for table, others in (
+            ("_modules", ["visual"]),
+            ("_parameters", ["logit_scale", "logit_bias"]),
+        ):
+            kept = {name: part for name, part in vars(model)[table].items() if name not in others}
+            vars(self.model)[table] = kept
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_text(tokens)
+        return features.float()
+
+
+def encoder_of(backbone: Backbone) -> nn.Module:
+    """The text encoder of a loaded CLIP, as a module that reads its ``tokenize``."""
+    return (OpenClipText if backbone.architecture else TextEncoder)(backbone.model)
+
+
+def random_texts(backbone: Backbone) -> RandomTexts:
+    """Raises CarftError for a text encoder that does not read OpenAI's vocabulary (SigLIP)."""
+    if not backbone.architecture:
+        return RandomTexts(TextEncoder(backbone.model))
+    text = json.loads(backbone.architecture)["model_cfg"]["text_cfg"]
+    clips = text.get("pool_type", "argmax") == "argmax" and text.get("vocab_size", 49408) == 49408
+    if (
+        not clips
+        or "hf_model_name" in text
+        or type(backbone.tokenizer).__name__ != "SimpleTokenizer"
+    ):
+        raise CarftError(
+            f"lipsum_weight draws texts of CLIP's words, which the text encoder of {backbone.name} "
+            "does not read; choose another clip_backbone or algorithm"
+        )
+    return RandomTexts(OpenClipText(backbone.model), text.get("context_length", 77))
+
+
 class RandomTexts:
     """Features of texts of random words by the frozen text encoder, new at each call (Lipsum-FT).
 
-    Not a Module on purpose, as ``Frozen``.
+    ``padded``: to how many tokens the encoder wants them. Not a Module on purpose, as ``Frozen``.
     """
 
-    def __init__(self, clip_model: Any) -> None:
-        self.encoder = TextEncoder(clip_model).eval().requires_grad_(False)
+    def __init__(self, encoder: nn.Module, padded: int = 0) -> None:
+        self.encoder, self.padded = encoder.eval().requires_grad_(False), padded
 
     @torch.no_grad()
     def __call__(self, count: int, length: int) -> Tensor:
-        """(``count``, D), of texts of ``length`` words, not normalised."""
+        """(``count``, D), of texts of ``length`` words, not normalised.
+
+        Raises CarftError for more words than the encoder reads.
+        """
+        if self.padded and length + 2 > self.padded:
+            raise CarftError(
+                f"lipsum_length is {length}, expected at most {self.padded - 2}: this CLIP reads "
+                f"{self.padded} tokens"
+            )
         tokens = torch.randint(0, START, (count, length + 2))
         tokens[:, 0], tokens[:, -1] = START, END
-        features: Tensor = self.encoder(tokens.to(self.encoder.text_projection.device))
+        tokens = F.pad(tokens, (0, max(0, self.padded - tokens.shape[1])))
+        features: Tensor = self.encoder(tokens.to(next(self.encoder.parameters()).device))
         return features
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:

@@ -15,12 +15,15 @@ from torchvision.datasets import ImageFolder
 
 from domainbed_carft.data import emoji, listing, verify
 from domainbed_carft.method import observed, pictures
+from domainbed_carft.plugin.image_folders import asked_for
 
 SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
 
 
 class EmojiStyles:
-    """Ten classes in four styles, 48 px. ``root`` is not read: the pictures are in the package.
+    """Ten classes in four styles, 48 px, or as many as the CLIP of one of our algorithms wants.
+
+    ``root`` is not read: the pictures are in the package.
 
     Augmentation is DomainBed's recipe at this size. Concepts in it are disjoint from those that the
     embedded ``tiny`` CLIP was pre-trained on.
@@ -45,6 +48,8 @@ class EmojiStyles:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         size = SIZE if hparams and "clip_backbone" in hparams else self.HOSTS_SIZE
+        self.asked = asked_for(hparams)
+        size = int(self.asked.split()[0]) if self.asked else size
         self.input_shape = (3, size, size)
         self.datasets = [
             ImageFolder(
@@ -71,7 +76,8 @@ class EmojiStyles:
         if hparams is None:
             return None
         augment = hparams.get("data_augmentation", True)  # the key is younger than DomainBed
-        return pictures.transform(self.protocol, self.input_shape[-1], augment and not is_test)
+        size, augment = self.input_shape[-1], augment and not is_test
+        return pictures.transform(self.protocol, size, augment, self.asked)
 
     def __getitem__(self, index: int) -> ImageFolder:
         return self.datasets[index]

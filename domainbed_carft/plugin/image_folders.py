@@ -7,6 +7,7 @@ as its host made it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, pictures
+from domainbed_carft.method import backbone, observed, pictures
 from domainbed_carft.plugin.names import SWITCH, warn_once
 from domainbed_carft.text import shown
 
@@ -101,19 +102,37 @@ def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | No
 
 
 def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
-    """Transform pictures by the preset that our hparams name, where it is not the host's own.
+    """Transform pictures by the preset and to the size of our hparams, where these are others.
 
-    Returns the preset that is followed, "host" for transforms that are not upstream's. A host that
-    does not say which environments are test environments keeps its own.
+    Returns the preset that is followed, "host" for transforms that are not upstream's. Those, and a
+    host that does not say which environments are test environments, are left as they are.
     """
     hparams = given.get("hparams")
     wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
-    if wanted != "clip" or "test_envs" not in given:
-        return "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
-    for index, environment in enumerate(dataset.datasets):
-        augment = bool(given.get("augment", True)) and index not in given["test_envs"]
-        environment.transform = pictures.transform(wanted, dataset.input_shape[-1], augment)
-    return wanted
+    followed = "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
+    if "test_envs" not in given or (wanted != "clip" and followed == "host"):
+        return followed
+    asked = asked_for(hparams)
+    size = int(asked.split()[0]) if asked else dataset.input_shape[-1]
+    if wanted == "clip" or size != dataset.input_shape[-1]:
+        followed = "clip" if wanted == "clip" else followed
+        for index, environment in enumerate(dataset.datasets):
+            augment = bool(given.get("augment", True)) and index not in given["test_envs"]
+            environment.transform = pictures.transform(followed, size, augment, asked)
+        dataset.input_shape = (3, size, size)
+    return followed
+
+
+def asked_for(hparams: Any) -> str:
+    """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants; "" for others.
+
+    Also for a CLIP that cannot be read: the algorithm will say why.
+    """
+    if not isinstance(hparams, dict) or "preprocessing" not in hparams:
+        return ""
+    with contextlib.suppress(Exception):
+        return hparams["preprocessing"] or backbone.preprocessing(hparams["clip_backbone"]).asked
+    return ""
 
 
 def _is_upstreams(environment: Any) -> bool:

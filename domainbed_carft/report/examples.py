@@ -20,7 +20,7 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.method import objective, pictures
+from domainbed_carft.method import objective
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
@@ -220,8 +220,8 @@ def _picture(run: saved.TrainedRun, x: Tensor) -> str:
     """The picture as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 
-    std = torch.tensor(pictures.CLIP_STD).view(3, 1, 1)
-    mean = torch.tensor(pictures.CLIP_MEAN).view(3, 1, 1)
+    wanted = run.algorithm.input.wanted
+    std, mean = (torch.tensor(one).view(3, 1, 1) for one in (wanted.std, wanted.mean))
     picture = to_pil_image((run.algorithm.input(x)[0] * std + mean).clamp(0, 1))
     picture.thumbnail((SIDE, SIDE))
     file = io.BytesIO()

@@ -18,7 +18,7 @@ from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
 
 # Values that a run fills in and records; passed on, they would refuse any other data set.
-_FILLED_IN = ("prompts_digest", "clip_digest", "data_edition")
+_FILLED_IN = ("prompts_digest", "clip_digest", "clip_revision", "preprocessing", "data_edition")
 
 
 class Collection(NamedTuple):

@@ -28,7 +28,7 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
-from domainbed_carft.method import backbone, pictures
+from domainbed_carft.method import backbone, open_clip_models, openai_models, pictures
 from domainbed_carft.runs.saved import TrainedRun, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")
@@ -176,7 +176,7 @@ def open_clip_config(model: Any) -> dict[str, Any]:
 
 def open_clip_name(name: str) -> str | None:
     """What open_clip calls one of OpenAI's CLIPs with QuickGELU; None for any other."""
-    if name not in backbone.OPENAI_WEIGHTS:
+    if name not in openai_models.OPENAI_WEIGHTS:
         return None
     return name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
 

@@ -108,10 +108,11 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
     """
     size, name = run.content["model_input_shape"][-1], run.hparams["protocol"]
     if name in pictures.PRESETS:
-        return pictures.transform(name, size, augment=False)
-    # Normalised as CLIP's are, and then what the run's input does to get there, undone.
+        return pictures.transform(name, size, False, run.hparams["preprocessing"])
+    # Normalised as the model wants, and then what the run's input does to get there, undone.
     scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
-    normalise = transforms.Normalize(pictures.CLIP_MEAN, pictures.CLIP_STD)
+    wanted = run.algorithm.input.wanted
+    normalise = transforms.Normalize(wanted.mean, wanted.std)
     undo = transforms.Normalize(shift, scale)
     resize = transforms.Resize((size, size))
     return transforms.Compose([resize, transforms.ToTensor(), normalise, undo])

@@ -21,7 +21,7 @@ from domainbed.algorithms import Algorithm
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.method import algorithms, backbone, objective, prompts
+from domainbed_carft.method import algorithms, backbone, objective, open_clip_models, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
 from domainbed_carft.text import counted
 
@@ -86,14 +86,16 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
 def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone:
     """The CLIP that the run started from: ``file`` if given, else the published one it names.
 
-    Raises CarftError where the run names a path and no ``file`` is given, where its SHA-256 or
-    its shapes are not those that the run recorded, and as `backbone.load`.
+    ``file`` may be any name of `backbone.load`. Raises CarftError where the run names a path or one
+    of open_clip's and no ``file`` is given, where its SHA-256, architecture or shapes are not those
+    that the run recorded, and as `backbone.load`.
     """
     name = file or run.hparams["clip_backbone"]
     if not file and name not in backbone.PUBLISHED:
         raise CarftError(
-            f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened; "
-            "give that CLIP with --original FILE"
+            f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
+            "no hub is asked for it; give that CLIP with --original FILE, or with --original "
+            "open_clip:... as for training"
         )
     loaded = backbone.load(name)
     expected = run.hparams["clip_digest"]
@@ -102,10 +104,21 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
             f"{loaded.path} is not the CLIP that {run.path} started from: its SHA-256 is "
             f"{loaded.digest}, expected {expected}. Give the right file with --original FILE"
         )
+    if loaded.architecture != architecture_of(run):
+        raise CarftError(
+            f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
+            "from; give it by the same name as for training, or by its export"
+        )
     there, here = (one.state_dict() for one in (loaded.model.visual, run.algorithm.encoder))
     if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
         raise CarftError(f"the image encoders of {run.path} and {loaded.path} differ in shape")
     return loaded
+
+
+def architecture_of(run: TrainedRun) -> str:
+    """open_clip's configuration of the run's CLIP as JSON; "" for OpenAI's format."""
+    kept = run.algorithm.state_dict().get("architecture", torch.empty(0))
+    return bytes(kept.tolist()).decode()
 
 
 def weights_file(path: Path, which: str | None) -> Path:
@@ -134,7 +147,10 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "model_num_classes": lambda number: type(number) is int,
     "model_num_domains": lambda number: type(number) is int,
     "args": lambda args: True,
-    "model_hparams": lambda hparams: all(h.valid(hparams[h.name]) for h in HPARAMS),
+    # With "preprocessing" the data set need not look for the CLIP that the file names.
+    "model_hparams": lambda hparams: (
+        all(h.valid(hparams[h.name]) for h in HPARAMS) and hparams["preprocessing"]
+    ),
     "best_step": lambda step: type(step) in (int, type(None)),
     "wise_ft_step": lambda step: type(step) in (int, type(None)),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
@@ -165,20 +181,23 @@ def _restored(
     algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
     numbers = (content["model_num_classes"], content["model_num_domains"])
     Algorithm.__init__(algorithm, content["model_input_shape"], *numbers, content["model_hparams"])
+    state: Any = content.get("model_dict")
+    if isinstance(state, dict) and "architecture" in state:
+        open_clip_models.package()
     try:
-        state: Mapping[str, Any] = content["model_dict"]
         found, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
         contexts = prompts.contexts(found)
         shapes = {k[len(_ENCODER) :]: v.shape for k, v in state.items() if k.startswith(_ENCODER)}
         heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
         with torch.random.fork_rng(devices=[]):
-            encoder = backbone.empty_image_encoder(shapes)
-            dim = int(encoder.output_dim)  # type: ignore[arg-type]
+            text = bytes(state["architecture"].tolist()).decode() if "architecture" in state else ""
+            encoder, wanted, dim = backbone.empty_image_encoder(shapes, text)
             expected = [(len(classes), dim), (len(contexts), dim)]
             if not classes or [tuple(weight.shape) for weight in heads] != expected:
                 raise ValueError(f"expected class and context weights of shapes {expected}")
-            algorithm.set_up(encoder, heads, float(state["logit_scale"]))
-        algorithm.register_buffer("words", torch.empty_like(state["words"]))
+            algorithm.set_up(encoder, heads, float(state["logit_scale"]), wanted)
+        for name in {"words", "architecture"} & state.keys():
+            algorithm.register_buffer(name, torch.empty_like(state[name]))
         own = {k: v for k, v in state.items() if not k.startswith(algorithms.ONLY_TRAINED)}
         algorithm.load_state_dict(own)
     except Exception as error:  # what other tensors make of the encoder: any type

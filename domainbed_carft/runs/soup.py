@@ -125,6 +125,8 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
         differing += [n for n in _SAME_HPARAMS if other.hparams[n] != first.hparams[n]]
         if not torch.equal(other.algorithm.head_factor, first.algorithm.head_factor):
             differing.append("head_scale")
+        if saved.architecture_of(other) != saved.architecture_of(first):
+            differing.append("the CLIP's architecture")
         if differing:
             raise CarftError(
                 f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs "

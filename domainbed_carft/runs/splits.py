@@ -159,7 +159,8 @@ def _require_same_data(
     if seen.edition and edition not in ("", UNCHECKED):
         same.append(("data_edition", edition, seen.edition))
     if normalisation := observed.agreed_normalisation(seen.environments):
-        inputs = run.algorithm.input, pictures.CLIPInput(0, *normalisation)
+        now_input = pictures.CLIPInput(run.algorithm.input.wanted, *normalisation)
+        inputs = run.algorithm.input, now_input
         then, now = (
             [[round(float(x), 4) for x in b.flatten()] for b in one.buffers()] for one in inputs
         )

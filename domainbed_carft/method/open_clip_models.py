@@ -1,0 +1,295 @@
+"""open_clip's checkpoints: found, checked, built, and rebuilt from a saved run.
+
+The package is imported here alone, and only where a name asks for it. The hub is asked only for a
+name that the user gives, never for one in a file: `image_encoder` builds from numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.files import parsing, weights
+from domainbed_carft.method.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
+from domainbed_carft.text import unknown
+
+PREFIX = "open_clip:"
+LOCAL, HUB = "local-dir:", "hf-hub:"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+# The weights of a folder, the first that is there: as open_clip prefers them.
+_WEIGHTS = (
+    WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth",
+)  # fmt: skip
+# None of open_clip's models comes near these: a number in a file must not take all memory.
+_LARGEST, _LAYERS, _POSITIONS, _PIXELS = 16384, 512, 2**28, 4096
+_SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
+
+Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
+
+
+class Loaded(NamedTuple):
+    """What `load` finds: fields of `backbone.Backbone`."""
+
+    model: Any
+    path: Path
+    revision: str  # of the hub; "" for none
+    preprocessing: Preprocessing
+    dim: int
+    tokenize: Callable[[Sequence[str]], Tensor]
+    tokenizer: Any
+    architecture: str
+
+
+def load(name: str) -> Loaded:
+    """The checkpoint ``name``, with PREFIX: in float32 and eval mode on the CPU, nothing trainable.
+
+    Raises CarftError for a name that `check` refuses, a failed download, a missing package, files
+    that do not fit each other, values that are not finite, and a model without a single image
+    feature a picture (CoCa, CLAP).
+    """
+    config = configuration(name)
+    path = _weights(name)
+    revision = path.parent.name if path.parent.parent.name == "snapshots" else ""
+    if path.suffix != ".safetensors":
+        weights.load_weights(path)  # refuses what may be code
+    image = preprocessing(config)
+    dim = config["model_cfg"]["embed_dim"]
+    try:
+        model = _built(config)
+        package().load_checkpoint(model, str(path))
+        for key, value in model.state_dict().items():
+            if not value.isfinite().all():
+                raise ValueError(f"{key!r} contains NaN or infinity")
+        model.eval().requires_grad_(False)
+        with torch.no_grad():
+            features = model.visual(torch.zeros(1, 3, image.resolution, image.resolution))
+        if getattr(features, "shape", None) != (1, dim):
+            raise ValueError(f"its image encoder gives no feature of {dim} numbers a picture")
+    except Exception as error:  # what other files make of open_clip: any type
+        raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
+    tokenizer, architecture = _tokenizer(name), json.dumps(config, sort_keys=True)
+    read = functools.partial(tokenize, tokenizer)
+    return Loaded(model, path, revision, image, dim, read, tokenizer, architecture)
+
+
+def package() -> Any:
+    """open_clip; CarftError where it cannot be imported."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise CarftError(
+            f"open_clip cannot be imported ({error}); run pip install 'open_clip_torch>=3,<4' in "
+            "this environment"
+        ) from error
+    return open_clip
+
+
+def check(name: str) -> None:
+    """Raise CarftError for what can be told to be wrong without asking the hub."""
+    package() if name.startswith(PREFIX + HUB) else configuration(name)
+
+
+def configuration(name: str) -> Config:
+    """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
+
+    Raises CarftError for an unknown name, for a folder without a configuration, for one whose
+    QuickGELU is not that of the weights, and for a model that this package cannot use.
+    """
+    open_clip, place = package(), name.removeprefix(PREFIX)
+    if not place.startswith((LOCAL, HUB)):
+        return checked(_of_the_table(open_clip, *place.partition("/")[::2]), name)
+    path = _file(name, (CONFIG,))
+    try:
+        found = parsing.parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CarftError(f"{path} cannot be read ({error}); expected open_clip's JSON") from error
+    return checked(found, name)
+
+
+def preprocessing(config: Config) -> Preprocessing:
+    """What a model wants of pictures. Raises CarftError for what our transforms do not do."""
+    how = {name: value for name, value in config["preprocess_cfg"].items() if value is not None}
+    size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
+    found = Preprocessing(
+        size[0] if isinstance(size, list) and len({*size}) == 1 else size,
+        how.get("interpolation", "bicubic"),
+        how.get("resize_mode", "shortest"),
+        *(tuple(map(float, how.get(n, d))) for n, d in (("mean", CLIP_MEAN), ("std", CLIP_STD))),
+    )
+    known = found.interpolation in INTERPOLATIONS and found.resize in ("shortest", "squash")
+    square = type(found.resolution) is int and 0 < found.resolution <= _PIXELS
+    if not (known and square and len(found.mean) == len(found.std) == 3 and all(found.std)):
+        raise CarftError(
+            f"the model wants {found}; expected square pictures, bicubic or bilinear, shortest or "
+            "squash, mean and std of three channels"
+        )
+    return found
+
+
+def image_encoder(config: Config) -> nn.Module:
+    """An untrained image encoder of this `checked` configuration.
+
+    Nothing is run or asked that it may name: the text encoder is left out, and timm builds only
+    models of its own list. Raises an exception of any type for sizes that do not fit.
+    """
+    cut = {**config["model_cfg"], "text_cfg": _SMALL_TEXT}
+    encoder: nn.Module = _built({"model_cfg": cut}).visual
+    return encoder
+
+
+def checked(config: Any, name: str) -> Config:
+    """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
+    parts = config if isinstance(config, dict) else {}
+    model, how = parts.get("model_cfg"), parts.get("preprocess_cfg") or {}
+    model = model if isinstance(model, dict) else {}
+    vision: Any = model.get("vision_cfg")
+    text: Any = model.get("text_cfg")
+    dicts = isinstance(vision, dict) and isinstance(text, dict) and isinstance(how, dict)
+    if not dicts or type(model.get("embed_dim")) is not int:
+        raise CarftError(
+            f"{name} has no image or no text encoder; expected the configuration of a CLIP with "
+            "model_cfg, and in it embed_dim, vision_cfg and text_cfg"
+        )
+    if "multimodal_cfg" in model or vision.get("output_tokens") or text.get("output_tokens"):
+        raise CarftError(
+            f"{name} is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
+        )
+    sizes = [n for n in (model["embed_dim"], *vision.values()) if isinstance(n, (int, float))]
+    layers = vision.get("layers", 1)
+    depth = sum(layers) if isinstance(layers, list) else layers
+    grid = vision.get("image_size", 224), vision.get("patch_size") or 32
+    pairs = any(isinstance(one, list) for one in grid)
+    positions = 0 if pairs else (grid[0] / grid[1]) ** 2 * vision.get("width", 768)
+    if max(sizes) > _LARGEST or depth > _LAYERS or positions > _POSITIONS:
+        raise CarftError(f"{name} has sizes that no CLIP has: {json.dumps(vision)[:200]}")
+    if tower := vision.get("timm_model_name"):
+        import timm
+
+        if not timm.is_model(tower):  # "hf-hub:..." would be looked up there
+            raise CarftError(f"{name} has an image encoder {tower!r}, which timm does not know")
+    words = text.get("tokenizer_kwargs") or {}
+    if not {*words} <= {"clean", "strip_sep_token", "language"}:
+        raise CarftError(
+            f"{name} has tokenizer_kwargs {words!r}; others than clean, strip_sep_token and "
+            "language may run code and are refused"
+        )
+    return {"model_cfg": model, "preprocess_cfg": how}
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """The tokens (N, L) of prompts, L what the model reads; CarftError for one that would be cut.
+
+    Full length: SigLIP's text encoder has no causal mask and is read at the last position.
+    """
+    length, texts = tokenizer.context_length, list(prompts)
+    found: Tensor = tokenizer(texts, context_length=length)
+    roomier: Tensor = tokenizer(texts, context_length=length + 1)
+    # With room for one token more a prompt that fits has one more of padding, wherever that is.
+    padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
+    if len(cut := (roomier.sum(dim=1) - found.sum(dim=1) != padding).nonzero()):
+        raise CarftError(
+            f"the prompt {texts[int(cut[0])]!r} is longer than the {length} tokens that this model "
+            "reads; shorten the context or the class name"
+        )
+    return found
+
+
+def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
+    """Write a model into ``folder`` so that ``local-dir:`` loads it, tokenizer included."""
+    from safetensors.torch import save_file
+
+    (folder / CONFIG).write_text(json.dumps(json.loads(architecture), indent=2) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    if hasattr(tokenizer, "save_pretrained"):  # OpenAI's is in the package
+        tokenizer.save_pretrained(folder)
+
+
+def _of_the_table(open_clip: Any, name: str, tag: str) -> Config:
+    model_cfg = open_clip.get_model_config(name)
+    if model_cfg is None:
+        raise CarftError(unknown("model of open_clip", name, open_clip.list_models()))
+    known = open_clip.get_pretrained_cfg(name, tag)
+    if not known:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise CarftError(
+            f"open_clip has no weights {tag!r} of {name!r}; expected {PREFIX}NAME/TAG with one of "
+            f"its tags ({tags}), or {PREFIX}{LOCAL}FOLDER for your own"
+        )
+    trained, computes = (bool(one.get("quick_gelu")) for one in (known, model_cfg))
+    right = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+    if trained != computes and right != name:
+        words = {True: "QuickGELU", False: "GELU"}
+        raise CarftError(
+            f"the weights {tag!r} were trained with {words[trained]}, but {name!r} computes "
+            f"{words[computes]}, which gives other features; use {PREFIX}{right}/{tag}"
+        )
+    return {"model_cfg": model_cfg, "preprocess_cfg": {
+        key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known
+    }}  # fmt: skip
+
+
+def _weights(name: str) -> Path:
+    open_clip, place = package(), name.removeprefix(PREFIX)
+    if place.startswith((LOCAL, HUB)):
+        return _file(name, _WEIGHTS)
+    known = open_clip.get_pretrained_cfg(*place.partition("/")[::2])
+    return _downloaded(name, lambda: open_clip.download_pretrained(known))
+
+
+def _file(name: str, names: Sequence[str]) -> Path:
+    """The first of ``names`` that a folder has, or a repository of the hub."""
+    place = name.removeprefix(PREFIX)
+    if place.startswith(LOCAL):
+        folder = Path(place.removeprefix(LOCAL))
+        if there := [folder / one for one in names if (folder / one).is_file()]:
+            return there[0]
+        raise CarftError(
+            f"{folder} has no {names[0]}; expected a folder with {CONFIG} and {WEIGHTS}"
+        )
+    from open_clip.pretrained import download_pretrained_from_hf as download
+
+    file = names[0] if len(names) == 1 else None  # which looks for all of them
+    return _downloaded(name, lambda: download(place.removeprefix(HUB), filename=file))
+
+
+def _downloaded(name: str, download: Callable[[], str]) -> Path:
+    try:
+        return Path(download())
+    except Exception as error:  # of the hub's client, a dozen types
+        raise PassingError(
+            f"{name!r} could not be downloaded ({brief(error)}). On a machine with internet access "
+            "load it once and copy the hub's cache (HF_HOME), or save it as a folder and use "
+            f"{PREFIX}{LOCAL}FOLDER"
+        ) from error
+
+
+def _built(config: Config) -> Any:
+    """The model, with random weights."""
+    open_clip = package()
+    model = dict(config["model_cfg"])
+    vision = {**model["vision_cfg"], "timm_model_pretrained": False}
+    text = {**model["text_cfg"], "hf_model_pretrained": False}
+    custom = model.pop("custom_text", False) or "hf_model_name" in text
+    cls = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    return cls(**{**model, "vision_cfg": vision, "text_cfg": text})
+
+
+def _tokenizer(name: str) -> Any:
+    place = name.removeprefix(PREFIX)
+    source = place if place.startswith((LOCAL, HUB)) else place.partition("/")[0]
+    try:
+        return package().get_tokenizer(source)
+    except Exception as error:  # of the hub's client and transformers, a dozen types
+        raise PassingError(
+            f"the tokenizer of {name!r} could not be loaded ({brief(error)}). SigLIP's needs pip "
+            f"install transformers sentencepiece, and comes from the hub, or for {LOCAL} from that "
+            "folder"
+        ) from error

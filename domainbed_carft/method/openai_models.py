@@ -1,0 +1,142 @@
+"""CLIPs in OpenAI's format: their published files, how they are read, what their prompts become."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.files import weights
+
+# File name and SHA-256 of OpenAI's published weights (openai/CLIP, clip/clip.py).
+OPENAI_WEIGHTS = {
+    "RN50": ("RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+    "RN101": ("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+    "RN50x4": ("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+    "RN50x16": ("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+    "RN50x64": ("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+    "ViT-B/32": ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    "ViT-B/16": ("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    "ViT-L/14": ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    "ViT-L/14@336px": (
+        "ViT-L-14-336px.pt",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    ),
+}
+
+RESOLUTIONS = {  # in pixels, of all others 224
+    "tiny": 48, "RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336px": 336,
+}  # fmt: skip
+MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has some 1,400
+
+
+def read(path: Path, digest: str) -> Any:
+    """The CLIP in a file of this SHA-256, in eval mode, nothing trainable.
+
+    Raises CarftError for a TorchScript archive that is not OpenAI's, and a file that is no CLIP.
+    """
+    # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
+    if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
+        with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
+            warnings.simplefilter("ignore")
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    else:
+        state = weights.load_weights(path)
+    with clip_imported():
+        from clip.model import build_model
+    try:
+        if len(state) > MOST_TENSORS:
+            raise ValueError(f"it has {len(state)} tensors")
+        for key, value in state.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{key!r} contains NaN or infinity")
+        for key in ("visual.class_embedding", "visual.attnpool.c_proj.weight", "ln_final.weight"):
+            if key in state and (width := state[key].shape[-1]) % 64:
+                raise ValueError(
+                    f"{key!r} is {width} wide, which is no number of heads of 64; use "
+                    "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's own weights"
+                )
+        state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
+        with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
+            warnings.simplefilter("ignore")
+            build_model(dict(state))
+        model = build_model(dict(state)).float()  # rounds to half precision on its way
+        model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
+    except Exception as error:  # what other content makes of build_model: any type
+        raise CarftError(
+            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state "
+            "dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
+    """An untrained image encoder of these shapes, by the rules of clip/model.py, build_model."""
+    with clip_imported():
+        from clip.model import ModifiedResNet, VisionTransformer
+    if "proj" in shapes:
+        width, _, _, patch = shapes["conv1.weight"]
+        grid = round((shapes["positional_embedding"][0] - 1) ** 0.5)
+        layers = len({k for k in shapes if k.endswith(".attn.in_proj_weight")})
+        return VisionTransformer(patch * grid, patch, width, layers, width // 64, shapes["proj"][1])
+    blocks = [
+        len({k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")}) for n in range(1, 5)
+    ]
+    width = shapes["layer1.0.conv1.weight"][0]
+    grid = round((shapes["attnpool.positional_embedding"][0] - 1) ** 0.5)
+    output = shapes["attnpool.c_proj.weight"][0]
+    return ModifiedResNet(tuple(blocks), output, width * 32 // 64, grid * 32, width)
+
+
+def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
+    """The tokens (N, L) of prompts, as few as the longest has; CarftError for one too long."""
+    with clip_imported():
+        import clip
+    try:
+        tokens: Tensor = clip.tokenize(list(prompts), context_length=model.context_length)
+    except RuntimeError as error:
+        raise CarftError(
+            f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
+            f"({error}); shorten the context or the class name"
+        ) from error
+    # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
+    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+
+
+def download(name: str, path: Path) -> None:
+    """Fetch OpenAI's weights through their own package, which checks them; whole or not at all."""
+    with clip_imported():
+        import clip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            clip.load(name, device="cpu", download_root=temporary)
+            os.replace(Path(temporary) / path.name, path)
+    except (OSError, RuntimeError) as error:
+        raise PassingError(
+            f"the weights of {name!r} are not at {path}, and downloading them failed ({error}). On "
+            f"a machine with internet access run python -c \"import clip; clip.load('{name}')\", "
+            f"then copy ~/.cache/clip/{path.name} (SHA-256 {OPENAI_WEIGHTS[name][1]}) to {path}"
+        ) from error
+
+
+@contextmanager
+def clip_imported():  # type: ignore[no-untyped-def]
+    """Import OpenAI's package without its warning about pkg_resources, which users cannot fix."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        try:
+            yield
+        except ImportError as error:
+            raise CarftError(
+                f"OpenAI's clip cannot be imported ({error}); run pip install clip-anytorch "
+                "'setuptools>=77.0.3,<82' in this environment"
+            ) from error
