@@ -28,7 +28,7 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
-from domainbed_carft.method import backbone, open_clip_models, openai_models, pictures
+from domainbed_carft.method import backbone, openai_models, pictures
 from domainbed_carft.runs.saved import TrainedRun, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")
