@@ -100,8 +100,7 @@ def domain_contexts(spec: str, names: Sequence[str]) -> list[str]:
     if odd := [name for name in names if any(map(str.isdigit, name)) or not clean(name)]:
         raise CarftError(
             f"contexts is {spec!r}, but domains here are called {', '.join(map(repr, odd))}, which "
-            "are no words that CLIP knows a kind of picture by; use 'imagenet7' or 'imagenet', or "
-            "a list of templates"
+            "are no words; use 'imagenet7' or 'imagenet', or a list of templates"
         )
     return contexts([DOMAIN_TEMPLATE.replace("{domain}", clean(name)) for name in names])
 
