@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft.method import algorithms, hparams
+from domainbed_carft.method import algorithms, body, hparams
 
 DOMAINS = 3
 CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]  # PACS
@@ -48,7 +48,7 @@ def random_weights(folder: Path, patch: int = 32) -> str:
     return str(path)
 
 
-def make(name: str, backbone: str, precision: str, **more: Any) -> algorithms.CLIPAlgorithm:
+def make(name: str, backbone: str, precision: str, **more: Any) -> body.CLIPAlgorithm:
     settings: dict[str, Any] = {
         k: default for k, (default, _) in hparams.overlay(name, "PACS", 0).items()
     }
@@ -71,7 +71,7 @@ def batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.T
     ]
 
 
-def seconds(algorithm: algorithms.CLIPAlgorithm, data: list[tuple[Any, Any]], device: str) -> float:
+def seconds(algorithm: body.CLIPAlgorithm, data: list[tuple[Any, Any]], device: str) -> float:
     """Of processor time where the processor computes: what else runs there counts less."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     start = clock()
@@ -159,7 +159,7 @@ def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
 
 
 def kl_of_both(
-    exact: algorithms.CLIPAlgorithm,
+    exact: body.CLIPAlgorithm,
     original: torch.nn.Module,
     backbone: str,
     size: int,

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from domainbed_carft.method import activations, anchors, averages, backbone, texts
+from domainbed_carft.method import anchors, averages, backbone, frozen, texts
 
 N, K, D = 6, 4, 5
 
@@ -120,11 +120,11 @@ def test_places_are_the_quarters_of_the_encoder_and_the_outputs_are_its_own(rand
     blocks = encoder.transformer.resblocks
     depth = len(blocks)
     expected = [blocks[-(-depth * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
-    assert activations.places(encoder, "miro") == [encoder.conv1, *expected]
-    modules = activations.places(encoder, "ldifs")
+    assert frozen.places(encoder, "miro") == [encoder.conv1, *expected]
+    modules = frozen.places(encoder, "ldifs")
     assert modules == [encoder.ln_pre, *expected]
     x = torch.randn(2, 3, encoder.input_resolution, encoder.input_resolution)
-    with torch.no_grad(), activations.recorded(encoder, modules) as seen:
+    with torch.no_grad(), frozen.recorded(encoder, modules) as seen:
         features = encoder(x)
     tokens = encoder.positional_embedding.shape[0]
     assert {tuple(one.shape[:2]) for one in seen} == {(2, tokens)}

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
-from domainbed_carft.method import algorithms, prompts
+from domainbed_carft.method import body, prompts
 from domainbed_carft.method import pictures as images
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
@@ -186,7 +186,7 @@ def of_a_gpu(*_):
 def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch, command, run_out):
     more = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
     arguments = [command, pets / "CARFT", *more.get(command, ()), "--batch_size", "77"]
-    monkeypatch.setattr(algorithms.CLIPAlgorithm, "features", run_out)
+    monkeypatch.setattr(body.CLIPAlgorithm, "features", run_out)
     assert cli.main(list(map(str, arguments))) == 1
     said = "carft: out of memory with --batch_size 77; choose a smaller one"
     assert capfd.readouterr().err.startswith(said)

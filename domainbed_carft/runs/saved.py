@@ -21,7 +21,7 @@ from domainbed.algorithms import Algorithm
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.method import algorithms, backbone, objective, open_clip_models, prompts
+from domainbed_carft.method import algorithms, backbone, body, objective, open_clip_models, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
 from domainbed_carft.text import counted
 
@@ -40,7 +40,7 @@ class TrainedRun:
     """
 
     path: Path
-    algorithm: algorithms.CLIPAlgorithm
+    algorithm: body.CLIPAlgorithm
     args: Mapping[str, Any]
     hparams: Mapping[str, Any]
     classes: list[str]
@@ -176,8 +176,8 @@ def _require_run(content: Any, path: Path) -> None:
 
 def _restored(
     content: Mapping[str, Any], path: Path
-) -> tuple[algorithms.CLIPAlgorithm, list[str], list[str]]:
-    cls: type[algorithms.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
+) -> tuple[body.CLIPAlgorithm, list[str], list[str]]:
+    cls: type[body.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
     algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
     numbers = (content["model_num_classes"], content["model_num_domains"])
     Algorithm.__init__(algorithm, content["model_input_shape"], *numbers, content["model_hparams"])
@@ -198,7 +198,7 @@ def _restored(
             algorithm.set_up(encoder, heads, float(state["logit_scale"]), wanted)
         for name in {"words", "architecture"} & state.keys():
             algorithm.register_buffer(name, torch.empty_like(state[name]))
-        own = {k: v for k, v in state.items() if not k.startswith(algorithms.ONLY_TRAINED)}
+        own = {k: v for k, v in state.items() if not k.startswith(body.ONLY_TRAINED)}
         algorithm.load_state_dict(own)
     except Exception as error:  # what other tensors make of the encoder: any type
         raise CarftError(

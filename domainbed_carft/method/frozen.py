@@ -1,19 +1,23 @@
-"""What an image encoder computes on its way: at its beginning and after each quarter of it.
+"""The frozen original, and what an image encoder computes on its way.
 
-The places of MIRO and LDIFS in a ViT-B/16 (blocks 3, 6, 9, 12), for other encoders of OpenAI's and
-open_clip's and for timm's ViTs the corresponding ones; the four stages of a ResNet.
+That is at its beginning and after each quarter of it: the places of MIRO and LDIFS in a ViT-B/16
+(blocks 3, 6, 9, 12), for other encoders of OpenAI's and open_clip's and for timm's ViTs the
+corresponding ones; the four stages of a ResNet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
 
+Seen = dict[str, list[Tensor]]  # method -> activations (N, T, C) at its places
 FIRST = {"ldifs": ("ln_pre", "avgpool"), "miro": ("conv1", "conv1")}  # in a ViT, in a ResNet
 
 
@@ -60,3 +64,44 @@ def recorded(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[list[Tensor
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Frozen:
+    """The original image encoder: eval mode, no gradients, in inference precision.
+
+    Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    """
+
+    def __init__(self, encoder: nn.Module, precision: str) -> None:
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.bf16 = precision == "bf16"
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, methods: Sequence[str] = ()) -> tuple[Tensor, Seen]:
+        return encode(self.encoder, pictures, self.bf16, methods)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: a resumed run rebuilds the original from CLIP's weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to do."""
+
+
+def encode(
+    encoder: nn.Module, pictures: Tensor, bf16: bool, methods: Sequence[str] = ()
+) -> tuple[Tensor, Seen]:
+    """Image features (N, D), float32 and not normalised, of pictures as CLIP wants them.
+
+    Also the activations that each of ``methods``, keys of FIRST, compares.
+    """
+    seen: Seen = {}
+    with contextlib.ExitStack() as stack:
+        for method in methods:
+            modules = places(encoder, method)
+            seen[method] = stack.enter_context(recorded(encoder, modules))
+        stack.enter_context(
+            torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16)
+        )
+        features: Tensor = encoder(pictures)
+    return features.float(), seen

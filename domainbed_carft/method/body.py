@@ -1,0 +1,370 @@
+"""The one body of our algorithms: an image encoder, a head, a frozen original, an optimizer.
+
+Each of ``algorithms`` says what it trains and which terms beside the cross-entropy count in it; the
+formulas are in ``objective`` and ``anchors``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from domainbed.algorithms import Algorithm
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import (
+    anchors,
+    arguments,
+    averages,
+    backbone,
+    objective,
+    observed,
+    optimisation,
+    pictures,
+    prompts,
+    texts,
+)
+from domainbed_carft.method.frozen import FIRST, Frozen, encode
+
+ONLY_TRAINED = (
+    "miro_variances.",
+    "text.",
+    "log_scale",
+)  # parts of a state dict that no prediction needs
+
+
+class CLIPAlgorithm(Algorithm):
+    """The body shared by our algorithms.
+
+    Arguments as DomainBed gives them: ``input_shape`` (3, H, W), ``num_classes``, ``num_domains``
+    and the hparams of ``domainbed_carft.method.hparams``. Raises CarftError for hparams that are
+    unknown, invalid or make no sense together, pictures without three channels, and classes without
+    names.
+
+    The state dict holds the weights that predict, the context weights and the words, but not the
+    frozen original: a saved run needs no CLIP to predict again. Where other weights are trained
+    than predict, these are in the state of ``predicting``.
+    """
+
+    input: pictures.CLIPInput
+    words: Tensor  # the text of prompts.as_json as uint8
+    architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
+    trains_encoder = True
+    trains_head = True
+    terms: tuple[str, ...] = ()  # the hparams that weigh a term of this algorithm's loss
+    original: Frozen | None = None
+    texts: texts.RandomTexts | None = None
+    predicting: averages.Predicting | None = None
+    restored = False
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, num_domains: int,
+        hparams: dict[str, Any],
+    ) -> None:  # fmt: skip
+        arguments.check(input_shape, hparams, type(self).__name__)
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        normalisation = arguments.checked_data(hparams)  # before anything takes time
+        # Making the modules must not move the generators that the training draws from.
+        with torch.random.fork_rng(devices=[]):
+            clip_model = backbone.load(hparams["clip_backbone"])
+            arguments.record(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
+            arguments.record(hparams, "clip_revision", clip_model.revision, "the hub's is another")
+            hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
+            names = prompts.class_names(hparams, num_classes)
+            templates = prompts.contexts_of(hparams)
+            print(f"CLIP classes: {', '.join(names)}")
+            print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
+            digest = prompts.digest(templates, names)
+            difference = "class names or contexts differ"
+            arguments.record(hparams, "prompts_digest", digest, difference)
+            self.keep_text("words", prompts.as_json(templates, names))
+            if clip_model.architecture:
+                self.keep_text("architecture", clip_model.architecture)
+            features = backbone.text_features(clip_model, prompts.prompts(templates, names))
+            weights = objective.zero_shot_weights(features)
+            wanted = clip_model.preprocessing
+            if input_shape[-1] != wanted.resolution:
+                print(
+                    f"CLIP input: the data set's pictures, {input_shape[-1]} pixels wide, are "
+                    f"resized to the {wanted.resolution} that this CLIP reads"
+                )
+            encoder, scale = clip_model.model.visual, clip_model.logit_scale
+            self.set_up(encoder, weights, scale, wanted, normalisation)
+            self.set_up_training(clip_model, weights, features)
+        self.train()
+
+    def keep_text(self, name: str, text: str) -> None:
+        """Put a text into the state dict, as a buffer of its bytes."""
+        found = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        self.register_buffer(name, found.clone())
+
+    def set_up(
+        self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float,
+        preprocessing: pictures.Preprocessing,
+        normalisation: observed.Normalisation = pictures.IMAGENET,
+    ) -> None:  # fmt: skip
+        """Build the parts that both training and predicting need; a restored algorithm has no more.
+
+        ``preprocessing``: what the encoder wants; ``normalisation``: the data's, to undo; a saved
+        run has it in its state dict.
+        """
+        num_classes, dim = weights.classes.shape
+        self.encoder = encoder
+        self.input = pictures.CLIPInput(preprocessing, *normalisation)
+        self.head = nn.Linear(dim, num_classes)
+        self.head.bias.data.zero_()
+        is_random = self.hparams["head_init"] == "random" and self.trains_head
+        # Folded, a random or a probed head would hardly move.
+        trains_both = self.trains_encoder and self.trains_head
+        folded = self.hparams["head_scale"] == "folded" and trains_both and not is_random
+        if not is_random:
+            self.head.weight.data.copy_(weights.classes * (logit_scale if folded else 1.0))
+        self.register_buffer("head_factor", torch.tensor(1.0 if folded else logit_scale))
+        self.register_buffer("context_weights", weights.contexts.clone())
+        self.register_buffer("logit_scale", torch.tensor(logit_scale))
+        self.encoder.requires_grad_(self.trains_encoder)
+        self.head.requires_grad_(self.trains_head)
+        self.head.bias.requires_grad_(folded)
+
+    def set_up_training(
+        self, clip_model: backbone.Backbone, weights: objective.ZeroShotWeights,
+        text_features: Tensor,
+    ) -> None:  # fmt: skip
+        """Build what only training needs.
+
+        ``clip_model`` is the original, ``text_features`` (M, K, D) are those of each context with
+        each class.
+        """
+        hparams, self.steps_taken = self.hparams, 0
+        self.register_buffer("class_texts", weights.classes.clone(), persistent=False)
+        if self.weight("kl_weight") and hparams["kl_over"] == "clusters":
+            clusters = objective.clustered(weights.contexts, hparams["context_clusters"])
+            self.register_buffer("clusters", clusters, persistent=False)
+        if self.weight("kl_weight") and hparams["kl_over"].endswith("captions"):
+            captions = F.normalize(text_features, dim=-1)
+            self.register_buffer("captions", captions, persistent=False)
+        if self.trains_encoder and (any(map(self.weight, self.terms)) or hparams["drift_every"]):
+            self.original = Frozen(self.encoder, hparams["original_precision"])
+        if self.weight("lipsum_weight"):
+            self.texts = texts.random_texts(clip_model)
+        if self.weight("miro_weight"):
+            blank = torch.zeros(1, 3, *[self.input.wanted.resolution] * 2)
+            with torch.no_grad():
+                found = encode(self.encoder, blank, False, ["miro"])[1]["miro"]
+            start = (anchors.raw_variance(anchors.MIRO_VARIANCE, f.shape[-1]) for f in found)
+            self.miro_variances = nn.ParameterList(map(nn.Parameter, start))
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if not trained:
+            return
+        self.optimizer = optimisation.adamw(trained.items(), hparams)
+        self.scheduler = optimisation.schedule(self.optimizer, hparams)
+        if hparams["lp_steps"] and self.trains_encoder:
+            # Adam's steps do not know the scale of a weight: folded, it needs the head's scale.
+            rate = hparams["lp_lr"] * float(self.logit_scale / self.head_factor)
+            self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
+        if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
+            own = {n: p for n, p in trained.items() if not n.startswith("miro_variances.")}
+            self.predicting = averages.Predicting(own, hparams)
+
+    @classmethod
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+        """The problems of ``--hparams``, for hosts that check before they load anything."""
+        return arguments.refusals(cls.__name__, dataset, overrides)
+
+    def weight(self, name: str) -> float:
+        """The weight of a term in the loss: that of the hparam, or 0 in other algorithms."""
+        fades = name == "kl_weight" and self.hparams["kl_schedule"] == "linear"
+        left = max(0.0, 1 - self.steps_taken / self.hparams["total_steps"]) if fades else 1.0
+        return left * float(self.hparams[name]) if name in self.terms else 0.0
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
+        weights = self.predicting_weights()
+        logits: Tensor = functional_call(self, weights, (x,)) if weights else self.forward(x)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same by the weights that are trained; weight averaging (SWAD) calls the module."""
+        return self.class_logits(self.features(x))
+
+    def predicting_weights(self) -> dict[str, Tensor]:
+        """Name -> tensor of the weights that predict, where these are not those trained."""
+        return self.predicting.weights() if self.predicting else {}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The module's, with the weights that predict."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        state.update({prefix + name: t for name, t in self.predicting_weights().items()})
+        return state
+
+    def features(self, x: Tensor) -> Tensor:
+        """Image features (N, D), not normalised, of pictures as ``predict`` takes them."""
+        return encode(self.encoder, self.input(x), self.hparams["amp"] == "bf16")[0]
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Class logits (N, K) of image features (N, D)."""
+        unit = F.normalize(features, dim=-1)
+        logits: Tensor = self.head_factor * F.linear(unit, self.head.weight) + self.head.bias
+        return logits
+
+    def context_logits(self, features: Tensor, texts: Tensor | None = None) -> Tensor:
+        """Context logits (N, M) of image features (N, D), of this encoder or of the original.
+
+        Or logits (N, L) of other ``texts`` (L, D).
+        """
+        scale: float | str = self.hparams["context_scale"]
+        t = self.logit_scale if isinstance(scale, str) else scale
+        texts = self.context_weights if texts is None else texts
+        return objective.context_logits(features, texts, t)
+
+    def _kl(self, features_0: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """The KL term over what ``kl_over`` says."""
+        over, texts = self.hparams["kl_over"], None
+        if over == "clusters":
+            texts = self.clusters
+        elif over != "contexts":  # a caption for each picture, of its class in a random context
+            drawn = torch.randint(len(self.captions), labels.shape).to(labels.device)
+            texts = self.captions[drawn, labels]
+        original, tuned = (
+            self.context_logits(features_0, texts),
+            self.context_logits(features, texts),
+        )
+        if over == "other-captions":
+            original = objective.without_own_class(original, labels)
+            tuned = objective.without_own_class(tuned, labels)
+        return objective.context_kl(original, tuned, self.hparams["kl_direction"])
+
+    def train(self, mode: bool = True) -> CLIPAlgorithm:
+        """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
+
+        With the statistics of a batch, the encoder would differ from the original even before the
+        first step, and from the encoder that is evaluated.
+        """
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def update(
+        self, minibatches: arguments.Minibatches | None = None, unlabeled: Any = None, **more: Any
+    ) -> dict[str, float]:
+        """One training step on (x, y) of each training environment.
+
+        ``minibatches``: a list of (x, y), x (N, 3, H, W), y (N,), one an environment. SWAD's line
+        of forks gives two lists by keyword instead, ``x`` and ``y``. Unlabeled pictures and further
+        keyword arguments are not used.
+
+        Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
+        ``context_agreement`` in [0, 1]. Algorithms without the KL term have the last two only on
+        the steps on which they measure the drift (hparam ``drift_every``).
+        """
+        if self.restored:
+            raise CarftError(
+                "a restored algorithm can predict but not train, because the file holds no "
+                "optimizer. Train from the start instead"
+            )
+        xs, ys = arguments.pictures_and_labels(minibatches, more)
+        x, y = torch.cat(xs), torch.cat(ys)
+        if self.trains_encoder and self.steps_taken < self.hparams["lp_steps"]:
+            measured = self._probe(x, y)
+        else:
+            measured = self._loss(x, y)
+            self._step(measured["loss"])
+        self.steps_taken += 1
+        if self.predicting:
+            self.predicting.add(self.steps_taken)
+        return {name: float(value.detach()) for name, value in measured.items()}
+
+    def _probe(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """A step of LP-FT's first phase (arXiv 2202.10054): the head alone, at its own rate."""
+        with torch.no_grad():
+            features = self.features(x)
+        cross_entropy = F.cross_entropy(self.class_logits(features), y)
+        self.probe_optimizer.zero_grad(set_to_none=True)
+        cross_entropy.backward()
+        self.probe_optimizer.step()
+        return {"loss": cross_entropy, "loss_ce": cross_entropy}
+
+    def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        clip_pictures = self.input(x)
+        methods = [name for name in FIRST if self.weight(f"{name}_weight")]
+        bf16 = self.hparams["amp"] == "bf16"
+        features, seen = encode(self.encoder, clip_pictures, bf16, methods)
+        logits = self.class_logits(features)
+        if self.hparams["margin"] and self.trains_encoder:
+            shift = self.hparams["margin"] * self.logit_scale
+            logits = anchors.margin_logits(logits, y, self.class_texts, shift)
+        parts = {"loss_ce": F.cross_entropy(logits.float(), y)}
+        total = parts["loss_ce"]
+        every = self.hparams["drift_every"]
+        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
+        counting = [name for name in self.terms if self.weight(name) > 0]
+        if {*counting} - {"sp_weight"} or drifts:
+            assert self.original is not None  # made for all of these
+            features_0, seen_0 = self.original(clip_pictures, methods)
+            if "kl_weight" in counting:
+                parts["loss_kl"] = self._kl(features_0, features, y)
+            if "kl_weight" in counting or drifts:
+                with torch.no_grad():
+                    both = self.context_logits(features_0), self.context_logits(features)
+                parts["context_agreement"] = objective.context_agreement(*both)
+                if "loss_kl" not in parts:
+                    parts["loss_kl"] = objective.context_kl(*both, self.hparams["kl_direction"])
+            if "fd_weight" in counting:
+                parts["loss_fd"] = anchors.feature_distance(features, features_0)
+            if "ldifs_weight" in counting:
+                axis = self.hparams["ldifs_axis"]
+                parts["loss_ldifs"] = anchors.ldifs(seen["ldifs"], seen_0["ldifs"], axis)
+            if self.texts and "lipsum_weight" in counting:
+                drawn = self.texts(self.hparams["lipsum_texts"], self.hparams["lipsum_length"])
+                parts["loss_lipsum"] = anchors.lipsum(features, features_0, drawn, self.logit_scale)
+            if "miro_weight" in counting:
+                variances = [*self.miro_variances]
+                parts["loss_miro"] = anchors.variational(seen["miro"], seen_0["miro"], variances)
+        if "sp_weight" in counting and self.hparams["sp_form"] == "coupled":
+            parts["loss_sp"] = anchors.weight_distance(self._beside_the_original())
+        for name in counting:
+            part = parts.get(f"loss_{name.removesuffix('_weight')}")
+            total = total if part is None else total + self.weight(name) * part
+        return {"loss": total, **parts}
+
+    def _beside_the_original(self) -> list[tuple[Tensor, Tensor]]:
+        """Each weight of the encoder with the original's."""
+        assert self.original is not None
+        return [*zip(self.encoder.parameters(), self.original.encoder.parameters(), strict=True)]
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.hparams["grad_clip"] > 0:
+            trained = [p for p in self.parameters() if p.requires_grad]
+            nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        if self.weight("sp_weight") and self.hparams["sp_form"] == "decoupled":
+            with torch.no_grad():
+                for now, start in self._beside_the_original():
+                    now.lerp_(start, rate * self.weight("sp_weight"))
+        if self.steps_taken == self.hparams["total_steps"]:
+            warnings.warn(
+                f"training continues after total_steps = {self.hparams['total_steps']}, where the "
+                "schedule ends; set total_steps to the number of training steps",
+                stacklevel=2,
+            )
+        self.scheduler.step()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
+        super()._apply(fn, recurse)
+        if self.original is not None:
+            self.original.encoder._apply(fn)
+        for part in (self.texts, self.predicting):
+            if part is not None:
+                part.apply(fn)
+        return self
