@@ -173,8 +173,8 @@ def kl_of_both(
         measured = make("CARFT", backbone, precision)
         measured.encoder.load_state_dict(exact.encoder.state_dict())
         measured.to(device).eval()
-        assert measured.original is not None
-        measured.original.encoder.load_state_dict(original.state_dict())
+        assert measured.terms and measured.terms.original
+        measured.terms.original.encoder.load_state_dict(original.state_dict())
         x = torch.cat([x for x, _ in batch(size, pixels, 99)]).to(device)
         y = torch.zeros(len(x), dtype=torch.long, device=device)
         with torch.no_grad():

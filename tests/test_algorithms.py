@@ -77,7 +77,7 @@ def test_contract(name, random_tiny):
     assert isinstance(algorithm, Algorithm)
     for values in train(algorithm, 3):
         assert all(type(v) is float and math.isfinite(v) for v in values.values())
-        assert {"loss", "loss_ce"} <= values.keys()
+        assert "loss" in values and ("loss_ce" in values or name == "FLYP")
     assert algorithm.predict(torch.randn(4, 3, 28, 28)).shape == (4, 3)
     algorithm.update(minibatches(), None)  # as DomainBed calls it
     algorithm.update(minibatches(), unlabeled=[torch.zeros(1)])  # as domain adaptation does
@@ -116,7 +116,7 @@ def test_drift_is_measured_at_every_step_by_carft_and_now_and_then_by_fine_tunin
     measured = ["loss_kl" in v for v in train(make(random_tiny, "CLIPFineTune"), 5)]
     assert measured == [True, False, True, False, True]
     never = make(random_tiny, "CLIPFineTune", drift_every=0)
-    assert never.original is None and "loss_kl" not in train(never, 1)[0]
+    assert never.terms.original is None and "loss_kl" not in train(never, 1)[0]
 
 
 def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
@@ -178,16 +178,17 @@ def test_what_each_algorithm_trains(random_tiny):
         after = algorithm.state_dict()
         assert {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])} == moves
         # One --hparams goes to all algorithms of a sweep: what is never trained stays zero-shot.
-        start = torch.equal(before["head.weight"], make(random_tiny).head.weight)
+        probe = make(random_tiny, "CLIPLinearProbe")
+        start = torch.equal(before["head.weight"], probe.head.weight)
         assert start == (name == "CLIPZeroShot")
 
 
 def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_tiny):
     algorithm = make(random_tiny)
-    before = {k: v.clone() for k, v in algorithm.original.encoder.state_dict().items()}
+    before = {k: v.clone() for k, v in algorithm.terms.original.encoder.state_dict().items()}
     algorithm.train()
     train(algorithm, 5)
-    original = algorithm.original.encoder
+    original = algorithm.terms.original.encoder
     assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
     assert not original.training and algorithm.encoder.training
     ours = {id(p) for p in algorithm.parameters()}
@@ -198,7 +199,7 @@ def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_t
     assert {p.device.type for p in original.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+@pytest.mark.parametrize("name", ["CARFT", "CLIPLinearProbe", "CLIPZeroShot"])
 def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
     weights = tmp_path / "weights.pt"
     torch.save(random_clip(**TINY_SHAPE).state_dict(), weights)

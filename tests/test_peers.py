@@ -99,7 +99,7 @@ def test_decoupled_l2_sp_shrinks_the_displacement(random_tiny):
     rate = ours.optimizer.param_groups[0]["lr"]
     for algorithm in (ours, plain):
         algorithm.update(minibatches(0))
-    start = ours.original.encoder.state_dict()
+    start = ours.terms.original.encoder.state_dict()
     for name, now in ours.encoder.state_dict().items():
         expected = start[name] + (1 - rate * 100.0) * (
             plain.encoder.state_dict()[name] - start[name]
@@ -243,15 +243,15 @@ def test_fd_align_and_starft_count_their_own_kl(random_tiny):
         batch = minibatches(7)
         x, y = (torch.cat(part) for part in zip(*batch))
         with torch.no_grad():
-            before = made.original(made.input(x))[0], made.features(x)
+            before = made.terms.original(made.input(x))[0], made.features(x)
         torch.manual_seed(3)
         values = made.update(batch)
         torch.manual_seed(3)
         if over == "clusters":
-            rows = made.clusters
+            rows = made.terms.text_rows
         else:
-            drawn = torch.randint(len(made.captions), y.shape)
-            rows = torch.stack([made.captions[m, k] for m, k in zip(drawn, y)])
+            drawn = torch.randint(len(made.terms.text_rows), y.shape)
+            rows = torch.stack([made.terms.text_rows[m, k] for m, k in zip(drawn, y)])
         unit = [torch.nn.functional.normalize(f, dim=-1).double() for f in before]
         p0, p1 = (float(made.logit_scale) * f @ rows.double().T for f in unit)
         kl = []

@@ -17,7 +17,7 @@ class CARFT(CLIPAlgorithm):
     The terms of its peers count beside the KL where their weights are set.
     """
 
-    terms = (
+    weighed = (
         "kl_weight", "sp_weight", "fd_weight", "ldifs_weight", "lipsum_weight", "miro_weight",
     )  # fmt: skip
 
@@ -58,31 +58,31 @@ class CLIPLPFT(CLIPAlgorithm):
 class CLIPL2SP(CLIPAlgorithm):
     """Fine-tuning held to the original weights: L2-SP, arXiv 1802.01483."""
 
-    terms = ("sp_weight",)
+    weighed = ("sp_weight",)
 
 
 class CLIPFeatureDistillation(CLIPAlgorithm):
     """Fine-tuning held to the original image features."""
 
-    terms = ("fd_weight",)
+    weighed = ("fd_weight",)
 
 
 class LDIFS(CLIPAlgorithm):
     """Fine-tuning held to the original activations at five places, arXiv 2308.13320."""
 
-    terms = ("ldifs_weight",)
+    weighed = ("ldifs_weight",)
 
 
 class LipsumFT(CLIPAlgorithm):
     """Fine-tuning held to the original logits of random texts, arXiv 2404.00860."""
 
-    terms = ("lipsum_weight",)
+    weighed = ("lipsum_weight",)
 
 
 class CLIPMIRO(CLIPAlgorithm):
     """MIRO, arXiv 2203.10789, on the zero-shot head."""
 
-    terms = ("miro_weight",)
+    weighed = ("miro_weight",)
 
 
 class FLYP(CLIPAlgorithm):
@@ -91,20 +91,17 @@ class FLYP(CLIPAlgorithm):
     The head that predicts is the zero-shot head of the text encoder as it is.
     """
 
-    trains_head = False
+    trains_head, weighed = False, None
     _head: tuple[int, Tensor] | None = None  # after how many steps, and the class weights then
 
-    def set_up_training(
-        self, clip_model: backbone.Backbone, weights: objective.ZeroShotWeights,
-        text_features: Tensor,
-    ) -> None:  # fmt: skip
+    def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
         self.text = texts.encoder_of(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
         words = prompts.prompts(*prompts.from_json(bytes(self.words.tolist()).decode()))
         tokens = clip_model.tokenize([prompt for row in words for prompt in row])
         tokens = tokens.view(len(words), len(words[0]), -1)
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
-        super().set_up_training(clip_model, weights, text_features)
+        super().set_up_training(clip_model, text_features)
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         bf16 = self.hparams["amp"] == "bf16"

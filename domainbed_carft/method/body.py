@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch.func import functional_call
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import (
-    anchors,
     arguments,
     averages,
     backbone,
@@ -27,15 +26,11 @@ from domainbed_carft.method import (
     optimisation,
     pictures,
     prompts,
-    texts,
 )
-from domainbed_carft.method.frozen import FIRST, Frozen, encode
+from domainbed_carft.method.frozen import encode
+from domainbed_carft.method.terms import Terms
 
-ONLY_TRAINED = (
-    "miro_variances.",
-    "text.",
-    "log_scale",
-)  # parts of a state dict that no prediction needs
+ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
 
 
 class CLIPAlgorithm(Algorithm):
@@ -56,9 +51,8 @@ class CLIPAlgorithm(Algorithm):
     architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
     trains_encoder = True
     trains_head = True
-    terms: tuple[str, ...] = ()  # the hparams that weigh a term of this algorithm's loss
-    original: Frozen | None = None
-    texts: texts.RandomTexts | None = None
+    # The hparams that weigh a term of the loss; None: no terms, and the drift is not measured.
+    weighed: tuple[str, ...] | None = ()
     predicting: averages.Predicting | None = None
     restored = False
 
@@ -95,7 +89,7 @@ class CLIPAlgorithm(Algorithm):
                 )
             encoder, scale = clip_model.model.visual, clip_model.logit_scale
             self.set_up(encoder, weights, scale, wanted, normalisation)
-            self.set_up_training(clip_model, weights, features)
+            self.set_up_training(clip_model, features)
         self.train()
 
     def keep_text(self, name: str, text: str) -> None:
@@ -114,7 +108,7 @@ class CLIPAlgorithm(Algorithm):
         run has it in its state dict.
         """
         num_classes, dim = weights.classes.shape
-        self.encoder = encoder
+        self.encoder, self.terms = encoder, cast("Terms | None", None)
         self.input = pictures.CLIPInput(preprocessing, *normalisation)
         self.head = nn.Linear(dim, num_classes)
         self.head.bias.data.zero_()
@@ -131,33 +125,15 @@ class CLIPAlgorithm(Algorithm):
         self.head.requires_grad_(self.trains_head)
         self.head.bias.requires_grad_(folded)
 
-    def set_up_training(
-        self, clip_model: backbone.Backbone, weights: objective.ZeroShotWeights,
-        text_features: Tensor,
-    ) -> None:  # fmt: skip
+    def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
         """Build what only training needs.
 
         ``clip_model`` is the original, ``text_features`` (M, K, D) are those of each context with
         each class.
         """
         hparams, self.steps_taken = self.hparams, 0
-        self.register_buffer("class_texts", weights.classes.clone(), persistent=False)
-        if self.weight("kl_weight") and hparams["kl_over"] == "clusters":
-            clusters = objective.clustered(weights.contexts, hparams["context_clusters"])
-            self.register_buffer("clusters", clusters, persistent=False)
-        if self.weight("kl_weight") and hparams["kl_over"].endswith("captions"):
-            captions = F.normalize(text_features, dim=-1)
-            self.register_buffer("captions", captions, persistent=False)
-        if self.trains_encoder and (any(map(self.weight, self.terms)) or hparams["drift_every"]):
-            self.original = Frozen(self.encoder, hparams["original_precision"])
-        if self.weight("lipsum_weight"):
-            self.texts = texts.random_texts(clip_model)
-        if self.weight("miro_weight"):
-            blank = torch.zeros(1, 3, *[self.input.wanted.resolution] * 2)
-            with torch.no_grad():
-                found = encode(self.encoder, blank, False, ["miro"])[1]["miro"]
-            start = (anchors.raw_variance(anchors.MIRO_VARIANCE, f.shape[-1]) for f in found)
-            self.miro_variances = nn.ParameterList(map(nn.Parameter, start))
+        if self.trains_encoder and self.weighed is not None:
+            self.terms = Terms(hparams, self.weighed, clip_model, text_features)
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not trained:
             return
@@ -168,19 +144,13 @@ class CLIPAlgorithm(Algorithm):
             rate = hparams["lp_lr"] * float(self.logit_scale / self.head_factor)
             self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            own = {n: p for n, p in trained.items() if not n.startswith("miro_variances.")}
+            own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
             self.predicting = averages.Predicting(own, hparams)
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
         """The problems of ``--hparams``, for hosts that check before they load anything."""
         return arguments.refusals(cls.__name__, dataset, overrides)
-
-    def weight(self, name: str) -> float:
-        """The weight of a term in the loss: that of the hparam, or 0 in other algorithms."""
-        fades = name == "kl_weight" and self.hparams["kl_schedule"] == "linear"
-        left = max(0.0, 1 - self.steps_taken / self.hparams["total_steps"]) if fades else 1.0
-        return left * float(self.hparams[name]) if name in self.terms else 0.0
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
@@ -213,32 +183,11 @@ class CLIPAlgorithm(Algorithm):
         logits: Tensor = self.head_factor * F.linear(unit, self.head.weight) + self.head.bias
         return logits
 
-    def context_logits(self, features: Tensor, texts: Tensor | None = None) -> Tensor:
-        """Context logits (N, M) of image features (N, D), of this encoder or of the original.
-
-        Or logits (N, L) of other ``texts`` (L, D).
-        """
+    def context_logits(self, features: Tensor) -> Tensor:
+        """Context logits (N, M) of image features (N, D)."""
         scale: float | str = self.hparams["context_scale"]
         t = self.logit_scale if isinstance(scale, str) else scale
-        texts = self.context_weights if texts is None else texts
-        return objective.context_logits(features, texts, t)
-
-    def _kl(self, features_0: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        """The KL term over what ``kl_over`` says."""
-        over, texts = self.hparams["kl_over"], None
-        if over == "clusters":
-            texts = self.clusters
-        elif over != "contexts":  # a caption for each picture, of its class in a random context
-            drawn = torch.randint(len(self.captions), labels.shape).to(labels.device)
-            texts = self.captions[drawn, labels]
-        original, tuned = (
-            self.context_logits(features_0, texts),
-            self.context_logits(features, texts),
-        )
-        if over == "other-captions":
-            original = objective.without_own_class(original, labels)
-            tuned = objective.without_own_class(tuned, labels)
-        return objective.context_kl(original, tuned, self.hparams["kl_direction"])
+        return objective.context_logits(features, self.context_weights, t)
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:
         """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
@@ -293,52 +242,18 @@ class CLIPAlgorithm(Algorithm):
         return {"loss": cross_entropy, "loss_ce": cross_entropy}
 
     def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        clip_pictures = self.input(x)
-        methods = [name for name in FIRST if self.weight(f"{name}_weight")]
-        bf16 = self.hparams["amp"] == "bf16"
+        clip_pictures, bf16 = self.input(x), self.hparams["amp"] == "bf16"
+        methods = self.terms.methods if self.terms else []
         features, seen = encode(self.encoder, clip_pictures, bf16, methods)
         logits = self.class_logits(features)
-        if self.hparams["margin"] and self.trains_encoder:
-            shift = self.hparams["margin"] * self.logit_scale
-            logits = anchors.margin_logits(logits, y, self.class_texts, shift)
-        parts = {"loss_ce": F.cross_entropy(logits.float(), y)}
-        total = parts["loss_ce"]
-        every = self.hparams["drift_every"]
-        drifts = self.trains_encoder and every > 0 and self.steps_taken % every == 0
-        counting = [name for name in self.terms if self.weight(name) > 0]
-        if {*counting} - {"sp_weight"} or drifts:
-            assert self.original is not None  # made for all of these
-            features_0, seen_0 = self.original(clip_pictures, methods)
-            if "kl_weight" in counting:
-                parts["loss_kl"] = self._kl(features_0, features, y)
-            if "kl_weight" in counting or drifts:
-                with torch.no_grad():
-                    both = self.context_logits(features_0), self.context_logits(features)
-                parts["context_agreement"] = objective.context_agreement(*both)
-                if "loss_kl" not in parts:
-                    parts["loss_kl"] = objective.context_kl(*both, self.hparams["kl_direction"])
-            if "fd_weight" in counting:
-                parts["loss_fd"] = anchors.feature_distance(features, features_0)
-            if "ldifs_weight" in counting:
-                axis = self.hparams["ldifs_axis"]
-                parts["loss_ldifs"] = anchors.ldifs(seen["ldifs"], seen_0["ldifs"], axis)
-            if self.texts and "lipsum_weight" in counting:
-                drawn = self.texts(self.hparams["lipsum_texts"], self.hparams["lipsum_length"])
-                parts["loss_lipsum"] = anchors.lipsum(features, features_0, drawn, self.logit_scale)
-            if "miro_weight" in counting:
-                variances = [*self.miro_variances]
-                parts["loss_miro"] = anchors.variational(seen["miro"], seen_0["miro"], variances)
-        if "sp_weight" in counting and self.hparams["sp_form"] == "coupled":
-            parts["loss_sp"] = anchors.weight_distance(self._beside_the_original())
-        for name in counting:
-            part = parts.get(f"loss_{name.removesuffix('_weight')}")
-            total = total if part is None else total + self.weight(name) * part
-        return {"loss": total, **parts}
-
-    def _beside_the_original(self) -> list[tuple[Tensor, Tensor]]:
-        """Each weight of the encoder with the original's."""
-        assert self.original is not None
-        return [*zip(self.encoder.parameters(), self.original.encoder.parameters(), strict=True)]
+        if self.terms and self.hparams["margin"]:
+            logits = self.terms.with_margin(logits, y)
+        cross_entropy = F.cross_entropy(logits.float(), y)
+        if not self.terms:
+            return {"loss": cross_entropy, "loss_ce": cross_entropy}
+        of_them = (self.steps_taken, clip_pictures, y, features, seen, self.encoder)
+        parts, weighted = self.terms(*of_them)
+        return {"loss": cross_entropy + weighted, "loss_ce": cross_entropy, **parts}
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -348,10 +263,8 @@ class CLIPAlgorithm(Algorithm):
             nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        if self.weight("sp_weight") and self.hparams["sp_form"] == "decoupled":
-            with torch.no_grad():
-                for now, start in self._beside_the_original():
-                    now.lerp_(start, rate * self.weight("sp_weight"))
+        if self.terms:
+            self.terms.decouple(self.encoder, self.steps_taken, rate)
         if self.steps_taken == self.hparams["total_steps"]:
             warnings.warn(
                 f"training continues after total_steps = {self.hparams['total_steps']}, where the "
@@ -362,9 +275,6 @@ class CLIPAlgorithm(Algorithm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         super()._apply(fn, recurse)
-        if self.original is not None:
-            self.original.encoder._apply(fn)
-        for part in (self.texts, self.predicting):
-            if part is not None:
-                part.apply(fn)
+        if self.predicting is not None:
+            self.predicting.apply(fn)
         return self

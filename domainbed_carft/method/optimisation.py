@@ -25,7 +25,7 @@ def adamw(
     spared: list[nn.Parameter] = []
     variances: list[nn.Parameter] = []
     for name, parameter in parameters:
-        if name.startswith("miro_variances."):
+        if name.startswith("terms."):
             variances.append(parameter)
         elif parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and name.split(".")[-1] not in EMBEDDINGS
