@@ -105,17 +105,15 @@ def ratios(backbone: str, size: int, pixels: int, rounds: int, device: str) -> N
         )
 
 
-# "+": CARFT with more. LP-FT's second phase is plain fine-tuning, so its first is measured, too.
+# At the default precisions. LP-FT's second phase is plain fine-tuning, so its first is there, too.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "CARFT": ("CARFT", {}),
-    "CARFT+sma": ("CARFT", {"average": "sma", "average_start": 0}),
-    "CARFT+ema": ("CARFT", {"average": "ema"}),
-    "CARFT+beta": ("CARFT", {"average": "beta"}),
-    "CARFT+WiSE-FT": ("CARFT", {"wise_alpha": 0.5}),
+    "CLIPFineTune+sma": ("CLIPFineTune", {"average": "sma", "average_start": 0}),
+    "CLIPFineTune+ema": ("CLIPFineTune", {"average": "ema"}),
+    "CLIPFineTune+beta": ("CLIPFineTune", {"average": "beta"}),
     **{
         name: (name, {"lp_steps": 0})
         for name in hparams.ALGORITHMS
-        if name not in ("CARFT", "CLIPFineTune")
+        if name not in ("CLIPFineTune", "CLIPZeroShot")
     },
     "CLIPLPFT, first phase": ("CLIPLPFT", {}),
 }
@@ -129,7 +127,7 @@ def methods(backbone: str, size: int, pixels: int, rounds: int, device: str, lim
         stepped = {"plain": plain}
         for label in some:
             name, more = METHODS[label]
-            stepped[label] = make(name, backbone, "fp32", **more).to(device)
+            stepped[label] = make(name, backbone, "bf16", **more).to(device)
         times: dict[str, list[float]] = {label: [] for label in stepped}
         for index in range(rounds + 1):
             data = [(x.to(device), y.to(device)) for x, y in batch(size, pixels, index)]
@@ -206,7 +204,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.methods:
             shape = random_weights(Path(folder), 16)
-            print(f"ViT-B/16, random weights, {DOMAINS} x {arguments.batch} pictures, fp32")
+            print(
+                f"ViT-B/16, random weights, {DOMAINS} x {arguments.batch} pictures; the original in bf16"
+            )
             methods(shape, arguments.batch, 224, arguments.rounds, device, arguments.at_a_time)
             return
         for name, backbone, size, pixels in (
