@@ -204,9 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.methods:
             shape = random_weights(Path(folder), 16)
-            print(
-                f"ViT-B/16, random weights, {DOMAINS} x {arguments.batch} pictures; the original in bf16"
-            )
+            print(f"ViT-B/16, random weights, {DOMAINS} x {arguments.batch}; the original in bf16")
             methods(shape, arguments.batch, 224, arguments.rounds, device, arguments.at_a_time)
             return
         for name, backbone, size, pixels in (
