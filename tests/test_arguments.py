@@ -25,7 +25,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
         "head_init is None",
         "'grad_clip' is missing",
         "clip_backbone is 'nope', expected an existing file, open_clip:NAME/TAG, or one of: tiny",
-        "Valid hparams: amp, batch_size",
+        "Valid hparams: amp, average",
     ):
         assert part in message
 

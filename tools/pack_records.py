@@ -1,0 +1,35 @@
+"""Pack the records of a sweep, to be committed and to go on elsewhere.
+
+    python tools/pack_records.py OUT benchmarks/records/NAME.tar.xz
+
+Of each job its records and whether it is done, and the manifest: no weights, logs, locks or states.
+The output folder's path becomes its name. `tar -xf NAME.tar.xz` makes a folder that `carft sweep
+launch NAME --output_dir NAME` goes on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from pathlib import Path
+
+KEPT = ("done", "results.jsonl", "sweep.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweep", type=Path, help="output folder of a sweep")
+    parser.add_argument("archive", type=Path)
+    arguments = parser.parse_args()
+    sweep = arguments.sweep.resolve()
+    with tarfile.open(arguments.archive, "w:xz", preset=9) as archive:
+        for path in sorted(one for one in sweep.rglob("*") if one.name in KEPT):
+            content = path.read_bytes().replace(str(sweep).encode(), sweep.name.encode())
+            entry = tarfile.TarInfo(path.relative_to(sweep.parent).as_posix())
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+if __name__ == "__main__":
+    main()
