@@ -115,7 +115,8 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     export.add_argument(
         "-o", "--output", type=Path, metavar="FILE", required=True,
-        help="weights file NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside it",
+        help="weights file NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside it; "
+        "of a run that started from open_clip:..., a folder",
     )  # fmt: skip
     export.add_argument(
         "--half", action="store_true", help="use half precision, as OpenAI's own weights do"
