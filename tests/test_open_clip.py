@@ -1,7 +1,9 @@
 """open_clip's checkpoints: loaded, trained, saved, restored and exported without a network."""
 
 import json
+import os
 import socket
+import sys
 
 import numpy as np
 import open_clip_folders
@@ -24,7 +26,7 @@ from domainbed_carft.method import (
     optimisation,
     pictures,
 )
-from domainbed_carft.runs import predict, saved, wise_ft
+from domainbed_carft.runs import predict, saved, soup, wise_ft
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("transformers")
@@ -90,6 +92,42 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
         found = backbone.text_features(loaded, PROMPTS).flatten(0, 1)
         torch.testing.assert_close(found, theirs.encode_text(tokens), rtol=1e-5, atol=1e-6)
     assert tokens.shape[1] == (open_clip_folders.SIGLIP_LENGTH if kind == "siglip" else 77)
+
+
+def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no_network):
+    """The weights come from where open_clip finds them; here they are narrow ones."""
+    place = folders["quickgelu"].removeprefix("open_clip:local-dir:")
+    asked = []
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: {
+        **open_clip_folders.MODELS["quickgelu"]
+    })  # fmt: skip
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda known: (
+        asked.append(known["hf_hub"]) or f"{place}/open_clip_model.safetensors"
+    ))  # fmt: skip
+    loaded = backbone.load("open_clip:ViT-H-14-378-quickgelu/dfn5b")
+    assert asked == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
+    assert loaded.preprocessing == pictures.Preprocessing(64, "bicubic", "squash")
+
+
+def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
+    """With its revision, and without a network, as on a node whose cache was copied."""
+    revision, repository = "0123456789" * 4, tmp_path / "hub" / "models--nobody--model"
+    place = repository / "snapshots" / revision
+    open_clip_folders.write(place, "gelu")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = (
+        "from domainbed_carft.method import backbone\n"
+        "loaded = backbone.load('open_clip:hf-hub:nobody/model')\n"
+        "print(loaded.revision, loaded.digest, *loaded.tokenize(['a dog']).shape)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = warm.run("-c", code, env=environment)
+    assert done.returncode == 0, done.stderr
+    digest = weights.sha256(place / "open_clip_model.safetensors")
+    assert done.stdout.split() == [revision, digest, "1", "77"]
+    done = warm.run("-c", code.replace("nobody", "else"), env=environment)
+    assert "'open_clip:hf-hub:else/model' could not be downloaded" in done.stderr
 
 
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
@@ -191,7 +229,7 @@ def test_names_that_are_none(name, message, tmp_path, monkeypatch, no_network):
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(CarftError, match="pip install 'open_clip_torch>=3,<4'"):
         backbone.load("open_clip:ViT-B-16/laion2b_s34b_b88k")
 
@@ -219,6 +257,9 @@ def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
     opened = saved.open_run(tmp_path / "model.pkl")
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
         saved.original_clip(opened, other)
+    (tmp_path / "other.pkl").write_bytes(dumped(make(other)).getbuffer())
+    with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
+        soup.require_alike([opened, saved.open_run(tmp_path / "other.pkl")])
     mixed = wise_ft.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
     mixed.set(0.0)
 
@@ -324,7 +365,7 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
         (cropped, Image.fromarray(noise).resize((420, 336), Image.Resampling.BICUBIC)),
         (squashed, Image.fromarray(noise).resize((384, 384), Image.Resampling.BICUBIC)),
     ):
-        pixels = torch.from_numpy(np.asarray(made)).permute(2, 0, 1) / 255
+        pixels = torch.from_numpy(np.array(made)).permute(2, 0, 1) / 255
         left = (pixels.shape[2] - x.shape[2]) // 2
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pictures.CLIP_MEAN, pictures.CLIP_STD))
         torch.testing.assert_close(
@@ -343,7 +384,7 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     resize = "squash" if kind == "siglip" else "shortest"
     assert record["hparams"]["preprocessing"] == f"{size} bicubic {resize}"
-    environment = {**__import__("os").environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
     def unreachable(*arguments):
         done = warm.run("-c", UNREACHABLE, *arguments, env=environment)
