@@ -29,7 +29,8 @@ def add_to(commands: Any) -> None:
     )
     original.add_argument(
         "--original", metavar="FILE",
-        help="file of the CLIP that the run started from (not needed for tiny or OpenAI's)",
+        help="the CLIP that the run started from, its file or open_clip:... (not needed for tiny "
+        "or OpenAI's)",
     )  # fmt: skip
     loading = _shared()
     loading.add_argument(
