@@ -138,7 +138,7 @@ class EmojiStyles:
     "method/pictures.py": """
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
-def transform(protocol, size, augment):
+def transform(protocol, size, augment, preprocessing):
     return [protocol, size, augment]
 """,
     "data/__init__.py": "",

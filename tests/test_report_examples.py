@@ -30,7 +30,7 @@ ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face"
 # Only with two environments as targets, so that the third one's jobs are missing.
 JOBS = [("CARFT", 0), ("CARFT", 1), ("CLIPFineTune", 0), ("CLIPFineTune", 1), ("CLIPZeroShot", 0)]
 HPARAMS = {
-    "clip_backbone": "tiny", "contexts": "emoji", "batch_size": 4, "lr": 5e-3, "warmup_steps": 0,
+    "clip_backbone": "tiny", "contexts": "emoji", "batch_size": 4, "lr": 3e-3, "warmup_steps": 0,
 }  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def judged(drawings, file, target):
     """(algorithm, pictures, labels, class logits) on the target's in-split, by hand."""
     algorithm = saved.open_run(file).algorithm
     tensors = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    transform = v2.Compose([v2.Resize((224, 224)), *tensors])
+    transform = v2.Compose([v2.Resize((48, 48)), *tensors])
     pictures = ImageFolder(str(drawings / ENVIRONMENTS[target]), transform)
     count = int(len(pictures) * 0.2)
     _, rest = misc.split_dataset(pictures, count, misc.seed_hash(0, target))

@@ -38,7 +38,7 @@ assert not {"domainbed_carft.method.backbone", "domainbed_carft.method.pictures"
 x = torch.stack([preprocess(Image.open(p).convert("RGB")) for p in sys.argv[2:]])
 with torch.no_grad():
     features = torch.nn.functional.normalize(model.encode_image(x), dim=-1)
-torch.save(head["logit_scale"] * features @ head["weight"].T, sys.argv[1])
+torch.save(head["logit_scale"] * features @ head["weight"].T + head["bias"], sys.argv[1])
 """
 
 
@@ -113,7 +113,7 @@ def test_the_other_algorithms(algorithm, tmp_path):
     head = torch.load(tmp_path / "out.head.pt", weights_only=True)
     with torch.no_grad():
         features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
-        logits = head["logit_scale"] * features @ head["weight"].T
+        logits = head["logit_scale"] * features @ head["weight"].T + head["bias"]
         torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=0, atol=1e-4)
 
 

@@ -157,7 +157,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     run.algorithm.input = images.CLIPInput(run.algorithm.input.wanted, half, half)
     transform = predicting.transform_of(run)
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
-    raw = images.transform("domainbed", 224, False)(default_loader(str(tmp_path / "x.png")))
+    raw = images.transform("domainbed", 48, False)(default_loader(str(tmp_path / "x.png")))
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
     torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
 

@@ -29,7 +29,8 @@ def add_to(commands: Any) -> None:
     )
     original.add_argument(
         "--original", metavar="FILE",
-        help="file of the CLIP that the run started from (not needed for tiny or OpenAI's)",
+        help="the CLIP that the run started from, its file or open_clip:... (not needed for tiny "
+        "or OpenAI's)",
     )  # fmt: skip
     loading = _shared()
     loading.add_argument(
@@ -115,7 +116,8 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     export.add_argument(
         "-o", "--output", type=Path, metavar="FILE", required=True,
-        help="weights file NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside it",
+        help="weights file NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside it; "
+        "of a run that started from open_clip:..., a folder",
     )  # fmt: skip
     export.add_argument(
         "--half", action="store_true", help="use half precision, as OpenAI's own weights do"

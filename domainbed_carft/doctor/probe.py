@@ -35,7 +35,8 @@ from domainbed_carft.plugin import SWITCH, Finder, finder
 SAME = "numpy torch torchvision pandas matplotlib tqdm orjson pydantic ruamel.yaml tabulate jinja2"
 MODULES = {"clip-anytorch": "clip.model", "pillow": "PIL.Image", "submitit": "submitit"}
 MODULES |= {name: name for name in SAME.split()}
-OPTIONAL = ("gdown", "tensorboard", "wandb")  # for carft data download, --log, --log
+# For carft data download, --log twice, and clip_backbone open_clip:... with SigLIP's tokenizer.
+OPTIONAL = ("gdown", "tensorboard", "wandb", "open_clip_torch", "transformers")
 
 # What our algorithms need of a host, and most hosts' training scripts import.
 HOST_MODULES = ("", ".algorithms", ".hparams_registry", ".datasets")

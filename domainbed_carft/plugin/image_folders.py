@@ -18,11 +18,12 @@ from typing import Any
 
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import backbone, observed, pictures
+from domainbed_carft.method import observed, pictures
 from domainbed_carft.plugin.names import SWITCH, warn_once
 from domainbed_carft.text import shown
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
+UPSTREAMS_SIZE = 224  # px
 UPSTREAMS_STEPS = (
     ["Resize", "ToTensor", "Normalize"],
     [
@@ -112,8 +113,9 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     followed = "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
     if "test_envs" not in given or (wanted != "clip" and followed == "host"):
         return followed
-    asked = asked_for(hparams)
-    size = int(asked.split()[0]) if asked else dataset.input_shape[-1]
+    asked, size = asked_for(hparams), dataset.input_shape[-1]
+    if asked and (wanted == "clip" or size == UPSTREAMS_SIZE):
+        size = int(asked.split()[0])
     if wanted == "clip" or size != dataset.input_shape[-1]:
         followed = "clip" if wanted == "clip" else followed
         for index, environment in enumerate(dataset.datasets):
@@ -130,6 +132,8 @@ def asked_for(hparams: Any) -> str:
     """
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return ""
+    from domainbed_carft.method import backbone
+
     with contextlib.suppress(Exception):
         return hparams["preprocessing"] or backbone.preprocessing(hparams["clip_backbone"]).asked
     return ""

@@ -1,7 +1,8 @@
 """`carft export`: a run as a CLIP that other libraries read, its class head, and a card.
 
-The weights are the original CLIP's whole state dict in OpenAI's format, with the fine-tuned image
-encoder instead of the original's. That format has no head, so the head gets a separate file.
+The weights are the original CLIP's whole state dict, with the fine-tuned image encoder instead of
+the original's: a file in OpenAI's format, or for one of open_clip's checkpoints a folder that its
+``local-dir:`` loads. Neither has a place for a head, so the head gets a separate file.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
-from domainbed_carft.method import backbone, openai_models, pictures
-from domainbed_carft.runs.saved import TrainedRun, open_run, original_clip
+from domainbed_carft.method import backbone, open_clip_models, openai_models, pictures
+from domainbed_carft.runs.saved import TrainedRun, architecture_of, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")
 
@@ -41,7 +42,7 @@ _REPEATED = (
 
 
 class Files(NamedTuple):
-    """The files of one export, all named after the weights."""
+    """The files of one export, named after the weights, or in a folder of their own."""
 
     weights: Path
     head: Path
@@ -54,6 +55,12 @@ class Files(NamedTuple):
         suffixes = (".head.pt", ".json", ".md")
         return cls(weights, *(weights.with_suffix(suffix) for suffix in suffixes))
 
+    @classmethod
+    def within(cls, folder: Path) -> Files:
+        """Those in a folder for open_clip, which has more."""
+        names = (open_clip_models.WEIGHTS, "head.pt", "card.json", "README.md")
+        return cls(*(folder / name for name in names))
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Open the run, export it, and print where to."""
@@ -61,8 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
     files = export(opened, arguments.output, **how)
     what = f"{opened.args['algorithm']} on {opened.args['dataset']}, {opened.path.name}"
-    told = f"{files.weights}: {what} as a CLIP in OpenAI's format (see {files.readme})"
-    print(text.shown(told))
+    kind = "a folder for open_clip" if architecture_of(opened) else "a CLIP in OpenAI's format"
+    print(text.shown(f"{arguments.output}: {what} as {kind} (see {files.readme})"))
 
 
 def export(
@@ -73,33 +80,46 @@ def export(
     half: bool = False,
     force: bool = False,
 ) -> Files:
-    """Write a run's weights, head and cards, all four or none of them.
+    """Write a run's weights, head and cards, all of them or none.
 
-    ``weights``: where to; ``original``: the file of the CLIP that the run started from, needed
-    unless that is a published one; ``half``: in half precision as OpenAI publishes its weights,
-    else in float32; ``force``: overwrite.
+    ``weights``: where to, for one of open_clip's checkpoints a folder; ``original``: the name of
+    the CLIP that the run started from, needed unless that is a published one; ``half``: in half
+    precision as OpenAI publishes its weights, else in float32; ``force``: overwrite.
 
     Raises CarftError if a file already exists or cannot be written, if the original is missing or
     not the run's, and for weights that are not finite.
     """
-    files = Files.of(weights)
-    if weights.suffix not in SUFFIXES:
+    for_open_clip = bool(architecture_of(run))
+    files = Files.within(weights) if for_open_clip else Files.of(weights)
+    if for_open_clip and (half or weights.suffix in SUFFIXES):
+        raise CarftError(
+            f"-o {weights}: the run started from a checkpoint of open_clip; expected the name of a "
+            "folder, without --half"
+        )
+    if not for_open_clip and weights.suffix not in SUFFIXES:
         raise CarftError(
             f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head and "
             "card files get the same name with other endings"
         )
-    for path in files:
+    # A folder that is there gets its files replaced, one by one; else it appears whole.
+    alone = for_open_clip and not os.path.lexists(weights)
+    for path in (weights,) if alone else files:
         require_output(path, (run.path, original))
         if os.path.lexists(path) and not force:
             raise CarftError(f"{path} already exists; choose another name, or add --force")
     source = original_clip(run, original)
-    require_output(weights, (source.path,))
+    require_output(weights if alone else files.weights, (source.path,))
     state = _state_dict(run, source, half)
-    folder = weights.parent
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".carft-export-") as temporary:
-            staged = Files(*(Path(temporary) / path.name for path in files))
-            for path, content in ((staged.weights, state), (staged.head, _head(run))):
+        with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".carft-export-") as temporary:
+            folder = Path(temporary) / weights.name
+            folder.mkdir()
+            staged = Files(*(folder / path.name for path in files))
+            if for_open_clip:
+                how = source.architecture, source.tokenizer
+                open_clip_models.save(folder, state, *how)
+            both = [(staged.weights, state), (staged.head, _head(run))]
+            for path, content in both[for_open_clip:]:
                 with path.open("wb") as file:  # a file object: the name then changes no byte
                     torch.save(content, file)
             card = card_of(run, source, state, staged)
@@ -107,8 +127,11 @@ def export(
             # "replace": file names need not be text.
             page = readme(card, staged.card.name)
             staged.readme.write_text(page, encoding="utf-8", errors="replace")
-            for made, path in zip(staged, files):
-                os.replace(made, path)
+            if alone:
+                os.replace(folder, weights)
+                return files
+            for made in folder.iterdir():
+                os.replace(made, files.weights.parent / made.name)
     except (OSError, RuntimeError) as error:
         raise not_written(weights, error) from error
     return files
@@ -121,11 +144,14 @@ def card_of(
     staged: Files,
 ) -> dict[str, Any]:
     """The card for JSON; ``staged`` are the files before they are moved into place."""
-    config, protocol = open_clip_config(source.model), run.hparams["protocol"]
+    protocol, wanted = run.hparams["protocol"], source.preprocessing
+    kept = json.loads(source.architecture or "{}")
+    config = kept.get("model_cfg") or open_clip_config(source.model)
+    is_half = any(tensor.dtype == torch.float16 for tensor in state.values())
     card = {
-        "format": "OpenAI CLIP state dict",
-        "quick_gelu": True,
-        "precision": "fp16" if state["text_projection"].dtype == torch.float16 else "fp32",
+        "format": "open_clip folder" if kept else "OpenAI CLIP state dict",
+        "quick_gelu": bool(config.get("quick_gelu")),
+        "precision": "fp16" if is_half else "fp32",
         "open_clip_name": open_clip_name(source.name),
         "open_clip_config": config,
         **{
@@ -137,9 +163,7 @@ def card_of(
         "classes": run.classes,
         "contexts": run.contexts,
         "pictures": {  # side lengths in pixels, mean and deviation of [0, 1]
-            "resolution": config["vision_cfg"]["image_size"],
-            "mean": pictures.CLIP_MEAN,
-            "std": pictures.CLIP_STD,
+            **wanted._asdict(),
             "protocol": protocol,
             "means": pictures.PROTOCOLS[protocol],
             "data_set_size": run.content["model_input_shape"][-1],
@@ -196,8 +220,10 @@ def _state_dict(run: TrainedRun, source: backbone.Backbone, half: bool) -> dict[
     model.visual.load_state_dict(run.algorithm.encoder.state_dict())
     if run.args["algorithm"] == "FLYP":  # which has trained the other half of it, too
         kept = load_weights(run.path)["model_dict"]
-        own = {n[len("text.") :]: t for n, t in kept.items() if n.startswith("text.")}
-        model.load_state_dict({**own, "logit_scale": kept["log_scale"]}, strict=False)
+        halves = {n[len("text.") :]: t for n, t in kept.items() if n.startswith("text.")}
+        own = {name.removeprefix("model."): tensor for name, tensor in halves.items()}
+        scale = kept["log_scale"].reshape(model.logit_scale.shape)
+        model.load_state_dict({**own, "logit_scale": scale}, strict=False)
     if half:
         from clip.model import convert_weights
 

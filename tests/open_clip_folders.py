@@ -1,0 +1,102 @@
+"""open_clip's models as local folders: random weights, two layers, narrow; no network."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from domainbed_carft.method import backbone
+from domainbed_carft.runs import export
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+SIGLIP_LENGTH = 12
+WORDS = "a photo sketch of the dog cat owl dark toy zero one wild long".split()
+MODELS = {
+    "quickgelu": {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 64, "layers": 2, "width": 128, "patch_size": 32},
+        "text_cfg": TEXT,
+    },
+    "gelu": {
+        "embed_dim": 32,
+        # Heads that the width does not tell: 40, where OpenAI's format has 64.
+        "vision_cfg": {
+            "image_size": 48, "layers": 2, "width": 80, "head_width": 40, "patch_size": 16,
+        },
+        "text_cfg": TEXT,
+    },
+    "resnet": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+        "text_cfg": TEXT,
+    },
+    "siglip": {
+        "embed_dim": 64,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {  # timm's smallest
+            "image_size": 160, "timm_model_name": "test_vit", "timm_model_pretrained": False,
+            "timm_pool": "map", "timm_proj": "none",
+        },
+        "text_cfg": {
+            "context_length": SIGLIP_LENGTH, "vocab_size": len(WORDS) + 2, "width": 64, "heads": 2,
+            "hf_tokenizer_name": "nobody/asked", "tokenizer_kwargs": {"clean": "canonicalize"},
+            "layers": 2, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    },
+}  # fmt: skip
+HOW = {
+    "siglip": {
+        "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash",
+    }
+}  # fmt: skip
+
+
+def write(folder: Path, kind: str, **changed) -> str:
+    """The name, for clip_backbone, of a folder with a model of MODELS; ``changed``: of its cfg."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = {**MODELS[kind], **changed}
+    own = {key: value for key, value in config.items() if key != "custom_text"}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        cls = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+        model = cls(**own)
+        for parameter in model.parameters():  # some start at 0
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        model.logit_scale.data.fill_(3.0)
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    both = {"model_cfg": config, "preprocess_cfg": HOW.get(kind, {})}
+    (folder / "open_clip_config.json").write_text(json.dumps(both))
+    if "hf_tokenizer_name" in config["text_cfg"]:
+        write_tokenizer(folder)
+    return f"open_clip:local-dir:{folder}"
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One word, one token; the end of the text is also what is padded with, as SigLIP's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = {"<unk>": 0, "</s>": 1, **{word: n for n, word in enumerate(WORDS, 2)}}
+    own = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="</s>", pad_token="</s>")
+    fast.save_pretrained(folder)
+
+
+def write_tiny(folder: Path) -> str:
+    """The embedded CLIP, converted."""
+    from safetensors.torch import save_file
+
+    model = backbone.load("tiny").model
+    folder.mkdir(parents=True)
+    save_file(dict(model.state_dict()), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": export.open_clip_config(model), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"open_clip:local-dir:{folder}"

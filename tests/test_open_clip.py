@@ -1,0 +1,455 @@
+"""open_clip's checkpoints: loaded, trained, saved, restored and exported without a network."""
+
+import json
+import os
+import socket
+import sys
+
+import numpy as np
+import open_clip_folders
+import pytest
+import runs_jobs
+import torch
+import warm
+from PIL import Image
+from test_algorithms import dumped, make, minibatches, train
+from torch.nn.functional import normalize
+
+from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
+from domainbed_carft.method import (
+    activations,
+    backbone,
+    hparams,
+    open_clip_models,
+    optimisation,
+    pictures,
+)
+from domainbed_carft.runs import predict, saved, soup, wise_ft
+
+open_clip = pytest.importorskip("open_clip")
+pytest.importorskip("transformers")
+
+PROMPTS = [["a photo of a dog", "a photo of a cat"], ["a sketch of the dog", "the long cat"]]
+KINDS = tuple(open_clip_folders.MODELS)
+# In a child: whoever asks the hub, or any network, fails; what is done is said by an argument.
+UNREACHABLE = (
+    "import socket, sys\n"
+    "def refuse(*args, **kwargs): raise AssertionError('the network was asked')\n"
+    "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+    "from domainbed_carft import cli\n"
+    "sys.exit(cli.main(sys.argv[1:]))\n"
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    """kind -> its name for clip_backbone."""
+    place = tmp_path_factory.mktemp("open_clip")
+    return {kind: open_clip_folders.write(place / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Everything that connects fails."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    for owner, name in ((socket.socket, "connect"), (socket, "getaddrinfo")):
+        monkeypatch.setattr(owner, name, refuse)
+
+
+def test_tiny_is_the_same_through_both_loaders(tmp_path, no_network):
+    ours = backbone.load("tiny")
+    theirs = backbone.load(open_clip_folders.write_tiny(tmp_path / "tiny"))
+    assert theirs.preprocessing == ours.preprocessing and theirs.dim == ours.dim
+    assert theirs.logit_scale == ours.logit_scale
+    x = torch.randn(3, 3, 48, 48)
+    with torch.no_grad():
+        features = [one.model.visual(x) for one in (ours, theirs)]
+    torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
+    texts = [backbone.text_features(one, PROMPTS) for one in (ours, theirs)]
+    torch.testing.assert_close(*texts, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_says_what_it_is(kind, folders, no_network):
+    loaded = backbone.load(folders[kind])
+    folder = folders[kind].removeprefix("open_clip:local-dir:")
+    assert loaded.digest == weights.sha256(f"{folder}/open_clip_model.safetensors")
+    size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
+    assert backbone.preprocessing(folders[kind]) == loaded.preprocessing
+    how = (size, "bicubic", "squash", (0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (size,)
+    assert loaded.preprocessing == pictures.Preprocessing(*how)
+    # As open_clip itself loads, tokenises and encodes.
+    theirs = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([p for row in PROMPTS for p in row])
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model.visual(x), theirs.encode_image(x))
+        found = backbone.text_features(loaded, PROMPTS).flatten(0, 1)
+        torch.testing.assert_close(found, theirs.encode_text(tokens), rtol=1e-5, atol=1e-6)
+    assert tokens.shape[1] == (open_clip_folders.SIGLIP_LENGTH if kind == "siglip" else 77)
+
+
+def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no_network):
+    """The weights come from where open_clip finds them; here they are narrow ones."""
+    place = folders["quickgelu"].removeprefix("open_clip:local-dir:")
+    asked = []
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: {
+        **open_clip_folders.MODELS["quickgelu"]
+    })  # fmt: skip
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda known: (
+        asked.append(known["hf_hub"]) or f"{place}/open_clip_model.safetensors"
+    ))  # fmt: skip
+    loaded = backbone.load("open_clip:ViT-H-14-378-quickgelu/dfn5b")
+    assert asked == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
+    assert loaded.preprocessing == pictures.Preprocessing(64, "bicubic", "squash")
+
+
+def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
+    """With its revision, and without a network, as on a node whose cache was copied."""
+    revision, repository = "0123456789" * 4, tmp_path / "hub" / "models--nobody--model"
+    place = repository / "snapshots" / revision
+    open_clip_folders.write(place, "gelu")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = (
+        "from domainbed_carft.method import backbone\n"
+        "loaded = backbone.load('open_clip:hf-hub:nobody/model')\n"
+        "print(loaded.revision, loaded.digest, *loaded.tokenize(['a dog']).shape)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = warm.run("-c", code, env=environment)
+    assert done.returncode == 0, done.stderr
+    digest = weights.sha256(place / "open_clip_model.safetensors")
+    assert done.stdout.split() == [revision, digest, "1", "77"]
+    done = warm.run("-c", code.replace("nobody", "else"), env=environment)
+    assert "'open_clip:hf-hub:else/model' could not be downloaded" in done.stderr
+
+
+@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+@pytest.mark.parametrize("kind", ["gelu", "siglip"])
+def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no_network):
+    if (kind, name) == ("siglip", "LipsumFT"):
+        with pytest.raises(CarftError, match="CLIP's words, which the text encoder of .* not read"):
+            make(folders[kind], name)
+        return
+    algorithm = make(folders[kind], name)
+    assert all(np.isfinite(one["loss"]) for one in train(algorithm, 2))
+    (tmp_path / "model.pkl").write_bytes(dumped(algorithm, name).getbuffer())
+    run = saved.open_run(tmp_path / "model.pkl")
+    x = torch.cat([x for x, _ in minibatches(7)])
+    with torch.no_grad():
+        torch.testing.assert_close(run.algorithm.predict(x), algorithm.eval().predict(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_are_in_the_order_of_the_tokens(kind, folders):
+    encoder = backbone.load(folders[kind]).model.visual
+    size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
+    x = torch.randn(3, 3, size, size)
+    for method in activations.FIRST:
+        modules = activations.places(encoder, method)
+        with torch.no_grad(), activations.recorded(encoder, modules) as seen:
+            both = encoder(x), encoder(x[:2])
+        first, again = seen[:5], seen[5:]
+        assert len(again) == 5
+        for whole, part in zip(first, again):
+            assert whole.shape[0] == 3 and part.shape[0] == 2
+            torch.testing.assert_close(whole[:2], part, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(both[0][:2], both[1], rtol=1e-4, atol=1e-4)
+
+
+def test_towers_without_blocks_are_refused():
+    encoder = open_clip_models.image_encoder(
+        {
+            "model_cfg": {
+                "embed_dim": 8,
+                "vision_cfg": {"timm_model_name": "test_convnext", "image_size": 160},
+            }
+        }
+    )
+    with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
+        activations.places(encoder, "ldifs")
+
+
+def test_timms_embeddings_are_not_decayed(folders):
+    algorithm = make(folders["siglip"], "CLIPFineTune")
+    groups = algorithm.optimizer.param_groups
+    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    named = dict(algorithm.named_parameters())
+    found = [n for n in named if n.split(".")[-1] in optimisation.EMBEDDINGS]
+    assert {n.split(".")[-1] for n in found} == {"pos_embed", "latent", "cls_token"}
+    assert all(id(named[name]) in spared for name in found)
+
+
+# What is refused
+
+
+def test_weights_under_another_activation_are_refused_with_the_right_spelling(no_network):
+    refused = 0
+    for name, tag in open_clip.list_pretrained():
+        known, model = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
+        spelled = f"open_clip:{name}/{tag}"
+        if bool(known.get("quick_gelu")) and not model.get("quick_gelu"):
+            refused += 1
+            with pytest.raises(CarftError, match=f"use open_clip:{name}-quickgelu/{tag}"):
+                open_clip_models.check(spelled)
+            spelled = f"open_clip:{name}-quickgelu/{tag}"
+        if "multimodal_cfg" in model:
+            with pytest.raises(CarftError, match="is a CoCa"):
+                open_clip_models.check(spelled)
+        elif "vision_cfg" in model:
+            open_clip_models.check(spelled)
+            backbone.preprocessing(spelled)
+    assert refused > 20
+    sizes = [backbone.preprocessing(f"open_clip:{name}") for name in (
+        "ViT-L-14-336-quickgelu/openai", "ViT-B-16-SigLIP-384/webli",
+        "ViT-H-14-378-quickgelu/dfn5b",
+    )]  # fmt: skip
+    expected = ["336 bicubic shortest", "384 bicubic squash", "378 bicubic squash"]
+    assert [one.asked for one in sizes] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-B-61/openai", "did you mean.*ViT-B-16"),
+        ("ViT-B-16/nobody", "has no weights 'nobody' of 'ViT-B-16'; .*laion2b_s34b_b88k"),
+        ("local-dir:nowhere", "nowhere has no open_clip_config.json"),
+    ],
+)
+def test_names_that_are_none(name, message, tmp_path, monkeypatch, no_network):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CarftError, match=message):
+        make(f"open_clip:{name}")
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(CarftError, match="pip install 'open_clip_torch>=3,<4'"):
+        backbone.load("open_clip:ViT-B-16/laion2b_s34b_b88k")
+
+
+def test_prompts_that_would_be_cut_are_refused(folders):
+    loaded = backbone.load(folders["siglip"])
+    room = open_clip_folders.SIGLIP_LENGTH - 1  # one is the end's
+    assert loaded.tokenize(["cat " * room, "dog"]).shape == (2, room + 1)
+    with pytest.raises(CarftError, match="'cat .* is longer than the 12 tokens"):
+        loaded.tokenize(["dog", "cat " * (room + 1)])
+    loaded = backbone.load(folders["gelu"])
+    loaded.tokenize(["cat " * 75])
+    with pytest.raises(CarftError, match="is longer than the 77 tokens"):
+        loaded.tokenize(["cat " * 76])
+
+
+def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
+    other = open_clip_folders.write(tmp_path / "other", "quickgelu", quick_gelu=False)
+    one, two = (backbone.load(name) for name in (folders["quickgelu"], other))
+    assert one.digest == two.digest
+    features = [backbone.text_features(loaded, PROMPTS) for loaded in (one, two)]
+    assert not torch.allclose(*features)
+    run = make(folders["quickgelu"])
+    (tmp_path / "model.pkl").write_bytes(dumped(run).getbuffer())
+    opened = saved.open_run(tmp_path / "model.pkl")
+    with pytest.raises(CarftError, match="not the configuration of the CLIP"):
+        saved.original_clip(opened, other)
+    (tmp_path / "other.pkl").write_bytes(dumped(make(other)).getbuffer())
+    with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
+        soup.require_alike([opened, saved.open_run(tmp_path / "other.pkl")])
+    mixed = wise_ft.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
+    mixed.set(0.0)
+
+
+def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_tiny, capsys):
+    make(random_tiny)
+    assert (
+        "is none of OpenAI's files, so QuickGELU and attention heads 64" in capsys.readouterr().out
+    )
+    backbone.load("tiny")
+    assert not capsys.readouterr().out
+    folder = tmp_path / "narrow"
+    open_clip_folders.write(folder, "gelu")
+    state = open_clip.load_checkpoint.__globals__["load_state_dict"](
+        str(folder / "open_clip_model.safetensors")
+    )
+    torch.save(state, tmp_path / "narrow.pt")
+    with pytest.raises(CarftError, match="is 80 wide, which is no number of heads of 64"):
+        backbone.load(str(tmp_path / "narrow.pt"))
+
+
+# A stranger's file
+
+
+def changed(vision=(), **model):
+    config = json.loads(json.dumps({"model_cfg": open_clip_folders.MODELS["gelu"]}))
+    config["model_cfg"].update(model)
+    config["model_cfg"]["vision_cfg"].update(dict(vision))
+    return json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        changed({"timm_model_name": "hf-hub:nobody/asked"}),
+        changed({"timm_model_name": "local-dir:/etc"}),
+        changed({"width": 10**9}),
+        changed({"layers": 10**9}),
+        changed({"image_size": 4096, "patch_size": 1, "pos_embed_type": "sin_cos_2d"}),
+        changed({"layers": 3}),
+        changed({"output_tokens": True}),
+        changed(embed_dim="x"),
+    ],
+)
+def test_an_architecture_that_somebody_made_up(text, folders, tmp_path, no_network):
+    algorithm = make(folders["gelu"], "CLIPZeroShot")
+    algorithm.keep_text("architecture", text)
+    (tmp_path / "model.pkl").write_bytes(dumped(algorithm, "CLIPZeroShot").getbuffer())
+    with pytest.raises(CarftError, match="does not hold the weights of a CLIPZeroShot"):
+        saved.open_run(tmp_path / "model.pkl")
+
+
+def test_a_run_makes_nobody_ask_for_what_it_names(folders, tmp_path, no_network):
+    algorithm = make(folders["gelu"], "CLIPZeroShot")
+    algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
+    file = tmp_path / "model.pkl"
+    file.write_bytes(dumped(algorithm, "CLIPZeroShot").getbuffer())
+    run = saved.open_run(file)
+    with pytest.raises(CarftError, match="no hub is asked for it; give that CLIP with --original"):
+        saved.original_clip(run)
+    assert saved.original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
+    algorithm.hparams["preprocessing"] = ""  # the data set would ask the CLIP
+    file.write_bytes(dumped(algorithm, "CLIPZeroShot").getbuffer())
+    with pytest.raises(CarftError, match="its model_hparams is"):
+        saved.open_run(file)
+
+
+# Data, jobs, exports
+
+
+def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_path):
+    from domainbed import datasets
+
+    place = tmp_path / "my pets"
+    runs_jobs.write_pictures(place, 1)
+    noise = np.random.default_rng(1).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(place / "art" / "cat" / "0.png")
+
+    def first(**values):
+        values = {"data_augmentation": True, "data_edition": "", **values}
+        own = datasets.get_dataset_class(str(place))(None, [0], values)
+        assert own[0][0][0].shape == own.input_shape
+        return own, own[0][0][0]
+
+    ours = {"preprocessing": "", "protocol": "domainbed"}
+    squeezed = pictures.transform("domainbed", 336, False)(Image.fromarray(noise))
+    dataset, x = first(**ours, clip_backbone="ViT-L/14@336px")
+    assert dataset.protocol == "domainbed" and torch.equal(x, squeezed)
+    siglip = "open_clip:ViT-B-16-SigLIP-384/webli"
+    for name, size in (("tiny", 48), ("ViT-B/16", 224), ("RN50x4", 288), (siglip, 384)):
+        assert first(**ours, clip_backbone=name)[0].input_shape == (3, size, size)
+    host, as_ever = first()  # not ours
+    assert torch.equal(first(**ours, clip_backbone="ViT-B/16")[1], as_ever)
+    assert host.input_shape == (3, 224, 224)
+    # CLIP's own preprocessing crops, SigLIP's squashes.
+    ours["protocol"] = "clip"
+    cropped, squashed = (
+        first(**ours, clip_backbone=name)[1] for name in ("ViT-L/14@336px", siglip)
+    )
+    for x, made in (
+        (cropped, Image.fromarray(noise).resize((420, 336), Image.Resampling.BICUBIC)),
+        (squashed, Image.fromarray(noise).resize((384, 384), Image.Resampling.BICUBIC)),
+    ):
+        pixels = torch.from_numpy(np.array(made)).permute(2, 0, 1) / 255
+        left = (pixels.shape[2] - x.shape[2]) // 2
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pictures.CLIP_MEAN, pictures.CLIP_STD))
+        torch.testing.assert_close(
+            x * std + mean, pixels[:, :, left : left + x.shape[2]], rtol=0, atol=0.02
+        )
+
+
+@pytest.mark.parametrize("kind", ["gelu", "siglip"])
+def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp_path):
+    place = runs_jobs.write_pictures(tmp_path / "pets", 5)
+    wanted = {"clip_backbone": folders[kind], "protocol": "clip", "contexts": [
+        "a photo of a {}", "a sketch of a {}",
+    ]}  # fmt: skip
+    job = runs_jobs.train_job(tmp_path / "job", place, "CARFT", **wanted)
+    record = runs_jobs.records(job)[-1]
+    size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
+    resize = "squash" if kind == "siglip" else "shortest"
+    assert record["hparams"]["preprocessing"] == f"{size} bicubic {resize}"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+    def unreachable(*arguments):
+        done = warm.run("-c", UNREACHABLE, *arguments, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    measured = json.loads(unreachable("evaluate", job, "--json", "--workers", "0"))
+    found = {split["name"]: split["accuracy"] for split in measured["splits"]}
+    assert found == runs_jobs.accuracies(record)
+    unreachable("predict", job, place / "art", "--workers", "0")
+    export = tmp_path / "export"
+    unreachable("export", job, "-o", export, "--original", folders[kind])
+    assert cli.main(["export", str(job), "-o", str(export), "--original", folders[kind]]) == 1
+    unreachable("export", job, "-o", export, "--original", folders[kind], "--force")
+
+    run = saved.open_run(job)
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
+    again = backbone.load(f"open_clip:local-dir:{export}")
+    picture = Image.open(place / "art" / "cat" / "0.png").convert("RGB")
+    head = torch.load(export / "head.pt", weights_only=True)
+    with torch.no_grad():
+        x = predict.transform_of(run)(picture)[None]
+        features = theirs.eval().encode_image(preprocess(picture)[None])
+        ours = run.algorithm.features(x)
+        torch.testing.assert_close(features, ours, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(again.model.visual(run.algorithm.input(x)), ours)
+        logits = head["logit_scale"] * normalize(ours, dim=-1) @ head["weight"].T + head["bias"]
+        torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=1e-4, atol=1e-4)
+    tokens = open_clip.get_tokenizer(f"local-dir:{export}")(["a photo of a cat"])
+    original = backbone.load(folders[kind])
+    assert torch.equal(tokens, original.tokenize(["a photo of a cat"]))
+    both = (one.encode_text(tokens) for one in (theirs, original.model))
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+    card = json.loads((export / "card.json").read_text())
+    assert card["format"] == "open_clip folder" and card["quick_gelu"] is False
+    assert 'create_model("local-dir:.")' in (export / "README.md").read_text()
+
+
+def test_flyps_text_encoder_is_exported(folders, tmp_path):
+    place = runs_jobs.write_pictures(tmp_path / "pets", 4)
+    job = runs_jobs.train_job(tmp_path / "job", place, "FLYP", clip_backbone=folders["gelu"])
+    export = tmp_path / "export"
+    assert cli.main(["export", str(job), "-o", str(export), "--original", folders["gelu"]]) == 0
+    trained = backbone.load(f"open_clip:local-dir:{export}")
+    run = saved.open_run(job)
+    words = [[t.replace("{}", name) for name in run.classes] for t in run.contexts]
+    features = normalize(backbone.text_features(trained, words), dim=-1).mean(dim=0)
+    torch.testing.assert_close(
+        normalize(features, dim=-1), run.algorithm.head.weight.detach(), rtol=1e-4, atol=1e-5
+    )
+    before = backbone.text_features(backbone.load(folders["gelu"]), words)
+    assert not torch.allclose(before, backbone.text_features(trained, words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-B-16-SigLIP", "RN50", "ViT-H-14"]
+)
+def test_full_shapes(name):
+    """Built from the configuration alone, as a saved run is."""
+    config = open_clip_models.checked({"model_cfg": open_clip.get_model_config(name)}, name)
+    encoder = open_clip_models.image_encoder(config).eval()
+    state = {key: value.shape for key, value in encoder.state_dict().items()}
+    rebuilt, how, dim = backbone.empty_image_encoder(state, json.dumps(config))
+    with torch.no_grad():
+        features = rebuilt.eval()(torch.zeros(1, 3, how.resolution, how.resolution))
+    assert features.shape == (1, dim)
+    assert len(activations.places(rebuilt, "ldifs")) == 5
