@@ -130,8 +130,8 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     from domainbed.lib import image_folders, preparation, training
     from domainbed.scripts import train
 
+    from domainbed_carft.clips import backbone
     from domainbed_carft.data import verify
-    from domainbed_carft.method import backbone
 
     clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
     clock.watch(image_folders, "read", "listing by torchvision's ImageFolder")

@@ -135,7 +135,8 @@ class CLIPZeroShot(Algorithm):
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
 """,
-    "method/pictures.py": """
+    "clips/__init__.py": "",
+    "clips/pictures.py": """
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 def transform(protocol, size, augment, preprocessing):

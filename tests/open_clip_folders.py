@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from domainbed_carft.method import backbone
+from domainbed_carft.clips import backbone
 from domainbed_carft.runs import export
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}

@@ -12,9 +12,10 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
+from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import algorithms, backbone, hparams, pictures
+from domainbed_carft.method import algorithms, hparams
 from domainbed_carft.runs.saved import open_run
 
 CLASSES = ["dog", "cat", "owl"]

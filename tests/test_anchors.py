@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from domainbed_carft.method import anchors, averages, backbone, frozen, texts
+from domainbed_carft.clips import backbone
+from domainbed_carft.method import anchors, averages, frozen, texts
 
 N, K, D = 6, 4, 5
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import TINY_SHAPE, random_clip
 
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import backbone
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

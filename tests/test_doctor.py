@@ -21,8 +21,8 @@ from fake_checkout import (
 )
 
 from domainbed_carft import cli, doctor
+from domainbed_carft.clips import backbone
 from domainbed_carft.doctor import probe
-from domainbed_carft.method import backbone
 
 HARNESS = REPO / "third_party" / "domainbed"
 

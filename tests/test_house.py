@@ -17,7 +17,7 @@ PACKAGE = "domainbed_carft"
 FLOORS = (
     ("errors", "text", "machine"),
     ("files",),
-    ("data", "jobs"),
+    ("data", "jobs", "clips"),
     ("method", "launchers", "results"),
     ("sweep", "runs", "plugin"),
     ("report", "doctor"),
@@ -25,7 +25,7 @@ FLOORS = (
     ("__main__",),
 )
 # What the harness may stand on; it reaches the algorithms only as any host does.
-GROUND = ("data", "jobs", "files", "text", "errors", "machine", "method.pictures")
+GROUND = ("data", "jobs", "files", "text", "errors", "machine", "clips.pictures")
 
 
 def sources(folder: str) -> dict[str, Path]:

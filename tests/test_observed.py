@@ -11,9 +11,10 @@ from domainbed import datasets
 from domainbed.scripts import train
 from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
 
+from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, observed, pictures, prompts
+from domainbed_carft.method import algorithms, observed, prompts
 from domainbed_carft.runs import saved
 
 IMAGENET = (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)

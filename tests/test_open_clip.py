@@ -16,16 +16,10 @@ from test_algorithms import dumped, make, minibatches, train
 from torch.nn.functional import normalize
 
 from domainbed_carft import cli
+from domainbed_carft.clips import backbone, open_clip_models, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import (
-    activations,
-    backbone,
-    hparams,
-    open_clip_models,
-    optimisation,
-    pictures,
-)
+from domainbed_carft.method import activations, hparams, optimisation
 from domainbed_carft.runs import predict, saved, soup, wise_ft
 
 open_clip = pytest.importorskip("open_clip")
@@ -117,7 +111,7 @@ def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     code = (
-        "from domainbed_carft.method import backbone\n"
+        "from domainbed_carft.clips import backbone\n"
         "loaded = backbone.load('open_clip:hf-hub:nobody/model')\n"
         "print(loaded.revision, loaded.digest, *loaded.tokenize(['a dog']).shape)\n"
     )

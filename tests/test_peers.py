@@ -8,8 +8,9 @@ import torch
 from domainbed.lib import algorithm_state
 from test_algorithms import dumped, make, minibatches, train
 
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import averages, backbone, hparams, objective, prompts
+from domainbed_carft.method import averages, hparams, objective, prompts
 from domainbed_carft.runs import export, saved, wise_ft
 
 TERMS = {

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from test_algorithms import settings
 
+from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, observed, pictures
+from domainbed_carft.method import algorithms, observed
 from domainbed_carft.plugin import emoji_styles
 
 

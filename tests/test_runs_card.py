@@ -11,7 +11,7 @@ import torch
 from domainbed.scripts import train
 from export_jobs import debug
 
-from domainbed_carft.method import backbone
+from domainbed_carft.clips import backbone
 from domainbed_carft.runs import export, saved
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"

@@ -15,9 +15,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
+from domainbed_carft.clips import backbone
+from domainbed_carft.clips import pictures as images
 from domainbed_carft.files.weights import sha256
-from domainbed_carft.method import backbone
-from domainbed_carft.method import pictures as images
 from domainbed_carft.plugin import emoji_styles
 from domainbed_carft.runs import export, saved
 
@@ -34,7 +34,7 @@ def run(trained):
 
 AFTERWARDS = """
 import sys
-assert not {"domainbed_carft.method.backbone", "domainbed_carft.method.pictures"} & set(sys.modules)
+assert not {"domainbed_carft.clips.backbone", "domainbed_carft.clips.pictures"} & set(sys.modules)
 x = torch.stack([preprocess(Image.open(p).convert("RGB")) for p in sys.argv[2:]])
 with torch.no_grad():
     features = torch.nn.functional.normalize(model.encode_image(x), dim=-1)

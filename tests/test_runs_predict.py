@@ -11,8 +11,8 @@ from PIL import Image, ImageFile
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
+from domainbed_carft.clips import pictures as images
 from domainbed_carft.method import body, prompts
-from domainbed_carft.method import pictures as images
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
 

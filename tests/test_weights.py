@@ -14,9 +14,9 @@ from test_algorithms import make
 from test_runs_wise_ft import changed
 
 from domainbed_carft import cli
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import backbone
 from domainbed_carft.runs import saved
 
 

@@ -193,8 +193,8 @@ def device() -> Iterator[Finding]:
 
 def backbones() -> Iterator[Finding]:
     """Published weights, whether here and whole."""
+    from domainbed_carft.clips import backbone
     from domainbed_carft.files import weights
-    from domainbed_carft.method import backbone
 
     for name in backbone.PUBLISHED:
         path, expected = backbone.published(name)

@@ -1,1 +1,1 @@
-"""The method of the paper: objective, algorithms, hyperparameters, words, CLIP."""
+"""The method of the paper and its peers: formulas, algorithms, hyperparameters, words."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from domainbed_carft.method import anchors, backbone, objective, prompts, texts
+from domainbed_carft.clips import backbone
+from domainbed_carft.method import anchors, objective, prompts, texts
 from domainbed_carft.method.body import CLIPAlgorithm
 from domainbed_carft.method.frozen import encode
 

@@ -122,7 +122,7 @@ def _refused(find: Callable[..., Any], *values: Any) -> list[str]:
 
 def _find_backbone(name: str) -> None:
     # Takes the seconds of importing torch.
-    from domainbed_carft.method import backbone, open_clip_models, openai_models
+    from domainbed_carft.clips import backbone, open_clip_models, openai_models
 
     if name.startswith(open_clip_models.PREFIX):
         open_clip_models.check(name)
@@ -169,7 +169,7 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
     Raises CarftError for broken data, for another edition or protocol than the hparams demand,
     and for environments that are normalised differently.
     """
-    from domainbed_carft.method import pictures  # so does this
+    from domainbed_carft.clips import pictures  # so does this
 
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     report = seen.report

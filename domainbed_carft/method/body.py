@@ -16,17 +16,9 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import (
-    arguments,
-    averages,
-    backbone,
-    objective,
-    observed,
-    optimisation,
-    pictures,
-    prompts,
-)
+from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
 from domainbed_carft.method.frozen import encode
 from domainbed_carft.method.terms import Terms
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.method import anchors, objective, texts
-from domainbed_carft.method.backbone import Backbone
 from domainbed_carft.method.frozen import FIRST, Frozen, Seen, encode
 
 

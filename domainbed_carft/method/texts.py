@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.backbone import Backbone
 
 START, END = 49406, 49407  # of CLIP's vocabulary; all words are smaller
 

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from domainbed_carft.clips import pictures
 from domainbed_carft.data import emoji, listing, verify
-from domainbed_carft.method import observed, pictures
+from domainbed_carft.method import observed
 from domainbed_carft.plugin.image_folders import asked_for
 
 SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.clips import pictures
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, pictures
+from domainbed_carft.method import observed
 from domainbed_carft.plugin.names import SWITCH, warn_once
 from domainbed_carft.text import shown
 
@@ -132,7 +133,7 @@ def asked_for(hparams: Any) -> str:
     """
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return ""
-    from domainbed_carft.method import backbone
+    from domainbed_carft.clips import backbone
 
     with contextlib.suppress(Exception):
         return hparams["preprocessing"] or backbone.preprocessing(hparams["clip_backbone"]).asked

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import __version__, text
+from domainbed_carft.clips import backbone, open_clip_models, openai_models, pictures
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
@@ -29,7 +30,6 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
-from domainbed_carft.method import backbone, open_clip_models, openai_models, pictures
 from domainbed_carft.runs.saved import TrainedRun, architecture_of, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")

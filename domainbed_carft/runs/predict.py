@@ -19,8 +19,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from domainbed_carft import files
+from domainbed_carft.clips import pictures
 from domainbed_carft.data import listing
-from domainbed_carft.method import pictures
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.text import shown
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from domainbed.algorithms import Algorithm
 
+from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.method import algorithms, backbone, body, objective, open_clip_models, prompts
+from domainbed_carft.method import algorithms, body, objective, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
 from domainbed_carft.text import counted
 

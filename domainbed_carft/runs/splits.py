@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from domainbed_carft import machine
+from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, pictures, prompts
+from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.runs.saved import TrainedRun
 

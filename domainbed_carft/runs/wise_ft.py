@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import files
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import backbone, objective, prompts
+from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import evaluate as evaluating
 from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data

@@ -17,9 +17,9 @@ from torch.utils.data import TensorDataset
 from domainbed.lib import image_folders
 from domainbed.lib.usage import UnknownNameError
 from domainbed_carft import text
+from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.method.pictures import transform
 
 DATASETS = [
     *("Debug28", "Debug224", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "SVIRO"),

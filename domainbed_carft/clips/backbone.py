@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from domainbed_carft import files
+from domainbed_carft.clips import open_clip_models, openai_models
+from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
+from domainbed_carft.clips.pictures import Preprocessing
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
-from domainbed_carft.method import open_clip_models, openai_models
-from domainbed_carft.method.openai_models import OPENAI_WEIGHTS
-from domainbed_carft.method.pictures import Preprocessing
 
 PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
 TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from domainbed_carft.clips.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
 from domainbed_carft.errors import CarftError, PassingError, brief
 from domainbed_carft.files import parsing, weights
-from domainbed_carft.method.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
 from domainbed_carft.text import unknown
 
 PREFIX = "open_clip:"
