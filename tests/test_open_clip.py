@@ -130,8 +130,13 @@ def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
     assert "'open_clip:hf-hub:else/model' could not be downloaded" in done.stderr
 
 
-@pytest.mark.parametrize("name", hparams.ALGORITHMS)
-@pytest.mark.parametrize("kind", ["gelu", "siglip"])
+OTHERS = ("CARFT", "LDIFS", "LipsumFT", "CLIPMIRO", "FLYP")  # what differs by the encoder
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*(("gelu", name) for name in hparams.ALGORITHMS), *(("siglip", name) for name in OTHERS)],
+)
 def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no_network):
     if (kind, name) == ("siglip", "LipsumFT"):
         with pytest.raises(CarftError, match="CLIP's words, which the text encoder of .* not read"):
@@ -260,8 +265,14 @@ def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
     (tmp_path / "other.pkl").write_bytes(dumped(make(other)).getbuffer())
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
         soup.require_alike([opened, saved.open_run(tmp_path / "other.pkl")])
+    train(run, 1)
+    (tmp_path / "model.pkl").write_bytes(dumped(run).getbuffer())
+    opened = saved.open_run(tmp_path / "model.pkl")
     mixed = wise_ft.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
     mixed.set(0.0)
+    x, zero_shot = torch.randn(4, 3, 28, 28), make(folders["quickgelu"], "CLIPZeroShot").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(mixed.algorithm.predict(x), zero_shot.predict(x))
 
 
 def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_tiny, capsys):
@@ -394,11 +405,13 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     measured = json.loads(unreachable("evaluate", job, "--json", "--workers", "0"))
     found = {split["name"]: split["accuracy"] for split in measured["splits"]}
     assert found == runs_jobs.accuracies(record)
-    unreachable("predict", job, place / "art", "--workers", "0")
+    if kind == "siglip":
+        unreachable("predict", job, place / "art", "--workers", "0")
     export = tmp_path / "export"
     unreachable("export", job, "-o", export, "--original", folders[kind])
     assert cli.main(["export", str(job), "-o", str(export), "--original", folders[kind]]) == 1
-    unreachable("export", job, "-o", export, "--original", folders[kind], "--force")
+    again = ["export", str(job), "-o", str(export), "--original", folders[kind], "--force"]
+    assert cli.main(again) == 0
 
     run = saved.open_run(job)
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
