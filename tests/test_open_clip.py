@@ -276,9 +276,9 @@ def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
 
 def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_tiny, capsys):
     make(random_tiny)
-    assert (
-        "is none of OpenAI's files, so QuickGELU and attention heads 64" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "is none of OpenAI's files, so QuickGELU and attention heads 64" in said
+    assert "pictures, 28 pixels wide, are resized to the 48 that" in said
     backbone.load("tiny")
     assert not capsys.readouterr().out
     folder = tmp_path / "narrow"
