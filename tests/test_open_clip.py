@@ -19,7 +19,7 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, open_clip_models, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import activations, hparams, optimisation
+from domainbed_carft.method import frozen, hparams, optimisation
 from domainbed_carft.runs import predict, saved, soup, wise_ft
 
 open_clip = pytest.importorskip("open_clip")
@@ -149,9 +149,9 @@ def test_places_are_in_the_order_of_the_tokens(kind, folders):
     encoder = backbone.load(folders[kind]).model.visual
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     x = torch.randn(3, 3, size, size)
-    for method in activations.FIRST:
-        modules = activations.places(encoder, method)
-        with torch.no_grad(), activations.recorded(encoder, modules) as seen:
+    for method in frozen.FIRST:
+        modules = frozen.places(encoder, method)
+        with torch.no_grad(), frozen.recorded(encoder, modules) as seen:
             both = encoder(x), encoder(x[:2])
         first, again = seen[:5], seen[5:]
         assert len(again) == 5
@@ -171,7 +171,7 @@ def test_towers_without_blocks_are_refused():
         }
     )
     with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
-        activations.places(encoder, "ldifs")
+        frozen.places(encoder, "ldifs")
 
 
 def test_timms_embeddings_are_not_decayed(folders):
@@ -454,4 +454,4 @@ def test_full_shapes(name):
     with torch.no_grad():
         features = rebuilt.eval()(torch.zeros(1, 3, how.resolution, how.resolution))
     assert features.shape == (1, dim)
-    assert len(activations.places(rebuilt, "ldifs")) == 5
+    assert len(frozen.places(rebuilt, "ldifs")) == 5
