@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from fake_checkout import (
     HOST,
-    OURS,
     REPO,
     run_python,
     write_checkout,
@@ -23,6 +22,7 @@ from fake_checkout import (
 from domainbed_carft import cli, doctor
 from domainbed_carft.clips import backbone
 from domainbed_carft.doctor import probe
+from domainbed_carft.method import hparams
 
 HARNESS = REPO / "third_party" / "domainbed"
 
@@ -180,7 +180,7 @@ def test_the_harness_can_start(tmp_path: Path) -> None:
     assert {state for state, _, _ in examined.values()} <= {"ok", "note"}
     assert examined.keys() > {look.__name__ for look in probe.LOOKS} - {"backbones"}
     assert examined["domainbed"][1].startswith(f"ours, the harness: {HARNESS}")
-    assert examined["algorithms"] == ("ok", ", ".join(OURS), "")
+    assert examined["algorithms"] == ("ok", ", ".join(hparams.ALGORITHMS), "")
     assert "one CARFT step on " in examined["step"][1]
     assert examined["backbone tiny"][0] == "ok"
 

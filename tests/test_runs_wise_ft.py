@@ -35,8 +35,16 @@ def results(folder):
     return {row["alpha"]: row for row in rows}
 
 
-def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
+def original_and_run(pets):
+    """The zero-shot CLIP's weights, its scale folded into the head as CARFT's is, and CARFT's."""
     zero_shot, run = (weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
+    zero_shot["head.weight"] *= zero_shot["logit_scale"]
+    zero_shot["head_factor"] = torch.tensor(1.0)
+    return zero_shot, run
+
+
+def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
+    zero_shot, run = original_and_run(pets)
     start, end = (weights(mixed / f"model_alpha_{alpha}.pkl") for alpha in ("0.00", "1.00"))
     assert start.keys() == zero_shot.keys() == run.keys() == end.keys()
     for name in run:
@@ -46,7 +54,7 @@ def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
 
 
 def test_between_them_the_weights_are_the_formulas(pets, mixed):
-    zero_shot, run = (weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
+    zero_shot, run = original_and_run(pets)
     half = np.float32(0.5)
     for name, found in weights(mixed / "model_alpha_0.50.pkl").items():
         if name.startswith(("encoder.", "head.")):

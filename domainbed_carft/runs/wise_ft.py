@@ -126,11 +126,12 @@ class Interpolation:
         self, run: saved.TrainedRun, device: torch.device, original: str | None = None
     ) -> None:
         name = run.args["algorithm"]
-        if name in ("CLIPZeroShot", "FLYP"):
-            raise CarftError(
-                f"{run.path} is a run of {name}, which trains no head; expected one that does, or "
-                "CLIPood. For FLYP, set the hparam wise_alpha before training"
-            )
+        unfit = {
+            "CLIPZeroShot": "which trains nothing; expected one that does",
+            "FLYP": "whose head is made of its text encoder; set wise_alpha before training instead",
+        }
+        if name in unfit:
+            raise CarftError(f"{run.path} is a run of {name}, {unfit[name]}")
         clip_model = saved.original_clip(run, original)
         words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
         start = {f"encoder.{k}": v for k, v in clip_model.model.visual.state_dict().items()}
