@@ -128,7 +128,7 @@ class Interpolation:
         name = run.args["algorithm"]
         unfit = {
             "CLIPZeroShot": "which trains nothing; expected one that does",
-            "FLYP": "whose head is made of its text encoder; set wise_alpha before training instead",
+            "FLYP": "whose head is made by its text encoder; set wise_alpha before training",
         }
         if name in unfit:
             raise CarftError(f"{run.path} is a run of {name}, {unfit[name]}")
