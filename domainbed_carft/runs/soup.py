@@ -66,7 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
                 tallies[number].add(first.algorithm.predict(x.to(device)), y)
         return wise_ft.summarise(of, {1.0: tallies})[0]
 
-    states = [copied(one) for one in opened]
+    # The first algorithm measures all: only its own weights have to be kept elsewhere.
+    of_first = {name: t.detach().cpu().clone() for name, t in first.algorithm.state_dict().items()}
+    states = [of_first, *(one.algorithm.state_dict() for one in opened[1:])]
     alone = [measured(state, held_out)["in_domain"] for state in states]
     order = sorted(range(len(states)), key=lambda index: -alone[index])
     chosen, best = order[:1], alone[order[0]]
@@ -133,11 +135,6 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
                 "of one data set, start, words, test environments and trial seed, or a soup would "
                 "be chosen by pictures that one of them was trained on"
             )
-
-
-def copied(run: saved.TrainedRun) -> dict[str, Tensor]:
-    """A run's weights and buffers, on the CPU."""
-    return {name: t.detach().cpu().clone() for name, t in run.algorithm.state_dict().items()}
 
 
 def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
