@@ -156,11 +156,22 @@ def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_t
 
 
 PREDICTING = [{}, {"average": "beta", "wise_alpha": 0.4}]
+# In LP-FT's first phase, too, and with all that a step may have.
+EVERY = {f"{term}_weight": 0.5 for term in TERMS.values()} | {"margin": 0.2, "average": "ema"}
 
 
 @pytest.mark.parametrize("more", PREDICTING, ids=["plain", "averaged"])
 @pytest.mark.parametrize("name", [n for n in hparams.ALGORITHMS if n != "CLIPZeroShot"])
 def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, name, more):
+    assert_resumes(random_tiny, name, more)
+
+
+@pytest.mark.parametrize(("name", "more"), [("CLIPLPFT", {"average": "sma"}), ("CARFT", EVERY)])
+def test_a_run_resumed_in_its_first_phase_is_the_same_to_the_bit(random_tiny, name, more):
+    assert_resumes(random_tiny, name, more | {"lp_steps": 4, "average_start": 2})
+
+
+def assert_resumes(random_tiny, name, more):
     whole, first = make(random_tiny, name, **more), make(random_tiny, name, **more)
     places = algorithm_state.places(first)
     torch.manual_seed(4)
@@ -207,8 +218,10 @@ def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
 
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
 def test_two_steps_in_bf16(random_tiny, name):
-    algorithm = make(random_tiny, name, amp="bf16", original_precision="bf16")
-    assert all(torch.isfinite(torch.tensor(m["loss"])) for m in train(algorithm, 2))
+    exact = train(make(random_tiny, name), 2)
+    rounded = train(make(random_tiny, name, amp="bf16", original_precision="bf16"), 2)
+    for one, other in zip(exact, rounded):
+        assert one["loss"] != other["loss"] == pytest.approx(one["loss"], rel=0.1, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +236,9 @@ def test_two_steps_in_bf16(random_tiny, name):
         ({"algorithm": "CLIPood", "lp_steps": 3}, "lp_steps is 3, expected 0: CLIPood trains no"),
         ({"algorithm": "FLYP", "margin": 0.1}, "margin is 0.1, expected 0: FLYP trains no head"),
         ({"lp_steps": 18}, "expected less than total_steps - lp_steps = 2, or the learning rate"),
+        ({"lp_steps": 20}, "lp_steps is 20, expected less than total_steps = 20"),
+        ({"beta": 11}, "beta is 11, expected a number in"),
+        ({"average": "ema", "swad": True}, "average is 'ema', expected 'none' with this DomainB"),
         ({"lipsum_length": 76}, "lipsum_length is 76, expected a whole number from 1 to 75"),
     ],
 )
@@ -263,3 +279,51 @@ def test_fd_align_and_starft_count_their_own_kl(random_tiny):
         assert values["loss_kl"] == pytest.approx(float(torch.stack(kl).mean()), rel=1e-3)
         total = values["loss_ce"] + 0.5 * (1 - 1 / 4) * values["loss_kl"]
         assert values["loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_a_linear_probe_has_no_first_phase(random_tiny):
+    rates = []
+    for lp_steps in (0, 8):
+        probe = make(random_tiny, "CLIPLinearProbe", lp_steps=lp_steps)
+        train(probe, 5)
+        rates.append(probe.optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1] > 0
+
+
+def test_the_average_begins_after_the_first_phase(random_tiny):
+    made = make(random_tiny, average="sma", average_start=0, lp_steps=3)
+    train(made, 4)
+    trained = dict(made.named_parameters())
+    for name, tensor in made.predicting_weights().items():
+        assert torch.equal(tensor, trained[name]), name  # of the one step there was
+
+
+def test_flyp_reads_its_words_anew_when_its_weights_have_changed(random_tiny):
+    made = make(random_tiny, "FLYP")
+    kept = copy.deepcopy(made.state_dict())
+    before = logits(made)
+    train(made, 2)
+    assert not torch.allclose(logits(made), before)
+    made.load_state_dict(kept)
+    torch.testing.assert_close(logits(made), before)
+
+
+def test_embeddings_are_not_decayed(random_tiny):
+    made = make(random_tiny, "FLYP", weight_decay=0.3)
+    decayed = {id(p) for g in made.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    names = {name for name, p in made.named_parameters() if id(p) in decayed}
+    assert {"text.text_projection", "encoder.proj"} <= names
+    assert not any("embedding" in name or "bias" in name or "ln_" in name for name in names)
+
+
+def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_path):
+    made = make(random_tiny, "CLIPWiSEFT")
+    train(made, 2)
+    (tmp_path / "model.pkl").write_bytes(dumped(made, "CLIPWiSEFT").getbuffer())
+    run = saved.open_run(tmp_path / "model.pkl")
+    mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
+    mixed.set(0.5)
+    quarter = {n: torch.lerp(s, p, 0.25) for (n, p), s in zip(
+        made.named_parameters(), make(random_tiny).parameters(), strict=True)}  # fmt: skip
+    for name, tensor in quarter.items():
+        torch.testing.assert_close(mixed.state()[name], tensor, rtol=1e-5, atol=1e-6)

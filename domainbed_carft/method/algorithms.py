@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -93,7 +95,6 @@ class FLYP(CLIPAlgorithm):
     """
 
     trains_head, weighed = False, None
-    _head: tuple[int, Tensor] | None = None  # after how many steps, and the class weights then
 
     def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
         self.text = texts.encoder_of(clip_model).requires_grad_(True)
@@ -117,13 +118,18 @@ class FLYP(CLIPAlgorithm):
         weights = super().predicting_weights()
         if self.restored:
             return weights
-        if self._head is None or self._head[0] != self.steps_taken:
+        changed = sum(parameter._version for parameter in self.text.parameters())
+        of_it = self.steps_taken, changed, self.tokens.device  # averages change with the steps
+        # Kept there, since what a harness stores is the attributes of this.
+        kept: tuple[Any, Tensor] | None = vars(self.text).get("head")
+        if kept is None or kept[0] != of_it:
             own = {n: t for n, t in weights.items() if n.startswith("text.")}
             read = [
                 functional_call(self.text, {n.removeprefix("text."): t for n, t in own.items()}, of)
                 for of in self.tokens.flatten(0, 1).split(backbone.TEXT_BATCH)
             ]
             features = torch.cat(read).view(*self.tokens.shape[:2], -1)
-            self._head = self.steps_taken, objective.zero_shot_weights(features).classes
+            kept = of_it, objective.zero_shot_weights(features).classes
+            vars(self.text)["head"] = kept
         scale = weights.get("log_scale", self.log_scale.detach()).exp()
-        return {**weights, "head.weight": self._head[1], "head_factor": scale}
+        return {**weights, "head.weight": kept[1], "head_factor": scale}

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LDIFS_AXES = ("channel", "token")
-FLYP_TARGETS = ("same-class", "diagonal")
 MIRO_VARIANCE = 0.1  # at the start
 _LEAST_VARIANCE = 1e-5
 
@@ -43,8 +41,8 @@ def feature_distance(features: Tensor, features_0: Tensor) -> Tensor:
 def ldifs(activations: Sequence[Tensor], activations_0: Sequence[Tensor], axis: str) -> Tensor:
     """LDIFS (arXiv 2308.13320, equation 2): the distance of activations of several places.
 
-    Each is (N, T, C), and is scaled to length 1 along ``axis``, one of LDIFS_AXES; the mean is over
-    pictures, tokens and channels of a place, then over places.
+    Each is (N, T, C), and is scaled to length 1 along ``axis``, "channel" or "token"; the mean is
+    over pictures, tokens and channels of a place, then over places.
     """
     dim = 2 if axis == "channel" else 1
     return torch.stack(
@@ -92,8 +90,8 @@ def contrastive(
     """FLYP's loss (arXiv 2212.00638, equation 1): CLIP's own, over pictures and their captions.
 
     ``features``, ``texts``: (N, D) of any length, text n describes the class of picture n;
-    ``targets``: one of FLYP_TARGETS: what counts as the partner of a picture, each caption of its
-    class in equal parts, or the one of its own row alone, as in the official code.
+    ``targets``: what counts as the partner of a picture, each caption of its class in equal parts
+    ("same-class"), or the one of its own row alone, as in the official code ("diagonal").
     """
     logits = scale * F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).T
     partners = torch.eye(len(labels), device=logits.device)

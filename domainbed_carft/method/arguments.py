@@ -88,23 +88,34 @@ _TOGETHER = {  # what _conflicts looks at
 
 def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> Iterator[str]:
     """Values that are valid one by one and make no sense together."""
-    most = hparams["total_steps"] - hparams["lp_steps"]
-    if hparams["warmup_steps"] >= most:
-        less = f" - lp_steps = {most}" if hparams["lp_steps"] else f" = {most}"
+    total, probed = hparams["total_steps"], hparams["lp_steps"]
+    lp_steps = 0 if algorithm in ("CLIPLinearProbe", "CLIPZeroShot") else probed
+    if lp_steps >= total:
+        yield (
+            f"lp_steps is {lp_steps}, expected less than total_steps = {total}, or nothing but the "
+            "head is trained; set both"
+        )
+    elif hparams["warmup_steps"] >= total - lp_steps:
+        less = f" - lp_steps = {total - lp_steps}" if lp_steps else f" = {total}"
         yield (
             f"warmup_steps is {hparams['warmup_steps']}, expected less than total_steps{less}, or "
             "the learning rate never reaches lr; set both"
         )
-    if hparams["average"] == "sma" and hparams["average_start"] >= hparams["total_steps"]:
+    if hparams["average"] == "sma" and hparams["average_start"] >= total:
         yield (
             f"average_start is {hparams['average_start']}, expected less than total_steps = "
-            f"{hparams['total_steps']}, or nothing is averaged"
+            f"{total}, or nothing is averaged"
+        )
+    if hparams["average"] != "none" and hparams.get("swad"):
+        yield (
+            f"average is {hparams['average']!r}, expected 'none' with this DomainBed's swad, which "
+            "averages the weights itself"
         )
     refused = {"CLIPood": ("lp_steps",), "FLYP": ("lp_steps", "margin")}.get(algorithm, ())
     for name in refused:
         if hparams[name]:
             yield f"{name} is {hparams[name]!r}, expected 0: {algorithm} trains no head"
-    if hparams["head_init"] == "random":
+    if hparams["head_init"] == "random" and algorithm not in ("CLIPood", "FLYP"):
         # A random head has no original to go back to, and no text features to compare with.
         for name, off in (("wise_alpha", 1), ("margin", 0)):
             if hparams[name] != off:

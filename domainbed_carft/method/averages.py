@@ -2,7 +2,8 @@
 
 Over the steps 0 (the original), 1, ..., T the weights w_0, w_1, ..., w_T are averaged as
 
-- ``sma``: uniformly over the steps from ``average_start`` on (EoA, arXiv 2110.10832; DiWA);
+- ``sma``: uniformly over the steps from ``average_start`` on (EoA, arXiv 2110.10832; DiWA), of
+  LP-FT's over those of its second phase;
 - ``ema``: w_avg = m w_avg + (1 - m) w, with w_avg = w_0 at first;
 - ``beta``: by the density of Beta(b, b) at (t + 1/2) / (T + 1) (CLIPood, arXiv 2302.00864).
 
@@ -18,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-AVERAGES = ("none", "sma", "ema", "beta")
-
 
 def share(step: int, hparams: Mapping[str, Any]) -> float:
     """How far the average goes towards the weights after ``step`` steps, in [0, 1].
@@ -29,7 +28,9 @@ def share(step: int, hparams: Mapping[str, Any]) -> float:
     """
     kind, total = hparams["average"], hparams["total_steps"]
     if kind == "sma":
-        return 1 / max(1, step - hparams["average_start"] + 1)
+        probed = hparams["lp_steps"]
+        start = max(hparams["average_start"], probed + 1 if probed else 0)
+        return 1 / max(1, step - start + 1)
     if kind == "ema":
         return 1 - float(hparams["ema"])
     if step > total:

@@ -124,20 +124,21 @@ class CLIPAlgorithm(Algorithm):
         each class.
         """
         hparams, self.steps_taken = self.hparams, 0
+        self.lp_steps = hparams["lp_steps"] if self.trains_encoder else 0
         if self.trains_encoder and self.weighed is not None:
             self.terms = Terms(hparams, self.weighed, clip_model, text_features)
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not trained:
             return
         self.optimizer = optimisation.adamw(trained.items(), hparams)
-        self.scheduler = optimisation.schedule(self.optimizer, hparams)
-        if hparams["lp_steps"] and self.trains_encoder:
+        self.scheduler = optimisation.schedule(self.optimizer, hparams, self.lp_steps)
+        if self.lp_steps:
             # Adam's steps do not know the scale of a weight: folded, it needs the head's scale.
             rate = hparams["lp_lr"] * float(self.logit_scale / self.head_factor)
             self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
-            self.predicting = averages.Predicting(own, hparams)
+            self.predicting = averages.Predicting(own, {**hparams, "lp_steps": self.lp_steps})
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
@@ -151,7 +152,7 @@ class CLIPAlgorithm(Algorithm):
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same by the weights that are trained; weight averaging (SWAD) calls the module."""
+        """The same by the weights that are trained."""
         return self.class_logits(self.features(x))
 
     def predicting_weights(self) -> dict[str, Tensor]:
@@ -159,7 +160,11 @@ class CLIPAlgorithm(Algorithm):
         return self.predicting.weights() if self.predicting else {}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The module's, with the weights that predict."""
+        """The module's, with the weights that predict.
+
+        Loaded into an algorithm that goes on training, these do not reach what it averages: to
+        predict with a saved state, use `domainbed_carft.runs.saved.open_run`.
+        """
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
         state.update({prefix + name: t for name, t in self.predicting_weights().items()})
@@ -204,7 +209,8 @@ class CLIPAlgorithm(Algorithm):
 
         Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
         ``context_agreement`` in [0, 1]. Algorithms without the KL term have the last two only on
-        the steps on which they measure the drift (hparam ``drift_every``).
+        the steps on which they measure the drift (hparam ``drift_every``), FLYP and the first phase
+        of LP-FT never.
         """
         if self.restored:
             raise CarftError(
@@ -213,7 +219,7 @@ class CLIPAlgorithm(Algorithm):
             )
         xs, ys = arguments.pictures_and_labels(minibatches, more)
         x, y = torch.cat(xs), torch.cat(ys)
-        if self.trains_encoder and self.steps_taken < self.hparams["lp_steps"]:
+        if self.steps_taken < self.lp_steps:
             measured = self._probe(x, y)
         else:
             measured = self._loss(x, y)

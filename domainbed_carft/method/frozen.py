@@ -80,13 +80,6 @@ class Frozen:
     def __call__(self, pictures: Tensor, methods: Sequence[str] = ()) -> tuple[Tensor, Seen]:
         return encode(self.encoder, pictures, self.bf16, methods)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: a resumed run rebuilds the original from CLIP's weights."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to do."""
-
 
 def encode(
     encoder: nn.Module, pictures: Tensor, bf16: bool, methods: Sequence[str] = ()

@@ -23,7 +23,8 @@ ALGORITHMS = (
     "CLIPMIRO", "FLYP",
 )  # fmt: skip
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
-UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")  # whose authors have no weight decay
+# Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
+UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
 SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 Context = tuple[str, str]  # algorithm, data set
@@ -204,7 +205,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("average", _of("CLIPood", "beta", "none"), *_one_of("none", "sma", "ema", "beta")),
     Hparam("average_start", _small(10, 100), *_count(0)),
     Hparam("ema", _small(0.9, 0.999), *_SHARE),
-    Hparam("beta", _always(0.5), *_POSITIVE),
+    Hparam("beta", _always(0.5), lambda v: _number(v) and 0 < v <= 10, "a number in (0, 10]"),
     Hparam(
         "wise_alpha",
         _of("CLIPWiSEFT", 0.5, 1.0),

@@ -16,7 +16,6 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError
 
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
-KL_OVER = ("contexts", "clusters", "captions", "other-captions")
 _IMPOSSIBLE = -1e8  # a logit; minus infinity would make the KL of two such NaN
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-EMBEDDINGS = ("class_embedding", "positional_embedding", "cls_token", "pos_embed", "latent")
+EMBEDDINGS = {
+    "class_embedding", "positional_embedding", "token_embedding",
+    "cls_token", "pos_embed", "latent",  # timm's
+}  # fmt: skip
 
 
 def adamw(
@@ -28,7 +31,7 @@ def adamw(
         if name.startswith("terms."):
             variances.append(parameter)
         elif parameter.requires_grad:
-            is_matrix = parameter.ndim > 1 and name.split(".")[-1] not in EMBEDDINGS
+            is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
             (decayed if is_matrix or hparams["weight_decay_all"] else spared).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": hparams["weight_decay"]},
@@ -39,13 +42,13 @@ def adamw(
 
 
 def schedule(
-    optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any], lp_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """A linear warm-up, then a cosine to 0 at ``total_steps``, or the peak rate to the end.
 
-    It begins after the ``lp_steps`` of linear probing.
+    It begins after the ``lp_steps`` of a first phase.
     """
-    warmup, total = hparams["warmup_steps"], hparams["total_steps"] - hparams["lp_steps"]
+    warmup, total = hparams["warmup_steps"], hparams["total_steps"] - lp_steps
 
     def factor(step: int) -> float:
         if step < warmup:

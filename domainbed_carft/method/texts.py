@@ -113,10 +113,3 @@ class RandomTexts:
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move with the algorithm."""
         self.encoder._apply(fn)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: a resumed run makes it anew from CLIP's weights."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to do."""

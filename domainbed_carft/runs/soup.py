@@ -96,8 +96,10 @@ def run(arguments: argparse.Namespace) -> None:
     }
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
     for kind, weights in mixed.items():
+        # Hparams and seeds are the first run's; which runs it is made of is in TABLE.
         content = {**first.content, "model_dict": weights, "wise_ft_step": None}
-        content.pop("best_step", None)
+        for name in ("best_step", "wise_ft_alpha"):
+            content.pop(name, None)
         files.save(folder / weights_name(kind), functools.partial(torch.save, content))
     percent = evaluating.percent
     cells = [
@@ -117,11 +119,19 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
     if len(opened) < 2:
         raise CarftError("carft soup has 1 run, expected at least two")
     first = opened[0]
-    if first.hparams["head_init"] == "random":
-        raise CarftError(
-            f"{first.path} started from a random head, expected the zero-shot head: random ones "
-            "differ from run to run"
-        )
+    for one in opened:
+        if one.hparams["head_init"] == "random":
+            raise CarftError(
+                f"{one.path} started from a random head, expected the zero-shot head: random ones "
+                "differ from run to run"
+            )
+        if one.args["algorithm"] == "FLYP":
+            raise CarftError(
+                f"{one.path} is a run of FLYP, whose head is made by its text encoder, which the "
+                "mean of such heads is not; expected runs that share a head"
+            )
+    if len({one.path.resolve() for one in opened}) < len(opened):
+        raise CarftError("a run is given twice, expected different ones")
     for other in opened[1:]:
         differing = [name for name in _SAME_ARGS if other.args.get(name) != first.args.get(name)]
         differing += [n for n in _SAME_HPARAMS if other.hparams[n] != first.hparams[n]]
@@ -131,9 +141,10 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
             differing.append("the CLIP's architecture")
         if differing:
             raise CarftError(
-                f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs "
-                "of one data set, start, words, test environments and trial seed, or a soup would "
-                "be chosen by pictures that one of them was trained on"
+                f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs of "
+                "one start and words, or their mean is no CLIP, and of one data set, test "
+                "environments and trial seed, or a soup is chosen by pictures that one of them was "
+                "trained on"
             )
 
 

@@ -69,13 +69,14 @@ def run(arguments: argparse.Namespace) -> None:
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
         _plot(rows, title, folder)
+    reached = opened.hparams["wise_alpha"] if opened.alpha is None else opened.alpha
     for alpha in to_save:
         mixed.set(alpha)
         content = {
             **opened.content,
             "model_dict": mixed.state(),
             # Of a run that is itself between: how far it is from the original to the fine-tuned.
-            "wise_ft_alpha": alpha * (1.0 if opened.alpha is None else opened.alpha),
+            "wise_ft_alpha": alpha * reached,
             "wise_ft_step": opened.step,
         }
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
@@ -119,7 +120,8 @@ class Interpolation:
     """A run's algorithm, which can be set to any point between the original and the run.
 
     ``original`` is the file of the CLIP that the run started from, needed unless that is a
-    published one. Raises CarftError for CLIPZeroShot, and as `saved.original_clip`.
+    published one. Raises CarftError for CLIPZeroShot, FLYP and a random head, and as
+    `saved.original_clip`.
     """
 
     def __init__(
@@ -132,6 +134,11 @@ class Interpolation:
         }
         if name in unfit:
             raise CarftError(f"{run.path} is a run of {name}, {unfit[name]}")
+        if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
+            raise CarftError(
+                f"{run.path} started from a random head, which has no original; expected a run "
+                "with head_init 'zero-shot'"
+            )
         clip_model = saved.original_clip(run, original)
         words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
         start = {f"encoder.{k}": v for k, v in clip_model.model.visual.state_dict().items()}
