@@ -2,7 +2,7 @@
 
     python benchmarks/checkout_methods.py CHECKOUT
 
-All of them, from the checkout's own registry and in one process, on random pictures with the
+All of them, by the checkout's own lookup and in one process, on random pictures with the
 embedded CLIP: two steps, a prediction, and the losses of each are printed. Needs what the checkout
 itself imports, and this package installed. Exit status 1 if a loss is not finite.
 """
@@ -32,11 +32,8 @@ def main() -> int:
     registry = importlib.import_module("domainbed.algorithms")
     if not Path(registry.__file__ or "").is_relative_to(checkout):
         parser.error(f"{checkout} holds no domainbed; {registry.__file__} was imported")
-    names = [n for n in registry.ALGORITHMS if n in ours.ALGORITHMS]
-    if sorted(names) != sorted(ours.ALGORITHMS):
-        parser.error(f"the checkout lists {names}, expected all of {list(ours.ALGORITHMS)}")
     good = True
-    for name in names:
+    for name in ours.ALGORITHMS:
         losses = trained(name, registry)
         good &= all(map(math.isfinite, losses))
         print(f"{name:24} loss " + ", ".join(f"{loss:.4f}" for loss in losses))
