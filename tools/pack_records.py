@@ -2,9 +2,8 @@
 
     python tools/pack_records.py OUT benchmarks/records/NAME.tar.xz
 
-Of each job its records and whether it is done, and the manifest: no weights, logs, locks or states.
-The output folder's path becomes its name. `tar -xf NAME.tar.xz` makes a folder that `carft sweep
-launch NAME --output_dir NAME` goes on with.
+The records of the jobs that are done, and the manifest: no weights, logs, locks or states. The output folder's path becomes its name. `tar -xf NAME.tar.xz` makes a folder that `carft sweep launch NAME
+--output_dir NAME` goes on with.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ def main() -> None:
     sweep = arguments.sweep.resolve()
     with tarfile.open(arguments.archive, "w:xz", preset=9) as archive:
         for path in sorted(one for one in sweep.rglob("*") if one.name in KEPT):
+            if path.parent != sweep and not (path.parent / "done").exists():
+                continue
             content = path.read_bytes().replace(str(sweep).encode(), sweep.name.encode())
             entry = tarfile.TarInfo(path.relative_to(sweep.parent).as_posix())
             entry.size = len(content)
