@@ -2,8 +2,9 @@
 
     python tools/pack_records.py OUT benchmarks/records/NAME.tar.xz
 
-The records of the jobs that are done, and the manifest: no weights, logs, locks or states. The output folder's path becomes its name. `tar -xf NAME.tar.xz` makes a folder that `carft sweep launch NAME
---output_dir NAME` goes on with.
+The records of the jobs that are done, and the manifest: no weights, logs, locks or states. The
+output folder's path becomes its name. `tar -xf NAME.tar.xz` makes a folder that `carft sweep launch
+NAME --output_dir NAME` goes on with.
 """
 
 from __future__ import annotations
