@@ -29,6 +29,7 @@ import torch
 from domainbed_carft.method import algorithms, body, hparams
 
 DOMAINS = 3
+AT_A_TIME = 4  # methods in memory, of more than a GB each
 CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]  # PACS
 VIT_B_32 = {
     "embed_dim": 512, "image_resolution": 224, "vision_layers": 12, "vision_width": 768,
@@ -81,27 +82,28 @@ def seconds(algorithm: body.CLIPAlgorithm, data: list[tuple[Any, Any]], device: 
     return clock() - start
 
 
-def ratios(backbone: str, size: int, pixels: int, rounds: int, device: str) -> None:
-    """Print the cost of a CARFT step over a CLIPFineTune step, for each precision."""
-    plain = make("CLIPFineTune", backbone, "fp32").to(device)
-    carft = {p: make("CARFT", backbone, p).to(device) for p in ("fp32", "bf16")}
-    times: dict[str, list[float]] = {"plain": [], **{p: [] for p in carft}}
+def ratios(
+    plain: body.CLIPAlgorithm, others: dict[str, body.CLIPAlgorithm], size: int, pixels: int,
+    rounds: int, device: str,
+) -> None:  # fmt: skip
+    """Print the cost of a step of each of ``others`` over a step of plain fine-tuning."""
+    stepped = {"": plain, **others}
+    times: dict[str, list[float]] = {label: [] for label in stepped}
     for index in range(rounds + 1):
         data = [(x.to(device), y.to(device)) for x, y in batch(size, pixels, index)]
         # Turned each round, so that what drifts within one falls on each in turn.
         order = [*times][index % len(times) :] + [*times][: index % len(times)]
-        stepped = {"plain": plain, **carft}
-        measured = {name: seconds(stepped[name], data, device) for name in order}
+        measured = {label: seconds(stepped[label], data, device) for label in order}
         if index:  # the first round warms up
-            for name, value in measured.items():
-                times[name].append(value)
-    print(f"  plain fine-tuning: {statistics.median(times['plain']):.3f} s a step")
-    for precision in carft:
-        each = [t / p for t, p in zip(times[precision], times["plain"])]
-        spread = statistics.quantiles(each, n=4)
+            for label, value in measured.items():
+                times[label].append(value)
+    for label in others:
+        each = [t / p for t, p in zip(times[label], times[""])]
+        low, _, high = statistics.quantiles(each, n=4)
         print(
-            f"  CARFT, original in {precision}: {statistics.median(each):.3f} times as much "
-            f"(quartiles {spread[0]:.3f} to {spread[2]:.3f}, {rounds} rounds)"
+            f"  {label:24} {statistics.median(each):.3f} times as much as plain fine-tuning "
+            f"(quartiles {low:.3f} to {high:.3f}, {rounds} rounds)",
+            flush=True,
         )
 
 
@@ -117,33 +119,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     },
     "CLIPLPFT, first phase": ("CLIPLPFT", {}),
 }
-
-
-def methods(backbone: str, size: int, pixels: int, rounds: int, device: str, limit: int) -> None:
-    """Print each method's step over plain fine-tuning's, ``limit`` methods in memory at a time."""
-    plain = make("CLIPFineTune", backbone, "fp32").to(device)
-    names = [*METHODS]
-    for some in (names[i : i + limit] for i in range(0, len(names), limit)):
-        stepped = {"plain": plain}
-        for label in some:
-            name, more = METHODS[label]
-            stepped[label] = make(name, backbone, "bf16", **more).to(device)
-        times: dict[str, list[float]] = {label: [] for label in stepped}
-        for index in range(rounds + 1):
-            data = [(x.to(device), y.to(device)) for x, y in batch(size, pixels, index)]
-            order = [*times][index % len(times) :] + [*times][: index % len(times)]
-            measured = {label: seconds(stepped[label], data, device) for label in order}
-            if index:  # the first round warms up
-                for label, value in measured.items():
-                    times[label].append(value)
-        for label in some:
-            each = [t / p for t, p in zip(times[label], times["plain"])]
-            spread = statistics.quantiles(each, n=4)
-            print(
-                f"  {label:24} {statistics.median(each):.3f} "
-                f"({spread[0]:.3f} to {spread[2]:.3f}, {rounds} rounds)",
-                flush=True,
-            )
 
 
 def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
@@ -190,7 +165,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8, help="pictures a domain for a ViT-B")
     parser.add_argument("--methods", action="store_true", help="measure all methods instead")
-    parser.add_argument("--at_a_time", type=int, default=4, help="methods in memory (1 GB each)")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(
@@ -203,16 +177,27 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device}, {where}")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.methods:
-            shape = random_weights(Path(folder), 16)
+            shape, names = random_weights(Path(folder), 16), [*METHODS]
             print(f"ViT-B/16, random weights, {DOMAINS} x {arguments.batch}; the original in bf16")
-            methods(shape, arguments.batch, 224, arguments.rounds, device, arguments.at_a_time)
+            plain = make("CLIPFineTune", shape, "fp32").to(device)
+            for first in range(0, len(names), AT_A_TIME):
+                others = {}
+                for label in names[first : first + AT_A_TIME]:
+                    name, more = METHODS[label]
+                    others[label] = make(name, shape, "bf16", **more).to(device)
+                ratios(plain, others, arguments.batch, 224, arguments.rounds, device)
             return
-        for name, backbone, size, pixels in (
+        for title, backbone, size, pixels in (
             ("tiny", "tiny", 16, 48),
             ("ViT-B/32, random weights", random_weights(Path(folder)), arguments.batch, 224),
         ):
-            print(f"{name}, {DOMAINS} x {size} pictures")
-            ratios(backbone, size, pixels, arguments.rounds, device)
+            print(f"{title}, {DOMAINS} x {size} pictures")
+            plain = make("CLIPFineTune", backbone, "fp32").to(device)
+            others = {
+                f"CARFT, original in {p}": make("CARFT", backbone, p).to(device)
+                for p in ("fp32", "bf16")
+            }
+            ratios(plain, others, size, pixels, arguments.rounds, device)
             kl_error(backbone, size, pixels, device)
 
 

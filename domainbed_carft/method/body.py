@@ -182,8 +182,7 @@ class CLIPAlgorithm(Algorithm):
 
     def context_logits(self, features: Tensor) -> Tensor:
         """Context logits (N, M) of image features (N, D)."""
-        scale: float | str = self.hparams["context_scale"]
-        t = self.logit_scale if isinstance(scale, str) else scale
+        t = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
         return objective.context_logits(features, self.context_weights, t)
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:

@@ -67,6 +67,11 @@ def clustered(context_weights: Tensor, count: int) -> Tensor:
     return torch.from_numpy(centres).to(context_weights)
 
 
+def context_scale(setting: str | float, logit_scale: Tensor) -> Tensor | float:
+    """The t of the method by the hparam ``context_scale``: CLIP's logit scale, or a number."""
+    return logit_scale if isinstance(setting, str) else setting
+
+
 def context_logits(
     image_features: Tensor, context_weights: Tensor, scale: Tensor | float
 ) -> Tensor:

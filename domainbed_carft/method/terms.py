@@ -132,8 +132,7 @@ class Terms(nn.Module):
         return [*zip(encoder.parameters(), self.original.encoder.parameters(), strict=True)]
 
     def _logits(self, features: Tensor, rows: Tensor) -> Tensor:
-        scale: float | str = self.hparams["context_scale"]
-        t = self.logit_scale if isinstance(scale, str) else scale
+        t = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
         return objective.context_logits(features, rows, t)
 
     def _kl(self, features_0: Tensor, features: Tensor, labels: Tensor) -> Tensor:
