@@ -171,9 +171,9 @@ def inside_lists(arguments: argparse.Namespace) -> None:
     print(f"| {own():,} MiB in the first process before the pass (resident)")
     began = time.perf_counter()
     count = 0
-    passes = fast_data_loader.EvaluationBatches(parts, 64, arguments.workers)
-    for part in passes:
-        count += sum(len(labels) for _, labels in part)
+    requests = fast_data_loader.evaluation([len(part) for part in parts], 64, ())
+    for _, labels in fast_data_loader.batches(parts, requests, arguments.workers):
+        count += len(labels)
     print(f"| {count:,} pictures' places in {time.perf_counter() - began:.1f} s")
     print(f"| {own():,} MiB in the first process at most (resident)")
 

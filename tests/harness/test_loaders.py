@@ -10,13 +10,9 @@ import time
 
 import pytest
 import torch
+from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
-from domainbed.lib.fast_data_loader import (
-    EnvironmentBatches,
-    EvaluationBatches,
-    FastDataLoader,
-    InfiniteDataLoader,
-)
+from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from torch.utils.data import TensorDataset
 
 
@@ -31,9 +27,9 @@ SMALL, LARGE = numbered(0, 3), numbered(100, 50)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_item_has_a_full_batch_of_each_data_set(workers):
-    batches = EnvironmentBatches([SMALL, LARGE], [None, None], 16, workers)
-    for _ in range(5):
-        (x_small, y_small), (x_large, _) = next(batches)
+    steps = (loader.training(1, [3, 50], [None, None], 16, step) for step in range(5))
+    batches = loader.batches([SMALL, LARGE], itertools.chain.from_iterable(steps), workers)
+    for (x_small, y_small), (x_large, _) in zip(batches, batches, strict=True):
         assert len(x_small) == len(x_large) == 16
         assert x_small.max() < 3 and x_large.min() >= 100
         assert torch.equal(x_small, y_small)
@@ -62,8 +58,7 @@ def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeyp
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(stopping, "serve_on", signalled)
-    seen = [[len(x) for x, _ in batches] for batches in EvaluationBatches([numbered(0, 5)], 2, 2)]
-    assert seen == [[2, 2, 1]]
+    assert [len(x) for x, _ in FastDataLoader(numbered(0, 5), 2, 2)] == [2, 2, 1]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
 
 
@@ -85,7 +80,7 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
 
         parent = os.getpid()
         stopping.serve_on = late
-        list(map(list, EvaluationBatches([numbered(0, 5)], 2, workers)))
+        list(FastDataLoader(numbered(0, 5), 2, workers))
         os._exit(0)
     os.close(writing)
     assert os.waitstatus_to_exitcode(os.waitpid(trainer, 0)[1]) == -signal.SIGKILL
@@ -96,9 +91,11 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
-    passes = EvaluationBatches([SMALL, LARGE, numbered(200, 8)], 4, workers)
-    seen = [[x.tolist() for x, _ in batches] for batches in passes]
-    assert seen[0] == [[0, 1, 2]]
-    assert [len(batch) for batch in seen[1]] == [4] * 12 + [2]
-    assert list(itertools.chain(*seen[1])) == list(range(100, 150))
-    assert seen[2] == [[200, 201, 202, 203], [204, 205, 206, 207]]
+    requests = loader.evaluation([3, 50, 8], 4, ())
+    found = [
+        x.tolist() for x, _ in loader.batches([SMALL, LARGE, numbered(200, 8)], requests, workers)
+    ]
+    assert found[0] == [0, 1, 2]
+    assert [len(batch) for batch in found[1:14]] == [4] * 12 + [2]
+    assert list(itertools.chain(*found[1:14])) == list(range(100, 150))
+    assert found[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]

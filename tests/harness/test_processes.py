@@ -41,12 +41,17 @@ def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path, capsys)
     assert (tmp_path / "a sweep" / "results.txt").read_text() == table.stdout
 
 
-def test_processes_that_are_not_forked_train_the_same(tmp_path):
+def test_a_job_starts_its_loaders_once_and_trains_the_same_where_they_are_not_forked(tmp_path):
     """From Python 3.14 on the loaders' processes start by `forkserver`."""
     code = (
         "import multiprocessing as m, sys; m.set_start_method(sys.argv[1], force=True)\n"
         "m.set_forkserver_preload(['domainbed.scripts.train'])  # or each takes seconds\n"
-        "from domainbed.scripts import train; sys.exit(train.main(sys.argv[2:]))"
+        "from domainbed.scripts import train\n"
+        "start, started = m.process.BaseProcess.start, []\n"
+        "m.process.BaseProcess.start = lambda process: [started.append(process), start(process)]\n"
+        "status = train.main(sys.argv[2:])\n"
+        "print(len(started), 'processes started')\n"
+        "sys.exit(status)"
     )
     pictures = write_pictures(tmp_path / "pictures")
     given = ["--algorithm", "CARFT", "--dataset", str(pictures), "--workers", "1", "--steps", "2"]
@@ -55,6 +60,7 @@ def test_processes_that_are_not_forked_train_the_same(tmp_path):
     for method in ("fork", "forkserver"):
         done = warm.run("-c", code, method, *given, "--skip_model_save", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("\n1 processes started\n")  # for training and evaluations
         lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
         records.append([{**json.loads(line), "step_time": 0, "mem_gb": 0} for line in lines])
         (tmp_path / "run").rename(tmp_path / method)

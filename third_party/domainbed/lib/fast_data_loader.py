@@ -1,12 +1,11 @@
-"""Batches for training without end, and for evaluation split by split.
+"""Batches in the order in which a job asks for them, from one pool of worker processes.
 
-Each serves all environments from one pool of worker processes, where upstream's loaders (file
-domainbed/lib/fast_data_loader.py at b93c22a) start a pool for each.
+A job has one pool for its training and all its evaluations; upstream's loaders (file
+domainbed/lib/fast_data_loader.py at b93c22a) start one for each environment and each split.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -59,10 +58,18 @@ def _unless_failed(batch: Any) -> Any:
     return batch
 
 
-def _batches(
+def batches(
     datasets: Sequence[Any], requests: Iterator[list[Request]], workers: int
 ) -> Generator[Any, None, None]:
-    """The batches; once closed, or at the end, no worker is left."""
+    """A batch for each list of requests, all from one pool of worker processes.
+
+    They start with the first batch; once the generator is closed, or at its end, none is left.
+
+    Args:
+        datasets: the data sets that requests number.
+        requests: asked for one by one, some batches ahead where there are workers.
+        workers: processes that load; 0 loads in this one.
+    """
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.
     loader: DataLoader[Any] = DataLoader(
@@ -83,66 +90,55 @@ def _batches(
         del loaded
 
 
-def _endless_draws(
+def drawn_seed() -> int:
+    """A seed from the global generator: what `training` draws depends on no later random number."""
+    return int(torch.empty((), dtype=torch.int64).random_())
+
+
+def training(
     seed: int,
     sizes: Sequence[int],
     weights: Sequence[torch.Tensor | None],
     batch_size: int,
-    first_step: int,
+    step: int,
 ) -> Iterator[list[Request]]:
-    """Endless batches of requests, one of each data set a step.
+    """The requests of one step, a batch of each data set, by its number from 0.
 
     Items are drawn with replacement, as upstream does, so a data set smaller than the batch
     serves as well as any. What is drawn is a function of seed, data set, step, place in the batch.
-    """
-    for step in itertools.count(first_step):
-        for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
-            key = (seed, number, step)
-            generator = torch.Generator().manual_seed(drawing.seed_of(*key))
-            if weight is None:
-                drawn = torch.randint(size, (batch_size,), generator=generator)
-            else:
-                drawn = torch.multinomial(weight, batch_size, True, generator=generator)
-            yield [
-                (number, position, (*key, place)) for place, position in enumerate(drawn.tolist())
-            ]
-
-
-class EnvironmentBatches:
-    """Endless iterator; each item is a list with one batch of each data set.
 
     Args:
-        datasets: the data sets, none of them empty.
+        sizes: the data sets' sizes, none of them 0.
         weights: for each data set its items' weights, or None to draw uniformly.
-        batch_size: items per batch.
-        num_workers: processes that load for all data sets together; 0 loads in this one.
-        first_step: the item to begin with, to resume an earlier iterator.
     """
+    for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
+        key = (seed, number, step)
+        generator = torch.Generator().manual_seed(drawing.seed_of(*key))
+        if weight is None:
+            drawn = torch.randint(size, (batch_size,), generator=generator)
+        else:
+            drawn = torch.multinomial(weight, batch_size, True, generator=generator)
+        yield [(number, position, (*key, place)) for place, position in enumerate(drawn.tolist())]
 
-    def __init__(
-        self,
-        datasets: Sequence[Any],
-        weights: Sequence[torch.Tensor | None],
-        batch_size: int,
-        num_workers: int,
-        first_step: int = 0,
-    ) -> None:
-        sizes = [len(dataset) for dataset in datasets]
-        # Drawn now: which items come must not depend on random numbers used after this.
-        seed = int(torch.empty((), dtype=torch.int64).random_())
-        draws = _endless_draws(seed, sizes, weights, batch_size, first_step)
-        self._per_item = len(datasets)
-        self._batches = _batches(datasets, draws, num_workers)
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        return self
+def evaluation(
+    sizes: Sequence[int], batch_size: int, key: Sequence[int], first: int = 0
+) -> Iterator[list[Request]]:
+    """The requests for every item of every data set once, in order; no batch mixes two data sets.
 
-    def __next__(self) -> list[Batch]:
-        return [next(self._batches) for _ in range(self._per_item)]
+    They are made one by one, since there may be a million.
 
-    def close(self) -> None:
-        """End the worker processes; there are no more batches."""
-        self._batches.close()
+    Args:
+        sizes: the data sets' sizes; they are numbered from `first` on.
+        key: what the random numbers depend on beside the data set's place among these and the
+            item. Upstream augments the pictures of training environments in evaluation as well.
+    """
+    for place, size in enumerate(sizes):
+        for begin in range(0, size, batch_size):
+            yield [
+                (first + place, position, (*key, place, position))
+                for position in range(begin, min(begin + batch_size, size))
+            ]
 
 
 class InfiniteDataLoader:
@@ -151,65 +147,23 @@ class InfiniteDataLoader:
     def __init__(
         self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
     ) -> None:
-        self._batches = EnvironmentBatches([dataset], [weights], batch_size, num_workers)
+        of_each_step = (drawn_seed(), [len(dataset)], [weights], batch_size)
+        steps = map(lambda step: training(*of_each_step, step), itertools.count())
+        self._batches = batches([dataset], itertools.chain.from_iterable(steps), num_workers)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for (batch,) in self._batches)
-
-
-class EvaluationBatches:
-    """One pass over several data sets in order; each item iterates over one data set's batches.
-
-    An item has to be used up before the next is asked for. No batch mixes two data sets, and the
-    worker processes live as long as the pass, which can be closed.
-
-    Args:
-        datasets: the data sets.
-        batch_size: items per batch; the last batch of a data set may have fewer.
-        num_workers: processes that load for all data sets together; 0 loads in this one.
-        key: what the random numbers depend on beside the data set and the item. Upstream
-            augments the pictures of training environments in evaluation as well.
-    """
-
-    def __init__(
-        self,
-        datasets: Sequence[Any],
-        batch_size: int,
-        num_workers: int,
-        key: Sequence[int] = (),
-    ) -> None:
-        self._datasets = datasets
-        self._batch_size = batch_size
-        self._num_workers = num_workers
-        self._key = key
-
-    def __iter__(self) -> Generator[Iterator[Batch], None, None]:
-        sizes = [len(dataset) for dataset in self._datasets]
-        requests = _one_pass(sizes, self._batch_size, self._key)
-        with contextlib.closing(_batches(self._datasets, requests, self._num_workers)) as batches:
-            for dataset in self._datasets:
-                yield itertools.islice(batches, -(-len(dataset) // self._batch_size))
+        return (batch for batch in self._batches)
 
 
 class FastDataLoader:
     """One pass over one data set an iteration: upstream's name, as `InfiniteDataLoader` is."""
 
     def __init__(self, dataset: Any, batch_size: int, num_workers: int) -> None:
-        self._passes = EvaluationBatches([dataset], batch_size, num_workers)
-        self._length = -(-len(dataset) // batch_size)
+        self._dataset, self._batch_size, self._num_workers = dataset, batch_size, num_workers
 
     def __iter__(self) -> Iterator[Batch]:
-        return itertools.chain.from_iterable(self._passes)
+        requests = evaluation([len(self._dataset)], self._batch_size, ())
+        return batches([self._dataset], requests, self._num_workers)
 
     def __len__(self) -> int:
-        return self._length
-
-
-def _one_pass(sizes: Sequence[int], batch_size: int, key: Sequence[int]) -> Iterator[list[Request]]:
-    """Batches of requests for every item once; made one by one, since there may be a million."""
-    for number, size in enumerate(sizes):
-        for first in range(0, size, batch_size):
-            yield [
-                (number, position, (*key, number, position))
-                for position in range(first, min(first + batch_size, size))
-            ]
+        return -(-len(self._dataset) // self._batch_size)

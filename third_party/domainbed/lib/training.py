@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ import torch
 
 from domainbed import algorithms, datasets
 from domainbed.lib import algorithm_state, checkpoints, drawing, misc, resume, stopping
-from domainbed.lib.fast_data_loader import Batch, EnvironmentBatches, EvaluationBatches
+from domainbed.lib import fast_data_loader as loader
+from domainbed.lib.fast_data_loader import Batch, Request
 from domainbed.lib.preparation import workers_for
 from domainbed.lib.splits import Environment, named_splits
 from domainbed_carft.jobs.folder import Lock
@@ -76,16 +78,10 @@ class Run:
                     f"items, fewer than the batch size {hparams['batch_size']}; batches repeat "
                     "items."
                 )
-        in_splits = [environments[i].in_split for i in training]
-        self.minibatches = EnvironmentBatches(
-            [split.data for split in in_splits],
-            [split.weights for split in in_splits],
-            hparams["batch_size"],
-            self.n_workers,
-            self.steps_done,
-        )
         self.splits = named_splits(environments, unlabeled)
         self.skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
+        self.in_splits = [environments[i].in_split for i in training]
+        self._draws = loader.drawn_seed()
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in environments)
         self.steps_per_epoch = smallest / hparams["batch_size"]
@@ -111,7 +107,9 @@ class Run:
             Stopped: one of `stopping.SIGNALS` came; the state is saved.
             ResumeError: something could not be written; what was saved before is still there.
         """
-        with contextlib.closing(self.minibatches):
+        data = [*(split.data for split in self.in_splits), *self.splits.values()]
+        self.batches = loader.batches(data, self._requests(), self.n_workers)
+        with contextlib.closing(self.batches):
             try:
                 self._go_on()
             except stopping.Stopped:
@@ -124,6 +122,29 @@ class Run:
         self.files.finish()
         self.state_file.remove()
 
+    def _requests(self) -> Iterator[list[Request]]:
+        """All batches that are left, in the order in which `_go_on` uses them."""
+        if not self.recorded:
+            yield from self._evaluated_at(self.steps_done - 1)
+        sizes = [len(split) for split in self.in_splits]
+        weights = [split.weights for split in self.in_splits]
+        for step in range(self.steps_done, self.n_steps):
+            yield from loader.training(
+                self._draws, sizes, weights, self.hparams["batch_size"], step
+            )
+            if self._is_due(step):
+                yield from self._evaluated_at(step)
+
+    def _evaluated_at(self, step: int) -> Iterator[list[Request]]:
+        # An empty one stands in for what is skipped: what is drawn for a picture depends on the
+        # place of its split.
+        sizes = [0 if name in self.skipped else len(split) for name, split in self.splits.items()]
+        key = (self.args.seed % 2**64, step)
+        return loader.evaluation(sizes, EVALUATION_BATCH_SIZE, key, len(self.in_splits))
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.checkpoint_freq == 0 or step == self.n_steps - 1
+
     def _go_on(self) -> None:
         if not self.recorded:
             self._checkpoint(self.steps_done - 1)
@@ -131,17 +152,17 @@ class Run:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            batches = [(x.to(self.device), y.to(self.device)) for x, y in next(self.minibatches)]
-            values = self.algorithm.update(batches, None)
+            batches = itertools.islice(self.batches, self.num_domains)
+            on_device = [(x.to(self.device), y.to(self.device)) for x, y in batches]
+            values = self.algorithm.update(on_device, None)
             self.interval["step_time"].append(time.monotonic() - started)
             for name, value in values.items():
                 self.interval[name].append(float(value))
                 self.files.watch(step, name, self.interval[name][-1])
             self.steps_done += 1
-            due = step % self.checkpoint_freq == 0 or step == self.n_steps - 1
-            self.recorded = not due
-            self._tell(at_once=due)
-            if due:
+            self.recorded = not self._is_due(step)
+            self._tell(at_once=not self.recorded)
+            if not self.recorded:
                 self._checkpoint(step)
 
     def _tell(self, at_once: bool) -> None:
@@ -188,27 +209,20 @@ class Run:
 
         If stopped half-way, the evaluation leaves no trace.
         """
-        # An empty one stands in for what is skipped: what is drawn for a picture depends on the
-        # place of its split.
-        data = [[] if name in self.skipped else split for name, split in self.splits.items()]
-        key = (self.args.seed % 2**64, step)
-        evaluation = EvaluationBatches(data, EVALUATION_BATCH_SIZE, self.n_workers, key)
         before = drawing.get_states()
         try:
-            with contextlib.closing(iter(evaluation)) as passes:
-                return {
-                    f"{name}_acc": misc.accuracy(
-                        self.algorithm, self._until_stopped(batches), None, self.device
-                    )
-                    for name, batches in zip(self.splits, passes, strict=True)
-                    if name not in self.skipped
-                }
+            return {
+                f"{name}_acc": misc.accuracy(self.algorithm, self._of(split), None, self.device)
+                for name, split in self.splits.items()
+                if name not in self.skipped
+            }
         except stopping.Stopped:
             drawing.set_states(before)
             raise
 
-    def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
+    def _of(self, split: misc.SplitDataset) -> Iterator[Batch]:
+        """The batches of a split, which are the next."""
+        for batch in itertools.islice(self.batches, -(-len(split) // EVALUATION_BATCH_SIZE)):
             self.stop.check()
             yield batch
 
