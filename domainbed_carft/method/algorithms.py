@@ -39,6 +39,7 @@ class CLIPZeroShot(CLIPLinearProbe):
     """Nothing is trained: the original encoder under W_cls. ``update`` only measures the loss."""
 
     trains_head = False
+    is_constant = True  # our harness evaluates it once
 
     def _step(self, loss: Tensor) -> None:
         pass

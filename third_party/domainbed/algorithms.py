@@ -64,7 +64,17 @@ class Algorithm(torch.nn.Module):
         num_classes: number of labels, which are 0 to num_classes - 1.
         num_domains: number of training domains.
         hparams: the very dict that the data set was built with and that every record holds.
+
+    A subclass may also have `step_on_device(minibatches)`, which `training` calls instead of
+    `update`: it returns tensors without a dimension on the algorithm's device, so that nobody has
+    to wait for them, and does not change them later.
+
+    Attributes:
+        is_constant: whether no `update` changes what it predicts. It is evaluated once a job, and
+            every record has those accuracies.
     """
+
+    is_constant = False
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ def _unless_failed(batch: Any) -> Any:
 
 
 def batches(
-    datasets: Sequence[Any], requests: Iterator[list[Request]], workers: int
+    datasets: Sequence[Any], requests: Iterator[list[Request]], workers: int, pinned: bool = False
 ) -> Generator[Any, None, None]:
     """A batch for each list of requests, all from one pool of worker processes.
 
@@ -69,6 +69,7 @@ def batches(
         datasets: the data sets that requests number.
         requests: asked for one by one, some batches ahead where there are workers.
         workers: processes that load; 0 loads in this one.
+        pinned: whether the batches are to be in pinned memory, for a GPU.
     """
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.
@@ -76,6 +77,7 @@ def batches(
         _RequestedItems(datasets),
         batch_sampler=requests,  # type: ignore[arg-type]
         num_workers=workers,
+        pin_memory=pinned,
         generator=torch.Generator(),
         worker_init_fn=stopping.serve_on,
         collate_fn=_collated,
@@ -88,6 +90,26 @@ def batches(
         # Torch's iterator stops its workers as it goes. Were it left to the collector of cycles,
         # its queues could go first, and each worker would be waited for in vain, 5 s.
         del loaded
+
+
+def on_device(loaded: Iterator[Batch], device: str) -> Iterator[Batch]:
+    """The batches on a device; to a GPU each is copied while the one before is computed with."""
+    if device != "cuda":
+        yield from loaded
+        return
+    copying, sent = torch.cuda.Stream(), None
+    for batch in itertools.chain(loaded, [None]):
+        before, sent = sent, None
+        if batch is not None:
+            with torch.cuda.stream(copying):
+                tensors = [tensor.to(device, non_blocking=True) for tensor in batch]
+            sent = tensors, copying.record_event()
+        if before is not None:
+            (x, y), copied = before
+            torch.cuda.current_stream().wait_event(copied)
+            for tensor in (x, y):  # theirs is the copying stream's memory
+                tensor.record_stream(torch.cuda.current_stream())
+            yield x, y
 
 
 def drawn_seed() -> int:

@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from domainbed import algorithms, datasets
-from domainbed.lib import algorithm_state, checkpoints, drawing, misc, resume, stopping
-from domainbed.lib import fast_data_loader as loader
-from domainbed.lib.fast_data_loader import Batch, Request
+from domainbed.lib import algorithm_state, checkpoints, drawing, measured, misc, resume, stopping
+from domainbed.lib.fast_data_loader import Batch
+from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.preparation import workers_for
 from domainbed.lib.splits import Environment, named_splits
 from domainbed_carft.jobs.folder import Lock
-
-EVALUATION_BATCH_SIZE = 64
 
 
 class Run:
@@ -63,11 +58,9 @@ class Run:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.n_workers = workers_for(args.workers, dataset)
         self.n_steps = args.steps or dataset.N_STEPS
-        self.checkpoint_freq = args.checkpoint_freq or dataset.CHECKPOINT_FREQ
         self.steps_done: int = state["steps_done"] if state else 0
         # Whether the checkpoint that was due after the last step is recorded.
         self.recorded: bool = state["recorded"] if state else True
-        self.interval: defaultdict[str, list[float]] = defaultdict(list)
 
         training = [i for i in range(len(environments)) if i not in args.test_envs]
         unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
@@ -80,8 +73,15 @@ class Run:
                 )
         self.splits = named_splits(environments, unlabeled)
         self.skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
-        self.in_splits = [environments[i].in_split for i in training]
-        self._draws = loader.drawn_seed()
+        self.batches = JobBatches(
+            [environments[i].in_split for i in training],
+            {name: [] if name in self.skipped else it for name, it in self.splits.items()},
+            hparams["batch_size"],
+            self.n_steps,
+            args.checkpoint_freq or dataset.CHECKPOINT_FREQ,
+            args.seed,
+            self.device,
+        )
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in environments)
         self.steps_per_epoch = smallest / hparams["batch_size"]
@@ -93,9 +93,12 @@ class Run:
         )
         self.algorithm.to(self.device)
         self._places = algorithm_state.places(self.algorithm)
+        self._is_constant = getattr(self.algorithm, "is_constant", False)
+        self._accuracies: dict[str, float] = {}
         self._printed_columns: list[str] = []
         selected_by = [f"env{i}_out_acc" for i in training or range(len(environments))]
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
+        self.interval = measured.Interval(self.files.watch)
         self.state_file = resume.StateFile(args.output_dir)
         if state:
             self._restore(state)
@@ -107,8 +110,8 @@ class Run:
             Stopped: one of `stopping.SIGNALS` came; the state is saved.
             ResumeError: something could not be written; what was saved before is still there.
         """
-        data = [*(split.data for split in self.in_splits), *self.splits.values()]
-        self.batches = loader.batches(data, self._requests(), self.n_workers)
+        unrecorded = not self.recorded
+        self.batches.begin(self.steps_done, unrecorded, self._is_constant, self.n_workers)
         with contextlib.closing(self.batches):
             try:
                 self._go_on()
@@ -122,29 +125,6 @@ class Run:
         self.files.finish()
         self.state_file.remove()
 
-    def _requests(self) -> Iterator[list[Request]]:
-        """All batches that are left, in the order in which `_go_on` uses them."""
-        if not self.recorded:
-            yield from self._evaluated_at(self.steps_done - 1)
-        sizes = [len(split) for split in self.in_splits]
-        weights = [split.weights for split in self.in_splits]
-        for step in range(self.steps_done, self.n_steps):
-            yield from loader.training(
-                self._draws, sizes, weights, self.hparams["batch_size"], step
-            )
-            if self._is_due(step):
-                yield from self._evaluated_at(step)
-
-    def _evaluated_at(self, step: int) -> Iterator[list[Request]]:
-        # An empty one stands in for what is skipped: what is drawn for a picture depends on the
-        # place of its split.
-        sizes = [0 if name in self.skipped else len(split) for name, split in self.splits.items()]
-        key = (self.args.seed % 2**64, step)
-        return loader.evaluation(sizes, EVALUATION_BATCH_SIZE, key, len(self.in_splits))
-
-    def _is_due(self, step: int) -> bool:
-        return step % self.checkpoint_freq == 0 or step == self.n_steps - 1
-
     def _go_on(self) -> None:
         if not self.recorded:
             self._checkpoint(self.steps_done - 1)
@@ -152,18 +132,22 @@ class Run:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            batches = itertools.islice(self.batches, self.num_domains)
-            on_device = [(x.to(self.device), y.to(self.device)) for x, y in batches]
-            values = self.algorithm.update(on_device, None)
-            self.interval["step_time"].append(time.monotonic() - started)
-            for name, value in values.items():
-                self.interval[name].append(float(value))
-                self.files.watch(step, name, self.interval[name][-1])
+            values = self._update(self.batches.of_step())
+            self.interval.add(step, time.monotonic() - started, values)
             self.steps_done += 1
-            self.recorded = not self._is_due(step)
+            self.recorded = not self.batches.is_due(step)
             self._tell(at_once=not self.recorded)
             if not self.recorded:
                 self._checkpoint(step)
+
+    def _update(self, batches: list[Batch]) -> Mapping[str, Any]:
+        """Take a step, if the algorithm can without waiting for the device."""
+        if on_device := getattr(self.algorithm, "step_on_device", None):
+            values: Mapping[str, Any] = on_device(batches)
+            return values
+        # Others may go on changing a tensor that they return.
+        told = self.algorithm.update(batches, None)
+        return {name: float(value) for name, value in told.items()}
 
     def _tell(self, at_once: bool) -> None:
         """Publish the progress, but not at every step."""
@@ -178,9 +162,8 @@ class Run:
     def _checkpoint(self, step: int) -> None:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
         results: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch}
-        for name, values in self.interval.items():
-            results[name] = float(np.mean(values))
-        results.update(self._evaluate(step))
+        results |= self.interval.means()
+        results |= self._evaluate(step)
         on_gpu = self.device == "cuda"
         results["mem_gb"] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
 
@@ -199,7 +182,7 @@ class Run:
             # So that tables have their columns where the folder is not.
             record["environments"] = list(self.dataset.ENVIRONMENTS)
         self.files.add(record)
-        self.interval.clear()
+        self.interval.begin()
         self.recorded = True
         self._save_state()
         self.files.publish(self.steps_done)
@@ -207,22 +190,25 @@ class Run:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Return the accuracy on every split of every environment.
 
-        If stopped half-way, the evaluation leaves no trace.
+        If stopped half-way, the evaluation leaves no trace. An algorithm that nothing changes is
+        evaluated once.
         """
+        if self._is_constant and self._accuracies:
+            return self._accuracies
         before = drawing.get_states()
         try:
-            return {
-                f"{name}_acc": misc.accuracy(self.algorithm, self._of(split), None, self.device)
-                for name, split in self.splits.items()
+            self._accuracies = {
+                f"{name}_acc": misc.accuracy(self.algorithm, self._of(name), None, self.device)
+                for name in self.splits
                 if name not in self.skipped
             }
+            return self._accuracies
         except stopping.Stopped:
             drawing.set_states(before)
             raise
 
-    def _of(self, split: misc.SplitDataset) -> Iterator[Batch]:
-        """The batches of a split, which are the next."""
-        for batch in itertools.islice(self.batches, -(-len(split) // EVALUATION_BATCH_SIZE)):
+    def _of(self, name: str) -> Iterator[Batch]:
+        for batch in self.batches.of_split(name):
             self.stop.check()
             yield batch
 
@@ -259,7 +245,7 @@ class Run:
             "torch": str(torch.__version__),
             "steps_done": self.steps_done,
             "recorded": self.recorded,
-            "interval": dict(self.interval),
+            "interval": self.interval.read(),
             "files": self.files.state(),
             "generators": drawing.stored(drawing.get_states()),
             "cuda_generators": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
@@ -278,7 +264,7 @@ class Run:
                 f"{self.state_file.path} does not fit {self.args.algorithm}, whose code may have "
                 f"changed: {error}. To start over: --restart"
             ) from error
-        self.interval.update(state["interval"])
+        self.interval.begin(state["interval"])
         self.files.restore(state["files"])
         drawing.set_states(state["generators"])
         if self.device == "cuda" and state["cuda_generators"]:

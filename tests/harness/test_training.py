@@ -1,0 +1,66 @@
+"""What the training asks of an algorithm at a step and at a checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from domainbed import algorithms
+from domainbed.scripts import train
+
+from . import fakes
+
+
+def records(folder):
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    for record in found:
+        del record["args"], record["step_time"]
+    return found
+
+
+class Deferred(fakes.LinearSGD):
+    """Leaves its values on the device."""
+
+    def step_on_device(self, minibatches):
+        found = fakes.LinearSGD.update(self, minibatches)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    def update(self, minibatches, unlabeled=None):
+        raise AssertionError("to be asked for what does not wait")
+
+
+@pytest.mark.usefixtures("registered")
+def test_values_left_on_the_device_are_the_same_in_the_records(tmp_path, monkeypatch):
+    assert train.main(fakes.quick(tmp_path / "plain")) == 0
+    monkeypatch.setattr(algorithms, "LinearSGD", Deferred)
+    assert train.main(fakes.quick(tmp_path / "deferred")) == 0
+    assert records(tmp_path / "deferred") == records(tmp_path / "plain")
+    assert len(records(tmp_path / "plain")) == 4
+
+
+class Constant(fakes.LinearSGD):
+    """Learns nothing, and counts what it predicts."""
+
+    is_constant = True
+    predicted = 0
+
+    def update(self, minibatches, unlabeled=None):
+        return {"loss": 1.0}
+
+    def predict(self, x):
+        type(self).predicted += len(x)
+        return super().predict(x)
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_nothing_changes_is_evaluated_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(algorithms, "LinearSGD", Constant)
+    assert train.main(fakes.quick(tmp_path)) == 0
+    assert Constant.predicted == 3 * 16  # each item of Debug28's three environments
+    accuracies = [
+        {name: value for name, value in record.items() if name.endswith("_acc")}
+        for record in records(tmp_path)
+    ]
+    assert len(accuracies[0]) == 6 and accuracies == [accuracies[0]] * 4

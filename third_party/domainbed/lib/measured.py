@@ -1,0 +1,54 @@
+"""What the steps since the last checkpoint have measured, and how long they took."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Interval:
+    """The values of each step since the last checkpoint.
+
+    Those that are on a GPU stay there until someone asks: to fetch one, the processor would wait
+    for the step to end, and the GPU then for the next one to begin.
+
+    Args:
+        watch: told every value in the order of the steps: step, name, value.
+    """
+
+    def __init__(self, watch: Callable[[int, str, float], None]) -> None:
+        self._watch = watch
+        self._values: defaultdict[str, list[float]] = defaultdict(list)
+        self._unread: list[tuple[int, str, torch.Tensor]] = []
+
+    def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
+        """Take what a step has measured: numbers, or tensors of one that nobody changes."""
+        self._values["step_time"].append(seconds)
+        self._unread += [(step, name, torch.as_tensor(value)) for name, value in values.items()]
+
+    def read(self) -> dict[str, list[float]]:
+        """Return the values by name."""
+        if self._unread:
+            began = time.monotonic()
+            numbers = torch.stack([value.double().reshape(()) for _, _, value in self._unread])
+            for (step, name, _), number in zip(self._unread, numbers.tolist(), strict=True):
+                self._values[name].append(number)
+                self._watch(step, name, number)
+            self._unread.clear()
+            # A GPU does its work meanwhile: the last step pays for what it has waited for.
+            self._values["step_time"][-1] += time.monotonic() - began
+        return dict(self._values)
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each value over the steps that have it."""
+        return {name: float(np.mean(values)) for name, values in self.read().items()}
+
+    def begin(self, values: Mapping[str, list[float]] | None = None) -> None:
+        """Forget all; or go on from what `read` returned in an earlier process."""
+        self._values.clear()
+        self._values.update(values or {})
