@@ -71,6 +71,17 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         "$DOMAINBED_KEEP_WEIGHTS, else both)",
     )  # fmt: skip
     parser.add_argument(
+        "--pictures", choices=("fast", "pillow"),
+        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
+        "fast ones differ by rounding (default: $DOMAINBED_PICTURES, else fast)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--picture_cache", metavar="SIZE",
+        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
+        "for nothing (default: $DOMAINBED_PICTURE_CACHE, else a quarter of the memory, at most 8G, "
+        "under SLURM nothing)",
+    )  # fmt: skip
+    parser.add_argument(
         "--skip_training_in_splits", action="store_true",
         help="skip accuracies on the training environments' in-splits, which take most of the "
         "evaluation's time and which no selection uses",

@@ -47,6 +47,7 @@ class CLIPAlgorithm(Algorithm):
     weighed: tuple[str, ...] | None = ()
     predicting: averages.Predicting | None = None
     restored = False
+    is_constant = False  # whether nothing that is trained changes what it predicts
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int,

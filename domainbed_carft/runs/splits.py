@@ -27,8 +27,10 @@ from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.runs.saved import TrainedRun
 
 drawing: Any = None
-with contextlib.suppress(ImportError):  # our harness's draws by a key; no other host has them
+picture_batches: Any = None
+with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
     drawing = importlib.import_module("domainbed.lib.drawing")
+    picture_batches = importlib.import_module("domainbed.lib.picture_batches")
 
 MANY_PICTURES = 5000  # below, starting processes takes longer than they save
 
@@ -90,9 +92,11 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     names = [environment.name for environment in seen.environments]
     names = names if len(names) == len(dataset) else [*map(str, range(len(dataset)))]
     # As in `train`: seed, step, the split's number, and the picture's.
-    key = (run.args.get("seed", 0) % 2**64, last if run.step is None else run.step)
+    step = last if run.step is None else run.step
+    key = (run.args.get("seed", 0) % 2**64, 0 if run.algorithm.is_constant else step)
+    told = run.content.get("pictures")
     return [
-        Split(name, names[index], index in targets, _Items(part, (*key, number)))
+        Split(name, names[index], index in targets, _Items(part, (*key, number), told))
         for number, (name, index, part) in enumerate(divided)
     ]
 
@@ -193,11 +197,15 @@ def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tupl
 
 
 class _Items(Dataset[Any]):
-    """Items, each read with random numbers that depend on ``key`` and its position alone."""
+    """Items, each read with random numbers that depend on ``key`` and its position alone.
 
-    def __init__(self, items: Any, key: tuple[int, ...]) -> None:
+    ``told``: how the job got its pictures, if the file says it.
+    """
+
+    def __init__(self, items: Any, key: tuple[int, ...], told: Any) -> None:
         self._items = items
         self._key = key
+        self._source = picture_batches and picture_batches.as_told(told).source(items)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -208,6 +216,10 @@ class _Items(Dataset[Any]):
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         items = []
         with _generators_kept():
+            if self._source:
+                requests = [(0, position, (*self._key, position)) for position in positions]
+                batch = self._source.batch(requests)
+                return list(zip(*(batch.done() if hasattr(batch, "done") else batch)))
             for position in positions:
                 # On our harness as in `domainbed.lib.fast_data_loader`.
                 seed_of = misc.seed_hash if drawing is None else drawing.seed_of

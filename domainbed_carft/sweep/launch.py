@@ -196,6 +196,8 @@ def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
     kinds, group = arguments.log or (), arguments.output_dir.absolute().name
     told = {
         "DOMAINBED_KEEP_WEIGHTS": arguments.keep_weights,
+        "DOMAINBED_PICTURES": arguments.pictures,
+        "DOMAINBED_PICTURE_CACHE": arguments.picture_cache,
         "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1" if arguments.skip_training_in_splits else None,
         "DOMAINBED_LOG": " ".join(kinds),
     }

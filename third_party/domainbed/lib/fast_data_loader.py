@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from domainbed.lib import drawing, stopping
+from domainbed.lib.picture_batches import HalfDone, Pictures
 from domainbed_carft.errors import PassingError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -28,8 +29,9 @@ class _RequestedItems(Dataset[Any]):
     that process has read before: the number of workers and a restart change no picture.
     """
 
-    def __init__(self, datasets: Sequence[Any]) -> None:
+    def __init__(self, datasets: Sequence[Any], pictures: Pictures) -> None:
         self._datasets = datasets
+        self._sources = [pictures.source(dataset) for dataset in datasets]
 
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch; torch's loader asks so, and the generators are put back once a batch.
@@ -37,19 +39,21 @@ class _RequestedItems(Dataset[Any]):
         A failure is what comes instead of a batch: raised in a worker, it would reach the user as
         torch's account of it, a traceback.
         """
-        items = []
+        source = self._sources[requests[0][0]]  # no batch mixes two
         with drawing.kept():
-            for number, position, key in requests:
-                drawing.reseed(drawing.seed_of(*key))
-                try:
-                    items.append(self._datasets[number][position])
-                except PassingError as failure:
-                    return failure
-        return items
+            try:
+                return source.batch(requests) if source else list(map(self._item, requests))
+            except PassingError as failure:
+                return failure
+
+    def _item(self, request: Request) -> Any:
+        number, position, key = request
+        drawing.reseed(drawing.seed_of(*key))
+        return self._datasets[number][position]
 
 
 def _collated(items: Any) -> Any:
-    return items if isinstance(items, PassingError) else default_collate(items)
+    return default_collate(items) if isinstance(items, list) else items
 
 
 def _unless_failed(batch: Any) -> Any:
@@ -59,9 +63,13 @@ def _unless_failed(batch: Any) -> Any:
 
 
 def batches(
-    datasets: Sequence[Any], requests: Iterator[list[Request]], workers: int, pinned: bool = False
+    datasets: Sequence[Any],
+    requests: Iterator[list[Request]],
+    workers: int,
+    pictures: Pictures,
+    pinned: bool = False,
 ) -> Generator[Any, None, None]:
-    """A batch for each list of requests, all from one pool of worker processes.
+    """A batch for each list of requests, all of one data set, from one pool of worker processes.
 
     They start with the first batch; once the generator is closed, or at its end, none is left.
 
@@ -69,12 +77,13 @@ def batches(
         datasets: the data sets that requests number.
         requests: asked for one by one, some batches ahead where there are workers.
         workers: processes that load; 0 loads in this one.
+        pictures: how files of pictures become batches.
         pinned: whether the batches are to be in pinned memory, for a GPU.
     """
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.
     loader: DataLoader[Any] = DataLoader(
-        _RequestedItems(datasets),
+        _RequestedItems(datasets, pictures),
         batch_sampler=requests,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pinned,
@@ -92,7 +101,7 @@ def batches(
         del loaded
 
 
-def on_device(loaded: Iterator[Batch], device: str) -> Iterator[Batch]:
+def on_device(loaded: Iterator[Batch | HalfDone], device: str) -> Iterator[Batch]:
     """The batches on a device; to a GPU each is copied while the one before is computed with."""
     if device != "cuda":
         yield from loaded
@@ -101,15 +110,17 @@ def on_device(loaded: Iterator[Batch], device: str) -> Iterator[Batch]:
     for batch in itertools.chain(loaded, [None]):
         before, sent = sent, None
         if batch is not None:
+            half = batch if isinstance(batch, HalfDone) else None
+            x, y = (half.pictures, half.labels) if half else batch
             with torch.cuda.stream(copying):
-                tensors = [tensor.to(device, non_blocking=True) for tensor in batch]
-            sent = tensors, copying.record_event()
+                x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            sent = x, y, half, copying.record_event()
         if before is not None:
-            (x, y), copied = before
+            x, y, half, copied = before
             torch.cuda.current_stream().wait_event(copied)
             for tensor in (x, y):  # theirs is the copying stream's memory
                 tensor.record_stream(torch.cuda.current_stream())
-            yield x, y
+            yield half._replace(pictures=x, labels=y).done() if half else (x, y)
 
 
 def drawn_seed() -> int:
@@ -171,7 +182,8 @@ class InfiniteDataLoader:
     ) -> None:
         of_each_step = (drawn_seed(), [len(dataset)], [weights], batch_size)
         steps = map(lambda step: training(*of_each_step, step), itertools.count())
-        self._batches = batches([dataset], itertools.chain.from_iterable(steps), num_workers)
+        requests = itertools.chain.from_iterable(steps)
+        self._batches = batches([dataset], requests, num_workers, Pictures())
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in self._batches)
@@ -185,7 +197,7 @@ class FastDataLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         requests = evaluation([len(self._dataset)], self._batch_size, ())
-        return batches([self._dataset], requests, self._num_workers)
+        return batches([self._dataset], requests, self._num_workers, Pictures())
 
     def __len__(self) -> int:
         return -(-len(self._dataset) // self._batch_size)

@@ -7,7 +7,7 @@ own folder may be the name of a data set.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import ImageFile
@@ -85,9 +85,23 @@ def read(path: str, transform: Any) -> ImageFolder:
         ) from error
 
 
+def is_plain(dataset: Any) -> bool:
+    """Whether its items are as `read` makes them: a file's picture, transformed, and a label."""
+    return (
+        type(dataset) is ImageFolder
+        and dataset.loader is _picture
+        and dataset.target_transform is None
+    )
+
+
 def _picture(path: str) -> Any:
+    return opened(listing.open_picture, path)
+
+
+def opened(reader: Callable[[str], Any], path: str) -> Any:
+    """What `reader` makes of a picture. Raises PassingError, naming it, for one it cannot read."""
     try:
-        return listing.open_picture(path)
+        return reader(path)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PassingError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib.fast_data_loader import Batch, Request
+from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.splits import Split
 
 # On a GPU four times the pictures of a step, if that is more: without the activations that a
@@ -56,7 +57,7 @@ class JobBatches:
             self._at_a_time = max(EVALUATION_BATCH_SIZE, 4 * len(in_splits) * batch_size)
         self._draws = loader.drawn_seed()
 
-    def begin(self, step: int, pending: bool, once: bool, workers: int) -> None:
+    def begin(self, step: int, pending: bool, once: bool, workers: int, pictures: Pictures) -> None:
         """Go on with a step; `close` ends it.
 
         Args:
@@ -64,10 +65,12 @@ class JobBatches:
             pending: whether the evaluation after the step before is to come first.
             once: evaluate once, the same whenever that is, and not at every checkpoint.
             workers: processes that load; 0 loads in this one.
+            pictures: how files of pictures become batches.
         """
         data = [*(split.data for split in self._in_splits), *self._evaluated.values()]
         requests = self._requests(step, pending, once)
-        self._loaded = loader.batches(data, requests, workers, self._device == "cuda")
+        pinned = self._device == "cuda"
+        self._loaded = loader.batches(data, requests, workers, pictures, pinned)
         self._batches = loader.on_device(self._loaded, self._device)
 
     def is_due(self, step: int) -> bool:

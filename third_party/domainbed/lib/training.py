@@ -18,6 +18,7 @@ from domainbed import algorithms, datasets
 from domainbed.lib import algorithm_state, checkpoints, drawing, measured, misc, resume, stopping
 from domainbed.lib.fast_data_loader import Batch
 from domainbed.lib.job_batches import JobBatches
+from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import workers_for
 from domainbed.lib.splits import Environment, named_splits
 from domainbed_carft.jobs.folder import Lock
@@ -35,6 +36,7 @@ class Run:
         state: what an earlier process of the same run has saved; None to train from the start.
         stop: the signals that make the training save its state and exit.
         lock: where to publish the progress.
+        pictures: how files of pictures become batches.
 
     Raises:
         ResumeError: the state does not fit this run.
@@ -49,12 +51,14 @@ class Run:
         state: dict[str, Any] | None,
         stop: stopping.StopSignals,
         lock: Lock,
+        pictures: Pictures,
     ) -> None:
         self.args = args
         self.hparams = hparams
         self.dataset = dataset
         self.stop = stop
         self.lock = lock
+        self.pictures = pictures
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.n_workers = workers_for(args.workers, dataset)
         self.n_steps = args.steps or dataset.N_STEPS
@@ -110,8 +114,9 @@ class Run:
             Stopped: one of `stopping.SIGNALS` came; the state is saved.
             ResumeError: something could not be written; what was saved before is still there.
         """
-        unrecorded = not self.recorded
-        self.batches.begin(self.steps_done, unrecorded, self._is_constant, self.n_workers)
+        self.batches.begin(
+            self.steps_done, not self.recorded, self._is_constant, self.n_workers, self.pictures
+        )
         with contextlib.closing(self.batches):
             try:
                 self._go_on()
@@ -178,6 +183,8 @@ class Run:
         for key in ("data_edition", "protocol"):
             if known := getattr(self.dataset, key, ""):
                 record[key] = known
+        if self.pictures.told:  # as in the files of weights
+            record["pictures"] = self.pictures.told
         if isinstance(self.dataset, datasets.OwnData):
             # So that tables have their columns where the folder is not.
             record["environments"] = list(self.dataset.ENVIRONMENTS)
@@ -213,7 +220,9 @@ class Run:
             yield batch
 
     def _model_contents(self) -> dict[str, Any]:
+        told = {"pictures": self.pictures.told} if self.pictures.told else {}
         return {
+            **told,
             "args": vars(self.args),
             "model_input_shape": self.dataset.input_shape,
             "model_num_classes": self.dataset.num_classes,
@@ -227,7 +236,7 @@ class Run:
     def _same_as_before(self) -> dict[str, dict[str, Any]]:
         """The values that have to be equal, by their names in messages."""
         sizes = {name: len(split) for name, split in self.splits.items()}
-        arguments = resume.identity(vars(self.args))
+        arguments = {**resume.identity(vars(self.args)), "pictures": self.pictures.told}
         hparams = {name: misc.plain(value) for name, value in self.hparams.items()}
         return {"arguments": arguments, "hyperparameters": hparams, "data": sizes}
 

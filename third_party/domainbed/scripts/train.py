@@ -1,8 +1,8 @@
 """Train one algorithm on one data set: `python -m domainbed.scripts.train --help`.
 
 Flags, their defaults and the printed text are those of upstream file domainbed/scripts/train.py
-at b93c22a; `--workers`, `--skip_training_in_splits`, `--keep_weights`, `--log` and
-`--restart` are ours.
+at b93c22a; `--workers`, `--pictures`, `--picture_cache`, `--skip_training_in_splits`,
+`--keep_weights`, `--log` and `--restart` are ours.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from domainbed.lib import (
     checkpoints,
     checks,
     misc,
+    picture_batches,
     preparation,
     resume,
     scalar_logs,
@@ -36,6 +37,13 @@ from domainbed_carft.jobs.folder import Held, JobFolder, Lock
 
 # How long the lock is waited for: a killed run's loaders keep it for some seconds.
 PATIENCE_SECONDS = 15.0
+
+# Flags that are no arguments of the run, hence in none of its records.
+NO_ARGUMENTS = ("log", "picture_cache", "pictures", "restart")
+
+# Where a launcher says how all jobs get their pictures.
+PICTURES_VARIABLE = "DOMAINBED_PICTURES"
+CACHE_VARIABLE = "DOMAINBED_PICTURE_CACHE"
 
 # Where a launcher says that all jobs are to evaluate less.
 SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
@@ -82,6 +90,22 @@ def build_parser() -> argparse.ArgumentParser:
         "data set's own number, at most one per CPU)",
     )
     parser.add_argument(
+        "--pictures",
+        choices=picture_batches.PATHS,
+        default=os.environ.get(PICTURES_VARIABLE, picture_batches.PATHS[0]),
+        help="fast: decode, crop and resize bytes, and jitter a batch at once (default); pillow: "
+        f"upstream's transforms, from which the fast pictures differ by rounding (for all jobs: "
+        f"${PICTURES_VARIABLE})",
+    )
+    parser.add_argument(
+        "--picture_cache",
+        metavar="SIZE",
+        default=os.environ.get(CACHE_VARIABLE),
+        help="how much of the decoded pictures to keep on a local disk for all jobs of this "
+        "machine, such as 8G or 500M; 0 for nothing (default: a quarter of the memory, at most "
+        f"8G; nothing under SLURM or on a network file system; for all jobs: ${CACHE_VARIABLE})",
+    )
+    parser.add_argument(
         "--skip_training_in_splits",
         action="store_true",
         default=os.environ.get(SKIP_VARIABLE) == "1",
@@ -107,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
+def check(args: argparse.Namespace, own: argparse.Namespace) -> None:
     """Raise a CarftError that lists everything wrong with the command line."""
     unknown_dataset = checks.dataset_problems(args.dataset)
     problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
@@ -121,19 +145,22 @@ def check(args: argparse.Namespace, log_to: Sequence[str]) -> None:
     if args.keep_weights not in checkpoints.KEEP:
         expected = ", ".join(checkpoints.KEEP)
         problems.append(f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected {expected}")
+    if own.pictures not in picture_batches.PATHS:
+        expected = ", ".join(picture_batches.PATHS)
+        problems.append(f"{PICTURES_VARIABLE} is {own.pictures!r}, expected {expected}")
     if (switch := os.environ.get(SKIP_VARIABLE, "")) not in ("", "0", "1"):
         problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing")
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's
-    problems += scalar_logs.problems(log_to)
+    problems += scalar_logs.problems(own.log)
     raise_for(problems)
 
 
-def run(args: argparse.Namespace, lock: Lock, log_to: Sequence[str], restart: bool) -> None:
-    """Check, load, train."""
+def run(args: argparse.Namespace, lock: Lock, own: argparse.Namespace) -> None:
+    """Check, load, train; `own` has the flags of NO_ARGUMENTS."""
     with stopping.StopSignals() as stop:
-        check(args, log_to)  # takes minutes where much data lies on a network
+        check(args, own)  # takes minutes where much data lies on a network
         stop.check()
         versions = {
             "Python": sys.version.split(" ")[0],
@@ -146,16 +173,17 @@ def run(args: argparse.Namespace, lock: Lock, log_to: Sequence[str], restart: bo
         }
         _print("Environment:", versions.items())
         _print("Args:", sorted(vars(args).items()))
-        state = None if restart else resume.StateFile(args.output_dir).load()
+        state = None if own.restart else resume.StateFile(args.output_dir).load()
         hparams = preparation.choose_hparams(args)
         _print("HParams:", sorted(hparams.items()))
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
-        job = training.Run(args, hparams, dataset, environments, state, stop, lock)
-        if restart:  # now that the run can begin
+        pictures = picture_batches.choose(own.pictures, own.picture_cache, dataset)
+        job = training.Run(args, hparams, dataset, environments, state, stop, lock, pictures)
+        if own.restart:  # now that the run can begin
             job.files.begin_anew()
         print(f"Workers: {job.n_workers}")
-        with scalar_logs.Logs(log_to, vars(args), hparams) as logs:
+        with scalar_logs.Logs(own.log, vars(args), hparams) as logs:
             job.files.log_to(logs)
             job.train()
 
@@ -173,14 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped by a signal, with its state saved; 130 if interrupted, as in shells.
     """
     args = build_parser().parse_args(argv)
-    # No arguments of the run, hence in none of its records.
-    restart, log_to = vars(args).pop("restart"), vars(args).pop("log")
+    own = argparse.Namespace(**{name: vars(args).pop(name) for name in NO_ARGUMENTS})
     folder = JobFolder(args.output_dir)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         claimed = folder.claim(PATIENCE_SECONDS, job_folder.inherited())
         with claimed as lock, misc.tee_output(args.output_dir):
-            return _run_and_tell(args, lock, log_to, restart)
+            return _run_and_tell(args, lock, own)
     except Held as error:  # not into the err.txt of the other
         tell("train", error)
         return job_folder.ELSEWHERE
@@ -191,12 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run_and_tell(
-    args: argparse.Namespace, lock: Lock, log_to: Sequence[str], restart: bool
-) -> int:
+def _run_and_tell(args: argparse.Namespace, lock: Lock, own: argparse.Namespace) -> int:
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
-        run(args, lock, log_to, restart)
+        run(args, lock, own)
     except CarftError as error:
         return tell("train", error)
     except stopping.Stopped as signal:

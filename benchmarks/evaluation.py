@@ -1,0 +1,116 @@
+"""What the evaluation of a checkpoint costs, by upstream's transforms and by ours, side by side.
+
+    python benchmarks/evaluation.py [--pictures 9991] [--rounds 3] [--workers 1]
+
+All splits of a tree of PACS's shape (four environments, seven classes, JPEGs of 227 x 227 px) are
+evaluated by CARFT on the embedded tiny CLIP, the training environments' pictures augmented as in
+upstream, in turn by --pictures pillow and by --pictures fast: from the files, and from the store of
+decoded pictures once it has them. Processor time of all processes counts, since other work on the
+machine changes it less than the time on the clock; both are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from domainbed.lib import picture_batches, preparation, training
+from domainbed.scripts import train
+from PIL import Image
+
+from domainbed_carft.jobs.folder import JobFolder
+
+ENVIRONMENTS = ("art_painting", "cartoon", "photo", "sketch")
+CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+SIDE = 227
+
+
+def grow(root: Path, count: int) -> None:
+    """Smooth pictures with some noise, as photographs have; 64 files, linked."""
+    draw = np.random.default_rng(0)
+    originals = []
+    for index in range(64):
+        colours = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        smooth = Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        noisy = np.array(smooth, dtype=np.int16) + draw.integers(-12, 13, (SIDE, SIDE, 3))
+        originals.append(root / f"{index}.jpg")
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(originals[-1], quality=90)
+    for index in range(count):
+        place = root / "PACS" / ENVIRONMENTS[index % 4] / CLASSES[index // 4 % 7]
+        place.mkdir(parents=True, exist_ok=True)
+        os.link(originals[index % 64], place / f"{index}.jpg")
+
+
+def evaluated(words: list[str]) -> tuple[float, float, dict[str, float]]:
+    """Seconds on the clock, seconds of processors, and the accuracies."""
+    args = train.build_parser().parse_args(words)
+    own = argparse.Namespace(**{name: vars(args).pop(name) for name in train.NO_ARGUMENTS})
+    hparams = preparation.choose_hparams(args)
+    preparation.seed_everything(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset, environments = preparation.load_environments(args, hparams)
+        pictures = picture_batches.choose(own.pictures, own.picture_cache, dataset)
+        with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
+            run = training.Run(args, hparams, dataset, environments, None, stop, lock, pictures)
+            began, spent = time.perf_counter(), sum(os.times()[:4])
+            run.batches.begin(1, True, False, run.n_workers, pictures)
+            with contextlib.closing(run.batches):
+                accuracies = run._evaluate(0)
+            return time.perf_counter() - began, sum(os.times()[:4]) - spent, accuracies
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=9991, help="in all environments")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds is {arguments.rounds}, expected at least 2 for a spread")
+    print(
+        f"torch {torch.__version__}, Pillow {PIL.__version__}, {torch.get_num_threads()} threads, "
+        f"{arguments.workers} loader process(es), {arguments.pictures:,} pictures"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder  # where the store is
+        grow(Path(folder), arguments.pictures)
+        shared = [
+            *("--algorithm", "CARFT", "--dataset", "PACS", "--data_dir", folder),
+            *("--hparams", '{"clip_backbone": "tiny", "data_edition": "unchecked"}'),
+            *("--workers", str(arguments.workers), "--output_dir", f"{folder}/job"),
+        ]
+        Path(folder, "job").mkdir()
+        ways = {
+            "upstream's transforms": ["--pictures", "pillow"],
+            "ours, from the files": ["--picture_cache", "0"],
+            "ours, from the store": ["--picture_cache", "6G"],
+        }
+        evaluated([*shared, *ways["ours, from the store"]])  # the first pass
+        found = {way: [evaluated([*shared, *more])] for way, more in ways.items()}
+        for _ in range(arguments.rounds - 1):
+            for way, more in ways.items():
+                found[way].append(evaluated([*shared, *more]))
+    (old, *others) = ways
+    for way, rounds in found.items():
+        wall, spent = (statistics.median(times) for times in list(zip(*rounds))[:2])
+        print(f"{way:24} {wall:6.1f} s, {spent:6.1f} s of processors (medians)")
+    for way in others:
+        for what, which in (("clock", 0), ("processors", 1)):
+            ratios = [ours[which] / theirs[which] for ours, theirs in zip(found[way], found[old])]
+            spread = f"{min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds"
+            print(f"{way}: {statistics.median(ratios):.3f} of upstream's, {what} ({spread})")
+        apart = max(abs(found[way][0][2][name] - value) for name, value in found[old][0][2].items())
+        print(f"{way}: accuracies apart by at most {100 * apart:.2f} points")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Batches of pictures in two stages: each picture in a loader process, then the batch.
+
+For the environments that `image_folders` reads; what other data sets do with a picture is theirs.
+The pictures equal those that upstream's transforms make by rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Subset
+from torchvision.datasets import ImageFolder
+
+from domainbed.lib import drawing, image_folders
+from domainbed_carft.pictures import loading, opening, plan
+from domainbed_carft.pictures.plan import Plan
+from domainbed_carft.pictures.store import Store
+
+PATHS = ("fast", "pillow")
+
+
+class HalfDone(NamedTuple):
+    """A batch before its second stage.
+
+    `pictures`: (N, 3, S, S), uint8; `drawn`: (N, 10), as `plan.first` tells; `labels`: (N,).
+    """
+
+    plan: Plan
+    pictures: torch.Tensor
+    drawn: torch.Tensor
+    labels: torch.Tensor
+
+    def done(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pictures, (N, 3, S, S), float32 and normalised, and the labels."""
+        return plan.second(self.plan, self.pictures, self.drawn), self.labels
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a job gets its pictures.
+
+    Attributes:
+        told: that in the records' words; "" where there are none that are read here.
+        jitter: what applies the colour jitter, "torch", "numba" or "pillow"; None to leave all to
+            the data sets' own transforms.
+        store: where decoded pictures are kept, if they are.
+    """
+
+    told: str = ""
+    jitter: str | None = None
+    store: Store | None = None
+
+    def source(self, dataset: Any) -> Source | None:
+        """How to read the data set, or a part of one; None if that is its own affair."""
+        whole, positions = dataset, None
+        while isinstance(whole, Subset):
+            inner = whole.indices
+            positions = inner if positions is None else [inner[position] for position in positions]
+            whole = whole.dataset
+        if self.jitter is None or not image_folders.is_plain(whole):
+            return None
+        planned = plan.plan(whole.transform, "pillow" if self.jitter == "pillow" else "batch")
+        return planned and Source(whole, positions, planned, self)
+
+
+def as_told(told: Any) -> Pictures:
+    """How a job got its pictures, by the words in its file of weights; nothing is kept."""
+    fast, _, jitter = str(told).partition(", jitter by ")
+    return Pictures(str(told), jitter) if fast == "fast" else Pictures()
+
+
+def choose(path: str, cache: str | None, dataset: Any) -> Pictures:
+    """How a job gets the pictures of its data set; prints a line for its log.
+
+    Args:
+        path: one of PATHS.
+        cache: how much of them to keep, as the flag --picture_cache has it; None for the default.
+
+    Raises CarftError for a `cache` that is no size, or that cannot be kept here.
+    """
+    jitter = plan.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
+    fast = Pictures(f"fast, jitter by {jitter}", jitter)
+    sources = [source for environment in dataset if (source := fast.source(environment))]
+    if not sources:
+        return Pictures()
+    if path == "pillow":
+        return Pictures("pillow")
+    kept, told = opening.open_store(cache, os.path.dirname(sources[0].folder.root))
+    print(f"Pictures: {fast.told}; {told}")
+    return replace(fast, store=kept)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An environment, or a part of it, whose pictures are read by a plan."""
+
+    folder: ImageFolder
+    positions: Sequence[int] | None
+    plan: Plan
+    how: Pictures
+
+    def batch(self, requests: Sequence[tuple[int, int, tuple[int, ...]]]) -> Any:
+        """Read a batch; the second stage comes at once where a GPU does not do it."""
+        load = functools.partial(loading.load, self.plan, kept=self.how.store)
+        pictures, drawn, labels = [], [], []
+        for _, position, key in requests:
+            if self.positions is not None:
+                position = self.positions[position]
+            path, label = self.folder.samples[position]
+            # What transforms of the two kinds draw from.
+            torch.default_generator.manual_seed(drawing.seed_of(*key))
+            picture, numbers = image_folders.opened(load, path)
+            pictures.append(picture)
+            drawn.append(numbers)
+            labels.append(label)
+        half = HalfDone(self.plan, torch.stack(pictures), torch.stack(drawn), torch.tensor(labels))
+        return half if self.how.jitter == "torch" else half.done()
