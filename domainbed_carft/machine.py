@@ -1,4 +1,4 @@
-"""What of this machine a process may use: cores, GPUs."""
+"""What of this machine a process may use: cores, memory, GPUs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,31 @@ def cores(root: Path = Path("/")) -> int:
     """The cores this process may use: those it is bound to, or fewer if a cgroup has a quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     counts = [len(affinity(0)) if affinity else os.cpu_count() or 1]
+    for limit in _cgroup_limits("cpu.max", root):
+        quota, period = limit.split()
+        if quota != "max":
+            counts.append(math.ceil(int(quota) / int(period)))
+    return max(1, min(counts))
+
+
+def memory(root: Path = Path("/")) -> int:
+    """The bytes of memory this process may use: the machine's, or fewer if a cgroup has a limit."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    sizes += [int(limit) for limit in _cgroup_limits("memory.max", root) if limit != "max"]
+    return min(sizes)
+
+
+def _cgroup_limits(name: str, root: Path) -> list[str]:
+    """What the file ``name`` says in the process's own group of version 2, and those around it."""
+    found = []
     with contextlib.suppress(OSError):
         listed = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        # The process's own group of version 2, and those around it.
         for inside in (Path(line[len("0::/") :]) for line in listed if line.startswith("0::/")):
             for group in (inside, *inside.parents):
                 with contextlib.suppress(OSError):
-                    limit = root / "sys/fs/cgroup" / group / "cpu.max"
-                    quota, period = limit.read_text(encoding="utf-8").split()
-                    if quota != "max":
-                        counts.append(math.ceil(int(quota) / int(period)))
-    return max(1, min(counts))
+                    limit = root / "sys/fs/cgroup" / group / name
+                    found.append(limit.read_text(encoding="utf-8").strip())
+    return found
 
 
 def gpus() -> list[str]:

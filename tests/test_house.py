@@ -18,14 +18,14 @@ FLOORS = (
     ("errors", "text", "machine"),
     ("files",),
     ("data", "jobs", "clips"),
-    ("method", "launchers", "results"),
+    ("method", "launchers", "results", "pictures"),
     ("sweep", "runs", "plugin"),
     ("report", "doctor"),
     ("cli",),
     ("__main__",),
 )
 # What the harness may stand on; it reaches the algorithms only as any host does.
-GROUND = ("data", "jobs", "files", "text", "errors", "machine", "clips.pictures")
+GROUND = ("data", "jobs", "files", "text", "errors", "machine", "clips.pictures", "pictures")
 
 
 def sources(folder: str) -> dict[str, Path]:

@@ -1,0 +1,168 @@
+"""The second stage in loops that numba compiles, for processors; the arithmetic of `batches`.
+
+Importing this module imports numba. The first call compiles, for seconds, and numba keeps the
+result beside this file, or in the user's cache folder where it cannot write there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+f32, u8, u32, u64 = np.float32, np.uint8, np.uint32, np.uint64
+ZERO, HALF, ONE, TWO, FOUR = f32(0), f32(0.5), f32(1), f32(2), f32(4)
+SIX, WHITE, TURN = f32(6), f32(255), f32(256)
+
+# Without "contract" and "arcp": what is rounded here is rounded so by Pillow, too.
+MATHS = {"nnan", "ninf", "nsz"}
+
+
+def _compiled(function: F) -> F:
+    compiled: Any = njit(fastmath=MATHS)(function)
+    return compiled
+
+
+@_compiled
+def _level(value: Any) -> Any:
+    return u8(min(max(value, ZERO), WHITE))
+
+
+@_compiled
+def _luminance(red: Any, green: Any, blue: Any) -> Any:
+    weighted = u32(19595) * u32(red) + u32(38470) * u32(green) + u32(7471) * u32(blue)
+    return (weighted + u32(32768)) >> u32(16)
+
+
+@_compiled
+def _blended(other: Any, level: Any, factor: Any) -> Any:
+    return _level(other + factor * (f32(level) - other))
+
+
+@_compiled
+def _towards(x: Any, other: Any, factor: Any) -> None:
+    for channel in range(3):
+        levels = x[channel]
+        for i in range(levels.size):
+            levels[i] = _blended(other, levels[i], factor)
+
+
+@_compiled
+def _mean(x: Any) -> Any:
+    """Of the luminance, rounded half up."""
+    red, green, blue = x
+    total = 0
+    for start in range(0, red.size, 4096):  # of which 32 bits hold the sum
+        part = u32(0)
+        for i in range(start, min(start + 4096, red.size)):
+            part += _luminance(red[i], green[i], blue[i])
+        total += part
+    return f32((2 * total + red.size) // (2 * red.size))
+
+
+@_compiled
+def _saturation(x: Any, factor: Any) -> None:
+    red, green, blue = x
+    for i in range(red.size):
+        grey = f32(_luminance(red[i], green[i], blue[i]))
+        red[i] = _blended(grey, red[i], factor)
+        green[i] = _blended(grey, green[i], factor)
+        blue[i] = _blended(grey, blue[i], factor)
+
+
+@_compiled
+def _channel(value: Any, saturation: Any, sixths: Any, ahead: Any) -> Any:
+    place = sixths + ahead
+    place = place - SIX if place >= SIX else place
+    taken = min(max(min(place, FOUR - place), ZERO), ONE)
+    return u8(value - value * saturation * taken + HALF)
+
+
+@_compiled
+def _hue(x: Any, steps: Any) -> None:
+    reds, greens, blues = x
+    for i in range(reds.size):
+        red, green, blue = f32(reds[i]), f32(greens[i]), f32(blues[i])
+        value = max(red, max(green, blue))
+        spread = value - min(red, min(green, blue))
+        unit = ONE / max(spread, ONE)
+        if red == value:
+            sixths = (green - blue) * unit
+        elif green == value:
+            sixths = TWO + (blue - red) * unit
+        else:
+            sixths = FOUR + (red - green) * unit
+        turn = sixths / SIX
+        turn = turn + ONE if turn < ZERO else turn
+        hue = f32(np.int32(turn * WHITE)) + steps
+        hue = hue - TURN if hue >= TURN else hue
+        saturation = f32(np.int32(spread / max(value, ONE) * WHITE)) / WHITE
+        sixths = hue * SIX / WHITE
+        reds[i] = _channel(value, saturation, sixths, f32(5))
+        greens[i] = _channel(value, saturation, sixths, f32(3))
+        blues[i] = _channel(value, saturation, sixths, ONE)
+
+
+@_compiled
+def _grey(x: Any) -> None:
+    red, green, blue = x
+    for i in range(red.size):
+        level = u8(_luminance(red[i], green[i], blue[i]))
+        red[i] = green[i] = blue[i] = level
+
+
+@_compiled
+def _copy(x: Any, flip: Any, out: Any) -> None:
+    width = u64(x.shape[2])
+    for channel in range(3):
+        for row in range(x.shape[1]):
+            levels, to = x[channel, row], out[channel, row]
+            if flip:  # an index that can be negative would keep this from being vectorised
+                for i in range(width):
+                    to[i] = levels[width - u64(1) - i]
+            else:
+                for i in range(width):
+                    to[i] = levels[i]
+
+
+@_compiled
+def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
+    for channel in range(3):
+        levels, to = x[channel], out[channel]
+        by, plus = scale[channel], shift[channel]
+        for i in range(levels.size):
+            to[i] = f32(levels[i]) * by + plus
+
+
+def _second(
+    pictures: Any, flip: Any, order: Any, factors: Any, grey: Any, scale: Any, shift: Any, out: Any
+) -> None:
+    """As `batches.second`, of contiguous arrays, into ``out``; ``pictures`` are left alone."""
+    size = pictures.shape[2] * pictures.shape[3]
+    scratch = np.empty(pictures.shape[1:], dtype=np.uint8)
+    for n in range(len(pictures)):
+        _copy(pictures[n], flip[n], scratch)
+        x = scratch.reshape((3, size))
+        for place in range(4):
+            number = order[n, place]
+            if number == 0:
+                _towards(x, ZERO, factors[n, 0])
+            elif number == 1:
+                _towards(x, _mean(x), factors[n, 1])
+            elif number == 2:
+                _saturation(x, factors[n, 2])
+            elif number == 3:
+                _hue(x, factors[n, 3])
+        if grey[n]:
+            _grey(x)
+        _normalise(x, scale, shift, out[n].reshape((3, size)))
+
+
+try:
+    second = njit(fastmath=MATHS, cache=True, nogil=True)(_second)
+except RuntimeError:  # there is nowhere to keep it
+    second = njit(fastmath=MATHS, nogil=True)(_second)

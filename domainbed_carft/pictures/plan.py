@@ -1,0 +1,199 @@
+"""What a transform asks for, as a plan of two stages: a picture in the loader, a batch after it.
+
+Decoded pictures stay in bytes until the batch is normalised. What is drawn is drawn in the first
+stage, from torch's global generator, in the order of the transform's own steps, so that it is what
+the transform would have drawn; what the second stage has to know of it goes with the picture.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import functional as by_pillow
+from torchvision.transforms.v2 import functional as by_tensors
+
+from domainbed_carft.pictures import batches
+
+Range = tuple[float, float]
+
+# The jitter's operations by the numbers that ColorJitter draws their order in.
+OPERATIONS = (
+    by_pillow.adjust_brightness,
+    by_pillow.adjust_contrast,
+    by_pillow.adjust_saturation,
+    by_pillow.adjust_hue,
+)
+
+
+class Plan(NamedTuple):
+    """A transform's steps; a step that it lacks is None.
+
+    ``resize``: a random ``crop`` of ``scale`` and ``ratio``, both sides ("squash"), or the
+    "shortest" side and then the central square; to ``size`` pixels a side.
+    ``flip`` and ``grey`` are probabilities, ``ranges`` those of the factors for brightness,
+    contrast, saturation and hue. ``jitter`` says where these are applied: "batch", in the second
+    stage, or "pillow", in the first. ``mean`` and ``std`` are of [0, 1], a channel; another
+    model's may take their place.
+    """
+
+    size: int
+    resize: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: Range | None = None
+    ratio: Range | None = None
+    flip: float | None = None
+    ranges: tuple[Range | None, ...] | None = None
+    grey: float | None = None
+    jitter: str = "batch"
+
+    @property
+    def draws(self) -> bool:
+        """Whether a picture becomes another each time."""
+        return self.resize == "crop" or any(
+            step is not None for step in (self.flip, self.ranges, self.grey)
+        )
+
+
+def plan(transform: Any, jitter: str = "batch") -> Plan | None:
+    """The plan of a torchvision ``Compose`` like ours and upstream's; None of any other transform.
+
+    Such go through Pillow as they are: what a step that we do not know does, we cannot do.
+    """
+    steps = list(transform.transforms) if type(transform) is transforms.Compose else []
+
+    def step(kind: type) -> Any:
+        return steps.pop(0) if steps and type(steps[0]) is kind else None
+
+    crop = step(transforms.RandomResizedCrop)
+    resize = step(transforms.Resize)
+    centre = step(transforms.CenterCrop)
+    flip = step(transforms.RandomHorizontalFlip)
+    colours = step(transforms.ColorJitter)
+    grey = step(transforms.RandomGrayscale)
+    to_tensor, normalise = step(transforms.ToTensor), step(transforms.Normalize)
+    if steps or to_tensor is None or normalise is None or (crop is None) == (resize is None):
+        return None
+    if crop is not None:
+        how, sides = "crop", {*crop.size}
+        complete = centre is None
+    elif centre is None:
+        how, sides = "squash", {*np.atleast_1d(resize.size).tolist()}
+        complete = not isinstance(resize.size, int) and len(resize.size) == 2
+    else:
+        how, sides = "shortest", {*np.atleast_1d(resize.size).tolist(), *centre.size}
+        complete = isinstance(resize.size, int) or len(resize.size) == 1
+    interpolation = (crop or resize).interpolation.value
+    if (
+        not complete
+        or len(sides) > 1
+        or interpolation not in ("bilinear", "bicubic")
+        or getattr(resize, "max_size", None) is not None
+        or len(normalise.mean) != 3
+        or len(normalise.std) != 3
+    ):
+        return None
+    return Plan(
+        size=sides.pop(),
+        resize=how,
+        interpolation=interpolation,
+        mean=tuple(normalise.mean),
+        std=tuple(normalise.std),
+        scale=crop and tuple(crop.scale),
+        ratio=crop and tuple(crop.ratio),
+        flip=flip and flip.p,
+        ranges=colours and (colours.brightness, colours.contrast, colours.saturation, colours.hue),
+        grey=grey and grey.p,
+        jitter=jitter,
+    )
+
+
+def first(plan: Plan, picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Crop and resize a picture (H, W, 3), uint8, to (3, size, size), uint8.
+
+    With it what was drawn for it, (10,), float32: whether to flip, the order of the jitter's four
+    operations, their four factors, whether to turn grey.
+    """
+    pixels = picture.permute(2, 0, 1)
+    square = [plan.size, plan.size]
+    mode = transforms.InterpolationMode(plan.interpolation)
+    if plan.resize == "crop":
+        box = transforms.RandomResizedCrop.get_params(pixels, plan.scale, plan.ratio)
+        pixels = by_tensors.resized_crop(pixels, *box, square, mode, antialias=True)
+    elif plan.resize == "squash":
+        pixels = by_tensors.resize(pixels, square, mode, antialias=True)
+    else:
+        pixels = by_tensors.resize(pixels, [plan.size], mode, antialias=True)
+        pixels = by_tensors.center_crop(pixels, square)
+    flip = plan.flip is not None and bool(torch.rand(1) < plan.flip)
+    order, factors = [0, 1, 2, 3], [1.0, 1.0, 1.0, 0.0]
+    if plan.ranges is not None:
+        drawn, *values = transforms.ColorJitter.get_params(*plan.ranges)
+        order = drawn.tolist()
+        factors = [whole if f is None else f for f, whole in zip(values, factors)]
+        if plan.jitter == "pillow":
+            jittered = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            for number in order:
+                if plan.ranges[number] is not None:
+                    jittered = OPERATIONS[number](jittered, factors[number])
+            pixels = torch.from_numpy(np.array(jittered)).permute(2, 0, 1)
+    grey = plan.grey is not None and bool(torch.rand(1) < plan.grey)
+    return pixels.contiguous(), torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
+
+
+def second(plan: Plan, pictures: Tensor, drawn: Tensor) -> Tensor:
+    """Flip, jitter, turn grey and normalise: (N, 3, S, S), uint8 -> the same, float32.
+
+    ``drawn``, (N, 10), stays on the host; the pictures may be on any device, which the host does
+    not wait for. On the processor by compiled loops, if numba is installed.
+    """
+    rows = drawn.numpy()
+    order = rows[:, 1:5].astype(np.int64)
+    asked = [r is not None for r in plan.ranges or (None,) * 4]
+    if plan.jitter == "pillow":
+        asked = [False] * 4
+    factors = rows[:, 5:9].copy()
+    factors[:, 3] = (factors[:, 3].astype(np.float64) * 255).astype(np.int64) % 256
+    settings = batches.Settings(
+        flip=rows[:, 0] > 0,
+        order=np.where(np.array(asked)[order], order, -1),
+        factors=factors,
+        grey=rows[:, 9] > 0,
+        # x / 255, less the mean, over the deviation
+        scale=(1 / (255 * np.array(plan.std))).astype(np.float32),
+        shift=(-np.array(plan.mean) / np.array(plan.std)).astype(np.float32),
+    )
+    if pictures.device.type == "cpu" and has_numba():
+        from domainbed_carft.pictures import compiled
+
+        out = torch.empty(pictures.shape, dtype=torch.float32)
+        compiled.second(pictures.contiguous().numpy(), *settings, out.numpy())
+        return out
+    return batches.second(pictures, settings)
+
+
+def jitter_path(device: torch.device | str) -> str:
+    """What applies the jitter for a model on ``device``: "torch", "numba" or "pillow".
+
+    On a processor torch's operations take longer than Pillow's.
+    """
+    if torch.device(device).type != "cpu":
+        return "torch"
+    return "numba" if has_numba() else "pillow"
+
+
+@functools.cache
+def has_numba() -> bool:
+    """Whether numba can be imported, which takes half a second, and fails beside some numpys."""
+    try:
+        import numba  # noqa: F401
+    except Exception:
+        return False
+    return True
