@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
 
 def second(pictures: Tensor, settings: Settings) -> Tensor:
-    """(N, 3, S, S), uint8 -> the same, float32, on the pictures' device.
+    """(N, S, S, 3), uint8 -> (N, 3, S, S), float32, on the pictures' device.
 
     Which pictures an operation is for is known on the host, and told in one transfer.
     """
@@ -50,7 +50,7 @@ def second(pictures: Tensor, settings: Settings) -> Tensor:
     on_device = _sent(torch.from_numpy(np.concatenate(chosen)), pictures.device)
     flipped, *jittered, grey = on_device.split([len(index) for index in chosen])
     factors = _sent(torch.from_numpy(settings.factors), pictures.device)[:, :, None, None, None]
-    x = pictures.to(torch.float32)
+    x = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     if len(flipped):
         x.index_copy_(0, flipped, x[flipped].flip(-1))
     for (_, number), index in zip(places, jittered):

@@ -116,17 +116,22 @@ def _grey(x: Any) -> None:
 
 
 @_compiled
-def _copy(x: Any, flip: Any, out: Any) -> None:
-    width = u64(x.shape[2])
-    for channel in range(3):
-        for row in range(x.shape[1]):
-            levels, to = x[channel, row], out[channel, row]
-            if flip:  # an index that can be negative would keep this from being vectorised
-                for i in range(width):
-                    to[i] = levels[width - u64(1) - i]
-            else:
-                for i in range(width):
-                    to[i] = levels[i]
+def _planes(picture: Any, flip: Any, out: Any) -> None:
+    """(S, S, 3) -> (3, S, S), mirrored where ``flip``."""
+    pixels, width = u64(picture.size // 3), u64(picture.shape[1])
+    levels = picture.reshape(-1)
+    red, green, blue = out.reshape((3, -1))
+    # An index that might be negative keeps a loop from being vectorised.
+    if not flip:
+        for i in range(pixels):
+            at = u64(3) * i
+            red[i], green[i], blue[i] = levels[at], levels[at + u64(1)], levels[at + u64(2)]
+    else:
+        for start in range(u64(0), pixels, width):
+            for i in range(width):
+                at = u64(3) * (start + width - u64(1) - i)
+                to = start + i
+                red[to], green[to], blue[to] = levels[at], levels[at + u64(1)], levels[at + u64(2)]
 
 
 @_compiled
@@ -141,12 +146,10 @@ def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
 def _second(
     pictures: Any, flip: Any, order: Any, factors: Any, grey: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """As `batches.second`, of contiguous arrays, into ``out``; ``pictures`` are left alone."""
-    size = pictures.shape[2] * pictures.shape[3]
-    scratch = np.empty(pictures.shape[1:], dtype=np.uint8)
+    """As `batches.second`, of contiguous arrays, into ``out``."""
+    x = np.empty((3, pictures.shape[1] * pictures.shape[2]), dtype=np.uint8)
     for n in range(len(pictures)):
-        _copy(pictures[n], flip[n], scratch)
-        x = scratch.reshape((3, size))
+        _planes(pictures[n], flip[n], x)
         for place in range(4):
             number = order[n, place]
             if number == 0:
@@ -159,7 +162,7 @@ def _second(
                 _hue(x, factors[n, 3])
         if grey[n]:
             _grey(x)
-        _normalise(x, scale, shift, out[n].reshape((3, size)))
+        _normalise(x, scale, shift, out[n].reshape(x.shape))
 
 
 try:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
@@ -116,22 +117,24 @@ def plan(transform: Any, jitter: str = "batch") -> Plan | None:
 
 
 def first(plan: Plan, picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop and resize a picture (H, W, 3), uint8, to (3, size, size), uint8.
+    """Crop and resize a picture (H, W, 3), uint8, to (size, size, 3), uint8.
 
     With it what was drawn for it, (10,), float32: whether to flip, the order of the jitter's four
     operations, their four factors, whether to turn grey.
     """
-    pixels = picture.permute(2, 0, 1)
+    # Four dimensions, the channels innermost in memory: torch resizes these fastest, in bytes.
+    pixels = picture.unsqueeze(0).permute(0, 3, 1, 2)
     square = [plan.size, plan.size]
-    mode = transforms.InterpolationMode(plan.interpolation)
-    if plan.resize == "crop":
-        box = transforms.RandomResizedCrop.get_params(pixels, plan.scale, plan.ratio)
-        pixels = by_tensors.resized_crop(pixels, *box, square, mode, antialias=True)
-    elif plan.resize == "squash":
-        pixels = by_tensors.resize(pixels, square, mode, antialias=True)
-    else:
+    if plan.resize == "shortest":
+        mode = transforms.InterpolationMode(plan.interpolation)
         pixels = by_tensors.resize(pixels, [plan.size], mode, antialias=True)
         pixels = by_tensors.center_crop(pixels, square)
+    else:
+        if plan.resize == "crop":
+            box = transforms.RandomResizedCrop.get_params(pixels, plan.scale, plan.ratio)
+            pixels = by_tensors.crop(pixels, *box)
+        pixels = F.interpolate(pixels, square, mode=plan.interpolation, antialias=True)
+    pixels = pixels[0].permute(1, 2, 0).contiguous()
     flip = plan.flip is not None and bool(torch.rand(1) < plan.flip)
     order, factors = [0, 1, 2, 3], [1.0, 1.0, 1.0, 0.0]
     if plan.ranges is not None:
@@ -139,20 +142,21 @@ def first(plan: Plan, picture: Tensor) -> tuple[Tensor, Tensor]:
         order = drawn.tolist()
         factors = [whole if f is None else f for f, whole in zip(values, factors)]
         if plan.jitter == "pillow":
-            jittered = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            jittered = Image.fromarray(pixels.numpy())
             for number in order:
                 if plan.ranges[number] is not None:
                     jittered = OPERATIONS[number](jittered, factors[number])
-            pixels = torch.from_numpy(np.array(jittered)).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(jittered))
     grey = plan.grey is not None and bool(torch.rand(1) < plan.grey)
-    return pixels.contiguous(), torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
+    return pixels, torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
 
 
-def second(plan: Plan, pictures: Tensor, drawn: Tensor) -> Tensor:
-    """Flip, jitter, turn grey and normalise: (N, 3, S, S), uint8 -> the same, float32.
+def second(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = None) -> Tensor:
+    """Flip, jitter, turn grey, normalise: (N, S, S, 3), uint8 -> (N, 3, S, S), float32.
 
     ``drawn``, (N, 10), stays on the host; the pictures may be on any device, which the host does
-    not wait for. On the processor by compiled loops, if numba is installed.
+    not wait for. On the processor by compiled loops, if numba is installed; then the result is
+    ``out`` if that is given, of its shape: new memory for a large batch costs more than all this.
     """
     rows = drawn.numpy()
     order = rows[:, 1:5].astype(np.int64)
@@ -173,7 +177,8 @@ def second(plan: Plan, pictures: Tensor, drawn: Tensor) -> Tensor:
     if pictures.device.type == "cpu" and has_numba():
         from domainbed_carft.pictures import compiled
 
-        out = torch.empty(pictures.shape, dtype=torch.float32)
+        if out is None:
+            out = torch.empty(len(pictures), 3, plan.size, plan.size)
         compiled.second(pictures.contiguous().numpy(), *settings, out.numpy())
         return out
     return batches.second(pictures, settings)

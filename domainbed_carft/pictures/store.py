@@ -47,7 +47,7 @@ _locks: dict[str, tuple[int, int]] = {}
 
 
 class Store:
-    """Pictures (H, W, 3) or (3, S, S), uint8, by keys that `key` makes.
+    """Pictures (H, W, 3), uint8, by keys that `key` makes.
 
     Each process opens it when it first asks, so it may be pickled, and used after a fork. All that
     fails only ends the keeping: pictures can be had without it.

@@ -1,0 +1,277 @@
+"""How much faster pictures come than from DomainBed's own loaders, on one core, side by side.
+
+    python benchmarks/pictures.py --upstream CHECKOUT [--rounds 7] [--data FOLDER]
+
+A side is a process of one thread, which loads in itself: upstream's data set of image folders by
+its `InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, of 64); ours by
+`domainbed_carft.pictures`, with a seed for each picture as the harness sets it, and batches
+stacked. In each round each takes its turn with the same files; ratios are of processor time a
+picture, the median over rounds with quartiles. "Loader's part" is the first stage by itself, which
+is all that a processor has to do beside a GPU. Test batches of ours use the same memory again.
+
+The pictures are JPEGs of 500 x 400, quality 75, of smooth random content with noise, or those of
+--data, FOLDER/environment/class/picture: training of the first environment, test of the second.
+Both interpreters are this one, which needs upstream's requirements and the extra `fast`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+DISTINCT, COPIES = 48, 4  # pictures an environment
+TRAINING_BATCH, TEST_BATCH = 32, 64  # upstream's
+BOUND, SMALL_BOUND = 1 << 30, 32 << 20
+# As `-m` finds it: domainbed in the folder where it is started, else the harness.
+SIDE = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])"
+
+# The case, what of upstream's it is compared with, the goal.
+CASES = {
+    "training, from the file": ("training", 2.4),
+    "training, from the store": ("training", 5.0),
+    "training, loader's part, from the file": ("training", 3.0),
+    "training, loader's part, from the store": ("training", 10.0),
+    "test, from the file": ("test", 2.0),
+    "test, from the store": ("test", 20.0),
+}
+
+
+def make_pictures(root: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for environment, n in itertools.product(("first", "second"), range(DISTINCT)):
+        levels = np.full((400, 500, 3), 128.0)
+        for detail, strength in ((4, 80), (16, 40), (64, 20), (200, 12)):
+            for channel in range(3):
+                noise = random.normal(size=(max(2, detail * 4 // 5), detail)).astype(np.float32)
+                smooth = Image.fromarray(noise).resize((500, 400), Image.Resampling.BICUBIC)
+                levels[..., channel] += strength * np.asarray(smooth)
+        folder = root / environment / f"class {n % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = io.BytesIO()
+        Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=75)
+        for copy in range(COPIES):
+            (folder / f"{n:03}-{copy}.jpg").write_bytes(file.getvalue())
+
+
+def serve(cases: dict[str, Callable[[], int]], told: dict[str, Any]) -> None:
+    """Answer each line of the input, a case, with its milliseconds of processor time a picture."""
+    import torch
+
+    torch.set_num_threads(1)
+    print(json.dumps(told), flush=True)
+    for line in sys.stdin:
+        start = time.process_time()
+        pictures = cases[line.strip()]()
+        print((time.process_time() - start) / pictures * 1e3, flush=True)
+
+
+def upstream(root: str) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        import domainbed
+        from domainbed.datasets import MultipleEnvironmentImageFolder
+        from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+    environments = MultipleEnvironmentImageFolder(root, [1], True, {})
+    training = iter(InfiniteDataLoader(environments[0], None, TRAINING_BATCH, 0))
+    test = FastDataLoader(environments[1], TEST_BATCH, 0)
+
+    def trained() -> int:
+        return sum(len(next(training)[1]) for _ in range(len(environments[0]) // TRAINING_BATCH))
+
+    def tested() -> int:
+        return sum(len(y) for _, y in test)
+
+    serve({"training": trained, "test": tested}, {"harness": str(Path(domainbed.__file__).parent)})
+
+
+def ours(root: str, store_folder: str) -> None:
+    import torch
+    from domainbed.datasets import MultipleEnvironmentImageFolder
+    from domainbed.lib import drawing
+
+    from domainbed_carft.pictures import loading, opening, plan
+
+    tempfile.tempdir = store_folder
+    kept, line = opening.open_store(str(BOUND), root)
+    assert kept, line
+    environments = MultipleEnvironmentImageFolder(root, [1], True, {})
+    steps = itertools.count()
+
+    plans = [plan.plan(environment.transform) for environment in environments]
+    memory = torch.empty(TEST_BATCH, 3, 224, 224)
+
+    def batches(number: int, size: int, stages: int, kept: Any) -> int:
+        samples = environments[number].samples
+        order = range(len(samples))
+        if not number:
+            generator = torch.Generator().manual_seed(next(steps))
+            order = torch.randint(len(samples), (len(samples),), generator=generator).tolist()
+        for start in range(0, len(order) - size + 1, size):
+            with drawing.kept():
+                items = []
+                for place in order[start : start + size]:
+                    drawing.reseed(drawing.seed_of(number, start, place, next(steps)))
+                    items.append(loading.load(plans[number], samples[place][0], kept))
+            pictures, drawn = (torch.stack(part) for part in zip(*items))
+            if stages == 2:
+                plan.second(plans[number], pictures, drawn, memory if number else None)
+        return len(order) // size * size
+
+    cases = {}
+    for name in CASES:
+        number, size = (0, TRAINING_BATCH) if name.startswith("training") else (1, TEST_BATCH)
+        stages = 1 if "loader's part" in name else 2
+        source = kept if name.endswith("store") else None
+        cases[name] = lambda given=(number, size, stages, source): batches(*given)
+    # All kept before anything is measured; a second store ends at its bound.
+    for number in (0, 1):
+        for path, _ in environments[number].samples:
+            loading.load(plans[number], path, kept)
+    tempfile.tempdir = str(Path(store_folder) / "small")
+    Path(tempfile.tempdir).mkdir()
+    small, line = opening.open_store(str(SMALL_BOUND), root)
+    assert small, line
+    for path, _ in environments[0].samples:
+        loading.load(plans[0], path, small)
+    told = {
+        "pictures": [len(environment) for environment in environments][:2],
+        "store": kept.size(),
+        "small": small.size(),
+        "jitter": plan.jitter_path("cpu"),
+    }
+    serve(cases, told)
+
+
+def first_batch() -> None:
+    """Print the processor seconds of numba's import, and of the first call of what it compiles."""
+    import torch
+
+    from domainbed_carft.pictures import plan
+
+    given = plan.Plan(224, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3)
+    start = time.process_time()
+    assert plan.has_numba()
+    imported = time.process_time()
+    drawn = torch.zeros(1, 10)
+    plan.second(given, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), drawn)
+    print(json.dumps([imported - start, time.process_time() - imported]))
+
+
+def started(side: str, folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **variables}
+    return subprocess.Popen(
+        [sys.executable, "-c", SIDE, str(Path(__file__).resolve()), side, *arguments],
+        cwd=folder, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def serving(side: str, folder: Path, *arguments: str) -> Iterator[tuple[dict[str, Any], Any]]:
+    process = started(side, folder, *arguments)
+    assert process.stdin and process.stdout
+    if not (told := process.stdout.readline()):
+        sys.exit(f"{side}'s side ended with status {process.wait()}; what it said is above")
+
+    def measured(case: str) -> float:
+        process.stdin.write(f"{case}\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    yield json.loads(told), measured
+    process.stdin.close()
+    process.wait()
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def spread(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:6.2f} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--upstream", type=Path, required=True, help="a checkout of DomainBed")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--data", type=Path, help="FOLDER/environment/class/picture")
+    arguments = parser.parse_args()
+    checkout = arguments.upstream.resolve()
+    if arguments.rounds < 2 or not (checkout / "domainbed" / "datasets.py").is_file():
+        parser.error(f"expected --rounds of 2 or more, and domainbed/datasets.py in {checkout}")
+
+    import numba
+    import PIL
+    import torch
+    import torchvision
+
+    print(
+        f"{processor()}, one thread; Python {platform.python_version()}, torch {torch.__version__},"
+        f" torchvision {torchvision.__version__}, Pillow {PIL.__version__}, numba "
+        f"{numba.__version__}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        data = arguments.data.resolve() if arguments.data else work / "data"
+        if not arguments.data:
+            make_pictures(data)
+        (work / "store").mkdir()
+        (work / "empty").mkdir()
+        with (
+            serving("upstream", checkout, str(data)) as (theirs, upstreams),
+            serving("ours", work / "empty", str(data), str(work / "store")) as (told, our),
+        ):
+            assert Path(theirs["harness"]) == checkout / "domainbed", theirs
+            times: dict[str, list[float]] = {case: [] for case in ("training", "test", *CASES)}
+            for index in range(arguments.rounds + 1):
+                order = [*times][index % len(times) :] + [*times][: index % len(times)]
+                for case in order:
+                    value = (our if case in CASES else upstreams)(case)
+                    if index:  # the first round warms up
+                        times[case].append(value)
+        print(
+            f"{told['pictures'][0]} pictures for training, {told['pictures'][1]} for test; "
+            f"jitter by {told['jitter']}; median of {arguments.rounds} rounds (quartiles)"
+        )
+        print(f"{'':42} ms a picture             times as fast as upstream")
+        for case, values in times.items():
+            line = f"  {case if case in CASES else f'upstream, {case}':40} {spread(values):24}"
+            if case in CASES:
+                against, goal = CASES[case]
+                line += f" {spread([a / b for a, b in zip(times[against], values)])}, goal {goal}"
+            print(line.rstrip())
+        print(
+            f"store: {told['store'] / 2**20:.0f} MiB of at most {BOUND >> 20}; all training "
+            f"pictures into one of at most {SMALL_BOUND >> 20}: {told['small'] / 2**20:.1f} MiB"
+        )
+        for state in ("empty", "filled"):
+            process = started("first_batch", work / "empty", NUMBA_CACHE_DIR=str(work / "numba"))
+            imported, called = json.loads(process.communicate()[0])
+            print(
+                f"start, numba's cache {state}: {imported:.2f} s of processor time to import it, "
+                f"{called:.2f} s for the first batch"
+            )
+
+
+if __name__ == "__main__":
+    main()
