@@ -160,6 +160,7 @@ def inside_lists(arguments: argparse.Namespace) -> None:
     """Hand every picture's place, but no picture, through the loaders of an evaluation."""
     import torch
     from domainbed.lib import fast_data_loader, preparation
+    from domainbed.lib.picture_batches import Pictures
     from domainbed.scripts import train
 
     args = train.build_parser().parse_args(job(arguments, 1))
@@ -172,7 +173,7 @@ def inside_lists(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     count = 0
     requests = fast_data_loader.evaluation([len(part) for part in parts], 64, ())
-    for _, labels in fast_data_loader.batches(parts, requests, arguments.workers):
+    for _, labels in fast_data_loader.batches(parts, requests, arguments.workers, Pictures()):
         count += len(labels)
     print(f"| {count:,} pictures' places in {time.perf_counter() - began:.1f} s")
     print(f"| {own():,} MiB in the first process at most (resident)")

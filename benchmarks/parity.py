@@ -75,12 +75,15 @@ def watch(seen: dict[str, Any]) -> None:
     from torchvision.datasets import ImageFolder
 
     datasets.MultipleDomainDataset.N_WORKERS = LOADERS
-    get_item, split, accuracy = ImageFolder.__getitem__, misc.split_dataset, misc.accuracy
+    init, split, accuracy = ImageFolder.__init__, misc.split_dataset, misc.accuracy
     get_class = algorithms.get_algorithm_class
 
-    def marked_item(folder: Any, index: int) -> tuple[Any, int]:
-        x, y = get_item(folder, index)
-        return x, y + CLASSES * mark(folder, index)
+    def marked(folder: Any, *args: Any, **kwargs: Any) -> None:
+        init(folder, *args, **kwargs)
+        folder.samples = [
+            (path, y + CLASSES * mark(folder, index))
+            for index, (path, y) in enumerate(folder.samples)
+        ]
 
     def watched_split(data: Any, n: int, seed: int = 0) -> Any:
         parts = split(data, n, seed)
@@ -97,7 +100,7 @@ def watch(seen: dict[str, Any]) -> None:
         seen["evaluated"].append(marks)
         return value
 
-    ImageFolder.__getitem__ = marked_item
+    ImageFolder.__init__ = marked
     misc.split_dataset, misc.accuracy = watched_split, watched_accuracy
     algorithms.get_algorithm_class = lambda name: watched_class(get_class(name), seen["trained"])
 

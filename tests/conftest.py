@@ -28,6 +28,7 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 # neither read nor written.
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
+os.environ["DOMAINBED_PICTURE_CACHE"] = "0"
 
 # Under `make test` a module runs in one worker, and so do those that stand together here: users of
 # one SLURM, or of session fixtures that are built once a worker. They start first, in this order:

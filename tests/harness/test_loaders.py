@@ -13,6 +13,7 @@ import torch
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from domainbed.lib.picture_batches import Pictures
 from torch.utils.data import TensorDataset
 
 
@@ -28,7 +29,9 @@ SMALL, LARGE = numbered(0, 3), numbered(100, 50)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_item_has_a_full_batch_of_each_data_set(workers):
     steps = (loader.training(1, [3, 50], [None, None], 16, step) for step in range(5))
-    batches = loader.batches([SMALL, LARGE], itertools.chain.from_iterable(steps), workers)
+    batches = loader.batches(
+        [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Pictures()
+    )
     for (x_small, y_small), (x_large, _) in zip(batches, batches, strict=True):
         assert len(x_small) == len(x_large) == 16
         assert x_small.max() < 3 and x_large.min() >= 100
@@ -91,10 +94,9 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
+    data = [SMALL, LARGE, numbered(200, 8)]
     requests = loader.evaluation([3, 50, 8], 4, ())
-    found = [
-        x.tolist() for x, _ in loader.batches([SMALL, LARGE, numbered(200, 8)], requests, workers)
-    ]
+    found = [x.tolist() for x, _ in loader.batches(data, requests, workers, Pictures())]
     assert found[0] == [0, 1, 2]
     assert [len(batch) for batch in found[1:14]] == [4] * 12 + [2]
     assert list(itertools.chain(*found[1:14])) == list(range(100, 150))

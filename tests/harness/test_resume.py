@@ -203,6 +203,10 @@ def test_the_number_of_workers_changes_nothing(pictures, tmp_path):
     wait_until((tmp_path / "changed" / "state.pt").exists)
     process.kill()
     process.wait()
+    # But not the way pictures are made: others would be another run's.
+    assert run(carft(pictures, tmp_path / "changed", "--pictures", "pillow", *few)) == 1
+    said = (tmp_path / "changed" / "err.txt").read_text()
+    assert "other arguments (pictures: 'fast, jitter by" in said and "'pillow' now)" in said
     assert run(carft(pictures, tmp_path / "changed", *few)) == 0
     assert_same(tmp_path / "changed", tmp_path / "0")
 

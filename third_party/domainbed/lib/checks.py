@@ -25,7 +25,8 @@ def task_problems(task: str) -> list[str]:
     return [] if task == TASKS[0] else [f"--task {task} {advice}"]
 
 
-def _refusals(ask: Callable[..., Any], *arguments: Any) -> list[str]:
+def refusals(ask: Callable[..., Any], *arguments: Any) -> list[str]:
+    """What `ask` raises of these arguments, in a list."""
     try:
         ask(*arguments)
     except CarftError as error:
@@ -35,12 +36,12 @@ def _refusals(ask: Callable[..., Any], *arguments: Any) -> list[str]:
 
 def algorithm_problems(name: str) -> list[str]:
     """Say if no algorithm is called `name`."""
-    return _refusals(algorithms.get_algorithm_class, name)
+    return refusals(algorithms.get_algorithm_class, name)
 
 
 def dataset_problems(name: str) -> list[str]:
     """Say if no data set is called `name`, or if the class of that name has no environments."""
-    return _refusals(datasets.num_environments, name)
+    return refusals(datasets.num_environments, name)
 
 
 def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
@@ -103,7 +104,7 @@ def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str
     Keys are checked only if `algorithm` and `dataset` exist, on which they depend; values are
     checked by the harness, which itself reads three, and by the algorithm's `hparam_problems`.
     """
-    if invalid := _refusals(given_hparams, json):
+    if invalid := refusals(given_hparams, json):
         return invalid
     given = given_hparams(json)
     size = given.get("batch_size", 1)

@@ -1,0 +1,67 @@
+"""Jobs whose pictures are made in two stages, and those of upstream's transforms."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import warm
+from runs_jobs import write_pictures
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "noise")
+
+
+def trained(pictures, folder, *more, **variables):
+    """Status, records without what differs between any two runs, and the process's words."""
+    hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-4}
+    words = [
+        *("--algorithm", "CARFT", "--dataset", str(pictures), "--output_dir", str(folder)),
+        *("--steps", str(STEPS), "--checkpoint_freq", "2", "--workers", "0"),
+        *("--hparams", json.dumps(hparams), *more),
+    ]
+    env = {**os.environ, "TMPDIR": str(folder.parent), **variables}
+    done = warm.run("-m", "domainbed.scripts.train", *words, cwd=folder.parent, env=env)
+    found = []
+    if (folder / "results.jsonl").exists():
+        found = [json.loads(line) for line in (folder / "results.jsonl").open()]
+    for record in found:
+        del record["step_time"], record["args"]["output_dir"], record["args"]["workers"]
+    return done, found
+
+
+def test_what_is_kept_changes_nothing_and_pillows_pictures_little(pictures, tmp_path):
+    done, plain = trained(pictures, tmp_path / "plain")
+    assert done.returncode == 0, done.stderr
+    assert len(plain) == 3 and {r["pictures"].split()[0] for r in plain} == {"fast,"}
+    assert "decoded pictures are not kept: --picture_cache is 0" in done.stdout
+    for name, workers in (("first", "0"), ("second", "2")):  # writes the store, then reads it
+        cache = ("--picture_cache", "64M", "--workers", workers)
+        done, kept = trained(pictures, tmp_path / name, *cache)
+        assert "decoded pictures are kept in" in done.stdout
+        assert kept == plain
+    (store,) = tmp_path.glob("domainbed-carft-*")
+    assert store.stat().st_mode & 0o077 == 0
+
+    done, pillow = trained(pictures, tmp_path / "pillow", DOMAINBED_PICTURES="pillow")
+    assert {record["pictures"] for record in pillow} == {"pillow"}
+    for ours, theirs in zip(plain, pillow, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.02)
+        assert ours["loss"] != theirs["loss"]
+
+
+def test_flags_for_pictures_are_checked(pictures, tmp_path):
+    for words, said in (
+        (("--picture_cache", "much"), "--picture_cache is 'much', expected a size such as 8G"),
+        (("--pictures", "slow"), "invalid choice: 'slow'"),
+    ):
+        done, _ = trained(pictures, tmp_path / "wrong", *words)
+        assert done.returncode == 2 and said in done.stderr
+    done, _ = trained(pictures, tmp_path / "wrong", DOMAINBED_PICTURES="slow")
+    assert done.returncode == 2
+    assert "DOMAINBED_PICTURES is 'slow', expected fast, pillow" in done.stderr
