@@ -125,7 +125,8 @@ def ours(root: str, store_folder: str) -> None:
             with drawing.kept():
                 items = []
                 for place in order[start : start + size]:
-                    drawing.reseed(drawing.seed_of(number, start, place, next(steps)))
+                    # Plans draw from this generator alone.
+                    torch.default_generator.manual_seed(drawing.seed_of(number, next(steps), place))
                     items.append(loading.load(plans[number], samples[place][0], kept))
             pictures, drawn = (torch.stack(part) for part in zip(*items))
             if stages == 2:
