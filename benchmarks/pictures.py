@@ -40,12 +40,13 @@ SIDE = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:
 
 # The case, what of upstream's it is compared with, the goal.
 CASES = {
-    "training, from the file": ("training", 2.4),
-    "training, from the store": ("training", 5.0),
-    "training, loader's part, from the file": ("training", 3.0),
-    "training, loader's part, from the store": ("training", 10.0),
-    "test, from the file": ("test", 2.0),
-    "test, from the store": ("test", 20.0),
+    "training, from the file": ("training", "2.4"),
+    "training, from the store": ("training", "5.0"),
+    "training, loader's part, from the file": ("training", "3.0"),
+    "training, loader's part, from the store": ("training", "10.0"),
+    "training, from the file, without numba": ("training", "none"),
+    "test, from the file": ("test", "2.0"),
+    "test, from the store": ("test", "20.0"),
 }
 
 
@@ -113,9 +114,12 @@ def ours(root: str, store_folder: str) -> None:
     steps = itertools.count()
 
     plans = [plan.plan(environment.transform) for environment in environments]
+    has_numba = plan.has_numba
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
-    def batches(number: int, size: int, stages: int, kept: Any) -> int:
+    def batches(number: int, size: int, stages: int, kept: Any, numba: bool) -> int:
+        plan.has_numba = has_numba if numba else lambda: False
+        steps_plan = plans[number]._replace(jitter="batch" if numba else "pillow")
         samples = environments[number].samples
         order = range(len(samples))
         if not number:
@@ -125,11 +129,12 @@ def ours(root: str, store_folder: str) -> None:
             with drawing.kept():
                 items = []
                 for place in order[start : start + size]:
-                    drawing.reseed(drawing.seed_of(number, start, place, next(steps)))
-                    items.append(loading.load(plans[number], samples[place][0], kept))
+                    # Plans draw from this generator alone.
+                    torch.default_generator.manual_seed(drawing.seed_of(number, next(steps), place))
+                    items.append(loading.load(steps_plan, samples[place][0], kept))
             pictures, drawn = (torch.stack(part) for part in zip(*items))
             if stages == 2:
-                plan.second(plans[number], pictures, drawn, memory if number else None)
+                plan.second(steps_plan, pictures, drawn, memory if number else None)
         return len(order) // size * size
 
     cases = {}
@@ -137,7 +142,8 @@ def ours(root: str, store_folder: str) -> None:
         number, size = (0, TRAINING_BATCH) if name.startswith("training") else (1, TEST_BATCH)
         stages = 1 if "loader's part" in name else 2
         source = kept if name.endswith("store") else None
-        cases[name] = lambda given=(number, size, stages, source): batches(*given)
+        numba = "without numba" not in name
+        cases[name] = lambda given=(number, size, stages, source, numba): batches(*given)
     # All kept before anything is measured; a second store ends at its bound.
     for number in (0, 1):
         for path, _ in environments[number].samples:

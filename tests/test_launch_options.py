@@ -174,6 +174,11 @@ def test_quotas_of_cgroups(tmp_path):
     assert machine.cores(tmp_path) == all_cores
     (tmp_path / "sys/fs/cgroup/a/cpu.max").write_text("50000 100000\n")
     assert machine.cores(tmp_path) == 1
+    whole = machine.memory(tmp_path)
+    (tmp_path / "sys/fs/cgroup/a/b/memory.max").write_text("max\n")
+    assert machine.memory(tmp_path) == whole > 1 << 20
+    (tmp_path / "sys/fs/cgroup/a/memory.max").write_text("1048576\n")
+    assert machine.memory(tmp_path) == 1 << 20
 
 
 def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch):

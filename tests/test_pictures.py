@@ -1,0 +1,257 @@
+"""Two stages against Pillow's path, with pictures of all modes: decoding, plans, what is drawn."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from torchvision import transforms as T
+
+from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
+from domainbed_carft.data import emoji, listing
+from domainbed_carft.pictures import batches, decoding, plan
+from domainbed_carft.pictures.decoding import decode
+from domainbed_carft.pictures.plan import Plan
+
+PLAIN = ("plain.jpg", "progressive.jpg", "grey.jpg", "rgb inside.jpg", "turned.jpg", "long.jpg")
+OTHERS = ("inks.jpg", "cut off.jpg", "palette.png", "16 bit.png", "rgba.png", "named.jpg")
+PRESETS = [
+    ("domainbed", ""),
+    ("clip", "224 bicubic shortest"),
+    ("clip", "224 bilinear squash"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of our pictures in all modes, not square."""
+    folder = tmp_path_factory.mktemp("in all modes")
+    emojis = sorted((emoji.unpacked() / "fluent3d" / "face").iterdir())
+    rgba = Image.open(emojis[0]).convert("RGBA").resize((301, 257))
+    picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "teal"), rgba).convert("RGB")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(folder / "plain.jpg", quality=75)
+    picture.save(folder / "progressive.jpg", progressive=True, subsampling=0)
+    picture.convert("L").save(folder / "grey.jpg")
+    Image.merge("RGB", picture.split()[::-1]).save(folder / "rgb inside.jpg", keep_rgb=True)
+    picture.save(folder / "turned.jpg", exif=turned)
+    content = (folder / "plain.jpg").read_bytes()
+    (folder / "long.jpg").write_bytes(content + b"more")
+    (folder / "cut off.jpg").write_bytes(content[: len(content) // 2])
+    picture.convert("CMYK").save(folder / "inks.jpg")
+    picture.convert("P").save(folder / "palette.png", transparency=3)
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(
+        folder / "16 bit.png"
+    )
+    rgba.save(folder / "rgba.png")
+    picture.save(folder / "named.jpg", "PNG")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def as_the_harness_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
+def test_decoded_as_by_pillow(folder, monkeypatch, name):
+    asked = []
+    by_pillow = decoding.by_pillow
+    monkeypatch.setattr(decoding, "by_pillow", lambda path: asked.append(path) or by_pillow(path))
+    decoded = decode(str(folder / name))
+    assert np.array_equal(decoded.numpy(), np.array(listing.open_picture(folder / name)))
+    assert decoded.is_contiguous()
+    assert bool(asked) == (name in OTHERS)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0 no picture"])
+def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(Exception) as expected:
+        listing.open_picture(path)
+    with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+        decode(str(path))
+    with pytest.raises(FileNotFoundError):
+        decode(str(tmp_path / "missing.jpg"))
+
+
+def test_plans_of_our_transforms():
+    found = plan.plan(transform("domainbed", 224, augment=True))
+    assert found == Plan(
+        224, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD, (0.7, 1.0), (3 / 4, 4 / 3), 0.5,
+        ((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3)), 0.1,
+    )  # fmt: skip
+    assert found.draws
+    assert pickle.loads(pickle.dumps(found)) == found
+    found = plan.plan(transform("clip", 96, augment=False, preprocessing="96 bicubic shortest"))
+    assert found is not None
+    assert found[:3] == (96, "shortest", "bicubic")
+    assert not found.draws
+
+
+def test_no_plan_of_other_transforms():
+    class Flip(T.RandomHorizontalFlip):
+        pass
+
+    end = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
+    square = T.Resize((8, 8))
+    assert plan.plan(T.Compose([square, *end]))
+    for steps in (
+        [],
+        end,
+        [square],
+        [square, T.ToTensor()],
+        [T.Resize(8), *end],
+        [T.Resize((8, 9)), *end],
+        [T.Resize(8), T.CenterCrop(9), *end],
+        [T.Resize((8, 8), T.InterpolationMode.NEAREST), *end],
+        [square, Flip(), *end],
+        [square, *end, T.RandomErasing()],
+        [square, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *end],
+    ):
+        assert plan.plan(T.Compose(steps)) is None
+    assert plan.plan(square) is None
+    assert plan.plan(None) is None
+
+
+def apart(steps: Plan, made: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """In grey levels."""
+    return (made - expected).abs() * torch.tensor(steps.std).view(3, 1, 1) * 255
+
+
+def both(given, jitter: str, folder: Path) -> tuple[Plan, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The plan, what its first stage makes and draws of all pictures, and what Pillow makes."""
+    steps = plan.plan(given, jitter)
+    assert steps is not None
+    made, drawn, expected = [], [], []
+    for seed in range(2):
+        for name in (*PLAIN, *OTHERS):
+            torch.manual_seed(seed)
+            expected.append(given(listing.open_picture(folder / name)))
+            after = torch.get_rng_state()
+            torch.manual_seed(seed)
+            pixels, row = plan.first(steps, decode(str(folder / name)))
+            assert torch.equal(torch.get_rng_state(), after)
+            made.append(pixels)
+            drawn.append(row)
+    return steps, torch.stack(made), torch.stack(drawn), torch.stack(expected)
+
+
+@pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
+@pytest.mark.parametrize("augment", [False, True])
+def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augment):
+    given = transform(protocol, 224, augment, preprocessing)
+    steps, made, drawn, expected = both(given, "pillow", folder)
+    assert (made.dtype, made.shape[1:]) == (torch.uint8, (224, 224, 3))
+    difference = apart(steps, plan.second(steps, made, drawn), expected)
+    if steps.ranges is None:
+        # Both round between rows and columns; bicubic weights can double such a difference.
+        assert difference.max() <= (2.01 if steps.interpolation == "bicubic" else 1.01)
+        assert (difference > 1.01).float().mean() < 1e-5
+        assert difference.mean() <= 0.01
+    else:  # of one grey level the jitter makes more
+        assert difference.mean() <= 0.05
+        assert (difference <= 6).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize("by", ["torch", "numba"])
+def test_jittered_by_the_batch_as_by_pillow(folder, monkeypatch, by):
+    if by == "numba" and not plan.has_numba():
+        pytest.skip("needs numba, the extra 'fast'")
+    monkeypatch.setattr(plan, "has_numba", lambda: by == "numba")
+    steps, made, drawn, expected = both(transform("domainbed", 224, True), "batch", folder)
+    before = made.clone()
+    difference = apart(steps, plan.second(steps, made, drawn), expected)
+    assert torch.equal(made, before)
+    assert difference.mean() <= 0.1  # far below what is asked, 1.5: the arithmetic is Pillow's
+    assert (difference <= 6).float().mean() >= 0.99
+
+
+def test_what_is_drawn(folder):
+    picture = listing.open_picture(folder / "plain.jpg")
+    steps = plan.plan(transform("domainbed", 224, augment=True))
+    torch.manual_seed(5)
+    _, row = plan.first(steps, decode(str(folder / "plain.jpg")))
+    torch.manual_seed(5)
+    T.RandomResizedCrop.get_params(picture, [0.7, 1.0], [3 / 4, 4 / 3])
+    flip = torch.rand(1) < 0.5
+    order, *factors = T.ColorJitter.get_params((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3))
+    grey = torch.rand(1) < 0.1
+    assert row.tolist() == [flip, *order.tolist(), *factors, grey]
+
+
+def random_rows(count: int) -> torch.Tensor:
+    """What might be drawn for so many pictures, factors beyond the usual included."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(count, 10, generator=generator)
+    rows[:, [0, 9]] = (rows[:, [0, 9]] < 0.3).float()
+    rows[:, 1:5] = rows[:, 1:5].argsort(1).float()
+    rows[:, 5:8] *= 2
+    rows[:, 8] -= 0.5
+    return rows
+
+
+def test_the_compiled_stage_is_torchs(monkeypatch):
+    if not plan.has_numba():
+        pytest.skip("needs numba, the extra 'fast'")
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randint(256, (24, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    noise[:4] = noise[:4, :, :, :1]  # greys have no hue
+    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
+    compiled = plan.second(steps, noise, random_rows(24), out := torch.empty(24, 3, 16, 16))
+    assert compiled is out
+    monkeypatch.setattr(plan, "has_numba", lambda: False)
+    difference = apart(steps, compiled, plan.second(steps, noise, random_rows(24)))
+    assert (difference < 0.0255).float().mean() > 0.999
+
+
+def test_operations_that_are_not_asked_for_are_left_out():
+    half = (0.5,) * 3
+    given = T.Compose(
+        [T.Resize((16, 16)), T.ColorJitter(0, 0.5, 0, 0.2), T.ToTensor(), T.Normalize(half, half)]
+    )
+    steps = plan.plan(given)
+    pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
+    torch.manual_seed(0)
+    expected = given(Image.fromarray(pixels.numpy()))
+    torch.manual_seed(0)
+    made, row = plan.first(steps, pixels)
+    difference = apart(steps, plan.second(steps, made[None], row[None]), expected)
+    assert difference.mean() < 0.1
+
+
+def test_another_models_normalisation():
+    steps = Plan(4, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    pixels = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3)
+    expected = T.functional.normalize(
+        pixels.permute(0, 3, 1, 2) / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    )
+    others = steps._replace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    made = plan.second(others, pixels, torch.zeros(1, 10))
+    assert torch.allclose(made, expected, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_processor():
+    pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
+    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
+    made = plan.second(steps, pictures.cuda(), random_rows(24))
+    assert made.is_cuda
+    difference = apart(steps, made.cpu(), plan.second(steps, pictures, random_rows(24)))
+    assert (difference < 0.0255).float().mean() > 0.999
+
+
+def test_which_jitter(monkeypatch):
+    assert plan.jitter_path("cuda:1") == "torch"
+    monkeypatch.setattr(plan, "has_numba", lambda: True)
+    assert plan.jitter_path("cpu") == "numba"
+    monkeypatch.setattr(plan, "has_numba", lambda: False)
+    assert plan.jitter_path(torch.device("cpu")) == "pillow"
+    assert len(batches.OPERATIONS) == len(plan.OPERATIONS)
