@@ -27,7 +27,7 @@ PATHS = ("fast", "pillow")
 class HalfDone(NamedTuple):
     """A batch before its second stage.
 
-    `pictures`: (N, 3, S, S), uint8; `drawn`: (N, 10), as `plan.first` tells; `labels`: (N,).
+    `pictures`: (N, S, S, 3), uint8; `drawn`: (N, 10), as `plan.first` tells; `labels`: (N,).
     """
 
     plan: Plan
