@@ -19,9 +19,6 @@ from domainbed.lib.splits import Environment, split_environments
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 
-# How many cores a job may use, set by a launcher that runs several jobs at a time.
-CORES = "DOMAINBED_CORES"
-
 
 def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
     """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top."""
@@ -42,15 +39,21 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def workers_for(requested: int | None, dataset: Any) -> int:
-    """Return the number of loader processes: as requested, else as many as are useful."""
-    if requested is not None:
-        return requested
-    cpus = machine.cores()
-    share = os.environ.get(CORES, "")
+def share_cores(requested: int | None, dataset: Any, on_gpu: bool) -> int:
+    """Return the number of loader processes: as requested, else the data set's, at most our share.
+
+    Unless the user has set OMP_NUM_THREADS, torch gets as many threads as cores are left.
+    """
+    cores = machine.cores()
+    share = os.environ.get(machine.CORES, "")
     if share.isdigit() and int(share):
-        cpus = min(cpus, int(share))
-    return min(int(dataset.N_WORKERS), cpus)
+        cores = min(cores, int(share))
+    workers = requested
+    if workers is None:
+        workers = min(int(dataset.N_WORKERS), machine.share(cores, on_gpu)[1])
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores - workers))
+    return workers
 
 
 def load_environments(

@@ -19,7 +19,7 @@ from domainbed.lib import algorithm_state, checkpoints, drawing, measured, misc,
 from domainbed.lib.fast_data_loader import Batch
 from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
-from domainbed.lib.preparation import workers_for
+from domainbed.lib.preparation import share_cores
 from domainbed.lib.splits import Environment, named_splits
 from domainbed_carft.jobs.folder import Lock
 
@@ -60,7 +60,7 @@ class Run:
         self.lock = lock
         self.pictures = pictures
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.n_workers = workers_for(args.workers, dataset)
+        self.n_workers = share_cores(args.workers, dataset, self.device == "cuda")
         self.n_steps = args.steps or dataset.N_STEPS
         self.steps_done: int = state["steps_done"] if state else 0
         # Whether the checkpoint that was due after the last step is recorded.
