@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from domainbed_carft.errors import CarftError
 
@@ -28,21 +30,43 @@ def places(encoder: Any, method: str) -> list[nn.Module]:
     """
     in_vit, in_resnet = FIRST[method]
     if hasattr(encoder, "layer4"):
-        stages = [getattr(encoder, f"layer{number}") for number in range(1, 5)]
-        return [getattr(encoder, in_resnet), *stages]
+        return [getattr(encoder, in_resnet), *blocks_of(encoder)]
+    blocks = blocks_of(encoder)
     if hasattr(encoder, "trunk"):
         trunk = encoder.trunk
-        if not all(hasattr(trunk, part) for part in ("patch_embed", "norm_pre", "blocks")):
+        if not blocks or not all(hasattr(trunk, part) for part in ("patch_embed", "norm_pre")):
             raise CarftError(
                 f"{method}_weight needs an image encoder of blocks, and {type(trunk).__name__} of "
                 "timm has none; choose another clip_backbone or algorithm"
             )
         first = trunk.norm_pre if in_vit == "ln_pre" else trunk.patch_embed.proj
-        blocks = trunk.blocks
     else:
-        first, blocks = getattr(encoder, in_vit), encoder.transformer.resblocks
+        first = getattr(encoder, in_vit)
     quarters = [-(-len(blocks) * number // 4) - 1 for number in range(1, 5)]
     return [first, *(blocks[index] for index in quarters)]
+
+
+def blocks_of(encoder: Any) -> list[nn.Module]:
+    """The blocks of a ViT, the stages of a ResNet; empty for others of timm's."""
+    if hasattr(encoder, "layer4"):
+        return [getattr(encoder, f"layer{number}") for number in range(1, 5)]
+    if hasattr(encoder, "trunk"):
+        return [*getattr(encoder.trunk, "blocks", ())]
+    return [*encoder.transformer.resblocks]
+
+
+def checkpoint_blocks(encoder: nn.Module) -> None:
+    """Have the encoder keep only what goes into each block, and compute it anew for gradients.
+
+    Raises CarftError for an encoder that is not made of blocks.
+    """
+    if not (blocks := blocks_of(encoder)):
+        raise CarftError(
+            "checkpoint_blocks is True, but this image encoder of timm's has no blocks; set it to "
+            "False, and micro_batch to fewer pictures"
+        )
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 @contextlib.contextmanager
@@ -70,11 +94,17 @@ class Frozen:
     """The original image encoder: eval mode, no gradients, in inference precision.
 
     Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    In bf16 the large weights are stored as autocast would round them at every call, in half the
+    memory, unless the weights themselves are asked for, ``exact``.
     """
 
-    def __init__(self, encoder: nn.Module, precision: str) -> None:
+    def __init__(self, encoder: nn.Module, precision: str, exact: bool = False) -> None:
         self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
         self.bf16 = precision == "bf16"
+        for module in self.encoder.modules() if self.bf16 and not exact else ():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.bfloat16()
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, methods: Sequence[str] = ()) -> tuple[Tensor, Seen]:
