@@ -6,6 +6,7 @@ import open_clip_folders
 import pytest
 import torch
 from conftest import TINY_SHAPE, random_clip
+from domainbed.lib import algorithm_state
 from test_algorithms import CLASSES, FEW, RN50, SMALL, make, minibatches, same, settings, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -143,6 +144,7 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
         assert kept[1] < 0.5 * kept[0]
     assert train(plain, 3) == train(sparing, 3)
     assert same(plain, sparing) and same(plain, copy.deepcopy(sparing))
+    algorithm_state.capture(sparing, algorithm_state.places(sparing))  # can be resumed
 
 
 # Precision

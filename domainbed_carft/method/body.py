@@ -16,11 +16,11 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone, blocks, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
 from domainbed_carft.method.device import settled_amp
-from domainbed_carft.method.frozen import checkpoint_blocks, encode
+from domainbed_carft.method.frozen import encode
 from domainbed_carft.method.pieces import Piece, split
 from domainbed_carft.method.terms import Terms
 
@@ -88,7 +88,7 @@ class CLIPAlgorithm(Algorithm):
             self.set_up(encoder, weights, scale, wanted, normalisation)
             self.set_up_training(clip_model, features)
             if hparams["checkpoint_blocks"] and self.trains_encoder:
-                checkpoint_blocks(self.encoder)
+                blocks.checkpoint_blocks(self.encoder)
         self.train()
 
     def keep_text(self, name: str, text: str) -> None:

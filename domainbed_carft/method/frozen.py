@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from domainbed_carft.clips.blocks import blocks_of
 from domainbed_carft.errors import CarftError
 
 Seen = dict[str, list[Tensor]]  # method -> activations (N, T, C) at its places
@@ -44,29 +43,6 @@ def places(encoder: Any, method: str) -> list[nn.Module]:
         first = getattr(encoder, in_vit)
     quarters = [-(-len(blocks) * number // 4) - 1 for number in range(1, 5)]
     return [first, *(blocks[index] for index in quarters)]
-
-
-def blocks_of(encoder: Any) -> list[nn.Module]:
-    """The blocks of a ViT, the stages of a ResNet; empty for others of timm's."""
-    if hasattr(encoder, "layer4"):
-        return [getattr(encoder, f"layer{number}") for number in range(1, 5)]
-    if hasattr(encoder, "trunk"):
-        return [*getattr(encoder.trunk, "blocks", ())]
-    return [*encoder.transformer.resblocks]
-
-
-def checkpoint_blocks(encoder: nn.Module) -> None:
-    """Have the encoder keep only what goes into each block, and compute it anew for gradients.
-
-    Raises CarftError for an encoder that is not made of blocks.
-    """
-    if not (blocks := blocks_of(encoder)):
-        raise CarftError(
-            "checkpoint_blocks is True, but this image encoder of timm's has no blocks; set it to "
-            "False, and micro_batch to fewer pictures"
-        )
-    for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 @contextlib.contextmanager
