@@ -21,7 +21,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
     for part in (
         "unknown hparam 'kl_wieght'; did you mean 'kl_weight'?",
         "lr is 0, expected a number > 0",
-        "amp is 'fp16', expected one of 'off', 'bf16'",
+        "amp is 'fp16', expected one of 'auto', 'off', 'bf16'",
         "head_init is None",
         "'grad_clip' is missing",
         "clip_backbone is 'nope', expected an existing file, open_clip:NAME/TAG, or one of: tiny",

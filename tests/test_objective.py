@@ -156,7 +156,7 @@ def test_kl_without_the_own_class_is_that_over_the_other_captions():
     rng = np.random.default_rng(3)
     labels = torch.tensor([0, 1, 1, 2, 0, 2])
     both = [torch.tensor(rng.normal(size=(6, 6))) for _ in range(2)]
-    masked = [objective.without_own_class(logits, labels) for logits in both]
+    masked = [objective.without_own_class(logits, labels, labels) for logits in both]
     got = objective.context_kl(*masked, objective.KL_DIRECTIONS[0])
     expected = []
     for n in range(6):
@@ -164,5 +164,5 @@ def test_kl_without_the_own_class_is_that_over_the_other_captions():
         p0, p1 = (softmax(logits[n].numpy()[others]) for logits in both)
         expected.append((p0 * np.log(p0 / p1)).sum())
     assert float(got) == pytest.approx(np.mean(expected), rel=1e-6)
-    same = objective.without_own_class(both[0], torch.zeros(6))
+    same = objective.without_own_class(both[0], torch.zeros(6), torch.zeros(6))
     assert float(objective.context_kl(same, same + 1, objective.KL_DIRECTIONS[0])) == 0

@@ -11,7 +11,9 @@ from torch.func import functional_call
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import anchors, objective, prompts, texts
 from domainbed_carft.method.body import CLIPAlgorithm
+from domainbed_carft.method.device import sent
 from domainbed_carft.method.frozen import encode
+from domainbed_carft.method.pieces import Piece
 
 
 class CARFT(CLIPAlgorithm):
@@ -41,7 +43,7 @@ class CLIPZeroShot(CLIPLinearProbe):
     trains_head = False
     is_constant = True  # our harness evaluates it once
 
-    def _step(self, loss: Tensor) -> None:
+    def _step(self) -> None:
         pass
 
 
@@ -106,10 +108,10 @@ class FLYP(CLIPAlgorithm):
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
         super().set_up_training(clip_model, text_features)
 
-    def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        bf16 = self.hparams["amp"] == "bf16"
+    def _loss(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
+        bf16, y = self.hparams["amp"] == "bf16", piece.labels
         features, _ = encode(self.encoder, self.input(x), bf16)
-        drawn = torch.randint(len(self.tokens), y.shape).to(y.device)  # a context a picture
+        drawn = sent(torch.randint(len(self.tokens), y.shape), y.device)  # a context a picture
         captions, _ = encode(self.text, self.tokens[drawn, y], bf16)
         how = self.log_scale.exp(), self.hparams["flyp_targets"]
         return {"loss": anchors.contrastive(features, captions, y, *how)}

@@ -82,7 +82,7 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
 
 _TOGETHER = {  # what _conflicts looks at
     "warmup_steps", "lp_steps", "total_steps", "average", "average_start", "margin", "wise_alpha",
-    "head_init",
+    "head_init", "micro_batch",
 }  # fmt: skip
 
 
@@ -115,6 +115,11 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> Iterator[str]:
     for name in refused:
         if hparams[name]:
             yield f"{name} is {hparams[name]!r}, expected 0: {algorithm} trains no head"
+    if hparams["micro_batch"] and algorithm == "FLYP":
+        yield (
+            f"micro_batch is {hparams['micro_batch']}, expected 0: FLYP contrasts all pictures of "
+            "a batch with each other; set checkpoint_blocks to true, or a smaller batch_size"
+        )
     if hparams["head_init"] == "random" and algorithm not in ("CLIPood", "FLYP"):
         # A random head has no original to go back to, and no text features to compare with.
         for name, off in (("wise_alpha", 1), ("margin", 0)):

@@ -7,7 +7,7 @@ formulas are in ``objective`` and ``anchors``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,12 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone, blocks, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
+from domainbed_carft.method.device import settled_amp
 from domainbed_carft.method.frozen import encode
+from domainbed_carft.method.pieces import Piece, split
 from domainbed_carft.method.terms import Terms
 
 ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
@@ -41,6 +43,8 @@ class CLIPAlgorithm(Algorithm):
     input: pictures.CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
     architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
+    # Hparams that are settled by the machine on which a job starts, and kept where it is resumed.
+    SETTLED = ("amp",)
     trains_encoder = True
     trains_head = True
     # The hparams that weigh a term of the loss; None: no terms, and the drift is not measured.
@@ -54,6 +58,7 @@ class CLIPAlgorithm(Algorithm):
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
         arguments.check(input_shape, hparams, type(self).__name__)
+        hparams["amp"] = settled_amp(hparams["amp"])
         super().__init__(input_shape, num_classes, num_domains, hparams)
         normalisation = arguments.checked_data(hparams)  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
@@ -83,6 +88,8 @@ class CLIPAlgorithm(Algorithm):
             encoder, scale = clip_model.model.visual, clip_model.logit_scale
             self.set_up(encoder, weights, scale, wanted, normalisation)
             self.set_up_training(clip_model, features)
+            if hparams["checkpoint_blocks"] and self.trains_encoder:
+                blocks.checkpoint_blocks(self.encoder)
         self.train()
 
     def keep_text(self, name: str, text: str) -> None:
@@ -212,50 +219,64 @@ class CLIPAlgorithm(Algorithm):
         the steps on which they measure the drift (hparam ``drift_every``), FLYP and the first phase
         of LP-FT never.
         """
+        xs, ys = arguments.pictures_and_labels(minibatches, more)
+        measured = self.step(list(zip(xs, ys)))
+        return dict(zip(measured, torch.stack([*measured.values()]).tolist()))  # waits once for all
+
+    def step(self, minibatches: arguments.Minibatches) -> dict[str, Tensor]:
+        """``update`` without waiting for the device: its values are scalar tensors there."""
         if self.restored:
             raise CarftError(
                 "a restored algorithm can predict but not train, because the file holds no "
                 "optimizer. Train from the start instead"
             )
-        xs, ys = arguments.pictures_and_labels(minibatches, more)
-        x, y = torch.cat(xs), torch.cat(ys)
-        if self.steps_taken < self.lp_steps:
-            measured = self._probe(x, y)
-        else:
-            measured = self._loss(x, y)
-            self._step(measured["loss"])
+        x, y = (torch.cat(part) for part in zip(*minibatches))
+        learn = self._probe if self.steps_taken < self.lp_steps else self._learn
+        measured = learn(x, split(y, self.hparams["micro_batch"]))
         self.steps_taken += 1
         if self.predicting:
             self.predicting.add(self.steps_taken)
-        return {name: float(value.detach()) for name, value in measured.items()}
+        return measured
 
-    def _probe(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _learn(self, x: Tensor, batch: Iterable[Piece]) -> dict[str, Tensor]:
+        """A step, the gradients of the ``batch`` added up piece by piece."""
+        self.zero_grad(set_to_none=True)
+        found: dict[str, Tensor] = {}
+        for piece in batch:
+            parts = self._loss(x[piece.place], piece)
+            if parts["loss"].requires_grad:
+                (parts["loss"] * piece.share).backward()
+            shares = {name: part.detach() * piece.share for name, part in parts.items()}
+            found = {name: found[name] + s if name in found else s for name, s in shares.items()}
+        self._step()
+        return found
+
+    def _probe(self, x: Tensor, batch: Iterable[Piece]) -> dict[str, Tensor]:
         """A step of LP-FT's first phase (arXiv 2202.10054): the head alone, at its own rate."""
+        parts = [*batch]
         with torch.no_grad():
-            features = self.features(x)
-        cross_entropy = F.cross_entropy(self.class_logits(features), y)
+            features = torch.cat([self.features(x[piece.place]) for piece in parts])
+        cross_entropy = F.cross_entropy(self.class_logits(features), parts[0].labels)
         self.probe_optimizer.zero_grad(set_to_none=True)
         cross_entropy.backward()
         self.probe_optimizer.step()
-        return {"loss": cross_entropy, "loss_ce": cross_entropy}
+        return {"loss": cross_entropy.detach(), "loss_ce": cross_entropy.detach()}
 
-    def _loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _loss(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
         clip_pictures, bf16 = self.input(x), self.hparams["amp"] == "bf16"
         methods = self.terms.methods if self.terms else []
         features, seen = encode(self.encoder, clip_pictures, bf16, methods)
         logits = self.class_logits(features)
         if self.terms and self.hparams["margin"]:
-            logits = self.terms.with_margin(logits, y)
-        cross_entropy = F.cross_entropy(logits.float(), y)
+            logits = self.terms.with_margin(logits, piece.own)
+        cross_entropy = F.cross_entropy(logits.float(), piece.own)
         if not self.terms:
             return {"loss": cross_entropy, "loss_ce": cross_entropy}
-        of_them = (self.steps_taken, clip_pictures, y, features, seen, self.encoder)
+        of_them = (self.steps_taken, clip_pictures, piece, features, seen, self.encoder)
         parts, weighted = self.terms(*of_them)
         return {"loss": cross_entropy + weighted, "loss_ce": cross_entropy, **parts}
 
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _step(self) -> None:
         if self.hparams["grad_clip"] > 0:
             trained = [p for p in self.parameters() if p.requires_grad]
             nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
@@ -273,6 +294,8 @@ class CLIPAlgorithm(Algorithm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         super()._apply(fn, recurse)
+        if hasattr(self, "optimizer"):
+            optimisation.fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
         return self

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from domainbed_carft.clips.blocks import blocks_of
 from domainbed_carft.errors import CarftError
 
 Seen = dict[str, list[Tensor]]  # method -> activations (N, T, C) at its places
@@ -28,19 +29,18 @@ def places(encoder: Any, method: str) -> list[nn.Module]:
     """
     in_vit, in_resnet = FIRST[method]
     if hasattr(encoder, "layer4"):
-        stages = [getattr(encoder, f"layer{number}") for number in range(1, 5)]
-        return [getattr(encoder, in_resnet), *stages]
+        return [getattr(encoder, in_resnet), *blocks_of(encoder)]
+    blocks = blocks_of(encoder)
     if hasattr(encoder, "trunk"):
         trunk = encoder.trunk
-        if not all(hasattr(trunk, part) for part in ("patch_embed", "norm_pre", "blocks")):
+        if not blocks or not all(hasattr(trunk, part) for part in ("patch_embed", "norm_pre")):
             raise CarftError(
                 f"{method}_weight needs an image encoder of blocks, and {type(trunk).__name__} of "
                 "timm has none; choose another clip_backbone or algorithm"
             )
         first = trunk.norm_pre if in_vit == "ln_pre" else trunk.patch_embed.proj
-        blocks = trunk.blocks
     else:
-        first, blocks = getattr(encoder, in_vit), encoder.transformer.resblocks
+        first = getattr(encoder, in_vit)
     quarters = [-(-len(blocks) * number // 4) - 1 for number in range(1, 5)]
     return [first, *(blocks[index] for index in quarters)]
 
@@ -70,11 +70,17 @@ class Frozen:
     """The original image encoder: eval mode, no gradients, in inference precision.
 
     Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``.
+    In bf16 the large weights are stored as autocast would round them at every call, in half the
+    memory, unless the weights themselves are asked for, ``exact``.
     """
 
-    def __init__(self, encoder: nn.Module, precision: str) -> None:
+    def __init__(self, encoder: nn.Module, precision: str, exact: bool = False) -> None:
         self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
         self.bf16 = precision == "bf16"
+        for module in self.encoder.modules() if self.bf16 and not exact else ():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.bfloat16()
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, methods: Sequence[str] = ()) -> tuple[Tensor, Seen]:

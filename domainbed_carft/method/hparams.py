@@ -191,8 +191,10 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("warmup_steps", _always(0), *_count(0)),
     Hparam("total_steps", lambda context: 101 if context[1] == "EmojiStyles" else 5001, *_count(1)),
     Hparam("grad_clip", _always(1.0), _number, "a number >= 0 (0 is off)"),
-    Hparam("amp", _always("off"), *_one_of("off", "bf16")),
+    Hparam("amp", _always("auto"), *_one_of("auto", "off", "bf16")),
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),
+    Hparam("micro_batch", _always(0), *_count(0)),
+    Hparam("checkpoint_blocks", _always(False), *_one_of(False, True)),
     Hparam("drift_every", _always(10), *_count(0)),
     Hparam("flyp_targets", _always("same-class"), *_one_of("same-class", "diagonal")),
     # What any algorithm that trains the encoder may add.

@@ -103,9 +103,12 @@ def context_kl(original_logits: Tensor, tuned_logits: Tensor, direction: str) ->
     return kl.float()
 
 
-def without_own_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N, N) logits of pictures over captions, none for captions of the picture's own class."""
-    return logits.masked_fill(labels[:, None] == labels[None], _IMPOSSIBLE)
+def without_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
+    """(n, N) logits of pictures over captions, none for captions of the picture's own class.
+
+    ``labels`` (n,) are the pictures', ``captions`` (N,) the captions'.
+    """
+    return logits.masked_fill(labels[:, None] == captions[None], _IMPOSSIBLE)
 
 
 def context_agreement(original_logits: Tensor, tuned_logits: Tensor) -> Tensor:

@@ -38,7 +38,21 @@ def adamw(
         {"params": spared, "weight_decay": 0.0},
         {"params": variances, "weight_decay": 0.0, "lr": 10 * hparams["lr"]},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
+    optimizer.register_load_state_dict_post_hook(fuse)
+    return optimizer
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Step all weights in one kernel where they are on a GPU; else torch's own choice.
+
+    To be called where weights or state have moved. The kernel wants its counts of steps on the GPU,
+    where those of a run that began on a processor are not.
+    """
+    for group in optimizer.param_groups:
+        counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
+        on_gpu = all(tensor.is_cuda for tensor in [*group["params"], *counts])
+        group["fused"] = True if on_gpu else None
 
 
 def schedule(

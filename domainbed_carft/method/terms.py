@@ -5,6 +5,7 @@ Their formulas are in ``objective`` and ``anchors``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.method import anchors, objective, texts
+from domainbed_carft.method.device import sent
 from domainbed_carft.method.frozen import FIRST, Frozen, Seen, encode
+from domainbed_carft.method.pieces import Piece
 
 
 class Terms(nn.Module):
@@ -48,7 +51,8 @@ class Terms(nn.Module):
         if "kl_weight" in counting and hparams["kl_over"].endswith("captions"):
             self._keep("text_rows", F.normalize(text_features, dim=-1))
         if counting or hparams["drift_every"]:
-            self.original = Frozen(encoder, hparams["original_precision"])
+            exact = "sp_weight" in counting  # compares weights
+            self.original = Frozen(encoder, hparams["original_precision"], exact)
         if "lipsum_weight" in counting:
             self.random_texts = texts.random_texts(clip_model)
         if "miro_weight" in counting:
@@ -77,13 +81,13 @@ class Terms(nn.Module):
         return [name for name in FIRST if self.weight(f"{name}_weight", 0)]
 
     def forward(
-        self, step: int, pictures: Tensor, labels: Tensor, features: Tensor, seen: Seen,
+        self, step: int, pictures: Tensor, piece: Piece, features: Tensor, seen: Seen,
         encoder: nn.Module,
     ) -> tuple[dict[str, Tensor], Tensor | float]:  # fmt: skip
         """What the step after ``step`` measures, unweighted, and the weighted sum of what counts.
 
-        ``pictures`` (N, 3, R, R) as CLIP wants them; ``features`` (N, D) and ``seen`` of the
-        ``encoder`` that is trained.
+        ``pictures`` (n, 3, R, R) of the ``piece`` as CLIP wants them; ``features`` (n, D) and
+        ``seen`` of the ``encoder`` that is trained.
         """
         hparams, counting, parts = self.hparams, self.counting(step), dict[str, Tensor]()
         drifts = hparams["drift_every"] > 0 and step % hparams["drift_every"] == 0
@@ -91,7 +95,7 @@ class Terms(nn.Module):
             assert self.original is not None  # made for all of these
             features_0, seen_0 = self.original(pictures, self.methods)
             if "kl_weight" in counting:
-                parts["loss_kl"] = self._kl(features_0, features, labels)
+                parts["loss_kl"] = self._kl(features_0, features, piece)
             if "kl_weight" in counting or drifts:
                 parts = {**self._drift(features_0, features), **parts}
             if "fd_weight" in counting:
@@ -100,7 +104,8 @@ class Terms(nn.Module):
                 axis = hparams["ldifs_axis"]
                 parts["loss_ldifs"] = anchors.ldifs(seen["ldifs"], seen_0["ldifs"], axis)
             if self.random_texts and "lipsum_weight" in counting:
-                drawn = self.random_texts(hparams["lipsum_texts"], hparams["lipsum_length"])
+                how = hparams["lipsum_texts"], hparams["lipsum_length"]
+                drawn = piece.once("texts", functools.partial(self.random_texts, *how))
                 parts["loss_lipsum"] = anchors.lipsum(features, features_0, drawn, self.logit_scale)
             if "miro_weight" in counting:
                 variances = [*self.miro_variances]
@@ -135,16 +140,17 @@ class Terms(nn.Module):
         t = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
         return objective.context_logits(features, rows, t)
 
-    def _kl(self, features_0: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    def _kl(self, features_0: Tensor, features: Tensor, piece: Piece) -> Tensor:
         """The KL over what ``kl_over`` says."""
-        over = self.hparams["kl_over"]
+        over, labels = self.hparams["kl_over"], piece.labels
         rows = self.context_weights if over == "contexts" else self.text_rows
-        if over.endswith("captions"):  # one a picture, of its class in a random context
-            rows = rows[torch.randint(len(rows), labels.shape).to(labels.device), labels]
+        if over.endswith("captions"):  # one a picture of the batch, its class in a random context
+            drawn = piece.once("contexts", lambda: torch.randint(len(rows), labels.shape))
+            rows = rows[sent(drawn, labels.device), labels]
         original, tuned = self._logits(features_0, rows), self._logits(features, rows)
         if over == "other-captions":
-            original = objective.without_own_class(original, labels)
-            tuned = objective.without_own_class(tuned, labels)
+            original = objective.without_own_class(original, piece.own, labels)
+            tuned = objective.without_own_class(tuned, piece.own, labels)
         return objective.context_kl(original, tuned, self.hparams["kl_direction"])
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method.device import sent
 
 START, END = 49406, 49407  # of CLIP's vocabulary; all words are smaller
 
@@ -38,6 +39,12 @@ class TextEncoder(nn.Module):
         at_end = self.ln_final(x)[torch.arange(len(x), device=x.device), ends]
         features: Tensor = at_end.float() @ self.text_projection.float()
         return features
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
+        super()._apply(fn, recurse)
+        for block in self.transformer.resblocks:  # no buffer, it would be copied at every call
+            block.attn_mask = fn(block.attn_mask)
+        return self
 
 
 class OpenClipText(nn.Module):
@@ -107,7 +114,7 @@ class RandomTexts:
         tokens = torch.randint(0, START, (count, length + 2))
         tokens[:, 0], tokens[:, -1] = START, END
         tokens = F.pad(tokens, (0, max(0, self.padded - tokens.shape[1])))
-        features: Tensor = self.encoder(tokens.to(next(self.encoder.parameters()).device))
+        features: Tensor = self.encoder(sent(tokens, next(self.encoder.parameters()).device))
         return features
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:

@@ -1,0 +1,206 @@
+"""A step waits for nothing, in pieces it is the step of the whole batch, and `amp` is settled."""
+
+import copy
+
+import open_clip_folders
+import pytest
+import torch
+from conftest import TINY_SHAPE, random_clip
+from domainbed.lib import algorithm_state
+from test_algorithms import CLASSES, FEW, RN50, SMALL, make, minibatches, same, settings, train
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, device, frozen, hparams, texts
+
+TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
+EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"margin": 0.2, "average": "ema"}
+CASES = [
+    *((name, {}) for name in hparams.ALGORITHMS),
+    ("CARFT", EVERY | {"kl_over": "other-captions"}),
+    ("CARFT", {"kl_over": "captions", "lipsum_weight": 0.5, "lp_steps": 1}),
+    ("CLIPL2SP", {"sp_form": "decoupled", "wise_alpha": 0.5}),
+]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the processor reads a tensor, for which it would wait if that were on a GPU.
+
+    AdamW's counts of steps are on the processor wherever the weights are.
+    """
+
+    def __init__(self, algorithm):
+        super().__init__()
+        self.optimizers = [
+            vars(algorithm)[name]
+            for name in ("optimizer", "probe_optimizer")
+            if name in vars(algorithm)
+        ]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name == "index" and any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if masks or name in ("_local_scalar_dense", "nonzero", "equal", "masked_select"):
+            counts = [s["step"] for one in self.optimizers for s in one.state.values()]
+            assert any(args[0] is count for count in counts), f"{name} of a tensor"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "more"), CASES)
+def test_a_step_reads_no_tensor(random_tiny, name, more):
+    algorithm = make(random_tiny, name, **more)
+    for seed in range(3):
+        with NoWaiting(algorithm):
+            found = algorithm.step(minibatches(seed))
+        assert all(v.shape == () and not v.requires_grad for v in found.values())
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting(algorithm):
+        float(found["loss"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "more"), CASES)
+def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, more):
+    algorithm = make(random_tiny, name, **more).to("cuda")
+    batches = [[(x.cuda(), y.cuda()) for x, y in minibatches(seed)] for seed in range(3)]
+    algorithm.step(batches[0])  # makes the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            algorithm.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_update_gives_a_steps_values_as_floats(random_tiny):
+    one, other = make(random_tiny), make(random_tiny)
+    for seed in range(2):
+        values = one.step(minibatches(seed))
+        assert other.update(minibatches(seed)) == {n: float(v) for n, v in values.items()}
+    assert same(one, other)
+
+
+@pytest.mark.parametrize(("name", "more"), [case for case in CASES if case[0] != "FLYP"])
+def test_in_pieces_it_is_the_step_of_the_whole_batch(random_tiny, name, more):
+    """Pieces of 5, 5 and 2 of 12 pictures, after two steps; what is drawn is the same."""
+    whole = make(random_tiny, name, **more)
+    train(whole, 2)
+    pieces = copy.deepcopy(whole)
+    pieces.hparams["micro_batch"] = 5
+    found = []
+    for one in (whole, pieces):
+        torch.manual_seed(5)
+        values = one.update(minibatches(5))
+        found.append((values, [p.grad for p in one.parameters()], torch.get_rng_state()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
+    for one, other in zip(*(gradients for _, gradients, _ in found), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert torch.equal(found[0][2], found[1][2])
+
+
+def test_flyp_contrasts_all_pictures_of_a_batch(random_tiny):
+    with pytest.raises(CarftError, match="micro_batch is 4, expected 0: FLYP contrasts"):
+        make(random_tiny, "FLYP", micro_batch=4)
+
+
+def saved_for_gradients(algorithm, batch):
+    """The bytes that a loss of the batch keeps for its gradients."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        algorithm.forward(torch.cat([x for x, _ in batch])).sum()
+    return sum(kept.values())
+
+
+KINDS = ["ViT", "ResNet", "gelu", "siglip"]
+
+
+def clip_of(kind, random_tiny, tmp_path):
+    """A clip_backbone of OpenAI's format or of open_clip's."""
+    if kind == "ViT":
+        return random_tiny
+    if kind == "ResNet":
+        torch.save(random_clip(**{**RN50, **FEW, **SMALL}).state_dict(), tmp_path / "weights.pt")
+        return tmp_path / "weights.pt"
+    pytest.importorskip("open_clip")
+    if kind == "siglip":
+        pytest.importorskip("transformers")
+    return open_clip_folders.write(tmp_path / kind, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
+    path = clip_of(kind, random_tiny, tmp_path)
+    more = {"ldifs_weight": 0.5, "miro_weight": 0.5, "micro_batch": 8}
+    plain, sparing = (make(path, checkpoint_blocks=on, **more) for on in (False, True))
+    if kind == "ViT":
+        kept = [saved_for_gradients(one, minibatches()) for one in (plain, sparing)]
+        assert kept[1] < 0.5 * kept[0]
+    assert train(plain, 3) == train(sparing, 3)
+    assert same(plain, sparing) and same(plain, copy.deepcopy(sparing))
+    algorithm_state.capture(sparing, algorithm_state.places(sparing))  # can be resumed
+
+
+# Precision
+
+
+def on_a_gpu(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card")
+
+
+def test_amp_is_settled_by_the_machine(monkeypatch):
+    assert [device.settled_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+    on_a_gpu(monkeypatch, (9, 0))
+    assert [device.settled_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    on_a_gpu(monkeypatch, (7, 5))
+    assert [device.settled_amp(v) for v in ("auto", "off")] == ["off", "off"]
+    with pytest.raises(CarftError, match=r"Card with its compute capability 7\.5 does not"):
+        device.settled_amp("bf16")
+
+
+def test_the_record_has_what_amp_was_settled_to(random_tiny):
+    given = settings(random_tiny)
+    assert given["amp"] == "auto"
+    algorithm = algorithms.CARFT((3, 28, 28), len(CLASSES), 2, given)
+    assert given["amp"] == algorithm.hparams["amp"] == "off" and "amp" in algorithm.SETTLED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_original_in_bf16_is_what_autocast_makes_of_it(kind, random_tiny, tmp_path):
+    clip_model = backbone.load(str(clip_of(kind, random_tiny, tmp_path)))
+    exact, rounded = (frozen.Frozen(clip_model.model.visual, "bf16", on) for on in (True, False))
+    size = clip_model.preprocessing.resolution
+    pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    # torch has a fast path for attention with the batch in front, which heeds no autocast.
+    near = {"rtol": 0.05, "atol": 0.05} if kind == "gelu" else {"rtol": 0, "atol": 0}
+    for found, expected in zip(rounded(pictures, ["ldifs"]), exact(pictures, ["ldifs"])):
+        torch.testing.assert_close(found, expected, **near)
+    sizes = [sum(p.nbytes for p in one.encoder.parameters()) for one in (rounded, exact)]
+    assert sizes[0] < 0.75 * sizes[1]  # small ones have few matrices
+
+
+def test_a_state_from_a_gpus_fused_optimizer_goes_on_here(random_tiny):
+    one, other = make(random_tiny), make(random_tiny)
+    train(one, 2)
+    state = copy.deepcopy(one.optimizer.state_dict())
+    assert all(group["fused"] is None for group in state["param_groups"])
+    for group in state["param_groups"]:
+        group["fused"] = True
+    other.load_state_dict(one.state_dict())
+    other.optimizer.load_state_dict(state)
+    other.scheduler.load_state_dict(one.scheduler.state_dict())
+    other.steps_taken = one.steps_taken
+    assert one.update(minibatches(7)) == other.update(minibatches(7)) and same(one, other)
+
+
+def test_the_mask_of_a_text_encoder_moves_with_it():
+    encoder = texts.TextEncoder(random_clip(**TINY_SHAPE)).to("meta")
+    assert {b.attn_mask.device.type for b in encoder.transformer.resblocks} == {"meta"}
