@@ -14,6 +14,7 @@ from pathlib import Path
 from domainbed_carft import machine, text
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.warm import Warm
 from domainbed_carft.launchers import attempt
 from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
 from domainbed_carft.launchers.launches import in_hand
@@ -72,7 +73,8 @@ def _run(
     """
     if not jobs:
         return []
-    waiting, children, left = deque(jobs), Children(), list[Ending]()
+    waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
+    children = Children(warm)
     interruptions: Counter[Path] = Counter()
 
     def work(slot: Mapping[str, str]) -> None:
@@ -94,6 +96,7 @@ def _run(
                 left.append(ending)
 
     with (
+        warm,
         stopping(children, name),
         in_hand(name, jobs),
         ThreadPoolExecutor(max_workers=len(slots)) as workers,
