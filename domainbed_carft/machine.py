@@ -6,7 +6,11 @@ import contextlib
 import math
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+
+# By this variable a launcher tells a job how many cores are its share.
+CORES = "DOMAINBED_CORES"
 
 
 def cores(root: Path = Path("/")) -> int:
@@ -37,6 +41,30 @@ def _cgroup_limits(name: str, root: Path) -> list[str]:
                 with contextlib.suppress(OSError):
                     limit = root / "sys/fs/cgroup" / group / name
                     found.append(limit.read_text(encoding="utf-8").strip())
+    return found
+
+
+def share(cores: int, on_gpu: bool) -> tuple[int, int]:
+    """Threads that compute and processes that load, for a job on so many cores.
+
+    Together they are no more than the cores, but for one that loads beside a GPU. Half of the cores
+    load where the processor computes, all but one where a GPU does: a rule of ours.
+    """
+    loaders = max(1, cores - 1) if on_gpu else cores // 2
+    return max(1, cores - loaders), loaders
+
+
+def variables(cores: int, on_gpu: bool, kept: Mapping[str, str]) -> dict[str, str]:
+    """What a launcher sets for a job on so many cores; what is ``kept`` stays as it is there."""
+    threads = str(share(cores, on_gpu)[0])
+    found = {CORES: str(cores)}
+    if "OMP_NUM_THREADS" not in kept:
+        # OpenMP's is read by OpenBLAS and MKL too, but MKL's own wins, if it is set.
+        found |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    # By default OpenMP's threads spin while they wait for each other. As soon as anything else runs
+    # they so keep a core from the one that they wait for: a job took four times as long.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & kept.keys():
+        found["OMP_WAIT_POLICY"] = "PASSIVE"
     return found
 
 

@@ -29,10 +29,10 @@ def main() -> int:
     told = []
 
     def tell(event: str) -> None:
-        names = ("OMP_NUM_THREADS", "DOMAINBED_CORES", "CUDA_VISIBLE_DEVICES")
-        threads, cores, gpu = map(os.environ.get, names)
+        names = ("OMP_NUM_THREADS", "DOMAINBED_CORES", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY")
+        threads, cores, gpu, waits = map(os.environ.get, names)
         line = dict(event=event, time=time.time(), pid=os.getpid(), threads=threads, cores=cores,
-                    gpu=gpu, hparams=args.hparams)  # fmt: skip
+                    gpu=gpu, waits=waits, hparams=args.hparams)  # fmt: skip
         with open(folder / "story", "a") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -117,19 +117,33 @@ def test_a_job_that_asks_to_start_again_does_and_has_not_failed(tmp_path):
 
 
 def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(machine, "cores", lambda: 7)
     run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
     folders = [tmp_path / f"job{n:02}" for n in range(3)]
-    for kind in ("threads", "cores"):
-        assert [story(folder)[0][kind] for folder in folders] == ["3"] * 3
+    told = [story(folder)[0] for folder in folders]
+    # One of the three cores is left to the process that loads.
+    assert [(one["threads"], one["cores"], one["waits"]) for one in told] == [
+        ("2", "3", "PASSIVE")
+    ] * 3
     assert most_at_once(folders) == 2
     # A job alone has more; what the user has set stays.
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "9")
     run("pool", [command(tmp_path / "set")], jobs=2)
     only = story(tmp_path / "set")[0]
-    assert (only["threads"], only["cores"]) == ("5", "7")
+    assert (only["threads"], only["cores"], only["waits"]) == ("5", "7", None)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_threads_and_loaders_are_no_more_than_the_cores(on_gpu):
+    shares = {cores: machine.share(cores, on_gpu) for cores in range(1, 130)}
+    assert all(min(share) >= 0 and share[0] >= 1 for share in shares.values())
+    more = {cores for cores, share in shares.items() if sum(share) > cores}
+    assert more == ({1} if on_gpu else set())  # what loads for a GPU runs while it computes
+    assert all(sum(share) == cores for cores, share in shares.items() if cores > 1)
 
 
 def test_each_gpu_has_its_jobs(tmp_path, monkeypatch):

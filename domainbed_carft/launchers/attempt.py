@@ -24,6 +24,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.warm import Process, Warm
 
 CANNOT_START = 127  # as a shell says it
 
@@ -93,12 +94,16 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Ending] | 
 
 
 class Children:
-    """The jobs that this process runs now, and whether it was told to stop."""
+    """The jobs that this process runs now, and whether it was told to stop.
 
-    def __init__(self) -> None:
+    Without `warm` all start cold.
+    """
+
+    def __init__(self, warm: Warm | None = None) -> None:
         self.stopped_by: int | None = None
         self.killed = False
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._warm = warm
+        self._running: dict[int, Process | subprocess.Popen[bytes]] = {}
 
     def run(
         self, words: Sequence[str], environment: Mapping[str, str], lock: int, stderr: IO[bytes]
@@ -111,7 +116,10 @@ class Children:
         # and would kill the others; what is blocked here stays blocked in a child.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         try:
-            process = subprocess.Popen(
+            process: Process | subprocess.Popen[bytes] | None = None
+            if self._warm:
+                process = self._warm.start(words, environment, lock, stderr.fileno())
+            process = process or subprocess.Popen(
                 words, env=environment, pass_fds=(lock,), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
             )  # fmt: skip
@@ -135,6 +143,8 @@ class Children:
         Safe in a signal handler; `told` is the signal that stopped this process.
         """
         self.stopped_by = told
+        if self._warm:
+            self._warm.hurry()
         for process in list(self._running.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal_number)

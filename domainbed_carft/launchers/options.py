@@ -69,7 +69,7 @@ class SlurmOptions:
     qos: str | None = _option(None, "quality of service")
     time: str = _option("1-0", "time limit per job: minutes or D-HH:MM:SS")
     gpus: Annotated[int, Ge(0)] = _option(0, "GPUs per job")
-    cpus: Annotated[int, Ge(1)] = _option(1, "cores and threads per job")
+    cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
     array_size: Annotated[int, Ge(1)] = _option(

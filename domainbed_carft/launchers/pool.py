@@ -14,6 +14,7 @@ from pathlib import Path
 from domainbed_carft import machine, text
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.warm import Warm
 from domainbed_carft.launchers import attempt
 from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
 from domainbed_carft.launchers.launches import in_hand
@@ -30,7 +31,8 @@ def dummy(jobs: Sequence[Job], environment: Environment = None) -> None:
 
 def local(jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
     """Run the jobs one after another; what they print is in their out.txt and err.txt."""
-    return _run("local", jobs, environment, [{}])
+    own = machine.variables(machine.cores(), bool(machine.gpus()), os.environ)
+    return _run("local", jobs, environment, [own])
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,11 @@ class Pool:
         if gpus and chosen.jobs_per_gpu:
             width = min(width, on_gpus)
         count = max(1, min(width, jobs))
-        names = ["DOMAINBED_CORES"]  # read by our harness, for its number of loader processes
-        if "OMP_NUM_THREADS" not in os.environ:
-            # OpenMP's is read by OpenBLAS and MKL too, but MKL's own wins, if it is set.
-            names += ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]
-        threads = dict.fromkeys(names, str(max(1, machine.cores() // count)))
+        own = machine.variables(max(1, machine.cores() // count), bool(gpus), os.environ)
         shares = [
             {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)
         ]
-        return [{**share, **threads} for share in shares]
+        return [{**share, **own} for share in shares]
 
 
 def _run(
@@ -75,7 +73,8 @@ def _run(
     """
     if not jobs:
         return []
-    waiting, children, left = deque(jobs), Children(), list[Ending]()
+    waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
+    children = Children(warm)
     interruptions: Counter[Path] = Counter()
 
     def work(slot: Mapping[str, str]) -> None:
@@ -97,6 +96,7 @@ def _run(
                 left.append(ending)
 
     with (
+        warm,
         stopping(children, name),
         in_hand(name, jobs),
         ThreadPoolExecutor(max_workers=len(slots)) as workers,

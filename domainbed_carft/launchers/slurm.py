@@ -17,6 +17,7 @@ from shutil import which
 from types import FrameType
 from typing import Any
 
+from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
@@ -50,8 +51,8 @@ class Slurm:
         """
         sweeps: dict[Path, list[_Element]] = {}
         patience = 0.7 * self.options.signal_seconds
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DOMAINBED_CORES")
-        cores = dict.fromkeys(names, str(self.options.cpus))
+        # What is set here is of another machine.
+        cores = machine.variables(self.options.cpus, self.options.gpus > 0, kept={})
         for job in jobs:
             folder = JobFolder(job.folder)
             if not (folder.done or folder.is_held() or folder.failed()):

@@ -7,21 +7,28 @@ not wait for its jobs returns nothing.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
-from domainbed_carft import text
+from domainbed_carft import machine, text
 from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.warm import Warm
 
 Launcher = Callable[[list[str]], Any]
 
 
 def local_launcher(commands: list[str]) -> list[str]:
     """Run the commands one after another, continue after a failure, report failures at the end."""
-    failed = [failure for command in commands if (failure := _run(command))]
+    own = machine.variables(machine.cores(), bool(machine.gpus()), os.environ)
+    environment = {**os.environ, **own}
+    with Warm(apart=False) as warm:
+        runs = (_run(command, environment, warm) for command in commands)
+        failed = [failure for failure in runs if failure]
     if failed:
         print(f"sweep: {len(failed)} of {len(commands)} jobs failed:", file=sys.stderr)
     for failure in failed:
@@ -35,7 +42,7 @@ def dummy_launcher(commands: list[str]) -> None:
         print(f"Dummy launcher: {command}")
 
 
-def _run(command: str) -> str | None:
+def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
     """Run one command without a shell; if it fails, return how, and the job's last words."""
     arguments = shlex.split(command)
     place = arguments.index("--output_dir") + 1 if "--output_dir" in arguments[:-1] else None
@@ -43,7 +50,7 @@ def _run(command: str) -> str | None:
         # The commands say so for upstream's sake; the jobs need what this interpreter can import.
         arguments[0] = sys.executable
     try:
-        status = subprocess.run(arguments, check=False).returncode
+        status = _status(arguments, environment, warm)
     except OSError as error:
         return f"exit status 127: {command}: {error}"
     if not status:
@@ -51,6 +58,19 @@ def _run(command: str) -> str | None:
     words = place and JobFolder(arguments[place]).last_words()
     where = arguments[place] if place else command
     return f"exit status {status}: {where}: {words or 'no message in err.txt'}"
+
+
+def _status(arguments: list[str], environment: dict[str, str], warm: Warm) -> int:
+    """Run the words of a command, and return its exit status."""
+    process = warm.start(arguments, environment)
+    if process is None:
+        return subprocess.run(arguments, env=environment, check=False).returncode
+    try:
+        return process.wait()
+    except BaseException:  # as subprocess.run does: the job got Ctrl-C, too
+        time.sleep(0.25)
+        process.kill()
+        raise
 
 
 REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launcher}
