@@ -44,7 +44,7 @@ def one(label: str, backbone: str, size: int, pixels: int, steps: int) -> dict[s
     name, precision, more = MEASURED[label]
     algorithm = make(name, backbone, precision, **more).to(device)
     for step in range(steps):
-        algorithm.step(moved(batch(size, pixels, step), device))
+        algorithm.step_on_device(moved(batch(size, pixels, step), device))
     original = algorithm.terms.original if algorithm.terms else None
     weights = sum(p.nbytes for p in original.encoder.parameters()) if original else 0
     if device == "cuda":

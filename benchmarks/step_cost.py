@@ -102,7 +102,7 @@ def seconds(algorithm: body.CLIPAlgorithm, data: list[tuple[Any, Any]], device: 
     """Of processor time where the processor computes: what else runs there counts less."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     start = clock()
-    algorithm.step(data)
+    algorithm.step_on_device(data)
     if device == "cuda":
         torch.cuda.synchronize()
     return clock() - start
@@ -172,7 +172,7 @@ def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
     start = copy.deepcopy(exact.encoder.state_dict())
     kl_of_both(exact, backbone, size, pixels, device, "at the original weights")
     for step in range(5):
-        exact.step(moved(batch(size, pixels, step), device))
+        exact.step_on_device(moved(batch(size, pixels, step), device))
     assert any(not t.equal(start[name]) for name, t in exact.encoder.state_dict().items())
     kl_of_both(exact, backbone, size, pixels, device, "after 5 steps")
 
@@ -185,7 +185,7 @@ def kl_of_both(
     for precision in ("fp32", "bf16"):
         measured = make("CARFT", backbone, precision)
         measured.encoder.load_state_dict(exact.encoder.state_dict())
-        found = measured.to(device).step(moved(batch(size, pixels, 99), device))
+        found = measured.to(device).step_on_device(moved(batch(size, pixels, 99), device))
         values[precision] = float(found["loss_kl"])
     apart = values["bf16"] - values["fp32"]
     relative = f" ({100 * abs(apart) / values['fp32']:.2f}%)" if values["fp32"] else ""

@@ -54,7 +54,7 @@ def test_a_step_reads_no_tensor(random_tiny, name, more):
     algorithm = make(random_tiny, name, **more)
     for seed in range(3):
         with NoWaiting(algorithm):
-            found = algorithm.step(minibatches(seed))
+            found = algorithm.step_on_device(minibatches(seed))
         assert all(v.shape == () and not v.requires_grad for v in found.values())
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting(algorithm):
         float(found["loss"])
@@ -65,11 +65,11 @@ def test_a_step_reads_no_tensor(random_tiny, name, more):
 def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, more):
     algorithm = make(random_tiny, name, **more).to("cuda")
     batches = [[(x.cuda(), y.cuda()) for x, y in minibatches(seed)] for seed in range(3)]
-    algorithm.step(batches[0])  # makes the optimizer's state
+    algorithm.step_on_device(batches[0])  # makes the optimizer's state
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in batches:
-            algorithm.step(batch)
+            algorithm.step_on_device(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -77,7 +77,7 @@ def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, more):
 def test_update_gives_a_steps_values_as_floats(random_tiny):
     one, other = make(random_tiny), make(random_tiny)
     for seed in range(2):
-        values = one.step(minibatches(seed))
+        values = one.step_on_device(minibatches(seed))
         assert other.update(minibatches(seed)) == {n: float(v) for n, v in values.items()}
     assert same(one, other)
 

@@ -220,10 +220,10 @@ class CLIPAlgorithm(Algorithm):
         of LP-FT never.
         """
         xs, ys = arguments.pictures_and_labels(minibatches, more)
-        measured = self.step(list(zip(xs, ys)))
+        measured = self.step_on_device(list(zip(xs, ys)))
         return dict(zip(measured, torch.stack([*measured.values()]).tolist()))  # waits once for all
 
-    def step(self, minibatches: arguments.Minibatches) -> dict[str, Tensor]:
+    def step_on_device(self, minibatches: arguments.Minibatches) -> dict[str, Tensor]:
         """``update`` without waiting for the device: its values are scalar tensors there."""
         if self.restored:
             raise CarftError(

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 import warm
+from domainbed import algorithms
+from domainbed.lib import preparation
 from domainbed.scripts import train
 from runs_jobs import write_pictures
 from sweep_jobs import wait_until
@@ -275,6 +277,27 @@ class TestWithAQuickAlgorithm:
             assert train.main(quick(folder, "--checkpoint_freq", "2")) == 0
             assert (folder / "model_best.pkl").exists() is kept
         assert outcome(folder)[3] == best
+
+    def test_a_value_that_the_machine_has_settled_stays_on_another(self, tmp_path, monkeypatch):
+        class Settles(fakes.LinearSGD):
+            SETTLED = ("mode",)
+            here = "this machine's"
+
+            def __init__(self, *args):
+                if args[3]["mode"] == "auto":
+                    args[3]["mode"] = self.here
+                super().__init__(*args)
+
+        choose = preparation.choose_hparams
+        monkeypatch.setattr(
+            preparation, "choose_hparams", lambda args: choose(args) | {"mode": "auto"}
+        )
+        monkeypatch.setattr(algorithms, "LinearSGD", Settles)
+        self.stopped(tmp_path)
+        Settles.here = "another's"
+        assert train.main(quick(tmp_path)) == 0
+        records = [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
+        assert [record["hparams"]["mode"] for record in records] == ["this machine's"] * 4
 
     @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
     def test_what_is_no_file_is_not_read_as_records(self, tmp_path, capsys, make):

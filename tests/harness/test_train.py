@@ -173,11 +173,19 @@ def test_models_are_saved_when_asked(tmp_path):
     }
 
 
-def test_workers_default_to_the_data_sets_number_but_not_beyond_the_cpus(monkeypatch):
-    monkeypatch.setattr(preparation.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert preparation.workers_for(None, datasets.Debug28) == 3
-    assert preparation.workers_for(12, datasets.Debug28) == 12
+def test_loaders_and_threads_share_the_cores(monkeypatch):
+    monkeypatch.setattr(preparation.os, "sched_getaffinity", lambda _: {*range(6)}, raising=False)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 3
+    assert preparation.share_cores(None, datasets.Debug28, on_gpu=True) == 5
+    assert preparation.share_cores(12, datasets.Debug28, on_gpu=False) == 12
     monkeypatch.setenv("DOMAINBED_CORES", "2")
-    assert preparation.workers_for(None, datasets.Debug28) == 2
+    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 1
     monkeypatch.setattr(datasets.Debug28, "N_WORKERS", 0)
-    assert preparation.workers_for(None, datasets.Debug28) == 0
+    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 0
+    assert threads == [3, 1, 1, 1, 2]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's own stays
+    preparation.share_cores(None, datasets.Debug28, on_gpu=False)
+    assert len(threads) == 5

@@ -72,9 +72,12 @@ class Algorithm(torch.nn.Module):
     Attributes:
         is_constant: whether no `update` changes what it predicts. It is evaluated once a job, and
             every record has those accuracies.
+        SETTLED: hparams whose value "auto" it replaces by what suits the machine. A job that is
+            resumed gets what that was where it began.
     """
 
     is_constant = False
+    SETTLED: tuple[str, ...] = ()
 
     def __init__(
         self,

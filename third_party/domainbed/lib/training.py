@@ -92,6 +92,9 @@ class Run:
 
         self.num_domains = len(training)
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+        for name in getattr(algorithm_class, "SETTLED", ()):
+            if state and hparams.get(name) == "auto":  # what it came to where the job began
+                hparams[name] = state["hyperparameters"].get(name, "auto")
         self.algorithm = algorithm_class(
             dataset.input_shape, dataset.num_classes, self.num_domains, hparams
         )
