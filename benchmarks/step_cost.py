@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import platform
 import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +100,11 @@ def moved(data: list[Any], device: str) -> list[tuple[torch.Tensor, torch.Tensor
     return [(x.to(device), y.to(device)) for x, y in data]
 
 
-def seconds(algorithm: body.CLIPAlgorithm, data: list[tuple[Any, Any]], device: str) -> float:
+def seconds(work: Callable[[], Any], device: str) -> float:
     """Of processor time where the processor computes: what else runs there counts less."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     start = clock()
-    algorithm.step_on_device(data)
+    work()
     if device == "cuda":
         torch.cuda.synchronize()
     return clock() - start
@@ -117,7 +119,8 @@ def alternated(
         data = moved(batch(size, pixels, index), device)
         # Turned each round, so that what drifts within one falls on each in turn.
         order = [*times][index % len(times) :] + [*times][: index % len(times)]
-        measured = {label: seconds(stepped[label], data, device) for label in order}
+        steps = {label: functools.partial(stepped[label].step, data) for label in order}
+        measured = {label: seconds(step, device) for label, step in steps.items()}
         if index:  # the first round warms up
             for label, value in measured.items():
                 times[label].append(value)
@@ -200,14 +203,7 @@ def product_rate(precision: str, device: str) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = MATRIX if device == "cuda" else MATRIX // 4
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - start) / 10)
+    best = min(seconds(lambda: [a @ b for _ in range(10)], device) for _ in range(20)) / 10
     return 2 * size**3 / best
 
 
