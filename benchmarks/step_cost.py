@@ -119,7 +119,7 @@ def alternated(
         data = moved(batch(size, pixels, index), device)
         # Turned each round, so that what drifts within one falls on each in turn.
         order = [*times][index % len(times) :] + [*times][: index % len(times)]
-        steps = {label: functools.partial(stepped[label].step, data) for label in order}
+        steps = {label: functools.partial(stepped[label].step_on_device, data) for label in order}
         measured = {label: seconds(step, device) for label, step in steps.items()}
         if index:  # the first round warms up
             for label, value in measured.items():
