@@ -122,6 +122,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_job_finds_what_a_cold_one_finds(sweep, monkeypatch):
+    before = {*processes(os.getpid())}  # other tests' helpers
     jobs = {name: [sweep / name / str(n) for n in range(3)] for name in ("warm", "cold")}
     for name, folders in jobs.items():
         monkeypatch.setenv(SWITCH, "1" if name == "cold" else "")
@@ -138,7 +139,7 @@ def test_a_job_finds_what_a_cold_one_finds(sweep, monkeypatch):
         expected = json.loads(json.dumps(expected).replace(f"{sweep}/cold", f"{sweep}/warm"))
         for fact, value in expected.items():
             assert (fact, found[fact]) == (fact, value)
-    assert not processes(os.getpid())
+    assert {*processes(os.getpid())} <= before
 
 
 def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(sweep):
@@ -231,13 +232,14 @@ def test_what_is_set_late_may_differ(sweep, monkeypatch):
 
 def test_the_harness_own_local_starts_them_too_with_its_streams(sweep, capfd):
     """And in its session, so that Ctrl-C in a terminal reaches them."""
+    before = {*processes(os.getpid())}
     lines = [line(sweep / n, code=f"print({n!r}, os.getsid(0)); sys.exit({n})") for n in "03"]
     failed = REGISTRY["local"](lines)
     out, err = capfd.readouterr()
     assert out == f"0 {os.getsid(0)}\n3 {os.getsid(0)}\n"
     assert err.startswith("last words\nlast words\nsweep: 1 of 2 jobs failed:\n- exit status 3: ")
     assert len(failed) == 1 and all(is_warm(sweep / name) for name in "03")
-    assert not processes(os.getpid())
+    assert {*processes(os.getpid())} <= before
 
 
 def outcome(folder: Path) -> tuple[list[dict], dict]:

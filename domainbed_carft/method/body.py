@@ -43,8 +43,7 @@ class CLIPAlgorithm(Algorithm):
     input: pictures.CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
     architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
-    # Hparams that are settled by the machine on which a job starts, and kept where it is resumed.
-    SETTLED = ("amp",)
+    SETTLED = ("amp",)  # by the machine on which a job starts, and kept where it is resumed
     trains_encoder = True
     trains_head = True
     # The hparams that weigh a term of the loss; None: no terms, and the drift is not measured.

@@ -174,7 +174,7 @@ sys.exit(train.main(arguments))
 
 
 @pytest.mark.parametrize(
-    ("place", "number"), [("update", signal.SIGTERM), ("predict", signal.SIGUSR1)]
+    ("place", "number"), [("step_on_device", signal.SIGTERM), ("predict", signal.SIGUSR1)]
 )
 def test_a_signal_saves_and_asks_to_be_started_again(
     pictures, undisturbed, tmp_path, place, number
@@ -188,7 +188,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(
         state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
         due = (state["steps_done"] - 1) % 3 == 0
         assert state["recorded"] != due  # it left during the evaluation of a step, or after one
-        assert due or place == "update"
+        assert due or place == "step_on_device"
     assert run(arguments) == 0
     assert_same(tmp_path / "run", undisturbed)
     assert "Resumed after step" in (tmp_path / "run" / "out.txt").read_text()
