@@ -106,19 +106,22 @@ def watch(seen: dict[str, Any]) -> None:
 
 
 def watched_class(algorithm: Any, trained: dict[int, list[int]]) -> Any:
-    """The class, its `update` wrapped once: it may be asked for more often."""
-    update = algorithm.update
-    if hasattr(update, "watched"):
+    """The class, its step wrapped once: it may be asked for more often."""
+    # Ours takes the first if there is one; upstream knows the second.
+    ours = "domainbed.lib.job_batches" in sys.modules and hasattr(algorithm, "step_on_device")
+    name = "step_on_device" if ours else "update"
+    step = getattr(algorithm, name)
+    if hasattr(step, "watched"):
         return algorithm
 
-    def watched_update(self: Any, minibatches: Any, unlabeled: Any = None) -> Any:
+    def watched_step(self: Any, minibatches: Any, *more: Any) -> Any:
         plain: list[Any] = []
         for env, batch in zip(TRAINING, minibatches, strict=True):
             plain += unmarked([batch], trained[env])
-        return update(self, plain, unlabeled)
+        return step(self, plain, *more)
 
-    watched_update.watched = True  # type: ignore[attr-defined]
-    algorithm.update = watched_update
+    watched_step.watched = True  # type: ignore[attr-defined]
+    setattr(algorithm, name, watched_step)
     return algorithm
 
 
