@@ -29,7 +29,10 @@ class Interval:
     def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
         """Take what a step has measured: numbers, or tensors of one that nobody changes."""
         self._values["step_time"].append(seconds)
-        self._unread += [(step, name, torch.as_tensor(value)) for name, value in values.items()]
+        for name, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                value = torch.tensor(value, dtype=torch.float64)  # as exact as Python's numbers
+            self._unread.append((step, name, value))
 
     def read(self) -> dict[str, list[float]]:
         """Return the values by name."""
