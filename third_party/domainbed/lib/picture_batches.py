@@ -81,7 +81,7 @@ def choose(path: str, cache: str | None, dataset: Any) -> Pictures:
         path: one of PATHS.
         cache: how much of them to keep, as the flag --picture_cache has it; None for the default.
 
-    Raises CarftError for a `cache` that is no size, or that cannot be kept here.
+    Raises CarftError for a `cache` that is no size.
     """
     jitter = plan.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
     fast = Pictures(f"fast, jitter by {jitter}", jitter)
