@@ -14,8 +14,8 @@ from torchvision import transforms as T
 
 from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
 from domainbed_carft.data import emoji, listing
-from domainbed_carft.pictures import batches, decoding, plan
-from domainbed_carft.pictures.decoding import decode
+from domainbed_carft.pictures import batches, loading, plan
+from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Plan
 
 PLAIN = ("plain.jpg", "progressive.jpg", "grey.jpg", "rgb inside.jpg", "turned.jpg", "long.jpg")
@@ -62,8 +62,8 @@ def as_the_harness_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
 def test_decoded_as_by_pillow(folder, monkeypatch, name):
     asked = []
-    by_pillow = decoding.by_pillow
-    monkeypatch.setattr(decoding, "by_pillow", lambda path: asked.append(path) or by_pillow(path))
+    by_pillow = loading.by_pillow
+    monkeypatch.setattr(loading, "by_pillow", lambda path: asked.append(path) or by_pillow(path))
     decoded = decode(str(folder / name))
     assert np.array_equal(decoded.numpy(), np.array(listing.open_picture(folder / name)))
     assert decoded.is_contiguous()
