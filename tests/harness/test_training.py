@@ -40,6 +40,20 @@ def test_values_left_on_the_device_are_the_same_in_the_records(tmp_path, monkeyp
     assert len(records(tmp_path / "plain")) == 4
 
 
+class Changed(Deferred):
+    """A subclass that knows nothing of `step_on_device`."""
+
+    def update(self, minibatches, unlabeled=None):
+        return {"loss": 7.0}
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_update_that_a_subclass_changes_is_the_one_that_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(algorithms, "LinearSGD", Changed)
+    assert train.main(fakes.quick(tmp_path)) == 0
+    assert [record["loss"] for record in records(tmp_path)] == [7.0] * 4
+
+
 class Constant(fakes.LinearSGD):
     """Learns nothing, and counts what it predicts."""
 

@@ -149,9 +149,14 @@ class Run:
                 self._checkpoint(step)
 
     def _update(self, batches: list[Batch]) -> Mapping[str, Any]:
-        """Take a step, if the algorithm can without waiting for the device."""
-        if on_device := getattr(self.algorithm, "step_on_device", None):
-            values: Mapping[str, Any] = on_device(batches)
+        """Take a step, if the algorithm can without waiting for the device.
+
+        But by `update` if a subclass has only changed that.
+        """
+        names = ("step_on_device", "update")
+        classes = type(self.algorithm).__mro__
+        if "step_on_device" in next(vars(c) for c in classes if {*names} & vars(c).keys()):
+            values: Mapping[str, Any] = self.algorithm.step_on_device(batches)
             return values
         # Others may go on changing a tensor that they return.
         told = self.algorithm.update(batches, None)
