@@ -9,6 +9,7 @@ import torch
 from domainbed import datasets
 from PIL import Image, ImageFile
 from torchvision.datasets.folder import default_loader
+from torchvision.transforms import Normalize
 
 from domainbed_carft import cli
 from domainbed_carft.clips import pictures as images
@@ -32,9 +33,10 @@ def noise(path, mode="RGB", seed=0, size=(30, 20), **how):
 
 
 def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
-    """Through DomainBed's own data set, and through ours."""
+    """Through DomainBed's own data set, normalised for the model as in training, and ours."""
     run = saved.open_run(pets / "CARFT")
     folder = datasets.get_dataset_class(str(pets / "my pets"))(None, [0], dict(run.hparams))[0]
+    folder.transform.transforms[-1] = Normalize(images.CLIP_MEAN, images.CLIP_STD)
     found, err = predict(capfd, pets / "CARFT", pets / "my pets" / "art")
     assert [one["path"] for one in found] == sorted(path for path, _ in folder.samples)
     assert err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -203,6 +204,23 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
     mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
     return mean, std
+
+
+def wanted_pictures(
+    hparams: Mapping[str, Any],
+) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
+    """Pixels a side, and mean and std a channel, of the pictures that the CLIP reads.
+
+    A host that asks, between the data set and the algorithm, delivers them so. None if it need
+    not: for a CLIP that cannot be read the algorithm will say why.
+    """
+    from domainbed_carft.clips import backbone
+
+    with contextlib.suppress(Exception):  # as in `plugin.image_folders`
+        wanted = backbone.preprocessing(hparams["clip_backbone"])
+        if observed.renormalise(hparams, (wanted.mean, wanted.std)):
+            return wanted.resolution, wanted.mean, wanted.std
+    return None
 
 
 def pictures_and_labels(

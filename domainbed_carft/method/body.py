@@ -51,6 +51,7 @@ class CLIPAlgorithm(Algorithm):
     predicting: averages.Predicting | None = None
     restored = False
     is_constant = False  # whether nothing that is trained changes what it predicts
+    wanted_pictures = staticmethod(arguments.wanted_pictures)
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int,
@@ -71,8 +72,7 @@ class CLIPAlgorithm(Algorithm):
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
             digest = prompts.digest(templates, names)
-            difference = "class names or contexts differ"
-            arguments.record(hparams, "prompts_digest", digest, difference)
+            arguments.record(hparams, "prompts_digest", digest, "class names or contexts differ")
             self.keep_text("words", prompts.as_json(templates, names))
             if clip_model.architecture:
                 self.keep_text("architecture", clip_model.architecture)

@@ -8,7 +8,7 @@ records. Forks whose data sets get no hparams are matched by the data set's name
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from domainbed_carft.data.verify import Report
@@ -74,6 +74,20 @@ def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
     built_with, name, seen = _last
     fits = built_with is hparams or (built_with is None and dataset in (None, name))
     return seen if fits else Seen()
+
+
+def renormalise(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
+    """Note that the pictures of the data set built with ``hparams`` come normalised like this.
+
+    False if it has shown none.
+    """
+    global _last
+    seen = recall(hparams)
+    if _last is None or not seen.environments:
+        return False
+    environments = [replace(one, normalisation=normalisation) for one in seen.environments]
+    _last = (*_last[:2], replace(seen, environments=environments))
+    return True
 
 
 def normalisation(transform: Any) -> Normalisation | None:

@@ -107,15 +107,16 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
     square, as DomainBed's are.
     """
     size, name = run.content["model_input_shape"][-1], run.hparams["protocol"]
+    steps: list[Any] = [transforms.Resize((size, size)), transforms.ToTensor()]
     if name in pictures.PRESETS:
-        return pictures.transform(name, size, False, run.hparams["preprocessing"])
+        preset: Any = pictures.transform(name, size, False, run.hparams["preprocessing"])
+        steps = preset.transforms[:-1]
     # Normalised as the model wants, and then what the run's input does to get there, undone.
     scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
     wanted = run.algorithm.input.wanted
     normalise = transforms.Normalize(wanted.mean, wanted.std)
     undo = transforms.Normalize(shift, scale)
-    resize = transforms.Resize((size, size))
-    return transforms.Compose([resize, transforms.ToTensor(), normalise, undo])
+    return transforms.Compose([*steps, normalise, undo])
 
 
 class _Pictures(Dataset[Read]):

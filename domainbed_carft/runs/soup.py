@@ -137,6 +137,9 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
         differing += [n for n in _SAME_HPARAMS if other.hparams[n] != first.hparams[n]]
         if not torch.equal(other.algorithm.head_factor, first.algorithm.head_factor):
             differing.append("head_scale")
+        inputs = zip(other.algorithm.input.buffers(), first.algorithm.input.buffers())
+        if not all(torch.equal(*two) for two in inputs):
+            differing.append("the pictures' normalisation")
         if saved.architecture_of(other) != saved.architecture_of(first):
             differing.append("the CLIP's architecture")
         if differing:

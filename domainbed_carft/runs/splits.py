@@ -87,6 +87,11 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
             "with --data_dir; for your own data, the data folder itself"
         ) from error
+    told, wanted = run.content.get("pictures"), run.algorithm.input.wanted
+    asked = (wanted.resolution, wanted.mean, wanted.std)
+    how = picture_batches and picture_batches.as_told(told, asked)
+    if how and how.wanted:
+        observed.renormalise(hparams, (wanted.mean, wanted.std))
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     _require_same_data(run, dataset, targets, seen)
     names = [environment.name for environment in seen.environments]
@@ -94,9 +99,8 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     # As in `train`: seed, step, the split's number, and the picture's.
     step = last if run.step is None else run.step
     key = (run.args.get("seed", 0) % 2**64, 0 if run.algorithm.is_constant else step)
-    told = run.content.get("pictures")
     return [
-        Split(name, names[index], index in targets, _Items(part, (*key, number), told))
+        Split(name, names[index], index in targets, _Items(part, (*key, number), how))
         for number, (name, index, part) in enumerate(divided)
     ]
 
@@ -199,13 +203,13 @@ def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tupl
 class _Items(Dataset[Any]):
     """Items, each read with random numbers that depend on ``key`` and its position alone.
 
-    ``told``: how the job got its pictures, if the file says it.
+    ``how``: our harness's word on how the job got its pictures, if this is our harness.
     """
 
-    def __init__(self, items: Any, key: tuple[int, ...], told: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], how: Any) -> None:
         self._items = items
         self._key = key
-        self._source = picture_batches and picture_batches.as_told(told).source(items)
+        self._source = how and how.source(items)
 
     def __len__(self) -> int:
         return len(self._items)

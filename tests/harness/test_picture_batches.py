@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
 import pytest
+import torch
 import warm
+from domainbed import datasets
+from domainbed.lib import picture_batches
 from runs_jobs import write_pictures
+
+from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD
 
 STEPS = 4
 
@@ -65,3 +71,27 @@ def test_flags_for_pictures_are_checked(pictures, tmp_path):
     done, _ = trained(pictures, tmp_path / "wrong", DOMAINBED_PICTURES="slow")
     assert done.returncode == 2
     assert "DOMAINBED_PICTURES is 'slow', expected fast, pillow" in done.stderr
+
+
+def test_an_algorithms_class_says_how_it_wants_the_pictures(pictures):
+    """Any plugin's: ERM for one size and normalisation, against those of upstream's, undone."""
+    asked = (32, (0.5, 0.4, 0.3), (0.2, 0.1, 0.3))
+    dataset = datasets.get_dataset_class(str(pictures))(None, [0], {"data_augmentation": True})
+    plain = picture_batches.choose("fast", "0", dataset).source(dataset[0])
+    wanted = picture_batches.choose("fast", "0", dataset, lambda: asked)
+    assert dataset.input_shape == (3, 32, 32)
+    got, _ = wanted.source(dataset[0]).batch([(0, 3, (1, 2, 3))])
+    again = picture_batches.as_told(wanted.told, asked).source(dataset[0])
+    assert torch.equal(again.batch([(0, 3, (1, 2, 3))])[0], got)
+    smaller = dataclasses.replace(plain, plan=plain.plan._replace(size=32))
+    expected, _ = smaller.batch([(0, 3, (1, 2, 3))])
+    levels = [
+        x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+        for x, mean, std in ((got, *asked[1:]), (expected, IMAGENET_MEAN, IMAGENET_STD))
+    ]
+    torch.testing.assert_close(*levels)
+
+    def unasked():
+        raise AssertionError("it cannot be done with Pillow's pictures")
+
+    assert picture_batches.choose("pillow", "0", dataset, unasked).told == "pillow"

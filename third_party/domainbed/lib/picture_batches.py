@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.utils.data import Subset
@@ -22,6 +22,10 @@ from domainbed_carft.pictures.plan import Plan
 from domainbed_carft.pictures.store import Store
 
 PATHS = ("fast", "pillow")
+UPSTREAMS_SIZE = 224  # px
+
+# Pixels a side, and mean and standard deviation of [0, 1] a channel.
+Wanted: TypeAlias = tuple[int, tuple[float, ...], tuple[float, ...]]
 
 
 class HalfDone(NamedTuple):
@@ -49,11 +53,14 @@ class Pictures:
         jitter: what applies the colour jitter, "torch", "numba" or "pillow"; None to leave all to
             the data sets' own transforms.
         store: where decoded pictures are kept, if they are.
+        wanted: how the model wants them, in place of the data sets' own size, where that is
+            upstream's, and normalisation.
     """
 
     told: str = ""
     jitter: str | None = None
     store: Store | None = None
+    wanted: Wanted | None = None
 
     def source(self, dataset: Any) -> Source | None:
         """How to read the data set, or a part of one; None if that is its own affair."""
@@ -65,21 +72,41 @@ class Pictures:
         if self.jitter is None or not image_folders.is_plain(whole):
             return None
         planned = plan.plan(whole.transform, "pillow" if self.jitter == "pillow" else "batch")
+        if planned and self.wanted:
+            size, mean, std = self.wanted
+            size = size if planned.size == UPSTREAMS_SIZE else planned.size
+            planned = planned._replace(size=size, mean=mean, std=std)
         return planned and Source(whole, positions, planned, self)
 
 
-def as_told(told: Any) -> Pictures:
-    """How a job got its pictures, by the words in its file of weights; nothing is kept."""
-    fast, _, jitter = str(told).partition(", jitter by ")
-    return Pictures(str(told), jitter) if fast == "fast" else Pictures()
+_FOR_THE_MODEL = ", normalised for the model"
 
 
-def choose(path: str, cache: str | None, dataset: Any) -> Pictures:
+def as_told(told: Any, wanted: Wanted) -> Pictures:
+    """How a job got its pictures, by the words in its file of weights; nothing is kept.
+
+    `wanted`: how its model wants them.
+    """
+    words = str(told).removesuffix(_FOR_THE_MODEL)
+    fast, _, jitter = words.partition(", jitter by ")
+    if fast != "fast":
+        return Pictures()
+    return Pictures(str(told), jitter, wanted=None if words == told else wanted)
+
+
+def choose(
+    path: str,
+    cache: str | None,
+    dataset: Any,
+    ask: Callable[[], Wanted | None] | None = None,
+) -> Pictures:
     """How a job gets the pictures of its data set; prints a line for its log.
 
     Args:
         path: one of PATHS.
         cache: how much of them to keep, as the flag --picture_cache has it; None for the default.
+        dataset: the data set; its `input_shape` becomes that of the pictures.
+        ask: gives what the algorithm's class wants of them, asked only if they can be so.
 
     Raises CarftError for a `cache` that is no size.
     """
@@ -90,6 +117,10 @@ def choose(path: str, cache: str | None, dataset: Any) -> Pictures:
         return Pictures()
     if path == "pillow":
         return Pictures("pillow")
+    if ask and len(sources) == len(dataset) and (wanted := ask()):
+        fast = replace(fast, told=fast.told + _FOR_THE_MODEL, wanted=wanted)
+        source = fast.source(dataset[0])
+        dataset.input_shape = (3, source.plan.size, source.plan.size)
     kept, told = opening.open_store(cache, os.path.dirname(sources[0].folder.root))
     print(f"Pictures: {fast.told}; {told}")
     return replace(fast, store=kept)

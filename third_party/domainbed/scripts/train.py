@@ -8,6 +8,7 @@ at b93c22a; `--workers`, `--pictures`, `--picture_cache`, `--skip_training_in_sp
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ import PIL
 import torch
 import torchvision
 
+from domainbed import algorithms
 from domainbed.lib import (
     checkpoints,
     checks,
@@ -181,7 +183,9 @@ def run(args: argparse.Namespace, lock: Lock, own: argparse.Namespace) -> None:
         _print("HParams:", sorted(hparams.items()))
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
-        pictures = picture_batches.choose(own.pictures, own.picture_cache, dataset)
+        wanted = getattr(algorithms.get_algorithm_class(args.algorithm), "wanted_pictures", None)
+        ask = wanted and functools.partial(wanted, hparams)
+        pictures = picture_batches.choose(own.pictures, own.picture_cache, dataset, ask)
         job = training.Run(args, hparams, dataset, environments, state, stop, lock, pictures)
         if own.restart:  # now that the run can begin
             job.files.begin_anew()
