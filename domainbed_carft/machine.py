@@ -47,10 +47,11 @@ def _cgroup_limits(name: str, root: Path) -> list[str]:
 def share(cores: int, on_gpu: bool) -> tuple[int, int]:
     """Threads that compute and processes that load, for a job on so many cores.
 
-    Together they are no more than the cores, but for one that loads beside a GPU. Half of the cores
-    load where the processor computes, all but one where a GPU does: a rule of ours.
+    Together they are no more than the cores, but for one that loads beside a GPU. A quarter of the
+    cores load where the processor computes, since a step of the smallest CLIP takes it four times
+    as long as the pictures do; all but one where a GPU computes. A rule of ours.
     """
-    loaders = max(1, cores - 1) if on_gpu else cores // 2
+    loaders = max(1, cores - 1) if on_gpu else cores // 4
     return max(1, cores - loaders), loaders
 
 
