@@ -124,7 +124,7 @@ def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
     run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
     folders = [tmp_path / f"job{n:02}" for n in range(3)]
     told = [story(folder)[0] for folder in folders]
-    # One of the three cores is left to the process that loads.
+    # On three cores a job loads its pictures itself.
     assert [(one["threads"], one["cores"], one["waits"]) for one in told] == [
         ("3", "3", "PASSIVE")
     ] * 3
