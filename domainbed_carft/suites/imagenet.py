@@ -6,12 +6,13 @@ The lists are ``assets/suites/imagenet.json`` and ``assets/class_names/imagenet.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.data.benchmarks import ASSETS
+from domainbed_carft.data.benchmarks import ASSETS, suite_lists
 from domainbed_carft.suites.sets import Folders, Suite, TestSet
 
 _FILES = (
@@ -20,14 +21,14 @@ _FILES = (
 )  # fmt: skip
 
 
-def _read(name: str) -> Any:
-    return json.loads((ASSETS / "suites" / name).read_text(encoding="utf-8"))
+def _sets() -> Any:
+    return json.loads((ASSETS / "suites" / "sets.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def ids() -> tuple[str, ...]:
     """The 1,000 WordNet ids, sorted, which is the order of the labels."""
-    return tuple(_read("imagenet.json")["ids"].split())
+    return tuple(suite_lists()["ids"].split())
 
 
 @functools.cache
@@ -40,13 +41,13 @@ def class_names() -> tuple[str, ...]:
 @functools.cache
 def facts() -> dict[str, dict[str, Any]]:
     """What is known of each test set, by its name."""
-    return {one["name"]: one for one in _read("sets.json")["sets"]}
+    return {one["name"]: one for one in _sets()["sets"]}
 
 
 @functools.cache
 def suite() -> Suite:
     """The six sets, the maximum over a class's ids as its score (WiSE-FT's rule for ObjectNet)."""
-    published = _read("sets.json")["zero_shot"]
+    published = _sets()["zero_shot"]
     return Suite(
         name="imagenet",
         classes=class_names(),
@@ -58,13 +59,12 @@ def suite() -> Suite:
 
 
 def _set(fact: dict[str, Any]) -> TestSet:
-    lists = _read("imagenet.json")
-    rule, more = fact["labels"], {}
+    lists = suite_lists()
+    rule = fact["labels"]
     if rule == "objectnet":
         groups = lists[rule]
         classes = tuple(sorted(groups))
         labels = {name: label for label, name in enumerate(classes)}
-        more = {"more": True, "check": mapped_otherwise}
     else:
         wanted = lists[rule].split() if rule in ("imagenet-a", "imagenet-r") else range(1000)
         places = [*map(int, wanted)]
@@ -74,11 +74,14 @@ def _set(fact: dict[str, Any]) -> TestSet:
         if rule == "numbers":  # never sorted as text, which puts 10 before 2
             numbers = [(form.format(n), n) for form in ("{}", "{:04}") for n in range(1000)]
             labels = {**dict(numbers), **labels}
+    find = Folders(tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"))
+    if rule == "objectnet":
+        find = dataclasses.replace(find, more=True, check=mapped_otherwise)
     return TestSet(
         name=fact["name"],
         classes=classes,
         groups=tuple(tuple(groups[name]) for name in classes),
-        find=Folders(tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"), **more),
+        find=find,
         shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
     )
@@ -109,7 +112,7 @@ def mapped_otherwise(root: Path) -> list[str]:
     if not mappings.is_dir():
         return []
     try:
-        same = joined(mappings) == _read("imagenet.json")["objectnet"]
+        same = joined(mappings) == suite_lists()["objectnet"]
     except (OSError, ValueError, LookupError, AttributeError):
         same = False
     return [] if same else [f"{mappings} does not join its folders to ImageNet's classes as known"]

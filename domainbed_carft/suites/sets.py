@@ -65,6 +65,11 @@ class Suite:
     published: Mapping[str, Mapping[str, float]] | None = None
     source: str = ""
 
+    @property
+    def usual(self) -> list[str]:
+        """The sets that are not shifted."""
+        return [one.name for one in self.sets if not one.shifted]
+
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
         """The mean of the shifts, and without ``left_out``; None where one of them is missing."""
         shifts = [one.name for one in self.sets if one.shifted]
