@@ -191,7 +191,7 @@ def described(
     suite: Suite, found: Sequence[tuple[TestSet, Found]], tallies: Mapping[str, Tally]
 ) -> dict[str, Any]:
     """The figures for JSON, as shares of 1; the means are None unless each set is complete."""
-    sets = {}
+    sets: dict[str, dict[str, Any]] = {}
     for one, copy in found:
         if one.name in tallies:
             of_set = tallies[one.name]
@@ -239,15 +239,41 @@ def as_text(document: Mapping[str, Any], suite: Suite) -> str:
     head = ["test set", "pictures", "accuracy (%)", "95% interval", "ECE (%)", "published (%)"]
     title = document.get("clip") or f"{document['algorithm']} ({document['run']})"
     lines = [shown(f"{title} on the suite {suite.name}"), "", table(head, rows), ""]
-    means = {"mean": "Mean of the shifts"}
-    if suite.left_out:
-        means["mean_without_objectnet"] = f"Mean without {suite.left_out}"
-    lines += [f"{words}: {percent(document[key])}" for key, words in means.items()]
-    if document["problems"]:
-        lines.append("A mean needs all of its sets, complete. Missing or incomplete:")
-    for name, problems in document["problems"].items():
-        lines.append(shown(f"  {name}: {'; '.join(problems)}"))
+    lines += [f"{words}: {percent(document[key])}" for key, words in _means(suite).items()]
+    lines += _problems(document)
     lines.append(f"Intervals are Wilson's; ECE has {BINS} bins.")
     if published:
         lines.append(f"Published: {suite.source}.")
     return "\n".join([*lines, ""])
+
+
+def as_rows(head: str, documents: Mapping[str, Mapping[str, Any]], suite: Suite) -> str:
+    """The accuracies of several, a row each by its name, and what is missing."""
+    (first, *_) = documents.values()
+    means = _means(suite)
+    rows = [
+        [name, *(percent(one["accuracy"]) for one in document["sets"].values()),
+         *(percent(document[key]) for key in means)]
+        for name, document in documents.items()
+    ]  # fmt: skip
+    names = [name if one["complete"] else f"{name}*" for name, one in first["sets"].items()]
+    return "\n".join([table([head, *names, *means.values()], rows), *_problems(first)])
+
+
+def ends(suite: Suite, document: Mapping[str, Any]) -> dict[str, float | None]:
+    """Accuracy in distribution and the mean of the shifts, as the axes of WiSE-FT's plot."""
+    inner = [one["accuracy"] for name, one in document["sets"].items() if name in suite.usual]
+    return {"in_domain": inner[0] if inner else None, "out_of_domain": document["mean"]}
+
+
+def _means(suite: Suite) -> dict[str, str]:
+    found = {"mean": "Mean of the shifts"}
+    if suite.left_out:
+        found["mean_without_objectnet"] = f"Mean without {suite.left_out}"
+    return found
+
+
+def _problems(document: Mapping[str, Any]) -> list[str]:
+    told = [f"  {name}: {'; '.join(found)}" for name, found in document["problems"].items()]
+    head = "A mean needs all of its sets, complete. Missing or incomplete:"
+    return [head, *map(shown, told)] if told else []
