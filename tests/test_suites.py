@@ -120,7 +120,8 @@ def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
     ],
 )
 def test_a_copy_that_is_not_whole(tmp_path, change, said):
-    root = tree(tmp_path, "ImageNet", imagenet.ids())
+    root = tree(tmp_path, "ImageNet", imagenet.ids()).rename(tmp_path / "imagenet/val_in_folder")
+    grow(tmp_path, {"imagenet": {"val": 2}})  # as unpacked
     find = expecting("ImageNet", pictures=1000, each=1)
     assert not find(tmp_path).problems
     change(root)

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from PIL import ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 from tqdm import tqdm
 
 from domainbed_carft import files
@@ -87,31 +86,21 @@ def of_run(
 ) -> list[tuple[TestSet, Found]]:
     """The same, for a run; raises CarftError unless its classes are the suite's, in order."""
     if tuple(run.classes) != suite.classes:
-        pairs = zip(run.classes, suite.classes)
-        label = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-        where = "" if label is None else (
-            f", label {label} is {run.classes[label]!r}, expected {suite.classes[label]!r}"
-        )  # fmt: skip
+        pairs = zip((*run.classes, None), suite.classes)
+        here, there = next((pair for pair in pairs if pair[0] != pair[1]), (None, None))
         raise CarftError(
-            f"{run.path} is not of the classes of the suite {suite.name}: it has "
-            f"{len(run.classes):,}, expected {len(suite.classes):,}{where}. Train with the hparam "
-            f"class_names {suite.name!r} on a data set of these classes in this order"
+            f"{run.path} has {len(run.classes):,} classes, expected the {len(suite.classes):,} of "
+            f"the suite {suite.name} under their names and in their order (found {here!r} instead "
+            f"of {there!r}); evaluate a run that was trained on these"
         )
     return looked_up(suite, data_dir or run.args.get("data_dir"))
 
 
 def plan_of(run: saved.TrainedRun) -> planning.Plan:
-    """The run's own test transform, normalised as its input expects."""
-    steps: Any = predict.transform_of(run)
-    kept = [one for one in steps.transforms if not isinstance(one, transforms.Normalize)]
-    wanted = run.algorithm.input.wanted
-    # The input multiplies and adds, and then pictures are as the model wants.
-    scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
-    mean = [m + s * b for m, s, b in zip(wanted.mean, wanted.std, shift)]
-    std = [s * a for s, a in zip(wanted.std, scale)]
-    found = planning.plan(transforms.Compose([*kept, transforms.Normalize(mean, std)]))
-    assert found
-    return found
+    """The run's own test transform, to the pixels that its CLIP reads."""
+    plan = planning.plan(predict.transform_of(run))
+    assert plan  # as of all transforms of ours
+    return plan._replace(size=run.algorithm.input.wanted.resolution)
 
 
 def zero_shot(suite: Suite, name: str, device: torch.device) -> tuple[planning.Plan, Predict]:
@@ -223,8 +212,7 @@ def facts_of(run: saved.TrainedRun) -> dict[str, Any]:
 def keep(file: Path, document: Mapping[str, Any]) -> None:
     """Add a line to the records in the folder of the weights ``file``, if that is a job's."""
     if (file.parent / RECORDS).exists():
-        left = ("run", "problems")
-        records.append(file.parent, {k: v for k, v in document.items() if k not in left})
+        records.append(file.parent, document)
 
 
 def as_text(document: Mapping[str, Any], suite: Suite) -> str:

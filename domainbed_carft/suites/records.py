@@ -11,17 +11,21 @@ from domainbed_carft import files
 from domainbed_carft.files import parsing
 
 FILE = "suites.jsonl"
+FIELDS = (
+    "suite", "weights", "step", "wise_ft_alpha", "algorithm", "sets", "mean",
+    "mean_without_objectnet",
+)  # fmt: skip
 KEY = ("suite", "weights", "wise_ft_alpha")  # of two lines with the same, the later counts
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add a line; raises CarftError where that cannot be written."""
+    """Add a line with the FIELDS of ``record``; raises CarftError where it cannot be written."""
     path = folder / FILE
     try:
         with path.open(
             "ab", buffering=0
         ) as file:  # at once: no reader or other writer sees half of it
-            file.write(b"%s\n" % json.dumps(record).encode())
+            file.write(json.dumps({key: record[key] for key in FIELDS}).encode() + b"\n")
     except OSError as error:
         raise files.not_written(path, error) from error
 

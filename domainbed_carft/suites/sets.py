@@ -87,7 +87,8 @@ class Suite:
 class Folders:
     """Finds pictures in class folders, by the names of these alone: never by their order.
 
-    ``places`` are the folders to look for below the data folder, of which the first counts;
+    ``places`` are the folders to look for below the data folder, of which the first with a class
+    folder counts;
     ``labels``: name of a class folder -> label; ``pictures``: how many a complete copy has, and
     how many of ``each`` class, if known. ``more``: whether a complete copy has folders of other
     classes, which are not read. ``check(root)``: further problems.
@@ -106,7 +107,8 @@ class Folders:
         if not there:
             expected = " or ".join(map(str, self.places))
             return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
-        root = there[0]
+        # A folder of pictures that nobody sorted into classes may lie beside the sorted one.
+        root = next((p for p in there if self.labels.keys() & {*os.listdir(p)}), there[0])
         found = listing.of_classes(root, self.labels if self.more else None)
         (counts,) = found.counts.values()
         of_label = Counter({label: 0 for label in self.labels.values()})
