@@ -14,7 +14,7 @@ from data_trees import carft, grow
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.suites import copies, imagenet, scoring
+from domainbed_carft.suites import imagenet, scoring
 
 SETS = {one.name: one for one in imagenet.suite().sets}
 
@@ -196,9 +196,9 @@ def test_download_of_what_may_be(tmp_path, monkeypatch):
     names = [f"imagenet-r/{name}/0.jpg" for name in SETS["ImageNet-R"].classes]
     fetch = lambda url, path: packed(path, names[:199])  # noqa: E731
     with pytest.raises(CarftError, match="no picture of 1 of its 200 classes.*rerun"):
-        copies.download("ImageNet-R", tmp_path, fetch)
+        imagenet.download("ImageNet-R", tmp_path, fetch)
     (tmp_path / ".imagenet-r.download/archives/imagenet-r.tar").unlink()
-    report = copies.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
+    report = imagenet.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
     assert report.verdict == "verified" and (tmp_path / names[0]).is_file()
 
 

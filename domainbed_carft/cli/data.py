@@ -86,9 +86,9 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from domainbed_carft.data import verify
-    from domainbed_carft.suites import copies, imagenet
+    from domainbed_carft.suites import imagenet
 
-    judge = copies.verify if arguments.data in imagenet.facts() else verify.verify
+    judge = imagenet.verify if arguments.data in imagenet.facts() else verify.verify
     try:
         report = judge(arguments.data, arguments.data_dir, arguments.decode)
     except CarftError as error:
@@ -103,11 +103,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _download(arguments: argparse.Namespace) -> None:
     from domainbed_carft.data import download
-    from domainbed_carft.suites import copies, imagenet
+    from domainbed_carft.suites import imagenet
 
     where = arguments.data, arguments.data_dir
     if arguments.data in imagenet.facts():
-        report = copies.download(*where)
+        report = imagenet.download(*where)
     else:
         report = download.download(*where, accept_different=arguments.accept_different)
     print(report.as_text())

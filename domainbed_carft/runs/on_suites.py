@@ -217,7 +217,7 @@ def keep(file: Path, document: Mapping[str, Any]) -> None:
 
 def as_text(document: Mapping[str, Any], suite: Suite) -> str:
     """A table for people, what the means are of, and what is missing."""
-    published = (suite.published or {}).get(document.get("clip", ""), {})
+    published = suite.published.get(document.get("clip", ""), {})
     rows = []
     for name, one in document["sets"].items():
         low, high = map(percent, one["interval"])
@@ -250,8 +250,9 @@ def as_rows(head: str, documents: Mapping[str, Mapping[str, Any]], suite: Suite)
 
 def ends(suite: Suite, document: Mapping[str, Any]) -> dict[str, float | None]:
     """Accuracy in distribution and the mean of the shifts, as the axes of WiSE-FT's plot."""
-    inner = [one["accuracy"] for name, one in document["sets"].items() if name in suite.usual]
-    return {"in_domain": inner[0] if inner else None, "out_of_domain": document["mean"]}
+    usual = next((one.name for one in suite.sets if not one.shifted), "")
+    inner = document["sets"].get(usual, {}).get("accuracy")
+    return {"in_domain": inner, "out_of_domain": document["mean"]}
 
 
 def _means(suite: Suite) -> dict[str, str]:

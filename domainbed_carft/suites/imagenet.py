@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.data.benchmarks import ASSETS, suite_lists
+from domainbed_carft.data import download as downloading
+from domainbed_carft.data import verify as verification
+from domainbed_carft.data.benchmarks import ASSETS, Source, suite_lists
+from domainbed_carft.errors import CarftError
 from domainbed_carft.suites.sets import Folders, Suite, TestSet
 
 _FILES = (
@@ -116,3 +120,55 @@ def mapped_otherwise(root: Path) -> list[str]:
     except (OSError, ValueError, LookupError, AttributeError):
         same = False
     return [] if same else [f"{mappings} does not join its folders to ImageNet's classes as known"]
+
+
+# `carft data`: is a copy complete, and how is one come by
+
+
+def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.Report:
+    """What is found of the test set ``name``; its problems are what makes it incomplete.
+
+    Raises CarftError where there is no folder.
+    """
+    (one,) = (one for one in suite().sets if one.name == name)
+    if data_dir is None:
+        raise CarftError(f"{name} needs --data_dir, the folder that contains it")
+    found = one.find(data_dir)
+    if found.root is None:
+        raise CarftError(f"{name}: {'; '.join(found.problems)}. {terms(name)}")
+    of_label = Counter(label for _, label in found.samples)
+    counts = {name: {c: of_label[label] for label, c in enumerate(one.classes)}}
+    edition = None if found.problems else "as published"
+    notes = [terms(name)]
+    report = verification.Report(
+        name, found.root, counts, found.problems, [], notes, edition, decode
+    )
+    return verification.judged(report, [str(path) for path, _ in found.samples])
+
+
+def terms(name: str) -> str:
+    """How to get the test set, and on what terms, as sentences."""
+    fact = facts()[name]
+    by_hand = fact.get("by_hand") or f"carft data download {name} gets it from its authors"
+    return f"{by_hand}. Terms: {fact['licence']}"
+
+
+def download(
+    name: str, data_dir: Path, fetch: downloading.Fetch | None = None
+) -> verification.Report:
+    """As ``data.download``; CarftError with `terms` for what users have to get themselves."""
+    fact = facts()[name]
+    if not fact["sources"]:
+        raise CarftError(f"{name} is not downloaded. {terms(name)}")
+    sources = [Source(**one) for one in fact["sources"]]
+    wanted = downloading.Wanted(name, fact["folders"][0], sources)
+
+    def prepare(unpacked: Path, ready: Path) -> None:
+        inner = [path for path in unpacked.iterdir() if path.is_dir()]
+        if len(inner) != 1:
+            raise CarftError(
+                f"{sources[0].file} has {len(inner)} folders, expected one; it is another archive"
+            )
+        inner[0].rename(ready)
+
+    return downloading.install(wanted, data_dir, prepare, lambda at: verify(name, at), fetch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,8 @@ class Suite:
     contexts: str = "imagenet"
     left_out: str = ""
     embedded: bool = False
-    published: Mapping[str, Mapping[str, float]] | None = None
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     source: str = ""
-
-    @property
-    def usual(self) -> list[str]:
-        """The sets that are not shifted."""
-        return [one.name for one in self.sets if not one.shifted]
 
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
         """The mean of the shifts, and without ``left_out``; None where one of them is missing."""
