@@ -37,7 +37,13 @@ GROUPS = (
     ("test_slurm",),
     ("test_checkouts", "test_packaging"),  # sdist and wheel
     ("test_resume",),  # alone, but long
-    ("test_runs_data", "test_runs_evaluate", "test_runs_predict", "test_runs_wise_ft"),  # pets
+    (  # pets
+        "test_runs_data",
+        "test_runs_evaluate",
+        "test_runs_predict",
+        "test_runs_wise_ft",
+        "test_suites_runs",
+    ),
     ("test_runs_card", "test_runs_export", "test_runs_saved"),  # trained
     ("test_report_command", "test_report_browser"),  # incomplete
 )

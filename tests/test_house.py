@@ -18,6 +18,7 @@ FLOORS = (
     ("errors", "text", "machine"),
     ("files",),
     ("data", "jobs", "clips"),
+    ("suites",),
     ("method", "launchers", "results", "pictures"),
     ("sweep", "runs", "plugin"),
     ("report", "doctor"),

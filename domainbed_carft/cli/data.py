@@ -53,10 +53,13 @@ def add_to(commands: Any) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     from domainbed_carft.data import benchmarks
+    from domainbed_carft.suites import imagenet
 
     known = benchmarks.BENCHMARKS.values()
+    suite = {one.name: one for one in imagenet.suite().sets}
     if arguments.json:
-        print(json.dumps([asdict(one) for one in known], indent=2))
+        of_suite = [{**fact, "suite": "imagenet"} for fact in imagenet.facts().values()]
+        print(json.dumps([*map(asdict, known), *of_suite], indent=2))
         return
     head = ("name", "folder", "environments", "classes", "pictures", "steps")
     rows = [
@@ -71,15 +74,23 @@ def _list(arguments: argparse.Namespace) -> None:
         for one in known
     ]
     print(text.table(head, rows))
+    sets = [
+        (name, fact["folders"][0], str(len(suite[name].classes)), f"{fact['pictures']:,}")
+        for name, fact in imagenet.facts().items()
+    ]
+    print("\nTest sets of the suite imagenet (carft evaluate --suite):")
+    print(text.table(("name", "folder", "classes", "pictures"), sets))
     print("\nsteps: DomainBed's default, which --steps overrides.")
     print("Other steps, sources, licences, citations, counts by class: carft data list --json")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from domainbed_carft.data import verify
+    from domainbed_carft.suites import imagenet
 
+    judge = imagenet.verify if arguments.data in imagenet.facts() else verify.verify
     try:
-        report = verify.verify(arguments.data, arguments.data_dir, arguments.decode)
+        report = judge(arguments.data, arguments.data_dir, arguments.decode)
     except CarftError as error:
         print(f"carft: {text.shown(str(error))}", file=sys.stderr)
         if arguments.json:
@@ -92,8 +103,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _download(arguments: argparse.Namespace) -> None:
     from domainbed_carft.data import download
+    from domainbed_carft.suites import imagenet
 
-    report = download.download(
-        arguments.data, arguments.data_dir, accept_different=arguments.accept_different
-    )
+    where = arguments.data, arguments.data_dir
+    if arguments.data in imagenet.facts():
+        report = imagenet.download(*where)
+    else:
+        report = download.download(*where, accept_different=arguments.accept_different)
     print(report.as_text())

@@ -52,14 +52,29 @@ def add_to(commands: Any) -> None:
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
     )
 
+    suite = _shared()
+    suite.add_argument(
+        "--suite", metavar="NAME",
+        help="on the whole test sets of a suite, such as imagenet, below --data_dir, instead of "
+        "on the splits of the run's data set",
+    )  # fmt: skip
+
     evaluate = commands.add_parser(
-        "evaluate", parents=[run, data, output],
+        "evaluate", parents=[which, suite, data, output],
         help="measure a saved run: accuracy by split and class, calibration",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "path", type=Path, metavar="RUN", nargs="?",
+        help="a job's folder, or a weights file in one",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--clip", metavar="NAME",
+        help="with --suite: a CLIP without a run, zero-shot: ViT-B/16, open_clip:..., a file",
     )  # fmt: skip
     evaluate.add_argument(
         "--json", action="store_true", help="print everything as JSON, for scripts"
     )
-    evaluate.set_defaults(run=_runner("evaluate"))
+    evaluate.set_defaults(run=_evaluate)
 
     predict = commands.add_parser(
         "predict", parents=[run, loading, output],
@@ -78,7 +93,7 @@ def add_to(commands: Any) -> None:
     predict.set_defaults(run=_runner("predict"))
 
     wise_ft = commands.add_parser(
-        "wise-ft", parents=[run, data, original],
+        "wise-ft", parents=[run, suite, data, original],
         help="interpolate between the original CLIP and a saved run; evaluate and save",
     )  # fmt: skip
     wise_ft.add_argument(
@@ -96,7 +111,7 @@ def add_to(commands: Any) -> None:
     wise_ft.set_defaults(run=_runner("wise_ft"))
 
     soup = commands.add_parser(
-        "soup", parents=[which, data],
+        "soup", parents=[which, suite, data],
         help="average the weights of several saved runs; evaluate and save",
     )  # fmt: skip
     soup.add_argument(
@@ -140,6 +155,11 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _evaluate(arguments: argparse.Namespace) -> int | None:
+    by_splits = arguments.path and not (arguments.suite or arguments.clip)
+    return _runner("evaluate" if by_splits else "on_suites")(arguments)
 
 
 def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:

@@ -8,6 +8,7 @@ the sources.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Source:
     @property
     def is_archive(self) -> bool:
         """Whether it is unpacked, rather than read."""
-        return self.file.endswith((".zip", ".tar.gz"))
+        return self.file.endswith((".zip", ".tar", ".tar.gz"))
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def get(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise CarftError(text.unknown("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]
+
+
+@functools.cache
+def suite_lists() -> dict[str, Any]:
+    """ImageNet's 1,000 ids, the classes of ImageNet-A and -R among them, ObjectNet's folders."""
+    return json.loads((ASSETS / "suites" / "imagenet.json").read_text(encoding="utf-8"))
 
 
 def _benchmark(facts: dict[str, Any]) -> Benchmark:

@@ -54,6 +54,13 @@ def compare(name: str, counts: Counts) -> Findings:
                 "found no environments; expected a folder with one sub-folder per environment"
             )
         _classes(inside, (), findings)
+        # By the classes that count on ImageNet: other data sets share no more than a third.
+        of_objectnet = benchmarks.suite_lists()["objectnet"].keys()
+        if any(2 * len(of_objectnet & found) > len(of_objectnet) for found in _names(counts)):
+            findings.problems.append(
+                "this is ObjectNet, whose licence forbids to train or tune on it; it is a test "
+                "set: carft evaluate RUN --suite imagenet"
+            )
         return findings
     folders = [environment.folder for environment in benchmark.environments]
     forms = [{_plain(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
@@ -72,6 +79,11 @@ def compare(name: str, counts: Counts) -> Findings:
     _classes(counts, benchmark.classes, findings)
     _editions(benchmark, dict(zip(folders, counts.values())), findings)
     return findings
+
+
+def _names(counts: Counts) -> list[set[str]]:
+    """Of the environments, and of the classes in each."""
+    return [{*counts}, *({*classes} for classes in counts.values())]
 
 
 def digest(counts: Counts) -> str:

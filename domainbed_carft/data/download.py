@@ -8,12 +8,15 @@ steps are after upstream file domainbed/scripts/download.py at b93c22a.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
+import shlex
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from domainbed_carft.data import archives, benchmarks, verify
 from domainbed_carft.data.archives import BadFile
@@ -21,6 +24,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 
 Fetch = Callable[[str, Path], None]
+Prepare = Callable[[Path, Path], None]
 
 # Benchmark -> the folder in its archive that has all of it.
 INNER = {"PACS": "kfold", "VLCS": "VLCS", "OfficeHome": "OfficeHomeDataset_10072016"}
@@ -50,16 +54,38 @@ def download(
     benchmark = benchmarks.get(name)
     if not benchmark.sources:
         raise CarftError(f"{name} is in the package; there is nothing to download")
-    target = data_dir / benchmark.folder
+    return install(
+        Wanted(name, benchmark.folder, benchmark.sources), data_dir,
+        functools.partial(prepare, name), lambda folder: verify.verify(name, folder),
+        fetch, accept_different,
+    )  # fmt: skip
+
+
+class Wanted(NamedTuple):
+    """What is to be downloaded: its name, its folder below the data folder, its sources."""
+
+    name: str
+    folder: str
+    sources: Sequence[benchmarks.Source]
+
+
+def install(
+    wanted: Wanted, data_dir: Path, prepare: Prepare, judge: Callable[[Path], verify.Report],
+    fetch: Fetch | None = None, accept_different: bool = False,
+) -> verify.Report:  # fmt: skip
+    """As `download`, of anything: ``prepare(unpacked, ready)`` makes its folder ``ready`` of what
+    its archives held, ``judge(data_dir)`` verifies what lies below a data folder.
+    """
+    name, target = wanted.name, data_dir / wanted.folder
     if target.exists():
         raise CarftError(
-            f"{target} already exists; check the data with `{verify.command(name, target)}`, or "
-            "move the folder away to download again"
+            f"{target} already exists; check the data with `carft data verify {name} --data_dir "
+            f"{shlex.quote(str(data_dir))}`, or move the folder away to download again"
         )
-    work = data_dir / f".{benchmark.folder}.download"
+    work = data_dir / f".{wanted.folder}.download"
     try:
-        ready = _made(benchmark, work, fetch or _fetch)
-        report = verify.verify(name, ready.parent)
+        ready = _made(wanted, work, prepare, fetch or _fetch)
+        report = judge(ready.parent)
         said = report.problems or [*report.differences, *report.notes]
         if report.problems or (report.verdict == "differs" and not accept_different):
             remedy = "" if report.problems else ". To install the data anyway: --accept_different"
@@ -78,7 +104,7 @@ def download(
     return dataclasses.replace(report, root=target)
 
 
-def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
+def _made(wanted: Wanted, work: Path, prepare: Prepare, fetch: Fetch) -> Path:
     fetched, unpacked, ready = (work / name for name in ("archives", "unpacked", "ready"))
     for folder in (unpacked, ready):
         shutil.rmtree(folder, ignore_errors=True)
@@ -89,7 +115,7 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
         "and rerun the command"
     )
     try:
-        for source in benchmark.sources:
+        for source in wanted.sources:
             path = fetched / source.file
             try:
                 if not path.is_file():
@@ -100,21 +126,21 @@ def _made(benchmark: benchmarks.Benchmark, work: Path, fetch: Fetch) -> Path:
                     f"command to resume. {by_hand.format(path)}"
                 ) from error
             archives.check(path, source.is_archive)
-        for source in benchmark.sources:
+        for source in wanted.sources:
             if source.is_archive:
                 archives.unpack(fetched / source.file, unpacked)
             else:
                 shutil.copy(fetched / source.file, unpacked / source.file)
-        prepare(benchmark.name, unpacked, ready / benchmark.folder)
+        prepare(unpacked, ready / wanted.folder)
     except BadFile as bad:
         path, aside = fetched / bad.name, fetched / f"{bad.name}.damaged"
         os.replace(path, aside)
-        url = next(source.url for source in benchmark.sources if source.file == bad.name)
+        url = next(source.url for source in wanted.sources if source.file == bad.name)
         raise CarftError(
             f"{path}, from {url}, {bad.fault}; the file was renamed to {aside.name}. Rerun the "
             f"command to download again. {by_hand.format(path)}"
         ) from bad
-    return ready / benchmark.folder
+    return ready / wanted.folder
 
 
 def _fetch(url: str, path: Path) -> None:

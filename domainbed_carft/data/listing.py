@@ -10,7 +10,7 @@ import functools
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -90,6 +90,17 @@ def read(root: Path) -> Listing:
         before = len(found.pictures)
         _add_pictures(found, f"{environment}/{name}", ())
         found.counts[environment][name] = len(found.pictures) - before
+    return found
+
+
+def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
+    """The same of a folder class/picture, as its one environment ""; of the classes ``names``."""
+    found = Listing(root, counts={"": {}})
+    classes = [name for name in _entries(root)[0] if names is None or name in names]
+    for name in tqdm(classes, desc=f"listing {root.name}", unit="class", delay=1, disable=None):
+        before = len(found.pictures)
+        _add_pictures(found, name, ())
+        found.counts[""][name] = len(found.pictures) - before
     return found
 
 

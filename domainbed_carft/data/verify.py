@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +131,23 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     findings = comparison.compare(name, found.counts)
     for kind, rest in listing.ODD.items():
         findings.problems += _counted(found.odd[kind], kind, rest)
-    bad: Sequence[Damaged] = ()
-    if decode:
-        told = {path for paths in found.odd.values() for path in paths}
-        bad = listing.damaged(root, [path for path in found.pictures if path not in told])
-        unread, cut = ([one.path for one in bad if one.truncated is cut] for cut in (False, True))
-        findings.problems += _counted(unread, "picture", "cannot be decoded (download again)")
-        findings.differences += _counted(
-            cut, "picture", "cut off and read with grey where the data ends (download again)"
-        )
-    return Report(name, root, found.counts, **vars(findings), decoded=decode, damaged=bad)
+    told = {path for paths in found.odd.values() for path in paths}
+    whole = [path for path in found.pictures if path not in told] if decode else []
+    return judged(Report(name, root, found.counts, **vars(findings), decoded=decode), whole)
+
+
+def judged(report: Report, pictures: Sequence[str]) -> Report:
+    """The report, with what decoding ``pictures`` below its root adds if it is ``decoded``."""
+    if not report.decoded:
+        return report
+    bad = listing.damaged(report.root, pictures)
+    unread, cut = ([one.path for one in bad if one.truncated is cut] for cut in (False, True))
+    broken = _counted(unread, "picture", "cannot be decoded (download again)")
+    grey = "cut off and read with grey where the data ends (download again)"
+    differences = [*report.differences, *_counted(cut, "picture", grey)]
+    return replace(
+        report, problems=[*report.problems, *broken], differences=differences, damaged=bad
+    )
 
 
 def command(name: str, root: Path) -> str:

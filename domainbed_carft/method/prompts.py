@@ -22,10 +22,10 @@ from domainbed_carft.text import counted
 
 # OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
 CLASS_LISTS = (
-    "aircraft", "caltech101", "cars", "cifar10", "cifar100", "dtd", "eurosat", "flowers", "food101",
-    "pets", "sun397",
+    "imagenet", "aircraft", "caltech101", "cars", "cifar10", "cifar100", "dtd", "eurosat",
+    "flowers", "food101", "pets", "sun397",
 )  # fmt: skip
-CONTEXT_LISTS = ("imagenet", "imagenet7", "emoji", *CLASS_LISTS)
+CONTEXT_LISTS = ("imagenet", "imagenet7", "emoji", *CLASS_LISTS[1:])
 
 # Contexts of the names of a data set's own domains, all of them or those trained on. The template
 # is ours, after the "a [CONTEXT] of [CLASS]" of CAR-FT's abstract.

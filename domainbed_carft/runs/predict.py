@@ -114,9 +114,9 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
     # Normalised as the model wants, and then what the run's input does to get there, undone.
     scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
     wanted = run.algorithm.input.wanted
-    normalise = transforms.Normalize(wanted.mean, wanted.std)
-    undo = transforms.Normalize(shift, scale)
-    return transforms.Compose([*steps, normalise, undo])
+    mean = [m + s * b for m, s, b in zip(wanted.mean, wanted.std, shift)]
+    std = [s * a for s, a in zip(wanted.std, scale)]
+    return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
 
 class _Pictures(Dataset[Read]):

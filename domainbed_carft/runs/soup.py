@@ -22,7 +22,8 @@ from torch import Tensor
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import evaluate as evaluating
-from domainbed_carft.runs import saved, splits, wise_ft
+from domainbed_carft.runs import on_suites, saved, splits, wise_ft
+from domainbed_carft.suites import known
 from domainbed_carft.text import counted, shown, table
 
 TABLE = "soup.json"
@@ -51,6 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    suite = known.get(arguments.suite) if arguments.suite else None
+    copies = on_suites.of_run(suite, first, arguments.data_dir) if suite else []
     found = splits.splits(first, arguments.data_dir)
     held_out = [one for one in found if not one.is_target and one.name.endswith("_out")]
     if not held_out:
@@ -66,6 +69,12 @@ def run(arguments: argparse.Namespace) -> None:
                 tallies[number].add(first.algorithm.predict(x.to(device)), y)
         return wise_ft.summarise(of, {1.0: tallies})[0]
 
+    def on_suite(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        first.algorithm.load_state_dict(weights)
+        plan = on_suites.plan_of(first)
+        how = (copies, plan, lambda x: [first.algorithm.predict(x)], 1, device, arguments)
+        return on_suites.described(suite, copies, *on_suites.measured(*how)) if suite else {}
+
     # The first algorithm measures all: only its own weights have to be kept elsewhere.
     of_first = {name: t.detach().cpu().clone() for name, t in first.algorithm.state_dict().items()}
     states = [of_first, *(one.algorithm.state_dict() for one in opened[1:])]
@@ -78,7 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
             chosen, best = [*chosen, index], reached
     soups = {"uniform": order, "greedy": chosen}
     mixed = {kind: mean([states[index] for index in of]) for kind, of in soups.items()}
-    rows = {kind: measured(weights, found) for kind, weights in mixed.items()}
+    of = held_out if suite else found  # the in-splits take far longer than the suite
+    rows = {kind: {**measured(w, of), **on_suite(w)} for kind, w in mixed.items()}
     document = {
         **{name: first.args.get(name) for name in ("dataset", "test_envs", "trial_seed")},
         "runs": [
@@ -89,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
             {
                 "soup": kind,
                 "runs": [str(opened[index].path) for index in soups[kind]],
-                **{name: row[name] for name in ("in_domain", "out_of_domain", "splits")},
+                **{name: value for name, value in row.items() if name != "alpha"},
             }
             for kind, row in rows.items()
         ],
@@ -111,6 +121,8 @@ def run(arguments: argparse.Namespace) -> None:
     ]  # fmt: skip
     print(f"{shown(str(first.args['dataset']))}: soups of {counted(len(opened), 'run')}")
     print(table(["soup or run", "runs", "in-domain (%)", "out-of-domain (%)"], cells))
+    if suite:
+        print(on_suites.as_rows("soup", rows, suite))
     print(f"Results and weights: {shown(str(folder))}")
 
 

@@ -10,7 +10,7 @@ import argparse
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,20 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import evaluate as evaluating
-from domainbed_carft.runs import saved
+from domainbed_carft.runs import on_suites, saved
 from domainbed_carft.runs import splits as data
+from domainbed_carft.suites import known
 from domainbed_carft.text import counted, shown, table
 
 TABLE = "wise_ft.json"
 PLOTS = ("wise_ft.png", "wise_ft.svg")
+AXES = (  # of splits, of a suite
+    (
+        "in-domain accuracy (%): out-splits of the training environments",
+        "out-of-domain accuracy (%):\nin-split of the test environment",
+    ),
+    ("accuracy (%) in distribution", "mean accuracy (%) of the shifts"),
+)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,17 +53,29 @@ def run(arguments: argparse.Namespace) -> None:
             f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    splits = data.splits(opened, arguments.data_dir)
+    suite = known.get(arguments.suite) if arguments.suite else None
+    found = on_suites.of_run(suite, opened, arguments.data_dir) if suite else []
+    splits = [] if suite else data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, device, arguments.original)
-    classes = len(opened.classes)
-    tallies = {alpha: [evaluating.Tally(classes) for _ in splits] for alpha in alphas}
-    with torch.no_grad():
-        for number, x, y in data.batches(splits, arguments.batch_size, arguments.workers):
-            x = x.to(device)
-            for alpha in alphas:  # in place: a few passes over the weights, and no memory each
-                mixed.set(alpha)
-                tallies[alpha][number].add(mixed.algorithm.predict(x), y)
-    rows = summarise(splits, tallies)
+
+    def logits(x: Tensor) -> Iterator[Tensor]:
+        for alpha in alphas:  # in place: a few passes over the weights, and no memory each
+            mixed.set(alpha)
+            yield mixed.algorithm.predict(x)
+
+    if suite:
+        plan = on_suites.plan_of(opened)
+        of_alphas = on_suites.measured(found, plan, logits, len(alphas), device, arguments)
+        sets = [on_suites.described(suite, found, tallies) for tallies in of_alphas]
+        rows = [{"alpha": a, **on_suites.ends(suite, one), **one} for a, one in zip(alphas, sets)]
+    else:
+        classes = len(opened.classes)
+        tallies = {alpha: [evaluating.Tally(classes) for _ in splits] for alpha in alphas}
+        with torch.no_grad():
+            for number, x, y in data.batches(splits, arguments.batch_size, arguments.workers):
+                for alpha, found_logits in zip(alphas, logits(x.to(device))):
+                    tallies[alpha][number].add(found_logits, y)
+        rows = summarise(splits, tallies)
     document = {
         "run": str(opened.path),
         "algorithm": opened.args["algorithm"],
@@ -68,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     title = f"{document['algorithm']} on {document['dataset']}"
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
-        _plot(rows, title, folder)
+        _plot(rows, title, folder, AXES[suite is not None])
     reached = opened.hparams["wise_alpha"] if opened.alpha is None else opened.alpha
     for alpha in to_save:
         mixed.set(alpha)
@@ -80,10 +100,16 @@ def run(arguments: argparse.Namespace) -> None:
             "wise_ft_step": opened.step,
         }
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
-    means = ("in_domain", "out_of_domain")
-    cells = [[f"{row['alpha']:g}", *(evaluating.percent(row[m]) for m in means)] for row in rows]
     print(f"{shown(title)}: alpha 0 is the original CLIP, alpha 1 the run")
-    print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
+    if suite:
+        print(on_suites.as_rows("alpha", {f"{row['alpha']:g}": row for row in rows}, suite))
+        for row in rows:
+            about = {**on_suites.facts_of(opened), "wise_ft_alpha": row["alpha"] * reached}
+            on_suites.keep(opened.path, {**about, **row})
+    else:
+        means = ("in_domain", "out_of_domain")
+        cells = [[f"{r['alpha']:g}", *(evaluating.percent(r[m]) for m in means)] for r in rows]
+        print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
     print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
 
 
@@ -193,7 +219,9 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
+def _plot(
+    points: Sequence[dict[str, Any]], title: str, folder: Path, labels: tuple[str, str]
+) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
@@ -205,8 +233,8 @@ def _plot(points: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
         label = f"{point['alpha']:g}{ends.get(point['alpha'], '')}"
         axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
     axes.margins(0.1)
-    axes.set_xlabel("in-domain accuracy (%): out-splits of the training environments")
-    axes.set_ylabel("out-of-domain accuracy (%):\nin-split of the test environment")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     axes.set_title(
         f"{title}: weights (1 - α) original + α fine-tuned", fontsize=10, parse_math=False
     )

@@ -1,0 +1,19 @@
+"""The suites by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from domainbed_carft import text
+from domainbed_carft.errors import CarftError
+from domainbed_carft.suites import imagenet
+from domainbed_carft.suites.sets import Suite
+
+SUITES: dict[str, Callable[[], Suite]] = {"imagenet": imagenet.suite}
+
+
+def get(name: str) -> Suite:
+    """The suite called ``name``; CarftError with the nearest names if there is none."""
+    if name not in SUITES:
+        raise CarftError(text.unknown("suite", name, SUITES))
+    return SUITES[name]()

@@ -1,0 +1,49 @@
+"""RUN/suites.jsonl: a line for each evaluation of a job's weights on a suite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft import files
+from domainbed_carft.files import parsing
+
+FILE = "suites.jsonl"
+FIELDS = (
+    "suite", "weights", "step", "wise_ft_alpha", "algorithm", "sets", "mean",
+    "mean_without_objectnet",
+)  # fmt: skip
+KEY = ("suite", "weights", "wise_ft_alpha")  # of two lines with the same, the later counts
+
+
+def append(folder: Path, record: Mapping[str, Any]) -> None:
+    """Add a line with the FIELDS of ``record``; raises CarftError where it cannot be written."""
+    path = folder / FILE
+    try:
+        with path.open(
+            "ab", buffering=0
+        ) as file:  # at once: no reader or other writer sees half of it
+            file.write(json.dumps({key: record[key] for key in FIELDS}).encode() + b"\n")
+    except OSError as error:
+        raise files.not_written(path, error) from error
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The records that count, in the order of their first lines; none without the file.
+
+    Lines that are cut off or another's are left out.
+    """
+    try:
+        lines = (folder / FILE).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in lines:
+        try:
+            record = parsing.parse_json(line)
+            found[tuple(record[key] for key in KEY)] = record
+        except (ValueError, LookupError, TypeError):
+            continue
+    return list(found.values())

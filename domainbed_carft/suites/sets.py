@@ -1,0 +1,136 @@
+"""What a test set and a suite of them are, and what is found of one on the disk. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.data import listing
+from domainbed_carft.data.comparison import listed
+from domainbed_carft.text import counted
+
+
+@dataclass(frozen=True)
+class Found:
+    """A copy of a test set.
+
+    ``root``: its folder, None where there is none. ``samples``: pictures with their labels, each a
+    path or an array (H, W, 3) of uint8. ``problems``: sentences; a copy with one is not complete.
+    """
+
+    root: Path | None
+    samples: Sequence[tuple[Any, int]]
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Pictures of classes of their own, and which of the model's classes count as each.
+
+    ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
+    their places in the suite's. ``find(data_dir)`` gives the pictures. ``shifted``: whether it
+    counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    name: str
+    classes: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
+    find: Callable[[Path], Found]
+    shifted: bool = True
+    border: int = 0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Test sets for models of the same ``classes``, names in label order as a run records them.
+
+    ``contexts``: the templates of a CLIP without a run, as the hparam. ``left_out``: the set
+    without which a second mean is formed, "" for none. ``embedded``: whether the pictures are in
+    the package, so that ``find`` needs no folder of the user's. ``published``: CLIP -> set ->
+    zero-shot accuracy in percent; ``source`` says where from.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    sets: tuple[TestSet, ...]
+    contexts: str = "imagenet"
+    left_out: str = ""
+    embedded: bool = False
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    source: str = ""
+
+    def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
+        """The mean of the shifts, and without ``left_out``; None where one of them is missing."""
+        shifts = [one.name for one in self.sets if one.shifted]
+        parts = {"mean": shifts}
+        parts["mean_without_objectnet"] = [n for n in shifts if n != self.left_out]
+        found: dict[str, float | None] = {}
+        for key, names in parts.items():
+            values = [value for n in names if (value := accuracies.get(n)) is not None]
+            whole = len(values) == len(names) > 0
+            found[key] = sum(values) / len(values) if whole else None
+        return found if self.left_out else {**found, "mean_without_objectnet": None}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Finds pictures in class folders, by the names of these alone: never by their order.
+
+    ``places`` are the folders to look for below the data folder, of which the first with a class
+    folder counts;
+    ``labels``: name of a class folder -> label; ``pictures``: how many a complete copy has, and
+    how many of ``each`` class, if known. ``more``: whether a complete copy has folders of other
+    classes, which are not read. ``check(root)``: further problems.
+    """
+
+    places: tuple[str, ...]
+    labels: dict[str, int]
+    pictures: int
+    each: int | None = None
+    more: bool = False
+    check: Callable[[Path], list[str]] = lambda root: []
+
+    def __call__(self, data_dir: Path) -> Found:
+        """Lists the folders; their files are not opened."""
+        there = [path for place in self.places if os.path.isdir(path := data_dir / place)]
+        if not there:
+            expected = " or ".join(map(str, self.places))
+            return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
+        # A folder of pictures that nobody sorted into classes may lie beside the sorted one.
+        root = next((p for p in there if self.labels.keys() & {*os.listdir(p)}), there[0])
+        found = listing.of_classes(root, self.labels if self.more else None)
+        (counts,) = found.counts.values()
+        of_label = Counter({label: 0 for label in self.labels.values()})
+        for name, pictures in counts.items():
+            if name in self.labels:
+                of_label[self.labels[name]] += pictures
+        names = {label: name for name, label in reversed(self.labels.items())}
+        problems = [
+            f"{counted(len(found.odd[kind]), kind)} {rest}: {listed(found.odd[kind])}"
+            for kind, rest in listing.ODD.items()
+            if found.odd[kind]
+        ]
+        if empty := [names[label] for label, n in of_label.items() if not n]:
+            problems.append(
+                f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
+                f"folders {listed(empty)}"
+            )
+        if strange := [name for name in counts if name not in self.labels]:
+            problems.append(f"the folders {listed(strange)} are no classes of it")
+        total = of_label.total()
+        if total != self.pictures:
+            problems.append(f"{total:,} pictures, expected {self.pictures:,}")
+        elif self.each and (odd := [names[k] for k, n in of_label.items() if n != self.each]):
+            problems.append(f"not {self.each} pictures in the folders {listed(odd)}")
+        samples = [
+            (str(root / path), self.labels[name])
+            for path in found.pictures
+            if (name := path.partition("/")[0]) in self.labels
+        ]
+        return Found(root, samples, [*problems, *self.check(root)])

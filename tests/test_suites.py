@@ -1,0 +1,210 @@
+"""The test sets of ImageNet: lists, scores, copies with their traps, `carft data`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+
+import pytest
+import torch
+from data_archives import PICTURE, packed
+from data_trees import carft, grow
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import prompts
+from domainbed_carft.suites import imagenet, scoring
+
+SETS = {one.name: one for one in imagenet.suite().sets}
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_lists_have_the_known_digests():
+    """Those of timm's, OpenAI's and ObjectNet's lists, as others publish them."""
+    assert sha256("\n".join(imagenet.ids())).startswith("385e0240499426c0")
+    names = prompts.class_names({"class_names": "imagenet"}, 1000)
+    assert sha256(json.dumps(names)).startswith("6ef5246539bb")
+    assert tuple(names) == imagenet.suite().classes
+    assert sum(prompts.clean(name).lower() != name.lower() for name in names) == 28
+    a, r = (SETS[f"ImageNet-{kind}"] for kind in "AR")
+    assert sha256("\n".join(a.classes)).startswith("f6aa4b23244554d9")
+    assert sha256("\n".join(r.classes)).startswith("e19a59d84e3746fa")
+    assert len({*a.classes} & {*r.classes}) == 86
+    for one in (a, r):
+        assert [imagenet.ids()[place] for (place,) in one.groups] == [*one.classes]
+
+
+def test_objectnets_groups():
+    one = SETS["ObjectNet"]
+    table = dict(zip(one.classes, map(list, one.groups)))
+    assert sha256(json.dumps(table, sort_keys=True, separators=(",", ":"))).startswith("94c146488a")
+    places = [place for group in one.groups for place in group]
+    assert (len(one.groups), len({*places}), sum(places)) == (113, len(places), 85_300)
+    assert list(one.classes) == sorted(one.classes) and len(places) == 125
+
+
+def test_scores_are_the_maximum_over_each_group():
+    logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
+    for name, one in SETS.items():
+        found = scoring.scores(logits, scoring.padded(one.groups))
+        expected = [[max(row[k] for k in group) for group in one.groups] for row in logits.tolist()]
+        assert torch.equal(found.double(), torch.tensor(expected, dtype=torch.float64)), name
+        if all(len(group) == 1 for group in one.groups):  # plain indexing, to the bit
+            assert torch.equal(found, logits[:, [place for (place,) in one.groups]])
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
+def test_wilsons_interval_solves_its_equation(right, count):
+    for share in scoring.wilson(right, count):
+        off = (right / count - share) ** 2 - scoring.Z**2 * share * (1 - share) / count
+        assert off == pytest.approx(0, abs=1e-12)
+
+
+# Copies
+
+
+def tree(root, name, folders, pictures=1):
+    """A copy of the test set with these class folders."""
+    place = SETS[name].find.places[0]
+    return grow(root, {place: dict.fromkeys(folders, pictures)}, PICTURE) / place
+
+
+def expecting(name, **counts):
+    return dataclasses.replace(SETS[name].find, **counts)
+
+
+@pytest.mark.parametrize("form", ["{}", "{:04}"])
+def test_folders_that_are_numbers_are_labels(tmp_path, form):
+    """Sorted as text 10 would come second."""
+    root = tree(tmp_path, "ImageNet-V2", map(form.format, range(12)))
+    (root / imagenet.ids()[12]).mkdir()
+    (root / imagenet.ids()[12] / "x.JPEG").write_bytes(PICTURE)
+    found = SETS["ImageNet-V2"].find(tmp_path)
+    labels = {path.split("/")[-2]: label for path, label in found.samples}
+    assert labels == {**{form.format(n): n for n in range(12)}, imagenet.ids()[12]: 12}
+
+
+def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
+    one = SETS["ImageNet-A"]
+    tree(tmp_path, one.name, one.classes)
+    find = expecting(one.name, pictures=200)
+    assert not find(tmp_path).problems and len(find(tmp_path).samples) == 200
+    gone = tmp_path / "imagenet-a" / one.classes[7]
+    (gone / "0.jpg").unlink()
+    gone.rmdir()
+    (lacks, total) = find(tmp_path).problems
+    assert (
+        f"no picture of 1 of its 200 classes; expected them in the folders '{gone.name}'" in lacks
+    )
+    assert total == "199 pictures, expected 200"
+    assert (
+        dict(find(tmp_path).samples)[str(tmp_path / "imagenet-a" / one.classes[8] / "0.jpg")] == 8
+    )
+    assert scoring.scores(torch.zeros(1, 1000), scoring.padded(one.groups)).shape == (1, 200)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda root: (root / "n0000").mkdir(), "the folders 'n0000' are no classes of it"),
+        (lambda root: (root / "n01440764/0.jpg").write_bytes(b""), "1 empty file"),
+        (lambda root: (root / "n01440764/more.jpg").write_bytes(PICTURE), "1,001 pictures, expec"),
+        (
+            lambda root: (root / "n01440764/0.jpg").rename(root / "n01443537/1.jpg"),
+            "no picture of 1 of its 1,000 classes",
+        ),
+    ],
+)
+def test_a_copy_that_is_not_whole(tmp_path, change, said):
+    root = tree(tmp_path, "ImageNet", imagenet.ids()).rename(tmp_path / "imagenet/val_in_folder")
+    grow(tmp_path, {"imagenet": {"val": 2}})  # as unpacked
+    find = expecting("ImageNet", pictures=1000, each=1)
+    assert not find(tmp_path).problems
+    change(root)
+    assert said in "; ".join(find(tmp_path).problems)
+
+
+def mappings(root, swapped=False):
+    """ObjectNet's four files, joined by names of our own."""
+    table = dict(zip(SETS["ObjectNet"].classes, SETS["ObjectNet"].groups))
+    if swapped:
+        table["banana"], table["vase"] = table["vase"], table["banana"]
+    numbers = {index: index * 7 % 1000 for index in range(1000)}
+    lines = {number: f"name {index}" for index, number in numbers.items()}
+    of_labels = {f.upper(): "; ".join(f"name {i}" for i in ids) for f, ids in table.items()}
+    content = {
+        "folder_to_objectnet_label.json": {f: f.upper() for f in [*table, "a_folder_not_used"]},
+        "objectnet_to_imagenet_1k.json": of_labels,
+        "pytorch_to_imagenet_2012_id.json": numbers,
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    for name, value in content.items():
+        (root / name).write_text(json.dumps(value))
+    (root / "imagenet_to_label_2012_v2").write_text("\n".join(lines[n] for n in range(1000)) + "\n")
+
+
+def test_objectnet_by_its_folders_names(tmp_path):
+    """The 200 other folders are not read; its mappings must be those of our list."""
+    one = SETS["ObjectNet"]
+    tree(tmp_path, one.name, [*one.classes, "a_folder_not_used"])
+    find = expecting(one.name, pictures=113)
+    mappings(tmp_path / "objectnet-1.0/mappings")
+    found = find(tmp_path)
+    assert not found.problems
+    assert Counter(label for _, label in found.samples) == dict.fromkeys(range(113), 1)
+    mappings(tmp_path / "objectnet-1.0/mappings", swapped=True)
+    (said,) = find(tmp_path).problems
+    assert "mappings does not join its folders to ImageNet's classes as known" in said
+
+
+# carft data
+
+
+def test_list_and_verify_know_them(tmp_path, monkeypatch):
+    listed = carft("list")
+    assert "ImageNet-V2      imagenetv2-matched-frequency-format-val     1000    10,000" in (
+        listed.stdout
+    )
+    assert {one["name"] for one in json.loads(carft("list", "--json").stdout)} > {*SETS}
+    gone = carft("verify", "ImageNet", "--data_dir", tmp_path)
+    assert gone.returncode == 2 and "expected imagenet/val or " in gone.stderr
+    tree(tmp_path, "ObjectNet", SETS["ObjectNet"].classes)
+    some = carft("verify", "ObjectNet", "--data_dir", tmp_path)
+    assert some.returncode == 1 and "113 pictures, expected 18,574" in some.stdout
+    assert "-P objectnetisatestset" in some.stdout and "border of 2 pixels" in some.stdout
+    expect(monkeypatch, "ObjectNet", 113)
+    whole = carft("verify", "ObjectNet", "--data_dir", tmp_path, "--decode", "--json")
+    assert whole.returncode == 0 and json.loads(whole.stdout)["verdict"] == "verified"
+
+
+def expect(monkeypatch, name, pictures):
+    """The suite with a smaller test set."""
+    small = dataclasses.replace(SETS[name], find=expecting(name, pictures=pictures))
+    suite = dataclasses.replace(imagenet.suite(), sets=(small,))
+    monkeypatch.setattr(imagenet, "suite", lambda: suite)
+
+
+def test_download_of_what_may_be(tmp_path, monkeypatch):
+    for name, said in (("ImageNet", "image-net.org"), ("ObjectNet", "never to train")):
+        refused = carft("download", name, "--data_dir", tmp_path)
+        assert refused.returncode == 1 and said in refused.stderr
+    expect(monkeypatch, "ImageNet-R", 200)
+    names = [f"imagenet-r/{name}/0.jpg" for name in SETS["ImageNet-R"].classes]
+    fetch = lambda url, path: packed(path, names[:199])  # noqa: E731
+    with pytest.raises(CarftError, match="no picture of 1 of its 200 classes.*rerun"):
+        imagenet.download("ImageNet-R", tmp_path, fetch)
+    (tmp_path / ".imagenet-r.download/archives/imagenet-r.tar").unlink()
+    report = imagenet.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
+    assert report.verdict == "verified" and (tmp_path / names[0]).is_file()
+
+
+def test_objectnet_is_no_training_data(tmp_path):
+    """Neither as an environment, nor its folders as environments."""
+    root = tree(tmp_path, "ObjectNet", SETS["ObjectNet"].classes).parent
+    for path in (root, root / "images"):
+        done = carft("verify", path)
+        assert done.returncode == 1 and "whose licence forbids to train" in done.stdout

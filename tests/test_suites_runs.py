@@ -1,0 +1,206 @@
+"""`carft evaluate`, `wise-ft` and `soup` on whole test sets: a suite of the pets' own classes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from runs_jobs import CLASSES
+
+from domainbed_carft import cli
+from domainbed_carft.clips import backbone, openai_models
+from domainbed_carft.data import listing
+from domainbed_carft.method import prompts
+from domainbed_carft.pictures import plan as planning
+from domainbed_carft.runs import on_suites, predict, saved
+from domainbed_carft.suites import known, records
+from domainbed_carft.suites.sets import Folders, Suite, TestSet
+
+GROUPS = {"Usual": ((0,), (1,)), "Turned": ((0,), (1,)), "One": ((0, 1),), "Cut": ((0,), (1,))}
+SHIFTED = ("Turned", "One", "Cut")
+
+
+@pytest.fixture
+def suite(pets, monkeypatch):
+    """The pets' environments as test sets; "Cut" has its border cut, "One" is of all classes."""
+
+    def one(name, environment, border=0):
+        labels = {folder: 0 if name == "One" else k for k, folder in enumerate(CLASSES)}
+        if name == "Turned":
+            labels = {"cat": 1, "wild dog": 0}  # what is right there is wrong here
+        find = Folders((environment,), labels, 20, 20 if name == "One" else 10)
+        classes = tuple(labels)[: len(GROUPS[name])]
+        return TestSet(name, classes, GROUPS[name], find, name != "Usual", border)
+
+    sets = (one("Usual", "photo"), one("Turned", "art"), one("One", "sketch"), one("Cut", "art", 4))
+    made = Suite("pets", CLASSES, sets, "emoji", left_out="Cut", published={"tiny": {"Cut": 12.5}})
+    monkeypatch.setitem(known.SUITES, "pets", lambda: made)
+    return made
+
+
+@pytest.fixture
+def job(pets, tmp_path):
+    return shutil.copytree(pets / "CLIPLinearProbe", tmp_path / "job")
+
+
+def carft(capsys, command, *arguments, status=0):
+    line = [command, *map(str, arguments), "--device", "cpu"]
+    assert cli.main(line) == status
+    said = capsys.readouterr()
+    return said.err if status else said.out
+
+
+def expected(run, one, pictures):
+    """Right and all, one picture at a time."""
+    right = []
+    for path, label in one.find(pictures).samples:
+        picture = listing.open_picture(path)
+        width, height = picture.size
+        picture = picture.crop((one.border, one.border, width - one.border, height - one.border))
+        with torch.no_grad():
+            (logits,) = run.algorithm.predict(predict.transform_of(run)(picture)[None]).tolist()
+        scores = [max(logits[k] for k in group) for group in one.groups]
+        right.append(scores.index(max(scores)) == label)
+    return sum(right), len(right)
+
+
+def test_a_run_by_each_sets_own_classes(pets, suite, job, capsys):
+    where = ("--suite", "pets", "--data_dir", pets / "my pets")
+    document = json.loads(carft(capsys, "evaluate", job, *where, "--json", "--workers", 1))
+    run = saved.open_run(job)
+    for one in suite.sets:
+        found = document["sets"][one.name]
+        assert (found["right"], found["n"]) == expected(run, one, pets / "my pets")
+        low, high = found["interval"]
+        assert low <= found["accuracy"] == found["right"] / 20 <= high and found["complete"]
+    of_sets = {name: found["accuracy"] for name, found in document["sets"].items()}
+    assert of_sets["One"] == 1 and 0 < of_sets["Turned"] != of_sets["Usual"] < 1
+    assert document["mean"] == pytest.approx(sum(of_sets[name] for name in SHIFTED) / 3)
+    assert document["mean_without_objectnet"] == pytest.approx((of_sets["Turned"] + 1) / 2)
+    # The record of the job; the later of two on the same weights counts.
+    carft(capsys, "evaluate", job, *where)
+    lines = (job / records.FILE).read_text().splitlines()
+    (record,) = records.read(job)
+    assert len(lines) == 2 and record == json.loads(lines[1])
+    assert record["weights"] == "model.pkl" and record["sets"] == document["sets"]
+    assert record["wise_ft_alpha"] is None and [*record] == [*records.FIELDS]
+
+
+def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, capsys, tmp_path):
+    data = shutil.copytree(pets / "my pets", tmp_path / "data")
+    (data / "art/cat/3.png").unlink()
+    for missing in ("", "\n  One: not there"):
+        text = carft(capsys, "evaluate", job, "--suite", "pets", "--data_dir", data)
+        assert "Mean of the shifts: -\nMean without Cut: -\n" in text
+        told = f"Turned: 19 pictures, expected 20{missing}"
+        assert f"Missing or incomplete:\n  {told}" in text and "\nTurned (incomplete) " in text
+        assert ("\nOne " in text) == (not missing)
+        (record,) = records.read(job)
+        assert (record["mean"], record["sets"]["Turned"]["complete"]) == (None, False)
+        shutil.rmtree(data / "sketch", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{job}", "--suite", "imagenet"], "has 2 classes, expected the 1,000 of the suite"),
+        (["{job}", "--suite", "imagnet"], "no suite is called 'imagnet'; did you mean imagenet?"),
+        (["--suite", "pets", "--clip", "tiny"], "--suite pets needs --data_dir"),
+        (["--clip", "tiny"], "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite"),
+        (["{job}", "--suite", "pets", "--data_dir", "{job}"], "no test set of the suite pets is"),
+    ],
+)
+def test_what_is_refused(suite, job, capsys, arguments, message):
+    assert message in carft(capsys, "evaluate", *(a.format(job=job) for a in arguments), status=1)
+    assert not (job / records.FILE).exists()
+
+
+def test_a_broken_picture_is_told(pets, suite, job, capsys, tmp_path):
+    """Also one that is cut off, which training reads."""
+    data = shutil.copytree(pets / "my pets", tmp_path / "data")
+    path = data / "art/wild dog/3.png"
+    os.truncate(path, path.stat().st_size // 2)
+    for workers in (0, 1):
+        where = ("--suite", "pets", "--data_dir", data, "--workers", workers)
+        said = carft(capsys, "evaluate", job, *where, status=1)
+        assert f"a picture of Turned: {path} cannot be read: " in said and "Traceback" not in said
+
+
+def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
+    where = ("--suite", "pets", "--data_dir", pets / "my pets")
+    alone = json.loads(carft(capsys, "evaluate", job, *where, "--json"))
+    out = tmp_path / "mix"
+    text = carft(capsys, "wise-ft", job, *where, "--alphas", 0, 0.5, 1, "-o", out)
+    (head,) = (line for line in text.splitlines() if line.startswith("alpha "))
+    assert head.split() == "alpha Usual Turned One Cut Mean of the shifts Mean without Cut".split()
+    rows = json.loads((out / "wise_ft.json").read_text())["alphas"]
+    assert rows[2]["sets"] == alone["sets"] and rows[2]["out_of_domain"] == alone["mean"]
+    assert rows[2]["in_domain"] == alone["sets"]["Usual"]["accuracy"]
+    kept = {record["wise_ft_alpha"]: record for record in records.read(job)}
+    assert [*kept] == [None, 0.0, 0.5, 1.0]
+    assert all(kept[row["alpha"]]["sets"] == row["sets"] for row in rows)
+    assert (out / "wise_ft.svg").exists() and "in distribution" in (out / "wise_ft.svg").read_text()
+    half = out / "model_alpha_0.50.pkl"
+    of_half = json.loads(carft(capsys, "evaluate", half, *where, "--json"))
+    assert of_half["sets"] == rows[1]["sets"] and not (out / records.FILE).exists()
+    # The mean of the two ends is what lies half-way between them.
+    ends = [out / f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "1.00")]
+    carft(capsys, "soup", *ends, *where, "-o", tmp_path / "soup")
+    (uniform, _) = json.loads((tmp_path / "soup/soup.json").read_text())["soups"]
+    assert uniform["sets"] == of_half["sets"] and uniform["mean"] == of_half["mean"]
+
+
+def test_a_clip_without_a_run(pets, suite, capsys):
+    """As the run of CLIPZeroShot has it, on pictures as CLIP wants them; beside what is known."""
+    where = ("--suite", "pets", "--data_dir", pets / "my pets")
+    text = carft(capsys, "evaluate", "--clip", "tiny", *where)
+    assert "published (%)" in text and "12.5" in text
+    run = saved.open_run(pets / "CLIPZeroShot")
+    plan, logits = on_suites.zero_shot(suite, "tiny", torch.device("cpu"))
+    x = torch.randn(3, 3, 48, 48)
+    (found,) = logits(x)
+    algorithm = run.algorithm
+    assert torch.allclose(found, algorithm.class_logits(algorithm.encoder(x)), atol=1e-4)
+    assert (plan.size, plan.resize, plan.interpolation) == (48, "shortest", "bicubic")
+    assert plan.mean == backbone.load("tiny").preprocessing.mean
+
+
+def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
+    seen = []
+    whole = openai_models.tokenize
+    monkeypatch.setattr(openai_models, "tokenize", lambda m, t: seen.extend(t) or whole(m, t))
+    monkeypatch.setattr(prompts, "contexts", lambda spec: ["{}"])
+    on_suites.zero_shot(known.get("imagenet"), "tiny", torch.device("cpu"))
+    assert tuple(seen) == known.get("imagenet").classes and "T-shirt" in seen
+
+
+def test_objectnets_border_is_cut_and_no_others(tmp_path):
+    """A white picture in a red border of two pixels."""
+    picture = Image.new("RGB", (60, 50), "red")
+    picture.paste("white", (2, 2, 58, 48))
+    picture.save(tmp_path / "0.png")
+    plan = planning.Plan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
+    for one in known.get("imagenet").sets:
+        square, label = on_suites._Pictures([(str(tmp_path / "0.png"), 3)], one.border, plan)[0]
+        assert bool((square == 255).all()) == (one.name == "ObjectNet") and label == 3
+
+
+IMAGENET = os.environ.get("CARFT_IMAGENET", "")  # the folder that contains the six sets
+WEIGHTS = Path("~/.cache/clip/ViT-B-16.pt").expanduser()
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(
+    not (IMAGENET and WEIGHTS.exists()),
+    reason="needs CARFT_IMAGENET, a folder with the six test sets, and OpenAI's ViT-B-16.pt",
+)
+def test_published_zero_shot_accuracies(capsys):
+    arguments = ["--clip", "ViT-B/16", "--suite", "imagenet", "--data_dir", IMAGENET, "--json"]
+    assert cli.main(["evaluate", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    published = known.get("imagenet").published["ViT-B/16"]
+    for name, percent in published.items():
+        assert 100 * found["sets"][name]["accuracy"] == pytest.approx(percent, abs=0.2), name
