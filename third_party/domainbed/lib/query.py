@@ -9,7 +9,8 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections import UserList
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,37 +53,14 @@ def hashable(obj: Any) -> Any:
     return obj
 
 
-class Q:
+class Q(UserList[Any]):
     """A list of items, usually of record dicts. Selectors are as in `make_selector_fn`."""
-
-    __hash__ = None  # type: ignore[assignment]  # equal to a plain list, which has no hash either
-
-    def __init__(self, list_: list[Any]) -> None:
-        self._list = list_
-
-    def __len__(self) -> int:
-        return len(self._list)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._list[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._list)
-
-    def __eq__(self, other: object) -> bool:
-        return self._list == (other._list if isinstance(other, Q) else other)
-
-    def __str__(self) -> str:
-        return str(self._list)
-
-    def __repr__(self) -> str:
-        return repr(self._list)
 
     def group(self, selector: Selector) -> Q:
         """Return (value, items with that value) pairs, sorted by value."""
         select = make_selector_fn(selector)
         groups: dict[Any, tuple[Any, list[Any]]] = {}
-        for item in self._list:
+        for item in self.data:
             value = select(item)
             groups.setdefault(hashable(value), (value, []))[1].append(item)
         ascending = sorted(groups.items(), key=lambda group: group[0])
@@ -96,42 +74,42 @@ class Q:
         """Return fn(item) for each item, or fn(*item) where fn takes several arguments."""
         spread = len(inspect.signature(fn).parameters) >= 2
         apply = itertools.starmap if spread else map
-        return Q(list(apply(fn, self._list)))
+        return Q(list(apply(fn, self.data)))
 
     def select(self, selector: Selector) -> Q:
         """Return what the selector finds in each item."""
-        return Q(list(map(make_selector_fn(selector), self._list)))
+        return Q(list(map(make_selector_fn(selector), self.data)))
 
     def min(self) -> Any:
-        return min(self._list)
+        return min(self.data)
 
     def max(self) -> Any:
-        return max(self._list)
+        return max(self.data)
 
     def sum(self) -> Any:
-        return sum(self._list)
+        return sum(self.data)
 
     def len(self) -> int:
-        return len(self._list)
+        return len(self.data)
 
     def mean(self) -> float:
-        """Return the mean, nan for an empty list."""
-        return _quietly(np.mean, self._list)
+        """Return the mean, nan for an empty list, of which numpy would warn as well."""
+        return float(np.mean(self.data)) if self.data else math.nan
 
     def std(self) -> float:
         """Return the population's standard deviation (ddof 0), nan for an empty list."""
-        return _quietly(np.std, self._list)
+        return float(np.std(self.data)) if self.data else math.nan
 
     def mean_std(self) -> tuple[float, float]:
         return self.mean(), self.std()
 
     def argmax(self, selector: Selector) -> Any:
         """Return the first item with the largest selected value."""
-        return max(self._list, key=make_selector_fn(selector))
+        return max(self.data, key=make_selector_fn(selector))
 
     def filter(self, fn: Callable[[Any], Any]) -> Q:
         """Return the items for which `fn` is true."""
-        return Q(list(filter(fn, self._list)))
+        return Q(list(filter(fn, self.data)))
 
     def filter_equals(self, selector: Selector, value: Any) -> Q:
         """Return the items whose selected value is `value`."""
@@ -146,12 +124,12 @@ class Q:
 
     def flatten(self) -> Q:
         """Return the items of the items."""
-        return Q([inner for item in self._list for inner in item])
+        return Q([inner for item in self.data for inner in item])
 
     def unique(self) -> Q:
         """Return each distinct item once, in the order of first appearance."""
         first_seen: dict[Any, Any] = {}
-        for item in self._list:
+        for item in self.data:
             first_seen.setdefault(hashable(item), item)
         return Q(list(first_seen.values()))
 
@@ -163,9 +141,4 @@ class Q:
             is_nan = isinstance(value, (float, np.floating)) and math.isnan(value)
             return -math.inf if is_nan else value
 
-        return Q(sorted(self._list, key=rank))
-
-
-def _quietly(statistic: Callable[[Any], Any], values: list[Any]) -> float:
-    """Answer an empty list with nan directly; numpy would warn as well."""
-    return float(statistic(values)) if len(values) else math.nan
+        return Q(sorted(self.data, key=rank))
