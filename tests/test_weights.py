@@ -8,7 +8,8 @@ import zipfile
 
 import pytest
 import torch
-from domainbed.lib import pretrained, resume
+from domainbed import networks
+from domainbed.lib import resume
 from domainbed.scripts import train
 from test_algorithms import make
 from test_runs_wise_ft import changed
@@ -117,7 +118,7 @@ READERS = {
     "model.pkl": (saved.open_run, CarftError),
     "clip.pt": (lambda path: backbone.load(str(path)), CarftError),
     "state.pt": (lambda path: resume.StateFile(str(path.parent)).load(), resume.ResumeError),
-    "resnet18-f37072fd.pth": (lambda path: pretrained.read(pretrained.RESNET18), CarftError),
+    "resnet18-f37072fd.pth": (lambda path: networks.pretrained(networks.RESNET18), CarftError),
 }
 
 

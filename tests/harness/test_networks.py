@@ -8,7 +8,6 @@ import os
 import pytest
 import torch
 from domainbed import algorithms, hparams_registry, networks
-from domainbed.lib import pretrained
 from domainbed.scripts import train
 from runs_jobs import write_pictures
 
@@ -33,9 +32,9 @@ def read(monkeypatch):
 
     def stand_in(url):
         asked.append(url)
-        return random_weights(small=url == pretrained.RESNET18)
+        return random_weights(small=url == networks.RESNET18)
 
-    monkeypatch.setattr(pretrained, "read", stand_in)
+    monkeypatch.setattr(networks, "pretrained", stand_in)
     return asked
 
 
@@ -150,7 +149,7 @@ def test_weights_that_cannot_be_downloaded_are_a_line_that_names_the_file(
     err = capsys.readouterr().err
     path = f"{tmp_path}/hub/checkpoints/resnet50_ram-a26f946b.pth"
     assert f"the pretrained weights {path} are missing, and downloading them failed (" in err
-    assert f"Put {pretrained.RESNET50_AUGMIX} there; TORCH_HOME sets" in err
+    assert f"Put {networks.RESNET50_AUGMIX} there; TORCH_HOME sets" in err
     assert "Traceback" not in err
 
 
@@ -159,9 +158,9 @@ def test_a_file_in_place_is_read_and_one_of_another_network_named(tmp_path, monk
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
     torch.save({"a": torch.ones(2)}, path)
-    assert torch.equal(pretrained.read(pretrained.RESNET18)["a"], torch.ones(2))
-    with pytest.raises(CarftError, match=r"f37072fd.pth do not fit this Linear \(.*Replace"):
-        pretrained.load(torch.nn.Linear(2, 2), pretrained.RESNET18)
+    assert torch.equal(networks.pretrained(networks.RESNET18)["a"], torch.ones(2))
+    with pytest.raises(CarftError, match=r"f37072fd.pth do not fit this network \(.*Replace"):
+        networks.Featurizer(LARGE, DEFAULTS | {"resnet18": True, "resnet50_augmix": False})
 
 
 def test_a_job_of_erm_on_a_resnet_is_trained_saved_and_done(read, tmp_path):
@@ -171,4 +170,4 @@ def test_a_job_of_erm_on_a_resnet_is_trained_saved_and_done(read, tmp_path):
     given += ["--algorithm", "ERM", "--hparams", hparams, "--output_dir", str(tmp_path / "run")]
     assert train.main(given) == 0
     assert (tmp_path / "run" / "done").exists() and (tmp_path / "run" / "model.pkl").exists()
-    assert read == [pretrained.RESNET18]
+    assert read == [networks.RESNET18]

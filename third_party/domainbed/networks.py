@@ -3,10 +3,17 @@
 Interface of upstream file domainbed/networks.py at b93c22a, as far as ERM needs it: the same
 shapes, the same parameter names, so that a state dict of one loads into the other, and the same
 draws when built under the same seed of torch. Not included are DINOv2 and vision transformers.
+
+So are the weights trained on ImageNet that each network starts from. Upstream's
+`torchvision.models.resnet50(pretrained=True)` means IMAGENET1K_V1 in every torchvision that knows
+several weights (0.13 and later: `handle_legacy_interface` in torchvision/models/_utils.py), and
+not V2, which is what DEFAULT means. Its augmix ResNet-50 is timm's `resnet50.ram_in1k`, whose file
+timm/models/resnet.py names.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +21,17 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed.lib import pretrained
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, PassingError, brief, raise_for
+from domainbed_carft.files import weights
+
+RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
+RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
+RESNET50_AUGMIX = (
+    "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/"
+    "resnet50_ram-a26f946b.pth"
+)
 
 # Upstream fetches the code of transformers from another repository; LARS is ERMPlusPlus's.
 _NOT_INCLUDED = {
@@ -143,8 +158,8 @@ class ResNet(nn.Module):
 def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResNet, int]:
     """Return the network and the number of its features."""
     small, augmix = hparams["resnet18"], hparams["resnet50_augmix"]
+    url = RESNET50_AUGMIX if augmix else RESNET18 if small else RESNET50
     if augmix:
-        url = pretrained.RESNET50_AUGMIX
         if small:
             print(
                 "Warning: resnet50_augmix is true and overrides resnet18: the network is a "
@@ -153,17 +168,52 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
         # Upstream builds and drops the other network first. Its random numbers have to be drawn
         # for the classifier to start as upstream's does.
         _unweighed(small)
-    else:
-        url = pretrained.RESNET18 if small else pretrained.RESNET50
     small = small and not augmix
     network = _unweighed(small)
-    pretrained.load(network, url)
+    found = pretrained(url)
+    try:
+        network.load_state_dict(found)
+    except Exception as error:  # RuntimeError for another network's, others for no state dict
+        raise CarftError(
+            f"the pretrained weights {_place(url)} do not fit this network ({brief(error)}). "
+            f"Replace the file with {url}"
+        ) from error
     return network, 512 if small else 2048
 
 
 def _unweighed(small: bool) -> torchvision.models.ResNet:
     build = torchvision.models.resnet18 if small else torchvision.models.resnet50
     return build(weights=None)
+
+
+def pretrained(url: str) -> dict[str, torch.Tensor]:
+    """Return the state dict in torch hub's cache under the URL's file name; download if need be.
+
+    Raises PassingError if the file is missing and could not be downloaded, and CarftError if it
+    cannot be read; either message says which file belongs where.
+    """
+    path = _place(url)
+    if not os.path.exists(path):
+        # The name ends in the first digits of the file's SHA-256.
+        digits = os.path.splitext(url)[0].rpartition("-")[2]
+        print(f"Downloading {url} to {path}")
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
+        except Exception as error:  # no network, no room, another hash: many types, one remedy
+            raise PassingError(
+                f"the pretrained weights {path} are missing, and downloading them failed "
+                f"({brief(error)}). Put {url} there; TORCH_HOME sets another folder"
+            ) from error
+    try:
+        found: dict[str, torch.Tensor] = weights.load_weights(path)
+    except CarftError as error:
+        raise CarftError(f"{error}. Delete the file, or replace it with {url}") from error
+    return found
+
+
+def _place(url: str) -> str:
+    return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
 
 
 def _for_channels(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:
