@@ -38,19 +38,20 @@ def _hparams(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[
     changes what the others draw.
     """
     entries = {}
-    for name, (default, draw) in {**_common_entries(), **_sized_entries(dataset)}.items():
+    for name, (default, draw) in _entries(dataset).items():
         state = np.random.RandomState(misc.seed_hash(random_seed, name))
         entries[name] = (default, draw(state))
     return entries
 
 
-def _common_entries() -> dict[str, tuple[Any, Draw]]:
-    """Entries that are the same for all data sets.
+def _entries(dataset: str) -> dict[str, tuple[Any, Draw]]:
+    """The default of each, and how to draw it.
 
     `train` itself reads data_augmentation and class_balanced; the others describe networks. Those
     that nothing here reads are there because every record of upstream's holds them.
     """
-    return {
+    dropout = (0.0, lambda state: state.choice((0.0, 0.1, 0.5)))
+    entries = {
         "data_augmentation": _fixed(True),
         "resnet18": _fixed(False),
         "resnet50_augmix": _fixed(True),
@@ -60,25 +61,21 @@ def _common_entries() -> dict[str, tuple[Any, Draw]]:
         "freeze_bn": _fixed(False),
         "lars": _fixed(False),
         "linear_steps": _fixed(500),
-        "resnet_dropout": (0.0, _one_of(0.0, 0.1, 0.5)),
-        "vit_dropout": (0.0, _one_of(0.0, 0.1, 0.5)),
+        "resnet_dropout": dropout,
+        "vit_dropout": dropout,
         "class_balanced": _fixed(False),
         "nonlinear_classifier": _fixed(False),
     }
-
-
-def _sized_entries(dataset: str) -> dict[str, tuple[Any, Draw]]:
-    """Entries that depend on how large the pictures are, and for DomainNet how many."""
     if dataset in SMALL_IMAGES:
-        return {
+        return entries | {
             "lr": (1e-3, _power(10, -4.5, -2.5)),
             "weight_decay": _fixed(0.0),
-            "batch_size": (64, _whole_power(2, 3, 9)),
+            "batch_size": (64, _power(2, 3, 9, int)),
         }
-    return {
+    return entries | {
         "lr": (5e-5, _power(10, -5, -3.5)),
         "weight_decay": (0.0, _power(10, -6, -2)),
-        "batch_size": (32, _whole_power(2, 3, 5 if dataset == "DomainNet" else 5.5)),
+        "batch_size": (32, _power(2, 3, 5 if dataset == "DomainNet" else 5.5, int)),
     }
 
 
@@ -87,15 +84,6 @@ def _fixed(value: Any) -> tuple[Any, Draw]:
     return value, lambda state: value
 
 
-def _one_of(*values: Any) -> Draw:
-    return lambda state: state.choice(values)
-
-
-def _power(base: float, low: float, high: float) -> Draw:
-    """Draw base ** uniform(low, high)."""
-    return lambda state: base ** state.uniform(low, high)
-
-
-def _whole_power(base: float, low: float, high: float) -> Draw:
-    """Draw base ** uniform(low, high), cut to an integer."""
-    return lambda state: int(base ** state.uniform(low, high))
+def _power(base: float, low: float, high: float, kind: type[Any] = float) -> Draw:
+    """Draw base ** uniform(low, high), an integer cut to one."""
+    return lambda state: kind(base ** state.uniform(low, high))

@@ -143,19 +143,15 @@ class Tee:
     def write(self, message: str) -> int:
         self._stream.write(message)
         self._stream.flush()
-        self._into_file(message)
+        # A logger may keep us after the run; and a full disk is reported by what matters.
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self._file.write(message)
+                self._file.flush()
         return len(message)
 
     def flush(self) -> None:
         self._stream.flush()
-
-    def _into_file(self, message: str) -> None:
-        """A logger may keep us after the run; and a full disk is reported by what matters."""
-        if self._file.closed:
-            return
-        with contextlib.suppress(OSError):
-            self._file.write(message)
-            self._file.flush()
 
     def close(self) -> None:
         """Close the file, not the stream."""
