@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
@@ -16,6 +16,9 @@ from domainbed import networks
 from domainbed.lib.usage import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.errors import raise_for
+
+Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
+Unlabeled = Sequence[torch.Tensor] | None
 
 # Names in the order of the tables' rows.
 ALGORITHMS: list[str] = ["ERM"]
@@ -36,24 +39,16 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
             use for one that upstream has.
     """
     found = globals().get(algorithm_name)
-    if algorithm_name.startswith("_") or not _is_algorithm(found):
-        if algorithm_name in NOT_INCLUDED:
-            raise UnknownNameError(
-                f"algorithm {algorithm_name} is not included; use one of {', '.join(ALGORITHMS)}, "
-                "or a checkout of facebookresearch/DomainBed"
-            )
-        raise UnknownNameError(text.unknown("algorithm", algorithm_name, ALGORITHMS))
-    return found
-
-
-def _is_algorithm(candidate: Any) -> TypeGuard[type[Any]]:
-    """Imported helpers share the globals, so a class has to offer what train calls."""
-    return (
-        isinstance(candidate, type)
-        and candidate is not Algorithm  # nothing but what others share
-        and hasattr(candidate, "update")
-        and hasattr(candidate, "predict")
-    )
+    # Imported helpers share the globals, so a class has to offer what train calls.
+    offers = hasattr(found, "update") and hasattr(found, "predict")
+    if isinstance(found, type) and offers and found is not Algorithm and algorithm_name[0] != "_":
+        return found
+    if algorithm_name in NOT_INCLUDED:
+        raise UnknownNameError(
+            f"algorithm {algorithm_name} is not included; use one of {', '.join(ALGORITHMS)}, "
+            "or a checkout of facebookresearch/DomainBed"
+        )
+    raise UnknownNameError(text.unknown("algorithm", algorithm_name, ALGORITHMS))
 
 
 class Algorithm(torch.nn.Module):
@@ -89,11 +84,7 @@ class Algorithm(torch.nn.Module):
         super().__init__()
         self.hparams = hparams
 
-    def update(
-        self,
-        minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        unlabeled: Sequence[torch.Tensor] | None = None,
-    ) -> dict[str, float]:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> dict[str, float]:
         """Take one optimisation step.
 
         Args:
@@ -171,11 +162,7 @@ class ERM(Algorithm):
             self.network.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
         )
 
-    def update(
-        self,
-        minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        unlabeled: Sequence[torch.Tensor] | None = None,
-    ) -> dict[str, float]:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> dict[str, float]:
         """Take one step on all batches together; return their loss before it."""
         inputs, labels = (torch.cat(parts) for parts in zip(*minibatches, strict=True))
         loss = torch.nn.functional.cross_entropy(self.predict(inputs), labels)
