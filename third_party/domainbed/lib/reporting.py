@@ -32,16 +32,10 @@ def load_records(path: str) -> Q:
         if not os.path.isfile(file):
             continue
         whole, faults = job_records.whole(file)
-        found += filter(_counts, whole)
+        found += whole
         for fault in faults:
             print(text.shown(f"{fault.path}: {fault.text}"), file=sys.stderr)
     return Q(found)
-
-
-def _counts(record: dict[str, Any]) -> bool:
-    """Whether it has the accuracies on its test environments that selection reads."""
-    targets = record["args"]["test_envs"]
-    return all(f"env{i}_{part}_acc" in record for i in targets for part in ("in", "out"))
 
 
 def get_grouped_records(records: Q) -> Q:
