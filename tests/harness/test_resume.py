@@ -6,7 +6,6 @@ Compared are all records but for times, and the final weights, to the bit.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -299,12 +298,6 @@ class TestWithAQuickAlgorithm:
         records = [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
         assert [record["hparams"]["mode"] for record in records] == ["this machine's"] * 4
 
-    @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-    def test_what_is_no_file_is_not_read_as_records(self, tmp_path, capsys, make):
-        make(tmp_path / "results.jsonl")
-        assert train.main(quick(tmp_path)) == 1
-        assert "results.jsonl is not a file; move it away" in capsys.readouterr().err
-
     def test_a_run_with_other_arguments_does_not_go_on(self, tmp_path, capsys):
         self.stopped(tmp_path)
         state = (tmp_path / "state.pt").read_bytes()
@@ -354,21 +347,6 @@ class TestWithAQuickAlgorithm:
             path.write_text(damage(path.read_text()))
             assert train.main(quick(tmp_path / name)) == 0
             assert_same(tmp_path / name, tmp_path / "whole")
-
-    def test_a_clock_that_is_set_back_and_links_at_the_names_of_half_written_files(
-        self, tmp_path, monkeypatch
-    ):
-        clock = itertools.count(2**31, -60)
-        monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-        (tmp_path / "victim").write_text("precious")
-        folder = tmp_path / "run"
-        folder.mkdir()
-        for name in ("state.pt", "model.pkl", "model_best.pkl", "results.jsonl"):
-            (folder / f"{name}.part").symlink_to("../victim")
-        assert train.main(quick(folder)) == 0
-        records = [json.loads(line) for line in (folder / "results.jsonl").open()]
-        assert len(records) == 4 and all(record["step_time"] >= 0 for record in records)
-        assert (tmp_path / "victim").read_text() == "precious"
 
     def test_an_algorithm_that_cannot_be_stored_trains_all_the_same(
         self, tmp_path, monkeypatch, capsys

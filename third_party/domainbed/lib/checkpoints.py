@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ class Files:
         self._args = args
         self._selected_by = selected_by
         self._contents = contents
-        self._records_path = os.path.join(args.output_dir, "results.jsonl")
+        self._folder = JobFolder(args.output_dir)
         self._keep = "none" if args.skip_model_save else args.keep_weights
         self._records = self._earlier_records()
         self._logs: scalar_logs.Logs | None = None
@@ -65,8 +64,8 @@ class Files:
 
         Without those of this run itself, if it was interrupted and left no state to resume from.
         """
-        text = _text(self._records_path)
-        if not JobFolder(self._args.output_dir).done:
+        text = _text(self._folder.records_path)
+        if not self._folder.done:
             own = resume.identity(vars(self._args))
             text = "".join(line for line in text.splitlines(True) if _identity_in(line) != own)
         return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
@@ -76,7 +75,7 @@ class Files:
 
         Raises ResumeError if something cannot be deleted.
         """
-        folder = Path(self._args.output_dir)
+        folder, records = self._folder.path, self._folder.records_path
         with resume.told(str(folder)):
             # First of all: whatever comes in between, half a run must not pass for a whole one.
             (folder / "done").unlink(missing_ok=True)
@@ -84,9 +83,9 @@ class Files:
             scalar_logs.forget(str(folder))
             for path in folder.glob("model*.pkl"):
                 path.unlink()
-            if os.path.exists(self._records_path):
+            if records.exists():
                 aside = (folder / f"results-{number}.jsonl" for number in itertools.count(1))
-                os.rename(self._records_path, next(path for path in aside if not path.exists()))
+                records.rename(next(path for path in aside if not path.exists()))
         self._records, self._begins_at = "", 0
 
     def watch(self, step: int, name: str, value: float) -> None:
@@ -99,7 +98,7 @@ class Files:
             self.diverged_at = step
             if self._best_step == step - 1:
                 self._best_step = -1
-                Path(self._args.output_dir, "model_best.pkl").unlink(missing_ok=True)
+                (self._folder.path / "model_best.pkl").unlink(missing_ok=True)
             print(
                 f"Warning: the training diverged: {name} is {value} at step {step}. Records from "
                 "here on are marked diverged_at; carft collect leaves out their accuracies."
@@ -121,7 +120,7 @@ class Files:
 
         Doing it again changes nothing.
         """
-        _extend(self._records_path, self._records)
+        self._write_records()
         if self._logs is not None:
             self._logs.catch_up(self._records[self._begins_at :])
         if self._keep == "none" or self._step != steps_done - 1:
@@ -140,7 +139,7 @@ class Files:
         """Write the last weights, and the file that says that the run is done."""
         if self._keep in ("both", "last"):
             self._save("model.pkl")
-        path = Path(self._args.output_dir, "done")
+        path = self._folder.path / "done"
         with resume.told(str(path)):
             path.write_text("done")
 
@@ -154,16 +153,23 @@ class Files:
             setattr(self, name, state[name])
 
     def _save(self, filename: str, **more: Any) -> None:
-        path = os.path.join(self._args.output_dir, filename)
-        resume.save_whole({**self._contents(), **more}, path)
+        resume.save_whole({**self._contents(), **more}, str(self._folder.path / filename))
+
+    def _write_records(self) -> None:
+        """Append what the file lacks, or rewrite it if it differs."""
+        path = self._folder.records_path
+        present = _text(path)
+        with resume.told(str(path), resume.COMFORT):
+            if self._records.startswith(present):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(self._records[len(present) :])
+            else:
+                with files.replacing(path) as beside:
+                    beside.write_text(self._records, encoding="utf-8")
 
 
-def _text(path: str) -> str:
-    if not os.path.exists(path):
-        return ""
-    if not os.path.isfile(path):
-        raise resume.ResumeError(f"{path} is not a file; move it away, then rerun the command")
-    return Path(path).read_text(encoding="utf-8", errors="replace")
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _identity_in(line: str) -> dict[str, Any] | None:
@@ -172,15 +178,3 @@ def _identity_in(line: str) -> dict[str, Any] | None:
         return resume.identity(parsing.parse_json(line)["args"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _extend(path: str, wanted: str) -> None:
-    """Make the file hold `wanted`: append what is missing, or rewrite it if it differs."""
-    present = _text(path)
-    with resume.told(path, resume.COMFORT):
-        if wanted.startswith(present):
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(wanted[len(present) :])
-        else:
-            with files.replacing(Path(path)) as beside:
-                beside.write_text(wanted, encoding="utf-8")
