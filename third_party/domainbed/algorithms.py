@@ -107,15 +107,24 @@ def _is_number(value: Any) -> bool:
     return known and abs(value) <= sys.float_info.max
 
 
-# A text such as "no" would count as true.
-_SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
+# What a value is to be, and whether one is. A text such as "no" would count as true.
+SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
 _AMOUNT = ("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 _TAKEN = {
     "lr": _AMOUNT,
     "weight_decay": _AMOUNT,
     "resnet_dropout": ("a number from 0 to 1", lambda x: _is_number(x) and 0 <= x <= 1),
-    **dict.fromkeys(("nonlinear_classifier", "resnet18", "resnet50_augmix", "freeze_bn"), _SWITCH),
+    **dict.fromkeys(("nonlinear_classifier", "resnet18", "resnet50_augmix", "freeze_bn"), SWITCH),
 }
+
+
+def value_problems(given: Mapping[str, Any], taken: Mapping[str, tuple[str, Any]]) -> list[str]:
+    """Say which hyperparameters among `taken` have other values than it takes."""
+    return [
+        f"--hparams: {name} must be {expected}, not {given[name]!r}"
+        for name, (expected, takes) in taken.items()
+        if name in given and not takes(given[name])
+    ]
 
 
 class ERM(Algorithm):
@@ -137,11 +146,7 @@ class ERM(Algorithm):
         """
         if cls is not ERM:
             return []
-        return networks.not_included(overrides) + [
-            f"--hparams: {name} must be {expected}, not {overrides[name]!r}"
-            for name, (expected, takes) in _TAKEN.items()
-            if name in overrides and not takes(overrides[name])
-        ]
+        return networks.not_included(overrides) + value_problems(overrides, _TAKEN)
 
     def __init__(
         self,

@@ -5,18 +5,16 @@ Every check returns a list of problems, so that a command can report all of them
 
 from __future__ import annotations
 
-import argparse
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from domainbed import algorithms, command_launchers, datasets, hparams_registry
-from domainbed.lib import scalar_logs
+from domainbed import algorithms, datasets, hparams_registry
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 
 TASKS = ("domain_generalization", "domain_adaptation")
+_SWITCHES = ("data_augmentation", "class_balanced")
 
 
 def task_problems(task: str) -> list[str]:
@@ -42,19 +40,6 @@ def algorithm_problems(name: str) -> list[str]:
 def dataset_problems(name: str) -> list[str]:
     """Say if no data set is called `name`, or if the class of that name has no environments."""
     return refusals(datasets.num_environments, name)
-
-
-def too_few_environments(dataset: str, single_test_envs: bool) -> list[str]:
-    """Say if the data set is unknown, or has too few environments for the jobs of a sweep."""
-    problems = dataset_problems(dataset)
-    if problems:
-        return problems
-    needed = 2 if single_test_envs else 3
-    found = datasets.num_environments(dataset)
-    if found >= needed or found == 1:
-        return []
-    advice = "; with --single_test_envs 2 are enough" if found == 2 else ""
-    return [f"{dataset} has {found} environments; these jobs need at least {needed}{advice}"]
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:
@@ -108,15 +93,10 @@ def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str
         return invalid
     given = given_hparams(json)
     size = given.get("batch_size", 1)
-    problems = []
+    problems = algorithms.value_problems(given, dict.fromkeys(_SWITCHES, algorithms.SWITCH))
     if type(size) is not int or not 1 <= size < 2**31:
         expected = "a whole number of at least 1 and less than 2147483648"
         problems.append(f"--hparams: batch_size must be {expected}, not {size!r}")
-    problems += [
-        f"--hparams: {name} must be true or false, not {given[name]!r}"  # "no" would count as true
-        for name in ("data_augmentation", "class_balanced")
-        if name in given and not (isinstance(given[name], int) and given[name] in (0, 1))
-    ]
     if not given or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
     known = sorted(hparams_registry.default_hparams(algorithm, dataset))
@@ -142,16 +122,3 @@ def holdout_problems(value: float) -> list[str]:
     if value == 0:
         return ["--holdout_fraction must be more than 0: models are selected by the out-splits"]
     return range_problems("--holdout_fraction", value, 0, 1)
-
-
-def launch_problems(args: argparse.Namespace) -> list[str]:
-    """Say what the launcher or any job of a `sweep` would refuse, before any folder is made."""
-    problems = command_launchers.problems(args.command_launcher, args.output_dir)
-    problems += holdout_problems(args.holdout_fraction)
-    problems += scalar_logs.problems(args.log)
-    for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
-        problems += hparams_problems(args.hparams, algorithm, dataset)
-    if command_launchers.runs_here(args.command_launcher):  # else it may be where the jobs run
-        for dataset in dict.fromkeys(args.datasets):
-            problems += [] if dataset_problems(dataset) else data_problems(dataset, args.data_dir)
-    return problems

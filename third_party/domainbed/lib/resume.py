@@ -75,8 +75,14 @@ class StateFile:
 
 def save_whole(contents: Any, path: str) -> None:
     """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
-    with told(path, COMFORT), files.replacing(Path(path)) as beside:
-        _write(contents, beside)
+    with (
+        told(path, COMFORT),
+        files.replacing(Path(path)) as beside,
+        beside.open("wb") as file,
+    ):
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -85,20 +91,10 @@ def told(path: str, comfort: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" {shutil.disk_usage(os.path.dirname(path) or '.').free / 2**20:.0f} MiB "
-            free += "are free"
+        free = shutil.disk_usage(os.path.dirname(path) or ".").free / 2**20
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        reason = "; ".join(filter(None, [f"{why}.{free}", comfort]))
+        reason = "; ".join(filter(None, [f"{why}. {free:.0f} MiB are free", comfort]))
         raise ResumeError(f"{path} cannot be written: {reason}") from error
-
-
-def _write(contents: Any, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(contents, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def identity(args: dict[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,14 @@ b93c22a. Jobs are launched in the order of the list: a local sweep cut short hol
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import itertools
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,7 @@ def make_args_list(
             leave-one-domain-out cross-validation needs.
         hparams: JSON text for every job's --hparams.
     """
-    common: dict[str, Any] = {
-        "data_dir": data_dir,
-        "task": task,
-        "holdout_fraction": holdout_fraction,
-    }
+    common = {"data_dir": data_dir, "task": task, "holdout_fraction": holdout_fraction}
     optional = {"steps": steps, "hparams": hparams}
     common |= {name: value for name, value in optional.items() if value is not None}
     return [
@@ -179,14 +176,28 @@ def check(args: argparse.Namespace) -> None:
     problems: list[str] = []
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
-    for dataset in args.datasets:
-        problems += checks.too_few_environments(dataset, args.single_test_envs)
+    unknown = {dataset: checks.dataset_problems(dataset) for dataset in args.datasets}
+    problems += itertools.chain(*unknown.values())
+    known = [dataset for dataset in unknown if not unknown[dataset]]
+    problems += [
+        f"{dataset} has 2 environments; these jobs need at least 3; with --single_test_envs 2 are "
+        "enough"
+        for dataset in known
+        if datasets.num_environments(dataset) == 2 and not args.single_test_envs
+    ]
     least = {"n_trials": 1, "n_hparams_from": 0, "steps": 0, "n_hparams": args.n_hparams_from + 1}
     for name, value in least.items():
         problems += checks.range_problems(f"--{name}", getattr(args, name), value)
     problems += checks.task_problems(args.task)
     if args.command == "launch":
-        problems += checks.launch_problems(args)
+        problems += command_launchers.problems(args.command_launcher, args.output_dir)
+        problems += checks.holdout_problems(args.holdout_fraction)
+        problems += scalar_logs.problems(args.log)
+        for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
+            problems += checks.hparams_problems(args.hparams, algorithm, dataset)
+        if command_launchers.runs_here(args.command_launcher):  # else it may be where the jobs run
+            for dataset in known:
+                problems += checks.data_problems(dataset, args.data_dir)
     raise_for(problems)
 
 
@@ -212,15 +223,16 @@ def run(args: argparse.Namespace) -> int:
         _confirm()
     if not launching:
         Job.delete(chosen)
-        gone = [Path(job.output_dir) for job in chosen if not os.path.exists(job.output_dir)]
-        if gone:
-            _note(lambda: manifest.drop(Path(args.output_dir), gone))
+        if gone := [Path(job.output_dir) for job in chosen if not os.path.exists(job.output_dir)]:
+            with _noted():
+                manifest.drop(Path(args.output_dir), gone)
         return 0
     if begun := by_state[Job.INCOMPLETE]:
         running = sum(JobFolder(job.output_dir).is_held() for job in begun)
         left = f"{len(begun)} incomplete jobs were not launched, {running} of them are running"
         print(f"sweep: {left}; for the rest delete_incomplete, then launch", file=sys.stderr)
-    _note(lambda: _list(jobs, args))
+    with _noted():
+        _list(jobs, args)
     scalar_logs.hand_on(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
@@ -232,25 +244,23 @@ def run(args: argparse.Namespace) -> int:
 def _list(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Add the jobs to the manifest, which `carft sweep status` and `carft collect` read."""
     output = Path(args.output_dir)
-    known = manifest.read(output) if output.is_dir() else None
-    listed = [
-        house.Job(
-            {k: v for k, v in job.train_args.items() if k != "output_dir"}, Path(job.output_dir)
-        )
-        for job in jobs
-    ]
+    known = (manifest.read(output) if output.is_dir() else None) or manifest.Sweep(())
+    listed = []
+    for job in jobs:
+        train_args = {k: v for k, v in job.train_args.items() if k != "output_dir"}
+        listed.append(house.Job(train_args, Path(job.output_dir)))
     facts = {}
     for name in args.datasets:
         of = datasets.get_dataset_class(name)
         facts[name] = manifest.Dataset(tuple(of.ENVIRONMENTS), None, of.N_STEPS, of.CHECKPOINT_FREQ)
-    sweep = known or manifest.Sweep(())
-    manifest.add(output, replace(sweep, jobs=tuple(listed), datasets=facts))
+    manifest.add(output, replace(known, jobs=tuple(listed), datasets=facts))
 
 
-def _note(change: Callable[[], object]) -> None:
-    """Change the manifest; if that fails, the sweep continues without it."""
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    """Change the manifest inside; if that fails, the sweep continues without it."""
     try:
-        change()
+        yield
     except (CarftError, OSError, AttributeError) as error:
         print(f"sweep: Warning: the list of jobs was not updated: {error}", file=sys.stderr)
 
