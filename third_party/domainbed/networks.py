@@ -97,19 +97,16 @@ class MNIST_CNN(nn.Module):
         super().__init__()
         widths = [input_shape[0], 64, 128, 128, self.n_outputs]
         for i in range(4):
-            stride = 2 if i == 1 else 1
-            convolution = nn.Conv2d(widths[i], widths[i + 1], 3, stride=stride, padding=1)
-            self.add_module(f"conv{i + 1}", convolution)
+            layer = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i == 1 else 1, padding=1)
+            self.add_module(f"conv{i + 1}", layer)
         for i in range(4):
             self.add_module(f"bn{i}", nn.GroupNorm(8, widths[i + 1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return features of shape (batch, 128), means over all places."""
         for i in range(4):
-            convolution, normalisation = (
-                self.get_submodule(name) for name in (f"conv{i + 1}", f"bn{i}")
-            )
-            x = normalisation(functional.relu(convolution(x)))
+            x = functional.relu(self.get_submodule(f"conv{i + 1}")(x))
+            x = self.get_submodule(f"bn{i}")(x)
         return x.mean(dim=(2, 3))
 
 
@@ -135,7 +132,10 @@ class ResNet(nn.Module):
         super().__init__()
         self.hparams = hparams
         self.network, self.n_outputs = _pretrained_resnet(hparams)
-        self.network.conv1 = _for_channels(self.network.conv1, input_shape[0])
+        if (channels := input_shape[0]) != 3:
+            weight = self.network.conv1.weight.data[:, [c % 3 for c in range(channels)]].clone()
+            self.network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+            self.network.conv1.weight.data = weight
         self.network.fc = Identity()
         self.dropout = nn.Dropout(hparams["resnet_dropout"])
         self.train()
@@ -159,12 +159,12 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
     """Return the network and the number of its features."""
     small, augmix = hparams["resnet18"], hparams["resnet50_augmix"]
     url = RESNET50_AUGMIX if augmix else RESNET18 if small else RESNET50
+    if augmix and small:
+        print(
+            "Warning: resnet50_augmix is true and overrides resnet18: the network is a "
+            "ResNet-50. For a ResNet-18, set resnet50_augmix to false."
+        )
     if augmix:
-        if small:
-            print(
-                "Warning: resnet50_augmix is true and overrides resnet18: the network is a "
-                "ResNet-50. For a ResNet-18, set resnet50_augmix to false."
-            )
         # Upstream builds and drops the other network first. Its random numbers have to be drawn
         # for the classifier to start as upstream's does.
         _unweighed(small)
@@ -214,13 +214,3 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
 
 def _place(url: str) -> str:
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-
-
-def _for_channels(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """Return `convolution`, made for pictures of three channels, for as many as there are."""
-    if channels == 3:
-        return convolution
-    adapted = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    repeated = [channel % 3 for channel in range(channels)]
-    adapted.weight.data = convolution.weight.data[:, repeated].clone()
-    return adapted

@@ -37,15 +37,13 @@ def subfolders(root: str, what: str = "environment") -> list[str]:
 
     Raises CarftError if there is none, or ``root`` cannot be read.
     """
+    found, fault = [], "has no sub-folders"
     try:
         found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     except OSError as error:
-        raise CarftError(
-            f"{error.filename or root} cannot be read ({error.strerror}); expected a folder with "
-            f"one sub-folder per {what}"
-        ) from error
+        fault = f"cannot be read ({error.strerror})"
     if not found:
-        raise CarftError(f"{root} has no sub-folders; expected one per {what}")
+        raise CarftError(f"{root} {fault}; expected a folder with one sub-folder per {what}")
     return found
 
 

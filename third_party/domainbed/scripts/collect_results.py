@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,30 +112,26 @@ def print_results_tables(
     groups = Q([group | {"sweep_acc": acc} for group, acc in tested if acc is not None])
     algorithm_names = _listed_first(records.select("args.algorithm").unique())
     columns = columns_of(records)
-    dataset_names = list(columns)
     method = f"model selection method: {selection_method.name}"
 
+    def accuracies(algorithm: str, dataset: str, test_env: int) -> Q:
+        place = (dataset, algorithm, test_env)
+        return groups.filter_equals("dataset,algorithm,test_env", place).select("sweep_acc")
+
     for dataset, labels in columns.items():
-        by_place = "dataset,algorithm,test_env"
-        trials = [
-            [
-                groups.filter_equals(by_place, (dataset, name, test_env)).select("sweep_acc")
-                for test_env in range(len(labels))
-            ]
-            for name in algorithm_names
-        ]
+        envs = range(len(labels))
+        trials = {name: [accuracies(name, dataset, i) for i in envs] for name in algorithm_names}
         if latex:
             print(f"\n\\subsubsection{{{dataset}}}")
-        header = f"Dataset: {dataset}, {method}"
-        _print_means(trials, header, algorithm_names, labels, 20, latex)
+        _print_means(trials, f"Dataset: {dataset}, {method}", labels, 20, latex)
 
-    trials = [
-        [_trial_means(groups, dataset, name) for dataset in dataset_names]
+    trials = {
+        name: [_trial_means(groups, dataset, name) for dataset in columns]
         for name in algorithm_names
-    ]
+    }
     if latex:
         print("\n\\subsubsection{Averages}")
-    _print_means(trials, f"Averages, {method}", algorithm_names, dataset_names, 25, latex)
+    _print_means(trials, f"Averages, {method}", list(columns), 25, latex)
 
 
 def _listed_first(found: Q) -> list[str]:
@@ -152,23 +148,17 @@ def _trial_means(groups: Q, dataset: str, algorithm: str) -> Q:
 
 
 def _print_means(
-    accuracies: Sequence[Sequence[Q]],
-    header_text: str,
-    row_labels: Sequence[str],
-    col_labels: Sequence[str],
-    colwidth: int,
-    latex: bool,
+    rows: Mapping[str, Sequence[Q]], header: str, columns: Sequence[str], width: int, latex: bool
 ) -> None:
     """Print mean and error of each cell's accuracies, and each row's average."""
     table = []
-    for row in accuracies:
+    for row in rows.values():
         cells = [format_mean(cell, latex) for cell in row]
         means = [mean for mean, _, _ in cells]
         whole = means and None not in means
         average = f"{sum(means) / len(means):.1f}" if whole else "X"
         table.append([*(text for _, _, text in cells), average])
-    headings = ["Algorithm", *col_labels, "Avg"]
-    print_table(table, header_text, row_labels, headings, colwidth, latex)
+    print_table(table, header, list(rows), ["Algorithm", *columns, "Avg"], width, latex)
 
 
 def print_report(records: Q, latex: bool) -> None:
