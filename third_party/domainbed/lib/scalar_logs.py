@@ -56,13 +56,13 @@ def problems(kinds: Sequence[str]) -> list[str]:
             os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
             import wandb
 
-            why, missing = "you are not logged in", True
             try:
-                missing = wandb.setup().settings.mode == "online" and not wandb.login(verify=False)
+                online = wandb.setup().settings.mode == "online"
+                why = "you are not logged in" if online and not wandb.login(verify=False) else ""
             except Exception as error:  # a setting that it refuses, or nobody to ask
                 why = brief(error)
             advice = "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
-            found += [f"--log wandb: {why}; {advice}"] if missing else []
+            found += [f"--log wandb: {why}; {advice}"] if why else []
     return found
 
 
@@ -70,9 +70,8 @@ def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
     """Make the jobs that this process starts log too, in W&B as a group named after the folder."""
     os.environ[VARIABLE] = " ".join(kinds)
     if "wandb" in kinds:
-        os.environ.setdefault(
-            "WANDB_RUN_GROUP", os.path.basename(os.path.abspath(sweep_output_dir))
-        )
+        name = os.path.basename(os.path.abspath(sweep_output_dir))
+        os.environ.setdefault("WANDB_RUN_GROUP", name)
 
 
 def forget(folder: str) -> None:
@@ -114,7 +113,8 @@ class Logs:
         for kind, log in list(self._open.items()):
             try:
                 for record in new:
-                    log.add(record["step"], _scalars(record))
+                    numbers = {k: v for k, v in record.items() if type(v) in (int, float)}
+                    log.add(numbers.pop("step"), numbers)
             except Exception as error:
                 del self._open[kind]
                 print(f"Warning: the {kind} log ends here: {brief(error)}. Training continues.")
@@ -128,10 +128,6 @@ class Logs:
                 log.close(int(failed is not None))
             except Exception as error:
                 print(f"Warning: the {kind} log is incomplete: {brief(error)}.")
-
-
-def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in record.items() if type(v) in (int, float) and k != "step"}
 
 
 class _TensorBoard:
