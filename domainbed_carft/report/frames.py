@@ -40,7 +40,7 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
             float(record["step"]): [_number(record.get(name)) for name in DRIFT]
             for record in records.of_run(run)
         }
-        for place, (step, inside) in enumerate(zip(run.steps, _in_domain(run))):
+        for place, (step, inside) in enumerate(zip(run.steps, selection.in_domain(run))):
             key = (one.dataset, one.algorithm, target, one.trial, step)
             out_of_domain = np.nan if outside is None else outside[place]
             taken = step == one.outcome.step
@@ -49,13 +49,6 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
     return frame.sort_values([*RUN, "step"], ignore_index=True)
-
-
-def _in_domain(run: Run) -> selection.Floats:
-    """A mean a checkpoint over the out-splits of what was trained on."""
-    outs = selection.accuracies(run)[1]
-    training = [i for i in range(run.n_environments) if i not in run.test_envs]
-    return np.ascontiguousarray(outs[:, training]).mean(axis=1)
 
 
 def _number(value: object) -> float:

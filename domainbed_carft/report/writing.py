@@ -38,10 +38,15 @@ def require_place(folder: Path) -> None:
 def write(folder: Path, page: Mapping[str, Any]) -> Path:
     """Write what ``building.build`` says, and its figures; the path of the page.
 
-    Figures that an earlier page had, and this one has not, are removed. Nothing else is.
+    Figures that an earlier page had, and this one has not, are removed. Nothing else is. The page
+    needs nothing from anywhere else: styles, script and pictures are in it.
     """
+    environment = text.templates(autoescape=True)
+    # Names are anybody's; what is markup already has come through here.
+    environment.finalize = lambda value: text.shown(value) if type(value) is str else value
+    html = environment.get_template("report/page.html.j2").render(page=page, version=__version__)
     # Halves of characters, which names may have, are in no encoding.
-    contents = {INDEX: _render(page).encode("utf-8", "backslashreplace")}
+    contents = {INDEX: html.encode("utf-8", "backslashreplace")}
     parts = [part for section in page["sections"] for part in section["parts"]]
     for figure in (figure for part in parts for figure in part["figures"]):
         contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
@@ -68,12 +73,3 @@ def _earlier(folder: Path) -> str:
         return (folder / INDEX).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _render(page: Mapping[str, Any]) -> str:
-    """One page that needs nothing from anywhere else: styles, script and pictures are in it."""
-    environment = text.templates(autoescape=True)
-    # Names are anybody's; what is markup already has come through here.
-    environment.finalize = lambda value: text.shown(value) if type(value) is str else value
-    template = environment.get_template("report/page.html.j2")
-    return template.render(page=page, version=__version__)

@@ -104,14 +104,18 @@ def accuracies(run: Run) -> tuple[Floats, Floats]:
     return table[:, 0], table[:, 1]
 
 
+def in_domain(run: Run) -> Floats:
+    """The mean over the out-splits of what was trained on, a number a checkpoint."""
+    training = [i for i in range(run.n_environments) if i not in run.test_envs]
+    # A row in one piece is summed in numpy's order for a list, as DomainBed sums.
+    return np.ascontiguousarray(accuracies(run)[1][:, training]).mean(axis=1)
+
+
 def _training_domain(test: Test, choice: int) -> Outcome | None:
     run = test.singles[choice]
-    _, outs = accuracies(run)
-    training = [i for i in range(run.n_environments) if i != test.target]
-    if not training:
+    if run.n_environments < 2:
         return None
-    # A row in one piece is summed in numpy's order for a list, as DomainBed sums.
-    validation = np.ascontiguousarray(outs[:, training]).mean(axis=1)
+    validation = in_domain(run)
     best = _best(validation)
     return _at(test, choice, best, validation[best], [run])
 
