@@ -90,7 +90,10 @@ def accuracy(
     network.eval()
     with torch.no_grad():
         for inputs, labels in loader:
-            hits = _hits(network.predict(inputs.to(device)), labels.to(device)).cpu().double()
+            logits, labels = network.predict(inputs.to(device)), labels.to(device)
+            is_binary = logits.size(1) == 1
+            picked = logits.gt(0).view(-1) if is_binary else logits.argmax(1)
+            hits = picked.eq(labels.view(-1)).cpu().double()
             shares = torch.ones_like(hits)
             if weights is not None:
                 shares = weights[seen : seen + len(hits)].cpu().double()
@@ -101,19 +104,13 @@ def accuracy(
     return float(right) / float(total)
 
 
-def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return for each row of `logits` whether it picks the label; shape (batch,)."""
-    if logits.size(1) == 1:
-        return logits.gt(0).view(-1).eq(labels.view(-1))
-    return logits.argmax(1).eq(labels)
-
-
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
     """Print one row of a table, every cell filled up or cut to `colwidth` characters.
 
     Floats have ten decimals. Text rows end in a blank: readers of upstream's tables compare bytes.
     """
-    cells = [_cell(value).ljust(colwidth)[:colwidth] for value in row]
+    shown = (f"{v:.10f}" if isinstance(v, (float, np.floating)) else str(v) for v in row)
+    cells = [cell.ljust(colwidth)[:colwidth] for cell in shown]
     separator, end = (" & ", "\\\\") if latex else ("  ", "")
     print(separator.join(cells), end)
 
@@ -121,10 +118,6 @@ def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> No
 def print_separator() -> None:
     """Print a line of 80 signs of equality: upstream's name, which scripts import."""
     print("=" * 80)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.10f}" if isinstance(value, (float, np.floating)) else str(value)
 
 
 class Tee:

@@ -110,7 +110,10 @@ def print_results_tables(
         for group in reporting.get_grouped_records(records)
     ]
     groups = Q([group | {"sweep_acc": acc} for group, acc in tested if acc is not None])
-    algorithm_names = _listed_first(records.select("args.algorithm").unique())
+    found = records.select("args.algorithm").unique()
+    # Upstream's in the order of its list, the others after them as they come.
+    order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *found])
+    algorithm_names = [name for name in order if name in found]
     columns = columns_of(records)
     method = f"model selection method: {selection_method.name}"
 
@@ -132,13 +135,6 @@ def print_results_tables(
     if latex:
         print("\n\\subsubsection{Averages}")
     _print_means(trials, f"Averages, {method}", list(columns), 25, latex)
-
-
-def _listed_first(found: Q) -> list[str]:
-    """Order algorithms as upstream's ALGORITHMS does, the others after them as they come."""
-    order = ["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS]
-    listed = [name for name in dict.fromkeys(order) if name in found]
-    return listed + [name for name in found if name not in listed]
 
 
 def _trial_means(groups: Q, dataset: str, algorithm: str) -> Q:
