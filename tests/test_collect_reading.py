@@ -168,20 +168,6 @@ def test_a_name_is_no_formula_to_a_spreadsheet(tmp_path, capsys):
     assert row.startswith(""",oracle,'-1+@,env0,"'=HYPERLINK(""http://x"")",""")
 
 
-@pytest.mark.parametrize("name", list(formats.FORMATS))
-def test_names_that_no_encoding_has_are_written(tmp_path, name):
-    collect_sweeps.write_job(tmp_path / "sweep", "job", dataset="x\ud800y", algorithm="é\udcff")
-    path = tmp_path / "table"
-    command = ["collect", str(tmp_path / "sweep"), "--format", name, "-o", str(path)]
-    assert cli.main(command) == 0
-    text = path.read_text(encoding="utf-8")
-    if name == "json":
-        assert json.loads(text)["tables"][0]["dataset"] == "x\ud800y"
-    else:
-        expected = "x(U+D800)y" if name == "latex" else "x\\ud800y"
-        assert expected in text.replace("\\\\", "\\")
-
-
 def test_top_has_null_for_what_is_no_number(tmp_path, capsys):
     collect_sweeps.write_job(tmp_path, "job", recorded={"lr": math.nan, "wd": math.inf})
     assert cli.main(["top", str(tmp_path), "--select", "oracle"]) == 0

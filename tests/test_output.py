@@ -43,19 +43,6 @@ def test_a_full_disk_is_told_and_a_reader_that_has_enough_is_no_fault(sweep):
         assert "Traceback" not in said and "Exception" not in said
 
 
-def test_a_quota_is_a_full_disk():
-    code = """
-import errno
-from domainbed_carft import cli, doctor
-def full(): raise OSError(errno.EDQUOT, "Disk quota exceeded", "records")
-doctor.examine = full
-raise SystemExit(cli.main(["doctor"]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = "carft: the disk is full (records); free some space\n"
-    assert (done.returncode, done.stderr) == (1, said)
-
-
 def test_letters_that_the_screen_lacks_are_escaped(sweep):
     done = collect(sweep, subprocess.PIPE, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and r"N\xe4\xefve" in done.stdout

@@ -76,13 +76,6 @@ def test_terra_incognita_goes_by_its_annotations(tmp_path):
     ]
 
 
-def test_archives_of_another_edition_are_named(tmp_path):
-    unpacked = terra(tmp_path / "unpacked")
-    (unpacked / download.TERRA_PICTURES / "b.jpg").unlink()
-    with pytest.raises(CarftError, match=r"archives lack 'b\.jpg'"):
-        download.prepare("TerraIncognita", unpacked, tmp_path / "ready")
-
-
 @pytest.mark.parametrize(
     "content",
     [

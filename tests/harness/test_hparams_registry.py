@@ -6,6 +6,8 @@ import pytest
 from domainbed import algorithms, hparams_registry
 from domainbed.lib import misc
 
+from domainbed_carft.errors import CarftError
+
 
 def test_defaults_and_draws_are_upstreams(golden):
     for dataset, expected in golden("hparams.json").items():
@@ -38,6 +40,8 @@ def test_values_that_erm_cannot_take_are_told_and_its_own_are_not(name):
         (told,) = algorithms.ERM.hparam_problems("PACS", {name: value})
         assert "not included" in told or (f"{name} must be " in told and f"not {value!r}" in told)
         assert not _Derived.hparam_problems("PACS", {name: value})
+    with pytest.raises(CarftError, match=name if "not included" in told else "shape"):
+        algorithms.ERM((1,), 2, 3, {name: BAD[name][-1]})
     for seed in range(20):
         drawn = hparams_registry.random_hparams("ERM", "PACS", seed)
         assert not algorithms.ERM.hparam_problems("PACS", drawn)

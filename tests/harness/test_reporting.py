@@ -42,12 +42,3 @@ def test_a_cut_off_line_is_skipped_and_named(tmp_path, capsys):
 def test_of_a_job_that_ran_twice_the_last_record_of_each_step_counts(tmp_path):
     write(tmp_path / "a", line(0, 1) + line(1, 2) + line(0, 3) + line(1, 4) + line(2, 5))
     assert reporting.load_records(str(tmp_path)).select("value") == [3, 4, 5]
-
-
-def test_a_job_with_two_test_environments_belongs_to_both(tmp_path):
-    write(tmp_path / "a", line(0, 1, test_envs=[1, 3]) + line(0, 2, test_envs=[1]))
-    groups = reporting.get_grouped_records(reporting.load_records(str(tmp_path)))
-    found = {group["test_env"]: group["records"].select("value") for group in groups}
-    assert found == {1: [1, 2], 3: [1]}
-    names = ("trial_seed", "dataset", "algorithm")
-    assert [groups[0][name] for name in names] == [0, "PACS", "ERM"]
