@@ -103,9 +103,8 @@ def upstream(root: str) -> None:
 def ours(root: str, store_folder: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
-    from domainbed.lib import drawing
 
-    from domainbed_carft.pictures import loading, opening, plan
+    from domainbed_carft.pictures import drawing, loading, opening, plan
 
     tempfile.tempdir = store_folder
     kept, line = opening.open_store(str(BOUND), root)

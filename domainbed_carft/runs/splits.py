@@ -29,7 +29,7 @@ from domainbed_carft.runs.saved import TrainedRun
 drawing: Any = None
 picture_batches: Any = None
 with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
-    drawing = importlib.import_module("domainbed.lib.drawing")
+    drawing = importlib.import_module("domainbed_carft.pictures.drawing")
     picture_batches = importlib.import_module("domainbed.lib.picture_batches")
 
 MANY_PICTURES = 5000  # below, starting processes takes longer than they save

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from domainbed.lib import drawing, stopping
+from domainbed.lib import stopping
 from domainbed.lib.picture_batches import HalfDone, Pictures
 from domainbed_carft.errors import PassingError
+from domainbed_carft.pictures import drawing
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.

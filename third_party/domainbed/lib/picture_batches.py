@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
-from domainbed.lib import drawing, image_folders
-from domainbed_carft.pictures import loading, opening, plan
+from domainbed.lib import image_folders
+from domainbed_carft.pictures import drawing, loading, opening, plan
 from domainbed_carft.pictures.plan import Plan
 from domainbed_carft.pictures.store import Store
 

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from domainbed import algorithms, datasets
-from domainbed.lib import algorithm_state, checkpoints, drawing, measured, misc, resume, stopping
+from domainbed.lib import algorithm_state, checkpoints, measured, misc, resume, stopping
 from domainbed.lib.fast_data_loader import Batch
 from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import share_cores
 from domainbed.lib.splits import Environment, named_splits
 from domainbed_carft.jobs.folder import Lock
+from domainbed_carft.pictures import drawing
 
 
 class Run:
