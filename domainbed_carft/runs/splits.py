@@ -6,13 +6,11 @@ import contextlib
 import copy
 import importlib
 import os
-import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from domainbed.lib import misc
 from torch import Tensor
@@ -24,12 +22,11 @@ from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.pictures import drawing
 from domainbed_carft.runs.saved import TrainedRun
 
-drawing: Any = None
 picture_batches: Any = None
 with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
-    drawing = importlib.import_module("domainbed_carft.pictures.drawing")
     picture_batches = importlib.import_module("domainbed.lib.picture_batches")
 
 MANY_PICTURES = 5000  # below, starting processes takes longer than they save
@@ -73,8 +70,8 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
         look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
         if data_dir and name not in vars(datasets) and not os.path.isdir(name):
             name = data_dir
-        with _generators_kept():  # the data set may draw
-            _reseed(run.args.get("seed", 0))
+        with drawing.kept():  # the data set may draw
+            drawing.reseed(run.args.get("seed", 0))
             dataset = look_up(name)(folder, run.args["test_envs"], hparams)
         if beyond := set(targets) - set(range(len(dataset))):
             raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
@@ -219,32 +216,14 @@ class _Items(Dataset[Any]):
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         items = []
-        with _generators_kept():
+        with drawing.kept():
             if self._source:
                 requests = [(0, position, (*self._key, position)) for position in positions]
                 batch = self._source.batch(requests)
                 return list(zip(*(batch.done() if hasattr(batch, "done") else batch)))
             for position in positions:
                 # On our harness as in `domainbed.lib.fast_data_loader`.
-                seed_of = misc.seed_hash if drawing is None else drawing.seed_of
-                _reseed(int(seed_of(*self._key, position)))
+                seed_of = drawing.seed_of if picture_batches else misc.seed_hash
+                drawing.reseed(int(seed_of(*self._key, position)))
                 items.append(self._items[position])
         return items
-
-
-@contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Restore the three generators that transforms draw from after the block."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-
-
-def _reseed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
