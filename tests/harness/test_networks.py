@@ -9,7 +9,6 @@ import pytest
 import torch
 from domainbed import algorithms, hparams_registry, networks
 from domainbed.scripts import train
-from runs_jobs import write_pictures
 
 from domainbed_carft.errors import CarftError
 
@@ -135,13 +134,3 @@ def test_a_file_in_place_is_read_and_one_of_another_network_named(tmp_path, monk
     assert torch.equal(networks.pretrained(networks.RESNET18)["a"], torch.ones(2))
     with pytest.raises(CarftError, match=r"f37072fd.pth do not fit this network \(.*Replace"):
         networks.Featurizer(LARGE, DEFAULTS | {"resnet18": True, "resnet50_augmix": False})
-
-
-def test_a_job_of_erm_on_a_resnet_is_trained_saved_and_done(read, tmp_path):
-    pictures = write_pictures(tmp_path / "noise", 3)
-    given = ["--dataset", str(pictures), "--test_envs", "0", "--steps", "2", "--workers", "0"]
-    hparams = '{"resnet18": true, "resnet50_augmix": false, "batch_size": 2}'
-    given += ["--algorithm", "ERM", "--hparams", hparams, "--output_dir", str(tmp_path / "run")]
-    assert train.main(given) == 0
-    assert (tmp_path / "run" / "done").exists() and (tmp_path / "run" / "model.pkl").exists()
-    assert read == [networks.RESNET18]
