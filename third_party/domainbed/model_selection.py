@@ -24,6 +24,14 @@ def _num_envs(record: dict[str, Any]) -> int:
     return next(i for i in itertools.count() if f"env{i}_out_acc" not in record)
 
 
+def _test_env(record: dict[str, Any]) -> int:
+    return int(record["args"]["test_envs"][0])
+
+
+def _outcome(record: dict[str, Any], val_acc: float) -> dict[str, float]:
+    return {"val_acc": val_acc, "test_acc": record[f"env{_test_env(record)}_in_acc"]}
+
+
 class SelectionMethod:
     """A rule of selection. Never built: everything is a class method. Subclasses give `run_acc`.
 
@@ -80,11 +88,7 @@ class OracleSelectionMethod(SelectionMethod):
         if not len(candidates):
             return None
         last = candidates.sorted(lambda record: record["step"])[-1]
-        test_env = last["args"]["test_envs"][0]
-        return {
-            "val_acc": last[f"env{test_env}_out_acc"],
-            "test_acc": last[f"env{test_env}_in_acc"],
-        }
+        return _outcome(last, last[f"env{_test_env(last)}_out_acc"])
 
 
 class IIDAccuracySelectionMethod(SelectionMethod):
@@ -103,12 +107,8 @@ class IIDAccuracySelectionMethod(SelectionMethod):
     @classmethod
     def _step_acc(cls, record: dict[str, Any]) -> dict[str, float]:
         """Return the outcome of one checkpoint."""
-        test_env = record["args"]["test_envs"][0]
-        validation = [record[f"env{i}_out_acc"] for i in range(_num_envs(record)) if i != test_env]
-        return {
-            "val_acc": float(np.mean(validation)),
-            "test_acc": record[f"env{test_env}_in_acc"],
-        }
+        training = [i for i in range(_num_envs(record)) if i != _test_env(record)]
+        return _outcome(record, float(np.mean([record[f"env{i}_out_acc"] for i in training])))
 
 
 class LeaveOneOutSelectionMethod(SelectionMethod):
@@ -137,7 +137,7 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
         test_records = get_test_records(records)
         if len(test_records) != 1:
             return None
-        test_env = test_records[0]["args"]["test_envs"][0]
+        test_env = _test_env(test_records[0])
         left_out = {}
         for record in records:
             match record["args"]["test_envs"]:
@@ -148,7 +148,4 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
         if any(i not in left_out for i in needed):
             return None
         total = np.sum([left_out[i] for i in needed])
-        return {
-            "val_acc": float(total / len(needed)),
-            "test_acc": test_records[0][f"env{test_env}_in_acc"],
-        }
+        return _outcome(test_records[0], float(total / len(needed)))
