@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class CarftError(ValueError):
@@ -20,6 +20,15 @@ def brief(error: Exception) -> str:
 
 class CarftWarning(UserWarning):
     """This package could not do its part and stepped aside; its host continues."""
+
+
+def refusals(ask: Callable[..., object], *arguments: object) -> list[str]:
+    """The sentence of the CarftError that ``ask`` raises of these arguments, if it does."""
+    try:
+        ask(*arguments)
+    except CarftError as error:
+        return [str(error)]
+    return []
 
 
 def raise_for(sentences: Iterable[str]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft import errors
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
@@ -65,7 +66,7 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str
     problems = _value_problems(values, algorithm)
     if values["contexts"] in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         folders = [one.folder for one in benchmarks.get(dataset).environments]
-        problems += _refused(prompts.domain_contexts, values["contexts"], folders)
+        problems += errors.refusals(prompts.domain_contexts, values["contexts"], folders)
     return problems
 
 
@@ -75,7 +76,7 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     for name, find in (("clip_backbone", _find_backbone), ("contexts", prompts.contexts)):
         # The contexts that are made from the data set's domains come with it.
         if name in hparams and name not in wrong and hparams[name] not in prompts.DOMAIN_LISTS:
-            problems += _refused(find, hparams[name])
+            problems += errors.refusals(find, hparams[name])
     if hparams.keys() - wrong.keys() >= _TOGETHER:
         problems += _conflicts(hparams, algorithm)
     return problems
@@ -126,15 +127,6 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> Iterator[str]:
         for name, off in (("wise_alpha", 1), ("margin", 0)):
             if hparams[name] != off:
                 yield f"{name} is {hparams[name]!r}, expected {off} with head_init 'random'"
-
-
-def _refused(find: Callable[..., Any], *values: Any) -> list[str]:
-    """The sentence with which ``find`` refuses the values, if it does."""
-    try:
-        find(*values)
-    except CarftError as error:
-        return [str(error)]
-    return []
 
 
 def _find_backbone(name: str) -> None:

@@ -19,7 +19,7 @@ from domainbed.lib.usage import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, raise_for, refusals
 
 DATASETS = [
     *("Debug28", "Debug224", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "SVIRO"),
@@ -202,7 +202,7 @@ class OwnData(_Benchmark):
 
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
-        return image_folders.problems(cls.FOLDER)
+        return refusals(image_folders.require_order, cls.FOLDER)
 
 
 class VLCS(_Benchmark):

@@ -5,12 +5,13 @@ Every check returns a list of problems, so that a command can report all of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import refusals as refusals  # train's, too
 from domainbed_carft.files import parsing
 
 TASKS = ("domain_generalization", "domain_adaptation")
@@ -21,15 +22,6 @@ def task_problems(task: str) -> list[str]:
     """Say that domain adaptation is not included."""
     advice = "is not included; use a checkout of facebookresearch/DomainBed"
     return [] if task == TASKS[0] else [f"--task {task} {advice}"]
-
-
-def refusals(ask: Callable[..., Any], *arguments: Any) -> list[str]:
-    """What `ask` raises of these arguments, in a list."""
-    try:
-        ask(*arguments)
-    except CarftError as error:
-        return [str(error)]
-    return []
 
 
 def algorithm_problems(name: str) -> list[str]:

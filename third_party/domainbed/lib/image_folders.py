@@ -61,15 +61,10 @@ def environments(root: str, what: str = "environment") -> list[str]:
     return names
 
 
-def problems(root: str) -> list[str]:
-    """Say what is wrong with a user's own data, by the names of its folders alone."""
-    try:
-        names = environments(root)
-        classes = [environments(os.path.join(root, name), "class") for name in names]
-        require_same_classes(names, classes)
-    except CarftError as error:
-        return [str(error)]
-    return []
+def require_order(root: str) -> None:
+    """Raise CarftError for what is wrong with a user's own data, by its folders' names alone."""
+    names = environments(root)
+    require_same_classes(names, [environments(os.path.join(root, name), "class") for name in names])
 
 
 def read(path: str, transform: Any) -> ImageFolder:
