@@ -181,14 +181,14 @@ def test_loaders_and_threads_share_the_cores(monkeypatch):
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 3
+    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 1
     assert preparation.share_cores(None, datasets.Debug28, on_gpu=True) == 5
     assert preparation.share_cores(12, datasets.Debug28, on_gpu=False) == 12
-    monkeypatch.setenv("DOMAINBED_CORES", "2")
+    monkeypatch.setenv("DOMAINBED_CORES", "4")
     assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 1
     monkeypatch.setattr(datasets.Debug28, "N_WORKERS", 0)
     assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 0
-    assert threads == [3, 1, 1, 1, 2]
+    assert threads == [5, 1, 1, 3, 4]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's own stays
     preparation.share_cores(None, datasets.Debug28, on_gpu=False)
     assert len(threads) == 5
