@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from domainbed_carft.jobs.folder import INHERITED
 from domainbed_carft.jobs.warm import TRAIN
@@ -45,7 +45,12 @@ def main() -> None:
         time.sleep(0.05)
     job = _next_job(control)
     if job is None:
-        _leave()
+        # Guards that are just ending would be zombies where nobody else takes them; those of a
+        # killed launcher's jobs may take days.
+        signal.alarm(1)
+        with contextlib.suppress(ChildProcessError):  # there is none left
+            os.wait()
+        os._exit(0)
     for number, handler in before.items():
         signal.signal(number, handler)
     asked, descriptors = job
@@ -86,25 +91,9 @@ def _next_job(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None
             os.close(descriptor)
 
 
-def _leave() -> NoReturn:
-    """End, after the guards that are just ending, which are zombies where nobody else takes them.
-
-    Those of a killed launcher's jobs may take days.
-    """
-    patience = time.monotonic() + 1
-    with contextlib.suppress(ChildProcessError):  # there is none left
-        while time.monotonic() < patience:
-            os.waitpid(-1, os.WNOHANG)
-            time.sleep(0.01)
-    os._exit(0)
-
-
 def _may_fork() -> bool:
     """Whether a child of this process would be sound: there is one thread, and no GPU in use."""
-    opened = []
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing
-            opened.append(os.readlink(f"/proc/self/fd/{number}"))
+    opened = (os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))
     return _threads() == 1 and not any(path.startswith(GPUS) for path in opened)
 
 
