@@ -1,6 +1,8 @@
 """A warm process: it has imported what each job of a launch imports, and jobs are forks of it.
 
 What a job is told, and gets from the system, is what a process of its own would get (`forking`).
+multiprocessing's forkserver cannot promise this: when it dies, running jobs have ended for all it
+tells; there is one a process, with that one's environment; jobs import the launcher's main module.
 """
 
 from __future__ import annotations
