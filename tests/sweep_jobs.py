@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 
 from domainbed_carft import launchers
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers.attempt import run_commands
 
-FAKE_TRAIN = Path(__file__).parent / "fake_train.py"
+HERE = Path(__file__).parent
+STAND_IN = HERE / "stand_in"  # of domainbed, with a train that needs no torch
 
 
-def command(folder, **flags):
+def command(folder, path=STAND_IN, **flags):
     """A command as a sweep writes it, of the stand-in for train."""
-    words = ["python", str(FAKE_TRAIN), "--output_dir", str(folder)]
-    for name, value in flags.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return " ".join(map(shlex.quote, words))
+    return f"PYTHONPATH={shlex.quote(str(path))} {Job(flags, folder).line}"
 
 
 def commands(sweep, count, **flags):
@@ -35,6 +35,16 @@ def story(folder):
 
 def events(folder):
     return [line["event"] for line in story(folder)]
+
+
+def is_warm(folder):
+    """Whether the job was forked from a process that had its imports."""
+    first = story(folder)[0]
+    return first["pid"] != first["imported_by"]
+
+
+def statuses(folder):
+    return [attempt.status for attempt in JobFolder(folder).attempts()]
 
 
 def wait_until(condition, seconds=240, what="it did not come to that", pause=0.05):
@@ -66,11 +76,11 @@ print(json.dumps([ending.result for ending in run(name, commands, **options) or 
 """
 
 
-def launch(name, commands, options=None, env=None):
+def launch(name, commands, options=None):
     """A launcher in a process of its own, that may be stopped or killed."""
     words = [json.dumps(part) for part in (name, options or {}, list(commands))]
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, *words], cwd=FAKE_TRAIN.parent, env=env,
+        [sys.executable, "-c", LAUNCH, *words], cwd=HERE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -5,15 +5,27 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from domainbed.command_launchers import REGISTRY
-from sweep_jobs import command, commands, events, launch, most_at_once, run, story, wait_until
+from sweep_jobs import (
+    command,
+    commands,
+    events,
+    is_warm,
+    launch,
+    most_at_once,
+    run,
+    statuses,
+    story,
+    wait_until,
+)
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.warm import SWITCH
 
 HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
 
@@ -23,8 +35,8 @@ def python(code, *arguments):
     return " ".join(["python", "-c", shlex.quote(code), *map(shlex.quote, arguments)])
 
 
-def statuses(folder):
-    return [attempt.status for attempt in JobFolder(folder).attempts()]
+def environment(folder):
+    return story(folder)[0]["environment"]
 
 
 def test_the_registry_has_them(tmp_path, monkeypatch):
@@ -42,7 +54,7 @@ def test_jobs_run_and_nothing_in_their_words_is_executed(name, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / HOSTILE.replace("/", "") / "job"
     assert run(name, [command(folder, hparams=HOSTILE)]) == []
-    assert story(folder)[0]["hparams"] == HOSTILE
+    assert story(folder)[0]["flags"]["--hparams"] == HOSTILE
     assert not list(tmp_path.rglob("pwned"))
     assert sorted(path.name for path in folder.iterdir()) == ["attempts.jsonl", "done", "story"]
     assert not list(folder.parent.glob("launches/*"))
@@ -64,28 +76,12 @@ def test_the_interpreter_and_the_commands_own_variables(tmp_path):
         run("local", ["A=1 python x"])
 
 
-def test_a_sweeps_jobs_run_by_their_arguments_with_variables_of_their_own(tmp_path, monkeypatch):
-    """As `carft sweep` hands them over; a stand-in for the module that they name."""
-    package = tmp_path / "path" / "domainbed" / "scripts"
-    package.mkdir(parents=True)
-    (package / "train.py").write_text(
-        "import os, sys; folder = sys.argv[sys.argv.index('--output_dir') + 1]\n"
-        "open(folder + '/done', 'w').write(os.environ['KEPT'] + ' '.join(sys.argv[1:3]))"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    jobs = [Job({"hparams": {"a b": n}}, tmp_path / str(n), "v") for n in range(2)]
-    launcher = launchers.make("pool", {"jobs": 1})
-    assert launcher(jobs, lambda job: {"KEPT": job.folder.name + job.variant}) == []
-    written = [(job.folder / "done").read_text() for job in jobs]
-    assert written == ['0v--hparams {"a b": 0}', '1v--hparams {"a b": 1}']
-
-
 @pytest.mark.parametrize("name", ["local", "pool"])
 def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, capfd):
     bad, good, wrong = tmp_path / "bad", tmp_path / "good", tmp_path / "wrong"
     words = "no \x1b]0;own flag"  # nothing for a terminal
-    jobs = [command(bad, status=3, words="no such picture"), command(good)]
-    (final,) = run(name, [command(wrong, status=2, words=words)])
+    jobs = [command(bad, code="sys.exit(3)", words="no such picture"), command(good)]
+    (final,) = run(name, [command(wrong, code="sys.exit(2)", words=words)])
     assert (final.status, final.attempts, final.last_words) == (2, 1, words)
     assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
     (failed,) = run(name, jobs)
@@ -123,18 +119,17 @@ def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 7)
     run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
     folders = [tmp_path / f"job{n:02}" for n in range(3)]
-    told = [story(folder)[0] for folder in folders]
+    names = ("OMP_NUM_THREADS", "DOMAINBED_CORES", "OMP_WAIT_POLICY")
+    told = [[environment(folder).get(name) for name in names] for folder in folders]
     # On three cores a job loads its pictures itself.
-    assert [(one["threads"], one["cores"], one["waits"]) for one in told] == [
-        ("3", "3", "PASSIVE")
-    ] * 3
+    assert told == [["3", "3", "PASSIVE"]] * 3
     assert most_at_once(folders) == 2
     # A job alone has more; what the user has set stays.
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv("GOMP_SPINCOUNT", "9")
     run("pool", [command(tmp_path / "set")], jobs=2)
-    only = story(tmp_path / "set")[0]
-    assert (only["threads"], only["cores"], only["waits"]) == ("5", "7", None)
+    only = environment(tmp_path / "set")
+    assert [only.get(name) for name in names] == ["5", "7", None]
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -147,17 +142,27 @@ def test_threads_and_loaders_are_no_more_than_the_cores(on_gpu):
 
 
 def test_each_gpu_has_its_jobs(tmp_path, monkeypatch):
+    """Jobs that differ in this, and in their group, may be forks of one process."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
-    run("pool", commands(tmp_path, 4, seconds=1.5), jobs_per_gpu=2)
-    gpus = [story(tmp_path / f"job{n:02}")[0]["gpu"] for n in range(4)]
-    assert sorted(gpus) == ["3", "3", "GPU-5a", "GPU-5a"]
+    jobs = commands(tmp_path, 4, seconds=1.5)
+    jobs = [f"WANDB_RUN_GROUP={number} {job}" for number, job in enumerate(jobs)]
+    run("pool", jobs, jobs_per_gpu=2)
+    folders = [tmp_path / f"job{n:02}" for n in range(4)]
+    told = [environment(folder) for folder in folders]
+    assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in told) == ["3", "3", "GPU-5a", "GPU-5a"]
+    assert [one["WANDB_RUN_GROUP"] for one in told] == ["0", "1", "2", "3"]
+    assert all(map(is_warm, folders))
 
 
-@pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", -2)])
-def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "status", "cold"), [("SIGTERM", 143, ""), ("SIGHUP", 129, "1"), ("SIGINT", -2, "")]
+)
+def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, monkeypatch, number, status, cold):
+    monkeypatch.setenv(SWITCH, cold)
     process = launch("pool", commands(tmp_path, 4, seconds=30), {"jobs": 2})
     running = [tmp_path / "job00", tmp_path / "job01"]
     wait_until(lambda: all(map(story, running)))
+    assert [is_warm(folder) for folder in running] == [not cold] * 2
     (launched,) = tmp_path.glob("launches/*.json")
     told = json.loads(launched.read_text())
     assert told["launcher"] == "pool" and told["pid"] == process.pid
@@ -172,13 +177,26 @@ def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, number, status):
     assert not (tmp_path / "job02").exists() and not list(tmp_path.glob("launches/*"))
 
 
-def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path):
+def has_ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("cold", ["", "1"])
+def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path, monkeypatch, cold):
+    """The process that they are forks of does not go on, nor do their guards without them."""
+    monkeypatch.setenv(SWITCH, cold)
     jobs = commands(tmp_path, 3, seconds=2.5)
     killed = launch("pool", jobs, {"jobs": 2})
     running = [JobFolder(tmp_path / name) for name in ("job00", "job01")]
     wait_until(lambda: all(story(folder.path) for folder in running))
     killed.kill()
     killed.communicate()
+    told = [story(folder.path)[0] for folder in running]
+    if not cold:
+        wait_until(lambda: has_ended(told[0]["imported_by"]), 2)
     assert all(folder.holder().pid == killed.pid for folder in running)
     second = launch("pool", jobs, {"jobs": 2})
     out, err = second.communicate()
@@ -187,6 +205,8 @@ def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path):
     assert events(tmp_path / "job02") == ["start", "end"]
     wait_until(lambda: not any(folder.is_held() for folder in running), 10)
     assert all(folder.last_holder().pid == killed.pid for folder in running)
+    if not cold:
+        wait_until(lambda: all(has_ended(one["parent"]) for one in told), 2)
     # They have ended by themselves meanwhile; a third launch has nothing left to do.
     assert run("pool", jobs) == []
     assert [events(tmp_path / f"job0{n}") for n in range(3)] == [["start", "end"]] * 3
@@ -205,7 +225,7 @@ def test_three_launchers_at_once_run_each_job_once(tmp_path):
 def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
     """Exit status 73: train found a lock that the launcher did not see, as over a network."""
     folder = JobFolder(tmp_path / "job")
-    job = command(folder.path, status=73, words="run by someone")
+    job = command(folder.path, code="sys.exit(73)", words="run by someone")
     (left,) = run("local", [job])
     assert (left.result, left.last_words) == ("held", "run by someone")
     assert statuses(folder.path) == [73] and "run by someone" in capfd.readouterr().err

@@ -86,7 +86,9 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     assert all(events(folder) == ["start", "end"] for folder in folders)
     assert most_at_once(folders) == 1
     first = story(folders[0])[0]
-    assert first["hparams"] == hparams and first["threads"] == "1" and first["gpu"] == "its own"
+    assert first["flags"]["--hparams"] == hparams
+    told = first["environment"]
+    assert told["OMP_NUM_THREADS"] == "1" and told["CUDA_VISIBLE_DEVICES"] == "its own"
     for folder in folders:
         (attempt,) = JobFolder(folder).attempts()
         assert attempt.status == 0 and attempt.slurm == ids[folder.name]

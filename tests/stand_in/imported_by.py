@@ -1,0 +1,5 @@
+"""The process that has run the stand-in's imports."""
+
+import os
+
+PID = os.getpid()
