@@ -189,6 +189,15 @@ def incomplete(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def sweep(tmp_path):
+    """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
+    import sweep_folders
+
+    folder = tmp_path / "it's out"
+    return folder, sweep_folders.launched(folder)
+
+
+@pytest.fixture
 def others():
     """Starts processes of others that hold jobs or wait for them."""
     from sweep_folders import Others

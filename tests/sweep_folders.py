@@ -31,6 +31,10 @@ with launches.in_hand("pool", [Job({}, Path(sys.argv[1]))]):
 """
 
 
+# DomainBed's flags for three quick jobs.
+FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
+FLAGS += ["--single_test_envs", "--data_dir", "/data"]
+
 EIGHT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import warm
 from harness.test_resume import assert_same
+from sweep_folders import FLAGS
 from sweep_jobs import (
     command,
     commands,
@@ -111,9 +112,7 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     assert set(statuses[:-1]) == {75} and statuses[-1] == 0
 
 
-FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
-FLAGS += ["--single_test_envs", "--data_dir", "/data", "--hparams", '{"batch_size": 4}']
-FLAGS += ["--launcher", "slurm", "--time", "10", "--signal_seconds", "30"]
+SLURM = ["--launcher", "slurm", "--time", "10", "--signal_seconds", "30"]
 
 
 def carft(*arguments):
@@ -130,7 +129,8 @@ def wait_for(condition, seconds=240):
 
 def test_from_launch_to_cancel_to_done(tmp_path):
     out = tmp_path / "it's out"
-    endless = [*FLAGS, "--steps", "1000000", "--output_dir", out]
+    endless = [*FLAGS, *SLURM, "--steps", "1000000", "--output_dir", out]
+    endless += ["--hparams", '{"batch_size": 4}']
     launched = carft("launch", *endless, "--array_cap", 1)
     assert launched.returncode == 0, launched.stderr
     assert "Submitted. To watch the jobs: carft sweep status" in launched.stdout
@@ -169,7 +169,7 @@ def test_a_job_that_is_requeued_ends_as_one_that_never_was(tmp_path):
     (tmp_path / "one.yaml").write_text(ONE)
     outs = [tmp_path / "disturbed", tmp_path / "undisturbed"]
     for out in outs:
-        launched = carft("launch", tmp_path / "one.yaml", "--output_dir", out, *FLAGS[-6:])
+        launched = carft("launch", tmp_path / "one.yaml", "--output_dir", out, *SLURM)
         assert launched.returncode == 0, launched.stderr
 
     def in_the_middle():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import warm
+from sweep_folders import FLAGS
 from sweep_jobs import wait_until
 
 from domainbed_carft.jobs import manifest
@@ -19,10 +20,6 @@ trials: 1
 steps: 2
 test_environments: [line]
 """
-
-# Noise under random labels: ten thousand steps do not end by themselves within a test.
-ENDLESS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
-ENDLESS += ["--single_test_envs", "--data_dir", "/data"]
 
 
 def carft(*arguments):
@@ -61,7 +58,7 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
 def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     out = tmp_path / "out"
     # Too few pictures for an out-split are found in the job, when it has its data.
-    bad = [*ENDLESS, "--steps", "2", "--holdout_fraction", "0.001", "--output_dir", out]
+    bad = [*FLAGS, "--steps", "2", "--holdout_fraction", "0.001", "--output_dir", out]
     done = carft("launch", *bad, "--launcher", "local")
     assert done.returncode == 1
     assert "3 jobs failed:" in done.stderr
@@ -86,7 +83,7 @@ def running(out):
 def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     out = tmp_path / "out"
     # Only one environment would be quicker, but DomainBed's flags know none.
-    flags = [*ENDLESS, "--steps", "1000000", "--hparams", '{"batch_size": 4}', "--output_dir", out]
+    flags = [*FLAGS, "--steps", "1000000", "--hparams", '{"batch_size": 4}', "--output_dir", out]
     command = ["sweep", "launch", *flags, "--launcher", "pool", "--jobs", 1]
     launcher = warm.start("-m", "domainbed_carft", *command)
     try:

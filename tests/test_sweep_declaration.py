@@ -52,14 +52,6 @@ variants:
     assert {job.args["algorithm"] for job in made.jobs("D", Path("o"))[84:]} == {"CARFT"}
 
 
-def test_a_grid_is_a_variant_for_each_combination():
-    made = sources.parse(SMALLEST + "grid: {kl_weight: [0, 3], amp: [off, bf16]}", "x.yaml")
-    assert list(made.settings) == [
-        "kl_weight=0,amp=off", "kl_weight=0,amp=bf16", "kl_weight=3,amp=off", "kl_weight=3,amp=bf16"
-    ]  # fmt: skip
-    assert made.settings["kl_weight=0,amp=bf16"].hparams == {"kl_weight": 0, "amp": "bf16"}
-
-
 @pytest.mark.parametrize("given", ["[A, S]", "[0, 3]", "{PACS: [S, A]}"])
 def test_environments_go_by_label_or_index(given):
     made = sources.parse(SMALLEST + f"test_environments: {given}", "x.yaml")

@@ -4,12 +4,9 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from sweep_folders import ended, finish
+from sweep_folders import FLAGS, ended, finish
 
 from domainbed_carft import cli, launchers
-
-FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
-FLAGS += ["--single_test_envs", "--data_dir", "/data", "--steps", "2"]
 
 
 @pytest.fixture

@@ -57,21 +57,15 @@ def test_an_own_folder_with_one_domain_trains_on_all_of_it(tmp_path):
     assert job.args["dataset"] == f"{tmp_path}/pets"
 
 
-def test_variants_have_folders_of_their_own():
-    found = parse("grid: {kl_weight: [0, 1]}").jobs("D", Path("o"))
-    assert {job.folder.parent for job in found} == {Path("o/kl_weight=0"), Path("o/kl_weight=1")}
-    assert len({job.folder.name for job in found}) == 8
-    assert json.loads(found[0].args["hparams"]) == {"kl_weight": 0}
-    assert "kl_weight=0 PACS CARFT, test environments 0, trial 0" in str(found[0])
-
-
-def test_a_variant_of_one_data_set_is_repeated_at_each_point_of_the_grid():
-    text = "grid: {kl_weight: [0, 1]}\nvariants: {a: {}, b: {datasets: [PACS], hparams: {lr: 1}}}"
+def test_each_variant_has_a_folder_at_each_point_of_the_grid():
+    text = "grid: {amp: [off, bf16]}\nvariants: {a: {}, b: {datasets: [PACS], hparams: {lr: 1}}}"
     found = parse(text, "[PACS, VLCS]").jobs("D", Path("o"))
-    there = {(job.folder.parent.name, job.args["dataset"]) for job in found}
-    both = {(f"a,kl_weight={v}", d) for v in (0, 1) for d in ("PACS", "VLCS")}
-    assert there == both | {("b,kl_weight=0", "PACS"), ("b,kl_weight=1", "PACS")}
-    assert json.loads(found[-1].args["hparams"]) == {"kl_weight": 1, "lr": 1}
+    there = {(str(job.folder.parent), job.args["dataset"]) for job in found}
+    both = {(f"o/a,amp={amp}", name) for amp in ("off", "bf16") for name in ("PACS", "VLCS")}
+    assert there == both | {("o/b,amp=off", "PACS"), ("o/b,amp=bf16", "PACS")}
+    assert len({job.folder.name for job in found[:8]}) == 8
+    assert json.loads(found[-1].args["hparams"]) == {"amp": "bf16", "lr": 1}
+    assert "b,amp=bf16 PACS CARFT, test environments 3, trial 0" in str(found[-1])
 
 
 def test_trials_may_start_anywhere():

@@ -6,19 +6,11 @@ import subprocess
 import sys
 import time
 
-import pytest
-from sweep_folders import ended, finish, launched, record, status
+from sweep_folders import ended, finish, record, status
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
-
-
-@pytest.fixture
-def sweep(tmp_path):
-    """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
-    folder = tmp_path / "it's out"
-    return folder, launched(folder)
 
 
 def test_running_tells_where_since_when_how_far_and_how_fast(sweep, others):
@@ -42,24 +34,6 @@ def test_running_tells_where_since_when_how_far_and_how_fast(sweep, others):
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (5, 11, 6 * 2.0, None)
 
 
-@pytest.mark.parametrize(
-    ("statuses", "state", "detail"),
-    [
-        ([1, 1, 1], states.FAILED, "exit status 1: words of 1"),
-        ([2], states.FAILED, "exit status 2: words of 2"),
-        ([-9, -9, -9], states.FAILED, "killed by SIGKILL (often: out of memory): words of -9"),
-        ([1, 1], states.INTERRUPTED, "exit status 1: words of 1"),
-        ([75, 75, 75, 75], states.INTERRUPTED, "exit status 75: words of 75"),
-    ],
-)
-def test_how_attempts_ended(sweep, statuses, state, detail):
-    folder, (job, *_) = sweep
-    ended(job, *statuses)
-    now = status(folder, job)
-    assert (now.state, now.detail) == (state, detail)
-    assert now.as_dict()["exit_status"] == statuses[-1]
-
-
 def test_queued_as_long_as_its_launcher_lives(sweep, others):
     folder, (job, other, *_) = sweep
     process = others.queue(job)
@@ -76,13 +50,17 @@ def test_status_as_text_and_as_json(sweep, others, capsys):
     folder, found = sweep
     finish(found[0])
     record(found[0], 10, diverged_at=4)
-    ended(found[1], 2)
+    ended(found[1], -9, -9, -9)
+    ended(found[3], 1, 1, 75)
     others.hold(found[2], step=3, steps=11, pictures_per_step=12)
     assert cli.main(["sweep", "status", str(folder)]) == 1  # one has failed
     said = capsys.readouterr().out
-    assert said.startswith("8 jobs: 1 done (1 diverged), 1 running, 5 not launched, 1 failed.\n")
+    counts = "1 done (1 diverged), 1 running, 4 not launched, 1 interrupted, 1 failed"
+    assert said.startswith(f"8 jobs: {counts}.\n")
     assert "14 of 88 steps (16%)" in said
-    assert "PACS CARFT, test environments 1, trial 0, hparams seed 0; exit status 2: words" in said
+    job = "PACS CARFT, test environments 1, trial 0, hparams seed 0"
+    assert f"{job}; killed by SIGKILL (often: out of memory): words of -9" in said
+    assert "exit status 75: words of 75" in said
     assert "step 3 of 11" in said
     assert cli.main(["sweep", "status", str(folder), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
@@ -93,7 +71,7 @@ def test_status_as_text_and_as_json(sweep, others, capsys):
         "eta_seconds", "exit_status", "last_words", "detail", "diverged",
     }  # fmt: skip
     assert told["jobs"][0]["diverged"] and not told["jobs"][1]["diverged"]
-    assert told["jobs"][1]["exit_status"] == 2 and told["jobs"][1]["last_words"] == "words of 2"
+    assert told["jobs"][1]["exit_status"] == -9 and told["jobs"][1]["last_words"] == "words of -9"
     assert told["jobs"][2]["state"] == "running" and told["jobs"][2]["step"] == 3
 
 
