@@ -109,14 +109,10 @@ def test_a_host_that_fails(
     assert found in examined[name][1] and remedy in examined[name][2]
 
 
-def test_a_bare_folder_and_a_host_that_hangs(quick: Doctor, tmp_path: Path) -> None:
-    folder = tmp_path / "work" / "domainbed"
-    folder.mkdir(parents=True)
-    state, found, _ = quick.examine(cwd=tmp_path / "work")["domainbed.algorithms"]
-    assert state == "problem" and f"Python took {folder} for the package" in found
-    write_files(folder, {"__init__.py": "import time; time.sleep(120)\n"})
+def test_a_host_that_hangs(quick: Doctor, tmp_path: Path) -> None:
+    host = write_checkout(tmp_path / "host", __init__="import time; time.sleep(120)\n")
     code = "from domainbed_carft import doctor; print(doctor.examine(1.5).as_json())"
-    done = quick.run("-c", code, cwd=tmp_path / "work")
+    done = quick.run("-c", code, cwd=host)
     last = json.loads(done.stdout)["findings"][-1]
     assert last["state"] == "problem"
     assert "did not finish within 1.5 seconds and was stopped" in last["found"]
