@@ -131,8 +131,6 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
         ("slrm: {}", "expected names of launchers (dummy, local, pool, slurm), each with its"),
         ("- pool", "expected names of launchers (dummy, local, pool, slurm), each with its"),
         ("pool: {", "this is not YAML"),
-        ("pool: " + "[" * 50_000, "the file is too large"),
-        ("pool: {jobs: " + "1" * 5000 + "}", "cannot be read as a number"),
         (None, "launchers.yaml cannot be read: [Errno 2] No such file"),
     ],
 )

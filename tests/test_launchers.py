@@ -1,7 +1,6 @@
 """Local, pool and dummy on real processes, and in DomainBed's registry."""
 
 import json
-import os
 import shlex
 import signal
 import sys
@@ -99,17 +98,6 @@ def test_neither_status_0_without_done_nor_a_missing_program_is_a_success(tmp_pa
     failed, absent = run("local", [*jobs, f"no-such-program --output_dir {tmp_path}/job2"])
     assert failed.attempts == 3 and "wrote no file 'done'" in failed.last_words
     assert absent.status == 127 and "no-such-program" in absent.last_words
-
-
-def test_a_job_that_asks_to_start_again_does_and_has_not_failed(tmp_path):
-    """SIGTERM to the job alone: it saves, leaves with 75, and goes on at once."""
-    process = launch("pool", commands(tmp_path, 1, seconds=2))
-    wait_until(lambda: story(tmp_path / "job00"))
-    os.kill(story(tmp_path / "job00")[0]["pid"], signal.SIGTERM)
-    out, err = process.communicate()
-    assert process.returncode == 0 and json.loads(out) == [], err
-    assert events(tmp_path / "job00") == ["start", "saved for SIGTERM", "start", "end"]
-    assert statuses(tmp_path / "job00") == [75, 0]
 
 
 def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
