@@ -58,7 +58,8 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
             # DPLCLIP puts the folders' names here, over what the user may have said.
             if isinstance(hparams, dict) and names is not None:
                 hparams["class_names"] = names
-            _remember(self, given, report)
+            told = hparams, given.get("test_envs")
+            remember(self, report, _follow_protocol(self, given), *told)
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
@@ -85,9 +86,10 @@ def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:
     return report
 
 
-def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | None) -> None:
+def remember(
+    dataset: Any, report: verify.Report | None, protocol: str, hparams: Any, test_envs: Any
+) -> None:
     """Hand on what the environments show, by the very dict that the algorithm gets."""
-    protocol = _follow_protocol(dataset, given)
     environments = [
         observed.Environment(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
@@ -97,9 +99,7 @@ def _remember(dataset: Any, given: Mapping[str, Any], report: verify.Report | No
         for index, folder in enumerate(dataset.datasets)
     ]
     name = type(dataset).__name__
-    seen = observed.remember(
-        given.get("hparams"), name, environments, report, protocol, given.get("test_envs")
-    )
+    seen = observed.remember(hparams, name, environments, report, protocol, test_envs)
     dataset.data_edition, dataset.protocol = seen.edition, protocol
 
 
