@@ -71,24 +71,34 @@ def examine(patience: float = PATIENCE) -> Report:
 
     ``patience`` is how many seconds the examination may take.
     """
+    check, findings = "python", list[Finding]()
     try:
         with tempfile.TemporaryDirectory(prefix="carft-doctor-") as folder:
-            ending = _probe(Path(folder), patience)
-            check, findings = _read(Path(folder) / "findings")
+            file = Path(folder) / "findings"
+            ending = _probe(file, patience)
+            for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+                try:
+                    content = json.loads(line)
+                except ValueError:  # half a line
+                    break
+                if isinstance(content, str):
+                    check = content  # "" after the last
+                else:
+                    findings += [Finding(**finding) for finding in content]
     except OSError as error:
-        check, findings, ending = "python", [], f"could not start ({error})"
+        ending = f"could not start ({error})"
     if check:
         found = f"a fresh interpreter {ending} during this check"
         findings.append(Finding(check, "problem", found, BY_HAND))
     return Report(findings)
 
 
-def _probe(folder: Path, patience: float) -> str:
-    """Run the probe, which writes to ``folder``; how it ended."""
+def _probe(file: Path, patience: float) -> str:
+    """Run the probe, which writes to ``file``; how it ended."""
     # No options, and the environment as it is: as a job is started. `-m` puts the current folder
     # first on the path, as it does for `python -m domainbed.scripts.train`.
-    command = [sys.executable, "-m", "domainbed_carft.doctor.probe", str(folder / "findings")]
-    with (folder / "output").open("w+b") as output:  # a grandchild that hangs would hold a pipe
+    command = [sys.executable, "-m", "domainbed_carft.doctor.probe", str(file)]
+    with tempfile.TemporaryFile() as output:  # a grandchild that hangs would hold a pipe
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=patience
@@ -100,19 +110,3 @@ def _probe(folder: Path, patience: float) -> str:
     if done.returncode < 0:
         return f"was ended by {signal.Signals(-done.returncode).name}"
     return f"ended with status {done.returncode} ({said[-1]})"
-
-
-def _read(file: Path) -> tuple[str, list[Finding]]:
-    """The check that the probe did not finish, "" if it finished all, and what was found before."""
-    findings: list[Finding] = []
-    check = "python"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            content = json.loads(line)
-        except ValueError:  # half a line
-            break
-        if isinstance(content, str):
-            check = content
-        else:
-            findings += [Finding(**finding) for finding in content]
-    return check, findings
