@@ -103,17 +103,22 @@ def command(args: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
+    given = args.get("hparams") or {}
+    with contextlib.suppress(ValueError):
+        given = parsing.parse_json(given) if isinstance(given, str) else given
+    return dict(given) if isinstance(given, Mapping) else {"--hparams": given}
+
+
 def same_but_for_the_data(args: Mapping[str, Any]) -> str:
     """The arguments of a job that can change its result, in one canonical spelling.
 
     Takes the arguments of a sweep as well as the ``args`` of a record, which name every flag.
     """
-    hparams: Any = args.get("hparams") or {}
-    with contextlib.suppress(ValueError):  # not JSON: compared as the text it is
-        hparams = parsing.parse_json(hparams) if isinstance(hparams, str) else hparams
     names = "dataset algorithm holdout_fraction hparams_seed trial_seed seed steps".split()
     relevant: dict[str, Any] = {name: args.get(name) for name in names}
     relevant["test_envs"] = list(args.get("test_envs") or [])
     relevant["task"] = args.get("task", "domain_generalization")
-    relevant["hparams"] = hparams
+    relevant["hparams"] = overrides(args)
     return json.dumps(relevant, sort_keys=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import OUTPUT
+from domainbed_carft.jobs.job import overrides
 
 # Arguments that runs have to share to be averaged, and names of other parts of a setting.
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
@@ -56,14 +56,6 @@ def setting(
         if word:
             parts[part] = str(word)
     return parts | {VERSION + name: str(word) for name, word in sorted((versions or {}).items())}
-
-
-def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
-    given = args.get("hparams") or {}
-    with contextlib.suppress(ValueError):
-        given = parsing.parse_json(given) if isinstance(given, str) else given
-    return dict(given) if isinstance(given, Mapping) else {"--hparams": given}
 
 
 def printed_versions(folder: Path | str) -> dict[str, str]:

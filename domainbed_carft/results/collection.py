@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import Fault
-from domainbed_carft.jobs.setting import overrides
 from domainbed_carft.results import document, paired, published, selection, settings, tables
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
