@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import warm
+
 from domainbed_carft import launchers
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Job
@@ -21,6 +23,15 @@ STAND_IN = HERE / "stand_in"  # of domainbed, with a train that needs no torch
 def command(folder, path=STAND_IN, **flags):
     """A command as a sweep writes it, of the stand-in for train."""
     return f"PYTHONPATH={shlex.quote(str(path))} {Job(flags, folder).line}"
+
+
+def carft(*arguments):
+    """`carft sweep`, as a process of its own."""
+    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
+
+
+def look(out):
+    return json.loads(carft("status", out, "--json").stdout)
 
 
 def commands(sweep, count, **flags):

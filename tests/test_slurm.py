@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-import warm
 from harness.test_resume import assert_same
 from sweep_folders import FLAGS
 from sweep_jobs import (
+    carft,
     command,
     commands,
     events,
+    look,
     missing_slurm,
     most_at_once,
     run,
@@ -113,14 +114,6 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
 
 
 SLURM = ["--launcher", "slurm", "--time", "10", "--signal_seconds", "30"]
-
-
-def carft(*arguments):
-    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
-
-
-def look(out):
-    return json.loads(carft("status", out, "--json").stdout)
 
 
 def wait_for(condition, seconds=240):

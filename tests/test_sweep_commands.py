@@ -1,13 +1,12 @@
 """Sweeps through the real command, its launchers and domainbed's train."""
 
-import json
 import os
 import subprocess
 import sys
 
 import warm
 from sweep_folders import FLAGS
-from sweep_jobs import wait_until
+from sweep_jobs import carft, look, wait_until
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
@@ -22,10 +21,6 @@ test_environments: [line]
 """
 
 
-def carft(*arguments):
-    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
-
-
 def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_path):
     (tmp_path / "mine.yaml").write_text(TWO_STEPS)
     out = tmp_path / "it's out"
@@ -35,7 +30,7 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     assert "two-steps: 2 jobs: 2 not launched." in done.stdout
     assert "4/4" in done.stderr and "2 of 2 jobs done" in done.stderr
 
-    told = json.loads(carft("status", out, "--json").stdout)
+    told = look(out)
     assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
     assert {(job["algorithm"], job["test_envs"][0]) for job in told["jobs"]} == {
         ("CLIPZeroShot", 1), ("CARFT", 1)
@@ -75,11 +70,6 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert dry.stdout.count("Dummy launcher: python -m domainbed.scripts.train") == 3
 
 
-def running(out):
-    told = json.loads(carft("status", out, "--json").stdout or '{"jobs": []}')
-    return [job for job in told["jobs"] if job["state"] == "running" and (job["step"] or 0) > 0]
-
-
 def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     out = tmp_path / "out"
     # Only one environment would be quicker, but DomainBed's flags know none.
@@ -87,10 +77,11 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     command = ["sweep", "launch", *flags, "--launcher", "pool", "--jobs", 1]
     launcher = warm.start("-m", "domainbed_carft", *command)
     try:
-        wait_until(out.is_dir)
-        (job,) = wait_until(lambda: running(out), 120)
+        wait_until((out / "sweep.json").exists)
+        wait_until(lambda: any(job["step"] for job in look(out)["jobs"]), 120)
+        (job,) = [job for job in look(out)["jobs"] if job["state"] == "running"]
         assert job["host"] == os.uname().nodename and job["steps"] == 1000000
-        counts = json.loads(carft("status", out, "--json").stdout)["counts"]
+        counts = look(out)["counts"]
         assert (counts["running"], counts["queued"]) == (1, 2)
         refused = carft("clean", out, "--incomplete", "--yes")
         assert "There are no incomplete jobs to delete." in refused.stdout
@@ -104,8 +95,8 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     assert "Traceback" not in said[1]
     folder = JobFolder(job["folder"])
     assert not folder.is_held() and folder.state_path.exists()
-    told = json.loads(carft("status", out, "--json").stdout)
-    assert (told["counts"]["interrupted"], told["counts"]["not launched"]) == (1, 2)
+    counts = look(out)["counts"]
+    assert (counts["interrupted"], counts["not launched"]) == (1, 2)
     assert [attempt.status for attempt in folder.attempts()] == [75]
     assert "No jobs are running or queued." in carft("cancel", out, "--yes").stdout
 
