@@ -1,0 +1,218 @@
+"""`carft sweep launch`: what it sees of the data, what it estimates, and how it ends."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from data_trees import even, grow
+from sweep_folders import FLAGS, ended, finish, launched, record
+
+from domainbed_carft import cli, launchers
+from domainbed_carft.data import benchmarks
+from domainbed_carft.sweep import estimate, sources
+from domainbed_carft.sweep import launch as launching
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def launch(out, monkeypatch):
+    """`carft sweep launch` of three jobs, with a function of the jobs as the launcher."""
+
+    def start(launcher, *flags):
+        monkeypatch.setattr(launchers, "make", lambda *args: launcher)
+        return cli.main(["sweep", "launch", *FLAGS, "--output_dir", str(out), "--yes", *flags])
+
+    return start
+
+
+def finish_all(jobs, environment=None):
+    for job in jobs:
+        finish(job)
+    return []
+
+
+def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, capsys):
+    def leave(jobs, environment):
+        stopped, held, refused = jobs
+        ended(stopped, 75)
+        others.hold(held)
+        words = "No space left on device"
+        return [SimpleNamespace(folder=str(refused.folder), status=127, last_words=words)]
+
+    assert launch(leave) == 1
+    said = capsys.readouterr().err
+    assert "3 jobs not done:" in said and "failed" not in said
+    assert "exit status 75: words of 75" in said and "No space left on device" in said
+    holder = others.running[0].pid
+    assert f"running, {os.uname().nodename}, process {holder}, since" in said
+    assert launch(finish_all) == 1
+    assert "1 job not done:" in capsys.readouterr().err
+    others.kill()
+    assert launch(finish_all) == launch(finish_all) == 0
+
+
+@pytest.mark.parametrize(("name", "taken"), [("pool", 3), ("local", 3), ("slurm", 2)])
+def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
+    launch, others, name, taken
+):
+    seen = []
+
+    def note(jobs, environment):
+        seen.append([job.folder for job in jobs])
+        if name != "slurm" and len(seen) > 1:
+            finish_all(jobs)
+
+    launch(note, "--launcher", "slurm")
+    others.queue(SimpleNamespace(folder=seen[0][0]))
+    assert launch(note, "--launcher", name) == 0
+    assert len(seen[1]) == taken and set(seen[1]) == set(seen[0][-taken:])
+
+
+def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monkeypatch):
+    for name in ("DOMAINBED_LOG", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [])
+    seen = []
+
+    def note(jobs, environment):
+        seen.append([(job.line, environment(job)) for job in jobs])
+
+    told = ["--log", "tensorboard", "wandb", "--keep_weights", "none", "--skip_training_in_splits"]
+    assert launch(note) == launch(note, *told) == 1  # none is done
+    plain, given = seen
+    variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "out"}
+    variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1"}
+    assert len(plain) == 3 and given == [(line, variables) for line, none in plain if not none]
+
+
+def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    out = tmp_path / "100% sure"
+    flags = [*FLAGS, "--output_dir", str(out), "--launcher", "slurm"]
+    assert cli.main(["sweep", "launch", *flags]) == 1
+    said = capsys.readouterr().err
+    assert "2 problems, nothing was done" in said
+    assert "sbatch, srun, squeue, scontrol, which are not on PATH" in said
+    assert "100% sure' contains a line break, % or" in said
+    assert not out.exists()
+    assert cli.main(["sweep", "launch", *flags, "--dry-run"]) == 0
+
+
+def published(root, name):
+    """The folders of a benchmark with a picture a class: in order, but no known edition."""
+    known = benchmarks.get(name)
+    return grow(root / known.folder, even(known.classes, [e.folder for e in known.environments]))
+
+
+def carft(capsys, datasets, *more, algorithms=("CARFT",)):
+    """Exit status, output and errors of a launch of one trial."""
+    capsys.readouterr()
+    given = ["--algorithms", *algorithms, "--datasets", *datasets, "--n_trials", "1"]
+    given += ["--n_hparams", "1", "--single_test_envs", "--output_dir", "out"]
+    status = cli.main(["sweep", "launch", *given, *map(str, more)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder with PACS in order and VLCS damaged, below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    published(tmp_path / "data", "PACS")
+    published(tmp_path / "data", "VLCS")
+    (tmp_path / "data" / "VLCS" / "__MACOSX").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("launcher", ["local", "pool", "dummy"])
+def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, capsys, launcher):
+    shutil.rmtree(data / "PACS" / "photo")
+    more = ["--data_dir", data, "--launcher", launcher]
+    status, out, err = carft(capsys, ["VLCS", "PACS"], *more, algorithms=["ERM", "CARFT"])
+    assert status == 1 and "2 problems, nothing was done" in err
+    assert f"- the data of VLCS in {data}/VLCS is broken: the environments are " in err
+    assert f"- the data of PACS in {data}/PACS is broken: the environments are " in err
+    assert err.count("or set the hparam data_edition to unchecked") == 2
+    assert "jobs" not in out and not (data.parent / "out").exists()
+
+
+def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
+    given = ["--data_dir", data, "--dry-run"]
+    status, out, err = carft(capsys, ["VLCS", "PACS"], *given)
+    assert status == 1 and "1 problem, nothing was done" in err and "__MACOSX" in err
+    assert "Data: VLCS: broken: " in out and "Data: PACS: differs: " in out
+    assert "8 jobs: 8 not launched" in out and "40,008" in out  # steps of both
+    assert not (data.parent / "out").exists()
+
+
+def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
+    monkeypatch.setattr("domainbed_carft.launchers.problems", lambda *given: [])
+    monkeypatch.setattr(launching, "run", lambda *given: [])
+    more = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
+    status, out, err = carft(capsys, ["PACS"], *more)
+    assert status == 0 and "PACS: not checked, no /nowhere/PACS here; each job" in out, err
+    more[1] = data
+    status, _, err = carft(capsys, ["VLCS"], *more)
+    assert status == 1 and "__MACOSX" in err
+
+
+def made(text):
+    return sources.parse(f"name: x\nalgorithms: [CARFT]\ntrials: 1\n{text}", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "trained", "evaluated"),
+    [
+        # 17 checkpoints at steps 0, 300, ..., 4800, and one at the last step, 5000.
+        ("datasets: [PACS]", 5001, 5001 * 32 * 3, 18 * 9991),
+        ("datasets: [PACS]\nsteps: 301", 301, 301 * 32 * 3, 2 * 9991),
+        ("datasets: [DomainNet]\nsteps: 1", 1, 32 * 5, 586575),
+        ("datasets: [EmojiStyles]", 101, 101 * 16 * 3, 3 * 1716),
+    ],
+)
+def test_pictures(text, steps, trained, evaluated):
+    declared = made(text)
+    (job, *_) = declared.jobs("D", Path("o"))
+    (facts,) = declared.facts.values()
+    assert estimate.cost(job, facts)[2:5] == (steps, trained, evaluated)
+
+
+def dry_run(folder, capsys, *arguments):
+    given = ["sweep", "launch", "mine.yaml", "--data_dir", "D", "--output_dir", str(folder)]
+    assert cli.main([*given, "--dry-run", *arguments]) == 0
+    return capsys.readouterr()
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A sweep of 4 jobs that is launched, and its jobs."""
+    monkeypatch.chdir(tmp_path)
+    text = "name: x\nalgorithms: [CARFT]\ntrials: 1\ndatasets: [PACS]\nsteps: 100\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    return tmp_path / "out", launched(tmp_path / "out", text)
+
+
+def test_from_step_times_in_records(begun, capsys):
+    folder, (job, *_) = begun
+    for step, seconds in ((0, 90.0), (50, 36.0)):
+        record(job, step, step_time=seconds)
+    said = dry_run(folder, capsys).out
+    assert "without evaluation, from step_time in the records" in said
+    assert said.count(" 4.00") == 2  # 4 jobs x 100 steps x 36 s, and in all
+
+
+def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "name: x\ndatasets: [EmojiStyles]\nalgorithms: [CARFT, CLIPZeroShot]\ntrials: 1\n"
+    )
+    said = dry_run(tmp_path / "out", capsys, "--measure").out
+    assert re.search(r"CARFT +4 .* \d+\.\d\d\n", said) and "CLIP classes" not in said
+    assert not (tmp_path / "out").exists()
