@@ -94,23 +94,21 @@ class Waiting(NamedTuple):
 def waiting(output: Path) -> Waiting:
     """The above from all launch files of an output folder and its variants; asks SLURM once."""
     found = launches.read(output)
-    in_slurm = [one for one in found if one.launcher == "slurm"]
     told, note = {}, ""
     try:
-        told = slurm.states(name for one in in_slurm for name in one.jobs.values() if name)
+        told = slurm.states(name for one in found for name in one.jobs.values() if name)
     except CarftError as error:
         note = str(error)
-    alive = [one for one in found if one.launcher != "slurm" and one.is_alive()]
     places: dict[Path, str] = {}
-    ended = [one.path for one in found if one not in alive and one not in in_slurm]
-    for one in alive:
-        where = f"{one.launcher} on {one.host}, process {one.pid}"
-        places |= {one.path.parent.parent / job: where for job in one.jobs}
-    for one in in_slurm:
-        queued = {job: name for job, name in one.jobs.items() if name in told}
-        for job, name in queued.items():
-            places[one.path.parent.parent / job] = f"SLURM job {name}, {told[str(name)]}"
-        ended += [] if queued or note else [one.path]
+    alive, ended = [], []
+    for one in found:
+        queued = {job: f"SLURM job {n}, {told[n]}" for job, n in one.jobs.items() if n in told}
+        if one.launcher != "slurm" and one.is_alive():
+            alive.append(one)
+            queued = dict.fromkeys(one.jobs, f"{one.launcher} on {one.host}, process {one.pid}")
+        places |= {one.path.parent.parent / job: where for job, where in queued.items()}
+        if not queued and not (note and one.launcher == "slurm"):
+            ended.append(one.path)
     return Waiting(places, alive, ended, told, note)
 
 
