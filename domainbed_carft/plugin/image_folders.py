@@ -26,11 +26,8 @@ from domainbed_carft.text import shown
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
 UPSTREAMS_SIZE = 224  # px
 UPSTREAMS_STEPS = (
-    ["Resize", "ToTensor", "Normalize"],
-    [
-        *("RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", "RandomGrayscale"),
-        *("ToTensor", "Normalize"),
-    ],
+    "Resize ToTensor Normalize",
+    "RandomResizedCrop RandomHorizontalFlip ColorJitter RandomGrayscale ToTensor Normalize",
 )
 
 # Of which data a warning has been given: forks build a data set more than once.
@@ -143,5 +140,5 @@ def asked_for(hparams: Any) -> str:
 def _is_upstreams(environment: Any) -> bool:
     """Whether the steps of the transform are those of upstream, trained on or not."""
     steps: Any = getattr(getattr(environment, "transform", None), "transforms", ())
-    names = [type(step).__name__ for step in steps]
+    names = " ".join(type(step).__name__ for step in steps)
     return names in UPSTREAMS_STEPS and list(steps[-1].mean) == list(pictures.IMAGENET_MEAN)
