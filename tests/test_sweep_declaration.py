@@ -196,7 +196,7 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
         (["--hparams", '{"kl_weigth": 1}'], "--hparams: kl_weigth: no hyperparameter of CARFT is"),
         (["--hparams", "[" * 60_000], "--hparams: not valid JSON ("),
         (["--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
-        (["demo"], "got demo and --algorithms --datasets; expected a sweep (a file, or one of ba"),
+        (["demo"], "got demo and --algorithms --datasets; expected a sweep (a file, or one of "),
         (["--measure"], "--measure needs --dry_run"),
         ([], "PACS is missing: expected the folder nowhere/PACS with one sub-folder per environ"),
     ],
