@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, Any]:
+    """Take a step, if the algorithm can without waiting for the device.
+
+    But by `update` if a subclass has only changed that.
+    """
+    names = ("step_on_device", "update")
+    classes = type(algorithm).__mro__
+    if "step_on_device" in next(vars(c) for c in classes if {*names} & vars(c).keys()):
+        values: Mapping[str, Any] = algorithm.step_on_device(batches)
+        return values
+    # Others may go on changing a tensor that they return.
+    told = algorithm.update(batches, None)
+    return {name: float(value) for name, value in told.items()}
 
 
 class Interval:

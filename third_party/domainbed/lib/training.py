@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -141,27 +141,13 @@ class Run:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            values = self._update(self.batches.of_step())
+            values = measured.step(self.algorithm, self.batches.of_step())
             self.interval.add(step, time.monotonic() - started, values)
             self.steps_done += 1
             self.recorded = not self.batches.is_due(step)
             self._tell(at_once=not self.recorded)
             if not self.recorded:
                 self._checkpoint(step)
-
-    def _update(self, batches: list[Batch]) -> Mapping[str, Any]:
-        """Take a step, if the algorithm can without waiting for the device.
-
-        But by `update` if a subclass has only changed that.
-        """
-        names = ("step_on_device", "update")
-        classes = type(self.algorithm).__mro__
-        if "step_on_device" in next(vars(c) for c in classes if {*names} & vars(c).keys()):
-            values: Mapping[str, Any] = self.algorithm.step_on_device(batches)
-            return values
-        # Others may go on changing a tensor that they return.
-        told = self.algorithm.update(batches, None)
-        return {name: float(value) for name, value in told.items()}
 
     def _tell(self, at_once: bool) -> None:
         """Publish the progress, but not at every step."""
