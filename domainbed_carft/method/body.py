@@ -21,7 +21,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
 from domainbed_carft.method.device import settled_amp
 from domainbed_carft.method.frozen import encode
-from domainbed_carft.method.pieces import Piece, split
+from domainbed_carft.method.pieces import Piece, accumulated, split
 from domainbed_carft.method.terms import Terms
 
 ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
@@ -240,13 +240,7 @@ class CLIPAlgorithm(Algorithm):
     def _learn(self, x: Tensor, batch: Iterable[Piece]) -> dict[str, Tensor]:
         """A step, the gradients of the ``batch`` added up piece by piece."""
         self.zero_grad(set_to_none=True)
-        found: dict[str, Tensor] = {}
-        for piece in batch:
-            parts = self._loss(x[piece.place], piece)
-            if parts["loss"].requires_grad:
-                (parts["loss"] * piece.share).backward()
-            shares = {name: part.detach() * piece.share for name, part in parts.items()}
-            found = {name: found[name] + s if name in found else s for name, s in shares.items()}
+        found = accumulated(self._loss, x, batch)
         self._step()
         return found
 

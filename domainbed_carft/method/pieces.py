@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,3 +43,17 @@ def split(labels: Tensor, size: int) -> Iterator[Piece]:
     for first in range(0, len(labels), size or len(labels)):
         last = min(first + (size or len(labels)), len(labels))
         yield Piece(labels, slice(first, last), drawn)
+
+
+def accumulated(
+    loss: Callable[[Tensor, Piece], dict[str, Tensor]], x: Tensor, batch: Iterable[Piece]
+) -> dict[str, Tensor]:
+    """Add up the gradients of a ``batch`` of pictures ``x`` piece by piece; the parts of its loss."""
+    found: dict[str, Tensor] = {}
+    for piece in batch:
+        parts = loss(x[piece.place], piece)
+        if parts["loss"].requires_grad:
+            (parts["loss"] * piece.share).backward()
+        shares = {name: part.detach() * piece.share for name, part in parts.items()}
+        found = {name: found[name] + s if name in found else s for name, s in shares.items()}
+    return found
