@@ -12,6 +12,9 @@ from pathlib import Path
 # By this variable a launcher tells a job how many cores are its share.
 CORES = "DOMAINBED_CORES"
 
+# By this one, how many processes it is to have, each with a GPU of its own.
+PROCESSES = "DOMAINBED_PROCESSES"
+
 
 def cores(root: Path = Path("/")) -> int:
     """The cores this process may use: those it is bound to, or fewer if a cgroup has a quota."""
@@ -55,10 +58,14 @@ def share(cores: int, on_gpu: bool) -> tuple[int, int]:
     return max(1, cores - loaders), loaders
 
 
-def variables(cores: int, on_gpu: bool, kept: Mapping[str, str]) -> dict[str, str]:
+def variables(
+    cores: int, on_gpu: bool, kept: Mapping[str, str], processes: int = 1
+) -> dict[str, str]:
     """What a launcher sets for a job on so many cores; what is ``kept`` stays as it is there."""
-    threads = str(share(cores, on_gpu)[0])
+    threads = str(share(max(1, cores // processes), on_gpu)[0])
     found = {CORES: str(cores)}
+    if processes > 1:
+        found[PROCESSES] = str(processes)
     if "OMP_NUM_THREADS" not in kept:
         # OpenMP's is read by OpenBLAS and MKL too, but MKL's own wins, if it is set.
         found |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}

@@ -108,6 +108,9 @@ class FLYP(CLIPAlgorithm):
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
         super().set_up_training(clip_model, text_features)
 
+    def indivisible(self) -> str:
+        return "its loss compares each picture with the texts of the whole batch"
+
     def _loss(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
         bf16, y = self.hparams["amp"] == "bf16", piece.labels
         features, _ = encode(self.encoder, self.input(x), bf16)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import errors
+from domainbed_carft import errors, machine
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
@@ -31,13 +32,24 @@ def allow(keys: Iterable[str]) -> None:
     _host_keys.update(keys)
 
 
-def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str = "") -> None:
+def check(
+    input_shape: Sequence[int],
+    hparams: Mapping[str, Any],
+    algorithm: str = "",
+    divides: bool = True,
+) -> None:
     """Raise CarftError for pictures not in RGB and for all unknown, missing and invalid hparams.
 
     Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
     MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
-    resembles one of ours.
+    resembles one of ours. Several processes are refused where the host ``divides`` no batches.
     """
+    for name in ("WORLD_SIZE", machine.PROCESSES) if not divides else ():
+        if (told := os.environ.get(name, "")).isdecimal() and int(told) > 1:
+            raise CarftError(
+                f"{name} is {told}, and this DomainBed trains a job in one process: several would "
+                "not add up their gradients. Start one, or use the harness of this package"
+            )
     hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
     valid = _OURS | _host_keys
     others = sorted(set(hparams) - valid)

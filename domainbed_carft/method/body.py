@@ -21,7 +21,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
 from domainbed_carft.method.device import settled_amp
 from domainbed_carft.method.frozen import encode
-from domainbed_carft.method.pieces import Piece, accumulated, split
+from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
 
 ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
@@ -52,12 +52,14 @@ class CLIPAlgorithm(Algorithm):
     restored = False
     is_constant = False  # whether nothing that is trained changes what it predicts
     wanted_pictures = staticmethod(arguments.wanted_pictures)
+    members: Any = None  # the processes with a slice of each batch, where our harness has several
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
-        arguments.check(input_shape, hparams, type(self).__name__)
+        divides = hasattr(Algorithm, "indivisible")  # our harness a batch among processes
+        arguments.check(input_shape, hparams, type(self).__name__, divides)
         hparams["amp"] = settled_amp(hparams["amp"])
         super().__init__(input_shape, num_classes, num_domains, hparams)
         normalisation = arguments.checked_data(hparams)  # before anything takes time
@@ -125,11 +127,7 @@ class CLIPAlgorithm(Algorithm):
         self.head.bias.requires_grad_(folded)
 
     def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
-        """Build what only training needs.
-
-        ``clip_model`` is the original, ``text_features`` (M, K, D) are those of each context with
-        each class.
-        """
+        """Build what only training needs, of the original and its ``text_features`` (M, K, D)."""
         hparams, self.steps_taken = self.hparams, 0
         self.lp_steps = hparams["lp_steps"] if self.trains_encoder else 0
         if self.trains_encoder and self.weighed is not None:
@@ -218,9 +216,14 @@ class CLIPAlgorithm(Algorithm):
         the steps on which they measure the drift (hparam ``drift_every``), FLYP and the first phase
         of LP-FT never.
         """
-        xs, ys = arguments.pictures_and_labels(minibatches, more)
-        measured = self.step_on_device(list(zip(xs, ys)))
+        measured = self.step_on_device([*zip(*arguments.pictures_and_labels(minibatches, more))])
         return dict(zip(measured, torch.stack([*measured.values()]).tolist()))  # waits once for all
+
+    def indivisible(self) -> str:
+        """Why ``members`` cannot each take the step of a slice; "" if they can."""
+        if self.trains_encoder and drops(self.encoder):
+            return "its encoder has dropout, which each would draw for itself"
+        return self.terms.indivisible() if self.terms else ""
 
     def step_on_device(self, minibatches: arguments.Minibatches) -> dict[str, Tensor]:
         """``update`` without waiting for the device: its values are scalar tensors there."""
@@ -229,18 +232,19 @@ class CLIPAlgorithm(Algorithm):
                 "a restored algorithm can predict but not train, because the file holds no "
                 "optimizer. Train from the start instead"
             )
-        x, y = (torch.cat(part) for part in zip(*minibatches))
+        x, y = map(torch.cat, zip(*minibatches))
         learn = self._probe if self.steps_taken < self.lp_steps else self._learn
-        measured = learn(x, split(y, self.hparams["micro_batch"]))
+        measured = learn(x, split(y, self.hparams["micro_batch"], self.members))
         self.steps_taken += 1
         if self.predicting:
             self.predicting.add(self.steps_taken)
-        return measured
+        return summed(measured, self.members)
 
     def _learn(self, x: Tensor, batch: Iterable[Piece]) -> dict[str, Tensor]:
         """A step, the gradients of the ``batch`` added up piece by piece."""
         self.zero_grad(set_to_none=True)
         found = accumulated(self._loss, x, batch)
+        add_up(self, self.members)
         self._step()
         return found
 
@@ -249,11 +253,13 @@ class CLIPAlgorithm(Algorithm):
         parts = [*batch]
         with torch.no_grad():
             features = torch.cat([self.features(x[piece.place]) for piece in parts])
-        cross_entropy = F.cross_entropy(self.class_logits(features), parts[0].labels)
-        self.probe_optimizer.zero_grad(set_to_none=True)
+        labels, share = parts[0].labels, len(features) / parts[0].whole
+        cross_entropy = F.cross_entropy(self.class_logits(features), labels) * share
+        self.zero_grad(set_to_none=True)
         cross_entropy.backward()
+        add_up(self, self.members)
         self.probe_optimizer.step()
-        return {"loss": cross_entropy.detach(), "loss_ce": cross_entropy.detach()}
+        return dict.fromkeys(("loss", "loss_ce"), cross_entropy.detach())
 
     def _loss(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
         clip_pictures, bf16 = self.input(x), self.hparams["amp"] == "bf16"

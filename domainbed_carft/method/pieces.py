@@ -1,11 +1,16 @@
-"""A batch in pieces, so that it needs the memory of one (the hparam ``micro_batch``)."""
+"""A batch in pieces, so that it needs the memory of one (the hparam ``micro_batch``).
+
+Where the host divides a batch among processes, the pieces are of this process's slice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -14,11 +19,13 @@ class Piece:
 
     ``labels`` (N,) are the whole batch's, ``place`` says which are this piece's. ``drawn`` holds
     what is random in the step, and is shared by its pieces: they see what the whole batch would.
+    ``whole`` counts the pictures of the batch; in a slice of it are fewer labels.
     """
 
     labels: Tensor
     place: slice
     drawn: dict[str, Tensor]
+    whole: int
 
     @property
     def own(self) -> Tensor:
@@ -28,7 +35,7 @@ class Piece:
     @property
     def share(self) -> float:
         """The piece's pictures over the batch's: its weight in a mean over pictures."""
-        return (self.place.stop - self.place.start) / len(self.labels)
+        return (self.place.stop - self.place.start) / self.whole
 
     def once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
         """What ``draw`` gives, which only the step's first piece calls."""
@@ -37,18 +44,22 @@ class Piece:
         return self.drawn[name]
 
 
-def split(labels: Tensor, size: int) -> Iterator[Piece]:
-    """The pieces, of at most ``size`` pictures, of a batch with these ``labels``; 0: the whole."""
+def split(labels: Tensor, size: int, members: Any = None) -> Iterator[Piece]:
+    """The pieces, of at most ``size`` pictures, of a batch with these ``labels``; 0: the whole.
+
+    ``members``: our harness's, of the processes that each have a slice of the batch.
+    """
+    whole = members.total(len(labels)) if members else len(labels)
     drawn: dict[str, Tensor] = {}
     for first in range(0, len(labels), size or len(labels)):
         last = min(first + (size or len(labels)), len(labels))
-        yield Piece(labels, slice(first, last), drawn)
+        yield Piece(labels, slice(first, last), drawn, whole)
 
 
 def accumulated(
     loss: Callable[[Tensor, Piece], dict[str, Tensor]], x: Tensor, batch: Iterable[Piece]
 ) -> dict[str, Tensor]:
-    """Add up the gradients of a ``batch`` of pictures ``x`` piece by piece; the parts of its loss."""
+    """Add up the gradients of a ``batch`` of pictures ``x``; the parts of its loss."""
     found: dict[str, Tensor] = {}
     for piece in batch:
         parts = loss(x[piece.place], piece)
@@ -57,3 +68,27 @@ def accumulated(
         shares = {name: part.detach() * piece.share for name, part in parts.items()}
         found = {name: found[name] + s if name in found else s for name, s in shares.items()}
     return found
+
+
+def add_up(module: nn.Module, members: Any) -> None:
+    """Replace the gradients by their sums over the processes, if there are several."""
+    if members:
+        members.add_up([p.grad for p in module.parameters() if p.grad is not None])
+
+
+def summed(parts: dict[str, Tensor], members: Any) -> dict[str, Tensor]:
+    """The sums of the parts of the loss over the processes."""
+    if not members:
+        return parts
+    members.add_up([values := torch.stack([*parts.values()])])
+    return dict(zip(parts, values))
+
+
+def drops(encoder: nn.Module) -> bool:
+    """Whether training draws random numbers for each picture in an encoder."""
+    rates = ("p", "prob", "drop_prob")  # torch's, open_clip's, timm's
+    return any(
+        "Drop" in type(module).__name__ and getattr(module, rate, 0)
+        for module in encoder.modules()
+        for rate in rates
+    )

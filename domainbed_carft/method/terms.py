@@ -75,6 +75,11 @@ class Terms(nn.Module):
         """The hparams whose terms have a weight in that step."""
         return [name for name in self.weighed if self.weight(name, step)]
 
+    def indivisible(self) -> str:
+        """Why a batch cannot be divided among processes for these terms; "" if it can."""
+        drawn = "kl_weight" in self.counting(0) and self.hparams["kl_over"].endswith("captions")
+        return "kl_over draws captions for the whole batch" if drawn else ""
+
     @property
     def methods(self) -> list[str]:
         """Those of which ``forward`` needs the activations."""

@@ -69,9 +69,12 @@ class Algorithm(torch.nn.Module):
             every record has those accuracies.
         SETTLED: hparams whose value "auto" it replaces by what suits the machine. A job that is
             resumed gets what that was where it began.
+        members: the processes of the job (`lib.members`) if there are several, of which each is
+            given its slice of every batch.
     """
 
     is_constant = False
+    members: Any = None
     SETTLED: tuple[str, ...] = ()
 
     def __init__(
@@ -83,6 +86,15 @@ class Algorithm(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.hparams = hparams
+
+    def indivisible(self) -> str:
+        """Return why `members` cannot each take the step of a slice; "" if they can.
+
+        They can if the step adds up its gradients by `members.add_up`, each slice weighted by its
+        share of the batch, and draws the same in each process. A class that defines a step of its
+        own has to say so itself.
+        """
+        return "its step does not add up the gradients of several processes"
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> dict[str, float]:
         """Take one optimisation step.

@@ -19,11 +19,12 @@ import torch
 from torch.utils import _pytree as trees
 
 from domainbed.lib import misc
+from domainbed.lib.members import Members
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size)
 _CONSTANTS = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType),
-    *(type, functools.partial, torch.device, torch.dtype),
+    *(type, functools.partial, torch.device, torch.dtype, Members),
 )
 # What every module has: parameters, buffers and parts, which its state dict has, and hooks.
 _OF_MODULES = {*vars(torch.nn.Module()), "hparams"}

@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib.fast_data_loader import Batch, Request
+from domainbed.lib.members import Members
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.splits import Split
 
@@ -33,6 +34,7 @@ class JobBatches:
         checkpoint_freq: steps between two checkpoints; the last step has one, too.
         seed: what the random numbers of an evaluation depend on, beside its step.
         device: where the batches are to be, "cuda" or "cpu".
+        members: the job's processes, of which this one gets its slice of every batch.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class JobBatches:
         checkpoint_freq: int,
         seed: int,
         device: str,
+        members: Members,
     ) -> None:
         self._in_splits = in_splits
         self._evaluated = evaluated
@@ -52,9 +55,10 @@ class JobBatches:
         self._checkpoint_freq = checkpoint_freq
         self._seed = seed % 2**64
         self._device = device
-        self._at_a_time = EVALUATION_BATCH_SIZE
+        self._members = members
+        self._at_a_time = EVALUATION_BATCH_SIZE * members.size
         if device == "cuda":
-            self._at_a_time = max(EVALUATION_BATCH_SIZE, 4 * len(in_splits) * batch_size)
+            self._at_a_time = max(self._at_a_time, 4 * len(in_splits) * batch_size)
         self._draws = loader.drawn_seed()
 
     def begin(self, step: int, pending: bool, once: bool, workers: int, pictures: Pictures) -> None:
@@ -68,7 +72,8 @@ class JobBatches:
             pictures: how files of pictures become batches.
         """
         data = [*(split.data for split in self._in_splits), *self._evaluated.values()]
-        requests = self._requests(step, pending, once)
+        whole = self._requests(step, pending, once)
+        requests = filter(None, (batch[self._members.part(len(batch))] for batch in whole))
         pinned = self._device == "cuda"
         self._loaded = loader.batches(data, requests, workers, pictures, pinned)
         self._batches = loader.on_device(self._loaded, self._device)
@@ -81,9 +86,15 @@ class JobBatches:
         """The batches of the next step, one of each in-split."""
         return list(itertools.islice(self._batches, len(self._in_splits)))
 
-    def of_split(self, name: str) -> Iterator[Batch]:
-        """The batches of what is evaluated next, `name`."""
-        return itertools.islice(self._batches, -(-len(self._evaluated[name]) // self._at_a_time))
+    def of_split(self, name: str) -> Iterator[Batch | None]:
+        """The batches of what is evaluated next, `name`.
+
+        None stands for one that is too small for this process to have a slice of it.
+        """
+        size = len(self._evaluated[name])
+        for begin in range(0, size, self._at_a_time):
+            part = self._members.part(min(self._at_a_time, size - begin))
+            yield next(self._batches) if part.start < part.stop else None
 
     def close(self) -> None:
         """End the loader processes; there are no more batches."""

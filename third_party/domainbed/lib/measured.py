@@ -11,14 +11,17 @@ import numpy as np
 import torch
 
 
+def decides(algorithm: Any, *names: str) -> Mapping[str, Any]:
+    """What the class of an algorithm has that is the first to define one of these names."""
+    return next(vars(c) for c in type(algorithm).__mro__ if {*names} & vars(c).keys())
+
+
 def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, Any]:
     """Take a step, if the algorithm can without waiting for the device.
 
     But by `update` if a subclass has only changed that.
     """
-    names = ("step_on_device", "update")
-    classes = type(algorithm).__mro__
-    if "step_on_device" in next(vars(c) for c in classes if {*names} & vars(c).keys()):
+    if "step_on_device" in decides(algorithm, "step_on_device", "update"):
         values: Mapping[str, Any] = algorithm.step_on_device(batches)
         return values
     # Others may go on changing a tensor that they return.

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
@@ -79,8 +79,11 @@ def accuracy(
     loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
     weights: torch.Tensor | None,
     device: str | torch.device,
+    add_up: Callable[[list[torch.Tensor]], None] | None = None,
 ) -> float:
     """Return the share of items that `network.predict` gets right, weighted by `weights` if given.
+
+    `add_up` adds up the counts of several processes, in place, of which each has some items.
 
     The network is in evaluation mode meanwhile and in training mode afterwards. A single logit
     is a binary decision at 0. Raises ZeroDivisionError where there are no items to count.
@@ -101,7 +104,11 @@ def accuracy(
             right = right + (hits * shares).sum()
             total = total + shares.sum()
     network.train()
-    return float(right) / float(total)
+    counts = torch.stack([right, total])
+    if add_up:
+        add_up([counts])
+    hit, of = counts.tolist()
+    return float(hit / of)
 
 
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:

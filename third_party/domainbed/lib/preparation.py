@@ -39,8 +39,10 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def share_cores(requested: int | None, dataset: Any, on_gpu: bool) -> int:
+def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: int = 1) -> int:
     """Return the number of loader processes: as requested, else the data set's, at most our share.
+
+    That of one of the job's `processes` on this machine.
 
     Unless the user has set OMP_NUM_THREADS, torch gets as many threads as cores are left.
     """
@@ -48,6 +50,7 @@ def share_cores(requested: int | None, dataset: Any, on_gpu: bool) -> int:
     share = os.environ.get(machine.CORES, "")
     if share.isdigit() and int(share):
         cores = min(cores, int(share))
+    cores = max(1, cores // processes)
     workers = requested
     if workers is None:
         workers = min(int(dataset.N_WORKERS), machine.share(cores, on_gpu)[1])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from domainbed.lib.members import ALONE, Members
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 # How often a loader's process looks whether its parent lives: until then it keeps the job's lock.
@@ -24,9 +26,14 @@ class StopSignals:
     """Inside the block the signals do not end the process; `check` raises Stopped instead.
 
     So the training decides when it can exit.
+
+    Args:
+        members: the processes of the job, which all stop if a signal comes to one of them; each
+            calls `check` as often as the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, members: Members = ALONE) -> None:
+        self._members = members
         self._received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignals:
@@ -46,8 +53,8 @@ class StopSignals:
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
-        if self._received is not None:
-            raise Stopped(self._received.name)
+        if received := self._members.highest(self._received or 0):
+            raise Stopped(signal.Signals(received).name)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from domainbed import algorithms, datasets
 from domainbed.lib import algorithm_state, checkpoints, measured, misc, resume, stopping
 from domainbed.lib.fast_data_loader import Batch
 from domainbed.lib.job_batches import JobBatches
+from domainbed.lib.members import ALONE, Members, divide
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import share_cores
 from domainbed.lib.splits import Environment, named_splits
@@ -36,11 +37,12 @@ class Run:
         dataset, environments: what `preparation.load_environments` returned.
         state: what an earlier process of the same run has saved; None to train from the start.
         stop: the signals that make the training save its state and exit.
-        lock: where to publish the progress.
+        lock: where to publish the progress; only the first of several processes has it.
         pictures: how files of pictures become batches.
+        members: the processes that train.
 
     Raises:
-        ResumeError: the state does not fit this run.
+        CarftError: the state does not fit this run, or several processes cannot train it.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class Run:
         environments: Sequence[Environment],
         state: dict[str, Any] | None,
         stop: stopping.StopSignals,
-        lock: Lock,
+        lock: Lock | None,
         pictures: Pictures,
+        members: Members = ALONE,
     ) -> None:
         self.args = args
         self.hparams = hparams
@@ -60,8 +63,9 @@ class Run:
         self.stop = stop
         self.lock = lock
         self.pictures = pictures
+        self.members = members
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.n_workers = share_cores(args.workers, dataset, self.device == "cuda")
+        self.n_workers = share_cores(args.workers, dataset, self.device == "cuda", members.here)
         self.n_steps = args.steps or dataset.N_STEPS
         self.steps_done: int = state["steps_done"] if state else 0
         # Whether the checkpoint that was due after the last step is recorded.
@@ -86,6 +90,7 @@ class Run:
             args.checkpoint_freq or dataset.CHECKPOINT_FREQ,
             args.seed,
             self.device,
+            members,
         )
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in environments)
@@ -99,6 +104,8 @@ class Run:
         self.algorithm = algorithm_class(
             dataset.input_shape, dataset.num_classes, self.num_domains, hparams
         )
+        if members.size > 1:
+            divide(self.algorithm, members, hparams["batch_size"])
         self.algorithm.to(self.device)
         self._places = algorithm_state.places(self.algorithm)
         self._is_constant = getattr(self.algorithm, "is_constant", False)
@@ -108,6 +115,7 @@ class Run:
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
         self.interval = measured.Interval(self.files.watch)
         self.state_file = resume.StateFile(args.output_dir)
+        members.require_same(self._same_as_before())
         if state:
             self._restore(state)
 
@@ -130,9 +138,11 @@ class Run:
                         "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
                         "the next run starts over"
                     ) from None
+                self.members.total(0)  # all wait for it: torchrun ends them once one has left
                 raise
-        self.files.finish()
-        self.state_file.remove()
+        if self.members.leads:
+            self.files.finish()
+            self.state_file.remove()
 
     def _go_on(self) -> None:
         if not self.recorded:
@@ -151,7 +161,7 @@ class Run:
 
     def _tell(self, at_once: bool) -> None:
         """Publish the progress, but not at every step."""
-        if at_once or time.time() > self._told + 5:
+        if self.lock and (at_once or time.time() > self._told + 5):
             self._told = time.time()
             pictures = self.num_domains * self.hparams["batch_size"]
             self.lock.tell(step=self.steps_done, steps=self.n_steps, pictures_per_step=pictures)
@@ -187,7 +197,11 @@ class Run:
         self.interval.begin()
         self.recorded = True
         self._save_state()
-        self.files.publish(self.steps_done)
+        self._publish()
+
+    def _publish(self) -> None:
+        if self.members.leads:
+            self.files.publish(self.steps_done)
 
     def _evaluate(self, step: int) -> dict[str, float]:
         """Return the accuracy on every split of every environment.
@@ -198,9 +212,10 @@ class Run:
         if self._is_constant and self._accuracies:
             return self._accuracies
         before = drawing.get_states()
+        how = self.device, self.members.add_up
         try:
             self._accuracies = {
-                f"{name}_acc": misc.accuracy(self.algorithm, self._of(name), None, self.device)
+                f"{name}_acc": misc.accuracy(self.algorithm, self._of(name), None, *how)
                 for name in self.splits
                 if name not in self.skipped
             }
@@ -212,7 +227,8 @@ class Run:
     def _of(self, name: str) -> Iterator[Batch]:
         for batch in self.batches.of_split(name):
             self.stop.check()
-            yield batch
+            if batch is not None:
+                yield batch
 
     def _model_contents(self) -> dict[str, Any]:
         told = {"pictures": self.pictures.told} if self.pictures.told else {}
@@ -237,6 +253,8 @@ class Run:
 
     def _save_state(self) -> bool:
         """Save the state and return True; False if the algorithm cannot be stored."""
+        if not self.members.leads:
+            return True
         try:
             algorithm = algorithm_state.capture(self.algorithm, self._places)
         except algorithm_state.StateError as error:
@@ -252,7 +270,7 @@ class Run:
             "interval": self.interval.read(),
             "files": self.files.state(),
             "generators": drawing.stored(drawing.get_states()),
-            "cuda_generators": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
+            "cuda_generators": [torch.cuda.get_rng_state()] if self.device == "cuda" else [],
             "algorithm": algorithm,
         }
         self.state_file.save(state)
@@ -272,8 +290,8 @@ class Run:
         self.files.restore(state["files"])
         drawing.set_states(state["generators"])
         if self.device == "cuda" and state["cuda_generators"]:
-            torch.cuda.set_rng_state_all(state["cuda_generators"])
-        self.files.publish(self.steps_done)
+            torch.cuda.set_rng_state(state["cuda_generators"][0])
+        self._publish()
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
             print(f"Warning: the earlier steps ran with torch {state['torch']}.")

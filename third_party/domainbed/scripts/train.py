@@ -1,13 +1,14 @@
 """Train one algorithm on one data set: `python -m domainbed.scripts.train --help`.
 
 Flags, their defaults and the printed text are those of upstream file domainbed/scripts/train.py
-at b93c22a; `--workers`, `--pictures`, `--picture_cache`, `--skip_training_in_splits`,
-`--keep_weights`, `--log` and `--restart` are ours.
+at b93c22a; `--workers`, `--processes`, `--pictures`, `--picture_cache`,
+`--skip_training_in_splits`, `--keep_weights`, `--log` and `--restart` are ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -23,6 +24,7 @@ from domainbed import algorithms
 from domainbed.lib import (
     checkpoints,
     checks,
+    members,
     misc,
     picture_batches,
     preparation,
@@ -42,7 +44,7 @@ from domainbed_carft.pictures import opening
 PATIENCE_SECONDS = 15.0
 
 # Flags that are no arguments of the run, hence in none of its records.
-NO_ARGUMENTS = ("log", "picture_cache", "pictures", "restart")
+NO_ARGUMENTS = ("log", "picture_cache", "pictures", "processes", "restart")
 
 # Where a launcher says how all jobs get their pictures.
 PICTURES_VARIABLE = "DOMAINBED_PICTURES"
@@ -91,6 +93,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="processes that load data, 0 for none; results do not depend on it (default: the "
         "data set's own number, at most one per CPU)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=os.environ.get(members.VARIABLE, "1"),
+        help="processes of this machine to train with, each on its slice of every batch and a GPU "
+        f"of its own, without GPUs on the processor (default: 1, for all jobs: "
+        f"${members.VARIABLE}); under torchrun, its number",
     )
     parser.add_argument(
         "--pictures",
@@ -157,14 +167,17 @@ def check(args: argparse.Namespace, own: argparse.Namespace) -> None:
         problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing")
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
+    problems += checks.range_problems("--processes", own.processes, 1)
     problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's
     problems += scalar_logs.problems(own.log)
     raise_for(problems)
 
 
-def run(args: argparse.Namespace, lock: Lock, own: argparse.Namespace) -> None:
+def run(
+    args: argparse.Namespace, lock: Lock | None, own: argparse.Namespace, together: members.Members
+) -> None:
     """Check, load, train; `own` has the flags of NO_ARGUMENTS."""
-    with stopping.StopSignals() as stop:
+    with stopping.StopSignals(together) as stop:
         check(args, own)  # takes minutes where much data lies on a network
         stop.check()
         versions = {
@@ -186,11 +199,12 @@ def run(args: argparse.Namespace, lock: Lock, own: argparse.Namespace) -> None:
         wanted = getattr(algorithms.get_algorithm_class(args.algorithm), "wanted_pictures", None)
         ask = wanted and functools.partial(wanted, hparams)
         pictures = picture_batches.choose(own.pictures, own.picture_cache, dataset, ask)
-        job = training.Run(args, hparams, dataset, environments, state, stop, lock, pictures)
-        if own.restart:  # now that the run can begin
+        given = (args, hparams, dataset, environments, state, stop, lock, pictures, together)
+        job = training.Run(*given)
+        if own.restart and together.leads:  # now that the run can begin
             job.files.begin_anew()
         print(f"Workers: {job.n_workers}")
-        with scalar_logs.Logs(own.log, vars(args), hparams) as logs:
+        with scalar_logs.Logs(own.log if together.leads else (), vars(args), hparams) as logs:
             job.files.log_to(logs)
             job.train()
 
@@ -212,9 +226,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = JobFolder(args.output_dir)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
+        if not members.is_first():
+            with (
+                open(os.devnull, "w") as silent,
+                contextlib.redirect_stdout(silent),
+                contextlib.redirect_stderr(silent),  # the first tells what is wrong
+            ):
+                return _run_and_tell(args, None, own, argv)
         claimed = folder.claim(PATIENCE_SECONDS, job_folder.inherited())
         with claimed as lock, misc.tee_output(args.output_dir):
-            return _run_and_tell(args, lock, own)
+            return _run_and_tell(args, lock, own, argv)
     except Held as error:  # not into the err.txt of the other
         tell("train", error)
         return job_folder.ELSEWHERE
@@ -225,10 +246,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run_and_tell(args: argparse.Namespace, lock: Lock, own: argparse.Namespace) -> int:
+def _run_and_tell(
+    args: argparse.Namespace, lock: Lock | None, own: argparse.Namespace, argv: Sequence[str] | None
+) -> int:
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
-        run(args, lock, own)
+        with members.joined(own.processes, sys.argv[1:] if argv is None else argv) as together:
+            run(args, lock, own, together)
     except CarftError as error:
         return tell("train", error)
     except stopping.Stopped as signal:

@@ -1,0 +1,283 @@
+"""The processes that train one job together, each with its slice of every batch.
+
+All draw the same batches and add up what they compute of their slices, so that each has the weights
+that a single process would have. Only the first writes the job's files, which are those of a single
+process. torchrun starts them, or the first starts the others. Upstream has no equivalent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from domainbed.algorithms import Algorithm
+from domainbed.lib.measured import decides
+from domainbed_carft import machine
+from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.jobs.folder import STOPPED
+
+VARIABLE = machine.PROCESSES
+
+# In a process that the first one has started: that one's id.
+_PARENT = "DOMAINBED_PARENT"
+
+# In the store that all processes share: why one of them ended.
+_FAILURE = "domainbed failure"
+
+# How long a process that hangs, or the rest of a failed job, is left alone.
+_GRACE_SECONDS = 20.0
+
+# So many numbers are added up at a time: 64 MiB, which is the memory that it takes.
+_AT_A_TIME = 2**24
+
+
+class LostError(PassingError):
+    """Another process of this job has ended."""
+
+
+class Members:
+    """The processes of a job, as one of them sees them; without arguments it is alone.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+        here: how many of them share this machine.
+        leads: whether it is the first, which writes the job's files.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        here: int = 1,
+        store: Any = None,
+        children: Sequence[subprocess.Popen[bytes]] = (),
+    ) -> None:
+        self.rank, self.size, self.here, self.leads = rank, size, here, rank == 0
+        self._store, self._children = store, children
+
+    def part(self, count: int) -> slice:
+        """This process's slice of `count` items."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def total(self, number: int) -> int:
+        """The sum of a number over the processes."""
+        return self._of_all(number, dist.ReduceOp.SUM)
+
+    def highest(self, number: int) -> int:
+        """The largest of a number over the processes."""
+        return self._of_all(number, dist.ReduceOp.MAX)
+
+    def _of_all(self, number: int, how: Any) -> int:
+        tensor = torch.tensor(number)
+        self._reduce(tensor, how)
+        return int(tensor)
+
+    @torch.no_grad()
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors, of one device, by their sums over the processes."""
+        if self.size == 1:
+            return
+        ends = itertools.accumulate(tensor.numel() for tensor in tensors)
+        for _, some in itertools.groupby(zip(ends, tensors), lambda one: one[0] // _AT_A_TIME):
+            bucket = [tensor for _, tensor in some]
+            sums = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            self._reduce(sums)
+            for tensor, found in zip(bucket, sums.split([tensor.numel() for tensor in bucket])):
+                tensor.copy_(found.view_as(tensor))
+
+    def _reduce(self, tensor: torch.Tensor, how: Any = dist.ReduceOp.SUM) -> None:
+        if self.size == 1:
+            return
+        try:
+            dist.all_reduce(tensor, how)
+        except RuntimeError as error:
+            raise self.lost() from error
+
+    def require_same(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise a CarftError that names what differs from the first process's, if anything does."""
+        found: list[Any] = [None] * self.size
+        if self.size > 1:
+            try:
+                dist.all_gather_object(found, facts)
+            except RuntimeError as error:
+                raise self.lost() from error
+        for rank, others in enumerate(found[1:], 1):
+            for what, first in found[0].items():
+                for name in first:
+                    if first[name] != others[what].get(name):
+                        raise CarftError(
+                            f"process {rank} of {self.size} has other {what} than the first: "
+                            f"{name} is {others[what].get(name)!r}, expected {first[name]!r}. Give "
+                            "all the same arguments, data and kind of GPU"
+                        )
+
+    def lost(self) -> CarftError:
+        """What to raise where another process has ended, with its reason if it left one."""
+        for rank, child in enumerate(self._children, 1):
+            if (status := child.poll()) is not None and status < 0:
+                killed = f"process {rank} of {self.size} was killed by {_name(-status)}"
+                return LostError(f"{killed}{' (often: out of memory)' * (status == -9)}")
+        with contextlib.suppress(RuntimeError):
+            self._store.wait([_FAILURE], datetime.timedelta(seconds=3))
+            passing, words = json.loads(self._store.get(_FAILURE))
+            return (LostError if passing else CarftError)(words)
+        return LostError(
+            f"one of this job's {self.size} processes ended without a word; often it was killed "
+            "for its memory"
+        )
+
+    def tell(self, error: Exception) -> None:
+        """Leave the reason why this process ends for the first one, which prints it."""
+        known = isinstance(error, CarftError)
+        words = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
+        told = f"process {self.rank} of {self.size}: {words}"
+        passing = not known or isinstance(error, PassingError)
+        with contextlib.suppress(RuntimeError):  # the first process is gone
+            self._store.set(_FAILURE, json.dumps([passing, told]))
+
+    def watch(self, over: threading.Event) -> None:
+        """End this process if one that it has started ends and it does not notice.
+
+        It may wait for that one to join, or for a GPU that waits for that one's part of a sum.
+        """
+        while not over.wait(1.0):
+            failed = any(child.poll() not in (None, 0, STOPPED) for child in self._children)
+            if failed and not over.wait(_GRACE_SECONDS):
+                print(f"train: {self.lost()}", file=sys.stderr)
+                for child in self._children:
+                    child.kill()
+                os._exit(1)
+
+
+ALONE = Members()
+
+
+def _name(number: int) -> str:
+    names = {one.value: one.name for one in signal.Signals}
+    return names.get(number, f"signal {number}")
+
+
+def _told(name: str, otherwise: int) -> int:
+    """A number that torchrun has told this process."""
+    told = os.environ.get(name, "")
+    return int(told) if told.isdecimal() else otherwise
+
+
+def is_first() -> bool:
+    """Whether this process leads its job."""
+    return _told("WORLD_SIZE", 1) < 2 or _told("RANK", 0) == 0
+
+
+def divide(algorithm: Any, members: Members, batch_size: int) -> None:
+    """Tell an algorithm that it gets slices; raises CarftError where that cannot be."""
+    several = f"cannot be trained by {members.size} processes"
+    if batch_size < members.size:
+        raise CarftError(
+            f"batches of {batch_size} {several}; expected a batch_size of at least that"
+        )
+    # Which a class that has changed its step has to say anew.
+    said = "indivisible" in decides(algorithm, "indivisible", "step_on_device", "update")
+    why = algorithm.indivisible() if said else Algorithm.indivisible(algorithm)
+    if why:
+        raise CarftError(f"{type(algorithm).__name__} {several}: {why}. Use one process")
+    algorithm.members = members
+
+
+@contextlib.contextmanager
+def joined(processes: int, arguments: Sequence[str]) -> Iterator[Members]:
+    """Join the processes of the job, or start them; on GPUs each has the card of its number.
+
+    Args:
+        processes: how many to start, where torchrun has not started them.
+        arguments: those of train, for the others.
+
+    Raises:
+        CarftError: there are fewer GPUs than processes, or the others cannot be reached.
+    """
+    size, over = _told("WORLD_SIZE", processes), threading.Event()
+    if size < 2:
+        yield ALONE
+        return
+    on_gpu, here, rank = (
+        torch.cuda.is_available(),
+        _told("LOCAL_WORLD_SIZE", size),
+        _told("RANK", 0),
+    )
+    if on_gpu and (cards := torch.cuda.device_count()) < here:
+        raise CarftError(f"{here} processes need a GPU each, and there are {cards}; start fewer")
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        if "WORLD_SIZE" in os.environ:
+            _follow_the_parent()
+            store = next(dist.rendezvous("env://"))[0]
+        else:
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            children = _started(size, store.port, arguments)
+        members = Members(rank, size, here, store, children)
+        threading.Thread(target=members.watch, args=(over,), daemon=True).start()
+        if on_gpu:
+            torch.cuda.set_device(_told("LOCAL_RANK", rank))
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except (RuntimeError, ValueError) as error:  # ValueError: a variable of torchrun's is missing
+        over.set()
+        _end(children)
+        raise CarftError(
+            f"the {size} processes of this job cannot join: {brief(error)}. Start them with "
+            "torchrun or --processes; for one process unset WORLD_SIZE"
+        ) from error
+    try:
+        yield members
+    except Exception as error:
+        if rank and not isinstance(error, LostError):
+            members.tell(error)
+        raise
+    finally:
+        dist.destroy_process_group()
+        _end(children)
+        over.set()
+
+
+def _started(size: int, port: int, arguments: Sequence[str]) -> list[subprocess.Popen[bytes]]:
+    """Start the processes 1, 2, ... of a job on this machine, with the variables of torchrun."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size}
+    shared |= {"LOCAL_WORLD_SIZE": size, _PARENT: os.getpid()}
+    words = [sys.executable, "-m", "domainbed.scripts.train", *arguments]
+    found = []
+    for rank in range(1, size):
+        told = {name: str(v) for name, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        found.append(subprocess.Popen(words, env={**os.environ, **told}, stdin=subprocess.DEVNULL))
+    return found
+
+
+def _follow_the_parent() -> None:
+    """Have Linux kill this process as soon as the one that has started it ends."""
+    if parent := os.environ.get(_PARENT):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+        if os.getppid() != int(parent):
+            os._exit(1)
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait until they have noticed that the job is over, but not for long."""
+    for child in children:
+        try:
+            child.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
