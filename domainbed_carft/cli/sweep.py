@@ -99,16 +99,21 @@ def _add_launchers(group: Any) -> None:
     group.add_argument(
         "--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)"
     )
+    launchers: dict[str, str] = {}  # those with an option of this name
+    fields = {}
     for launcher, options in OPTIONS.items():
         for field in dataclasses.fields(options):
-            text, default = field.metadata["help"], field.default
-            is_told = default in (None, ()) or "default" in text
-            group.add_argument(
-                f"--{field.name}",
-                action="append" if field.metadata["repeated"] else "store",
-                metavar="VALUE",
-                help=f"{launcher}: {text}" + ("" if is_told else f" (default: {default})"),
-            )
+            launchers[field.name] = ", ".join(filter(None, [launchers.get(field.name), launcher]))
+            fields[field.name] = field
+    for name, field in fields.items():
+        text, default = field.metadata["help"], field.default
+        is_told = default in (None, ()) or "default" in text
+        group.add_argument(
+            f"--{name}",
+            action="append" if field.metadata["repeated"] else "store",
+            metavar="VALUE",
+            help=f"{launchers[name]}: {text}" + ("" if is_told else f" (default: {default})"),
+        )
 
 
 def _add_theirs(group: Any) -> list[str]:

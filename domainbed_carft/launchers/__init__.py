@@ -9,13 +9,13 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.launchers import options, pool, slurm
 from domainbed_carft.launchers.attempt import Ending, Launcher, run_commands
-from domainbed_carft.launchers.options import OPTIONS
+from domainbed_carft.launchers.options import OPTIONS, PoolOptions
 
 __all__ = ["LAUNCHERS", "OPTIONS", "Ending", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Callable[[Any], Launcher]] = {
     "dummy": lambda options: pool.dummy,
-    "local": lambda options: pool.local,
+    "local": lambda options: pool.Pool(PoolOptions(jobs=1, gpus=options.gpus), "local"),
     "pool": pool.Pool,
     "slurm": slurm.Slurm,
 }

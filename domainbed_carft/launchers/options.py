@@ -36,9 +36,19 @@ def _option(default: Any, told: str, repeated: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"help": told, "repeated": repeated})
 
 
+_GPUS = "GPUs per job, with a process on each (default: 1; slurm: 0)"
+
+
 @dataclass(frozen=True)
 class NoOptions:
-    """`local` and `dummy` have none."""
+    """`dummy` has none."""
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """What each job gets on this machine."""
+
+    gpus: Annotated[int, Ge(1)] | None = _option(None, _GPUS)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class PoolOptions:
     jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(
         None, "jobs at a time on each GPU (default: 1)"
     )
+    gpus: Annotated[int, Ge(1)] | None = _option(None, _GPUS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class SlurmOptions:
     account: str | None = _option(None, "account to charge")
     qos: str | None = _option(None, "quality of service")
     time: str = _option("1-0", "time limit per job: minutes or D-HH:MM:SS")
-    gpus: Annotated[int, Ge(0)] = _option(0, "GPUs per job")
+    gpus: Annotated[int, Ge(0)] = _option(0, _GPUS)
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
@@ -86,10 +97,10 @@ class SlurmOptions:
     )
 
 
-Options = NoOptions | PoolOptions | SlurmOptions
+Options = NoOptions | LocalOptions | PoolOptions | SlurmOptions
 OPTIONS: dict[str, type[Options]] = {
     "dummy": NoOptions,
-    "local": NoOptions,
+    "local": LocalOptions,
     "pool": PoolOptions,
     "slurm": SlurmOptions,
 }

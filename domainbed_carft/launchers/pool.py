@@ -6,12 +6,13 @@ import os
 import shlex
 import sys
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed_carft import machine, text
+from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.warm import Warm
@@ -29,38 +30,44 @@ def dummy(jobs: Sequence[Job], environment: Environment = None) -> None:
         print("Dummy launcher:", *words, job.line)
 
 
-def local(jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-    """Run the jobs one after another; what they print is in their out.txt and err.txt."""
-    own = machine.variables(machine.cores(), bool(machine.gpus()), os.environ)
-    return _run("local", jobs, environment, [own])
-
-
 @dataclass(frozen=True)
 class Pool:
-    """Run N jobs at a time, each with the threads and the GPU of its slot.
+    """Run N jobs at a time, each with the threads and the GPUs of its slot.
 
     For small models on a CPU, several jobs with one thread each finish sooner than one job after
-    another with all threads, because much of a small job does not run in parallel.
+    another with all threads, because much of a small job does not run in parallel. `local` is the
+    pool of one job, which sees all GPUs unless it is given a number of them.
     """
 
     options: PoolOptions
+    name: str = "pool"
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-        return _run("pool", jobs, environment, self.slots(len(jobs)))
+        """Run them all; raises CarftError if a job is to have more GPUs than there are."""
+        raise_for(self.problems())
+        return _run(self.name, jobs, environment, self.slots(len(jobs)))
+
+    def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:
+        """Why it cannot run jobs here."""
+        if (wanted := self.options.gpus or 0) > (found := len(machine.gpus())):
+            yield (
+                f"{self.name}: gpus is {wanted}, expected at most the {found} of this machine "
+                "(CUDA_VISIBLE_DEVICES, else nvidia-smi -L); without GPUs see train's --processes"
+            )
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
         """The variables of each slot, for so many jobs in all; what the user has set stays."""
-        chosen, gpus = self.options, machine.gpus()
-        on_gpus = len(gpus) * (chosen.jobs_per_gpu or 1)
+        chosen, gpus, each = self.options, machine.gpus(), self.options.gpus or 1
+        cards = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
+        on_gpus = len(cards) * (chosen.jobs_per_gpu or 1)
         width = chosen.jobs or on_gpus or machine.cores()
         if gpus and chosen.jobs_per_gpu:
             width = min(width, on_gpus)
         count = max(1, min(width, jobs))
-        own = machine.variables(max(1, machine.cores() // count), bool(gpus), os.environ)
-        shares = [
-            {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)
-        ]
-        return [{**share, **own} for share in shares]
+        own = machine.variables(max(1, machine.cores() // count), bool(gpus), os.environ, each)
+        if not cards or (self.name == "local" and not chosen.gpus):
+            return [own] * count
+        return [{"CUDA_VISIBLE_DEVICES": cards[i % len(cards)], **own} for i in range(count)]
 
 
 def _run(

@@ -52,7 +52,8 @@ class Slurm:
         sweeps: dict[Path, list[_Element]] = {}
         patience = 0.7 * self.options.signal_seconds
         # What is set here is of another machine.
-        cores = machine.variables(self.options.cpus, self.options.gpus > 0, kept={})
+        cards = self.options.gpus
+        cores = machine.variables(self.options.cpus, cards > 0, kept={}, processes=max(1, cards))
         for job in jobs:
             folder = JobFolder(job.folder)
             if not (folder.done or folder.is_held() or folder.failed()):
