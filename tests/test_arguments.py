@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from domainbed import algorithms
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, hparams
+from domainbed_carft.method.algorithms import CARFT
 
 
 def defaults():
@@ -28,6 +30,20 @@ def test_all_problems_come_at_once_with_the_valid_names():
         "Valid hparams: amp, average",
     ):
         assert part in message
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "DOMAINBED_PROCESSES"])
+def test_a_host_that_does_not_divide_batches_has_one_process(monkeypatch, name):
+    """As any checkout's, whose algorithms have no `indivisible`."""
+    for number in ("1", "", "4"):
+        monkeypatch.setenv(name, number)
+        arguments.check((3, 32, 32), defaults(), "CARFT")
+        if number == "4":
+            monkeypatch.delattr(algorithms.Algorithm, "indivisible")
+            with pytest.raises(
+                CarftError, match=f"{name} is 4, and this DomainBed trains a job in"
+            ):
+                CARFT((3, 32, 32), 2, 1, defaults())
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,9 @@ def test_an_element_gives_way_to_who_has_its_job_five_times(tmp_path, others, su
     monkeypatch.setattr(slurm, "requeue", asked.append)
     monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
-    submit(lambda self, sweep, jobs, after: made.extend(jobs) or ["12_3"], commands(tmp_path, 1))
+    array = lambda self, sweep, jobs, after: made.extend(jobs) or ["12_3"]  # noqa: E731
+    submit(array, commands(tmp_path, 1), gpus=2)
+    assert made[0].environment["DOMAINBED_PROCESSES"] == "2"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     process = others.start(HOLD, tmp_path / "job00")
@@ -160,6 +162,26 @@ def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     assert width("0,1", jobs_per_gpu=3) == 6
     assert width("0,1", jobs=4, jobs_per_gpu=1) == 2
     assert width("", jobs_per_gpu=3) == 6
+
+
+@pytest.mark.parametrize("name, count", [("pool", 2), ("local", 1)])
+def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,GPU-1,9")
+    launcher = launchers.make(name, {"gpus": "2"})
+    slots = launcher.slots(100)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3,5", "7,GPU-1"][:count]
+    for slot in slots:
+        assert (slot["DOMAINBED_PROCESSES"], slot["OMP_NUM_THREADS"]) == ("2", "1")
+        assert slot["DOMAINBED_CORES"] == str(16 // count)
+    assert "DOMAINBED_PROCESSES" not in launchers.make(name).slots(1)[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    told = f"{name}: gpus is 2, expected at most the 1 of this machine"
+    assert told in "".join(launchers.problems(launcher, []))
+    with pytest.raises(CarftError, match=told):
+        launcher([])
 
 
 def test_quotas_of_cgroups(tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import datetime
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -128,14 +128,19 @@ class Members:
 
     def lost(self) -> CarftError:
         """What to raise where another process has ended, with its reason if it left one."""
-        for rank, child in enumerate(self._children, 1):
-            if (status := child.poll()) is not None and status < 0:
-                killed = f"process {rank} of {self.size} was killed by {_name(-status)}"
-                return LostError(f"{killed}{' (often: out of memory)' * (status == -9)}")
-        with contextlib.suppress(RuntimeError):
-            self._store.wait([_FAILURE], datetime.timedelta(seconds=3))
-            passing, words = json.loads(self._store.get(_FAILURE))
-            return (LostError if passing else CarftError)(words)
+        patience = time.monotonic() + 3
+        while time.monotonic() < patience:
+            for rank, child in enumerate(self._children, 1):
+                if (status := child.poll()) is not None and status < 0:
+                    killed = f"process {rank} of {self.size} was killed by {_name(-status)}"
+                    return LostError(f"{killed}{' (often: out of memory)' * (status == -9)}")
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the store is gone with the process that had it
+                if self._store.check([_FAILURE]):
+                    passing, words = json.loads(self._store.get(_FAILURE))
+                    return (LostError if passing else CarftError)(words)
+            time.sleep(0.05)
         return LostError(
             f"one of this job's {self.size} processes ended without a word; often it was killed "
             "for its memory"

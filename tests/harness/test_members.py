@@ -1,0 +1,242 @@
+"""Several processes train a job as one would: on the processor, with gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import warm
+from domainbed import hparams_registry
+from domainbed.lib import job_batches, picture_batches, preparation
+from domainbed.lib.members import Members, divide
+from domainbed.scripts import train
+from runs_jobs import write_pictures
+from sweep_jobs import wait_until
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method.algorithms import CARFT
+
+TERMS = {"sp_weight": 1e-4, "fd_weight": 0.1, "ldifs_weight": 1, "lipsum_weight": 0.1}
+HPARAMS = {
+    "CARFT": {**TERMS, "miro_weight": 0.1, "grad_clip": 1, "average": "ema", "micro_batch": 4},
+    "CLIPLPFT": {"lp_steps": 3},
+    "CLIPZeroShot": {},
+    "FLYP": {},
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data") / "noise", 6)
+
+
+def words(pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object) -> list[str]:
+    hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 7}
+    hparams |= {"warmup_steps": 0, "lr": 1e-3, **HPARAMS[algorithm], **changed}
+    return [
+        *("--algorithm", algorithm, "--dataset", str(pictures), "--output_dir", str(folder)),
+        *("--steps", "7", "--checkpoint_freq", "3", "--workers", "0"),
+        *("--hparams", json.dumps(hparams)),
+    ]
+
+
+def start(size: int, *command: str) -> list[warm.Process]:
+    """The processes of a job, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    told = ({**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(size))
+    return [warm.start(*command, env=env) for env in told]
+
+
+def run(size: int, *command: str) -> list[int]:
+    return [process.wait() for process in start(size, *command)]
+
+
+TRAIN = ("-m", "domainbed.scripts.train")
+
+
+def outcome(folder: Path):
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    numbers = [
+        {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
+        for record in records
+    ]
+    hparams = [record["hparams"] for record in records]
+    args = [{**record["args"], "output_dir": None} for record in records]
+    return numbers, (hparams, args), torch.load(folder / "model.pkl", weights_only=True)
+
+
+def assert_same(folder: Path, alone: Path) -> None:
+    found, expected = outcome(folder), outcome(alone)
+    for now, then in zip(found[0], expected[0], strict=True):
+        assert now == pytest.approx(then, rel=1e-3, abs=1e-5)
+    assert found[1] == expected[1]
+    now, then = found[2]["model_dict"], expected[2]["model_dict"]
+    assert [*now] == [*then]
+    for name in now:
+        if name.endswith("in_proj_bias"):  # Adam takes keys' biases, whose gradients are 0, for any
+            for weights in (now, then):
+                weights[name].view(3, -1)[1] = 0.0
+        torch.testing.assert_close(now[name], then[name], rtol=1e-3, atol=2e-5)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def alone(pictures, tmp_path_factory) -> Path:
+    """A job of one process, whose weights move far more than rounding does."""
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    assert run(1, *TRAIN, *words(pictures, folder)) == [0]
+    losses = [record["loss"] for record in outcome(folder)[0]]
+    assert max(losses) - min(losses) > 0.05
+    return folder
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_slices_are_the_batches_of_one_process(pictures, size):
+    """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
+    args = train.build_parser().parse_args(words(pictures, Path("unused")))
+    hparams = preparation.choose_hparams(args)
+    _, environments = preparation.load_environments(args, hparams)
+    splits = [one.in_split for one in environments]
+    evaluated = {"a": splits[0].data, "b": torch.utils.data.Subset(splits[1].data, [3])}
+
+    def batches(members):
+        torch.manual_seed(0)
+        of = job_batches.JobBatches(splits, evaluated, 4, 1, 1, 0, "cpu", members)
+        of.begin(0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow"))
+        return [*of.of_step(), *of.of_split("a"), *of.of_split("b")]
+
+    together = [batches(Members(rank, size)) for rank in range(size)]
+    for whole, *parts in zip(batches(Members()), *together, strict=True):
+        for n in (0, 1):
+            assert torch.equal(whole[n], torch.cat([part[n] for part in parts if part]))
+    assert sum(parts is None for parts in [one[-1] for one in together]) == size - 1
+
+
+def test_three_processes_train_what_one_does(pictures, alone, tmp_path):
+    assert run(3, *TRAIN, *words(pictures, tmp_path / "three")) == [0, 0, 0]
+    assert_same(tmp_path / "three", alone)
+
+
+@pytest.mark.parametrize("algorithm", ["CLIPLPFT", "CLIPZeroShot"])
+def test_two_processes_train_what_one_does(pictures, tmp_path, algorithm):
+    for size in (1, 2):
+        command = words(pictures, tmp_path / str(size), algorithm)
+        assert run(size, *TRAIN, *command) == [0] * size
+    assert_same(tmp_path / "2", tmp_path / "1")
+
+
+DISTURBED = """
+import os, sys
+from domainbed.scripts import train
+from domainbed_carft.method.algorithms import CARFT
+
+place, at, what, *arguments = sys.argv[1:]
+owner = next(one for one in CARFT.__mro__ if place in vars(one))
+original, calls = getattr(owner, place), []
+
+def disturbed(self, *args, **kwargs):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == int(at):
+        exec(what)
+    return original(self, *args, **kwargs)
+
+setattr(owner, place, disturbed)
+sys.exit(train.main(arguments))
+"""
+
+
+@pytest.mark.parametrize("place, at", [("step_on_device", 3), ("predict", 10)])
+def test_a_signal_to_one_stops_all_and_another_number_goes_on(pictures, alone, tmp_path, place, at):
+    """In a step and in an evaluation; then by one process to the end of the same run."""
+    arguments = words(pictures, tmp_path / "job")
+    disturbance = (place, str(at), f"os.kill(os.getpid(), {int(signal.SIGUSR1)})")
+    assert run(2, "-c", DISTURBED, *disturbance, *arguments) == [75, 75]
+    said = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
+    assert said == "train: stopped by SIGUSR1; to resume, rerun the command"
+    assert run(1, *TRAIN, *arguments) == [0]
+    assert_same(tmp_path / "job", alone)
+
+
+def test_why_another_process_failed_is_told_by_the_first(pictures, tmp_path):
+    refused = words(pictures, tmp_path / "refused", "FLYP")
+    assert run(2, *TRAIN, *refused) == [2, 2]
+    told = (tmp_path / "refused" / "err.txt").read_text()
+    assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in told
+    arguments = words(pictures, tmp_path / "broken")
+    disturbance = ("step_on_device", "2", "raise RuntimeError('broken on purpose')")
+    first, _ = processes = start(2, "-c", DISTURBED, *disturbance, *arguments)
+    assert [process.wait() for process in processes] == [1, 1]
+    told = first.communicate()[1]
+    assert told == (tmp_path / "broken" / "err.txt").read_text()
+    assert told.startswith("train: process 1 of 2: Traceback")
+    assert told.endswith("\nRuntimeError: broken on purpose\n")
+
+
+class OwnStep(CARFT):
+    """A user's, that knows nothing of slices."""
+
+    def update(self, minibatches, unlabeled=None):
+        return super().update(minibatches)
+
+
+def test_what_cannot_be_divided_is_refused():
+    def why(algorithm_class, batch_size=4, change=lambda algorithm: None, **changed):
+        hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
+        given = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
+        algorithm = algorithm_class((3, 48, 48), 10, 3, {**hparams, **given})
+        change(algorithm)
+        with pytest.raises(CarftError) as raised:
+            divide(algorithm, Members(0, 3), batch_size)
+        return str(raised.value)
+
+    several = "cannot be trained by 3 processes"
+    assert why(CARFT, 2) == f"batches of 2 {several}; expected a batch_size of at least that"
+    assert f"CARFT {several}: kl_over draws captions" in why(CARFT, kl_over="captions")
+    assert f"OwnStep {several}: its step does not add up" in why(OwnStep)
+    dropout = torch.nn.Dropout(0.1)
+    dropped = why(CARFT, change=lambda algorithm: algorithm.encoder.add_module("drop", dropout))
+    assert "its encoder has dropout" in dropped
+
+
+def test_the_first_process_starts_the_others_and_they_end_together(pictures, alone, tmp_path):
+    """Whichever is killed; then they train to the end."""
+    arguments = [*words(pictures, tmp_path / "job"), "--processes", "2"]
+    for of_first in (False, True):
+        (tmp_path / "job" / "state.pt").unlink(missing_ok=True)
+        first = warm.start(*TRAIN, *arguments)
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+        wait_until((tmp_path / "job" / "state.pt").exists)
+        (other,) = map(int, children.read_text().split())
+        os.kill(first.pid if of_first else other, signal.SIGKILL)
+        assert first.wait() == (-signal.SIGKILL if of_first else 1)
+        wait_until(lambda other=other: not Path(f"/proc/{other}").exists())
+        assert (tmp_path / "job" / "state.pt").exists()
+    said = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
+    assert said == "train: process 1 of 2 was killed by SIGKILL (often: out of memory)"
+    assert warm.run(*TRAIN, *arguments).returncode == 0
+    assert_same(tmp_path / "job", alone)
+
+
+@pytest.mark.slow
+def test_torchrun(pictures, alone, tmp_path):
+    """Told to stop, it gives them time to save."""
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    command = [sys.executable, "-m", *launcher, *TRAIN, *words(pictures, tmp_path / "job")]
+    process = subprocess.Popen(command)
+    wait_until((tmp_path / "job" / "state.pt").exists)
+    process.terminate()
+    assert process.wait() != 0
+    said = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
+    assert said == "train: stopped by SIGTERM; to resume, rerun the command"
+    assert subprocess.run(command, check=False).returncode == 0
+    assert_same(tmp_path / "job", alone)
