@@ -172,6 +172,10 @@ def test_why_another_process_failed_is_told_by_the_first(pictures, tmp_path):
     assert run(2, *TRAIN, *refused) == [2, 2]
     told = (tmp_path / "refused" / "err.txt").read_text()
     assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in told
+    disturbance = ("set_up", "1", "self.hparams['lr'] = 0.5")
+    assert run(2, "-c", DISTURBED, *disturbance, *words(pictures, tmp_path / "other")) == [2, 2]
+    told = (tmp_path / "other" / "err.txt").read_text()
+    assert "process 1 of 2 has other settings than the first: lr is 0.5, expected 0.001" in told
     arguments = words(pictures, tmp_path / "broken")
     disturbance = ("step_on_device", "2", "raise RuntimeError('broken on purpose')")
     first, _ = processes = start(2, "-c", DISTURBED, *disturbance, *arguments)
@@ -200,7 +204,7 @@ def test_what_cannot_be_divided_is_refused():
         return str(raised.value)
 
     several = "cannot be trained by 3 processes"
-    assert why(CARFT, 2) == f"batches of 2 {several}; expected a batch_size of at least that"
+    assert f"batches of 2 {several}; give them that many" in why(CARFT, 2)
     assert f"CARFT {several}: kl_over draws captions" in why(CARFT, kl_over="captions")
     assert f"OwnStep {several}: its step does not add up" in why(OwnStep)
     dropout = torch.nn.Dropout(0.1)
@@ -222,7 +226,7 @@ def test_the_first_process_starts_the_others_and_they_end_together(pictures, alo
         wait_until(lambda other=other: not Path(f"/proc/{other}").exists())
         assert (tmp_path / "job" / "state.pt").exists()
     said = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
-    assert said == "train: process 1 of 2 was killed by SIGKILL (often: out of memory)"
+    assert said == "train: process 1 of 2 was killed by SIGKILL"
     assert warm.run(*TRAIN, *arguments).returncode == 0
     assert_same(tmp_path / "job", alone)
 

@@ -84,67 +84,60 @@ class Members:
 
     def _of_all(self, number: int, how: Any) -> int:
         tensor = torch.tensor(number)
-        self._reduce(tensor, how)
+        if self.size > 1:
+            with self._others():
+                dist.all_reduce(tensor, how)
         return int(tensor)
 
     @torch.no_grad()
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace tensors, of one device, by their sums over the processes."""
-        if self.size == 1:
-            return
-        ends = itertools.accumulate(tensor.numel() for tensor in tensors)
+        ends = itertools.accumulate(tensor.numel() for tensor in tensors if self.size > 1)
         for _, some in itertools.groupby(zip(ends, tensors), lambda one: one[0] // _AT_A_TIME):
             bucket = [tensor for _, tensor in some]
             sums = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            self._reduce(sums)
+            with self._others():
+                dist.all_reduce(sums)
             for tensor, found in zip(bucket, sums.split([tensor.numel() for tensor in bucket])):
                 tensor.copy_(found.view_as(tensor))
 
-    def _reduce(self, tensor: torch.Tensor, how: Any = dist.ReduceOp.SUM) -> None:
-        if self.size == 1:
-            return
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Raise a CarftError that names what differs from the first process's, if anything does."""
+        found: list[Any] = [facts] * self.size
+        if self.size > 1:
+            with self._others():
+                dist.all_gather_object(found, facts)
+        for rank, name in itertools.product(range(self.size), facts):
+            if found[rank].get(name) != found[0][name]:
+                raise CarftError(
+                    f"process {rank} of {self.size} has other settings than the first: {name} is "
+                    f"{found[rank].get(name)!r}, expected {found[0][name]!r}. Give all the same "
+                    "arguments, data and kind of GPU"
+                )
+
+    @contextlib.contextmanager
+    def _others(self) -> Iterator[None]:
+        """Inside the block this process waits for the others, and raises why one has ended."""
         try:
-            dist.all_reduce(tensor, how)
+            yield
         except RuntimeError as error:
             raise self.lost() from error
-
-    def require_same(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise a CarftError that names what differs from the first process's, if anything does."""
-        found: list[Any] = [None] * self.size
-        if self.size > 1:
-            try:
-                dist.all_gather_object(found, facts)
-            except RuntimeError as error:
-                raise self.lost() from error
-        for rank, others in enumerate(found[1:], 1):
-            for what, first in found[0].items():
-                for name in first:
-                    if first[name] != others[what].get(name):
-                        raise CarftError(
-                            f"process {rank} of {self.size} has other {what} than the first: "
-                            f"{name} is {others[what].get(name)!r}, expected {first[name]!r}. Give "
-                            "all the same arguments, data and kind of GPU"
-                        )
 
     def lost(self) -> CarftError:
         """What to raise where another process has ended, with its reason if it left one."""
         patience = time.monotonic() + 3
         while time.monotonic() < patience:
             for rank, child in enumerate(self._children, 1):
-                if (status := child.poll()) is not None and status < 0:
-                    killed = f"process {rank} of {self.size} was killed by {_name(-status)}"
-                    return LostError(f"{killed}{' (often: out of memory)' * (status == -9)}")
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the store is gone with the process that had it
+                if (status := child.poll() or 0) < 0:
+                    how = f"was killed by {signal.Signals(-status).name}"
+                    return LostError(f"process {rank} of {self.size} {how}")
+            with contextlib.suppress(RuntimeError):  # who had the store is gone
                 if self._store.check([_FAILURE]):
                     passing, words = json.loads(self._store.get(_FAILURE))
                     return (LostError if passing else CarftError)(words)
             time.sleep(0.05)
-        return LostError(
-            f"one of this job's {self.size} processes ended without a word; often it was killed "
-            "for its memory"
-        )
+        told = f"one of the {self.size} processes of this job ended without a word"
+        return LostError(f"{told}; often it was killed for its memory")
 
     def tell(self, error: Exception) -> None:
         """Leave the reason why this process ends for the first one, which prints it."""
@@ -172,11 +165,6 @@ class Members:
 ALONE = Members()
 
 
-def _name(number: int) -> str:
-    names = {one.value: one.name for one in signal.Signals}
-    return names.get(number, f"signal {number}")
-
-
 def _told(name: str, otherwise: int) -> int:
     """A number that torchrun has told this process."""
     told = os.environ.get(name, "")
@@ -192,13 +180,10 @@ def divide(algorithm: Any, members: Members, batch_size: int) -> None:
     """Tell an algorithm that it gets slices; raises CarftError where that cannot be."""
     several = f"cannot be trained by {members.size} processes"
     if batch_size < members.size:
-        raise CarftError(
-            f"batches of {batch_size} {several}; expected a batch_size of at least that"
-        )
+        raise CarftError(f"batches of {batch_size} {several}; give them that many pictures or more")
     # Which a class that has changed its step has to say anew.
     said = "indivisible" in decides(algorithm, "indivisible", "step_on_device", "update")
-    why = algorithm.indivisible() if said else Algorithm.indivisible(algorithm)
-    if why:
+    if why := (type(algorithm) if said else Algorithm).indivisible(algorithm):
         raise CarftError(f"{type(algorithm).__name__} {several}: {why}. Use one process")
     algorithm.members = members
 
@@ -218,11 +203,8 @@ def joined(processes: int, arguments: Sequence[str]) -> Iterator[Members]:
     if size < 2:
         yield ALONE
         return
-    on_gpu, here, rank = (
-        torch.cuda.is_available(),
-        _told("LOCAL_WORLD_SIZE", size),
-        _told("RANK", 0),
-    )
+    rank, here = _told("RANK", 0), _told("LOCAL_WORLD_SIZE", size)
+    on_gpu = torch.cuda.is_available()
     if on_gpu and (cards := torch.cuda.device_count()) < here:
         raise CarftError(f"{here} processes need a GPU each, and there are {cards}; start fewer")
     children: list[subprocess.Popen[bytes]] = []
