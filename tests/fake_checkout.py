@@ -135,6 +135,12 @@ class CLIPZeroShot(Algorithm):
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
 """,
+    "plugin/provided.py": """
+class DTD:
+    ENVIRONMENTS = ["train"]
+
+TASKS = {"DTD": DTD}
+""",
     "clips/__init__.py": "",
     "clips/pictures.py": """
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.jobs.job import seed_hash
 
 ALGORITHMS = (
@@ -87,6 +88,14 @@ def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
     return lambda context: small if context[1] in SMALL_DATASETS else otherwise
 
 
+def _words_of(context: Context) -> tuple[str, str]:
+    """The class names and the contexts of a data set."""
+    task = TASKS.get(context[1])
+    if task is None:
+        return f"dataset:{context[1]}", _small("emoji", "imagenet")(context)
+    return task.words, task.contexts or task.words
+
+
 def _of(name: str, own: Any, otherwise: Any) -> Callable[[Context], Any]:
     """The published value of the algorithm ``name``, and what leaves all others as they are."""
     return lambda context: own if context[0] == name else otherwise
@@ -155,7 +164,7 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     Hparam(
         "contexts",
-        _small("emoji", "imagenet"),
+        lambda context: _words_of(context)[1],
         *_words(
             "a shipped list ('imagenet', 'imagenet7', ...), 'domains', a text file, or a list of "
             "templates"
@@ -163,13 +172,17 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     Hparam(
         "class_names",
-        lambda context: f"dataset:{context[1]}",
+        lambda context: _words_of(context)[0],
         *_words(
             "'dataset:NAME', a shipped list ('cifar10', ...), the path of a text file with one "
             "name per line, or a list"
         ),
     ),
-    Hparam("protocol", _always("domainbed"), *_one_of("domainbed", "clip", "host")),
+    Hparam(
+        "protocol",
+        lambda context: "clip" if context[1] in TASKS else "domainbed",
+        *_one_of("domainbed", "clip", "host"),
+    ),
     Hparam("prompts_digest", _always(""), *_FILLED_IN),
     Hparam("clip_digest", _always(""), *_FILLED_IN),
     Hparam("clip_revision", _always(""), *_FILLED_IN),

@@ -1,12 +1,14 @@
-"""The data sets of this package under the interface of DomainBed's: their base."""
+"""The data sets of this package under the interface of DomainBed's: their base, and the tasks."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import verify
+from domainbed_carft.data import tasks, verify
+from domainbed_carft.errors import raise_for
 from domainbed_carft.plugin.image_folders import asked_for, remember
 
 
@@ -58,3 +60,35 @@ class Provided:
 
     def __len__(self) -> int:
         return len(self.datasets)
+
+
+class TaskData(Provided):
+    """The training split of one of ``tasks.TASKS``, as torchvision has it below the data folder."""
+
+    N_STEPS = 5001
+    CHECKPOINT_FREQ = 300
+    N_WORKERS = 8
+    ENVIRONMENTS = ["train"]
+    INPUT_SHAPE = (3, Provided.HOSTS_SIZE, Provided.HOSTS_SIZE)
+    TASK: tasks.Task
+
+    @classmethod
+    def data_problems(cls, root: Any) -> list[str]:
+        """For our harness: what is wrong with the data, before a job starts."""
+        return (
+            []
+            if root and os.path.isdir(os.path.join(root, cls.TASK.folder))
+            else [
+                f"{cls.TASK.name} needs --data_dir, the folder that has {cls.TASK.folder}; "
+                f"{cls.TASK.remedy}"
+            ]
+        )
+
+    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        raise_for(self.data_problems(root))
+        found = tasks.read(self.TASK, root, train=True)
+        found.root = self.ENVIRONMENTS[0]  # after which environments are called
+        return [found], tasks.report(self.TASK, root, [found])
+
+
+TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
