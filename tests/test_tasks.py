@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import torchvision
 from domainbed.scripts import train
 from PIL import Image
 
 from domainbed_carft import cli
+from domainbed_carft.clips import backbone
+from domainbed_carft.clips import pictures as images
 from domainbed_carft.data import tasks
+from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
+from domainbed_carft.plugin import provided
+from domainbed_carft.runs import evaluate, predict, saved
+from domainbed_carft.suites import records
+from domainbed_carft.suites import tasks as task_suites
 
 savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
 
@@ -203,15 +213,64 @@ def test_missing_data_is_told_with_the_command(tmp_path, capsys):
     assert "can download it no more" in capsys.readouterr().err
 
 
-def test_a_task_is_trained_on_and_its_words_are_openais(planted, tmp_path, capsys):
+def test_a_task_is_trained_and_tested_on_under_openais_words(
+    planted, tmp_path, monkeypatch, capsys
+):
     data = planted("EuroSAT")
     assert cli.main(["data", "verify", "EuroSAT", "--data_dir", str(data)]) == 0
     assert "train has 30 pictures of 10 classes, expected 10,000" in capsys.readouterr().out
+    small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
+    monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
+    monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)
+    task_suites.suite.cache_clear()
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     given = ["--algorithm", "CARFT", "--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs"]
     given += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
-    train.main([*given, "--skip_model_save", "--output_dir", str(tmp_path / "out")])
+    train.main([*given, "--output_dir", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "CLIP classes: annual crop land, forest, brushland or shrubland," in said
     assert "CLIP contexts: 3, such as 'a centered satellite photo of {}.'" in said
-    assert "CLIP protocol: clip" in said and "Data: differs: " in said
+    assert "CLIP protocol: clip" in said and "Data: verified: own split" in said
+
+    asked = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
+    assert cli.main(asked) == 0
+    text = capsys.readouterr().out
+    run = saved.open_run(tmp_path / "out")
+    pictures = tasks.read(small, data, False)
+    pictures.transform = predict.transform_of(run)
+    with torch.no_grad():
+        right = sum(int(run.algorithm.predict(x[None]).argmax()) == y for x, y in pictures)
+    rows = [re.split("  +", line)[:3] for line in text.splitlines()]
+    assert ["test (own split)", "10", f"{10 * right:.1f}"] in rows
+    assert cli.main([*asked, "--suite", "EuroSAT", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["sets"].values()
+    assert (one["n"], one["right"], one["mean_per_class"]) == (10, right, pytest.approx(right / 10))
+    (kept,) = records.read(tmp_path / "out")  # of two evaluations
+    assert kept["suite"] == "EuroSAT" and kept["sets"]["test (own split)"]["right"] == right
+
+
+def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
+    data = planted("OxfordIIITPet")
+    asked = ["--clip", "tiny", "--suite", "OxfordIIITPet", "--data_dir", str(data), "--json"]
+    assert cli.main(["evaluate", *asked, "--workers", "0"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    clip = backbone.load("tiny")
+    names = (ASSETS / "class_names" / "pets.txt").read_text().splitlines()
+    texts = backbone.text_features(
+        clip, [[f"a photo of a {name}, a type of pet." for name in names]]
+    )
+    pictures = tasks.read(tasks.TASKS["OxfordIIITPet"], data, False)
+    transform = images.transform("clip", 48, False)
+    with torch.no_grad():
+        x = torch.stack([transform(picture) for picture, _ in pictures])
+        found = (clip.model.visual(x) @ F.normalize(texts[0], dim=-1).T).argmax(dim=1)
+    right = int((found == torch.tensor([label for _, label in pictures])).sum())
+    assert document["sets"]["test"]["right"] == right and not document["sets"]["test"]["complete"]
+
+
+def test_the_mean_over_classes_weighs_these_alike():
+    tally = evaluate.Tally(3)
+    tally.add(torch.eye(3)[[0, 0, 0, 1]], torch.tensor([0, 0, 1, 1]))
+    assert (tally.accuracy, tally.mean_per_class) == (0.75, 0.75)
+    tally.add(torch.eye(3)[[0, 0]], torch.tensor([0, 0]))
+    assert tally.mean_per_class == 0.75 and tally.accuracy == 5 / 6

@@ -6,8 +6,9 @@ are drawn here, as many pictures of each class as CLIP's own splits have, and to
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from domainbed_carft.data import listing
 from domainbed_carft.data import verify as verifying
+from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.errors import CarftError, brief
 
 Part = dict[str, Any]  # keyword arguments of torchvision's class
@@ -23,25 +25,26 @@ Part = dict[str, Any]  # keyword arguments of torchvision's class
 
 @dataclass(frozen=True)
 class Task:
-    """One data set, called as torchvision's class.
+    """One data set, called as torchvision's class; facts are in ``assets/suites/tasks.json``.
 
     ``words``: the shipped lists of class names, in torchvision's label order, and of templates;
     ``contexts``: another list of templates, where there the only one would make the KL zero.
     ``folder``: below the data folder, as torchvision has it. ``pictures``: the published numbers of
     training and test pictures. ``per_class``: whether CLIP's paper reports the mean accuracy of the
     classes. ``parts``: what makes up training and test set; or ``drawn``, how many pictures of each
-    class are drawn for them, None for all others.
+    class are drawn for them, None for all others. ``zero_shot``: of CLIPs by name, in percent.
     """
 
     name: str
     words: str
     folder: str
     classes: int
-    pictures: tuple[int, int]
+    pictures: Sequence[int]
+    zero_shot: Mapping[str, float]
     contexts: str = ""
     per_class: bool = False
-    parts: tuple[tuple[Part, ...], tuple[Part, ...]] = (({},), ({},))
-    drawn: tuple[int, int | None] | None = None
+    parts: Sequence[Sequence[Part]] = (({},), ({},))
+    drawn: Sequence[int | None] | None = None
     by_hand: str = ""
 
     @property
@@ -57,52 +60,9 @@ class Task:
         return f"run `carft data download {self.name} --data_dir` with that folder"
 
 
-def _split(train: str, test: str, **more: Any) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    one, other = (tuple({"split": s, **more} for s in names.split()) for names in (train, test))
-    return one, other
-
-
-_CIFAR = (({"train": True},), ({"train": False},))
-
-# Names, folders and arguments: torchvision 0.28. Sizes: its documentation and CLIP's paper, whose
-# table 9 has the metrics.
-TASKS = {
-    task.name: task
-    for task in (
-        Task("CIFAR10", "cifar10", "cifar-10-batches-py", 10, (50000, 10000), parts=_CIFAR),
-        Task("CIFAR100", "cifar100", "cifar-100-python", 100, (50000, 10000), parts=_CIFAR),
-        Task(
-            "Caltech101", "caltech101", "caltech101", 101, (3030, 5647),
-            per_class=True, drawn=(30, None),
-        ),
-        Task(
-            "OxfordIIITPet", "pets", "oxford-iiit-pet", 37, (3680, 3669),
-            contexts="imagenet", per_class=True, parts=_split("trainval", "test"),
-        ),
-        Task(
-            "Flowers102", "flowers", "flowers-102", 102, (2040, 6149),
-            contexts="imagenet", per_class=True, parts=_split("train val", "test"),
-        ),
-        Task(
-            "Food101", "food101", "food-101", 101, (75750, 25250),
-            contexts="imagenet", parts=_split("train", "test"),
-        ),
-        Task(
-            "StanfordCars", "cars", "stanford_cars", 196, (8144, 8041),
-            parts=_split("train", "test"),
-            by_hand="put cars_train, cars_test, devkit and cars_test_annos_withlabels.mat there",
-        ),
-        Task(
-            "FGVCAircraft", "aircraft", "fgvc-aircraft-2013b", 100, (6667, 3333),
-            per_class=True, parts=_split("trainval", "test", annotation_level="variant"),
-        ),
-        Task("SUN397", "sun397", "SUN397", 397, (19850, 19850), drawn=(50, 50)),
-        Task(
-            "DTD", "dtd", "dtd", 47, (3760, 1880), parts=_split("train val", "test", partition=1)
-        ),
-        Task("EuroSAT", "eurosat", "eurosat", 10, (10000, 5000), drawn=(1000, 500)),
-    )
-}  # fmt: skip
+_FACTS = json.loads((ASSETS / "suites" / "tasks.json").read_text(encoding="utf-8"))
+TASKS = {facts["name"]: Task(**facts) for facts in _FACTS["tasks"]}
+ZERO_SHOT_SOURCE: str = _FACTS["zero_shot_source"]
 
 
 class Pictures:
@@ -187,7 +147,7 @@ def download(name: str, data_dir: Path) -> verifying.Report:
     if task.by_hand:
         raise CarftError(f"{task.name}: {task.remedy} (in {data_dir / task.folder})")
     try:
-        for part in task.parts[0] + task.parts[1]:
+        for part in (*task.parts[0], *task.parts[1]):
             _made(task, data_dir, part, download=True)
     except Exception as error:  # sockets', archives', the disk's
         raise CarftError(
@@ -217,17 +177,14 @@ def _samples(found: Any) -> Iterable[tuple[Any, int]]:
 
 def _drawn(task: Task, samples: Sequence[tuple[Any, int]], train: bool) -> list[tuple[Any, int]]:
     """The pictures of each class that a fixed draw gives to the split, class by class."""
-    assert task.drawn is not None
-    trained, tested = task.drawn
+    trained, tested = task.drawn or ()
     generator = np.random.RandomState(0)
-    by_label: dict[int, list[tuple[Any, int]]] = {}
+    of_label: dict[int, list[tuple[Any, int]]] = {}
     for sample in samples:
-        by_label.setdefault(sample[1], []).append(sample)
+        of_label.setdefault(sample[1], []).append(sample)
     found = []
-    for label in sorted(by_label):
-        own = by_label[label]
+    for _, own in sorted(of_label.items()):
         order = generator.permutation(len(own)).tolist()
-        end = len(own) if tested is None else trained + tested
-        chosen = order[:trained] if train else order[trained:end]
+        chosen = order[:trained] if train else order[trained:][:tested]
         found += [own[place] for place in sorted(chosen)]
     return found
