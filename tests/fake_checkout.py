@@ -134,6 +134,9 @@ class CLIPZeroShot(Algorithm):
     "plugin/emoji_styles.py": """
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
+
+class EmojiShift:
+    ENVIRONMENTS = ["a"]
 """,
     "plugin/provided.py": """
 class DTD:

@@ -26,7 +26,8 @@ ALGORITHMS = (
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 # Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
-SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
+EMBEDDED = ("EmojiStyles", "EmojiShift")
+SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 Context = tuple[str, str]  # algorithm, data set
 Draw = Callable[[np.random.RandomState, Context], Any]
@@ -202,7 +203,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("batch_size", _small(16, 32), *_count(1), _draw_batch_size),
     Hparam("lr_schedule", _always("cosine"), *_one_of("cosine", "constant")),
     Hparam("warmup_steps", _always(0), *_count(0)),
-    Hparam("total_steps", lambda context: 101 if context[1] == "EmojiStyles" else 5001, *_count(1)),
+    Hparam("total_steps", lambda context: 101 if context[1] in EMBEDDED else 5001, *_count(1)),
     Hparam("grad_clip", _always(1.0), _number, "a number >= 0 (0 is off)"),
     Hparam("amp", _always("auto"), *_one_of("auto", "off", "bf16")),
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),

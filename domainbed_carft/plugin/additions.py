@@ -127,9 +127,9 @@ def wrap_image_folders(module: ModuleType) -> None:
 
 
 def add_datasets(module: ModuleType) -> None:
-    """Put our data sets into `domainbed.datasets` and its lookup, and the embedded one in its list.
+    """Put our data sets into `domainbed.datasets` and its lookup, and EmojiStyles into its list.
 
-    A sweep without `--datasets` runs all in the list, and the tasks have data to be found first.
+    A sweep without `--datasets` leaves out each environment of those in it; the others have one.
     """
     from domainbed_carft.plugin import emoji_styles, provided
 
@@ -137,7 +137,10 @@ def add_datasets(module: ModuleType) -> None:
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
     added: dict[str, Any] = {}
     embedded = {"EmojiStyles": emoji_styles.EmojiStyles}
-    for listing, classes in (("DATASETS", embedded), ("", provided.TASKS)):
+    for listing, classes in (
+        ("DATASETS", embedded),
+        ("", {**provided.TASKS, "EmojiShift": emoji_styles.EmojiShift}),
+    ):
         added |= _add_named(home, listing, {name: _hosted(home, c) for name, c in classes.items()})
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it

@@ -34,12 +34,18 @@ class EmojiStyles(Provided):
     INPUT_SHAPE = (3, SIZE, SIZE)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        folder = emoji.unpacked()
+        folder = emoji.environments(type(self).__name__)
         found = [ImageFolder(str(folder / name), loader=_picture) for name in self.ENVIRONMENTS]
         return found, verify.examine(type(self).__name__, folder)
 
     def size(self, hparams: dict[str, Any] | None) -> int:
         return SIZE if hparams and "clip_backbone" in hparams else self.HOSTS_SIZE
+
+
+class EmojiShift(EmojiStyles):
+    """One style, of two thirds of the things: the training set of the suite EmojiShift."""
+
+    ENVIRONMENTS = [emoji.TRAINED_STYLE]
 
 
 @functools.cache

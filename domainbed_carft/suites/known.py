@@ -8,11 +8,12 @@ from collections.abc import Callable
 from domainbed_carft import text
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError
-from domainbed_carft.suites import imagenet, tasks
+from domainbed_carft.suites import emoji_shift, imagenet, tasks
 from domainbed_carft.suites.sets import Suite
 
 SUITES: dict[str, Callable[[], Suite]] = {
     "imagenet": imagenet.suite,
+    "EmojiShift": emoji_shift.suite,
     **{name: functools.partial(tasks.suite, name) for name in TASKS},
 }
 

@@ -127,7 +127,7 @@ def measured(job: Job, facts: Dataset) -> float:
     classes = (
         tasks.TASKS[name].classes if name in tasks.TASKS else len(benchmarks.get(name).classes)
     )
-    size = 48 if name == "EmojiStyles" and algorithm in ours.ALGORITHMS else 224
+    size = 48 if name in ours.EMBEDDED and algorithm in ours.ALGORITHMS else 224
     batch_size = int(values["batch_size"])
     domains = len(facts.labels) - len(job.args["test_envs"])
     made = names.algorithm_class(algorithm)((3, size, size), classes, domains, values).to(device)
