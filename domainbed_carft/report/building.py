@@ -23,6 +23,7 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import figures, frames, writing
+from domainbed_carft.report.looks import Looks, looks_of
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import document, paired, published, selection, tables
 from domainbed_carft.results.document import Grid
@@ -85,7 +86,7 @@ def build(
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    looks, name = figures.looks(algorithms), _names()
+    looks, name = looks_of(algorithms), _names()
     return {
         "title": f"{', '.join(tables.labels(runs))}: {left_out} left out",
         "method": selection.METHODS[method].title,
@@ -167,7 +168,7 @@ def _names() -> Callable[..., str]:
 
 
 def _section(
-    table: Table, runs: Sequence[Run], setting: str, looks: figures.Looks,
+    table: Table, runs: Sequence[Run], setting: str, looks: Looks,
     name: Callable[..., str], show: Callable[..., dict[str, Any]] | None,
 ) -> dict[str, Any]:  # fmt: skip
     dataset, identity = table.dataset, name("data", table.dataset)
@@ -190,7 +191,7 @@ def _section(
 
 
 def _drawn(
-    table: Table, runs: Sequence[Run], looks: figures.Looks, name: Callable[..., str]
+    table: Table, runs: Sequence[Run], looks: Looks, name: Callable[..., str]
 ) -> dict[str, Sequence[figures.Figure | None]]:
     """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting."""
     dataset, rows = table.dataset, frames.checkpoints(runs, table.method)
