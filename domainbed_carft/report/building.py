@@ -25,7 +25,7 @@ from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import figures, frames, writing
 from domainbed_carft.report.looks import Looks, looks_of
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import document, paired, published, selection, tables
+from domainbed_carft.results import document, paired, published, selection, suites, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.text import shown
@@ -85,6 +85,7 @@ def build(
             differences = paired.compare(groups, [method], *pair)
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
+    scores = [row for group in groups for row in suites.scores(group)]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     looks, name = looks_of(algorithms), _names()
     return {
@@ -95,15 +96,17 @@ def build(
             for group, own in zip(groups, built)
             for table in own
             if table.method == method and not table.averages
-        ],
+        ]
+        + [_suite(rows, looks, name) for rows in suites.tabled(scores)],
         "averages": [document.grid(table) for table in averages if len(table.columns) > 1],
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
             published.grid([one for one in found if one.selection == method], remarks)
             for found, remarks in compared
-        ],
+        ]
+        + suites.beside(scores),
         "captions": {
-            "tables": document.CAPTION,
+            "tables": (*document.CAPTION, *([suites.CAPTION] if scores else [])),
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },
@@ -188,6 +191,14 @@ def _section(
         "best": (printed == printed.max()).to_numpy().tolist(),
         "parts": [*parts, show(table, runs)] if show else parts,
     }
+
+
+def _suite(rows: Sequence[suites.Scores], looks: Looks, name: Callable[..., str]) -> dict[str, Any]:
+    """The section of a suite: its table, and where it has shifts, the picture."""
+    table, identity = suites.grid(rows), name("suite", rows[0].suite)
+    drawn = figures.suite(table.title, identity, suites.points(rows), looks)
+    parts = [{"kind": "suite", "figures": [drawn], "targets": ()}] if drawn else []
+    return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
 
 
 def _drawn(

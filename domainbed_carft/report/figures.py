@@ -196,6 +196,49 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     return _saved(canvas, title, name, alt)
 
 
+@matplotlib.rc_context(_STYLE)
+def suite(
+    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], looks: Looks
+) -> Figure | None:
+    """Accuracy in distribution against the mean of the shifts, as in WiSE-FT's paper.
+
+    ``points``: algorithm, alpha or None, and both in percent. From the zero-shot CLIP a straight
+    line leads to each run, and WiSE-FT's curve if there are its points. None without points.
+    """
+    ends = {algorithm: (x, y) for algorithm, alpha, x, y in points if alpha is None}
+    present = [algorithm for algorithm in looks if algorithm in ends]
+    if not present:
+        return None
+
+    canvas = _canvas(3.4 + _legend_height(present))
+    axes = canvas.subplots()
+    originals = [(x, y) for _, alpha, x, y in points if alpha == 0]
+    start = ends.get("CLIPZeroShot", originals[0] if originals else None)
+    handles = {}
+    for one in present:
+        look = looks[one]
+        curve = sorted(
+            (alpha, x, y) for own, alpha, x, y in points if own == one and alpha is not None
+        )
+        if curve:
+            _, *places = zip(*curve)
+            axes.plot(*places, color=look.colour, lw=1.4, marker=".", ms=5, zorder=2)
+        if start and one != "CLIPZeroShot":
+            axes.plot(*zip(start, ends[one]), color=look.colour, lw=1, ls=(0, (1, 2)), zorder=1)
+        (handles[one],) = axes.plot(
+            *([value] for value in ends[one]), ls="", ms=6.8, **look.mark,
+            mew=1.4 if look.hollow else 0.8, zorder=3,
+        )  # fmt: skip
+    axes.margins(0.1)
+    axes.set(xlabel="accuracy in distribution (%)", ylabel="mean accuracy of the shifts (%)")
+    _legend(canvas, handles, handlelength=1.2)
+    alt = (
+        "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
+        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(present)}."
+    )
+    return _saved(canvas, title, name, alt)
+
+
 def _columns(names: Sequence[str]) -> int:
     """Of a legend: two if its names fit side by side. It is filled column after column."""
     first = (len(names) + 1) // 2
