@@ -134,6 +134,15 @@ class CLIPZeroShot(Algorithm):
     "plugin/emoji_styles.py": """
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
+
+class EmojiShift:
+    ENVIRONMENTS = ["a"]
+""",
+    "plugin/provided.py": """
+class DTD:
+    ENVIRONMENTS = ["train"]
+
+TASKS = {"DTD": DTD}
 """,
     "clips/__init__.py": "",
     "clips/pictures.py": """

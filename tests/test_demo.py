@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import report_page
@@ -9,6 +10,7 @@ import report_page
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin.emoji_styles import EmojiStyles
+from domainbed_carft.suites import known, records
 from domainbed_carft.sweep import sources
 
 SMALL = """
@@ -18,6 +20,14 @@ algorithms: [CLIPZeroShot, CARFT]
 trials: 1
 steps: 2
 test_environments: [line, noto]
+"""
+
+SHIFT = """
+name: shift
+datasets: [EmojiShift]
+algorithms: [CLIPZeroShot, CARFT]
+trials: 1
+steps: 2
 """
 
 
@@ -78,3 +88,32 @@ def test_the_declared_demo_is_what_the_readme_shows():
     declaration = sources.load("demo")
     assert declaration.algorithms == ["CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT"]
     assert declaration.steps_of("EmojiStyles") == EmojiStyles.N_STEPS
+
+
+def test_the_demo_of_a_suite_shows_both_accuracies_and_the_curve(tmp_path, monkeypatch, capsys):
+    whole = known.get("EmojiShift")
+    few = replace(whole, sets=(whole.sets[0], whole.sets[2]))  # for time
+    monkeypatch.setitem(known.SUITES, "EmojiShift", lambda: few)
+    declared = tmp_path / "small.yaml"
+    declared.write_text(SHIFT)
+    demo.run_suite(tmp_path / "out", declared=declared)
+    said = capsys.readouterr().out
+    assert (tmp_path / "out" / "results.txt").read_text() in said
+    lines = {}
+    for folder in (tmp_path / "out" / "sweep").glob("*/"):
+        for one in records.read(folder):
+            lines[one["algorithm"], one["wise_ft_alpha"]] = one
+    assert len(lines) == 1 + 1 + 5
+    assert lines["CARFT", 1.0]["sets"] == lines["CARFT", None]["sets"]
+    assert (
+        lines["CARFT", 0.0]["sets"]["line"]["right"]
+        == (lines["CLIPZeroShot", None]["sets"]["line"]["right"])
+    )
+    for label, key in (("CARFT ", None), ("CARFT, alpha 0.5 ", 0.5)):
+        (row,) = (line for line in said.splitlines() if line.startswith(label))
+        one = lines["CARFT", key]
+        for share in (one["sets"]["noto"]["accuracy"], one["mean"]):
+            assert f"{100 * share:.1f} +/- 0.0 (1)" in row
+    assert (tmp_path / "out" / "report" / "figures" / "suite-EmojiShift.png").exists()
+    assert (tmp_path / "out" / "suites" / "CARFT-0" / "wise-ft" / "wise_ft.json").exists()
+    demo.run_suite(tmp_path / "out", declared=declared)  # with nothing left to train

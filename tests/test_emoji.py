@@ -1,13 +1,17 @@
 """EmojiStyles as DomainBed sees it, and its unpacking."""
 
+import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
+import pytest
 import torch
 
-from domainbed_carft.data import emoji
-from domainbed_carft.method import prompts
+from domainbed_carft import cli
+from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.data import emoji, listing
+from domainbed_carft.method import objective, prompts
 from domainbed_carft.plugin import emoji_styles
 
 HPARAMS = {
@@ -64,3 +68,45 @@ def test_jobs_that_start_at_once_all_find_the_whole_folder(tmp_path, monkeypatch
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert found == expected
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no left-overs
+
+
+def test_the_shift_divides_the_things_of_one_style():
+    sides = [emoji.shift() / side / "noto" for side in ("train", "test")]
+    trained, tested = ({f"{p.parent.name}/{p.name}" for p in at.glob("*/*")} for at in sides)
+    whole = {f"{p.parent.name}/{p.name}" for p in emoji.unpacked().glob("noto/*/*")}
+    assert trained | tested == whole and not trained & tested
+    assert {thing.split("/")[0] for thing in tested} == {thing.split("/")[0] for thing in whole}
+    dataset = emoji_styles.EmojiShift(None, (), dict(HPARAMS))
+    assert len(dataset) == 1 and len(dataset[0]) == len(trained) > 2 * len(tested) - 10
+    assert dataset.data_edition == "verified: of the package"
+
+
+def test_the_suite_scores_some_classes_and_unions(capsys):
+    asked = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
+    assert cli.main(asked) == 0
+    document = json.loads(capsys.readouterr().out)
+    clip = backbone.load("tiny")
+    classes = sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
+    words = prompts.prompts(prompts.contexts("emoji"), classes)
+    weights = objective.zero_shot_weights(backbone.text_features(clip, words)).classes
+    people, made = {"face", "hand", "person"}, {"building", "clothing", "tool", "vehicle"}
+    union = {name: "people" for name in people} | {name: "made" for name in made}
+    union |= {"animal": "living", "plant": "living", "food": "food"}
+    same = {name: name for name in classes}
+    some = {name: name for name in classes if name not in people}
+    means = []
+    for style, known in {"noto": same, "fluent3d": same, "line": some, "twemoji": union}.items():
+        right = []
+        root = emoji.shift() / "test" if style == "noto" else emoji.unpacked()
+        for path in sorted((root / style).glob("*/*")):
+            if path.parent.name in known:
+                x = pictures.transform("clip", 48, False)(listing.open_picture(path))
+                with torch.no_grad():
+                    found = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
+                best = max(known, key=lambda name: found[classes.index(name)])
+                right.append(known[best] == known[path.parent.name])
+        one = document["sets"][style]
+        assert one["complete"] and one["n"] == len(right), style
+        assert abs(one["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow
+        means.append(sum(right) / len(right))
+    assert document["mean"] == pytest.approx(sum(means[1:]) / 3, abs=0.02)

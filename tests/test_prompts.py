@@ -21,12 +21,12 @@ def test_the_best_seven_are_open_clips():
     assert prompts.contexts("imagenet7") == theirs
 
 
-# Of openai/CLIP's data/prompts.md: templates and classes, the first and the last of each; pets and
-# EuroSAT in torchvision's order of labels, the others in that file's.
+# Of openai/CLIP's data/prompts.md: templates and classes, the first and the last of each, in
+# torchvision's order of labels (which leaves out Caltech101's "background").
 OPENAI = {
     "imagenet": (80, 1000, "tench", "toilet paper"),
     "aircraft": (2, 100, "707-320", "Yak-42"),
-    "caltech101": (34, 102, "background", "yin and yang symbol"),
+    "caltech101": (34, 101, "off-center face", "yin and yang symbol"),
     "cars": (8, 196, "AM General Hummer SUV 2000", "smart fortwo Convertible 2012"),
     "cifar10": (18, 10, "airplane", "truck"),
     "cifar100": (18, 100, "apple", "worm"),

@@ -5,6 +5,7 @@ import pytest
 
 from domainbed_carft.method import hparams
 from domainbed_carft.report import figures
+from domainbed_carft.report.looks import looks_of
 from domainbed_carft.results import tables
 from domainbed_carft.results.tables import Cell, Row, Table
 
@@ -21,7 +22,7 @@ def luminance(colour):
 
 def test_twenty_algorithms_differ_in_more_than_colour():
     assert set(tables.OURS) == set(hparams.ALGORITHMS)
-    looks = figures.looks(MANY)
+    looks = looks_of(MANY)
     for signs in (
         [(look.marker, look.hollow) for look in looks.values()],
         [look.dash for look in looks.values()],
@@ -31,14 +32,14 @@ def test_twenty_algorithms_differ_in_more_than_colour():
     for look in looks.values():
         assert 1.05 / (luminance(look.colour) + 0.05) >= 3, look
     # Whatever is beside it, an algorithm keeps its look.
-    assert figures.looks(["CLIPood"])["CLIPood"] == looks["CLIPood"]
+    assert looks_of(["CLIPood"])["CLIPood"] == looks["CLIPood"]
 
 
 def test_each_environments_bars_are_a_figure_if_there_are_many():
     names = lambda *words: "-".join(words)  # noqa: E731
     rows = [Row(name, [Cell(50.0, 1.0, 2)] * 2, 50.0) for name in MANY]
     table = Table("", "oracle", "PACS", ["A", "C"], rows, [])
-    looks = figures.looks(MANY)
+    looks = looks_of(MANY)
     (few,) = figures.bars(table._replace(rows=rows[:6]), looks, names)
     assert (few.title, few.name) == ("PACS", "PACS-accuracy")
     many = figures.bars(table, looks, names)
@@ -67,7 +68,7 @@ def test_a_legend_stays_within_its_figure():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(figures, "_saved", saved)
             panels = {"in_domain": ("in-domain", 100)}
-            figures.curves("title", "name", rows, panels, figures.looks(names))
+            figures.curves("title", "name", rows, panels, looks_of(names))
         legend, canvas = drawn["legend"], drawn["canvas"]
         assert legend.x0 >= 0 and legend.x1 <= canvas.x1 and legend.height < canvas.height / 2
 
@@ -75,7 +76,7 @@ def test_a_legend_stays_within_its_figure():
 def drawn(label="$x_1$ & <b>"):
     rows = [Row(name, [Cell(50.0, 1.0, 2)], 50.0) for name in MANY[:4]]
     table = Table("", "oracle", "PACS", [label], rows, [])
-    (figure,) = figures.bars(table, figures.looks(MANY), lambda *words: "name")
+    (figure,) = figures.bars(table, looks_of(MANY), lambda *words: "name")
     return figure
 
 

@@ -172,7 +172,7 @@ def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     seen = []
     whole = openai_models.tokenize
     monkeypatch.setattr(openai_models, "tokenize", lambda m, t: seen.extend(t) or whole(m, t))
-    monkeypatch.setattr(prompts, "contexts", lambda spec: ["{}"])
+    monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
     on_suites.zero_shot(known.get("imagenet"), "tiny", torch.device("cpu"))
     assert tuple(seen) == known.get("imagenet").classes and "T-shirt" in seen
 

@@ -198,7 +198,7 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
         (["--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
         (["demo"], "got demo and --algorithms --datasets; expected a sweep (a file, or one of "),
         (["--measure"], "--measure needs --dry_run"),
-        ([], "PACS is missing: expected the folder nowhere/PACS with one sub-folder per environ"),
+        ([], "PACS is missing: expected its folder nowhere/PACS; is --data_dir nowhere right"),
     ],
 )  # fmt: skip
 def test_flags_are_checked_before_any_folder_is_made(flags, told, tmp_path, monkeypatch, capsys):

@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         "--output_dir", type=Path, default=Path("demo_output"),
         help="folder for jobs, table and report (default: demo_output)",
     )  # fmt: skip
+    demo.add_argument(
+        "--suite", action="store_true",
+        help="train on one style instead, and test on whole test sets in four: accuracy in "
+        "distribution against the shifts, with WiSE-FT's curve",
+    )  # fmt: skip
     demo.add_argument("--trials", type=int, default=1, help="trials per cell (default: 1)")
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser(
@@ -88,7 +93,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     if arguments.trials < 1:
         raise CarftError(f"--trials is {arguments.trials}, expected at least 1")
-    demo.run(arguments.output_dir, arguments.trials)
+    run = demo.run_suite if arguments.suite else demo.run
+    run(arguments.output_dir, arguments.trials)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

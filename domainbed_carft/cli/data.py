@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,15 @@ def add_to(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.data import benchmarks
+    from domainbed_carft.data import benchmarks, tasks
     from domainbed_carft.suites import imagenet
 
     known = benchmarks.BENCHMARKS.values()
     suite = {one.name: one for one in imagenet.suite().sets}
     if arguments.json:
         of_suite = [{**fact, "suite": "imagenet"} for fact in imagenet.facts().values()]
-        print(json.dumps([*map(asdict, known), *of_suite], indent=2))
+        of_tasks = map(asdict, tasks.TASKS.values())
+        print(json.dumps([*map(asdict, known), *of_tasks, *of_suite], indent=2))
         return
     head = ("name", "folder", "environments", "classes", "pictures", "steps")
     rows = [
@@ -73,6 +75,17 @@ def _list(arguments: argparse.Namespace) -> None:
         )
         for one in known
     ]
+    rows += [
+        (
+            one.name,
+            one.folder,
+            f"train, {one.split}; test set",
+            str(one.classes),
+            " + ".join(f"{number:,}" for number in one.pictures),
+            "5,001",
+        )
+        for one in tasks.TASKS.values()
+    ]
     print(text.table(head, rows))
     sets = [
         (name, fact["folders"][0], str(len(suite[name].classes)), f"{fact['pictures']:,}")
@@ -84,13 +97,19 @@ def _list(arguments: argparse.Namespace) -> None:
     print("Other steps, sources, licences, citations, counts by class: carft data list --json")
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.data import verify
+def _judge(name: str) -> Callable[..., Any]:
+    """What verifies a data set of this name."""
+    from domainbed_carft.data import tasks, verify
     from domainbed_carft.suites import imagenet
 
-    judge = imagenet.verify if arguments.data in imagenet.facts() else verify.verify
+    if name in tasks.TASKS:
+        return tasks.verify
+    return imagenet.verify if name in imagenet.facts() else verify.verify
+
+
+def _verify(arguments: argparse.Namespace) -> int:
     try:
-        report = judge(arguments.data, arguments.data_dir, arguments.decode)
+        report = _judge(arguments.data)(arguments.data, arguments.data_dir, arguments.decode)
     except CarftError as error:
         print(f"carft: {text.shown(str(error))}", file=sys.stderr)
         if arguments.json:
@@ -102,12 +121,14 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _download(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.data import download
+    from domainbed_carft.data import download, tasks
     from domainbed_carft.suites import imagenet
 
     where = arguments.data, arguments.data_dir
     if arguments.data in imagenet.facts():
         report = imagenet.download(*where)
+    elif arguments.data in tasks.TASKS:
+        report = tasks.download(*where)
     else:
         report = download.download(*where, accept_different=arguments.accept_different)
     print(report.as_text())

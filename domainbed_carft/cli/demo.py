@@ -1,15 +1,22 @@
-"""The demo: the sweep that ``sweeps/demo.yaml`` declares, run on this machine, table and report."""
+"""The demos: a sweep that ``sweeps/`` declares, run on this machine, table and report."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
+from domainbed_carft.results import collection, formats, suites
+from domainbed_carft.results.document import Document
 from domainbed_carft.sweep import launch, sources
+from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
@@ -20,22 +27,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
 
     ``declared`` is a sweep of EmojiStyles; ``trials`` replaces its number of trials.
     """
-    declaration = sources.load(declared)
-    if trials:
-        declaration = declaration.model_copy(update={"trials": trials})
-    (dataset,) = declaration.datasets
-    folder = output / "sweep"
-    print(
-        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps_of(dataset)} steps "
-        f"on {dataset} with one environment left out"
-    )
-    writing.require_place(output / "report")
-    if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
-        raise CarftError(
-            f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
-            f"{left[0].job.folder}: {left[0].detail}\nFix the cause, run `carft sweep retry "
-            f"{folder}` if jobs failed, then rerun this command"
-        )
+    folder = _trained(_declared(declared, trials), output, "with one environment left out")
     words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -47,6 +39,67 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "
         "jobs with two test environments, which the demo does not run.\n"
     )
+    _report(output, folder)
+
+
+def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
+    """The same, tested on the suite of the data set's name, also with WiSE-FT's weights between.
+
+    ``declared`` is a sweep of one data set that has a suite without a data folder.
+    """
+    from domainbed_carft.runs import on_suites, wise_ft  # which load torch
+
+    declaration = _declared(declared, trials)
+    (suite,) = declaration.datasets
+    folder = _trained(declaration, output, "and tested on other styles")
+    asked: dict[str, Any] = dict.fromkeys(["which", "data_dir", "device", "clip"])
+    asked |= {"suite": suite, "batch_size": 64, "workers": 0, "json": False}
+    mixes = {"original": None, "alphas": [0.0, 0.25, 0.5, 0.75, 1.0], "save": ["none"]}
+    for job in declaration.jobs(DATA_DIR, folder):
+        place = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
+        place.mkdir(parents=True, exist_ok=True)
+        given = argparse.Namespace(**asked, path=job.folder, output=place / "accuracies.txt")
+        on_suites.run(given)
+        mixed = place / "wise-ft"
+        if job.key.algorithm != "CLIPZeroShot" and not (mixed / wise_ft.TABLE).exists():
+            with contextlib.redirect_stdout(io.StringIO()):
+                wise_ft.run(argparse.Namespace(**{**vars(given), **mixes, "output": mixed}))
+    rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
+    (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
+    table = Document("", [suites.CAPTION], [suites.grid(ends)], {}, [])
+    text = formats.FORMATS["text"](table)
+    (output / "results.txt").write_text(text, encoding="utf-8")
+    print(text)
+    print(
+        "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
+    )
+    _report(output, folder)
+
+
+def _declared(declared: str | Path, trials: int | None) -> Declaration:
+    declaration = sources.load(declared)
+    return declaration.model_copy(update={"trials": trials}) if trials else declaration
+
+
+def _trained(declaration: Declaration, output: Path, how: str) -> Path:
+    """The folder of the sweep, with all of its jobs done."""
+    (dataset,) = declaration.datasets
+    folder = output / "sweep"
+    print(
+        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps_of(dataset)} steps "
+        f"on {dataset} {how}"
+    )
+    writing.require_place(output / "report")
+    if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
+        raise CarftError(
+            f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
+            f"{left[0].job.folder}: {left[0].detail}\nFix the cause, run `carft sweep retry "
+            f"{folder}` if jobs failed, then rerun this command"
+        )
+    return folder
+
+
+def _report(output: Path, folder: Path) -> None:
     report = writing.write(output / "report", building.build([folder]))
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")

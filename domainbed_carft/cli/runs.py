@@ -74,7 +74,7 @@ def add_to(commands: Any) -> None:
     evaluate.add_argument(
         "--json", action="store_true", help="print everything as JSON, for scripts"
     )
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_runner("on_suites"))
 
     predict = commands.add_parser(
         "predict", parents=[run, loading, output],
@@ -155,11 +155,6 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def _evaluate(arguments: argparse.Namespace) -> int | None:
-    by_splits = arguments.path and not (arguments.suite or arguments.clip)
-    return _runner("evaluate" if by_splits else "on_suites")(arguments)
 
 
 def _runner(module: str) -> Callable[[argparse.Namespace], int | None]:

@@ -1,40 +1,89 @@
-"""Where the embedded benchmark's pictures are: unpacked from the package on first use."""
+"""Where the embedded pictures are: unpacked from the package on first use, divided for EmojiShift.
+
+EmojiStyles is all of them. EmojiShift has one style, two thirds of its things to train on, and the
+others to test on; the three other styles are its shifted test sets.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+
+import numpy as np
 
 from domainbed_carft import files
 from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 
 ARCHIVE = "emoji_styles.zip"
+SHIFT = "EmojiShift"
+TRAINED_STYLE = "noto"
+TRAINED_SHARE = 2 / 3  # of the things of each class
+
+
+def environments(name: str) -> Path:
+    """The folder environment/class/picture.png of an embedded data set. Raises as ``unpacked``."""
+    return shift() / "train" if name == SHIFT else unpacked()
 
 
 def unpacked() -> Path:
-    """The folder domain/class/picture.png, unpacked from the package on first use.
+    """The folder style/class/picture.png, unpacked from the package on first use.
 
-    Unpacked beside its place, then renamed, so that jobs that start at once never see half of it.
     Raises CarftError where the cache folder cannot be written.
     """
     with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
-        target = files.cache_folder() / "emoji_styles" / weights.sha256(archive)[:16]
-        if target.is_dir():
-            return target
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as beside:
-                with zipfile.ZipFile(archive) as pictures:
-                    pictures.extractall(Path(beside, "pictures"))
-                os.rename(Path(beside, "pictures"), target)
-        except OSError as error:
-            if not target.is_dir():  # else another job was faster, and its copy is as good
-                raise PassingError(
-                    f"EmojiStyles cannot be unpacked to {target}: {error}; set "
-                    "DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
-                ) from error
+
+        def unpack(folder: Path) -> None:
+            with zipfile.ZipFile(archive) as pictures:
+                pictures.extractall(folder)
+
+        return _made(Path("emoji_styles", weights.sha256(archive)[:16]), unpack)
+
+
+def shift() -> Path:
+    """The folder train/noto/class/picture.png and test/noto/class/picture.png of EmojiShift.
+
+    The things of a class to train on are those that a fixed draw gives of its sorted names. Raises
+    as ``unpacked``.
+    """
+    styles = unpacked()
+
+    def divide(folder: Path) -> None:
+        generator = np.random.RandomState(0)
+        for of_class in sorted((styles / TRAINED_STYLE).iterdir()):
+            pictures = sorted(of_class.iterdir())
+            order = generator.permutation(len(pictures)).tolist()
+            for rank, place in enumerate(order):
+                side = "train" if rank < TRAINED_SHARE * len(order) else "test"
+                target = folder / side / TRAINED_STYLE / of_class.name
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy(pictures[place], target)
+
+    return _made(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
+
+
+def _made(place: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder in the cache, filled if it is not there.
+
+    Beside its place, then renamed, so that jobs that start at once never see half of it.
+    """
+    target = files.cache_folder() / place
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as beside:
+            fill(Path(beside, "pictures"))
+            os.rename(Path(beside, "pictures"), target)
+    except OSError as error:
+        if not target.is_dir():  # else another job was faster, and its copy is as good
+            raise PassingError(
+                f"the embedded pictures cannot be unpacked to {target}: {error}; set "
+                "DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
+            ) from error
     return target

@@ -114,7 +114,7 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
         raise CarftError(f"no such folder, and {unknown}")
     folder = benchmarks.get(name_or_path).folder
     if not folder:
-        return examine(name_or_path, emoji.unpacked(), decode)
+        return examine(name_or_path, emoji.environments(name_or_path), decode)
     if data_dir is None:
         raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
     if not os.path.isdir(data_dir / folder):

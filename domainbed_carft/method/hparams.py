@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.jobs.job import seed_hash
 
 ALGORITHMS = (
@@ -25,7 +26,8 @@ ALGORITHMS = (
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 # Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
-SMALL_DATASETS = ("EmojiStyles", "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
+EMBEDDED = ("EmojiStyles", "EmojiShift")
+SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 Context = tuple[str, str]  # algorithm, data set
 Draw = Callable[[np.random.RandomState, Context], Any]
@@ -85,6 +87,14 @@ def _always(value: Any) -> Callable[[Context], Any]:
 
 def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
     return lambda context: small if context[1] in SMALL_DATASETS else otherwise
+
+
+def _words_of(context: Context) -> tuple[str, str]:
+    """The class names and the contexts of a data set."""
+    task = TASKS.get(context[1])
+    if task is None:
+        return f"dataset:{context[1]}", _small("emoji", "imagenet")(context)
+    return task.words, task.contexts or task.words
 
 
 def _of(name: str, own: Any, otherwise: Any) -> Callable[[Context], Any]:
@@ -155,7 +165,7 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     Hparam(
         "contexts",
-        _small("emoji", "imagenet"),
+        lambda context: _words_of(context)[1],
         *_words(
             "a shipped list ('imagenet', 'imagenet7', ...), 'domains', a text file, or a list of "
             "templates"
@@ -163,13 +173,17 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     Hparam(
         "class_names",
-        lambda context: f"dataset:{context[1]}",
+        lambda context: _words_of(context)[0],
         *_words(
             "'dataset:NAME', a shipped list ('cifar10', ...), the path of a text file with one "
             "name per line, or a list"
         ),
     ),
-    Hparam("protocol", _always("domainbed"), *_one_of("domainbed", "clip", "host")),
+    Hparam(
+        "protocol",
+        lambda context: "clip" if context[1] in TASKS else "domainbed",
+        *_one_of("domainbed", "clip", "host"),
+    ),
     Hparam("prompts_digest", _always(""), *_FILLED_IN),
     Hparam("clip_digest", _always(""), *_FILLED_IN),
     Hparam("clip_revision", _always(""), *_FILLED_IN),
@@ -189,7 +203,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("batch_size", _small(16, 32), *_count(1), _draw_batch_size),
     Hparam("lr_schedule", _always("cosine"), *_one_of("cosine", "constant")),
     Hparam("warmup_steps", _always(0), *_count(0)),
-    Hparam("total_steps", lambda context: 101 if context[1] == "EmojiStyles" else 5001, *_count(1)),
+    Hparam("total_steps", lambda context: 101 if context[1] in EMBEDDED else 5001, *_count(1)),
     Hparam("grad_clip", _always(1.0), _number, "a number >= 0 (0 is off)"),
     Hparam("amp", _always("auto"), *_one_of("auto", "off", "bf16")),
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),

@@ -43,21 +43,21 @@ BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
 DATASET_PREFIX = "dataset:"
 
 
-def contexts(spec: str | Sequence[str]) -> list[str]:
+def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
     """The context templates that ``spec`` stands for.
 
     ``spec``: the name of a shipped list (CONTEXT_LISTS), the path of a text file with a template a
     line, or the templates themselves. Empty lines are skipped.
 
     Raises CarftError, naming a template, unless each has exactly one ``{}``, all differ, and there
-    are at least two.
+    are at least two, or as many as ``least`` says where nothing is to be trained.
     """
     lists = ", ".join((*DOMAIN_LISTS, *CONTEXT_LISTS))
     kinds = f"a shipped list ({lists}), or a list like ['a sketch of {{}}']"
     found = _listed("contexts", spec, CONTEXT_LISTS, kinds)
     wrong = [template for template in found if template.count("{}") != 1]
     wrong += [template for template in dict.fromkeys(found) if found.count(template) > 1]
-    if wrong or len(found) < 2:
+    if wrong or len(found) < least:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
         such = f", such as {wrong[0]!r}" if wrong else ""
         raise CarftError(

@@ -126,25 +126,36 @@ def wrap_image_folders(module: ModuleType) -> None:
             _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__))
 
 
-def add_emoji_styles(module: ModuleType) -> None:
-    """Put the embedded benchmark into `domainbed.datasets`, its list and its lookup."""
-    from domainbed_carft.plugin import emoji_styles
+def add_datasets(module: ModuleType) -> None:
+    """Put our data sets into `domainbed.datasets` and its lookup, and EmojiStyles into its list.
+
+    A sweep without `--datasets` leaves out each environment of those in it; the others have one.
+    """
+    from domainbed_carft.plugin import emoji_styles, provided
 
     # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
-    if _JOURNAL.owns(home, "EmojiStyles"):
-        ours = home.EmojiStyles
-    else:
-        # A class of the host's module, with what its data sets have behind ours.
-        bases = (emoji_styles.EmojiStyles, getattr(home, "MultipleDomainDataset", object))
-        ours = type(
-            "EmojiStyles", bases, {"__module__": home.__name__, "__doc__": bases[0].__doc__}
-        )
-    added = _add_named(home, "DATASETS", {"EmojiStyles": ours})
+    added: dict[str, Any] = {}
+    embedded = {"EmojiStyles": emoji_styles.EmojiStyles}
+    for listing, classes in (
+        ("DATASETS", embedded),
+        ("", {**provided.TASKS, "EmojiShift": emoji_styles.EmojiShift}),
+    ):
+        added |= _add_named(home, listing, {name: _hosted(home, c) for name, c in classes.items()})
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
-    if added and isinstance(counts, dict):
-        _JOURNAL.add(counts, "EmojiStyles", len(ours.ENVIRONMENTS))
+    if isinstance(counts, dict):
+        for name, ours in added.items():
+            _JOURNAL.add(counts, name, len(ours.ENVIRONMENTS))
+
+
+def _hosted(home: ModuleType, ours: Any) -> Any:
+    """`ours` as a class of the host's module, with what its data sets have behind ours."""
+    name = ours.__name__
+    if _JOURNAL.owns(home, name):
+        return vars(home)[name]
+    bases = (ours, getattr(home, "MultipleDomainDataset", object))
+    return type(name, bases, {"__module__": home.__name__, "__doc__": ours.__doc__})
 
 
 def add_launchers(module: ModuleType) -> None:
@@ -158,7 +169,7 @@ def add_launchers(module: ModuleType) -> None:
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "domainbed.algorithms": (add_algorithms,),
     "domainbed.hparams_registry": (wrap_hparams,),
-    "domainbed.datasets": (wrap_image_folders, add_emoji_styles),
+    "domainbed.datasets": (wrap_image_folders, add_datasets),
     "domainbed.command_launchers": (add_launchers,),
 }
 
@@ -170,7 +181,7 @@ def _parts(module: ModuleType) -> list[ModuleType]:
     return [module, *inner]
 
 
-def _add_named(module: ModuleType, listing: str, classes: Mapping[str, type]) -> dict[str, type]:
+def _add_named(module: ModuleType, listing: str, classes: Mapping[str, Any]) -> dict[str, Any]:
     """Add `classes` to `module` and their names to its list or table `listing`, if it has one.
 
     Returns those added; names that the module uses for its own classes are kept.

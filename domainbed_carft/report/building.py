@@ -23,8 +23,9 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import figures, frames, writing
+from domainbed_carft.report.looks import Looks, looks_of
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import document, paired, published, selection, tables
+from domainbed_carft.results import document, paired, published, selection, suites, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.text import shown
@@ -84,8 +85,9 @@ def build(
             differences = paired.compare(groups, [method], *pair)
     known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
+    scores = [row for group in groups for row in suites.scores(group)]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    looks, name = figures.looks(algorithms), _names()
+    looks, name = looks_of(algorithms), _names()
     return {
         "title": f"{', '.join(tables.labels(runs))}: {left_out} left out",
         "method": selection.METHODS[method].title,
@@ -94,15 +96,17 @@ def build(
             for group, own in zip(groups, built)
             for table in own
             if table.method == method and not table.averages
-        ],
+        ]
+        + [_suite(rows, looks, name) for rows in suites.tabled(scores)],
         "averages": [document.grid(table) for table in averages if len(table.columns) > 1],
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
             published.grid([one for one in found if one.selection == method], remarks)
             for found, remarks in compared
-        ],
+        ]
+        + suites.beside(scores),
         "captions": {
-            "tables": document.CAPTION,
+            "tables": (*document.CAPTION, *([suites.CAPTION] if scores else [])),
             "paired": [paired.CAPTION],
             "published": published.CAPTION,
         },
@@ -167,7 +171,7 @@ def _names() -> Callable[..., str]:
 
 
 def _section(
-    table: Table, runs: Sequence[Run], setting: str, looks: figures.Looks,
+    table: Table, runs: Sequence[Run], setting: str, looks: Looks,
     name: Callable[..., str], show: Callable[..., dict[str, Any]] | None,
 ) -> dict[str, Any]:  # fmt: skip
     dataset, identity = table.dataset, name("data", table.dataset)
@@ -189,8 +193,16 @@ def _section(
     }
 
 
+def _suite(rows: Sequence[suites.Scores], looks: Looks, name: Callable[..., str]) -> dict[str, Any]:
+    """The section of a suite: its table, and where it has shifts, the picture."""
+    table, identity = suites.grid(rows), name("suite", rows[0].suite)
+    drawn = figures.suite(table.title, identity, suites.points(rows), looks)
+    parts = [{"kind": "suite", "figures": [drawn], "targets": ()}] if drawn else []
+    return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
+
+
 def _drawn(
-    table: Table, runs: Sequence[Run], looks: figures.Looks, name: Callable[..., str]
+    table: Table, runs: Sequence[Run], looks: Looks, name: Callable[..., str]
 ) -> dict[str, Sequence[figures.Figure | None]]:
     """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting."""
     dataset, rows = table.dataset, frames.checkpoints(runs, table.method)

@@ -14,61 +14,17 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from domainbed_carft.report import frames
+from domainbed_carft.report.looks import INK, PAPER, Looks
 from domainbed_carft.results.tables import Cell, Table
 from domainbed_carft.text import shown
 
-INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#d8dee4", "#ffffff"
+MUTED, GRID = "#57606a", "#d8dee4"
 
 _WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
 _DPI = 180  # of the PNG
 _ROW = 0.2  # inches a bar
 _MANY = 6  # algorithms, above which each environment has bars of its own: a page prints 9 inches
 _TWO_COLUMNS = 38  # letters of a name in each column of a legend that the width has room for
-
-
-class Look(NamedTuple):
-    """Colour is never the only distinction: markers and dashes differ, and bars have names."""
-
-    colour: str
-    marker: str
-    dash: Any
-    hollow: bool = False
-
-    @property
-    def mark(self) -> dict[str, Any]:
-        """Face and edge of a marker, as ``Axes.plot`` calls them."""
-        face, edge = (PAPER, self.colour) if self.hollow else (self.colour, INK)
-        return {"marker": self.marker, "mfc": face, "mec": edge}
-
-
-# Okabe and Ito's palette, which the colour-blind can tell apart, for CARFT and its baselines, and
-# darker colours, mostly Tol's, for the peers. All stand out by 3 to 1 on white.
-_OURS = {
-    "CLIPZeroShot": Look("#808080", "s", (0, (1, 1.2))),
-    "CLIPLinearProbe": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5))),
-    "CLIPFineTune": Look("#0072B2", "D", (0, (4, 1.5))),
-    "CLIPWiSEFT": Look("#AA4499", "X", (0, (2, 1))),
-    "CLIPLPFT": Look("#117733", "v", (0, (8, 2))),
-    "CLIPL2SP": Look("#332288", "P", (0, (3, 1, 1, 1))),
-    "CLIPFeatureDistillation": Look("#7A5C00", "<", (0, (5, 1, 1, 1, 1, 1))),
-    "LDIFS": Look("#661100", ">", (0, (1, 2.5))),
-    "LipsumFT": Look("#CC6677", "d", (0, (10, 1))),
-    "CLIPMIRO": Look(INK, "p", (0, (2, 2))),
-    "CLIPood": Look("#3A9AB8", "*", (0, (6, 3))),
-    "FLYP": Look("#882255", "h", (0, (8, 1, 2, 1)), hollow=True),
-    "CARFT": Look("#D55E00", "o", "solid"),
-}
-# Algorithms of other packages, again in turn if there are more.
-_OTHERS = (
-    Look("#57606a", "o", (0, (1, 1)), hollow=True),
-    Look("#0072B2", "s", (0, (3, 2)), hollow=True),
-    Look("#882255", "^", (0, (7, 1)), hollow=True),
-    Look("#117733", "D", (0, (4, 1, 1, 1)), hollow=True),
-    Look("#332288", "v", (0, (1, 2)), hollow=True),
-    Look("#7A5C00", "P", (0, (9, 2, 1, 2)), hollow=True),
-    Look("#AA4499", "X", (0, (5, 4)), hollow=True),
-)
-Looks = Mapping[str, Look]
 
 # Text stays text: any browser and drawing program finds its letters. The salt makes names in the
 # file the same each time.
@@ -112,15 +68,6 @@ class Figure(NamedTuple):
     def uri(self) -> str:
         """The SVG as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
-
-
-def looks(algorithms: Sequence[str]) -> dict[str, Look]:
-    """Algorithm -> its look; ours have their own, others follow in the order given."""
-    others = [name for name in algorithms if name not in _OURS]
-    return {
-        name: _OURS[name] if name in _OURS else _OTHERS[others.index(name) % len(_OTHERS)]
-        for name in algorithms
-    }
 
 
 def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
@@ -246,6 +193,49 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     _legend(canvas, handles, handlelength=1.2)
 
     alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(present)}."
+    return _saved(canvas, title, name, alt)
+
+
+@matplotlib.rc_context(_STYLE)
+def suite(
+    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], looks: Looks
+) -> Figure | None:
+    """Accuracy in distribution against the mean of the shifts, as in WiSE-FT's paper.
+
+    ``points``: algorithm, alpha or None, and both in percent. From the zero-shot CLIP a straight
+    line leads to each run, and WiSE-FT's curve if there are its points. None without points.
+    """
+    ends = {algorithm: (x, y) for algorithm, alpha, x, y in points if alpha is None}
+    present = [algorithm for algorithm in looks if algorithm in ends]
+    if not present:
+        return None
+
+    canvas = _canvas(3.4 + _legend_height(present))
+    axes = canvas.subplots()
+    originals = [(x, y) for _, alpha, x, y in points if alpha == 0]
+    start = ends.get("CLIPZeroShot", originals[0] if originals else None)
+    handles = {}
+    for one in present:
+        look = looks[one]
+        curve = sorted(
+            (alpha, x, y) for own, alpha, x, y in points if own == one and alpha is not None
+        )
+        if curve:
+            _, *places = zip(*curve)
+            axes.plot(*places, color=look.colour, lw=1.4, marker=".", ms=5, zorder=2)
+        if start and one != "CLIPZeroShot":
+            axes.plot(*zip(start, ends[one]), color=look.colour, lw=1, ls=(0, (1, 2)), zorder=1)
+        (handles[one],) = axes.plot(
+            *([value] for value in ends[one]), ls="", ms=6.8, **look.mark,
+            mew=1.4 if look.hollow else 0.8, zorder=3,
+        )  # fmt: skip
+    axes.margins(0.1)
+    axes.set(xlabel="accuracy in distribution (%)", ylabel="mean accuracy of the shifts (%)")
+    _legend(canvas, handles, handlelength=1.2)
+    alt = (
+        "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
+        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(present)}."
+    )
     return _saved(canvas, title, name, alt)
 
 

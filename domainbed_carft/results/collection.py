@@ -13,7 +13,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import Fault
-from domainbed_carft.results import document, paired, published, selection, settings, tables
+from domainbed_carft.results import document, paired, published, selection, settings, suites, tables
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.settings import Group
 
@@ -114,6 +114,10 @@ def build(
     entries = [document.table_entry(table) for table in flat]
     rows = document.cell_records(entries)
     sections: dict[str, Any] = {"tables": entries, "notes": remarks}
+    if scores := [row for group in collection.groups for row in suites.scores(group)]:
+        grids += map(suites.grid, suites.tabled(scores))
+        caption.append(suites.CAPTION)
+        sections["suites"] = [row.entry() for row in scores]
     if compare:
         rows = []
         for group, own in zip(collection.groups, built, strict=True):
@@ -121,7 +125,7 @@ def build(
             grids.append(published.grid(beside, about))
             rows += [one._asdict() for one in beside]
             remarks += about
-        grids += published.overviews(collection.compare_with)
+        grids += [*published.overviews(collection.compare_with), *suites.beside(scores)]
         caption += published.CAPTION
         figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
         sections["published"] = {"comparisons": rows, "figures": figures}

@@ -17,12 +17,11 @@ from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell, Table
 
 AVERAGE = "average"
-IMAGENET = "ImageNet"
 BACKBONE = "ViT-B/16"
 
 CAPTION = (
     f"Published: accuracy in % of CLIP {BACKBONE} with one domain left out, mean over the targets, "
-    f"or trained on {IMAGENET}, from several sources and protocols. The error is that of the mean "
+    "from several sources and protocols. The error is that of the mean "
     "over n trials, both where they were published. Selected on: what checkpoint and "
     "hyperparameters were chosen on; what was selected on the target is not comparable.",
 )
@@ -186,22 +185,14 @@ def grid(found: Sequence[Comparison], remarks: Sequence[str]) -> Grid:
     about = [] if many else [selection.METHODS[name].title for name in selections]
     setting = found[0].setting if found else ""
     title = "; ".join(filter(None, ["Beside published figures", *about, setting]))
-    return Grid(title, header, rows, [*remarks, *_sources(found)])
+    return Grid(title, header, rows, [*remarks, *sources(found)])
 
 
 def overviews(wanted: Sequence[str] = ()) -> list[Grid]:
-    """Published figures: a row a method, a column a data set; of methods in ``wanted``, if any.
-
-    Those of ImageNet and its variants have a table of their own.
-    """
+    """Published figures: a row a method, a column a data set; of methods in ``wanted``, if any."""
     shown = figures(wanted)
-    of_imagenet = [figure for figure in shown if figure.dataset.startswith(IMAGENET)]
-    left_out = [figure for figure in shown if figure not in of_imagenet]
-    titles = f"Published, CLIP {BACKBONE}", f"Published, CLIP {BACKBONE} trained on {IMAGENET}"
-    return [_overview(title, own) for title, own in zip(titles, (left_out, of_imagenet)) if own]
-
-
-def _overview(title: str, shown: Sequence[Figure]) -> Grid:
+    if not shown:
+        return []
     columns = list(dict.fromkeys(figure.dataset for figure in shown))
     methods: dict[str, list[Figure]] = {}
     for figure in shown:
@@ -211,14 +202,15 @@ def _overview(title: str, shown: Sequence[Figure]) -> Grid:
         cells = {one.dataset: _with_error(one.accuracy, one.standard_error) for one in own}
         about = [own[0].selection, str(own[0].n or "")]
         rows.append([name, *about, *(cells.get(column, "") for column in columns)])
-    return Grid(title, ["Method", "Selected on", "n", *columns], rows, _sources(shown))
+    title = f"Published, CLIP {BACKBONE}"
+    return [Grid(title, ["Method", "Selected on", "n", *columns], rows, sources(shown))]
 
 
 def _with_error(accuracy: float, error: float | None) -> str:
     return f"{accuracy:.1f}" + ("" if error is None else f" {PLUS_MINUS} {error:.1f}")
 
 
-def _sources(found: Iterable[Figure | Comparison]) -> list[str]:
+def sources(found: Iterable[Any]) -> list[str]:
     """A line a source with the methods that are from there, then such lines of the notes."""
     sources: dict[str, dict[str, None]] = {}
     notes: dict[str, dict[str, None]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,11 @@ from domainbed_carft.text import shown, table
 BINS = 15
 
 
-def run(arguments: argparse.Namespace) -> None:
+# What a run is measured on besides: facts for the document, and a text.
+Besides = Callable[[saved.TrainedRun, torch.device], tuple[dict[str, Any], str]]
+
+
+def run(arguments: argparse.Namespace, besides: Besides) -> None:
     """Evaluate and print, or write to ``--output``."""
     file = saved.weights_file(arguments.path, arguments.which)
     files.require_output(arguments.output, (file,))
@@ -31,8 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
     with torch.no_grad():
         for number, x, y in data.batches(splits, arguments.batch_size, arguments.workers):
             tallies[number].add(algorithm.predict(x.to(device)), y)
-    document = describe(opened, splits, tallies)
-    text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document)
+    facts, more = besides(opened, device)
+    document = {**describe(opened, splits, tallies), **facts}
+    text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document) + more
     with files.stream(arguments.output) as out:
         out.write(text)
 
@@ -74,6 +79,12 @@ class Tally:
             {"pictures": size, "accuracy": right / size if size else None}
             for size, right in zip(sizes, rights)
         ]
+
+    @property
+    def mean_per_class(self) -> float:
+        """The mean of the accuracies of the classes that have pictures."""
+        sizes = self.confusion.sum(axis=1)
+        return float((self.confusion.diagonal()[sizes > 0] / sizes[sizes > 0]).mean())
 
     @property
     def ece(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from tqdm import tqdm
 
 from domainbed_carft import files
 from domainbed_carft.clips import backbone
+from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
-from domainbed_carft.runs import predict, saved
+from domainbed_carft.runs import evaluate, predict, saved
 from domainbed_carft.runs import splits as data
 from domainbed_carft.runs.evaluate import BINS, Tally, percent
 from domainbed_carft.suites import known, records, scoring
@@ -36,6 +38,9 @@ Predict = Callable[[Tensor], Iterable[Tensor]]
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``; keep a record in the folder of a job."""
+    if arguments.path and not (arguments.suite or arguments.clip):
+        evaluate.run(arguments, functools.partial(of_task, arguments))
+        return
     if not arguments.suite or (arguments.path is None) == (arguments.clip is None):
         raise CarftError(
             "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite NAME: a CLIP is "
@@ -46,26 +51,45 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.clip:
         files.require_output(arguments.output)
         found = looked_up(suite, arguments.data_dir)
-        plan, logits = zero_shot(suite, arguments.clip, device)
+        (sets,) = measured(found, *zero_shot(suite, arguments.clip, device), 1, device, arguments)
         about = {"clip": arguments.clip, "algorithm": "zero-shot CLIP"}
+        document = {**about, **described(suite, found, sets)}
     else:
         file = saved.weights_file(arguments.path, arguments.which)
         files.require_output(arguments.output, (file,))
         opened = saved.open_run(file)
-        found = of_run(suite, opened, arguments.data_dir)
-        plan, algorithm = plan_of(opened), opened.algorithm.to(device)
-        about = facts_of(opened)
-
-        def logits(x: Tensor) -> Iterable[Tensor]:
-            return [algorithm.predict(x)]
-
-    (sets,) = measured(found, plan, logits, 1, device, arguments)
-    document = {**about, **described(suite, found, sets)}
+        document = of_weights(suite, opened, device, arguments)
     text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document, suite)
     with files.stream(arguments.output) as out:
         out.write(text)
     if not arguments.clip:
         keep(file, document)
+
+
+def of_weights(
+    suite: Suite, opened: saved.TrainedRun, device: torch.device, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The document of a run on a suite."""
+    found = of_run(suite, opened, arguments.data_dir)
+    algorithm = opened.algorithm.to(device)
+
+    def logits(x: Tensor) -> Iterable[Tensor]:
+        return [algorithm.predict(x)]
+
+    (sets,) = measured(found, plan_of(opened), logits, 1, device, arguments)
+    return {**facts_of(opened), **described(suite, found, sets)}
+
+
+def of_task(
+    arguments: argparse.Namespace, opened: saved.TrainedRun, device: torch.device
+) -> tuple[dict[str, Any], str]:
+    """A task's own test set, beside the splits of its training set; nothing for other data."""
+    name = opened.args["dataset"]
+    if name not in TASKS or tuple(opened.classes) != known.get(name).classes:
+        return {}, ""
+    document = of_weights(known.get(name), opened, device, arguments)
+    keep(opened.path, document)
+    return {"test_set": document}, "\n" + as_text(document, known.get(name))
 
 
 def looked_up(suite: Suite, data_dir: str | None) -> list[tuple[TestSet, Found]]:
@@ -106,7 +130,7 @@ def plan_of(run: saved.TrainedRun) -> planning.Plan:
 def zero_shot(suite: Suite, name: str, device: torch.device) -> tuple[planning.Plan, Predict]:
     """What the CLIP ``name`` (as `backbone.load`) reads and predicts with the suite's words."""
     clip = backbone.load(name)
-    words = prompts.prompts(prompts.contexts(suite.contexts), suite.classes)
+    words = prompts.prompts(prompts.contexts(suite.contexts, 1), suite.classes)
     weights = objective.zero_shot_weights(backbone.text_features(clip, words)).classes.to(device)
     encoder, wanted = clip.model.visual.to(device), clip.preprocessing
     plan = planning.Plan(
@@ -193,6 +217,8 @@ def described(
                 "ece": of_set.ece,
                 "complete": not copy.problems,
             }
+            if one.per_class:
+                sets[one.name]["mean_per_class"] = of_set.mean_per_class
     whole = {name: one["accuracy"] for name, one in sets.items() if one["complete"]}
     problems = {one.name: list(copy.problems) for one, copy in found if copy.problems}
     return {"suite": suite.name, "sets": sets, **suite.means(whole), "problems": problems}
@@ -219,12 +245,15 @@ def as_text(document: Mapping[str, Any], suite: Suite) -> str:
     """A table for people, what the means are of, and what is missing."""
     published = suite.published.get(document.get("clip", ""), {})
     rows = []
+    per_class = any("mean_per_class" in one for one in document["sets"].values())
     for name, one in document["sets"].items():
         low, high = map(percent, one["interval"])
         mark = "" if one["complete"] else " (incomplete)"
         figures = [percent(one["accuracy"]), f"{low} to {high}", percent(one["ece"])]
+        figures += [percent(one.get("mean_per_class"))] if per_class else []
         rows.append([name + mark, f"{one['n']:,}", *figures, f"{published.get(name, '-')}"])
-    head = ["test set", "pictures", "accuracy (%)", "95% interval", "ECE (%)", "published (%)"]
+    head = ["test set", "pictures", "accuracy (%)", "95% interval", "ECE (%)"]
+    head += ["mean per class (%)"] * per_class + ["published (%)"]
     title = document.get("clip") or f"{document['algorithm']} ({document['run']})"
     lines = [shown(f"{title} on the suite {suite.name}"), "", table(head, rows), ""]
     lines += [f"{words}: {percent(document[key])}" for key, words in _means(suite).items()]
@@ -256,7 +285,7 @@ def ends(suite: Suite, document: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _means(suite: Suite) -> dict[str, str]:
-    found = {"mean": "Mean of the shifts"}
+    found = {"mean": "Mean of the shifts"} if any(one.shifted for one in suite.sets) else {}
     if suite.left_out:
         found["mean_without_objectnet"] = f"Mean without {suite.left_out}"
     return found

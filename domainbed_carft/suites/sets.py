@@ -34,6 +34,7 @@ class TestSet:
     ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
     their places in the suite's. ``find(data_dir)`` gives the pictures. ``shifted``: whether it
     counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
+    ``per_class``: whether the mean of the classes' accuracies is what others report of it.
     """
 
     __test__ = False  # no test of pytest's
@@ -44,6 +45,7 @@ class TestSet:
     find: Callable[[Path], Found]
     shifted: bool = True
     border: int = 0
+    per_class: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.data import benchmarks
+from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import Job, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
@@ -124,8 +124,10 @@ def measured(job: Job, facts: Dataset) -> float:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     values, name, algorithm = hparams(job), job.args["dataset"], job.args["algorithm"]
-    classes = len(benchmarks.get(name).classes)
-    size = 48 if name == "EmojiStyles" and algorithm in ours.ALGORITHMS else 224
+    classes = (
+        tasks.TASKS[name].classes if name in tasks.TASKS else len(benchmarks.get(name).classes)
+    )
+    size = 48 if name in ours.EMBEDDED and algorithm in ours.ALGORITHMS else 224
     batch_size = int(values["batch_size"])
     domains = len(facts.labels) - len(job.args["test_envs"])
     made = names.algorithm_class(algorithm)((3, size, size), classes, domains, values).to(device)

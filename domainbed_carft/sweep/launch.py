@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, launchers
-from domainbed_carft.data import benchmarks, verify
+from domainbed_carft.data import benchmarks, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job
@@ -176,11 +176,14 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
             verdict = f"not checked, no {folder} here; each job checks it where it runs"
             if needed:
                 refused.append(
-                    f"{name} is missing: expected the folder {folder} with one sub-folder per "
-                    f"environment; is --data_dir {data_dir} right?"
+                    f"{name} is missing: expected its folder {folder}; is --data_dir {data_dir} "
+                    "right?"
                 )
         else:
-            report = verify.examine(name, Path(folder))
+            if name in tasks.TASKS:
+                report = tasks.verify(name, Path(data_dir))
+            else:
+                report = verify.examine(name, Path(folder))
             verdict = f"{report.data_edition}, {report.pictures:,} pictures in {report.root}"
             if report.problems:
                 verdict = f"broken: {'; '.join(report.problems)}"

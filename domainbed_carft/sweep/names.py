@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from domainbed_carft.data import benchmarks
+from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.jobs.manifest import Dataset
@@ -68,15 +68,18 @@ def facts(name: str) -> Dataset:
         raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be left out")
     # What upstream's base class has, for forks whose data sets say nothing.
     steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
-    known, pictures = benchmarks.BENCHMARKS.get(name), None
+    pictures: tuple[int, ...] | None = None
+    known = benchmarks.BENCHMARKS.get(name)
     if known is not None and len(known.environments) == len(labels):
         pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
+    elif name in tasks.TASKS:
+        pictures = (tasks.TASKS[name].pictures[0],)
     return Dataset(labels, pictures, int(steps), int(every))
 
 
 def picture_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the environments' folders; "" if none is needed, None if unknown."""
-    known = benchmarks.BENCHMARKS.get(name)
+    """The folder of the data set's pictures; "" if none is needed, None if unknown."""
+    known = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
     if known is not None:
         return os.path.join(data_dir, known.folder) if known.folder else ""
     return name if os.path.isdir(name) else "" if name.startswith("Debug") else None
