@@ -147,6 +147,7 @@ TASKS = {"DTD": DTD}
     "clips/__init__.py": "",
     "clips/pictures.py": """
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+PRESETS = ("domainbed", "clip")
 
 def transform(protocol, size, augment, preprocessing):
     return [protocol, size, augment]

@@ -24,6 +24,7 @@ PRESETS = [
     ("domainbed", ""),
     ("clip", "224 bicubic shortest"),
     ("clip", "224 bilinear squash"),
+    ("wise-ft", "224 bicubic shortest"),
 ]
 
 

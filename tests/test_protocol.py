@@ -52,6 +52,16 @@ def test_in_training_only_one_changes_colours(picture):
         assert (blue > 0.02) == (name == "domainbed")
 
 
+def test_wise_ft_crops_a_tenth_at_most_and_never_flips(picture):
+    ramp = picture.resize((64, 64)).crop((0, 0, 64, 32)).resize((64, 64))  # red, left to right
+    for _ in range(20):
+        cropped = pictures.transform("wise-ft", 48, True)(ramp)
+        red = undone(cropped, pictures.CLIP_MEAN, pictures.CLIP_STD)[0, 24]
+        assert red[0] < 0.13 and red[-1] > 0.87 and (red.diff() > -0.01).all()
+    still = [pictures.transform(name, 48, False)(picture) for name in ("wise-ft", "clip")]
+    assert torch.equal(*still)
+
+
 def test_emoji_styles_follows(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
     dataset = emoji_styles.EmojiStyles("", [0], values)

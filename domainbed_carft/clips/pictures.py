@@ -1,9 +1,10 @@
 """The transforms of each protocol, and the change from the data's normalisation to CLIP's.
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), applied by the host
-itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe. As in upstream, held-out
-pictures of a training environment also go through the training transform. Splits, steps and
-selection are DomainBed's in both.
+itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe, and ``wise-ft`` the same with
+the mild crop, and without the flip, of WiSE-FT's recipe for ImageNet (mlfoundations/wise-ft). As in
+upstream, held-out pictures of a training environment also go through the training transform.
+Splits, steps and selection are DomainBed's in all.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ PROTOCOLS = {
     "to a square",
     "clip": "training: crop of 70 to 100%, flip; test: the model's own, of CLIP the shorter side "
     "resized (bicubic), then cropped to the central square",
+    "wise-ft": "training: crop of 90 to 100%; test: as clip",
     "host": "this DomainBed's own transforms, which differ from upstream's",
 }
 
@@ -62,11 +64,11 @@ def transform(
 ) -> Callable[[Any], Any]:
     """From a PIL picture to a normalised tensor (3, ``size``, ``size``), ``size`` in pixels.
 
-    ``preprocessing``: the hparam; of it the protocol ``clip`` takes how pictures are resized.
+    ``preprocessing``: the hparam; of it ``clip`` and ``wise-ft`` take how pictures are resized.
     """
-    if protocol == "clip":
+    if protocol in PRESETS[1:]:
         how = preprocessing.split()[1:] or ("bicubic", "shortest")
-        return transforms.Compose(_clip(size, augment, *how))
+        return transforms.Compose(_clip(size, augment, protocol == "wise-ft", *how))
     return transforms.Compose(_domainbed(size, augment))
 
 
@@ -83,21 +85,18 @@ def _domainbed(size: int, augment: bool) -> list[Any]:
     ]
 
 
-def _clip(size: int, augment: bool, interpolation: str, resize: str) -> list[Any]:
+def _clip(size: int, augment: bool, mild: bool, interpolation: str, resize: str) -> list[Any]:
     normalise = [transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
     how = INTERPOLATIONS[interpolation]
     if not augment:
         if resize == "squash":
             return [transforms.Resize((size, size), how), *normalise]
         return [transforms.Resize(size, how), transforms.CenterCrop(size), *normalise]
-    return [
-        transforms.RandomResizedCrop(size, scale=(0.7, 1.0), interpolation=how),
-        transforms.RandomHorizontalFlip(),
-        *normalise,
-    ]
+    crop = transforms.RandomResizedCrop(size, (0.9 if mild else 0.7, 1.0), interpolation=how)
+    return [crop, *([] if mild else [transforms.RandomHorizontalFlip()]), *normalise]
 
 
-PRESETS = ("domainbed", "clip")
+PRESETS = ("domainbed", "clip", "wise-ft")
 
 
 class CLIPInput(nn.Module):

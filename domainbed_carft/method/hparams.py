@@ -182,7 +182,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam(
         "protocol",
         lambda context: "clip" if context[1] in TASKS else "domainbed",
-        *_one_of("domainbed", "clip", "host"),
+        *_one_of("domainbed", "clip", "wise-ft", "host"),
     ),
     Hparam("prompts_digest", _always(""), *_FILLED_IN),
     Hparam("clip_digest", _always(""), *_FILLED_IN),

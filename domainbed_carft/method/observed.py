@@ -117,7 +117,7 @@ def followed_protocol(wanted: str, followed: str) -> str:
     """The preset that the pictures follow, to be recorded.
 
     This is ``host`` for a fork with its own transforms, which needs no request. Raises CarftError
-    if ``clip`` is wanted and not followed.
+    if another is wanted and not followed.
     """
     if followed == wanted or (wanted == "domainbed" and followed == "host"):
         return followed

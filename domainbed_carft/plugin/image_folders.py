@@ -109,13 +109,14 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     hparams = given.get("hparams")
     wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
     followed = "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
-    if "test_envs" not in given or (wanted != "clip" and followed == "host"):
+    ours = wanted in pictures.PRESETS[1:]
+    if "test_envs" not in given or (not ours and followed == "host"):
         return followed
     asked, size = asked_for(hparams), dataset.input_shape[-1]
-    if asked and (wanted == "clip" or size == UPSTREAMS_SIZE):
+    if asked and (ours or size == UPSTREAMS_SIZE):
         size = int(asked.split()[0])
-    if wanted == "clip" or size != dataset.input_shape[-1]:
-        followed = "clip" if wanted == "clip" else followed
+    if ours or size != dataset.input_shape[-1]:
+        followed = wanted if ours else followed
         for index, environment in enumerate(dataset.datasets):
             augment = bool(given.get("augment", True)) and index not in given["test_envs"]
             environment.transform = pictures.transform(followed, size, augment, asked)

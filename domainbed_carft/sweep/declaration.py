@@ -144,7 +144,8 @@ class Shape(_Mapping):
     grid: dict[str, _Values] = {}
     test_environments: _ByEnvironment = {}
     selection: _Methods = ["training-domain", "oracle"]
-    protocol: Literal["domainbed", "clip"] | None = None  # None is another job than "domainbed"
+    # None is another job than "domainbed"
+    protocol: Literal["domainbed", "clip", "wise-ft"] | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     compare_with: list[str] = []
 
