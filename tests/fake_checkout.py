@@ -144,6 +144,10 @@ class DTD:
 
 TASKS = {"DTD": DTD}
 """,
+    "plugin/imagenet.py": """
+class ImageNet:
+    ENVIRONMENTS = ["train"]
+""",
     "clips/__init__.py": "",
     "clips/pictures.py": """
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -36,7 +36,7 @@ def test_a_checkout_in_the_current_folder_is_extended(site: Site, checkout: Path
         "class": "CARFT",
         "algorithms": ["ERM", *OURS],
         "datasets": ["Pets", "EmojiStyles"],
-        "environments": {"Pets": 2, "EmojiStyles": 3, "DTD": 1, "EmojiShift": 1},
+        "environments": {"Pets": 2, "EmojiStyles": 3, "DTD": 1, "EmojiShift": 1, "ImageNet": 1},
         "hparams": OUR_HPARAMS,
     }
 

@@ -7,6 +7,7 @@ a picture is what has a picture's extension.
 from __future__ import annotations
 
 import functools
+import io
 import os
 import stat
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -104,11 +105,26 @@ def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
     return found
 
 
-def open_picture(path: str | Path) -> Image.Image:
+class Member(NamedTuple):
+    """A part of a file: ``size`` bytes from ``offset`` on."""
+
+    path: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path} (bytes {self.offset:,} to {self.offset + self.size:,})"
+
+
+def open_picture(path: str | Path | Member) -> Image.Image:
     """The picture of a file in RGB; as torchvision's loader, but in the ``FORMATS`` alone."""
     from PIL import Image
 
-    with open(path, "rb") as file:
+    with open(path.path if isinstance(path, Member) else path, "rb") as whole:
+        file: IO[bytes] = whole
+        if isinstance(path, Member):
+            whole.seek(path.offset)
+            file = io.BytesIO(whole.read(path.size))
         return Image.open(file, formats=FORMATS).convert("RGB")
 
 

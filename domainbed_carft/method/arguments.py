@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -203,6 +204,20 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
         print(f"Data: {seen.edition or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
+    if hparams["sampling"] != "with-replacement":
+        ours = None
+        with contextlib.suppress(ImportError):
+            ours = importlib.util.find_spec("domainbed.lib.job_batches")
+        if ours is None:
+            raise CarftError(
+                f"sampling is {hparams['sampling']!r}, but only this package's harness draws so; "
+                "this host draws with replacement. Leave sampling at 'with-replacement'"
+            )
+        if hparams.get("class_balanced"):
+            raise CarftError(
+                f"sampling is {hparams['sampling']!r} and class_balanced is true: a pass has each "
+                "picture once, whatever its class; set only one of them"
+            )
     hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.protocol)
     print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")
     mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET

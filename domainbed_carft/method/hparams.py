@@ -28,6 +28,7 @@ UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
 EMBEDDED = ("EmojiStyles", "EmojiShift")
 SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
+STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of those that do not train for 5,001
 
 Context = tuple[str, str]  # algorithm, data set
 Draw = Callable[[np.random.RandomState, Context], Any]
@@ -92,6 +93,8 @@ def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
 def _words_of(context: Context) -> tuple[str, str]:
     """The class names and the contexts of a data set."""
     task = TASKS.get(context[1])
+    if context[1] == "ImageNet":
+        return "imagenet", "imagenet"
     if task is None:
         return f"dataset:{context[1]}", _small("emoji", "imagenet")(context)
     return task.words, task.contexts or task.words
@@ -181,7 +184,7 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     Hparam(
         "protocol",
-        lambda context: "clip" if context[1] in TASKS else "domainbed",
+        lambda c: "wise-ft" if c[1] == "ImageNet" else "clip" if c[1] in TASKS else "domainbed",
         *_one_of("domainbed", "clip", "wise-ft", "host"),
     ),
     Hparam("prompts_digest", _always(""), *_FILLED_IN),
@@ -200,10 +203,15 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("lr", _learning_rate, *_POSITIVE, _draw_learning_rate),
     Hparam("weight_decay", _decay, *_NOT_NEGATIVE, _draw_decay),
     Hparam("weight_decay_all", _always(False), *_one_of(False, True)),
+    Hparam(
+        "sampling",
+        _always("with-replacement"),
+        *_one_of("with-replacement", "passes", "passes-by-shard"),
+    ),
     Hparam("batch_size", _small(16, 32), *_count(1), _draw_batch_size),
     Hparam("lr_schedule", _always("cosine"), *_one_of("cosine", "constant")),
     Hparam("warmup_steps", _always(0), *_count(0)),
-    Hparam("total_steps", lambda context: 101 if context[1] in EMBEDDED else 5001, *_count(1)),
+    Hparam("total_steps", lambda context: STEPS.get(context[1], 5001), *_count(1)),
     Hparam("grad_clip", _always(1.0), _number, "a number >= 0 (0 is off)"),
     Hparam("amp", _always("auto"), *_one_of("auto", "off", "bf16")),
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),

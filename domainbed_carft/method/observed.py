@@ -123,6 +123,6 @@ def followed_protocol(wanted: str, followed: str) -> str:
         return followed
     raise CarftError(
         f"protocol is {wanted!r}, but this data set keeps its own transforms ({followed}). Only "
-        "EmojiStyles and DomainBed's MultipleEnvironmentImageFolder with test_envs and hparams "
+        "this package's data sets and MultipleEnvironmentImageFolder with test_envs and hparams "
         "can follow another protocol. Leave protocol at 'domainbed'"
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import io
 
 from domainbed_carft.data import listing
+from domainbed_carft.data.listing import Member
 from domainbed_carft.pictures import store
 from domainbed_carft.pictures.plan import Plan, first
 from domainbed_carft.pictures.store import Store
@@ -25,7 +26,7 @@ MADE_BY = f"torch {torch.__version__} torchvision {torchvision.__version__} PIL 
 NOTHING_DRAWN = torch.tensor([0, 0, 1, 2, 3, 1, 1, 1, 0, 0], dtype=torch.float32)
 
 
-def load(plan: Plan, path: str, kept: Store | None = None) -> tuple[Tensor, Tensor]:
+def load(plan: Plan, path: str | Member, kept: Store | None = None) -> tuple[Tensor, Tensor]:
     """As ``first`` of the file's picture. Raises what Pillow raises for what it cannot read.
 
     Where the plan draws nothing the squares are kept; else whole pictures, since crops differ.
@@ -33,13 +34,13 @@ def load(plan: Plan, path: str, kept: Store | None = None) -> tuple[Tensor, Tens
     if kept is None:
         return first(plan, decode(path))
     if plan.draws:
-        key = store.key(path, f"whole {MADE_BY}")
+        key = _key(path, f"whole {MADE_BY}")
         picture = kept.get(key)
         if picture is None:
             picture = decode(path)
             kept.put(key, picture)
         return first(plan, picture)
-    key = store.key(path, f"{plan.size} {plan.interpolation} {plan.resize} {MADE_BY}")
+    key = _key(path, f"{plan.size} {plan.interpolation} {plan.resize} {MADE_BY}")
     square = kept.get(key)
     if square is None:
         square, _ = first(plan, decode(path))
@@ -47,12 +48,19 @@ def load(plan: Plan, path: str, kept: Store | None = None) -> tuple[Tensor, Tens
     return square, NOTHING_DRAWN
 
 
-def decode(path: str) -> Tensor:
+def _key(path: str | Member, what: str) -> bytes:
+    if isinstance(path, Member):
+        return store.key(path.path, f"{path.offset} {what}")
+    return store.key(path, what)
+
+
+def decode(path: str | Member) -> Tensor:
     """The picture of a file in RGB: (H, W, 3), uint8, equal to ``listing.open_picture``'s.
 
     As there, an orientation in its EXIF is not followed. Raises what that raises.
     """
-    content = np.fromfile(path, dtype=np.uint8)
+    part = path if isinstance(path, Member) else Member(path, 0, -1)
+    content = np.fromfile(part.path, dtype=np.uint8, count=part.size, offset=part.offset)
     if content[:3].tobytes() == b"\xff\xd8\xff":
         try:
             pixels = io.decode_jpeg(torch.from_numpy(content))
@@ -65,6 +73,6 @@ def decode(path: str) -> Tensor:
     return by_pillow(path)
 
 
-def by_pillow(path: str) -> Tensor:
+def by_pillow(path: str | Member) -> Tensor:
     """The same for all that Pillow reads."""
     return torch.from_numpy(np.array(listing.open_picture(path)))

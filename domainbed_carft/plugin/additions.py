@@ -131,16 +131,18 @@ def add_datasets(module: ModuleType) -> None:
 
     A sweep without `--datasets` leaves out each environment of those in it; the others have one.
     """
-    from domainbed_carft.plugin import emoji_styles, provided
+    from domainbed_carft.plugin import emoji_styles, imagenet, provided
 
     # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
     added: dict[str, Any] = {}
     embedded = {"EmojiStyles": emoji_styles.EmojiStyles}
-    for listing, classes in (
-        ("DATASETS", embedded),
-        ("", {**provided.TASKS, "EmojiShift": emoji_styles.EmojiShift}),
-    ):
+    others = {
+        **provided.TASKS,
+        "EmojiShift": emoji_styles.EmojiShift,
+        "ImageNet": imagenet.ImageNet,
+    }
+    for listing, classes in (("DATASETS", embedded), ("", others)):
         added |= _add_named(home, listing, {name: _hosted(home, c) for name, c in classes.items()})
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it

@@ -116,7 +116,7 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     if asked and (ours or size == UPSTREAMS_SIZE):
         size = int(asked.split()[0])
     if ours or size != dataset.input_shape[-1]:
-        followed = wanted if ours else followed
+        followed = str(wanted) if ours else followed
         for index, environment in enumerate(dataset.datasets):
             augment = bool(given.get("augment", True)) and index not in given["test_envs"]
             environment.transform = pictures.transform(followed, size, augment, asked)

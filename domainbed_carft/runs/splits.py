@@ -96,9 +96,11 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     # As in `train`: seed, step, the split's number, and the picture's.
     step = last if run.step is None else run.step
     key = (run.args.get("seed", 0) % 2**64, 0 if run.algorithm.is_constant else step)
+    kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # as in `train`
     return [
         Split(name, names[index], index in targets, _Items(part, (*key, number), how))
         for number, (name, index, part) in enumerate(divided)
+        if name.rpartition("_")[2] in kinds
     ]
 
 

@@ -17,6 +17,7 @@ from domainbed.lib import stopping
 from domainbed.lib.picture_batches import HalfDone, Pictures
 from domainbed_carft.errors import PassingError
 from domainbed_carft.pictures import drawing
+from domainbed_carft.pictures.environment import Passes
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.
@@ -135,6 +136,7 @@ def training(
     weights: Sequence[torch.Tensor | None],
     batch_size: int,
     step: int,
+    passes: Sequence[Passes] = (),
 ) -> Iterator[list[Request]]:
     """The requests of one step, a batch of each data set, by its number from 0.
 
@@ -144,11 +146,14 @@ def training(
     Args:
         sizes: the data sets' sizes, none of them 0.
         weights: for each data set its items' weights, or None to draw uniformly.
+        passes: instead, of each data set, what says which items a batch has.
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
         generator = torch.Generator().manual_seed(drawing.seed_of(*key))
-        if weight is None:
+        if passes:
+            drawn = torch.tensor(passes[number].batch(step, batch_size))
+        elif weight is None:
             drawn = torch.randint(size, (batch_size,), generator=generator)
         else:
             drawn = torch.multinomial(weight, batch_size, True, generator=generator)

@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.data import listing
 from domainbed_carft.data.comparison import STRAY
 from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.pictures.environment import Environment
 
 # Upstream reads cut-off pictures instead of failing on them; the splits count on it.
 ImageFile.LOAD_TRUNCATED_IMAGES = True
@@ -80,7 +81,7 @@ def read(path: str, transform: Any) -> ImageFolder:
 
 def is_plain(dataset: Any) -> bool:
     """Whether its items are as `read` makes them: a file's picture, transformed, and a label."""
-    return (
+    return type(dataset) is Environment or (
         type(dataset) is ImageFolder
         and dataset.loader is _picture
         and dataset.target_transform is None

@@ -14,6 +14,7 @@ from domainbed.lib.fast_data_loader import Batch, Request
 from domainbed.lib.members import Members
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.splits import Split
+from domainbed_carft.pictures import drawing, environment
 
 # On a GPU four times the pictures of a step, if that is more: without the activations that a
 # step keeps, they take less of its memory.
@@ -35,6 +36,7 @@ class JobBatches:
         seed: what the random numbers of an evaluation depend on, beside its step.
         device: where the batches are to be, "cuda" or "cpu".
         members: the job's processes, of which this one gets its slice of every batch.
+        sampling: how items are drawn, one of `environment.SAMPLINGS`.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class JobBatches:
         seed: int,
         device: str,
         members: Members,
+        sampling: str = environment.REPLACED,
     ) -> None:
         self._in_splits = in_splits
         self._evaluated = evaluated
@@ -60,6 +63,15 @@ class JobBatches:
         if device == "cuda":
             self._at_a_time = max(self._at_a_time, 4 * len(in_splits) * batch_size)
         self._draws = loader.drawn_seed()
+        by_shard = sampling == environment.BY_SHARD
+        self._passes = [
+            environment.Passes(
+                len(split),
+                drawing.seed_of(self._draws, number),
+                environment.shards_of(split.data) if by_shard else None,
+            )
+            for number, split in enumerate(in_splits if sampling != environment.REPLACED else ())
+        ]
 
     def begin(self, step: int, pending: bool, once: bool, workers: int, pictures: Pictures) -> None:
         """Go on with a step; `close` ends it.
@@ -106,7 +118,8 @@ class JobBatches:
         sizes = [len(split) for split in self._in_splits]
         weights = [split.weights for split in self._in_splits]
         for step in range(first, self._steps):
-            yield from loader.training(self._draws, sizes, weights, self._batch_size, step)
+            how = (self._draws, sizes, weights, self._batch_size, step, self._passes)
+            yield from loader.training(*how)
             if self.is_due(step) and not (once and pending):
                 yield from self._evaluation(0 if once else step)
                 pending = True

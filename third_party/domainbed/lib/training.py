@@ -23,7 +23,7 @@ from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import share_cores
 from domainbed.lib.splits import Environment, named_splits
 from domainbed_carft.jobs.folder import Lock
-from domainbed_carft.pictures import drawing
+from domainbed_carft.pictures import drawing, environment
 
 
 class Run:
@@ -82,6 +82,8 @@ class Run:
                 )
         self.splits = named_splits(environments, unlabeled)
         self.skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
+        kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # out-splits may be all
+        self.skipped |= {name for name in self.splits if name.rpartition("_")[2] not in kinds}
         self.batches = JobBatches(
             [environments[i].in_split for i in training],
             {name: [] if name in self.skipped else it for name, it in self.splits.items()},
@@ -91,6 +93,7 @@ class Run:
             args.seed,
             self.device,
             members,
+            hparams.get("sampling", environment.REPLACED),
         )
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in environments)

@@ -1,0 +1,88 @@
+"""An environment of any size, in folders or in shards, and the order of a pass through it.
+
+Places and labels are arrays: a list of a million objects would be copied, object by object, into
+each loader process that looks at it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from domainbed_carft.data.shards import Index
+from domainbed_carft.data.tasks import Pictures
+
+# Of the hparam `sampling`; with neither, each picture comes once before any comes again.
+REPLACED, BY_SHARD = "with-replacement", "passes-by-shard"
+
+WINDOW = 16  # shards that are read from at a time
+
+
+@dataclass(frozen=True)
+class Paths(Sequence[tuple[str, int]]):
+    """The files ``names``, (N,), bytes, below ``root``, with their ``labels``, (N,)."""
+
+    root: str
+    names: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: Any) -> Any:
+        path = os.path.join(self.root, os.fsdecode(self.names[position]))
+        return path, int(self.labels[position])
+
+
+class Environment(Pictures):
+    """Pictures that may be a million, below ``root``."""
+
+    def __init__(self, root: str, classes: Sequence[str], samples: Paths | Index) -> None:
+        super().__init__(samples, classes)
+        self.root, self.targets = root, samples.labels
+
+
+def shards_of(dataset: Any) -> np.ndarray | None:
+    """The number of the shard of each item, (N,); None of what is not in shards.
+
+    ``dataset`` may be a part of one, with its positions as ``indices``.
+    """
+    if hasattr(dataset, "indices"):
+        whole = shards_of(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    samples = getattr(dataset, "samples", None)
+    return samples.places[:, 0] if isinstance(samples, Index) else None
+
+
+class Passes:
+    """Which items the batches of a training have, each item once a pass.
+
+    A batch is a function of ``seed`` and its number, so that a training goes on from any step. With
+    the ``shards`` of the items, (``size``,), a pass takes the shards in an order of its own, WINDOW
+    at a time, and mixes the items of those.
+    """
+
+    def __init__(self, size: int, seed: int, shards: np.ndarray | None = None) -> None:
+        self._size, self._seed, self._shards = size, seed, shards
+        self._order = functools.lru_cache(maxsize=2)(self._ordered)
+
+    def batch(self, number: int, size: int) -> list[int]:
+        """The positions of the items in a batch."""
+        first, found = number * size, list[int]()
+        while size > len(found):
+            turn, place = divmod(first + len(found), self._size)
+            found += self._order(turn)[place : place + size - len(found)].tolist()
+        return found
+
+    def _ordered(self, turn: int) -> np.ndarray:
+        random = np.random.default_rng((self._seed, turn))
+        order = random.permutation(self._size)
+        if self._shards is not None:
+            windows = random.permutation(int(self._shards.max()) + 1) // WINDOW
+            order = order[np.argsort(windows[self._shards[order]], kind="stable")]
+        return order

@@ -1,0 +1,189 @@
+"""ImageNet as training data: made-up folders and shards, written by webdataset itself."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import webdataset
+from domainbed import datasets
+from domainbed.lib import fast_data_loader
+from domainbed.scripts import train
+from PIL import Image
+
+from domainbed_carft import cli
+from domainbed_carft.data import shards
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, arguments, prompts
+from domainbed_carft.method.hparams import overlay
+from domainbed_carft.pictures import loading
+from domainbed_carft.pictures.environment import WINDOW, Passes
+from domainbed_carft.runs import saved, splits
+from domainbed_carft.suites import imagenet
+
+LABELS = (lambda y: {"cls": y}, lambda y: {"id": imagenet.ids()[y].encode()},
+          lambda y: {"json": {"size": 3, "label": y}})  # fmt: skip
+PER_SHARD = 60
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two pictures of each class in folders, and the same in shards, in another order."""
+    data, random, written = tmp_path_factory.mktemp("data"), np.random.default_rng(0), []
+    for label, name in enumerate(imagenet.ids()):
+        folder = data / "folders" / "imagenet" / "train" / name
+        folder.mkdir(parents=True)
+        for number in (1040, 104):
+            picture = Image.new("RGB", (8 + label % 5, 9), (label % 256, number % 256, label // 4))
+            picture.save(buffer := io.BytesIO(), "JPEG")
+            (folder / f"{name}_{number}.JPEG").write_bytes(buffer.getvalue())
+            written.append((f"{name}_{number}", label, buffer.getvalue()))
+    (data / "shards" / "imagenet").mkdir(parents=True)
+    pattern = str(data / "shards" / "imagenet" / "train-%06d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=PER_SHARD, verbose=0) as writer:
+        for place, number in enumerate(random.permutation(len(written))):
+            key, label, content = written[number]
+            writer.write({"__key__": key, "jpg": content, **LABELS[place % 3](label)})
+    return data
+
+
+def built(root, **values):
+    hparams = {"data_augmentation": True, "protocol": "wise-ft", **values}
+    return datasets.get_dataset_class("ImageNet")(str(root), [], hparams)
+
+
+def test_folders_and_shards_are_the_same_data_set(data, cache):
+    folders, packed = built(data / "folders"), built(data / "shards")
+    (one,), (other,) = folders, packed
+    expected = [(p, y) for y, name in enumerate(imagenet.ids()) for p in sorted(
+        (data / "folders" / "imagenet" / "train" / name).iterdir())]  # fmt: skip
+    assert [one.samples[i] for i in range(len(one))] == [(str(p), y) for p, y in expected]
+    for place, (path, label) in enumerate(expected[::97]):
+        member, found = other.samples[97 * place]
+        assert found == label
+        pixels = np.asarray(Image.open(path))
+        assert np.array_equal(loading.decode(member), pixels)
+        assert np.array_equal(loading.by_pillow(member), pixels)
+    assert folders.data_edition == packed.data_edition and "differs" in folders.data_edition
+    # The index is kept, and made anew for other shards.
+    (kept,) = (cache / "shards").iterdir()
+    kept.write_bytes(b"no index")
+    assert np.array_equal(built(data / "shards")[0].targets, other.targets)
+    assert built(data / "shards")[0].samples[5] == other.samples[5]
+
+
+def records(folder):
+    for line in (folder / "results.jsonl").open():
+        found = json.loads(line)
+        for key in ("data_dir", "output_dir", "workers", "steps"):
+            found["args"].pop(key)
+        yield {k: v for k, v in found.items() if k != "step_time"}
+
+
+def test_a_run_is_the_same_from_folders_and_shards(data, tmp_path, monkeypatch, capsys):
+    hparams = {"clip_backbone": "tiny", "contexts": ["a {}.", "a photo of a {}."], "lr": 1e-4,
+               "batch_size": 8, "sampling": "passes", "total_steps": 4}  # fmt: skip
+    evaluated = []
+    whole = fast_data_loader.evaluation
+    noting = lambda sizes, *more: evaluated.append(sizes) or whole(sizes, *more)  # noqa: E731
+    monkeypatch.setattr(fast_data_loader, "evaluation", noting)
+
+    def run(where, name, steps=4):
+        flags = f"--dataset ImageNet --algorithm CARFT --test_envs --checkpoint_freq 2 --workers 0 \
+            --steps {steps} --holdout_fraction 0.02 --picture_cache 0 --keep_weights last"
+        given = ["--data_dir", str(data / where), "--output_dir", str(tmp_path / name)]
+        assert train.main([*flags.split(), *given, "--hparams", json.dumps(hparams)]) == 0
+        return [*records(tmp_path / name)]
+
+    found = run("folders", "a")
+    assert run("shards", "b") == found
+    (split,) = splits.splits(saved.open_run(tmp_path / "b"))
+    assert (split.name, len(split)) == ("env0_out", 40)
+    assert {tuple(sizes) for sizes in evaluated} == {(0, 40)}  # of 2,000 the 2% that are held out
+    assert "env0_out_acc" in found[-1] and "env0_in_acc" not in found[-1]
+    assert found[-1]["protocol"] == "wise-ft" and "fast" in found[-1]["pictures"]
+    assert f"CLIP classes: {', '.join(imagenet.class_names())}\n" in capsys.readouterr().out
+    assert cli.main(["collect", str(tmp_path / "a")]) == 0
+    assert "nothing left out, out-splits at the last step" in capsys.readouterr().out
+
+
+def test_each_pass_has_each_picture_once_and_any_batch_comes_alone():
+    shards_of = np.repeat(np.arange(40), 5)
+    for passes in (Passes(200, 7), Passes(200, 7, shards_of)):
+        drawn = [passes.batch(number, 30) for number in range(20)]
+        flat = np.concatenate(drawn)
+        assert all(Counter(flat[i * 200 : (i + 1) * 200]) == Counter(range(200)) for i in range(3))
+        assert not np.array_equal(flat[:200], flat[200:400])
+        assert Passes(200, 7, passes._shards).batch(13, 30) == drawn[13]
+        assert Passes(200, 8, passes._shards).batch(13, 30) != drawn[13]
+    # In shards: so many at a time, and their pictures mixed.
+    windows = [set(shards_of[flat[i : i + 5 * WINDOW]]) for i in (0, 5 * WINDOW)]
+    assert [len(window) for window in windows] == [WINDOW] * 2 and not windows[0] & windows[1]
+    assert len(set(shards_of[flat[:WINDOW]])) > WINDOW / 2
+    assert Passes(3, 0).batch(0, 8) == [*Passes(3, 0).batch(0, 6), *Passes(3, 0).batch(3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda train: (train / "n01440764").rename(train / "tench"), "1 missing .*1 oth.*'tench'"),
+        (lambda train: (train / "00").mkdir(), "0 missing .none., 1 others .'00'."),
+        (lambda train: train.rename(f"{train}ing"), "ImageNet needs --data_dir, .*shards"),
+    ],
+)
+def test_other_folders_are_refused(tmp_path, spoil, told):
+    for name in imagenet.ids():
+        (tmp_path / "imagenet" / "train" / name).mkdir(parents=True)
+    with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
+        hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
+        datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
+        arguments.checked_data(hparams)
+    spoil(tmp_path / "imagenet" / "train")
+    with pytest.raises(CarftError, match=told):
+        built(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a.jpg": b"x", "a.cls": b"1000"}, "'a' has the label 1000.*a number from 0 on"),
+        ({"n01440764_1.jpg": b"x", "n01440764_1.cls": b"449"}, "label 449, but .* the label 0"),
+        ({"a.jpg": b"x"}, "'a' has no label"),
+        ({"a.cls": b"1"}, "'a' has 0 pictures"),
+        ({"a.json": b'{"size": 1}', "a.jpg": b"x"}, "'a' has no label .cls, id, label."),
+        ({}, "train-0.tar is not a shard of pictures with labels: "),
+    ],
+)
+def test_other_shards_are_refused(tmp_path, files, told):
+    path = tmp_path / "train-0.tar"
+    with tarfile.open(path, "w" if files else "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(CarftError, match=told):
+        shards.index([path], imagenet.ids())
+
+
+def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monkeypatch):
+    values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
+    assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
+    assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
+    told = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
+    assert told == [
+        "sampling is 'epochs', expected one of 'with-replacement', 'passes', 'passes-by-shard'"
+    ]
+    values |= {"sampling": "passes", "class_balanced": True}
+    with pytest.raises(CarftError, match="sampling is 'passes' and class_balanced is true"):
+        arguments.checked_data(dict(values))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CarftError, match="only this package's harness draws so"):
+        arguments.checked_data(dict(values))
