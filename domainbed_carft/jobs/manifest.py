@@ -30,13 +30,14 @@ class Dataset:
     """Facts of a data set, kept so that reading them again needs no domainbed.
 
     ``labels`` of the environments; ``pictures`` of each, None where that is not known; default
-    ``steps`` and ``checkpoint_freq``.
+    ``steps`` and ``checkpoint_freq``. ``held_out``: whether only out-splits are evaluated.
     """
 
     labels: tuple[str, ...]
     pictures: tuple[int, ...] | None
     steps: int
     checkpoint_freq: int
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def _sweep(found: Any, output: Path) -> Sweep:
             None if facts["pictures"] is None else tuple(map(int, facts["pictures"])),
             int(facts["steps"]),
             int(facts["checkpoint_freq"]),
+            bool(facts.get("held_out")),
         )
         for name, facts in found["datasets"].items()
     }

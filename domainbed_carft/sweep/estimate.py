@@ -14,6 +14,7 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import Job, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
+from domainbed_carft.suites import imagenet
 from domainbed_carft.sweep import names
 from domainbed_carft.sweep.states import DONE, Status
 from domainbed_carft.text import table
@@ -69,6 +70,8 @@ def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
     splits = "both splits of every environment"
     if skips:
         splits = "both splits of test environments, out-splits of the others"
+    elif "ImageNet" in {dataset for _, dataset, _ in found}:
+        splits += ", of ImageNet the out-split"
     return (
         f"{table([*head, 'hours left'], rows)}\n"
         f"Trained, evaluated: pictures; {splits}.\n"
@@ -99,7 +102,7 @@ def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     last, every = steps - 1, facts.checkpoint_freq
     checkpoints = last // every + 1 + bool(last % every)
     # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
-    share = job.args["holdout_fraction"] if skips else 1.0
+    share = job.args["holdout_fraction"] if skips or facts.held_out else 1.0
     a_pass = sum(n if i in left_out else int(n * share) for i, n in enumerate(facts.pictures))
     return Cost(1, 0, steps, steps * batch, checkpoints * a_pass)
 
@@ -124,9 +127,13 @@ def measured(job: Job, facts: Dataset) -> float:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     values, name, algorithm = hparams(job), job.args["dataset"], job.args["algorithm"]
-    classes = (
-        tasks.TASKS[name].classes if name in tasks.TASKS else len(benchmarks.get(name).classes)
-    )
+    if "protocol" in values:
+        values["protocol"] = "domainbed"  # there is no data set to follow another
+    if name in tasks.TASKS:
+        classes = tasks.TASKS[name].classes
+    else:
+        known = imagenet.ids() if name == "ImageNet" else benchmarks.get(name).classes
+        classes = len(known)
     size = 48 if name in ours.EMBEDDED and algorithm in ours.ALGORITHMS else 224
     batch_size = int(values["batch_size"])
     domains = len(facts.labels) - len(job.args["test_envs"])

@@ -73,8 +73,11 @@ def facts(name: str) -> Dataset:
     if known is not None and len(known.environments) == len(labels):
         pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
     elif name in tasks.TASKS:
-        pictures = (tasks.TASKS[name].pictures[0],)
-    return Dataset(labels, pictures, int(steps), int(every))
+        pictures = tasks.TASKS[name].pictures[:1]
+    else:
+        pictures = getattr(found, "PICTURES", None)
+    held_out = tuple(getattr(found, "EVALUATED_SPLITS", ())) == ("out",)
+    return Dataset(labels, pictures, int(steps), int(every), held_out)
 
 
 def picture_folder(name: str, data_dir: str) -> str | None:
