@@ -194,6 +194,7 @@ def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):
 def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     both = ["CARFT", "CLIPZeroShot"]
-    said = carft(capsys, ["EmojiStyles"], "--dry-run", "--measure", algorithms=both)[1]
+    flags = ["--dry-run", "--measure", "--hparams", '{"protocol": "clip"}']
+    said = carft(capsys, ["EmojiStyles"], *flags, algorithms=both)[1]
     assert re.search(r"CARFT +4 .* \d+\.\d\d\n", said) and "CLIP classes" not in said
     assert not (tmp_path / "out").exists()

@@ -208,15 +208,11 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
         ours = None
         with contextlib.suppress(ImportError):
             ours = importlib.util.find_spec("domainbed.lib.job_batches")
-        if ours is None:
+        if ours is None or hparams.get("class_balanced"):
             raise CarftError(
-                f"sampling is {hparams['sampling']!r}, but only this package's harness draws so; "
-                "this host draws with replacement. Leave sampling at 'with-replacement'"
-            )
-        if hparams.get("class_balanced"):
-            raise CarftError(
-                f"sampling is {hparams['sampling']!r} and class_balanced is true: a pass has each "
-                "picture once, whatever its class; set only one of them"
+                f"sampling is {hparams['sampling']!r}, expected 'with-replacement' where "
+                "class_balanced is true, since a pass has each picture once, and in any host but "
+                "this package's harness, which alone draws so"
             )
     hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.protocol)
     print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")

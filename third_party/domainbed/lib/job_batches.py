@@ -36,7 +36,7 @@ class JobBatches:
         seed: what the random numbers of an evaluation depend on, beside its step.
         device: where the batches are to be, "cuda" or "cpu".
         members: the job's processes, of which this one gets its slice of every batch.
-        sampling: how items are drawn, one of `environment.SAMPLINGS`.
+        sampling: how items are drawn, as the hparam says it.
     """
 
     def __init__(
