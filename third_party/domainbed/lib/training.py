@@ -57,13 +57,9 @@ class Run:
         pictures: Pictures,
         members: Members = ALONE,
     ) -> None:
-        self.args = args
-        self.hparams = hparams
-        self.dataset = dataset
-        self.stop = stop
-        self.lock = lock
-        self.pictures = pictures
-        self.members = members
+        self.args, self.hparams, self.dataset = args, hparams, dataset
+        self.stop, self.lock = stop, lock
+        self.pictures, self.members = pictures, members
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.n_workers = share_cores(args.workers, dataset, self.device == "cuda", members.here)
         self.n_steps = args.steps or dataset.N_STEPS
