@@ -73,7 +73,7 @@ def facts(name: str) -> Dataset:
     if known is not None and len(known.environments) == len(labels):
         pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
     elif name in tasks.TASKS:
-        pictures = tasks.TASKS[name].pictures[:1]
+        pictures = (tasks.TASKS[name].pictures[0],)
     else:
         pictures = getattr(found, "PICTURES", None)
     held_out = tuple(getattr(found, "EVALUATED_SPLITS", ())) == ("out",)
