@@ -90,7 +90,7 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     first = story(folders[0])[0]
     assert first["flags"]["--hparams"] == hparams
     told = first["environment"]
-    assert told["OMP_NUM_THREADS"] == "1" and told["CUDA_VISIBLE_DEVICES"] == "its own"
+    assert told["OMP_NUM_THREADS"] == "2" and told["CUDA_VISIBLE_DEVICES"] == "its own"
     for folder in folders:
         (attempt,) = JobFolder(folder).attempts()
         assert attempt.status == 0 and attempt.slurm == ids[folder.name]
