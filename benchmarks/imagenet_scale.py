@@ -60,7 +60,7 @@ def make(arguments: argparse.Namespace) -> None:
 def inside(arguments: argparse.Namespace) -> None:
     """In a job's own process: build the data set, or train."""
     clock = Clock()
-    from domainbed.lib import preparation, training
+    from domainbed.lib import job_batches, measured, preparation, training
     from domainbed.scripts import train
 
     from domainbed_carft.data import shards
@@ -70,7 +70,8 @@ def inside(arguments: argparse.Namespace) -> None:
     clock.watch(data.ImageNet, "read", "listing and check")
     clock.watch(shards, "_made", "of it, making the index")
     clock.watch(preparation, "split_environments", "splits")
-    clock.watch(training.Run, "_update", "steps")
+    clock.watch(job_batches.JobBatches, "of_step", "waiting for the pictures of steps")
+    clock.watch(measured, "step", "steps")
     clock.watch(training.Run, "_evaluate", "evaluating what is held out")
     hparams = {
         "clip_backbone": "tiny",
