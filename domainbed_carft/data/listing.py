@@ -11,16 +11,16 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from domainbed_carft import machine
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, PassingError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,6 +126,19 @@ def open_picture(path: str | Path | Member) -> Image.Image:
             whole.seek(path.offset)
             file = io.BytesIO(whole.read(path.size))
         return Image.open(file, formats=FORMATS).convert("RGB")
+
+
+def opened(reader: Callable[[Any], Any], path: str | Member) -> Any:
+    """What `reader` makes of a picture. Raises PassingError, naming it, for one it cannot read."""
+    try:
+        return reader(path)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PassingError(
+            f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; restore the "
+            "file, or remove it (which changes the splits). `carft data verify --decode` lists "
+            "all such files"
+        ) from error
 
 
 def damaged(root: Path, pictures: Sequence[str]) -> list[Damaged]:

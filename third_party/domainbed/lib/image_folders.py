@@ -7,7 +7,7 @@ own folder may be the name of a data set.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import ImageFile
@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from domainbed_carft.data import listing
 from domainbed_carft.data.comparison import STRAY
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.environment import Environment
 
 # Upstream reads cut-off pictures instead of failing on them; the splits count on it.
@@ -89,20 +89,7 @@ def is_plain(dataset: Any) -> bool:
 
 
 def _picture(path: str) -> Any:
-    return opened(listing.open_picture, path)
-
-
-def opened(reader: Callable[[str], Any], path: str) -> Any:
-    """What `reader` makes of a picture. Raises PassingError, naming it, for one it cannot read."""
-    try:
-        return reader(path)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PassingError(
-            f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; restore the "
-            "file, or remove it (which changes the splits). `carft data verify --decode` lists "
-            "all such files"
-        ) from error
+    return listing.opened(listing.open_picture, path)
 
 
 def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
+from domainbed_carft.data import listing
 from domainbed_carft.pictures import drawing, loading, opening, plan
 from domainbed_carft.pictures.plan import Plan
 from domainbed_carft.pictures.store import Store
@@ -145,7 +146,7 @@ class Source:
             path, label = self.folder.samples[position]
             # What transforms of the two kinds draw from.
             torch.default_generator.manual_seed(drawing.seed_of(*key))
-            picture, numbers = image_folders.opened(load, path)
+            picture, numbers = listing.opened(load, path)
             pictures.append(picture)
             drawn.append(numbers)
             labels.append(label)
