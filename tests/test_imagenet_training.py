@@ -14,8 +14,8 @@ from domainbed.scripts import train
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.data import shards
-from domainbed_carft.errors import CarftError
+from domainbed_carft.data import shards, tasks
+from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.method import algorithms, arguments, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
@@ -78,6 +78,8 @@ def test_folders_and_shards_are_the_same_data_set(data, cache):
     kept.write_bytes(b"no index")
     assert np.array_equal(built(data / "shards")[0].targets, other.targets)
     assert built(data / "shards")[0].samples[5] == other.samples[5]
+    with pytest.raises(PassingError, match=r"gone.png cannot be read: .*restore the file"):
+        tasks.Pictures([("gone.png", 0)], ["a"])[0]  # as any transform but the fast one's
 
 
 def records(folder):

@@ -87,8 +87,10 @@ class Pictures:
         from PIL import Image
 
         source, label = self.samples[index]
-        in_memory = isinstance(source, np.ndarray)
-        picture = Image.fromarray(source) if in_memory else listing.open_picture(source)
+        if isinstance(source, np.ndarray):
+            picture = Image.fromarray(source)
+        else:
+            picture = listing.opened(listing.open_picture, source)
         return self.transform(picture) if self.transform else picture, label
 
 
