@@ -193,6 +193,21 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     assert "Resumed after step" in (tmp_path / "run" / "out.txt").read_text()
 
 
+def test_a_job_in_passes_goes_on_in_the_middle_of_one(pictures, tmp_path):
+    """On a set of one environment, of which two steps have had 12 of 16 pictures."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "only").symlink_to(next(pictures.iterdir()))
+    hparams = {"batch_size": 6, "clip_backbone": "tiny", "lr": 1e-3, "sampling": "passes"}
+    few = ("--test_envs", "--steps", "7", "--hparams", json.dumps({**hparams, "total_steps": 7}))
+    whole, stopped = (carft(tmp_path / "one", tmp_path / name, *few) for name in "ab")
+    assert run(whole) == 0
+    command = ("-c", SIGNALLED, "step_on_device", int(signal.SIGTERM), *stopped)
+    assert warm.run(*command).returncode == 75
+    assert torch.load(tmp_path / "b" / "state.pt", weights_only=True)["steps_done"] == 2
+    assert run(stopped) == 0
+    assert_same(tmp_path / "b", tmp_path / "a")
+
+
 def test_the_number_of_workers_changes_nothing(pictures, tmp_path):
     few = ("--steps", "8", "--checkpoint_freq", "4")
     for workers in ("0", "1", "3"):
