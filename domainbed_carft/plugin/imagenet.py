@@ -43,7 +43,7 @@ class ImageNet(Provided):
         return [
             f"ImageNet needs --data_dir, a folder with {' or '.join(PLACES)}, and in that train, a "
             "folder of pictures for each WordNet id, or shards of webdataset, train-000000.tar and "
-            f"so on; {root or 'none'} has neither. image-net.org has the pictures"
+            f"so on, not {root}. image-net.org has the pictures"
         ]
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:

@@ -112,7 +112,7 @@ class Members:
                 raise CarftError(
                     f"process {rank} of {self.size} has other settings than the first: {name} is "
                     f"{found[rank].get(name)!r}, expected {found[0][name]!r}. Give all the same "
-                    "arguments, data and kind of GPU"
+                    "arguments, output_dir, data and kind of GPU"
                 )
 
     @contextlib.contextmanager

@@ -114,9 +114,8 @@ class Run:
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
         self.interval = measured.Interval(self.files.watch)
         self.state_file = resume.StateFile(args.output_dir)
-        members.require_same(
-            dict(i for one in self._same_as_before().values() for i in one.items())
-        )
+        same = (i for one in self._same_as_before().values() for i in one.items())
+        members.require_same({"steps_done": self.steps_done, **dict(same)})
         if state:
             self._restore(state)
 
