@@ -62,6 +62,8 @@ def variables(
     cores: int, on_gpu: bool, kept: Mapping[str, str], processes: int = 1
 ) -> dict[str, str]:
     """What a launcher sets for a job on so many cores; what is ``kept`` stays as it is there."""
+    if processes < 2 and (told := kept.get(PROCESSES, "")).isdecimal():
+        processes = max(1, int(told))  # the user's, where there are no GPUs to give
     threads = str(share(max(1, cores // processes), on_gpu)[0])
     found = {CORES: str(cores)}
     if processes > 1:

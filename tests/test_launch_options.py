@@ -177,6 +177,9 @@ def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
         assert (slot["DOMAINBED_PROCESSES"], slot["OMP_NUM_THREADS"]) == ("2", "1")
         assert slot["DOMAINBED_CORES"] == str(16 // count)
     assert "DOMAINBED_PROCESSES" not in launchers.make(name).slots(1)[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("DOMAINBED_PROCESSES", "3")  # as is the way without GPUs
+    assert launchers.make(name).slots(1)[0]["OMP_NUM_THREADS"] == "4"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
     told = f"{name}: gpus is 2, expected at most the 1 of this machine"
     assert told in "".join(launchers.problems(launcher, []))
