@@ -6,6 +6,7 @@ all; the index is kept in the cache folder, under the shards' names, sizes and t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -67,7 +68,8 @@ def index(shards: Sequence[Path], classes: Sequence[str]) -> Index:
             places, labels = there["places"], there["labels"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         places, labels = _made(shards, {name: label for label, name in enumerate(classes)})
-        files.save(kept, lambda new: np.savez(new.open("wb"), places=places, labels=labels))
+        with contextlib.suppress(CarftError):  # a full cache costs time, never a job
+            files.save(kept, lambda new: np.savez(new.open("wb"), places=places, labels=labels))
     return Index([str(path) for path in shards], places, labels)
 
 
