@@ -137,7 +137,7 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
 
 
 def judged(report: Report, pictures: Sequence[str]) -> Report:
-    """The report, with what decoding ``pictures`` below its root adds if it is ``decoded``."""
+    """The report, with what decoding ``pictures``, below its root, adds if it is ``decoded``."""
     if not report.decoded:
         return report
     bad = listing.damaged(report.root, pictures)
