@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from domainbed_carft import files
 from domainbed_carft.clips import backbone
 from domainbed_carft.data.tasks import TASKS
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, refusals
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.pictures import loading
@@ -39,7 +40,9 @@ Predict = Callable[[Tensor], Iterable[Tensor]]
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``; keep a record in the folder of a job."""
     if arguments.path and not (arguments.suite or arguments.clip):
-        evaluate.run(arguments, functools.partial(of_task, arguments))
+        file, besides = evaluate.run(arguments, functools.partial(of_task, arguments))
+        if "sets" in (tested := besides.get("test_set", {})):
+            keep(file, tested)
         return
     if not arguments.suite or (arguments.path is None) == (arguments.clip is None):
         raise CarftError(
@@ -87,9 +90,11 @@ def of_task(
     name = opened.args["dataset"]
     if name not in TASKS or tuple(opened.classes) != known.get(name).classes:
         return {}, ""
-    document = of_weights(known.get(name), opened, device, arguments)
-    keep(opened.path, document)
-    return {"test_set": document}, "\n" + as_text(document, known.get(name))
+    suite = known.get(name)
+    if told := refusals(of_run, suite, opened, arguments.data_dir):  # the splits are there
+        return {"test_set": {"problems": told}}, f"\n{shown(told[0])}\n"
+    document = of_weights(suite, opened, device, arguments)
+    return {"test_set": document}, "\n" + as_text(document, suite)
 
 
 def looked_up(suite: Suite, data_dir: str | None) -> list[tuple[TestSet, Found]]:
@@ -110,8 +115,8 @@ def of_run(
 ) -> list[tuple[TestSet, Found]]:
     """The same, for a run; raises CarftError unless its classes are the suite's, in order."""
     if tuple(run.classes) != suite.classes:
-        pairs = zip((*run.classes, None), suite.classes)
-        here, there = next((pair for pair in pairs if pair[0] != pair[1]), (None, None))
+        pairs = itertools.zip_longest(run.classes, suite.classes)
+        here, there = next(pair for pair in pairs if pair[0] != pair[1])
         raise CarftError(
             f"{run.path} has {len(run.classes):,} classes, expected the {len(suite.classes):,} of "
             f"the suite {suite.name} under their names and in their order (found {here!r} instead "
