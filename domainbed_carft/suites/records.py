@@ -22,9 +22,7 @@ def append(folder: Path, record: Mapping[str, Any]) -> None:
     """Add a line with the FIELDS of ``record``; raises CarftError where it cannot be written."""
     path = folder / FILE
     try:
-        with path.open(
-            "ab", buffering=0
-        ) as file:  # at once: no reader or other writer sees half of it
+        with path.open("ab", buffering=0) as file:  # at once: nobody sees half of it
             file.write(json.dumps({key: record[key] for key in FIELDS}).encode() + b"\n")
     except OSError as error:
         raise files.not_written(path, error) from error

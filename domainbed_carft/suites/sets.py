@@ -11,7 +11,6 @@ from typing import Any
 
 from domainbed_carft.data import listing
 from domainbed_carft.data.comparison import listed
-from domainbed_carft.text import counted
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,9 @@ class Folders:
     """Finds pictures in class folders, by the names of these alone: never by their order.
 
     ``places`` are the folders to look for below the data folder, of which the first with a class
-    folder counts;
-    ``labels``: name of a class folder -> label; ``pictures``: how many a complete copy has, and
-    how many of ``each`` class, if known. ``more``: whether a complete copy has folders of other
-    classes, which are not read. ``check(root)``: further problems.
+    folder counts. ``labels``: name of a class folder -> label. ``pictures``: how many a complete
+    copy has, and how many of ``each`` class, if known. ``more``: whether a complete copy has
+    folders of other classes, which are not read. ``check(root)``: further problems.
     """
 
     places: tuple[str, ...]
@@ -113,11 +111,7 @@ class Folders:
             if name in self.labels:
                 of_label[self.labels[name]] += pictures
         names = {label: name for name, label in reversed(self.labels.items())}
-        problems = [
-            f"{counted(len(found.odd[kind]), kind)} {rest}: {listed(found.odd[kind])}"
-            for kind, rest in listing.ODD.items()
-            if found.odd[kind]
-        ]
+        problems = found.problems
         if empty := [names[label] for label, n in of_label.items() if not n]:
             problems.append(
                 f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
