@@ -195,9 +195,14 @@ def _figure(value: float | None) -> str:
 
 
 def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
-    """Algorithm, alpha, accuracy in distribution and the mean of the shifts, of rows with both."""
-    found = []
+    """Algorithm, alpha, accuracy in distribution and the mean of the shifts, of rows with both.
+
+    Of an algorithm's weights only the first: a curve is between the CLIP and one of them.
+    """
+    found, first = [], dict[str, str]()
     for row in rows:
+        if row.weights != first.setdefault(row.algorithm, row.weights):
+            continue
         inner = next((one.name for one in known.get(row.suite).sets if not one.shifted), "")
         x, y = (row.cells.get(name, Cell()).mean for name in (inner, "mean"))
         if x is not None and y is not None:
