@@ -41,8 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``; keep a record in the folder of a job."""
     if arguments.path and not (arguments.suite or arguments.clip):
         file, besides = evaluate.run(arguments, functools.partial(of_task, arguments))
-        if "sets" in (tested := besides.get("test_set", {})):
-            keep(file, tested)
+        keep(file, besides.get("test_set", {}))
         return
     if not arguments.suite or (arguments.path is None) == (arguments.clip is None):
         raise CarftError(
@@ -75,11 +74,8 @@ def of_weights(
     """The document of a run on a suite."""
     found = of_run(suite, opened, arguments.data_dir)
     algorithm = opened.algorithm.to(device)
-
-    def logits(x: Tensor) -> Iterable[Tensor]:
-        return [algorithm.predict(x)]
-
-    (sets,) = measured(found, plan_of(opened), logits, 1, device, arguments)
+    how = (found, plan_of(opened), lambda x: [algorithm.predict(x)], 1, device, arguments)
+    (sets,) = measured(*how)
     return {**facts_of(opened), **described(suite, found, sets)}
 
 
@@ -242,7 +238,7 @@ def facts_of(run: saved.TrainedRun) -> dict[str, Any]:
 
 def keep(file: Path, document: Mapping[str, Any]) -> None:
     """Add a line to the records in the folder of the weights ``file``, if that is a job's."""
-    if (file.parent / RECORDS).exists():
+    if "sets" in document and (file.parent / RECORDS).exists():
         records.append(file.parent, document)
 
 
