@@ -137,11 +137,7 @@ def zero_shot(suite: Suite, name: str, device: torch.device) -> tuple[planning.P
     plan = planning.Plan(
         wanted.resolution, wanted.resize, wanted.interpolation, wanted.mean, wanted.std
     )
-
-    def logits(x: Tensor) -> Iterable[Tensor]:
-        return [clip.logit_scale * F.normalize(encoder(x).float(), dim=-1) @ weights.T]
-
-    return plan, logits
+    return plan, lambda x: [clip.logit_scale * F.normalize(encoder(x).float(), dim=-1) @ weights.T]
 
 
 @dataclass(frozen=True)
@@ -257,7 +253,7 @@ def as_text(document: Mapping[str, Any], suite: Suite) -> str:
     head += ["mean per class (%)"] * per_class + ["published (%)"]
     title = document.get("clip") or f"{document['algorithm']} ({document['run']})"
     lines = [shown(f"{title} on the suite {suite.name}"), "", table(head, rows), ""]
-    lines += [f"{words}: {percent(document[key])}" for key, words in _means(suite).items()]
+    lines += [f"{words}: {percent(document[key])}" for key, words in suite.titles.items()]
     lines += _problems(document)
     lines.append(f"Intervals are Wilson's; ECE has {BINS} bins.")
     if published:
@@ -268,14 +264,13 @@ def as_text(document: Mapping[str, Any], suite: Suite) -> str:
 def as_rows(head: str, documents: Mapping[str, Mapping[str, Any]], suite: Suite) -> str:
     """The accuracies of several, a row each by its name, and what is missing."""
     (first, *_) = documents.values()
-    means = _means(suite)
     rows = [
         [name, *(percent(one["accuracy"]) for one in document["sets"].values()),
-         *(percent(document[key]) for key in means)]
+         *(percent(document[key]) for key in suite.titles)]
         for name, document in documents.items()
     ]  # fmt: skip
     names = [name if one["complete"] else f"{name}*" for name, one in first["sets"].items()]
-    return "\n".join([table([head, *names, *means.values()], rows), *_problems(first)])
+    return "\n".join([table([head, *names, *suite.titles.values()], rows), *_problems(first)])
 
 
 def ends(suite: Suite, document: Mapping[str, Any]) -> dict[str, float | None]:
@@ -283,13 +278,6 @@ def ends(suite: Suite, document: Mapping[str, Any]) -> dict[str, float | None]:
     usual = next((one.name for one in suite.sets if not one.shifted), "")
     inner = document["sets"].get(usual, {}).get("accuracy")
     return {"in_domain": inner, "out_of_domain": document["mean"]}
-
-
-def _means(suite: Suite) -> dict[str, str]:
-    found = {"mean": "Mean of the shifts"} if any(one.shifted for one in suite.sets) else {}
-    if suite.left_out:
-        found["mean_without_objectnet"] = f"Mean without {suite.left_out}"
-    return found
 
 
 def _problems(document: Mapping[str, Any]) -> list[str]:

@@ -78,6 +78,13 @@ class Suite:
             found[key] = sum(values) / len(values) if whole else None
         return found if self.left_out else {**found, "mean_without_objectnet": None}
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """The keys of the `means` that there are -> what these are called."""
+        found = {"mean": "Mean of the shifts"} if any(one.shifted for one in self.sets) else {}
+        without = {"mean_without_objectnet": f"Mean without {self.left_out}"}
+        return found | without if self.left_out else found
+
 
 @dataclass(frozen=True)
 class Folders:
