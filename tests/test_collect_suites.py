@@ -6,6 +6,7 @@ import report_page
 from collect_sweeps import collect, write_job
 
 from domainbed_carft.report import building, writing
+from domainbed_carft.results import collection, suites
 from domainbed_carft.suites import known, records
 
 SETS = [one.name for one in known.get("imagenet").sets]
@@ -90,7 +91,7 @@ def test_rows_are_means_over_trials(sweep):
     assert others["FLYP (TRACER)", "ViT-B/16"] == [f"{v:.1f}" for v in (*values, *means)]
     assert others["CaRot (TRACER)", "ViT-L/14"] == ["87.0", "", "", "", "", "", "74.1", ""]
     told = [note for note in beside.notes if note.startswith("zero-shot CLIP: ObjectNet zero-shot")]
-    assert len(others) == 36 and len(told) == 1
+    assert len(others) == 37 and len(told) == 1
 
 
 def test_a_tasks_own_test_set_is_shown_by_what_others_report(tmp_path):
@@ -107,6 +108,18 @@ def test_a_tasks_own_test_set_is_shown_by_what_others_report(tmp_path):
     )  # fmt: skip
     (beside,) = (one for one in page.grids if one.title == "Suite DTD, beside published figures")
     assert ["zero-shot CLIP", "ViT-B/16", "45.0"] in beside.rows
+
+
+def test_a_curve_is_of_one_file_of_weights(tmp_path):
+    values = {name: 0.5 for name in SETS}
+    lines = [
+        (None, values, "model_best.pkl"),
+        (None, values, "model.pkl"),
+        (0.0, values, "model.pkl"),
+    ]
+    write_run(tmp_path, "CARFT", 0, lines)
+    (group,) = collection.gather([tmp_path]).groups
+    assert suites.points(suites.scores(group)) == [("CARFT", a, 50.0, 50.0) for a in (None, 0.0)]
 
 
 def test_the_report_has_the_table_and_the_picture(sweep, tmp_path):

@@ -217,7 +217,8 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     planted, tmp_path, monkeypatch, capsys
 ):
     data = planted("EuroSAT")
-    assert cli.main(["data", "verify", "EuroSAT", "--data_dir", str(data)]) == 0
+    monkeypatch.chdir(data)
+    assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
     assert "train has 30 pictures of 10 classes, expected 10,000" in capsys.readouterr().out
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
@@ -247,6 +248,8 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     assert (one["n"], one["right"], one["mean_per_class"]) == (10, right, pytest.approx(right / 10))
     (kept,) = records.read(tmp_path / "out")  # of two evaluations
     assert kept["suite"] == "EuroSAT" and kept["sets"]["test (own split)"]["right"] == right
+    monkeypatch.setitem(tasks.TASKS, "EuroSAT", replace(small, drawn=(3, 1)))  # none is left
+    assert cli.main(asked) == 0 and "no test set of the suite EuroSAT" in capsys.readouterr().out
 
 
 def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,19 +97,24 @@ def _list(arguments: argparse.Namespace) -> None:
     print("Other steps, sources, licences, citations, counts by class: carft data list --json")
 
 
-def _judge(name: str) -> Callable[..., Any]:
-    """What verifies a data set of this name."""
-    from domainbed_carft.data import tasks, verify
+def _owner(name: str) -> Any:
+    """What verifies and downloads the data set of this name, None for benchmarks and folders."""
+    from domainbed_carft.data import benchmarks, tasks
     from domainbed_carft.suites import imagenet
 
-    if name in tasks.TASKS:
-        return tasks.verify
-    return imagenet.verify if name in imagenet.facts() else verify.verify
+    owners = {**dict.fromkeys(tasks.TASKS, tasks), **dict.fromkeys(imagenet.facts(), imagenet)}
+    valid = [*benchmarks.BENCHMARKS, *owners]
+    if name not in valid and not os.path.exists(name):
+        raise CarftError(text.unknown("folder or data set", name, valid))
+    return owners.get(name)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from domainbed_carft.data import verify
+
     try:
-        report = _judge(arguments.data)(arguments.data, arguments.data_dir, arguments.decode)
+        judge = getattr(_owner(arguments.data), "verify", verify.verify)
+        report = judge(arguments.data, arguments.data_dir, arguments.decode)
     except CarftError as error:
         print(f"carft: {text.shown(str(error))}", file=sys.stderr)
         if arguments.json:
@@ -121,14 +126,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _download(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.data import download, tasks
-    from domainbed_carft.suites import imagenet
+    from domainbed_carft.data import download
 
     where = arguments.data, arguments.data_dir
-    if arguments.data in imagenet.facts():
-        report = imagenet.download(*where)
-    elif arguments.data in tasks.TASKS:
-        report = tasks.download(*where)
+    if owner := _owner(arguments.data):
+        report = owner.download(*where)
     else:
         report = download.download(*where, accept_different=arguments.accept_different)
     print(report.as_text())

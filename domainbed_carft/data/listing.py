@@ -20,7 +20,9 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from domainbed_carft import machine
+from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.text import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,6 +56,15 @@ class Listing:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
     odd: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in ODD})
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for each kind that is there."""
+        return [
+            f"{counted(len(paths), kind)} {ODD[kind]}: {listed(paths)}"
+            for kind, paths in self.odd.items()
+            if paths
+        ]
 
 
 @dataclass(frozen=True)

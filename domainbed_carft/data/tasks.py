@@ -7,6 +7,7 @@ are drawn here, as many pictures of each class as CLIP's own splits have, and to
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,8 +124,9 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.
         raise CarftError(f"{name} needs --data_dir, the folder of {TASKS[name].folder}")
     splits = [read(TASKS[name], data_dir, train) for train in (True, False)]
     found = replace(report(TASKS[name], data_dir, splits), decoded=decode)
-    files = [source for split in splits for source, _ in split.samples]
-    return verifying.judged(found, [str(f) for f in files if not isinstance(f, np.ndarray)])
+    sources = [source for split in splits for source, _ in split.samples]
+    files = [source for source in sources if not isinstance(source, np.ndarray)]
+    return verifying.judged(found, [os.path.relpath(file, found.root) for file in files])
 
 
 def report(task: Task, data_dir: str | Path, splits: Iterable[Pictures]) -> verifying.Report:

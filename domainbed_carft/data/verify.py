@@ -129,15 +129,14 @@ def examine(name: str, root: Path, decode: bool = False) -> Report:
     """The same of the folder ``root``, as that of the data set ``name``."""
     found = listing.read(root)
     findings = comparison.compare(name, found.counts)
-    for kind, rest in listing.ODD.items():
-        findings.problems += _counted(found.odd[kind], kind, rest)
+    findings.problems += found.problems
     told = {path for paths in found.odd.values() for path in paths}
     whole = [path for path in found.pictures if path not in told] if decode else []
     return judged(Report(name, root, found.counts, **vars(findings), decoded=decode), whole)
 
 
 def judged(report: Report, pictures: Sequence[str]) -> Report:
-    """The report, with what decoding ``pictures`` below its root adds if it is ``decoded``."""
+    """The report, with what decoding ``pictures``, below its root, adds if it is ``decoded``."""
     if not report.decoded:
         return report
     bad = listing.damaged(report.root, pictures)

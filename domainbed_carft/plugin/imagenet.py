@@ -14,7 +14,6 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.environment import Environment, Paths
 from domainbed_carft.plugin.provided import Provided
 from domainbed_carft.suites import imagenet
-from domainbed_carft.text import counted
 
 # Below the data folder, as other repositories have it (mlfoundations/model-soups, datasets.md).
 PLACES = ("imagenet", "ILSVRC2012")
@@ -96,11 +95,6 @@ def _in_folders(root: Path, ids: tuple[str, ...]) -> tuple[Paths, list[str]]:
             f"{len(missing)} missing ({listed(sorted(missing)) or 'none'}), {len(extra)} others "
             f"({listed(sorted(extra)) or 'none'}). Labels go by position: restore the folders"
         )
-    problems = [
-        f"{counted(len(paths), kind)} {listing.ODD[kind]}: {listed(paths)}"
-        for kind, paths in found.odd.items()
-        if paths
-    ]
     paths = np.array([os.fsencode(path) for path in sorted(found.pictures)], dtype=np.bytes_)
     labels = np.repeat(np.arange(len(ids)), list(found.counts[""].values()))
-    return Paths(str(root), paths, labels), problems
+    return Paths(str(root), paths, labels), found.problems

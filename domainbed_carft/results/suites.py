@@ -22,13 +22,12 @@ CAPTION = (
     "where others report that, of the run that validation chose in each trial; mean ± standard "
     "error (n trials). *: a copy that is not complete, of which no mean is formed."
 )
-MEANS = {"mean": "Mean of the shifts", "mean_without_objectnet": "Mean without {}"}
 
 
 class Scores(NamedTuple):
     """One algorithm's weights on a suite; ``alpha``: WiSE-FT's, None for the weights themselves.
 
-    ``cells``: the name of a set, or of one of MEANS, -> its accuracies over trials; ``partial``:
+    ``cells``: the name of a set, or the key of a mean, -> its accuracies over trials; ``partial``:
     sets of which a trial had no complete copy.
     """
 
@@ -84,8 +83,7 @@ def _over(
     suite: str, trials: Mapping[int, Mapping[str, Any]]
 ) -> tuple[dict[str, Cell], frozenset[str]]:
     """The cells of the records of the trials, and the sets of which one is not complete."""
-    sets = [one.name for one in known.get(suite).sets]
-    accuracies: dict[str, dict[int, float]] = {name: {} for name in (*sets, *MEANS)}
+    accuracies: dict[str, dict[int, float]] = {name: {} for name in columns(known.get(suite))}
     partial = set()
     for trial, record in trials.items():
         for name, of_trial in accuracies.items():
@@ -175,11 +173,7 @@ def columns(suite: Suite) -> dict[str, str]:
         one.name: one.name + ", in distribution" * (not one.shifted and len(suite.sets) > 1)
         for one in suite.sets
     }
-    if any(one.shifted for one in suite.sets):
-        found["mean"] = MEANS["mean"]
-    if suite.left_out:
-        found["mean_without_objectnet"] = MEANS["mean_without_objectnet"].format(suite.left_out)
-    return found
+    return found | suite.titles
 
 
 def _word(row: Scores, name: str) -> str:
@@ -195,9 +189,14 @@ def _figure(value: float | None) -> str:
 
 
 def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
-    """Algorithm, alpha, accuracy in distribution and the mean of the shifts, of rows with both."""
-    found = []
+    """Algorithm, alpha, accuracy in distribution and the mean of the shifts, of rows with both.
+
+    Of an algorithm's weights only the first: a curve is between the CLIP and one of them.
+    """
+    found, first = [], dict[str, str]()
     for row in rows:
+        if row.weights != first.setdefault(row.algorithm, row.weights):
+            continue
         inner = next((one.name for one in known.get(row.suite).sets if not one.shifted), "")
         x, y = (row.cells.get(name, Cell()).mean for name in (inner, "mean"))
         if x is not None and y is not None:

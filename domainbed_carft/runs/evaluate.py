@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,12 @@ from domainbed_carft.text import shown, table
 
 BINS = 15
 
-
 # What a run is measured on besides: facts for the document, and a text.
 Besides = Callable[[saved.TrainedRun, torch.device], tuple[dict[str, Any], str]]
 
 
-def run(arguments: argparse.Namespace, besides: Besides) -> None:
-    """Evaluate and print, or write to ``--output``."""
+def run(arguments: argparse.Namespace, besides: Besides) -> tuple[Path, dict[str, Any]]:
+    """Evaluate and print, or write to ``--output``; the weights' file, and what is besides."""
     file = saved.weights_file(arguments.path, arguments.which)
     files.require_output(arguments.output, (file,))
     device = data.choose_device(arguments.device)
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace, besides: Besides) -> None:
     text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document) + more
     with files.stream(arguments.output) as out:
         out.write(text)
+    return file, facts
 
 
 class Tally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from domainbed_carft import files
 from domainbed_carft.clips import backbone
 from domainbed_carft.data.tasks import TASKS
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, refusals
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.pictures import loading
@@ -39,7 +40,8 @@ Predict = Callable[[Tensor], Iterable[Tensor]]
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print, or write to ``--output``; keep a record in the folder of a job."""
     if arguments.path and not (arguments.suite or arguments.clip):
-        evaluate.run(arguments, functools.partial(of_task, arguments))
+        file, besides = evaluate.run(arguments, functools.partial(of_task, arguments))
+        keep(file, besides.get("test_set", {}))
         return
     if not arguments.suite or (arguments.path is None) == (arguments.clip is None):
         raise CarftError(
@@ -72,11 +74,8 @@ def of_weights(
     """The document of a run on a suite."""
     found = of_run(suite, opened, arguments.data_dir)
     algorithm = opened.algorithm.to(device)
-
-    def logits(x: Tensor) -> Iterable[Tensor]:
-        return [algorithm.predict(x)]
-
-    (sets,) = measured(found, plan_of(opened), logits, 1, device, arguments)
+    how = (found, plan_of(opened), lambda x: [algorithm.predict(x)], 1, device, arguments)
+    (sets,) = measured(*how)
     return {**facts_of(opened), **described(suite, found, sets)}
 
 
@@ -87,9 +86,11 @@ def of_task(
     name = opened.args["dataset"]
     if name not in TASKS or tuple(opened.classes) != known.get(name).classes:
         return {}, ""
-    document = of_weights(known.get(name), opened, device, arguments)
-    keep(opened.path, document)
-    return {"test_set": document}, "\n" + as_text(document, known.get(name))
+    suite = known.get(name)
+    if told := refusals(of_run, suite, opened, arguments.data_dir):  # the splits are there
+        return {"test_set": {"problems": told}}, f"\n{shown(told[0])}\n"
+    document = of_weights(suite, opened, device, arguments)
+    return {"test_set": document}, "\n" + as_text(document, suite)
 
 
 def looked_up(suite: Suite, data_dir: str | None) -> list[tuple[TestSet, Found]]:
@@ -110,8 +111,8 @@ def of_run(
 ) -> list[tuple[TestSet, Found]]:
     """The same, for a run; raises CarftError unless its classes are the suite's, in order."""
     if tuple(run.classes) != suite.classes:
-        pairs = zip((*run.classes, None), suite.classes)
-        here, there = next((pair for pair in pairs if pair[0] != pair[1]), (None, None))
+        pairs = itertools.zip_longest(run.classes, suite.classes)
+        here, there = next(pair for pair in pairs if pair[0] != pair[1])
         raise CarftError(
             f"{run.path} has {len(run.classes):,} classes, expected the {len(suite.classes):,} of "
             f"the suite {suite.name} under their names and in their order (found {here!r} instead "
@@ -136,11 +137,7 @@ def zero_shot(suite: Suite, name: str, device: torch.device) -> tuple[planning.P
     plan = planning.Plan(
         wanted.resolution, wanted.resize, wanted.interpolation, wanted.mean, wanted.std
     )
-
-    def logits(x: Tensor) -> Iterable[Tensor]:
-        return [clip.logit_scale * F.normalize(encoder(x).float(), dim=-1) @ weights.T]
-
-    return plan, logits
+    return plan, lambda x: [clip.logit_scale * F.normalize(encoder(x).float(), dim=-1) @ weights.T]
 
 
 @dataclass(frozen=True)
@@ -237,7 +234,7 @@ def facts_of(run: saved.TrainedRun) -> dict[str, Any]:
 
 def keep(file: Path, document: Mapping[str, Any]) -> None:
     """Add a line to the records in the folder of the weights ``file``, if that is a job's."""
-    if (file.parent / RECORDS).exists():
+    if "sets" in document and (file.parent / RECORDS).exists():
         records.append(file.parent, document)
 
 
@@ -256,7 +253,7 @@ def as_text(document: Mapping[str, Any], suite: Suite) -> str:
     head += ["mean per class (%)"] * per_class + ["published (%)"]
     title = document.get("clip") or f"{document['algorithm']} ({document['run']})"
     lines = [shown(f"{title} on the suite {suite.name}"), "", table(head, rows), ""]
-    lines += [f"{words}: {percent(document[key])}" for key, words in _means(suite).items()]
+    lines += [f"{words}: {percent(document[key])}" for key, words in suite.titles.items()]
     lines += _problems(document)
     lines.append(f"Intervals are Wilson's; ECE has {BINS} bins.")
     if published:
@@ -267,14 +264,13 @@ def as_text(document: Mapping[str, Any], suite: Suite) -> str:
 def as_rows(head: str, documents: Mapping[str, Mapping[str, Any]], suite: Suite) -> str:
     """The accuracies of several, a row each by its name, and what is missing."""
     (first, *_) = documents.values()
-    means = _means(suite)
     rows = [
         [name, *(percent(one["accuracy"]) for one in document["sets"].values()),
-         *(percent(document[key]) for key in means)]
+         *(percent(document[key]) for key in suite.titles)]
         for name, document in documents.items()
     ]  # fmt: skip
     names = [name if one["complete"] else f"{name}*" for name, one in first["sets"].items()]
-    return "\n".join([table([head, *names, *means.values()], rows), *_problems(first)])
+    return "\n".join([table([head, *names, *suite.titles.values()], rows), *_problems(first)])
 
 
 def ends(suite: Suite, document: Mapping[str, Any]) -> dict[str, float | None]:
@@ -282,13 +278,6 @@ def ends(suite: Suite, document: Mapping[str, Any]) -> dict[str, float | None]:
     usual = next((one.name for one in suite.sets if not one.shifted), "")
     inner = document["sets"].get(usual, {}).get("accuracy")
     return {"in_domain": inner, "out_of_domain": document["mean"]}
-
-
-def _means(suite: Suite) -> dict[str, str]:
-    found = {"mean": "Mean of the shifts"} if any(one.shifted for one in suite.sets) else {}
-    if suite.left_out:
-        found["mean_without_objectnet"] = f"Mean without {suite.left_out}"
-    return found
 
 
 def _problems(document: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     report = verification.Report(
         name, found.root, counts, found.problems, [], notes, edition, decode
     )
-    return verification.judged(report, [str(path) for path, _ in found.samples])
+    return verification.judged(report, [os.path.relpath(p, found.root) for p, _ in found.samples])
 
 
 def terms(name: str) -> str:

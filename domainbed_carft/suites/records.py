@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ KEY = ("suite", "weights", "wise_ft_alpha")  # of two lines with the same, the l
 def append(folder: Path, record: Mapping[str, Any]) -> None:
     """Add a line with the FIELDS of ``record``; raises CarftError where it cannot be written."""
     path = folder / FILE
+    line = json.dumps({key: record[key] for key in FIELDS}).encode() + b"\n"
     try:
-        with path.open(
-            "ab", buffering=0
-        ) as file:  # at once: no reader or other writer sees half of it
-            file.write(json.dumps({key: record[key] for key in FIELDS}).encode() + b"\n")
+        with path.open("ab+", buffering=0) as file:  # at once: nobody sees half of it
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            # After a line that a full disk has cut off
+            file.write(b"\n" + line if end and file.read(1) != b"\n" else line)
     except OSError as error:
         raise files.not_written(path, error) from error
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from domainbed_carft.data import listing
 from domainbed_carft.data.comparison import listed
-from domainbed_carft.text import counted
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,22 @@ class Suite:
             found[key] = sum(values) / len(values) if whole else None
         return found if self.left_out else {**found, "mean_without_objectnet": None}
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """The keys of the `means` that there are -> what these are called."""
+        found = {"mean": "Mean of the shifts"} if any(one.shifted for one in self.sets) else {}
+        without = {"mean_without_objectnet": f"Mean without {self.left_out}"}
+        return found | without if self.left_out else found
+
 
 @dataclass(frozen=True)
 class Folders:
     """Finds pictures in class folders, by the names of these alone: never by their order.
 
     ``places`` are the folders to look for below the data folder, of which the first with a class
-    folder counts;
-    ``labels``: name of a class folder -> label; ``pictures``: how many a complete copy has, and
-    how many of ``each`` class, if known. ``more``: whether a complete copy has folders of other
-    classes, which are not read. ``check(root)``: further problems.
+    folder counts. ``labels``: name of a class folder -> label. ``pictures``: how many a complete
+    copy has, and how many of ``each`` class, if known. ``more``: whether a complete copy has
+    folders of other classes, which are not read. ``check(root)``: further problems.
     """
 
     places: tuple[str, ...]
@@ -113,11 +118,7 @@ class Folders:
             if name in self.labels:
                 of_label[self.labels[name]] += pictures
         names = {label: name for name, label in reversed(self.labels.items())}
-        problems = [
-            f"{counted(len(found.odd[kind]), kind)} {rest}: {listed(found.odd[kind])}"
-            for kind, rest in listing.ODD.items()
-            if found.odd[kind]
-        ]
+        problems = found.problems
         if empty := [names[label] for label, n in of_label.items() if not n]:
             problems.append(
                 f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
