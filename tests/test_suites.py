@@ -14,7 +14,7 @@ from data_trees import carft, grow
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.suites import imagenet, scoring
+from domainbed_carft.suites import imagenet, records, scoring
 
 SETS = {one.name: one for one in imagenet.suite().sets}
 
@@ -209,3 +209,12 @@ def test_objectnet_is_no_training_data(tmp_path):
     for path in (root, root / "images"):
         done = carft("verify", path)
         assert done.returncode == 1 and "whose licence forbids to train" in done.stdout
+
+
+def test_a_line_that_a_full_disk_has_cut_off_costs_no_other(tmp_path):
+    whole = {field: field for field in records.FIELDS}
+    records.append(tmp_path, whole)
+    with (tmp_path / records.FILE).open("a") as file:
+        file.write('{"suite": "ima')
+    records.append(tmp_path, {**whole, "suite": "another"})
+    assert [one["suite"] for one in records.read(tmp_path)] == ["suite", "another"]
