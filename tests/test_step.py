@@ -1,6 +1,7 @@
 """A step waits for nothing, in pieces it is the step of the whole batch, and `amp` is settled."""
 
 import copy
+import shutil
 
 import open_clip_folders
 import pytest
@@ -145,6 +146,24 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
     assert train(plain, 3) == train(sparing, 3)
     assert same(plain, sparing) and same(plain, copy.deepcopy(sparing))
     algorithm_state.capture(sparing, algorithm_state.places(sparing))  # can be resumed
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_change_rounding_only():
+    """Terms still listen to the blocks, averages take their weights' place, copies are copies."""
+    more = {"ldifs_weight": 0.5, "miro_weight": 0.5, "average": "ema"}
+    plain, compiled = (make("tiny", compile_blocks=on, **more) for on in (False, True))
+    for ours, theirs in zip(train(compiled, 3), train(plain, 3), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    x = minibatches()[0][0]
+    with torch.no_grad():
+        for one in (compiled, copy.deepcopy(compiled)):
+            torch.testing.assert_close(one.predict(x), plain.predict(x), rtol=1e-3, atol=1e-3)
+        copied = copy.deepcopy(compiled)
+        for parameter in copied.encoder.parameters():
+            parameter.mul_(1.1)
+        assert not torch.allclose(copied.features(x), compiled.features(x))
+    algorithm_state.capture(compiled, algorithm_state.places(compiled))  # can be resumed
 
 
 # Precision

@@ -89,8 +89,8 @@ class CLIPAlgorithm(Algorithm):
             encoder, scale = clip_model.model.visual, clip_model.logit_scale
             self.set_up(encoder, weights, scale, wanted, normalisation)
             self.set_up_training(clip_model, features)
-            if hparams["checkpoint_blocks"] and self.trains_encoder:
-                blocks.checkpoint_blocks(self.encoder)
+            if self.trains_encoder:
+                blocks.arrange(self.encoder, self.terms and self.terms.original, hparams)
         self.train()
 
     def keep_text(self, name: str, text: str) -> None:

@@ -217,6 +217,7 @@ HPARAMS: tuple[Hparam, ...] = (
     Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),
     Hparam("micro_batch", _always(0), *_count(0)),
     Hparam("checkpoint_blocks", _always(False), *_one_of(False, True)),
+    Hparam("compile_blocks", _always(False), *_one_of(False, True)),
     Hparam("drift_every", _always(10), *_count(0)),
     Hparam("flyp_targets", _always("same-class"), *_one_of("same-class", "diagonal")),
     # What any algorithm that trains the encoder may add.
