@@ -5,6 +5,7 @@ import shutil
 
 import open_clip_folders
 import pytest
+import setuptools  # noqa: F401 - torch.compile imports it, and cannot after tests that change importers
 import torch
 from conftest import TINY_SHAPE, random_clip
 from domainbed.lib import algorithm_state
