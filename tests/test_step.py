@@ -2,10 +2,12 @@
 
 import copy
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import open_clip_folders
 import pytest
-import setuptools  # noqa: F401 - torch.compile imports it, and cannot after tests that change importers
 import torch
 from conftest import TINY_SHAPE, random_clip
 from domainbed.lib import algorithm_state
@@ -151,6 +153,14 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_change_rounding_only():
+    """In a process of its own: torch.compile needs setuptools, and that no other test has pip."""
+    code = "import test_step; test_step.check_compiled_blocks()"
+    folder = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def check_compiled_blocks():
     """Terms still listen to the blocks, averages take their weights' place, copies are copies."""
     more = {"ldifs_weight": 0.5, "miro_weight": 0.5, "average": "ema"}
     plain, compiled = (make("tiny", compile_blocks=on, **more) for on in (False, True))
