@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from clip.model import VisionTransformer
 
+from domainbed_carft import machine
+
 PATCHES = {"B/32": 32, "B/16": 16}
 
 
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    machine.keep_freed_memory()  # as train does
     torch.manual_seed(0)
     encoder = VisionTransformer(224, PATCHES[given.shape], 768, 12, 12, 512)
     x, direction = torch.randn(given.pictures, 3, 224, 224), torch.randn(512)

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from step_cost import DOMAINS, SHAPES, batch, make, moved, weights_of
 
+from domainbed_carft import machine
+
 MIB = 2**20
 PIECE = 8  # pictures, for micro_batch
 FROZEN = ("CARFT, original in fp32", "CARFT, original in bf16")
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    machine.keep_freed_memory()  # as train does
     if arguments.one:
         warnings.simplefilter("ignore")
         with contextlib.redirect_stdout(sys.stderr):

@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from domainbed_carft import machine
 from domainbed_carft.method import algorithms, body, hparams
 
 DOMAINS = 3
@@ -245,6 +246,7 @@ def main() -> None:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
+    machine.keep_freed_memory()  # as train does
     where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread"
     print(f"torch {torch.__version__}, {device}, {where}")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,10 @@
 """Options of launchers and the file they come from, what a machine has, what SLURM is told."""
 
+import ctypes
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 from sweep_folders import HOLD
@@ -215,3 +218,19 @@ def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch)
     tool.write_text(f"#!/bin/sh\n[ $1 = -L ] && echo '{told}'\n")
     tool.chmod(0o755)
     assert machine.gpus() == ["0", "1"]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator")
+def test_a_process_keeps_the_memory_that_it_frees():
+    again = "[b'x' * (64 << 20) for _ in range(1)]; "
+    code = (
+        "import resource; from domainbed_carft import machine; {}"
+        "told = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; "
+        f"{again} before = told(); {5 * again} print(told() - before)"
+    )
+    faults = [
+        int(subprocess.check_output([sys.executable, "-c", code.format(first)]))
+        for first in ("", "machine.keep_freed_memory(); ")
+    ]
+    assert faults[0] > 5 * 64 << 8, faults  # each page of 4 KiB is asked for anew
+    assert faults[1] < faults[0] / 100, faults

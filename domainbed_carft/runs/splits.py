@@ -115,6 +115,8 @@ def choose_device(asked: str | None) -> torch.device:
     try:
         there = torch.empty(1, device=name)
         there.cpu()  # "meta" has nothing to give back
+        if there.device.type == "cpu":
+            machine.keep_freed_memory()
         return there.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -22,6 +22,7 @@ from domainbed.lib.members import ALONE, Members, divide
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import share_cores
 from domainbed.lib.splits import Environment, named_splits
+from domainbed_carft import machine
 from domainbed_carft.jobs.folder import Lock
 from domainbed_carft.pictures import drawing, environment
 
@@ -62,6 +63,8 @@ class Run:
         self.pictures, self.members = pictures, members
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.n_workers = share_cores(args.workers, dataset, self.device == "cuda", members.here)
+        if self.device == "cpu":
+            machine.keep_freed_memory()
         self.n_steps = args.steps or dataset.N_STEPS
         self.steps_done: int = state["steps_done"] if state else 0
         # Whether the checkpoint that was due after the last step is recorded.
