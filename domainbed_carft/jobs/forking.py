@@ -1,8 +1,7 @@
 """The warm process itself, `python -m domainbed_carft.jobs.forking DESCRIPTOR` (see `warm`).
 
-It has a child for each job, the job's guard, whose child is the job. The guard waits for the job
-and tells the launcher how it ended, also after the warm process has died. The warm process ends
-with its launcher, without ending jobs.
+It has a child for each job, the job's guard, whose child is the job. The guard tells the launcher
+how the job ended, also after the warm process has died, which ends with its launcher.
 """
 
 from __future__ import annotations
@@ -24,9 +23,6 @@ from typing import Any
 from domainbed_carft.jobs.folder import INHERITED
 from domainbed_carft.jobs.warm import TRAIN
 
-# Open where a GPU's driver has been started, which does not survive a fork.
-GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/dxg")
-
 
 def main() -> None:
     """Fork jobs as long as the launcher asks; returns in a job, to become it."""
@@ -44,17 +40,9 @@ def main() -> None:
     while _threads() > 1 and time.monotonic() < patience:
         time.sleep(0.05)
     job = _next_job(control)
-    if job is None:
-        # Guards that are just ending would be zombies where nobody else takes them; those of a
-        # killed launcher's jobs may take days.
-        signal.alarm(1)
-        with contextlib.suppress(ChildProcessError):  # there is none left
-            os.wait()
-        os._exit(0)
     for number, handler in before.items():
         signal.signal(number, handler)
-    asked, descriptors = job
-    _become(asked, *descriptors)
+    _become(*job)
 
 
 def import_what_train_imports() -> None:
@@ -71,30 +59,18 @@ def import_what_train_imports() -> None:
     sys.path[:] = path  # pkg_resources has added a folder, also for jobs that need no clip
 
 
-def _next_job(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """In a job what it was asked to be, and its descriptors; None once the launcher is gone."""
-    while True:
-        try:
-            message, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 3)
-        except OSError:
-            return None
-        if not message:
-            return None
-        # A launcher that gets no answer starts the job cold.
-        with contextlib.suppress(OSError):
-            if _may_fork() and os.fork() == 0:
-                control.close()
-                if _guard(*descriptors):
-                    return json.loads(message), descriptors
+def _next_job(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """In a job what it was asked to be, and its descriptors; ends once the launcher is gone."""
+    while message := (received := socket.recv_fds(control, 1 << 20, 3))[0]:
+        # A launcher that gets no answer starts the job cold. A fork has no threads but its own.
+        if _threads() == 1 and os.fork() == 0:
+            control.close()
+            if _guard(*received[1]):
+                return json.loads(message), received[1]
         # Else the next job would hold the lock of this one.
-        for descriptor in descriptors:
+        for descriptor in received[1]:
             os.close(descriptor)
-
-
-def _may_fork() -> bool:
-    """Whether a child of this process would be sound: there is one thread, and no GPU in use."""
-    opened = (os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))
-    return _threads() == 1 and not any(path.startswith(GPUS) for path in opened)
+    os._exit(0)
 
 
 def _threads() -> int:
@@ -121,11 +97,12 @@ def _guard(answer: int, *others: int) -> bool:
     return False
 
 
-def _become(asked: dict[str, Any], answer: int, *descriptors: int) -> None:
+def _become(asked: dict[str, Any], descriptors: list[int]) -> None:
     """Run train as `python -m` does, with this process's streams or those of a job apart.
 
     The pipe for the answer stays open: should the guard be killed, its end is the job's end.
     """
+    answer, *descriptors = descriptors
     os.set_inheritable(answer, False)
     variables = asked["variables"]
     if asked["apart"]:
@@ -136,13 +113,7 @@ def _become(asked: dict[str, Any], answer: int, *descriptors: int) -> None:
         os.set_inheritable(lock, True)
         variables[INHERITED] = str(lock)
     os.environ.update(variables)
-    # All forks would draw the same; Python's own generator sees to that itself.
-    if "torch" in sys.modules:
-        sys.modules["torch"].default_generator.seed()
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
     sys.argv = [TRAIN, *asked["arguments"]]
-    sys.orig_argv = [sys.executable, "-m", *sys.argv]
     runpy.run_module(TRAIN, run_name="__main__", alter_sys=True)
 
 

@@ -1,8 +1,7 @@
 """A warm process: it has imported what each job of a launch imports, and jobs are forks of it.
 
 What a job is told, and gets from the system, is what a process of its own would get (`forking`).
-multiprocessing's forkserver cannot promise this: when it dies, running jobs have ended for all it
-tells; there is one a process, with that one's environment; jobs import the launcher's main module.
+With multiprocessing's forkserver, jobs would count as ended when it dies.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO
 
 from domainbed_carft.jobs.folder import INHERITED
@@ -29,26 +29,20 @@ TRAIN = "domainbed.scripts.train"
 SET_LATE = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", INHERITED)
 
 
+@dataclass(frozen=True)
 class Process:
     """A job that was forked, with as much of subprocess.Popen as launchers use."""
 
-    def __init__(self, pid: int, told: IO[str]) -> None:
-        self.pid = pid
-        self._told = told
+    pid: int
+    told: IO[str]
 
     def wait(self) -> int:
         """Its exit status, negative for a signal; -15 if it is gone and nobody knows how."""
-        line = self._told.readline()
-        self._told.close()
-        return int(line) if line else -signal.SIGTERM
+        with self.told:
+            return int(self.told.readline() or -signal.SIGTERM)
 
-    def terminate(self) -> None:
-        self._send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -56,9 +50,8 @@ class Process:
 class Warm:
     """Starts jobs warm, inside a block; the warm process is made with the first, and as it wants.
 
-    Args:
-        apart: whether jobs get a session of their own, no input, and no output but standard error;
-            else they share this process's session and streams. So does the warm process.
+    Jobs ``apart`` get a session of their own, no input, and no output but standard error; others
+    share this process's session and streams. So does the warm process.
     """
 
     def __init__(self, apart: bool) -> None:
@@ -70,35 +63,20 @@ class Warm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._one_at_a_time:
-            if self._process is not None:
-                self._control.close()
-                try:
-                    self._process.wait(2)
-                except subprocess.TimeoutExpired:  # it still imports
-                    self._process.kill()
-                    self._process.wait()
-
-    def hurry(self) -> None:
-        """Let no job wait for the warm process any longer; safe in a signal handler."""
-        if self._process is not None and self._one_at_a_time.locked():
-            self._process.kill()
+        if self._process is not None:
+            self._control.close()
+            self._process.wait()
 
     def start(
         self, words: Sequence[str], environment: Mapping[str, str], *descriptors: int
     ) -> Process | None:
-        """Start a job; None if it has to start cold.
+        """Start a job; None if it has to start cold (see docs/sweeps.md).
 
-        That is a job of another command than train's with this interpreter, or with another
-        environment (but for SET_LATE) or folder than the first one's; any where the switch says
-        so, on other systems than Linux, and where the warm process died or cannot be forked.
-
-        Args:
-            descriptors: for a job apart, of its lock and its standard error.
+        ``descriptors``: for a job apart, those of its lock and its standard error.
         """
         if sys.platform != "linux" or environment.get(SWITCH, "") not in ("", "0"):
             return None
-        if list(words[:3]) != [sys.executable, "-m", TRAIN] or any("\0" in one for one in words):
+        if list(words[:3]) != [sys.executable, "-m", TRAIN]:
             return None
         early = {name: value for name, value in environment.items() if name not in SET_LATE}
         late = {name: environment[name] for name in SET_LATE if name in environment}
@@ -109,17 +87,11 @@ class Warm:
             if self._made_for != (early, os.getcwd()):
                 return None
             read, write = os.pipe()
-            try:  # an OSError says that the process is dead, or the request too long for it
-                socket.send_fds(self._control, [request.encode()], [write, *descriptors])
-            except OSError:
-                os.close(read)
-                return None
-            finally:
-                os.close(write)
             told = os.fdopen(read)
+            with os.fdopen(write, "wb"):  # an OSError: the process is dead, the request too long
+                socket.send_fds(self._control, [request.encode()], [write, *descriptors])
             if pid := told.readline():
                 return Process(int(pid), told)
-            told.close()
         return None
 
     def _make(self, environment: dict[str, str]) -> None:

@@ -170,7 +170,7 @@ class _Element:
         def warned(number: int, frame: FrameType | None) -> None:
             """The time limit is near, or the job is preempted: save, then wait for another turn."""
             children.stop(number, signal.SIGUSR1)
-            killing = threading.Timer(self.patience, children.kill)
+            killing = threading.Timer(self.patience, children.stop, (number, signal.SIGKILL))
             killing.daemon = True
             killing.start()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ def _status(arguments: list[str], environment: dict[str, str], warm: Warm) -> in
         return process.wait()
     except BaseException:  # as subprocess.run does: the job got Ctrl-C, too
         time.sleep(0.25)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         raise
 
 
