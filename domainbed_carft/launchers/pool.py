@@ -34,9 +34,7 @@ def dummy(jobs: Sequence[Job], environment: Environment = None) -> None:
 class Pool:
     """Run N jobs at a time, each with the threads and the GPUs of its slot.
 
-    For small models on a CPU, several jobs with one thread each finish sooner than one job after
-    another with all threads, because much of a small job does not run in parallel. `local` is the
-    pool of one job, which sees all GPUs unless it is given a number of them.
+    `local` is the pool of one job, which sees all GPUs unless it is given a number of them.
     """
 
     options: PoolOptions
@@ -52,7 +50,7 @@ class Pool:
         if (wanted := self.options.gpus or 0) > (found := len(machine.gpus())):
             yield (
                 f"{self.name}: gpus is {wanted}, expected at most the {found} of this machine "
-                "(CUDA_VISIBLE_DEVICES, else nvidia-smi -L); without GPUs see train's --processes"
+                "(CUDA_VISIBLE_DEVICES, else nvidia-smi -L)"
             )
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
@@ -75,11 +73,8 @@ def _run(
 ) -> list[Ending]:
     """Run all jobs, one at a time in each slot, with the slot's variables below their own.
 
-    A job that failed is retried after all others; a job that another process runs is skipped until
-    the next launch. Returns the endings of those that are not done.
+    A job that failed is retried after all others. Returns the endings of those that are not done.
     """
-    if not jobs:
-        return []
     waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
     children = Children(warm)
     interruptions: Counter[Path] = Counter()
@@ -92,12 +87,10 @@ def _run(
                 return
             own = environment(job) if environment else {}
             ending = attempt.run(job, {**slot, **own}, children)
-            again = ending.result == "again"
-            if ending.result == "interrupted":
-                # Someone may want it to restart, but a job could also do this forever.
-                interruptions[ending.folder] += 1
-                again = interruptions[ending.folder] < MAX_ATTEMPTS
-            if again:
+            # Someone may want it to restart, but a job could also do this forever.
+            interruptions[ending.folder] += ending.result == "interrupted"
+            again = {"again": True, "interrupted": interruptions[ending.folder] < MAX_ATTEMPTS}
+            if again.get(ending.result):
                 waiting.append(job)
             elif ending.result != "done":
                 left.append(ending)
