@@ -148,14 +148,11 @@ def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The last whole record of the job in a folder, read from the end of the file."""
+    """The last whole record of the job in a folder."""
     with contextlib.suppress(OSError), open(os.path.join(folder, RECORDS), "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for reach in (1 << 16, size):
-            file.seek(max(0, size - reach))
-            for record in map(_lenient, reversed(file.read().split(b"\n"))):
-                if isinstance(record, dict) and "step" in record:
-                    return record
+        for record in map(_lenient, reversed(file.read().split(b"\n"))):
+            if isinstance(record, dict) and "step" in record:
+                return record
     return None
 
 
