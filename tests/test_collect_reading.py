@@ -118,7 +118,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
 
 def test_versions_are_those_that_train_printed(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
-    printed = "Environment:\n\tPython: 3.11.2\n\tPyTorch: {}\n\tNumPy: 2.1\nArgs:\n\tPIL: no\n"
+    printed = "Environment:\n\tPython: 3.11.2\n\tPyTorch: {}\n\tNumPy: 2.1\nArgs:\n\tseed: 0\n"
     text = printed.format("2.4.1") + "step\n" + printed.format("2.5.0") + printed.format("2.5.0")
     (job / "out.txt").write_text(text)
     (run,) = records.read([tmp_path]).runs

@@ -139,7 +139,7 @@ def test_a_job_trains_as_a_cold_one_to_the_bit_also_stopped_half_way(tmp_path):
     process = launch("pool", [stopped.line])
     wait_until(lambda: (stopped.folder / "results.jsonl").exists())
     pid = JobFolder(stopped.folder).holder().pid
-    assert b"domainbed_carft.jobs.forking" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"domainbed_carft.jobs.warm" in Path(f"/proc/{pid}/cmdline").read_bytes()
     os.kill(pid, signal.SIGTERM)
     out, err = process.communicate()
     assert json.loads(out) == [], err
@@ -175,7 +175,7 @@ def test_in_another_checkout_jobs_are_forks_of_its_own_train_with_our_plugin(tmp
     jobs = [Job({}, tmp_path / "warm").line, f"{SWITCH}=1 {Job({}, tmp_path / 'cold').line}"]
     assert run("local", jobs) == []
     warm, cold = (json.loads((tmp_path / name / "done").read_text()) for name in ("warm", "cold"))
-    assert ["jobs.forking" in one.pop("command") for one in (warm, cold)] == [True, False]
+    assert ["jobs.warm" in one.pop("command") for one in (warm, cold)] == [True, False]
     assert warm == cold
     assert cold["file"] == str(checkout / "domainbed" / "algorithms.py")
     assert "domainbed_carft.method.algorithms.CARFT" in cold["found"]

@@ -175,12 +175,6 @@ class JobFolder:
         hopeless = counted[-1].status == WRONG_ARGUMENTS or len(counted) >= MAX_ATTEMPTS
         return counted[-1] if hopeless else None
 
-    def last_words(self) -> str:
-        """The last line of err.txt that is not blank; "" if there is none."""
-        with contextlib.suppress(OSError):
-            return last_line(self.path / ERRORS)
-        return ""
-
     def _acquire(self, patience: float) -> int:
         give_up = time.monotonic() + patience
         while True:
@@ -228,11 +222,12 @@ def inherited() -> int | None:
 
 
 def last_line(path: str | os.PathLike[str]) -> str:
-    """The last line of a file that is not blank, looked for in its last 64 KiB."""
-    with open(path, "rb") as file:
+    """The last line of a file's last 64 KiB that is not blank; "" if there is none."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
-        words = file.read().decode(errors="replace").splitlines()
-    return next((word.strip() for word in reversed(words) if word.strip()), "")
+        lines = file.read().decode(errors="replace").rstrip().splitlines()
+        return lines[-1].strip() if lines else ""
+    return ""
 
 
 def slurm_id() -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import refusals
 from domainbed_carft.launchers import options, pool, slurm
 from domainbed_carft.launchers.attempt import Ending, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
@@ -54,10 +54,7 @@ class Registered:
 
     def problems(self, sweep: str) -> list[str]:
         """Why it could not run jobs below the folder ``sweep``."""
-        try:
-            return problems(make(self._name), [Path(sweep)])
-        except CarftError as error:
-            return [f"{error}."]
+        return refusals(make, self._name) or problems(make(self._name), [Path(sweep)])
 
 
 # What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).

@@ -119,10 +119,6 @@ class Children:
             process.send_signal(signal.SIGTERM)
         try:
             return process.wait()
-        except BaseException:  # where no handler takes Ctrl-C: do not leave the job unlocked
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
         finally:
             self._running.pop(process.pid, None)
 
@@ -224,7 +220,7 @@ def _attempt(
         if status == 0 and not folder.done:
             told = "ended with status 0 but wrote no file 'done'"
         elif status and not told:
-            told = folder.last_words()
+            told = last_line(folder.path / job_folder.ERRORS)
     finally:
         attempt = Attempt(started, time.time(), socket.gethostname(), slurm_id(), status, told)
         folder.add_attempt(attempt)

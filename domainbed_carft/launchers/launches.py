@@ -48,12 +48,10 @@ class Launch:
     def is_alive(self) -> bool:
         """Whether the process that wrote the file lives."""
         try:
-            with open(self.path, "rb") as file:
+            with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except FileNotFoundError:  # it has just ended
-            return False
         return False
 
 
