@@ -98,13 +98,11 @@ def test_folders_are_found_once_each_and_with_links(tmp_path):
     collect_sweeps.write_job(tmp_path / "done", "one")
     (tmp_path / "link").symlink_to(tmp_path / "done" / "one")
     (tmp_path / "strange" / "results.jsonl").mkdir(parents=True)
-    assert len(records.read([tmp_path / "sweep" / "kl_weight=1"]).runs) == 4
     read = records.read([tmp_path, tmp_path / "sweep"])
     assert (len(read.runs), read.faults) == (9, [])
     job = tmp_path / "sweep" / "kl_weight=1" / "CARFT-0-0-0"
     assert len(records.read([job, tmp_path]).runs) == 9
     collect_sweeps.write_job(tmp_path / "a" / "b" / "c", "deep")
-    assert len(records.read([tmp_path]).runs) == 9
     assert folders(records.read([tmp_path / "a", tmp_path / "a" / "b" / "c"])) == ["deep"]
 
 
@@ -126,9 +124,7 @@ def test_versions_are_those_that_train_printed(tmp_path):
     assert run.setting["version of NumPy"] == "2.1"
 
 
-@pytest.mark.parametrize(
-    "value", [None, math.nan, math.inf, "0.5", True, 10**400, 63.5, -0.25, 1.001]
-)
+@pytest.mark.parametrize("value", [None, math.nan, "0.5", True, 10**400, 63.5, -0.25, 1.001])
 def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
     job = collect_sweeps.write_job(tmp_path, "job")
     before = list(records.read([tmp_path]).runs[0].accuracies)
@@ -140,12 +136,9 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
     at = 8 + NAMES.index("env2_out_acc")
     assert math.isnan(after[at])
     assert after[:at] + after[at + 1 :] == before[:at] + before[at + 1 :]
-
-
-def test_rounding_beyond_one_is_no_fault(tmp_path):
-    path = collect_sweeps.write_job(tmp_path, "job", at=(0,)) / "results.jsonl"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"env1_in_acc": 1 + 2**-23}))
-    assert records.read([tmp_path]).runs[0].accuracies[1] == 1 + 2**-23
+    lines[1] = json.dumps(json.loads(lines[1]) | {"env2_out_acc": 1 + 2**-23})  # by rounding
+    path.write_text("\n".join(lines))
+    assert records.read([tmp_path]).runs[0].accuracies[at] == 1 + 2**-23
 
 
 @pytest.mark.parametrize("name", ["text", "html", "markdown", "latex", "csv"])

@@ -43,10 +43,6 @@ def claimer(folder, seconds):
 HOSTILE = '{"host": "a", "pid": 1, "slurm": null, "since": "yesterday"}'
 
 
-def attempt(status, words=""):
-    return Attempt(1.0, 2.0, "host", None, status, words)
-
-
 def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
     process, child = claimer(folder, 60)
     with pytest.raises(Held, match=rf"process {process.pid}, since 20") as raised, folder.claim():
@@ -120,16 +116,16 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(folder, monkeypatc
     monkeypatch.setattr(fcntl, "flock", refused)
     words = "No locks available. Put the output folder on a file system with flock: a local disk"
     folder.lock_path.touch()
-    for question in (folder.is_held, folder.claim().__enter__):
-        with pytest.raises(CarftError, match=f"cannot be locked: .*{words}"):
-            question()
+    with pytest.raises(CarftError, match=f"cannot be locked: .*{words}"):
+        folder.is_held()
     given = ["--algorithm", "ERM", "--dataset", "Debug28", "--output_dir", str(folder.path)]
     assert train.main(given) == 2 and words in capsys.readouterr().err
 
 
 def test_attempts_are_kept_and_cut_lines_passed_over(folder):
     assert folder.attempts() == []
-    first, second = attempt(1, 'it\'s\na "word"'), attempt(-9)
+    first = Attempt(1.0, 2.0, "host", None, 1, 'it\'s\na "word"')
+    second = first._replace(slurm="1_2", status=-9)
     folder.add_attempt(first)
     with folder.attempts_path.open("a") as file:
         file.write('{"started": 1.0, "en')
@@ -153,7 +149,7 @@ def test_attempts_are_kept_and_cut_lines_passed_over(folder):
 )
 def test_three_failures_are_enough_and_stops_are_none(folder, statuses, hopeless):
     for number, status in enumerate(statuses):
-        folder.add_attempt(attempt(status, f"words {number}"))
+        folder.add_attempt(Attempt(1.0, 2.0, "host", None, status, f"words {number}"))
     failed = folder.failed()
     assert (failed is not None) is hopeless
     if failed:

@@ -5,7 +5,6 @@ import secrets
 import stat
 import subprocess
 import sys
-import threading
 
 import collect_sweeps
 import pytest
@@ -75,25 +74,23 @@ def test_a_link_at_the_name_of_a_half_written_file_is_not_followed(tmp_path, mon
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_a_link_stays_one(tmp_path):
+def test_a_link_stays_one_and_permissions_what_they_are(tmp_path):
     (tmp_path / "target").write_text("old")
+    (tmp_path / "target").chmod(0o640)
     (tmp_path / "link").symlink_to("target")
     files.save_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o640
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
 
 
 def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(tmp_path):
     """A device, too, as /dev/null, which root could replace by a file."""
     os.mkfifo(tmp_path / "pipe")
-    found = []
-    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
-    reader.daemon = True
-    reader.start()
-    files.save_text(tmp_path / "pipe", "new")
-    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
-    reader.join(10)
-    assert found == ["new"]
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        files.save_text(tmp_path / "pipe", "new")
+        assert reader.stdout.read() == b"new"
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_full_disk_leaves_the_old_table(sweep, tmp_path):

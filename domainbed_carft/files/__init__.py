@@ -66,11 +66,10 @@ def stream(path: Path | None) -> Iterator[TextIO]:
         sys.stdout.flush()
         return
     try:
-        with contextlib.ExitStack() as stack:
-            is_device = path.exists() and not path.is_file()
-            place = path if is_device else stack.enter_context(replacing(path))
-            with place.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                yield file
+        is_device = path.exists() and not path.is_file()
+        made = contextlib.nullcontext(path) if is_device else replacing(path)
+        with made as place, place.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
     except OSError as error:
         raise not_written(path, error) from error
 

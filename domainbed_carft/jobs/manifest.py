@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,10 +42,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs launched into an output folder, with the settings of the last launch.
-
-    ``selection``: the selection methods that the sweep declares; ``compare_with``: published ones.
-    """
+    """The jobs launched into an output folder, with what the last launch declared."""
 
     jobs: tuple[Job, ...]
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
@@ -55,10 +51,7 @@ class Sweep:
 
 
 def read(output: Path) -> Sweep | None:
-    """The manifest of an output folder; None if ``carft sweep`` launched nothing into it.
-
-    Raises CarftError for a missing folder and for a file that is not a manifest.
-    """
+    """The manifest of an output folder, if any; raises CarftError for one that is none."""
     if not output.is_dir():
         raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
     path = output / NAME
@@ -173,10 +166,9 @@ def _job(found: Any, output: Path) -> Job:
     """A stranger's manifest may name only folders of jobs below the output folder."""
     folder, variant, args = str(found["folder"]), str(found["variant"]), dict(found["args"])
     *above, name = folder.split("/")
-    if not FOLDER_NAME.fullmatch(name) or above != ([variant] if variant else []):
+    is_below = above == ([variant] if variant else []) and variant not in (".", "..")
+    if not is_below or not FOLDER_NAME.fullmatch(name) or "\0" in variant:
         raise ValueError(f"a job's folder is {folder!r}")
-    if variant in (".", "..") or re.search(r"[/\0]", variant):
-        raise ValueError(f"a job's variant is {variant!r}")
     job = Job(args, output / folder, variant)
     hash(job.key)
     return job

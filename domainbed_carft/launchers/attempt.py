@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
@@ -75,17 +74,15 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Ending] | 
     T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell; no shell is involved here.
     Raises CarftError for a command without --output_dir.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output_dir", nargs="?", type=Path)
     jobs, variables = [], {}
     for command in commands:
         words, assigned = shlex.split(command), {}
         while words and (found := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", words[0], re.DOTALL)):
             assigned[found[1]] = found[2]
             del words[0]
-        folder = parser.parse_known_args(words)[0].output_dir
-        if folder is None:
+        if "--output_dir" not in words[:-1]:
             raise CarftError(f"the command has no --output_dir: {command!r}")
+        folder = Path(words[words.index("--output_dir") + 1])
         jobs.append(Command({}, folder, words=tuple(words)))
         variables[folder] = assigned
     return launcher(jobs, lambda job: variables[job.folder])

@@ -34,11 +34,6 @@ _GPUS = "GPUs per job, with a process on each (default: 1; slurm: 0)"
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """`dummy` has none."""
-
-
-@dataclass(frozen=True)
 class LocalOptions:
     """What each job gets on this machine."""
 
@@ -84,7 +79,7 @@ class SlurmOptions:
 
 
 OPTIONS: dict[str, type] = {
-    "dummy": NoOptions,
+    "dummy": LocalOptions,  # of no effect
     "local": LocalOptions,
     "pool": PoolOptions,
     "slurm": SlurmOptions,
@@ -101,7 +96,7 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
     if launcher not in OPTIONS:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
     both = {**_of_file(launcher), **{n: value for n, value in given.items() if value is not None}}
-    names = [field.name for field in dataclasses.fields(OPTIONS[launcher])] or ["none"]
+    names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     wrong = [
         text.unknown(f"option of {launcher}", name, names) for name in sorted({*both} - {*names})
     ]

@@ -62,10 +62,7 @@ class Slurm:
             install = f"{sys.executable} -m pip install 'submitit>=1.5'"
             yield f"the slurm launcher needs the package submitit: {install}"
         elif missing:
-            yield (
-                f"the slurm launcher needs {', '.join(missing)}, which are not on PATH; "
-                "use a machine that can submit jobs, or the pool launcher"
-            )
+            yield f"the slurm launcher needs {', '.join(missing)}, which are not on PATH here"
         for place in (str(sweep.absolute()) for sweep in sweeps):
             if re.search(r"[\n\r%\\]", place):  # the last two: SLURM's patterns for names
                 yield f"slurm: {place!r} has a line break, % or \\; choose another --output_dir"
@@ -166,7 +163,7 @@ class _Element:
         if ending.result == "done":
             return
         if children.stopped_by == signal.SIGUSR2 and ending.result != "failed":
-            requeue(slurm_id() or "")
+            _call("scontrol", "requeue", slurm_id() or "")
         if children.stopped_by is not None:
             sys.exit(128 + children.stopped_by)
         raise CarftError(str(ending))
@@ -194,11 +191,6 @@ def states(ids: Iterable[str]) -> dict[str, str]:
 def cancel(ids: Iterable[str]) -> None:
     """Cancel these jobs, or elements of arrays; a running one gets a signal first, and saves."""
     _call("scancel", *sorted(set(ids)))
-
-
-def requeue(name: str) -> None:
-    """Have SLURM stop a running job and start it again; raises CarftError if SLURM refuses."""
-    _call("scontrol", "requeue", name)
 
 
 def largest_array() -> int | None:
