@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import warm
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
@@ -77,11 +78,8 @@ while time.monotonic() < end:
         pass
 print(won)
 """
-    arguments = [sys.executable, "-c", code, str(folder.path), str(folder.path / "inside")]
-    processes = [
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
+    arguments = ("-c", code, folder.path, folder.path / "inside")
+    processes = [warm.start(*arguments) for _ in range(4)]
     said = [process.communicate() for process in processes]
     assert all(process.returncode == 0 for process in processes), said
     assert sum(int(won) for won, _ in said) > 20

@@ -211,7 +211,7 @@ class JobFolder:
     def _written_holder(self) -> Holder | None:
         with contextlib.suppress(OSError):
             text = self.lock_path.read_text(encoding="utf-8", errors="replace")
-            return _read(text, Holder)  # type: ignore[no-any-return]
+            return _read(text, Holder)
         return None
 
 

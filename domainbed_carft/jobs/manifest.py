@@ -92,9 +92,9 @@ def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
     """
     if not output.is_dir() or all(job.folder.is_dir() for job in jobs):
         return list(jobs)
-    found = reversed(of_output(output)[1])
     # Of several folders of one job that one is resumed which is done, or else has begun.
-    found = sorted(found, key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
+    found = of_output(output)[1][::-1]
+    found.sort(key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
     known = {(job.variant, same_but_for_the_data(job.args)): job.folder for job in found}
 
     def place(job: Job) -> Path:

@@ -102,7 +102,7 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
     ]
     known = {name: _spelled_out(name, value) for name, value in both.items() if name in names}
     try:
-        made = TypeAdapter(OPTIONS[launcher]).validate_python(known)
+        made: Any = TypeAdapter(OPTIONS[launcher]).validate_python(known)
     except ValidationError as error:
         for one in error.errors():
             place = f"{'.'.join(map(str, one['loc']))} is {one['input']!r}"
