@@ -33,19 +33,13 @@ def folder(tmp_path):
     return JobFolder(path)
 
 
-def claimer(folder, seconds):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(folder.path), str(seconds)],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    return process, int(process.stdout.readline())
-
-
 HOSTILE = '{"host": "a", "pid": 1, "slurm": null, "since": "yesterday"}'
 
 
 def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
-    process, child = claimer(folder, 60)
+    words = [sys.executable, "-c", CLAIM, folder.path, "60"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
     with pytest.raises(Held, match=rf"process {process.pid}, since 20") as raised, folder.claim():
         pass
     assert str(folder.holder()) in str(raised.value)

@@ -121,9 +121,8 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(tmp_path, monkeypatch, content, told, capsys):
-    if content is None:
-        monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
-    else:
+    monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
+    if content is not None:
         (tmp_path / "launchers.yaml").write_text(content)
     with pytest.raises(CarftError) as raised:
         launchers.make("pool")

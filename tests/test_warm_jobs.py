@@ -81,7 +81,7 @@ def test_a_killed_warm_process_costs_no_job_and_a_killed_guard_its_status(tmp_pa
     assert was_warm == [True] * 3 and not is_warm(tmp_path / "d")
     told = [statuses(tmp_path / name) for name in "abcd"]
     assert told == [[97] * 3, [98] * 3, [-signal.SIGTERM, 99, 99, 99], [0]]
-    first = JobFolder(tmp_path / "c").attempts()[0]
+    first, *_ = JobFolder(tmp_path / "c").attempts()
     assert first.ended - first.started > 2  # noted at the job's own end
 
 

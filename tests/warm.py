@@ -12,7 +12,6 @@ import atexit
 import multiprocessing
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
@@ -53,8 +52,7 @@ class Process:
             return self.stdout.read(), self.stderr.read()
 
     def kill(self) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
 
 
 def start(
