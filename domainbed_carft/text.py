@@ -61,7 +61,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 def confirm(yes: bool) -> None:
     """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
-    asked = not yes and sys.stdin is not None and sys.stdin.isatty()
+    asked = not yes and sys.stdin and sys.stdin.isatty()
     if asked and not input("Continue? (y/n) ").strip().lower().startswith("y"):
         print("Nothing was done.")
         raise SystemExit(0)

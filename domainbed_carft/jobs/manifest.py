@@ -1,7 +1,6 @@
 """The manifest of a sweep: ``sweep.json`` in its output folder lists every job launched there.
 
-Each launch adds its jobs to the list, under a lock; status, collect, report and clean read it.
-A folder that upstream's own sweep filled has no manifest; its jobs are found by their folders.
+A folder that upstream's own sweep filled has none; its jobs are found by their folders.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a data set, kept so that reading them again needs no domainbed.
+    """Facts of a data set, and its defaults, kept so that reading them again needs no domainbed.
 
-    ``labels`` of the environments; ``pictures`` of each, None where that is not known; default
-    ``steps`` and ``checkpoint_freq``. ``held_out``: whether only out-splits are evaluated.
+    ``labels`` of the environments, ``pictures`` of each; ``held_out``: only out-splits count.
     """
 
     labels: tuple[str, ...]

@@ -36,8 +36,7 @@ def setting(
 ) -> dict[str, str]:
     """Part -> value, as words, of what two runs have to share for their mean to mean something.
 
-    Arguments, overridden hparams, protocol, data edition, versions; of a job without a record what
-    its arguments say. Of protocol and edition that what was recorded counts, however it was set.
+    Of a job without a record what its arguments say.
     """
     record = record or {}
     hparams = record.get("hparams") or {}

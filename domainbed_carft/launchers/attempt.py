@@ -120,10 +120,7 @@ class Children:
             self._running.pop(process.pid, None)
 
     def stop(self, told: int, signal_number: int = signal.SIGTERM) -> None:
-        """Have a signal end all children, and start no others; `told` is what stops this process.
-
-        Safe in a signal handler.
-        """
+        """Send all children a signal, and start no others; `told` is what stops this process."""
         self.stopped_by = told
         for process in list(self._running.values()):
             process.send_signal(signal_number)

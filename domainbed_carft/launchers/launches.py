@@ -1,7 +1,6 @@
-"""The file in which a launch lists its jobs: SWEEP/launches/*.json.
+"""The file in which a launch lists its jobs, SWEEP/launches/*.json.
 
-A launcher that runs its jobs itself holds a lock on the file while it lives, then removes the
-file; one that hands them to SLURM leaves it behind, with their SLURM ids.
+It is locked and there while jobs are run by the launcher, and stays, with their ids, for SLURM's.
 """
 
 from __future__ import annotations

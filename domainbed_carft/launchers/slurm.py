@@ -68,10 +68,7 @@ class Slurm:
                 yield f"slurm: {place!r} has a line break, % or \\; choose another --output_dir"
 
     def _submit(self, sweep: Path, elements: list[_Element], after: str | None) -> str | None:
-        """Submit the jobs of one folder as arrays, each after the one before, and return the last.
-
-        The first waits for `after`, so that the cap holds over all folders.
-        """
+        """Submit the jobs of one folder as arrays, each after the one before; returns the last."""
         launch = launches.begin("slurm", sweep)
         os.close(launch.write())  # where nothing can be noted, nothing is submitted
         size = min(self.options.array_size, largest_array() or sys.maxsize)
