@@ -76,10 +76,7 @@ class Warm:
     def start(
         self, words: Sequence[str], environment: Mapping[str, str], *descriptors: int
     ) -> Process | None:
-        """Start a job; None if it has to start cold (see docs/sweeps.md).
-
-        ``descriptors``: for a job apart, those of its lock and its standard error.
-        """
+        """Start a job, one apart with its lock and stderr; None if it has to start cold."""
         if sys.platform != "linux" or environment.get(SWITCH, "") not in ("", "0"):
             return None
         if list(words[:3]) != [sys.executable, "-m", TRAIN]:

@@ -52,11 +52,7 @@ class PoolOptions(LocalOptions):
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """The resources requested from SLURM for each job.
-
-    `time` is text as sbatch takes it. `extra` are parameters of sbatch that have no option here,
-    True for one without a value.
-    """
+    """The resources requested from SLURM for each job; True in `extra` is a flag of sbatch."""
 
     __pydantic_config__ = {"coerce_numbers_to_str": True}
 

@@ -35,10 +35,7 @@ class Slurm:
     options: SlurmOptions
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
-        """Submit the jobs that are neither done, nor running, nor failed for good.
-
-        Raises CarftError if SLURM is missing or takes no more; jobs it took stay submitted.
-        """
+        """Submit the jobs to be run; raises CarftError if SLURM is missing or takes no more."""
         sweeps: dict[Path, list[_Element]] = {}
         patience = 0.7 * self.options.signal_seconds
         # What is set here is of another machine.
