@@ -33,7 +33,6 @@ def refusals(ask: Callable[..., object], *arguments: object) -> list[str]:
 
 def raise_for(sentences: Iterable[str]) -> None:
     """Raise a CarftError of these sentences, one per line, if there are any."""
-    distinct = list(dict.fromkeys(sentences))
-    if distinct:
+    if distinct := list(dict.fromkeys(sentences)):
         count = f"{len(distinct)} problem{'s' if len(distinct) > 1 else ''}, nothing was done"
         raise CarftError("\n".join([count, *(f"- {sentence}" for sentence in distinct)]))

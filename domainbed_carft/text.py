@@ -41,10 +41,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     kept = [i for i in range(len(head)) if any(row[i] not in ("", "-", "?") for row in rows)]
     body = [[shown(row[i]) for i in kept] for row in rows]
-    aligned = [
-        "right" if all(row[n][:1].isdigit() or row[n] in ("", "-", "?") for row in body) else "left"
-        for n in range(len(kept))
-    ]
+    figures = [all(v[:1].isdigit() or v in ("", "-", "?") for v in column) for column in zip(*body)]
+    aligned = ["right" if is_figure else "left" for is_figure in figures]
     # The head as a row: tabulate pads its own by two.
     rows = [[head[i] for i in kept], *body]
     lines = tabulate(rows, tablefmt="plain", colalign=aligned, disable_numparse=True)
@@ -63,18 +61,14 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 def confirm(yes: bool) -> None:
     """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
-    if yes or sys.stdin is None or not sys.stdin.isatty():
-        return
-    if not input("Continue? (y/n) ").strip().lower().startswith("y"):
+    asked = not yes and sys.stdin and sys.stdin.isatty()
+    if asked and not input("Continue? (y/n) ").strip().lower().startswith("y"):
         print("Nothing was done.")
         raise SystemExit(0)
 
 
 def templates(autoescape: bool) -> jinja2.Environment:
-    """The templates in ``assets``: an unknown name is an error, a block's line leaves none behind.
-
-    ``autoescape``: for HTML. Filters are the caller's to add before a template is read.
-    """
+    """The templates in ``assets``, with ``autoescape`` for HTML; an unknown name is an error."""
     import jinja2  # for what is written by a template only: it takes a while to load
 
     return jinja2.Environment(

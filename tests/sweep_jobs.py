@@ -54,6 +54,14 @@ def is_warm(folder):
     return first["pid"] != first["imported_by"]
 
 
+def stat(pid):
+    """A process's state and its parent; a zombie's if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return ["Z", "-1"]
+
+
 def statuses(folder):
     return [attempt.status for attempt in JobFolder(folder).attempts()]
 

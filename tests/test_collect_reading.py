@@ -18,10 +18,6 @@ ODD = "two\nlines \x1b[31mred \u2028\udcff"
 ESCAPED = "two\\nlines \\x1b[31mred \\u2028\\udcff"
 
 
-def kinds(read):
-    return [(fault.kind, os.path.basename(fault.path)) for fault in read.faults]
-
-
 def folders(read):
     return [os.path.basename(run.folder) for run in read.runs]
 
@@ -58,9 +54,9 @@ def test_a_line_of_other_types_is_no_record(tmp_path, change):
     args = {**line["args"], **change.get("args", {})}
     with path.open("a") as file:
         file.write(json.dumps({**line, **change, "args": args}) + "\n")
-    read = records.read([tmp_path])
-    assert [list(run.steps) for run in read.runs] == [[0, 100, 200]]
-    assert [fault.text for fault in read.faults] == ["line 4 is not a complete record; skipped"]
+    (run,), (fault,) = records.read([tmp_path])
+    assert list(run.steps) == [0, 100, 200]
+    assert fault.text == "line 4 is not a complete record; skipped"
 
 
 def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
@@ -98,13 +94,11 @@ def test_folders_are_found_once_each_and_with_links(tmp_path):
     collect_sweeps.write_job(tmp_path / "done", "one")
     (tmp_path / "link").symlink_to(tmp_path / "done" / "one")
     (tmp_path / "strange" / "results.jsonl").mkdir(parents=True)
-    assert len(records.read([tmp_path / "sweep" / "kl_weight=1"]).runs) == 4
     read = records.read([tmp_path, tmp_path / "sweep"])
     assert (len(read.runs), read.faults) == (9, [])
     job = tmp_path / "sweep" / "kl_weight=1" / "CARFT-0-0-0"
     assert len(records.read([job, tmp_path]).runs) == 9
     collect_sweeps.write_job(tmp_path / "a" / "b" / "c", "deep")
-    assert len(records.read([tmp_path]).runs) == 9
     assert folders(records.read([tmp_path / "a", tmp_path / "a" / "b" / "c"])) == ["deep"]
 
 
@@ -113,12 +107,12 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     collect_sweeps.write_job(tmp_path, "job")
     (tmp_path / "closed").mkdir(mode=0)
     read = records.read([tmp_path])
-    assert folders(read) == ["job"] and kinds(read) == [("unreadable", "closed")]
+    assert folders(read) == ["job"] and [fault.kind for fault in read.faults] == ["unreadable"]
 
 
 def test_versions_are_those_that_train_printed(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
-    printed = "Environment:\n\tPython: 3.11.2\n\tPyTorch: {}\n\tNumPy: 2.1\nArgs:\n\tPIL: no\n"
+    printed = "Environment:\n\tPython: 3.11.2\n\tPyTorch: {}\n\tNumPy: 2.1\nArgs:\n\tseed: 0\n"
     text = printed.format("2.4.1") + "step\n" + printed.format("2.5.0") + printed.format("2.5.0")
     (job / "out.txt").write_text(text)
     (run,) = records.read([tmp_path]).runs
@@ -126,9 +120,7 @@ def test_versions_are_those_that_train_printed(tmp_path):
     assert run.setting["version of NumPy"] == "2.1"
 
 
-@pytest.mark.parametrize(
-    "value", [None, math.nan, math.inf, "0.5", True, 10**400, 63.5, -0.25, 1.001]
-)
+@pytest.mark.parametrize("value", [None, math.nan, "0.5", True, 10**400, 63.5, -0.25, 1.001])
 def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
     job = collect_sweeps.write_job(tmp_path, "job")
     before = list(records.read([tmp_path]).runs[0].accuracies)
@@ -140,12 +132,9 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
     at = 8 + NAMES.index("env2_out_acc")
     assert math.isnan(after[at])
     assert after[:at] + after[at + 1 :] == before[:at] + before[at + 1 :]
-
-
-def test_rounding_beyond_one_is_no_fault(tmp_path):
-    path = collect_sweeps.write_job(tmp_path, "job", at=(0,)) / "results.jsonl"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"env1_in_acc": 1 + 2**-23}))
-    assert records.read([tmp_path]).runs[0].accuracies[1] == 1 + 2**-23
+    lines[1] = json.dumps(json.loads(lines[1]) | {"env2_out_acc": 1 + 2**-23})  # by rounding
+    path.write_text("\n".join(lines))
+    assert records.read([tmp_path]).runs[0].accuracies[at] == 1 + 2**-23
 
 
 @pytest.mark.parametrize("name", ["text", "html", "markdown", "latex", "csv"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import warm
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
@@ -32,23 +33,13 @@ def folder(tmp_path):
     return JobFolder(path)
 
 
-def claimer(folder, seconds):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(folder.path), str(seconds)],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    return process, int(process.stdout.readline())
-
-
 HOSTILE = '{"host": "a", "pid": 1, "slurm": null, "since": "yesterday"}'
 
 
-def attempt(status, words=""):
-    return Attempt(1.0, 2.0, "host", None, status, words)
-
-
 def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
-    process, child = claimer(folder, 60)
+    words = [sys.executable, "-c", CLAIM, folder.path, "60"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
     with pytest.raises(Held, match=rf"process {process.pid}, since 20") as raised, folder.claim():
         pass
     assert str(folder.holder()) in str(raised.value)
@@ -81,11 +72,8 @@ while time.monotonic() < end:
         pass
 print(won)
 """
-    arguments = [sys.executable, "-c", code, str(folder.path), str(folder.path / "inside")]
-    processes = [
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
+    arguments = ("-c", code, folder.path, folder.path / "inside")
+    processes = [warm.start(*arguments) for _ in range(4)]
     said = [process.communicate() for process in processes]
     assert all(process.returncode == 0 for process in processes), said
     assert sum(int(won) for won, _ in said) > 20
@@ -120,16 +108,16 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(folder, monkeypatc
     monkeypatch.setattr(fcntl, "flock", refused)
     words = "No locks available. Put the output folder on a file system with flock: a local disk"
     folder.lock_path.touch()
-    for question in (folder.is_held, folder.claim().__enter__):
-        with pytest.raises(CarftError, match=f"cannot be locked: .*{words}"):
-            question()
+    with pytest.raises(CarftError, match=f"cannot be locked: .*{words}"):
+        folder.is_held()
     given = ["--algorithm", "ERM", "--dataset", "Debug28", "--output_dir", str(folder.path)]
     assert train.main(given) == 2 and words in capsys.readouterr().err
 
 
 def test_attempts_are_kept_and_cut_lines_passed_over(folder):
     assert folder.attempts() == []
-    first, second = attempt(1, 'it\'s\na "word"'), attempt(-9)
+    first = Attempt(1.0, 2.0, "host", None, 1, 'it\'s\na "word"')
+    second = first._replace(slurm="1_2", status=-9)
     folder.add_attempt(first)
     with folder.attempts_path.open("a") as file:
         file.write('{"started": 1.0, "en')
@@ -153,7 +141,7 @@ def test_attempts_are_kept_and_cut_lines_passed_over(folder):
 )
 def test_three_failures_are_enough_and_stops_are_none(folder, statuses, hopeless):
     for number, status in enumerate(statuses):
-        folder.add_attempt(attempt(status, f"words {number}"))
+        folder.add_attempt(Attempt(1.0, 2.0, "host", None, status, f"words {number}"))
     failed = folder.failed()
     assert (failed is not None) is hopeless
     if failed:

@@ -54,59 +54,44 @@ def test_what_submitit_is_given():
 
 
 @pytest.fixture
-def submit(monkeypatch):
-    """Run jobs with this in place of what submits an array."""
-
-    def start(function, jobs, **options):
-        monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
-        monkeypatch.setattr(slurm, "largest_array", lambda: None)
-        monkeypatch.setattr(Slurm, "_submit_array", function)
-        return run("slurm", jobs, **options)
-
-    return start
-
-
-def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submit):
-    """Whatever limit there is; DomainBed's sweep would pass over jobs whose folders are there."""
+def submitted(monkeypatch):
+    """What is submitted by arrays in place of SLURM's, of which there is one."""
+    made = []
 
     def array(self, sweep, jobs, after):
         if after:
             raise RuntimeError("no more\nof yours")
-        return ["1_0", "1_1", "1_2"]
+        made.extend(jobs)
+        return [f"1_{number}" for number in range(len(jobs))]
 
-    for number in range(5):
-        (tmp_path / f"job{number:02}").mkdir()
-    told = "refused: no more of yours. 3 of 5 jobs in .* are submitted. For the rest, launch"
+    monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
+    monkeypatch.setattr(slurm, "largest_array", lambda: None)
+    monkeypatch.setattr(Slurm, "_submit_array", array)
+    return made
+
+
+def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted):
+    told = "refused: no more of yours. 3 of 5 jobs in .* are submitted; launch the rest later"
     with pytest.raises(CarftError, match=told):
-        submit(array, commands(tmp_path, 5), array_size=3)
-    names = [f"job{number:02}" for number in range(3)]
-    assert sorted(path.name for path in tmp_path.glob("job*")) == names
+        run("slurm", commands(tmp_path, 5), array_size=3)
     (launched,) = tmp_path.glob("launches/*.json")
-    assert json.loads(launched.read_text())["jobs"] == dict(zip(names, ["1_0", "1_1", "1_2"]))
+    assert json.loads(launched.read_text())["jobs"] == {f"job0{n}": f"1_{n}" for n in range(3)}
 
 
-def test_an_element_gives_way_to_who_has_its_job_five_times(tmp_path, others, submit, monkeypatch):
-    """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
-    asked, made = [], []
-    monkeypatch.setattr(slurm, "requeue", asked.append)
+def test_an_element_leaves_its_job_to_who_has_it(tmp_path, others, submitted, monkeypatch):
+    """What SLURM would start, in a job that nobody started."""
     monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
-    array = lambda self, sweep, jobs, after: made.extend(jobs) or ["12_3"]  # noqa: E731
-    submit(array, commands(tmp_path, 1), gpus=2)
-    assert made[0].environment["DOMAINBED_PROCESSES"] == "2"
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    run("slurm", commands(tmp_path, 1), gpus=2)
+    (element,) = submitted
+    assert element.environment["DOMAINBED_PROCESSES"] == "2"
     process = others.start(HOLD, tmp_path / "job00")
-    with pytest.raises(SystemExit) as left:
-        made[0]()
-    assert left.value.code == 75 and asked == ["12_3"]
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")  # as SLURM itself counts
     with pytest.raises(CarftError, match=rf"process {process.pid}"):
-        made[0]()
-    assert len(asked) == 1 and not JobFolder(tmp_path / "job00").attempts()  # no failure
+        element()
+    assert not JobFolder(tmp_path / "job00").attempts()  # no failure
     process.kill()
     process.wait()
-    made[0]()
+    element()
     assert events(tmp_path / "job00") == ["start", "end"]
 
 
@@ -133,16 +118,14 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     "content, told",
     [
         ("pool: {job: 3}", "no option of pool is called 'job'; did you mean jobs?"),
-        ("slrm: {}", "expected names of launchers (dummy, local, pool, slurm), each with its"),
         ("- pool", "expected names of launchers (dummy, local, pool, slurm), each with its"),
         ("pool: {", "this is not YAML"),
         (None, "launchers.yaml cannot be read: [Errno 2] No such file"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(tmp_path, monkeypatch, content, told, capsys):
-    if content is None:
-        monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
-    else:
+    monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
+    if content is not None:
         (tmp_path / "launchers.yaml").write_text(content)
     with pytest.raises(CarftError) as raised:
         launchers.make("pool")

@@ -1,16 +1,16 @@
 """Where any command's results go: full disks, closed pipes, links, pipes, and who may read them."""
 
 import os
+import secrets
 import stat
 import subprocess
 import sys
-import tempfile
-import threading
 
 import collect_sweeps
 import pytest
 
 from domainbed_carft import cli, files
+from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building
 
 
@@ -66,39 +66,31 @@ def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
 
 
 def test_a_link_at_the_name_of_a_half_written_file_is_not_followed(tmp_path, monkeypatch):
-    """Also where that name is one that another program may have put there."""
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / "table.txt.part").symlink_to("victim")
-    written = []
-    monkeypatch.setattr(tempfile._RandomNameSequence, "__next__", lambda self: names.pop(0))
-    names = ["taken", "free"]
-    (tmp_path / ".carft-taken.part").symlink_to("victim")
-    with files.stream(tmp_path / "table.txt") as file:
-        file.write("new")
-        written += os.listdir(tmp_path)
-    assert (tmp_path / "victim").read_text() == "precious" and ".carft-free.part" in written
-    assert (tmp_path / "table.txt").read_text() == "new" and not names
+    (tmp_path / ".carft-0.part").symlink_to("victim")
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0")
+    with pytest.raises(CarftError, match="table.txt could not be written: File exists"):
+        files.save_text(tmp_path / "table.txt", "new")
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_a_link_stays_one(tmp_path):
+def test_a_link_stays_one_and_permissions_what_they_are(tmp_path):
     (tmp_path / "target").write_text("old")
+    (tmp_path / "target").chmod(0o640)
     (tmp_path / "link").symlink_to("target")
     files.save_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o640
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
 
 
 def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(tmp_path):
     """A device, too, as /dev/null, which root could replace by a file."""
     os.mkfifo(tmp_path / "pipe")
-    found = []
-    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
-    reader.daemon = True
-    reader.start()
-    files.save_text(tmp_path / "pipe", "new")
-    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
-    reader.join(10)
-    assert found == ["new"]
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        files.save_text(tmp_path / "pipe", "new")
+        assert reader.stdout.read() == b"new"
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_full_disk_leaves_the_old_table(sweep, tmp_path):

@@ -100,7 +100,7 @@ def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monk
     said = capsys.readouterr().err
     assert "2 problems, nothing was done" in said
     assert "sbatch, srun, squeue, scontrol, which are not on PATH" in said
-    assert "100% sure' contains a line break, % or" in said
+    assert "100% sure' has a line break, % or" in said
     assert not out.exists()
     assert cli.main(["sweep", "launch", *flags, "--dry-run"]) == 0
 

@@ -12,7 +12,6 @@ import atexit
 import multiprocessing
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from collections.abc import Mapping
 from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["clip", "domainbed.scripts.sweep", "domainbed.scripts.train"])
@@ -40,22 +39,20 @@ class Process:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout: float | None = 300) -> int:
+    def wait(self, timeout: float = 300) -> int:
         self._process.join(timeout)
-        status = self.returncode
-        if status is None:
-            raise subprocess.TimeoutExpired(self.args, timeout or 0)
-        return status
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
 
-    def communicate(self, timeout: float | None = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """Wait for its end; the rest of what it printed."""
         self.wait(timeout)
         with self.stdout, self.stderr:
             return self.stdout.read(), self.stderr.read()
 
     def kill(self) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
 
 
 def start(
@@ -74,14 +71,9 @@ def start(
         return Process(process, words, [open(file.name, errors="replace") for file in (out, err)])
 
 
-def run(
-    *arguments: object,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    stdout: int | None = None,
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a child to its end."""
-    process = start(*arguments, cwd=cwd, env=env, stdout=stdout)
+    process = start(*arguments, **options)
     try:
         process.wait()
     finally:

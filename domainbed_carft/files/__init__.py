@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
+import secrets
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -26,13 +26,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A name that nobody can have put a link at. With an ending: torch takes none for a name.
-    descriptor, name = tempfile.mkstemp(prefix=".carft-", suffix=".part", dir=target.parent)
-    os.close(descriptor)
-    beside = Path(name)
+    # A name that nobody can have put a link at.
+    beside = target.with_name(f".carft-{secrets.token_hex(8)}.part")
+    beside.touch(exist_ok=False)
     try:
         yield beside
-        os.chmod(beside, stat.S_IMODE(target.stat().st_mode) if target.exists() else _umasked())
+        if target.exists():
+            shutil.copymode(target, beside)
         os.replace(beside, target)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -66,10 +66,10 @@ def stream(path: Path | None) -> Iterator[TextIO]:
         sys.stdout.flush()
         return
     try:
-        with contextlib.ExitStack() as stack:
-            place = stack.enter_context(replacing(path)) if _is_replaceable(path) else path
-            with place.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                yield file
+        is_device = path.exists() and not path.is_file()
+        made = contextlib.nullcontext(path) if is_device else replacing(path)
+        with made as place, place.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
     except OSError as error:
         raise not_written(path, error) from error
 
@@ -82,37 +82,20 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
     """
     if path is None:
         return
-    if os.path.isdir(path) or not os.path.isdir(path.parent):
+    real, kept = Path(os.path.realpath(path)), ("results.jsonl", "sweep.json", "lock", "done")
+    if real.is_dir() or not real.parent.is_dir():
         raise CarftError(f"-o {path}: expected the name of a file in an existing folder")
-    there = [other for other in inputs if other and os.path.exists(other)]
-    if os.path.exists(path) and any(path.samefile(other) for other in there):
+    if real in [Path(os.path.realpath(other)) for other in inputs if other]:
         raise CarftError(f"-o {path} would overwrite an input; choose another name")
-    real = Path(os.path.realpath(path))
-    kept = ("results.jsonl", "sweep.json", "lock", "done")
-    if os.path.exists(real) and any((real.parent / name).exists() for name in kept):
+    if real.exists() and any(real.with_name(name).exists() for name in kept):
         raise CarftError(f"-o {path} would overwrite a file of a job or sweep; choose another name")
 
 
 def cache_folder() -> Path:
     """``$DOMAINBED_CARFT_CACHE``, else ``domainbed_carft`` in the user's cache folder."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     explicit = os.environ.get("DOMAINBED_CARFT_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "domainbed_carft"
-
-
-def _is_replaceable(path: Path) -> bool:
-    """Not so a device or a pipe, and what is open by a name in /dev."""
-    if os.path.abspath(path).startswith(("/dev/", "/proc/")):
-        return False
-    return os.path.isfile(path) or not os.path.exists(path)
-
-
-def _umasked() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    return Path(explicit or f"{caches}/domainbed_carft").expanduser()
 
 
 def not_written(path: Path, error: Exception) -> CarftError:

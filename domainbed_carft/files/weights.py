@@ -5,16 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from domainbed_carft.errors import CarftError
-
-# How many times the size of its file the tensors in it may have: modules share some.
-SHARED = 10
 
 
 def sha256(path: Path | str) -> str:
@@ -35,8 +30,6 @@ def load_weights(path: Path | str) -> Any:
     import torch
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise CarftError(f"{path} is not a file")
         with open(path, "rb") as file:
             _require_sound(file, path)
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -52,7 +45,7 @@ def load_weights(path: Path | str) -> Any:
             f"{path} {fault} may be code; nothing in the file was run. Expected only tensors and "
             "plain data, as torch.save writes them"
         ) from error
-    if _nbytes(content) > SHARED * os.path.getsize(path):
+    if _nbytes(content) > 10 * os.path.getsize(path):  # modules share some tensors
         raise CarftError(f"{path} was not used: its tensors are far larger than the file")
     return content
 
@@ -76,10 +69,8 @@ def _require_sound(file: IO[bytes], path: Path | str) -> None:
             parts = archive.infolist()
             if any(part.compress_type for part in parts) or size < sum(p.file_size for p in parts):
                 raise CarftError(f"{path} is compressed, which torch.save never does")
-            if damaged := archive.testzip():
-                raise CarftError(
-                    f"{path} is damaged: the checksum of {damaged} is wrong; get a new copy"
-                )
+            if bad := archive.testzip():
+                raise CarftError(f"{path} is damaged: the checksum of {bad} is wrong; copy it anew")
     file.seek(0)
 
 
@@ -92,7 +83,7 @@ def _nbytes(content: Any) -> int:
         one = waiting.pop()
         if isinstance(one, torch.Tensor):
             total += one.numel() * one.element_size()
-        elif isinstance(one, (Mapping, list, tuple)) and id(one) not in seen:
+        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
             seen.add(id(one))
-            waiting += one.values() if isinstance(one, Mapping) else one
+            waiting += one.values() if isinstance(one, dict) else one
     return total

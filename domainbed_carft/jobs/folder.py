@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -35,9 +34,6 @@ WRONG_ARGUMENTS = 2  # trying again is useless
 # By this variable a launcher hands the lock that it holds to the job that it starts.
 INHERITED = "DOMAINBED_LOCK_FD"
 
-# flock's errors where the file system has no locks, or its lock server does not answer.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-
 
 class Holder(NamedTuple):
     """The process that runs a job, and its progress: ``step`` of ``steps``."""
@@ -52,7 +48,7 @@ class Holder(NamedTuple):
     updated: float | None = None
 
     def __str__(self) -> str:
-        where = f"SLURM job {self.slurm} on {self.host}" if self.slurm else f"{self.host}"
+        where = f"SLURM job {self.slurm} on {self.host}" if self.slurm else self.host
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"{where}, process {self.pid}, since {since}" if self.pid else "an unknown process"
 
@@ -115,20 +111,15 @@ class JobFolder:
         return os.path.exists(self.path / DONE)  # False also where one may not look
 
     def is_held(self) -> bool:
-        """Whether a process runs this job now; True too for another user's unreadable lock.
+        """Whether a process runs this job now.
 
         Raises CarftError, as all questions about the lock do, if the file system has no locks.
         """
         try:
-            descriptor = os.open(self.lock_path, os.O_RDONLY)
+            with open(self.lock_path, "rb") as file:
+                return not self._flock(file.fileno(), fcntl.LOCK_SH)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except PermissionError:
-            return True
-        try:
-            return not self._flock(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
 
     def holder(self) -> Holder | None:
         """Who runs this job now; UNKNOWN if the lock cannot be read, None if nobody does."""
@@ -146,10 +137,8 @@ class JobFolder:
 
         Waits ``patience`` seconds for the holder: a process that only checks holds it for an
         instant. ``inherited`` is the descriptor that the caller got from its launcher, which then
-        removes the lock; a descriptor of another file is ignored.
-
-        Raises Held, naming the process that runs this job; OSError if the folder cannot be
-        written, and CarftError if its file system has no locks.
+        removes the lock; a descriptor of another file is ignored. Raises Held, naming the process
+        that runs this job, and OSError if the folder cannot be written.
         """
         if inherited is not None and self._is_lock(inherited):
             yield Lock(inherited, self._written_holder())
@@ -174,10 +163,8 @@ class JobFolder:
         """Append a line, after a line break if the previous line was cut."""
         line = json.dumps(attempt._asdict()) + "\n"
         with self.attempts_path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(line.encode())
+            file.seek(max(0, file.tell() - 1))
+            file.write(b"\n" * (file.read() not in (b"", b"\n")) + line.encode())
 
     def failed(self) -> Attempt | None:
         """The last attempt, if the job is not to be retried; None if the job may run."""
@@ -188,34 +175,18 @@ class JobFolder:
         hopeless = counted[-1].status == WRONG_ARGUMENTS or len(counted) >= MAX_ATTEMPTS
         return counted[-1] if hopeless else None
 
-    def last_words(self) -> str:
-        """The last line of err.txt that is not blank; "" if there is none."""
-        with contextlib.suppress(OSError):
-            return last_line(self.path / ERRORS)
-        return ""
-
     def _acquire(self, patience: float) -> int:
         give_up = time.monotonic() + patience
         while True:
-            descriptor = self._opened()
-            try:
-                locked = self._flock(descriptor, fcntl.LOCK_EX)
-                # The holder before may have removed the file before we had locked it.
-                if locked and self._is_lock(descriptor):
-                    return os.dup(descriptor)  # as long as one is open it is locked
-            finally:
-                os.close(descriptor)
+            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            locked = self._flock(descriptor, fcntl.LOCK_EX)
+            # The holder before may have removed the file before we had locked it.
+            if locked and self._is_lock(descriptor):
+                return descriptor
+            os.close(descriptor)
             if time.monotonic() > give_up and not locked:
                 raise Held(self.path, self.holder() or UNKNOWN)
             time.sleep(0 if locked else 0.02)
-
-    def _opened(self) -> int:
-        try:
-            return os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except PermissionError:
-            if os.path.exists(self.lock_path) and self.is_held():  # by another user
-                raise Held(self.path, self.holder() or UNKNOWN) from None
-            raise
 
     def _is_lock(self, descriptor: int) -> bool:
         """Whether a descriptor belongs to the current lock file."""
@@ -231,8 +202,6 @@ class JobFolder:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
             raise CarftError(
                 f"{self.path} cannot be locked: {error}. Put the output folder on a file system "
                 "with flock: a local disk, NFS version 4, or Lustre mounted with -o flock"
@@ -240,10 +209,10 @@ class JobFolder:
         return True
 
     def _written_holder(self) -> Holder | None:
-        found: Holder | None = None
         with contextlib.suppress(OSError):
-            found = _read(self.lock_path.read_text(encoding="utf-8", errors="replace"), Holder)
-        return found
+            text = self.lock_path.read_text(encoding="utf-8", errors="replace")
+            return _read(text, Holder)
+        return None
 
 
 def inherited() -> int | None:
@@ -253,11 +222,12 @@ def inherited() -> int | None:
 
 
 def last_line(path: str | os.PathLike[str]) -> str:
-    """The last line of a file that is not blank, looked for in its last 64 KiB."""
-    with open(path, "rb") as file:
+    """The last line of a file's last 64 KiB that is not blank; "" if there is none."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
-        words = file.read().decode(errors="replace").splitlines()
-    return next((word.strip() for word in reversed(words) if word.strip()), "")
+        lines = file.read().decode(errors="replace").rstrip().splitlines()
+        return lines[-1].strip() if lines else ""
+    return ""
 
 
 def slurm_id() -> str | None:
@@ -268,16 +238,17 @@ def slurm_id() -> str | None:
 
 def _read(line: str, kind: Any) -> Any:
     """A line of JSON as a named tuple of this kind; None if the line is cut or of another kind."""
-    try:
+
+    def fits(name: str, value: Any) -> bool:
+        if value is None:
+            return name == "slurm" or name in kind._field_defaults
+        if name in ("host", "slurm", "last_words"):
+            return type(value) is str
+        # No count and no time of a person's is larger, and strftime takes no larger one.
+        return type(value) in (int, float) and abs(value) < 1e15
+
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         found = json.loads(line)
         read = kind(**{name: found[name] for name in kind._fields if name in found})
-    except (ValueError, TypeError, RecursionError):
-        return None
-    for name, value in read._asdict().items():
-        is_text = name in ("host", "slurm", "last_words")
-        # No count and no time of a person's is larger, and strftime takes no larger one.
-        fits = type(value) is str if is_text else type(value) in (int, float) and abs(value) < 1e15
-        optional = name == "slurm" or name in kind._field_defaults
-        if not fits and not (optional and value is None):
-            return None
-    return read
+        return read if all(map(fits, kind._fields, read)) else None
+    return None

@@ -63,8 +63,7 @@ class Job:
         return shlex.join(self.command)
 
     def __str__(self) -> str:
-        args = {"dataset": "?", "algorithm": "?", "trial_seed": "?", "hparams_seed": "?"}
-        args |= self.args
+        args = {**dict.fromkeys(IDENTITY, "?"), **self.args}
         left_out = " ".join(map(str, args.get("test_envs") or ())) or "none"
         where = f"{self.variant} " if self.variant else ""
         return (
@@ -88,8 +87,7 @@ def seed_hash(*args: Any) -> int:
 def command(args: Mapping[str, Any]) -> list[str]:
     """The words of ``python -m domainbed.scripts.train``, the arguments sorted by name.
 
-    A flag without a value is True; what is None or False is left out. Numbers and words of a list
-    follow each other, and a mapping is JSON, as ``--hparams`` takes it.
+    A flag without a value is True; what is None or False is left out, and a mapping is JSON.
     """
     words = ["python", "-m", "domainbed.scripts.train"]
     for name, value in sorted(args.items()):
@@ -112,10 +110,7 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_but_for_the_data(args: Mapping[str, Any]) -> str:
-    """The arguments of a job that can change its result, in one canonical spelling.
-
-    Takes the arguments of a sweep as well as the ``args`` of a record, which name every flag.
-    """
+    """The arguments of a job, or those recorded, that can change its result, in one spelling."""
     names = "dataset algorithm holdout_fraction hparams_seed trial_seed seed steps".split()
     relevant: dict[str, Any] = {name: args.get(name) for name in names}
     relevant["test_envs"] = list(args.get("test_envs") or [])

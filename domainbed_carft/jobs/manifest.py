@@ -1,15 +1,14 @@
 """The manifest of a sweep: ``sweep.json`` in its output folder lists every job launched there.
 
-Each launch adds its jobs to the list, under a lock; status, collect, report and clean read it.
-A folder that upstream's own sweep filled has no manifest; its jobs are found by their folders.
+A folder that upstream's own sweep filled has none; its jobs are found by their folders.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a data set, kept so that reading them again needs no domainbed.
+    """Facts of a data set, and its defaults, kept so that reading them again needs no domainbed.
 
-    ``labels`` of the environments; ``pictures`` of each, None where that is not known; default
-    ``steps`` and ``checkpoint_freq``. ``held_out``: whether only out-splits are evaluated.
+    ``labels`` of the environments, ``pictures`` of each; ``held_out``: only out-splits count.
     """
 
     labels: tuple[str, ...]
@@ -42,10 +40,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs launched into an output folder, with the settings of the last launch.
-
-    ``selection``: the selection methods that the sweep declares; ``compare_with``: published ones.
-    """
+    """The jobs launched into an output folder, with what the last launch declared."""
 
     jobs: tuple[Job, ...]
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
@@ -54,10 +49,7 @@ class Sweep:
 
 
 def read(output: Path) -> Sweep | None:
-    """The manifest of an output folder; None if ``carft sweep`` launched nothing into it.
-
-    Raises CarftError for a missing folder and for a file that is not a manifest.
-    """
+    """The manifest of an output folder, if any; raises CarftError for one that is none."""
     if not output.is_dir():
         raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
     path = output / NAME
@@ -74,23 +66,20 @@ def read(output: Path) -> Sweep | None:
 
 def add(output: Path, sweep: Sweep) -> None:
     """Add the jobs of a launch to the manifest; its other facts replace the earlier ones."""
-
-    def joined(before: Sweep | None) -> Sweep:
-        jobs = {job.folder: job for job in (*(before.jobs if before else ()), *sweep.jobs)}
-        datasets = {**(before.datasets if before else {}), **sweep.datasets}
-        return replace(sweep, jobs=tuple(jobs.values()), datasets=datasets)
-
-    _update(output, joined)
+    with _locked(output) as found:
+        before = found or Sweep(())
+        jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
+        datasets = {**before.datasets, **sweep.datasets}
+        _write(output, replace(sweep, jobs=tuple(jobs.values()), datasets=datasets))
 
 
 def drop(output: Path, folders: Iterable[Path]) -> None:
     """Remove the jobs of these folders from the manifest, if there is one."""
     gone = set(folders)
-
-    def left(sweep: Sweep | None) -> Sweep | None:
-        return sweep and replace(sweep, jobs=tuple(j for j in sweep.jobs if j.folder not in gone))
-
-    _update(output, left)
+    with _locked(output) as sweep:
+        if sweep:
+            left = (job for job in sweep.jobs if job.folder not in gone)
+            _write(output, replace(sweep, jobs=tuple(left)))
 
 
 def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
@@ -99,12 +88,12 @@ def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
     A job whose own folder is missing is looked up by its arguments without the data folder: moved
     data, or another spelling of its path, does not make it another job.
     """
-    known: dict[tuple[str, str], Path] = {}
-    if output.is_dir() and not all(job.folder.is_dir() for job in jobs):
-        found = reversed(of_output(output)[1])
-        # Of several folders of one job that one is resumed which is done, or else has begun.
-        for job in sorted(found, key=lambda j: JobFolder(j.folder).done + j.folder.is_dir()):
-            known[job.variant, same_but_for_the_data(job.args)] = job.folder
+    if not output.is_dir() or all(job.folder.is_dir() for job in jobs):
+        return list(jobs)
+    # Of several folders of one job that one is resumed which is done, or else has begun.
+    found = of_output(output)[1][::-1]
+    found.sort(key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
+    known = {(job.variant, same_but_for_the_data(job.args)): job.folder for job in found}
 
     def place(job: Job) -> Path:
         key = job.variant, same_but_for_the_data(job.args)
@@ -117,20 +106,19 @@ def of_output(output: Path) -> tuple[Sweep | None, list[Job]]:
     """The manifest, if any, and the jobs: those it lists, and others whose folders are there."""
     sweep = read(output)
     jobs = {job.folder: job for job in (sweep.jobs if sweep else ())}
-    inner = sorted(output.glob("*"))
     # Those with a dot are being deleted.
-    variants = [p for p in inner if not FOLDER_NAME.fullmatch(p.name) and p.name[0] != "."]
-    for place, variant in [(output, ""), *((path, path.name) for path in variants)]:
+    variants = [p for p in output.glob("[!.]*") if not FOLDER_NAME.fullmatch(p.name)]
+    for place in (output, *sorted(variants)):
         for folder in sorted(place.glob("*")):
             if folder not in jobs and FOLDER_NAME.fullmatch(folder.name) and folder.is_dir():
+                variant = "" if place is output else place.name
                 jobs[folder] = Job(records.arguments(folder) or {}, folder, variant)
     return sweep, list(jobs.values())
 
 
-def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> None:
-    """Write what ``change`` makes of the manifest, if anything."""
-    import orjson
-
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[Sweep | None]:
+    """The manifest, while no other process changes it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output, os.O_RDONLY)
@@ -139,49 +127,46 @@ def _update(output: Path, change: Callable[[Sweep | None], Sweep | None]) -> Non
     try:
         # The folder itself is locked: the file is replaced, and a lock would go with the old one.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if sweep := change(read(output)):
-            jobs = [
-                {"folder": os.path.relpath(j.folder, output), "variant": j.variant, "args": j.args}
-                for j in sweep.jobs
-            ]
-            content = {"version": VERSION, **vars(sweep), "jobs": jobs}
-            text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
-            files.save(output / NAME, lambda beside: beside.write_bytes(text + b"\n"))
-    except TypeError as error:  # such as a name that is not UTF-8
-        raise CarftError(f"{output / NAME} could not be written: {error}") from error
+        yield read(output)
     finally:
         os.close(descriptor)
+
+
+def _write(output: Path, sweep: Sweep) -> None:
+    import orjson
+
+    jobs = [
+        {"folder": os.path.relpath(job.folder, output), "variant": job.variant, "args": job.args}
+        for job in sweep.jobs
+    ]
+    content = {"version": VERSION, **vars(sweep), "jobs": jobs}
+    try:
+        text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
+    except TypeError as error:  # such as a name that is not UTF-8
+        raise CarftError(f"{output / NAME} could not be written: {error}") from error
+    files.save(output / NAME, lambda beside: beside.write_bytes(text + b"\n"))
 
 
 def _sweep(found: Any, output: Path) -> Sweep:
     if found["version"] != VERSION:
         raise ValueError(f"version is {found['version']!r}, expected {VERSION}")
-    datasets = {
-        name: Dataset(
-            tuple(map(str, facts["labels"])),
-            None if facts["pictures"] is None else tuple(map(int, facts["pictures"])),
-            int(facts["steps"]),
-            int(facts["checkpoint_freq"]),
-            bool(facts.get("held_out")),
-        )
-        for name, facts in found["datasets"].items()
-    }
-    return Sweep(
-        tuple(_job(one, output) for one in found["jobs"]),
-        datasets,
-        tuple(map(str, found["selection"])),
-        tuple(map(str, found["compare_with"])),
-    )
+    datasets = {}
+    for name, facts in found["datasets"].items():
+        labels, pictures = tuple(map(str, facts["labels"])), facts["pictures"]
+        counts = None if pictures is None else tuple(map(int, pictures))
+        steps, every = int(facts["steps"]), int(facts["checkpoint_freq"])
+        datasets[name] = Dataset(labels, counts, steps, every, bool(facts.get("held_out")))
+    words = (tuple(map(str, found[name])) for name in ("selection", "compare_with"))
+    return Sweep(tuple(_job(one, output) for one in found["jobs"]), datasets, *words)
 
 
 def _job(found: Any, output: Path) -> Job:
     """A stranger's manifest may name only folders of jobs below the output folder."""
     folder, variant, args = str(found["folder"]), str(found["variant"]), dict(found["args"])
     *above, name = folder.split("/")
-    if not FOLDER_NAME.fullmatch(name) or above != ([variant] if variant else []):
+    is_below = above == ([variant] if variant else []) and variant not in (".", "..")
+    if not is_below or not FOLDER_NAME.fullmatch(name) or "\0" in variant:
         raise ValueError(f"a job's folder is {folder!r}")
-    if variant in (".", "..") or re.search(r"[/\0]", variant):
-        raise ValueError(f"a job's variant is {variant!r}")
     job = Job(args, output / folder, variant)
     hash(job.key)
     return job

@@ -65,7 +65,7 @@ class Run:
 
 
 class Fault(NamedTuple):
-    """Something wrong in a file that was read: its kind, for counting; where; what was done."""
+    """Something wrong in a file that was read."""
 
     kind: str
     path: str
@@ -90,8 +90,7 @@ class Read(NamedTuple):
 def read(folders: Sequence[Path | str]) -> Read:
     """All runs in ``folders`` and up to DEPTH levels below, each real folder once.
 
-    They are sorted by folder within each of ``folders``. Raises CarftError, naming all of them,
-    if any of ``folders`` are missing.
+    Raises CarftError, naming all of them, if any of ``folders`` are missing.
     """
     if missing := ", ".join(str(folder) for folder in folders if not os.path.isdir(folder)):
         raise CarftError(f"no such folder: {missing}; expected output folders of sweeps")
@@ -113,7 +112,6 @@ def read(folders: Sequence[Path | str]) -> Read:
 
     for folder in folders:
         visit(str(folder), DEPTH)
-    faults = list(dict.fromkeys(faults))
     runs = [run for folder in found.values() for run in _runs_in(folder, faults)]
     return Read(runs, faults)
 
@@ -148,14 +146,11 @@ def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The last whole record of the job in a folder, read from the end of the file."""
+    """The last whole record of the job in a folder."""
     with contextlib.suppress(OSError), open(os.path.join(folder, RECORDS), "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for reach in (1 << 16, size):
-            file.seek(max(0, size - reach))
-            for record in map(_lenient, reversed(file.read().split(b"\n"))):
-                if isinstance(record, dict) and "step" in record:
-                    return record
+        for record in map(_lenient, reversed(file.read().split(b"\n"))):
+            if isinstance(record, dict) and "step" in record:
+                return record
     return None
 
 
@@ -238,8 +233,7 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
     names = names if len(set(names)) == len(names) == count else ()
     parts = {ENVIRONMENTS: ", ".join(names) or str(count)}
     parts |= setting(args, first, printed_versions(folder))
-    lost = _lost(records)
-    if lost:
+    if lost := _lost(records):
         what = f"{counted(len(lost), 'record')} from step {min(lost):g} on without accuracies"
         faults.append(Fault("diverged", folder, f"the training diverged; {what}"))
     return Run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ DEFAULT = "default"
 UNKNOWN = "not recorded"
 # What --ignore leaves out of account, and how the names of parts begin.
 KINDS = {
-    **{name: name for name in ARGUMENTS},
+    **dict(zip(ARGUMENTS, ARGUMENTS)),
     "hparams": HPARAM,
     "protocol": "protocol",
     "data_edition": EDITION,
     "versions": VERSION,
 }
-_VERSIONS = {"PyTorch", "Torchvision", "CUDA", "CUDNN", "NumPy", "PIL"}
+_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
 
 
 def setting(
@@ -35,17 +36,13 @@ def setting(
 ) -> dict[str, str]:
     """Part -> value, as words, of what two runs have to share for their mean to mean something.
 
-    Arguments, overridden hparams, protocol, data edition, versions; of a job without a record what
-    its arguments say. Of protocol and edition that what was recorded counts, however it was set.
+    Of a job without a record what its arguments say.
     """
     record = record or {}
     hparams = record.get("hparams") or {}
     overridden = overrides(args)
-    parts = {
-        name: DEFAULT if args[name] is None else str(args[name])
-        for name in ARGUMENTS
-        if name in args
-    }
+    given = {name: args[name] for name in ARGUMENTS if name in args}
+    parts = {name: DEFAULT if value is None else str(value) for name, value in given.items()}
     for name, value in overridden.items():
         if name not in ("protocol", "data_edition"):
             integral = isinstance(value, float) and value.is_integer()  # 1.0 is the hparam 1
@@ -65,9 +62,6 @@ def printed_versions(folder: Path | str) -> dict[str, str]:
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         printed = file.read(1 << 20)
     found: dict[str, dict[str, None]] = {}
-    for block in printed.split("Environment:\n")[1:]:
-        for line in block.split("\n", 10):
-            name, _, version = line.strip().partition(": ")
-            if name in _VERSIONS:
-                found.setdefault(name, {})[version] = None
+    for name, version in re.findall(_VERSION, printed, re.MULTILINE):
+        found.setdefault(name, {})[version] = None
     return {name: ", then ".join(versions) for name, versions in found.items()}

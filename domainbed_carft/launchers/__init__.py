@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import refusals
 from domainbed_carft.launchers import options, pool, slurm
 from domainbed_carft.launchers.attempt import Ending, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
@@ -22,15 +22,11 @@ _KINDS: dict[str, Callable[[Any], Launcher]] = {
 
 
 def make(name: str, given: Mapping[str, Any] | None = None) -> Launcher:
-    """The launcher `name` with these options, over those of a file (see `options`).
+    """The launcher `name` with the options given, maybe as text, over those of a file (`options`).
 
-    Args:
-        given: option to value, or to the text that a flag has.
-
-    Raises:
-        CarftError: naming all faults, and what was expected.
+    Raises CarftError, naming all faults, and what was expected.
     """
-    chosen = options.chosen(name, given or {})
+    chosen = options.chosen(name, given or {})  # refuses other names
     return _KINDS[name](chosen)
 
 
@@ -43,10 +39,9 @@ def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
 class Registered:
     """A launcher for DomainBed's registry: a function of command lines, as ``sweep`` makes them.
 
-    (domainbed/command_launchers.py at b93c22a.) It reads its options from the file only when it is
-    called or checked, so that a wrong option stops no other use of the registry. ``runs_here``:
-    its jobs run on this machine, so the data has to be here; our harness checks this and
-    ``problems`` before it makes the jobs' folders.
+    (domainbed/command_launchers.py at b93c22a.) It reads its options when it is called or checked,
+    so that a wrong one stops no other use of the registry. ``runs_here``: its jobs run on this
+    machine, so the data has to be here, which our harness checks before.
     """
 
     def __init__(self, name: str, runs_here: bool) -> None:
@@ -59,10 +54,7 @@ class Registered:
 
     def problems(self, sweep: str) -> list[str]:
         """Why it could not run jobs below the folder ``sweep``."""
-        try:
-            return problems(make(self._name), [Path(sweep)])
-        except CarftError as error:
-            return [f"{error}."]
+        return refusals(make, self._name) or problems(make(self._name), [Path(sweep)])
 
 
 # What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
@@ -12,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.warm import Process, Warm
+from domainbed_carft.text import counted
 
 CANNOT_START = 127  # as a shell says it
 
@@ -36,9 +35,8 @@ Environment = Callable[[Job], Mapping[str, str]] | None  # the variables to set 
 class Ending:
     """The outcome of a job in one call of a launcher, and of the last attempt at it.
 
-    ``result``: "done", now or before; "failed", not to be retried; "again", failed, may be
-    retried; "interrupted", told to stop; "held", run by another process. ``status`` is that
-    of the last attempt, negative for a signal; ``attempts`` counts those that failed.
+    "failed" jobs are not to be retried, "again" are those that may be, "held" ones are run by
+    another process. ``attempts`` counts those that failed.
     """
 
     folder: Path
@@ -50,10 +48,9 @@ class Ending:
     def __str__(self) -> str:
         if self.result == "held":
             return self.last_words
-        times = "once" if self.attempts == 1 else f"{self.attempts} times"
-        how = "was stopped" if self.result == "interrupted" else f"failed {times}"
-        words = self.last_words or "no error message"
-        return f"{self.folder}: {how}, {described(self.status)}: {words}"
+        count = f"failed {counted(self.attempts, 'time')}"
+        how = "was stopped" if self.result == "interrupted" else count
+        return f"{self.folder}: {how}, {described(self.status, self.last_words)}"
 
 
 # Of jobs and maybe an Environment: the endings of those not done, None if it does not wait.
@@ -77,49 +74,38 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Ending] | 
     T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell; no shell is involved here.
     Raises CarftError for a command without --output_dir.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output_dir", nargs="?", type=Path)
     jobs, variables = [], {}
     for command in commands:
         words, assigned = shlex.split(command), {}
         while words and (found := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", words[0], re.DOTALL)):
             assigned[found[1]] = found[2]
             del words[0]
-        folder = parser.parse_known_args(words)[0].output_dir
-        if folder is None:
+        if "--output_dir" not in words[:-1]:
             raise CarftError(f"the command has no --output_dir: {command!r}")
+        folder = Path(words[words.index("--output_dir") + 1])
         jobs.append(Command({}, folder, words=tuple(words)))
         variables[folder] = assigned
     return launcher(jobs, lambda job: variables[job.folder])
 
 
 class Children:
-    """The jobs that this process runs now, and whether it was told to stop.
-
-    Without `warm` all start cold.
-    """
+    """The jobs that this process runs now, and whether it was told to stop, by which signal."""
 
     def __init__(self, warm: Warm | None = None) -> None:
         self.stopped_by: int | None = None
-        self.killed = False
         self._warm = warm
         self._running: dict[int, Process | subprocess.Popen[bytes]] = {}
 
     def run(
         self, words: Sequence[str], environment: Mapping[str, str], lock: int, stderr: IO[bytes]
     ) -> int:
-        """Run a child to its end; signals to this process's group, such as Ctrl-C, miss it.
-
-        Returns its exit status; it holds the lock as well.
-        """
+        """Run a child, which holds the lock too, in a session of its own; returns its status."""
         # SLURM sends submitit's signal to every process of a job. It is meant for submitit alone
         # and would kill the others; what is blocked here stays blocked in a child.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         try:
-            process: Process | subprocess.Popen[bytes] | None = None
-            if self._warm:
-                process = self._warm.start(words, environment, lock, stderr.fileno())
-            process = process or subprocess.Popen(
+            warm = self._warm and self._warm.start(words, environment, lock, stderr.fileno())
+            process = warm or subprocess.Popen(
                 words, env=environment, pass_fds=(lock,), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
             )  # fmt: skip
@@ -127,58 +113,38 @@ class Children:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self.stopped_by is not None:  # told while the child was being started
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
         try:
             return process.wait()
-        except BaseException:  # where no handler takes Ctrl-C: do not leave the job unlocked
-            process.terminate()
-            process.wait()
-            raise
         finally:
             self._running.pop(process.pid, None)
 
     def stop(self, told: int, signal_number: int = signal.SIGTERM) -> None:
-        """Send all children a signal to save and leave, and start no others.
-
-        Safe in a signal handler; `told` is the signal that stopped this process.
-        """
+        """Send all children a signal, and start no others; `told` is what stops this process."""
         self.stopped_by = told
-        if self._warm:
-            self._warm.hurry()
         for process in list(self._running.values()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal_number)
-
-    def kill(self) -> None:
-        """End all children at once; safe in a signal handler."""
-        self.killed = True
-        for process in list(self._running.values()):
-            process.kill()
+            process.send_signal(signal_number)
 
 
 @contextlib.contextmanager
 def stopping(children: Children, name: str) -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and a closed terminal end the children with SIGTERM, then this process.
 
-    A second Ctrl-C kills those still running. Outside the main thread, which alone may handle
-    signals, nothing changes. At the end raises KeyboardInterrupt after Ctrl-C, SystemExit with
-    128 + the signal's number after other signals, as shells do.
+    A second Ctrl-C kills those still running. At the end raises KeyboardInterrupt after Ctrl-C,
+    SystemExit with 128 + the signal's number after other signals, as shells do.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and children.stopped_by is not None:
-            children.kill()
-            return
-        if children.stopped_by is None:
+        again = children.stopped_by is not None
+        if not again:
             print(f"{name}: stopping; waiting for the running jobs to save", file=sys.stderr)
-        children.stop(number)
+        kills = again and number == signal.SIGINT
+        children.stop(number, signal.SIGKILL if kills else signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        # Ignored signals stay ignored, for nohup.
-        found = {number: signal.getsignal(number) for number in numbers}
-        before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
+    # Ignored signals stay ignored, for nohup.
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    before = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, handle)
     try:
@@ -197,7 +163,7 @@ def run(
 ) -> Ending:
     """Make one attempt at a job, unless it is done, held by another process, or failed for good.
 
-    `children` keeps the running child; `patience`: seconds to wait for another process's lock.
+    ``patience``: seconds to wait for another process's lock.
     """
     folder = JobFolder(job.folder)
     try:
@@ -242,25 +208,20 @@ def _attempt(
                 status, told = children.run(words, variables, lock, stderr.file), ""
             except (OSError, ValueError) as error:  # ValueError: a null byte
                 status, told = CANNOT_START, str(error)
-            if children.killed and status == -signal.SIGKILL:  # by us: not the job's fault
+            if children.stopped_by is not None and status == -signal.SIGKILL:  # not its fault
                 status, told = -signal.SIGTERM, "killed, since it did not stop when told to"
             told = told or last_line(stderr.name)
         if status == 0 and not folder.done:
             told = "ended with status 0 but wrote no file 'done'"
         elif status and not told:
-            with contextlib.suppress(OSError):
-                # It keeps those of earlier attempts; the clocks of file systems are coarse.
-                if (folder.path / "err.txt").stat().st_mtime >= started - 1:
-                    told = folder.last_words()
+            told = last_line(folder.path / job_folder.ERRORS)
     finally:
         attempt = Attempt(started, time.time(), socket.gethostname(), slurm_id(), status, told)
         folder.add_attempt(attempt)
 
 
-def described(status: int) -> str:
-    """``exit status 1``, ``killed by SIGKILL (often: out of memory)``."""
-    if status >= 0:
-        return f"exit status {status}"
-    names = {number.value: number.name for number in signal.Signals}
-    hint = " (often: out of memory)" if status == -signal.SIGKILL else ""
-    return f"killed by {names.get(-status, f'signal {-status}')}{hint}"
+def described(status: int, words: str) -> str:
+    """``exit status 1: ...``, ``killed by SIGKILL (often: out of memory): ...``."""
+    names = {-number: f"killed by {number.name}" for number in signal.Signals}
+    names[-signal.SIGKILL] += " (often: out of memory)"
+    return f"{names.get(status, f'exit status {status}')}: {words or 'no error message'}"

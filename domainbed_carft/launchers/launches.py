@@ -1,7 +1,6 @@
-"""The file in which a launch lists its jobs: SWEEP/launches/*.json.
+"""The file in which a launch lists its jobs, SWEEP/launches/*.json.
 
-A launcher that runs its jobs itself holds a lock on the file while it lives, then removes the
-file; one that hands them to SLURM leaves it behind, with their SLURM ids.
+It is locked and there while jobs are run by the launcher, and stays, with their ids, for SLURM's.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.job import Job
 
@@ -36,26 +34,23 @@ class Launch:
 
     def write(self) -> int:
         """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
-        told = {"launcher": self.launcher, "host": self.host, "pid": self.pid, "jobs": self.jobs}
+        told = {name: value for name, value in vars(self).items() if name != "path"}
         try:
             with files.replacing(self.path) as beside:
                 beside.write_bytes(json.dumps(told).encode() + b"\n")
                 descriptor = os.open(beside, os.O_RDWR)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)  # before the file has its name
         except OSError as error:
-            folder = self.path.parent
-            raise CarftError(f"cannot record the launch in {folder}: {error}") from error
+            raise files.not_written(self.path, error) from error
         return descriptor
 
     def is_alive(self) -> bool:
         """Whether the process that wrote the file lives."""
         try:
-            with open(self.path, "rb") as file:
+            with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except FileNotFoundError:  # it has just ended
-            pass
         return False
 
 

@@ -1,12 +1,6 @@
-"""The options of each launcher, and the file in which they may stand.
+"""The options of each launcher, and the YAML file in which they may stand (docs/sweeps.md).
 
-It is the YAML file that $DOMAINBED_CARFT_LAUNCHER names, else launchers.yaml in the current folder;
-so a DomainBed whose sweep has no flags for them can be told, too. It maps launchers to options:
-
-    slurm:
-      partition: gpu
-      gpus: 1
-      time: 12:00:00
+By the file a DomainBed whose sweep has no flags for them can be told, too.
 """
 
 from __future__ import annotations
@@ -40,11 +34,6 @@ _GPUS = "GPUs per job, with a process on each (default: 1; slurm: 0)"
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """`dummy` has none."""
-
-
-@dataclass(frozen=True)
 class LocalOptions:
     """What each job gets on this machine."""
 
@@ -52,26 +41,18 @@ class LocalOptions:
 
 
 @dataclass(frozen=True)
-class PoolOptions:
-    """The number of jobs that run at a time on this machine."""
+class PoolOptions(LocalOptions):
+    """The number of jobs that run at a time on this machine, too."""
 
     jobs: Annotated[int, Ge(1)] | None = _option(
         None, "jobs at a time (default: jobs_per_gpu on each GPU, else one per core)"
     )
-    jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(
-        None, "jobs at a time on each GPU (default: 1)"
-    )
-    gpus: Annotated[int, Ge(1)] | None = _option(None, _GPUS)
+    jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(None, "jobs on each GPU (default: 1)")
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """The resources requested from SLURM for each job.
-
-    `time` is text as sbatch takes it. `array_cap` applies across all arrays of one launch;
-    `array_size` is also bounded by SLURM's own limit. `extra` are parameters of sbatch that have
-    no option here, True for one without a value.
-    """
+    """The resources requested from SLURM for each job; True in `extra` is a flag of sbatch."""
 
     __pydantic_config__ = {"coerce_numbers_to_str": True}
 
@@ -83,30 +64,25 @@ class SlurmOptions:
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
-    array_size: Annotated[int, Ge(1)] = _option(
-        1000, "jobs per submission; further ones wait for it"
-    )
+    array_size: Annotated[int, Ge(1)] = _option(1000, "jobs per submission; others wait for it")
     signal_seconds: Annotated[int, Ge(10)] = _option(
         120, "seconds before the time limit at which a job saves its state and stops"
     )
-    setup: tuple[str, ...] = _option(
-        (), "shell line before the job, such as 'module load cuda'", repeated=True
-    )
+    setup: tuple[str, ...] = _option((), "shell line first, as 'module load cuda'", repeated=True)
     extra: Mapping[str, str | bool] | None = _option(
         None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
     )
 
 
-Options = NoOptions | LocalOptions | PoolOptions | SlurmOptions
-OPTIONS: dict[str, type[Options]] = {
-    "dummy": NoOptions,
+OPTIONS: dict[str, type] = {
+    "dummy": LocalOptions,  # of no effect
     "local": LocalOptions,
     "pool": PoolOptions,
     "slurm": SlurmOptions,
 }
 
 
-def chosen(launcher: str, given: Mapping[str, Any]) -> Options:
+def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
     """The options of a launcher: those given that are not None, else the file's, else defaults.
 
     Prints which file was read. Raises CarftError, naming all faults and what was expected.
@@ -118,11 +94,11 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Options:
     both = {**_of_file(launcher), **{n: value for n, value in given.items() if value is not None}}
     names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     wrong = [
-        text.unknown(f"option of {launcher}", n, names or ["none"]) for n in both if n not in names
+        text.unknown(f"option of {launcher}", name, names) for name in sorted({*both} - {*names})
     ]
     known = {name: _spelled_out(name, value) for name, value in both.items() if name in names}
     try:
-        made = TypeAdapter(OPTIONS[launcher]).validate_python(known)
+        made: Any = TypeAdapter(OPTIONS[launcher]).validate_python(known)
     except ValidationError as error:
         for one in error.errors():
             place = f"{'.'.join(map(str, one['loc']))} is {one['input']!r}"
@@ -133,9 +109,8 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Options:
 
 
 def _of_file(launcher: str) -> dict[str, Any]:
-    named = os.environ.get(VARIABLE)
-    path = Path(named or DEFAULT).expanduser()
-    if not named and not path.exists():
+    path = Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
+    if not os.environ.get(VARIABLE) and not path.exists():
         return {}
     try:
         content = parsing.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}

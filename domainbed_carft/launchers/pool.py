@@ -34,26 +34,51 @@ def dummy(jobs: Sequence[Job], environment: Environment = None) -> None:
 class Pool:
     """Run N jobs at a time, each with the threads and the GPUs of its slot.
 
-    For small models on a CPU, several jobs with one thread each finish sooner than one job after
-    another with all threads, because much of a small job does not run in parallel. `local` is the
-    pool of one job, which sees all GPUs unless it is given a number of them.
+    `local` is the pool of one job, which sees all GPUs unless it is given a number of them.
     """
 
     options: PoolOptions
     name: str = "pool"
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
-        """Run them all; raises CarftError if a job is to have more GPUs than there are."""
+        """Run all jobs, one at a time in each slot, with the slot's variables below their own.
+
+        A job that failed is retried after all others. Returns the endings of those that are not
+        done. Raises CarftError if a job is to have more GPUs than there are.
+        """
         raise_for(self.problems())
-        return _run(self.name, jobs, environment, self.slots(len(jobs)))
+        waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
+        children, slots = Children(warm), self.slots(len(jobs))
+        interruptions: Counter[Path] = Counter()
+
+        def work(slot: Mapping[str, str]) -> None:
+            while children.stopped_by is None:
+                try:
+                    job = waiting.popleft()
+                except IndexError:  # none is left
+                    return
+                own = environment(job) if environment else {}
+                ending = attempt.run(job, {**slot, **own}, children)
+                # Someone may want it to restart, but a job could also do this forever.
+                interruptions[job.folder] += ending.result == "interrupted"
+                again = ending.result in ("again", "interrupted")
+                if again and interruptions[job.folder] < MAX_ATTEMPTS:
+                    waiting.append(job)
+                elif ending.result != "done":
+                    left.append(ending)
+
+        workers = ThreadPoolExecutor(max_workers=len(slots))
+        with warm, stopping(children, self.name), in_hand(self.name, jobs), workers:
+            for _ in workers.map(work, slots):
+                pass
+        for line in text.limited([text.shown(f"{self.name}: {one}") for one in left]):
+            print(line, file=sys.stderr, flush=True)
+        return left
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:
         """Why it cannot run jobs here."""
         if (wanted := self.options.gpus or 0) > (found := len(machine.gpus())):
-            yield (
-                f"{self.name}: gpus is {wanted}, expected at most the {found} of this machine "
-                "(CUDA_VISIBLE_DEVICES, else nvidia-smi -L); without GPUs see train's --processes"
-            )
+            yield f"{self.name}: gpus is {wanted}, expected at most the {found} of this machine"
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
         """The variables of each slot, for so many jobs in all; what the user has set stays."""
@@ -68,48 +93,3 @@ class Pool:
         if not cards or (self.name == "local" and not chosen.gpus):
             return [own] * count
         return [{"CUDA_VISIBLE_DEVICES": cards[i % len(cards)], **own} for i in range(count)]
-
-
-def _run(
-    name: str, jobs: Sequence[Job], environment: Environment, slots: Sequence[Mapping[str, str]]
-) -> list[Ending]:
-    """Run all jobs, one at a time in each slot, with the slot's variables below their own.
-
-    A job that failed is retried after all others; a job that another process runs is skipped until
-    the next launch. Returns the endings of those that are not done.
-    """
-    if not jobs:
-        return []
-    waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
-    children = Children(warm)
-    interruptions: Counter[Path] = Counter()
-
-    def work(slot: Mapping[str, str]) -> None:
-        while children.stopped_by is None and waiting:
-            try:
-                job = waiting.popleft()
-            except IndexError:  # another slot was faster
-                return
-            own = environment(job) if environment else {}
-            ending = attempt.run(job, {**slot, **own}, children)
-            again = ending.result == "again"
-            if ending.result == "interrupted":
-                # Someone may want it to restart, but a job could also do this forever.
-                interruptions[ending.folder] += 1
-                again = interruptions[ending.folder] < MAX_ATTEMPTS
-            if again:
-                waiting.append(job)
-            elif ending.result != "done":
-                left.append(ending)
-
-    with (
-        warm,
-        stopping(children, name),
-        in_hand(name, jobs),
-        ThreadPoolExecutor(max_workers=len(slots)) as workers,
-    ):
-        for future in [workers.submit(work, slot) for slot in slots]:
-            future.result()
-    for line in text.limited([text.shown(f"{name}: {one}") for one in left]):
-        print(line, file=sys.stderr, flush=True)
-    return left

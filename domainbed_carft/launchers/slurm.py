@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
@@ -19,23 +18,14 @@ from typing import Any
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launches
 from domainbed_carft.launchers.attempt import Children, Environment
 from domainbed_carft.launchers.options import SlurmOptions
 
-# What no #SBATCH line can hold, or what SLURM reads as a pattern.
-_UNSAFE = "\n\r%\\"
-
-# Of the variables SLURM_*, those that users set, and no job.
-_OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
-
-# SLURM starts a job again while a process of its last run may still hold the lock.
-_OTHERS_SECONDS = 30.0
-
-# How often a job that another process holds is restarted: SLURM waits two minutes in between.
-_MOST_RESTARTS = 5
+# SLURM starts a job again while a process of its last run, or a dead node, may still hold the lock.
+_OTHERS_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -45,10 +35,7 @@ class Slurm:
     options: SlurmOptions
 
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
-        """Submit the jobs that are neither done, nor running, nor failed for good.
-
-        Raises CarftError if SLURM is missing or takes no more; jobs it took stay submitted.
-        """
+        """Submit the jobs to be run; raises CarftError if SLURM is missing or takes no more."""
         sweeps: dict[Path, list[_Element]] = {}
         patience = 0.7 * self.options.signal_seconds
         # What is set here is of another machine.
@@ -72,22 +59,13 @@ class Slurm:
             install = f"{sys.executable} -m pip install 'submitit>=1.5'"
             yield f"the slurm launcher needs the package submitit: {install}"
         elif missing:
-            yield (
-                f"the slurm launcher needs {', '.join(missing)}, which are not on PATH; "
-                "use a machine that can submit jobs, or the pool launcher"
-            )
+            yield f"the slurm launcher needs {', '.join(missing)}, which are not on PATH here"
         for place in (str(sweep.absolute()) for sweep in sweeps):
-            if any(character in place for character in _UNSAFE):
-                yield (
-                    f"slurm: the path {place!r} contains a line break, % or \\, which SLURM's "
-                    "batch files cannot hold; choose another folder for the sweep"
-                )
+            if re.search(r"[\n\r%\\]", place):  # the last two: SLURM's patterns for names
+                yield f"slurm: {place!r} has a line break, % or \\; choose another --output_dir"
 
     def _submit(self, sweep: Path, elements: list[_Element], after: str | None) -> str | None:
-        """Submit the jobs of one folder as arrays, each of which waits for the one before.
-
-        The first waits for `after`, so that the cap holds over all folders. Returns the last.
-        """
+        """Submit the jobs of one folder as arrays, each after the one before; returns the last."""
         launch = launches.begin("slurm", sweep)
         os.close(launch.write())  # where nothing can be noted, nothing is submitted
         size = min(self.options.array_size, largest_array() or sys.maxsize)
@@ -96,14 +74,9 @@ class Slurm:
             try:
                 submitted = self._submit_array(sweep, chunk, after)
             except Exception as error:  # submitit has its own, for what sbatch answers
-                # DomainBed's sweep takes a job for launched, and passes it over, by its folder.
-                for element in elements[begin:]:
-                    with contextlib.suppress(OSError):
-                        element.job.folder.rmdir()
                 raise CarftError(
-                    f"slurm: a submission was refused: {' '.join(str(error).split())}. {begin} "
-                    f"of {len(elements)} jobs in {sweep} are submitted. For the rest, launch the "
-                    "sweep again once SLURM takes more jobs, or with other options"
+                    f"slurm: a submission was refused: {' '.join(str(error).split())}. {begin} of "
+                    f"{len(elements)} jobs in {sweep} are submitted; launch the rest later"
                 ) from error
             launch.jobs.update(zip((element.job.folder.name for element in chunk), submitted))
             os.close(launch.write())
@@ -121,7 +94,8 @@ class Slurm:
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=10**9)
         executor.update_parameters(**self.parameters(after))
         # This process may itself run in a SLURM job, which is not to be passed on.
-        kept = {n: v for n, v in os.environ.items() if n in _OF_THE_USER or n[:7] == "SBATCH_"}
+        own = ("SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_")
+        kept = {name: value for name, value in os.environ.items() if name.startswith(own)}
         with submitit.helpers.clean_env():
             os.environ.update(kept)
             with executor.batch():
@@ -151,9 +125,8 @@ class Slurm:
 class _Element:
     """What runs in a SLURM job: the function that submitit pickles, and calls there.
 
-    Its two signals are handled here and not by submitit, which would request the requeue inside
-    the handler, before the attempt is recorded and the lock released. A child has `patience`
-    seconds to save before it is killed.
+    Signals are handled here: submitit would request the requeue inside the handler, before the
+    attempt is recorded and the lock released. A child has `patience` seconds to save.
     """
 
     job: Job
@@ -170,7 +143,7 @@ class _Element:
         def warned(number: int, frame: FrameType | None) -> None:
             """The time limit is near, or the job is preempted: save, then wait for another turn."""
             children.stop(number, signal.SIGUSR1)
-            killing = threading.Timer(self.patience, children.kill)
+            killing = threading.Timer(self.patience, children.stop, (number, signal.SIGKILL))
             killing.daemon = True
             killing.start()
 
@@ -184,13 +157,9 @@ class _Element:
         if ending.result == "done":
             return
         if children.stopped_by == signal.SIGUSR2 and ending.result != "failed":
-            requeue(slurm_id() or "")
+            _call("scontrol", "requeue", slurm_id() or "")
         if children.stopped_by is not None:
             sys.exit(128 + children.stopped_by)
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        if ending.result == "held" and restarts < _MOST_RESTARTS:  # leave the job to its holder
-            requeue(slurm_id() or "")
-            sys.exit(STOPPED)
         raise CarftError(str(ending))
 
 
@@ -214,32 +183,20 @@ def states(ids: Iterable[str]) -> dict[str, str]:
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancel these jobs, or elements of arrays; a running one gets a signal first, and saves.
-
-    Raises CarftError if SLURM refuses.
-    """
+    """Cancel these jobs, or elements of arrays; a running one gets a signal first, and saves."""
     _call("scancel", *sorted(set(ids)))
-
-
-def requeue(name: str) -> None:
-    """Have SLURM stop a running job and start it again; raises CarftError if SLURM refuses."""
-    _call("scontrol", "requeue", name)
 
 
 def largest_array() -> int | None:
     """How many elements the cluster allows an array; None if it does not say."""
-    try:
-        told = _call("scontrol", "show", "config")
-    except CarftError:
-        return None
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.M)
     return max(1, int(found[1])) if found else None
 
 
 def _call(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: a null byte
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a null byte
         raise CarftError(f"SLURM does not answer: {error}") from error
     # Jobs that have ended are forgotten after a while.
     if done.returncode and "Invalid job id" not in done.stderr:

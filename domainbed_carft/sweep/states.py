@@ -163,4 +163,4 @@ def _number(found: Any) -> float | None:
 
 
 def _told(ended: Attempt) -> str:
-    return f"{attempt.described(ended.status)}: {ended.last_words or 'no error message'}"
+    return attempt.described(ended.status, ended.last_words)

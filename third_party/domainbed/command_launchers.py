@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from domainbed_carft import machine, text
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.folder import ERRORS, last_line
 from domainbed_carft.jobs.warm import Warm
 
 Launcher = Callable[[list[str]], Any]
@@ -55,7 +56,7 @@ def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
         return f"exit status 127: {command}: {error}"
     if not status:
         return None
-    words = place and JobFolder(arguments[place]).last_words()
+    words = place and last_line(os.path.join(arguments[place], ERRORS))
     where = arguments[place] if place else command
     return f"exit status {status}: {where}: {words or 'no message in err.txt'}"
 
@@ -69,7 +70,7 @@ def _status(arguments: list[str], environment: dict[str, str], warm: Warm) -> in
         return process.wait()
     except BaseException:  # as subprocess.run does: the job got Ctrl-C, too
         time.sleep(0.25)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         raise
 
 

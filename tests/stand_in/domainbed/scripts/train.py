@@ -28,7 +28,7 @@ def found() -> dict:
     opened = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
     own = re.compile(r"/proc/\d+/fd/(pipe:|\d)|/tmp/carft-job")  # and that of the listing
     return dict(
-        argv=sys.argv, orig_argv=sys.orig_argv, path=sys.path, cwd=os.getcwd(),
+        argv=sys.argv, path=sys.path, cwd=os.getcwd(),
         environment={n: v for n, v in os.environ.items() if n != "DOMAINBED_LOCK_FD"},
         lock=os.readlink(f"/proc/self/fd/{lock}"), inherited=os.get_inheritable(lock),
         streams=[os.readlink(f"/proc/self/fd/{n}") for n in range(2)],
