@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import warm
-from sweep_folders import FLAGS
+from sweep_folders import declared
 from sweep_jobs import carft, look, wait_until
 
 from domainbed_carft.jobs import manifest
@@ -53,7 +53,7 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
 def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     out = tmp_path / "out"
     # Too few pictures for an out-split are found in the job, when it has its data.
-    bad = [*FLAGS, "--steps", "2", "--holdout_fraction", "0.001", "--output_dir", out]
+    bad = [*declared(tmp_path, steps=2, holdout_fraction=0.001), "--output_dir", out]
     done = carft("launch", *bad, "--launcher", "local")
     assert done.returncode == 1
     assert "3 jobs failed:" in done.stderr
@@ -72,9 +72,8 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
 
 def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     out = tmp_path / "out"
-    # Only one environment would be quicker, but DomainBed's flags know none.
-    flags = [*FLAGS, "--steps", "1000000", "--hparams", '{"batch_size": 4}', "--output_dir", out]
-    command = ["sweep", "launch", *flags, "--launcher", "pool", "--jobs", 1]
+    long = declared(tmp_path, steps=1000000, hparams={"batch_size": 4})
+    command = ["sweep", "launch", *long, "--output_dir", out, "--launcher", "pool", "--jobs", 1]
     launcher = warm.start("-m", "domainbed_carft", *command)
     try:
         wait_until((out / "sweep.json").exists)

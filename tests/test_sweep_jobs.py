@@ -8,25 +8,31 @@ from fake_checkout import REPO
 from sweep_folders import record
 
 from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import Job, identity
 from domainbed_carft.sweep import names, sources
 
 GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_text())
 
 
-def from_flags(keywords, data_dir, folder):
-    names = ("n_trials", "algorithms", "n_hparams_from", "n_hparams", "steps", "task")
-    given = {name: keywords[name] for name in names}
-    given |= {name: keywords[name] for name in ("holdout_fraction", "hparams", "single_test_envs")}
-    given["datasets"] = keywords["dataset_names"]
-    made = sources.from_flags({name: value for name, value in given.items() if value is not None})
-    return made.jobs(data_dir, Path(folder))
-
-
 @pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
 def test_commands_are_upstreams(case, monkeypatch):
     monkeypatch.setattr(names, "_hparams", lambda *given: [])  # upstream's own
-    found = from_flags(case["keywords"], case["keywords"]["data_dir"], "out dir")
-    assert sorted(job.line for job in found) == sorted(case["commands"])
+    given, spelled = case["keywords"], case["keywords"]["hparams"]
+    optional = {"steps": given["steps"], "hparams": spelled and json.loads(spelled)}
+    keys = {
+        "name": "x", "datasets": given["dataset_names"], "algorithms": given["algorithms"],
+        "trials": given["n_trials"], "holdout_fraction": given["holdout_fraction"],
+        "hparams_seeds": {
+            "from": given["n_hparams_from"], "n": given["n_hparams"] - given["n_hparams_from"]
+        },
+        "selection": ["oracle" if given["single_test_envs"] else "leave-one-domain-out"],
+        **{name: value for name, value in optional.items() if value},
+    }  # fmt: skip
+    jobs = sources.parse(json.dumps(keys), "x.yaml").jobs(given["data_dir"], Path("out dir"))
+    if spelled:  # the folder goes by its text
+        args = [{**job.args, "hparams": spelled} for job in jobs]
+        jobs = [Job(one, Path("out dir") / identity(one)) for one in args]
+    assert sorted(job.line for job in jobs) == sorted(case["commands"])
 
 
 def parse(extra, datasets="[PACS]", trials="1"):

@@ -1,14 +1,13 @@
 """`carft sweep launch`: what it sees of the data, what it estimates, and how it ends."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from data_trees import even, grow
-from sweep_folders import FLAGS, ended, finish, launched, record
+from sweep_folders import declared, ended, finish, launched, record
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
@@ -27,7 +26,8 @@ def launch(out, monkeypatch):
 
     def start(launcher, *flags):
         monkeypatch.setattr(launchers, "make", lambda *args: launcher)
-        return cli.main(["sweep", "launch", *FLAGS, "--output_dir", str(out), "--yes", *flags])
+        more = ["--output_dir", str(out), "--yes"]
+        return cli.main(["sweep", "launch", *declared(out.parent), *more, *flags])
 
     return start
 
@@ -95,7 +95,7 @@ def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monke
 def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "100% sure"
-    flags = [*FLAGS, "--output_dir", str(out), "--launcher", "slurm"]
+    flags = [*declared(tmp_path), "--output_dir", str(out), "--launcher", "slurm"]
     assert cli.main(["sweep", "launch", *flags]) == 1
     said = capsys.readouterr().err
     assert "2 problems, nothing was done" in said
@@ -111,12 +111,11 @@ def published(root, name):
     return grow(root / known.folder, even(known.classes, [e.folder for e in known.environments]))
 
 
-def carft(capsys, datasets, *more, algorithms=("CARFT",)):
+def carft(capsys, datasets, *more, algorithms=("CARFT",), **keys):
     """Exit status, output and errors of a launch of one trial."""
     capsys.readouterr()
-    given = ["--algorithms", *algorithms, "--datasets", *datasets, "--n_trials", "1"]
-    given += ["--n_hparams", "1", "--single_test_envs", "--output_dir", "out"]
-    status = cli.main(["sweep", "launch", *given, *map(str, more)])
+    sweep, *_ = declared(".", datasets=datasets, algorithms=algorithms, **keys)
+    status = cli.main(["sweep", "launch", sweep, "--output_dir", "out", *map(str, more)])
     said = capsys.readouterr()
     return status, said.out, said.err
 
@@ -186,15 +185,6 @@ def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):
     job, *_ = launched("out", text)
     for step, seconds in ((0, 90.0), (50, 36.0)):
         record(job, step, step_time=seconds)
-    said = carft(capsys, ["PACS"], "--steps", 100, "--data_dir", "D", "--dry-run")[1]
+    said = carft(capsys, ["PACS"], "--data_dir", "D", "--dry-run", steps=100)[1]
     assert "without evaluation, from step_time in the records" in said
     assert said.count(" 4.00") == 2  # 4 jobs x 100 steps x 36 s, and in all
-
-
-def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    both = ["CARFT", "CLIPZeroShot"]
-    flags = ["--dry-run", "--measure", "--hparams", '{"protocol": "clip"}']
-    said = carft(capsys, ["EmojiStyles"], *flags, algorithms=both)[1]
-    assert re.search(r"CARFT +4 .* \d+\.\d\d\n", said) and "CLIP classes" not in said
-    assert not (tmp_path / "out").exists()

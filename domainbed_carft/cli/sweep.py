@@ -51,7 +51,7 @@ def _upkeep(below: Any, name: str, words: str) -> argparse.ArgumentParser:
 
 def _launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "sweep", nargs="?", metavar="SWEEP", help="a sweep file, or the name of an included sweep"
+        "sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep"
     )
     parser.add_argument("--data_dir", help="folder that contains the data sets' folders")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the jobs")
@@ -60,9 +60,6 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="print the cost without running anything",
-    )
-    parser.add_argument(
-        "--measure", action="store_true", help="with --dry_run: time a few steps on this machine"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
@@ -91,8 +88,7 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         help="also log scalars to tensorboard, wandb or both (default: $DOMAINBED_LOG)",
     )  # fmt: skip
     _add_launchers(parser.add_argument_group("launcher"))
-    group = parser.add_argument_group("instead of SWEEP, the flags of domainbed.scripts.sweep")
-    parser.set_defaults(run=_run_launch, theirs=_add_theirs(group))
+    parser.set_defaults(run=_run_launch)
 
 
 def _add_launchers(group: Any) -> None:
@@ -116,29 +112,6 @@ def _add_launchers(group: Any) -> None:
         )
 
 
-def _add_theirs(group: Any) -> list[str]:
-    """Flags of ``domainbed.scripts.sweep``, and their names; None stands for not given."""
-    add = group.add_argument
-    flags = [
-        add("--algorithms", nargs="+", metavar="NAME", help="algorithms to train"),
-        add("--datasets", nargs="+", metavar="NAME", help="data sets to train on"),
-        add("--n_trials", type=int, help="trials per cell (default: 3)"),
-        add("--n_hparams_from", type=int, help="first hparams_seed (default: 0)"),
-        add("--n_hparams", type=int, help="last hparams_seed plus one (default: 20)"),
-        add("--steps", type=int, help="steps per job (default: the data set's own)"),
-        add("--hparams", metavar="JSON", help="hyperparameters to set in every job"),
-        add("--holdout_fraction", type=float, help="share in the out-splits (default: 0.2)"),
-        add(
-            "--single_test_envs",
-            action="store_const",
-            const=True,
-            help="leave out single environments only, no pairs",
-        ),
-        add("--task", choices=("domain_generalization", "domain_adaptation")),
-    ]
-    return [flag.dest for flag in flags]
-
-
 def launcher_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, whichever launcher's they are."""
     names = {field.name for options in OPTIONS.values() for field in dataclasses.fields(options)}
@@ -148,5 +121,4 @@ def launcher_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _run_launch(arguments: argparse.Namespace) -> int:
     from domainbed_carft.sweep import launch
 
-    theirs = {name: v for name in arguments.theirs if (v := getattr(arguments, name)) is not None}
-    return launch.launch(arguments, theirs, launcher_options(arguments))
+    return launch.launch(arguments, launcher_options(arguments))

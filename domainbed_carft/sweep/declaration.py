@@ -192,15 +192,10 @@ class Shape(_Mapping):
 
 
 class Declaration(Shape):
-    """A sweep whose names were checked; ``facts``: data set -> its facts.
-
-    ``hparams_text`` is the value of DomainBed's own flag ``--hparams``, verbatim, since job
-    identities depend on its spelling; ``text`` is the file's content; None if there is none.
-    """
+    """A sweep whose names were checked; ``facts``: data set -> its facts; ``text``: of the file."""
 
     facts: Mapping[str, Dataset] = {}
-    hparams_text: str | None = None
-    text: str | None = None
+    text: str = ""
 
     def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
         """Declared steps; None leaves them to the data set."""
@@ -237,9 +232,7 @@ class Declaration(Shape):
             # Part of the identity only where they are given.
             if steps := self.steps_of(dataset, algorithm):
                 common["steps"] = steps
-            if self.hparams_text is not None:
-                common["hparams"] = self.hparams_text
-            elif hparams := self.hparams_of(dataset, algorithm, setting):
+            if hparams := self.hparams_of(dataset, algorithm, setting):
                 common["hparams"] = json.dumps(hparams, sort_keys=True)
             for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
