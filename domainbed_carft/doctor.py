@@ -156,43 +156,39 @@ def algorithms() -> Iterator[Finding]:
         with contextlib.suppress(Exception):  # upstream raises NotImplementedError, forks KeyError
             if host.get_algorithm_class(name).__module__.startswith("domainbed_carft"):
                 others.remove(name)
-    if not others:
+    if listed := ", ".join(others):
+        # Whoever asks for CARFT would train something else without knowing.
+        state = "problem" if "CARFT" in others else "note"
+        found = f"{listed}: missing, or domainbed's own instead of ours"
+        yield Finding("algorithms", state, found, f"rename its {listed}, or {EXTENSION}")
+    else:
         yield Finding("algorithms", "ok", ", ".join(ALGORITHMS))
-        return
-    # Whoever asks for CARFT would train something else without knowing.
-    state, listed = "problem" if "CARFT" in others else "note", ", ".join(others)
-    found = f"{listed}: missing, or domainbed's own instead of ours"
-    yield Finding("algorithms", state, found, f"rename its {listed}, or {EXTENSION}")
 
 
 def device() -> Iterator[Finding]:
     """GPUs with their memory, or the processor."""
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cards = [torch.cuda.get_device_properties(index) for index in range(count)]
+    cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     found = "; ".join(f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards)
     cpu = f"CPU, {machine.cores()} cores, {torch.get_num_threads()} threads"
     yield Finding("device", "ok", found or cpu)
 
 
 def backbones() -> Iterator[Finding]:
-    """Published weights, whether whole; those not here are downloaded when first used."""
+    """OpenAI's weights, if whole; others are downloaded when first used. `step` loads tiny."""
     from domainbed_carft.clips import backbone
     from domainbed_carft.files import weights
 
-    for name in backbone.PUBLISHED:
+    for name in backbone.OPENAI_WEIGHTS:
         path, expected = backbone.published(name)
-        if name != "tiny" and not path.exists():
-            continue
-        if weights.sha256(path) == expected:
+        if path.exists() and weights.sha256(path) == expected:
             yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
-            continue
-        found = f"{path} is damaged, expected SHA-256 {expected}"
-        state = "problem" if name in ("tiny", "ViT-B/16") else "note"  # few jobs ask for the others
-        remedy = f"rm {shlex.quote(str(path))}, which the next job that needs it downloads"
-        remedy = "reinstall domainbed-carft" if name == "tiny" else remedy
-        yield Finding(f"backbone {name}", state, found, remedy)
+        elif path.exists():
+            found = f"{path} is damaged, expected SHA-256 {expected}"
+            state = "problem" if name == "ViT-B/16" else "note"  # few jobs ask for the others
+            remedy = f"rm {shlex.quote(str(path))}, which the next job that needs it downloads"
+            yield Finding(f"backbone {name}", state, found, remedy)
 
 
 def step() -> Iterator[Finding]:
@@ -238,8 +234,7 @@ def _install(error: BaseException) -> str:
     """How to install the module that was not found, if that was it; else ""."""
     missing = (isinstance(error, ModuleNotFoundError) and error.name) or "domainbed"
     top = missing.partition(".")[0]
-    called = {module.partition(".")[0]: name for name, module in MODULES.items()}
-    called |= {"pkg_resources": "'setuptools<82'"}
+    called = {"pkg_resources": "'setuptools<82'", "clip": "clip-anytorch", "PIL": "pillow"}
     return "" if top == "domainbed" else f"pip install {called.get(top, top)}"
 
 

@@ -152,7 +152,6 @@ def test_the_harness_can_start_with_torch(tmp_path: Path) -> None:
     assert examined["domainbed"][1].startswith(f"ours, the harness: {HARNESS}")
     assert examined["algorithms"] == ("ok", ", ".join(hparams.ALGORITHMS), "")
     assert "one CARFT step on " in examined["step"][1]
-    assert examined["backbone tiny"][0] == "ok"
 
 
 def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None:

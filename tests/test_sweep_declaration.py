@@ -178,7 +178,7 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
     made = sources.load(path.stem)
     assert made.name == path.stem and made.description
     found = made.jobs("D", Path("/nowhere"))
-    statuses = states.look(found, made.facts, states.Waiting())
+    statuses = [states.status(job, made.facts) for job in found]
     *_, total = estimate.costs(statuses, made.facts).values()
     comment = " ".join(
         line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#"
@@ -216,6 +216,7 @@ def test_every_command_of_the_documentation_is_one(document):
             continue  # named, not shown
         arguments = cli._parser().parse_args(words)
         if words[1] == "launch":
-            launchers.make(arguments.launcher, command_line.launcher_options(arguments))
+            options = {name: getattr(arguments, name) for name in command_line.FIELDS}
+            launchers.make(arguments.launcher, options)
             if arguments.sweep != "NAME":
                 sources.load(arguments.sweep)

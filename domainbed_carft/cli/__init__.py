@@ -58,13 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="carft", description="CAR-FT for DomainBed.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo", help="train CAR-FT and three baselines on the embedded benchmark; print a table"
-    )
-    demo.add_argument(
-        "--output_dir", type=Path, default=Path("demo_output"),
-        help="folder for jobs, table and report (default: demo_output)",
-    )  # fmt: skip
+    told = "train CAR-FT and three baselines on the embedded benchmark; print a table"
+    demo = commands.add_parser("demo", help=told)
+    told = "folder for jobs, table and report (default: demo_output)"
+    demo.add_argument("--output_dir", type=Path, default=Path("demo_output"), help=told)
     demo.add_argument(
         "--suite", action="store_true",
         help="train on one style instead, and test on whole test sets in four: accuracy in "
@@ -72,9 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     demo.add_argument("--trials", type=int, default=1, help="trials per cell (default: 1)")
     demo.set_defaults(run=_demo)
-    doctor = commands.add_parser(
-        "doctor", help="check whether a training job can start here; say how to fix problems"
-    )
+    told = "check whether a training job can start here; say how to fix problems"
+    doctor = commands.add_parser("doctor", help=told)
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
     doctor.set_defaults(run=_doctor)
     data_commands.add_to(commands)

@@ -46,16 +46,16 @@ def examine(patience: float = PATIENCE) -> list[Finding]:
         # No options, and the environment as it is: as a job is started. `-m` puts the current
         # folder first on the path, as it does for `python -m domainbed.scripts.train`.
         command = [sys.executable, "-m", "domainbed_carft.doctor", str(file)]
-        with said.open("wb") as output:  # a grandchild that hangs would hold a pipe
-            where = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        with said.open("wb") as out:  # a grandchild that hangs would hold a pipe
+            given = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "timeout": patience}
             try:
-                status = subprocess.run(command, **where, timeout=patience).returncode
+                status = subprocess.run(command, **given).returncode
                 ending = f"ended: {described(status)}, {last_line(said) or 'no message'}"
             except subprocess.TimeoutExpired:
                 ending = f"did not finish within {patience:g} seconds and was stopped"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     findings = [Finding(*one) for line in lines for one in json.loads(line)]
-    for check in CHECKS[len(lines) : len(lines) + 1]:
+    if len(lines) < len(CHECKS):
         found = f"a fresh interpreter {ending}, during this check"
-        findings.append(Finding(check.__name__, "problem", found, BY_HAND))
+        findings.append(Finding(CHECKS[len(lines)].__name__, "problem", found, BY_HAND))
     return findings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,10 +111,8 @@ class Variant(_Mapping):
     hparams: _Hparams = {}
 
     def covers(self, dataset: str, algorithm: str) -> bool:
-        """Whether it is about this data set and this algorithm."""
-        return algorithm in (self.algorithms or [algorithm]) and dataset in (
-            self.datasets or [dataset]
-        )
+        of_data = dataset in (self.datasets or [dataset])
+        return of_data and algorithm in (self.algorithms or [algorithm])
 
 
 class Override(Variant):
@@ -151,12 +149,10 @@ class Shape(_Mapping):
 
     @property
     def choices(self) -> range:
-        """The hparams seeds."""
         return _range(self.hparams_seeds)
 
     @property
     def trial_seeds(self) -> range:
-        """The seeds of the trials."""
         return _range(self.trials)
 
     @property
@@ -166,15 +162,13 @@ class Shape(_Mapping):
         With a grid, each variant at each of its points.
         """
         found = {}
-        variants = self.variants or {"": Variant()}
-        for (name, variant), values in itertools.product(
-            variants.items(), itertools.product(*self.grid.values())
-        ):
+        variants, points = self.variants or {"": Variant()}, itertools.product(*self.grid.values())
+        for (name, variant), values in itertools.product(variants.items(), points):
             point = dict(zip(self.grid, values))
             words = ",".join(filter(None, [name, *(f"{k}={value}" for k, value in point.items())]))
             folder = "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in words)
-            hparams = {**variant.hparams, **point}
-            found[folder] = variant.model_copy(update={"hparams": hparams})
+            update = {"hparams": {**variant.hparams, **point}}
+            found[folder] = variant.model_copy(update=update)
         return found
 
     def listed_environments(self, dataset: str) -> Sequence[int | str]:
@@ -184,11 +178,10 @@ class Shape(_Mapping):
 
     def hparams_of(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
         """The hyperparameters that are set; later settings override earlier ones."""
-        preset = {"protocol": self.protocol} if self.protocol else {}
-        merged = {**preset, **self.hparams}
+        merged = {"protocol": self.protocol, **self.hparams}
         for layer in (*self.overrides, setting):
             merged |= layer.hparams if layer.covers(dataset, algorithm) else {}
-        return merged
+        return {name: value for name, value in merged.items() if value is not None}
 
 
 class Declaration(Shape):
@@ -209,25 +202,15 @@ class Declaration(Shape):
         Arguments, seeds and folder names are those of upstream file domainbed/scripts/sweep.py at
         b93c22a, so that either tool can resume the other's folder.
         """
-        return [
-            Job(args, output / variant / identity(args), variant)
-            for variant, setting in self.settings.items()
-            for args in self._arguments(setting, data_dir)
-        ]
-
-    def _arguments(self, setting: Variant, data_dir: str) -> Iterator[dict[str, Any]]:
-        for trial, dataset, algorithm in itertools.product(
-            self.trial_seeds, self.datasets, self.algorithms
+        found = []
+        for (variant, setting), trial, dataset, algorithm in itertools.product(
+            self.settings.items(), self.trial_seeds, self.datasets, self.algorithms
         ):
             if not setting.covers(dataset, algorithm):
                 continue
             common: dict[str, Any] = {
-                "data_dir": data_dir,
-                "task": TASK,
-                "holdout_fraction": self.holdout_fraction,
-                "dataset": dataset,
-                "algorithm": algorithm,
-                "trial_seed": trial,
+                **{"data_dir": data_dir, "task": TASK, "holdout_fraction": self.holdout_fraction},
+                **{"dataset": dataset, "algorithm": algorithm, "trial_seed": trial},
             }
             # Part of the identity only where they are given.
             if steps := self.steps_of(dataset, algorithm):
@@ -236,7 +219,9 @@ class Declaration(Shape):
                 common["hparams"] = json.dumps(hparams, sort_keys=True)
             for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
-                yield {**common, "test_envs": test_envs, "hparams_seed": choice, "seed": seed}
+                args = {**common, "test_envs": test_envs, "hparams_seed": choice, "seed": seed}
+                found.append(Job(args, output / variant / identity(args), variant))
+        return found
 
     def targets(self, dataset: str) -> list[list[int]]:
         """Test environments of each job: one at a time, and pairs with one of them if needed.

@@ -71,12 +71,7 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
         confirm(arguments.yes)
     else:
         print("There is nothing to launch.")
-    try:
-        left = run(declared, data_dir, output, launcher, name, environment)
-    except KeyboardInterrupt:
-        print("carft: stopped by Ctrl-C; the same command resumes the sweep", file=sys.stderr)
-        return 130
-    if left:
+    if left := run(declared, data_dir, output, launcher, name, environment):
         print(printing.failures(left, output), file=sys.stderr)
     elif name == "slurm" and chosen:
         print(f"Submitted. To watch the jobs: {printing.again('status', output)} --watch 30")
@@ -86,7 +81,8 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
 def look(declaration: Declaration, data_dir: str, output: Path) -> list[Status]:
     """All jobs of the sweep, each in its folder, and their states."""
     jobs = manifest.settle(declaration.jobs(data_dir, output), output)
-    return states.look(jobs, declaration.facts, states.waiting(output))
+    places = states.waiting(output).places
+    return [states.status(job, declaration.facts, places) for job in jobs]
 
 
 def _chosen(statuses: Sequence[Status], name: str) -> list[Job]:
@@ -110,21 +106,19 @@ def run(
     launcher does not wait, those that failed before, if there was nothing to submit. Call it from
     the main thread, where Ctrl-C arrives.
     """
-    statuses = look(declaration, data_dir, output)
-    jobs = [status.job for status in statuses]
+    statuses, words = look(declaration, data_dir, output), {}
     chosen = _chosen(statuses, name)
-    note(declaration, output, jobs)
-    endings: Sequence[Any] = ()
+    note(declaration, output, [status.job for status in statuses])
     if name == "slurm":
         launcher(chosen, environment)
         return [status for status in statuses if status.state == states.FAILED and not chosen]
     if chosen:
         with printing.bar(statuses, declaration.facts):
             endings = launcher(chosen, environment) or ()
-    now = states.look(jobs, declaration.facts, states.waiting(output))
-    # Where there could be no attempt, such as for a full disk, only the launcher knows why.
-    words = {Path(ending.folder): ending.last_words for ending in endings}
-    left = [status for status in now if status.state != states.DONE]
+        # Where there could be no attempt, such as for a full disk, only the launcher knows why.
+        words = {Path(ending.folder): ending.last_words for ending in endings}
+        statuses = look(declaration, data_dir, output)
+    left = [status for status in statuses if status.state != states.DONE]
     return [replace(one, detail=one.detail or words.get(one.job.folder, "")) for one in left]
 
 
@@ -141,7 +135,7 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
     Our algorithms refuse broken data, as their jobs would; others' jobs warn of it. What is not
     here is refused where it is ``needed``.
     """
-    verdicts, refused = [], []
+    verdicts, refused = [], list[str]()
     checked = {
         job.key.dataset
         for job in declared.jobs(data_dir, Path())
@@ -157,8 +151,7 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
                 told = f"{name} is missing: expected its folder {folder}"
                 refused.append(f"{told}; is --data_dir {data_dir} right?")
         else:
-            of_task = name in tasks.TASKS
-            report = (tasks if of_task else verify).verify(name, Path(data_dir))
+            report = (tasks if name in tasks.TASKS else verify).verify(name, Path(data_dir))
             verdict = f"{report.data_edition}, {report.pictures:,} pictures in {report.root}"
             if report.problems:
                 verdict = f"broken: {'; '.join(report.problems)}"
