@@ -180,7 +180,7 @@ def backbones() -> Iterator[Finding]:
     from domainbed_carft.clips import backbone
     from domainbed_carft.files import weights
 
-    for name in backbone.OPENAI_WEIGHTS:
+    for name in backbone.PUBLISHED[1:]:
         path, expected = backbone.published(name)
         if path.exists() and weights.sha256(path) == expected:
             yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")

@@ -105,15 +105,8 @@ def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monk
     assert cli.main(["sweep", "launch", *flags, "--dry-run"]) == 0
 
 
-def published(root, name):
-    """The folders of a benchmark with a picture a class: in order, but no known edition."""
-    known = benchmarks.get(name)
-    return grow(root / known.folder, even(known.classes, [e.folder for e in known.environments]))
-
-
 def carft(capsys, datasets, *more, algorithms=("CARFT",), **keys):
     """Exit status, output and errors of a launch of one trial."""
-    capsys.readouterr()
     sweep, *_ = declared(".", datasets=datasets, algorithms=algorithms, **keys)
     status = cli.main(["sweep", "launch", sweep, "--output_dir", "out", *map(str, more)])
     said = capsys.readouterr()
@@ -122,10 +115,11 @@ def carft(capsys, datasets, *more, algorithms=("CARFT",), **keys):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A data folder with PACS in order and VLCS damaged, below the current folder."""
+    """PACS in order, but of no known edition, and VLCS damaged, below the current folder."""
     monkeypatch.chdir(tmp_path)
-    published(tmp_path / "data", "PACS")
-    published(tmp_path / "data", "VLCS")
+    for known in map(benchmarks.get, ("PACS", "VLCS")):
+        folders = [environment.folder for environment in known.environments]
+        grow(tmp_path / "data" / known.folder, even(known.classes, folders))
     (tmp_path / "data" / "VLCS" / "__MACOSX").mkdir()
     return tmp_path / "data"
 
@@ -143,8 +137,7 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
 
 
 def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
-    given = ["--data_dir", data, "--dry-run"]
-    status, out, err = carft(capsys, ["VLCS", "PACS"], *given)
+    status, out, err = carft(capsys, ["VLCS", "PACS"], "--data_dir", data, "--dry-run")
     assert status == 1 and "1 problem, nothing was done" in err and "__MACOSX" in err
     assert "Data: VLCS: broken: " in out and "Data: PACS: differs: " in out
     assert "8 jobs: 8 not launched" in out and "40,008" in out  # steps of both
@@ -163,20 +156,20 @@ def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "steps", "trained", "evaluated"),
+    ("dataset", "steps", "expected"),
     [
         # 17 checkpoints at steps 0, 300, ..., 4800, and one at the last step, 5000.
-        ("datasets: [PACS]", 5001, 5001 * 32 * 3, 18 * 9991),
-        ("datasets: [PACS]\nsteps: 301", 301, 301 * 32 * 3, 2 * 9991),
-        ("datasets: [DomainNet]\nsteps: 1", 1, 32 * 5, 586575),
-        ("datasets: [EmojiStyles]", 101, 101 * 16 * 3, 3 * 1716),
+        ("PACS", None, (5001, 5001 * 32 * 3, 18 * 9991)),
+        ("PACS", 301, (301, 301 * 32 * 3, 2 * 9991)),
+        ("DomainNet", 1, (1, 32 * 5, 586575)),
+        ("EmojiStyles", None, (101, 101 * 16 * 3, 3 * 1716)),
     ],
 )
-def test_pictures(text, steps, trained, evaluated):
-    declared = sources.parse(f"name: x\nalgorithms: [CARFT]\n{text}", "x.yaml")
-    (job, *_) = declared.jobs("D", Path("o"))
-    (facts,) = declared.facts.values()
-    assert estimate.cost(job, facts)[2:5] == (steps, trained, evaluated)
+def test_pictures(dataset, steps, expected):
+    text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
+    made = sources.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
+    (job, *_) = made.jobs("D", Path("o"))
+    assert estimate.cost(job, made.facts[dataset])[2:5] == expected
 
 
 def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):

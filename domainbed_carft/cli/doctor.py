@@ -47,10 +47,11 @@ def examine(patience: float = PATIENCE) -> list[Finding]:
         # folder first on the path, as it does for `python -m domainbed.scripts.train`.
         command = [sys.executable, "-m", "domainbed_carft.doctor", str(file)]
         with said.open("wb") as out:  # a grandchild that hangs would hold a pipe
-            given = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "timeout": patience}
             try:
-                status = subprocess.run(command, **given).returncode
-                ending = f"ended: {described(status)}, {last_line(said) or 'no message'}"
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=patience
+                )
+                ending = f"ended: {described(done.returncode)}, {last_line(said) or 'no message'}"
             except subprocess.TimeoutExpired:
                 ending = f"did not finish within {patience:g} seconds and was stopped"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -52,20 +52,18 @@ def _once(given: list[Any]) -> list[Any]:
     return given
 
 
+_A, _B = TypeVar("_A"), TypeVar("_B")
+_Distinct = Annotated[list[_A], Field(min_length=1), AfterValidator(_once)]
 # Tags in angle brackets are left out of the places in messages.
-_HOW = Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>")
+_OneOrEach = Annotated[
+    Annotated[_A, Tag("<all>")] | Annotated[_B, Tag("<each>")],
+    Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>"),
+]
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 _Dataset = Annotated[str, StringConstraints(min_length=1), AfterValidator(spelled)]
-_Datasets = Annotated[list[_Dataset], Field(min_length=1), AfterValidator(_once)]
-_Algorithms = Annotated[
-    list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_once)
-]
-_Methods = Annotated[
-    list[Literal["training-domain", "leave-one-domain-out", "oracle"]],
-    Field(min_length=1),
-    AfterValidator(_once),
-]
+_Datasets = _Distinct[_Dataset]
+_Algorithms = _Distinct[Annotated[str, Field(min_length=1)]]
 _Setting = Annotated[
     Any,
     BeforeValidator(_setting),
@@ -74,20 +72,12 @@ _Setting = Annotated[
     ]}),
 ]  # fmt: skip
 _Hparams = dict[str, _Setting]
-_Values = Annotated[list[_Setting], Field(min_length=1), AfterValidator(_once)]
 _Environment = Annotated[
     Annotated[_Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
     Discriminator(lambda given: "<index>" if isinstance(given, int) else "<label>"),
 ]
 _Environments = Annotated[list[_Environment], Field(min_length=1)]
-_Steps = Annotated[
-    Annotated[_Count, Tag("<all>")] | Annotated[dict[_Dataset, _Count], Tag("<each>")], _HOW
-]
-_ByEnvironment = Annotated[
-    Annotated[_Environments, Tag("<all>")]
-    | Annotated[dict[_Dataset, _Environments], Tag("<each>")],
-    _HOW,
-]
+_Method = Literal["training-domain", "leave-one-domain-out", "oracle"]
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Folder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
 
@@ -121,7 +111,7 @@ class Override(Variant):
     steps: _Count = 0
 
 
-_Seeds = Annotated[Annotated[_Count, Tag("<all>")] | Annotated[Seeds, Tag("<each>")], _HOW]
+_Seeds = _OneOrEach[_Count, Seeds]
 
 
 class Shape(_Mapping):
@@ -135,13 +125,13 @@ class Shape(_Mapping):
     algorithms: _Algorithms
     trials: _Seeds = 3
     hparams_seeds: _Seeds = 1
-    steps: _Steps = {}
+    steps: _OneOrEach[_Count, dict[_Dataset, _Count]] = {}
     hparams: _Hparams = {}
     overrides: list[Override] = []
     variants: dict[_Folder, Variant] = {}
-    grid: dict[str, _Values] = {}
-    test_environments: _ByEnvironment = {}
-    selection: _Methods = ["training-domain", "oracle"]
+    grid: dict[str, _Distinct[_Setting]] = {}
+    test_environments: _OneOrEach[_Environments, dict[_Dataset, _Environments]] = {}
+    selection: _Distinct[_Method] = ["training-domain", "oracle"]
     # None is another job than "domainbed"
     protocol: Literal["domainbed", "clip", "wise-ft"] | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

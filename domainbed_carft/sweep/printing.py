@@ -100,11 +100,11 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             counts = Counter(one.state for one in latest)
             failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
             text = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
-            shown.set_postfix_str(text, refresh=sys.stderr.isatty())
+            progress.set_postfix_str(text, refresh=sys.stderr.isatty())
             # A job that starts over has fewer: the bar waits for it.
-            shown.update(max(0, sum(map(_counted, latest)) - shown.n))
+            progress.update(max(0, sum(map(_counted, latest)) - progress.n))
 
-    with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as shown:
+    with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as progress:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
