@@ -11,31 +11,22 @@ from sweep_jobs import carft, look, wait_until
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 
-TWO_STEPS = """
-name: two-steps
-datasets: [EmojiStyles]
-algorithms: [CLIPZeroShot, CARFT]
-trials: 1
-steps: 2
-test_environments: [line]
-"""
-
 
 def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_path):
-    (tmp_path / "mine.yaml").write_text(TWO_STEPS)
+    names = {"datasets": ["EmojiStyles"], "algorithms": ["CLIPZeroShot", "CARFT"]}
+    sweep, *_ = declared(tmp_path, **names, steps=2, test_environments=["line"])
     out = tmp_path / "it's out"
-    launch = ["launch", tmp_path / "mine.yaml", "--output_dir", out, "--launcher", "pool"]
+    launch = ["launch", sweep, "--output_dir", out, "--launcher", "pool"]
     done = carft(*launch, "--jobs", 2)
     assert done.returncode == 0, done.stderr
-    assert "two-steps: 2 jobs: 2 not launched." in done.stdout
+    assert "x: 2 jobs: 2 not launched." in done.stdout
     assert "4/4" in done.stderr and "2 of 2 jobs done" in done.stderr
 
     told = look(out)
     assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
-    assert {(job["algorithm"], job["test_envs"][0]) for job in told["jobs"]} == {
-        ("CLIPZeroShot", 1), ("CARFT", 1)
-    }  # fmt: skip
-    assert (out / "sweep.yaml").read_text() == TWO_STEPS
+    found = {job["algorithm"]: job["test_envs"] for job in told["jobs"]}
+    assert found == {"CLIPZeroShot": [1], "CARFT": [1]}
+    assert (out / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()
 
     again = carft(*launch)
     assert "There is nothing to launch." in again.stdout and again.returncode == 0

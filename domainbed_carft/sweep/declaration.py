@@ -52,7 +52,8 @@ def _once(given: list[Any]) -> list[Any]:
     return given
 
 
-_A, _B = TypeVar("_A"), TypeVar("_B")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 _Distinct = Annotated[list[_A], Field(min_length=1), AfterValidator(_once)]
 # Tags in angle brackets are left out of the places in messages.
 _OneOrEach = Annotated[
