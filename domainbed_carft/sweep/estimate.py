@@ -16,10 +16,7 @@ from domainbed_carft.text import table
 
 
 class Cost(NamedTuple):
-    """The cost of some jobs: pictures trained on and evaluated, hours left, one after another.
-
-    nan means unknown.
-    """
+    """Of some jobs: pictures trained on and evaluated, hours left; nan means unknown."""
 
     jobs: float = 0
     done: float = 0

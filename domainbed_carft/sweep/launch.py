@@ -26,10 +26,7 @@ RUN_HERE = ("local", "pool")
 
 
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
-    """Launch the jobs that are not done; 1 if one failed, or is not done when a launcher returns.
-
-    ``options`` are the launcher's.
-    """
+    """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
     output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
     declared, launcher = sources.load(arguments.sweep), launchers.make(name, options)
     data_dir = arguments.data_dir

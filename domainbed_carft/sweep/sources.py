@@ -40,10 +40,7 @@ def load(file: str | Path) -> Declaration:
 
 
 def parse(text: str, name: str) -> Declaration:
-    """The sweep that ``text`` declares; ``name`` is what messages call it.
-
-    Reports all errors of form at once; if there are none, all unknown names.
-    """
+    """The sweep that ``text`` declares. Raises CarftError as ``load`` does, first for its form."""
     try:
         data, lines = parsing.parse_yaml(text)
     except ValueError as error:

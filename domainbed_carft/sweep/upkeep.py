@@ -61,10 +61,7 @@ def _moving(statuses: Sequence[Status]) -> list[Status]:
 
 
 def retry(arguments: argparse.Namespace) -> int:
-    """Clear the failures of failed jobs, so that the next launch retries them.
-
-    Their earlier attempts are kept in attempts-1.jsonl and so on.
-    """
+    """Let the next launch retry failed jobs; their attempts are kept in attempts-1.jsonl, ..."""
     output, pattern = arguments.output_dir, arguments.only or ""
     failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
     chosen = [one for one in failed if pattern in f"{one.job.folder.name} {one.job}"]
@@ -137,11 +134,7 @@ def _stop(host: str, pid: int) -> bool:
 
 
 def clean(arguments: argparse.Namespace) -> int:
-    """Delete leftover files, never those of a job that runs or waits.
-
-    With ``--incomplete`` also delete the folders of jobs that are not done, and remove from the
-    manifest the jobs that never began.
-    """
+    """Delete leftover files and, with ``--incomplete``, jobs that are not done, run or wait."""
     output = arguments.output_dir
     waiting, statuses = states.of_output(output)
     done = [one.job.folder for one in statuses if one.state == states.DONE]
