@@ -31,11 +31,15 @@ with launches.in_hand("pool", [Job({}, Path(sys.argv[1]))]):
 """
 
 
-# DomainBed's flags for three quick jobs.
-FLAGS = ["--algorithms", "ERM", "--datasets", "Debug28", "--n_trials", "1", "--n_hparams", "1"]
-FLAGS += ["--single_test_envs", "--data_dir", "/data"]
-
 EIGHT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
+
+
+def declared(folder, **keys):
+    """A sweep of three quick jobs, but for ``keys``, as words of ``carft sweep launch``."""
+    keys = {"name": "x", "datasets": ["Debug28"], "algorithms": ["ERM"], "trials": 1, **keys}
+    path = Path(folder) / "x.yaml"
+    path.write_text(json.dumps(keys))
+    return [str(path), "--data_dir", "/data"]
 
 
 def launched(folder, text=EIGHT):

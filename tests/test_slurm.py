@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness.test_resume import assert_same
-from sweep_folders import FLAGS
+from sweep_folders import declared
 from sweep_jobs import (
     carft,
     command,
@@ -122,8 +122,8 @@ def wait_for(condition, seconds=240):
 
 def test_from_launch_to_cancel_to_done(tmp_path):
     out = tmp_path / "it's out"
-    endless = [*FLAGS, *SLURM, "--steps", "1000000", "--output_dir", out]
-    endless += ["--hparams", '{"batch_size": 4}']
+    long = declared(tmp_path, steps=1000000, hparams={"batch_size": 4})
+    endless = [*long, *SLURM, "--output_dir", out]
     launched = carft("launch", *endless, "--array_cap", 1)
     assert launched.returncode == 0, launched.stderr
     assert "Submitted. To watch the jobs: carft sweep status" in launched.stdout

@@ -5,37 +5,28 @@ import subprocess
 import sys
 
 import warm
-from sweep_folders import FLAGS
+from sweep_folders import declared
 from sweep_jobs import carft, look, wait_until
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 
-TWO_STEPS = """
-name: two-steps
-datasets: [EmojiStyles]
-algorithms: [CLIPZeroShot, CARFT]
-trials: 1
-steps: 2
-test_environments: [line]
-"""
-
 
 def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_path):
-    (tmp_path / "mine.yaml").write_text(TWO_STEPS)
+    names = {"datasets": ["EmojiStyles"], "algorithms": ["CLIPZeroShot", "CARFT"]}
+    sweep, *_ = declared(tmp_path, **names, steps=2, test_environments=["line"])
     out = tmp_path / "it's out"
-    launch = ["launch", tmp_path / "mine.yaml", "--output_dir", out, "--launcher", "pool"]
+    launch = ["launch", sweep, "--output_dir", out, "--launcher", "pool"]
     done = carft(*launch, "--jobs", 2)
     assert done.returncode == 0, done.stderr
-    assert "two-steps: 2 jobs: 2 not launched." in done.stdout
+    assert "x: 2 jobs: 2 not launched." in done.stdout
     assert "4/4" in done.stderr and "2 of 2 jobs done" in done.stderr
 
     told = look(out)
     assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
-    assert {(job["algorithm"], job["test_envs"][0]) for job in told["jobs"]} == {
-        ("CLIPZeroShot", 1), ("CARFT", 1)
-    }  # fmt: skip
-    assert (out / "sweep.yaml").read_text() == TWO_STEPS
+    found = {job["algorithm"]: job["test_envs"] for job in told["jobs"]}
+    assert found == {"CLIPZeroShot": [1], "CARFT": [1]}
+    assert (out / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()
 
     again = carft(*launch)
     assert "There is nothing to launch." in again.stdout and again.returncode == 0
@@ -53,7 +44,7 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
 def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     out = tmp_path / "out"
     # Too few pictures for an out-split are found in the job, when it has its data.
-    bad = [*FLAGS, "--steps", "2", "--holdout_fraction", "0.001", "--output_dir", out]
+    bad = [*declared(tmp_path, steps=2, holdout_fraction=0.001), "--output_dir", out]
     done = carft("launch", *bad, "--launcher", "local")
     assert done.returncode == 1
     assert "3 jobs failed:" in done.stderr
@@ -72,9 +63,8 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
 
 def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     out = tmp_path / "out"
-    # Only one environment would be quicker, but DomainBed's flags know none.
-    flags = [*FLAGS, "--steps", "1000000", "--hparams", '{"batch_size": 4}', "--output_dir", out]
-    command = ["sweep", "launch", *flags, "--launcher", "pool", "--jobs", 1]
+    long = declared(tmp_path, steps=1000000, hparams={"batch_size": 4})
+    command = ["sweep", "launch", *long, "--output_dir", out, "--launcher", "pool", "--jobs", 1]
     launcher = warm.start("-m", "domainbed_carft", *command)
     try:
         wait_until((out / "sweep.json").exists)

@@ -8,29 +8,31 @@ from fake_checkout import REPO
 from sweep_folders import record
 
 from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import Job, identity
 from domainbed_carft.sweep import names, sources
 
 GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_text())
 
 
-def from_flags(keywords, data_dir, folder):
-    names = ("n_trials", "algorithms", "n_hparams_from", "n_hparams", "steps", "task")
-    given = {name: keywords[name] for name in names}
-    given |= {name: keywords[name] for name in ("holdout_fraction", "hparams", "single_test_envs")}
-    given["datasets"] = keywords["dataset_names"]
-    made = sources.from_flags({name: value for name, value in given.items() if value is not None})
-    return made.jobs(data_dir, Path(folder))
-
-
 @pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
 def test_commands_are_upstreams(case, monkeypatch):
     monkeypatch.setattr(names, "_hparams", lambda *given: [])  # upstream's own
-    found = from_flags(case["keywords"], case["keywords"]["data_dir"], "out dir")
-    assert sorted(job.line for job in found) == sorted(case["commands"])
+    given, first = case["keywords"], case["keywords"]["n_hparams_from"]
+    keys = {name: given[name] for name in ("algorithms", "holdout_fraction", "steps", "hparams")}
+    keys |= {"name": "x", "datasets": given["dataset_names"], "trials": given["n_trials"]}
+    keys |= {"hparams_seeds": {"from": first, "n": given["n_hparams"] - first}}
+    keys |= {"selection": ["oracle" if given["single_test_envs"] else "leave-one-domain-out"]}
+    keys |= {"hparams": given["hparams"] and json.loads(given["hparams"])}
+    text = json.dumps({name: value for name, value in keys.items() if value is not None})
+    jobs = sources.parse(text, "x.yaml").jobs(given["data_dir"], Path("out dir"))
+    if given["hparams"]:  # the folder goes by its text
+        args = [{**job.args, "hparams": given["hparams"]} for job in jobs]
+        jobs = [Job(one, Path("out dir") / identity(one)) for one in args]
+    assert sorted(job.line for job in jobs) == sorted(case["commands"])
 
 
-def parse(extra, datasets="[PACS]", trials="1"):
-    text = f"name: x\ndatasets: {datasets}\nalgorithms: [CARFT]\ntrials: {trials}\n{extra}"
+def parse(extra, datasets="[PACS]"):
+    text = f"name: x\ndatasets: {datasets}\nalgorithms: [CARFT]\ntrials: 1\n{extra}"
     return sources.parse(text, "x.yaml")
 
 
@@ -66,13 +68,6 @@ def test_each_variant_has_a_folder_at_each_point_of_the_grid():
     assert len({job.folder.name for job in found[:8]}) == 8
     assert json.loads(found[-1].args["hparams"]) == {"amp": "bf16", "lr": 1}
     assert "b,amp=bf16 PACS CARFT, test environments 3, trial 0" in str(found[-1])
-
-
-def test_trials_may_start_anywhere():
-    made = {
-        given: parse("", trials=given).jobs("D", Path("o")) for given in ("3", "{from: 1, n: 2}")
-    }
-    assert made["{from: 1, n: 2}"] == [job for job in made["3"] if job.key.trial]
 
 
 @pytest.mark.parametrize("spelling", ["/data/", "data", "/moved/elsewhere"])

@@ -1,14 +1,13 @@
 """`carft sweep launch`: what it sees of the data, what it estimates, and how it ends."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from data_trees import even, grow
-from sweep_folders import FLAGS, ended, finish, launched, record
+from sweep_folders import declared, ended, finish, launched, record
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
@@ -27,7 +26,8 @@ def launch(out, monkeypatch):
 
     def start(launcher, *flags):
         monkeypatch.setattr(launchers, "make", lambda *args: launcher)
-        return cli.main(["sweep", "launch", *FLAGS, "--output_dir", str(out), "--yes", *flags])
+        more = ["--output_dir", str(out), "--yes"]
+        return cli.main(["sweep", "launch", *declared(out.parent), *more, *flags])
 
     return start
 
@@ -95,7 +95,7 @@ def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monke
 def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "100% sure"
-    flags = [*FLAGS, "--output_dir", str(out), "--launcher", "slurm"]
+    flags = [*declared(tmp_path), "--output_dir", str(out), "--launcher", "slurm"]
     assert cli.main(["sweep", "launch", *flags]) == 1
     said = capsys.readouterr().err
     assert "2 problems, nothing was done" in said
@@ -105,28 +105,21 @@ def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monk
     assert cli.main(["sweep", "launch", *flags, "--dry-run"]) == 0
 
 
-def published(root, name):
-    """The folders of a benchmark with a picture a class: in order, but no known edition."""
-    known = benchmarks.get(name)
-    return grow(root / known.folder, even(known.classes, [e.folder for e in known.environments]))
-
-
-def carft(capsys, datasets, *more, algorithms=("CARFT",)):
+def carft(capsys, datasets, *more, algorithms=("CARFT",), **keys):
     """Exit status, output and errors of a launch of one trial."""
-    capsys.readouterr()
-    given = ["--algorithms", *algorithms, "--datasets", *datasets, "--n_trials", "1"]
-    given += ["--n_hparams", "1", "--single_test_envs", "--output_dir", "out"]
-    status = cli.main(["sweep", "launch", *given, *map(str, more)])
+    sweep, *_ = declared(".", datasets=datasets, algorithms=algorithms, **keys)
+    status = cli.main(["sweep", "launch", sweep, "--output_dir", "out", *map(str, more)])
     said = capsys.readouterr()
     return status, said.out, said.err
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A data folder with PACS in order and VLCS damaged, below the current folder."""
+    """PACS in order, but of no known edition, and VLCS damaged, below the current folder."""
     monkeypatch.chdir(tmp_path)
-    published(tmp_path / "data", "PACS")
-    published(tmp_path / "data", "VLCS")
+    for known in map(benchmarks.get, ("PACS", "VLCS")):
+        folders = [environment.folder for environment in known.environments]
+        grow(tmp_path / "data" / known.folder, even(known.classes, folders))
     (tmp_path / "data" / "VLCS" / "__MACOSX").mkdir()
     return tmp_path / "data"
 
@@ -144,8 +137,7 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
 
 
 def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
-    given = ["--data_dir", data, "--dry-run"]
-    status, out, err = carft(capsys, ["VLCS", "PACS"], *given)
+    status, out, err = carft(capsys, ["VLCS", "PACS"], "--data_dir", data, "--dry-run")
     assert status == 1 and "1 problem, nothing was done" in err and "__MACOSX" in err
     assert "Data: VLCS: broken: " in out and "Data: PACS: differs: " in out
     assert "8 jobs: 8 not launched" in out and "40,008" in out  # steps of both
@@ -164,20 +156,20 @@ def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "steps", "trained", "evaluated"),
+    ("dataset", "steps", "expected"),
     [
         # 17 checkpoints at steps 0, 300, ..., 4800, and one at the last step, 5000.
-        ("datasets: [PACS]", 5001, 5001 * 32 * 3, 18 * 9991),
-        ("datasets: [PACS]\nsteps: 301", 301, 301 * 32 * 3, 2 * 9991),
-        ("datasets: [DomainNet]\nsteps: 1", 1, 32 * 5, 586575),
-        ("datasets: [EmojiStyles]", 101, 101 * 16 * 3, 3 * 1716),
+        ("PACS", None, (5001, 5001 * 32 * 3, 18 * 9991)),
+        ("PACS", 301, (301, 301 * 32 * 3, 2 * 9991)),
+        ("DomainNet", 1, (1, 32 * 5, 586575)),
+        ("EmojiStyles", None, (101, 101 * 16 * 3, 3 * 1716)),
     ],
 )
-def test_pictures(text, steps, trained, evaluated):
-    declared = sources.parse(f"name: x\nalgorithms: [CARFT]\n{text}", "x.yaml")
-    (job, *_) = declared.jobs("D", Path("o"))
-    (facts,) = declared.facts.values()
-    assert estimate.cost(job, facts)[2:5] == (steps, trained, evaluated)
+def test_pictures(dataset, steps, expected):
+    text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
+    made = sources.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
+    (job, *_) = made.jobs("D", Path("o"))
+    assert estimate.cost(job, made.facts[dataset])[2:5] == expected
 
 
 def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):
@@ -186,15 +178,6 @@ def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):
     job, *_ = launched("out", text)
     for step, seconds in ((0, 90.0), (50, 36.0)):
         record(job, step, step_time=seconds)
-    said = carft(capsys, ["PACS"], "--steps", 100, "--data_dir", "D", "--dry-run")[1]
+    said = carft(capsys, ["PACS"], "--data_dir", "D", "--dry-run", steps=100)[1]
     assert "without evaluation, from step_time in the records" in said
     assert said.count(" 4.00") == 2  # 4 jobs x 100 steps x 36 s, and in all
-
-
-def test_measured_here_and_now(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    both = ["CARFT", "CLIPZeroShot"]
-    flags = ["--dry-run", "--measure", "--hparams", '{"protocol": "clip"}']
-    said = carft(capsys, ["EmojiStyles"], *flags, algorithms=both)[1]
-    assert re.search(r"CARFT +4 .* \d+\.\d\d\n", said) and "CLIP classes" not in said
-    assert not (tmp_path / "out").exists()

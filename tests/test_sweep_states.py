@@ -102,7 +102,7 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     assert "sweep.json is not a readable manifest" in said and said.count("\n") == 1
 
 
-def test_watch_looks_again_until_nothing_moves(sweep, others, capsys):
+def test_watch_looks_again_until_nothing_moves(sweep, others):
     folder, (job, *_) = sweep
     process = others.hold(job)
     watching = subprocess.Popen(
@@ -116,5 +116,3 @@ def test_watch_looks_again_until_nothing_moves(sweep, others, capsys):
     assert "1 running" not in rest.split("jobs:")[-1]
     assert "\033" not in "".join(seen) + rest  # nobody's terminal
     assert watching.returncode == 0
-    assert cli.main(["sweep", "status", str(folder), "--watch", "0"]) == 1
-    assert "--watch is 0.0, expected at least 0.2 seconds" in capsys.readouterr().err

@@ -22,17 +22,14 @@ from domainbed_carft.text import shown
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix."""
     arguments = _parser().parse_args(argv)
-    if sys.stdout is None:  # closed, as `>&-` does it; a file opened later would get its number
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
     try:
         status: int | None = arguments.run(arguments)
-        sys.stdout.flush()
+        print(end="", flush=True)
+        return status or 0
     except CarftError as error:
-        lines = map(shown, str(error).splitlines())  # they quote files, folders and records
-        print("carft:", "\n".join(lines), file=sys.stderr)
-        return 1
+        told = str(error)
     except KeyboardInterrupt:
         print("carft: interrupted", file=sys.stderr)
         return 130
@@ -40,17 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_no_more()
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            if not error.filename:
-                raise
-            told = f"{error.filename}: {error.strerror}; check this path and its permissions"
-            print("carft:", shown(told), file=sys.stderr)
-            return 1
-        _print_no_more()
-        where = error.filename or "where the output goes"
-        print(f"carft: the disk is full ({where}); free some space", file=sys.stderr)
-        return 1
-    return status or 0
+        told = f"{error.filename}: {error.strerror}; check this path and its permissions"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _print_no_more()
+            where = error.filename or "where the output goes"
+            told = f"the disk is full ({where}); free some space"
+        elif not error.filename:
+            raise
+    # They quote files, folders and records.
+    print("carft:", "\n".join(map(shown, told.splitlines())), file=sys.stderr)
+    return 1
 
 
 def _print_no_more() -> None:
@@ -62,13 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="carft", description="CAR-FT for DomainBed.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo", help="train CAR-FT and three baselines on the embedded benchmark; print a table"
-    )
-    demo.add_argument(
-        "--output_dir", type=Path, default=Path("demo_output"),
-        help="folder for jobs, table and report (default: demo_output)",
-    )  # fmt: skip
+    told = "train CAR-FT and three baselines on the embedded benchmark; print a table"
+    demo = commands.add_parser("demo", help=told)
+    told = "folder for jobs, table and report (default: demo_output)"
+    demo.add_argument("--output_dir", type=Path, default=Path("demo_output"), help=told)
     demo.add_argument(
         "--suite", action="store_true",
         help="train on one style instead, and test on whole test sets in four: accuracy in "
@@ -76,9 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     demo.add_argument("--trials", type=int, default=1, help="trials per cell (default: 1)")
     demo.set_defaults(run=_demo)
-    doctor = commands.add_parser(
-        "doctor", help="check whether a training job can start here; say how to fix problems"
-    )
+    told = "check whether a training job can start here; say how to fix problems"
+    doctor = commands.add_parser("doctor", help=told)
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
     doctor.set_defaults(run=_doctor)
     data_commands.add_to(commands)
@@ -98,8 +90,6 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from domainbed_carft import doctor
+    from domainbed_carft.cli import doctor
 
-    report = doctor.examine()
-    print(report.as_json() if arguments.json else report.as_text())
-    return 0 if report.ok else 1
+    return doctor.run(arguments)

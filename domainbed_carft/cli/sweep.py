@@ -9,6 +9,10 @@ from typing import Any
 
 from domainbed_carft.launchers.options import OPTIONS
 
+# The options of all launchers, by name.
+FIELDS = {one.name: one for options in OPTIONS.values() for one in dataclasses.fields(options)}
+YES = {"action": "store_true", "help": "do not ask for confirmation"}
+
 
 def add_to(commands: Any) -> None:
     """Add ``sweep`` and its own commands to argparse's ``commands``."""
@@ -21,24 +25,20 @@ def add_to(commands: Any) -> None:
     status.add_argument("--watch", type=float, metavar="SECONDS", help="refresh every SECONDS")
     status.add_argument("--json", action="store_true", help="print JSON, for scripts")
     retry = _upkeep(below, "retry", "allow failed jobs to run again")
-    retry.add_argument(
-        "--only", metavar="PATTERN", help="only jobs whose folder or description contains PATTERN"
-    )
+    only = "only jobs whose folder or description contains PATTERN"
+    retry.add_argument("--only", metavar="PATTERN", help=only)
     cancel = _upkeep(below, "cancel", "stop running and waiting jobs; they can be resumed")
-    cancel.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    cancel.add_argument("--yes", **YES)
     clean = _upkeep(below, "clean", "delete leftover files of finished jobs")
-    clean.add_argument(
-        "--incomplete", action="store_true",
-        help="also delete jobs that are neither done, running nor queued",
-    )  # fmt: skip
-    clean.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    incomplete = "also delete jobs that are neither done, running nor queued"
+    clean.add_argument("--incomplete", action="store_true", help=incomplete)
+    clean.add_argument("--yes", **YES)
 
 
-def _upkeep(below: Any, name: str, words: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = below.add_parser(name, help=words)
-    parser.add_argument(
-        "output_dir", type=Path, metavar="OUTPUT_DIR", help="output folder of the sweep"
-    )
+def _upkeep(below: Any, name: str, words: str) -> Any:
+    parser = below.add_parser(name, help=words)
+    folder = "output folder of the sweep"
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help=folder)
 
     def run(arguments: argparse.Namespace) -> int:
         from domainbed_carft.sweep import upkeep
@@ -49,104 +49,50 @@ def _upkeep(below: Any, name: str, words: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _launch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "sweep", nargs="?", metavar="SWEEP", help="a sweep file, or the name of an included sweep"
-    )
-    parser.add_argument("--data_dir", help="folder that contains the data sets' folders")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the jobs")
-    parser.add_argument(
-        "--dry_run",
-        "--dry-run",
-        action="store_true",
-        help="print the cost without running anything",
-    )
-    parser.add_argument(
-        "--measure", action="store_true", help="with --dry_run: time a few steps on this machine"
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    parser.add_argument(
+def _launch(parser: Any) -> None:
+    add = parser.add_argument
+    add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
+    add("--data_dir", help="folder that contains the data sets' folders")
+    add("--output_dir", type=Path, required=True, help="folder for the jobs")
+    add("--dry_run", "--dry-run", action="store_true", help="print the cost, and run nothing")
+    add("--yes", **YES)
+    add(
         "--keep_weights", choices=("both", "last", "best", "none"),
         help="weights to keep: last, best in validation, both or none (default: "
         "$DOMAINBED_KEEP_WEIGHTS, else both)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--pictures", choices=("fast", "pillow"),
         help="how files become batches: fast, or pillow by upstream's transforms, from which the "
         "fast ones differ by rounding (default: $DOMAINBED_PICTURES, else fast)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--picture_cache", metavar="SIZE",
         help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
         "for nothing (default: $DOMAINBED_PICTURE_CACHE, else a quarter of the memory, at most 8G, "
         "under SLURM nothing)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--skip_training_in_splits", action="store_true",
         help="skip accuracies on the training environments' in-splits, which take most of the "
         "evaluation's time and which no selection uses",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--log", nargs="+", choices=("tensorboard", "wandb"), metavar="NAME",
         help="also log scalars to tensorboard, wandb or both (default: $DOMAINBED_LOG)",
     )  # fmt: skip
-    _add_launchers(parser.add_argument_group("launcher"))
-    group = parser.add_argument_group("instead of SWEEP, the flags of domainbed.scripts.sweep")
-    parser.set_defaults(run=_run_launch, theirs=_add_theirs(group))
-
-
-def _add_launchers(group: Any) -> None:
-    group.add_argument(
-        "--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)"
-    )
-    launchers: dict[str, str] = {}  # those with an option of this name
-    fields = {}
-    for launcher, options in OPTIONS.items():
-        for field in dataclasses.fields(options):
-            launchers[field.name] = ", ".join(filter(None, [launchers.get(field.name), launcher]))
-            fields[field.name] = field
-    for name, field in fields.items():
-        text, default = field.metadata["help"], field.default
-        is_told = default in (None, ()) or "default" in text
-        group.add_argument(
-            f"--{name}",
-            action="append" if field.metadata["repeated"] else "store",
-            metavar="VALUE",
-            help=f"{launchers[name]}: {text}" + ("" if is_told else f" (default: {default})"),
-        )
-
-
-def _add_theirs(group: Any) -> list[str]:
-    """Flags of ``domainbed.scripts.sweep``, and their names; None stands for not given."""
-    add = group.add_argument
-    flags = [
-        add("--algorithms", nargs="+", metavar="NAME", help="algorithms to train"),
-        add("--datasets", nargs="+", metavar="NAME", help="data sets to train on"),
-        add("--n_trials", type=int, help="trials per cell (default: 3)"),
-        add("--n_hparams_from", type=int, help="first hparams_seed (default: 0)"),
-        add("--n_hparams", type=int, help="last hparams_seed plus one (default: 20)"),
-        add("--steps", type=int, help="steps per job (default: the data set's own)"),
-        add("--hparams", metavar="JSON", help="hyperparameters to set in every job"),
-        add("--holdout_fraction", type=float, help="share in the out-splits (default: 0.2)"),
-        add(
-            "--single_test_envs",
-            action="store_const",
-            const=True,
-            help="leave out single environments only, no pairs",
-        ),
-        add("--task", choices=("domain_generalization", "domain_adaptation")),
-    ]
-    return [flag.dest for flag in flags]
-
-
-def launcher_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, whichever launcher's they are."""
-    names = {field.name for options in OPTIONS.values() for field in dataclasses.fields(options)}
-    return {n: v for n in sorted(names) if (v := getattr(arguments, n)) is not None}
+    add = parser.add_argument_group("launcher").add_argument
+    add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
+    for name, field in FIELDS.items():
+        users = (kind for kind, options in OPTIONS.items() if hasattr(options, name))
+        text, action = field.metadata["help"], "append" if field.metadata["repeated"] else "store"
+        if field.default not in (None, ()) and "default" not in text:
+            text += f" (default: {field.default})"
+        add(f"--{name}", action=action, metavar="VALUE", help=f"{', '.join(users)}: {text}")
+    parser.set_defaults(run=_run_launch)
 
 
 def _run_launch(arguments: argparse.Namespace) -> int:
     from domainbed_carft.sweep import launch
 
-    theirs = {name: v for name in arguments.theirs if (v := getattr(arguments, name)) is not None}
-    return launch.launch(arguments, theirs, launcher_options(arguments))
+    return launch.launch(arguments, {name: getattr(arguments, name) for name in FIELDS})

@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -52,20 +52,19 @@ def _once(given: list[Any]) -> list[Any]:
     return given
 
 
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+_Distinct = Annotated[list[_A], Field(min_length=1), AfterValidator(_once)]
 # Tags in angle brackets are left out of the places in messages.
-_HOW = Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>")
+_OneOrEach = Annotated[
+    Annotated[_A, Tag("<all>")] | Annotated[_B, Tag("<each>")],
+    Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>"),
+]
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 _Dataset = Annotated[str, StringConstraints(min_length=1), AfterValidator(spelled)]
-_Datasets = Annotated[list[_Dataset], Field(min_length=1), AfterValidator(_once)]
-_Algorithms = Annotated[
-    list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_once)
-]
-_Methods = Annotated[
-    list[Literal["training-domain", "leave-one-domain-out", "oracle"]],
-    Field(min_length=1),
-    AfterValidator(_once),
-]
+_Datasets = _Distinct[_Dataset]
+_Algorithms = _Distinct[Annotated[str, Field(min_length=1)]]
 _Setting = Annotated[
     Any,
     BeforeValidator(_setting),
@@ -74,20 +73,12 @@ _Setting = Annotated[
     ]}),
 ]  # fmt: skip
 _Hparams = dict[str, _Setting]
-_Values = Annotated[list[_Setting], Field(min_length=1), AfterValidator(_once)]
 _Environment = Annotated[
     Annotated[_Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
     Discriminator(lambda given: "<index>" if isinstance(given, int) else "<label>"),
 ]
 _Environments = Annotated[list[_Environment], Field(min_length=1)]
-_Steps = Annotated[
-    Annotated[_Count, Tag("<all>")] | Annotated[dict[_Dataset, _Count], Tag("<each>")], _HOW
-]
-_ByEnvironment = Annotated[
-    Annotated[_Environments, Tag("<all>")]
-    | Annotated[dict[_Dataset, _Environments], Tag("<each>")],
-    _HOW,
-]
+_Method = Literal["training-domain", "leave-one-domain-out", "oracle"]
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Folder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
 
@@ -111,10 +102,8 @@ class Variant(_Mapping):
     hparams: _Hparams = {}
 
     def covers(self, dataset: str, algorithm: str) -> bool:
-        """Whether it is about this data set and this algorithm."""
-        return algorithm in (self.algorithms or [algorithm]) and dataset in (
-            self.datasets or [dataset]
-        )
+        of_data = dataset in (self.datasets or [dataset])
+        return of_data and algorithm in (self.algorithms or [algorithm])
 
 
 class Override(Variant):
@@ -123,7 +112,7 @@ class Override(Variant):
     steps: _Count = 0
 
 
-_Seeds = Annotated[Annotated[_Count, Tag("<all>")] | Annotated[Seeds, Tag("<each>")], _HOW]
+_Seeds = _OneOrEach[_Count, Seeds]
 
 
 class Shape(_Mapping):
@@ -137,13 +126,13 @@ class Shape(_Mapping):
     algorithms: _Algorithms
     trials: _Seeds = 3
     hparams_seeds: _Seeds = 1
-    steps: _Steps = {}
+    steps: _OneOrEach[_Count, dict[_Dataset, _Count]] = {}
     hparams: _Hparams = {}
     overrides: list[Override] = []
     variants: dict[_Folder, Variant] = {}
-    grid: dict[str, _Values] = {}
-    test_environments: _ByEnvironment = {}
-    selection: _Methods = ["training-domain", "oracle"]
+    grid: dict[str, _Distinct[_Setting]] = {}
+    test_environments: _OneOrEach[_Environments, dict[_Dataset, _Environments]] = {}
+    selection: _Distinct[_Method] = ["training-domain", "oracle"]
     # None is another job than "domainbed"
     protocol: Literal["domainbed", "clip", "wise-ft"] | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -151,12 +140,10 @@ class Shape(_Mapping):
 
     @property
     def choices(self) -> range:
-        """The hparams seeds."""
         return _range(self.hparams_seeds)
 
     @property
     def trial_seeds(self) -> range:
-        """The seeds of the trials."""
         return _range(self.trials)
 
     @property
@@ -166,15 +153,13 @@ class Shape(_Mapping):
         With a grid, each variant at each of its points.
         """
         found = {}
-        variants = self.variants or {"": Variant()}
-        for (name, variant), values in itertools.product(
-            variants.items(), itertools.product(*self.grid.values())
-        ):
+        variants, points = self.variants or {"": Variant()}, itertools.product(*self.grid.values())
+        for (name, variant), values in itertools.product(variants.items(), points):
             point = dict(zip(self.grid, values))
             words = ",".join(filter(None, [name, *(f"{k}={value}" for k, value in point.items())]))
             folder = "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in words)
-            hparams = {**variant.hparams, **point}
-            found[folder] = variant.model_copy(update={"hparams": hparams})
+            update = {"hparams": {**variant.hparams, **point}}
+            found[folder] = variant.model_copy(update=update)
         return found
 
     def listed_environments(self, dataset: str) -> Sequence[int | str]:
@@ -184,23 +169,17 @@ class Shape(_Mapping):
 
     def hparams_of(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
         """The hyperparameters that are set; later settings override earlier ones."""
-        preset = {"protocol": self.protocol} if self.protocol else {}
-        merged = {**preset, **self.hparams}
+        merged = {"protocol": self.protocol, **self.hparams}
         for layer in (*self.overrides, setting):
             merged |= layer.hparams if layer.covers(dataset, algorithm) else {}
-        return merged
+        return {name: value for name, value in merged.items() if value is not None}
 
 
 class Declaration(Shape):
-    """A sweep whose names were checked; ``facts``: data set -> its facts.
-
-    ``hparams_text`` is the value of DomainBed's own flag ``--hparams``, verbatim, since job
-    identities depend on its spelling; ``text`` is the file's content; None if there is none.
-    """
+    """A sweep whose names were checked; ``facts``: data set -> its facts; ``text``: of the file."""
 
     facts: Mapping[str, Dataset] = {}
-    hparams_text: str | None = None
-    text: str | None = None
+    text: str = ""
 
     def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
         """Declared steps; None leaves them to the data set."""
@@ -214,36 +193,26 @@ class Declaration(Shape):
         Arguments, seeds and folder names are those of upstream file domainbed/scripts/sweep.py at
         b93c22a, so that either tool can resume the other's folder.
         """
-        return [
-            Job(args, output / variant / identity(args), variant)
-            for variant, setting in self.settings.items()
-            for args in self._arguments(setting, data_dir)
-        ]
-
-    def _arguments(self, setting: Variant, data_dir: str) -> Iterator[dict[str, Any]]:
-        for trial, dataset, algorithm in itertools.product(
-            self.trial_seeds, self.datasets, self.algorithms
+        found = []
+        for (variant, setting), trial, dataset, algorithm in itertools.product(
+            self.settings.items(), self.trial_seeds, self.datasets, self.algorithms
         ):
             if not setting.covers(dataset, algorithm):
                 continue
             common: dict[str, Any] = {
-                "data_dir": data_dir,
-                "task": TASK,
-                "holdout_fraction": self.holdout_fraction,
-                "dataset": dataset,
-                "algorithm": algorithm,
-                "trial_seed": trial,
+                **{"data_dir": data_dir, "task": TASK, "holdout_fraction": self.holdout_fraction},
+                **{"dataset": dataset, "algorithm": algorithm, "trial_seed": trial},
             }
             # Part of the identity only where they are given.
             if steps := self.steps_of(dataset, algorithm):
                 common["steps"] = steps
-            if self.hparams_text is not None:
-                common["hparams"] = self.hparams_text
-            elif hparams := self.hparams_of(dataset, algorithm, setting):
+            if hparams := self.hparams_of(dataset, algorithm, setting):
                 common["hparams"] = json.dumps(hparams, sort_keys=True)
             for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
-                yield {**common, "test_envs": test_envs, "hparams_seed": choice, "seed": seed}
+                args = {**common, "test_envs": test_envs, "hparams_seed": choice, "seed": seed}
+                found.append(Job(args, output / variant / identity(args), variant))
+        return found
 
     def targets(self, dataset: str) -> list[list[int]]:
         """Test environments of each job: one at a time, and pairs with one of them if needed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
@@ -32,19 +31,17 @@ def module(name: str) -> Any:
     try:
         return importlib.import_module(f"domainbed.{name}")
     except ImportError as error:
-        raise CarftError(
-            f"domainbed.{name} cannot be imported ({error}); see carft doctor"
-        ) from error
+        told = f"domainbed.{name} cannot be imported ({error}); see carft doctor"
+        raise CarftError(told) from error
     finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
+        sys.path.remove(here)
 
 
 def algorithm_class(name: str) -> Any:
     """The class of an algorithm. Raises CarftError for an unknown name."""
-    algorithms = module("algorithms")
-    listed = dict.fromkeys([*ours.ALGORITHMS, *getattr(algorithms, "ALGORITHMS", ())])
-    return _asked("algorithm", name, algorithms.get_algorithm_class, list(listed))
+    host = module("algorithms")
+    listed = list(dict.fromkeys([*ours.ALGORITHMS, *getattr(host, "ALGORITHMS", ())]))
+    return _asked("algorithm", name, host.get_algorithm_class, listed)
 
 
 def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str]) -> Any:
@@ -68,14 +65,12 @@ def facts(name: str) -> Dataset:
         raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be left out")
     # What upstream's base class has, for forks whose data sets say nothing.
     steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
-    pictures: tuple[int, ...] | None = None
+    pictures = getattr(found, "PICTURES", None)
     known = benchmarks.BENCHMARKS.get(name)
     if known is not None and len(known.environments) == len(labels):
         pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
     elif name in tasks.TASKS:
-        pictures = (tasks.TASKS[name].pictures[0],)
-    else:
-        pictures = getattr(found, "PICTURES", None)
+        pictures = tasks.TASKS[name].pictures[:1]
     held_out = tuple(getattr(found, "EVALUATED_SPLITS", ())) == ("out",)
     return Dataset(labels, pictures, int(steps), int(every), held_out)
 
@@ -101,13 +96,10 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
                 told.append(((key, index), str(error)))
         return found
 
-    rows = list(dict.fromkeys(figure.method for figure in published.figures()))
+    rows = dict.fromkeys(figure.method for figure in published.figures())
+    kind = "row of published figures"
     datasets, algorithms = known("datasets", facts), known("algorithms", algorithm_class)
-    told += [
-        (("compare_with", index), unknown("row of published figures", name, rows))
-        for index, name in enumerate(shape.compare_with)
-        if name not in rows
-    ]
+    known("compare_with", lambda name: _asked(kind, name, rows.__getitem__, list(rows)))
     told += [*_foreign(shape), *_environments(shape, datasets)]
     return datasets, [*told, *_hparams(shape, list(datasets), algorithms)]
 
@@ -120,12 +112,11 @@ def _foreign(shape: Shape) -> Iterator[Told]:
         named += [("datasets", (key, n), n) for n in (given if isinstance(given, dict) else ())]
     for path, setting in _blocks(shape):
         for key in ("datasets", "algorithms"):
-            listed = enumerate(getattr(setting, key))
-            named += [(key, (*path, key, index), name) for index, name in listed]
-    words = {"datasets": "data set of this sweep", "algorithms": "algorithm of this sweep"}
+            named += [(key, (*path, key, i), n) for i, n in enumerate(getattr(setting, key))]
     for key, path, name in named:
         if name not in getattr(shape, key):
-            yield path, unknown(words[key], name, getattr(shape, key))
+            kind = {"datasets": "data set", "algorithms": "algorithm"}[key]
+            yield path, unknown(f"{kind} of this sweep", name, getattr(shape, key))
 
 
 def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:

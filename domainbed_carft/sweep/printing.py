@@ -42,8 +42,9 @@ def overview(statuses: Sequence[Status]) -> str:
         key = (one.job.variant, str(args.get("dataset", "?")), str(args.get("algorithm", "?")))
         groups.setdefault(key, Counter())[one.state] += 1
     rows = [[*key, *(str(c[s] or "-") for s in states.STATES)] for key, c in groups.items()]
-    lines = [f"{number(len(statuses), 'job')}: {counted(statuses)}.", progress, ""]
-    lines.append(table(["variant", "data set", "algorithm", *states.STATES], rows))
+    head = ["variant", "data set", "algorithm", *states.STATES]
+    totals = f"{number(len(statuses), 'job')}: {counted(statuses)}."
+    lines = [totals, progress, "", table(head, rows)]
     titles = {
         states.RUNNING: "Running:",
         states.FAILED: "Failed (launch again after carft sweep retry):",
@@ -72,13 +73,11 @@ def _line(status: Status) -> str:
 def failures(left: Sequence[Status], output: Path) -> str:
     """The jobs that failed, with exit status and last words, then others that are not done."""
     failed = [status for status in left if status.state == states.FAILED]
-    others = [status for status in left if status.state != states.FAILED]
     lines = []
-    for title, group in (("failed", failed), ("not done", others)):
-        if group:
-            told = [", ".join(filter(None, [f"  {s.job}: {s.state}", s.detail])) for s in group]
-            told = [shown(f"{line}; {s.job.folder}") for line, s in zip(told, group)]
-            lines += [f"{number(len(group), 'job')} {title}:", *limited(told)]
+    for title, group in (("failed", failed), ("not done", [s for s in left if s not in failed])):
+        told = [", ".join(filter(None, [f"  {s.job}: {s.state}", s.detail])) for s in group]
+        told = [shown(f"{line}; {s.job.folder}") for line, s in zip(told, group)]
+        lines += [f"{number(len(group), 'job')} {title}:", *limited(told)] if group else []
     if failed:
         lines.append(f"Fix the cause, run {again('retry', output)}, then launch again.")
     return "\n".join(lines)
@@ -89,24 +88,23 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
     """A progress bar over all steps of the sweep while the block runs, from locks and records."""
     latest, ended = list(statuses), threading.Event()
     total, done = sum(status.steps or 1 for status in latest), sum(map(_counted, latest))
-    with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as shown:
 
-        def look() -> None:
+    def watch() -> None:
+        over = False
+        while not over:
+            # Of thousands of jobs a look takes a while; the sweep comes first.
+            over = ended.wait(max(0.5, len(latest) / 100))
             for index, one in enumerate(latest):
                 if one.state != states.DONE:
-                    latest[index] = states.status(one.job, facts, states.Waiting())
+                    latest[index] = states.status(one.job, facts)
             counts = Counter(one.state for one in latest)
             failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
             text = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
-            shown.set_postfix_str(text, refresh=sys.stderr.isatty())
+            progress.set_postfix_str(text, refresh=sys.stderr.isatty())
             # A job that starts over has fewer: the bar waits for it.
-            shown.update(max(0, sum(map(_counted, latest)) - shown.n))
+            progress.update(max(0, sum(map(_counted, latest)) - progress.n))
 
-        def watch() -> None:
-            # Of thousands of jobs a look takes a while; the sweep comes first.
-            while not ended.wait(max(0.5, len(latest) / 100)):
-                look()
-
+    with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as progress:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
@@ -114,7 +112,6 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
         finally:
             ended.set()
             thread.join()
-            look()
 
 
 def _counted(status: Status) -> int:

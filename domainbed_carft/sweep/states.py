@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,35 +45,28 @@ class Status:
 
     @property
     def pictures_per_second(self) -> float | None:
-        """Pictures trained on."""
         pictures = self.holder.pictures_per_step if self.holder else None
         return pictures / self.step_seconds if pictures and self.step_seconds else None
 
     @property
     def eta(self) -> float | None:
         """Seconds of training left."""
-        if self.step_seconds is None or self.steps is None:
-            return None
-        return max(0.0, (self.steps - self.step) * self.step_seconds)
+        left = None if self.steps is None else max(0, self.steps - self.step)
+        return None if left is None or self.step_seconds is None else left * self.step_seconds
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
         who = ("host", "pid", "slurm", "since")
         return {
-            "folder": str(self.job.folder),
-            "variant": self.job.variant,
+            **{"folder": str(self.job.folder), "variant": self.job.variant},
             **{name: self.job.args.get(name) for name in names},
-            "state": self.state,
-            "step": self.step,
-            "steps": self.steps,
+            **{"state": self.state, "step": self.step, "steps": self.steps},
             **{name: getattr(self.holder, name, None) for name in who},
-            "pictures_per_second": self.pictures_per_second,
-            "eta_seconds": self.eta,
+            **{"pictures_per_second": self.pictures_per_second, "eta_seconds": self.eta},
             "exit_status": getattr(self.attempt, "status", None),
             "last_words": getattr(self.attempt, "last_words", None),
-            "detail": self.detail,
-            "diverged": self.diverged,
+            **{"detail": self.detail, "diverged": self.diverged},
         }
 
 
@@ -84,11 +78,11 @@ class Waiting(NamedTuple):
     ended; ``note``: why SLURM could not be asked.
     """
 
-    places: Mapping[Path, str] = {}
-    alive: Sequence[Launch] = ()
-    ended: Sequence[Path] = ()
-    slurm: Mapping[str, str] = {}
-    note: str = ""
+    places: dict[Path, str]
+    alive: list[Launch]
+    ended: list[Path]
+    slurm: Mapping[str, str]
+    note: str
 
 
 def waiting(output: Path) -> Waiting:
@@ -99,33 +93,28 @@ def waiting(output: Path) -> Waiting:
         told = slurm.states(name for one in found for name in one.jobs.values() if name)
     except CarftError as error:
         note = str(error)
-    places: dict[Path, str] = {}
-    alive, ended = [], []
+    now = Waiting({}, [], [], told, note)
     for one in found:
         queued = {job: f"SLURM job {n}, {told[n]}" for job, n in one.jobs.items() if n in told}
         if one.launcher != "slurm" and one.is_alive():
-            alive.append(one)
+            now.alive.append(one)
             queued = dict.fromkeys(one.jobs, f"{one.launcher} on {one.host}, process {one.pid}")
-        places |= {one.path.parent.parent / job: where for job, where in queued.items()}
+        now.places.update((one.path.parent.parent / job, where) for job, where in queued.items())
         if not queued and not (note and one.launcher == "slurm"):
-            ended.append(one.path)
-    return Waiting(places, alive, ended, told, note)
+            now.ended.append(one.path)
+    return now
 
 
 def of_output(output: Path) -> tuple[Waiting, list[Status]]:
     """The states of all jobs of an output folder: those that were launched, and others in it."""
     sweep, jobs = manifest.of_output(output)
     now = waiting(output)
-    return now, look(jobs, sweep.datasets if sweep else {}, now)
+    facts = sweep.datasets if sweep else {}
+    return now, [status(job, facts, now.places) for job in jobs]
 
 
-def look(jobs: Iterable[Job], datasets: Mapping[str, Dataset], now: Waiting) -> list[Status]:
-    """The state of each job now."""
-    return [status(job, datasets, now) for job in jobs]
-
-
-def status(job: Job, datasets: Mapping[str, Dataset], now: Waiting) -> Status:
-    """The state of one job now; ``datasets`` are the facts of a manifest."""
+def status(job: Job, datasets: Mapping[str, Dataset], places: Mapping[Path, str] = {}) -> Status:
+    """The state of one job now, by the facts of a manifest and by where it waits."""
     facts = datasets.get(str(job.args.get("dataset")))
     given = job.args.get("steps")
     steps = given if isinstance(given, int) and given else facts.steps if facts else None
@@ -143,17 +132,17 @@ def status(job: Job, datasets: Mapping[str, Dataset], now: Waiting) -> Status:
         seconds = _number(record.get("step_time")) if last else None
         all_steps = holder.steps or steps
         return Status(job, RUNNING, step, all_steps, holder, None, seconds, detail=str(holder))
+    told = functools.partial(Status, job, step=step, steps=steps)
     if failed := folder.failed():
-        return Status(job, FAILED, step, steps, attempt=failed, detail=_told(failed))
-    if where := now.places.get(job.folder):
-        return Status(job, QUEUED, step, steps, detail=where)
+        return told(FAILED, attempt=failed, detail=_told(failed))
+    if where := places.get(job.folder):
+        return told(QUEUED, detail=where)
     if died := folder.last_holder():
-        return Status(job, INTERRUPTED, step, steps, died, detail=f"last run by {died}")
+        return told(INTERRUPTED, holder=died, detail=f"last run by {died}")
     if attempts := folder.attempts():
-        last_one = attempts[-1]
-        return Status(job, INTERRUPTED, step, steps, attempt=last_one, detail=_told(last_one))
+        return told(INTERRUPTED, attempt=attempts[-1], detail=_told(attempts[-1]))
     if any((job.folder / name).exists() for name in (STATE, RECORDS, OUTPUT)):
-        return Status(job, INTERRUPTED, step, steps, detail="started but not done")
+        return told(INTERRUPTED, detail="started but not done")
     return Status(job, NOT_LAUNCHED, 0, steps)
 
 

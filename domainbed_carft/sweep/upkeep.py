@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,60 +34,44 @@ _DELETED = ".deleted-"
 
 def status(arguments: argparse.Namespace) -> int:
     """Print the states, repeatedly with ``--watch``; 1 if a job failed."""
-    every = arguments.watch
-    if every is not None and not every >= SHORTEST_WATCH:
-        raise CarftError(f"--watch is {every}, expected at least {SHORTEST_WATCH} seconds")
-    try:
-        while True:
-            waiting, statuses = states.of_output(arguments.output_dir)
-            _show(arguments, waiting, statuses)
-            if every is None or not _moving(statuses):
-                return int(any(one.state == states.FAILED for one in statuses))
-            time.sleep(every)
-    except KeyboardInterrupt:  # the way out of --watch
-        return 130
+    while True:
+        waiting, statuses = states.of_output(arguments.output_dir)
+        folder, every = str(arguments.output_dir), arguments.watch
+        if arguments.json:
+            counts = Counter(one.state for one in statuses)
+            told = {
+                **{"output_dir": folder, "at": time.time()},
+                "counts": {state: counts[state] for state in states.STATES},
+                **{"note": waiting.note, "jobs": [one.as_dict() for one in statuses]},
+            }
+            print(json.dumps(told, indent=1), flush=True)
+        else:
+            if every is not None:
+                # Clears the screen and what was scrolled off it, then starts at its top.
+                print("\033[2J\033[3J\033[H" if sys.stdout.isatty() else "", end="")
+                print(f"{shown(folder)}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            print(printing.overview(statuses), *filter(None, [waiting.note]), sep="\n", flush=True)
+        if every is None or not _moving(statuses):
+            return int(any(one.state == states.FAILED for one in statuses))
+        time.sleep(max(SHORTEST_WATCH, every))
 
 
 def _moving(statuses: Sequence[Status]) -> list[Status]:
     return [one for one in statuses if one.state in (states.RUNNING, states.QUEUED)]
 
 
-def _show(arguments: argparse.Namespace, waiting: Waiting, statuses: Sequence[Status]) -> None:
-    folder = str(arguments.output_dir)
-    if arguments.json:
-        told = {
-            "output_dir": folder,
-            "at": time.time(),
-            "counts": {s: sum(one.state == s for one in statuses) for s in states.STATES},
-            "note": waiting.note,
-            "jobs": [one.as_dict() for one in statuses],
-        }
-        print(json.dumps(told, indent=1), flush=True)
-        return
-    if arguments.watch is not None:
-        # Clears the screen and what was scrolled off it, then starts at its top.
-        print("\033[2J\033[3J\033[H" if sys.stdout.isatty() else "", end="")
-        print(f"{shown(folder)}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    print(printing.overview(statuses), *filter(None, [waiting.note]), sep="\n", flush=True)
-
-
 def retry(arguments: argparse.Namespace) -> int:
-    """Clear the failures of failed jobs, so that the next launch retries them.
-
-    Their earlier attempts are kept in attempts-1.jsonl and so on.
-    """
-    output, pattern = arguments.output_dir, arguments.only
+    """Let the next launch retry failed jobs; their attempts are kept in attempts-1.jsonl, ..."""
+    output, pattern = arguments.output_dir, arguments.only or ""
     failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
-    chosen = [one for one in failed if (pattern or "") in f"{one.job.folder.name} {one.job}"]
+    chosen = [one for one in failed if pattern in f"{one.job.folder.name} {one.job}"]
     if failed and not chosen:
         raise CarftError(f"no failed job matches {pattern!r}; for a list: carft sweep status")
     for one in chosen:
         path = JobFolder(one.job.folder).attempts_path
-        kept = (path.with_name(f"attempts-{n}.jsonl") for n in range(1, 10**6))
+        kept = (path.with_name(f"attempts-{n}.jsonl") for n in itertools.count(1))
         path.rename(next(name for name in kept if not name.exists()))
     print(f"{len(chosen)} of {len(failed)} failed jobs will be retried by the next launch.")
-    if chosen:
-        print("Now rerun your carft sweep launch command.")
     return 0
 
 
@@ -93,7 +79,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     """Stop launchers, SLURM jobs and jobs running here; 1 if something could not be reached."""
     waiting, statuses = states.of_output(arguments.output_dir)
     if not _moving(statuses) and not waiting.slurm:
-        print(f"No jobs are running or queued.{' ' + waiting.note if waiting.note else ''}")
+        print(f"No jobs are running or queued. {waiting.note}".rstrip())
         return 0
     print(f"About to stop: {printing.counted(_moving(statuses))}.")
     confirm(arguments.yes)
@@ -101,19 +87,17 @@ def cancel(arguments: argparse.Namespace) -> int:
     if waiting.slurm:
         slurm.cancel(waiting.slurm)
         print(f"{counted(len(waiting.slurm), 'SLURM job')} cancelled.")
-    told = {one.pid for one in waiting.alive if one.host == socket.gethostname() and _stop(one.pid)}
-    beyond += [
-        f"{one.launcher}, process {one.pid} on {one.host}, cannot be reached from here"
-        for one in waiting.alive
-        if one.pid not in told
-    ]
+    told = {one.pid for one in waiting.alive if _stop(one.host, one.pid)}
+    for one in waiting.alive:
+        if one.pid not in told:
+            words = f"{one.launcher}, process {one.pid} on {one.host}"
+            beyond.append(f"{words}, cannot be reached from here")
     stopping = []
-    for one in (one for one in statuses if one.state == states.RUNNING):
-        holder, folder = one.holder or UNKNOWN, JobFolder(one.job.folder)
+    for status in (one for one in statuses if one.state == states.RUNNING):
+        holder, folder = status.holder or UNKNOWN, JobFolder(status.job.folder)
         # A launcher that got the signal stops its own jobs.
         is_told = holder.slurm in waiting.slurm or holder.pid in told
-        is_here = holder.host == socket.gethostname() and _is_still(holder)
-        if is_told or not folder.is_held() or (is_here and _stop(holder.pid)):
+        if is_told or not folder.is_held() or (_is_still(holder) and _stop(*holder[:2])):
             stopping.append(folder)
         else:
             beyond.append(f"{folder.path} is run by {holder}, which cannot be reached from here")
@@ -140,34 +124,27 @@ def _is_still(holder: Holder) -> bool:
     return started < max(holder.since, holder.updated or 0) + 1
 
 
-def _stop(pid: int) -> bool:
-    """Tell a process of this machine to save and exit; True if it exists."""
+def _stop(host: str, pid: int) -> bool:
+    """Tell a process, if it is of this machine, to save and exit; True if it exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if pid > 0:
+        if pid > 0 and host == socket.gethostname():
             os.kill(pid, signal.SIGTERM)
             return True
     return False
 
 
 def clean(arguments: argparse.Namespace) -> int:
-    """Delete leftover files, never those of a job that runs or waits.
-
-    With ``--incomplete`` also delete the folders of jobs that are not done, and remove from the
-    manifest the jobs that never began.
-    """
+    """Delete leftover files and, with ``--incomplete``, jobs that are not done, run or wait."""
     output = arguments.output_dir
     waiting, statuses = states.of_output(output)
     done = [one.job.folder for one in statuses if one.state == states.DONE]
     of_no_use = [path for folder in done for name in LEFTOVERS for path in folder.glob(name)]
-    count = size = 0
-    for path in (*of_no_use, *waiting.ended):
-        with contextlib.suppress(FileNotFoundError):  # the job, or another clean, was faster
-            taken = path.stat().st_size
-            path.unlink()
-            count, size = count + 1, size + taken
+    of_no_use += waiting.ended
+    for path in of_no_use:
+        path.unlink(missing_ok=True)  # the job, or another clean, may be faster
     for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
         shutil.rmtree(path, ignore_errors=True)
-    print(f"{counted(count, 'leftover file')} deleted, {size / 1e6:,.1f} MB.")
+    print(f"{counted(len(of_no_use), 'leftover file')} deleted.")
     if not arguments.incomplete:
         return 0
     wanted = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
@@ -182,24 +159,20 @@ def clean(arguments: argparse.Namespace) -> int:
         raise CarftError(f"no job was deleted, since some may be queued: {waiting.note}")
     gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, waiting)]
     manifest.drop(output, gone)
-    print(
-        f"{counted(len(gone), 'job')} deleted. {printing.again('status', output)} shows the rest."
-    )
+    print(f"{counted(len(gone), 'job')} deleted.")
     return 0
 
 
 def _remove_job(path: Path, waiting: Waiting) -> bool:
     """Delete the folder of a job, unless the job is done, running or queued by now."""
+    if not path.is_dir():
+        return path not in waiting.places
     folder = JobFolder(path)
-    away = path.with_name(f"{_DELETED}{path.name}-{os.getpid()}")
-    try:
-        with folder.claim() if path.is_dir() else contextlib.nullcontext():
-            if folder.done or (path in waiting.places and not folder.failed()):
-                return False
-            if path.is_dir():
-                # All at once: a launch from now on makes a new folder with its own lock.
-                path.rename(away)
-                shutil.rmtree(away)
-    except (Held, FileNotFoundError):
-        return False
-    return True
+    with contextlib.suppress(Held, FileNotFoundError), folder.claim():
+        if folder.done or (path in waiting.places and not folder.failed()):
+            return False
+        # All at once: a launch from now on makes a new folder with its own lock.
+        away = path.rename(path.with_name(f"{_DELETED}{path.name}-{os.getpid()}"))
+        shutil.rmtree(away)
+        return True
+    return False
