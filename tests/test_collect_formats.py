@@ -1,4 +1,4 @@
-"""The same tables as text, Markdown, CSV, JSON, HTML and LaTeX."""
+"""The same tables as text, Markdown, CSV and LaTeX."""
 
 import csv
 import io
@@ -8,7 +8,6 @@ import subprocess
 
 import collect_sweeps
 import pytest
-import report_page
 
 from domainbed_carft.results import formats
 from domainbed_carft.results.document import Document, Grid
@@ -61,17 +60,6 @@ def test_csv_of_the_tables_alone(tmp_path):
     assert float(entries[1]["mean"]) == collect_sweeps.cell(table, "ERM", "C")["mean"]
     lacking = [e for e in entries if e["selection"] == "leave-one-domain-out"]
     assert all(e["mean"] == "" and e["n"] == "0" and e["missing"] for e in lacking)
-
-
-def test_html_is_one_page_with_headers_and_nothing_from_elsewhere(document):
-    text = formats.FORMATS["html"](document)
-    page = report_page.Page(text)
-    assert len(page.all("table")) == len(document.grids) == len(page.all("h2"))
-    assert len(page.all("th")) == sum(len(grid.header) for grid in document.grids)
-    rows = [row for grid in document.grids for row in grid.rows or [grid.header]]
-    assert len(page.all("td")) == sum(map(len, rows))
-    assert not any(key in ("src", "href") for _, attributes in page.elements for key in attributes)
-    assert "An_Algorithm&amp;more" in text and "url(" not in text
 
 
 LATEX = shutil.which("pdflatex") or shutil.which("tectonic")

@@ -18,7 +18,7 @@ INCOMPLETE = 3  # exit status of --strict
 
 # As modules that take a while to load have them, which a test compares.
 METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
-FORMATS = ("text", "markdown", "csv", "json", "html", "latex")
+FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 
 def add_to(commands: Any) -> None:

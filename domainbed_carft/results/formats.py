@@ -1,9 +1,8 @@
-"""A document as text, Markdown, CSV, JSON, HTML or LaTeX, with foreign names escaped in each."""
+"""A document as text, Markdown, CSV, JSON or LaTeX, with foreign names escaped in each."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import re
@@ -42,24 +41,6 @@ _PREAMBLE = r"""\documentclass{article}
 _OF_A_PAGE = 36  # rows: a table does not break, so what follows has the header again
 # Shrinks a table that is wider than the page, and no other.
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1rem auto }}
-th, td {{ padding: .25rem .75rem; text-align: left; white-space: nowrap }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
 
 
 def as_json(content: Any) -> str:
@@ -128,20 +109,6 @@ def _json(document: Document) -> str:
     return as_json({"caption": list(document.caption), **document.sections})
 
 
-def _html(document: Document) -> str:
-    """One self-contained page."""
-    body = []
-    for grid in document.grids:
-        body += [f"<h2>{_in_html(grid.title)}</h2>", _table(grid, "html", shown)]
-        body += [f"<p>{_in_html(note)}</p>" for note in grid.notes]
-    body += [f"<p>{_in_html(text)}</p>" for text in document.caption]
-    return _PAGE.format(title=_in_html(document.title), body="\n".join(body))
-
-
-def _in_html(text: str) -> str:
-    return html.escape(shown(text))
-
-
 def _latex(document: Document) -> str:
     """A whole document, from which tables can be copied; they need graphicx."""
     lines = [_PREAMBLE, rf"\section*{{{_in_latex(document.title)}}}"]
@@ -164,11 +131,4 @@ def _in_latex(text: str) -> str:
 
 
 # Name -> what writes a document in this format
-FORMATS = {
-    "text": _text,
-    "markdown": _markdown,
-    "csv": _csv,
-    "json": _json,
-    "html": _html,
-    "latex": _latex,
-}
+FORMATS = {"text": _text, "markdown": _markdown, "csv": _csv, "json": _json, "latex": _latex}
