@@ -79,11 +79,13 @@ def build(
     built = [tables.build(group, collection.methods) for group in groups]
     flat = [table for own in built for table in own]
     averages = [table for table in flat if table.averages and _has_values(table)]
-    differences: list[paired.Difference] = []
+    differences: list[dict[str, Any]] = []
     if pair:
         with contextlib.suppress(CarftError):  # they share no trial
             differences = paired.compare(groups, [method], *pair)
-    known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
+    known = {figure["dataset"] for figure in published.figures()}.intersection(
+        r.dataset for r in runs
+    )
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
     scores = [row for group in groups for row in suites.scores(group)]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
@@ -101,7 +103,7 @@ def build(
         "averages": [document.grid(table) for table in averages if len(table.columns) > 1],
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
-            published.grid([one for one in found if one.selection == method], remarks)
+            published.grid([one for one in found if one["selection"] == method], remarks)
             for found, remarks in compared
         ]
         + suites.beside(scores),

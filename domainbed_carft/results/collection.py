@@ -123,17 +123,16 @@ def build(
         for group, own in zip(collection.groups, built, strict=True):
             beside, about = published.compare(group, own)
             grids.append(published.grid(beside, about))
-            rows += [one._asdict() for one in beside]
+            rows += beside
             remarks += about
-        grids += [*published.overviews(collection.compare_with), *suites.beside(scores)]
+        grids += [published.overview(collection.compare_with), *suites.beside(scores)]
         caption += published.CAPTION
-        figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
+        figures = published.figures(collection.compare_with)
         sections["published"] = {"comparisons": rows, "figures": figures}
     if pair:
-        found = paired.compare(collection.groups, collection.methods, *pair)
-        grids.append(paired.grid(found, *pair))
+        sections["paired"] = rows = paired.compare(collection.groups, collection.methods, *pair)
+        grids.append(paired.grid(rows, *pair))
         caption.append(paired.CAPTION)
-        sections["paired"] = rows = [one._asdict() for one in found]
     sections["summary"] = {
         "records": collection.records,
         "jobs": collection.jobs,

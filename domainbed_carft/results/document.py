@@ -22,6 +22,14 @@ CAPTION = (
 )
 
 
+def number(value: float | None, error: float | None = None, n: int | None = None) -> str:
+    """A figure with what is known of it, as ``96.8 ± 0.4 (3)``; "" for None."""
+    if value is None:
+        return ""
+    text = f"{value:.1f}" if error is None else f"{value:.1f} {PLUS_MINUS} {error:.1f}"
+    return f"{text} ({n})" if n else text
+
+
 class Grid(NamedTuple):
     """A table as words: rows are as long as the header, and begin with their label."""
 
@@ -48,14 +56,11 @@ def grid(table: Table) -> Grid:
     for row in table.rows:
         cells = []
         for cell in row.cells:
-            text = NOTHING if cell.missing else "-"
-            if cell.mean is not None:
-                text = f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n})"
+            text = number(cell.mean, cell.error, cell.n) or (NOTHING if cell.missing else "-")
             if cell.missing:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
-        average = NOTHING if row.average is None else f"{row.average:.1f}"
-        rows.append([row.algorithm, *cells, average])
+        rows.append([row.algorithm, *cells, number(row.average) or NOTHING])
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.results import selection, tables
-from domainbed_carft.results.document import PLUS_MINUS, Grid
-from domainbed_carft.results.published import sources
+from domainbed_carft.results import published, selection, tables
+from domainbed_carft.results.document import Grid, number
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell
 from domainbed_carft.suites import known, records
@@ -40,6 +37,16 @@ class Scores(NamedTuple):
     backbone: str
     cells: Mapping[str, Cell]
     partial: frozenset[str]
+
+    @property
+    def words(self) -> list[str]:
+        """The cells of its row in the suite's table."""
+        found = []
+        for name in columns(known.get(self.suite)):
+            cell = self.cells.get(name, Cell())
+            mark = "*" * (name in self.partial)
+            found.append((number(cell.mean, cell.error, cell.n) or "-") + mark)
+        return found
 
     @property
     def label(self) -> str:
@@ -107,85 +114,49 @@ def tabled(rows: Iterable[Scores]) -> list[list[Scores]]:
 
 def grid(rows: Sequence[Scores]) -> Grid:
     """The table of rows that `tabled` put together."""
-    first, names = rows[0], columns(known.get(rows[0].suite))
-    cells = [[row.label, *(_word(row, name) for name in names)] for row in rows]
+    first = rows[0]
     of = "" if first.dataset == first.suite else f", trained on {first.dataset}"
     title = "; ".join(filter(None, [f"Suite {first.suite}{of}", first.setting]))
     mixed = any(row.alpha is not None for row in rows)
     notes = ["alpha: WiSE-FT's; 0 is the original CLIP, 1 the run."] if mixed else []
-    return Grid(title, ["Algorithm", *names.values()], cells, notes)
+    header = ["Algorithm", *columns(known.get(first.suite)).values()]
+    return Grid(title, header, [[row.label, *row.words] for row in rows], notes)
 
 
-class Published(NamedTuple):
-    """Figures of a published method on a suite, in percent: the name of a set or mean -> figure."""
-
-    method: str
-    backbone: str
-    cells: Mapping[str, float]
-    source: str
-    note: str
-
-
-def published(suite: Suite) -> list[Published]:
-    """What is known of others' models on a suite: zero-shot CLIPs, and on imagenet any others."""
+def others(suite: Suite) -> list[dict[str, Any]]:
+    """Others' models on a suite: zero-shot CLIPs, on imagenet also others; name of a set or mean ->
+    accuracy in percent, among ``method``, ``backbone``, ``source`` and ``note``.
+    """
     if suite.name != "imagenet":
-        return [
-            Published("zero-shot CLIP", clip, cells, suite.source, "")
-            for clip, cells in suite.published.items()
-        ]
-    text = (ASSETS / "suites" / "published.csv").read_text(encoding="utf-8")
-    found = []
-    for row in csv.DictReader(text.splitlines()):
-        method, backbone, source, note = map(row.pop, ("method", "backbone", "source", "note"))
-        cells = {name: float(value) for name, value in row.items() if value}
-        for name, mean in suite.means(cells).items():
-            if mean is not None:
-                cells.setdefault(name, mean)
-        found.append(Published(method, backbone, cells, source, note))
-    return found
+        about = {"method": "zero-shot CLIP", "source": suite.source, "note": ""}
+        return [{**about, "backbone": clip, **row} for clip, row in suite.published.items()]
+    rows = published.read("suites/published.csv")
+    return [row | {k: v for k, v in suite.means(row).items() if row[k] is None} for row in rows]
 
 
 def beside(rows: Sequence[Scores]) -> list[Grid]:
     """For each suite of ``rows`` a table of these, but for WiSE-FT's curves, and the published."""
     grids = []
     for name in dict.fromkeys(row.suite for row in rows):
-        suite, others = known.get(name), published(known.get(name))
-        if others:
-            columns_of = columns(suite)
-            cells = [
-                [f"{row.label}, ours", row.backbone, *(_word(row, key) for key in columns_of)]
-                for row in rows
-                if row.suite == name and row.alpha is None
-            ]
+        suite = known.get(name)
+        names = columns(suite)
+        if theirs := others(suite):
+            ours = [row for row in rows if row.suite == name and row.alpha is None]
+            cells = [[f"{row.label}, ours", row.backbone, *row.words] for row in ours]
             cells += [
-                [one.method, one.backbone, *(_figure(one.cells.get(key)) for key in columns_of)]
-                for one in others
+                [row["method"], row["backbone"], *(number(row.get(key)) for key in names)]
+                for row in theirs
             ]
-            header = ["Method", "CLIP", *columns_of.values()]
             title = f"Suite {name}, beside published figures"
-            grids.append(Grid(title, header, cells, sources(others)))
+            header = ["Method", "CLIP", *names.values()]
+            grids.append(Grid(title, header, cells, published.sources(theirs)))
     return grids
 
 
 def columns(suite: Suite) -> dict[str, str]:
     """The names in ``Scores.cells`` of a suite's table -> its headers."""
-    found = {
-        one.name: one.name + ", in distribution" * (not one.shifted and len(suite.sets) > 1)
-        for one in suite.sets
-    }
-    return found | suite.titles
-
-
-def _word(row: Scores, name: str) -> str:
-    cell = row.cells.get(name, Cell())
-    if cell.mean is None:
-        return "-"
-    mark = "*" * (name in row.partial)
-    return f"{cell.mean:.1f} {PLUS_MINUS} {cell.error:.1f} ({cell.n}){mark}"
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+    inner = ", in distribution" * (len(suite.sets) > 1)
+    return {s.name: s.name + inner * (not s.shifted) for s in suite.sets} | suite.titles
 
 
 def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:

@@ -101,7 +101,7 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
                 told.append(((key, index), str(error)))
         return found
 
-    rows = list(dict.fromkeys(figure.method for figure in published.figures()))
+    rows = list(dict.fromkeys(figure["method"] for figure in published.figures()))
     datasets, algorithms = known("datasets", facts), known("algorithms", algorithm_class)
     told += [
         (("compare_with", index), unknown("row of published figures", name, rows))
