@@ -251,7 +251,6 @@ def test_names_from_records_are_text_and_move_no_terminal(tmp_path, capsys):
     [
         (["--examples", "CARFT", "ERM"], "expected two different algorithms of CLIPZeroShot, CLIP"),
         (["--examples", "CARFT", "CARFT"], "expected two different algorithms of"),
-        (["--n_examples", "0"], "--n_examples is 0, expected at least 1"),
     ],
 )
 def test_what_cannot_be_done_is_told_and_leaves_no_page(sweep, tmp_path, capsys, words, message):

@@ -39,13 +39,12 @@ def gather(
     folders: Sequence[Path | str],
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
-    also: str | None = None,
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
-    ``methods``: None for those that the sweeps' manifests name, else those that have jobs, and the
-    one called ``also``. Raises CarftError if there is no record, no job for a requested method, or
-    if a job was run twice with different records.
+    ``methods``: None for those that the sweeps' manifests name, else those that have jobs. Raises
+    CarftError if there is no record, no job for a requested method, or if a job was run twice with
+    different records.
     """
     runs, faults = records.read(folders)
     if not runs:
@@ -54,11 +53,12 @@ def gather(
             f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
             f"expected folders of jobs with results.jsonl{wrong}"
         )
-    sweeps = [Sweep(())] * len(folders)
-    for number, folder in enumerate(folders):
+    sweeps = []
+    for folder in folders:
         try:
-            sweeps[number] = manifest.read(Path(folder)) or sweeps[number]
+            sweeps.append(manifest.read(Path(folder)) or Sweep(()))
         except CarftError as error:
+            sweeps.append(Sweep(()))
             what = f"{error}. Until then the expected jobs are inferred from the records"
             faults.append(Fault("unreadable", str(folder), what))
     planned = [job for sweep in sweeps for job in sweep.jobs]
@@ -70,33 +70,23 @@ def gather(
         faults += passed_over
     left_out = {len(run.test_envs) for run in runs}
     left_out |= {len(job.args["test_envs"]) for job in planned}
-    there = [
-        name
-        for name, method in selection.METHODS.items()
-        if (any(left_out) if method.leaves_out else 0 in left_out)
-    ]
-    for name in (*(methods or ()), *filter(None, [also])):
+    known = selection.METHODS.items()
+    there = [name for name, method in known if method.leaves_out in map(bool, left_out)]
+    for name in methods or ():
         if name not in there:
             raise CarftError(
                 f"--select {name}: no jobs for this method; expected one of {', '.join(there)}"
             )
-    return Collection(
-        groups, methods or _methods(there, sweeps, also, left_out), faults,
-        sum(len(run.steps) for run in runs), sum(len(group.runs) for group in groups),
-        list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
-    )  # fmt: skip
-
-
-def _methods(
-    there: Sequence[str], sweeps: Sequence[Sweep], also: str | None, left_out: set[int]
-) -> list[str]:
-    """The methods that have jobs and are named, or all that have jobs if a folder names none."""
-    named = {name for sweep in sweeps for name in sweep.selection} | {also, selection.IN_DOMAIN}
+    named = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
         named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
     if 2 in left_out:  # these jobs serve nothing else
         named.add(selection.LEAVE_ONE_OUT)
-    return [name for name in there if name in named]
+    return Collection(
+        groups, methods or [name for name in there if name in named], faults,
+        sum(len(run.steps) for run in runs), sum(len(group.runs) for group in groups),
+        list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
+    )  # fmt: skip
 
 
 def build(
