@@ -86,5 +86,5 @@ def test_latex_escapes_what_it_would_read_as_a_command():
     escaped = formats._in_latex(AWKWARD)
     assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
     assert "{-}{-}flag é (U+732B)" in escaped
-    text = formats.FORMATS["latex"](Document("t", [], [Grid("t", ["a"], [["x ± y"]], [])], {}, []))
+    text = formats.FORMATS["latex"](Document([], [Grid("t", ["a"], [["x ± y"]], [])], {}, []))
     assert r"x $\pm$ y \\" in text

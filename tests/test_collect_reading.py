@@ -152,7 +152,7 @@ def test_rounding_beyond_one_is_no_fault(tmp_path):
 def test_control_characters_are_shown_and_break_nothing(name):
     def page(word):
         grid = Grid(word, ["a", word], [[word, word]], [word])
-        return formats.FORMATS[name](Document(word, [word], [grid], {}, [{"a": word}]))
+        return formats.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
 
     text = page(ODD)
     assert text.count("\n") == page("word").count("\n")

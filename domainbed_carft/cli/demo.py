@@ -66,7 +66,7 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
                 wise_ft.run(argparse.Namespace(**{**vars(given), **mixes, "output": mixed}))
     rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
     (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
-    table = Document("", [suites.CAPTION], [suites.grid(ends)], {}, [])
+    table = Document([suites.CAPTION], [suites.grid(ends)], {}, [])
     text = formats.FORMATS["text"](table)
     (output / "results.txt").write_text(text, encoding="utf-8")
     print(text)

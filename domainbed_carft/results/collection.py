@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -98,12 +99,11 @@ def build(
     """
     built = [tables.build(group, collection.methods) for group in collection.groups]
     flat = [table for group in built for table in group]
-    grids = [document.grid(table) for table in flat]
+    grids = [*map(document.grid, flat)]
     remarks = [note for group in collection.groups for note in group.notes]
     caption = [*document.CAPTION]
-    entries = [document.table_entry(table) for table in flat]
-    rows = document.cell_records(entries)
-    sections: dict[str, Any] = {"tables": entries, "notes": remarks}
+    sections: dict[str, Any] = {"tables": [*map(document.table_entry, flat)], "notes": remarks}
+    rows = document.cell_records(sections["tables"])
     if scores := [row for group in collection.groups for row in suites.scores(group)]:
         grids += map(suites.grid, suites.tabled(scores))
         caption.append(suites.CAPTION)
@@ -130,35 +130,33 @@ def build(
         "cells": sum(cell.counts for table in flat for row in table.rows for cell in row.cells),
         "faults": [fault._asdict() for fault in collection.faults],
     }
-    return Document("Results", [*caption, *remarks], grids, sections, rows)
+    return Document([*caption, *remarks], grids, sections, rows)
 
 
 def best(collection: Collection) -> Iterator[dict[str, Any]]:
     """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
-    for group in collection.groups:
+    for group, method in itertools.product(collection.groups, collection.methods):
         names = tables.labels(group.runs, listed=group.labels)
-        for method in collection.methods:
-            left_out = selection.METHODS[method].leaves_out
-            for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):
-                if not left_out and one.target:
-                    continue  # jobs that leave nothing out select the same for each column
-                chosen = one.outcome
-                run = chosen.runs[0]
-                drop = {*_FILLED_IN} - overrides(run.job.args).keys()
-                kept = {name: value for name, value in run.recorded.items() if name not in drop}
-                yield {
-                    "setting": group.title,
-                    "selection": method,
-                    "dataset": one.dataset,
-                    "algorithm": one.algorithm,
-                    "test_env": one.target if left_out else None,
-                    "environment": names[one.dataset][one.target] if left_out else None,
-                    "trial_seed": one.trial,
-                    "hparams_seed": chosen.choice,
-                    "step": int(chosen.step),
-                    "validation_accuracy": chosen.validation,
-                    "accuracy": chosen.accuracy if left_out else None,
-                    "hparams": dict(run.recorded),
-                    "argument": f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}",
-                    "folders": [run.folder for run in chosen.runs],
-                }
+        left_out = selection.METHODS[method].leaves_out
+        for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):
+            if not left_out and one.target:
+                continue  # jobs that leave nothing out select the same for each column
+            chosen, run = one.outcome, one.outcome.runs[0]
+            drop = {*_FILLED_IN} - overrides(run.job.args).keys()
+            kept = {name: value for name, value in run.recorded.items() if name not in drop}
+            yield {
+                "setting": group.title,
+                "selection": method,
+                "dataset": one.dataset,
+                "algorithm": one.algorithm,
+                "test_env": one.target if left_out else None,
+                "environment": names[one.dataset][one.target] if left_out else None,
+                "trial_seed": one.trial,
+                "hparams_seed": chosen.choice,
+                "step": int(chosen.step),
+                "validation_accuracy": chosen.validation,
+                "accuracy": chosen.accuracy if left_out else None,
+                "hparams": dict(run.recorded),
+                "argument": f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}",
+                "folders": [run.folder for run in chosen.runs],
+            }

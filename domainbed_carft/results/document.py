@@ -42,7 +42,6 @@ class Grid(NamedTuple):
 class Document(NamedTuple):
     """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV."""
 
-    title: str
     caption: Sequence[str]
     grids: Sequence[Grid]
     sections: Mapping[str, Any]

@@ -18,26 +18,23 @@ WIDTH = 100
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#&])")
 # Not ASCII, nor what TeX's first font encoding makes of letters and accents.
 _NO_LETTER = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
+_NAMES = ("backslash", "asciitilde", "asciicircum", "less", "greater", "bar")
 _LATEX = str.maketrans(
     {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
+        **{sign: "\\" + sign for sign in "&%$#_{}"},
+        **{sign: rf"\text{name}{{}}" for sign, name in zip("\\~^<>|", _NAMES, strict=True)},
         PLUS_MINUS: r"$\pm$",
         '"': "''",
         "-": r"{-}",  # two in a row would become a dash
         "[": "{[}",  # after a row's end it would be read as a length
-        **{character: "\\" + character for character in "&%$#_{}"},
     }
 )
 _PREAMBLE = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
 \usepackage{graphicx}
 \sloppy
-\begin{document}"""
+\begin{document}
+\section*{Results}"""
 _OF_A_PAGE = 36  # rows: a table does not break, so what follows has the header again
 # Shrinks a table that is wider than the page, and no other.
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
@@ -75,7 +72,7 @@ def _plain(text: str) -> str:
 
 
 def _markdown(document: Document) -> str:
-    lines = [f"# {_in_markdown(document.title)}"]
+    lines = ["# Results"]
     for grid in document.grids:
         lines += ["", f"## {_in_markdown(grid.title)}", "", _table(grid, "github", _in_markdown)]
         lines += ["", *(f"- {_in_markdown(note)}" for note in grid.notes)] if grid.notes else []
@@ -111,7 +108,7 @@ def _json(document: Document) -> str:
 
 def _latex(document: Document) -> str:
     """A whole document, from which tables can be copied; they need graphicx."""
-    lines = [_PREAMBLE, rf"\section*{{{_in_latex(document.title)}}}"]
+    lines = [_PREAMBLE]
     for grid in document.grids:
         lines += ["", rf"\subsection*{{{_in_latex(grid.title)}}}"]
         for start in range(0, len(grid.rows) or 1, _OF_A_PAGE):
