@@ -101,7 +101,8 @@ def test_what_is_not_comparable_is_said(tmp_path):
     assert (entry["method"], entry["published"]) == ("ERM, random head", 83.4)
     beside = page.grids[-2]  # before the published table
     assert beside.notes == [
-        "Not comparable: CLIPFineTune used tiny, the published figures ViT-B/16.",
+        "Not comparable: CLIPFineTune has clip_backbone tiny, unlike the published ERM, random "
+        "head.",
         "ERM, random head: khanrc/miro issues 6 and 19.",
     ]
     assert beside.title == "Beside published figures"
@@ -133,11 +134,11 @@ def test_what_differs_from_the_published_method_is_said(tmp_path):
     found = {one["algorithm"]: one for one in page.sections["published"]["comparisons"]}
     assert found["CLIPMIRO"]["method"] == "MIRO" and found["CLIPMIRO"]["published_n"] == 3
     assert found["CLIPood"]["published_standard_error"] == 0.1
-    assert [note for note in page.sections["notes"] if note.startswith("Not the same")] == [
-        "Not the same method: CLIPFineTune has average sma, wise_alpha 0.5, unlike ERM, zero-shot "
-        "head.",
-        "Not the same method: CLIPMIRO has a head that starts zero-shot instead of random, unlike "
-        "MIRO.",
+    assert [note for note in page.sections["notes"] if note.startswith("Not comparable")] == [
+        "Not comparable: CLIPFineTune has average sma, wise_alpha 0.5, unlike the published ERM, "
+        "zero-shot head.",
+        "Not comparable: CLIPMIRO has a head that starts zero-shot instead of random, unlike the "
+        "published MIRO.",
     ]
 
 

@@ -113,12 +113,9 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
-        unknown = [name for name in names if name not in choices]
-        if unknown:
-            raise argparse.ArgumentTypeError(
-                f"{', '.join(map(repr, unknown))}; expected one or more of {', '.join(choices)}, "
-                "separated by commas"
-            )
+        if not {*names} <= {*choices}:
+            expected = f"one or more of {', '.join(choices)}, separated by commas"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
         return names
 
     return parse
@@ -152,10 +149,10 @@ def _collect(arguments: argparse.Namespace) -> int:
     kinds["incomplete cells"] = incomplete
     counting = ("incomplete cells", "no records", "unreadable", "diverged")
     wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
-    if arguments.strict and wrong:
-        print(f"carft: --strict: {', '.join(wrong)}", file=sys.stderr)
-        return INCOMPLETE
-    return 0
+    if not (arguments.strict and wrong):
+        return 0
+    print(f"carft: --strict: {', '.join(wrong)}", file=sys.stderr)
+    return INCOMPLETE
 
 
 def _top(arguments: argparse.Namespace) -> None:
@@ -165,15 +162,14 @@ def _top(arguments: argparse.Namespace) -> None:
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     chosen = list(collecting.best(collection))
-    wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
-    asked = [("select", "selection", method) for method in arguments.select or ()]
-    asked += [(name, name, value) for name, value in wanted.items() if value is not None]
-    for flag, name, value in asked:
-        there = sorted({entry[name] for entry in chosen if entry[name] is not None})
-        if value not in there:
+    asked = [(name, getattr(arguments, name)) for name in ("dataset", "algorithm", "test_env")]
+    asked += [("selection", method) for method in arguments.select or ()]
+    for name, value in asked:
+        there = sorted({entry[name] for entry in chosen} - {None})
+        if value not in (None, *there):
             listed = ", ".join(map(str, there)) or "none"
-            raise CarftError(f"--{flag} {value} has no selected run; available: {listed}")
-        if flag != "select":
+            raise CarftError(f"no run was selected with {name} {value}; available: {listed}")
+        if value is not None and name != "selection":
             chosen = [entry for entry in chosen if entry[name] == value]
     sys.stdout.write(formats.as_json(chosen))
     for line in records.told(collection.faults):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,9 @@ CAPTION = (
 )
 
 _TEXTS = ("method", "dataset", "backbone", "selection", "source", "note")
-# What may be added to an algorithm, and the value that adds nothing.
-_ADDED: dict[str, Any] = {
-    "average": "none", "wise_alpha": 1, "margin": 0, "lp_steps": 0,
+# Hparams by which a run may differ from the published methods, and their value where it does not.
+_SAME: dict[str, Any] = {
+    "clip_backbone": BACKBONE, "average": "none", "wise_alpha": 1, "margin": 0, "lp_steps": 0,
     "sp_weight": 0, "fd_weight": 0, "ldifs_weight": 0, "lipsum_weight": 0, "miro_weight": 0,
 }  # fmt: skip
 _OWN = {"CLIPood": ("average", "margin"), "CLIPMIRO": ("miro_weight",)}
@@ -107,33 +108,22 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[dict[str, Any]],
                         "note": figure["note"],
                     }
                 )
-    backbones = _by(
-        (str(backbone), run.algorithm)
-        for run in group.runs
-        if counterpart(run)
-        and (backbone := run.recorded.get("clip_backbone")) not in (BACKBONE, None)
-    )
-    remarks = [
-        f"Not comparable: {', '.join(names)} used {backbone}, the published figures {BACKBONE}."
-        for backbone, names in backbones.items()
-    ]
-    return found, [*remarks, *dict.fromkeys(filter(None, map(_deviation, group.runs)))]
+    return found, list(dict.fromkeys(filter(None, map(_deviation, group.runs))))
 
 
 def _deviation(run: Run) -> str:
     """What a run has that the published method of its name has not, "" if nothing."""
-    own = _OWN.get(run.algorithm, ())
+    own, method = _OWN.get(run.algorithm, ()), counterpart(run)
     added = [
         f"{name} {run.recorded[name]}"
-        for name, off in _ADDED.items()
-        if name not in own and run.recorded.get(name, off) != off
+        for name, same in _SAME.items()
+        if name not in own and run.recorded.get(name, same) not in (same, None)
     ]
     if run.algorithm == "CLIPMIRO":
         added.append("a head that starts zero-shot instead of random")
-    method = counterpart(run)
     if not (method and added):
         return ""
-    return f"Not the same method: {run.algorithm} has {', '.join(added)}, unlike {method}."
+    return f"Not comparable: {run.algorithm} has {', '.join(added)}, unlike the published {method}."
 
 
 def _over_all(cells: Sequence[Cell]) -> Cell:
@@ -182,12 +172,7 @@ def overview(wanted: Sequence[str] = ()) -> Grid:
 
 def sources(found: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line a source with the methods that are from there, then such lines of the notes."""
-    told = [(one[key], one["method"]) for key in ("source", "note") for one in found if one[key]]
-    return [f"{'; '.join(methods)}: {text}." for text, methods in _by(told).items()]
-
-
-def _by(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, None]]:
-    found: dict[str, dict[str, None]] = {}
-    for key, value in pairs:
-        found.setdefault(key, {})[value] = None
-    return found
+    methods: dict[str, dict[str, None]] = {}
+    for key, one in itertools.product(("source", "note"), found):
+        methods.setdefault(one[key], {})[one["method"]] = None
+    return [f"{'; '.join(names)}: {text}." for text, names in methods.items() if text]
