@@ -44,14 +44,12 @@ def add_to(commands: Any) -> None:
         "--paired", nargs=2, metavar=("A", "B"),
         help="show algorithm A minus B, paired over data set, environment and trial",
     )  # fmt: skip
-    _add_selection(collect)
     collect.set_defaults(run=_collect)
 
     top = commands.add_parser(
         "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
     )
     _add_common(top)
-    _add_selection(top)
     top.add_argument("--dataset", help="show only this data set")
     top.add_argument("--algorithm", help="show only this algorithm")
     top.add_argument("--test_env", type=int, help="show only the environment with this index")
@@ -65,11 +63,6 @@ def add_to(commands: Any) -> None:
         "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
         help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
-    )  # fmt: skip
-    report.add_argument(
-        "--select", choices=METHODS, metavar="METHOD",
-        help=f"selection method of figures and examples: {', '.join(METHODS)} "
-        "(default: the first that the sweep declares or has jobs for)",
     )  # fmt: skip
     report.add_argument(
         "--examples", nargs=2, metavar=("A", "B"),
@@ -98,13 +91,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--ignore", type=some_of(KINDS), action="extend", default=[], metavar="PART,...",
         help="merge runs that differ in these parts, separated by commas: " + ", ".join(KINDS),
     )  # fmt: skip
-
-
-def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
-        "the sweep declares, else all that have jobs)",
+        "the sweep declares, else all that have jobs); of a report, the first counts for figures",
     )  # fmt: skip
 
 

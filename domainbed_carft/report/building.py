@@ -52,16 +52,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def build(
-    folders: Sequence[Path], select: str | None = None, ignored: Sequence[str] = (),
+    folders: Sequence[Path], methods: Sequence[str] | None = None, ignored: Sequence[str] = (),
     asked: Sequence[str] | None = None, count: int = 4, data_dir: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Read everything; returns the page's content, by the names that its template uses.
 
     ``asked``: the algorithms to compare, by default PAIR if both are there; ``count``: examples of
-    each direction, 0 for none. Raises CarftError as ``collecting.gather`` does, for a selection
-    method without jobs, and for algorithms in ``asked`` without jobs.
+    each direction. Raises CarftError as ``collecting.gather``, and for an ``asked`` without jobs.
     """
-    collection = collecting.gather(folders, [select] if select else None, ignored)
+    collection = collecting.gather(folders, methods, ignored)
     method = collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
@@ -79,9 +78,7 @@ def build(
     if pair:
         with contextlib.suppress(CarftError):  # they share no trial
             differences = paired.compare(groups, [method], *pair)
-    known = {figure["dataset"] for figure in published.figures()}.intersection(
-        r.dataset for r in runs
-    )
+    known = {figure["dataset"] for figure in published.figures()} & {run.dataset for run in runs}
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
     scores = [row for group in groups for row in suites.scores(group)]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
@@ -122,14 +119,15 @@ def build(
 def _pair(
     algorithms: Sequence[str], asked: Sequence[str] | None, method: str
 ) -> Sequence[str] | None:
-    if asked is None:
-        return PAIR if set(PAIR) <= set(algorithms) and method != selection.IN_DOMAIN else None
-    if method == selection.IN_DOMAIN or asked[0] == asked[1] or not set(asked) <= set(algorithms):
+    pair = asked or PAIR
+    if method != selection.IN_DOMAIN and pair[0] != pair[1] and {*pair} <= {*algorithms}:
+        return pair
+    if asked:
         raise CarftError(
             f"--examples {' '.join(asked)}: expected two different algorithms of "
             f"{', '.join(algorithms)}, and a --select other than in-domain"
         )
-    return asked
+    return None
 
 
 def _settings(runs: Sequence[Run]) -> Grid:
@@ -149,11 +147,8 @@ def _digest(runs: Iterable[Run]) -> str:
     return hashlib.sha256(b"".join(Path(f, RECORDS).read_bytes() for f in folders)).hexdigest()
 
 
-# A section: one data set under one setting
-
-
 def _names() -> Callable[..., str]:
-    """A maker of names for files and places on the page: from words, and unique."""
+    """A maker of unique names for files and places on the page, from words."""
     given: Counter[str] = Counter()
 
     def name(*words: str) -> str:
