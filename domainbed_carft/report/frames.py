@@ -1,8 +1,7 @@
-"""The runs of a group as pandas frames, for figures and for questions of a user.
+"""The selected runs of a group as pandas frames; accuracies in [0, 1].
 
-Runs are selected by ``results.selection``. In-domain accuracy is the mean over the out-splits of
-the environments trained on, by which training-domain validation selects; out-of-domain accuracy is
-that on the target's in-split, which DomainBed reports. Both in [0, 1].
+In-domain accuracy is the mean over the out-splits of the environments trained on; out-of-domain
+accuracy is that on the target's in-split, which DomainBed reports.
 """
 
 from __future__ import annotations
@@ -34,18 +33,17 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     for one in selection.select(runs, method):
         run = one.outcome.runs[0]
         target = one.target if run.test_envs else NOTHING
-        outside = selection.accuracies(run)[0][:, target] if run.test_envs else None
+        outside = selection.accuracies(run)[0][:, target]
+        outside = outside if run.test_envs else np.full_like(outside, np.nan)
         # What the algorithm measured, which ``run`` does not keep.
         drift = {
             float(record["step"]): [_number(record.get(name)) for name in DRIFT]
             for record in records.of_run(run)
         }
-        for place, (step, inside) in enumerate(zip(run.steps, selection.in_domain(run))):
+        for step, inside, out in zip(run.steps, selection.in_domain(run), outside):
             key = (one.dataset, one.algorithm, target, one.trial, step)
-            out_of_domain = np.nan if outside is None else outside[place]
-            taken = step == one.outcome.step
             moved = drift.get(step, [np.nan] * len(DRIFT))
-            rows[key] = (*key, inside, out_of_domain, taken, *moved)
+            rows[key] = (*key, inside, out, step == one.outcome.step, *moved)
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
     return frame.sort_values([*RUN, "step"], ignore_index=True)

@@ -18,17 +18,14 @@ Floats = npt.NDArray[np.float64]
 
 
 class Test(NamedTuple):
-    """The runs with one target left out in one trial, by choice of hyperparameters.
-
-    ``pairs``: choice -> the other environment left out -> run.
-    """
+    """The runs with one target left out in one trial, by choice of hyperparameters."""
 
     dataset: str
     algorithm: str
     target: int
     trial: int
     singles: dict[int, Run]
-    pairs: dict[int, dict[int, Run]]
+    pairs: dict[int, dict[int, Run]]  # by choice, then by the other environment left out
 
 
 class Outcome(NamedTuple):
@@ -130,13 +127,12 @@ def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
     steps = sorted(set(rows[0]).intersection(*rows[1:]))
     if not steps:
         return None
-    places = [[row[step] for step in steps] for row in rows]
-    left_out = np.stack(
-        [accuracies(pair)[0][at, i] for pair, at, i in zip(runs[1:], places[1:], others)], axis=1
-    )
-    validation = np.ascontiguousarray(left_out).sum(axis=1) / len(others)
+    first, *places = [[row[step] for step in steps] for row in rows]
+    left_out = [accuracies(pairs[i])[0][at, i] for i, at in zip(others, places)]
+    table = np.ascontiguousarray(np.stack(left_out, axis=1))  # summed as DomainBed sums, see above
+    validation = table.sum(axis=1) / len(others)
     best = _best(validation)
-    return _at(test, choice, places[0][best], validation[best], runs)
+    return _at(test, choice, first[best], validation[best], runs)
 
 
 def _best(validation: Floats) -> int:

@@ -51,10 +51,9 @@ class Scores(NamedTuple):
     @property
     def label(self) -> str:
         """Algorithm, which of its weights unless the last, alpha."""
-        kinds = {file: kind for kind, file in WEIGHTS.items()}
-        which = kinds.get(self.weights, self.weights)
-        words = [self.algorithm, *([which] if which != "last" else [])]
-        return ", ".join([*words, *([] if self.alpha is None else [f"alpha {self.alpha:g}"])])
+        which = {file: kind for kind, file in WEIGHTS.items()}.get(self.weights, self.weights)
+        alpha = "" if self.alpha is None else f"alpha {self.alpha:g}"
+        return ", ".join(filter(None, [self.algorithm, which * (which != "last"), alpha]))
 
     def entry(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,7 +94,7 @@ def _over(
     for trial, record in trials.items():
         for name, of_trial in accuracies.items():
             value = record.get(name)
-            if (one := record["sets"].get(name)) is not None:
+            if one := record["sets"].get(name):
                 value = one.get("mean_per_class", one["accuracy"])
                 partial |= set() if one["complete"] else {name}
             if value is not None:
@@ -114,13 +113,13 @@ def tabled(rows: Iterable[Scores]) -> list[list[Scores]]:
 
 def grid(rows: Sequence[Scores]) -> Grid:
     """The table of rows that `tabled` put together."""
-    first = rows[0]
+    first, names = rows[0], columns(known.get(rows[0].suite))
     of = "" if first.dataset == first.suite else f", trained on {first.dataset}"
     title = "; ".join(filter(None, [f"Suite {first.suite}{of}", first.setting]))
     mixed = any(row.alpha is not None for row in rows)
-    notes = ["alpha: WiSE-FT's; 0 is the original CLIP, 1 the run."] if mixed else []
-    header = ["Algorithm", *columns(known.get(first.suite)).values()]
-    return Grid(title, header, [[row.label, *row.words] for row in rows], notes)
+    notes = ["alpha: WiSE-FT's; 0 is the original CLIP, 1 the run."] * mixed
+    cells = [[row.label, *row.words] for row in rows]
+    return Grid(title, ["Algorithm", *names.values()], cells, notes)
 
 
 def others(suite: Suite) -> list[dict[str, Any]]:
@@ -166,10 +165,9 @@ def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float
     """
     found, first = [], dict[str, str]()
     for row in rows:
-        if row.weights != first.setdefault(row.algorithm, row.weights):
-            continue
         inner = next((one.name for one in known.get(row.suite).sets if not one.shifted), "")
         x, y = (row.cells.get(name, Cell()).mean for name in (inner, "mean"))
-        if x is not None and y is not None:
+        same = row.weights == first.setdefault(row.algorithm, row.weights)
+        if same and x is not None and y is not None:
             found.append((row.algorithm, row.alpha, x, y))
     return found
