@@ -73,7 +73,6 @@ def build(
         show = partial(examples.part, pair=pair, most=count, data_dir=data_dir)
     built = [tables.build(group, collection.methods) for group in groups]
     flat = [table for own in built for table in own]
-    averages = [table for table in flat if table.averages and _has_values(table)]
     differences: list[dict[str, Any]] = []
     if pair:
         with contextlib.suppress(CarftError):  # they share no trial
@@ -93,7 +92,9 @@ def build(
             if table.method == method and not table.averages
         ]
         + [_suite(rows, looks, name) for rows in suites.tabled(scores)],
-        "averages": [document.grid(table) for table in averages if len(table.columns) > 1],
+        "averages": [
+            document.grid(table) for table in flat if table.averages and len(table.columns) > 1
+        ],
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
             published.grid([one for one in found if one["selection"] == method], remarks)
@@ -170,7 +171,7 @@ def _section(
     chosen = rows[rows["selected"]].drop(columns="step")
     means = frames.over_targets(rows, frames.DRIFT)
     drawn: dict[str, list[figures.Figure | None]] = {
-        "bars": [*figures.bars(table, looks, name)] if _has_values(table) else [],
+        "bars": [*figures.bars(table, looks, name)],
         "steps": [
             figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
             for at, some in _places(table, rows)
@@ -207,10 +208,6 @@ def _suite(rows: Sequence[suites.Scores], looks: Looks, name: Callable[..., str]
     drawn = figures.suite(table.title, identity, suites.points(rows), looks)
     parts = [_part("suite", drawn)] if drawn else []
     return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
-
-
-def _has_values(table: Table) -> bool:
-    return any(cell.mean is not None for row in table.rows for cell in row.cells)
 
 
 def _places(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -75,16 +75,15 @@ def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
 
     ``name(dataset, part, ...)`` makes a figure's name. Of many algorithms each group is a figure.
     """
-    rows = [(row.algorithm, [*row.cells, Cell(row.average, None, 1)]) for row in table.rows]
-    groups = [
-        (label, found)
-        for place, label in enumerate([*table.columns, "average"])
-        if (
-            found := [(name, cells[place]) for name, cells in rows if cells[place].mean is not None]
-        )
-    ]
+    groups = []
+    for place, label in enumerate([*table.columns, "average"]):
+        cells = [[*row.cells, Cell(row.average)][place] for row in table.rows]
+        drawn = [
+            (row.algorithm, cell) for row, cell in zip(table.rows, cells) if cell.mean is not None
+        ]
+        groups += [(label, drawn)] if drawn else []
     dataset = table.dataset
-    if len(table.rows) <= _MANY:
+    if groups and len(table.rows) <= _MANY:
         return [_bars(dataset, name(dataset, "accuracy"), "by environment", groups, looks)]
     return [
         _bars(f"{dataset}, {one[0]}", name(dataset, "accuracy", one[0]), one[0], [one], looks)
@@ -96,8 +95,7 @@ def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
 def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks) -> Figure:
     canvas = _canvas(0.75 + _ROW * sum(len(cells) + 1.6 for _, cells in groups))
     axes = canvas.subplots()
-    height = 0.0
-    names = {}
+    height, names = 0.0, {}
     for label, cells in groups:
         axes.text(0, height, f" {shown(label)}", va="center", weight="bold")
         for algorithm, cell in cells:
@@ -105,11 +103,11 @@ def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks)
             names[height] = shown(algorithm)
             error = cell.error if cell.n > 1 else None
             axes.barh(
-                height, cell.mean or 0.0, 0.78, color=looks[algorithm].colour, edgecolor=INK,
+                height, cell.mean, 0.78, color=looks[algorithm].colour, edgecolor=INK,
                 linewidth=0.6, xerr=error,
                 error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
             )  # fmt: skip
-            end = (cell.mean or 0.0) + (error or 0.0)
+            end = cell.mean + (error or 0.0)
             axes.text(end + 1.5, height, f"{cell.mean:.1f}", va="center", fontsize=9)
         height += 1.6
     axes.set_yticks(list(names), list(names.values()))
@@ -126,10 +124,7 @@ def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks)
 def curves(
     title: str, name: str, rows: pd.DataFrame, panels: Panels, looks: Looks
 ) -> Figure | None:
-    """Stacked panels, each with one line per algorithm: mean and band over trials.
-
-    ``rows``: see ``frames.checkpoints``. None if there is nothing to draw.
-    """
+    """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty."""
     lines = {
         column: found for column in panels if (found := dict(frames.over_trials(rows, column)))
     }

@@ -68,10 +68,7 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean`` and ``error`` by step) of each algorithm with any value.
-
-    The error is the tables': the standard deviation with divisor n over the root of n.
-    """
+    """(algorithm, frame of ``mean`` and the tables' ``error`` by step) of all that have values."""
     known = frame.dropna(subset=[value])
     for algorithm, rows in known.groupby("algorithm", sort=False):
         grouped = rows.groupby("step")[value]

@@ -36,11 +36,7 @@ def require_place(folder: Path) -> None:
 
 
 def write(folder: Path, page: Mapping[str, Any]) -> Path:
-    """Write what ``building.build`` says, and its figures; the path of the page.
-
-    Figures that an earlier page had, and this one has not, are removed. Nothing else is. The page
-    needs nothing from anywhere else: styles, script and pictures are in it.
-    """
+    """Write what ``building.build`` says, remove outdated figures; the path of the page."""
     environment = text.templates(autoescape=True)
     # Names are anybody's; what is markup already has come through here.
     environment.finalize = lambda value: text.shown(value) if type(value) is str else value
@@ -60,7 +56,5 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
 
 
 def _earlier(folder: Path) -> str:
-    try:
-        return (folder / INDEX).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    page = folder / INDEX
+    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""

@@ -23,10 +23,7 @@ _FILLED_IN = ("prompts_digest", "clip_digest", "clip_revision", "preprocessing",
 
 
 class Collection(NamedTuple):
-    """Runs in groups that may be averaged, the selection methods, and the faults found.
-
-    ``compare_with``: published methods, as the manifests name them.
-    """
+    """Runs in groups that may be averaged, and what the manifests and the user asked for."""
 
     groups: Sequence[Group]
     methods: Sequence[str]
@@ -93,10 +90,7 @@ def gather(
 def build(
     collection: Collection, pair: Sequence[str] | None = None, compare: bool = False
 ) -> Document:
-    """Everything that was requested; ``pair``: two algorithms.
-
-    ``compare``: with the published figures of the methods that the manifests name, else of all.
-    """
+    """All that was requested; ``pair``: two algorithms; ``compare``: with published figures."""
     built = [tables.build(group, collection.methods) for group in collection.groups]
     flat = [table for group in built for table in group]
     grids = [*map(document.grid, flat)]

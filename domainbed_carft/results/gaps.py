@@ -38,10 +38,7 @@ class Gaps:
     def of(
         self, dataset: str, algorithm: str, target: int, method: str, count: int
     ) -> list[str] | None:
-        """Sentences on what the cell lacks, none for a complete one; ``count`` environments.
-
-        None where no job is expected.
-        """
+        """What a cell lacks, of ``count`` environments; None where no job is expected."""
         kind = dataset, algorithm, METHODS[method].leaves_out
         if kind not in self._of_kind:
             return None if self._listed else ["no job of the algorithm on this data set"]

@@ -1,7 +1,4 @@
-"""Two algorithms compared where both were run: over (data set, target, trial).
-
-Algorithms share the splits of a trial, so paired differences vary less than the two means.
-"""
+"""Two algorithms compared over each (data set, target, trial) that both have, with its splits."""
 
 from __future__ import annotations
 
@@ -82,10 +79,7 @@ def compare(
 def interval_of_mean(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
 ) -> tuple[float | None, float | None]:
-    """Bootstrap percentiles of the mean of all values, resampling whole clusters.
-
-    ``sums``, ``counts``: of the values of each cluster. None for a single cluster.
-    """
+    """Bootstrap percentiles of the mean, from clusters' sums and counts; None for a single one."""
     if len(sums) < 2:
         return None, None
     draw = np.random.default_rng(SEED)

@@ -49,10 +49,7 @@ def _percent(text: str) -> float | None:
 
 
 def figures(wanted: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Published accuracies by the header of the file; of the methods in ``wanted``, if any.
-
-    ``dataset`` may be AVERAGE, over the five; ``selection``: what a figure was selected on.
-    """
+    """Published accuracies, of the methods in ``wanted``, if any, in the order of the file."""
     rows = [row for row in read("published.csv") if not wanted or row["method"] in wanted]
     return [row | {"n": row["n"] and int(row["n"])} for row in rows]
 
@@ -69,10 +66,7 @@ def counterpart(run: Run) -> str | None:
 
 
 def compare(group: Group, built: Iterable[Table]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Our averages over targets beside the published ones, and remarks on incomparable runs.
-
-    A comparison is a row for JSON and CSV, in percent and points.
-    """
+    """Our averages over targets beside the published ones, in percent and points; and remarks."""
     known = {(figure["method"], figure["dataset"]): figure for figure in figures()}
     wanted = dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE)
     # The published methods that our runs are instances of: one, or nothing can be compared.

@@ -49,10 +49,7 @@ class Selected(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A rule of selection: DomainBed's name for it, and the outcome of one choice.
-
-    ``leaves_out``: whether its jobs leave environments out; else it selects by ``_in_domain``.
-    """
+    """A rule of selection: DomainBed's name, a choice's outcome, whether its jobs leave any out."""
 
     title: str
     outcome: Callable[[Test, int], Outcome | None] = lambda test, choice: None
@@ -151,11 +148,7 @@ def _at(
 
 
 def _in_domain(runs: Iterable[Run]) -> list[Selected]:
-    """For jobs that leave nothing out: accuracy on each out-split at the last step.
-
-    In each trial the choice with the highest sum of these counts, the first of equals; choices with
-    nan do not count.
-    """
+    """Accuracy on each out-split at the last step, of the choice with the highest sum of these."""
     best: dict[tuple[str, str, int], tuple[float, list[Outcome]]] = {}
     for run in sorted((one for one in runs if not one.test_envs), key=lambda one: one.job.key):
         dataset, algorithm, _, trial, choice = run.job.key

@@ -123,9 +123,7 @@ def grid(rows: Sequence[Scores]) -> Grid:
 
 
 def others(suite: Suite) -> list[dict[str, Any]]:
-    """Others' models on a suite: zero-shot CLIPs, on imagenet also others; name of a set or mean ->
-    accuracy in percent, among ``method``, ``backbone``, ``source`` and ``note``.
-    """
+    """Rows of others' figures by set or mean, in percent: zero-shot CLIPs, on imagenet more."""
     if suite.name != "imagenet":
         about = {"method": "zero-shot CLIP", "source": suite.source, "note": ""}
         return [{**about, "backbone": clip, **row} for clip, row in suite.published.items()]
@@ -159,14 +157,12 @@ def columns(suite: Suite) -> dict[str, str]:
 
 
 def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
-    """Algorithm, alpha, accuracy in distribution and the mean of the shifts, of rows with both.
-
-    Of an algorithm's weights only the first: a curve is between the CLIP and one of them.
-    """
+    """Algorithm, alpha, accuracy in distribution and mean of the shifts, of rows with both."""
     found, first = [], dict[str, str]()
     for row in rows:
         inner = next((one.name for one in known.get(row.suite).sets if not one.shifted), "")
         x, y = (row.cells.get(name, Cell()).mean for name in (inner, "mean"))
+        # A curve is between the CLIP and one file of weights.
         same = row.weights == first.setdefault(row.algorithm, row.weights)
         if same and x is not None and y is not None:
             found.append((row.algorithm, row.alpha, x, y))

@@ -55,11 +55,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One data set's, or that of all data sets' averages, by one method, of one group.
-
-    The averages' ``columns`` are the data sets, and their ``dataset`` is only a title: a data set
-    may have that name, too.
-    """
+    """One data set's, or that of averages, whose columns are data sets, by one method and group."""
 
     setting: str
     method: str
