@@ -1,8 +1,5 @@
 """Figures: colour is never the only sign, the same bytes each time."""
 
-import pandas as pd
-import pytest
-
 from domainbed_carft.method import hparams
 from domainbed_carft.report import figures
 from domainbed_carft.report.looks import looks_of
@@ -49,28 +46,6 @@ def test_each_environments_bars_are_a_figure_if_there_are_many():
     for one in many:  # which a printed page has room for
         height = float(one.svg.split('height="')[1].split("pt")[0]) / 72
         assert height < 9 and one.svg.count(">FLYP</text>") == 1
-
-
-def test_a_legend_stays_within_its_figure():
-    steps = range(3)
-    for names in (MANY, ("CLIPFeatureDistillation", "CLIPFeatureDistillation2", "CARFT")):
-        rows = pd.DataFrame(
-            [(name, 0, step, 0.5) for name in names for step in steps],
-            columns=["algorithm", "trial", "step", "in_domain"],
-        )
-        drawn = {}
-
-        def saved(canvas, *words, drawn=drawn):
-            canvas.draw_without_rendering()
-            drawn["legend"] = canvas.legends[0].get_window_extent()
-            drawn["canvas"] = canvas.bbox
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(figures, "_saved", saved)
-            panels = {"in_domain": ("in-domain", 100)}
-            figures.curves("title", "name", rows, panels, looks_of(names))
-        legend, canvas = drawn["legend"], drawn["canvas"]
-        assert legend.x0 >= 0 and legend.x1 <= canvas.x1 and legend.height < canvas.height / 2
 
 
 def drawn(label="$x_1$ & <b>"):

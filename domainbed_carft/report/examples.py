@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -99,7 +99,7 @@ def _target(
 
 def _remark(judged: Judged) -> str:
     """Which weights, and their accuracy now and as recorded."""
-    one, run, step = judged.one, judged.one.outcome.runs[0], judged.run.step
+    one, run, step = judged.one, judged.one.outcome.runs[0], judged.run.step or 0
     which = "selected" if step == one.outcome.step else f"selected: step {one.outcome.step:g}"
     text = f"{run.algorithm}: {judged.run.path.name}, step {step} ({which}); accuracy "
     text += f"{100 * judged.right.double().mean():.1f}% now"
@@ -113,9 +113,8 @@ def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selec
     """Of the first trial in which the weights of both algorithms are there."""
     found = {(one.trial, one.algorithm): one for one in chosen if _kept(one)}
     for trial in sorted({one.trial for one in chosen}):
-        both = [found[trial, name] for name in pair if (trial, name) in found]
-        if len(both) == len(pair):
-            return both
+        if all((trial, name) in found for name in pair):
+            return [found[trial, name] for name in pair]
     raise CarftError(
         f"No trial has the weights of both {' and '.join(pair)}. Run both without "
         "--skip_model_save and --keep_weights none."
@@ -124,8 +123,8 @@ def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selec
 
 def _kept(one: Selected) -> list[str]:
     """Those of WEIGHTS that are there."""
-    folder = one.outcome.runs[0].folder
-    return [which for which, name in WEIGHTS.items() if os.path.exists(os.path.join(folder, name))]
+    folder = Path(one.outcome.runs[0].folder)
+    return [which for which, name in WEIGHTS.items() if (folder / name).exists()]
 
 
 def _open(one: Selected) -> saved.TrainedRun:

@@ -28,15 +28,11 @@ class Collection(NamedTuple):
     groups: Sequence[Group]
     methods: Sequence[str]
     faults: Sequence[Fault]
-    records: int
-    jobs: int
     compare_with: Sequence[str]
 
 
 def gather(
-    folders: Sequence[Path | str],
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
+    folders: Sequence[Path | str], methods: Sequence[str] | None = None, ignored: Sequence[str] = ()
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
@@ -80,11 +76,10 @@ def gather(
         named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
     if 2 in left_out:  # these jobs serve nothing else
         named.add(selection.LEAVE_ONE_OUT)
+    compare_with = list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with))
     return Collection(
-        groups, methods or [name for name in there if name in named], faults,
-        sum(len(run.steps) for run in runs), sum(len(group.runs) for group in groups),
-        list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
-    )  # fmt: skip
+        groups, methods or [name for name in there if name in named], faults, compare_with
+    )
 
 
 def build(
@@ -117,9 +112,10 @@ def build(
         sections["paired"] = rows = paired.compare(collection.groups, collection.methods, *pair)
         grids.append(paired.grid(rows, *pair))
         caption.append(paired.CAPTION)
+    runs = [run for group in collection.groups for run in group.runs]
     sections["summary"] = {
-        "records": collection.records,
-        "jobs": collection.jobs,
+        "records": sum(len(run.steps) for run in runs),
+        "jobs": len(runs),
         "incomplete_cells": sum(table.incomplete for table in flat),
         "cells": sum(cell.counts for table in flat for row in table.rows for cell in row.cells),
         "faults": [fault._asdict() for fault in collection.faults],

@@ -24,8 +24,7 @@ CAPTION = (
 class Scores(NamedTuple):
     """One algorithm's weights on a suite; ``alpha``: WiSE-FT's, None for the weights themselves.
 
-    ``cells``: the name of a set, or the key of a mean, -> its accuracies over trials; ``partial``:
-    sets of which a trial had no complete copy.
+    ``cells``: of sets, partial where a trial had no complete copy, and of means.
     """
 
     suite: str
@@ -36,17 +35,12 @@ class Scores(NamedTuple):
     alpha: float | None
     backbone: str
     cells: Mapping[str, Cell]
-    partial: frozenset[str]
 
     @property
     def words(self) -> list[str]:
         """The cells of its row in the suite's table."""
-        found = []
-        for name in columns(known.get(self.suite)):
-            cell = self.cells.get(name, Cell())
-            mark = "*" * (name in self.partial)
-            found.append((number(cell.mean, cell.error, cell.n) or "-") + mark)
-        return found
+        cells = [self.cells.get(name, Cell()) for name in columns(known.get(self.suite))]
+        return [(number(c.mean, c.error, c.n) or "-") + "*" * c.partial for c in cells]
 
     @property
     def label(self) -> str:
@@ -61,7 +55,8 @@ class Scores(NamedTuple):
             name: {"mean": cell.mean, "standard_error": cell.error, "n": cell.n}
             for name, cell in self.cells.items()
         }
-        return {**self._asdict(), "cells": cells, "partial": sorted(self.partial)}
+        partial = sorted(name for name, cell in self.cells.items() if cell.partial)
+        return {**self._asdict(), "cells": cells, "partial": partial}
 
 
 def scores(group: Group) -> list[Scores]:
@@ -76,7 +71,7 @@ def scores(group: Group) -> list[Scores]:
                 found.setdefault(key, {})[one.trial] = record
     order = tables.algorithms(algorithm for _, algorithm, *_ in found)
     rows = [
-        Scores(suite, group.title, dataset, algorithm, weights, alpha, clip, *_over(suite, trials))
+        Scores(suite, group.title, dataset, algorithm, weights, alpha, clip, _over(suite, trials))
         for (dataset, algorithm, clip, suite, weights, alpha), trials in found.items()
     ]
     return sorted(rows, key=lambda row: (
@@ -85,22 +80,20 @@ def scores(group: Group) -> list[Scores]:
     ))  # fmt: skip
 
 
-def _over(
-    suite: str, trials: Mapping[int, Mapping[str, Any]]
-) -> tuple[dict[str, Cell], frozenset[str]]:
-    """The cells of the records of the trials, and the sets of which one is not complete."""
-    accuracies: dict[str, dict[int, float]] = {name: {} for name in columns(known.get(suite))}
-    partial = set()
-    for trial, record in trials.items():
-        for name, of_trial in accuracies.items():
-            value = record.get(name)
-            if one := record["sets"].get(name):
-                value = one.get("mean_per_class", one["accuracy"])
-                partial |= set() if one["complete"] else {name}
+def _over(suite: str, trials: Mapping[int, Mapping[str, Any]]) -> dict[str, Cell]:
+    """The cells of the records of the trials."""
+    cells = {}
+    for name in columns(known.get(suite)):
+        found, partial = {}, False
+        for trial, record in trials.items():
+            one = record["sets"].get(name)
+            value = one.get("mean_per_class", one["accuracy"]) if one else record.get(name)
+            partial |= bool(one and not one["complete"])
             if value is not None:
-                of_trial[trial] = value
-    cells = {name: tables.cell_of(found, ()) for name, found in accuracies.items() if found}
-    return cells, frozenset(partial)
+                found[trial] = value
+        if found:
+            cells[name] = tables.cell_of(found, ())._replace(partial=partial)
+    return cells
 
 
 def tabled(rows: Iterable[Scores]) -> list[list[Scores]]:

@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
 
     ``accuracies``: trial -> accuracy in [0, 1]. Mean and error are None if there is no trial.
-    ``partial``: an average over some of the environments; the sweep declares no job for others.
+    ``partial``: an average over some of the environments, or of a copy that is not complete.
     """
 
     mean: float | None = None
@@ -178,7 +178,7 @@ def labels(
         name: [environment.label for environment in benchmark.environments]
         for name, benchmark in benchmarks.BENCHMARKS.items()
     }
-    ways = recorded, listed, known
+    ways: list[Mapping[str, Sequence[str]]] = [recorded, listed, known]
     for name in {job.key.dataset: None for job in planned}:
         counts.setdefault(name, len(listed.get(name) or known.get(name, ())))
     found = {}
