@@ -93,6 +93,7 @@ def test_the_page_is_well_made_and_asks_nothing_from_elsewhere(made, page):
     assert all(value.startswith(("#", "data:", "figures/")) for value in values)
     drawn = "".join(p.read_text(encoding="utf-8") for p in (made / "figures").glob("*.svg"))
     assert "url(" not in page.text and "@import" not in page.text and "<script" not in drawn
+    assert not re.search(r'(?:href|src)="(?!#)', drawn)
     assert page.all("html")[0]["lang"] == "en"
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -224,14 +225,8 @@ def test_names_from_records_are_text_and_move_no_terminal(tmp_path, capsys):
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page.text + told.out + told.err)
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--examples", "CARFT", "ERM"], "expected two different algorithms of CLIPZeroShot, CLIP"),
-        (["--examples", "CARFT", "CARFT"], "expected two different algorithms of"),
-    ],
-)
-def test_what_cannot_be_done_is_told_and_leaves_no_page(sweep, tmp_path, capsys, words, message):
-    assert report(sweep, tmp_path / "report", *words) == 1
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize("other", ["ERM", "CARFT"])
+def test_what_cannot_be_compared_is_told_and_leaves_no_page(sweep, tmp_path, capsys, other):
+    assert report(sweep, tmp_path / "report", "--examples", "CARFT", other) == 1
+    assert "expected two different algorithms of CLIPZeroShot, CLIP" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

@@ -26,76 +26,72 @@ def add_to(commands: Any) -> None:
     collect = commands.add_parser(
         "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
-    _add_common(collect)
-    collect.add_argument(
-        "--format", choices=FORMATS, default="text", help="output format (default: text)"
-    )
-    collect.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
-    )
-    collect.add_argument(
+    add = _adding(collect, _collect)
+    add("--format", choices=FORMATS, default="text", help="output format (default: text)")
+    add("-o", "--output", type=Path, metavar="FILE", help="write here instead of printing")
+    add(
         "--strict", action="store_true",
         help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
     )  # fmt: skip
-    collect.add_argument(
-        "--compare", choices=["published"], help="show published figures beside your own"
-    )
-    collect.add_argument(
+    add("--compare", choices=["published"], help="show published figures beside your own")
+    add(
         "--paired", nargs=2, metavar=("A", "B"),
         help="show algorithm A minus B, paired over data set, environment and trial",
     )  # fmt: skip
-    collect.set_defaults(run=_collect)
 
     top = commands.add_parser(
         "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
     )
-    _add_common(top)
-    top.add_argument("--dataset", help="show only this data set")
-    top.add_argument("--algorithm", help="show only this algorithm")
-    top.add_argument("--test_env", type=int, help="show only the environment with this index")
-    top.set_defaults(run=_top)
+    add = _adding(top, _top)
+    add("--dataset", help="show only this data set")
+    add("--algorithm", help="show only this algorithm")
+    add("--test_env", type=int, help="show only the environment with this index")
 
     report = commands.add_parser(
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
-    _add_common(report)
-    report.add_argument(
+    add = _adding(report, _report)
+    add(
         "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
         help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
     )  # fmt: skip
-    report.add_argument(
+    add(
         "--examples", nargs=2, metavar=("A", "B"),
         help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
     )  # fmt: skip
-    report.add_argument(
+    add(
         "--n_examples", type=int, default=4,
         help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
     )  # fmt: skip
-    report.add_argument(
+    add(
         "--no_examples", "--no-examples", action="store_true",
         help="show no pictures, and read neither data nor weights",
     )  # fmt: skip
-    report.add_argument(
-        "--data_dir", help="folder that contains the data now (default: as recorded)"
+    add("--data_dir", help="folder that contains the data now (default: as recorded)")
+
+
+def _adding(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The method that adds arguments, after those of all three were added."""
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="folder of a sweep, ours or DomainBed's",
     )
-    report.set_defaults(run=_report)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR",
-        help="output folder of a sweep, ours or DomainBed's",
-    )  # fmt: skip
-    parser.add_argument(
+    add(
         "--ignore", type=some_of(KINDS), action="extend", default=[], metavar="PART,...",
         help="merge runs that differ in these parts, separated by commas: " + ", ".join(KINDS),
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
         "the sweep declares, else all that have jobs); of a report, the first counts for figures",
     )  # fmt: skip
+    return add
 
 
 def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:

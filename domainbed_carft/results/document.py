@@ -60,7 +60,7 @@ def grid(table: Table) -> Grid:
                 text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
             cells.append(text)
         rows.append([row.algorithm, *cells, number(row.average) or NOTHING])
-    notes = [f"[{number}] {'. '.join(missing)}." for missing, number in numbers.items()]
+    notes = [f"[{mark}] {'. '.join(missing)}." for missing, mark in numbers.items()]
     return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
 
 
