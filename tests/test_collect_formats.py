@@ -9,8 +9,7 @@ import subprocess
 import collect_sweeps
 import pytest
 
-from domainbed_carft.results import formats
-from domainbed_carft.results.document import Document, Grid
+from domainbed_carft.results.document import FORMATS, Document, Grid, _in_latex
 
 AWKWARD = 'a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫'
 
@@ -28,7 +27,7 @@ def document(tmp_path):
 
 
 def test_text_is_aligned_and_explains_itself(document):
-    text = formats.FORMATS["text"](document)
+    text = FORMATS["text"](document)
     lines = text.splitlines()
     start = lines.index("./my_data; training-domain validation set")
     header, first, second, note = lines[start + 1 : start + 5]
@@ -40,7 +39,7 @@ def test_text_is_aligned_and_explains_itself(document):
 
 
 def test_markdown_has_tables_of_equal_rows(document):
-    text = formats.FORMATS["markdown"](document)
+    text = FORMATS["markdown"](document)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert r"An\_Algorithm\&more" in text and r"\[50%\_off\]" in text
     assert r"real \| world" in text
@@ -53,7 +52,7 @@ def test_csv_of_the_tables_alone(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     methods = ["training-domain", "oracle", "leave-one-domain-out"]
     document = collect_sweeps.collect(tmp_path, methods=methods)
-    entries = list(csv.DictReader(io.StringIO(formats.FORMATS["csv"](document))))
+    entries = list(csv.DictReader(io.StringIO(FORMATS["csv"](document))))
     assert len(entries) == 3 * (4 + 1)
     assert [e["environment"] for e in entries[:5]] == ["A", "C", "P", "S", "average"]
     table = document.sections["tables"][0]
@@ -71,7 +70,7 @@ def test_latex_compiles(document, tmp_path):
     long = Grid("Long", ["Name", "b"], [[f"row {i}", "12.3"] for i in range(100)], [])
     whole = document._replace(grids=[*document.grids, awkward, long], caption=[AWKWARD])
     path = tmp_path / "tables.tex"
-    path.write_text(formats.FORMATS["latex"](whole), encoding="utf-8")
+    path.write_text(FORMATS["latex"](whole), encoding="utf-8")
     more = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
     done = subprocess.run(
         [LATEX, *more, path.name], cwd=tmp_path, capture_output=True, text=True, errors="replace"
@@ -83,8 +82,8 @@ def test_latex_compiles(document, tmp_path):
 
 
 def test_latex_escapes_what_it_would_read_as_a_command():
-    escaped = formats._in_latex(AWKWARD)
+    escaped = _in_latex(AWKWARD)
     assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
     assert "{-}{-}flag é (U+732B)" in escaped
-    text = formats.FORMATS["latex"](Document([], [Grid("t", ["a"], [["x ± y"]], [])], {}, []))
+    text = FORMATS["latex"](Document([], [Grid("t", ["a"], [["x ± y"]], [])], {}, []))
     assert r"x $\pm$ y \\" in text

@@ -45,11 +45,9 @@ def compare(
         if a == b or not pairs:
             continue
         values = np.array([first[pair] - second[pair] for pair in pairs])  # equal: exactly 0
-        clusters: dict[tuple[str, int], list[float]] = {}
-        for pair, value in zip(pairs, values.tolist(), strict=True):
-            clusters.setdefault(pair[:2], []).append(value)
-        sums = np.array([sum(own) for own in clusters.values()])
-        counts = np.array([len(own) for own in clusters.values()])
+        targets = list(dict.fromkeys(pair[:2] for pair in pairs))
+        cluster = [targets.index(pair[:2]) for pair in pairs]
+        sums, counts = np.bincount(cluster, values), np.bincount(cluster)
         low, high = interval_of_mean(sums, counts)
         found.append(
             {
@@ -60,7 +58,7 @@ def compare(
                 "mean_difference": float(values.mean()),
                 "low": low,
                 "high": high,
-                "targets": len(clusters),
+                "targets": len(targets),
                 "pairs": len(pairs),
                 "wins": int((values > 0).sum()),
                 "losses": int((values < 0).sum()),

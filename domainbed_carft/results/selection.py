@@ -103,7 +103,7 @@ def _training_domain(test: Test, choice: int) -> Outcome | None:
     if run.n_environments < 2:
         return None
     validation = in_domain(run)
-    best = _best(validation)
+    best = int(np.nan_to_num(validation, nan=-1.0).argmax())  # nan is never the highest
     return _at(test, choice, best, validation[best], [run])
 
 
@@ -128,13 +128,8 @@ def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
     left_out = [accuracies(pairs[i])[0][at, i] for i, at in zip(others, places)]
     table = np.ascontiguousarray(np.stack(left_out, axis=1))  # summed as DomainBed sums, see above
     validation = table.sum(axis=1) / len(others)
-    best = _best(validation)
+    best = int(np.nan_to_num(validation, nan=-1.0).argmax())  # nan is never the highest
     return _at(test, choice, first[best], validation[best], runs)
-
-
-def _best(validation: Floats) -> int:
-    """The first of the highest; unlike in numpy's argmax, nan is never the highest."""
-    return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
 
 
 def _at(

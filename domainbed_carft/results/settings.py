@@ -90,8 +90,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
     if problems:
         raise CarftError(
             f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; expected one run per job. Move one folder away or collect the "
-            "folders separately:\n" + "\n".join(problems)
+            "with different records; move one folder away:\n" + "\n".join(problems)
         )
     return counting, faults
 

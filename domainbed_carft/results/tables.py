@@ -174,13 +174,13 @@ def labels(
         counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
         if run.environments:
             recorded.setdefault(run.dataset, run.environments)
-    known = {
+    known: Mapping[str, Sequence[str]] = {
         name: [environment.label for environment in benchmark.environments]
         for name, benchmark in benchmarks.BENCHMARKS.items()
     }
     ways: list[Mapping[str, Sequence[str]]] = [recorded, listed, known]
     for name in {job.key.dataset: None for job in planned}:
-        counts.setdefault(name, len(listed.get(name) or known.get(name, ())))
+        counts.setdefault(name, len(listed.get(name, ()) or known.get(name, ())))
     found = {}
     for name in dict.fromkeys((*(name for name in _ORDER if name in counts), *counts)):
         numbered = [f"env{i}" for i in range(counts[name])]
