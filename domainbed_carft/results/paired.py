@@ -75,7 +75,7 @@ def compare(
 
 
 def interval_of_mean(
-    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
+    sums: npt.NDArray[Any], counts: npt.NDArray[np.int64]
 ) -> tuple[float | None, float | None]:
     """Bootstrap percentiles of the mean, from clusters' sums and counts; None for a single one."""
     if len(sums) < 2:
