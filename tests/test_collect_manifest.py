@@ -118,14 +118,6 @@ def test_leave_one_domain_out_needs_the_pairs_of_listed_targets_only(tmp_path, c
     assert "--test_envs 0 3 has no record: in every trial" in capsys.readouterr().out
 
 
-def test_top_calls_the_environments_as_the_tables_do(tmp_path):
-    collect_sweeps.launch(tmp_path, targets=[3], environments="none")  # no list of names
-    path = tmp_path / manifest.NAME
-    path.write_text(path.read_text().replace('"S"', '"Sketch"'))
-    entry = next(collecting.best(collecting.gather([tmp_path])))
-    assert entry["environment"] == "Sketch"
-
-
 def test_the_methods_are_those_that_the_manifest_names(tmp_path):
     for name, chosen in (("one", ("oracle",)), ("none", ())):
         collect_sweeps.launch(tmp_path / name, [name], selection=chosen)

@@ -10,7 +10,7 @@ import pytest
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import records
-from domainbed_carft.results import formats
+from domainbed_carft.results import document
 from domainbed_carft.results.document import Document, Grid
 
 NAMES = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(4)]
@@ -26,7 +26,7 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
     path = job / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    again = json.loads(lines[1]) | {"env0_in_acc": 0.125}
+    again = json.loads(lines[1]) | {"env0_in_acc": 0.125, "env1_in_acc": 1 + 2**-23}
     path.write_text("".join([*lines, "\n", lines[0][:70], "\n", json.dumps(again), "\n[1]\n"]))
     read = records.read([tmp_path])
     assert [(fault.kind, fault.text) for fault in read.faults] == [
@@ -35,7 +35,7 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     ]
     (run,) = read.runs
     assert list(run.steps) == [0, 100, 200]
-    assert run.accuracies[8] == 0.125
+    assert list(run.accuracies[8:10]) == [0.125, 1 + 2**-23]  # rounding beyond 1 is no fault
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,6 @@ def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
     assert records.last(first) == expected[-1]
     assert records.arguments(first) == expected[0]["args"]
     assert records.last(tmp_path) is None and records.arguments(tmp_path) is None
-
-
-@pytest.mark.parametrize("words", ['[["lr", 1], [2, 3]]', "lr=1"])
-def test_hparams_that_are_no_object_are_one_part_of_the_setting(tmp_path, words):
-    collect_sweeps.write_job(tmp_path, "job", hparams=words)
-    (run,) = records.read([tmp_path]).runs
-    assert [part for part in run.setting if "hparam" in part] == ["hparam --hparams"]
 
 
 def test_folders_are_found_once_each_and_with_links(tmp_path):
@@ -137,16 +130,16 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
     assert records.read([tmp_path]).runs[0].accuracies[at] == 1 + 2**-23
 
 
-@pytest.mark.parametrize("name", ["text", "html", "markdown", "latex", "csv"])
+@pytest.mark.parametrize("name", ["text", "markdown", "latex", "csv"])
 def test_control_characters_are_shown_and_break_nothing(name):
     def page(word):
         grid = Grid(word, ["a", word], [[word, word]], [word])
-        return formats.FORMATS[name](Document(word, [word], [grid], {}, [{"a": word}]))
+        return document.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
 
     text = page(ODD)
     assert text.count("\n") == page("word").count("\n")
     assert not any(character in text for character in "\x1b\u2028\udcff")
-    if name in ("text", "html", "csv"):
+    if name in ("text", "csv"):
         assert text.count(ESCAPED) == page("word").count("word")
 
 

@@ -70,12 +70,12 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     first = collect_sweeps.write_job(tmp_path, "a", seed=1)
     shutil.copytree(first, tmp_path / "copy")
     collection = collecting.gather([tmp_path])
-    assert collection.jobs == 1
+    assert len(collection.groups[0].runs) == 1
     assert [(fault.kind, fault.text) for fault in collection.faults] == [
         ("passed over", f"same job as in {first}, which is used")
     ]
     collect_sweeps.write_job(tmp_path, "b", done=False)
-    assert collecting.gather([tmp_path]).jobs == 1
+    assert len(collecting.gather([tmp_path]).groups[0].runs) == 1
     (tmp_path / "b" / "done").touch()
     with pytest.raises(
         CarftError, match=r"(?s)1 job was run twice .*\n- PACS ERM, test .*: .*/a, .*/b"

@@ -194,12 +194,6 @@ def page_of(folder, *words):
     return (output / "index.html").read_text(encoding="utf-8")
 
 
-def diverged(path):
-    content = torch.load(path, weights_only=True)
-    content["model_dict"]["head.weight"].fill_(float("nan"))
-    torch.save(content, path)
-
-
 def recorded(**args):
     def damage(path):
         content = torch.load(path, weights_only=True)
@@ -215,7 +209,6 @@ def recorded(**args):
         (recorded(trial_seed=1), "does not belong to the records in its folder"),
         (Path.unlink, "Run both without --skip_model_save"),
         (lambda path: path.write_bytes(b"no weights"), "CARFT/model"),
-        (diverged, "head.weight"),
     ],
 )
 def test_weights_that_are_no_use_are_told_on_the_page(one_target, damage, what):

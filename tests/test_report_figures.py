@@ -1,8 +1,5 @@
 """Figures: colour is never the only sign, the same bytes each time."""
 
-import pandas as pd
-import pytest
-
 from domainbed_carft.method import hparams
 from domainbed_carft.report import figures
 from domainbed_carft.report.looks import looks_of
@@ -11,13 +8,6 @@ from domainbed_carft.results.tables import Cell, Row, Table
 
 OTHERS = tuple("ABCDEFG")
 MANY = (*OTHERS, *tables.OURS)
-
-
-def luminance(colour):
-    """Relative, by WCAG 2."""
-    shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_twenty_algorithms_differ_in_more_than_colour():
@@ -29,8 +19,6 @@ def test_twenty_algorithms_differ_in_more_than_colour():
         [looks[name].colour for name in tables.OURS],
     ):
         assert len(set(signs)) == len(signs)
-    for look in looks.values():
-        assert 1.05 / (luminance(look.colour) + 0.05) >= 3, look
     # Whatever is beside it, an algorithm keeps its look.
     assert looks_of(["CLIPood"])["CLIPood"] == looks["CLIPood"]
 
@@ -49,28 +37,6 @@ def test_each_environments_bars_are_a_figure_if_there_are_many():
     for one in many:  # which a printed page has room for
         height = float(one.svg.split('height="')[1].split("pt")[0]) / 72
         assert height < 9 and one.svg.count(">FLYP</text>") == 1
-
-
-def test_a_legend_stays_within_its_figure():
-    steps = range(3)
-    for names in (MANY, ("CLIPFeatureDistillation", "CLIPFeatureDistillation2", "CARFT")):
-        rows = pd.DataFrame(
-            [(name, 0, step, 0.5) for name in names for step in steps],
-            columns=["algorithm", "trial", "step", "in_domain"],
-        )
-        drawn = {}
-
-        def saved(canvas, *words, drawn=drawn):
-            canvas.draw_without_rendering()
-            drawn["legend"] = canvas.legends[0].get_window_extent()
-            drawn["canvas"] = canvas.bbox
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(figures, "_saved", saved)
-            panels = {"in_domain": ("in-domain", 100)}
-            figures.curves("title", "name", rows, panels, looks_of(names))
-        legend, canvas = drawn["legend"], drawn["canvas"]
-        assert legend.x0 >= 0 and legend.x1 <= canvas.x1 and legend.height < canvas.height / 2
 
 
 def drawn(label="$x_1$ & <b>"):

@@ -13,7 +13,7 @@ from typing import Any
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
-from domainbed_carft.results import collection, formats, suites
+from domainbed_carft.results import collection, document, suites
 from domainbed_carft.results.document import Document
 from domainbed_carft.sweep import launch, sources
 from domainbed_carft.sweep.declaration import Declaration
@@ -66,8 +66,8 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
                 wise_ft.run(argparse.Namespace(**{**vars(given), **mixes, "output": mixed}))
     rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
     (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
-    table = Document("", [suites.CAPTION], [suites.grid(ends)], {}, [])
-    text = formats.FORMATS["text"](table)
+    table = Document([suites.CAPTION], [suites.grid(ends)], {}, [])
+    text = document.FORMATS["text"](table)
     (output / "results.txt").write_text(text, encoding="utf-8")
     print(text)
     print(

@@ -18,7 +18,7 @@ INCOMPLETE = 3  # exit status of --strict
 
 # As modules that take a while to load have them, which a test compares.
 METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
-FORMATS = ("text", "markdown", "csv", "json", "html", "latex")
+FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 
 def add_to(commands: Any) -> None:
@@ -26,86 +26,72 @@ def add_to(commands: Any) -> None:
     collect = commands.add_parser(
         "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
-    _add_common(collect)
-    collect.add_argument(
-        "--format", choices=FORMATS, default="text", help="output format (default: text)"
-    )
-    collect.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
-    )
-    collect.add_argument(
+    add = _adding(collect, _collect)
+    add("--format", choices=FORMATS, default="text", help="output format (default: text)")
+    add("-o", "--output", type=Path, metavar="FILE", help="write here instead of printing")
+    add(
         "--strict", action="store_true",
         help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
     )  # fmt: skip
-    collect.add_argument(
-        "--compare", choices=["published"], help="show published figures beside your own"
-    )
-    collect.add_argument(
+    add("--compare", choices=["published"], help="show published figures beside your own")
+    add(
         "--paired", nargs=2, metavar=("A", "B"),
         help="show algorithm A minus B, paired over data set, environment and trial",
     )  # fmt: skip
-    _add_selection(collect)
-    collect.set_defaults(run=_collect)
 
     top = commands.add_parser(
         "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
     )
-    _add_common(top)
-    _add_selection(top)
-    top.add_argument("--dataset", help="show only this data set")
-    top.add_argument("--algorithm", help="show only this algorithm")
-    top.add_argument("--test_env", type=int, help="show only the environment with this index")
-    top.set_defaults(run=_top)
+    add = _adding(top, _top)
+    add("--dataset", help="show only this data set")
+    add("--algorithm", help="show only this algorithm")
+    add("--test_env", type=int, help="show only the environment with this index")
 
     report = commands.add_parser(
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
-    _add_common(report)
-    report.add_argument(
+    add = _adding(report, _report)
+    add(
         "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
         help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
     )  # fmt: skip
-    report.add_argument(
-        "--select", choices=METHODS, metavar="METHOD",
-        help=f"selection method of figures and examples: {', '.join(METHODS)} "
-        "(default: the first that the sweep declares or has jobs for)",
-    )  # fmt: skip
-    report.add_argument(
+    add(
         "--examples", nargs=2, metavar=("A", "B"),
         help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
     )  # fmt: skip
-    report.add_argument(
+    add(
         "--n_examples", type=int, default=4,
         help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
     )  # fmt: skip
-    report.add_argument(
+    add(
         "--no_examples", "--no-examples", action="store_true",
         help="show no pictures, and read neither data nor weights",
     )  # fmt: skip
-    report.add_argument(
-        "--data_dir", help="folder that contains the data now (default: as recorded)"
+    add("--data_dir", help="folder that contains the data now (default: as recorded)")
+
+
+def _adding(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The method that adds arguments, after those of all three were added."""
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="folder of a sweep, ours or DomainBed's",
     )
-    report.set_defaults(run=_report)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR",
-        help="output folder of a sweep, ours or DomainBed's",
-    )  # fmt: skip
-    parser.add_argument(
+    add(
         "--ignore", type=some_of(KINDS), action="extend", default=[], metavar="PART,...",
         help="merge runs that differ in these parts, separated by commas: " + ", ".join(KINDS),
     )  # fmt: skip
-
-
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add(
         "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
-        "the sweep declares, else all that have jobs)",
+        "the sweep declares, else all that have jobs); of a report, the first counts for figures",
     )  # fmt: skip
+    return add
 
 
 def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
@@ -113,12 +99,9 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
-        unknown = [name for name in names if name not in choices]
-        if unknown:
-            raise argparse.ArgumentTypeError(
-                f"{', '.join(map(repr, unknown))}; expected one or more of {', '.join(choices)}, "
-                "separated by commas"
-            )
+        if not {*names} <= {*choices}:
+            expected = f"one or more of {', '.join(choices)}, separated by commas"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
         return names
 
     return parse
@@ -127,22 +110,22 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import formats
+    from domainbed_carft.results import document
 
     if arguments.format == "csv" and arguments.compare and arguments.paired:
         raise CarftError("--format csv holds one table; use either --compare or --paired")
     files.require_output(arguments.output)
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
-    document = collecting.build(collection, arguments.paired, bool(arguments.compare))
-    text = formats.FORMATS[arguments.format](document)
+    built = collecting.build(collection, arguments.paired, bool(arguments.compare))
+    text = document.FORMATS[arguments.format](built)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
     # CSV has no room for notes.
-    lines = list(document.sections["notes"]) if arguments.format == "csv" else []
+    lines = list(built.sections["notes"]) if arguments.format == "csv" else []
     lines += records.told(collection.faults)
-    counts = document.sections["summary"]
+    counts = built.sections["summary"]
     summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"
     if incomplete := counts["incomplete_cells"]:
         summary += f"; incomplete: {incomplete:,} of {counted(counts['cells'], 'cell')} (see notes)"
@@ -152,30 +135,29 @@ def _collect(arguments: argparse.Namespace) -> int:
     kinds["incomplete cells"] = incomplete
     counting = ("incomplete cells", "no records", "unreadable", "diverged")
     wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
-    if arguments.strict and wrong:
-        print(f"carft: --strict: {', '.join(wrong)}", file=sys.stderr)
-        return INCOMPLETE
-    return 0
+    if not (arguments.strict and wrong):
+        return 0
+    print(f"carft: --strict: {', '.join(wrong)}", file=sys.stderr)
+    return INCOMPLETE
 
 
 def _top(arguments: argparse.Namespace) -> None:
     from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import formats
+    from domainbed_carft.results import document
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     chosen = list(collecting.best(collection))
-    wanted = {name: getattr(arguments, name) for name in ("dataset", "algorithm", "test_env")}
-    asked = [("select", "selection", method) for method in arguments.select or ()]
-    asked += [(name, name, value) for name, value in wanted.items() if value is not None]
-    for flag, name, value in asked:
-        there = sorted({entry[name] for entry in chosen if entry[name] is not None})
-        if value not in there:
+    asked = [(name, getattr(arguments, name)) for name in ("dataset", "algorithm", "test_env")]
+    asked += [("selection", method) for method in arguments.select or ()]
+    for name, value in asked:
+        there = sorted({entry[name] for entry in chosen} - {None})
+        if value not in (None, *there):
             listed = ", ".join(map(str, there)) or "none"
-            raise CarftError(f"--{flag} {value} has no selected run; available: {listed}")
-        if flag != "select":
+            raise CarftError(f"no run was selected with {name} {value}; available: {listed}")
+        if value is not None and name != "selection":
             chosen = [entry for entry in chosen if entry[name] == value]
-    sys.stdout.write(formats.as_json(chosen))
+    sys.stdout.write(document.as_json(chosen))
     for line in records.told(collection.faults):
         print(line, file=sys.stderr)
 

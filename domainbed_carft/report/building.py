@@ -38,14 +38,10 @@ _WORDS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_di
 
 def run(arguments: argparse.Namespace) -> None:
     """``carft report``."""
-    if arguments.n_examples < 1:
-        raise CarftError(
-            f"--n_examples is {arguments.n_examples}, expected at least 1; for none: --no_examples"
-        )
     writing.require_place(arguments.output)  # before anything takes time
     page = build(
         arguments.folders, arguments.select, arguments.ignore, arguments.examples,
-        0 if arguments.no_examples else arguments.n_examples, arguments.data_dir,
+        0 if arguments.no_examples else max(0, arguments.n_examples), arguments.data_dir,
     )  # fmt: skip
     index = writing.write(arguments.output, page)
     for line in page["faults"]:
@@ -56,17 +52,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def build(
-    folders: Sequence[Path], select: str | None = None, ignored: Sequence[str] = (),
+    folders: Sequence[Path], methods: Sequence[str] | None = None, ignored: Sequence[str] = (),
     asked: Sequence[str] | None = None, count: int = 4, data_dir: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Read everything; returns the page's content, by the names that its template uses.
 
     ``asked``: the algorithms to compare, by default PAIR if both are there; ``count``: examples of
-    each direction, 0 for none. Raises CarftError as ``collecting.gather`` does, for a selection
-    method without jobs, and for algorithms in ``asked`` without jobs.
+    each direction. Raises CarftError as ``collecting.gather``, and for an ``asked`` without jobs.
     """
-    collection = collecting.gather(folders, ignored=ignored, also=select)
-    method = select or collection.methods[0]
+    collection = collecting.gather(folders, methods, ignored)
+    method = collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
     algorithms = tables.algorithms(run.algorithm for run in runs)
@@ -78,12 +73,11 @@ def build(
         show = partial(examples.part, pair=pair, most=count, data_dir=data_dir)
     built = [tables.build(group, collection.methods) for group in groups]
     flat = [table for own in built for table in own]
-    averages = [table for table in flat if table.averages and _has_values(table)]
-    differences: list[paired.Difference] = []
+    differences: list[dict[str, Any]] = []
     if pair:
         with contextlib.suppress(CarftError):  # they share no trial
             differences = paired.compare(groups, [method], *pair)
-    known = {figure.dataset for figure in published.figures()}.intersection(r.dataset for r in runs)
+    known = {figure["dataset"] for figure in published.figures()} & {run.dataset for run in runs}
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
     scores = [row for group in groups for row in suites.scores(group)]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
@@ -98,10 +92,12 @@ def build(
             if table.method == method and not table.averages
         ]
         + [_suite(rows, looks, name) for rows in suites.tabled(scores)],
-        "averages": [document.grid(table) for table in averages if len(table.columns) > 1],
+        "averages": [
+            document.grid(table) for table in flat if table.averages and len(table.columns) > 1
+        ],
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
-            published.grid([one for one in found if one.selection == method], remarks)
+            published.grid([one for one in found if one["selection"] == method], remarks)
             for found, remarks in compared
         ]
         + suites.beside(scores),
@@ -124,41 +120,36 @@ def build(
 def _pair(
     algorithms: Sequence[str], asked: Sequence[str] | None, method: str
 ) -> Sequence[str] | None:
-    if asked is None:
-        return PAIR if set(PAIR) <= set(algorithms) and method != selection.IN_DOMAIN else None
-    if method == selection.IN_DOMAIN or asked[0] == asked[1] or not set(asked) <= set(algorithms):
+    pair = asked or PAIR
+    if method != selection.IN_DOMAIN and pair[0] != pair[1] and {*pair} <= {*algorithms}:
+        return pair
+    if asked:
         raise CarftError(
             f"--examples {' '.join(asked)}: expected two different algorithms of "
             f"{', '.join(algorithms)}, and a --select other than in-domain"
         )
-    return asked
+    return None
 
 
 def _settings(runs: Sequence[Run]) -> Grid:
     """Arguments, hparams and versions of the jobs; which CLIP they had, and which words it read."""
     parts: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        told = {
-            f"{n} on {run.dataset}": str(run.recorded[n]) for n in _WORDS if run.recorded.get(n)
-        }
-        parts.update({**run.setting, **told}.items())
+        known = run.recorded
+        words = {f"{n} on {run.dataset}": str(known[n]) for n in _WORDS if known.get(n)}
+        parts.update({**run.setting, **words}.items())
     rows = [[part, value, str(count)] for (part, value), count in parts.items()]
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, [])
 
 
 def _digest(runs: Iterable[Run]) -> str:
     """SHA-256 of the records of all runs, file after file in the order of their folders."""
-    whole = hashlib.sha256()
-    for folder in sorted({run.folder for run in runs}, key=os.fsencode):
-        whole.update(Path(folder, RECORDS).read_bytes())
-    return whole.hexdigest()
-
-
-# A section: one data set under one setting
+    folders = sorted({run.folder for run in runs}, key=os.fsencode)
+    return hashlib.sha256(b"".join(Path(f, RECORDS).read_bytes() for f in folders)).hexdigest()
 
 
 def _names() -> Callable[..., str]:
-    """A maker of names for files and places on the page: from words, and unique."""
+    """A maker of unique names for files and places on the page, from words."""
     given: Counter[str] = Counter()
 
     def name(*words: str) -> str:
@@ -176,14 +167,28 @@ def _section(
 ) -> dict[str, Any]:  # fmt: skip
     dataset, identity = table.dataset, name("data", table.dataset)
     runs = [run for run in runs if run.dataset == dataset]
+    rows = frames.checkpoints(runs, table.method)
+    chosen = rows[rows["selected"]].drop(columns="step")
+    means = frames.over_targets(rows, frames.DRIFT)
+    drawn: dict[str, list[figures.Figure | None]] = {
+        "bars": [*figures.bars(table, looks, name)],
+        "steps": [
+            figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
+            for at, some in _places(table, rows)
+        ],
+        "robustness": [
+            figures.marks(at, name(dataset, "robustness", at), some, looks)
+            for at, some in _places(table, chosen)
+        ],
+        "drift": [
+            figures.curves(dataset, name(dataset, "context_drift"), means, figures.DRIFT, looks)
+        ],
+    }
     # A part is of a kind that the template has title and text for, also where nothing is drawn.
-    parts = [
-        {"kind": kind, "figures": list(filter(None, drawn)), "targets": ()}
-        for kind, drawn in _drawn(table, runs, looks, name).items()
-    ]
+    parts = [_part(kind, *found) for kind, found in drawn.items()]
     # Of means, what reads the same is as good.
-    means = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
-    printed = pd.DataFrame(means, dtype=float).round(1)
+    cells = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
+    printed = pd.DataFrame(cells, dtype=float).round(1)
     return {
         "id": identity,
         "title": "; ".join(filter(None, [dataset, setting])),
@@ -193,36 +198,16 @@ def _section(
     }
 
 
+def _part(kind: str, *drawn: figures.Figure | None) -> dict[str, Any]:
+    return {"kind": kind, "figures": list(filter(None, drawn)), "targets": ()}
+
+
 def _suite(rows: Sequence[suites.Scores], looks: Looks, name: Callable[..., str]) -> dict[str, Any]:
     """The section of a suite: its table, and where it has shifts, the picture."""
     table, identity = suites.grid(rows), name("suite", rows[0].suite)
     drawn = figures.suite(table.title, identity, suites.points(rows), looks)
-    parts = [{"kind": "suite", "figures": [drawn], "targets": ()}] if drawn else []
+    parts = [_part("suite", drawn)] if drawn else []
     return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
-
-
-def _drawn(
-    table: Table, runs: Sequence[Run], looks: Looks, name: Callable[..., str]
-) -> dict[str, Sequence[figures.Figure | None]]:
-    """Bars, curves, marks and drift; ``runs`` are those of the table's data set and setting."""
-    dataset, rows = table.dataset, frames.checkpoints(runs, table.method)
-    chosen = rows[rows["selected"]].drop(columns="step")
-    means = frames.over_targets(rows, frames.DRIFT)
-    bars = figures.bars(table, looks, name) if _has_values(table) else []
-    steps = [
-        figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
-        for at, some in _places(table, rows)
-    ]
-    marks = [
-        figures.marks(at, name(dataset, "robustness", at), some, looks)
-        for at, some in _places(table, chosen)
-    ]
-    drift = figures.curves(dataset, name(dataset, "context_drift"), means, figures.DRIFT, looks)
-    return {"bars": bars, "steps": steps, "robustness": marks, "drift": [drift]}
-
-
-def _has_values(table: Table) -> bool:
-    return any(cell.mean is not None for row in table.rows for cell in row.cells)
 
 
 def _places(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

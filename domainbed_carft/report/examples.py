@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -50,19 +50,6 @@ class Judged(NamedTuple):
         """(N,): whether the most likely class is the true one."""
         return self.probabilities.argmax(dim=1) == self.labels
 
-    @property
-    def remark(self) -> str:
-        """Which weights, and their accuracy now and as recorded."""
-        run, wanted = self.one.outcome.runs[0], self.one.outcome.step
-        step = self.run.step or 0
-        which = " (selected)" if step == wanted else f" (selected: step {wanted:g})"
-        text = f"{run.algorithm}: {self.run.path.name}, step {step:g}{which}; accuracy "
-        text += f"{100 * self.right.double().mean():.1f}% now"
-        if step in run.steps:
-            recorded = selection.accuracies(run)[0][run.steps.index(step), self.one.target]
-            text += f", {100 * recorded:.1f}% recorded"
-        return f"{text}."
-
 
 def part(
     table: Table, runs: Sequence[Run], pair: Sequence[str], most: int, data_dir: str | None
@@ -71,8 +58,8 @@ def part(
     targets = []
     chosen = selection.select(runs, table.method)
     for place, label in enumerate(table.columns):
+        mine = [one for one in chosen if one.target == place]
         try:
-            mine = [one for one in chosen if one.target == place]
             found = _target(label, mine, pair, most, data_dir)
         except CarftError as error:
             found = {"text": str(error), "remarks": (), "directions": ()}
@@ -84,14 +71,13 @@ def _target(
     label: str, chosen: Sequence[Selected], pair: Sequence[str], most: int, data_dir: str | None
 ) -> dict[str, Any]:
     """Of one environment; ``chosen``: what was selected with it left out."""
-    ours = _with_weights(chosen, pair)
-    a, b = (_judge(one, data_dir) for one in ours)
+    a, b = (_judge(one, data_dir) for one in _with_weights(chosen, pair))
     if not torch.equal(a.labels, b.labels) or a.run.contexts != b.run.contexts:
         raise CarftError(
             f"{a.run.path} and {b.run.path} have different splits of {label} or different "
             "contexts; they cannot be compared picture by picture"
         )
-    remarks = [f"Trial {a.one.trial}.", a.remark, b.remark]
+    remarks = [f"Trial {a.one.trial}.", _remark(a), _remark(b)]
     original = _original([one for one in chosen if one.trial == a.one.trial], (a, b))
     if original is None:
         remarks.append(
@@ -99,7 +85,6 @@ def _target(
             f"the same {', '.join(_SAME)}, environment and trial."
         )
     both, neither = int((a.right & b.right).sum()), int((~a.right & ~b.right).sum())
-    text = f"Of {len(a.labels)} pictures, both get {both} right and {neither} wrong; "
     counts, directions = [], []
     for one, other in ((a, b), (b, a)):
         found = (one.right & ~other.right).nonzero().flatten().tolist()
@@ -108,17 +93,28 @@ def _target(
         counts.append(f"only {right} gets {len(found)} right")
         title = f"{right} right, {wrong} wrong: {len(examples)} of {len(found)}"
         directions.append((title, examples))
-    text += f"{', '.join(counts)}."
-    return {"text": text, "remarks": remarks, "directions": directions}
+    text = f"Of {len(a.labels)} pictures, both get {both} right and {neither} wrong; "
+    return {"text": f"{text}{', '.join(counts)}.", "remarks": remarks, "directions": directions}
+
+
+def _remark(judged: Judged) -> str:
+    """Which weights, and their accuracy now and as recorded."""
+    one, run, step = judged.one, judged.one.outcome.runs[0], judged.run.step or 0
+    which = "selected" if step == one.outcome.step else f"selected: step {one.outcome.step:g}"
+    text = f"{run.algorithm}: {judged.run.path.name}, step {step} ({which}); accuracy "
+    text += f"{100 * judged.right.double().mean():.1f}% now"
+    if step in run.steps:
+        recorded = selection.accuracies(run)[0][run.steps.index(step), one.target]
+        text += f", {100 * recorded:.1f}% recorded"
+    return f"{text}."
 
 
 def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
     """Of the first trial in which the weights of both algorithms are there."""
     found = {(one.trial, one.algorithm): one for one in chosen if _kept(one)}
     for trial in sorted({one.trial for one in chosen}):
-        both = [found[trial, name] for name in pair if (trial, name) in found]
-        if len(both) == len(pair):
-            return both
+        if all((trial, name) in found for name in pair):
+            return [found[trial, name] for name in pair]
     raise CarftError(
         f"No trial has the weights of both {' and '.join(pair)}. Run both without "
         "--skip_model_save and --keep_weights none."
@@ -127,8 +123,8 @@ def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selec
 
 def _kept(one: Selected) -> list[str]:
     """Those of WEIGHTS that are there."""
-    folder = one.outcome.runs[0].folder
-    return [which for which, name in WEIGHTS.items() if os.path.exists(os.path.join(folder, name))]
+    folder = Path(one.outcome.runs[0].folder)
+    return [which for which, name in WEIGHTS.items() if (folder / name).exists()]
 
 
 def _open(one: Selected) -> saved.TrainedRun:
@@ -148,13 +144,13 @@ def _original(others: Sequence[Selected], ours: Sequence[Judged]) -> saved.Train
         if one.algorithm in _UNTRAINED and _kept(one):
             with contextlib.suppress(CarftError):  # broken, which is nothing against the pair
                 opened = _open(one)
-                if all(_start(opened) == _start(other.run) for other in ours):
+                starts = [
+                    (run.contexts, [run.hparams[name] for name in _SAME])
+                    for run in (opened, *(judged.run for judged in ours))
+                ]
+                if all(start == starts[0] for start in starts):
                     return opened
     return None
-
-
-def _start(run: saved.TrainedRun) -> list[Any]:
-    return [run.contexts, *(run.hparams[name] for name in _SAME)]
 
 
 def _judge(one: Selected, data_dir: str | None) -> Judged:
@@ -178,18 +174,15 @@ def _example(
     index: int, both: Sequence[Judged], original: saved.TrainedRun | None
 ) -> dict[str, Any]:
     """One picture: what it is, what both answer, with probabilities in [0, 1] and KL in nats."""
-    runs = [judged.run for judged in both]
-    columns = [judged.one.algorithm for judged in both]
-    if original is not None:
-        runs.insert(0, original)
-        columns.insert(0, ORIGINAL)
+    run, label = both[0].run, int(both[0].labels[index])
+    runs = [*([original] if original else []), *(judged.run for judged in both)]
+    names = [judged.one.algorithm for judged in both]
     x = both[0].items[index][0][None]
     with torch.inference_mode():
-        logits = [run.algorithm.context_logits(run.algorithm.features(x)) for run in runs]
+        logits = [one.algorithm.context_logits(one.algorithm.features(x)) for one in runs]
     spread = torch.cat(logits).softmax(dim=1)  # of each run over all contexts
-    highest = spread.amax(dim=0)
     top = spread.topk(min(TOP, spread.shape[1])).indices.unique().tolist()
-    run, label = both[0].run, int(both[0].labels[index])
+    top.sort(key=lambda i: -spread[:, i].max())
     answers = []
     for judged, own in zip(both, logits[-2:]):
         shares = judged.probabilities[index]
@@ -202,16 +195,15 @@ def _example(
                 "probability": float(shares[answer]),
                 "of_truth": float(shares[label]),
                 "right": answer == label,
-                "kl": None if original is None else float(kl),
+                "kl": float(kl) if original else None,
             }
         )
-    top.sort(key=lambda i: -highest[i])
     return {
         "picture": _picture(run, x),
         "number": index,
         "truth": run.classes[label],
         "answers": answers,
-        "columns": columns,
+        "columns": [ORIGINAL, *names] if original else names,
         "contexts": [(run.contexts[i], spread[:, i].tolist()) for i in top],
     }
 

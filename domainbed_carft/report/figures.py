@@ -75,15 +75,15 @@ def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
 
     ``name(dataset, part, ...)`` makes a figure's name. Of many algorithms each group is a figure.
     """
-    groups = [
-        (label, [(row.algorithm, row.cells[place]) for row in table.rows])
-        for place, label in enumerate(table.columns)
-    ]
-    groups.append(("average", [(row.algorithm, Cell(row.average, None, 1)) for row in table.rows]))
-    groups = [(label, [one for one in cells if one[1].mean is not None]) for label, cells in groups]
-    groups = [(label, cells) for label, cells in groups if cells]
+    groups = []
+    for place, label in enumerate([*table.columns, "average"]):
+        cells = [[*row.cells, Cell(row.average)][place] for row in table.rows]
+        drawn = [
+            (row.algorithm, cell) for row, cell in zip(table.rows, cells) if cell.mean is not None
+        ]
+        groups += [(label, drawn)] if drawn else []
     dataset = table.dataset
-    if len(table.rows) <= _MANY:
+    if groups and len(table.rows) <= _MANY:
         return [_bars(dataset, name(dataset, "accuracy"), "by environment", groups, looks)]
     return [
         _bars(f"{dataset}, {one[0]}", name(dataset, "accuracy", one[0]), one[0], [one], looks)
@@ -95,8 +95,7 @@ def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
 def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks) -> Figure:
     canvas = _canvas(0.75 + _ROW * sum(len(cells) + 1.6 for _, cells in groups))
     axes = canvas.subplots()
-    height = 0.0
-    names = {}
+    height, names = 0.0, {}
     for label, cells in groups:
         axes.text(0, height, f" {shown(label)}", va="center", weight="bold")
         for algorithm, cell in cells:
@@ -104,11 +103,11 @@ def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks)
             names[height] = shown(algorithm)
             error = cell.error if cell.n > 1 else None
             axes.barh(
-                height, cell.mean or 0.0, 0.78, color=looks[algorithm].colour, edgecolor=INK,
+                height, cell.mean, 0.78, color=looks[algorithm].colour, edgecolor=INK,
                 linewidth=0.6, xerr=error,
                 error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
             )  # fmt: skip
-            end = (cell.mean or 0.0) + (error or 0.0)
+            end = cell.mean + (error or 0.0)
             axes.text(end + 1.5, height, f"{cell.mean:.1f}", va="center", fontsize=9)
         height += 1.6
     axes.set_yticks(list(names), list(names.values()))
@@ -125,17 +124,15 @@ def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks)
 def curves(
     title: str, name: str, rows: pd.DataFrame, panels: Panels, looks: Looks
 ) -> Figure | None:
-    """Stacked panels, each with one line per algorithm: mean and band over trials.
-
-    ``rows``: see ``frames.checkpoints``. None if there is nothing to draw.
-    """
-    lines = {column: dict(frames.over_trials(rows, column)) for column in panels}
-    lines = {column: found for column, found in lines.items() if found}
+    """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty."""
+    lines = {
+        column: found for column in panels if (found := dict(frames.over_trials(rows, column)))
+    }
     present = [name for name in looks if any(name in found for found in lines.values())]
     if not present:
         return None
 
-    canvas = _canvas(0.8 + 1.75 * len(lines) + _legend_height(present))
+    canvas = _canvas(0.8 + 1.75 * len(lines), present)
     every = canvas.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
     handles: dict[str, Any] = {}
     for axes, (column, found) in zip(every, lines.items()):
@@ -148,8 +145,7 @@ def curves(
                 axes.fill_between(line.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
                 (handles[one],) = axes.plot(
                     line.index, line["mean"], color=look.colour, ms=5, lw=1.8, **look.mark,
-                    linestyle=look.dash, mew=1.2 if look.hollow else 0.5,
-                    markevery=max(1, len(line) // 10),
+                    linestyle=look.dash, markevery=max(1, len(line) // 10),
                 )  # fmt: skip
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     every[-1].set_xlabel("training step")
@@ -169,30 +165,19 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
     ``rows``: the selected ones of ``frames.checkpoints``. None if there is nothing to draw.
     """
-    rows = rows.dropna(subset=["in_domain", "out_of_domain"])
-    present = [algorithm for algorithm in looks if algorithm in set(rows["algorithm"])]
-    if not present:
+    rows = rows.dropna(subset=["in_domain", "out_of_domain"]).set_index("algorithm")
+    places = {
+        one: 100 * rows.loc[[one], ["in_domain", "out_of_domain"]].to_numpy().T
+        for one in looks
+        if one in rows.index
+    }
+    if not places:
         return None
-
-    canvas = _canvas(3.4 + _legend_height(present))
-    axes = canvas.subplots()
-    handles = {}
-    for one in present:
-        mine = 100 * rows.loc[rows["algorithm"] == one, ["in_domain", "out_of_domain"]]
-        (handles[one],) = axes.plot(
-            mine["in_domain"], mine["out_of_domain"], ls="", ms=6.8, **looks[one].mark,
-            mew=1.4 if looks[one].hollow else 0.8, zorder=3,
-        )  # fmt: skip
-    axes.margins(0.08)  # as far as the marks reach, with the line of equal accuracies
-    x, y = axes.get_xlim(), axes.get_ylim()
+    canvas, axes = _plane(places, looks, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
+    # As far as the marks reach, with the line of equal accuracies.
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set(xlim=x, ylim=y)
-    axes.set(xlabel="in-domain accuracy (%)", ylabel="out-of-domain accuracy (%)")
-    _legend(canvas, handles, handlelength=1.2)
-
-    alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(present)}."
+    alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(places)}."
     return _saved(canvas, title, name, alt)
 
 
@@ -205,61 +190,58 @@ def suite(
     ``points``: algorithm, alpha or None, and both in percent. From the zero-shot CLIP a straight
     line leads to each run, and WiSE-FT's curve if there are its points. None without points.
     """
-    ends = {algorithm: (x, y) for algorithm, alpha, x, y in points if alpha is None}
-    present = [algorithm for algorithm in looks if algorithm in ends]
-    if not present:
+    ends = {algorithm: ([x], [y]) for algorithm, alpha, x, y in points if alpha is None}
+    places = {algorithm: ends[algorithm] for algorithm in looks if algorithm in ends}
+    if not places:
         return None
-
-    canvas = _canvas(3.4 + _legend_height(present))
-    axes = canvas.subplots()
-    originals = [(x, y) for _, alpha, x, y in points if alpha == 0]
+    axis = "accuracy in distribution (%)", "mean accuracy of the shifts (%)"
+    canvas, axes = _plane(places, looks, *axis)
+    originals = [([x], [y]) for _, alpha, x, y in points if alpha == 0]
     start = ends.get("CLIPZeroShot", originals[0] if originals else None)
-    handles = {}
-    for one in present:
-        look = looks[one]
-        curve = sorted(
-            (alpha, x, y) for own, alpha, x, y in points if own == one and alpha is not None
-        )
-        if curve:
-            _, *places = zip(*curve)
-            axes.plot(*places, color=look.colour, lw=1.4, marker=".", ms=5, zorder=2)
+    for one, (x, y) in places.items():
+        colour = looks[one].colour
+        curve = sorted(point[1:] for point in points if point[0] == one and point[1] is not None)
+        _, *line = zip(*curve) if curve else ((), (), ())
+        axes.plot(*line, color=colour, lw=1.4, marker=".", ms=5, zorder=2)
         if start and one != "CLIPZeroShot":
-            axes.plot(*zip(start, ends[one]), color=look.colour, lw=1, ls=(0, (1, 2)), zorder=1)
-        (handles[one],) = axes.plot(
-            *([value] for value in ends[one]), ls="", ms=6.8, **look.mark,
-            mew=1.4 if look.hollow else 0.8, zorder=3,
-        )  # fmt: skip
-    axes.margins(0.1)
-    axes.set(xlabel="accuracy in distribution (%)", ylabel="mean accuracy of the shifts (%)")
-    _legend(canvas, handles, handlelength=1.2)
+            axes.plot(start[0] + x, start[1] + y, color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
     alt = (
         "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
-        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(present)}."
+        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(places)}."
     )
     return _saved(canvas, title, name, alt)
 
 
+def _plane(places: Mapping[str, Any], looks: Looks, x: str, y: str) -> tuple[Canvas, Any]:
+    """Axes called ``x`` and ``y``, with each algorithm's marks at its two rows of places."""
+    canvas, handles = _canvas(3.4, [*places]), {}
+    axes = canvas.subplots()
+    for one, values in places.items():
+        (handles[one],) = axes.plot(*values, ls="", ms=6.8, zorder=3, **looks[one].mark)
+    axes.margins(0.08)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set(xlabel=x, ylabel=y)
+    _legend(canvas, handles, handlelength=1.2)
+    return canvas, axes
+
+
 def _columns(names: Sequence[str]) -> int:
     """Of a legend: two if its names fit side by side. It is filled column after column."""
-    first = (len(names) + 1) // 2
-    halves = names[:first], names[first:]
-    letters = sum(max((len(shown(name)) for name in half), default=0) for half in halves)
+    half = (len(names) + 1) // 2
+    letters = sum(max(map(len, part), default=0) for part in (names[:half], names[half:]))
     return 2 if letters <= _TWO_COLUMNS else 1
 
 
-def _legend_height(names: Sequence[str]) -> float:
-    """In inches."""
-    return 0.2 * -(-len(names) // _columns(names))
+def _canvas(height: float, legend: Sequence[str] = ()) -> Canvas:
+    """``height``: in inches, without the legend."""
+    rows = -(-len(legend) // _columns(legend))
+    return Canvas(figsize=(_WIDTH, height + 0.2 * rows), layout="constrained")
 
 
 def _legend(canvas: Canvas, handles: Mapping[str, Any], **more: Any) -> None:
-    names = [shown(name) for name in handles]
-    columns = _columns([*handles])
+    names, columns = [shown(name) for name in handles], _columns([*handles])
     canvas.legend(list(handles.values()), names, loc="outside lower center", ncols=columns, **more)
-
-
-def _canvas(height: float) -> Canvas:
-    return Canvas(figsize=(_WIDTH, height), layout="constrained")
 
 
 def _saved(canvas: Canvas, title: str, name: str, alt: str) -> Figure:

@@ -1,13 +1,11 @@
-"""The runs of a group as pandas frames, for figures and for questions of a user.
+"""The selected runs of a group as pandas frames; accuracies in [0, 1].
 
-Runs are selected by ``results.selection``. In-domain accuracy is the mean over the out-splits of
-the environments trained on, by which training-domain validation selects; out-of-domain accuracy is
-that on the target's in-split, which DomainBed reports. Both in [0, 1].
+In-domain accuracy is the mean over the out-splits of the environments trained on; out-of-domain
+accuracy is that on the target's in-split, which DomainBed reports.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -34,26 +32,22 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     for one in selection.select(runs, method):
         run = one.outcome.runs[0]
         target = one.target if run.test_envs else NOTHING
-        outside = selection.accuracies(run)[0][:, target] if run.test_envs else None
+        outside = selection.accuracies(run)[0][:, target]
+        outside = outside if run.test_envs else np.full_like(outside, np.nan)
         # What the algorithm measured, which ``run`` does not keep.
         drift = {
-            float(record["step"]): [_number(record.get(name)) for name in DRIFT]
+            float(record["step"]): [
+                value if isinstance(value := record.get(name), float) else np.nan for name in DRIFT
+            ]
             for record in records.of_run(run)
         }
-        for place, (step, inside) in enumerate(zip(run.steps, selection.in_domain(run))):
+        for step, inside, out in zip(run.steps, selection.in_domain(run), outside):
             key = (one.dataset, one.algorithm, target, one.trial, step)
-            out_of_domain = np.nan if outside is None else outside[place]
-            taken = step == one.outcome.step
             moved = drift.get(step, [np.nan] * len(DRIFT))
-            rows[key] = (*key, inside, out_of_domain, taken, *moved)
+            rows[key] = (*key, inside, out, step == one.outcome.step, *moved)
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
     return frame.sort_values([*RUN, "step"], ignore_index=True)
-
-
-def _number(value: object) -> float:
-    known = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
-    return float(value) if known else np.nan  # type: ignore[arg-type]
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -70,10 +64,7 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean`` and ``error`` by step) of each algorithm with any value.
-
-    The error is the tables': the standard deviation with divisor n over the root of n.
-    """
+    """(algorithm, frame of ``mean`` and the tables' ``error`` by step) of all that have values."""
     known = frame.dropna(subset=[value])
     for algorithm, rows in known.groupby("algorithm", sort=False):
         grouped = rows.groupby("step")[value]

@@ -20,7 +20,7 @@ class Look(NamedTuple):
     def mark(self) -> dict[str, Any]:
         """Face and edge of a marker, as ``Axes.plot`` calls them."""
         face, edge = (PAPER, self.colour) if self.hollow else (self.colour, INK)
-        return {"marker": self.marker, "mfc": face, "mec": edge}
+        return {"marker": self.marker, "mfc": face, "mec": edge, "mew": 1.3 if self.hollow else 0.7}
 
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, for CARFT and its baselines, and

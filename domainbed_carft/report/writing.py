@@ -1,4 +1,4 @@
-"""The folder of a report: index.html and figures/, written whole or not at all."""
+"""The folder of a report: index.html and figures/."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ INDEX = "index.html"
 FIGURES = "figures"
 _OURS = '<meta name="generator" content="domainbed-carft '
 _LINK = re.compile(rf'href="({FIGURES}/[A-Za-z0-9_.-]+\.(?:png|svg))"')
-_STAGE = ".carft-"  # where the files are until all of them are there
 
 
 def require_place(folder: Path) -> None:
@@ -27,7 +27,7 @@ def require_place(folder: Path) -> None:
             names = os.listdir(folder) if near == folder else []
     except OSError as error:
         raise files.not_written(folder, error) from error
-    there = sorted(name for name in names if not name.startswith(_STAGE))
+    there = sorted(name for name in names if name[0] != ".")
     if there and _OURS not in _earlier(folder):
         raise CarftError(
             f"-o {folder} has other files ({', '.join(there[:3])}{', ...' * (len(there) > 3)}); "
@@ -36,11 +36,7 @@ def require_place(folder: Path) -> None:
 
 
 def write(folder: Path, page: Mapping[str, Any]) -> Path:
-    """Write what ``building.build`` says, and its figures; the path of the page.
-
-    Figures that an earlier page had, and this one has not, are removed. Nothing else is. The page
-    needs nothing from anywhere else: styles, script and pictures are in it.
-    """
+    """Write what ``building.build`` says, remove outdated figures; the path of the page."""
     environment = text.templates(autoescape=True)
     # Names are anybody's; what is markup already has come through here.
     environment.finalize = lambda value: text.shown(value) if type(value) is str else value
@@ -51,25 +47,14 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
     for figure in (figure for part in parts for figure in part["figures"]):
         contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
         contents[f"{FIGURES}/{figure.name}.png"] = figure.png
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_STAGE, dir=folder) as stage:
-            (Path(stage) / FIGURES).mkdir()
-            for name, content in contents.items():
-                (Path(stage) / name).write_bytes(content)
-            gone = {*_LINK.findall(_earlier(folder))}.difference(contents)
-            for name in contents:  # the page first: by it the folder is known for a report
-                (folder / name).parent.mkdir(exist_ok=True)
-                os.replace(Path(stage) / name, folder / name)
-        for name in gone:
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise files.not_written(folder, error) from error
+    gone = {*_LINK.findall(_earlier(folder))}.difference(contents)
+    for name, content in contents.items():  # the page first: by it the folder is known for a report
+        files.save(folder / name, methodcaller("write_bytes", content))
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
     return folder / INDEX
 
 
 def _earlier(folder: Path) -> str:
-    try:
-        return (folder / INDEX).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    page = folder / INDEX
+    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -22,30 +23,22 @@ _FILLED_IN = ("prompts_digest", "clip_digest", "clip_revision", "preprocessing",
 
 
 class Collection(NamedTuple):
-    """Runs in groups that may be averaged, the selection methods, and the faults found.
-
-    ``compare_with``: published methods, as the manifests name them.
-    """
+    """Runs in groups that may be averaged, and what the manifests and the user asked for."""
 
     groups: Sequence[Group]
     methods: Sequence[str]
     faults: Sequence[Fault]
-    records: int
-    jobs: int
     compare_with: Sequence[str]
 
 
 def gather(
-    folders: Sequence[Path | str],
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
-    also: str | None = None,
+    folders: Sequence[Path | str], methods: Sequence[str] | None = None, ignored: Sequence[str] = ()
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
-    ``methods``: None for those that the sweeps' manifests name, else those that have jobs, and the
-    one called ``also``. Raises CarftError if there is no record, no job for a requested method, or
-    if a job was run twice with different records.
+    ``methods``: None for those that the sweeps' manifests name, else those that have jobs. Raises
+    CarftError if there is no record, no job for a requested method, or if a job was run twice with
+    different records.
     """
     runs, faults = records.read(folders)
     if not runs:
@@ -54,11 +47,12 @@ def gather(
             f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
             f"expected folders of jobs with results.jsonl{wrong}"
         )
-    sweeps = [Sweep(())] * len(folders)
-    for number, folder in enumerate(folders):
+    sweeps = []
+    for folder in folders:
         try:
-            sweeps[number] = manifest.read(Path(folder)) or sweeps[number]
+            sweeps.append(manifest.read(Path(folder)) or Sweep(()))
         except CarftError as error:
+            sweeps.append(Sweep(()))
             what = f"{error}. Until then the expected jobs are inferred from the records"
             faults.append(Fault("unreadable", str(folder), what))
     planned = [job for sweep in sweeps for job in sweep.jobs]
@@ -70,50 +64,35 @@ def gather(
         faults += passed_over
     left_out = {len(run.test_envs) for run in runs}
     left_out |= {len(job.args["test_envs"]) for job in planned}
-    there = [
-        name
-        for name, method in selection.METHODS.items()
-        if (any(left_out) if method.leaves_out else 0 in left_out)
-    ]
-    for name in (*(methods or ()), *filter(None, [also])):
+    known = selection.METHODS.items()
+    there = [name for name, method in known if method.leaves_out in map(bool, left_out)]
+    for name in methods or ():
         if name not in there:
             raise CarftError(
                 f"--select {name}: no jobs for this method; expected one of {', '.join(there)}"
             )
-    return Collection(
-        groups, methods or _methods(there, sweeps, also, left_out), faults,
-        sum(len(run.steps) for run in runs), sum(len(group.runs) for group in groups),
-        list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
-    )  # fmt: skip
-
-
-def _methods(
-    there: Sequence[str], sweeps: Sequence[Sweep], also: str | None, left_out: set[int]
-) -> list[str]:
-    """The methods that have jobs and are named, or all that have jobs if a folder names none."""
-    named = {name for sweep in sweeps for name in sweep.selection} | {also, selection.IN_DOMAIN}
+    named = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
         named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
     if 2 in left_out:  # these jobs serve nothing else
         named.add(selection.LEAVE_ONE_OUT)
-    return [name for name in there if name in named]
+    compare_with = list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with))
+    return Collection(
+        groups, methods or [name for name in there if name in named], faults, compare_with
+    )
 
 
 def build(
     collection: Collection, pair: Sequence[str] | None = None, compare: bool = False
 ) -> Document:
-    """Everything that was requested; ``pair``: two algorithms.
-
-    ``compare``: with the published figures of the methods that the manifests name, else of all.
-    """
+    """All that was requested; ``pair``: two algorithms; ``compare``: with published figures."""
     built = [tables.build(group, collection.methods) for group in collection.groups]
     flat = [table for group in built for table in group]
-    grids = [document.grid(table) for table in flat]
+    grids = [*map(document.grid, flat)]
     remarks = [note for group in collection.groups for note in group.notes]
     caption = [*document.CAPTION]
-    entries = [document.table_entry(table) for table in flat]
-    rows = document.cell_records(entries)
-    sections: dict[str, Any] = {"tables": entries, "notes": remarks}
+    sections: dict[str, Any] = {"tables": [*map(document.table_entry, flat)], "notes": remarks}
+    rows = document.cell_records(sections["tables"])
     if scores := [row for group in collection.groups for row in suites.scores(group)]:
         grids += map(suites.grid, suites.tabled(scores))
         caption.append(suites.CAPTION)
@@ -123,53 +102,51 @@ def build(
         for group, own in zip(collection.groups, built, strict=True):
             beside, about = published.compare(group, own)
             grids.append(published.grid(beside, about))
-            rows += [one._asdict() for one in beside]
+            rows += beside
             remarks += about
-        grids += [*published.overviews(collection.compare_with), *suites.beside(scores)]
+        grids += [published.overview(collection.compare_with), *suites.beside(scores)]
         caption += published.CAPTION
-        figures = [figure._asdict() for figure in published.figures(collection.compare_with)]
+        figures = published.figures(collection.compare_with)
         sections["published"] = {"comparisons": rows, "figures": figures}
     if pair:
-        found = paired.compare(collection.groups, collection.methods, *pair)
-        grids.append(paired.grid(found, *pair))
+        sections["paired"] = rows = paired.compare(collection.groups, collection.methods, *pair)
+        grids.append(paired.grid(rows, *pair))
         caption.append(paired.CAPTION)
-        sections["paired"] = rows = [one._asdict() for one in found]
+    runs = [run for group in collection.groups for run in group.runs]
     sections["summary"] = {
-        "records": collection.records,
-        "jobs": collection.jobs,
+        "records": sum(len(run.steps) for run in runs),
+        "jobs": len(runs),
         "incomplete_cells": sum(table.incomplete for table in flat),
         "cells": sum(cell.counts for table in flat for row in table.rows for cell in row.cells),
         "faults": [fault._asdict() for fault in collection.faults],
     }
-    return Document("Results", [*caption, *remarks], grids, sections, rows)
+    return Document([*caption, *remarks], grids, sections, rows)
 
 
 def best(collection: Collection) -> Iterator[dict[str, Any]]:
     """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
-    for group in collection.groups:
+    for group, method in itertools.product(collection.groups, collection.methods):
         names = tables.labels(group.runs, listed=group.labels)
-        for method in collection.methods:
-            left_out = selection.METHODS[method].leaves_out
-            for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):
-                if not left_out and one.target:
-                    continue  # jobs that leave nothing out select the same for each column
-                chosen = one.outcome
-                run = chosen.runs[0]
-                drop = {*_FILLED_IN} - overrides(run.job.args).keys()
-                kept = {name: value for name, value in run.recorded.items() if name not in drop}
-                yield {
-                    "setting": group.title,
-                    "selection": method,
-                    "dataset": one.dataset,
-                    "algorithm": one.algorithm,
-                    "test_env": one.target if left_out else None,
-                    "environment": names[one.dataset][one.target] if left_out else None,
-                    "trial_seed": one.trial,
-                    "hparams_seed": chosen.choice,
-                    "step": int(chosen.step),
-                    "validation_accuracy": chosen.validation,
-                    "accuracy": chosen.accuracy if left_out else None,
-                    "hparams": dict(run.recorded),
-                    "argument": f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}",
-                    "folders": [run.folder for run in chosen.runs],
-                }
+        left_out = selection.METHODS[method].leaves_out
+        for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):
+            if not left_out and one.target:
+                continue  # jobs that leave nothing out select the same for each column
+            chosen, run = one.outcome, one.outcome.runs[0]
+            drop = {*_FILLED_IN} - overrides(run.job.args).keys()
+            kept = {name: value for name, value in run.recorded.items() if name not in drop}
+            yield {
+                "setting": group.title,
+                "selection": method,
+                "dataset": one.dataset,
+                "algorithm": one.algorithm,
+                "test_env": one.target if left_out else None,
+                "environment": names[one.dataset][one.target] if left_out else None,
+                "trial_seed": one.trial,
+                "hparams_seed": chosen.choice,
+                "step": int(chosen.step),
+                "validation_accuracy": chosen.validation,
+                "accuracy": chosen.accuracy if left_out else None,
+                "hparams": dict(run.recorded),
+                "argument": f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}",
+                "folders": [run.folder for run in chosen.runs],
+            }

@@ -1,15 +1,13 @@
 """What a cell of a table lacks: jobs without a record, and runs that stopped early.
 
-Expected are the jobs in the manifests of the sweeps. Where these list none, expected are the trials
-that any algorithm has on the data set, the choices of hyperparameters that the algorithm has there,
-and for leave-one-domain-out every pair of environments. A cell without expected jobs lacks nothing.
+Where no manifest lists jobs, expected are the trials that any algorithm has on the data set, the
+choices that the algorithm has there, and for leave-one-domain-out every pair of environments.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -28,56 +26,46 @@ class Gaps:
     def __init__(self, runs: Sequence[Run], planned: Sequence[Job] = ()) -> None:
         self.runs = {run.job.key: run for run in runs}
         self._listed = {job.key for job in planned}
-        self._listed_of = {_kind(key) for key in self._listed}
         self._marks_done = bool(planned) or any(run.done for run in runs)
         self.keys = {**dict.fromkeys(self.runs), **dict.fromkeys(self._listed)}
         self._of_kind: dict[_Kind, list[Key]] = {}
         for key in self.keys:
             self._of_kind.setdefault(_kind(key), []).append(key)
-        self._steps: dict[tuple[Any, ...], set[float]] = {}
+        self._steps: dict[tuple[object, ...], set[float]] = {}
         for run in runs:
             self._steps.setdefault(_schedule(run), set()).update(run.steps)
 
     def of(
         self, dataset: str, algorithm: str, target: int, method: str, count: int
     ) -> list[str] | None:
-        """Sentences on what the cell lacks, none for a complete one; ``count`` environments.
-
-        None where no job is expected.
-        """
+        """What a cell lacks, of ``count`` environments; None where no job is expected."""
         kind = dataset, algorithm, METHODS[method].leaves_out
-        expected = self._expected(*kind, target)
         if kind not in self._of_kind:
             return None if self._listed else ["no job of the algorithm on this data set"]
-        if not expected:
-            return None
-        wanted: list[set[int]] = [{target}] if kind[2] else [set()]
+        first = {target} if METHODS[method].leaves_out else set()
+        wanted = [first]
         if method == LEAVE_ONE_OUT:
             wanted += [{target, other} for other in range(count) if other != target]
+        expected = self._expected(kind, first)
         lacks: dict[str, _Places] = {}
-        for envs, trial in itertools.product(wanted, expected):
-            for choice in expected[trial]:
-                key = Key(dataset, algorithm, frozenset(envs), trial, choice)
-                if reason := self._reason(key):
+        for envs, (trial, choices) in itertools.product(wanted, expected.items()):
+            for choice in choices:
+                if reason := self._reason(Key(dataset, algorithm, frozenset(envs), trial, choice)):
                     lacks.setdefault(reason, {}).setdefault(trial, []).append(choice)
-        return [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
+        told = [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
+        return told if expected else None
 
-    def _expected(self, dataset: str, algorithm: str, leaves_out: bool, target: int) -> _Places:
+    def _expected(self, kind: _Kind, envs: set[int]) -> _Places:
         """Each trial with its choices of hyperparameters."""
-        own = self._of_kind.get((dataset, algorithm, leaves_out), [])
-        if (dataset, algorithm, leaves_out) in self._listed_of:
-            envs = {target} if leaves_out else set()
+        own = self._of_kind[kind]
+        if not self._listed.isdisjoint(own):
             places: _Places = {}
-            for trial, choice in sorted(key[3:] for key in own if key.test_envs == envs):
+            for *_, trial, choice in sorted(key for key in own if key.test_envs == envs):
                 places.setdefault(trial, []).append(choice)
             return places
-        trials = {
-            key.trial
-            for kind, keys in self._of_kind.items()
-            if (kind[0], kind[2]) == (dataset, leaves_out)
-            for key in keys
-        }
-        return dict.fromkeys(sorted(trials), sorted({key.choice for key in own}))
+        alike = [keys for other, keys in self._of_kind.items() if other[::2] == kind[::2]]
+        trials = sorted({key.trial for keys in alike for key in keys})
+        return dict.fromkeys(trials, sorted({key.choice for key in own}))
 
     def _reason(self, key: Key) -> str:
         """What is wrong with a job, "" if nothing is."""
@@ -107,17 +95,15 @@ def _kind(key: Key) -> _Kind:
     return key.dataset, key.algorithm, bool(key.test_envs)
 
 
-def _schedule(run: Run) -> tuple[Any, ...]:
+def _schedule(run: Run) -> tuple[object, ...]:
     """What runs have to share to have checkpoints at the same steps."""
-    amounts = (run.setting.get("steps"), run.setting.get("checkpoint_freq"))
-    return (run.dataset, run.algorithm, bool(run.test_envs), *amounts)
+    return (*_kind(run.job.key), *map(run.setting.get, ("steps", "checkpoint_freq")))
 
 
 def _where(places: _Places, expected: _Places) -> str:
-    if places == expected:
-        return "in every trial"
-    return "; ".join(
+    told = [
         f"trial {trial}"
-        + ("" if found == expected[trial] else f" hparams_seed {', '.join(map(str, found))}")
+        + f" hparams_seed {', '.join(map(str, found))}" * (found != expected[trial])
         for trial, found in places.items()
-    )
+    ]
+    return "in every trial" if places == expected else "; ".join(told)

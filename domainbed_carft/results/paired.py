@@ -1,13 +1,10 @@
-"""Two algorithms compared where both were run: over (data set, target, trial).
-
-Algorithms share the splits of a trial, so paired differences vary less than the two means.
-"""
+"""Two algorithms compared over each (data set, target, trial) that both have, with its splits."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,30 +27,13 @@ CAPTION = (
 )
 
 
-class Difference(NamedTuple):
-    """The difference in one group by one method, in points: a row for JSON and CSV.
+def compare(
+    groups: Sequence[Group], methods: Sequence[str], a: str, b: str
+) -> list[dict[str, Any]]:
+    """``a`` minus ``b`` in points, a row for JSON and CSV for each group with pairs and method.
 
-    ``low`` and ``high`` are None for a single target.
-    """
-
-    setting: str
-    selection: str
-    a: str
-    b: str
-    mean_difference: float
-    low: float | None
-    high: float | None
-    targets: int
-    pairs: int
-    wins: int
-    losses: int
-    ties: int
-
-
-def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> list[Difference]:
-    """``a`` minus ``b`` in each group that has pairs, by each method.
-
-    Raises CarftError, naming the available algorithms, if no group has any, or if ``a`` is ``b``.
+    ``low`` and ``high`` are None for a single target. Raises CarftError, naming the available
+    algorithms, if no group has any, or if ``a`` is ``b``.
     """
     found = []
     for group, method in itertools.product(groups, methods):
@@ -65,18 +45,26 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
         if a == b or not pairs:
             continue
         values = np.array([first[pair] - second[pair] for pair in pairs])  # equal: exactly 0
-        clusters: dict[tuple[str, int], list[float]] = {}
-        for pair, value in zip(pairs, values.tolist(), strict=True):
-            clusters.setdefault(pair[:2], []).append(value)
-        sums = np.array([sum(own) for own in clusters.values()])
-        counts = np.array([len(own) for own in clusters.values()])
-        wins, losses = int((values > 0).sum()), int((values < 0).sum())
+        targets = list(dict.fromkeys(pair[:2] for pair in pairs))
+        cluster = [targets.index(pair[:2]) for pair in pairs]
+        sums, counts = np.bincount(cluster, values), np.bincount(cluster)
+        low, high = interval_of_mean(sums, counts)
         found.append(
-            Difference(
-                group.title, method, a, b, float(values.mean()), *interval_of_mean(sums, counts),
-                len(clusters), len(pairs), wins, losses, len(pairs) - wins - losses,
-            )
-        )  # fmt: skip
+            {
+                "setting": group.title,
+                "selection": method,
+                "a": a,
+                "b": b,
+                "mean_difference": float(values.mean()),
+                "low": low,
+                "high": high,
+                "targets": len(targets),
+                "pairs": len(pairs),
+                "wins": int((values > 0).sum()),
+                "losses": int((values < 0).sum()),
+                "ties": int((values == 0).sum()),
+            }
+        )
     if not found:
         algorithms = tables.algorithms(r.algorithm for group in groups for r in group.runs)
         raise CarftError(
@@ -87,12 +75,9 @@ def compare(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> 
 
 
 def interval_of_mean(
-    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
+    sums: npt.NDArray[Any], counts: npt.NDArray[np.int64]
 ) -> tuple[float | None, float | None]:
-    """Bootstrap percentiles of the mean of all values, resampling whole clusters.
-
-    ``sums``, ``counts``: of the values of each cluster. None for a single cluster.
-    """
+    """Bootstrap percentiles of the mean, from clusters' sums and counts; None for a single one."""
     if len(sums) < 2:
         return None, None
     draw = np.random.default_rng(SEED)
@@ -102,14 +87,14 @@ def interval_of_mean(
     return float(low), float(high)
 
 
-def grid(found: Sequence[Difference], a: str, b: str) -> Grid:
+def grid(found: Sequence[Mapping[str, Any]], a: str, b: str) -> Grid:
     """A row a group and method."""
     rows = []
     for one in found:
-        known = one.low is not None and one.high is not None
-        interval = f"{one.low:+.2f} to {one.high:+.2f}" if known else "none (one target)"
-        label = "; ".join(filter(None, [selection.METHODS[one.selection].title, one.setting]))
-        counts = map(str, (one.wins, one.losses, one.ties, one.pairs, one.targets))
-        rows.append([label, f"{one.mean_difference:+.2f}", interval, *counts])
+        low, high = one["low"], one["high"]
+        interval = "none (one target)" if low is None else f"{low:+.2f} to {high:+.2f}"
+        label = "; ".join(filter(None, [selection.METHODS[one["selection"]].title, one["setting"]]))
+        counts = [str(one[name]) for name in ("wins", "losses", "ties", "pairs", "targets")]
+        rows.append([label, f"{one['mean_difference']:+.2f}", interval, *counts])
     header = ["Selection", "Mean", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "Pairs"]
     return Grid(f"{a} minus {b}", [*header, "Targets"], rows, [])

@@ -7,8 +7,7 @@ and of choices with equal validation accuracy the one with the highest hparams_s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +17,15 @@ from domainbed_carft.jobs.records import Run
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass
-class Test:
-    """The runs with one target left out in one trial, by choice of hyperparameters.
-
-    ``pairs``: choice -> the other environment left out -> run.
-    """
+class Test(NamedTuple):
+    """The runs with one target left out in one trial, by choice of hyperparameters."""
 
     dataset: str
     algorithm: str
     target: int
     trial: int
-    singles: dict[int, Run] = field(default_factory=dict)
-    pairs: dict[int, dict[int, Run]] = field(default_factory=dict)
+    singles: dict[int, Run]
+    pairs: dict[int, dict[int, Run]]  # by choice, then by the other environment left out
 
 
 class Outcome(NamedTuple):
@@ -54,24 +49,21 @@ class Selected(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A rule of selection: DomainBed's name for it, and the outcome of one choice.
-
-    ``leaves_out``: whether its jobs leave environments out; else the rows are by ``_in_domain``.
-    """
+    """A rule of selection: DomainBed's name, a choice's outcome, whether its jobs leave any out."""
 
     title: str
-    outcome: Callable[[Test, int], Outcome | None]
+    outcome: Callable[[Test, int], Outcome | None] = lambda test, choice: None
     leaves_out: bool = True
 
 
 def tests(runs: Iterable[Run]) -> list[Test]:
     """In the order of DomainBed's groups, on which the last bit of a mean depends."""
-    found: dict[tuple[Any, ...], Test] = {}
+    found: dict[tuple[str, str, int, int], Test] = {}
     for run in runs:
         dataset, algorithm, envs, trial, choice = run.job.key
         for target in run.test_envs:
-            key = (trial, dataset, algorithm, target)
-            test = found.setdefault(key, Test(dataset, algorithm, target, trial))
+            key = dataset, algorithm, target, trial
+            test = found.setdefault(key, Test(*key, {}, {}))
             if len(envs) == 1:
                 test.singles[choice] = run
             elif len(envs) == 2:
@@ -81,8 +73,7 @@ def tests(runs: Iterable[Run]) -> list[Test]:
 
 def ranked(test: Test, method: Method) -> list[Outcome]:
     """The outcomes of all choices that have one, the best first."""
-    outcomes = [method.outcome(test, choice) for choice in sorted(test.singles)]
-    known = [outcome for outcome in outcomes if outcome is not None]
+    known = filter(None, (method.outcome(test, choice) for choice in sorted(test.singles)))
     return sorted(known, key=lambda outcome: outcome.validation)[::-1]
 
 
@@ -91,11 +82,7 @@ def select(runs: Iterable[Run], name: str) -> list[Selected]:
     method = METHODS[name]
     if not method.leaves_out:
         return _in_domain(runs)
-    return [
-        Selected(test.dataset, test.algorithm, test.target, test.trial, best[0])
-        for test in tests(runs)
-        if (best := ranked(test, method))
-    ]
+    return [Selected(*test[:4], best[0]) for test in tests(runs) if (best := ranked(test, method))]
 
 
 def accuracies(run: Run) -> tuple[Floats, Floats]:
@@ -116,7 +103,7 @@ def _training_domain(test: Test, choice: int) -> Outcome | None:
     if run.n_environments < 2:
         return None
     validation = in_domain(run)
-    best = _best(validation)
+    best = int(np.nan_to_num(validation, nan=-1.0).argmax())  # nan is never the highest
     return _at(test, choice, best, validation[best], [run])
 
 
@@ -137,18 +124,12 @@ def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
     steps = sorted(set(rows[0]).intersection(*rows[1:]))
     if not steps:
         return None
-    places = [[row[step] for step in steps] for row in rows]
-    left_out = np.stack(
-        [accuracies(pair)[0][at, i] for pair, at, i in zip(runs[1:], places[1:], others)], axis=1
-    )
-    validation = np.ascontiguousarray(left_out).sum(axis=1) / len(others)
-    best = _best(validation)
-    return _at(test, choice, places[0][best], validation[best], runs)
-
-
-def _best(validation: Floats) -> int:
-    """The first of the highest; unlike in numpy's argmax, nan is never the highest."""
-    return int(np.where(np.isnan(validation), -np.inf, validation).argmax())
+    first, *places = [[row[step] for step in steps] for row in rows]
+    left_out = [accuracies(pairs[i])[0][at, i] for i, at in zip(others, places)]
+    table = np.ascontiguousarray(np.stack(left_out, axis=1))  # summed as DomainBed sums, see above
+    validation = table.sum(axis=1) / len(others)
+    best = int(np.nan_to_num(validation, nan=-1.0).argmax())  # nan is never the highest
+    return _at(test, choice, first[best], validation[best], runs)
 
 
 def _at(
@@ -162,26 +143,21 @@ def _at(
 
 
 def _in_domain(runs: Iterable[Run]) -> list[Selected]:
-    """For jobs that leave nothing out: accuracy on each out-split at the last step.
-
-    In each trial the choice with the highest sum of these counts, the first of equals; choices with
-    nan do not count.
-    """
-    trials: dict[tuple[str, str, int], list[tuple[float, Run, int]]] = {}
+    """Accuracy on each out-split at the last step, of the choice with the highest sum of these."""
+    best: dict[tuple[str, str, int], tuple[float, list[Outcome]]] = {}
     for run in sorted((one for one in runs if not one.test_envs), key=lambda one: one.job.key):
+        dataset, algorithm, _, trial, choice = run.job.key
         last = int(np.frombuffer(run.steps).argmax())
-        reached = sum(accuracies(run)[1][last].tolist())
-        if not np.isnan(reached):
-            dataset, algorithm, _, trial, _ = run.job.key
-            trials.setdefault((dataset, algorithm, trial), []).append((reached, run, last))
-    result = []
-    for (dataset, algorithm, trial), choices in sorted(trials.items()):
-        reached, run, last = max(choices, key=lambda choice: choice[0])
-        for target, accuracy in enumerate(accuracies(run)[1][last].tolist()):
-            mean = reached / run.n_environments
-            outcome = Outcome(run.job.key.choice, run.steps[last], mean, accuracy, [run])
-            result.append(Selected(dataset, algorithm, target, trial, outcome))
-    return result
+        reached = accuracies(run)[1][last].tolist()
+        key, total = (dataset, algorithm, trial), sum(reached)
+        if total > best.get(key, (-1, []))[0]:  # nan is not
+            mean = total / run.n_environments
+            best[key] = total, [Outcome(choice, run.steps[last], mean, a, [run]) for a in reached]
+    return [
+        Selected(dataset, algorithm, target, trial, outcome)
+        for (dataset, algorithm, trial), (_, outcomes) in sorted(best.items(), key=lambda b: b[0])
+        for target, outcome in enumerate(outcomes)
+    ]
 
 
 IN_DOMAIN = "in-domain"
@@ -190,8 +166,5 @@ METHODS = {
     "training-domain": Method("training-domain validation set", _training_domain),
     LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
     "oracle": Method("test-domain validation set (oracle)", _oracle),
-    # Jobs that leave nothing out have no target, so no outcome by target.
-    IN_DOMAIN: Method(
-        "nothing left out, out-splits at the last step", lambda test, choice: None, leaves_out=False
-    ),
+    IN_DOMAIN: Method("nothing left out, out-splits at the last step", leaves_out=False),
 }

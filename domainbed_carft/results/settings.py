@@ -1,8 +1,7 @@
 """Which runs may be averaged, each job once: those of the same setting.
 
-Choices by seed, by trial or by target are no part of a setting. If one algorithm was run on one
-data set under several settings, the runs are split into groups; all runs on a data set must share
-its environments, or a column would have no meaning.
+Seeds, trial and target are no part of a setting. All runs on a data set must share its
+environments, or a column would have no meaning.
 """
 
 from __future__ import annotations
@@ -63,9 +62,8 @@ def groups(
                 waiting.setdefault(other, []).append(job)
     result = []
     for key in sorted({*members, *waiting}):
-        title = ", ".join(f"{part} {word}" for part, word in zip(parts, key))
-        mine = members.get(key, [])
-        notes = [f"{title}: {n}" if title else n for n in _differences(mine)]
+        title, mine = ", ".join(map(" ".join, zip(parts, key))), members.get(key, [])
+        notes = [": ".join(filter(None, [title, note])) for note in _differences(mine)]
         result.append(Group(title, mine, waiting.get(key, []), notes))
     return result
 
@@ -92,8 +90,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
     if problems:
         raise CarftError(
             f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; expected one run per job. Move one folder away or collect the "
-            "folders separately:\n" + "\n".join(problems)
+            "with different records; move one folder away:\n" + "\n".join(problems)
         )
     return counting, faults
 
@@ -129,8 +126,7 @@ def _conflicts(ran: _Places, listed: _Places) -> Iterator[str]:
             words = {_word(setting, part) for setting in ran.get(place, ())}
             if UNKNOWN not in words:
                 words |= {_word(setting, part) for setting in listed.get(place, ())} - {UNKNOWN}
-            whose = place[:1] if part == ENVIRONMENTS else place
-            together.setdefault(whose, set()).update(words)
+            together.setdefault(place[: 1 if part == ENVIRONMENTS else 2], set()).update(words)
         if any(len(words) > 1 for words in together.values()):
             yield part
 

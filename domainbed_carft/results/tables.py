@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
 
     ``accuracies``: trial -> accuracy in [0, 1]. Mean and error are None if there is no trial.
-    ``partial``: an average over some of the environments; the sweep declares no job for others.
+    ``partial``: an average over some of the environments, or of a copy that is not complete.
     """
 
     mean: float | None = None
@@ -55,11 +55,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One data set's, or that of all data sets' averages, by one method, of one group.
-
-    The averages' ``columns`` are the data sets, and their ``dataset`` is only a title: a data set
-    may have that name, too.
-    """
+    """One data set's, or that of averages, whose columns are data sets, by one method and group."""
 
     setting: str
     method: str
@@ -73,7 +69,7 @@ class Table(NamedTuple):
     def title(self) -> str:
         """Data set, selection method, and the group's setting."""
         parts = [self.dataset, selection.METHODS[self.method].title, self.setting]
-        return "; ".join(part for part in parts if part)
+        return "; ".join(filter(None, parts))
 
     @property
     def incomplete(self) -> int:
@@ -158,15 +154,14 @@ def cell_of(accuracies: Mapping[int, float], missing: Sequence[str]) -> Cell:
 
 
 def _average(cells: Sequence[Cell]) -> float | None:
-    counting = [cell for cell in cells if cell.counts]
-    means = [cell.mean for cell in counting if cell.mean is not None]
-    return sum(means) / len(means) if means and len(means) == len(counting) else None
+    """Of the cells that count, if all of these have a value."""
+    means = [cell.mean for cell in cells if cell.counts]
+    known = [mean for mean in means if mean is not None]
+    return sum(known) / len(known) if known and len(known) == len(means) else None
 
 
 def labels(
-    runs: Iterable[Run],
-    planned: Iterable[Job] = (),
-    listed: Mapping[str, Sequence[str]] = {},
+    runs: Iterable[Run], planned: Iterable[Job] = (), listed: Mapping[str, Sequence[str]] = {}
 ) -> dict[str, tuple[str, ...]]:
     """Data set -> labels of its environments, in the order of the tables.
 
@@ -179,22 +174,19 @@ def labels(
         counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
         if run.environments:
             recorded.setdefault(run.dataset, run.environments)
+    known: Mapping[str, Sequence[str]] = {
+        name: [environment.label for environment in benchmark.environments]
+        for name, benchmark in benchmarks.BENCHMARKS.items()
+    }
+    ways: list[Mapping[str, Sequence[str]]] = [recorded, listed, known]
     for name in {job.key.dataset: None for job in planned}:
-        counts.setdefault(name, len(listed.get(name) or _known(name)))
+        counts.setdefault(name, len(listed.get(name, ()) or known.get(name, ())))
     found = {}
     for name in dict.fromkeys((*(name for name in _ORDER if name in counts), *counts)):
-        fitting = (
-            tuple(names)
-            for names in (recorded.get(name, ()), listed.get(name, ()), _known(name))
-            if len(names) == counts[name]
-        )
-        found[name] = next(fitting, tuple(f"env{i}" for i in range(counts[name])))
+        numbered = [f"env{i}" for i in range(counts[name])]
+        fitting = [tuple(way[name]) for way in ways if len(way.get(name, ())) == counts[name]]
+        found[name] = next(iter(fitting), tuple(numbered))
     return found
-
-
-def _known(name: str) -> tuple[str, ...]:
-    known = benchmarks.BENCHMARKS.get(name)
-    return tuple(environment.label for environment in known.environments) if known else ()
 
 
 def algorithms(names: Iterable[str]) -> list[str]:

@@ -96,7 +96,7 @@ def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
                 told.append(((key, index), str(error)))
         return found
 
-    rows = dict.fromkeys(figure.method for figure in published.figures())
+    rows = dict.fromkeys(figure["method"] for figure in published.figures())
     kind = "row of published figures"
     datasets, algorithms = known("datasets", facts), known("algorithms", algorithm_class)
     known("compare_with", lambda name: _asked(kind, name, rows.__getitem__, list(rows)))
