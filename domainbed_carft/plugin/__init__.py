@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["SWITCH", "install", "register", "unregister"]
+__all__ = ["SWITCH", "install", "register"]
 
 # Repeated in `names`, which a test compares: only this module loads at every start.
 SWITCH = "DOMAINBED_CARFT_DISABLE"
@@ -78,16 +78,6 @@ def register() -> None:
     for name in names.HOST_MODULES:
         if name in sys.modules:
             additions.apply(sys.modules[name])
-
-
-def unregister() -> None:
-    """Undo everything: afterwards domainbed's modules are as they were before."""
-    from domainbed_carft.plugin import additions
-
-    for finder in (_FIRST, _LAST):
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)
-    additions.withdraw()
 
 
 def _hook() -> None:

@@ -17,56 +17,8 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_once
 
-_ABSENT = object()
-
-
-class Journal:
-    """Changes foreign objects, and remembers how to undo each change.
-
-    Undoing skips what others have changed again since.
-    """
-
-    def __init__(self) -> None:
-        self._set: list[tuple[object, str, object]] = []
-        self._back = contextlib.ExitStack()
-
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set the attribute `name` of `owner`, a module or a class, to `value`."""
-        old = vars(owner).get(name, _ABSENT)
-        if old is value:
-            return
-
-        def back() -> None:
-            if vars(owner).get(name) is value:
-                delattr(owner, name) if old is _ABSENT else setattr(owner, name, old)
-
-        setattr(owner, name, value)
-        self._set.append((owner, name, value))
-        self._back.callback(back)
-
-    def add(self, listing: Any, name: str, value: Any) -> None:
-        """Put `value` under `name` into a table, or `name` into a list, unless it is there."""
-        if name in listing:
-            return
-        if isinstance(listing, dict):
-            listing[name] = value
-            self._back.callback(lambda: listing.get(name) is value and listing.pop(name))
-        else:  # which fails for a tuple, say
-            listing.append(name)
-            self._back.callback(lambda: listing.remove(name) if name in listing else None)
-
-    def owns(self, owner: Any, name: str) -> bool:
-        """Whether the attribute `name` of `owner` is now what this journal made it."""
-        current = vars(owner).get(name, _ABSENT)
-        return any(o is owner and n == name and v is current for o, n, v in self._set)
-
-    def undo(self) -> None:
-        """Undo all changes, the last one first, and forget them."""
-        self._back.close()
-        self._set.clear()
-
-
-_JOURNAL = Journal()
+# What we put in place of a host's own: functions, methods, and classes made for the host.
+_MADE: list[object] = []
 
 # Our names that the host already uses for its own classes, which stay.
 _KEPT_BY_HOST: set[str] = set()
@@ -88,12 +40,6 @@ def apply(module: ModuleType) -> None:
         raise CarftError(f"{name} cannot be extended: {error}") from error
 
 
-def withdraw() -> None:
-    """Undo all additions."""
-    _JOURNAL.undo()
-    _KEPT_BY_HOST.clear()
-
-
 def add_algorithms(module: ModuleType) -> None:
     """Put our algorithms into `domainbed.algorithms`, its list and its lookup."""
     from domainbed_carft.method import algorithms, hparams
@@ -112,8 +58,8 @@ def wrap_hparams(module: ModuleType) -> None:
     from domainbed_carft.method import hparams
 
     for name, which in (("default_hparams", 0), ("random_hparams", 1)):
-        if not _JOURNAL.owns(module, name):
-            _JOURNAL.set(module, name, _overlaid(getattr(module, name), hparams, which))
+        if not _is_made(module, name):
+            _set(module, name, _overlaid(getattr(module, name), hparams, which))
 
 
 def wrap_image_folders(module: ModuleType) -> None:
@@ -122,8 +68,8 @@ def wrap_image_folders(module: ModuleType) -> None:
 
     for part in _parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
-        if base is not None and not _JOURNAL.owns(base, "__init__"):
-            _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__))
+        if base is not None and not _is_made(base, "__init__"):
+            _set(base, "__init__", image_folders.remembering(base.__init__))
 
 
 def add_datasets(module: ModuleType) -> None:
@@ -148,13 +94,13 @@ def add_datasets(module: ModuleType) -> None:
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
     if isinstance(counts, dict):
         for name, ours in added.items():
-            _JOURNAL.add(counts, name, len(ours.ENVIRONMENTS))
+            counts.setdefault(name, len(ours.ENVIRONMENTS))
 
 
 def _hosted(home: ModuleType, ours: Any) -> Any:
     """`ours` as a class of the host's module, with what its data sets have behind ours."""
     name = ours.__name__
-    if _JOURNAL.owns(home, name):
+    if _is_made(home, name):
         return vars(home)[name]
     bases = (ours, getattr(home, "MultipleDomainDataset", object))
     return type(name, bases, {"__module__": home.__name__, "__doc__": ours.__doc__})
@@ -165,7 +111,19 @@ def add_launchers(module: ModuleType) -> None:
     from domainbed_carft import launchers
 
     for name, launcher in launchers.LAUNCHERS.items():
-        _JOURNAL.add(module.REGISTRY, name, launcher)
+        module.REGISTRY.setdefault(name, launcher)
+
+
+def _set(owner: Any, name: str, made: object) -> None:
+    """Set the attribute `name` of `owner`, a module or a class."""
+    setattr(owner, name, made)
+    _MADE.append(made)
+
+
+def _is_made(owner: Any, name: str) -> bool:
+    """Whether the attribute `name` of `owner` is what `_set` made it."""
+    current = vars(owner).get(name)
+    return any(current is one for one in _MADE)
 
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
@@ -192,11 +150,13 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, Any]) -> 
     added = {
         name: ours
         for name, ours in classes.items()
-        if vars(module).get(name, ours) is ours or _JOURNAL.owns(module, name)
+        if vars(module).get(name, ours) is ours
     }
     for name, ours in added.items():
-        _JOURNAL.add(names, name, ours)
-        _JOURNAL.set(module, name, ours)
+        if name not in names:
+            # Fails for a tuple, say, before anything is changed.
+            names.update({name: ours}) if isinstance(names, dict) else names.append(name)
+        _set(module, name, ours)
     if taken := sorted(classes.keys() - added.keys()):
         warn_once(module.__name__, CarftError(f"it has its own {', '.join(taken)}"))
     return added
@@ -208,7 +168,7 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
     Upstream's looks into the module's globals, where they are by now; others have a table.
     """
     original = getattr(module, lookup, None)
-    if original is None or _JOURNAL.owns(module, lookup):
+    if original is None or _is_made(module, lookup):
         return
     missed = dict(classes)
     for name, ours in classes.items():
@@ -225,7 +185,7 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
         asked = isinstance(name, str) and name in missed
         return missed[name] if asked else original(*args, **kwargs)
 
-    _JOURNAL.set(module, lookup, find)
+    _set(module, lookup, find)
 
 
 def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> Callable[..., Any]:
