@@ -131,14 +131,13 @@ class CLIPLinearProbe(Algorithm):
 class CLIPZeroShot(Algorithm):
     pass
 """,
-    "plugin/emoji_styles.py": """
+    "plugin/provided.py": """
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
 
 class EmojiShift:
     ENVIRONMENTS = ["a"]
-""",
-    "plugin/provided.py": """
+
 class DTD:
     ENVIRONMENTS = ["train"]
 

@@ -150,7 +150,7 @@ print(json.dumps([transforms, observed.recall(hparams).protocol]))
 
 @pytest.mark.parametrize(
     "module",
-    ["method/algorithms", "method/hparams", "plugin/emoji_styles", "method/observed"],
+    ["method/algorithms", "method/hparams", "plugin/provided", "method/observed"],
 )
 def test_our_failure_is_one_warning(site: Site, checkout: Path, module: str) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -208,7 +208,7 @@ print(json.dumps([
 def test_our_modules_may_be_imported_first(site: Site, checkout: Path) -> None:
     code = """
 import json
-import domainbed_carft.method.algorithms, domainbed_carft.plugin.emoji_styles
+import domainbed_carft.method.algorithms, domainbed_carft.plugin.provided
 from domainbed import algorithms, datasets
 print(json.dumps([
     algorithms.CARFT is domainbed_carft.method.algorithms.CARFT,

@@ -77,24 +77,19 @@ def add_datasets(module: ModuleType) -> None:
 
     A sweep without `--datasets` leaves out each environment of those in it; the others have one.
     """
-    from domainbed_carft.plugin import emoji_styles, imagenet, provided
+    from domainbed_carft.plugin import imagenet, provided
 
     # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
-    added: dict[str, Any] = {}
-    embedded = {"EmojiStyles": emoji_styles.EmojiStyles}
-    others = {
-        **provided.TASKS,
-        "EmojiShift": emoji_styles.EmojiShift,
-        "ImageNet": imagenet.ImageNet,
-    }
-    for listing, classes in (("DATASETS", embedded), ("", others)):
-        added |= _add_named(home, listing, {name: _hosted(home, c) for name, c in classes.items()})
+    classes = (provided.EmojiStyles, provided.EmojiShift, imagenet.ImageNet)
+    ours = {c.__name__: _hosted(home, c) for c in (*classes, *provided.TASKS.values())}
+    added = _add_named(home, "DATASETS", {"EmojiStyles": ours.pop("EmojiStyles")})
+    added |= _add_named(home, "", ours)
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
     if isinstance(counts, dict):
-        for name, ours in added.items():
-            counts.setdefault(name, len(ours.ENVIRONMENTS))
+        for name, one in added.items():
+            counts.setdefault(name, len(one.ENVIRONMENTS))
 
 
 def _hosted(home: ModuleType, ours: Any) -> Any:
@@ -147,11 +142,7 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, Any]) -> 
     Returns those added; names that the module uses for its own classes are kept.
     """
     names = getattr(module, listing, [])
-    added = {
-        name: ours
-        for name, ours in classes.items()
-        if vars(module).get(name, ours) is ours
-    }
+    added = {name: ours for name, ours in classes.items() if vars(module).get(name, ours) is ours}
     for name, ours in added.items():
         if name not in names:
             # Fails for a tuple, say, before anything is changed.

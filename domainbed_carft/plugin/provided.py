@@ -1,15 +1,25 @@
-"""The data sets of this package under the interface of DomainBed's: their base, and the tasks."""
+"""The data sets of this package under the interface of DomainBed's: their base, tasks, and emojis.
+
+In EmojiStyles four teams of artists drew the same things: a small PACS of real drawings.
+``assets/README.md`` says how the archive was made and whose drawings they are.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import tasks, verify
+from domainbed_carft.data import emoji, listing, tasks, verify
 from domainbed_carft.errors import raise_for
 from domainbed_carft.plugin.image_folders import asked_for, remember
+
+EMOJI_SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
 
 
 class Provided:
@@ -33,7 +43,10 @@ class Provided:
         self.input_shape = (3, size, size)
         self.datasets, report = self.read(root)
         for index, environment in enumerate(self.datasets):
-            environment.transform = self._transform(hparams, index in test_envs)
+            if hparams is not None:
+                # The key is younger than DomainBed.
+                augment = hparams.get("data_augmentation", True) and index not in test_envs
+                environment.transform = pictures.transform(self.protocol, size, augment, self.asked)
         self.num_classes = len(self.datasets[0].classes)
         told = None if hparams is None else test_envs  # such hosts pass none of the two
         remember(self, report, self.protocol, hparams, told)
@@ -45,15 +58,6 @@ class Provided:
     def size(self, hparams: dict[str, Any] | None) -> int:
         """Pixels a side where no CLIP asks for a number."""
         return self.HOSTS_SIZE
-
-    def _transform(
-        self, hparams: dict[str, Any] | None, is_test: bool
-    ) -> Callable[[Any], Any] | None:
-        if hparams is None:
-            return None
-        augment = hparams.get("data_augmentation", True)  # the key is younger than DomainBed
-        size, augment = self.input_shape[-1], augment and not is_test
-        return pictures.transform(self.protocol, size, augment, self.asked)
 
     def __getitem__(self, index: int) -> Any:
         return self.datasets[index]
@@ -75,14 +79,10 @@ class TaskData(Provided):
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
-        return (
-            []
-            if root and os.path.isdir(os.path.join(root, cls.TASK.folder))
-            else [
-                f"{cls.TASK.name} needs --data_dir, the folder that has {cls.TASK.folder}; "
-                f"{cls.TASK.remedy}"
-            ]
-        )
+        task = cls.TASK
+        if root and os.path.isdir(os.path.join(root, task.folder)):
+            return []
+        return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
         raise_for(self.data_problems(root))
@@ -92,3 +92,37 @@ class TaskData(Provided):
 
 
 TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
+
+
+class EmojiStyles(Provided):
+    """Ten classes in four styles, 48 px, or as many as the CLIP of one of our algorithms wants.
+
+    ``root`` is not read: the pictures are in the package. Concepts in them are disjoint from those
+    that the embedded ``tiny`` CLIP was pre-trained on.
+    """
+
+    N_STEPS = 101
+    CHECKPOINT_FREQ = 50
+    N_WORKERS = 0  # decoding 64 px takes less than handing a picture to another process
+    ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
+    INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
+
+    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        folder = emoji.environments(type(self).__name__)
+        found = [ImageFolder(str(folder / name), loader=_emoji) for name in self.ENVIRONMENTS]
+        return found, verify.examine(type(self).__name__, folder)
+
+    def size(self, hparams: dict[str, Any] | None) -> int:
+        return EMOJI_SIZE if hparams and "clip_backbone" in hparams else self.HOSTS_SIZE
+
+
+class EmojiShift(EmojiStyles):
+    """One style, of two thirds of the things: the training set of the suite EmojiShift."""
+
+    ENVIRONMENTS = [emoji.TRAINED_STYLE]
+
+
+@functools.cache
+def _emoji(path: str) -> Image.Image:
+    """A decoded picture, kept: all 1,716 take 21 MB, and a job reads each a dozen times."""
+    return listing.open_picture(path)
