@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import lzma
 import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,28 +74,22 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        names: dict[Any, str]
-        extract: Callable[[Any], object]
-        if zipfile.is_zipfile(archive):
-            packed = stack.enter_context(zipfile.ZipFile(archive))
-            names = {member: member.filename for member in packed.infolist()}
-            extract = functools.partial(packed.extract, path=folder)
-        elif hasattr(tarfile, "data_filter"):
-            tar = stack.enter_context(tarfile.open(archive))
-            names = {member: member.name for member in tar.getmembers()}
-            extract = functools.partial(tar.extract, path=folder, filter="data")
-        else:
-            raise CarftError(
-                "this Python cannot unpack tar archives safely; use 3.10.12, 3.11.4 or later"
-            )
-        for name in names.values():
+    is_zip = zipfile.is_zipfile(archive)
+    if not (is_zip or hasattr(tarfile, "data_filter")):
+        raise CarftError(
+            "this Python cannot unpack tar archives safely; use 3.10.12, 3.11.4 or later"
+        )
+    packed: Any
+    with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as packed:
+        members = packed.infolist() if is_zip else packed.getmembers()
+        for member in members:
+            name = member.filename if is_zip else member.name
             plain = name.replace("\\", "/")
             # zipfile would drop the `..` and write elsewhere than the archive says.
             if plain.startswith("/") or ".." in plain.split("/"):
                 raise _unsafe(archive, f"{name!r} would be written outside the folder")
-        for member in tqdm(names, desc=f"unpacking {archive.name}", unit="file"):
-            extract(member)
+        for member in tqdm(members, desc=f"unpacking {archive.name}", unit="file"):
+            packed.extract(member, folder, **({} if is_zip else {"filter": "data"}))
 
 
 def _unsafe(archive: Path, why: str) -> CarftError:

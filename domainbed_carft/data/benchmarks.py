@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -27,7 +27,7 @@ class Environment:
 
     label: str
     folder: str
-    also: tuple[str, ...] = ()
+    also: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,13 @@ class Source:
 
     @property
     def is_archive(self) -> bool:
-        """Whether it is unpacked, rather than read."""
+        """Whether it is to be unpacked."""
         return self.file.endswith((".zip", ".tar", ".tar.gz"))
 
 
 @dataclass(frozen=True)
 class Edition:
-    """Picture counts of one version of the data that was distributed.
-
-    ``counts``: environment folder -> pictures; ``by_class``: environment folder -> class ->
-    pictures, only for environments whose counts by class are known.
-    """
+    """One version of the data: environment folder -> pictures, and by class where known."""
 
     name: str
     counts: Mapping[str, int]
@@ -63,7 +59,7 @@ class Edition:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One data set.
+    """One data set, by its name in DomainBed.
 
     ``folder`` is below the data folder, "" for what is in the package; ``environments`` are in
     DomainBed's order, ``classes`` in label order, today's edition is the first of ``editions``;
@@ -105,16 +101,11 @@ def _benchmark(facts: dict[str, Any]) -> Benchmark:
     }
     by_class = {environment: counts for environment, counts in columns.items() if counts}
     totals = {environment: sum(counts.values()) for environment, counts in columns.items()}
+    editions = [(one["name"], {**totals, **one.get("counts", {})}) for one in facts["editions"]]
     read = {
-        "environments": tuple(
-            Environment(one["label"], one["folder"], tuple(one.get("also", ())))
-            for one in facts["environments"]
-        ),
+        "environments": tuple(Environment(**one) for one in facts["environments"]),
         "classes": tuple(row[0] for row in rows),
-        "editions": tuple(
-            Edition(one["name"], {**totals, **one.get("counts", {})}, by_class)
-            for one in facts["editions"]
-        ),
+        "editions": tuple(Edition(name, counts, by_class) for name, counts in editions),
         "sources": tuple(Source(**one) for one in facts["sources"]),
     }
     return Benchmark(**{**facts, **read})

@@ -25,10 +25,7 @@ STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")  # what unpackers and notebooks lea
 
 @dataclass
 class Findings:
-    """Sentences: what gives wrong results or none, what is not as known, what is good to know.
-
-    ``edition`` is the name of the edition whose counts these are, if it is one.
-    """
+    """Sentences, as `verify.Report` has them, and the name of the edition with these counts."""
 
     problems: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -40,29 +37,10 @@ def compare(name: str, counts: Counts) -> Findings:
     """Environments, classes and numbers against what is known of ``name``, else each other."""
     findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
-    names = list(counts)
     if benchmark is None:
-        inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
-        findings.problems += [
-            f"DomainBed would read the folder {name!r} as environment {names.index(name)}; move "
-            "the folder out of the data folder"
-            for name in names
-            if name not in inside
-        ]
-        if not inside:
-            findings.problems.append(
-                "found no environments; expected a folder with one sub-folder per environment"
-            )
-        _classes(inside, (), findings)
-        # By the classes that count on ImageNet: other data sets share no more than a third.
-        of_objectnet = benchmarks.suite_lists()["objectnet"].keys()
-        if any(2 * len(of_objectnet & found) > len(of_objectnet) for found in _names(counts)):
-            findings.problems.append(
-                "this is ObjectNet, whose licence forbids to train or tune on it; it is a test "
-                "set: carft evaluate RUN --suite imagenet"
-            )
+        _own(counts, findings)
         return findings
-    folders = [environment.folder for environment in benchmark.environments]
+    names, folders = list(counts), [environment.folder for environment in benchmark.environments]
     forms = [{_plain(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
     if len(names) != len(forms) or any(_plain(n) not in form for n, form in zip(names, forms)):
         findings.problems.append(
@@ -70,9 +48,7 @@ def compare(name: str, counts: Counts) -> Findings:
             "Test environments go by position: rename these folders and move out all others"
         )
         return findings
-    if renamed := [
-        f"{name!r} to {folder!r}" for name, folder in zip(names, folders) if name != folder
-    ]:
+    if renamed := [f"{n!r} to {folder!r}" for n, folder in zip(names, folders) if n != folder]:
         findings.differences.append(
             f"environments have other names in the same order: rename {', '.join(renamed)}"
         )
@@ -81,9 +57,29 @@ def compare(name: str, counts: Counts) -> Findings:
     return findings
 
 
-def _names(counts: Counts) -> list[set[str]]:
-    """Of the environments, and of the classes in each."""
-    return [{*counts}, *({*classes} for classes in counts.values())]
+def _own(counts: Counts, findings: Findings) -> None:
+    """A data set that nothing is known of."""
+    inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
+    findings.problems += [
+        f"DomainBed would read the folder {name!r} as environment {position}; move the folder out "
+        "of the data folder"
+        for position, name in enumerate(counts)
+        if name not in inside
+    ]
+    if not inside:
+        findings.problems.append(
+            "found no environments; expected a folder with one sub-folder per environment"
+        )
+    _classes(inside, (), findings)
+    # By the classes that count on ImageNet: other data sets share no more than a third.
+    objectnet = benchmarks.suite_lists()["objectnet"].keys()
+    if any(
+        2 * len(objectnet & found.keys()) > len(objectnet) for found in (counts, *counts.values())
+    ):
+        findings.problems.append(
+            "this is ObjectNet, whose licence forbids to train or tune on it; it is a test set: "
+            "carft evaluate RUN --suite imagenet"
+        )
 
 
 def digest(counts: Counts) -> str:
@@ -161,11 +157,11 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
             for label, count in edition.by_class.get(name, {}).items()
             if plain.get(_plain(label), count) != count
         ]
-        if others or totals[name] != edition.counts[name]:
+        total, expected = totals[name], edition.counts[name]
+        if others or total != expected:
             findings.differences.append(
-                f"environment {name!r} has {totals[name]:,} pictures, expected "
-                f"{edition.counts[name]:,} as in the edition {edition.name} "
-                f"({totals[name] - edition.counts[name]:+,})"
+                f"environment {name!r} has {total:,} pictures, expected {expected:,} as in the "
+                f"edition {edition.name} ({total - expected:+,})"
                 + (f": {', '.join(others[:5])}" if others else "")
             )
     if len(findings.differences) > named:

@@ -16,7 +16,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from domainbed_carft.data import archives, benchmarks, verify
 from domainbed_carft.data.archives import BadFile
@@ -25,6 +24,7 @@ from domainbed_carft.files import parsing
 
 Fetch = Callable[[str, Path], None]
 Prepare = Callable[[Path, Path], None]
+Judge = Callable[[str, Path], verify.Report]
 
 # Benchmark -> the folder in its archive that has all of it.
 INNER = {"PACS": "kfold", "VLCS": "VLCS", "OfficeHome": "OfficeHomeDataset_10072016"}
@@ -48,44 +48,36 @@ def download(
     ``fetch(url, path)`` gets one file, resuming an earlier attempt. Returns the
     verification's report, whose verdict is "verified", or with ``accept_different`` "differs".
     Raises CarftError, with nothing fetched lost, for a source that fails (saying what to put where
-    by hand), archives that are not what they should be, data that is not as known, a folder of the
-    data set's name that is there already, and a disk that is full or cannot be written.
+    by hand), wrong archives, data that is not as known, a place that is taken, and a full disk.
     """
     benchmark = benchmarks.get(name)
     if not benchmark.sources:
         raise CarftError(f"{name} is in the package; there is nothing to download")
-    return install(
-        Wanted(name, benchmark.folder, benchmark.sources), data_dir,
-        functools.partial(prepare, name), lambda folder: verify.verify(name, folder),
-        fetch, accept_different,
-    )  # fmt: skip
-
-
-class Wanted(NamedTuple):
-    """What is to be downloaded: its name, its folder below the data folder, its sources."""
-
-    name: str
-    folder: str
-    sources: Sequence[benchmarks.Source]
+    ready = functools.partial(prepare, name)
+    place = data_dir / benchmark.folder
+    return install(name, place, benchmark.sources, ready, verify.verify, fetch, accept_different)
 
 
 def install(
-    wanted: Wanted, data_dir: Path, prepare: Prepare, judge: Callable[[Path], verify.Report],
+    name: str, target: Path, sources: Sequence[benchmarks.Source], prepare: Prepare, judge: Judge,
     fetch: Fetch | None = None, accept_different: bool = False,
 ) -> verify.Report:  # fmt: skip
-    """As `download`, of anything: ``prepare(unpacked, ready)`` makes its folder ``ready`` of what
-    its archives held, ``judge(data_dir)`` verifies what lies below a data folder.
+    """As `download`, of anything from ``sources`` to the folder ``target``.
+
+    ``prepare(unpacked, ready)`` makes the folder ``ready`` of what the archives held, and
+    ``judge(name, data_dir)`` verifies what lies below a data folder.
     """
-    name, target = wanted.name, data_dir / wanted.folder
+    data_dir = target.parent
     if target.exists():
         raise CarftError(
             f"{target} already exists; check the data with `carft data verify {name} --data_dir "
             f"{shlex.quote(str(data_dir))}`, or move the folder away to download again"
         )
-    work = data_dir / f".{wanted.folder}.download"
+    work = data_dir / f".{target.name}.download"
     try:
-        ready = _made(wanted, work, prepare, fetch or _fetch)
-        report = judge(ready.parent)
+        ready = work / "ready" / target.name
+        _make(ready, sources, work, prepare, fetch or _fetch)
+        report = judge(name, ready.parent)
         said = report.problems or [*report.differences, *report.notes]
         if report.problems or (report.verdict == "differs" and not accept_different):
             remedy = "" if report.problems else ". To install the data anyway: --accept_different"
@@ -104,9 +96,11 @@ def install(
     return dataclasses.replace(report, root=target)
 
 
-def _made(wanted: Wanted, work: Path, prepare: Prepare, fetch: Fetch) -> Path:
-    fetched, unpacked, ready = (work / name for name in ("archives", "unpacked", "ready"))
-    for folder in (unpacked, ready):
+def _make(
+    ready: Path, sources: Sequence[benchmarks.Source], work: Path, prepare: Prepare, fetch: Fetch
+) -> None:
+    fetched, unpacked = work / "archives", work / "unpacked"
+    for folder in (unpacked, ready.parent):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     fetched.mkdir(exist_ok=True)
@@ -115,7 +109,7 @@ def _made(wanted: Wanted, work: Path, prepare: Prepare, fetch: Fetch) -> Path:
         "and rerun the command"
     )
     try:
-        for source in wanted.sources:
+        for source in sources:
             path = fetched / source.file
             try:
                 if not path.is_file():
@@ -126,21 +120,20 @@ def _made(wanted: Wanted, work: Path, prepare: Prepare, fetch: Fetch) -> Path:
                     f"command to resume. {by_hand.format(path)}"
                 ) from error
             archives.check(path, source.is_archive)
-        for source in wanted.sources:
+        for source in sources:
             if source.is_archive:
                 archives.unpack(fetched / source.file, unpacked)
             else:
                 shutil.copy(fetched / source.file, unpacked / source.file)
-        prepare(unpacked, ready / wanted.folder)
+        prepare(unpacked, ready)
     except BadFile as bad:
         path, aside = fetched / bad.name, fetched / f"{bad.name}.damaged"
         os.replace(path, aside)
-        url = next(source.url for source in wanted.sources if source.file == bad.name)
+        url = next(source.url for source in sources if source.file == bad.name)
         raise CarftError(
             f"{path}, from {url}, {bad.fault}; the file was renamed to {aside.name}. Rerun the "
             f"command to download again. {by_hand.format(path)}"
         ) from bad
-    return ready / wanted.folder
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -159,8 +152,7 @@ def _fetch(url: str, path: Path) -> None:
 def prepare(name: str, unpacked: Path, ready: Path) -> None:
     """Make the folder ``ready`` of the benchmark ``name`` from what its archives held.
 
-    Raises BadFile for a list or an annotation file that is damaged, CarftError where the archives
-    hold something else than they are known for, or name files that are not theirs.
+    Raises BadFile for a damaged list or annotation file, CarftError for archives of something else.
     """
     if name == "DomainNet":
         _domain_net(unpacked, ready)
@@ -193,11 +185,11 @@ def _domain_net(unpacked: Path, ready: Path) -> None:
 def _terra_incognita(unpacked: Path, ready: Path) -> None:
     """One folder of pictures, and annotation files that say where each was taken, and of what."""
     pictures = _required(unpacked / TERRA_PICTURES)
-    folder = _required(unpacked / TERRA_ANNOTATIONS)
+    annotations = _required(unpacked / TERRA_ANNOTATIONS)
     images: dict[object, tuple[str, str]] = {}  # picture id -> location and file
     seen: defaultdict[object, set[str]] = defaultdict(set)  # picture id -> what is on it
     for name in TERRA_FILES:
-        file = _required(folder / name)
+        file = _required(annotations / name)
         try:
             content = parsing.parse_json(file.read_bytes())
             for item in content["images"]:
@@ -208,19 +200,18 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
         except (ValueError, LookupError, TypeError) as error:
             fault = f"is damaged: its {name} is not JSON with images, categories and annotations"
             raise BadFile(TERRA_ARCHIVE, fault) from error
-    for _, file_name in images.values():
-        # Else another file of this machine could be called a picture.
-        if file_name in ("", ".", "..") or "/" in file_name or "\0" in file_name:
-            raise CarftError(
-                f"{TERRA_ARCHIVE} names a picture {file_name!r} outside the folder of pictures; "
-                "nothing was installed. Do not use this archive"
-            )
+    # Else another file of this machine could be called a picture.
+    if outside := [file_name for _, file_name in images.values() if "/" in file_name]:
+        raise CarftError(
+            f"{TERRA_ARCHIVE} names a picture {outside[0]!r} outside the folder of pictures; "
+            "nothing was installed. Do not use this archive"
+        )
     known = benchmarks.get("TerraIncognita")
     folders = [environment.folder for environment in known.environments]
     for picture, (location, file_name) in images.items():
-        for category in seen[picture] & set(known.classes):
-            if f"location_{location}" in folders:
-                place = ready / f"location_{location}" / category
+        if (folder := f"location_{location}") in folders:
+            for category in seen[picture] & set(known.classes):
+                place = ready / folder / category
                 place.mkdir(parents=True, exist_ok=True)
                 # Copied, as upstream does: a picture may belong to two classes.
                 shutil.copyfile(_required(pictures / file_name), place / file_name)

@@ -27,7 +27,7 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, se
 
 
 def environments(name: str) -> Path:
-    """The folder environment/class/picture.png of an embedded data set. Raises as ``unpacked``."""
+    """The folder environment/class/picture.png of the embedded data set ``name``."""
     return shift() / "train" if name == SHIFT else unpacked()
 
 
@@ -46,11 +46,7 @@ def unpacked() -> Path:
 
 
 def shift() -> Path:
-    """The folder train/noto/class/picture.png and test/noto/class/picture.png of EmojiShift.
-
-    The things of a class to train on are those that a fixed draw gives of its sorted names. Raises
-    as ``unpacked``.
-    """
+    """The folders train/noto/class/picture.png and test/... of EmojiShift, by a fixed draw."""
     styles = unpacked()
 
     def divide(folder: Path) -> None:
@@ -68,10 +64,7 @@ def shift() -> Path:
 
 
 def _made(place: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder in the cache, filled if it is not there.
-
-    Beside its place, then renamed, so that jobs that start at once never see half of it.
-    """
+    """A folder in the cache; filled beside it and renamed, so that no job sees half of it."""
     target = files.cache_folder() / place
     if target.is_dir():
         return target

@@ -33,7 +33,6 @@ PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 # Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-
 # What ends a job or gives it wrong pictures, and what to do about it. macOS's "._" files have names
 # of pictures.
 ODD = {
@@ -69,11 +68,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A picture that is not whole, its path below the root.
-
-    A ``truncated`` one is read by DomainBed all the same, with grey where its data ends; others
-    end the job.
-    """
+    """A picture that ends the job; a ``truncated`` one is only grey where its data ends."""
 
     path: str
     truncated: bool
@@ -97,22 +92,23 @@ def read(root: Path) -> Listing:
             pairs += [(environment, name) for name in _entries(root / environment)[0]]
         except OSError:
             found.odd["path"].append(environment)
-    # Over the network the first listing of a large set takes minutes.
-    for environment, name in tqdm(pairs, desc="listing", unit="class", delay=1, disable=None):
-        before = len(found.pictures)
-        _add_pictures(found, f"{environment}/{name}", ())
-        found.counts[environment][name] = len(found.pictures) - before
-    return found
+    return _filled(found, pairs)
 
 
 def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
     """The same of a folder class/picture, as its one environment ""; of the classes ``names``."""
     found = Listing(root, counts={"": {}})
     classes = [name for name in _entries(root)[0] if names is None or name in names]
-    for name in tqdm(classes, desc=f"listing {root.name}", unit="class", delay=1, disable=None):
+    return _filled(found, [("", name) for name in classes])
+
+
+def _filled(found: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
+    """With the pictures of these classes; over the network a large set takes minutes."""
+    about = f"listing {found.root.name}"
+    for environment, name in tqdm(pairs, desc=about, unit="class", delay=1, disable=None):
         before = len(found.pictures)
-        _add_pictures(found, name, ())
-        found.counts[""][name] = len(found.pictures) - before
+        _add_pictures(found, os.path.join(environment, name), ())
+        found.counts[environment][name] = len(found.pictures) - before
     return found
 
 

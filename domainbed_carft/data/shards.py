@@ -27,6 +27,8 @@ from domainbed_carft.data.listing import Member
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 
+Sample = tuple[int, str, int, int, int]  # label, name, shard, offset, size
+
 LAYOUT = 1
 THREADS = 16  # they wait for the storage most of the time
 LABELLED = (".cls", ".id", ".json")  # what may say a label, of which so many bytes are read
@@ -38,7 +40,7 @@ LABELS = ("cls", "id", "label")  # extensions, or keys in a JSON object, of what
 class Index(Sequence[tuple[Member, int]]):
     """The pictures of some shards, sorted by label and then by name, as folders list them.
 
-    ``places`` (N, 3), int64: the number of the shard, offset and size in bytes; ``labels`` (N,).
+    ``places``, (N, 3), int64: the number of the shard, offset and size in bytes; ``labels``, (N,).
     """
 
     shards: Sequence[str]
@@ -81,7 +83,7 @@ def _made(shards: Sequence[Path], labels: Mapping[str, int]) -> tuple[np.ndarray
             "pictures in shards need webdataset; pip install 'domainbed-carft[webdataset]'"
         ) from error
 
-    def samples(numbered: tuple[int, Path]) -> list[tuple[int, str, int, int, int]]:
+    def samples(numbered: tuple[int, Path]) -> list[Sample]:
         number, path = numbered
         try:
             with tarfile.open(path, "r:") as archive:
@@ -94,12 +96,10 @@ def _made(shards: Sequence[Path], labels: Mapping[str, int]) -> tuple[np.ndarray
                 "from 0 on by the sorted class folders, or the folder's name"
             ) from error
 
-    found: list[tuple[int, str, int, int, int]] = []
     with ThreadPool(THREADS) as pool:
         read = pool.imap(samples, enumerate(shards))
-        for one in tqdm(read, "indexing", len(shards), unit="shard", delay=1, disable=None):
-            found += one
-    found.sort()
+        bar = tqdm(read, "indexing", len(shards), unit="shard", delay=1, disable=None)
+        found = sorted(one for of_shard in bar for one in of_shard)
     table = np.array([(*place, label) for label, _, *place in found], np.int64).reshape(-1, 4)
     return table[:, :3], table[:, 3]
 
@@ -115,10 +115,8 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
         yield {"fname": member.name, "data": content, "__url__": str(path)}
 
 
-def _sample(
-    sample: Mapping[str, Any], labels: Mapping[str, int], shard: int
-) -> tuple[int, str, int, int, int]:
-    """Label, name, shard, offset and size. Raises ValueError or LookupError, saying what is odd."""
+def _sample(sample: Mapping[str, Any], labels: Mapping[str, int], shard: int) -> Sample:
+    """Raises ValueError or LookupError, saying what is odd."""
     name = str(sample["__key__"]).rpartition("/")[2]
     places = [value for value in sample.values() if isinstance(value, tuple)]
     if len(places) != 1:

@@ -50,7 +50,7 @@ class Task:
 
     @property
     def split(self) -> str:
-        """Where its splits are from, in a word for tables."""
+        """Where its splits are from."""
         return "own split" if self.drawn else "official split"
 
     @property
@@ -70,7 +70,7 @@ class Pictures:
     """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
 
     ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
-    names that torchvision gives the labels. ``root`` is the split's name, as a folder's would be.
+    labels' names; ``root``: the split's name, as a folder's would be.
     """
 
     root = "test"
@@ -98,7 +98,7 @@ class Pictures:
 def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
     """The training or the test pictures of a task, in an order that does not depend on the disk.
 
-    Raises CarftError where they are missing or are not as torchvision wants them.
+    Raises CarftError where torchvision cannot read them.
     """
     place = Path(data_dir, task.folder)
     try:
@@ -183,12 +183,11 @@ def _drawn(task: Task, samples: Sequence[tuple[Any, int]], train: bool) -> list[
     """The pictures of each class that a fixed draw gives to the split, class by class."""
     trained, tested = task.drawn or ()
     generator = np.random.RandomState(0)
-    of_label: dict[int, list[tuple[Any, int]]] = {}
-    for sample in samples:
-        of_label.setdefault(sample[1], []).append(sample)
+    labels = np.array([label for _, label in samples])
     found = []
-    for _, own in sorted(of_label.items()):
-        order = generator.permutation(len(own)).tolist()
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        order = generator.permutation(len(own))
         chosen = order[:trained] if train else order[trained:][:tested]
-        found += [own[place] for place in sorted(chosen)]
+        found += [samples[place] for place in own[np.sort(chosen)]]
     return found

@@ -21,9 +21,8 @@ class Report:
     """What was found of one data set.
 
     ``counts``: environment -> class -> pictures, in label order. ``problems`` give wrong results
-    or none, ``differences`` are from what is known, and each is a sentence that says what to do.
-    ``edition`` is the known one that has these counts. ``damaged`` pictures are looked for only
-    where ``decoded``.
+    or none, ``differences`` are from what is known: sentences that say what to do. ``edition`` is
+    the known one with these counts. ``damaged`` pictures are looked for only where ``decoded``.
     """
 
     name: str
@@ -38,10 +37,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """ "verified": all as known; "differs": usable, but not a known edition; "broken".
-
-        "consistent" is what nothing is known of and nothing is wrong with.
-        """
+        """One of "verified", "consistent" (nothing is known of it), "differs" and "broken"."""
         if self.problems:
             return "broken"
         if self.differences:
@@ -59,10 +55,7 @@ class Report:
 
     @property
     def data_edition(self) -> str:
-        """What the records of a job on this data say of it.
-
-        The verdict, with the known edition; where the counts are not known ones, with their digest.
-        """
+        """For a job's records: the verdict, the edition, the digest of counts not known."""
         parts = [self.edition] if self.edition else []
         if self.verdict in ("differs", "consistent"):
             parts.append(comparison.digest(self.counts))
@@ -140,13 +133,16 @@ def judged(report: Report, pictures: Sequence[str]) -> Report:
     if not report.decoded:
         return report
     bad = listing.damaged(report.root, pictures)
-    unread, cut = ([one.path for one in bad if one.truncated is cut] for cut in (False, True))
-    broken = _counted(unread, "picture", "cannot be decoded (download again)")
-    grey = "cut off and read with grey where the data ends (download again)"
-    differences = [*report.differences, *_counted(cut, "picture", grey)]
-    return replace(
-        report, problems=[*report.problems, *broken], differences=differences, damaged=bad
-    )
+    problems = [*report.problems, *_told(bad, False, "cannot be decoded")]
+    grey = _told(bad, True, "cut off and read with grey where the data ends")
+    differences = [*report.differences, *grey]
+    return replace(report, problems=problems, differences=differences, damaged=bad)
+
+
+def _told(bad: Sequence[Damaged], truncated: bool, fault: str) -> list[str]:
+    paths = [one.path for one in bad if one.truncated is truncated]
+    count = text.counted(len(paths), "picture")
+    return [f"{count} {fault} (download again): {listed(paths)}"] if paths else []
 
 
 def command(name: str, root: Path) -> str:
@@ -154,7 +150,3 @@ def command(name: str, root: Path) -> str:
     if name not in benchmarks.BENCHMARKS:
         return f"carft data verify {shlex.quote(str(root))}"
     return f"carft data verify {name} --data_dir {shlex.quote(str(root.parent))}"
-
-
-def _counted(paths: Sequence[str], noun: str, rest: str) -> list[str]:
-    return [f"{text.counted(len(paths), noun)} {rest}: {listed(paths)}"] if paths else []
