@@ -20,9 +20,9 @@ from PIL import Image
 from domainbed_carft import machine
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures import loading, opening, store
-from domainbed_carft.pictures.opening import open_store
+from domainbed_carft.pictures import loading, store
 from domainbed_carft.pictures.plan import plan
+from domainbed_carft.pictures.store import open_store
 
 TRAINING = plan(transform("domainbed", 32, augment=True))
 TEST = plan(transform("domainbed", 32, augment=False))
@@ -211,20 +211,19 @@ def test_it_is_this_users_alone(here):
     assert open_store(BOUND)[0] is None
 
 
-def test_when_it_is_off(here, monkeypatch, tmp_path):
+def test_when_it_is_off(here, monkeypatch):
     def line(wanted: str | None) -> str:
-        found, told = open_store(wanted, root=tmp_path)
+        found, told = open_store(wanted)
         assert (found is None) == told.startswith("decoded pictures are not kept: ")
         return told
 
-    mounts = tmp_path / "proc/self/mounts"
-    mounts.parent.mkdir(parents=True)
-    mounts.write_text(f"x / ext4 rw 0 0\nserver:/x {here.parent} nfs4 rw 0 0\n")
+    assert store._file_system(Path("/proc/self")) == "proc"
+    monkeypatch.setattr(store, "_file_system", {here: "nfs4"}.get)
     assert "is on a network (nfs4); only if --picture_cache asks" in line(None)
     assert line("0") == "decoded pictures are not kept: --picture_cache is 0"
     assert "at most 32M (as --picture_cache asks)" in line("32M")
-    mounts.write_text(f"server:/x / nfs4 rw 0 0\nx {here.parent} tmpfs rw 0 0\n")
-    monkeypatch.setattr(machine, "memory", lambda root: 100 << 20)
+    monkeypatch.setattr(store, "_file_system", {here: "tmpfs"}.get)
+    monkeypatch.setattr(machine, "memory", lambda: 100 << 20)
     assert "at most 25M (a quarter of the memory, at most 8G)" in line(None)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert "under SLURM" in line(None)
@@ -234,4 +233,4 @@ def test_when_it_is_off(here, monkeypatch, tmp_path):
     for wrong in ("8X", "", "-1", "8 G B"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M, or 0"):
             line(wrong)
-    assert [opening.size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
+    assert [store.size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]

@@ -95,7 +95,7 @@ def test_annotations_that_are_none(tmp_path, content):
         download.prepare("TerraIncognita", unpacked, tmp_path / "ready")
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg", "", "a\0.jpg"])
+@pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg"])
 def test_annotations_of_files_elsewhere_are_refused(tmp_path, name):
     write(tmp_path, ["secret.jpg"])
     unpacked = terra(tmp_path / "unpacked")

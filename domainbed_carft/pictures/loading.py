@@ -33,25 +33,17 @@ def load(plan: Plan, path: str | Member, kept: Store | None = None) -> tuple[Ten
     """
     if kept is None:
         return first(plan, decode(path))
-    if plan.draws:
-        key = _key(path, f"whole {MADE_BY}")
-        picture = kept.get(key)
-        if picture is None:
-            picture = decode(path)
-            kept.put(key, picture)
-        return first(plan, picture)
-    key = _key(path, f"{plan.size} {plan.interpolation} {plan.resize} {MADE_BY}")
-    square = kept.get(key)
-    if square is None:
-        square, _ = first(plan, decode(path))
-        kept.put(key, square)
-    return square, NOTHING_DRAWN
-
-
-def _key(path: str | Member, what: str) -> bytes:
+    kind = "whole" if plan.draws else f"{plan.size} {plan.interpolation} {plan.resize}"
+    what = f"{kind} {MADE_BY}"
     if isinstance(path, Member):
-        return store.key(path.path, f"{path.offset} {what}")
-    return store.key(path, what)
+        key = store.key(path.path, f"{path.offset} {what}")
+    else:
+        key = store.key(path, what)
+    picture = kept.get(key)
+    if picture is None:
+        picture = decode(path) if plan.draws else first(plan, decode(path))[0]
+        kept.put(key, picture)
+    return first(plan, picture) if plan.draws else (picture, NOTHING_DRAWN)
 
 
 def decode(path: str | Member) -> Tensor:
