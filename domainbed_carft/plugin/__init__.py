@@ -33,12 +33,9 @@ class Finder:
         self._find = find
 
     def find_spec(
-        self,
-        fullname: str,
-        path: "Sequence[str] | None" = None,
-        target: "ModuleType | None" = None,
+        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return a module's spec as the function has it; None for modules of others."""
+        """A module's spec as the function has it; None for modules of others."""
         if not (fullname + ".").startswith(("domainbed.", "domainbed_carft.method.")):
             return None
         from domainbed_carft.plugin import finder
@@ -67,10 +64,8 @@ def switched_off() -> bool:
 def register() -> None:
     """Add CAR-FT to `domainbed`: to loaded modules now, to others when they are imported.
 
-    Calling it again changes nothing. The call is explicit, so the switch does not apply.
-
-    Raises:
-        CarftError: if a loaded module of domainbed cannot be extended.
+    Calling it again changes nothing, and the switch does not apply. Raises CarftError if a loaded
+    module of domainbed cannot be extended.
     """
     from domainbed_carft.plugin import additions, names
 

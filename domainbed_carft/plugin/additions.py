@@ -25,11 +25,7 @@ _KEPT_BY_HOST: set[str] = set()
 
 
 def apply(module: ModuleType) -> None:
-    """Make all additions to `module`, one of domainbed's.
-
-    Raises:
-        CarftError: naming the module and what went wrong.
-    """
+    """Make all additions to `module`, one of domainbed's. Raises CarftError where one fails."""
     name = module.__name__
     if any(OWN_MODULES[own] == name for own in RUNNING):
         return

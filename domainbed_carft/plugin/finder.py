@@ -18,10 +18,7 @@ _SOUGHT: set[str] = set()
 def extended_spec(
     ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return what the finders beside `ours` find, with a loader that extends the module.
-
-    None for modules that get no addition.
-    """
+    """What the finders beside `ours` find, with a loader that extends the module."""
     if name in _SOUGHT or name not in (*HOST_MODULES, *OWN_MODULES):
         return None
     others = [finder for finder in sys.meta_path if finder is not ours]
@@ -39,19 +36,16 @@ def extended_spec(
 
 
 def harness_folders() -> tuple[str, str]:
-    """Return where our harness may lie: inside the package in a wheel, beside it in the source."""
+    """Where our harness may lie: inside the package in a wheel, beside it in the source."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    source_tree = os.path.dirname(package)
-    return (
-        os.path.join(package, "harness", "domainbed"),
-        os.path.join(source_tree, "third_party", "domainbed"),
-    )
+    source = os.path.join(os.path.dirname(package), "third_party", "domainbed")
+    return os.path.join(package, "harness", "domainbed"), source
 
 
 def harness_spec(
     ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return the spec of `domainbed` in our harness, unless a finder behind `ours` has one.
+    """The spec of `domainbed` in our harness, unless a finder behind `ours` has one.
 
     Submodules are found through the package's `__path__`; one that is asked for here is missing.
     """
@@ -75,8 +69,7 @@ def harness_spec(
 def _refuse_bare_folder(name: str) -> None:
     """Raise if `domainbed` is a folder without `__init__.py` that holds no DomainBed.
 
-    Python takes such a folder, in the current directory say, for a namespace package, before
-    it asks us. A checkout without an `__init__.py`, as SWAD and MIRO are, works and is let through.
+    Python takes it for a namespace package before it asks us. SWAD and MIRO have no `__init__.py`.
     """
     parent = sys.modules.get("domainbed")
     if parent is None or getattr(parent, "__file__", None) is not None:

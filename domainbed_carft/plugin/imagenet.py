@@ -58,20 +58,13 @@ class ImageNet(Provided):
         numbers = np.bincount(samples.labels, minlength=len(ids)).tolist()
         if empty := [name for name, number in zip(ids, numbers) if not number]:
             problems.append(f"{len(empty):,} of 1,000 classes have no picture: {listed(empty)}")
-        total, differences = self.PICTURES[0], []
+        (total,), differences = self.PICTURES, []
         if len(samples) != total:
             differences.append(f"has {len(samples):,} pictures, expected {total:,}")
-        report = verify.Report(
-            name="ImageNet",
-            root=place,
-            counts={"train": dict(zip(ids, numbers))},
-            problems=problems,
-            differences=differences,
-            notes=(),
-            edition=None if problems or differences else "ILSVRC2012",
-        )
-        names = imagenet.class_names()
-        return [Environment(str(place / "train"), names, samples)], report
+        edition = None if problems or differences else "ILSVRC2012"
+        counts = {"train": dict(zip(ids, numbers))}
+        report = verify.Report("ImageNet", place, counts, problems, differences, (), edition)
+        return [Environment(str(place / "train"), imagenet.class_names(), samples)], report
 
 
 def _found(root: Any) -> tuple[Path, list[Path]] | None:
