@@ -20,11 +20,7 @@ SIX, WHITE, TURN = f32(6), f32(255), f32(256)
 
 # Without "contract" and "arcp": what is rounded here is rounded so by Pillow, too.
 MATHS = {"nnan", "ninf", "nsz"}
-
-
-def _compiled(function: F) -> F:
-    compiled: Any = njit(fastmath=MATHS)(function)
-    return compiled
+_compiled: Callable[[F], F] = njit(fastmath=MATHS)
 
 
 @_compiled

@@ -48,10 +48,7 @@ class Environment(Pictures):
 
 
 def shards_of(dataset: Any) -> np.ndarray | None:
-    """The number of the shard of each item, (N,); None of what is not in shards.
-
-    ``dataset`` may be a part of one, with its positions as ``indices``.
-    """
+    """The number of the shard of each item, (N,), also of a subset; None without shards."""
     if hasattr(dataset, "indices"):
         whole = shards_of(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]

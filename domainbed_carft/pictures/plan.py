@@ -24,12 +24,9 @@ from domainbed_carft.pictures import batches
 Range = tuple[float, float]
 
 # The jitter's operations by the numbers that ColorJitter draws their order in.
-OPERATIONS = (
-    by_pillow.adjust_brightness,
-    by_pillow.adjust_contrast,
-    by_pillow.adjust_saturation,
-    by_pillow.adjust_hue,
-)
+OPERATIONS = [
+    getattr(by_pillow, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue")
+]
 
 
 class Plan(NamedTuple):
@@ -58,9 +55,8 @@ class Plan(NamedTuple):
     @property
     def draws(self) -> bool:
         """Whether a picture becomes another each time."""
-        return self.resize == "crop" or any(
-            step is not None for step in (self.flip, self.ranges, self.grey)
-        )
+        steps = self.flip, self.ranges, self.grey
+        return self.resize == "crop" or any(step is not None for step in steps)
 
 
 def plan(transform: Any, jitter: str = "batch") -> Plan | None:
@@ -82,27 +78,21 @@ def plan(transform: Any, jitter: str = "batch") -> Plan | None:
     to_tensor, normalise = step(transforms.ToTensor), step(transforms.Normalize)
     if steps or to_tensor is None or normalise is None or (crop is None) == (resize is None):
         return None
+    sides = np.atleast_1d((crop or resize).size).tolist()
     if crop is not None:
-        how, sides = "crop", {*crop.size}
-        complete = centre is None
+        how, fits = "crop", centre is None
     elif centre is None:
-        how, sides = "squash", {*np.atleast_1d(resize.size).tolist()}
-        complete = not isinstance(resize.size, int) and len(resize.size) == 2
+        how, fits = "squash", len(sides) == 2 and not isinstance(resize.size, int)
     else:
-        how, sides = "shortest", {*np.atleast_1d(resize.size).tolist(), *centre.size}
-        complete = isinstance(resize.size, int) or len(resize.size) == 1
+        how, fits = "shortest", len(sides) == 1
+        sides += centre.size
     interpolation = (crop or resize).interpolation.value
-    if (
-        not complete
-        or len(sides) > 1
-        or interpolation not in ("bilinear", "bicubic")
-        or getattr(resize, "max_size", None) is not None
-        or len(normalise.mean) != 3
-        or len(normalise.std) != 3
-    ):
+    fits = fits and len({*sides}) == 1 and interpolation in ("bilinear", "bicubic")
+    channels = {len(normalise.mean), len(normalise.std)}
+    if not fits or getattr(resize, "max_size", None) is not None or channels != {3}:
         return None
     return Plan(
-        size=sides.pop(),
+        size=sides[0],
         resize=how,
         interpolation=interpolation,
         mean=tuple(normalise.mean),
@@ -160,9 +150,7 @@ def second(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = Non
     """
     rows = drawn.numpy()
     order = rows[:, 1:5].astype(np.int64)
-    asked = [r is not None for r in plan.ranges or (None,) * 4]
-    if plan.jitter == "pillow":
-        asked = [False] * 4
+    asked = [r is not None and plan.jitter == "batch" for r in plan.ranges or (None,) * 4]
     factors = rows[:, 5:9].copy()
     factors[:, 3] = (factors[:, 3].astype(np.float64) * 255).astype(np.int64) % 256
     settings = batches.Settings(
@@ -185,10 +173,7 @@ def second(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = Non
 
 
 def jitter_path(device: torch.device | str) -> str:
-    """What applies the jitter for a model on ``device``: "torch", "numba" or "pillow".
-
-    On a processor torch's operations take longer than Pillow's.
-    """
+    """What applies the jitter for a model on ``device``: on a processor torch takes the longest."""
     if torch.device(device).type != "cpu":
         return "torch"
     return "numba" if has_numba() else "pillow"

@@ -23,11 +23,10 @@ EMOJI_SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, s
 
 
 class Provided:
-    """A data set of this package under the interface of DomainBed's.
+    """The base; the plugin adds the host's own, whose place differs between forks.
 
-    The plugin adds the host's base class, whose place differs between forks. Pictures are as large
-    as the CLIP of one of our algorithms wants, else as ``size`` says. Forks that pass no
-    ``hparams`` (SWAD, MIRO) resize pictures themselves and get them untransformed.
+    Pictures are as large as the CLIP of one of our algorithms wants, else as ``size`` says. Forks
+    that pass no ``hparams`` (SWAD, MIRO) resize pictures themselves and get them untransformed.
     """
 
     ENVIRONMENTS: list[str]
