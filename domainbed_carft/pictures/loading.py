@@ -19,7 +19,7 @@ from domainbed_carft.pictures import store
 from domainbed_carft.pictures.plan import Plan, first
 from domainbed_carft.pictures.store import Store
 
-# Other versions may round otherwise, and are other environments on the same machine.
+# Other versions may round otherwise.
 MADE_BY = f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
 
 # What `first` says of a picture that nothing is drawn for.

@@ -32,12 +32,11 @@ OPERATIONS = [
 class Plan(NamedTuple):
     """A transform's steps; a step that it lacks is None.
 
-    ``resize``: a random ``crop`` of ``scale`` and ``ratio``, both sides ("squash"), or the
-    "shortest" side and then the central square; to ``size`` pixels a side.
-    ``flip`` and ``grey`` are probabilities, ``ranges`` those of the factors for brightness,
-    contrast, saturation and hue. ``jitter`` says where these are applied: "batch", in the second
-    stage, or "pillow", in the first. ``mean`` and ``std`` are of [0, 1], a channel; another
-    model's may take their place.
+    ``resize``: a random "crop" of ``scale`` and ``ratio``, both sides ("squash"), or the "shortest"
+    side and then the central square; to ``size`` px a side. ``flip`` and ``grey``: probabilities.
+    ``ranges``: of the factors for brightness, contrast, saturation and hue. ``jitter``: where
+    these are applied, in the second stage ("batch") or in the first ("pillow"). ``mean`` and
+    ``std``: of [0, 1], a channel; another model's may take their place.
     """
 
     size: int
@@ -181,7 +180,7 @@ def jitter_path(device: torch.device | str) -> str:
 
 @functools.cache
 def has_numba() -> bool:
-    """Whether numba can be imported, which takes half a second, and fails beside some numpys."""
+    """Whether numba can be imported, which fails beside some numpys."""
     try:
         import numba  # noqa: F401
     except Exception:

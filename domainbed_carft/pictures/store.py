@@ -39,18 +39,10 @@ NETWORK = re.compile(
     r"nfs\d?|lustre|gpfs|beegfs|ceph|cifs|smb\d?|smbfs|afs|9p|glusterfs|orangefs|panfs|wekafs|fuse\..*"
 )
 
-# Part of the folder's name: another layout of keys or values is another store.
-LAYOUT = 1
-
-# LMDB's limit for a key is 511 bytes; the beginning of the path tells whose pictures they are.
-LONGEST_PATH = 400
-
-# The store counts as full before its last pages, which a picture may be too large for.
-FULL = 0.95
-
-# LMDB moves values that are smaller than a page, of no more than this on any machine, and leaves
-# larger ones in their place.
-LARGEST_PAGE = 1 << 16
+LAYOUT = 1  # of keys and values; another one is another store
+LONGEST_PATH = 400  # of a key, which LMDB wants below 511 bytes: tells whose pictures they are
+FULL = 0.95  # of the bound: a picture may be too large for the last pages
+LARGEST_PAGE = 1 << 16  # on any machine; LMDB moves values that are smaller than a page
 
 # By folder the process that opened it, and what it opened. LMDB allows one environment a process,
 # and none to be used after a fork.
@@ -66,9 +58,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, bound: int) -> None:
-        self.folder = folder
-        self.bound = bound
-        self._keeps = True
+        self.folder, self.bound, self._keeps = folder, bound, True
 
     def get(self, key: bytes) -> Tensor | None:
         """The picture, if it is kept. It is in the store's own memory: do not write to it."""
@@ -106,10 +96,8 @@ def key(path: str, what: str) -> bytes:
     """The key of a file, with its size and time of change, and of ``what`` is kept of it."""
     status = os.stat(path)
     name = os.fsencode(os.path.abspath(path))
-    told = f"{status.st_size} {status.st_mtime_ns} {what}".encode()
-    return (
-        name[:LONGEST_PATH] + b"\0" + hashlib.blake2b(name + b"\0" + told, digest_size=16).digest()
-    )
+    told = name + f"\0{status.st_size} {status.st_mtime_ns} {what}".encode()
+    return name[:LONGEST_PATH] + b"\0" + hashlib.blake2b(told, digest_size=16).digest()
 
 
 def size(text: str) -> int:
@@ -218,11 +206,10 @@ def _alone(parent: Path) -> Iterator[bool]:
     if process != os.getpid():  # an inherited one would take the lock of the parent's for its own
         descriptor = os.open(parent / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         _locks[str(parent)] = os.getpid(), descriptor
-    try:
+    alone = False
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         alone = True
-    except BlockingIOError:
-        alone = False
     try:
         yield alone
     finally:
@@ -245,17 +232,10 @@ def _environment(folder: Path, bound: int) -> Any:
 
 
 def _opened(folder: Path, bound: int) -> Any:
-    return lmdb.open(
-        str(folder),
-        map_size=bound,
-        mode=0o600,
-        sync=False,
-        metasync=False,
-        meminit=False,
-        max_readers=2048,
-        # A reader's place that is kept for the next transaction would be lost to a fork.
-        max_spare_txns=0,
-    )
+    # A reader's place that is kept for the next transaction would be lost to a fork.
+    spared = {"max_readers": 2048, "max_spare_txns": 0}
+    flushed = {"sync": False, "metasync": False, "meminit": False}
+    return lmdb.open(str(folder), map_size=bound, mode=0o600, **flushed, **spared)
 
 
 def _size(environment: Any) -> int:
