@@ -59,24 +59,18 @@ class Edition:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One data set, by its name in DomainBed.
-
-    ``folder`` is below the data folder, "" for what is in the package; ``environments`` are in
-    DomainBed's order, ``classes`` in label order, today's edition is the first of ``editions``;
-    ``steps`` maps a protocol ("DomainBed", "SWAD", ...) to its training steps; ``certainty`` says
-    where the counts are from, ``licence`` is "not stated" where we found none.
-    """
+    """One data set."""
 
     name: str
-    folder: str
-    environments: tuple[Environment, ...]
-    classes: tuple[str, ...]
-    editions: tuple[Edition, ...]
+    folder: str  # below the data folder, "" for what is in the package
+    environments: tuple[Environment, ...]  # in DomainBed's order
+    classes: tuple[str, ...]  # in label order
+    editions: tuple[Edition, ...]  # today's is the first
     sources: tuple[Source, ...]
-    licence: str
+    licence: str  # "not stated" where we found none
     citation: str
-    steps: Mapping[str, int]
-    certainty: str
+    steps: Mapping[str, int]  # of training, by protocol: "DomainBed", "SWAD", ...
+    certainty: str  # where the counts are from
 
 
 def get(name: str) -> Benchmark:

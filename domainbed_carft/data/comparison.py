@@ -101,45 +101,48 @@ def _plain(name: str) -> str:
 
 def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     """The class folders, which must be the same in all environments, and in the known order."""
+    problems = findings.problems
     alike: dict[tuple[str, ...], list[str]] = {}  # class folders -> environments that have them
     for name, found in counts.items():
         if found and SUB_SPLITS.issuperset(map(str.lower, found)):
-            findings.problems.append(
+            problems.append(
                 f"environment {name!r} has the sub-splits {listed(found)}, expected class folders; "
                 "merge the sub-splits into one folder per class, each picture once"
             )
-        else:
-            alike.setdefault(tuple(found), []).append(name)
-            empty = [label for label, pictures in found.items() if not pictures]
-            findings.problems += [
+            continue
+        alike.setdefault(tuple(found), []).append(name)
+        if empty := [label for label, pictures in found.items() if not pictures]:
+            problems.append(
                 f"environment {name!r} has no picture in {listed(empty)}, so no job can start; "
                 "get the pictures or remove the class from all environments"
-            ] * bool(empty)
+            )
     if not alike:
         return
     usual = max(alike, key=lambda found: len(alike[found]))
     expected = tuple(known) or usual
     if len(expected) < 2:
-        findings.problems.append(
+        problems.append(
             f"environment {alike[usual][0]!r} has {counted(len(usual), 'class folder')}, expected "
             "at least two; the layout is environment/class/picture"
         )
+    whose = "the known ones" if known else f"those in {alike[usual][0]!r}"
     for classes, names in alike.items():
-        others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
-        if known and list(map(_plain, classes)) == list(map(_plain, expected)):
-            findings.differences += [
+        if classes == expected:
+            continue
+        if known and [*map(_plain, classes)] == [*map(_plain, expected)]:
+            others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
+            findings.differences.append(
                 f"class folders in {listed(names)} have other names in the same order: "
                 f"{', '.join(others[:5])}"
-            ] * bool(others)
-        elif classes != expected:
-            missing = listed(one for one in expected if one not in classes) or "none"
-            extra = listed(one for one in classes if one not in expected) or "none"
-            label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
-            findings.problems.append(
-                f"the class folders in {listed(names)} are not "
-                f"{'the known ones' if known else f'those in {alike[usual][0]!r}'}: missing "
-                f"{missing}, extra {extra}. Labels are wrong from {label} on; make them the same"
             )
+            continue
+        missing = listed(one for one in expected if one not in classes) or "none"
+        extra = listed(one for one in classes if one not in expected) or "none"
+        label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
+        problems.append(
+            f"the class folders in {listed(names)} are not {whose}: missing {missing}, extra "
+            f"{extra}. Labels are wrong from {label} on; make them the same"
+        )
 
 
 def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:

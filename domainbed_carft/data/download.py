@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import re
 import shlex
 import shutil
@@ -127,8 +126,8 @@ def _make(
                 shutil.copy(fetched / source.file, unpacked / source.file)
         prepare(unpacked, ready)
     except BadFile as bad:
-        path, aside = fetched / bad.name, fetched / f"{bad.name}.damaged"
-        os.replace(path, aside)
+        path = fetched / bad.name
+        aside = path.rename(fetched / f"{bad.name}.damaged")
         url = next(source.url for source in sources if source.file == bad.name)
         raise CarftError(
             f"{path}, from {url}, {bad.fault}; the file was renamed to {aside.name}. Rerun the "
@@ -165,16 +164,12 @@ def prepare(name: str, unpacked: Path, ready: Path) -> None:
 def _domain_net(unpacked: Path, ready: Path) -> None:
     """Six archives of a folder each, and the list of what is in them twice."""
     folders = [environment.folder for environment in benchmarks.get("DomainNet").environments]
-    form = re.compile(rf"({'|'.join(folders)})/[^/]+/[^/]+")
+    form = re.compile(rf"({'|'.join(folders)})(/(?!\.)[^/]+){{2}}")
     text = _required(unpacked / DOMAIN_NET_DUPLICATES).read_text("utf-8", errors="replace")
     lines = text.split()
-    whole = [line for line in lines if form.fullmatch(line) and os.path.normpath(line) == line]
-    if len(lines) != DUPLICATES or whole != lines:
-        raise BadFile(
-            DOMAIN_NET_DUPLICATES,
-            f"is damaged or another list: {len(whole):,} of its {len(lines):,} lines are "
-            f"environment/class/picture, expected {DUPLICATES:,}",
-        )
+    if len(lines) != DUPLICATES or not all(map(form.fullmatch, lines)):
+        fault = f"is damaged or another list, not {DUPLICATES:,} times environment/class/picture"
+        raise BadFile(DOMAIN_NET_DUPLICATES, fault)
     ready.mkdir()
     for folder in folders:
         _required(unpacked / folder).rename(ready / folder)

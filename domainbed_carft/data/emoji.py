@@ -32,10 +32,7 @@ def environments(name: str) -> Path:
 
 
 def unpacked() -> Path:
-    """The folder style/class/picture.png, unpacked from the package on first use.
-
-    Raises CarftError where the cache folder cannot be written.
-    """
+    """The folder style/class/picture.png. Raises CarftError without a cache folder to write to."""
     with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
 
         def unpack(folder: Path) -> None:

@@ -178,11 +178,10 @@ def _fault(root: Path, picture: str) -> str:
     return ""
 
 
-def _add_pictures(found: Listing, inside: str, above: tuple[tuple[int, int], ...]) -> None:
-    """Those of the folder ``inside``, and below it; ``above`` identifies what led here."""
+def _add_pictures(found: Listing, inside: str, above: tuple[str, ...]) -> None:
+    """Those of the folder ``inside``, and below it; ``above`` are the folders that led here."""
+    here = os.path.realpath(found.root / inside)
     try:
-        status = os.stat(found.root / inside)
-        here = (status.st_dev, status.st_ino)
         if here in above:  # a link to a folder above: torchvision reads it again and again
             raise OSError
         folders, files = _entries(found.root / inside)
@@ -192,19 +191,22 @@ def _add_pictures(found: Listing, inside: str, above: tuple[tuple[int, int], ...
     for entry in files:
         path = f"{inside}/{entry.name}"
         found.pictures.append(path)
-        try:
-            status = entry.stat()
-        except OSError:
-            found.odd["link"].append(path)
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            found.odd["path"].append(path)
-        elif not status.st_size:
-            found.odd["empty file"].append(path)
-        elif entry.name.startswith("._"):
-            found.odd["macOS file"].append(path)
+        if kind := _odd(entry):
+            found.odd[kind].append(path)
     for name in folders:
         _add_pictures(found, f"{inside}/{name}", (*above, here))
+
+
+def _odd(entry: os.DirEntry[str]) -> str:
+    try:
+        status = entry.stat()
+    except OSError:
+        return "link"
+    if not stat.S_ISREG(status.st_mode):
+        return "path"
+    if not status.st_size:
+        return "empty file"
+    return "macOS file" if entry.name.startswith("._") else ""
 
 
 def _entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:

@@ -26,26 +26,18 @@ Part = dict[str, Any]  # keyword arguments of torchvision's class
 
 @dataclass(frozen=True)
 class Task:
-    """One data set, called as torchvision's class; facts are in ``assets/suites/tasks.json``.
-
-    ``words``: the shipped lists of class names, in torchvision's label order, and of templates;
-    ``contexts``: another list of templates, where there the only one would make the KL zero.
-    ``folder``: below the data folder, as torchvision has it. ``pictures``: the published numbers of
-    training and test pictures. ``per_class``: whether CLIP's paper reports the mean accuracy of the
-    classes. ``parts``: what makes up training and test set; or ``drawn``, how many pictures of each
-    class are drawn for them, None for all others. ``zero_shot``: of CLIPs by name, in percent.
-    """
+    """One data set, called as torchvision's class; facts are in ``assets/suites/tasks.json``."""
 
     name: str
-    words: str
-    folder: str
+    words: str  # the shipped lists of class names, in torchvision's label order, and of templates
+    folder: str  # below the data folder, as torchvision has it
     classes: int
-    pictures: Sequence[int]
-    zero_shot: Mapping[str, float]
-    contexts: str = ""
-    per_class: bool = False
-    parts: Sequence[Sequence[Part]] = (({},), ({},))
-    drawn: Sequence[int | None] | None = None
+    pictures: Sequence[int]  # the published numbers of training and test pictures
+    zero_shot: Mapping[str, float]  # of CLIPs by name, in percent
+    contexts: str = ""  # another list of templates, where the only one would make the KL zero
+    per_class: bool = False  # whether CLIP's paper reports the mean accuracy of the classes
+    parts: Sequence[Sequence[Part]] = (({},), ({},))  # what makes up training and test set
+    drawn: Sequence[int | None] | None = None  # or how many of each class, None for all others
     by_hand: str = ""
 
     @property
@@ -135,13 +127,11 @@ def report(task: Task, data_dir: str | Path, splits: Iterable[Pictures]) -> veri
     for name, expected, split in zip(("train", "test"), task.pictures, splits):
         of_label = Counter(label for _, label in split.samples)
         counts[name] = {known: of_label[label] for label, known in enumerate(split.classes)}
-        if len(split) != expected or len(split.classes) != task.classes:
-            differences.append(
-                f"{name} has {len(split):,} pictures of {len(split.classes)} classes, expected "
-                f"{expected:,} of {task.classes}"
-            )
-    edition = None if differences else task.split
-    root = Path(data_dir, task.folder)
+        found, known = (f"{len(split):,}", len(split.classes)), (f"{expected:,}", task.classes)
+        if found != known:
+            told = "{} has {} pictures of {} classes, expected {} of {}"
+            differences.append(told.format(name, *found, *known))
+    edition, root = None if differences else task.split, Path(data_dir, task.folder)
     return verifying.Report(task.name, root, counts, (), differences, (), edition)
 
 

@@ -18,22 +18,17 @@ from domainbed_carft.errors import CarftError
 
 @dataclass(frozen=True)
 class Report:
-    """What was found of one data set.
-
-    ``counts``: environment -> class -> pictures, in label order. ``problems`` give wrong results
-    or none, ``differences`` are from what is known: sentences that say what to do. ``edition`` is
-    the known one with these counts. ``damaged`` pictures are looked for only where ``decoded``.
-    """
+    """What was found of one data set; the sentences say what to do."""
 
     name: str
     root: Path
-    counts: Counts
-    problems: Sequence[str]
-    differences: Sequence[str]
+    counts: Counts  # environment -> class -> pictures, in label order
+    problems: Sequence[str]  # give wrong results or none
+    differences: Sequence[str]  # from what is known
     notes: Sequence[str]
-    edition: str | None
+    edition: str | None  # the known one with these counts
     decoded: bool = False
-    damaged: Sequence[Damaged] = ()
+    damaged: Sequence[Damaged] = ()  # looked for only where ``decoded``
 
     @property
     def verdict(self) -> str:
@@ -74,7 +69,7 @@ class Report:
     def as_text(self) -> str:
         """One line per environment, then one per finding, and the verdict last."""
         rows = [
-            (text.shown(name), f"{sum(classes.values()):,}", f"{len(classes):,}")
+            (name, f"{sum(classes.values()):,}", f"{len(classes):,}")
             for name, classes in self.counts.items()
         ]
         lines = [f"{self.name} in {self.root}"]
