@@ -43,9 +43,12 @@ class Report:
     def refusal(self) -> str:
         """A sentence: the data is broken, why, and the command for details."""
         where = "" if str(self.root) == self.name else f" in {self.root}"
+        again = shlex.quote(str(self.root))
+        if self.name in benchmarks.BENCHMARKS:
+            again = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
-            f"For details run `{command(self.name, self.root)}`"
+            f"For details run `carft data verify {again}`"
         )
 
     @property
@@ -138,10 +141,3 @@ def _told(bad: Sequence[Damaged], truncated: bool, fault: str) -> list[str]:
     paths = [one.path for one in bad if one.truncated is truncated]
     count = text.counted(len(paths), "picture")
     return [f"{count} {fault} (download again): {listed(paths)}"] if paths else []
-
-
-def command(name: str, root: Path) -> str:
-    """The command line that looks at a data set again."""
-    if name not in benchmarks.BENCHMARKS:
-        return f"carft data verify {shlex.quote(str(root))}"
-    return f"carft data verify {name} --data_dir {shlex.quote(str(root.parent))}"

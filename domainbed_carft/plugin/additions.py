@@ -73,11 +73,11 @@ def add_datasets(module: ModuleType) -> None:
 
     A sweep without `--datasets` leaves out each environment of those in it; the others have one.
     """
-    from domainbed_carft.plugin import imagenet, provided
+    from domainbed_carft.plugin import provided
 
     # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
-    classes = (provided.EmojiStyles, provided.EmojiShift, imagenet.ImageNet)
+    classes = (provided.EmojiStyles, provided.EmojiShift, provided.ImageNet)
     ours = {c.__name__: _hosted(home, c) for c in (*classes, *provided.TASKS.values())}
     added = _add_named(home, "DATASETS", {"EmojiStyles": ours.pop("EmojiStyles")})
     added |= _add_named(home, "", ours)
