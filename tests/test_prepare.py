@@ -35,7 +35,7 @@ def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch)
 def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
     domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg", *line)
     monkeypatch.setattr(download, "DUPLICATES", 2)
-    with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list: "):
+    with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list, "):
         download.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
     assert (tmp_path / "unpacked" / "outside.jpg").exists()
 

@@ -23,10 +23,7 @@ class BadFile(CarftError):
 
 
 def check(path: Path, is_archive: bool) -> None:
-    """Raise BadFile for a file that is empty, a web page, or no archive where it should be one.
-
-    Only the file's beginning and end are read: an archive that passes may be damaged all the same.
-    """
+    """Raise BadFile where a file's ends show nothing, a web page, or not the archive wanted."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -42,8 +39,7 @@ def check(path: Path, is_archive: bool) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into ``folder``, which is made, and deleted if that fails.
 
-    Raises BadFile for a file that is neither or is damaged, CarftError for a member that would lie
-    outside ``folder``, by its path or through a link.
+    Raises BadFile for any other or damaged file, CarftError for members outside ``folder``.
     """
     check(archive, is_archive=True)
     try:

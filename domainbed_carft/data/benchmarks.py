@@ -1,8 +1,7 @@
 """What is known of each benchmark before its data is seen.
 
-Facts stand in ``assets/benchmarks.json``, class names and counts in ``assets/classes/NAME.csv``:
-one line per class and one column per environment, empty if unknown. ``assets/README.md`` names
-the sources.
+Facts stand in ``assets/benchmarks.json``, class names and counts by environment, empty if unknown,
+in ``assets/classes/NAME.csv``. ``assets/README.md`` names the sources.
 """
 
 from __future__ import annotations

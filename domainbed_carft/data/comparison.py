@@ -1,7 +1,7 @@
 """Counts that were found, against what is known of a benchmark, or against each other.
 
-DomainBed goes by position: environment i is the i-th sub-folder, label k the k-th class folder. So
-what shifts a position is a problem, and another name at the same position is only a difference.
+DomainBed goes by position, of sub-folders and class folders: what shifts a position is a problem,
+another name at the same position only a difference.
 """
 
 from __future__ import annotations

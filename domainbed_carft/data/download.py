@@ -1,8 +1,7 @@
 """``carft data download``: from DomainBed's own sources to a folder that is known to be right.
 
-Archives are fetched into a work folder beside the place of the data set, where they stay until the
-data set is complete: what was fetched once, or put there by hand, is not fetched again. Layouts and
-steps are after upstream file domainbed/scripts/download.py at b93c22a.
+Archives stay in a work folder beside the data set until it is complete: what was fetched, or put
+there by hand, is not fetched again. After upstream's domainbed/scripts/download.py at b93c22a.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ INNER = {"PACS": "kfold", "VLCS": "VLCS", "OfficeHome": "OfficeHomeDataset_10072
 
 TERRA_PICTURES = "eccv_18_all_images_sm"
 TERRA_ANNOTATIONS = "eccv_18_annotation_files"
-TERRA_FILES = tuple(
-    f"{part}_annotations.json"
-    for part in ("cis_test", "cis_val", "train", "trans_test", "trans_val")
-)
+TERRA_PARTS = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
+TERRA_FILES = tuple(f"{part}_annotations.json" for part in TERRA_PARTS)
 TERRA_ARCHIVE = "eccv_18_annotations.tar.gz"
 DOMAIN_NET_DUPLICATES = "domain_net_duplicates.txt"
 DUPLICATES = 9431  # lines of that file at b93c22a
@@ -103,10 +100,7 @@ def _make(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     fetched.mkdir(exist_ok=True)
-    by_hand = (
-        "If the link is dead or needs a browser, get the file by hand, save it as {}, "
-        "and rerun the command"
-    )
+    by_hand = "For a dead link get the file by hand, save it as {}, and rerun the command"
     try:
         for source in sources:
             path = fetched / source.file
@@ -142,8 +136,7 @@ def _fetch(url: str, path: Path) -> None:
         from gdown.exceptions import DownloadError  # noqa: F401  (those before 6 tell no errors)
     except ImportError as error:
         raise CarftError(
-            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]', or "
-            "download by hand"
+            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]'"
         ) from error
     gdown.download(url, str(path), resume=True)
 

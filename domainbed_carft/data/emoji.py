@@ -1,7 +1,7 @@
 """Where the embedded pictures are: unpacked from the package on first use, divided for EmojiShift.
 
-EmojiStyles is all of them. EmojiShift has one style, two thirds of its things to train on, and the
-others to test on; the three other styles are its shifted test sets.
+EmojiShift has one style, two thirds of its things to train on, the others to test on, and the three
+other styles as shifted test sets.
 """
 
 from __future__ import annotations

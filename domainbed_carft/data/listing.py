@@ -33,8 +33,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 # Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-# What ends a job or gives it wrong pictures, and what to do about it. macOS's "._" files have names
-# of pictures.
+# What ends a job or gives it wrong pictures, and what to do about it.
 ODD = {
     "empty file": "(download again)",
     "link": "to nothing (restore the target)",
@@ -45,25 +44,18 @@ ODD = {
 
 @dataclass(frozen=True)
 class Listing:
-    """What is below ``root``; all paths are relative to it.
-
-    ``counts``: environment -> class -> pictures, both in sorted order, which is label order.
-    ``pictures`` are all that are counted, ``odd`` has paths by the words of ``ODD``.
-    """
+    """What is below ``root``; all paths are relative to it."""
 
     root: Path
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    pictures: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # sorted, which is label order
+    pictures: list[str] = field(default_factory=list)  # all that are counted
     odd: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in ODD})
 
     @property
     def problems(self) -> list[str]:
         """A sentence for each kind that is there."""
-        return [
-            f"{counted(len(paths), kind)} {ODD[kind]}: {listed(paths)}"
-            for kind, paths in self.odd.items()
-            if paths
-        ]
+        odd = {kind: paths for kind, paths in self.odd.items() if paths}
+        return [f"{counted(len(odd[k]), k)} {ODD[k]}: {listed(odd[k])}" for k in odd]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pictures in webdataset's shards, which are tar archives: where each one is, and its label.
 
-What belongs to a sample is webdataset's own rule. Headers and labels are read once, pictures not at
-all; the index is kept in the cache folder, under the shards' names, sizes and times of change.
+What belongs to a sample is webdataset's own rule. Only headers and labels are read, once; the index
+is kept in the cache folder, under the shards' names, sizes and times of change.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ Sample = tuple[int, str, int, int, int]  # label, name, shard, offset, size
 
 LAYOUT = 1
 THREADS = 16  # they wait for the storage most of the time
-LABELLED = (".cls", ".id", ".json")  # what may say a label, of which so many bytes are read
-LONGEST = 1 << 16
+LABELLED = (".cls", ".id", ".json")  # what may say a label
 LABELS = ("cls", "id", "label")  # extensions, or keys in a JSON object, of what may say the label
 
 
@@ -109,7 +108,7 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
     for member in archive:
         content: Any = member.offset_data, member.size
         if member.name.endswith(LABELLED) and (file := archive.extractfile(member)):
-            content = file.read(LONGEST)
+            content = file.read(1 << 16)
         elif not (member.isreg() and member.name.lower().endswith(listing.PICTURES)):
             continue
         yield {"fname": member.name, "data": content, "__url__": str(path)}

@@ -1,8 +1,7 @@
 """The second stage in torch's operations, for accelerators: flip, jitter, grey, normalisation.
 
-The arithmetic of the jitter is Pillow's, on floats that hold whole numbers: each operation ends as
-there in whole grey levels, and hue goes through a circle of 255 steps. (Pillow 12: Blend.c,
-Convert.c; torchvision's `_functional_pil`.)
+The jitter's arithmetic is Pillow's, on floats that hold whole numbers: each operation ends in whole
+grey levels, hue has 255 steps. (Pillow 12: Blend.c, Convert.c; torchvision's `_functional_pil`.)
 """
 
 from __future__ import annotations

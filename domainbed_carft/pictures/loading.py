@@ -1,7 +1,6 @@
 """The first stage from a file, or from what the store has of it.
 
-Plain JPEGs are decoded by torchvision, the rest by Pillow. Both are libjpeg-turbo and give the same
-pixels; torchvision's spares Pillow's copies.
+Torchvision decodes plain JPEGs to Pillow's pixels, without Pillow's copies; Pillow the rest.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ NOTHING_DRAWN = torch.tensor([0, 0, 1, 2, 3, 1, 1, 1, 0, 0], dtype=torch.float32
 def load(plan: Plan, path: str | Member, kept: Store | None = None) -> tuple[Tensor, Tensor]:
     """As ``first`` of the file's picture. Raises what Pillow raises for what it cannot read.
 
-    Where the plan draws nothing the squares are kept; else whole pictures, since crops differ.
+    Kept are whole pictures, or squares where the plan draws nothing.
     """
     if kept is None:
         return first(plan, decode(path))

@@ -1,8 +1,7 @@
 """What a transform asks for, as a plan of two stages: a picture in the loader, a batch after it.
 
-Decoded pictures stay in bytes until the batch is normalised. What is drawn is drawn in the first
-stage, from torch's global generator, in the order of the transform's own steps, so that it is what
-the transform would have drawn; what the second stage has to know of it goes with the picture.
+Pictures stay in bytes until the batch is normalised. The first stage draws all, from torch's global
+generator in the order of the transform's own steps, and so what the transform would have drawn.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Decoded pictures, kept on a local disk for all processes of this user on this machine.
 
-An LMDB environment, which nothing is ever deleted from: it grows to its bound, and then keeps what
-it has. So what it holds stays where it is, and is read in place, without a copy.
-
-Its folder's name has the boot's id. Nothing is flushed, which is as safe as can be while the
-machine runs; what an earlier boot left may be half written, and is removed unread.
+An LMDB environment that grows to its bound and then keeps what it has, so that pictures are read in
+place. Nothing is flushed: its folder's name has the boot's id, and what an earlier boot left, maybe
+half written, is removed unread.
 """
 
 from __future__ import annotations
@@ -29,8 +27,6 @@ from torch import Tensor
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
-
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 # Ours: at most this without --picture_cache, and a quarter of the memory; below the least, nothing.
 MOST, LEAST = 8 << 30, 16 << 20
@@ -107,7 +103,7 @@ def size(text: str) -> int:
         raise CarftError(
             f"--picture_cache is {text!r}, expected a size such as 8G or 500M, or 0 to keep nothing"
         )
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
 def open_store(wanted: str | None, data: str = "") -> tuple[Store | None, str]:
@@ -145,7 +141,7 @@ def _off(why: str) -> tuple[None, str]:
 
 
 def _shown(count: int) -> str:
-    return f"{count / UNITS['G']:.1f}G" if count >= UNITS["G"] else f"{count / UNITS['M']:.0f}M"
+    return f"{count / 2**30:.1f}G" if count >= 2**30 else f"{count / 2**20:.0f}M"
 
 
 def _file_system(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """The additions to each module of domainbed, made after the module's own execution.
 
-Each addition first does what can fail, then changes the host, so that it is made entirely or not
-at all. All may run again, for instance on a reloaded module, and then add only what is missing.
+Each does first what can fail, so that it is made entirely or not at all. All may run again, for
+instance on a reloaded module, and then add only what is missing.
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ def add_algorithms(module: ModuleType) -> None:
 
 
 def wrap_hparams(module: ModuleType) -> None:
-    """Have the two functions of `domainbed.hparams_registry` answer for our algorithms as well.
-
-    They are what every fork has, whether or not it draws values as upstream's `_hparams` does.
-    """
+    """Have the two functions that every fork's `hparams_registry` has answer for ours as well."""
     from domainbed_carft.method import hparams
 
     for name, which in (("default_hparams", 0), ("random_hparams", 1)):
@@ -101,8 +98,7 @@ def add_launchers(module: ModuleType) -> None:
     """Put our launchers into `domainbed.command_launchers.REGISTRY`; the host's names stay its."""
     from domainbed_carft import launchers
 
-    for name, launcher in launchers.LAUNCHERS.items():
-        module.REGISTRY.setdefault(name, launcher)
+    module.REGISTRY.update({**launchers.LAUNCHERS, **module.REGISTRY})
 
 
 def _set(owner: Any, name: str, made: object) -> None:
@@ -150,9 +146,8 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, Any]) -> 
 
 
 def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type]) -> None:
-    """Let the function `lookup` of `module` find `classes`, if it does not by itself.
-
-    Upstream's looks into the module's globals, where they are by now; others have a table.
+    """Let the function `lookup` of `module` find `classes`, if it does not by itself, as upstream's
+    does, which looks into the module's globals; others have a table.
     """
     original = getattr(module, lookup, None)
     if original is None or _is_made(module, lookup):

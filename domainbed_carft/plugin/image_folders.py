@@ -1,8 +1,7 @@
 """A wrapper of domainbed's image folders: it checks the data and can set the preset's transforms.
 
-Wraps `MultipleEnvironmentImageFolder.__init__`. Broken data is an error for our algorithms, and
-for all others a warning, once a job. Any other fault here is a warning, and leaves the data set
-as its host made it.
+Broken data is an error for our algorithms, and for all others a warning, once a job. Any other
+fault here is a warning, and leaves the data set as its host made it.
 """
 
 from __future__ import annotations
