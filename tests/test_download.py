@@ -9,8 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from data_archives import files, zipped
-from data_trees import smaller
+from data_trees import files, smaller, zipped
 
 from domainbed_carft import cli
 from domainbed_carft.data import benchmarks, download
