@@ -58,10 +58,8 @@ def install(
     name: str, target: Path, sources: Sequence[benchmarks.Source], prepare: Prepare, judge: Judge,
     fetch: Fetch | None = None, accept_different: bool = False,
 ) -> verify.Report:  # fmt: skip
-    """As `download`, of anything from ``sources`` to the folder ``target``.
-
-    ``prepare(unpacked, ready)`` makes the folder ``ready`` of what the archives held, and
-    ``judge(name, data_dir)`` verifies what lies below a data folder.
+    """As `download`, of anything to the folder ``target``: ``prepare(unpacked, ready)`` makes the
+    folder ``ready`` of what the archives held, ``judge(name, data_dir)`` verifies it.
     """
     data_dir = target.parent
     if target.exists():

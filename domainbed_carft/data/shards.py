@@ -57,8 +57,7 @@ class Index(Sequence[tuple[Member, int]]):
 def index(shards: Sequence[Path], classes: Sequence[str]) -> Index:
     """The index of the ``shards``, made unless it is kept; ``classes`` are in label order.
 
-    A label is a whole number from 0 on, or the name of a class. Raises CarftError for an archive or
-    a sample that is not as expected, naming it, and without the library.
+    A label is a number from 0 on, or a class's name. Raises CarftError for other archives.
     """
     status = [(path, path.stat()) for path in shards]
     told = [LAYOUT, *classes, *([p.name, s.st_size, s.st_mtime_ns] for p, s in status)]

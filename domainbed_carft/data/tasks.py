@@ -1,7 +1,7 @@
 """Eleven data sets of CLIP's paper, in torchvision's own folders: a split to train, one to test.
 
-Official splits where torchvision has them. Caltech101, SUN397 and EuroSAT have none there: theirs
-are drawn here, as many pictures of each class as CLIP's own splits have, and told as "own split".
+Caltech101, SUN397 and EuroSAT have no official splits there: theirs are drawn here, as many
+pictures of each class as CLIP's own splits have, and told as "own split".
 """
 
 from __future__ import annotations
@@ -88,10 +88,7 @@ class Pictures:
 
 
 def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
-    """The training or the test pictures of a task, in an order that does not depend on the disk.
-
-    Raises CarftError where torchvision cannot read them.
-    """
+    """Its training or its test pictures, always in the same order. Raises CarftError without."""
     place = Path(data_dir, task.folder)
     try:
         if not place.is_dir():  # else torchvision makes it, for one of them

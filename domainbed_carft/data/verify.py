@@ -95,8 +95,7 @@ class Report:
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
     """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
 
-    ``decode`` reads every picture, which takes as long as an epoch; else only directories and
-    sizes are read. Raises CarftError for an unknown benchmark or a missing folder.
+    ``decode`` reads every picture. Raises CarftError for an unknown benchmark or a missing folder.
     """
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):

@@ -29,26 +29,19 @@ OPERATIONS = [
 
 
 class Plan(NamedTuple):
-    """A transform's steps; a step that it lacks is None.
+    """A transform's steps; a step that it lacks is None."""
 
-    ``resize``: a random "crop" of ``scale`` and ``ratio``, both sides ("squash"), or the "shortest"
-    side and then the central square; to ``size`` px a side. ``flip`` and ``grey``: probabilities.
-    ``ranges``: of the factors for brightness, contrast, saturation and hue. ``jitter``: where
-    these are applied, in the second stage ("batch") or in the first ("pillow"). ``mean`` and
-    ``std``: of [0, 1], a channel; another model's may take their place.
-    """
-
-    size: int
-    resize: str
+    size: int  # px a side
+    resize: str  # a random "crop", both sides ("squash"), or the "shortest" and then the centre
     interpolation: str
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of [0, 1], a channel; another model's may take its place
     std: tuple[float, ...]
-    scale: Range | None = None
+    scale: Range | None = None  # of the crop, as the ratio
     ratio: Range | None = None
-    flip: float | None = None
-    ranges: tuple[Range | None, ...] | None = None
+    flip: float | None = None  # a probability, as grey
+    ranges: tuple[Range | None, ...] | None = None  # brightness, contrast, saturation, hue
     grey: float | None = None
-    jitter: str = "batch"
+    jitter: str = "batch"  # in the second stage, or in the first, "pillow"
 
     @property
     def draws(self) -> bool:

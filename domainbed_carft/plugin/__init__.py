@@ -1,10 +1,8 @@
 """Adds CAR-FT to whichever `domainbed` gets imported, without touching its files.
 
-Only this package knows the internals of a foreign `domainbed`. The `.pth` and `.start` files in
-site-packages call `install`, so the jobs that a sweep starts have CAR-FT too.
-
-Every interpreter of the environment loads this module when it starts. So it is small, imports
-neither `typing` nor `__future__`, and the rest loads with the first import of domainbed.
+The `.pth` and `.start` files in site-packages call `install`, so every interpreter loads this
+module when it starts: it is small, imports neither `typing` nor `__future__`, and the rest loads
+with the first import of domainbed.
 """
 
 import os

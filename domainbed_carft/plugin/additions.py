@@ -146,8 +146,8 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, Any]) -> 
 
 
 def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type]) -> None:
-    """Let the function `lookup` of `module` find `classes`, if it does not by itself, as upstream's
-    does, which looks into the module's globals; others have a table.
+    """Let the function `lookup` of `module` find `classes`: upstream's does so by itself, from the
+    module's globals, but not one with a table of its own.
     """
     original = getattr(module, lookup, None)
     if original is None or _is_made(module, lookup):

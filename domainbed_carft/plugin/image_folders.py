@@ -124,14 +124,12 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
 
 
 def asked_for(hparams: Any) -> str:
-    """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants; "" for others,
-    also for a CLIP that cannot be read: the algorithm will say why.
-    """
+    """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants, else ""."""
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return ""
     from domainbed_carft.clips import backbone
 
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # the algorithm will say what is wrong with the CLIP
         return hparams["preprocessing"] or backbone.preprocessing(hparams["clip_backbone"]).asked
     return ""
 
