@@ -14,7 +14,7 @@ from torchvision import transforms as T
 
 from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
 from domainbed_carft.data import emoji, listing
-from domainbed_carft.pictures import batches, loading, plan
+from domainbed_carft.pictures import loading, plan
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Plan
 
@@ -240,4 +240,3 @@ def test_which_jitter(monkeypatch):
     assert plan.jitter_path("cpu") == "numba"
     monkeypatch.setattr(plan, "has_numba", lambda: False)
     assert plan.jitter_path(torch.device("cpu")) == "pillow"
-    assert len(batches.OPERATIONS) == len(plan.OPERATIONS)

@@ -140,8 +140,7 @@ print(json.dumps([transforms, observed.recall(hparams).protocol]))
 
 
 @pytest.mark.parametrize(
-    "module",
-    ["method/algorithms", "method/hparams", "plugin/provided", "method/observed"],
+    "module", ["method/algorithms", "method/hparams", "plugin/provided", "method/observed"]
 )
 def test_our_failure_is_one_warning(site: Site, checkout: Path, module: str) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
