@@ -228,10 +228,10 @@ def _environment(folder: Path, bound: int) -> Any:
 
 
 def _opened(folder: Path, bound: int) -> Any:
+    unflushed: dict[str, Any] = {"sync": False, "metasync": False, "meminit": False}
     # A reader's place that is kept for the next transaction would be lost to a fork.
-    spared = {"max_readers": 2048, "max_spare_txns": 0}
-    flushed = {"sync": False, "metasync": False, "meminit": False}
-    return lmdb.open(str(folder), map_size=bound, mode=0o600, **flushed, **spared)
+    readers: dict[str, Any] = {"max_readers": 2048, "max_spare_txns": 0}
+    return lmdb.open(str(folder), map_size=bound, mode=0o600, **unflushed, **readers)
 
 
 def _size(environment: Any) -> int:
