@@ -118,35 +118,16 @@ def allow(keys):
 """,
     "method/algorithms.py": """
 from domainbed.algorithms import Algorithm
+from domainbed_carft.method.hparams import ALGORITHMS
 
-class CARFT(Algorithm):
-    pass
-
-class CLIPFineTune(Algorithm):
-    pass
-
-class CLIPLinearProbe(Algorithm):
-    pass
-
-class CLIPZeroShot(Algorithm):
-    pass
-""",
-    "plugin/emoji_styles.py": """
-class EmojiStyles:
-    ENVIRONMENTS = ["a", "b", "c"]
-
-class EmojiShift:
-    ENVIRONMENTS = ["a"]
+globals().update({name: type(name, (Algorithm,), {}) for name in ALGORITHMS})
 """,
     "plugin/provided.py": """
-class DTD:
-    ENVIRONMENTS = ["train"]
+def made(name, environments):
+    return type(name, (), {"ENVIRONMENTS": environments})
 
-TASKS = {"DTD": DTD}
-""",
-    "plugin/imagenet.py": """
-class ImageNet:
-    ENVIRONMENTS = ["train"]
+EmojiStyles, EmojiShift = made("EmojiStyles", ["a", "b", "c"]), made("EmojiShift", ["a"])
+ImageNet, TASKS = made("ImageNet", ["train"]), {"DTD": made("DTD", ["train"])}
 """,
     "clips/__init__.py": "",
     "clips/pictures.py": """
@@ -189,11 +170,8 @@ def write_checkout(folder: Path, **changed: str) -> Path:
 def write_carft(folder: Path) -> Path:
     """Write a `domainbed_carft` without torch, its harness a checkout named so, into `folder`."""
     package = folder / "domainbed_carft"
-    shutil.copytree(
-        REPO / "domainbed_carft" / "plugin",
-        package / "plugin",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=ignored)
     (package / "method").mkdir()
     for name in ("__init__.py", "errors.py", "text.py", "method/observed.py"):
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
@@ -216,11 +194,8 @@ def run_python(
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run an interpreter with `path` as PYTHONPATH and a clean environment beside it."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "DOMAINBED_CARFT"))
-    }
+    ours = ("PYTHON", "DOMAINBED_CARFT")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     env |= {"PYTHONPATH": os.pathsep.join(map(str, path or [])), **environment}
     command = [python, *arguments]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)

@@ -170,18 +170,15 @@ before = snapshot()
 domainbed_carft.register()
 registered = snapshot()
 assert registered != before, "nothing was added, so this shows nothing"
-domainbed_carft.register()
-assert snapshot() == registered, "registering twice is not registering once"
 hparams_registry.default_hparams("CARFT", "Pets")
-domainbed_carft.unregister()
-domainbed_carft.unregister()
+domainbed_carft.register()
 after = snapshot()
-print(*[key for key in {**before, **after} if before.get(key) != after.get(key)])
+print(*[key for key in {**registered, **after} if registered.get(key) != after.get(key)])
 """
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_unregistering_leaves_every_attribute_as_it_was(installations, shape, tmp_path) -> None:
+def test_registering_twice_is_registering_once(installations, shape, tmp_path) -> None:
     off = {"DOMAINBED_CARFT_DISABLE": "1"}
     left = run(installations["wheel"], write(shape, tmp_path), "-c", SNAPSHOT, **off)
     assert left == "\n"

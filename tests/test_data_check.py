@@ -15,7 +15,6 @@ from test_checkouts import write
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
 CLIP = '{"batch_size": 2, "clip_backbone": "tiny"}'
 
-
 STILL = """
     def update(self, minibatches, unlabeled=None):
         return {"loss": 0.0}
@@ -42,13 +41,12 @@ def host(request, tmp_path):
     return checkout, root, ["--dataset", "Pets", "--data_dir", str(root.parent)], "ERM"
 
 
-def train(host, algorithm, hparams='{"batch_size": 2}', **variables):
+def train(host, algorithm, hparams='{"batch_size": 2}'):
     folder, _, flags, _ = host
     given = ["--algorithm", algorithm, "--steps", "1", "--test_envs", "0", "--hparams", hparams]
     command = [sys.executable, "-m", "domainbed.scripts.train", *given, *flags]
-    env = {**os.environ, "PYTHONPATH": str(FAKES), "OMP_NUM_THREADS": "1", **variables}
-    if folder.name == "a user's checkout":
-        env["PYTHONPATH"] = ""
+    path = "" if folder.name == "a user's checkout" else str(FAKES)
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command += ["--output_dir", str(folder / "job")]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 

@@ -9,8 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from data_archives import files, zipped
-from data_trees import smaller
+from data_trees import files, smaller, zipped
 
 from domainbed_carft import cli
 from domainbed_carft.data import benchmarks, download
@@ -132,10 +131,7 @@ def test_what_is_not_as_known_is_taken_only_when_that_is_meant(
     ("names", "said"),
     [
         (["PACS/photo/dog/1.jpg"], "the archives lack 'kfold'.*Replace or delete them in"),
-        (
-            ["kfold/photo/dog/1.jpg"],
-            "not as expected: the environments are 'photo', exp.*data is in .*re",
-        ),
+        (["kfold/photo/dog/1.jpg"], "not as expected: the environments are 'photo'.*data is in"),
     ],
 )
 def test_a_wrong_archive_does_not_take_its_place(server, pacs, archives, tmp_path, names, said):

@@ -20,13 +20,14 @@ from PIL import Image
 from domainbed_carft import machine
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures import loading, opening, store
-from domainbed_carft.pictures.opening import open_store
+from domainbed_carft.pictures import loading, store
 from domainbed_carft.pictures.plan import plan
+from domainbed_carft.pictures.store import open_store
 
 TRAINING = plan(transform("domainbed", 32, augment=True))
 TEST = plan(transform("domainbed", 32, augment=False))
 BOUND = "32M"
+CONTEXT = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +52,8 @@ def write(folder: Path, count: int, side: int = 100) -> list[str]:
 
 def forked(function: Callable[[], Any]) -> Any:
     """What the function returns in a process of its own."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=lambda: results.put(function()))
+    results = CONTEXT.Queue()
+    process = CONTEXT.Process(target=lambda: results.put(function()))
     process.start()
     result = results.get(timeout=60)
     process.join(timeout=60)
@@ -68,8 +68,9 @@ def opened(*arguments: Any) -> store.Store:
 
 
 def loaded(steps: Any, paths: list[str], kept: store.Store | None) -> list[torch.Tensor]:
+    """Pictures, and what was drawn for them."""
     torch.manual_seed(0)
-    return [loading.load(steps, path, kept)[0].clone() for path in paths]
+    return [part.clone() for path in paths for part in loading.load(steps, path, kept)]
 
 
 def same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
@@ -90,17 +91,6 @@ def test_kept_pictures_are_those_of_the_files(tmp_path, monkeypatch, steps, side
     assert same(loaded(steps, paths, kept), expected)
 
 
-def test_what_was_drawn_comes_along(tmp_path):
-    (path,) = write(tmp_path / "data", 1)
-    kept = opened(BOUND)
-    for steps in (TRAINING, TEST):
-        rows = []
-        for source in (None, kept, kept):
-            torch.manual_seed(3)
-            rows.append(loading.load(steps, path, source)[1])
-        assert same(rows, [rows[0]] * 3)
-
-
 def test_a_changed_file_is_decoded_anew(tmp_path):
     (path, other) = write(tmp_path / "data", 2)
     kept = opened(BOUND)
@@ -117,9 +107,8 @@ def test_a_changed_file_is_decoded_anew(tmp_path):
 def test_two_processes_write_at_once(tmp_path):
     paths = write(tmp_path / "data", 40)
     expected = loaded(TRAINING, paths, None)
-    context = multiprocessing.get_context("fork")
     writers = [
-        context.Process(target=lambda paths=paths[n:]: loaded(TRAINING, paths, opened(BOUND)))
+        CONTEXT.Process(target=lambda paths=paths[n:]: loaded(TRAINING, paths, opened(BOUND)))
         for n in (0, 10, 20)
     ]
     for writer in writers:
@@ -129,8 +118,7 @@ def test_two_processes_write_at_once(tmp_path):
         assert writer.exitcode == 0
     kept = opened(BOUND)
     size = kept.size()
-    assert same(loaded(TRAINING, paths, kept), expected)
-    assert kept.size() == size
+    assert same(loaded(TRAINING, paths, kept), expected) and kept.size() == size
 
 
 def test_a_full_store_keeps_what_it_has(tmp_path):
@@ -167,15 +155,14 @@ def test_a_store_of_other_pictures_makes_room_once_nobody_uses_it(tmp_path):
         return kept.get(store.key(paths[0], f"whole {loading.MADE_BY}")) is not None
 
     assert forked(lambda: keeps(others))
-    kept_alive = multiprocessing.get_context("fork").Event()
-    ready = multiprocessing.get_context("fork").Event()
+    kept_alive, ready = CONTEXT.Event(), CONTEXT.Event()
 
     def use() -> None:
         opened("16M", str(tmp_path / "others"))
         ready.set()
         kept_alive.wait(60)
 
-    user = multiprocessing.get_context("fork").Process(target=use)
+    user = CONTEXT.Process(target=use)
     user.start()
     assert ready.wait(60)
     assert not forked(lambda: keeps(ours))
@@ -211,20 +198,19 @@ def test_it_is_this_users_alone(here):
     assert open_store(BOUND)[0] is None
 
 
-def test_when_it_is_off(here, monkeypatch, tmp_path):
+def test_when_it_is_off(here, monkeypatch):
     def line(wanted: str | None) -> str:
-        found, told = open_store(wanted, root=tmp_path)
+        found, told = open_store(wanted)
         assert (found is None) == told.startswith("decoded pictures are not kept: ")
         return told
 
-    mounts = tmp_path / "proc/self/mounts"
-    mounts.parent.mkdir(parents=True)
-    mounts.write_text(f"x / ext4 rw 0 0\nserver:/x {here.parent} nfs4 rw 0 0\n")
+    assert store._file_system(Path("/proc/self")) == "proc"
+    monkeypatch.setattr(store, "_file_system", {here: "nfs4"}.get)
     assert "is on a network (nfs4); only if --picture_cache asks" in line(None)
     assert line("0") == "decoded pictures are not kept: --picture_cache is 0"
     assert "at most 32M (as --picture_cache asks)" in line("32M")
-    mounts.write_text(f"server:/x / nfs4 rw 0 0\nx {here.parent} tmpfs rw 0 0\n")
-    monkeypatch.setattr(machine, "memory", lambda root: 100 << 20)
+    monkeypatch.setattr(store, "_file_system", {here: "tmpfs"}.get)
+    monkeypatch.setattr(machine, "memory", lambda: 100 << 20)
     assert "at most 25M (a quarter of the memory, at most 8G)" in line(None)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert "under SLURM" in line(None)
@@ -234,4 +220,4 @@ def test_when_it_is_off(here, monkeypatch, tmp_path):
     for wrong in ("8X", "", "-1", "8 G B"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M, or 0"):
             line(wrong)
-    assert [opening.size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
+    assert [store.size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]

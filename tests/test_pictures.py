@@ -14,7 +14,7 @@ from torchvision import transforms as T
 
 from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
 from domainbed_carft.data import emoji, listing
-from domainbed_carft.pictures import batches, loading, plan
+from domainbed_carft.pictures import loading, plan
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Plan
 
@@ -92,9 +92,7 @@ def test_plans_of_our_transforms():
     assert found.draws
     assert pickle.loads(pickle.dumps(found)) == found
     found = plan.plan(transform("clip", 96, augment=False, preprocessing="96 bicubic shortest"))
-    assert found is not None
-    assert found[:3] == (96, "shortest", "bicubic")
-    assert not found.draws
+    assert found[:3] == (96, "shortest", "bicubic") and not found.draws
 
 
 def test_no_plan_of_other_transforms():
@@ -175,19 +173,6 @@ def test_jittered_by_the_batch_as_by_pillow(folder, monkeypatch, by):
     assert (difference <= 6).float().mean() >= 0.99
 
 
-def test_what_is_drawn(folder):
-    picture = listing.open_picture(folder / "plain.jpg")
-    steps = plan.plan(transform("domainbed", 224, augment=True))
-    torch.manual_seed(5)
-    _, row = plan.first(steps, decode(str(folder / "plain.jpg")))
-    torch.manual_seed(5)
-    T.RandomResizedCrop.get_params(picture, [0.7, 1.0], [3 / 4, 4 / 3])
-    flip = torch.rand(1) < 0.5
-    order, *factors = T.ColorJitter.get_params((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3))
-    grey = torch.rand(1) < 0.1
-    assert row.tolist() == [flip, *order.tolist(), *factors, grey]
-
-
 def random_rows(count: int) -> torch.Tensor:
     """What might be drawn for so many pictures, factors beyond the usual included."""
     generator = torch.Generator().manual_seed(0)
@@ -255,4 +240,3 @@ def test_which_jitter(monkeypatch):
     assert plan.jitter_path("cpu") == "numba"
     monkeypatch.setattr(plan, "has_numba", lambda: False)
     assert plan.jitter_path(torch.device("cpu")) == "pillow"
-    assert len(batches.OPERATIONS) == len(plan.OPERATIONS)

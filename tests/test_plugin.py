@@ -71,15 +71,6 @@ print(json.dumps([domainbed.algorithms.__file__, domainbed.algorithms.ALGORITHMS
     assert site.json("-c", code, str(checkout)) == [of(checkout), ["ERM", *OURS]]
 
 
-def test_a_bare_folder_is_named(site: Site) -> None:
-    bare = site.empty / "domainbed"
-    (bare / "PACS").mkdir(parents=True)
-    done = site.run("-m", "domainbed.scripts.train", "CARFT")
-    assert done.returncode != 0
-    assert f"Python took {bare} for the package 'domainbed'" in done.stderr
-    assert "Rename the folder or start in another one" in done.stderr
-
-
 # The host stays what it was
 
 
@@ -149,8 +140,7 @@ print(json.dumps([transforms, observed.recall(hparams).protocol]))
 
 
 @pytest.mark.parametrize(
-    "module",
-    ["method/algorithms", "method/hparams", "plugin/emoji_styles", "method/observed"],
+    "module", ["method/algorithms", "method/hparams", "plugin/provided", "method/observed"]
 )
 def test_our_failure_is_one_warning(site: Site, checkout: Path, module: str) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -208,7 +198,7 @@ print(json.dumps([
 def test_our_modules_may_be_imported_first(site: Site, checkout: Path) -> None:
     code = """
 import json
-import domainbed_carft.method.algorithms, domainbed_carft.plugin.emoji_styles
+import domainbed_carft.method.algorithms, domainbed_carft.plugin.provided
 from domainbed import algorithms, datasets
 print(json.dumps([
     algorithms.CARFT is domainbed_carft.method.algorithms.CARFT,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_archives import files, write
+from data_trees import files, write
 
 from domainbed_carft.data import archives, benchmarks, download
 from domainbed_carft.errors import CarftError
@@ -35,7 +35,7 @@ def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch)
 def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
     domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg", *line)
     monkeypatch.setattr(download, "DUPLICATES", 2)
-    with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list: "):
+    with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list, "):
         download.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
     assert (tmp_path / "unpacked" / "outside.jpg").exists()
 
@@ -43,25 +43,16 @@ def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
 def terra(unpacked: Path) -> Path:
     """Four pictures at two known locations and an unknown one, annotated in five files."""
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "car"}]
-    images = [
-        {"id": "a", "location": 38, "file_name": "a.jpg"},
-        {"id": "b", "location": "100", "file_name": "b.jpg"},
-        {"id": "c", "location": 38, "file_name": "c.jpg"},
-        {"id": "d", "location": 7, "file_name": "d.jpg"},
-    ]
+    places = {"a": 38, "b": "100", "c": 38, "d": 7}
+    images = [{"id": i, "location": at, "file_name": f"{i}.jpg"} for i, at in places.items()]
     seen = [("a", 1), ("a", 1), ("a", 2), ("b", 2), ("c", 3), ("d", 1)]
     annotations = [{"image_id": i, "category_id": c} for i, c in seen]
     write(unpacked / download.TERRA_PICTURES, [image["file_name"] for image in images])
     folder = unpacked / download.TERRA_ANNOTATIONS
     folder.mkdir()
     for number, name in enumerate(download.TERRA_FILES):
-        content = {
-            "info": {"year": 2018},
-            "images": images[number::5],
-            "annotations": annotations[number::5],
-            "categories": categories,
-        }
-        (folder / name).write_text(json.dumps(content))
+        content = {"images": images[number::5], "annotations": annotations[number::5]}
+        (folder / name).write_text(json.dumps({**content, "categories": categories}))
     (folder / "._train_annotations.json").write_bytes(b"\x00\xff from a Mac")
     return unpacked
 
@@ -69,33 +60,21 @@ def terra(unpacked: Path) -> Path:
 def test_terra_incognita_goes_by_its_annotations(tmp_path):
     download.prepare("TerraIncognita", terra(tmp_path / "unpacked"), tmp_path / "ready")
     # a dog and a cat on one picture are in both; cars and location 7 are no part of the benchmark
-    assert files(tmp_path / "ready") == [
-        "location_100/cat/b.jpg",
-        "location_38/cat/a.jpg",
-        "location_38/dog/a.jpg",
-    ]
+    kept = ["location_100/cat/b.jpg", "location_38/cat/a.jpg", "location_38/dog/a.jpg"]
+    assert files(tmp_path / "ready") == kept
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"images": [{"id": 1',
-        b"\xff\xfe",
-        "[" * 99_999,
-        '{"images": [1], "categories": [], "annotations": []}',
-        '{"images": [{"id": [], "location": 1, "file_name": ""}]}',
-    ],
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 99_999, b'{"images": [{"id": []}]}'])
 def test_annotations_that_are_none(tmp_path, content):
     unpacked = terra(tmp_path / "unpacked")
     file = unpacked / download.TERRA_ANNOTATIONS / download.TERRA_FILES[2]
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    file.write_bytes(content)
     expected = rf"eccv_18_annotations\.tar\.gz is damaged: its {file.name} is not JSON with images"
     with pytest.raises(archives.BadFile, match=expected):
         download.prepare("TerraIncognita", unpacked, tmp_path / "ready")
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg", "", "a\0.jpg"])
+@pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg"])
 def test_annotations_of_files_elsewhere_are_refused(tmp_path, name):
     write(tmp_path, ["secret.jpg"])
     unpacked = terra(tmp_path / "unpacked")

@@ -9,7 +9,7 @@ from test_algorithms import settings
 from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, observed
-from domainbed_carft.plugin import emoji_styles
+from domainbed_carft.plugin import provided
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_wise_ft_crops_a_tenth_at_most_and_never_flips(picture):
 
 def test_emoji_styles_follows(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
-    dataset = emoji_styles.EmojiStyles("", [0], values)
+    dataset = provided.EmojiStyles("", [0], values)
     assert dataset[0].transform.transforms[-1].mean == pictures.CLIP_MEAN
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds

@@ -9,8 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from data_archives import PICTURE, packed
-from data_trees import carft, grow
+from data_trees import PICTURE, carft, grow, packed
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts

@@ -57,12 +57,12 @@ def cifar(root, meta, key):
 
 
 def pets(root):
+    names = ["Abyssinian", "american_bulldog", "Bengal"]
     for split, numbers in {"trainval": (1, 2), "test": (3,)}.items():
-        lines = []
-        for label, name in enumerate(["Abyssinian", "american_bulldog", "Bengal"]):
-            for number in numbers:
-                paint(root / "images" / f"{name}_{number}.jpg", label)
-                lines.append(f"{name}_{number} {label + 1} 1 1")
+        listed = [(f"{name}_{n}", y) for y, name in enumerate(names) for n in numbers]
+        for name, label in listed:
+            paint(root / "images" / f"{name}.jpg", label)
+        lines = [f"{name} {label + 1} 1 1" for name, label in listed]
         write(root / "annotations" / f"{split}.txt", "\n".join(lines))
 
 
@@ -100,11 +100,10 @@ def aircraft(root):
     names = ["707-320", "A310", "Yak-42"]
     write(root / "data" / "variants.txt", "\n".join(names))
     for split, numbers in {"trainval": (0, 1), "test": (2,)}.items():
-        lines = []
-        for label, name in enumerate(names):
-            for number in numbers:
-                paint(root / "data" / "images" / f"{label}{number}.jpg", label)
-                lines.append(f"{label}{number} {name}")
+        listed = [(f"{label}{n}", label) for label in range(3) for n in numbers]
+        for name, label in listed:
+            paint(root / "data" / "images" / f"{name}.jpg", label)
+        lines = [f"{name} {names[label]}" for name, label in listed]
         write(root / "data" / f"images_variant_{split}.txt", "\n".join(lines))
 
 

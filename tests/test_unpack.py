@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from data_archives import PICTURE, files, packed, tarred
+from data_trees import PICTURE, files, packed, tarred
 
 from domainbed_carft.data import archives
 from domainbed_carft.errors import CarftError

@@ -35,9 +35,7 @@ def add_to(commands: Any) -> None:
         help="a benchmark's name, or the path of your own folder environment/class/picture",
     )  # fmt: skip
     check.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
-    check.add_argument(
-        "--decode", action="store_true", help="decode every picture, using all cores"
-    )
+    check.add_argument("--decode", action="store_true", help="decode all pictures, on all cores")
     check.add_argument("--json", action="store_true", help="print JSON, for scripts")
     check.set_defaults(run=_verify)
     fetch = below.add_parser(
@@ -63,30 +61,16 @@ def _list(arguments: argparse.Namespace) -> None:
         of_tasks = map(asdict, tasks.TASKS.values())
         print(json.dumps([*map(asdict, known), *of_tasks, *of_suite], indent=2))
         return
-    head = ("name", "folder", "environments", "classes", "pictures", "steps")
-    rows = [
-        (
-            one.name,
-            one.folder or "(in the package)",
-            ", ".join(environment.label for environment in one.environments),
-            str(len(one.classes)),
-            " or ".join(f"{edition.total:,}" for edition in one.editions),
-            f"{one.steps['DomainBed']:,}",
-        )
-        for one in known
-    ]
-    rows += [
-        (
-            one.name,
-            one.folder,
-            f"train, {one.split}; test set",
-            str(one.classes),
-            " + ".join(f"{number:,}" for number in one.pictures),
-            "5,001",
-        )
-        for one in tasks.TASKS.values()
-    ]
-    print(text.table(head, rows))
+    rows = []
+    for one in known:
+        labels = ", ".join(environment.label for environment in one.environments)
+        pictures = " or ".join(f"{edition.total:,}" for edition in one.editions)
+        place, classes = one.folder or "(in the package)", str(len(one.classes))
+        rows.append((one.name, place, labels, classes, pictures, f"{one.steps['DomainBed']:,}"))
+    for task in tasks.TASKS.values():
+        labels, pictures = f"train, {task.split}; test set", "{:,} + {:,}".format(*task.pictures)
+        rows.append((task.name, task.folder, labels, str(task.classes), pictures, "5,001"))
+    print(text.table(("name", "folder", "environments", "classes", "pictures", "steps"), rows))
     sets = [
         (name, fact["folders"][0], str(len(suite[name].classes)), f"{fact['pictures']:,}")
         for name, fact in imagenet.facts().items()

@@ -1,8 +1,7 @@
 """What is known of each benchmark before its data is seen.
 
-Facts stand in ``assets/benchmarks.json``, class names and counts in ``assets/classes/NAME.csv``:
-one line per class and one column per environment, empty if unknown. ``assets/README.md`` names
-the sources.
+Facts stand in ``assets/benchmarks.json``, class names and counts by environment, empty if unknown,
+in ``assets/classes/NAME.csv``. ``assets/README.md`` names the sources.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -27,7 +26,7 @@ class Environment:
 
     label: str
     folder: str
-    also: tuple[str, ...] = ()
+    also: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,13 @@ class Source:
 
     @property
     def is_archive(self) -> bool:
-        """Whether it is unpacked, rather than read."""
+        """Whether it is to be unpacked."""
         return self.file.endswith((".zip", ".tar", ".tar.gz"))
 
 
 @dataclass(frozen=True)
 class Edition:
-    """Picture counts of one version of the data that was distributed.
-
-    ``counts``: environment folder -> pictures; ``by_class``: environment folder -> class ->
-    pictures, only for environments whose counts by class are known.
-    """
+    """One version of the data: environment folder -> pictures, and by class where known."""
 
     name: str
     counts: Mapping[str, int]
@@ -63,24 +58,18 @@ class Edition:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One data set.
-
-    ``folder`` is below the data folder, "" for what is in the package; ``environments`` are in
-    DomainBed's order, ``classes`` in label order, today's edition is the first of ``editions``;
-    ``steps`` maps a protocol ("DomainBed", "SWAD", ...) to its training steps; ``certainty`` says
-    where the counts are from, ``licence`` is "not stated" where we found none.
-    """
+    """One data set."""
 
     name: str
-    folder: str
-    environments: tuple[Environment, ...]
-    classes: tuple[str, ...]
-    editions: tuple[Edition, ...]
+    folder: str  # below the data folder, "" for what is in the package
+    environments: tuple[Environment, ...]  # in DomainBed's order
+    classes: tuple[str, ...]  # in label order
+    editions: tuple[Edition, ...]  # today's is the first
     sources: tuple[Source, ...]
-    licence: str
+    licence: str  # "not stated" where we found none
     citation: str
-    steps: Mapping[str, int]
-    certainty: str
+    steps: Mapping[str, int]  # of training, by protocol: "DomainBed", "SWAD", ...
+    certainty: str  # where the counts are from
 
 
 def get(name: str) -> Benchmark:
@@ -105,16 +94,11 @@ def _benchmark(facts: dict[str, Any]) -> Benchmark:
     }
     by_class = {environment: counts for environment, counts in columns.items() if counts}
     totals = {environment: sum(counts.values()) for environment, counts in columns.items()}
+    editions = [(one["name"], {**totals, **one.get("counts", {})}) for one in facts["editions"]]
     read = {
-        "environments": tuple(
-            Environment(one["label"], one["folder"], tuple(one.get("also", ())))
-            for one in facts["environments"]
-        ),
+        "environments": tuple(Environment(**one) for one in facts["environments"]),
         "classes": tuple(row[0] for row in rows),
-        "editions": tuple(
-            Edition(one["name"], {**totals, **one.get("counts", {})}, by_class)
-            for one in facts["editions"]
-        ),
+        "editions": tuple(Edition(name, counts, by_class) for name, counts in editions),
         "sources": tuple(Source(**one) for one in facts["sources"]),
     }
     return Benchmark(**{**facts, **read})

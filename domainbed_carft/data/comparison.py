@@ -1,7 +1,7 @@
 """Counts that were found, against what is known of a benchmark, or against each other.
 
-DomainBed goes by position: environment i is the i-th sub-folder, label k the k-th class folder. So
-what shifts a position is a problem, and another name at the same position is only a difference.
+DomainBed goes by position, of sub-folders and class folders: what shifts a position is a problem,
+another name at the same position only a difference.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")  # what unpackers and notebooks lea
 
 @dataclass
 class Findings:
-    """Sentences: what gives wrong results or none, what is not as known, what is good to know.
-
-    ``edition`` is the name of the edition whose counts these are, if it is one.
-    """
+    """Sentences, as `verify.Report` has them, and the name of the edition with these counts."""
 
     problems: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -40,29 +37,10 @@ def compare(name: str, counts: Counts) -> Findings:
     """Environments, classes and numbers against what is known of ``name``, else each other."""
     findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
-    names = list(counts)
     if benchmark is None:
-        inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
-        findings.problems += [
-            f"DomainBed would read the folder {name!r} as environment {names.index(name)}; move "
-            "the folder out of the data folder"
-            for name in names
-            if name not in inside
-        ]
-        if not inside:
-            findings.problems.append(
-                "found no environments; expected a folder with one sub-folder per environment"
-            )
-        _classes(inside, (), findings)
-        # By the classes that count on ImageNet: other data sets share no more than a third.
-        of_objectnet = benchmarks.suite_lists()["objectnet"].keys()
-        if any(2 * len(of_objectnet & found) > len(of_objectnet) for found in _names(counts)):
-            findings.problems.append(
-                "this is ObjectNet, whose licence forbids to train or tune on it; it is a test "
-                "set: carft evaluate RUN --suite imagenet"
-            )
+        _own(counts, findings)
         return findings
-    folders = [environment.folder for environment in benchmark.environments]
+    names, folders = list(counts), [environment.folder for environment in benchmark.environments]
     forms = [{_plain(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
     if len(names) != len(forms) or any(_plain(n) not in form for n, form in zip(names, forms)):
         findings.problems.append(
@@ -70,9 +48,7 @@ def compare(name: str, counts: Counts) -> Findings:
             "Test environments go by position: rename these folders and move out all others"
         )
         return findings
-    if renamed := [
-        f"{name!r} to {folder!r}" for name, folder in zip(names, folders) if name != folder
-    ]:
+    if renamed := [f"{n!r} to {folder!r}" for n, folder in zip(names, folders) if n != folder]:
         findings.differences.append(
             f"environments have other names in the same order: rename {', '.join(renamed)}"
         )
@@ -81,9 +57,29 @@ def compare(name: str, counts: Counts) -> Findings:
     return findings
 
 
-def _names(counts: Counts) -> list[set[str]]:
-    """Of the environments, and of the classes in each."""
-    return [{*counts}, *({*classes} for classes in counts.values())]
+def _own(counts: Counts, findings: Findings) -> None:
+    """A data set that nothing is known of."""
+    inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
+    findings.problems += [
+        f"DomainBed would read the folder {name!r} as environment {position}; move the folder out "
+        "of the data folder"
+        for position, name in enumerate(counts)
+        if name not in inside
+    ]
+    if not inside:
+        findings.problems.append(
+            "found no environments; expected a folder with one sub-folder per environment"
+        )
+    _classes(inside, (), findings)
+    # By the classes that count on ImageNet: other data sets share no more than a third.
+    objectnet = benchmarks.suite_lists()["objectnet"].keys()
+    if any(
+        2 * len(objectnet & found.keys()) > len(objectnet) for found in (counts, *counts.values())
+    ):
+        findings.problems.append(
+            "this is ObjectNet, whose licence forbids to train or tune on it; it is a test set: "
+            "carft evaluate RUN --suite imagenet"
+        )
 
 
 def digest(counts: Counts) -> str:
@@ -105,45 +101,48 @@ def _plain(name: str) -> str:
 
 def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     """The class folders, which must be the same in all environments, and in the known order."""
+    problems = findings.problems
     alike: dict[tuple[str, ...], list[str]] = {}  # class folders -> environments that have them
     for name, found in counts.items():
         if found and SUB_SPLITS.issuperset(map(str.lower, found)):
-            findings.problems.append(
+            problems.append(
                 f"environment {name!r} has the sub-splits {listed(found)}, expected class folders; "
                 "merge the sub-splits into one folder per class, each picture once"
             )
-        else:
-            alike.setdefault(tuple(found), []).append(name)
-            empty = [label for label, pictures in found.items() if not pictures]
-            findings.problems += [
+            continue
+        alike.setdefault(tuple(found), []).append(name)
+        if empty := [label for label, pictures in found.items() if not pictures]:
+            problems.append(
                 f"environment {name!r} has no picture in {listed(empty)}, so no job can start; "
                 "get the pictures or remove the class from all environments"
-            ] * bool(empty)
+            )
     if not alike:
         return
     usual = max(alike, key=lambda found: len(alike[found]))
     expected = tuple(known) or usual
     if len(expected) < 2:
-        findings.problems.append(
+        problems.append(
             f"environment {alike[usual][0]!r} has {counted(len(usual), 'class folder')}, expected "
             "at least two; the layout is environment/class/picture"
         )
+    whose = "the known ones" if known else f"those in {alike[usual][0]!r}"
     for classes, names in alike.items():
-        others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
-        if known and list(map(_plain, classes)) == list(map(_plain, expected)):
-            findings.differences += [
+        if classes == expected:
+            continue
+        if known and [*map(_plain, classes)] == [*map(_plain, expected)]:
+            others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
+            findings.differences.append(
                 f"class folders in {listed(names)} have other names in the same order: "
                 f"{', '.join(others[:5])}"
-            ] * bool(others)
-        elif classes != expected:
-            missing = listed(one for one in expected if one not in classes) or "none"
-            extra = listed(one for one in classes if one not in expected) or "none"
-            label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
-            findings.problems.append(
-                f"the class folders in {listed(names)} are not "
-                f"{'the known ones' if known else f'those in {alike[usual][0]!r}'}: missing "
-                f"{missing}, extra {extra}. Labels are wrong from {label} on; make them the same"
             )
+            continue
+        missing = listed(one for one in expected if one not in classes) or "none"
+        extra = listed(one for one in classes if one not in expected) or "none"
+        label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
+        problems.append(
+            f"the class folders in {listed(names)} are not {whose}: missing {missing}, extra "
+            f"{extra}. Labels are wrong from {label} on; make them the same"
+        )
 
 
 def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
@@ -161,11 +160,11 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
             for label, count in edition.by_class.get(name, {}).items()
             if plain.get(_plain(label), count) != count
         ]
-        if others or totals[name] != edition.counts[name]:
+        total, expected = totals[name], edition.counts[name]
+        if others or total != expected:
             findings.differences.append(
-                f"environment {name!r} has {totals[name]:,} pictures, expected "
-                f"{edition.counts[name]:,} as in the edition {edition.name} "
-                f"({totals[name] - edition.counts[name]:+,})"
+                f"environment {name!r} has {total:,} pictures, expected {expected:,} as in the "
+                f"edition {edition.name} ({total - expected:+,})"
                 + (f": {', '.join(others[:5])}" if others else "")
             )
     if len(findings.differences) > named:

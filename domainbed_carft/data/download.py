@@ -1,22 +1,19 @@
 """``carft data download``: from DomainBed's own sources to a folder that is known to be right.
 
-Archives are fetched into a work folder beside the place of the data set, where they stay until the
-data set is complete: what was fetched once, or put there by hand, is not fetched again. Layouts and
-steps are after upstream file domainbed/scripts/download.py at b93c22a.
+Archives stay in a work folder beside the data set until it is complete: what was fetched, or put
+there by hand, is not fetched again. After upstream's domainbed/scripts/download.py at b93c22a.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import re
 import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from domainbed_carft.data import archives, benchmarks, verify
 from domainbed_carft.data.archives import BadFile
@@ -25,16 +22,15 @@ from domainbed_carft.files import parsing
 
 Fetch = Callable[[str, Path], None]
 Prepare = Callable[[Path, Path], None]
+Judge = Callable[[str, Path], verify.Report]
 
 # Benchmark -> the folder in its archive that has all of it.
 INNER = {"PACS": "kfold", "VLCS": "VLCS", "OfficeHome": "OfficeHomeDataset_10072016"}
 
 TERRA_PICTURES = "eccv_18_all_images_sm"
 TERRA_ANNOTATIONS = "eccv_18_annotation_files"
-TERRA_FILES = tuple(
-    f"{part}_annotations.json"
-    for part in ("cis_test", "cis_val", "train", "trans_test", "trans_val")
-)
+TERRA_PARTS = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
+TERRA_FILES = tuple(f"{part}_annotations.json" for part in TERRA_PARTS)
 TERRA_ARCHIVE = "eccv_18_annotations.tar.gz"
 DOMAIN_NET_DUPLICATES = "domain_net_duplicates.txt"
 DUPLICATES = 9431  # lines of that file at b93c22a
@@ -48,44 +44,34 @@ def download(
     ``fetch(url, path)`` gets one file, resuming an earlier attempt. Returns the
     verification's report, whose verdict is "verified", or with ``accept_different`` "differs".
     Raises CarftError, with nothing fetched lost, for a source that fails (saying what to put where
-    by hand), archives that are not what they should be, data that is not as known, a folder of the
-    data set's name that is there already, and a disk that is full or cannot be written.
+    by hand), wrong archives, data that is not as known, a place that is taken, and a full disk.
     """
     benchmark = benchmarks.get(name)
     if not benchmark.sources:
         raise CarftError(f"{name} is in the package; there is nothing to download")
-    return install(
-        Wanted(name, benchmark.folder, benchmark.sources), data_dir,
-        functools.partial(prepare, name), lambda folder: verify.verify(name, folder),
-        fetch, accept_different,
-    )  # fmt: skip
-
-
-class Wanted(NamedTuple):
-    """What is to be downloaded: its name, its folder below the data folder, its sources."""
-
-    name: str
-    folder: str
-    sources: Sequence[benchmarks.Source]
+    ready = functools.partial(prepare, name)
+    place = data_dir / benchmark.folder
+    return install(name, place, benchmark.sources, ready, verify.verify, fetch, accept_different)
 
 
 def install(
-    wanted: Wanted, data_dir: Path, prepare: Prepare, judge: Callable[[Path], verify.Report],
+    name: str, target: Path, sources: Sequence[benchmarks.Source], prepare: Prepare, judge: Judge,
     fetch: Fetch | None = None, accept_different: bool = False,
 ) -> verify.Report:  # fmt: skip
-    """As `download`, of anything: ``prepare(unpacked, ready)`` makes its folder ``ready`` of what
-    its archives held, ``judge(data_dir)`` verifies what lies below a data folder.
+    """As `download`, of anything to the folder ``target``: ``prepare(unpacked, ready)`` makes the
+    folder ``ready`` of what the archives held, ``judge(name, data_dir)`` verifies it.
     """
-    name, target = wanted.name, data_dir / wanted.folder
+    data_dir = target.parent
     if target.exists():
         raise CarftError(
             f"{target} already exists; check the data with `carft data verify {name} --data_dir "
             f"{shlex.quote(str(data_dir))}`, or move the folder away to download again"
         )
-    work = data_dir / f".{wanted.folder}.download"
+    work = data_dir / f".{target.name}.download"
     try:
-        ready = _made(wanted, work, prepare, fetch or _fetch)
-        report = judge(ready.parent)
+        ready = work / "ready" / target.name
+        _make(ready, sources, work, prepare, fetch or _fetch)
+        report = judge(name, ready.parent)
         said = report.problems or [*report.differences, *report.notes]
         if report.problems or (report.verdict == "differs" and not accept_different):
             remedy = "" if report.problems else ". To install the data anyway: --accept_different"
@@ -104,18 +90,17 @@ def install(
     return dataclasses.replace(report, root=target)
 
 
-def _made(wanted: Wanted, work: Path, prepare: Prepare, fetch: Fetch) -> Path:
-    fetched, unpacked, ready = (work / name for name in ("archives", "unpacked", "ready"))
-    for folder in (unpacked, ready):
+def _make(
+    ready: Path, sources: Sequence[benchmarks.Source], work: Path, prepare: Prepare, fetch: Fetch
+) -> None:
+    fetched, unpacked = work / "archives", work / "unpacked"
+    for folder in (unpacked, ready.parent):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     fetched.mkdir(exist_ok=True)
-    by_hand = (
-        "If the link is dead or needs a browser, get the file by hand, save it as {}, "
-        "and rerun the command"
-    )
+    by_hand = "For a dead link get the file by hand, save it as {}, and rerun the command"
     try:
-        for source in wanted.sources:
+        for source in sources:
             path = fetched / source.file
             try:
                 if not path.is_file():
@@ -126,21 +111,20 @@ def _made(wanted: Wanted, work: Path, prepare: Prepare, fetch: Fetch) -> Path:
                     f"command to resume. {by_hand.format(path)}"
                 ) from error
             archives.check(path, source.is_archive)
-        for source in wanted.sources:
+        for source in sources:
             if source.is_archive:
                 archives.unpack(fetched / source.file, unpacked)
             else:
                 shutil.copy(fetched / source.file, unpacked / source.file)
-        prepare(unpacked, ready / wanted.folder)
+        prepare(unpacked, ready)
     except BadFile as bad:
-        path, aside = fetched / bad.name, fetched / f"{bad.name}.damaged"
-        os.replace(path, aside)
-        url = next(source.url for source in wanted.sources if source.file == bad.name)
+        path = fetched / bad.name
+        aside = path.rename(fetched / f"{bad.name}.damaged")
+        url = next(source.url for source in sources if source.file == bad.name)
         raise CarftError(
             f"{path}, from {url}, {bad.fault}; the file was renamed to {aside.name}. Rerun the "
             f"command to download again. {by_hand.format(path)}"
         ) from bad
-    return ready / wanted.folder
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -150,8 +134,7 @@ def _fetch(url: str, path: Path) -> None:
         from gdown.exceptions import DownloadError  # noqa: F401  (those before 6 tell no errors)
     except ImportError as error:
         raise CarftError(
-            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]', or "
-            "download by hand"
+            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]'"
         ) from error
     gdown.download(url, str(path), resume=True)
 
@@ -159,8 +142,7 @@ def _fetch(url: str, path: Path) -> None:
 def prepare(name: str, unpacked: Path, ready: Path) -> None:
     """Make the folder ``ready`` of the benchmark ``name`` from what its archives held.
 
-    Raises BadFile for a list or an annotation file that is damaged, CarftError where the archives
-    hold something else than they are known for, or name files that are not theirs.
+    Raises BadFile for a damaged list or annotation file, CarftError for archives of something else.
     """
     if name == "DomainNet":
         _domain_net(unpacked, ready)
@@ -173,16 +155,12 @@ def prepare(name: str, unpacked: Path, ready: Path) -> None:
 def _domain_net(unpacked: Path, ready: Path) -> None:
     """Six archives of a folder each, and the list of what is in them twice."""
     folders = [environment.folder for environment in benchmarks.get("DomainNet").environments]
-    form = re.compile(rf"({'|'.join(folders)})/[^/]+/[^/]+")
+    form = re.compile(rf"({'|'.join(folders)})(/(?!\.)[^/]+){{2}}")
     text = _required(unpacked / DOMAIN_NET_DUPLICATES).read_text("utf-8", errors="replace")
     lines = text.split()
-    whole = [line for line in lines if form.fullmatch(line) and os.path.normpath(line) == line]
-    if len(lines) != DUPLICATES or whole != lines:
-        raise BadFile(
-            DOMAIN_NET_DUPLICATES,
-            f"is damaged or another list: {len(whole):,} of its {len(lines):,} lines are "
-            f"environment/class/picture, expected {DUPLICATES:,}",
-        )
+    if len(lines) != DUPLICATES or not all(map(form.fullmatch, lines)):
+        fault = f"is damaged or another list, not {DUPLICATES:,} times environment/class/picture"
+        raise BadFile(DOMAIN_NET_DUPLICATES, fault)
     ready.mkdir()
     for folder in folders:
         _required(unpacked / folder).rename(ready / folder)
@@ -193,11 +171,11 @@ def _domain_net(unpacked: Path, ready: Path) -> None:
 def _terra_incognita(unpacked: Path, ready: Path) -> None:
     """One folder of pictures, and annotation files that say where each was taken, and of what."""
     pictures = _required(unpacked / TERRA_PICTURES)
-    folder = _required(unpacked / TERRA_ANNOTATIONS)
+    annotations = _required(unpacked / TERRA_ANNOTATIONS)
     images: dict[object, tuple[str, str]] = {}  # picture id -> location and file
     seen: defaultdict[object, set[str]] = defaultdict(set)  # picture id -> what is on it
     for name in TERRA_FILES:
-        file = _required(folder / name)
+        file = _required(annotations / name)
         try:
             content = parsing.parse_json(file.read_bytes())
             for item in content["images"]:
@@ -208,19 +186,18 @@ def _terra_incognita(unpacked: Path, ready: Path) -> None:
         except (ValueError, LookupError, TypeError) as error:
             fault = f"is damaged: its {name} is not JSON with images, categories and annotations"
             raise BadFile(TERRA_ARCHIVE, fault) from error
-    for _, file_name in images.values():
-        # Else another file of this machine could be called a picture.
-        if file_name in ("", ".", "..") or "/" in file_name or "\0" in file_name:
-            raise CarftError(
-                f"{TERRA_ARCHIVE} names a picture {file_name!r} outside the folder of pictures; "
-                "nothing was installed. Do not use this archive"
-            )
+    # Else another file of this machine could be called a picture.
+    if outside := [file_name for _, file_name in images.values() if "/" in file_name]:
+        raise CarftError(
+            f"{TERRA_ARCHIVE} names a picture {outside[0]!r} outside the folder of pictures; "
+            "nothing was installed. Do not use this archive"
+        )
     known = benchmarks.get("TerraIncognita")
     folders = [environment.folder for environment in known.environments]
     for picture, (location, file_name) in images.items():
-        for category in seen[picture] & set(known.classes):
-            if f"location_{location}" in folders:
-                place = ready / f"location_{location}" / category
+        if (folder := f"location_{location}") in folders:
+            for category in seen[picture] & set(known.classes):
+                place = ready / folder / category
                 place.mkdir(parents=True, exist_ok=True)
                 # Copied, as upstream does: a picture may belong to two classes.
                 shutil.copyfile(_required(pictures / file_name), place / file_name)

@@ -1,7 +1,7 @@
 """Where the embedded pictures are: unpacked from the package on first use, divided for EmojiShift.
 
-EmojiStyles is all of them. EmojiShift has one style, two thirds of its things to train on, and the
-others to test on; the three other styles are its shifted test sets.
+EmojiShift has one style, two thirds of its things to train on, the others to test on, and the three
+other styles as shifted test sets.
 """
 
 from __future__ import annotations
@@ -27,15 +27,12 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, se
 
 
 def environments(name: str) -> Path:
-    """The folder environment/class/picture.png of an embedded data set. Raises as ``unpacked``."""
+    """The folder environment/class/picture.png of the embedded data set ``name``."""
     return shift() / "train" if name == SHIFT else unpacked()
 
 
 def unpacked() -> Path:
-    """The folder style/class/picture.png, unpacked from the package on first use.
-
-    Raises CarftError where the cache folder cannot be written.
-    """
+    """The folder style/class/picture.png. Raises CarftError without a cache folder to write to."""
     with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
 
         def unpack(folder: Path) -> None:
@@ -46,11 +43,7 @@ def unpacked() -> Path:
 
 
 def shift() -> Path:
-    """The folder train/noto/class/picture.png and test/noto/class/picture.png of EmojiShift.
-
-    The things of a class to train on are those that a fixed draw gives of its sorted names. Raises
-    as ``unpacked``.
-    """
+    """The folders train/noto/class/picture.png and test/... of EmojiShift, by a fixed draw."""
     styles = unpacked()
 
     def divide(folder: Path) -> None:
@@ -68,10 +61,7 @@ def shift() -> Path:
 
 
 def _made(place: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder in the cache, filled if it is not there.
-
-    Beside its place, then renamed, so that jobs that start at once never see half of it.
-    """
+    """A folder in the cache; filled beside it and renamed, so that no job sees half of it."""
     target = files.cache_folder() / place
     if target.is_dir():
         return target

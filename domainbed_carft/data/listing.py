@@ -33,9 +33,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 # Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-
-# What ends a job or gives it wrong pictures, and what to do about it. macOS's "._" files have names
-# of pictures.
+# What ends a job or gives it wrong pictures, and what to do about it.
 ODD = {
     "empty file": "(download again)",
     "link": "to nothing (restore the target)",
@@ -46,34 +44,23 @@ ODD = {
 
 @dataclass(frozen=True)
 class Listing:
-    """What is below ``root``; all paths are relative to it.
-
-    ``counts``: environment -> class -> pictures, both in sorted order, which is label order.
-    ``pictures`` are all that are counted, ``odd`` has paths by the words of ``ODD``.
-    """
+    """What is below ``root``; all paths are relative to it."""
 
     root: Path
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    pictures: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # sorted, which is label order
+    pictures: list[str] = field(default_factory=list)  # all that are counted
     odd: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in ODD})
 
     @property
     def problems(self) -> list[str]:
         """A sentence for each kind that is there."""
-        return [
-            f"{counted(len(paths), kind)} {ODD[kind]}: {listed(paths)}"
-            for kind, paths in self.odd.items()
-            if paths
-        ]
+        odd = {kind: paths for kind, paths in self.odd.items() if paths}
+        return [f"{counted(len(odd[k]), k)} {ODD[k]}: {listed(odd[k])}" for k in odd]
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A picture that is not whole, its path below the root.
-
-    A ``truncated`` one is read by DomainBed all the same, with grey where its data ends; others
-    end the job.
-    """
+    """A picture that ends the job; a ``truncated`` one is only grey where its data ends."""
 
     path: str
     truncated: bool
@@ -97,22 +84,23 @@ def read(root: Path) -> Listing:
             pairs += [(environment, name) for name in _entries(root / environment)[0]]
         except OSError:
             found.odd["path"].append(environment)
-    # Over the network the first listing of a large set takes minutes.
-    for environment, name in tqdm(pairs, desc="listing", unit="class", delay=1, disable=None):
-        before = len(found.pictures)
-        _add_pictures(found, f"{environment}/{name}", ())
-        found.counts[environment][name] = len(found.pictures) - before
-    return found
+    return _filled(found, pairs)
 
 
 def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
     """The same of a folder class/picture, as its one environment ""; of the classes ``names``."""
     found = Listing(root, counts={"": {}})
     classes = [name for name in _entries(root)[0] if names is None or name in names]
-    for name in tqdm(classes, desc=f"listing {root.name}", unit="class", delay=1, disable=None):
+    return _filled(found, [("", name) for name in classes])
+
+
+def _filled(found: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
+    """With the pictures of these classes; over the network a large set takes minutes."""
+    about = f"listing {found.root.name}"
+    for environment, name in tqdm(pairs, desc=about, unit="class", delay=1, disable=None):
         before = len(found.pictures)
-        _add_pictures(found, name, ())
-        found.counts[""][name] = len(found.pictures) - before
+        _add_pictures(found, os.path.join(environment, name), ())
+        found.counts[environment][name] = len(found.pictures) - before
     return found
 
 
@@ -182,11 +170,10 @@ def _fault(root: Path, picture: str) -> str:
     return ""
 
 
-def _add_pictures(found: Listing, inside: str, above: tuple[tuple[int, int], ...]) -> None:
-    """Those of the folder ``inside``, and below it; ``above`` identifies what led here."""
+def _add_pictures(found: Listing, inside: str, above: tuple[str, ...]) -> None:
+    """Those of the folder ``inside``, and below it; ``above`` are the folders that led here."""
+    here = os.path.realpath(found.root / inside)
     try:
-        status = os.stat(found.root / inside)
-        here = (status.st_dev, status.st_ino)
         if here in above:  # a link to a folder above: torchvision reads it again and again
             raise OSError
         folders, files = _entries(found.root / inside)
@@ -196,19 +183,22 @@ def _add_pictures(found: Listing, inside: str, above: tuple[tuple[int, int], ...
     for entry in files:
         path = f"{inside}/{entry.name}"
         found.pictures.append(path)
-        try:
-            status = entry.stat()
-        except OSError:
-            found.odd["link"].append(path)
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            found.odd["path"].append(path)
-        elif not status.st_size:
-            found.odd["empty file"].append(path)
-        elif entry.name.startswith("._"):
-            found.odd["macOS file"].append(path)
+        if kind := _odd(entry):
+            found.odd[kind].append(path)
     for name in folders:
         _add_pictures(found, f"{inside}/{name}", (*above, here))
+
+
+def _odd(entry: os.DirEntry[str]) -> str:
+    try:
+        status = entry.stat()
+    except OSError:
+        return "link"
+    if not stat.S_ISREG(status.st_mode):
+        return "path"
+    if not status.st_size:
+        return "empty file"
+    return "macOS file" if entry.name.startswith("._") else ""
 
 
 def _entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:

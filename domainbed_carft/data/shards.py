@@ -1,7 +1,7 @@
 """Pictures in webdataset's shards, which are tar archives: where each one is, and its label.
 
-What belongs to a sample is webdataset's own rule. Headers and labels are read once, pictures not at
-all; the index is kept in the cache folder, under the shards' names, sizes and times of change.
+What belongs to a sample is webdataset's own rule. Only headers and labels are read, once; the index
+is kept in the cache folder, under the shards' names, sizes and times of change.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from domainbed_carft.data.listing import Member
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 
+Sample = tuple[int, str, int, int, int]  # label, name, shard, offset, size
+
 LAYOUT = 1
 THREADS = 16  # they wait for the storage most of the time
-LABELLED = (".cls", ".id", ".json")  # what may say a label, of which so many bytes are read
-LONGEST = 1 << 16
+LABELLED = (".cls", ".id", ".json")  # what may say a label
 LABELS = ("cls", "id", "label")  # extensions, or keys in a JSON object, of what may say the label
 
 
@@ -38,7 +39,7 @@ LABELS = ("cls", "id", "label")  # extensions, or keys in a JSON object, of what
 class Index(Sequence[tuple[Member, int]]):
     """The pictures of some shards, sorted by label and then by name, as folders list them.
 
-    ``places`` (N, 3), int64: the number of the shard, offset and size in bytes; ``labels`` (N,).
+    ``places``, (N, 3), int64: the number of the shard, offset and size in bytes; ``labels``, (N,).
     """
 
     shards: Sequence[str]
@@ -56,8 +57,7 @@ class Index(Sequence[tuple[Member, int]]):
 def index(shards: Sequence[Path], classes: Sequence[str]) -> Index:
     """The index of the ``shards``, made unless it is kept; ``classes`` are in label order.
 
-    A label is a whole number from 0 on, or the name of a class. Raises CarftError for an archive or
-    a sample that is not as expected, naming it, and without the library.
+    A label is a number from 0 on, or a class's name. Raises CarftError for other archives.
     """
     status = [(path, path.stat()) for path in shards]
     told = [LAYOUT, *classes, *([p.name, s.st_size, s.st_mtime_ns] for p, s in status)]
@@ -81,7 +81,7 @@ def _made(shards: Sequence[Path], labels: Mapping[str, int]) -> tuple[np.ndarray
             "pictures in shards need webdataset; pip install 'domainbed-carft[webdataset]'"
         ) from error
 
-    def samples(numbered: tuple[int, Path]) -> list[tuple[int, str, int, int, int]]:
+    def samples(numbered: tuple[int, Path]) -> list[Sample]:
         number, path = numbered
         try:
             with tarfile.open(path, "r:") as archive:
@@ -94,12 +94,10 @@ def _made(shards: Sequence[Path], labels: Mapping[str, int]) -> tuple[np.ndarray
                 "from 0 on by the sorted class folders, or the folder's name"
             ) from error
 
-    found: list[tuple[int, str, int, int, int]] = []
     with ThreadPool(THREADS) as pool:
         read = pool.imap(samples, enumerate(shards))
-        for one in tqdm(read, "indexing", len(shards), unit="shard", delay=1, disable=None):
-            found += one
-    found.sort()
+        bar = tqdm(read, "indexing", len(shards), unit="shard", delay=1, disable=None)
+        found = sorted(one for of_shard in bar for one in of_shard)
     table = np.array([(*place, label) for label, _, *place in found], np.int64).reshape(-1, 4)
     return table[:, :3], table[:, 3]
 
@@ -109,16 +107,14 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
     for member in archive:
         content: Any = member.offset_data, member.size
         if member.name.endswith(LABELLED) and (file := archive.extractfile(member)):
-            content = file.read(LONGEST)
+            content = file.read(1 << 16)
         elif not (member.isreg() and member.name.lower().endswith(listing.PICTURES)):
             continue
         yield {"fname": member.name, "data": content, "__url__": str(path)}
 
 
-def _sample(
-    sample: Mapping[str, Any], labels: Mapping[str, int], shard: int
-) -> tuple[int, str, int, int, int]:
-    """Label, name, shard, offset and size. Raises ValueError or LookupError, saying what is odd."""
+def _sample(sample: Mapping[str, Any], labels: Mapping[str, int], shard: int) -> Sample:
+    """Raises ValueError or LookupError, saying what is odd."""
     name = str(sample["__key__"]).rpartition("/")[2]
     places = [value for value in sample.values() if isinstance(value, tuple)]
     if len(places) != 1:

@@ -1,7 +1,7 @@
 """Eleven data sets of CLIP's paper, in torchvision's own folders: a split to train, one to test.
 
-Official splits where torchvision has them. Caltech101, SUN397 and EuroSAT have none there: theirs
-are drawn here, as many pictures of each class as CLIP's own splits have, and told as "own split".
+Caltech101, SUN397 and EuroSAT have no official splits there: theirs are drawn here, as many
+pictures of each class as CLIP's own splits have, and told as "own split".
 """
 
 from __future__ import annotations
@@ -26,31 +26,23 @@ Part = dict[str, Any]  # keyword arguments of torchvision's class
 
 @dataclass(frozen=True)
 class Task:
-    """One data set, called as torchvision's class; facts are in ``assets/suites/tasks.json``.
-
-    ``words``: the shipped lists of class names, in torchvision's label order, and of templates;
-    ``contexts``: another list of templates, where there the only one would make the KL zero.
-    ``folder``: below the data folder, as torchvision has it. ``pictures``: the published numbers of
-    training and test pictures. ``per_class``: whether CLIP's paper reports the mean accuracy of the
-    classes. ``parts``: what makes up training and test set; or ``drawn``, how many pictures of each
-    class are drawn for them, None for all others. ``zero_shot``: of CLIPs by name, in percent.
-    """
+    """One data set, called as torchvision's class; facts are in ``assets/suites/tasks.json``."""
 
     name: str
-    words: str
-    folder: str
+    words: str  # the shipped lists of class names, in torchvision's label order, and of templates
+    folder: str  # below the data folder, as torchvision has it
     classes: int
-    pictures: Sequence[int]
-    zero_shot: Mapping[str, float]
-    contexts: str = ""
-    per_class: bool = False
-    parts: Sequence[Sequence[Part]] = (({},), ({},))
-    drawn: Sequence[int | None] | None = None
+    pictures: Sequence[int]  # the published numbers of training and test pictures
+    zero_shot: Mapping[str, float]  # of CLIPs by name, in percent
+    contexts: str = ""  # another list of templates, where the only one would make the KL zero
+    per_class: bool = False  # whether CLIP's paper reports the mean accuracy of the classes
+    parts: Sequence[Sequence[Part]] = (({},), ({},))  # what makes up training and test set
+    drawn: Sequence[int | None] | None = None  # or how many of each class, None for all others
     by_hand: str = ""
 
     @property
     def split(self) -> str:
-        """Where its splits are from, in a word for tables."""
+        """Where its splits are from."""
         return "own split" if self.drawn else "official split"
 
     @property
@@ -70,7 +62,7 @@ class Pictures:
     """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
 
     ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
-    names that torchvision gives the labels. ``root`` is the split's name, as a folder's would be.
+    labels' names; ``root``: the split's name, as a folder's would be.
     """
 
     root = "test"
@@ -96,10 +88,7 @@ class Pictures:
 
 
 def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
-    """The training or the test pictures of a task, in an order that does not depend on the disk.
-
-    Raises CarftError where they are missing or are not as torchvision wants them.
-    """
+    """Its training or its test pictures, always in the same order. Raises CarftError without."""
     place = Path(data_dir, task.folder)
     try:
         if not place.is_dir():  # else torchvision makes it, for one of them
@@ -135,13 +124,11 @@ def report(task: Task, data_dir: str | Path, splits: Iterable[Pictures]) -> veri
     for name, expected, split in zip(("train", "test"), task.pictures, splits):
         of_label = Counter(label for _, label in split.samples)
         counts[name] = {known: of_label[label] for label, known in enumerate(split.classes)}
-        if len(split) != expected or len(split.classes) != task.classes:
-            differences.append(
-                f"{name} has {len(split):,} pictures of {len(split.classes)} classes, expected "
-                f"{expected:,} of {task.classes}"
-            )
-    edition = None if differences else task.split
-    root = Path(data_dir, task.folder)
+        found, known = (f"{len(split):,}", len(split.classes)), (f"{expected:,}", task.classes)
+        if found != known:
+            told = "{} has {} pictures of {} classes, expected {} of {}"
+            differences.append(told.format(name, *found, *known))
+    edition, root = None if differences else task.split, Path(data_dir, task.folder)
     return verifying.Report(task.name, root, counts, (), differences, (), edition)
 
 
@@ -183,12 +170,11 @@ def _drawn(task: Task, samples: Sequence[tuple[Any, int]], train: bool) -> list[
     """The pictures of each class that a fixed draw gives to the split, class by class."""
     trained, tested = task.drawn or ()
     generator = np.random.RandomState(0)
-    of_label: dict[int, list[tuple[Any, int]]] = {}
-    for sample in samples:
-        of_label.setdefault(sample[1], []).append(sample)
+    labels = np.array([label for _, label in samples])
     found = []
-    for _, own in sorted(of_label.items()):
-        order = generator.permutation(len(own)).tolist()
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        order = generator.permutation(len(own))
         chosen = order[:trained] if train else order[trained:][:tested]
-        found += [own[place] for place in sorted(chosen)]
+        found += [samples[place] for place in own[np.sort(chosen)]]
     return found

@@ -18,30 +18,21 @@ from domainbed_carft.errors import CarftError
 
 @dataclass(frozen=True)
 class Report:
-    """What was found of one data set.
-
-    ``counts``: environment -> class -> pictures, in label order. ``problems`` give wrong results
-    or none, ``differences`` are from what is known, and each is a sentence that says what to do.
-    ``edition`` is the known one that has these counts. ``damaged`` pictures are looked for only
-    where ``decoded``.
-    """
+    """What was found of one data set; the sentences say what to do."""
 
     name: str
     root: Path
-    counts: Counts
-    problems: Sequence[str]
-    differences: Sequence[str]
+    counts: Counts  # environment -> class -> pictures, in label order
+    problems: Sequence[str]  # give wrong results or none
+    differences: Sequence[str]  # from what is known
     notes: Sequence[str]
-    edition: str | None
+    edition: str | None  # the known one with these counts
     decoded: bool = False
-    damaged: Sequence[Damaged] = ()
+    damaged: Sequence[Damaged] = ()  # looked for only where ``decoded``
 
     @property
     def verdict(self) -> str:
-        """ "verified": all as known; "differs": usable, but not a known edition; "broken".
-
-        "consistent" is what nothing is known of and nothing is wrong with.
-        """
+        """One of "verified", "consistent" (nothing is known of it), "differs" and "broken"."""
         if self.problems:
             return "broken"
         if self.differences:
@@ -52,17 +43,17 @@ class Report:
     def refusal(self) -> str:
         """A sentence: the data is broken, why, and the command for details."""
         where = "" if str(self.root) == self.name else f" in {self.root}"
+        again = shlex.quote(str(self.root))
+        if self.name in benchmarks.BENCHMARKS:
+            again = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
-            f"For details run `{command(self.name, self.root)}`"
+            f"For details run `carft data verify {again}`"
         )
 
     @property
     def data_edition(self) -> str:
-        """What the records of a job on this data say of it.
-
-        The verdict, with the known edition; where the counts are not known ones, with their digest.
-        """
+        """For a job's records: the verdict, the edition, the digest of counts not known."""
         parts = [self.edition] if self.edition else []
         if self.verdict in ("differs", "consistent"):
             parts.append(comparison.digest(self.counts))
@@ -81,7 +72,7 @@ class Report:
     def as_text(self) -> str:
         """One line per environment, then one per finding, and the verdict last."""
         rows = [
-            (text.shown(name), f"{sum(classes.values()):,}", f"{len(classes):,}")
+            (name, f"{sum(classes.values()):,}", f"{len(classes):,}")
             for name, classes in self.counts.items()
         ]
         lines = [f"{self.name} in {self.root}"]
@@ -104,8 +95,7 @@ class Report:
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
     """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
 
-    ``decode`` reads every picture, which takes as long as an epoch; else only directories and
-    sizes are read. Raises CarftError for an unknown benchmark or a missing folder.
+    ``decode`` reads every picture. Raises CarftError for an unknown benchmark or a missing folder.
     """
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):
@@ -140,21 +130,13 @@ def judged(report: Report, pictures: Sequence[str]) -> Report:
     if not report.decoded:
         return report
     bad = listing.damaged(report.root, pictures)
-    unread, cut = ([one.path for one in bad if one.truncated is cut] for cut in (False, True))
-    broken = _counted(unread, "picture", "cannot be decoded (download again)")
-    grey = "cut off and read with grey where the data ends (download again)"
-    differences = [*report.differences, *_counted(cut, "picture", grey)]
-    return replace(
-        report, problems=[*report.problems, *broken], differences=differences, damaged=bad
-    )
+    problems = [*report.problems, *_told(bad, False, "cannot be decoded")]
+    grey = _told(bad, True, "cut off and read with grey where the data ends")
+    differences = [*report.differences, *grey]
+    return replace(report, problems=problems, differences=differences, damaged=bad)
 
 
-def command(name: str, root: Path) -> str:
-    """The command line that looks at a data set again."""
-    if name not in benchmarks.BENCHMARKS:
-        return f"carft data verify {shlex.quote(str(root))}"
-    return f"carft data verify {name} --data_dir {shlex.quote(str(root.parent))}"
-
-
-def _counted(paths: Sequence[str], noun: str, rest: str) -> list[str]:
-    return [f"{text.counted(len(paths), noun)} {rest}: {listed(paths)}"] if paths else []
+def _told(bad: Sequence[Damaged], truncated: bool, fault: str) -> list[str]:
+    paths = [one.path for one in bad if one.truncated is truncated]
+    count = text.counted(len(paths), "picture")
+    return [f"{count} {fault} (download again): {listed(paths)}"] if paths else []

@@ -1,19 +1,17 @@
 """The second stage in torch's operations, for accelerators: flip, jitter, grey, normalisation.
 
-The arithmetic of the jitter is Pillow's, on floats that hold whole numbers: each operation ends as
-there in whole grey levels, and hue goes through a circle of 255 steps. (Pillow 12: Blend.c,
-Convert.c; torchvision's `_functional_pil`.)
+The jitter's arithmetic is Pillow's, on floats that hold whole numbers: each operation ends in whole
+grey levels, hue has 255 steps. (Pillow 12: Blend.c, Convert.c; torchvision's `_functional_pil`.)
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # A pixel's luminance is (19595 R + 38470 G + 7471 B + half) / 65536 (ITU-R 601-2), rounded down.
 # Whole numbers up to 2 ** 24 are exact in float32, and these stay below.
@@ -21,18 +19,13 @@ LUMINANCE = (19595, 38470, 7471)
 
 
 class Settings(NamedTuple):
-    """What is done to each of N pictures; arrays on the host.
+    """What is done to each of N pictures; arrays on the host. At last level * scale + shift."""
 
-    ``flip`` and ``grey``: bool, (N,). ``order``: the number of the operation at each of four
-    places, -1 for none, (N, 4), int64. ``factors``: by operation, the hue's in steps of the circle,
-    (N, 4), float32. Then a grey level times ``scale`` plus ``shift``, (3,), float32.
-    """
-
-    flip: np.ndarray
-    order: np.ndarray
-    factors: np.ndarray
-    grey: np.ndarray
-    scale: np.ndarray
+    flip: np.ndarray  # (N,), bool
+    order: np.ndarray  # (N, 4), int64: the operation at each of four places, -1 for none
+    factors: np.ndarray  # (N, 4), float32: by operation, the hue's in steps of the circle
+    grey: np.ndarray  # (N,), bool
+    scale: np.ndarray  # (3,), float32
     shift: np.ndarray
 
 
@@ -58,10 +51,8 @@ def second(pictures: Tensor, settings: Settings) -> Tensor:
             x.index_copy_(0, index, OPERATIONS[number](x[index], factors[index, number]))
     if len(grey):
         x.index_copy_(0, grey, _luminance(x[grey]).expand(-1, 3, -1, -1))
-    scale, shift = (
-        _sent(torch.from_numpy(values), pictures.device).view(1, 3, 1, 1)
-        for values in (settings.scale, settings.shift)
-    )
+    ends = torch.from_numpy(np.stack([settings.scale, settings.shift]))
+    scale, shift = _sent(ends, pictures.device).view(2, 1, 3, 1, 1)
     return x * scale + shift
 
 
@@ -81,10 +72,6 @@ def _luminance(x: Tensor) -> Tensor:
 
 def _blend(other: Tensor | float, x: Tensor, factor: Tensor) -> Tensor:
     return (other + factor * (x - other)).clamp(0, 255).floor()
-
-
-def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(0.0, x, factor)
 
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
@@ -121,4 +108,4 @@ def _hue(x: Tensor, steps: Tensor) -> Tensor:
     return (value - value * saturation * taken + 0.5).floor()
 
 
-OPERATIONS = {BRIGHTNESS: _brightness, CONTRAST: _contrast, SATURATION: _saturation, HUE: _hue}
+OPERATIONS = (functools.partial(_blend, 0.0), _contrast, _saturation, _hue)

@@ -1,7 +1,6 @@
 """The second stage in loops that numba compiles, for processors; the arithmetic of `batches`.
 
-Importing this module imports numba. The first call compiles, for seconds, and numba keeps the
-result beside this file, or in the user's cache folder where it cannot write there.
+The first call compiles, for seconds; numba keeps that beside this file or in the user's cache.
 """
 
 from __future__ import annotations
@@ -108,14 +107,6 @@ def _hue(x: Any, steps: Any) -> None:
 
 
 @_compiled
-def _grey(x: Any) -> None:
-    red, green, blue = x
-    for i in range(red.size):
-        level = u8(_luminance(red[i], green[i], blue[i]))
-        red[i] = green[i] = blue[i] = level
-
-
-@_compiled
 def _planes(picture: Any, flip: Any, out: Any) -> None:
     """(S, S, 3) -> (3, S, S), mirrored where ``flip``."""
     pixels, width = u64(picture.size // 3), u64(picture.shape[1])
@@ -137,8 +128,7 @@ def _planes(picture: Any, flip: Any, out: Any) -> None:
 @_compiled
 def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
     for channel in range(3):
-        levels, to = x[channel], out[channel]
-        by, plus = scale[channel], shift[channel]
+        levels, to, by, plus = x[channel], out[channel], scale[channel], shift[channel]
         for i in range(levels.size):
             to[i] = f32(levels[i]) * by + plus
 
@@ -161,7 +151,7 @@ def _second(
             elif number == 3:
                 _hue(x, factors[n, 3])
         if grey[n]:
-            _grey(x)
+            _saturation(x, ZERO)
         _normalise(x, scale, shift, out[n].reshape(x.shape))
 
 

@@ -12,7 +12,7 @@ import torch
 
 
 def seed_of(*key: int) -> int:
-    """Return a seed of 64 bits; numpy's SeedSequence keeps those of similar keys apart."""
+    """A seed of 64 bits; numpy's SeedSequence keeps those of similar keys apart."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
@@ -24,7 +24,7 @@ def reseed(seed: int) -> None:
 
 
 def get_states() -> tuple[Any, ...]:
-    """Return the states of these three generators."""
+    """The states of these three generators."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 

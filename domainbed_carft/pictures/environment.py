@@ -1,7 +1,6 @@
 """An environment of any size, in folders or in shards, and the order of a pass through it.
 
-Places and labels are arrays: a list of a million objects would be copied, object by object, into
-each loader process that looks at it.
+Places and labels are arrays: each loader process would copy a list's million objects, one by one.
 """
 
 from __future__ import annotations
@@ -48,10 +47,7 @@ class Environment(Pictures):
 
 
 def shards_of(dataset: Any) -> np.ndarray | None:
-    """The number of the shard of each item, (N,); None of what is not in shards.
-
-    ``dataset`` may be a part of one, with its positions as ``indices``.
-    """
+    """The number of the shard of each item, (N,), also of a subset; None without shards."""
     if hasattr(dataset, "indices"):
         whole = shards_of(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
@@ -62,9 +58,8 @@ def shards_of(dataset: Any) -> np.ndarray | None:
 class Passes:
     """Which items the batches of a training have, each item once a pass.
 
-    A batch is a function of ``seed`` and its number, so that a training goes on from any step. With
-    the ``shards`` of the items, (``size``,), a pass takes the shards in an order of its own, WINDOW
-    at a time, and mixes the items of those.
+    A batch is a function of ``seed`` and its number. With the ``shards`` of the items, (``size``,),
+    a pass takes the shards in an order of its own, WINDOW at a time, and mixes their items.
     """
 
     def __init__(self, size: int, seed: int, shards: np.ndarray | None = None) -> None:

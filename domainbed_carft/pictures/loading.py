@@ -1,7 +1,6 @@
 """The first stage from a file, or from what the store has of it.
 
-Plain JPEGs are decoded by torchvision, the rest by Pillow. Both are libjpeg-turbo and give the same
-pixels; torchvision's spares Pillow's copies.
+Torchvision decodes plain JPEGs to Pillow's pixels, without Pillow's copies; Pillow the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from domainbed_carft.pictures import store
 from domainbed_carft.pictures.plan import Plan, first
 from domainbed_carft.pictures.store import Store
 
-# Other versions may round otherwise, and are other environments on the same machine.
+# Other versions may round otherwise.
 MADE_BY = f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
 
 # What `first` says of a picture that nothing is drawn for.
@@ -29,29 +28,21 @@ NOTHING_DRAWN = torch.tensor([0, 0, 1, 2, 3, 1, 1, 1, 0, 0], dtype=torch.float32
 def load(plan: Plan, path: str | Member, kept: Store | None = None) -> tuple[Tensor, Tensor]:
     """As ``first`` of the file's picture. Raises what Pillow raises for what it cannot read.
 
-    Where the plan draws nothing the squares are kept; else whole pictures, since crops differ.
+    Kept are whole pictures, or squares where the plan draws nothing.
     """
     if kept is None:
         return first(plan, decode(path))
-    if plan.draws:
-        key = _key(path, f"whole {MADE_BY}")
-        picture = kept.get(key)
-        if picture is None:
-            picture = decode(path)
-            kept.put(key, picture)
-        return first(plan, picture)
-    key = _key(path, f"{plan.size} {plan.interpolation} {plan.resize} {MADE_BY}")
-    square = kept.get(key)
-    if square is None:
-        square, _ = first(plan, decode(path))
-        kept.put(key, square)
-    return square, NOTHING_DRAWN
-
-
-def _key(path: str | Member, what: str) -> bytes:
+    kind = "whole" if plan.draws else f"{plan.size} {plan.interpolation} {plan.resize}"
+    what = f"{kind} {MADE_BY}"
     if isinstance(path, Member):
-        return store.key(path.path, f"{path.offset} {what}")
-    return store.key(path, what)
+        key = store.key(path.path, f"{path.offset} {what}")
+    else:
+        key = store.key(path, what)
+    picture = kept.get(key)
+    if picture is None:
+        picture = decode(path) if plan.draws else first(plan, decode(path))[0]
+        kept.put(key, picture)
+    return first(plan, picture) if plan.draws else (picture, NOTHING_DRAWN)
 
 
 def decode(path: str | Member) -> Tensor:

@@ -1,8 +1,7 @@
 """What a transform asks for, as a plan of two stages: a picture in the loader, a batch after it.
 
-Decoded pictures stay in bytes until the batch is normalised. What is drawn is drawn in the first
-stage, from torch's global generator, in the order of the transform's own steps, so that it is what
-the transform would have drawn; what the second stage has to know of it goes with the picture.
+Pictures stay in bytes until the batch is normalised. The first stage draws all, from torch's global
+generator in the order of the transform's own steps, and so what the transform would have drawn.
 """
 
 from __future__ import annotations
@@ -24,43 +23,31 @@ from domainbed_carft.pictures import batches
 Range = tuple[float, float]
 
 # The jitter's operations by the numbers that ColorJitter draws their order in.
-OPERATIONS = (
-    by_pillow.adjust_brightness,
-    by_pillow.adjust_contrast,
-    by_pillow.adjust_saturation,
-    by_pillow.adjust_hue,
-)
+OPERATIONS = [
+    getattr(by_pillow, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue")
+]
 
 
 class Plan(NamedTuple):
-    """A transform's steps; a step that it lacks is None.
+    """A transform's steps; a step that it lacks is None."""
 
-    ``resize``: a random ``crop`` of ``scale`` and ``ratio``, both sides ("squash"), or the
-    "shortest" side and then the central square; to ``size`` pixels a side.
-    ``flip`` and ``grey`` are probabilities, ``ranges`` those of the factors for brightness,
-    contrast, saturation and hue. ``jitter`` says where these are applied: "batch", in the second
-    stage, or "pillow", in the first. ``mean`` and ``std`` are of [0, 1], a channel; another
-    model's may take their place.
-    """
-
-    size: int
-    resize: str
+    size: int  # px a side
+    resize: str  # a random "crop", both sides ("squash"), or the "shortest" and then the centre
     interpolation: str
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of [0, 1], a channel; another model's may take its place
     std: tuple[float, ...]
-    scale: Range | None = None
+    scale: Range | None = None  # of the crop, as the ratio
     ratio: Range | None = None
-    flip: float | None = None
-    ranges: tuple[Range | None, ...] | None = None
+    flip: float | None = None  # a probability, as grey
+    ranges: tuple[Range | None, ...] | None = None  # brightness, contrast, saturation, hue
     grey: float | None = None
-    jitter: str = "batch"
+    jitter: str = "batch"  # in the second stage, or in the first, "pillow"
 
     @property
     def draws(self) -> bool:
         """Whether a picture becomes another each time."""
-        return self.resize == "crop" or any(
-            step is not None for step in (self.flip, self.ranges, self.grey)
-        )
+        steps = self.flip, self.ranges, self.grey
+        return self.resize == "crop" or any(step is not None for step in steps)
 
 
 def plan(transform: Any, jitter: str = "batch") -> Plan | None:
@@ -82,27 +69,21 @@ def plan(transform: Any, jitter: str = "batch") -> Plan | None:
     to_tensor, normalise = step(transforms.ToTensor), step(transforms.Normalize)
     if steps or to_tensor is None or normalise is None or (crop is None) == (resize is None):
         return None
+    sides = np.atleast_1d((crop or resize).size).tolist()
     if crop is not None:
-        how, sides = "crop", {*crop.size}
-        complete = centre is None
+        how, fits = "crop", centre is None
     elif centre is None:
-        how, sides = "squash", {*np.atleast_1d(resize.size).tolist()}
-        complete = not isinstance(resize.size, int) and len(resize.size) == 2
+        how, fits = "squash", len(sides) == 2 and not isinstance(resize.size, int)
     else:
-        how, sides = "shortest", {*np.atleast_1d(resize.size).tolist(), *centre.size}
-        complete = isinstance(resize.size, int) or len(resize.size) == 1
+        how, fits = "shortest", len(sides) == 1
+        sides += centre.size
     interpolation = (crop or resize).interpolation.value
-    if (
-        not complete
-        or len(sides) > 1
-        or interpolation not in ("bilinear", "bicubic")
-        or getattr(resize, "max_size", None) is not None
-        or len(normalise.mean) != 3
-        or len(normalise.std) != 3
-    ):
+    fits = fits and len({*sides}) == 1 and interpolation in ("bilinear", "bicubic")
+    channels = {len(normalise.mean), len(normalise.std)}
+    if not fits or getattr(resize, "max_size", None) is not None or channels != {3}:
         return None
     return Plan(
-        size=sides.pop(),
+        size=sides[0],
         resize=how,
         interpolation=interpolation,
         mean=tuple(normalise.mean),
@@ -160,9 +141,7 @@ def second(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = Non
     """
     rows = drawn.numpy()
     order = rows[:, 1:5].astype(np.int64)
-    asked = [r is not None for r in plan.ranges or (None,) * 4]
-    if plan.jitter == "pillow":
-        asked = [False] * 4
+    asked = [r is not None and plan.jitter == "batch" for r in plan.ranges or (None,) * 4]
     factors = rows[:, 5:9].copy()
     factors[:, 3] = (factors[:, 3].astype(np.float64) * 255).astype(np.int64) % 256
     settings = batches.Settings(
@@ -185,10 +164,7 @@ def second(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = Non
 
 
 def jitter_path(device: torch.device | str) -> str:
-    """What applies the jitter for a model on ``device``: "torch", "numba" or "pillow".
-
-    On a processor torch's operations take longer than Pillow's.
-    """
+    """What applies the jitter for a model on ``device``: on a processor torch takes the longest."""
     if torch.device(device).type != "cpu":
         return "torch"
     return "numba" if has_numba() else "pillow"
@@ -196,7 +172,7 @@ def jitter_path(device: torch.device | str) -> str:
 
 @functools.cache
 def has_numba() -> bool:
-    """Whether numba can be imported, which takes half a second, and fails beside some numpys."""
+    """Whether numba can be imported, which fails beside some numpys."""
     try:
         import numba  # noqa: F401
     except Exception:

@@ -1,10 +1,8 @@
 """Decoded pictures, kept on a local disk for all processes of this user on this machine.
 
-An LMDB environment, which nothing is ever deleted from: it grows to its bound, and then keeps what
-it has. So what it holds stays where it is, and is read in place, without a copy.
-
-Its folder's name has the boot's id. Nothing is flushed, which is as safe as can be while the
-machine runs; what an earlier boot left may be half written, and is removed unread.
+An LMDB environment that grows to its bound and then keeps what it has, so that pictures are read in
+place. Nothing is flushed: its folder's name has the boot's id, and what an earlier boot left, maybe
+half written, is removed unread.
 """
 
 from __future__ import annotations
@@ -13,8 +11,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,20 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
 
-# Part of the folder's name: another layout of keys or values is another store.
-LAYOUT = 1
+# Ours: at most this without --picture_cache, and a quarter of the memory; below the least, nothing.
+MOST, LEAST = 8 << 30, 16 << 20
 
-# LMDB's limit for a key is 511 bytes; the beginning of the path tells whose pictures they are.
-LONGEST_PATH = 400
+NETWORK = re.compile(
+    r"nfs\d?|lustre|gpfs|beegfs|ceph|cifs|smb\d?|smbfs|afs|9p|glusterfs|orangefs|panfs|wekafs|fuse\..*"
+)
 
-# The store counts as full before its last pages, which a picture may be too large for.
-FULL = 0.95
-
-# LMDB moves values that are smaller than a page, of no more than this on any machine, and leaves
-# larger ones in their place.
-LARGEST_PAGE = 1 << 16
+LAYOUT = 1  # of keys and values; another one is another store
+LONGEST_PATH = 400  # of a key, which LMDB wants below 511 bytes: tells whose pictures they are
+FULL = 0.95  # of the bound: a picture may be too large for the last pages
+LARGEST_PAGE = 1 << 16  # on any machine; LMDB moves values that are smaller than a page
 
 # By folder the process that opened it, and what it opened. LMDB allows one environment a process,
 # and none to be used after a fork.
@@ -54,9 +54,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, bound: int) -> None:
-        self.folder = folder
-        self.bound = bound
-        self._keeps = True
+        self.folder, self.bound, self._keeps = folder, bound, True
 
     def get(self, key: bytes) -> Tensor | None:
         """The picture, if it is kept. It is in the store's own memory: do not write to it."""
@@ -91,24 +89,77 @@ class Store:
 
 
 def key(path: str, what: str) -> bytes:
-    """The key of a file as it is now, and of ``what`` is kept of it.
-
-    A changed file has another size or time of change. Raises OSError without the file.
-    """
+    """The key of a file, with its size and time of change, and of ``what`` is kept of it."""
     status = os.stat(path)
     name = os.fsencode(os.path.abspath(path))
-    told = f"{status.st_size} {status.st_mtime_ns} {what}".encode()
-    return (
-        name[:LONGEST_PATH] + b"\0" + hashlib.blake2b(name + b"\0" + told, digest_size=16).digest()
-    )
+    told = name + f"\0{status.st_size} {status.st_mtime_ns} {what}".encode()
+    return name[:LONGEST_PATH] + b"\0" + hashlib.blake2b(told, digest_size=16).digest()
 
 
-def opened(parent: Path, bound: int, data: str = "") -> Store:
+def size(text: str) -> int:
+    """Bytes: of "8G", "500M", "0". Raises CarftError for other text."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise CarftError(
+            f"--picture_cache is {text!r}, expected a size such as 8G or 500M, or 0 to keep nothing"
+        )
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def open_store(wanted: str | None, data: str = "") -> tuple[Store | None, str]:
+    """The store of decoded pictures, or None; and a line for the log, which says why.
+
+    ``wanted`` is as ``--picture_cache`` has it: None keeps pictures unless under SLURM or with the
+    temporary folder on a network's file system. ``data`` is the folder whose pictures are to be
+    read; a full store of others may make room. Raises CarftError if ``wanted`` is no size.
+    """
+    parent = Path(tempfile.gettempdir()) / f"domainbed-carft-{os.geteuid()}"
+    bound, why = MOST if wanted is None else size(wanted), "as --picture_cache asks"
+    if not bound:
+        return _off("--picture_cache is 0")
+    if wanted is None and "SLURM_JOB_ID" in os.environ:
+        return _off("under SLURM only if --picture_cache asks")
+    try:
+        if wanted is None:
+            if NETWORK.fullmatch(kind := _file_system(parent.parent)):
+                where = f"{parent.parent} is on a network ({kind})"
+                return _off(f"{where}; only if --picture_cache asks")
+            bound, why = min(machine.memory() // 4, MOST), "a quarter of the memory, at most 8G"
+        used = sum(512 * path.lstat().st_blocks for path in parent.rglob("*"))
+        if (room := (shutil.disk_usage(parent.parent).free + used) // 2) < bound:
+            bound, why = room, "half of what is free there"
+        if bound < LEAST:
+            return _off(f"{_shown(bound)} is too little ({why})")
+        found = _opened_below(parent, bound - bound % os.sysconf("SC_PAGE_SIZE"), data)
+    except (CarftError, OSError, lmdb.Error) as error:
+        return _off(str(error))
+    return found, f"decoded pictures are kept in {found.folder}, at most {_shown(bound)} ({why})"
+
+
+def _off(why: str) -> tuple[None, str]:
+    return None, f"decoded pictures are not kept: {why}"
+
+
+def _shown(count: int) -> str:
+    return f"{count / 2**30:.1f}G" if count >= 2**30 else f"{count / 2**20:.0f}M"
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system that a folder is on, "" if it cannot be told."""
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", errors="replace").splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2] == number:
+            return source.split()[0]
+    return ""
+
+
+def _opened_below(parent: Path, bound: int, data: str) -> Store:
     """The store below ``parent``, which is made, readable by this user alone.
 
-    If it is full, other processes do not have it open, and less than half of it is of pictures
-    below the folder ``data``, it is begun anew. Raises CarftError where ``parent`` is not ours
-    alone, OSError where it cannot be written, lmdb.Error where LMDB cannot use it.
+    If no other process has it open and it `_is_of_others`, it is begun anew. Raises CarftError
+    where ``parent`` is not ours alone, OSError where it cannot be written, lmdb.Error.
     """
     with contextlib.suppress(FileExistsError):
         parent.mkdir(mode=0o700)
@@ -130,7 +181,7 @@ def opened(parent: Path, bound: int, data: str = "") -> Store:
 
 
 def _is_of_others(folder: Path, bound: int, data: str) -> bool:
-    """Whether it is full, and mostly of pictures that are not below ``data``; or damaged."""
+    """Whether it is full, and half of its pictures or more are not below ``data``; or damaged."""
     below = os.fsencode(os.path.join(os.path.abspath(data), ""))[:LONGEST_PATH]
     try:
         with _opened(folder, bound) as environment, environment.begin() as transaction:
@@ -151,11 +202,10 @@ def _alone(parent: Path) -> Iterator[bool]:
     if process != os.getpid():  # an inherited one would take the lock of the parent's for its own
         descriptor = os.open(parent / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         _locks[str(parent)] = os.getpid(), descriptor
-    try:
+    alone = False
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         alone = True
-    except BlockingIOError:
-        alone = False
     try:
         yield alone
     finally:
@@ -178,17 +228,10 @@ def _environment(folder: Path, bound: int) -> Any:
 
 
 def _opened(folder: Path, bound: int) -> Any:
-    return lmdb.open(
-        str(folder),
-        map_size=bound,
-        mode=0o600,
-        sync=False,
-        metasync=False,
-        meminit=False,
-        max_readers=2048,
-        # A reader's place that is kept for the next transaction would be lost to a fork.
-        max_spare_txns=0,
-    )
+    unflushed: dict[str, Any] = {"sync": False, "metasync": False, "meminit": False}
+    # A reader's place that is kept for the next transaction would be lost to a fork.
+    readers: dict[str, Any] = {"max_readers": 2048, "max_spare_txns": 0}
+    return lmdb.open(str(folder), map_size=bound, mode=0o600, **unflushed, **readers)
 
 
 def _size(environment: Any) -> int:

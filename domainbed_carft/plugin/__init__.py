@@ -1,10 +1,8 @@
 """Adds CAR-FT to whichever `domainbed` gets imported, without touching its files.
 
-Only this package knows the internals of a foreign `domainbed`. The `.pth` and `.start` files in
-site-packages call `install`, so the jobs that a sweep starts have CAR-FT too.
-
-Every interpreter of the environment loads this module when it starts. So it is small, imports
-neither `typing` nor `__future__`, and the rest loads with the first import of domainbed.
+The `.pth` and `.start` files in site-packages call `install`, so every interpreter loads this
+module when it starts: it is small, imports neither `typing` nor `__future__`, and the rest loads
+with the first import of domainbed.
 """
 
 import os
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["SWITCH", "install", "register", "unregister"]
+__all__ = ["SWITCH", "install", "register"]
 
 # Repeated in `names`, which a test compares: only this module loads at every start.
 SWITCH = "DOMAINBED_CARFT_DISABLE"
@@ -33,12 +31,9 @@ class Finder:
         self._find = find
 
     def find_spec(
-        self,
-        fullname: str,
-        path: "Sequence[str] | None" = None,
-        target: "ModuleType | None" = None,
+        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return a module's spec as the function has it; None for modules of others."""
+        """A module's spec as the function has it; None for modules of others."""
         if not (fullname + ".").startswith(("domainbed.", "domainbed_carft.method.")):
             return None
         from domainbed_carft.plugin import finder
@@ -67,10 +62,8 @@ def switched_off() -> bool:
 def register() -> None:
     """Add CAR-FT to `domainbed`: to loaded modules now, to others when they are imported.
 
-    Calling it again changes nothing. The call is explicit, so the switch does not apply.
-
-    Raises:
-        CarftError: if a loaded module of domainbed cannot be extended.
+    Calling it again changes nothing, and the switch does not apply. Raises CarftError if a loaded
+    module of domainbed cannot be extended.
     """
     from domainbed_carft.plugin import additions, names
 
@@ -78,16 +71,6 @@ def register() -> None:
     for name in names.HOST_MODULES:
         if name in sys.modules:
             additions.apply(sys.modules[name])
-
-
-def unregister() -> None:
-    """Undo everything: afterwards domainbed's modules are as they were before."""
-    from domainbed_carft.plugin import additions
-
-    for finder in (_FIRST, _LAST):
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)
-    additions.withdraw()
 
 
 def _hook() -> None:

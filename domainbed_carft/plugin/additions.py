@@ -1,7 +1,7 @@
 """The additions to each module of domainbed, made after the module's own execution.
 
-Each addition first does what can fail, then changes the host, so that it is made entirely or not
-at all. All may run again, for instance on a reloaded module, and then add only what is missing.
+Each does first what can fail, so that it is made entirely or not at all. All may run again, for
+instance on a reloaded module, and then add only what is missing.
 """
 
 from __future__ import annotations
@@ -17,67 +17,15 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_once
 
-_ABSENT = object()
-
-
-class Journal:
-    """Changes foreign objects, and remembers how to undo each change.
-
-    Undoing skips what others have changed again since.
-    """
-
-    def __init__(self) -> None:
-        self._set: list[tuple[object, str, object]] = []
-        self._back = contextlib.ExitStack()
-
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set the attribute `name` of `owner`, a module or a class, to `value`."""
-        old = vars(owner).get(name, _ABSENT)
-        if old is value:
-            return
-
-        def back() -> None:
-            if vars(owner).get(name) is value:
-                delattr(owner, name) if old is _ABSENT else setattr(owner, name, old)
-
-        setattr(owner, name, value)
-        self._set.append((owner, name, value))
-        self._back.callback(back)
-
-    def add(self, listing: Any, name: str, value: Any) -> None:
-        """Put `value` under `name` into a table, or `name` into a list, unless it is there."""
-        if name in listing:
-            return
-        if isinstance(listing, dict):
-            listing[name] = value
-            self._back.callback(lambda: listing.get(name) is value and listing.pop(name))
-        else:  # which fails for a tuple, say
-            listing.append(name)
-            self._back.callback(lambda: listing.remove(name) if name in listing else None)
-
-    def owns(self, owner: Any, name: str) -> bool:
-        """Whether the attribute `name` of `owner` is now what this journal made it."""
-        current = vars(owner).get(name, _ABSENT)
-        return any(o is owner and n == name and v is current for o, n, v in self._set)
-
-    def undo(self) -> None:
-        """Undo all changes, the last one first, and forget them."""
-        self._back.close()
-        self._set.clear()
-
-
-_JOURNAL = Journal()
+# What we put in place of a host's own: functions, methods, and classes made for the host.
+_MADE: list[object] = []
 
 # Our names that the host already uses for its own classes, which stay.
 _KEPT_BY_HOST: set[str] = set()
 
 
 def apply(module: ModuleType) -> None:
-    """Make all additions to `module`, one of domainbed's.
-
-    Raises:
-        CarftError: naming the module and what went wrong.
-    """
+    """Make all additions to `module`, one of domainbed's. Raises CarftError where one fails."""
     name = module.__name__
     if any(OWN_MODULES[own] == name for own in RUNNING):
         return
@@ -86,12 +34,6 @@ def apply(module: ModuleType) -> None:
             add(module)
     except Exception as error:
         raise CarftError(f"{name} cannot be extended: {error}") from error
-
-
-def withdraw() -> None:
-    """Undo all additions."""
-    _JOURNAL.undo()
-    _KEPT_BY_HOST.clear()
 
 
 def add_algorithms(module: ModuleType) -> None:
@@ -105,15 +47,12 @@ def add_algorithms(module: ModuleType) -> None:
 
 
 def wrap_hparams(module: ModuleType) -> None:
-    """Have the two functions of `domainbed.hparams_registry` answer for our algorithms as well.
-
-    They are what every fork has, whether or not it draws values as upstream's `_hparams` does.
-    """
+    """Have the two functions that every fork's `hparams_registry` has answer for ours as well."""
     from domainbed_carft.method import hparams
 
     for name, which in (("default_hparams", 0), ("random_hparams", 1)):
-        if not _JOURNAL.owns(module, name):
-            _JOURNAL.set(module, name, _overlaid(getattr(module, name), hparams, which))
+        if not _is_made(module, name):
+            _set(module, name, _overlaid(getattr(module, name), hparams, which))
 
 
 def wrap_image_folders(module: ModuleType) -> None:
@@ -122,8 +61,8 @@ def wrap_image_folders(module: ModuleType) -> None:
 
     for part in _parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
-        if base is not None and not _JOURNAL.owns(base, "__init__"):
-            _JOURNAL.set(base, "__init__", image_folders.remembering(base.__init__))
+        if base is not None and not _is_made(base, "__init__"):
+            _set(base, "__init__", image_folders.remembering(base.__init__))
 
 
 def add_datasets(module: ModuleType) -> None:
@@ -131,30 +70,25 @@ def add_datasets(module: ModuleType) -> None:
 
     A sweep without `--datasets` leaves out each environment of those in it; the others have one.
     """
-    from domainbed_carft.plugin import emoji_styles, imagenet, provided
+    from domainbed_carft.plugin import provided
 
     # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
-    added: dict[str, Any] = {}
-    embedded = {"EmojiStyles": emoji_styles.EmojiStyles}
-    others = {
-        **provided.TASKS,
-        "EmojiShift": emoji_styles.EmojiShift,
-        "ImageNet": imagenet.ImageNet,
-    }
-    for listing, classes in (("DATASETS", embedded), ("", others)):
-        added |= _add_named(home, listing, {name: _hosted(home, c) for name, c in classes.items()})
+    classes = (provided.EmojiStyles, provided.EmojiShift, provided.ImageNet)
+    ours = {c.__name__: _hosted(home, c) for c in (*classes, *provided.TASKS.values())}
+    added = _add_named(home, "DATASETS", {"EmojiStyles": ours.pop("EmojiStyles")})
+    added |= _add_named(home, "", ours)
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
     if isinstance(counts, dict):
-        for name, ours in added.items():
-            _JOURNAL.add(counts, name, len(ours.ENVIRONMENTS))
+        for name, one in added.items():
+            counts.setdefault(name, len(one.ENVIRONMENTS))
 
 
 def _hosted(home: ModuleType, ours: Any) -> Any:
     """`ours` as a class of the host's module, with what its data sets have behind ours."""
     name = ours.__name__
-    if _JOURNAL.owns(home, name):
+    if _is_made(home, name):
         return vars(home)[name]
     bases = (ours, getattr(home, "MultipleDomainDataset", object))
     return type(name, bases, {"__module__": home.__name__, "__doc__": ours.__doc__})
@@ -164,8 +98,19 @@ def add_launchers(module: ModuleType) -> None:
     """Put our launchers into `domainbed.command_launchers.REGISTRY`; the host's names stay its."""
     from domainbed_carft import launchers
 
-    for name, launcher in launchers.LAUNCHERS.items():
-        _JOURNAL.add(module.REGISTRY, name, launcher)
+    module.REGISTRY.update({**launchers.LAUNCHERS, **module.REGISTRY})
+
+
+def _set(owner: Any, name: str, made: object) -> None:
+    """Set the attribute `name` of `owner`, a module or a class."""
+    setattr(owner, name, made)
+    _MADE.append(made)
+
+
+def _is_made(owner: Any, name: str) -> bool:
+    """Whether the attribute `name` of `owner` is what `_set` made it."""
+    current = vars(owner).get(name)
+    return any(current is one for one in _MADE)
 
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
@@ -189,26 +134,23 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, Any]) -> 
     Returns those added; names that the module uses for its own classes are kept.
     """
     names = getattr(module, listing, [])
-    added = {
-        name: ours
-        for name, ours in classes.items()
-        if vars(module).get(name, ours) is ours or _JOURNAL.owns(module, name)
-    }
+    added = {name: ours for name, ours in classes.items() if vars(module).get(name, ours) is ours}
     for name, ours in added.items():
-        _JOURNAL.add(names, name, ours)
-        _JOURNAL.set(module, name, ours)
+        if name not in names:
+            # Fails for a tuple, say, before anything is changed.
+            names.update({name: ours}) if isinstance(names, dict) else names.append(name)
+        _set(module, name, ours)
     if taken := sorted(classes.keys() - added.keys()):
         warn_once(module.__name__, CarftError(f"it has its own {', '.join(taken)}"))
     return added
 
 
 def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type]) -> None:
-    """Let the function `lookup` of `module` find `classes`, if it does not by itself.
-
-    Upstream's looks into the module's globals, where they are by now; others have a table.
+    """Let the function `lookup` of `module` find `classes`: upstream's does so by itself, from the
+    module's globals, but not one with a table of its own.
     """
     original = getattr(module, lookup, None)
-    if original is None or _JOURNAL.owns(module, lookup):
+    if original is None or _is_made(module, lookup):
         return
     missed = dict(classes)
     for name, ours in classes.items():
@@ -225,7 +167,7 @@ def _add_to_lookup(module: ModuleType, lookup: str, classes: Mapping[str, type])
         asked = isinstance(name, str) and name in missed
         return missed[name] if asked else original(*args, **kwargs)
 
-    _JOURNAL.set(module, lookup, find)
+    _set(module, lookup, find)
 
 
 def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> Callable[..., Any]:

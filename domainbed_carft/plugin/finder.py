@@ -18,10 +18,7 @@ _SOUGHT: set[str] = set()
 def extended_spec(
     ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return what the finders beside `ours` find, with a loader that extends the module.
-
-    None for modules that get no addition.
-    """
+    """What the finders beside `ours` find, with a loader that extends the module."""
     if name in _SOUGHT or name not in (*HOST_MODULES, *OWN_MODULES):
         return None
     others = [finder for finder in sys.meta_path if finder is not ours]
@@ -39,24 +36,16 @@ def extended_spec(
 
 
 def harness_folders() -> tuple[str, str]:
-    """Return where our harness may lie: inside the package in a wheel, beside it in the source."""
+    """Where our harness may lie: inside the package in a wheel, beside it in the source."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    source_tree = os.path.dirname(package)
-    return (
-        os.path.join(package, "harness", "domainbed"),
-        os.path.join(source_tree, "third_party", "domainbed"),
-    )
+    source = os.path.join(os.path.dirname(package), "third_party", "domainbed")
+    return os.path.join(package, "harness", "domainbed"), source
 
 
 def harness_spec(
     ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return the spec of `domainbed` in our harness, unless a finder behind `ours` has one.
-
-    Submodules are found through the package's `__path__`; one that is asked for here is missing.
-    """
-    if name.startswith("domainbed."):
-        _refuse_bare_folder(name)
+    """The spec of `domainbed` in our harness, unless a finder behind `ours` has one."""
     if name != "domainbed":
         return None
     # An editable install's finder, say, was appended after us and still goes before us.
@@ -70,28 +59,6 @@ def harness_spec(
         if os.path.isfile(init):
             return spec_from_file_location("domainbed", init, submodule_search_locations=[folder])
     return None
-
-
-def _refuse_bare_folder(name: str) -> None:
-    """Raise if `domainbed` is a folder without `__init__.py` that holds no DomainBed.
-
-    Python takes such a folder, in the current directory say, for a namespace package, before
-    it asks us. A checkout without an `__init__.py`, as SWAD and MIRO are, works and is let through.
-    """
-    parent = sys.modules.get("domainbed")
-    if parent is None or getattr(parent, "__file__", None) is not None:
-        return
-    folders = list(getattr(parent, "__path__", ()))
-    parts = ("algorithms.py", "algorithms")
-    if any(os.path.exists(os.path.join(folder, part)) for folder in folders for part in parts):
-        return
-    raise ModuleNotFoundError(
-        f"No module named {name!r}: Python took {' and '.join(folders)} for the package "
-        "'domainbed', but the folder holds neither an __init__.py nor a DomainBed. Rename the "
-        "folder or start in another one; Python then finds your DomainBed, or else the harness "
-        "of domainbed-carft.",
-        name=name,
-    )
 
 
 def _search(

@@ -1,8 +1,7 @@
 """A wrapper of domainbed's image folders: it checks the data and can set the preset's transforms.
 
-Wraps `MultipleEnvironmentImageFolder.__init__`. Broken data is an error for our algorithms, and
-for all others a warning, once a job. Any other fault here is a warning, and leaves the data set
-as its host made it.
+Broken data is an error for our algorithms, and for all others a warning, once a job. Any other
+fault here is a warning, and leaves the data set as its host made it.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(signature.parameters, (self, *args))) | kwargs
         hparams = given.get("hparams")
-        names = hparams.get("class_names") if isinstance(hparams, dict) else None
-        ours = isinstance(hparams, dict) and "data_edition" in hparams
+        values = hparams if isinstance(hparams, dict) else {}
+        names, ours = values.get("class_names"), "data_edition" in values
         report = _verified(type(self).__name__, given.get("root"), ours)
         try:
             original(self, *args, **kwargs)
@@ -53,10 +52,10 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
             raise CarftError(f"{report.refusal}. It cannot be loaded: {error}") from error
         try:
             # DPLCLIP puts the folders' names here, over what the user may have said.
-            if isinstance(hparams, dict) and names is not None:
-                hparams["class_names"] = names
-            told = hparams, given.get("test_envs")
-            remember(self, report, _follow_protocol(self, given), *told)
+            if names is not None:
+                values["class_names"] = names
+            protocol = _follow_protocol(self, given)
+            remember(self, report, protocol, hparams, given.get("test_envs"))
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
@@ -103,8 +102,8 @@ def remember(
 def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
     """Transform pictures by the preset and to the size of our hparams, where these are others.
 
-    Returns the preset that is followed, "host" for transforms that are not upstream's. Those, and a
-    host that does not say which environments are test environments, are left as they are.
+    Returns the preset that is followed, "host" for transforms that are not upstream's. Those, and
+    those of a host that tells no test environments, are left as they are.
     """
     hparams = given.get("hparams")
     wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
@@ -125,15 +124,12 @@ def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
 
 
 def asked_for(hparams: Any) -> str:
-    """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants; "" for others.
-
-    Also for a CLIP that cannot be read: the algorithm will say why.
-    """
+    """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants, else ""."""
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return ""
     from domainbed_carft.clips import backbone
 
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # the algorithm will say what is wrong with the CLIP
         return hparams["preprocessing"] or backbone.preprocessing(hparams["clip_backbone"]).asked
     return ""
 

@@ -17,9 +17,8 @@ HOST_MODULES = (
     "domainbed.command_launchers",
 )
 
-# Our module that imports one of domainbed's at its top. Whoever imports ours first starts the
-# host's import from within ours, before there is anything to add; so the host's turn comes again
-# once ours is through.
+# Our module that imports one of domainbed's at its top. Where ours is imported first, there is
+# nothing to add yet when the host's is through; its turn comes again once ours is.
 OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 
 # Those of OWN_MODULES that are being executed just now.

@@ -1,27 +1,48 @@
-"""The data sets of this package under the interface of DomainBed's: their base, and the tasks."""
+"""The data sets of this package under the interface of DomainBed's: ImageNet, tasks, and emojis.
+
+In EmojiStyles four teams of artists drew the same things: a small PACS of real drawings.
+``assets/README.md`` says how the archive was made and whose drawings they are.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import tasks, verify
-from domainbed_carft.errors import raise_for
+from domainbed_carft.data import emoji, listing, shards, tasks, verify
+from domainbed_carft.data.comparison import listed
+from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.pictures.environment import Environment, Paths
 from domainbed_carft.plugin.image_folders import asked_for, remember
+from domainbed_carft.suites import imagenet
+
+HOSTS_SIZE = 224  # px; the host's own algorithms have networks for it
+EMOJI_SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
+
+# Of ImageNet, below the data folder, as in mlfoundations/model-soups, datasets.md.
+PLACES = ("imagenet", "ILSVRC2012")
 
 
 class Provided:
-    """A data set of this package under the interface of DomainBed's.
+    """The base; the plugin adds the host's own, whose place differs between forks.
 
-    The plugin adds the host's base class, whose place differs between forks. Pictures are as large
-    as the CLIP of one of our algorithms wants, else as ``size`` says. Forks that pass no
-    ``hparams`` (SWAD, MIRO) resize pictures themselves and get them untransformed.
+    Pictures are as large as the CLIP of one of our algorithms wants, else as ``INPUT_SHAPE`` says.
+    Forks that pass no ``hparams`` (SWAD, MIRO) resize pictures themselves and get them as they are.
     """
 
-    ENVIRONMENTS: list[str]
-    HOSTS_SIZE = 224  # px; the host's own algorithms have networks for it
+    N_STEPS = 5001
+    CHECKPOINT_FREQ = 300
+    N_WORKERS = 8
+    ENVIRONMENTS = ["train"]
+    INPUT_SHAPE = (3, HOSTS_SIZE, HOSTS_SIZE)
 
     def __init__(
         self, root: Any, test_envs: Sequence[int] = (), hparams: dict[str, Any] | None = None
@@ -29,11 +50,15 @@ class Provided:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         self.asked = asked_for(hparams)
-        size = int(self.asked.split()[0]) if self.asked else self.size(hparams)
+        size = self.INPUT_SHAPE[-1] if "clip_backbone" in (hparams or {}) else HOSTS_SIZE
+        size = int(self.asked.split()[0]) if self.asked else size
         self.input_shape = (3, size, size)
         self.datasets, report = self.read(root)
         for index, environment in enumerate(self.datasets):
-            environment.transform = self._transform(hparams, index in test_envs)
+            if hparams is not None:
+                # The key is younger than DomainBed.
+                augment = hparams.get("data_augmentation", True) and index not in test_envs
+                environment.transform = pictures.transform(self.protocol, size, augment, self.asked)
         self.num_classes = len(self.datasets[0].classes)
         told = None if hparams is None else test_envs  # such hosts pass none of the two
         remember(self, report, self.protocol, hparams, told)
@@ -41,19 +66,6 @@ class Provided:
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
         """The environments below the data folder ``root``, not transformed, and what was found."""
         raise NotImplementedError
-
-    def size(self, hparams: dict[str, Any] | None) -> int:
-        """Pixels a side where no CLIP asks for a number."""
-        return self.HOSTS_SIZE
-
-    def _transform(
-        self, hparams: dict[str, Any] | None, is_test: bool
-    ) -> Callable[[Any], Any] | None:
-        if hparams is None:
-            return None
-        augment = hparams.get("data_augmentation", True)  # the key is younger than DomainBed
-        size, augment = self.input_shape[-1], augment and not is_test
-        return pictures.transform(self.protocol, size, augment, self.asked)
 
     def __getitem__(self, index: int) -> Any:
         return self.datasets[index]
@@ -65,24 +77,15 @@ class Provided:
 class TaskData(Provided):
     """The training split of one of ``tasks.TASKS``, as torchvision has it below the data folder."""
 
-    N_STEPS = 5001
-    CHECKPOINT_FREQ = 300
-    N_WORKERS = 8
-    ENVIRONMENTS = ["train"]
-    INPUT_SHAPE = (3, Provided.HOSTS_SIZE, Provided.HOSTS_SIZE)
     TASK: tasks.Task
 
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
-        return (
-            []
-            if root and os.path.isdir(os.path.join(root, cls.TASK.folder))
-            else [
-                f"{cls.TASK.name} needs --data_dir, the folder that has {cls.TASK.folder}; "
-                f"{cls.TASK.remedy}"
-            ]
-        )
+        task = cls.TASK
+        if root and os.path.isdir(os.path.join(root, task.folder)):
+            return []
+        return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
         raise_for(self.data_problems(root))
@@ -92,3 +95,105 @@ class TaskData(Provided):
 
 
 TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
+
+
+class EmojiStyles(Provided):
+    """Ten classes in four styles, 48 px, or as many as the CLIP of one of our algorithms wants.
+
+    ``root`` is not read: the pictures are in the package. Concepts in them are disjoint from those
+    that the embedded ``tiny`` CLIP was pre-trained on.
+    """
+
+    N_STEPS = 101
+    CHECKPOINT_FREQ = 50
+    N_WORKERS = 0  # decoding 64 px takes less than handing a picture to another process
+    ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
+    INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
+
+    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        folder = emoji.environments(type(self).__name__)
+        found = [ImageFolder(str(folder / name), loader=_emoji) for name in self.ENVIRONMENTS]
+        return found, verify.examine(type(self).__name__, folder)
+
+
+class EmojiShift(EmojiStyles):
+    """One style, of two thirds of the things: the training set of the suite EmojiShift."""
+
+    ENVIRONMENTS = [emoji.TRAINED_STYLE]
+
+
+@functools.cache
+def _emoji(path: str) -> Image.Image:
+    """A decoded picture, kept: all 1,716 take 21 MB, and a job reads each a dozen times."""
+    return listing.open_picture(path)
+
+
+class ImageNet(Provided):
+    """ILSVRC2012's training set, in folders or shards, its classes in the order of WordNet ids.
+
+    The steps are ten passes in batches of 512. Only what is held out is evaluated: the rest is a
+    million pictures.
+    """
+
+    N_STEPS = 25_030
+    CHECKPOINT_FREQ = 2_503
+    PICTURES = (1_281_167,)
+    EVALUATED_SPLITS = ("out",)
+
+    @classmethod
+    def data_problems(cls, root: Any) -> list[str]:
+        """For our harness: what is wrong with the data, before a job starts."""
+        if _found(root):
+            return []
+        return [
+            f"ImageNet needs --data_dir, a folder with {' or '.join(PLACES)}, and in that train, a "
+            "folder of pictures for each WordNet id, or shards of webdataset, train-000000.tar and "
+            f"so on, not {root}. image-net.org has the pictures"
+        ]
+
+    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        if (found := _found(root)) is None:
+            raise CarftError(*self.data_problems(root))
+        place, archives = found
+        ids, problems = imagenet.ids(), list[str]()
+        if archives:
+            samples: Paths | shards.Index = shards.index(archives, ids)
+            print(f"ImageNet: {len(samples):,} pictures in {len(archives):,} shards in {place}")
+        else:
+            samples, problems = _in_folders(place / "train", ids)
+        numbers = np.bincount(samples.labels, minlength=len(ids)).tolist()
+        if empty := [name for name, number in zip(ids, numbers) if not number]:
+            problems.append(f"{len(empty):,} of 1,000 classes have no picture: {listed(empty)}")
+        (total,), differences = self.PICTURES, []
+        if len(samples) != total:
+            differences.append(f"has {len(samples):,} pictures, expected {total:,}")
+        edition = None if problems or differences else "ILSVRC2012"
+        counts = {"train": dict(zip(ids, numbers))}
+        report = verify.Report("ImageNet", place, counts, problems, differences, (), edition)
+        return [Environment(str(place / "train"), imagenet.class_names(), samples)], report
+
+
+def _found(root: Any) -> tuple[Path, list[Path]] | None:
+    """The first of PLACES that has the training set, and the shards if it is in such."""
+    for place in (Path(root, name) for name in (PLACES if root else ())):
+        if archives := sorted(place.glob("*train-*.tar")):
+            return place, archives
+        if os.path.isdir(place / "train"):
+            return place, []
+    return None
+
+
+def _in_folders(root: Path, ids: tuple[str, ...]) -> tuple[Paths, list[str]]:
+    """The pictures by class and name, and what is odd about their files."""
+    found = listing.of_classes(root)
+    names = list(found.counts[""])
+    if names != [*ids]:
+        missing, extra = ({*ids} - {*names}), ({*names} - {*ids})
+        raise CarftError(
+            f"{root} does not have the 1,000 WordNet ids of ILSVRC2012 as its folders: missing "
+            f"{listed(sorted(missing)) or 'none'}, extra {listed(sorted(extra)) or 'none'}. Labels "
+            "go by position: restore the folders"
+        )
+    paths = np.array([os.fsencode(path) for path in sorted(found.pictures)], dtype=np.bytes_)
+    labels = np.repeat(np.arange(len(ids)), list(found.counts[""].values()))
+    return Paths(str(root), paths, labels), found.problems

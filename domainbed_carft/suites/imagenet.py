@@ -162,7 +162,6 @@ def download(
     if not fact["sources"]:
         raise CarftError(f"{name} is not downloaded. {terms(name)}")
     sources = [Source(**one) for one in fact["sources"]]
-    wanted = downloading.Wanted(name, fact["folders"][0], sources)
 
     def prepare(unpacked: Path, ready: Path) -> None:
         inner = [path for path in unpacked.iterdir() if path.is_dir()]
@@ -172,4 +171,5 @@ def download(
             )
         inner[0].rename(ready)
 
-    return downloading.install(wanted, data_dir, prepare, lambda at: verify(name, at), fetch)
+    place = data_dir / fact["folders"][0]
+    return downloading.install(name, place, sources, prepare, verify, fetch)

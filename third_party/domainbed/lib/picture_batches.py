@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
 from domainbed_carft.data import listing
-from domainbed_carft.pictures import drawing, loading, opening, plan
+from domainbed_carft.pictures import drawing, loading, plan, store
 from domainbed_carft.pictures.plan import Plan
 from domainbed_carft.pictures.store import Store
 
@@ -122,7 +122,7 @@ def choose(
         fast = replace(fast, told=fast.told + _FOR_THE_MODEL, wanted=wanted)
         source = fast.source(dataset[0])
         dataset.input_shape = (3, source.plan.size, source.plan.size)
-    kept, told = opening.open_store(cache, os.path.dirname(sources[0].folder.root))
+    kept, told = store.open_store(cache, os.path.dirname(sources[0].folder.root))
     print(f"Pictures: {fast.told}; {told}")
     return replace(fast, store=kept)
 

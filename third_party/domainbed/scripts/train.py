@@ -38,7 +38,7 @@ from domainbed.lib.usage import tell
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import Held, JobFolder, Lock
-from domainbed_carft.pictures import opening
+from domainbed_carft.pictures import store
 
 # How long the lock is waited for: a killed run's loaders keep it for some seconds.
 PATIENCE_SECONDS = 15.0
@@ -162,7 +162,7 @@ def check(args: argparse.Namespace, own: argparse.Namespace) -> None:
         expected = ", ".join(picture_batches.PATHS)
         problems.append(f"{PICTURES_VARIABLE} is {own.pictures!r}, expected {expected}")
     if own.picture_cache is not None:
-        problems += checks.refusals(opening.size, own.picture_cache)
+        problems += checks.refusals(store.size, own.picture_cache)
     if (switch := os.environ.get(SKIP_VARIABLE, "")) not in ("", "0", "1"):
         problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing")
     for flag in ("steps", "checkpoint_freq", "workers"):
