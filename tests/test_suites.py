@@ -14,7 +14,8 @@ from data_trees import carft, grow
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.suites import imagenet, records, scoring
+from domainbed_carft.runs import evaluate, on_suites
+from domainbed_carft.suites import imagenet, records
 
 SETS = {one.name: one for one in imagenet.suite().sets}
 
@@ -50,7 +51,7 @@ def test_objectnets_groups():
 def test_scores_are_the_maximum_over_each_group():
     logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
     for name, one in SETS.items():
-        found = scoring.scores(logits, scoring.padded(one.groups))
+        found = evaluate.scores(logits, one.groups)
         expected = [[max(row[k] for k in group) for group in one.groups] for row in logits.tolist()]
         assert torch.equal(found.double(), torch.tensor(expected, dtype=torch.float64)), name
         if all(len(group) == 1 for group in one.groups):  # plain indexing, to the bit
@@ -59,8 +60,8 @@ def test_scores_are_the_maximum_over_each_group():
 
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilsons_interval_solves_its_equation(right, count):
-    for share in scoring.wilson(right, count):
-        off = (right / count - share) ** 2 - scoring.Z**2 * share * (1 - share) / count
+    for share in on_suites.wilson(right, count):
+        off = (right / count - share) ** 2 - on_suites.Z**2 * share * (1 - share) / count
         assert off == pytest.approx(0, abs=1e-12)
 
 
@@ -104,7 +105,7 @@ def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
     assert (
         dict(find(tmp_path).samples)[str(tmp_path / "imagenet-a" / one.classes[8] / "0.jpg")] == 8
     )
-    assert scoring.scores(torch.zeros(1, 1000), scoring.padded(one.groups)).shape == (1, 200)
+    assert evaluate.scores(torch.zeros(1, 1000), one.groups).shape == (1, 200)
 
 
 @pytest.mark.parametrize(

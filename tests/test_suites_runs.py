@@ -125,8 +125,11 @@ def test_a_broken_picture_is_told(pets, suite, job, capsys, tmp_path):
     os.truncate(path, path.stat().st_size // 2)
     for workers in (0, 1):
         where = ("--suite", "pets", "--data_dir", data, "--workers", workers)
-        said = carft(capsys, "evaluate", job, *where, status=1)
-        assert f"a picture of Turned: {path} cannot be read: " in said and "Traceback" not in said
+        said = carft(capsys, "evaluate", job, *where)
+        assert f"  Turned: a picture of pets (Turned): {path} cannot be read: " in said
+        assert "Mean of the shifts: -\n" in said and "Traceback" not in said
+        (record,) = records.read(job)  # what the others have is kept
+        assert [*record["sets"]] == ["Usual", "One"]
 
 
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):

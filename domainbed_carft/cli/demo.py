@@ -8,9 +8,9 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft import launchers
+from domainbed_carft.cli import runs
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
 from domainbed_carft.results import collection, formats, suites
@@ -47,23 +47,18 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
 
     ``declared`` is a sweep of one data set that has a suite without a data folder.
     """
-    from domainbed_carft.runs import on_suites, wise_ft  # which load torch
-
     declaration = _declared(declared, trials)
-    (suite,) = declaration.datasets
     folder = _trained(declaration, output, "and tested on other styles")
-    asked: dict[str, Any] = dict.fromkeys(["which", "data_dir", "device", "clip"])
-    asked |= {"suite": suite, "batch_size": 64, "workers": 0, "json": False}
-    mixes = {"original": None, "alphas": [0.0, 0.25, 0.5, 0.75, 1.0], "save": ["none"]}
     for job in declaration.jobs(DATA_DIR, folder):
         place = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
         place.mkdir(parents=True, exist_ok=True)
-        given = argparse.Namespace(**asked, path=job.folder, output=place / "accuracies.txt")
-        on_suites.run(given)
+        where = (job.folder, "--suite", *declaration.datasets, "--workers", 0)
+        _carft("evaluate", *where, "-o", place / "accuracies.txt")
         mixed = place / "wise-ft"
-        if job.key.algorithm != "CLIPZeroShot" and not (mixed / wise_ft.TABLE).exists():
+        if job.key.algorithm != "CLIPZeroShot" and not (mixed / "wise_ft.json").exists():
             with contextlib.redirect_stdout(io.StringIO()):
-                wise_ft.run(argparse.Namespace(**{**vars(given), **mixes, "output": mixed}))
+                alphas = (0, 0.25, 0.5, 0.75, 1)
+                _carft("wise-ft", *where, "-o", mixed, "--save", "none", "--alphas", *alphas)
     rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
     (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
     table = Document("", [suites.CAPTION], [suites.grid(ends)], {}, [])
@@ -74,6 +69,14 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
         "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
     )
     _report(output, folder)
+
+
+def _carft(*words: object) -> None:
+    """A command of `carft`, in this process."""
+    parser = argparse.ArgumentParser()
+    runs.add_to(parser.add_subparsers())
+    arguments = parser.parse_args([*map(str, words)])
+    arguments.run(arguments)
 
 
 def _declared(declared: str | Path, trials: int | None) -> Declaration:

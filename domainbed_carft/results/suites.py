@@ -197,8 +197,7 @@ def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float
     for row in rows:
         if row.weights != first.setdefault(row.algorithm, row.weights):
             continue
-        inner = next((one.name for one in known.get(row.suite).sets if not one.shifted), "")
-        x, y = (row.cells.get(name, Cell()).mean for name in (inner, "mean"))
+        x, y = (row.cells.get(n, Cell()).mean for n in (known.get(row.suite).usual, "mean"))
         if x is not None and y is not None:
             found.append((row.algorithm, row.alpha, x, y))
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from domainbed.lib import misc
+from PIL import ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -149,8 +150,18 @@ def batches(
             except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
                 reason = re.sub(r"^[\w.]+Error: ", "", str(error).rstrip().rpartition("\n")[2])
                 raise CarftError(
-                    f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
+                    f"a picture of {split.environment} ({split.name}): {reason}"
                 ) from error
+
+
+@contextlib.contextmanager
+def whole_pictures() -> Iterator[None]:
+    """Have Pillow refuse files that are cut off, which DomainBed has it fill up with grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _require_same_data(

@@ -20,12 +20,10 @@ from domainbed_carft.data.benchmarks import ASSETS, Source, suite_lists
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites.sets import Folders, Suite, TestSet
 
-_FILES = (
-    "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json",
-    "pytorch_to_imagenet_2012_id.json", "imagenet_to_label_2012_v2",
-)  # fmt: skip
+ALL = range(1000)
 
 
+@functools.cache
 def _sets() -> Any:
     return json.loads((ASSETS / "suites" / "sets.json").read_text(encoding="utf-8"))
 
@@ -43,7 +41,6 @@ def class_names() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-@functools.cache
 def facts() -> dict[str, dict[str, Any]]:
     """What is known of each test set, by its name."""
     return {one["name"]: one for one in _sets()["sets"]}
@@ -64,28 +61,21 @@ def suite() -> Suite:
 
 
 def _set(fact: dict[str, Any]) -> TestSet:
-    lists = suite_lists()
     rule = fact["labels"]
-    if rule == "objectnet":
-        groups = lists[rule]
-        classes = tuple(sorted(groups))
-        labels = {name: label for label, name in enumerate(classes)}
-    else:
-        wanted = lists[rule].split() if rule in ("imagenet-a", "imagenet-r") else range(1000)
-        places = [*map(int, wanted)]
-        classes = tuple(ids()[place] for place in places)
-        groups = {name: [place] for name, place in zip(classes, places)}
-        labels = {name: label for label, name in enumerate(classes)}
-        if rule == "numbers":  # never sorted as text, which puts 10 before 2
-            numbers = [(form.format(n), n) for form in ("{}", "{:04}") for n in range(1000)]
-            labels = {**dict(numbers), **labels}
+    groups: dict[str, list[int]] = dict(sorted(suite_lists()["objectnet"].items()))
+    if rule != "objectnet":
+        some = rule in ("imagenet-a", "imagenet-r")
+        groups = {ids()[n]: [n] for n in map(int, suite_lists()[rule].split() if some else ALL)}
+    labels = {name: label for label, name in enumerate(groups)}
+    if rule == "numbers":  # never sorted as text, which puts 10 before 2
+        labels = {form.format(n): n for form in ("{}", "{:04}") for n in ALL} | labels
     find = Folders(tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"))
     if rule == "objectnet":
         find = dataclasses.replace(find, more=True, check=mapped_otherwise)
     return TestSet(
         name=fact["name"],
-        classes=classes,
-        groups=tuple(tuple(groups[name]) for name in classes),
+        classes=tuple(groups),
+        groups=tuple(map(tuple, groups.values())),
         find=find,
         shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
@@ -98,10 +88,11 @@ def joined(mappings: Path) -> dict[str, list[int]]:
     Folder, label, ImageNet's names, number of the line with the name, class with that number.
     Raises OSError, ValueError or LookupError for files that are not these.
     """
+    files = "folder_to_objectnet_label", "objectnet_to_imagenet_1k", "pytorch_to_imagenet_2012_id"
     labels, names, numbers = (
-        json.loads((mappings / file).read_text(encoding="utf-8")) for file in _FILES[:3]
+        json.loads((mappings / f"{file}.json").read_text(encoding="utf-8")) for file in files
     )
-    lines = (mappings / _FILES[3]).read_text(encoding="utf-8").splitlines()
+    lines = (mappings / "imagenet_to_label_2012_v2").read_text(encoding="utf-8").splitlines()
     place = {number: int(index) for index, number in numbers.items()}
     index = {line.strip(): place[number] for number, line in enumerate(lines)}
     return {
@@ -123,15 +114,12 @@ def mapped_otherwise(root: Path) -> list[str]:
     return [] if same else [f"{mappings} does not join its folders to ImageNet's classes as known"]
 
 
-# `carft data`: is a copy complete, and how is one come by
-
-
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.Report:
     """What is found of the test set ``name``; its problems are what makes it incomplete.
 
     Raises CarftError where there is no folder.
     """
-    (one,) = (one for one in suite().sets if one.name == name)
+    one = next(one for one in suite().sets if one.name == name)
     if data_dir is None:
         raise CarftError(f"{name} needs --data_dir, the folder that contains it")
     found = one.find(data_dir)
@@ -139,11 +127,8 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
         raise CarftError(f"{name}: {'; '.join(found.problems)}. {terms(name)}")
     of_label = Counter(label for _, label in found.samples)
     counts = {name: {c: of_label[label] for label, c in enumerate(one.classes)}}
-    edition = None if found.problems else "as published"
-    notes = [terms(name)]
-    report = verification.Report(
-        name, found.root, counts, found.problems, [], notes, edition, decode
-    )
+    how = [terms(name)], None if found.problems else "as published", decode
+    report = verification.Report(name, found.root, counts, found.problems, [], *how)
     return verification.judged(report, [os.path.relpath(p, found.root) for p, _ in found.samples])
 
 
