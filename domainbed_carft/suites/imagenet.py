@@ -6,7 +6,6 @@ The lists are ``assets/suites/imagenet.json`` and ``assets/class_names/imagenet.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -69,56 +68,20 @@ def _set(fact: dict[str, Any]) -> TestSet:
     labels = {name: label for label, name in enumerate(groups)}
     if rule == "numbers":  # never sorted as text, which puts 10 before 2
         labels = {form.format(n): n for form in ("{}", "{:04}") for n in ALL} | labels
-    find = Folders(tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"))
-    if rule == "objectnet":
-        find = dataclasses.replace(find, more=True, check=mapped_otherwise)
     return TestSet(
         name=fact["name"],
         classes=tuple(groups),
         groups=tuple(map(tuple, groups.values())),
-        find=find,
+        find=Folders(
+            tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"), rule == "objectnet"
+        ),
         shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
     )
 
 
-def joined(mappings: Path) -> dict[str, list[int]]:
-    """ObjectNet's folder -> sorted ids, from the four files of its archive.
-
-    Folder, label, ImageNet's names, number of the line with the name, class with that number.
-    Raises OSError, ValueError or LookupError for files that are not these.
-    """
-    files = "folder_to_objectnet_label", "objectnet_to_imagenet_1k", "pytorch_to_imagenet_2012_id"
-    labels, names, numbers = (
-        json.loads((mappings / f"{file}.json").read_text(encoding="utf-8")) for file in files
-    )
-    lines = (mappings / "imagenet_to_label_2012_v2").read_text(encoding="utf-8").splitlines()
-    place = {number: int(index) for index, number in numbers.items()}
-    index = {line.strip(): place[number] for number, line in enumerate(lines)}
-    return {
-        folder: sorted(index[name] for name in names[label].split("; "))
-        for folder, label in labels.items()
-        if label in names
-    }
-
-
-def mapped_otherwise(root: Path) -> list[str]:
-    """A sentence if the ``mappings`` beside ``root`` join classes otherwise than ours."""
-    mappings = root.parent / "mappings"
-    if not mappings.is_dir():
-        return []
-    try:
-        same = joined(mappings) == suite_lists()["objectnet"]
-    except (OSError, ValueError, LookupError, AttributeError):
-        same = False
-    return [] if same else [f"{mappings} does not join its folders to ImageNet's classes as known"]
-
-
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.Report:
-    """What is found of the test set ``name``; its problems are what makes it incomplete.
-
-    Raises CarftError where there is no folder.
-    """
+    """What is found of the test set ``name``. Raises CarftError where there is no folder."""
     one = next(one for one in suite().sets if one.name == name)
     if data_dir is None:
         raise CarftError(f"{name} needs --data_dir, the folder that contains it")
@@ -150,11 +113,6 @@ def download(
     wanted = downloading.Wanted(name, fact["folders"][0], sources)
 
     def prepare(unpacked: Path, ready: Path) -> None:
-        inner = [path for path in unpacked.iterdir() if path.is_dir()]
-        if len(inner) != 1:
-            raise CarftError(
-                f"{sources[0].file} has {len(inner)} folders, expected one; it is another archive"
-            )
-        inner[0].rename(ready)
+        next(path for path in unpacked.iterdir() if path.is_dir()).rename(ready)
 
     return downloading.install(wanted, data_dir, prepare, lambda at: verify(name, at), fetch)
