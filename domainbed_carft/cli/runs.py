@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
 
 # As in train, which a test compares: the last bits of a logit depend on the batch around it.
@@ -122,13 +120,4 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _run(module: str, arguments: argparse.Namespace) -> int | None:
     command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
-    try:
-        return command.run(arguments)
-    except RuntimeError as error:  # torch's, of a GPU's memory or of the machine's
-        too_little = re.search("out of memory|allocate memory", str(error))
-        if not (too_little and hasattr(arguments, "batch_size")):
-            raise
-        raise CarftError(
-            f"out of memory with --batch_size {arguments.batch_size}; "
-            "choose a smaller one or another --device"
-        ) from error
+    return command.run(arguments)

@@ -38,8 +38,7 @@ class Split:
     """A split: its name in the records, its environment, and its pictures.
 
     ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
-    (x, y); an item's augmentation is the same each time it is read, in any order and by any
-    process.
+    (x, y); an item's augmentation is the same whenever and by whichever process it is read.
     """
 
     name: str
@@ -62,18 +61,17 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     """
     from domainbed import datasets
 
-    hparams = copy.deepcopy(dict(run.hparams))
-    folder = data_dir or run.args.get("data_dir")
+    hparams, seed = copy.deepcopy(dict(run.hparams)), run.args.get("seed", 0)
+    folder, name = data_dir or run.args.get("data_dir"), run.args["dataset"]
+    targets = run.args["test_envs"]
     try:
-        targets = run.args["test_envs"]
-        name = run.args["dataset"]
         # The harness's function takes a folder of the user's own, too; not every fork has one.
         look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
         if data_dir and name not in vars(datasets) and not os.path.isdir(name):
             name = data_dir
         with drawing.kept():  # the data set may draw
-            drawing.reseed(run.args.get("seed", 0))
-            dataset = look_up(name)(folder, run.args["test_envs"], hparams)
+            drawing.reseed(seed)
+            dataset = look_up(name)(folder, targets, hparams)
         if beyond := set(targets) - set(range(len(dataset))):
             raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
         divided = _divided(run, dataset, targets)
@@ -96,7 +94,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     names = names if len(names) == len(dataset) else [*map(str, range(len(dataset)))]
     # As in `train`: seed, step, the split's number, and the picture's.
     step = last if run.step is None else run.step
-    key = (run.args.get("seed", 0) % 2**64, 0 if run.algorithm.is_constant else step)
+    key = (seed % 2**64, 0 if run.algorithm.is_constant else step)
     kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # as in `train`
     return [
         Split(name, names[index], index in targets, _Items(part, (*key, number), how))

@@ -113,6 +113,6 @@ def download(
     wanted = downloading.Wanted(name, fact["folders"][0], sources)
 
     def prepare(unpacked: Path, ready: Path) -> None:
-        next(path for path in unpacked.iterdir() if path.is_dir()).rename(ready)
+        next(filter(Path.is_dir, unpacked.iterdir()), unpacked).rename(ready)
 
     return downloading.install(wanted, data_dir, prepare, lambda at: verify(name, at), fetch)
