@@ -27,19 +27,17 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
 
     ``declared`` is a sweep of EmojiStyles; ``trials`` replaces its number of trials.
     """
-    folder = _trained(_declared(declared, trials), output, "with one environment left out")
+    _, folder = _trained(declared, trials, output, "with one environment left out")
     words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CarftError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr[-1000:]}")
-    (output / "results.txt").write_text(done.stdout, encoding="utf-8")
-    print(done.stdout)
-    print(
+    note = (
         "Each cell: accuracy (%) on the environment that was left out, with the checkpoint chosen "
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "
         "jobs with two test environments, which the demo does not run.\n"
     )
-    _report(output, folder)
+    _report(output, folder, done.stdout, note)
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
@@ -47,8 +45,7 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
 
     ``declared`` is a sweep of one data set that has a suite without a data folder.
     """
-    declaration = _declared(declared, trials)
-    folder = _trained(declaration, output, "and tested on other styles")
+    declaration, folder = _trained(declared, trials, output, "and tested on other styles")
     for job in declaration.jobs(DATA_DIR, folder):
         place = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
         place.mkdir(parents=True, exist_ok=True)
@@ -62,13 +59,10 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
     rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
     (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
     table = Document("", [suites.CAPTION], [suites.grid(ends)], {}, [])
-    text = formats.FORMATS["text"](table)
-    (output / "results.txt").write_text(text, encoding="utf-8")
-    print(text)
-    print(
+    note = (
         "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
     )
-    _report(output, folder)
+    _report(output, folder, formats.FORMATS["text"](table), note)
 
 
 def _carft(*words: object) -> None:
@@ -79,19 +73,16 @@ def _carft(*words: object) -> None:
     arguments.run(arguments)
 
 
-def _declared(declared: str | Path, trials: int | None) -> Declaration:
+def _trained(
+    declared: str | Path, trials: int | None, output: Path, how: str
+) -> tuple[Declaration, Path]:
+    """The sweep and its folder, with all of its jobs done."""
     declaration = sources.load(declared)
-    return declaration.model_copy(update={"trials": trials}) if trials else declaration
-
-
-def _trained(declaration: Declaration, output: Path, how: str) -> Path:
-    """The folder of the sweep, with all of its jobs done."""
-    (dataset,) = declaration.datasets
-    folder = output / "sweep"
-    print(
-        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps_of(dataset)} steps "
-        f"on {dataset} {how}"
-    )
+    if trials:
+        declaration = declaration.model_copy(update={"trials": trials})
+    (dataset,), folder = declaration.datasets, output / "sweep"
+    steps = declaration.steps_of(dataset)
+    print(f"{', '.join(declaration.algorithms)}: each trained {steps} steps on {dataset} {how}")
     writing.require_place(output / "report")
     if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
         raise CarftError(
@@ -99,10 +90,12 @@ def _trained(declaration: Declaration, output: Path, how: str) -> Path:
             f"{left[0].job.folder}: {left[0].detail}\nFix the cause, run `carft sweep retry "
             f"{folder}` if jobs failed, then rerun this command"
         )
-    return folder
+    return declaration, folder
 
 
-def _report(output: Path, folder: Path) -> None:
+def _report(output: Path, folder: Path, table: str, note: str) -> None:
+    (output / "results.txt").write_text(table, encoding="utf-8")
+    print(f"{table}\n{note}")
     report = writing.write(output / "report", building.build([folder]))
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")

@@ -67,6 +67,7 @@ class Tally:
         """The share of these; None without pictures."""
         return self.right / self.count if self.count else None
 
+    @property
     def by_class(self) -> list[dict[str, Any]]:
         """For each class its number of ``pictures`` and their ``accuracy``, the class's recall."""
         both = zip(self.confusion.sum(axis=1).tolist(), self.confusion.diagonal().tolist())
@@ -138,7 +139,7 @@ def measured(opened: saved.TrainedRun, arguments: argparse.Namespace) -> dict[st
                 "pictures": found.count,
                 "accuracy": found.accuracy,
                 "ece": found.ece,
-                "by_class": found.by_class(),
+                "by_class": found.by_class,
                 "confusion": found.confusion.tolist(),
             }
             for split, found in zip(splits, tallies)
@@ -151,34 +152,27 @@ def as_text(document: Mapping[str, Any]) -> str:
     step = "the last step" if document["step"] is None else f"step {document['step']}"
     alpha, splits = document["wise_ft_alpha"], document["splits"]
     mixed = "" if alpha is None else f", WiSE-FT alpha {alpha:g}"
-    of_splits = [
-        [
-            split["name"],
-            split["environment"] + " (test)" * split["is_target"],
-            str(split["pictures"]),
-            *(percent(split[share]) for share in ("accuracy", "ece")),
-        ]
-        for split in splits
-    ]
+    of_splits = []
+    for one in splits:
+        environment = one["environment"] + " (test)" * one["is_target"]
+        shares = percent(one["accuracy"]), percent(one["ece"])
+        of_splits.append([one["name"], environment, str(one["pictures"]), *shares])
     of_classes = [
-        [name, *(percent(split["by_class"][label]["accuracy"]) for split in splits)]
+        [name, *(percent(one["by_class"][label]["accuracy"]) for one in splits)]
         for label, name in enumerate(document["classes"])
     ]
-    return "\n".join(
-        [
-            shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}"),
-            shown(document["run"]),
-            "",
-            table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits),
-            "",
-            f"ECE: expected calibration error over {BINS} equal-width bins of the top "
-            "probability (Guo et al. 2017).",
-            "",
-            "Accuracy (%) by class (confusion matrices: --json)",
-            table(["class", *(split["name"] for split in splits)], of_classes),
-            "",
-        ]
-    )
+    return f"""\
+{shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}")}
+{shown(document["run"])}
+
+{table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits)}
+
+ECE: expected calibration error over {BINS} equal-width bins of the top probability \
+(Guo et al. 2017).
+
+Accuracy (%) by class (confusion matrices: --json)
+{table(["class", *(one["name"] for one in splits)], of_classes)}
+"""
 
 
 def percent(share: float | None) -> str:

@@ -184,7 +184,15 @@ def measured(
             continue
         for of_variant, (tally,) in zip(sets, tallies):
             if tally.count:
-                of_variant[one.name] = figures(one, tally, not copy.problems)
+                of_variant[one.name] = {
+                    "n": tally.count,
+                    "right": tally.right,
+                    "accuracy": tally.accuracy,
+                    "interval": wilson(tally.right, tally.count),
+                    "ece": tally.ece,
+                    "complete": not copy.problems,
+                    **({"mean_per_class": tally.mean_per_class} if one.per_class else {}),
+                }
     told = {name: sentences for name, sentences in problems.items() if sentences}
     if not sets[0]:
         raise CarftError("; ".join(itertools.chain(*told.values())))
@@ -193,19 +201,6 @@ def measured(
         {"suite": suite.name, "sets": of_variant, **suite.means(accuracies), "problems": told}
         for of_variant, accuracies in zip(sets, whole)
     ]
-
-
-def figures(one: TestSet, tally: evaluate.Tally, complete: bool) -> dict[str, Any]:
-    """Those of a set, for JSON."""
-    found = {
-        "n": tally.count,
-        "right": tally.right,
-        "accuracy": tally.accuracy,
-        "interval": wilson(tally.right, tally.count),
-        "ece": tally.ece,
-        "complete": complete,
-    }
-    return {**found, "mean_per_class": tally.mean_per_class} if one.per_class else found
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:

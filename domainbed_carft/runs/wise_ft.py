@@ -111,26 +111,19 @@ def require_new(folder: Path, names: Iterable[str]) -> None:
 
 
 def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
-    """``--alphas``, sorted, and those of them that ``--save`` names.
-
-    Raises CarftError for alphas outside of [0, 1] or given twice, and for others to save.
-    """
+    """``--alphas``, sorted, and those of them that ``--save`` names; CarftError for others."""
     found = sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
     listed = " ".join(f"{alpha:g}" for alpha in found)
     if not all(0 <= alpha <= 1 for alpha in found) or len(set(found)) < len(found):
-        raise CarftError(
-            f"--alphas {listed}: expected different numbers from 0 (the original CLIP) to 1 (the "
-            "run)"
-        )
-    names = {"all": found, "none": []}
-    if len(save) == 1 and save[0] in names:
-        return found, names[save[0]]
+        told = "expected different numbers from 0 (the original CLIP) to 1 (the run)"
+        raise CarftError(f"--alphas {listed}: {told}")
+    if save in (["all"], ["none"]):
+        return found, found if save == ["all"] else []
     try:
         return found, sorted({found[found.index(float(word))] for word in save})
     except ValueError:
-        raise CarftError(
-            f"--save {' '.join(save)}: expected all, none, or some of --alphas {listed}"
-        ) from None
+        told = f"expected all, none, or some of --alphas {listed}"
+        raise CarftError(f"--save {' '.join(save)}: {told}") from None
 
 
 def weights_name(alpha: float) -> str:
@@ -142,9 +135,8 @@ def weights_name(alpha: float) -> str:
 class Interpolation:
     """A run's algorithm, which can be set to any point between the original and the run.
 
-    ``original`` is the file of the CLIP that the run started from, needed unless that is a
-    published one. Raises CarftError for CLIPZeroShot, FLYP and a random head, and as
-    `saved.original_clip`.
+    ``original``: as of `saved.original_clip`. Raises CarftError for CLIPZeroShot, FLYP and a random
+    head, and as that.
     """
 
     def __init__(
@@ -155,16 +147,15 @@ class Interpolation:
             "CLIPZeroShot": "which trains nothing; expected one that does",
             "FLYP": "whose head is made by its text encoder; set wise_alpha before training",
         }
+        if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
+            unfit[name] = (
+                "which started from a random head; expected one with head_init 'zero-shot'"
+            )
         if name in unfit:
             raise CarftError(f"{run.path} is a run of {name}, {unfit[name]}")
-        if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
-            raise CarftError(
-                f"{run.path} started from a random head, which has no original; expected a run "
-                "with head_init 'zero-shot'"
-            )
-        clip_model = saved.original_clip(run, original)
-        words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
-        start = {f"encoder.{k}": v for k, v in clip_model.model.visual.state_dict().items()}
+        clip = saved.original_clip(run, original)
+        words = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
+        start = {f"encoder.{k}": v for k, v in clip.model.visual.state_dict().items()}
         factor = float(run.algorithm.logit_scale / run.algorithm.head_factor)
         start["head.weight"] = factor * objective.zero_shot_weights(words).classes
         start["head.bias"] = torch.zeros(len(run.classes))
@@ -189,8 +180,7 @@ class Interpolation:
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the state dict as it is set now, on the CPU."""
-        state = self.algorithm.state_dict()
-        return {name: value.detach().cpu().clone() for name, value in state.items()}
+        return {k: v.detach().cpu().clone() for k, v in self.algorithm.state_dict().items()}
 
 
 def summary(splits: Sequence[data.Split], tallies: Sequence[evaluating.Tally]) -> dict[str, Any]:
@@ -216,7 +206,7 @@ def _plot(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
     places = [(100 * point["in_domain"], 100 * point["out_of_domain"]) for point in points]
     axes.plot(*zip(*places), color="#0072B2", marker="o", markersize=5)
     ends = {0.0: " (original CLIP)", 1.0: " (the run)"}
@@ -224,7 +214,6 @@ def _plot(
         label = f"{point['alpha']:g}{ends.get(point['alpha'], '')}"
         axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
     axes.margins(0.1)
-    axes.set(xlabel=labels[0], ylabel=labels[1])
     words = f"{title}: weights (1 - α) original + α fine-tuned"
     axes.set_title(words, fontsize=10, parse_math=False)
     for name in PLOTS:
