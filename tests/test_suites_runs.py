@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import runs_jobs
 import torch
 from PIL import Image
 from runs_jobs import CLASSES
@@ -46,9 +47,8 @@ def job(pets, tmp_path):
     return shutil.copytree(pets / "CLIPLinearProbe", tmp_path / "job")
 
 
-def carft(capsys, command, *arguments, status=0):
-    line = [command, *map(str, arguments), "--device", "cpu"]
-    assert cli.main(line) == status
+def carft(capsys, *words, status=0):
+    runs_jobs.carft(*words, status=status)
     said = capsys.readouterr()
     return said.err if status else said.out
 

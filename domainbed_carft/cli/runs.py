@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     loading = _shared()
     loading.add_argument(
-        "--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N",
+        "--batch_size", type=at_least_one, default=BATCH_SIZE, metavar="N",
         help=f"pictures per batch (default: {BATCH_SIZE})",
     )  # fmt: skip
     loading.add_argument(
-        "--workers", type=_at_least(0), metavar="N",
+        "--workers", type=int, metavar="N",
         help="processes that load pictures (default: one per core, or none for few pictures)",
     )  # fmt: skip
     loading.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
@@ -72,7 +71,7 @@ def add_to(commands: Any) -> None:
     about = "predict the class and the context of pictures with a saved run"
     add = command("predict", "predict", about, run, loading, output)
     add("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them")
-    add("--top", type=_at_least(1), metavar="K",
+    add("--top", type=at_least_one, metavar="K",
         help="show the K most likely classes and contexts (default: 3 as text, all as jsonl)",
     )  # fmt: skip
     add("--format", choices=("text", "jsonl"), default="text", help="default: text")
@@ -108,16 +107,13 @@ def _shared(*above: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(add_help=False, parents=above)
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            told = f"{text!r}; expected a whole number of at least {least}"
-            raise argparse.ArgumentTypeError(told)
-        return int(text)
-
-    return parse
+def at_least_one(text: str) -> int:
+    """For argparse, which names it where this is refused."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def _run(module: str, arguments: argparse.Namespace) -> int | None:
-    command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
-    return command.run(arguments)
+    status: int | None = importlib.import_module(f"domainbed_carft.runs.{module}").run(arguments)
+    return status

@@ -1,8 +1,7 @@
 """`carft export`: a run as a CLIP that other libraries read, its class head, and a card.
 
-The weights are the original CLIP's whole state dict, with the fine-tuned image encoder instead of
-the original's: a file in OpenAI's format, or for one of open_clip's checkpoints a folder that its
-``local-dir:`` loads. Neither has a place for a head, so the head gets a separate file.
+The CLIP is the original's state dict with the fine-tuned image encoder, in OpenAI's format, or for
+open_clip's checkpoints a folder that its ``local-dir:`` loads. Neither has a place for a head.
 """
 
 from __future__ import annotations
@@ -60,12 +59,11 @@ class Files(NamedTuple):
 
 def run(arguments: argparse.Namespace) -> None:
     """Open the run, export it, and print where to."""
-    opened, output = open_run(arguments.path, arguments.which), arguments.output
+    opened = open_run(arguments.path, arguments.which)
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
-    files = export(opened, output, **how)
+    files = export(opened, arguments.output, **how)
     what = f"{opened.args['algorithm']} on {opened.args['dataset']}, {opened.path.name}"
-    kind = "a folder for open_clip" if architecture_of(opened) else "a CLIP in OpenAI's format"
-    print(text.shown(f"{output}: {what} as {kind} (see {files.readme})"))
+    print(text.shown(f"{arguments.output}: {what} (see {files.readme})"))
 
 
 def export(
@@ -255,12 +253,9 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
         and run.alpha is None  # no record is of weights that nobody has trained
     ]
     record: dict[str, Any] = max(found, key=lambda one: float(one["step"]), default={})
-    names = record.get("environments")
-    if not isinstance(names, list):
-        benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
-        names = [environment.folder for environment in getattr(benchmark, "environments", ())]
-    named = {f"env{i}": str(name) for i, name in enumerate(names)}
-    shares = {name: value for name, value in record.items() if isinstance(value, float)}
+    benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
+    known = [environment.folder for environment in getattr(benchmark, "environments", ())]
+    named = {f"env{i}": name for i, name in enumerate(record.get("environments") or known)}
     there = [env for env in map("env{}".format, range(len(record))) if f"{env}_out_acc" in record]
     return {
         **repeated,
@@ -269,7 +264,7 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
         "wise_ft_alpha": run.alpha,
         "step": record.get("step", run.step),
         "accuracies": {
-            named.get(env, env): {kind: shares.get(f"{env}_{kind}_acc") for kind in ("in", "out")}
+            named.get(env, env): {kind: record.get(f"{env}_{kind}_acc") for kind in ("in", "out")}
             for env in there
         },
         **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},

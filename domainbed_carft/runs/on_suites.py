@@ -49,13 +49,17 @@ def run(arguments: argparse.Namespace) -> None:
     file = None if path is None else saved.weights_file(path, arguments.which)
     files.require_output(arguments.output, (file,))
     arguments.device = data.choose_device(arguments.device)
+    record = {}
     if file is None:
-        document = of_clip(known.get(name), clip, arguments)
+        suite = known.get(name)
+        found = looked_up(suite, arguments.data_dir)
+        clips = zero_shot(suite, clip, arguments.device)
+        (sets,) = measured(suite, found, arguments, *clips, 1)
+        document = {"clip": clip, "algorithm": "zero-shot CLIP", **sets}
         text = as_text(document)
     elif name:
-        document = of_weights(name, saved.open_run(file), arguments)
+        document = record = of_weights(name, saved.open_run(file), arguments)
         text = as_text(document)
-        keep(file, document)
     else:
         opened = saved.open_run(file)
         document = evaluate.measured(opened, arguments)
@@ -63,14 +67,15 @@ def run(arguments: argparse.Namespace) -> None:
         task = opened.args["dataset"]
         if task in TASKS and tuple(opened.classes) == known.get(task).classes:
             try:  # its own test set, too
-                document["test_set"] = of_weights(task, opened, arguments)
-                text += "\n" + as_text(document["test_set"])
-                keep(file, document["test_set"])
+                document["test_set"] = record = of_weights(task, opened, arguments)
+                text += "\n" + as_text(record)
             except CarftError as error:  # the splits are there
                 document["test_set"] = {"problems": [str(error)]}
                 text += f"\n{shown(str(error))}\n"
     with files.stream(arguments.output) as out:
         out.write(json.dumps(document, indent=1) + "\n" if arguments.json else text)
+    if file and record:
+        keep(file, record)
 
 
 def of_weights(name: str, opened: saved.TrainedRun, how: argparse.Namespace) -> dict[str, Any]:
@@ -100,15 +105,7 @@ def of_run(
     plan = planning.plan(transform_of(run))
     assert plan  # as of all transforms of ours
     plan = plan._replace(size=run.algorithm.input.wanted.resolution)
-    return functools.partial(measured, suite, found, plan, how)
-
-
-def of_clip(suite: Suite, name: str, how: argparse.Namespace) -> dict[str, Any]:
-    """The document of the CLIP ``name`` (as `backbone.load`) without a run."""
-    found = looked_up(suite, how.data_dir)
-    plan, predict = zero_shot(suite, name, how.device)
-    (sets,) = measured(suite, found, plan, how, predict, 1)
-    return {"clip": name, "algorithm": "zero-shot CLIP", **sets}
+    return functools.partial(measured, suite, found, how, plan)
 
 
 def looked_up(suite: Suite, data_dir: str | None) -> Copies:
@@ -125,7 +122,7 @@ def looked_up(suite: Suite, data_dir: str | None) -> Copies:
 
 
 def zero_shot(suite: Suite, name: str, device: torch.device) -> tuple[planning.Plan, Predict]:
-    """What the CLIP ``name`` reads and predicts with the suite's words."""
+    """What the CLIP ``name`` (as `backbone.load`) reads, and predicts with the suite's words."""
     clip = backbone.load(name)
     words = prompts.prompts(prompts.contexts(suite.contexts, 1), suite.classes)
     features = backbone.text_features(clip, words)
@@ -159,7 +156,7 @@ class _Pictures(Dataset[Any]):
 
 
 def measured(
-    suite: Suite, found: Copies, plan: planning.Plan, how: argparse.Namespace, predict: Predict,
+    suite: Suite, found: Copies, how: argparse.Namespace, plan: planning.Plan, predict: Predict,
     variants: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """For each of the ``variants`` that ``predict`` gives the figures for JSON, as shares of 1.

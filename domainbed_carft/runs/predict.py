@@ -30,7 +30,6 @@ NONE_READ = 1
 TOP = 3  # as text, unless --top says otherwise
 
 Probabilities = dict[str, float]
-
 Read = tuple[str, "Tensor | str"]  # a path, and its picture (3, H, W), or why there is none
 
 
@@ -87,18 +86,12 @@ def find(paths: Iterable[str]) -> Iterator[str]:
     """The pictures in ``paths``: files as given, folders searched recursively, sorted.
 
     In folders, pictures are the files with one of torchvision's IMG_EXTENSIONS; a folder without
-    any is returned itself, and reported as unreadable.
+    any is returned itself.
     """
     for path in paths:
-        empty = True
-        for folder, inner, names in os.walk(path):
-            inner.sort()
-            for name in sorted(names):
-                if name.lower().endswith(IMG_EXTENSIONS):
-                    empty = False
-                    yield os.path.join(folder, name)
-        if empty:
-            yield path
+        walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
+        found = (os.path.join(*one) for one in walked if one[1].lower().endswith(IMG_EXTENSIONS))
+        yield from sorted(found) or [path]
 
 
 def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:

@@ -34,10 +34,9 @@ _ENCODER = "encoder."
 class TrainedRun:
     """A run of one of our algorithms, read from the file ``path``, on the CPU and in eval mode.
 
-    ``args`` and ``hparams`` are as recorded. ``classes`` are the class names in label order, as in
-    the prompts; ``contexts`` the templates, in the order of ``context_logits``. ``step`` is the
-    step after which the weights were saved, None for the run's last. ``alpha`` is None except for
-    weights that ``carft wise-ft`` made. ``content``: what the file holds besides the weights.
+    ``classes``: the names of the prompts, in label order; ``contexts``: the templates, in the order
+    of ``context_logits``. ``step``: after which the weights were saved, None for the run's last.
+    ``alpha``: of ``carft wise-ft``, else None. ``content``: what the file holds besides weights.
     """
 
     path: Path

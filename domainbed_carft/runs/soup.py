@@ -1,9 +1,8 @@
 """`carft soup`: the mean of the weights of several runs, of all of them or of those that help.
 
 After Wortsman et al., "Model soups" (arXiv 2203.05482; mlfoundations/model-soups, main.py): the
-uniform soup has all runs; the greedy one takes them from the best on and keeps a run if the mean
-with it is strictly better. Better is by training-domain validation alone: the mean accuracy on the
-out-splits of the training environments.
+greedy soup takes runs from the best on and keeps one if the mean with it is strictly better, by the
+mean accuracy on the out-splits of the training environments alone.
 """
 
 from __future__ import annotations
@@ -24,16 +23,11 @@ from domainbed_carft.runs import on_suites, saved, splits, wise_ft
 from domainbed_carft.text import counted, shown, table
 
 TABLE = "soup.json"
-KINDS = ("uniform", "greedy")
+FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
 
 # Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
 _SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
 _SAME_HPARAMS = ("clip_digest", "prompts_digest", "head_init", "protocol", "data_edition")
-
-
-def weights_name(kind: str) -> str:
-    """The file of one of KINDS."""
-    return f"model_soup_{kind}.pkl"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     opened = [saved.open_run(path, arguments.which) for path in arguments.paths]
     require_alike(opened)
     first, folder, suite = opened[0], arguments.output, arguments.suite
-    wise_ft.require_new(folder, [TABLE, *map(weights_name, KINDS)])
+    wise_ft.require_new(folder, [TABLE, *FILES.values()])
     on_suite = on_suites.of_run(suite, first, arguments) if suite else None
     found = splits.splits(first, arguments.data_dir)
     held_out = [one for one in found if not one.is_target and one.name.endswith("_out")]
@@ -87,10 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
     for kind, runs in soups.items():
         # Hparams and seeds are the first run's; which runs it is made of is in TABLE.
         weights = mean([states[index] for index in runs])
-        content = {**first.content, "model_dict": weights, "wise_ft_step": None}
-        for name in ("best_step", "wise_ft_alpha"):
-            content.pop(name, None)
-        files.save(folder / weights_name(kind), functools.partial(torch.save, content))
+        gone = ("best_step", "wise_ft_alpha")
+        content = {name: value for name, value in first.content.items() if name not in gone}
+        content |= {"model_dict": weights, "wise_ft_step": None}
+        files.save(folder / FILES[kind], functools.partial(torch.save, content))
     percent = evaluating.percent
     cells = [
         [kind, str(len(soups[kind])), percent(row["in_domain"]), percent(row["out_of_domain"])]
@@ -111,10 +105,8 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
     first = opened[0]
     for one in opened:
         if one.hparams["head_init"] == "random":
-            raise CarftError(
-                f"{one.path} started from a random head, expected the zero-shot head: random ones "
-                "differ from run to run"
-            )
+            told = "random head, which differs from run to run; expected the zero-shot head"
+            raise CarftError(f"{one.path} started from a {told}")
         if one.args["algorithm"] == "FLYP":
             raise CarftError(
                 f"{one.path} is a run of FLYP, whose head is made by its text encoder, which the "

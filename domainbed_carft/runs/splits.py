@@ -72,8 +72,6 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
         with drawing.kept():  # the data set may draw
             drawing.reseed(seed)
             dataset = look_up(name)(folder, targets, hparams)
-        if beyond := set(targets) - set(range(len(dataset))):
-            raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
         divided = _divided(run, dataset, targets)
         last = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
@@ -83,9 +81,9 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
             "with --data_dir; for your own data, the data folder itself"
         ) from error
-    told, wanted = run.content.get("pictures"), run.algorithm.input.wanted
-    asked = (wanted.resolution, wanted.mean, wanted.std)
-    how = picture_batches and picture_batches.as_told(told, asked)
+    wanted = run.algorithm.input.wanted
+    told = run.content.get("pictures"), (wanted.resolution, wanted.mean, wanted.std)
+    how = picture_batches and picture_batches.as_told(*told)
     if how and how.wanted:
         observed.renormalise(hparams, (wanted.mean, wanted.std))
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
@@ -112,9 +110,7 @@ def choose_device(asked: str | None) -> torch.device:
     torch.backends.cudnn.benchmark = False
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        there = torch.empty(1, device=name)
-        there.cpu()  # "meta" has nothing to give back
-        return there.device
+        return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CarftError(
@@ -125,9 +121,8 @@ def choose_device(asked: str | None) -> torch.device:
 
 def workers(asked: int | None, many: bool) -> int:
     """The number of loader processes: ``asked``, else one per core if there are many pictures."""
-    if asked is not None:
-        return asked
-    return min(8, machine.cores()) if many else 0
+    default = min(8, machine.cores()) if many else 0
+    return default if asked is None else asked
 
 
 def batches(
@@ -176,12 +171,10 @@ def _require_same_data(
     if seen.edition and edition not in ("", UNCHECKED):
         same.append(("data_edition", edition, seen.edition))
     if normalisation := observed.agreed_normalisation(seen.environments):
-        now_input = pictures.CLIPInput(run.algorithm.input.wanted, *normalisation)
-        inputs = run.algorithm.input, now_input
-        then, now = (
-            [[round(float(x), 4) for x in b.flatten()] for b in one.buffers()] for one in inputs
-        )
-        same.append(("normalisation", then, now))
+        ours = run.algorithm.input
+        inputs = ours, pictures.CLIPInput(ours.wanted, *normalisation)
+        both = [[[round(x, 4) for x in b.flatten().tolist()] for b in i.buffers()] for i in inputs]
+        same.append(("normalisation", *both))
     for what, then, now in same:
         if then != now:
             raise CarftError(
@@ -193,15 +186,13 @@ def _require_same_data(
 
 def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:
     """Name, index of the environment and items of each split, in the order of the records."""
-    held_out = run.args.get("holdout_fraction", 0.2)
-    unlabeled = run.args.get("uda_holdout_fraction", 0)
+    shares = run.args.get("holdout_fraction", 0.2), run.args.get("uda_holdout_fraction", 0)
     found: dict[str, list[tuple[str, int, Any]]] = {"in": [], "out": [], "uda": []}
     for index, environment in enumerate(dataset):
         seed = misc.seed_hash(run.args.get("trial_seed", 0), index)
-        parts = {}
-        parts["out"], rest = misc.split_dataset(environment, int(len(environment) * held_out), seed)
-        if index in targets:
-            parts["uda"], rest = misc.split_dataset(rest, int(len(rest) * unlabeled), seed)
+        parts, rest = dict[str, Any](), environment
+        for kind, share in zip(("out", "uda") if index in targets else ("out",), shares):
+            parts[kind], rest = misc.split_dataset(rest, int(len(rest) * share), seed)
         for kind, items in {"in": rest, **parts}.items():
             if kind != "uda" or len(items):  # counted from 0, whichever environments they are of
                 found[kind].append((f"env{len(found[kind])}_{kind}", index, items))

@@ -39,10 +39,7 @@ AXES = (  # of splits, of a suite
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check, evaluate all alphas in one pass, write the results, then the weights.
-
-    Each picture is read once, and predicted with the weights of each alpha in turn.
-    """
+    """Check, evaluate all alphas in one pass, write the results, then the weights."""
     alphas, to_save = checked(arguments.alphas, arguments.save)
     arguments.device = data.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which)
