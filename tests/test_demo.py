@@ -9,9 +9,7 @@ import report_page
 
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin.emoji_styles import EmojiStyles
 from domainbed_carft.suites import known, records
-from domainbed_carft.sweep import sources
 
 SMALL = """
 name: small
@@ -82,12 +80,6 @@ def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
     message = r"(?s)1 job is not done.*no/such.pt.*carft sweep retry"
     with pytest.raises(CarftError, match=message):
         demo.run(tmp_path / "out", declared=declared)
-
-
-def test_the_declared_demo_is_what_the_readme_shows():
-    declaration = sources.load("demo")
-    assert declaration.algorithms == ["CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT"]
-    assert declaration.steps_of("EmojiStyles") == EmojiStyles.N_STEPS
 
 
 def test_the_demo_of_a_suite_shows_both_accuracies_and_the_curve(tmp_path, monkeypatch, capsys):

@@ -86,8 +86,7 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
 def test_what_it_leaves(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
     assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft.PLOTS])
-    with Image.open(mixed / "wise_ft.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) > 400
+    assert Image.open(mixed / "wise_ft.png").format == "PNG"
     comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
     for words in ("0.5", "0 (original CLIP)", "1 (the run)", "CARFT on"):
         assert words in comments

@@ -108,7 +108,7 @@ def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, cap
     [
         (["{job}", "--suite", "imagenet"], "has 2 classes, expected the 1,000 of the suite"),
         (["{job}", "--suite", "imagnet"], "no suite is called 'imagnet'; did you mean imagenet?"),
-        (["--suite", "pets", "--clip", "tiny"], "--suite pets needs --data_dir"),
+        (["--suite", "pets", "--clip", "tiny"], "of the suite pets is in --data_dir .: Usual: not"),
         (["--clip", "tiny"], "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite"),
         (["{job}", "--suite", "pets", "--data_dir", "{job}"], "no test set of the suite pets is"),
     ],

@@ -110,14 +110,11 @@ def of_run(
 
 def looked_up(suite: Suite, data_dir: str | None) -> Copies:
     """Each set of the suite with what is found of it; CarftError if that is nothing."""
-    if data_dir is None and not suite.embedded:
-        raise CarftError(
-            f"--suite {suite.name} needs --data_dir, the folder that contains the test sets"
-        )
-    found = [(one, one.find(Path(data_dir or "."))) for one in suite.sets]
+    folder = Path(data_dir or ".")
+    found = [(one, one.find(folder)) for one in suite.sets]
     if not any(copy.samples for _, copy in found):
         told = "; ".join(f"{one.name}: {'; '.join(copy.problems)}" for one, copy in found)
-        raise CarftError(f"no test set of the suite {suite.name} is in {data_dir}: {told}")
+        raise CarftError(f"no test set of the suite {suite.name} is in --data_dir {folder}: {told}")
     return found
 
 

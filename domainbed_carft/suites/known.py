@@ -38,7 +38,7 @@ def emoji_shift() -> Suite:
     }
     lists = {emoji.TRAINED_STYLE: same, "fluent3d": same, "line": some, "twemoji": unions}
     sets = tuple(_style(style, groups, classes) for style, groups in lists.items())
-    return Suite(emoji.SHIFT, classes, sets, contexts="emoji", embedded=True)
+    return Suite(emoji.SHIFT, classes, sets, contexts="emoji")
 
 
 def _style(style: str, groups: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:

@@ -52,9 +52,8 @@ class Suite:
     """Test sets for models of the same ``classes``, names in label order as a run records them.
 
     ``contexts``: the templates of a CLIP without a run, as the hparam. ``left_out``: the set
-    without which a second mean is formed, "" for none. ``embedded``: whether the pictures are in
-    the package, so that ``find`` needs no folder of the user's. ``published``: CLIP -> set ->
-    zero-shot accuracy in percent; ``source`` says where from.
+    without which a second mean is formed, "" for none. ``published``: CLIP -> set -> zero-shot
+    accuracy in percent; ``source`` says where from.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Suite:
     sets: tuple[TestSet, ...]
     contexts: str = "imagenet"
     left_out: str = ""
-    embedded: bool = False
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     source: str = ""
 
