@@ -85,15 +85,10 @@ def export(
     """
     for_open_clip = bool(architecture_of(run))
     if for_open_clip and (half or weights.suffix in SUFFIXES):
-        raise CarftError(
-            f"-o {weights}: the run started from a checkpoint of open_clip; expected the name of a "
-            "folder, without --half"
-        )
+        told = "of a checkpoint of open_clip; expected the name of a folder, without --half"
+        raise CarftError(f"-o {weights} is for a run {told}")
     if not for_open_clip and weights.suffix not in SUFFIXES:
-        raise CarftError(
-            f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head and "
-            "card files get the same name with other endings"
-        )
+        raise CarftError(f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}")
     files = Files.of(weights, for_open_clip)
     # A folder that is there gets its files replaced, one by one; else it appears whole.
     alone = for_open_clip and not os.path.lexists(weights)

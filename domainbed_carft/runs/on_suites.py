@@ -98,8 +98,7 @@ def of_run(
         here, there = next(pair for pair in pairs if pair[0] != pair[1])
         raise CarftError(
             f"{run.path} has {len(run.classes):,} classes, expected the {len(suite.classes):,} of "
-            f"the suite {suite.name} under their names and in their order (found {here!r} instead "
-            f"of {there!r}); evaluate a run that was trained on these"
+            f"the suite {suite.name} in their order (found {here!r} instead of {there!r})"
         )
     found = looked_up(suite, how.data_dir or run.args.get("data_dir"))
     plan = planning.plan(transform_of(run))

@@ -65,8 +65,7 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     if wrong := [name for name, tensor in state if not tensor.isfinite().all()]:
         raise CarftError(
             f"{file} has values that are not finite in {counted(len(wrong), 'tensor')}, the first "
-            f"in {wrong[0]}: the training diverged. Use earlier weights (--which best), or train "
-            "again with a smaller lr"
+            f"in {wrong[0]}: the training diverged. Use --which best, or train with a smaller lr"
         )
     step = content.get("best_step", content.get("wise_ft_step"))
     named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)  # by --save_model_every_checkpoint
@@ -94,11 +93,9 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
     if not file and name not in backbone.PUBLISHED:
         raise CarftError(
             f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
-            "no hub is asked for it; give that CLIP with --original FILE, or with --original "
-            "open_clip:... as for training"
+            "no hub is asked; give that CLIP with --original FILE or --original open_clip:..."
         )
-    loaded = backbone.load(name)
-    expected = run.hparams["clip_digest"]
+    loaded, expected = backbone.load(name), run.hparams["clip_digest"]
     if loaded.digest != expected:
         raise CarftError(
             f"{loaded.path} is not the CLIP that {run.path} started from: its SHA-256 is "

@@ -108,10 +108,8 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
             told = "random head, which differs from run to run; expected the zero-shot head"
             raise CarftError(f"{one.path} started from a {told}")
         if one.args["algorithm"] == "FLYP":
-            raise CarftError(
-                f"{one.path} is a run of FLYP, whose head is made by its text encoder, which the "
-                "mean of such heads is not; expected runs that share a head"
-            )
+            told = "whose head is made by its own text encoder; expected runs that share a head"
+            raise CarftError(f"{one.path} is a run of FLYP, {told}")
     if len({one.path.resolve() for one in opened}) < len(opened):
         raise CarftError("a run is given twice, expected different ones")
     for other in opened[1:]:
@@ -127,9 +125,8 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
         if differing:
             raise CarftError(
                 f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs of "
-                "one start and words, or their mean is no CLIP, and of one data set, test "
-                "environments and trial seed, or a soup is chosen by pictures that one of them was "
-                "trained on"
+                "one start and words, or their mean is no CLIP, and with one division of the data, "
+                "or a soup is chosen by pictures that one of them was trained on"
             )
 
 

@@ -112,11 +112,8 @@ def choose_device(asked: str | None) -> torch.device:
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CarftError(
-            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N with the "
-            "number of one of this machine's GPUs"
-        ) from error
+        told = f"({str(error).splitlines()[0]}); expected cpu, cuda or cuda:N of this machine"
+        raise CarftError(f"--device {name} cannot be used {told}") from error
 
 
 def workers(asked: int | None, many: bool) -> int:
@@ -142,9 +139,8 @@ def batches(
                     bar.update(len(x))
             except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
                 reason = re.sub(r"^[\w.]+Error: ", "", str(error).rstrip().rpartition("\n")[2])
-                raise CarftError(
-                    f"a picture of {split.environment} ({split.name}): {reason}"
-                ) from error
+                told = f"a picture of {split.environment} ({split.name}): {reason}"
+                raise CarftError(told) from error
 
 
 @contextlib.contextmanager
@@ -178,9 +174,8 @@ def _require_same_data(
     for what, then, now in same:
         if then != now:
             raise CarftError(
-                f"the data set {run.args['dataset']} is not the one that {run.path} was trained "
-                f"on: {what} {then} then, {now} now. Restore the data, or give its place with "
-                "--data_dir"
+                f"the data set {run.args['dataset']} is not what {run.path} was trained on: {what} "
+                f"{then} then, {now} now. Restore the data, or give its place with --data_dir"
             )
 
 
