@@ -151,10 +151,10 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 def _require_run(content: Any, path: Path) -> None:
     parts = content if isinstance(content, dict) else {}
-    args = parts.get("args")
+    args = parts["args"] if isinstance(parts.get("args"), dict) else {}
     for part, fits in _FITS.items():
-        of_args = part in ("algorithm", "dataset", "test_envs") and isinstance(args, dict)
-        value, fitting = (args if of_args else parts).get(part), False
+        source = args if part in ("algorithm", "dataset", "test_envs") else parts
+        value, fitting = source.get(part), False
         with contextlib.suppress(Exception):  # a tensor compares to no truth, say
             fitting = bool(json.dumps(value)) and fits(value)
         if not fitting:

@@ -169,8 +169,10 @@ def _require_same_data(
     if normalisation := observed.agreed_normalisation(seen.environments):
         ours = run.algorithm.input
         inputs = ours, pictures.CLIPInput(ours.wanted, *normalisation)
-        both = [[[round(x, 4) for x in b.flatten().tolist()] for b in i.buffers()] for i in inputs]
-        same.append(("normalisation", *both))
+        then, now = (
+            [[round(x, 4) for x in b.flatten().tolist()] for b in i.buffers()] for i in inputs
+        )
+        same.append(("normalisation", then, now))
     for what, then, now in same:
         if then != now:
             raise CarftError(
