@@ -72,15 +72,11 @@ def test_text_for_people(pets, capsys):
         (["gone"], "gone cannot be read: No such file or directory"),
         (["CARFT", "--device", "gpu"], "expected cpu, cuda or cuda:N"),
         (["CARFT", "-o", "CARFT/done/x"], "expected the name of a file in an existing folder"),
-        (["CARFT", "--batch_size", "0"], "--batch_size: invalid at_least_one value: '0'"),
     ],
 )
 def test_what_a_user_can_get_wrong(pets, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(pets)
-    try:
-        assert cli.main(["evaluate", *arguments]) == 1
-    except SystemExit as end:
-        assert end.code == 2
+    assert cli.main(["evaluate", *arguments]) == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
 

@@ -69,8 +69,7 @@ def test_accuracies_are_those_of_the_records(pets, mixed):
 def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path):
     path = mixed / "model_alpha_0.50.pkl"
     run = saved.open_run(path)
-    assert run.alpha == 0.5 and run.classes == ["cat", "wild dog"]
-    assert type(saved.open_run(path).algorithm).__name__ == "CARFT"
+    assert run.alpha == 0.5 and type(run.algorithm).__name__ == "CARFT"
     document = evaluated(capsys, path)
     assert by_split(document) == results(mixed)[0.5]["splits"]
     assert document["wise_ft_alpha"] == 0.5

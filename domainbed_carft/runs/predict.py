@@ -25,8 +25,6 @@ from domainbed_carft.data import listing
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.text import shown
 
-SOME_SKIPPED = 3  # exit status
-NONE_READ = 1
 TOP = 3  # as text, unless --top says otherwise
 
 Probabilities = dict[str, float]
@@ -34,7 +32,7 @@ Read = tuple[str, "Tensor | str"]  # a path, and its picture (3, H, W), or why t
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict and print, or write to ``--output``; the exit status."""
+    """Predict and print, or write to ``--output``; 3 if some pictures are skipped, 1 if all are."""
     paths: Any = list(find(arguments.pictures))
     file = saved.weights_file(arguments.path, arguments.which)
     files.require_output(arguments.output, (file, *paths))
@@ -59,13 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
             out.flush()
     if skipped:
         print(f"carft: skipped {skipped} of {len(paths)} pictures", file=sys.stderr)
-        return SOME_SKIPPED if skipped < len(paths) else NONE_READ
+        return 3 if skipped < len(paths) else 1
     return 0
 
 
-def predict(
-    opened: saved.TrainedRun, batch: Tensor
-) -> Iterator[tuple[Probabilities, Probabilities]]:
+def predict(opened: saved.TrainedRun, batch: Tensor) -> Iterator[tuple[Probabilities, ...]]:
     """Probabilities of classes and of contexts for each picture of a batch (n, 3, H, W)."""
     algorithm = opened.algorithm
     with torch.no_grad():
@@ -130,23 +126,15 @@ def _read(transform: Callable[[Any], Tensor], paths: Sequence[str]) -> list[Read
     return found
 
 
-def _line(
-    path: str, found: tuple[Probabilities, Probabilities] | str, arguments: argparse.Namespace
-) -> str:
+def _line(path: str, found: tuple[Probabilities, ...] | str, arguments: argparse.Namespace) -> str:
     """A line of JSON or text; ``found`` may be why a picture is skipped, which gives no text."""
     as_json = arguments.format == "jsonl"
     if isinstance(found, str):
         return json.dumps({"path": path, "error": found}) + "\n" if as_json else ""
-    classes, contexts = found
-    if not as_json or arguments.top:  # else all, in their own order
-        classes, contexts = (
-            dict(sorted(one.items(), key=lambda item: -item[1])[: arguments.top or TOP])
-            for one in found
-        )
+    if most := arguments.top or (0 if as_json else TOP):  # else all, in their own order
+        by_share = (sorted(one.items(), key=lambda item: -item[1]) for one in found)
+        found = tuple(dict(one[:most]) for one in by_share)
     if as_json:
-        return json.dumps({"path": path, "classes": classes, "contexts": contexts}) + "\n"
-    words = (
-        ", ".join(f"{name} {100 * share:.1f}%" for name, share in one.items())
-        for one in (classes, contexts)
-    )
+        return json.dumps({"path": path, "classes": found[0], "contexts": found[1]}) + "\n"
+    words = (", ".join(f"{name} {100 * share:.1f}%" for name, share in o.items()) for o in found)
     return f"{shown(path)}: {shown(' | '.join(words))}\n"
