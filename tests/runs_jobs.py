@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import torch
 from domainbed.scripts import train
 from PIL import Image
+
+from domainbed_carft import cli
 
 ENVIRONMENTS = ("art", "photo", "sketch")
 CLASSES = ("cat", "wild dog")
@@ -32,6 +35,26 @@ def train_job(output, pictures, algorithm, *more, test_envs=("0",), **changed):
     arguments += ["--test_envs", *test_envs, "--workers", "0", "--hparams", json.dumps(hparams)]
     assert train.main([*arguments, *more, "--output_dir", str(output)]) == 0
     return output
+
+
+def carft(command, *words, status=0):
+    """A command on the CPU."""
+    assert cli.main([command, *map(str, words), "--device", "cpu"]) == status
+
+
+def evaluated(capsys, *words):
+    """The document of `carft evaluate`."""
+    capsys.readouterr()
+    carft("evaluate", *words, "--json")
+    return json.loads(capsys.readouterr().out)
+
+
+def by_split(document):
+    return {split["name"]: split["accuracy"] for split in document["splits"]}
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model_dict"]
 
 
 def records(folder):

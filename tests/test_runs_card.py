@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import torch
@@ -59,18 +58,6 @@ def test_the_page_for_people_shows_names_as_they_are(files):
     row = next(line for line in page.splitlines() if line.startswith("| contexts"))
     assert row == r'| contexts | \["a\|b", "\<i\>", "\`c\`", "d\\ne"\] |'
     assert "| fluent3d (left out) |" in page and "| twemoji |" in page
-
-
-def test_odd_records_beside_the_weights(trained, tmp_path):
-    """They may be a stranger's, too."""
-    shutil.copy(trained / "model.pkl", tmp_path)
-    record = json.loads((trained / "results.jsonl").read_text().splitlines()[-1])
-    odd = {**record, "environments": 5, "env0_in_acc": "abc", "env1_out_acc": {"a": 1}}
-    (tmp_path / "results.jsonl").write_text(json.dumps(odd) + "\n")
-    files = export.export(saved.open_run(tmp_path), tmp_path / "out.pt")
-    told = json.loads(files.card.read_text())["run"]["accuracies"]
-    assert told["fluent3d"] == {"in": None, "out": record["env0_out_acc"]}
-    assert "| fluent3d (left out) |  |" in files.readme.read_text()
 
 
 def test_the_documentation_has_all_keys_and_names(files):

@@ -7,30 +7,18 @@ import shutil
 
 import numpy as np
 import pytest
+import runs_jobs
 import torch
 from domainbed import datasets
 from domainbed.lib import misc, preparation, splits
 from domainbed.scripts import train
 from fake_checkout import REPO, run_python
-from runs_jobs import ENVIRONMENTS, records, train_job, write_pictures
+from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
-
-
-def accuracies(run, names, batch_size=64, workers=0):
-    """As upstream has it: the share of items that ``predict`` gets right."""
-    found = {}
-    for split in data.splits(run):
-        if split.name in names:
-            right = 0
-            with torch.no_grad():
-                for x, y in DataLoader(split.items, batch_size, num_workers=workers):
-                    right += int((run.algorithm.predict(x).argmax(1) == y).sum())
-            found[f"{split.name}_acc"] = right / len(split)
-    return found
 
 
 def test_a_picture_does_not_depend_on_how_it_is_read(trained):
@@ -74,7 +62,7 @@ def test_data_that_is_drawn_is_drawn_again(tmp_path):
     assert all(torch.equal(split.items[i][0], other[i][0]) for i in range(len(other)))
 
 
-def test_a_users_own_folder_with_two_targets(pets, tmp_path):
+def test_a_users_own_folder_with_two_targets(pets, tmp_path, capsys):
     job = train_job(
         tmp_path / "job", pets / "my pets", "CLIPLinearProbe", "--uda_holdout_fraction", "0.3",
         test_envs=("0", "2"),
@@ -84,9 +72,8 @@ def test_a_users_own_folder_with_two_targets(pets, tmp_path):
     assert run.classes == ["cat", "wild dog"]
     assert found["env0_in"].environment == "art" and not found["env1_in"].is_target
     assert [found[f"env{i}_uda"].environment for i in (0, 1)] == ["art", "sketch"]
-    names = list(found)
-    last = records(job)[-1]
-    assert accuracies(run, names) == {f"{name}_acc": last[f"{name}_acc"] for name in names}
+    recorded = runs_jobs.accuracies(runs_jobs.records(job)[-1])
+    assert runs_jobs.by_split(evaluated(capsys, job)) == recorded
 
 
 def test_other_data_than_the_runs_is_refused(pets, tmp_path):
@@ -108,34 +95,23 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
         data.splits(run)
 
 
-@pytest.fixture
-def moved(pets, tmp_path):
-    """A job on pictures of its own, with both in a folder that may be changed; returns that."""
-    shutil.copytree(pets / "my pets", tmp_path / "here" / "my pets")
-    train_job(tmp_path / "job", tmp_path / "here" / "my pets", "CLIPLinearProbe")
-    return tmp_path
-
-
-def test_a_users_own_folder_is_found_where_it_is_now(moved):
-    run = saved.open_run(moved / "job")
+def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pets, tmp_path):
+    shutil.copytree(pets / "my pets", tmp_path / "here")
+    run = saved.open_run(train_job(tmp_path / "job", tmp_path / "here", "CLIPLinearProbe"))
     before = [split.items._items.keys for split in data.splits(run)]
-    (moved / "here").rename(moved / "there")
-    found = data.splits(run, str(moved / "there" / "my pets"))
+    root = (tmp_path / "here").rename(tmp_path / "there")
+    found = data.splits(run, str(root))
     assert [split.items._items.keys for split in found] == before
     with pytest.raises(CarftError, match="for your own data, the data folder itself"):
         data.splits(run)
-
-
-def test_a_users_own_data_that_was_changed_is_refused(moved):
-    run, root = saved.open_run(moved / "job"), moved / "here" / "my pets"
     (root / "art" / "cat" / "0.png").rename(root / "art" / "wild dog" / "from cat.png")
     with pytest.raises(CarftError, match="data_edition consistent: .* then, consistent: .* now"):
-        data.splits(run)
+        data.splits(run, str(root))
     for environment in root.iterdir():
         (environment / "cat").rename(environment / "zebra")
     message = r"classes \['cat', 'wild dog'\] then, \['wild dog', 'zebra'\] now. Restore the data"
     with pytest.raises(CarftError, match=message):
-        data.splits(run)
+        data.splits(run, str(root))
 
 
 # After the contract: what DomainBed's `lib.misc` has, a data set that augments, and `train`'s end.

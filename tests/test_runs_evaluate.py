@@ -6,23 +6,11 @@ import shutil
 import pytest
 import torch
 import warm
-from runs_jobs import accuracies, records
+from runs_jobs import accuracies, by_split, carft, evaluated, records
 from torch.utils.data import DataLoader
 
 from domainbed_carft import cli
 from domainbed_carft.runs import saved, splits
-
-
-def evaluate(capsys, *arguments):
-    """The document that ``--json`` prints."""
-    status = cli.main(["evaluate", *map(str, arguments), "--json", "--device", "cpu"])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
-
-
-def found_in(document):
-    return {split["name"]: split["accuracy"] for split in document["splits"]}
 
 
 def test_the_last_record_to_the_digit_as_a_command(trained, tmp_path):
@@ -32,19 +20,19 @@ def test_the_last_record_to_the_digit_as_a_command(trained, tmp_path):
     done = warm.run(*command, "--workers", "2", "-o", output, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     document = json.loads(output.read_text())
-    assert found_in(document) == accuracies(records(trained)[-1])
+    assert by_split(document) == accuracies(records(trained)[-1])
     assert document["targets"] == ["fluent3d"] and document["step"] is None
 
 
 def test_the_record_of_the_best_step_to_the_digit(trained, capsys):
-    document = evaluate(capsys, trained, "--which", "best")
+    document = evaluated(capsys, trained, "--which", "best")
     (record,) = (r for r in records(trained) if r["step"] == document["step"])
-    assert found_in(document) == accuracies(record) != accuracies(records(trained)[-1])
+    assert by_split(document) == accuracies(record) != accuracies(records(trained)[-1])
 
 
 def test_all_figures_of_a_split(pets, capsys):
     """Calibration as Guo et al. 2017, equation 3, has it, one bin after another."""
-    document = evaluate(capsys, pets / "CARFT")
+    document = evaluated(capsys, pets / "CARFT")
     assert document["classes"] == ["cat", "wild dog"]
     run = saved.open_run(pets / "CARFT")
     for split, found in zip(splits.splits(run), document["splits"], strict=True):
@@ -68,8 +56,8 @@ def test_all_figures_of_a_split(pets, capsys):
 
 
 def test_text_for_people(pets, capsys):
-    document = evaluate(capsys, pets / "CARFT")
-    assert cli.main(["evaluate", str(pets / "CARFT"), "--device", "cpu"]) == 0
+    document = evaluated(capsys, pets / "CARFT")
+    carft("evaluate", pets / "CARFT")
     lines = capsys.readouterr().out.splitlines()
     first = document["splits"][0]
     (row,) = (line.split() for line in lines if line.startswith("env0_in "))
@@ -83,17 +71,12 @@ def test_text_for_people(pets, capsys):
     [
         (["gone"], "gone cannot be read: No such file or directory"),
         (["CARFT", "--device", "gpu"], "expected cpu, cuda or cuda:N"),
-        (["CARFT", "--device", "meta"], "--device meta cannot be used"),
         (["CARFT", "-o", "CARFT/done/x"], "expected the name of a file in an existing folder"),
-        (["CARFT", "--batch_size", "0"], "'0'; expected a whole number of at least 1"),
     ],
 )
 def test_what_a_user_can_get_wrong(pets, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(pets)
-    try:
-        assert cli.main(["evaluate", *arguments]) == 1
-    except SystemExit as end:
-        assert end.code == 2
+    assert cli.main(["evaluate", *arguments]) == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
 
@@ -103,12 +86,12 @@ def test_what_is_there_already_in_a_job_is_never_overwritten(pets, tmp_path, cap
     (tmp_path / "link.json").symlink_to(job / "model_best.pkl")
     before = {path.name: path.read_bytes() for path in job.iterdir()}
     for name in ("model_best.pkl", "results.jsonl", "../link.json"):
-        assert cli.main(["evaluate", str(job), "-o", str(job / name)]) == 1
+        carft("evaluate", job, "-o", job / name, status=1)
         assert "would overwrite a file of a job or sweep" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in job.iterdir()} == before
-    assert cli.main(["evaluate", str(job), "-o", str(job / "found.txt")]) == 0
+    carft("evaluate", job, "-o", job / "found.txt")
     alone = shutil.copy(job / "model.pkl", tmp_path)  # no job's, but what is read
-    assert cli.main(["evaluate", alone, "-o", alone]) == 1
+    carft("evaluate", alone, "-o", alone, status=1)
     assert "would overwrite an input" in capsys.readouterr().err
     assert (tmp_path / "model.pkl").read_bytes() == before["model.pkl"]
 
@@ -120,7 +103,7 @@ def test_a_broken_picture_is_told(pets, tmp_path, capsys, workers):
     content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
     content["args"]["dataset"] = str(tmp_path / "pets")
     torch.save(content, tmp_path / "model.pkl")
-    assert cli.main(["evaluate", str(tmp_path), "--workers", workers]) == 1
+    carft("evaluate", tmp_path, "--workers", workers, status=1)
     (err,) = capsys.readouterr().err.splitlines()
     assert "a picture of photo (env1_" in err
     assert f"{tmp_path}/pets/photo/cat/3.png cannot be read: " in err

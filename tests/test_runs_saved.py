@@ -141,12 +141,10 @@ def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, 
 
 
 def test_what_is_not_there_is_said(random_tiny, tmp_path):
-    job = tmp_path / "job"
-    job.mkdir()
     with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):
-        saved.open_run(job)
-    written(job, make(random_tiny), "model_best.pkl")
+        saved.open_run(tmp_path)
+    written(tmp_path, make(random_tiny), "model_best.pkl")
     with pytest.raises(CarftError, match=r"has no model\.pkl; use --which best for its model_best"):
-        saved.open_run(job)
+        saved.open_run(tmp_path)
     with pytest.raises(CarftError, match="--which chooses a file in a folder; omit it"):
-        saved.open_run(job / "model_best.pkl", "last")
+        saved.open_run(tmp_path / "model_best.pkl", "last")

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from runs_jobs import train_job, write_pictures
+from runs_jobs import by_split, carft, evaluated, train_job, weights, write_pictures
 
-from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import saved, soup
 
@@ -23,16 +22,8 @@ def runs(tmp_path_factory):
     return [*made, train_job(place / "other", pictures, "CARFT", test_envs=("1",))]
 
 
-def cook(output, *runs, status=0):
-    assert cli.main(["soup", *map(str, runs), "-o", str(output), "--device", "cpu"]) == status
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["model_dict"]
-
-
 def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys):
-    cook(tmp_path / "out", *runs[:3])
+    carft("soup", *runs[:3], "-o", tmp_path / "out")
     document = json.loads((tmp_path / "out" / "soup.json").read_text())
     validation = {one["run"]: one["validation"] for one in document["runs"]}
     # All runs see the pictures as the first saw them: what an augmentation draws depends on a seed.
@@ -49,9 +40,7 @@ def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys
         content["model_dict"] = {n: sum(s[n] for s in states) / len(states) for n in states[0]
                                  if n != "words"} | {"words": states[0]["words"]}  # fmt: skip
         torch.save(content, tmp_path / "mean.pkl")
-        capsys.readouterr()
-        assert cli.main(["evaluate", str(tmp_path / "mean.pkl"), "--json", "--device", "cpu"]) == 0
-        found = {s["name"]: s["accuracy"] for s in json.loads(capsys.readouterr().out)["splits"]}
+        found = by_split(evaluated(capsys, tmp_path / "mean.pkl"))
         return (found["env1_out"] + found["env2_out"]) / 2
 
     chosen, best = [], -1.0
@@ -66,22 +55,16 @@ def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys
         for name, found in weights(path).items():
             expected = torch.stack([part[name].double() for part in parts]).mean(dim=0)
             torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
-        capsys.readouterr()
-        assert cli.main(["evaluate", str(path), "--json", "--device", "cpu"]) == 0
-        said = json.loads(capsys.readouterr().out)
-        splits = {split["name"]: split["accuracy"] for split in said["splits"]}
-        assert splits == one["splits"]
+        assert by_split(evaluated(capsys, path)) == one["splits"]
     assert saved.open_run(tmp_path / "out" / "model_soup_uniform.pkl").step is None
 
 
 def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, tmp_path, capsys):
-    cook(tmp_path, runs[0], runs[3], status=1)
-    said = capsys.readouterr().err
-    assert f"{runs[3] / 'model.pkl'} and" in said and "differ in test_envs; expected runs" in said
-    cook(tmp_path, runs[0], status=1)
-    assert "carft soup has 1 run, expected at least two" in capsys.readouterr().err
-    cook(tmp_path, runs[0], runs[1], runs[0] / "model.pkl", status=1)
-    assert "a run is given twice" in capsys.readouterr().err
+    given = [runs[0], runs[3]], runs[:1], [*runs[:2], runs[0] / "model.pkl"]
+    told = ("differ in test_envs; expected runs", "has 1 run, expected at least two", "given twice")
+    for paths, sentence in zip(given, told):
+        carft("soup", *paths, "-o", tmp_path / "out", status=1)
+        assert sentence in capsys.readouterr().err
     for name, changed, told in (
         ("args", {"trial_seed": 1}, "differ in trial_seed; expected runs"),
         ("args", {"algorithm": "FLYP"}, "is a run of FLYP, whose head"),

@@ -7,26 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs_jobs import accuracies, records
+from runs_jobs import accuracies, by_split, carft, evaluated, records, weights
 
-from domainbed_carft import cli
 from domainbed_carft.runs import saved, splits, wise_ft
-
-
-def mix(run, output, *more, status=0):
-    arguments = [str(run), "-o", str(output), "--device", "cpu", *more]
-    assert cli.main(["wise-ft", *arguments]) == status
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["model_dict"]
 
 
 @pytest.fixture(scope="module")
 def mixed(pets, tmp_path_factory):
     """A folder with the results of three alphas."""
     folder = tmp_path_factory.mktemp("mixed") / "wise ft"
-    mix(pets / "CARFT", folder, "--alphas", "1", "0", "0.5")
+    carft("wise-ft", pets / "CARFT", "-o", folder, "--alphas", "1", "0", "0.5")
     return folder
 
 
@@ -79,16 +69,12 @@ def test_accuracies_are_those_of_the_records(pets, mixed):
 def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path):
     path = mixed / "model_alpha_0.50.pkl"
     run = saved.open_run(path)
-    assert run.alpha == 0.5 and run.classes == ["cat", "wild dog"]
-    assert type(saved.open_run(path).algorithm).__name__ == "CARFT"
-    assert cli.main(["evaluate", str(path), "--json", "--device", "cpu"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    expected = results(mixed)[0.5]["splits"]
-    assert {s["name"]: s["accuracy"] for s in document["splits"]} == expected
+    assert run.alpha == 0.5 and type(run.algorithm).__name__ == "CARFT"
+    document = evaluated(capsys, path)
+    assert by_split(document) == results(mixed)[0.5]["splits"]
     assert document["wise_ft_alpha"] == 0.5
-    picture = pets / "my pets" / "art" / "cat" / "0.png"
-    assert cli.main(["predict", str(path), str(picture)]) == 0
-    mix(path, tmp_path / "again", "--alphas", "0.5", "--save", "0.5")
+    carft("predict", path, pets / "my pets" / "art" / "cat" / "0.png")
+    carft("wise-ft", path, "-o", tmp_path / "again", "--alphas", "0.5", "--save", "0.5")
     again = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
     assert again.alpha == 0.25
     quarter = wise_ft.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
@@ -99,8 +85,7 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
 def test_what_it_leaves(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
     assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft.PLOTS])
-    with Image.open(mixed / "wise_ft.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) > 400
+    assert Image.open(mixed / "wise_ft.png").format == "PNG"
     comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
     for words in ("0.5", "0 (original CLIP)", "1 (the run)", "CARFT on"):
         assert words in comments
@@ -115,14 +100,9 @@ def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
         return original(self, positions)
 
     monkeypatch.setattr(splits._Items, "__getitems__", counting)
-    mix(pets / "CARFT", tmp_path / "out", "--alphas", "0.1", "0.2", "0.3", "--save", "none")
+    carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", 0.1, 0.2, "--save", "none")
     assert len(asked) == 60
     assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
-
-
-def test_a_run_that_trained_nothing_cannot_be_mixed(pets, tmp_path, capsys):
-    mix(pets / "CLIPZeroShot", tmp_path / "out", status=1)
-    assert "CLIPZeroShot, which trains nothing" in capsys.readouterr().err
 
 
 def changed(pets, folder, **hparams):
@@ -133,16 +113,24 @@ def changed(pets, folder, **hparams):
     return folder
 
 
-@pytest.mark.parametrize("flags", [["0", "1.5", "-1"], ["0.5", "--save", "0.4"]])
-def test_wrong_alphas_are_refused_at_once(tmp_path, capsys, flags):
-    mix(tmp_path / "no run", tmp_path / "out", "--alphas", *flags, status=1)
-    assert ": expected " in capsys.readouterr().err and not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("run", "flags", "told"),
+    [
+        ("no run", ["--alphas", "0", "1.5", "-1"], ": expected different numbers"),
+        ("no run", ["--alphas", "0.5", "--save", "0.4"], ": expected all, none, or some"),
+        ("CLIPZeroShot", [], "CLIPZeroShot, which trains nothing"),
+        ("CARFT", ["--suite", "imagnet"], "no suite is called 'imagnet'"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(pets, tmp_path, capsys, run, flags, told):
+    carft("wise-ft", pets / run, "-o", tmp_path / "out", *flags, status=1)
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(pets, tmp_path, capsys):
     for name in ("wise_ft.json", "wise_ft.png", "model_alpha_0.50.pkl"):
         (tmp_path / name).write_text("mine")
-        mix(pets / "CARFT", tmp_path, "--alphas", "0.5", status=1)
+        carft("wise-ft", pets / "CARFT", "-o", tmp_path, "--alphas", 0.5, status=1)
         assert f"already has {name}; choose another --output" in capsys.readouterr().err
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import runs_jobs
 import torch
 from PIL import Image
 from runs_jobs import CLASSES
@@ -46,9 +47,8 @@ def job(pets, tmp_path):
     return shutil.copytree(pets / "CLIPLinearProbe", tmp_path / "job")
 
 
-def carft(capsys, command, *arguments, status=0):
-    line = [command, *map(str, arguments), "--device", "cpu"]
-    assert cli.main(line) == status
+def carft(capsys, *words, status=0):
+    runs_jobs.carft(*words, status=status)
     said = capsys.readouterr()
     return said.err if status else said.out
 
@@ -108,7 +108,7 @@ def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, cap
     [
         (["{job}", "--suite", "imagenet"], "has 2 classes, expected the 1,000 of the suite"),
         (["{job}", "--suite", "imagnet"], "no suite is called 'imagnet'; did you mean imagenet?"),
-        (["--suite", "pets", "--clip", "tiny"], "--suite pets needs --data_dir"),
+        (["--suite", "pets", "--clip", "tiny"], "of the suite pets is in --data_dir .: Usual: not"),
         (["--clip", "tiny"], "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite"),
         (["{job}", "--suite", "pets", "--data_dir", "{job}"], "no test set of the suite pets is"),
     ],
@@ -125,8 +125,11 @@ def test_a_broken_picture_is_told(pets, suite, job, capsys, tmp_path):
     os.truncate(path, path.stat().st_size // 2)
     for workers in (0, 1):
         where = ("--suite", "pets", "--data_dir", data, "--workers", workers)
-        said = carft(capsys, "evaluate", job, *where, status=1)
-        assert f"a picture of Turned: {path} cannot be read: " in said and "Traceback" not in said
+        said = carft(capsys, "evaluate", job, *where)
+        assert f"  Turned: a picture of pets (Turned): {path} cannot be read: " in said
+        assert "Mean of the shifts: -\n" in said and "Traceback" not in said
+        (record,) = records.read(job)  # what the others have is kept
+        assert [*record["sets"]] == ["Usual", "One"]
 
 
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):

@@ -25,7 +25,6 @@ from domainbed_carft.method import prompts
 from domainbed_carft.plugin import provided
 from domainbed_carft.runs import evaluate, predict, saved
 from domainbed_carft.suites import records
-from domainbed_carft.suites import tasks as task_suites
 
 savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
 
@@ -222,7 +221,6 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)
-    task_suites.suite.cache_clear()
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     given = ["--algorithm", "CARFT", "--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs"]
     given += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]

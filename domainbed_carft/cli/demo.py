@@ -8,9 +8,9 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft import launchers
+from domainbed_carft.cli import runs
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
 from domainbed_carft.results import collection, document, suites
@@ -27,19 +27,17 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
 
     ``declared`` is a sweep of EmojiStyles; ``trials`` replaces its number of trials.
     """
-    folder = _trained(_declared(declared, trials), output, "with one environment left out")
+    _, folder = _trained(declared, trials, output, "with one environment left out")
     words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CarftError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr[-1000:]}")
-    (output / "results.txt").write_text(done.stdout, encoding="utf-8")
-    print(done.stdout)
-    print(
+    note = (
         "Each cell: accuracy (%) on the environment that was left out, with the checkpoint chosen "
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "
         "jobs with two test environments, which the demo does not run.\n"
     )
-    _report(output, folder)
+    _report(output, folder, done.stdout, note)
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
@@ -47,48 +45,44 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
 
     ``declared`` is a sweep of one data set that has a suite without a data folder.
     """
-    from domainbed_carft.runs import on_suites, wise_ft  # which load torch
-
-    declaration = _declared(declared, trials)
-    (suite,) = declaration.datasets
-    folder = _trained(declaration, output, "and tested on other styles")
-    asked: dict[str, Any] = dict.fromkeys(["which", "data_dir", "device", "clip"])
-    asked |= {"suite": suite, "batch_size": 64, "workers": 0, "json": False}
-    mixes = {"original": None, "alphas": [0.0, 0.25, 0.5, 0.75, 1.0], "save": ["none"]}
+    declaration, folder = _trained(declared, trials, output, "and tested on other styles")
     for job in declaration.jobs(DATA_DIR, folder):
         place = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
         place.mkdir(parents=True, exist_ok=True)
-        given = argparse.Namespace(**asked, path=job.folder, output=place / "accuracies.txt")
-        on_suites.run(given)
+        where = (job.folder, "--suite", *declaration.datasets, "--workers", 0)
+        _carft("evaluate", *where, "-o", place / "accuracies.txt")
         mixed = place / "wise-ft"
-        if job.key.algorithm != "CLIPZeroShot" and not (mixed / wise_ft.TABLE).exists():
+        if job.key.algorithm != "CLIPZeroShot" and not (mixed / "wise_ft.json").exists():
             with contextlib.redirect_stdout(io.StringIO()):
-                wise_ft.run(argparse.Namespace(**{**vars(given), **mixes, "output": mixed}))
+                alphas = (0, 0.25, 0.5, 0.75, 1)
+                _carft("wise-ft", *where, "-o", mixed, "--save", "none", "--alphas", *alphas)
     rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
     (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
     table = Document([suites.CAPTION], [suites.grid(ends)], {}, [])
-    text = document.FORMATS["text"](table)
-    (output / "results.txt").write_text(text, encoding="utf-8")
-    print(text)
-    print(
+    note = (
         "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
     )
-    _report(output, folder)
+    _report(output, folder, document.FORMATS["text"](table), note)
 
 
-def _declared(declared: str | Path, trials: int | None) -> Declaration:
+def _carft(*words: object) -> None:
+    """A command of `carft`, in this process."""
+    parser = argparse.ArgumentParser()
+    runs.add_to(parser.add_subparsers())
+    arguments = parser.parse_args([*map(str, words)])
+    arguments.run(arguments)
+
+
+def _trained(
+    declared: str | Path, trials: int | None, output: Path, how: str
+) -> tuple[Declaration, Path]:
+    """The sweep and its folder, with all of its jobs done."""
     declaration = sources.load(declared)
-    return declaration.model_copy(update={"trials": trials}) if trials else declaration
-
-
-def _trained(declaration: Declaration, output: Path, how: str) -> Path:
-    """The folder of the sweep, with all of its jobs done."""
-    (dataset,) = declaration.datasets
-    folder = output / "sweep"
-    print(
-        f"{', '.join(declaration.algorithms)}: each trained {declaration.steps_of(dataset)} steps "
-        f"on {dataset} {how}"
-    )
+    if trials:
+        declaration = declaration.model_copy(update={"trials": trials})
+    (dataset,), folder = declaration.datasets, output / "sweep"
+    steps = declaration.steps_of(dataset)
+    print(f"{', '.join(declaration.algorithms)}: each trained {steps} steps on {dataset} {how}")
     writing.require_place(output / "report")
     if left := launch.run(declaration, DATA_DIR, folder, launchers.make("pool", {})):
         raise CarftError(
@@ -96,10 +90,12 @@ def _trained(declaration: Declaration, output: Path, how: str) -> Path:
             f"{left[0].job.folder}: {left[0].detail}\nFix the cause, run `carft sweep retry "
             f"{folder}` if jobs failed, then rerun this command"
         )
-    return folder
+    return declaration, folder
 
 
-def _report(output: Path, folder: Path) -> None:
+def _report(output: Path, folder: Path, table: str, note: str) -> None:
+    (output / "results.txt").write_text(table, encoding="utf-8")
+    print(f"{table}\n{note}")
     report = writing.write(output / "report", building.build([folder]))
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")

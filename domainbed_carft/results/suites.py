@@ -153,8 +153,7 @@ def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float
     """Algorithm, alpha, accuracy in distribution and mean of the shifts, of rows with both."""
     found, first = [], dict[str, str]()
     for row in rows:
-        inner = next((one.name for one in known.get(row.suite).sets if not one.shifted), "")
-        x, y = (row.cells.get(name, Cell()).mean for name in (inner, "mean"))
+        x, y = (row.cells.get(n, Cell()).mean for n in (known.get(row.suite).usual, "mean"))
         # A curve is between the CLIP and one file of weights.
         same = row.weights == first.setdefault(row.algorithm, row.weights)
         if same and x is not None and y is not None:

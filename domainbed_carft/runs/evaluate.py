@@ -1,59 +1,49 @@
-"""`carft evaluate`: a saved run measured on every split of its data set, as text or JSON."""
+"""Saved weights measured on splits: accuracy, calibration and confusion, as text or JSON."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from domainbed_carft import files
 from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 from domainbed_carft.text import shown, table
 
 BINS = 15
 
-# What a run is measured on besides: facts for the document, and a text.
-Besides = Callable[[saved.TrainedRun, torch.device], tuple[dict[str, Any], str]]
+# Logits (N, K) of pictures (N, 3, R, R), once for each variant of the weights.
+Predict = Callable[[Tensor], Iterable[Tensor]]
 
 
-def run(arguments: argparse.Namespace, besides: Besides) -> tuple[Path, dict[str, Any]]:
-    """Evaluate and print, or write to ``--output``; the weights' file, and what is besides."""
-    file = saved.weights_file(arguments.path, arguments.which)
-    files.require_output(arguments.output, (file,))
-    device = data.choose_device(arguments.device)
-    opened = saved.open_run(file)
-    splits = data.splits(opened, arguments.data_dir)
-    tallies = [Tally(len(opened.classes)) for _ in splits]
-    algorithm = opened.algorithm.to(device)
-    with torch.no_grad():
-        for number, x, y in data.batches(splits, arguments.batch_size, arguments.workers):
-            tallies[number].add(algorithm.predict(x.to(device)), y)
-    facts, more = besides(opened, device)
-    document = {**describe(opened, splits, tallies), **facts}
-    text = json.dumps(document, indent=1) + "\n" if arguments.json else as_text(document) + more
-    with files.stream(arguments.output) as out:
-        out.write(text)
-    return file, facts
+def predicting(run: saved.TrainedRun, device: torch.device) -> Predict:
+    """What a run predicts with the weights that it has at the time."""
+    algorithm = run.algorithm.to(device)
+    return lambda x: [algorithm.predict(x)]
 
 
 class Tally:
-    """The predictions on one split of ``num_classes`` classes, counted batch by batch."""
+    """The predictions on one split of ``num_classes`` classes, counted batch by batch.
 
-    def __init__(self, num_classes: int) -> None:
+    ``groups``: for each class those of the model's that count as it, unless they are the same.
+    """
+
+    def __init__(self, num_classes: int, groups: Sequence[Sequence[int]] = ()) -> None:
         # Rows are true classes, columns predicted ones.
         self.confusion: npt.NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
+        self._groups = groups
         self._hits = np.zeros(BINS, np.int64)
         self._confidences = np.zeros(BINS)
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch of class logits (N, K) and labels (N,)."""
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch of the model's logits (N, K) and labels (N,)."""
+        if self._groups:
+            logits = scores(logits, self._groups)
         confidences = logits.double().softmax(dim=1).amax(dim=1).cpu().numpy()
         predicted, true = logits.argmax(dim=1).cpu().numpy(), labels.numpy()
         np.add.at(self.confusion, (true, predicted), 1)
@@ -68,18 +58,20 @@ class Tally:
         return int(self.confusion.sum())
 
     @property
-    def accuracy(self) -> float | None:
-        """The share of pictures whose predicted class is the true one; None without pictures."""
-        return int(self.confusion.trace()) / self.count if self.count else None
+    def right(self) -> int:
+        """Of how many the predicted class is the true one."""
+        return int(self.confusion.trace())
 
+    @property
+    def accuracy(self) -> float | None:
+        """The share of these; None without pictures."""
+        return self.right / self.count if self.count else None
+
+    @property
     def by_class(self) -> list[dict[str, Any]]:
         """For each class its number of ``pictures`` and their ``accuracy``, the class's recall."""
-        sizes = self.confusion.sum(axis=1).tolist()
-        rights = self.confusion.diagonal().tolist()
-        return [
-            {"pictures": size, "accuracy": right / size if size else None}
-            for size, right in zip(sizes, rights)
-        ]
+        both = zip(self.confusion.sum(axis=1).tolist(), self.confusion.diagonal().tolist())
+        return [{"pictures": n, "accuracy": right / n if n else None} for n, right in both]
 
     @property
     def mean_per_class(self) -> float:
@@ -99,10 +91,37 @@ class Tally:
         return float(gaps.sum()) / self.count if self.count else None
 
 
-def describe(
-    opened: saved.TrainedRun, splits: Sequence[data.Split], tallies: Sequence[Tally]
-) -> dict[str, Any]:
-    """All results, for JSON; accuracies and errors are shares of 1."""
+def scores(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """(N, J): of each of J groups of classes the largest logit; ``logits``: (N, K).
+
+    The one rule for every test set: WiSE-FT's, arXiv 2109.01903 (mlfoundations/wise-ft).
+    """
+    longest = max(map(len, groups))
+    padded = [[*group, *[group[0]] * (longest - len(group))] for group in groups]
+    return logits[:, torch.tensor(padded, device=logits.device)].amax(dim=2)
+
+
+@torch.no_grad()
+def tallied(
+    splits: Sequence[data.Split], predict: Predict, how: argparse.Namespace, variants: int,
+    num_classes: int, groups: Sequence[Sequence[int]] = (),
+) -> list[list[Tally]]:  # fmt: skip
+    """The predictions on each split, for each of the ``variants`` that ``predict`` gives.
+
+    ``how``: device, batch_size, workers. Raises CarftError where a picture cannot be read.
+    """
+    found = [[Tally(num_classes, groups) for _ in splits] for _ in range(variants)]
+    for number, x, y in data.batches(splits, how.batch_size, how.workers):
+        for tallies, logits in zip(found, predict(x.to(how.device))):
+            tallies[number].add(logits, y)
+    return found
+
+
+def measured(opened: saved.TrainedRun, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures on the splits of the run, for JSON; accuracies and errors are shares of 1."""
+    splits = data.splits(opened, arguments.data_dir)
+    predict = predicting(opened, arguments.device)
+    (tallies,) = tallied(splits, predict, arguments, 1, len(opened.classes))
     return {
         "run": str(opened.path),
         "algorithm": opened.args["algorithm"],
@@ -120,7 +139,7 @@ def describe(
                 "pictures": found.count,
                 "accuracy": found.accuracy,
                 "ece": found.ece,
-                "by_class": found.by_class(),
+                "by_class": found.by_class,
                 "confusion": found.confusion.tolist(),
             }
             for split, found in zip(splits, tallies)
@@ -131,37 +150,29 @@ def describe(
 def as_text(document: Mapping[str, Any]) -> str:
     """Tables for people, without terminal escapes."""
     step = "the last step" if document["step"] is None else f"step {document['step']}"
-    alpha = document["wise_ft_alpha"]
+    alpha, splits = document["wise_ft_alpha"], document["splits"]
     mixed = "" if alpha is None else f", WiSE-FT alpha {alpha:g}"
-    splits, classes = document["splits"], document["classes"]
-    of_splits = [
-        [
-            split["name"],
-            split["environment"] + " (test)" * split["is_target"],
-            str(split["pictures"]),
-            *(percent(split[share]) for share in ("accuracy", "ece")),
-        ]
-        for split in splits
-    ]
+    of_splits = []
+    for one in splits:
+        environment = one["environment"] + " (test)" * one["is_target"]
+        shares = percent(one["accuracy"]), percent(one["ece"])
+        of_splits.append([one["name"], environment, str(one["pictures"]), *shares])
     of_classes = [
-        [name, *(percent(split["by_class"][label]["accuracy"]) for split in splits)]
-        for label, name in enumerate(classes)
+        [name, *(percent(one["by_class"][label]["accuracy"]) for one in splits)]
+        for label, name in enumerate(document["classes"])
     ]
-    return "\n".join(
-        [
-            shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}"),
-            shown(document["run"]),
-            "",
-            table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits),
-            "",
-            f"ECE: expected calibration error over {BINS} equal-width bins of the top "
-            "probability (Guo et al. 2017).",
-            "",
-            "Accuracy (%) by class (confusion matrices: --json)",
-            table(["class", *(split["name"] for split in splits)], of_classes),
-            "",
-        ]
-    )
+    return f"""\
+{shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}")}
+{shown(document["run"])}
+
+{table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits)}
+
+ECE: expected calibration error over {BINS} equal-width bins of the top probability \
+(Guo et al. 2017).
+
+Accuracy (%) by class (confusion matrices: --json)
+{table(["class", *(one["name"] for one in splits)], of_classes)}
+"""
 
 
 def percent(share: float | None) -> str:

@@ -1,8 +1,7 @@
 """`carft export`: a run as a CLIP that other libraries read, its class head, and a card.
 
-The weights are the original CLIP's whole state dict, with the fine-tuned image encoder instead of
-the original's: a file in OpenAI's format, or for one of open_clip's checkpoints a folder that its
-``local-dir:`` loads. Neither has a place for a head, so the head gets a separate file.
+The CLIP is the original's state dict with the fine-tuned image encoder, in OpenAI's format, or for
+open_clip's checkpoints a folder that its ``local-dir:`` loads. Neither has a place for a head.
 """
 
 from __future__ import annotations
@@ -50,16 +49,12 @@ class Files(NamedTuple):
     readme: Path
 
     @classmethod
-    def of(cls, weights: Path) -> Files:
-        """The files whose weights are to be in ``weights``."""
-        suffixes = (".head.pt", ".json", ".md")
-        return cls(weights, *(weights.with_suffix(suffix) for suffix in suffixes))
-
-    @classmethod
-    def within(cls, folder: Path) -> Files:
-        """Those in a folder for open_clip, which has more."""
-        names = (open_clip_models.WEIGHTS, "head.pt", "card.json", "README.md")
-        return cls(*(folder / name for name in names))
+    def of(cls, weights: Path, for_open_clip: bool = False) -> Files:
+        """The files of an export to ``weights``; for open_clip these are a folder."""
+        if for_open_clip:
+            names = (open_clip_models.WEIGHTS, "head.pt", "card.json", "README.md")
+            return cls(*(weights / name for name in names))
+        return cls(weights, *(weights.with_suffix(end) for end in (".head.pt", ".json", ".md")))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -68,8 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
     files = export(opened, arguments.output, **how)
     what = f"{opened.args['algorithm']} on {opened.args['dataset']}, {opened.path.name}"
-    kind = "a folder for open_clip" if architecture_of(opened) else "a CLIP in OpenAI's format"
-    print(text.shown(f"{arguments.output}: {what} as {kind} (see {files.readme})"))
+    print(text.shown(f"{arguments.output}: {what} (see {files.readme})"))
 
 
 def export(
@@ -90,17 +84,12 @@ def export(
     not the run's, and for weights that are not finite.
     """
     for_open_clip = bool(architecture_of(run))
-    files = Files.within(weights) if for_open_clip else Files.of(weights)
     if for_open_clip and (half or weights.suffix in SUFFIXES):
-        raise CarftError(
-            f"-o {weights}: the run started from a checkpoint of open_clip; expected the name of a "
-            "folder, without --half"
-        )
+        told = "of a checkpoint of open_clip; expected the name of a folder, without --half"
+        raise CarftError(f"-o {weights} is for a run {told}")
     if not for_open_clip and weights.suffix not in SUFFIXES:
-        raise CarftError(
-            f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}; the head and "
-            "card files get the same name with other endings"
-        )
+        raise CarftError(f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    files = Files.of(weights, for_open_clip)
     # A folder that is there gets its files replaced, one by one; else it appears whole.
     alone = for_open_clip and not os.path.lexists(weights)
     for path in (weights,) if alone else files:
@@ -112,14 +101,15 @@ def export(
     state = _state_dict(run, source, half)
     try:
         with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".carft-export-") as temporary:
-            folder = Path(temporary) / weights.name
-            folder.mkdir()
-            staged = Files(*(folder / path.name for path in files))
+            staged = Files.of(Path(temporary, weights.name), for_open_clip)
+            contents: dict[Path, Any] = {staged.head: _head(run)}
             if for_open_clip:
+                staged.weights.parent.mkdir()
                 how = source.architecture, source.tokenizer
-                open_clip_models.save(folder, state, *how)
-            both = [(staged.weights, state), (staged.head, _head(run))]
-            for path, content in both[for_open_clip:]:
+                open_clip_models.save(staged.weights.parent, state, *how)
+            else:
+                contents[staged.weights] = state
+            for path, content in contents.items():
                 with path.open("wb") as file:  # a file object: the name then changes no byte
                     torch.save(content, file)
             card = card_of(run, source, state, staged)
@@ -127,21 +117,16 @@ def export(
             # "replace": file names need not be text.
             page = readme(card, staged.card.name)
             staged.readme.write_text(page, encoding="utf-8", errors="replace")
-            if alone:
-                os.replace(folder, weights)
-                return files
-            for made in folder.iterdir():
-                os.replace(made, files.weights.parent / made.name)
+            made = [staged.weights.parent] if alone else staged.weights.parent.iterdir()
+            for path in made:
+                os.replace(path, (weights if alone else files.weights).parent / path.name)
     except (OSError, RuntimeError) as error:
         raise not_written(weights, error) from error
     return files
 
 
 def card_of(
-    run: TrainedRun,
-    source: backbone.Backbone,
-    state: Mapping[str, Tensor],
-    staged: Files,
+    run: TrainedRun, source: backbone.Backbone, state: Mapping[str, Tensor], staged: Files
 ) -> dict[str, Any]:
     """The card for JSON; ``staged`` are the files before they are moved into place."""
     protocol, wanted = run.hparams["protocol"], source.preprocessing
@@ -208,8 +193,7 @@ def open_clip_name(name: str) -> str | None:
 def readme(card: Mapping[str, Any], card_file: str) -> str:
     """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
     environment = text.templates(autoescape=False)
-    environment.filters["words"] = _words
-    environment.filters["python"] = repr
+    environment.filters |= {"words": _words, "python": repr}
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}%"
     template = environment.get_template("model_card.md.j2")
     return template.render(card=card, card_file=card_file)
@@ -229,10 +213,9 @@ def _state_dict(run: TrainedRun, source: backbone.Backbone, half: bool) -> dict[
 
         convert_weights(model)
     state = dict(model.state_dict())
-    for name, tensor in state.items():
-        if not tensor.isfinite().all():
-            why = "; try without --half" if half else ": the training diverged"
-            raise CarftError(f"{name} has values that are not finite{why}")
+    if wrong := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        why = "; try without --half" if half else ": the training diverged"
+        raise CarftError(f"{wrong[0]} has values that are not finite{why}")
     return state
 
 
@@ -242,15 +225,14 @@ def _head(run: TrainedRun) -> dict[str, Any]:
     Class logits are ``logit_scale`` * unit features . ``weight`` + ``bias``, context logits
     ``context_scale`` * unit features . ``context_weights``.
     """
-    algorithm = run.algorithm
-    scale = run.hparams["context_scale"]
+    algorithm, scale = run.algorithm, run.hparams["context_scale"]
     return {
         "weight": algorithm.head.weight.detach().clone(),
-        "classes": list(run.classes),
+        "classes": run.classes,
         "bias": algorithm.head.bias.detach().clone(),
         "logit_scale": float(algorithm.head_factor),
         "context_weights": algorithm.context_weights.clone(),
-        "contexts": list(run.contexts),
+        "contexts": run.contexts,
         "context_scale": float(algorithm.logit_scale if isinstance(scale, str) else scale),
     }
 
@@ -268,19 +250,17 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
     record: dict[str, Any] = max(found, key=lambda one: float(one["step"]), default={})
     benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
     known = [environment.folder for environment in getattr(benchmark, "environments", ())]
-    names = record.get("environments")
-    named = {i: str(name) for i, name in enumerate(names if isinstance(names, list) else known)}
-    shares = {name: value for name, value in record.items() if isinstance(value, float)}
-    there = [index for index in range(len(record)) if f"env{index}_out_acc" in record]
+    named = {f"env{i}": name for i, name in enumerate(record.get("environments") or known)}
+    there = [env for env in map("env{}".format, range(len(record))) if f"{env}_out_acc" in record]
     return {
         **repeated,
-        "test_environments": [named.get(i, f"env{i}") for i in repeated["test_envs"] or ()],
+        "test_environments": [named.get(f"env{i}", f"env{i}") for i in repeated["test_envs"] or ()],
         "file": run.path.name,
         "wise_ft_alpha": run.alpha,
         "step": record.get("step", run.step),
         "accuracies": {
-            named.get(i, f"env{i}"): {k: shares.get(f"env{i}_{k}_acc") for k in ("in", "out")}
-            for i in there
+            named.get(env, env): {kind: record.get(f"{env}_{kind}_acc") for kind in ("in", "out")}
+            for env in there
         },
         **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},
         "hparams": dict(run.hparams),

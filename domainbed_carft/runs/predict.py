@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -11,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from PIL import ImageFile, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
@@ -24,19 +25,15 @@ from domainbed_carft.data import listing
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.text import shown
 
-SOME_SKIPPED = 3  # exit status
-NONE_READ = 1
 TOP = 3  # as text, unless --top says otherwise
 
 Probabilities = dict[str, float]
-
-# A path, and its picture (3, H, W), or None and the reason why there is none.
-Read = tuple[str, "Tensor | None", str]
+Read = tuple[str, "Tensor | str"]  # a path, and its picture (3, H, W), or why there is none
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict and print, or write to ``--output``; the exit status."""
-    paths = list(find(arguments.pictures))
+    """Predict and print, or write to ``--output``; 3 if some pictures are skipped, 1 if all are."""
+    paths: Any = list(find(arguments.pictures))
     file = saved.weights_file(arguments.path, arguments.which)
     files.require_output(arguments.output, (file, *paths))
     device = splits.choose_device(arguments.device)
@@ -44,28 +41,27 @@ def run(arguments: argparse.Namespace) -> int:
     opened.algorithm.to(device)
     # Folders may hold many.
     workers = splits.workers(arguments.workers, any(map(os.path.isdir, arguments.pictures)))
-    found = _Pictures(paths, transform_of(opened))
-    loader = DataLoader(found, arguments.batch_size, num_workers=workers, collate_fn=list)
+    read = functools.partial(_read, transform_of(opened))
+    loader = DataLoader(paths, arguments.batch_size, num_workers=workers, collate_fn=read)
     skipped = 0
     with files.stream(arguments.output) as out:
         for batch in tqdm(loader, unit="batch", desc="predicting", delay=2, disable=None):
-            whole = [picture for _, picture, _ in batch if picture is not None]
+            whole = [picture for _, picture in batch if not isinstance(picture, str)]
             predicted = predict(opened, torch.stack(whole).to(device)) if whole else iter(())
-            for path, _, problem in batch:
-                if problem:
+            for path, picture in batch:
+                if isinstance(picture, str):
                     skipped += 1
-                    tqdm.write(f"carft: {shown(path)} skipped: {shown(problem)}", sys.stderr)
-                out.write(_line(path, problem or next(predicted), arguments))
+                    tqdm.write(f"carft: {shown(path)} skipped: {shown(picture)}", sys.stderr)
+                found = picture if isinstance(picture, str) else next(predicted)
+                out.write(_line(path, found, arguments))
             out.flush()
     if skipped:
-        print(f"carft: skipped {skipped} of {len(found)} pictures", file=sys.stderr)
-        return SOME_SKIPPED if skipped < len(found) else NONE_READ
+        print(f"carft: skipped {skipped} of {len(paths)} pictures", file=sys.stderr)
+        return 3 if skipped < len(paths) else 1
     return 0
 
 
-def predict(
-    opened: saved.TrainedRun, batch: Tensor
-) -> Iterator[tuple[Probabilities, Probabilities]]:
+def predict(opened: saved.TrainedRun, batch: Tensor) -> Iterator[tuple[Probabilities, ...]]:
     """Probabilities of classes and of contexts for each picture of a batch (n, 3, H, W)."""
     algorithm = opened.algorithm
     with torch.no_grad():
@@ -86,18 +82,12 @@ def find(paths: Iterable[str]) -> Iterator[str]:
     """The pictures in ``paths``: files as given, folders searched recursively, sorted.
 
     In folders, pictures are the files with one of torchvision's IMG_EXTENSIONS; a folder without
-    any is returned itself, and reported as unreadable.
+    any is returned itself.
     """
     for path in paths:
-        empty = True
-        for folder, inner, names in os.walk(path):
-            inner.sort()
-            for name in sorted(names):
-                if name.lower().endswith(IMG_EXTENSIONS):
-                    empty = False
-                    yield os.path.join(folder, name)
-        if empty:
-            yield path
+        walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
+        found = (os.path.join(*one) for one in walked if one[1].lower().endswith(IMG_EXTENSIONS))
+        yield from sorted(found) or [path]
 
 
 def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
@@ -119,52 +109,32 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
 
-class _Pictures(Dataset[Read]):
-    """Read as DomainBed reads them, as RGB, but for cut-off files.
-
-    DomainBed has Pillow fill these up with grey; a user wants to know.
-    """
-
-    def __init__(self, paths: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
-        self._paths = paths
-        self._transform = transform
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Read:
-        path = self._paths[index]
-        if os.path.isdir(path):
-            return path, None, f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"
-        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+def _read(transform: Callable[[Any], Tensor], paths: Sequence[str]) -> list[Read]:
+    """Read as DomainBed reads them, as RGB, but for files that are cut off."""
+    found: list[Read] = []
+    for path in paths:
         try:
-            return path, self._transform(listing.open_picture(path)), ""
+            with splits.whole_pictures():
+                found.append((path, transform(listing.open_picture(path))))
+        except IsADirectoryError:
+            found.append((path, f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"))
         except UnidentifiedImageError:
-            return path, None, "not an image Pillow can read"
+            found.append((path, "not an image Pillow can read"))
         except Exception as error:  # of Pillow's decoders, half a dozen types
             reason = getattr(error, "strerror", None) or str(error)
-            return path, None, " ".join(reason.split()) or type(error).__name__
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+            found.append((path, " ".join(reason.split()) or type(error).__name__))
+    return found
 
 
-def _line(
-    path: str, found: tuple[Probabilities, Probabilities] | str, arguments: argparse.Namespace
-) -> str:
+def _line(path: str, found: tuple[Probabilities, ...] | str, arguments: argparse.Namespace) -> str:
     """A line of JSON or text; ``found`` may be why a picture is skipped, which gives no text."""
     as_json = arguments.format == "jsonl"
     if isinstance(found, str):
         return json.dumps({"path": path, "error": found}) + "\n" if as_json else ""
-    classes, contexts = found
-    if not as_json or arguments.top:  # else all, in their own order
-        classes, contexts = (
-            dict(sorted(one.items(), key=lambda item: -item[1])[: arguments.top or TOP])
-            for one in found
-        )
+    if most := arguments.top or (0 if as_json else TOP):  # else all, in their own order
+        by_share = (sorted(one.items(), key=lambda item: -item[1]) for one in found)
+        found = tuple(dict(one[:most]) for one in by_share)
     if as_json:
-        return json.dumps({"path": path, "classes": classes, "contexts": contexts}) + "\n"
-    words = (
-        ", ".join(f"{name} {100 * share:.1f}%" for name, share in one.items())
-        for one in (classes, contexts)
-    )
+        return json.dumps({"path": path, "classes": found[0], "contexts": found[1]}) + "\n"
+    words = (", ".join(f"{name} {100 * share:.1f}%" for name, share in o.items()) for o in found)
     return f"{shown(path)}: {shown(' | '.join(words))}\n"

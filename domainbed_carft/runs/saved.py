@@ -34,10 +34,9 @@ _ENCODER = "encoder."
 class TrainedRun:
     """A run of one of our algorithms, read from the file ``path``, on the CPU and in eval mode.
 
-    ``args`` and ``hparams`` are as recorded. ``classes`` are the class names in label order, as in
-    the prompts; ``contexts`` the templates, in the order of ``context_logits``. ``step`` is the
-    step after which the weights were saved, None for the run's last. ``alpha`` is None except for
-    weights that ``carft wise-ft`` made. ``content``: what the file holds besides the weights.
+    ``classes``: the names of the prompts, in label order; ``contexts``: the templates, in the order
+    of ``context_logits``. ``step``: after which the weights were saved, None for the run's last.
+    ``alpha``: of ``carft wise-ft``, else None. ``content``: what the file holds besides weights.
     """
 
     path: Path
@@ -66,8 +65,7 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     if wrong := [name for name, tensor in state if not tensor.isfinite().all()]:
         raise CarftError(
             f"{file} has values that are not finite in {counted(len(wrong), 'tensor')}, the first "
-            f"in {wrong[0]}: the training diverged. Use earlier weights (--which best), or train "
-            "again with a smaller lr"
+            f"in {wrong[0]}: the training diverged. Use --which best, or train with a smaller lr"
         )
     step = content.get("best_step", content.get("wise_ft_step"))
     named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)  # by --save_model_every_checkpoint
@@ -88,18 +86,16 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
     """The CLIP that the run started from: ``file`` if given, else the published one it names.
 
     ``file`` may be any name of `backbone.load`. Raises CarftError where the run names a path or one
-    of open_clip's and no ``file`` is given, where its SHA-256, architecture or shapes are not those
-    that the run recorded, and as `backbone.load`.
+    of open_clip's and no ``file`` is given, where its SHA-256 or architecture is not the one that
+    the run recorded, and as `backbone.load`.
     """
     name = file or run.hparams["clip_backbone"]
     if not file and name not in backbone.PUBLISHED:
         raise CarftError(
             f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
-            "no hub is asked for it; give that CLIP with --original FILE, or with --original "
-            "open_clip:... as for training"
+            "no hub is asked; give that CLIP with --original FILE or --original open_clip:..."
         )
-    loaded = backbone.load(name)
-    expected = run.hparams["clip_digest"]
+    loaded, expected = backbone.load(name), run.hparams["clip_digest"]
     if loaded.digest != expected:
         raise CarftError(
             f"{loaded.path} is not the CLIP that {run.path} started from: its SHA-256 is "
@@ -110,9 +106,6 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
             f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
             "from; give it by the same name as for training, or by its export"
         )
-    there, here = (one.state_dict() for one in (loaded.model.visual, run.algorithm.encoder))
-    if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
-        raise CarftError(f"the image encoders of {run.path} and {loaded.path} differ in shape")
     return loaded
 
 
@@ -141,37 +134,33 @@ def weights_file(path: Path, which: str | None) -> Path:
 _FITS: dict[str, Callable[[Any], bool]] = {
     "algorithm": lambda name: name in ALGORITHMS,
     "dataset": lambda name: type(name) is str,
-    "test_envs": lambda envs: [type(n) for n in envs] == [int] * len(envs),
+    "test_envs": lambda envs: {*map(type, envs)} <= {int},
     "model_input_shape": lambda shape: (
         [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST
     ),
-    "model_num_classes": lambda number: type(number) is int,
-    "model_num_domains": lambda number: type(number) is int,
+    **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
     # With "preprocessing" the data set need not look for the CLIP that the file names.
     "model_hparams": lambda hparams: (
         all(h.valid(hparams[h.name]) for h in HPARAMS) and hparams["preprocessing"]
     ),
-    "best_step": lambda step: type(step) in (int, type(None)),
-    "wise_ft_step": lambda step: type(step) in (int, type(None)),
+    **dict.fromkeys(("best_step", "wise_ft_step"), lambda step: step is None or type(step) is int),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
 }
 
 
 def _require_run(content: Any, path: Path) -> None:
-    parts = dict(content) if isinstance(content, dict) else {}
-    args = parts.get("args")
-    said = args if isinstance(args, dict) else {}
-    parts |= {key: said.get(key) for key in ("algorithm", "dataset", "test_envs")}
+    parts = content if isinstance(content, dict) else {}
+    args = parts["args"] if isinstance(parts.get("args"), dict) else {}
     for part, fits in _FITS.items():
-        value, fitting = parts.get(part), False
+        source = args if part in ("algorithm", "dataset", "test_envs") else parts
+        value, fitting = source.get(part), False
         with contextlib.suppress(Exception):  # a tensor compares to no truth, say
             fitting = bool(json.dumps(value)) and fits(value)
         if not fitting:
             raise CarftError(
                 f"{path} is not a run of {', '.join(ALGORITHMS)}: its {part} is "
-                f"{reprlib.repr(value)[:200]}. Expected a weights file from "
-                "domainbed.scripts.train"
+                f"{reprlib.repr(value)[:200]}. Expected a weights file from domainbed.scripts.train"
             )
 
 
@@ -202,9 +191,7 @@ def _restored(
         own = {k: v for k, v in state.items() if not k.startswith(body.ONLY_TRAINED)}
         algorithm.load_state_dict(own)
     except Exception as error:  # what other tensors make of the encoder: any type
-        raise CarftError(
-            f"{path} does not hold the weights of a {cls.__name__} ({brief(error)}); was "
-            "the file changed after training?"
-        ) from error
+        told = f"{path} does not hold the weights of a {cls.__name__} ({brief(error)})"
+        raise CarftError(f"{told}; was the file changed after training?") from error
     algorithm.restored = True
     return algorithm.eval(), contexts, classes

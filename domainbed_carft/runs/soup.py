@@ -1,9 +1,8 @@
 """`carft soup`: the mean of the weights of several runs, of all of them or of those that help.
 
 After Wortsman et al., "Model soups" (arXiv 2203.05482; mlfoundations/model-soups, main.py): the
-uniform soup has all runs; the greedy one takes them from the best on and keeps a run if the mean
-with it is strictly better. Better is by training-domain validation alone: the mean accuracy on the
-out-splits of the training environments.
+greedy soup takes runs from the best on and keeps one if the mean with it is strictly better, by the
+mean accuracy on the out-splits of the training environments alone.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,72 +20,52 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import evaluate as evaluating
 from domainbed_carft.runs import on_suites, saved, splits, wise_ft
-from domainbed_carft.suites import known
 from domainbed_carft.text import counted, shown, table
 
 TABLE = "soup.json"
-KINDS = ("uniform", "greedy")
+FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
 
 # Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
 _SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
 _SAME_HPARAMS = ("clip_digest", "prompts_digest", "head_init", "protocol", "data_edition")
 
 
-def weights_name(kind: str) -> str:
-    """The file of one of KINDS."""
-    return f"model_soup_{kind}.pkl"
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Check, choose by validation, evaluate both soups, write the results, then the weights."""
-    paths: Sequence[Path] = arguments.paths
-    device = splits.choose_device(arguments.device)
-    opened = [saved.open_run(path, arguments.which) for path in paths]
+    arguments.device = splits.choose_device(arguments.device)
+    opened = [saved.open_run(path, arguments.which) for path in arguments.paths]
     require_alike(opened)
-    first, folder = opened[0], Path(arguments.output)
-    names = [TABLE, *map(weights_name, KINDS)]
-    if there := [name for name in names if os.path.lexists(folder / name)]:
-        raise CarftError(
-            f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    suite = known.get(arguments.suite) if arguments.suite else None
-    copies = on_suites.of_run(suite, first, arguments.data_dir) if suite else []
+    first, folder, suite = opened[0], arguments.output, arguments.suite
+    wise_ft.require_new(folder, [TABLE, *FILES.values()])
+    on_suite = on_suites.of_run(suite, first, arguments) if suite else None
     found = splits.splits(first, arguments.data_dir)
     held_out = [one for one in found if not one.is_target and one.name.endswith("_out")]
     if not held_out:
         raise CarftError(f"{first.path} has no out-split of a training environment to choose by")
-    first.algorithm.to(device)
-
-    def measured(weights: Mapping[str, Tensor], of: Sequence[splits.Split]) -> dict[str, Any]:
-        first.algorithm.load_state_dict(weights)
-        tallies = [evaluating.Tally(len(first.classes)) for _ in of]
-        with torch.no_grad():
-            loaded = splits.batches(of, arguments.batch_size, arguments.workers)
-            for number, x, y in loaded:
-                tallies[number].add(first.algorithm.predict(x.to(device)), y)
-        return wise_ft.summarise(of, {1.0: tallies})[0]
-
-    def on_suite(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        first.algorithm.load_state_dict(weights)
-        plan = on_suites.plan_of(first)
-        how = (copies, plan, lambda x: [first.algorithm.predict(x)], 1, device, arguments)
-        return on_suites.described(suite, copies, *on_suites.measured(*how)) if suite else {}
-
+    folder.mkdir(parents=True, exist_ok=True)
     # The first algorithm measures all: only its own weights have to be kept elsewhere.
-    of_first = {name: t.detach().cpu().clone() for name, t in first.algorithm.state_dict().items()}
+    of_first = {name: t.detach().clone() for name, t in first.algorithm.state_dict().items()}
     states = [of_first, *(one.algorithm.state_dict() for one in opened[1:])]
-    alone = [measured(state, held_out)["in_domain"] for state in states]
+    predict = evaluating.predicting(first, arguments.device)
+
+    def measured(runs: Sequence[int], of: Sequence[splits.Split]) -> dict[str, Any]:
+        first.algorithm.load_state_dict(mean([states[index] for index in runs]))
+        (tallies,) = evaluating.tallied(of, predict, arguments, 1, len(first.classes))
+        return wise_ft.summary(of, tallies)
+
+    alone = [measured([index], held_out)["in_domain"] for index in range(len(states))]
     order = sorted(range(len(states)), key=lambda index: -alone[index])
     chosen, best = order[:1], alone[order[0]]
     for index in order[1:]:
-        reached = measured(mean([states[i] for i in (*chosen, index)]), held_out)["in_domain"]
+        reached = measured([*chosen, index], held_out)["in_domain"]
         if reached > best:
             chosen, best = [*chosen, index], reached
     soups = {"uniform": order, "greedy": chosen}
-    mixed = {kind: mean([states[index] for index in of]) for kind, of in soups.items()}
-    of = held_out if suite else found  # the in-splits take far longer than the suite
-    rows = {kind: {**measured(w, of), **on_suite(w)} for kind, w in mixed.items()}
+    rows = {}
+    for kind, runs in soups.items():
+        # The in-splits take far longer than the suite.
+        rows[kind] = measured(runs, held_out if on_suite else found)
+        rows[kind] |= on_suite(predict, 1)[0] if on_suite else {}
     document = {
         **{name: first.args.get(name) for name in ("dataset", "test_envs", "trial_seed")},
         "runs": [
@@ -96,33 +73,28 @@ def run(arguments: argparse.Namespace) -> None:
             for one, accuracy in zip(opened, alone)
         ],
         "soups": [
-            {
-                "soup": kind,
-                "runs": [str(opened[index].path) for index in soups[kind]],
-                **{name: value for name, value in row.items() if name != "alpha"},
-            }
+            {"soup": kind, "runs": [str(opened[index].path) for index in soups[kind]], **row}
             for kind, row in rows.items()
         ],
     }
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
-    for kind, weights in mixed.items():
+    for kind, runs in soups.items():
         # Hparams and seeds are the first run's; which runs it is made of is in TABLE.
-        content = {**first.content, "model_dict": weights, "wise_ft_step": None}
-        for name in ("best_step", "wise_ft_alpha"):
-            content.pop(name, None)
-        files.save(folder / weights_name(kind), functools.partial(torch.save, content))
+        weights = mean([states[index] for index in runs])
+        gone = ("best_step", "wise_ft_alpha")
+        content = {name: value for name, value in first.content.items() if name not in gone}
+        content |= {"model_dict": weights, "wise_ft_step": None}
+        files.save(folder / FILES[kind], functools.partial(torch.save, content))
     percent = evaluating.percent
     cells = [
         [kind, str(len(soups[kind])), percent(row["in_domain"]), percent(row["out_of_domain"])]
         for kind, row in rows.items()
     ]
-    cells += [
-        [str(opened[index].path), "", percent(alone[index]), ""] for index in order
-    ]  # fmt: skip
+    cells += [[str(opened[index].path), "", percent(alone[index]), ""] for index in order]
     print(f"{shown(str(first.args['dataset']))}: soups of {counted(len(opened), 'run')}")
     print(table(["soup or run", "runs", "in-domain (%)", "out-of-domain (%)"], cells))
-    if suite:
-        print(on_suites.as_rows("soup", rows, suite))
+    if on_suite:
+        print(on_suites.as_rows("soup", rows))
     print(f"Results and weights: {shown(str(folder))}")
 
 
@@ -133,15 +105,11 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
     first = opened[0]
     for one in opened:
         if one.hparams["head_init"] == "random":
-            raise CarftError(
-                f"{one.path} started from a random head, expected the zero-shot head: random ones "
-                "differ from run to run"
-            )
+            told = "random head, which differs from run to run; expected the zero-shot head"
+            raise CarftError(f"{one.path} started from a {told}")
         if one.args["algorithm"] == "FLYP":
-            raise CarftError(
-                f"{one.path} is a run of FLYP, whose head is made by its text encoder, which the "
-                "mean of such heads is not; expected runs that share a head"
-            )
+            told = "whose head is made by its own text encoder; expected runs that share a head"
+            raise CarftError(f"{one.path} is a run of FLYP, {told}")
     if len({one.path.resolve() for one in opened}) < len(opened):
         raise CarftError("a run is given twice, expected different ones")
     for other in opened[1:]:
@@ -157,9 +125,8 @@ def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
         if differing:
             raise CarftError(
                 f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs of "
-                "one start and words, or their mean is no CLIP, and of one data set, test "
-                "environments and trial seed, or a soup is chosen by pictures that one of them was "
-                "trained on"
+                "one start and words, or their mean is no CLIP, and with one division of the data, "
+                "or a soup is chosen by pictures that one of them was trained on"
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from domainbed.lib import misc
+from PIL import ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -37,8 +38,7 @@ class Split:
     """A split: its name in the records, its environment, and its pictures.
 
     ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
-    (x, y); an item's augmentation is the same each time it is read, in any order and by any
-    process.
+    (x, y); an item's augmentation is the same whenever and by whichever process it is read.
     """
 
     name: str
@@ -61,20 +61,17 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     """
     from domainbed import datasets
 
-    hparams = copy.deepcopy(dict(run.hparams))
-    folder = data_dir or run.args.get("data_dir")
+    hparams, seed = copy.deepcopy(dict(run.hparams)), run.args.get("seed", 0)
+    folder, name = data_dir or run.args.get("data_dir"), run.args["dataset"]
+    targets = run.args["test_envs"]
     try:
-        targets = run.args["test_envs"]
-        name = run.args["dataset"]
         # The harness's function takes a folder of the user's own, too; not every fork has one.
         look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
         if data_dir and name not in vars(datasets) and not os.path.isdir(name):
             name = data_dir
         with drawing.kept():  # the data set may draw
-            drawing.reseed(run.args.get("seed", 0))
-            dataset = look_up(name)(folder, run.args["test_envs"], hparams)
-        if beyond := set(targets) - set(range(len(dataset))):
-            raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
+            drawing.reseed(seed)
+            dataset = look_up(name)(folder, targets, hparams)
         divided = _divided(run, dataset, targets)
         last = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
@@ -84,9 +81,9 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
             "with --data_dir; for your own data, the data folder itself"
         ) from error
-    told, wanted = run.content.get("pictures"), run.algorithm.input.wanted
-    asked = (wanted.resolution, wanted.mean, wanted.std)
-    how = picture_batches and picture_batches.as_told(told, asked)
+    wanted = run.algorithm.input.wanted
+    told = run.content.get("pictures"), (wanted.resolution, wanted.mean, wanted.std)
+    how = picture_batches and picture_batches.as_told(*told)
     if how and how.wanted:
         observed.renormalise(hparams, (wanted.mean, wanted.std))
     seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
@@ -95,7 +92,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     names = names if len(names) == len(dataset) else [*map(str, range(len(dataset)))]
     # As in `train`: seed, step, the split's number, and the picture's.
     step = last if run.step is None else run.step
-    key = (run.args.get("seed", 0) % 2**64, 0 if run.algorithm.is_constant else step)
+    key = (seed % 2**64, 0 if run.algorithm.is_constant else step)
     kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # as in `train`
     return [
         Split(name, names[index], index in targets, _Items(part, (*key, number), how))
@@ -119,18 +116,14 @@ def choose_device(asked: str | None) -> torch.device:
             machine.keep_freed_memory()
         return there.device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CarftError(
-            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N with the "
-            "number of one of this machine's GPUs"
-        ) from error
+        told = f"({str(error).splitlines()[0]}); expected cpu, cuda or cuda:N of this machine"
+        raise CarftError(f"--device {name} cannot be used {told}") from error
 
 
 def workers(asked: int | None, many: bool) -> int:
     """The number of loader processes: ``asked``, else one per core if there are many pictures."""
-    if asked is not None:
-        return asked
-    return min(8, machine.cores()) if many else 0
+    default = min(8, machine.cores()) if many else 0
+    return default if asked is None else asked
 
 
 def batches(
@@ -150,9 +143,18 @@ def batches(
                     bar.update(len(x))
             except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
                 reason = re.sub(r"^[\w.]+Error: ", "", str(error).rstrip().rpartition("\n")[2])
-                raise CarftError(
-                    f"a picture of {split.environment} ({split.name}) cannot be read: {reason}"
-                ) from error
+                told = f"a picture of {split.environment} ({split.name}): {reason}"
+                raise CarftError(told) from error
+
+
+@contextlib.contextmanager
+def whole_pictures() -> Iterator[None]:
+    """Have Pillow refuse files that are cut off, which DomainBed has it fill up with grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _require_same_data(
@@ -169,32 +171,29 @@ def _require_same_data(
     if seen.edition and edition not in ("", UNCHECKED):
         same.append(("data_edition", edition, seen.edition))
     if normalisation := observed.agreed_normalisation(seen.environments):
-        now_input = pictures.CLIPInput(run.algorithm.input.wanted, *normalisation)
-        inputs = run.algorithm.input, now_input
+        ours = run.algorithm.input
+        inputs = ours, pictures.CLIPInput(ours.wanted, *normalisation)
         then, now = (
-            [[round(float(x), 4) for x in b.flatten()] for b in one.buffers()] for one in inputs
+            [[round(x, 4) for x in b.flatten().tolist()] for b in i.buffers()] for i in inputs
         )
         same.append(("normalisation", then, now))
     for what, then, now in same:
         if then != now:
             raise CarftError(
-                f"the data set {run.args['dataset']} is not the one that {run.path} was trained "
-                f"on: {what} {then} then, {now} now. Restore the data, or give its place with "
-                "--data_dir"
+                f"the data set {run.args['dataset']} is not what {run.path} was trained on: {what} "
+                f"{then} then, {now} now. Restore the data, or give its place with --data_dir"
             )
 
 
 def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:
     """Name, index of the environment and items of each split, in the order of the records."""
-    held_out = run.args.get("holdout_fraction", 0.2)
-    unlabeled = run.args.get("uda_holdout_fraction", 0)
+    shares = run.args.get("holdout_fraction", 0.2), run.args.get("uda_holdout_fraction", 0)
     found: dict[str, list[tuple[str, int, Any]]] = {"in": [], "out": [], "uda": []}
     for index, environment in enumerate(dataset):
         seed = misc.seed_hash(run.args.get("trial_seed", 0), index)
-        parts = {}
-        parts["out"], rest = misc.split_dataset(environment, int(len(environment) * held_out), seed)
-        if index in targets:
-            parts["uda"], rest = misc.split_dataset(rest, int(len(rest) * unlabeled), seed)
+        parts, rest = dict[str, Any](), environment
+        for kind, share in zip(("out", "uda") if index in targets else ("out",), shares):
+            parts[kind], rest = misc.split_dataset(rest, int(len(rest) * share), seed)
         for kind, items in {"in": rest, **parts}.items():
             if kind != "uda" or len(items):  # counted from 0, whichever environments they are of
                 found[kind].append((f"env{len(found[kind])}_{kind}", index, items))

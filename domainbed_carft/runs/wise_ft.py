@@ -39,43 +39,33 @@ AXES = (  # of splits, of a suite
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check, evaluate all alphas in one pass, write the results, then the weights.
-
-    Each picture is read once, and predicted with the weights of each alpha in turn.
-    """
+    """Check, evaluate all alphas in one pass, write the results, then the weights."""
     alphas, to_save = checked(arguments.alphas, arguments.save)
-    device = data.choose_device(arguments.device)
+    arguments.device = data.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which)
-    folder: Path = arguments.output
-    names = [TABLE, *PLOTS, *map(weights_name, to_save)]
-    if there := [name for name in names if os.path.lexists(folder / name)]:
-        raise CarftError(
-            f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    suite = known.get(arguments.suite) if arguments.suite else None
-    found = on_suites.of_run(suite, opened, arguments.data_dir) if suite else []
+    folder, suite = arguments.output, arguments.suite
+    require_new(folder, [TABLE, *PLOTS, *map(weights_name, to_save)])
+    on_suite = on_suites.of_run(suite, opened, arguments) if suite else None
     splits = [] if suite else data.splits(opened, arguments.data_dir)
-    mixed = Interpolation(opened, device, arguments.original)
+    mixed = Interpolation(opened, arguments.device, arguments.original)
+    folder.mkdir(parents=True, exist_ok=True)
 
-    def logits(x: Tensor) -> Iterator[Tensor]:
+    def predict(x: Tensor) -> Iterator[Tensor]:
         for alpha in alphas:  # in place: a few passes over the weights, and no memory each
             mixed.set(alpha)
             yield mixed.algorithm.predict(x)
 
-    if suite:
-        plan = on_suites.plan_of(opened)
-        of_alphas = on_suites.measured(found, plan, logits, len(alphas), device, arguments)
-        sets = [on_suites.described(suite, found, tallies) for tallies in of_alphas]
-        rows = [{"alpha": a, **on_suites.ends(suite, one), **one} for a, one in zip(alphas, sets)]
+    if on_suite:
+        usual = known.get(suite).usual
+        found = [
+            {"in_domain": one["sets"].get(usual, {}).get("accuracy"), "out_of_domain": one["mean"]}
+            | one
+            for one in on_suite(predict, len(alphas))
+        ]
     else:
-        classes = len(opened.classes)
-        tallies = {alpha: [evaluating.Tally(classes) for _ in splits] for alpha in alphas}
-        with torch.no_grad():
-            for number, x, y in data.batches(splits, arguments.batch_size, arguments.workers):
-                for alpha, found_logits in zip(alphas, logits(x.to(device))):
-                    tallies[alpha][number].add(found_logits, y)
-        rows = summarise(splits, tallies)
+        how = predict, arguments, len(alphas), len(opened.classes)
+        found = [summary(splits, tallies) for tallies in evaluating.tallied(splits, *how)]
+    rows = [{"alpha": alpha, **one} for alpha, one in zip(alphas, found)]
     document = {
         "run": str(opened.path),
         "algorithm": opened.args["algorithm"],
@@ -88,21 +78,17 @@ def run(arguments: argparse.Namespace) -> None:
     title = f"{document['algorithm']} on {document['dataset']}"
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
-        _plot(rows, title, folder, AXES[suite is not None])
+        _plot(rows, title, folder, AXES[bool(suite)])
+    # Of a run that is itself between: how far it is from the original to the fine-tuned.
     reached = opened.hparams["wise_alpha"] if opened.alpha is None else opened.alpha
     for alpha in to_save:
         mixed.set(alpha)
-        content = {
-            **opened.content,
-            "model_dict": mixed.state(),
-            # Of a run that is itself between: how far it is from the original to the fine-tuned.
-            "wise_ft_alpha": alpha * reached,
-            "wise_ft_step": opened.step,
-        }
+        content = {**opened.content, "model_dict": mixed.state()}
+        content |= {"wise_ft_alpha": alpha * reached, "wise_ft_step": opened.step}
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
     print(f"{shown(title)}: alpha 0 is the original CLIP, alpha 1 the run")
     if suite:
-        print(on_suites.as_rows("alpha", {f"{row['alpha']:g}": row for row in rows}, suite))
+        print(on_suites.as_rows("alpha", {f"{row['alpha']:g}": row for row in rows}))
         for row in rows:
             about = {**on_suites.facts_of(opened), "wise_ft_alpha": row["alpha"] * reached}
             on_suites.keep(opened.path, {**about, **row})
@@ -113,27 +99,28 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
 
 
-def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
-    """``--alphas``, sorted, and those of them that ``--save`` names.
+def require_new(folder: Path, names: Iterable[str]) -> None:
+    """Raise CarftError if one of the files is in the folder."""
+    if there := [name for name in names if os.path.lexists(folder / name)]:
+        raise CarftError(
+            f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
+        )
 
-    Raises CarftError for alphas outside of [0, 1] or given twice, and for others to save.
-    """
+
+def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
+    """``--alphas``, sorted, and those of them that ``--save`` names; CarftError for others."""
     found = sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
     listed = " ".join(f"{alpha:g}" for alpha in found)
     if not all(0 <= alpha <= 1 for alpha in found) or len(set(found)) < len(found):
-        raise CarftError(
-            f"--alphas {listed}: expected different numbers from 0 (the original CLIP) to 1 (the "
-            "run)"
-        )
-    names = {"all": found, "none": []}
-    if len(save) == 1 and save[0] in names:
-        return found, names[save[0]]
+        told = "expected different numbers from 0 (the original CLIP) to 1 (the run)"
+        raise CarftError(f"--alphas {listed}: {told}")
+    if save in (["all"], ["none"]):
+        return found, found if save == ["all"] else []
     try:
         return found, sorted({found[found.index(float(word))] for word in save})
     except ValueError:
-        raise CarftError(
-            f"--save {' '.join(save)}: expected all, none, or some of --alphas {listed}"
-        ) from None
+        told = f"expected all, none, or some of --alphas {listed}"
+        raise CarftError(f"--save {' '.join(save)}: {told}") from None
 
 
 def weights_name(alpha: float) -> str:
@@ -145,9 +132,8 @@ def weights_name(alpha: float) -> str:
 class Interpolation:
     """A run's algorithm, which can be set to any point between the original and the run.
 
-    ``original`` is the file of the CLIP that the run started from, needed unless that is a
-    published one. Raises CarftError for CLIPZeroShot, FLYP and a random head, and as
-    `saved.original_clip`.
+    ``original``: as of `saved.original_clip`. Raises CarftError for CLIPZeroShot, FLYP and a random
+    head, and as that.
     """
 
     def __init__(
@@ -158,16 +144,15 @@ class Interpolation:
             "CLIPZeroShot": "which trains nothing; expected one that does",
             "FLYP": "whose head is made by its text encoder; set wise_alpha before training",
         }
+        if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
+            unfit[name] = (
+                "which started from a random head; expected one with head_init 'zero-shot'"
+            )
         if name in unfit:
             raise CarftError(f"{run.path} is a run of {name}, {unfit[name]}")
-        if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
-            raise CarftError(
-                f"{run.path} started from a random head, which has no original; expected a run "
-                "with head_init 'zero-shot'"
-            )
-        clip_model = saved.original_clip(run, original)
-        words = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
-        start = {f"encoder.{k}": v for k, v in clip_model.model.visual.state_dict().items()}
+        clip = saved.original_clip(run, original)
+        words = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
+        start = {f"encoder.{k}": v for k, v in clip.model.visual.state_dict().items()}
         factor = float(run.algorithm.logit_scale / run.algorithm.head_factor)
         start["head.weight"] = factor * objective.zero_shot_weights(words).classes
         start["head.bias"] = torch.zeros(len(run.classes))
@@ -192,26 +177,19 @@ class Interpolation:
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the state dict as it is set now, on the CPU."""
-        state = self.algorithm.state_dict()
-        return {name: value.detach().cpu().clone() for name, value in state.items()}
+        return {k: v.detach().cpu().clone() for k, v in self.algorithm.state_dict().items()}
 
 
-def summarise(
-    splits: Sequence[data.Split], tallies: Mapping[float, Sequence[evaluating.Tally]]
-) -> list[dict[str, Any]]:
-    """For each alpha the accuracies, as shares of 1, by split and in the two means of the plot.
+def summary(splits: Sequence[data.Split], tallies: Sequence[evaluating.Tally]) -> dict[str, Any]:
+    """The accuracies, as shares of 1, by split and in the two means of the plot.
 
     ``in_domain``: over the out-splits of the training environments; ``out_of_domain``: over the
     in-splits of the test environments. None where there is none.
     """
-    rows = []
-    for alpha, counts in tallies.items():
-        found = {split.name: tally.accuracy for split, tally in zip(splits, counts)}
-        inner = [found[s.name] for s in splits if not s.is_target and s.name.endswith("_out")]
-        outer = [found[s.name] for s in splits if s.is_target and s.name.endswith("_in")]
-        means = {"in_domain": _mean(inner), "out_of_domain": _mean(outer)}
-        rows.append({"alpha": alpha, **means, "splits": found})
-    return rows
+    found = {split.name: tally.accuracy for split, tally in zip(splits, tallies)}
+    inner = [found[s.name] for s in splits if not s.is_target and s.name.endswith("_out")]
+    outer = [found[s.name] for s in splits if s.is_target and s.name.endswith("_in")]
+    return {"in_domain": _mean(inner), "out_of_domain": _mean(outer), "splits": found}
 
 
 def _mean(accuracies: Sequence[float | None]) -> float | None:
@@ -220,12 +198,12 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
 
 
 def _plot(
-    points: Sequence[dict[str, Any]], title: str, folder: Path, labels: tuple[str, str]
+    points: Sequence[Mapping[str, Any]], title: str, folder: Path, labels: tuple[str, str]
 ) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
     places = [(100 * point["in_domain"], 100 * point["out_of_domain"]) for point in points]
     axes.plot(*zip(*places), color="#0072B2", marker="o", markersize=5)
     ends = {0.0: " (original CLIP)", 1.0: " (the run)"}
@@ -233,11 +211,8 @@ def _plot(
         label = f"{point['alpha']:g}{ends.get(point['alpha'], '')}"
         axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
     axes.margins(0.1)
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    axes.set_title(
-        f"{title}: weights (1 - α) original + α fine-tuned", fontsize=10, parse_math=False
-    )
+    words = f"{title}: weights (1 - α) original + α fine-tuned"
+    axes.set_title(words, fontsize=10, parse_math=False)
     for name in PLOTS:
         kind = name.rpartition(".")[2]
         metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes

@@ -6,7 +6,6 @@ The lists are ``assets/suites/imagenet.json`` and ``assets/class_names/imagenet.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -20,12 +19,10 @@ from domainbed_carft.data.benchmarks import ASSETS, Source, suite_lists
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites.sets import Folders, Suite, TestSet
 
-_FILES = (
-    "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json",
-    "pytorch_to_imagenet_2012_id.json", "imagenet_to_label_2012_v2",
-)  # fmt: skip
+ALL = range(1000)
 
 
+@functools.cache
 def _sets() -> Any:
     return json.loads((ASSETS / "suites" / "sets.json").read_text(encoding="utf-8"))
 
@@ -43,7 +40,6 @@ def class_names() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-@functools.cache
 def facts() -> dict[str, dict[str, Any]]:
     """What is known of each test set, by its name."""
     return {one["name"]: one for one in _sets()["sets"]}
@@ -64,74 +60,29 @@ def suite() -> Suite:
 
 
 def _set(fact: dict[str, Any]) -> TestSet:
-    lists = suite_lists()
     rule = fact["labels"]
-    if rule == "objectnet":
-        groups = lists[rule]
-        classes = tuple(sorted(groups))
-        labels = {name: label for label, name in enumerate(classes)}
-    else:
-        wanted = lists[rule].split() if rule in ("imagenet-a", "imagenet-r") else range(1000)
-        places = [*map(int, wanted)]
-        classes = tuple(ids()[place] for place in places)
-        groups = {name: [place] for name, place in zip(classes, places)}
-        labels = {name: label for label, name in enumerate(classes)}
-        if rule == "numbers":  # never sorted as text, which puts 10 before 2
-            numbers = [(form.format(n), n) for form in ("{}", "{:04}") for n in range(1000)]
-            labels = {**dict(numbers), **labels}
-    find = Folders(tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"))
-    if rule == "objectnet":
-        find = dataclasses.replace(find, more=True, check=mapped_otherwise)
+    groups: dict[str, list[int]] = dict(sorted(suite_lists()["objectnet"].items()))
+    if rule != "objectnet":
+        some = rule in ("imagenet-a", "imagenet-r")
+        groups = {ids()[n]: [n] for n in map(int, suite_lists()[rule].split() if some else ALL)}
+    labels = {name: label for label, name in enumerate(groups)}
+    if rule == "numbers":  # never sorted as text, which puts 10 before 2
+        labels = {form.format(n): n for form in ("{}", "{:04}") for n in ALL} | labels
     return TestSet(
         name=fact["name"],
-        classes=classes,
-        groups=tuple(tuple(groups[name]) for name in classes),
-        find=find,
+        classes=tuple(groups),
+        groups=tuple(map(tuple, groups.values())),
+        find=Folders(
+            tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"), rule == "objectnet"
+        ),
         shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
     )
 
 
-def joined(mappings: Path) -> dict[str, list[int]]:
-    """ObjectNet's folder -> sorted ids, from the four files of its archive.
-
-    Folder, label, ImageNet's names, number of the line with the name, class with that number.
-    Raises OSError, ValueError or LookupError for files that are not these.
-    """
-    labels, names, numbers = (
-        json.loads((mappings / file).read_text(encoding="utf-8")) for file in _FILES[:3]
-    )
-    lines = (mappings / _FILES[3]).read_text(encoding="utf-8").splitlines()
-    place = {number: int(index) for index, number in numbers.items()}
-    index = {line.strip(): place[number] for number, line in enumerate(lines)}
-    return {
-        folder: sorted(index[name] for name in names[label].split("; "))
-        for folder, label in labels.items()
-        if label in names
-    }
-
-
-def mapped_otherwise(root: Path) -> list[str]:
-    """A sentence if the ``mappings`` beside ``root`` join classes otherwise than ours."""
-    mappings = root.parent / "mappings"
-    if not mappings.is_dir():
-        return []
-    try:
-        same = joined(mappings) == suite_lists()["objectnet"]
-    except (OSError, ValueError, LookupError, AttributeError):
-        same = False
-    return [] if same else [f"{mappings} does not join its folders to ImageNet's classes as known"]
-
-
-# `carft data`: is a copy complete, and how is one come by
-
-
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.Report:
-    """What is found of the test set ``name``; its problems are what makes it incomplete.
-
-    Raises CarftError where there is no folder.
-    """
-    (one,) = (one for one in suite().sets if one.name == name)
+    """What is found of the test set ``name``. Raises CarftError where there is no folder."""
+    one = next(one for one in suite().sets if one.name == name)
     if data_dir is None:
         raise CarftError(f"{name} needs --data_dir, the folder that contains it")
     found = one.find(data_dir)
@@ -139,11 +90,8 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
         raise CarftError(f"{name}: {'; '.join(found.problems)}. {terms(name)}")
     of_label = Counter(label for _, label in found.samples)
     counts = {name: {c: of_label[label] for label, c in enumerate(one.classes)}}
-    edition = None if found.problems else "as published"
-    notes = [terms(name)]
-    report = verification.Report(
-        name, found.root, counts, found.problems, [], notes, edition, decode
-    )
+    how = [terms(name)], None if found.problems else "as published", decode
+    report = verification.Report(name, found.root, counts, found.problems, [], *how)
     return verification.judged(report, [os.path.relpath(p, found.root) for p, _ in found.samples])
 
 
@@ -164,12 +112,7 @@ def download(
     sources = [Source(**one) for one in fact["sources"]]
 
     def prepare(unpacked: Path, ready: Path) -> None:
-        inner = [path for path in unpacked.iterdir() if path.is_dir()]
-        if len(inner) != 1:
-            raise CarftError(
-                f"{sources[0].file} has {len(inner)} folders, expected one; it is another archive"
-            )
-        inner[0].rename(ready)
+        next(filter(Path.is_dir, unpacked.iterdir()), unpacked).rename(ready)
 
     place = data_dir / fact["folders"][0]
     return downloading.install(name, place, sources, prepare, verify, fetch)

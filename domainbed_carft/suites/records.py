@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -38,15 +39,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
     Lines that are cut off or another's are left out.
     """
-    try:
-        lines = (folder / FILE).read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
+    path = folder / FILE
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in lines:
-        try:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, LookupError, TypeError):
             record = parsing.parse_json(line)
             found[tuple(record[key] for key in KEY)] = record
-        except (ValueError, LookupError, TypeError):
-            continue
     return list(found.values())

@@ -52,9 +52,8 @@ class Suite:
     """Test sets for models of the same ``classes``, names in label order as a run records them.
 
     ``contexts``: the templates of a CLIP without a run, as the hparam. ``left_out``: the set
-    without which a second mean is formed, "" for none. ``embedded``: whether the pictures are in
-    the package, so that ``find`` needs no folder of the user's. ``published``: CLIP -> set ->
-    zero-shot accuracy in percent; ``source`` says where from.
+    without which a second mean is formed, "" for none. ``published``: CLIP -> set -> zero-shot
+    accuracy in percent; ``source`` says where from.
     """
 
     name: str
@@ -62,21 +61,24 @@ class Suite:
     sets: tuple[TestSet, ...]
     contexts: str = "imagenet"
     left_out: str = ""
-    embedded: bool = False
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     source: str = ""
 
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
         """The mean of the shifts, and without ``left_out``; None where one of them is missing."""
         shifts = [one.name for one in self.sets if one.shifted]
-        parts = {"mean": shifts}
-        parts["mean_without_objectnet"] = [n for n in shifts if n != self.left_out]
+        without = [name for name in shifts if name != self.left_out] if self.left_out else []
         found: dict[str, float | None] = {}
-        for key, names in parts.items():
+        for key, names in {"mean": shifts, "mean_without_objectnet": without}.items():
             values = [value for n in names if (value := accuracies.get(n)) is not None]
             whole = len(values) == len(names) > 0
             found[key] = sum(values) / len(values) if whole else None
-        return found if self.left_out else {**found, "mean_without_objectnet": None}
+        return found
+
+    @property
+    def usual(self) -> str:
+        """The set in distribution, "" for none."""
+        return next((one.name for one in self.sets if not one.shifted), "")
 
     @property
     def titles(self) -> dict[str, str]:
@@ -93,7 +95,7 @@ class Folders:
     ``places`` are the folders to look for below the data folder, of which the first with a class
     folder counts. ``labels``: name of a class folder -> label. ``pictures``: how many a complete
     copy has, and how many of ``each`` class, if known. ``more``: whether a complete copy has
-    folders of other classes, which are not read. ``check(root)``: further problems.
+    folders of other classes, which are not read.
     """
 
     places: tuple[str, ...]
@@ -101,7 +103,6 @@ class Folders:
     pictures: int
     each: int | None = None
     more: bool = False
-    check: Callable[[Path], list[str]] = lambda root: []
 
     def __call__(self, data_dir: Path) -> Found:
         """Lists the folders; their files are not opened."""
@@ -113,27 +114,23 @@ class Folders:
         root = next((p for p in there if self.labels.keys() & {*os.listdir(p)}), there[0])
         found = listing.of_classes(root, self.labels if self.more else None)
         (counts,) = found.counts.values()
-        of_label = Counter({label: 0 for label in self.labels.values()})
-        for name, pictures in counts.items():
-            if name in self.labels:
-                of_label[self.labels[name]] += pictures
+        samples = [
+            (str(root / path), self.labels[name])
+            for path in found.pictures
+            if (name := path.partition("/")[0]) in self.labels
+        ]
+        of_label = Counter(label for _, label in samples)
         names = {label: name for name, label in reversed(self.labels.items())}
         problems = found.problems
-        if empty := [names[label] for label, n in of_label.items() if not n]:
+        if empty := [names[k] for k in sorted(names) if not of_label[k]]:
             problems.append(
                 f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
                 f"folders {listed(empty)}"
             )
         if strange := [name for name in counts if name not in self.labels]:
             problems.append(f"the folders {listed(strange)} are no classes of it")
-        total = of_label.total()
-        if total != self.pictures:
-            problems.append(f"{total:,} pictures, expected {self.pictures:,}")
-        elif self.each and (odd := [names[k] for k, n in of_label.items() if n != self.each]):
+        if len(samples) != self.pictures:
+            problems.append(f"{len(samples):,} pictures, expected {self.pictures:,}")
+        elif self.each and (odd := [names[k] for k in sorted(names) if of_label[k] != self.each]):
             problems.append(f"not {self.each} pictures in the folders {listed(odd)}")
-        samples = [
-            (str(root / path), self.labels[name])
-            for path in found.pictures
-            if (name := path.partition("/")[0]) in self.labels
-        ]
-        return Found(root, samples, [*problems, *self.check(root)])
+        return Found(root, samples, problems)
