@@ -1,7 +1,6 @@
 """What a host hands over: hparams of every kind, pictures, minibatches."""
 
 import pytest
-import torch
 from domainbed import algorithms
 
 from domainbed_carft.errors import CarftError
@@ -96,14 +95,3 @@ def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):
     arguments.allow(["resnet18"])
     arguments.check((3, 32, 32), values)
     assert capsys.readouterr().out == ""
-
-
-def test_pictures_and_labels_in_both_shapes():
-    xs, ys = [torch.ones(2, 3), torch.zeros(1, 3)], [torch.tensor([0, 1]), torch.tensor([2])]
-    pairs = list(zip(xs, ys))
-    for minibatches, more in ((pairs, {"step": 3}), (None, {"x": xs, "y": ys, "step": 3})):
-        got_x, got_y = arguments.pictures_and_labels(minibatches, more)
-        assert torch.equal(torch.cat(got_x), torch.cat(xs))
-        assert torch.equal(torch.cat(got_y), torch.cat(ys))
-    with pytest.raises(CarftError, match=r"\['step', 'x'\]; expected update\(minibatches\)"):
-        arguments.pictures_and_labels(None, {"x": xs, "step": 3})

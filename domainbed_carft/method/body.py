@@ -24,6 +24,7 @@ from domainbed_carft.method.frozen import encode
 from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
 
+Minibatches = Sequence[tuple[Tensor, Tensor]]
 ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
 
 
@@ -58,8 +59,7 @@ class CLIPAlgorithm(Algorithm):
         self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
-        divides = hasattr(Algorithm, "indivisible")  # our harness a batch among processes
-        arguments.check(input_shape, hparams, type(self).__name__, divides)
+        arguments.check(input_shape, hparams, type(self).__name__)
         hparams["amp"] = settled_amp(hparams["amp"])
         super().__init__(input_shape, num_classes, num_domains, hparams)
         normalisation = arguments.checked_data(hparams)  # before anything takes time
@@ -203,7 +203,7 @@ class CLIPAlgorithm(Algorithm):
         return self
 
     def update(
-        self, minibatches: arguments.Minibatches | None = None, unlabeled: Any = None, **more: Any
+        self, minibatches: Minibatches | None = None, unlabeled: Any = None, **more: Any
     ) -> dict[str, float]:
         """One training step on (x, y) of each training environment.
 
@@ -216,7 +216,8 @@ class CLIPAlgorithm(Algorithm):
         the steps on which they measure the drift (hparam ``drift_every``), FLYP and the first phase
         of LP-FT never.
         """
-        measured = self.step_on_device([*zip(*arguments.pictures_and_labels(minibatches, more))])
+        pairs = [*zip(more["x"], more["y"])] if minibatches is None else minibatches
+        measured = self.step_on_device(pairs)
         return dict(zip(measured, torch.stack([*measured.values()]).tolist()))  # waits once for all
 
     def indivisible(self) -> str:
@@ -225,7 +226,7 @@ class CLIPAlgorithm(Algorithm):
             return "its encoder has dropout, which each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
 
-    def step_on_device(self, minibatches: arguments.Minibatches) -> dict[str, Tensor]:
+    def step_on_device(self, minibatches: Minibatches) -> dict[str, Tensor]:
         """``update`` without waiting for the device: its values are scalar tensors there."""
         if self.restored:
             raise CarftError(
