@@ -185,8 +185,15 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
             "since a pass has each picture once, and in any host but this package's harness, which "
             "alone draws so"
         )
-    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.protocol)
-    print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")
+    wanted, followed = hparams["protocol"], seen.protocol
+    if wanted != followed and (wanted, followed) != ("domainbed", "host"):  # a fork's own
+        raise CarftError(
+            f"protocol is {wanted!r}, but this data set keeps its own transforms ({followed}). "
+            "Only this package's data sets and MultipleEnvironmentImageFolder with test_envs and "
+            "hparams can follow another protocol. Leave protocol at 'domainbed'"
+        )
+    hparams["protocol"] = followed
+    print(f"CLIP protocol: {followed} ({pictures.PROTOCOLS[followed]})")
     mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
     return mean, std
