@@ -272,7 +272,7 @@ def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_
     make(random_tiny)
     said = capsys.readouterr().out
     assert "is none of OpenAI's files, so QuickGELU and attention heads 64" in said
-    assert "pictures, 28 pixels wide, are resized to the 48 that" in said
+    assert "pictures are resized from 28 to 48 pixels" in said
     backbone.load("tiny")
     assert not capsys.readouterr().out
     folder = tmp_path / "narrow"

@@ -32,9 +32,8 @@ class CLIPAlgorithm(Algorithm):
     """The body shared by our algorithms.
 
     Arguments as DomainBed gives them: ``input_shape`` (3, H, W), ``num_classes``, ``num_domains``
-    and the hparams of ``domainbed_carft.method.hparams``. Raises CarftError for hparams that are
-    unknown, invalid or make no sense together, pictures without three channels, and classes without
-    names.
+    and the hparams of `method.hparams`. Raises CarftError as `arguments.check`, and for classes
+    without names.
 
     The state dict holds the weights that predict, the context weights and the words, but not the
     frozen original: a saved run needs no CLIP to predict again. Where other weights are trained
@@ -73,18 +72,16 @@ class CLIPAlgorithm(Algorithm):
             templates = prompts.contexts_of(hparams)
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
-            digest = prompts.digest(templates, names)
-            arguments.record(hparams, "prompts_digest", digest, "class names or contexts differ")
+            words = prompts.digest(templates, names)
+            arguments.record(hparams, "prompts_digest", words, "class names or contexts differ")
             self.keep_text("words", prompts.as_json(templates, names))
             if clip_model.architecture:
                 self.keep_text("architecture", clip_model.architecture)
             features = backbone.text_features(clip_model, prompts.prompts(templates, names))
-            weights = objective.zero_shot_weights(features)
-            wanted = clip_model.preprocessing
-            if input_shape[-1] != wanted.resolution:
+            weights, wanted = objective.zero_shot_weights(features), clip_model.preprocessing
+            if (pixels := input_shape[-1]) != wanted.resolution:
                 print(
-                    f"CLIP input: the data set's pictures, {input_shape[-1]} pixels wide, are "
-                    f"resized to the {wanted.resolution} that this CLIP reads"
+                    f"CLIP input: pictures are resized from {pixels} to {wanted.resolution} pixels"
                 )
             encoder, scale = clip_model.model.visual, clip_model.logit_scale
             self.set_up(encoder, weights, scale, wanted, normalisation)
@@ -105,18 +102,16 @@ class CLIPAlgorithm(Algorithm):
     ) -> None:  # fmt: skip
         """Build the parts that both training and predicting need; a restored algorithm has no more.
 
-        ``preprocessing``: what the encoder wants; ``normalisation``: the data's, to undo; a saved
-        run has it in its state dict.
+        ``preprocessing``: what the encoder wants; ``normalisation``: the data's, to undo.
         """
-        num_classes, dim = weights.classes.shape
         self.encoder, self.terms = encoder, cast("Terms | None", None)
         self.input = pictures.CLIPInput(preprocessing, *normalisation)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(*weights.classes.T.shape)
         self.head.bias.data.zero_()
         is_random = self.hparams["head_init"] == "random" and self.trains_head
         # Folded, a random or a probed head would hardly move.
-        trains_both = self.trains_encoder and self.trains_head
-        folded = self.hparams["head_scale"] == "folded" and trains_both and not is_random
+        moves = self.trains_encoder and self.trains_head and not is_random
+        folded = self.hparams["head_scale"] == "folded" and moves
         if not is_random:
             self.head.weight.data.copy_(weights.classes * (logit_scale if folded else 1.0))
         self.register_buffer("head_factor", torch.tensor(1.0 if folded else logit_scale))
@@ -167,8 +162,8 @@ class CLIPAlgorithm(Algorithm):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The module's, with the weights that predict.
 
-        Loaded into an algorithm that goes on training, these do not reach what it averages: to
-        predict with a saved state, use `domainbed_carft.runs.saved.open_run`.
+        Loaded into an algorithm that goes on training, these do not reach what it averages: predict
+        with a saved state by `runs.saved.open_run`.
         """
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
@@ -193,8 +188,7 @@ class CLIPAlgorithm(Algorithm):
     def train(self, mode: bool = True) -> CLIPAlgorithm:
         """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
 
-        With the statistics of a batch, the encoder would differ from the original even before the
-        first step, and from the encoder that is evaluated.
+        With those of a batch the encoder would differ from the original before the first step.
         """
         super().train(mode)
         for module in self.encoder.modules():
@@ -208,13 +202,11 @@ class CLIPAlgorithm(Algorithm):
         """One training step on (x, y) of each training environment.
 
         ``minibatches``: a list of (x, y), x (N, 3, H, W), y (N,), one an environment. SWAD's line
-        of forks gives two lists by keyword instead, ``x`` and ``y``. Unlabeled pictures and further
-        keyword arguments are not used.
+        of forks gives two lists by keyword instead, ``x`` and ``y``. More arguments are not used.
 
         Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
-        ``context_agreement`` in [0, 1]. Algorithms without the KL term have the last two only on
-        the steps on which they measure the drift (hparam ``drift_every``), FLYP and the first phase
-        of LP-FT never.
+        ``context_agreement`` in [0, 1]. Without the KL term the last two come only on the steps on
+        which the drift is measured, with FLYP and in the first phase of LP-FT never.
         """
         pairs = [*zip(more["x"], more["y"])] if minibatches is None else minibatches
         measured = self.step_on_device(pairs)
@@ -230,8 +222,7 @@ class CLIPAlgorithm(Algorithm):
         """``update`` without waiting for the device: its values are scalar tensors there."""
         if self.restored:
             raise CarftError(
-                "a restored algorithm can predict but not train, because the file holds no "
-                "optimizer. Train from the start instead"
+                "a restored algorithm can predict but not train: its file holds no optimizer"
             )
         x, y = map(torch.cat, zip(*minibatches))
         learn = self._probe if self.steps_taken < self.lp_steps else self._learn

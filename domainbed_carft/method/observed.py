@@ -1,8 +1,8 @@
 """Facts that the algorithm needs of its data set: class names, normalisation, preset, verdict.
 
-DomainBed passes one hparams object first to the data set, then to the algorithm. It is the key under
-which the data set leaves its facts, so nothing is written into it. Forks whose data sets get no
-hparams are matched by the data set's name.
+DomainBed passes one hparams object first to the data set, then to the algorithm. It is the key
+under which the data set leaves its facts, so nothing is written into it. Forks whose data sets get
+no hparams are matched by the data set's name.
 """
 
 from __future__ import annotations

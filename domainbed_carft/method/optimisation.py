@@ -18,7 +18,7 @@ EMBEDDINGS = {
 def adamw(
     parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
 ) -> torch.optim.AdamW:
-    """AdamW over the named parameters that are trained.
+    """AdamW over the named parameters, all trained.
 
     Weight decay acts on matrices and convolutions, and with ``weight_decay_all`` also on biases,
     norms and embeddings: decay would make these forget, and they cannot overfit. MIRO's variances
@@ -28,11 +28,9 @@ def adamw(
     spared: list[nn.Parameter] = []
     variances: list[nn.Parameter] = []
     for name, parameter in parameters:
-        if name.startswith("terms."):
-            variances.append(parameter)
-        elif parameter.requires_grad:
-            is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
-            (decayed if is_matrix or hparams["weight_decay_all"] else spared).append(parameter)
+        is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
+        kept = decayed if is_matrix or hparams["weight_decay_all"] else spared
+        (variances if name.startswith("terms.") else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": hparams["weight_decay"]},
         {"params": spared, "weight_decay": 0.0},

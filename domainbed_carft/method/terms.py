@@ -54,7 +54,7 @@ class Terms(nn.Module):
             exact = "sp_weight" in counting  # compares weights
             self.original = Frozen(encoder, hparams["original_precision"], exact)
         if "lipsum_weight" in counting:
-            self.random_texts = texts.random_texts(clip_model)
+            self.random_texts = texts.RandomTexts(clip_model)
         if "miro_weight" in counting:
             blank = torch.zeros(1, 3, *[clip_model.preprocessing.resolution] * 2)
             with torch.no_grad():
@@ -161,10 +161,7 @@ class Terms(nn.Module):
     @torch.no_grad()
     def _drift(self, features_0: Tensor, features: Tensor) -> dict[str, Tensor]:
         """How far the distribution over the contexts has moved."""
-        both = (
-            self._logits(features_0, self.context_weights),
-            self._logits(features, self.context_weights),
-        )
+        both = [self._logits(one, self.context_weights) for one in (features_0, features)]
         return {
             "loss_kl": objective.context_kl(*both, self.hparams["kl_direction"]),
             "context_agreement": objective.context_agreement(*both),
@@ -175,5 +172,5 @@ class Terms(nn.Module):
         if self.original is not None:
             self.original.encoder._apply(fn)
         if self.random_texts is not None:
-            self.random_texts.apply(fn)
+            self.random_texts.encoder._apply(fn)
         return self
