@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,29 +35,15 @@ _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "la
 Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
 
 
-class Loaded(NamedTuple):
-    """What `load` finds: fields of `backbone.Backbone`."""
+def load(name: str) -> dict[str, Any]:
+    """Fields of `backbone.Backbone` for ``name``, with PREFIX; in float32 and eval mode on the CPU.
 
-    model: Any
-    path: Path
-    revision: str  # of the hub; "" for none
-    preprocessing: Preprocessing
-    dim: int
-    tokenize: Callable[[Sequence[str]], Tensor]
-    tokenizer: Any
-    architecture: str
-
-
-def load(name: str) -> Loaded:
-    """The checkpoint ``name``, with PREFIX: in float32 and eval mode on the CPU, nothing trainable.
-
-    Raises CarftError for a name that `check` refuses, a failed download, a missing package, files
-    that do not fit each other, values that are not finite, and a model without a single image
-    feature a picture (CoCa, CLAP).
+    Raises CarftError for a name that `check` refuses, a failed download, files that do not fit each
+    other, values that are not finite, and a model without a single image feature a picture (CoCa,
+    CLAP).
     """
     config = configuration(name)
     path = _weights(name)
-    revision = path.parent.name if path.parent.parent.name == "snapshots" else ""
     if path.suffix != ".safetensors":
         weights.load_weights(path)  # refuses what may be code
     image = preprocessing(config)
@@ -75,9 +61,18 @@ def load(name: str) -> Loaded:
             raise ValueError(f"its image encoder gives no feature of {dim} numbers a picture")
     except Exception as error:  # what other files make of open_clip: any type
         raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
-    tokenizer, architecture = _tokenizer(name), json.dumps(config, sort_keys=True)
-    read = functools.partial(tokenize, tokenizer)
-    return Loaded(model, path, revision, image, dim, read, tokenizer, architecture)
+    tokenizer = _tokenizer(name)
+    return {
+        "model": model,
+        "digest": weights.sha256(path),
+        "path": path,
+        "preprocessing": image,
+        "dim": dim,
+        "tokenize": functools.partial(tokenize, tokenizer),
+        "architecture": json.dumps(config, sort_keys=True),
+        "revision": path.parent.name if path.parent.parent.name == "snapshots" else "",
+        "tokenizer": tokenizer,
+    }
 
 
 def package() -> Any:
@@ -93,7 +88,7 @@ def package() -> Any:
 
 
 def check(name: str) -> None:
-    """Raise CarftError for what can be told to be wrong without asking the hub."""
+    """Raise CarftError for what is wrong as far as it shows without asking the hub."""
     package() if name.startswith(PREFIX + HUB) else configuration(name)
 
 
@@ -147,6 +142,8 @@ def image_encoder(config: Config) -> nn.Module:
 
 def checked(config: Any, name: str) -> Config:
     """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
+    import timm
+
     parts = config if isinstance(config, dict) else {}
     model, how = parts.get("model_cfg"), parts.get("preprocess_cfg") or {}
     model = model if isinstance(model, dict) else {}
@@ -158,29 +155,23 @@ def checked(config: Any, name: str) -> Config:
             f"{name} has no image or no text encoder; expected the configuration of a CLIP with "
             "model_cfg, and in it embed_dim, vision_cfg and text_cfg"
         )
-    if "multimodal_cfg" in model or vision.get("output_tokens") or text.get("output_tokens"):
-        raise CarftError(
-            f"{name} is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
-        )
     sizes = [n for n in (model["embed_dim"], *vision.values()) if isinstance(n, (int, float))]
     layers = vision.get("layers", 1)
     depth = sum(layers) if isinstance(layers, list) else layers
     grid = vision.get("image_size", 224), vision.get("patch_size") or 32
     pairs = any(isinstance(one, list) for one in grid)
     positions = 0 if pairs else (grid[0] / grid[1]) ** 2 * vision.get("width", 768)
-    if max(sizes) > _LARGEST or depth > _LAYERS or positions > _POSITIONS:
-        raise CarftError(f"{name} has sizes that no CLIP has: {json.dumps(vision)[:200]}")
-    if tower := vision.get("timm_model_name"):
-        import timm
-
-        if not timm.is_model(tower):  # "hf-hub:..." would be looked up there
-            raise CarftError(f"{name} has an image encoder {tower!r}, which timm does not know")
-    words = text.get("tokenizer_kwargs") or {}
-    if not {*words} <= {"clean", "strip_sep_token", "language"}:
-        raise CarftError(
-            f"{name} has tokenizer_kwargs {words!r}; others than clean, strip_sep_token and "
-            "language may run code and are refused"
-        )
+    words, tower, fault = text.get("tokenizer_kwargs") or {}, vision.get("timm_model_name"), ""
+    if "multimodal_cfg" in model or vision.get("output_tokens") or text.get("output_tokens"):
+        fault = "is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
+    elif max(sizes) > _LARGEST or depth > _LAYERS or positions > _POSITIONS:
+        fault = f"has sizes that no CLIP has: {json.dumps(vision)[:200]}"
+    elif tower and not timm.is_model(tower):  # "hf-hub:..." would be looked up there
+        fault = f"has an image encoder {tower!r}, which timm does not know"
+    elif not {*words} <= {"clean", "strip_sep_token", "language"}:
+        fault = f"has tokenizer_kwargs {words!r}, of which some may run code"
+    if fault:
+        raise CarftError(f"{name} {fault}")
     return {"model_cfg": model, "preprocess_cfg": how}
 
 
@@ -226,14 +217,13 @@ def _of_the_table(open_clip: Any, name: str, tag: str) -> Config:
     trained, computes = (bool(one.get("quick_gelu")) for one in (known, model_cfg))
     right = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
     if trained != computes and right != name:
-        words = {True: "QuickGELU", False: "GELU"}
         raise CarftError(
-            f"the weights {tag!r} were trained with {words[trained]}, but {name!r} computes "
-            f"{words[computes]}, which gives other features; use {PREFIX}{right}/{tag}"
+            f"the weights {tag!r} were trained with another activation than {name!r} computes, "
+            f"which gives other features; use {PREFIX}{right}/{tag}"
         )
-    return {"model_cfg": model_cfg, "preprocess_cfg": {
-        key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known
-    }}  # fmt: skip
+    image = ("mean", "std", "interpolation", "resize_mode")
+    wanted = {key: known[key] for key in image if key in known}
+    return {"model_cfg": model_cfg, "preprocess_cfg": wanted}
 
 
 def _weights(name: str) -> Path:

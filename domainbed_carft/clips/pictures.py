@@ -2,9 +2,7 @@
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), applied by the host
 itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe, and ``wise-ft`` the same with
-the mild crop, and without the flip, of WiSE-FT's recipe for ImageNet (mlfoundations/wise-ft). As in
-upstream, held-out pictures of a training environment also go through the training transform.
-Splits, steps and selection are DomainBed's in all.
+the mild crop, and without the flip, of WiSE-FT's recipe for ImageNet (mlfoundations/wise-ft).
 """
 
 from __future__ import annotations
@@ -118,9 +116,8 @@ class CLIPInput(nn.Module):
     ) -> None:
         super().__init__()
         self.wanted = wanted = Preprocessing(wanted) if isinstance(wanted, int) else wanted
-        theirs, spread, clip_mean, clip_std = (
-            torch.tensor(values, dtype=torch.float32)
-            for values in (mean, std, wanted.mean, wanted.std)
+        theirs, spread, clip_mean, clip_std = map(
+            torch.tensor, (mean, std, wanted.mean, wanted.std)
         )
         # (x * std + mean - clip_mean) / clip_std, folded into one multiplication and one addition
         scale, shift = spread / clip_std, (theirs - clip_mean) / clip_std

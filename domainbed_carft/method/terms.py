@@ -161,10 +161,10 @@ class Terms(nn.Module):
     @torch.no_grad()
     def _drift(self, features_0: Tensor, features: Tensor) -> dict[str, Tensor]:
         """How far the distribution over the contexts has moved."""
-        both = [self._logits(one, self.context_weights) for one in (features_0, features)]
+        before, now = (self._logits(one, self.context_weights) for one in (features_0, features))
         return {
-            "loss_kl": objective.context_kl(*both, self.hparams["kl_direction"]),
-            "context_agreement": objective.context_agreement(*both),
+            "loss_kl": objective.context_kl(before, now, self.hparams["kl_direction"]),
+            "context_agreement": objective.context_agreement(before, now),
         }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Terms:
