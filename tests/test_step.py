@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, device, frozen, hparams, texts
+from domainbed_carft.method import algorithms, frozen, hparams, optimisation, texts
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
 EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"margin": 0.2, "average": "ema"}
@@ -187,13 +187,13 @@ def on_a_gpu(monkeypatch, capability):
 
 
 def test_amp_is_settled_by_the_machine(monkeypatch):
-    assert [device.settled_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+    assert [optimisation.settled_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
     on_a_gpu(monkeypatch, (9, 0))
-    assert [device.settled_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    assert [optimisation.settled_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
     on_a_gpu(monkeypatch, (7, 5))
-    assert [device.settled_amp(v) for v in ("auto", "off")] == ["off", "off"]
+    assert [optimisation.settled_amp(v) for v in ("auto", "off")] == ["off", "off"]
     with pytest.raises(CarftError, match=r"Card with its compute capability 7\.5 does not"):
-        device.settled_amp("bf16")
+        optimisation.settled_amp("bf16")
 
 
 def test_the_record_has_what_amp_was_settled_to(random_tiny):

@@ -16,11 +16,10 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from domainbed_carft.clips import backbone, blocks, pictures
+from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
-from domainbed_carft.method.device import settled_amp
-from domainbed_carft.method.frozen import encode
+from domainbed_carft.method.frozen import arrange, encode
 from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
 
@@ -59,7 +58,7 @@ class CLIPAlgorithm(Algorithm):
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
         arguments.check(input_shape, hparams, type(self).__name__)
-        hparams["amp"] = settled_amp(hparams["amp"])
+        hparams["amp"] = optimisation.settled_amp(hparams["amp"])
         super().__init__(input_shape, num_classes, num_domains, hparams)
         normalisation = arguments.checked_data(hparams)  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
@@ -87,7 +86,7 @@ class CLIPAlgorithm(Algorithm):
             self.set_up(encoder, weights, scale, wanted, normalisation)
             self.set_up_training(clip_model, features)
             if self.trains_encoder:
-                blocks.arrange(self.encoder, self.terms and self.terms.original, hparams)
+                arrange(self.encoder, self.terms and self.terms.original, hparams)
         self.train()
 
     def keep_text(self, name: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""AdamW with its weight decay, and the learning-rate schedule."""
+"""How a step is taken: AdamW, the learning-rate schedule, precision, copies to the device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from domainbed_carft.errors import CarftError
 
 EMBEDDINGS = {
     "class_embedding", "positional_embedding", "token_embedding",
     "cls_token", "pos_embed", "latent",  # timm's
 }  # fmt: skip
+BF16_SINCE = (8, 0)  # the compute capability whose tensor cores multiply bf16
 
 
 def adamw(
@@ -71,3 +74,30 @@ def schedule(
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def settled_amp(wanted: str) -> str:
+    """The hparam ``amp`` that a job trains with on this machine: "off" or "bf16".
+
+    ``auto`` is bf16 on GPUs that compute in it and off on others and on processors. Raises
+    CarftError for bf16 on a GPU that does not.
+    """
+    if wanted == "off" or not torch.cuda.is_available():
+        return "off" if wanted == "auto" else wanted
+    capability = torch.cuda.get_device_capability()
+    if capability >= BF16_SINCE:
+        return "bf16"
+    if wanted == "auto":
+        return "off"
+    raise CarftError(
+        f"amp is 'bf16', which {torch.cuda.get_device_name()} with its compute capability "
+        f"{'.'.join(map(str, capability))} does not compute in; expected 8.0 (A100) or more. Set "
+        "amp to 'off', or go on with a job that began in bf16 on such a card"
+    )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the processor on ``device``, for which the processor does not wait."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.method import anchors, objective, texts
-from domainbed_carft.method.device import sent
 from domainbed_carft.method.frozen import FIRST, Frozen, Seen, encode
+from domainbed_carft.method.optimisation import sent
 from domainbed_carft.method.pieces import Piece
 
 
