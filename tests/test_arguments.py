@@ -31,6 +31,11 @@ def test_all_problems_come_at_once_with_the_valid_names():
         assert part in message
 
 
+def test_clip_reads_rgb():
+    with pytest.raises(CarftError, match=r"shape \(2, 28, 28\), expected \(3, height, width\)"):
+        arguments.check((2, 28, 28), defaults())
+
+
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "DOMAINBED_PROCESSES"])
 def test_a_host_that_does_not_divide_batches_has_one_process(monkeypatch, name):
     """As any checkout's, whose algorithms have no `indivisible`."""
@@ -45,24 +50,19 @@ def test_a_host_that_does_not_divide_batches_has_one_process(monkeypatch, name):
                 CARFT((3, 32, 32), 2, 1, defaults())
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("batch_size", 1.5),
-        ("total_steps", 0),
-        ("weight_decay_all", 1),
-        ("context_scale", "big"),
-        ("class_names", [""]),
-        ("kl_weight", -1),
-        ("lr", float("inf")),
-        ("lr", 10**400),
-        ("warmup_steps", 5001),
-        ("kl_direction", "sideways"),
-    ],
-)
-def test_invalid_values_are_named(name, value):
-    with pytest.raises(CarftError, match=name):
-        arguments.check((3, 32, 32), {**defaults(), name: value})
+def test_invalid_values_are_named():
+    wrong = {
+        "batch_size": 1.5, "total_steps": 0, "weight_decay_all": 1, "context_scale": "big",
+        "class_names": [""], "kl_weight": -1, "lr": float("inf"), "lp_lr": 10**400,
+        "kl_direction": "sideways",
+    }  # fmt: skip
+    with pytest.raises(CarftError) as caught:
+        arguments.check((3, 32, 32), {**defaults(), **wrong})
+    assert all(
+        f"{name} is {value!r}, expected " in str(caught.value) for name, value in wrong.items()
+    )
+    with pytest.raises(CarftError, match="warmup_steps is 5001, expected less than total_steps"):
+        arguments.check((3, 32, 32), {**defaults(), "warmup_steps": 5001})
 
 
 def test_keys_that_a_fork_adds_by_itself_pass():

@@ -216,7 +216,7 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
     ("name", "message"),
     [
         ("ViT-B-61/openai", "did you mean.*ViT-B-16"),
-        ("ViT-B-16/nobody", "has no weights 'nobody' of 'ViT-B-16'; .*laion2b_s34b_b88k"),
+        ("ViT-B-16/nobody", "no tag of open_clip's ViT-B-16 is called 'nobody'.*laion2b_s34b_b88k"),
         ("local-dir:nowhere", "nowhere has no open_clip_config.json"),
     ],
 )

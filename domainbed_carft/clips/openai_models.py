@@ -53,9 +53,6 @@ def read(path: Path, digest: str) -> Any:
     try:
         if len(state) > MOST_TENSORS:
             raise ValueError(f"it has {len(state)} tensors")
-        for key, value in state.items():
-            if not torch.isfinite(value).all():
-                raise ValueError(f"{key!r} contains NaN or infinity")
         for key in ("visual.class_embedding", "visual.attnpool.c_proj.weight", "ln_final.weight"):
             if key in state and (width := state[key].shape[-1]) % 64:
                 raise ValueError(

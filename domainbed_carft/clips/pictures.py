@@ -48,13 +48,13 @@ class Preprocessing(NamedTuple):
 
 # The presets of the hparam `protocol`, in words; `protocol` has them as transforms.
 PROTOCOLS = {
-    "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squeezed "
-    "to a square",
+    "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squashed",
     "clip": "training: crop of 70 to 100%, flip; test: the model's own, of CLIP the shorter side "
     "resized (bicubic), then cropped to the central square",
     "wise-ft": "training: crop of 90 to 100%; test: as clip",
     "host": "this DomainBed's own transforms, which differ from upstream's",
 }
+PRESETS = ("domainbed", "clip", "wise-ft")
 
 
 def transform(
@@ -92,9 +92,6 @@ def _clip(size: int, augment: bool, mild: bool, interpolation: str, resize: str)
         return [transforms.Resize(size, how), transforms.CenterCrop(size), *normalise]
     crop = transforms.RandomResizedCrop(size, (0.9 if mild else 0.7, 1.0), interpolation=how)
     return [crop, *([] if mild else [transforms.RandomHorizontalFlip()]), *normalise]
-
-
-PRESETS = ("domainbed", "clip", "wise-ft")
 
 
 class CLIPInput(nn.Module):

@@ -226,10 +226,7 @@ HPARAMS: tuple[Hparam, ...] = (
     _weight("lipsum_weight", "LipsumFT", 1.0, -1, 1),
     _count("lipsum_texts", 80, 1),
     Hparam(
-        "lipsum_length",
-        8,
-        lambda v: type(v) is int and 1 <= v <= 75,
-        "a whole number from 1 to 75, since CLIP reads 77 tokens",
+        "lipsum_length", 8, lambda v: type(v) is int and 0 < v < 76, "a whole number from 1 to 75"
     ),
     _weight("miro_weight", "CLIPMIRO", 1.0, -2, 0),
 )

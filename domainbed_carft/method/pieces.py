@@ -32,11 +32,6 @@ class Piece:
         """The labels of this piece's pictures."""
         return self.labels[self.place]
 
-    @property
-    def share(self) -> float:
-        """The piece's pictures over the batch's: its weight in a mean over pictures."""
-        return (self.place.stop - self.place.start) / self.whole
-
     def once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
         """What ``draw`` gives, which only the step's first piece calls."""
         if name not in self.drawn:
@@ -62,10 +57,10 @@ def accumulated(
     """Add up the gradients of a ``batch`` of pictures ``x``; the parts of its loss."""
     found: dict[str, Tensor] = {}
     for piece in batch:
-        parts = loss(x[piece.place], piece)
+        parts, share = loss(x[piece.place], piece), len(piece.own) / piece.whole
         if parts["loss"].requires_grad:
-            (parts["loss"] * piece.share).backward()
-        shares = {name: part.detach() * piece.share for name, part in parts.items()}
+            (parts["loss"] * share).backward()
+        shares = {name: part.detach() * share for name, part in parts.items()}
         found = {name: found[name] + s if name in found else s for name, s in shares.items()}
     return found
 
