@@ -6,12 +6,12 @@ import itertools
 import pytest
 import torch
 from domainbed.lib import algorithm_state
-from test_algorithms import dumped, make, minibatches, train
+from test_algorithms import make, minibatches, reopened, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import averages, hparams, objective, prompts
-from domainbed_carft.runs import export, saved, wise_ft
+from domainbed_carft.runs import export, wise_ft
 
 TERMS = {
     "CLIPL2SP": "sp", "CLIPFeatureDistillation": "fd", "LDIFS": "ldifs", "LipsumFT": "lipsum",
@@ -54,8 +54,7 @@ def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_pat
     algorithm = make(random_tiny, head_scale="folded")
     start = logits(algorithm)
     train(algorithm, 2)
-    (tmp_path / "model.pkl").write_bytes(dumped(algorithm).getbuffer())
-    run = saved.open_run(tmp_path / "model.pkl")
+    run = reopened(algorithm, tmp_path)
     assert torch.equal(run.algorithm.predict(PICTURES), logits(algorithm))
     head = export._head(run)
     unit = torch.nn.functional.normalize(algorithm.features(PICTURES), dim=-1)
@@ -188,8 +187,7 @@ def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
     algorithm = make(random_tiny, "FLYP")
     torch.testing.assert_close(logits(algorithm), logits(make(random_tiny, "CLIPZeroShot")))
     train(algorithm, 2)
-    (tmp_path / "model.pkl").write_bytes(dumped(algorithm, "FLYP").getbuffer())
-    run = saved.open_run(tmp_path / "model.pkl")
+    run = reopened(algorithm, tmp_path)
     export.export(run, tmp_path / "clip.pt", original=str(random_tiny))
     clip_model = backbone.load(str(tmp_path / "clip.pt"))
     texts = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
@@ -297,8 +295,7 @@ def test_flyp_reads_its_words_anew_when_its_weights_have_changed(random_tiny):
 def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_path):
     made = make(random_tiny, "CLIPWiSEFT")
     train(made, 2)
-    (tmp_path / "model.pkl").write_bytes(dumped(made, "CLIPWiSEFT").getbuffer())
-    run = saved.open_run(tmp_path / "model.pkl")
+    run = reopened(made, tmp_path)
     mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
     mixed.set(0.5)
     quarter = {n: torch.lerp(s, p, 0.25) for (n, p), s in zip(

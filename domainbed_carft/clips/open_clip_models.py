@@ -211,7 +211,7 @@ def _weights(name: str) -> Path:
     if place.startswith((LOCAL, HUB)):
         return _file(name, _WEIGHTS)
     known = open_clip.get_pretrained_cfg(*place.partition("/")[::2])
-    return _downloaded(name, lambda: open_clip.download_pretrained(known))
+    return Path(_of_the_hub(name, "weights", lambda: open_clip.download_pretrained(known)))
 
 
 def _file(name: str, names: Sequence[str]) -> Path:
@@ -227,17 +227,18 @@ def _file(name: str, names: Sequence[str]) -> Path:
     from open_clip.pretrained import download_pretrained_from_hf as download
 
     file = names[0] if len(names) == 1 else None  # which looks for all of them
-    return _downloaded(name, lambda: download(place.removeprefix(HUB), filename=file))
+    found = _of_the_hub(name, names[0], lambda: download(place.removeprefix(HUB), filename=file))
+    return Path(found)
 
 
-def _downloaded(name: str, download: Callable[[], str]) -> Path:
+def _of_the_hub(name: str, what: str, ask: Callable[[], Any]) -> Any:
     try:
-        return Path(download())
-    except Exception as error:  # of the hub's client, a dozen types
+        return ask()
+    except Exception as error:  # of the hub's client and transformers, a dozen types
         raise PassingError(
-            f"{name!r} could not be downloaded ({brief(error)}). On a machine with internet access "
-            "load it once and copy the hub's cache (HF_HOME), or save it as a folder and use "
-            f"{PREFIX}{LOCAL}FOLDER"
+            f"{what} of {name!r} could not be loaded ({brief(error)}). On a machine with internet "
+            "access load it once and copy the hub's cache (HF_HOME), or save it as a folder for "
+            f"{PREFIX}{LOCAL}FOLDER. SigLIP's needs pip install transformers sentencepiece"
         ) from error
 
 
@@ -255,11 +256,4 @@ def _built(config: Config) -> Any:
 def _tokenizer(name: str) -> Any:
     place = name.removeprefix(PREFIX)
     source = place if place.startswith((LOCAL, HUB)) else place.partition("/")[0]
-    try:
-        return package().get_tokenizer(source)
-    except Exception as error:  # of the hub's client and transformers, a dozen types
-        raise PassingError(
-            f"the tokenizer of {name!r} could not be loaded ({brief(error)}). SigLIP's needs pip "
-            f"install transformers sentencepiece, and comes from the hub, or for {LOCAL} from that "
-            "folder"
-        ) from error
+    return _of_the_hub(name, "the tokenizer", lambda: package().get_tokenizer(source))

@@ -66,40 +66,38 @@ def transform(
     """
     if protocol in PRESETS[1:]:
         how = preprocessing.split()[1:] or ("bicubic", "shortest")
-        return transforms.Compose(_clip(size, augment, protocol == "wise-ft", *how))
-    return transforms.Compose(_domainbed(size, augment))
+        steps, normalised = _clip(size, augment, protocol == "wise-ft", *how), (CLIP_MEAN, CLIP_STD)
+    else:
+        steps, normalised = _domainbed(size, augment), IMAGENET
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*normalised)])
 
 
 def _domainbed(size: int, augment: bool) -> list[Any]:
-    normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     if not augment:
-        return [transforms.Resize((size, size)), *normalise]
+        return [transforms.Resize((size, size))]
     return [
         transforms.RandomResizedCrop(size, scale=(0.7, 1.0)),
         transforms.RandomHorizontalFlip(),
         transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
         transforms.RandomGrayscale(),
-        *normalise,
     ]
 
 
 def _clip(size: int, augment: bool, mild: bool, interpolation: str, resize: str) -> list[Any]:
-    normalise = [transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
     how = INTERPOLATIONS[interpolation]
-    if not augment:
-        if resize == "squash":
-            return [transforms.Resize((size, size), how), *normalise]
-        return [transforms.Resize(size, how), transforms.CenterCrop(size), *normalise]
-    crop = transforms.RandomResizedCrop(size, (0.9 if mild else 0.7, 1.0), interpolation=how)
-    return [crop, *([] if mild else [transforms.RandomHorizontalFlip()]), *normalise]
+    if augment:
+        crop = transforms.RandomResizedCrop(size, (0.9 if mild else 0.7, 1.0), interpolation=how)
+        return [crop, *([] if mild else [transforms.RandomHorizontalFlip()])]
+    if resize == "squash":
+        return [transforms.Resize((size, size), how)]
+    return [transforms.Resize(size, how), transforms.CenterCrop(size)]
 
 
 class CLIPInput(nn.Module):
     """From the data set's pictures to the model's: undo one normalisation, resize, apply the other.
 
     (N, 3, H, W) of any size, ``mean`` and ``std`` as the data set applied them -> (N, 3, R, R), as
-    ``wanted``, OpenAI's if it is a number, R in pixels. Both normalisations are in the state dict,
-    since a saved run predicts without its data set.
+    ``wanted``, OpenAI's if it is a number, R in pixels. Both are in the state dict.
     """
 
     scale: Tensor

@@ -108,21 +108,15 @@ def encode(
     seen: Seen = {}
     with contextlib.ExitStack() as stack:
         for method in methods:
-            modules = places(encoder, method)
-            seen[method] = stack.enter_context(recorded(encoder, modules))
-        stack.enter_context(
-            torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16)
-        )
-        features: Tensor = encoder(pictures)
+            seen[method] = stack.enter_context(recorded(encoder, places(encoder, method)))
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
+            features: Tensor = encoder(pictures)
     return features.float(), seen
 
 
 def arrange(encoder: nn.Module, original: Any, hparams: Mapping[str, Any]) -> None:
-    """Have the blocks computed as the hparams ask for.
-
-    ``compile_blocks``: by torch.compile, those of ``original.encoder``, too, if there is one.
-    ``checkpoint_blocks``: of the ``encoder`` keep only what goes into each, and compute it anew for
-    gradients.
+    """Have the blocks computed as ``compile_blocks`` (also ``original``'s) and
+    ``checkpoint_blocks`` (kept is only what goes into each) ask for.
 
     Raises CarftError for an encoder that is not made of blocks, and for a torch that is too old.
     """

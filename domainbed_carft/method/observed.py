@@ -8,8 +8,7 @@ no hparams are matched by the data set's name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from domainbed_carft.data.verify import Report
 from domainbed_carft.errors import CarftError
@@ -17,8 +16,7 @@ from domainbed_carft.errors import CarftError
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a channel, of [0, 1]
 
 
-@dataclass(frozen=True)
-class Environment:
+class Environment(NamedTuple):
     """One environment: name, class names in label order, normalisation; None what is unknown."""
 
     name: str
@@ -26,8 +24,7 @@ class Environment:
     normalisation: Normalisation | None = None
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """All environments of a data set, and the verdict on it, None where nothing was counted.
 
     ``protocol``: the preset by which its pictures are transformed; ``test_envs``: the numbers of
@@ -77,8 +74,8 @@ def renormalise(hparams: Mapping[str, Any], normalisation: Normalisation) -> boo
     global _last
     seen = recall(hparams)
     if seen.environments:
-        environments = [replace(one, normalisation=normalisation) for one in seen.environments]
-        _last = (*_last[:2], replace(seen, environments=environments))
+        environments = [one._replace(normalisation=normalisation) for one in seen.environments]
+        _last = (*_last[:2], seen._replace(environments=environments))
     return bool(seen.environments)
 
 

@@ -47,8 +47,7 @@ def split(labels: Tensor, size: int, members: Any = None) -> Iterator[Piece]:
     whole = members.total(len(labels)) if members else len(labels)
     drawn: dict[str, Tensor] = {}
     for first in range(0, len(labels), size or len(labels)):
-        last = min(first + (size or len(labels)), len(labels))
-        yield Piece(labels, slice(first, last), drawn, whole)
+        yield Piece(labels, slice(first, first + (size or len(labels))), drawn, whole)
 
 
 def accumulated(

@@ -48,9 +48,7 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
     themselves. Raises CarftError, naming a template, unless each has exactly one ``{}``, all
     differ, and there are at least two, or as many as ``least`` says where nothing is to be trained.
     """
-    lists = ", ".join((*DOMAIN_LISTS, *CONTEXT_LISTS))
-    kinds = f"a shipped list ({lists}), or a list like ['a sketch of {{}}']"
-    found = _listed("contexts", spec, CONTEXT_LISTS, kinds)
+    found = _listed("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
     wrong = [one for one in found if one.count("{}") != 1 or found.count(one) > 1]
     if wrong or len(found) < least:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
@@ -145,9 +143,7 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     environments = observed.recall(hparams, dataset).environments
     seen = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
-        lists = ", ".join(CLASS_LISTS)
-        kinds = f"a shipped list ({lists}), a list of names, or {DATASET_PREFIX}NAME"
-        found = _listed("class_names", spec, CLASS_LISTS, kinds)
+        found = _listed("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
         _require_folders_order(found, seen)
     elif seen:
         first, found = next(iter(seen.items()))
@@ -194,9 +190,7 @@ def named_dataset(spec: Any) -> str | None:
     return spec.removeprefix(DATASET_PREFIX) if is_name else None
 
 
-def _listed(
-    hparam: str, spec: str | Sequence[str], shipped: Sequence[str], otherwise: str
-) -> list[str]:
+def _listed(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
     """The entries of a list, or the lines of a shipped file or of that at the path ``spec``."""
     if not isinstance(spec, str):
         return [str(entry) for entry in spec]
@@ -204,8 +198,8 @@ def _listed(
     path = ours if spec in shipped else Path(spec)
     if not path.is_file():
         raise CarftError(
-            f"{hparam} is {spec!r}, which is not a file; expected the path of a text file with one "
-            f"per line, {otherwise}"
+            f"{hparam} is {spec!r}, which is not a file; expected a list, the path of a text file "
+            f"with one per line, or a shipped list ({', '.join(shipped)})"
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
