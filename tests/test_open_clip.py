@@ -161,14 +161,8 @@ def test_places_are_in_the_order_of_the_tokens(kind, folders):
 
 
 def test_towers_without_blocks_are_refused():
-    encoder = open_clip_models.image_encoder(
-        {
-            "model_cfg": {
-                "embed_dim": 8,
-                "vision_cfg": {"timm_model_name": "test_convnext", "image_size": 160},
-            }
-        }
-    )
+    vision = {"timm_model_name": "test_convnext", "image_size": 160}
+    encoder = open_clip_models.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
     with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
         frozen.places(encoder, "ldifs")
 

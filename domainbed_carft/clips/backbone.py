@@ -1,7 +1,4 @@
-"""Find, verify and load a CLIP; encode prompts once and keep the features.
-
-OpenAI's format is read by `openai_models`, open_clip's by `open_clip_models`.
-"""
+"""Find, verify and load a CLIP, of OpenAI's format or open_clip's; encode prompts once."""
 
 from __future__ import annotations
 
@@ -53,15 +50,11 @@ class Backbone:
 
 
 def load(name: str) -> Backbone:
-    """Load ``"tiny"``, one of OpenAI's names, the path of a state dict or of OpenAI's archive, or
-    one of open_clip's checkpoints (``open_clip:``).
+    """Load ``"tiny"``, one of OpenAI's names, a file in OpenAI's format, or ``open_clip:...``.
 
-    The weights are float32 on the CPU, exactly those of the file: ``clip.load`` gives half
-    precision on a GPU, which turns to NaN when trained, and rounds float32 files through it.
-
-    Raises CarftError for an unknown name, a failed download (saying what to put where), a wrong
-    SHA-256, a TorchScript archive that is not one of OpenAI's, a file that is no CLIP, and as
-    `open_clip_models.load`.
+    In float32 on the CPU, exactly as in the file: ``clip.load`` gives half precision on a GPU,
+    which turns to NaN when trained, and rounds float32 files through it. Raises CarftError for an
+    unknown name, a failed download, a wrong SHA-256, and a file that is no CLIP or may be code.
     """
     if name.startswith(open_clip_models.PREFIX):
         return Backbone(name, **open_clip_models.load(name))
@@ -84,10 +77,7 @@ def load(name: str) -> Backbone:
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """What the CLIP ``name`` wants of pictures, without loading it where that can be.
-
-    Raises CarftError for one that is not there, and exceptions of other types for files of others.
-    """
+    """What the CLIP ``name`` wants of pictures; an exception of any type if it cannot be read."""
     if name.startswith(open_clip_models.PREFIX):
         return open_clip_models.preprocessing(open_clip_models.configuration(name))
     known = name if name in PUBLISHED else _published_digests().get(weights.sha256(locate(name)[0]))
@@ -127,9 +117,8 @@ def empty_image_encoder(
 ) -> tuple[nn.Module, Preprocessing, int]:
     """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
 
-    Also what it wants of pictures, and D of its features (N, D). Without an ``architecture`` the
-    shapes imply it. Raises an exception of any type for shapes that are no such encoder's, before
-    they take memory.
+    Also what it wants of pictures, and D of its features (N, D). Raises an exception of any type
+    for shapes that are no such encoder's, before they take memory.
     """
     if len(shapes) > openai_models.MOST_TENSORS:
         raise ValueError(f"the image encoder has {len(shapes)} tensors")

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from domainbed_carft.clips.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
-from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import parsing, weights
 from domainbed_carft.text import unknown
 
@@ -37,8 +37,7 @@ Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preproc
 def load(name: str) -> dict[str, Any]:
     """Fields of `backbone.Backbone` for ``name``, with PREFIX; in float32 and eval mode on the CPU.
 
-    Raises CarftError for a name that `check` refuses, a failed download, and files that do not fit
-    each other.
+    Raises CarftError as `check`, for a failed download, and files that do not fit each other.
     """
     config, path = configuration(name), _weights(name)
     if path.suffix != ".safetensors":
@@ -63,15 +62,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def package() -> Any:
-    """open_clip; CarftError where it cannot be imported."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise CarftError(
-            f"open_clip cannot be imported ({error}); run pip install 'open_clip_torch>=3,<4' in "
-            "this environment"
-        ) from error
-    return open_clip
+    return imported("open_clip", "'open_clip_torch>=3,<4'")
 
 
 def check(name: str) -> None:
@@ -82,8 +73,7 @@ def check(name: str) -> None:
 def configuration(name: str) -> Config:
     """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
 
-    Raises CarftError for an unknown name, for a folder without a configuration, for one whose
-    QuickGELU is not that of the weights, and for a model that this package cannot use.
+    Raises CarftError if there is none, and for a model that this package cannot use.
     """
     open_clip, place = package(), name.removeprefix(PREFIX)
     if not place.startswith((LOCAL, HUB)):
@@ -221,9 +211,7 @@ def _file(name: str, names: Sequence[str]) -> Path:
         folder = Path(place.removeprefix(LOCAL))
         if there := [folder / one for one in names if (folder / one).is_file()]:
             return there[0]
-        raise CarftError(
-            f"{folder} has no {names[0]}; expected a folder with {CONFIG} and {WEIGHTS}"
-        )
+        raise CarftError(f"{folder} has no {names[0]}; expected {CONFIG} and {WEIGHTS}")
     from open_clip.pretrained import download_pretrained_from_hf as download
 
     file = names[0] if len(names) == 1 else None  # which looks for all of them

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import weights
 
 # File name and SHA-256 of OpenAI's published weights (openai/CLIP, clip/clip.py).
@@ -122,11 +122,4 @@ def package() -> Any:
     """OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-        try:
-            import clip
-        except ImportError as error:
-            raise CarftError(
-                f"OpenAI's clip cannot be imported ({error}); run pip install clip-anytorch "
-                "'setuptools>=77.0.3,<82' in this environment"
-            ) from error
-    return clip
+        return imported("clip", "clip-anytorch 'setuptools>=77.0.3,<82'")

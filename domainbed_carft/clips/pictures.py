@@ -30,8 +30,7 @@ INTERPOLATIONS = {name: transforms.InterpolationMode(name) for name in ("bicubic
 class Preprocessing(NamedTuple):
     """What an image encoder wants of pictures: squares of ``resolution`` pixels a side.
 
-    Resized by ``interpolation``, the ``shortest`` side and then cropped, or ``squash``: both sides;
-    normalised by ``mean`` and ``std`` a channel of [0, 1].
+    Resized by ``interpolation``, the ``shortest`` side and then cropped, or ``squash``: both sides.
     """
 
     resolution: int

@@ -146,10 +146,7 @@ def _given_by_hand() -> set[str]:
 
 
 def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:
-    """Put what the run has found out into the hparams, which DomainBed writes into each record.
-
-    Raises CarftError where the user demands another.
-    """
+    """Put what the run found into the hparams, for the records; CarftError for another wish."""
     expected = hparams[name]
     if expected not in ("", found):
         raise CarftError(
@@ -162,8 +159,7 @@ def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> N
 def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
     """The normalisation of the job's data; its edition and protocol go into the hparams.
 
-    Raises CarftError for broken data, for another edition or protocol than the hparams demand,
-    and for environments that are normalised differently.
+    Raises CarftError for broken data, and for other data than the hparams demand.
     """
     from domainbed_carft.clips import pictures  # so does this
 
@@ -202,10 +198,9 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
 def wanted_pictures(
     hparams: Mapping[str, Any],
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Pixels a side, and mean and std a channel, of the pictures that the CLIP reads.
+    """Pixels a side, and mean and std a channel, of the pictures that a host is to deliver.
 
-    A host that asks, between the data set and the algorithm, delivers them so. None if it need
-    not: for a CLIP that cannot be read the algorithm will say why.
+    None for a CLIP that cannot be read: the algorithm will say why.
     """
     from domainbed_carft.clips import backbone
 

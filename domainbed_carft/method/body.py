@@ -1,7 +1,6 @@
 """The one body of our algorithms: an image encoder, a head, a frozen original, an optimizer.
 
-Each of ``algorithms`` says what it trains and which terms beside the cross-entropy count in it; the
-formulas are in ``objective`` and ``anchors``.
+Each of ``algorithms`` says what it trains and which terms count; formulas are in ``objective``.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed b
 class CLIPAlgorithm(Algorithm):
     """The body shared by our algorithms.
 
-    Arguments as DomainBed gives them: ``input_shape`` (3, H, W), ``num_classes``, ``num_domains``
-    and the hparams of `method.hparams`. Raises CarftError as `arguments.check`, and for classes
-    without names.
+    ``input_shape``: (3, H, W). Raises CarftError as `arguments.check`, and for classes without
+    names.
 
     The state dict holds the weights that predict, the context weights and the words, but not the
     frozen original: a saved run needs no CLIP to predict again. Where other weights are trained
@@ -99,10 +97,7 @@ class CLIPAlgorithm(Algorithm):
         preprocessing: pictures.Preprocessing,
         normalisation: observed.Normalisation = pictures.IMAGENET,
     ) -> None:  # fmt: skip
-        """Build the parts that both training and predicting need; a restored algorithm has no more.
-
-        ``preprocessing``: what the encoder wants; ``normalisation``: the data's, to undo.
-        """
+        """Build what training and predicting need; ``normalisation``: the data's, to undo."""
         self.encoder, self.terms = encoder, cast("Terms | None", None)
         self.input = pictures.CLIPInput(preprocessing, *normalisation)
         self.head = nn.Linear(*weights.classes.T.shape)

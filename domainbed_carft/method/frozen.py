@@ -80,9 +80,8 @@ def recorded(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[list[Tensor
 class Frozen:
     """The original image encoder: eval mode, no gradients, in inference precision.
 
-    Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``.
-    In bf16 the large weights are stored as autocast would round them at every call, in half the
-    memory, unless the weights themselves are asked for, ``exact``.
+    Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``. In
+    bf16 the large weights are stored as autocast would round them, unless they are to be ``exact``.
     """
 
     def __init__(self, encoder: nn.Module, precision: str, exact: bool = False) -> None:

@@ -35,17 +35,11 @@ Draw = Callable[[np.random.RandomState, Context], Any]
 
 @dataclass(frozen=True)
 class Hparam:
-    """One hyperparameter: ``valid(value)`` is what a value must satisfy, in words ``expected``.
-
-    ``default``: a value, or a function of the context. Without ``draw`` the random search keeps the
-    default: the value belongs to the protocol, not to the search.
-    """
-
     name: str
-    default: Any
+    default: Any  # a value, or a function of the context
     valid: Callable[[Any], bool]
-    expected: str
-    draw: Draw | None = None
+    expected: str  # in words
+    draw: Draw | None = None  # without it the random search keeps the default
 
 
 def _number(value: Any) -> bool:
@@ -161,15 +155,13 @@ HPARAMS: tuple[Hparam, ...] = (
         "contexts",
         lambda context: _words_of(context)[1],
         _words,
-        "a shipped list ('imagenet', 'imagenet7', ...), 'domains', a text file, or a list of "
-        "templates",
+        "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
     ),
     Hparam(
         "class_names",
         lambda context: _words_of(context)[0],
         _words,
-        "'dataset:NAME', a shipped list ('cifar10', ...), the path of a text file with one name "
-        "per line, or a list",
+        "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
     ),
     _choice("protocol", "domainbed", "clip", "wise-ft", "host", default=_protocol),
     _filled_in("prompts_digest"),
@@ -179,8 +171,7 @@ HPARAMS: tuple[Hparam, ...] = (
         "preprocessing",
         "",
         lambda v: type(v) is str and bool(re.fullmatch(_PREPROCESSING, v)),
-        "'' or what a data set is to deliver, as '224 bicubic shortest': pixels a side, bicubic or "
-        "bilinear, shortest or squash",
+        "'' or pixels a side, bicubic or bilinear, shortest or squash: '224 bicubic shortest'",
     ),
     _filled_in("data_edition"),
     _choice("head_init", "zero-shot", "random"),
@@ -235,8 +226,7 @@ HPARAMS: tuple[Hparam, ...] = (
 def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
     """name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
 
-    Each value is drawn from its own generator, seeded by ``random_seed`` and its name as DomainBed
-    seeds it, so that adding one never moves another.
+    As in DomainBed each is drawn from its own generator, so that adding one never moves another.
     """
     context = (algorithm, dataset)
     values = {}

@@ -1,8 +1,7 @@
 """Facts that the algorithm needs of its data set: class names, normalisation, preset, verdict.
 
-DomainBed passes one hparams object first to the data set, then to the algorithm. It is the key
-under which the data set leaves its facts, so nothing is written into it. Forks whose data sets get
-no hparams are matched by the data set's name.
+They are found by the hparams object, which DomainBed passes to the data set and to the algorithm,
+so nothing is written into it. Forks' data sets without hparams are found by name.
 """
 
 from __future__ import annotations
@@ -67,10 +66,7 @@ def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
 
 
 def renormalise(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
-    """Note that the pictures of the data set built with ``hparams`` come normalised like this.
-
-    False if it has shown none.
-    """
+    """Note how pictures of the data set built with ``hparams`` come; False if it has shown none."""
     global _last
     seen = recall(hparams)
     if seen.environments:

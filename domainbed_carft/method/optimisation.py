@@ -45,10 +45,9 @@ def adamw(
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Step all weights in one kernel where they are on a GPU; else torch's own choice.
+    """Step all weights in one kernel where they are on a GPU; called where weights have moved.
 
-    To be called where weights or state have moved. The kernel wants its counts of steps on the GPU,
-    where those of a run that began on a processor are not.
+    Its counts of steps must be there, too, where those of a run that began on a processor are not.
     """
     for group in optimizer.param_groups:
         counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
@@ -59,10 +58,7 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
 def schedule(
     optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any], lp_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A linear warm-up, then a cosine to 0 at ``total_steps``, or the peak rate to the end.
-
-    It begins after the ``lp_steps`` of a first phase.
-    """
+    """After ``lp_steps`` a linear warm-up, then a cosine to 0 at ``total_steps``, or constant."""
     warmup, total = hparams["warmup_steps"], hparams["total_steps"] - lp_steps
 
     def factor(step: int) -> float:
@@ -82,13 +78,12 @@ def settled_amp(wanted: str) -> str:
     ``auto`` is bf16 on GPUs that compute in it and off on others and on processors. Raises
     CarftError for bf16 on a GPU that does not.
     """
-    if wanted == "off" or not torch.cuda.is_available():
-        return "off" if wanted == "auto" else wanted
-    capability = torch.cuda.get_device_capability()
-    if capability >= BF16_SINCE:
-        return "bf16"
+    on_gpu = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if on_gpu else (0, 0)
     if wanted == "auto":
-        return "off"
+        return "bf16" if capability >= BF16_SINCE else "off"
+    if wanted == "off" or not on_gpu or capability >= BF16_SINCE:
+        return wanted
     raise CarftError(
         f"amp is 'bf16', which {torch.cuda.get_device_name()} with its compute capability "
         f"{'.'.join(map(str, capability))} does not compute in; expected 8.0 (A100) or more. Set "

@@ -1,7 +1,4 @@
-"""A batch in pieces, so that it needs the memory of one (the hparam ``micro_batch``).
-
-Where the host divides a batch among processes, the pieces are of this process's slice.
-"""
+"""A batch, or this process's slice of it, in pieces that fit into memory (``micro_batch``)."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ class Piece:
 
 
 def split(labels: Tensor, size: int, members: Any = None) -> Iterator[Piece]:
-    """The pieces, of at most ``size`` pictures, of a batch with these ``labels``; 0: the whole.
-
-    ``members``: our harness's, of the processes that each have a slice of the batch.
-    """
+    """The pieces, of at most ``size`` pictures (0: all), of a batch, or a slice, with ``labels``."""
     whole = members.total(len(labels)) if members else len(labels)
     drawn: dict[str, Tensor] = {}
     for first in range(0, len(labels), size or len(labels)):
@@ -72,17 +66,14 @@ def add_up(module: nn.Module, members: Any) -> None:
 
 def summed(parts: dict[str, Tensor], members: Any) -> dict[str, Tensor]:
     """The sums of the parts of the loss over the processes."""
-    if not members:
-        return parts
-    members.add_up([values := torch.stack([*parts.values()])])
-    return dict(zip(parts, values))
+    if members:
+        members.add_up([values := torch.stack([*parts.values()])])
+        parts = dict(zip(parts, values))
+    return parts
 
 
 def drops(encoder: nn.Module) -> bool:
     """Whether training draws random numbers for each picture in an encoder."""
     rates = ("p", "prob", "drop_prob")  # torch's, open_clip's, timm's
-    return any(
-        "Drop" in type(module).__name__ and getattr(module, rate, 0)
-        for module in encoder.modules()
-        for rate in rates
-    )
+    dropping = [one for one in encoder.modules() if "Drop" in type(one).__name__]
+    return any(getattr(one, rate, 0) for one in dropping for rate in rates)

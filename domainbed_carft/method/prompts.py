@@ -64,8 +64,7 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
 def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
     """The context templates of a run, by its hparam ``contexts``.
 
-    Those of DOMAIN_LISTS are made from the environments of the data set that was built with this
-    hparams object. Raises CarftError as `domain_contexts`, and where the host does not show them.
+    DOMAIN_LISTS need the environments of its data set: CarftError where the host shows none.
     """
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
@@ -85,8 +84,7 @@ def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
 def domain_contexts(spec: str, names: Sequence[str]) -> list[str]:
     """A template per domain: "art_painting" -> "a art painting of a {}."
 
-    ``spec``: the one of DOMAIN_LISTS that asks. Raises CarftError for names with digits, which are
-    no words, and as `contexts`.
+    Raises CarftError for names with digits, which are no words, and as `contexts`.
     """
     if odd := [name for name in names if any(map(str.isdigit, name)) or not clean(name)]:
         raise CarftError(
@@ -121,10 +119,7 @@ def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
 
 
 def from_json(text: str) -> tuple[list[str], list[str]]:
-    """Templates and class names, in this order, of what ``as_json`` returned.
-
-    Raises ValueError, KeyError or TypeError for any other text.
-    """
+    """Templates and class names of what `as_json` returned; any exception for other text."""
     words = parsing.parse_json(text)
     return [*map(str, words["contexts"])], [*map(str, words["classes"])]
 

@@ -1,7 +1,4 @@
-"""The terms beside the cross-entropy, from one pass of the frozen original.
-
-Their formulas are in ``objective`` and ``anchors``.
-"""
+"""The terms beside the cross-entropy (`objective`, `anchors`), from a pass of the original."""
 
 from __future__ import annotations
 
@@ -21,10 +18,9 @@ from domainbed_carft.method.pieces import Piece
 
 
 class Terms(nn.Module):
-    """The terms of an algorithm's loss, and what they alone need.
+    """The terms of an algorithm's loss, weighed by the hparams ``weighed``, and what they need.
 
-    ``weighed``: the hparams that weigh a term there; ``text_features`` (M, K, D): those of each
-    context with each class. In the state dict are MIRO's variances only: the rest is made anew.
+    ``text_features``: (M, K, D). In the state dict are MIRO's variances only.
     """
 
     original: Frozen | None = None

@@ -48,10 +48,7 @@ class TextEncoder(nn.Module):
 
 
 class OpenClipText(nn.Module):
-    """The text half of an open_clip model, whose parts it shares: (M, L) tokens -> (M, D).
-
-    All L tokens that the model reads: what stands behind the END may count.
-    """
+    """The text half of an open_clip model, whose parts it shares: (M, all L) tokens -> (M, D)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
