@@ -38,10 +38,7 @@ MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has s
 
 
 def read(path: Path, digest: str) -> Any:
-    """The CLIP in a file of this SHA-256, in eval mode, nothing trainable.
-
-    Raises CarftError for a TorchScript archive that is not OpenAI's, and a file that is no CLIP.
-    """
+    """The frozen CLIP in a file of this SHA-256; CarftError for what is none, or other programs."""
     # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
     if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
         with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes

@@ -59,10 +59,7 @@ def _in_our_harness() -> bool:
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
-    """The problems of the values ``given`` by a user to one of our algorithms, as sentences.
-
-    For hosts that check before they load anything; our harness itself checks ``batch_size``.
-    """
+    """The problems of the values ``given`` by a user; our harness itself checks ``batch_size``."""
     if algorithm not in ALGORITHMS:
         return []
     values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +32,7 @@ Context = tuple[str, str]  # algorithm, data set
 Draw = Callable[[np.random.RandomState, Context], Any]
 
 
-@dataclass(frozen=True)
-class Hparam:
+class Hparam(NamedTuple):
     name: str
     default: Any  # a value, or a function of the context
     valid: Callable[[Any], bool]
@@ -91,8 +89,10 @@ def _filled_in(name: str) -> Hparam:
 
 def _weight(name: str, owner: str, own: float, low: float, high: float) -> Hparam:
     """Of a term: ``own`` for the algorithm ``owner``, 0 for others, drawn between powers of 10."""
-    drawn = _power_of_ten(low, high)
-    draw = lambda state, c: drawn(state, c) if c[0] == owner else 0.0  # noqa: E731
+
+    def draw(state: np.random.RandomState, context: Context) -> Any:
+        return _power_of_ten(low, high)(state, context) if context[0] == owner else 0.0
+
     return Hparam(name, _of(owner, own, 0.0), *_NOT_NEGATIVE, draw)
 
 

@@ -73,11 +73,7 @@ def schedule(
 
 
 def settled_amp(wanted: str) -> str:
-    """The hparam ``amp`` that a job trains with on this machine: "off" or "bf16".
-
-    ``auto`` is bf16 on GPUs that compute in it and off on others and on processors. Raises
-    CarftError for bf16 on a GPU that does not.
-    """
+    """The hparam ``amp``, settled for this machine; CarftError for bf16 on a GPU without it."""
     on_gpu = torch.cuda.is_available()
     capability = torch.cuda.get_device_capability() if on_gpu else (0, 0)
     if wanted == "auto":

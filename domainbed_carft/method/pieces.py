@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """The pictures of a batch that are computed at once.
 
     ``labels`` (N,) are the whole batch's, ``place`` says which are this piece's. ``drawn`` holds
@@ -37,7 +35,7 @@ class Piece:
 
 
 def split(labels: Tensor, size: int, members: Any = None) -> Iterator[Piece]:
-    """The pieces, of at most ``size`` pictures (0: all), of a batch, or a slice, with ``labels``."""
+    """The pieces, of at most ``size`` pictures (0: all), of a batch or a slice with ``labels``."""
     whole = members.total(len(labels)) if members else len(labels)
     drawn: dict[str, Tensor] = {}
     for first in range(0, len(labels), size or len(labels)):

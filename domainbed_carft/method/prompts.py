@@ -62,10 +62,7 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
 
 
 def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
-    """The context templates of a run, by its hparam ``contexts``.
-
-    DOMAIN_LISTS need the environments of its data set: CarftError where the host shows none.
-    """
+    """The templates of a run. CarftError for DOMAIN_LISTS in a host that shows no environments."""
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
         return contexts(spec)
