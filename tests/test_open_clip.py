@@ -248,7 +248,7 @@ def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
         saved.original_clip(opened, other)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
-        soup.require_alike([opened, reopened(make(other), tmp_path)])
+        soup.require_alike([opened, reopened(make(other), tmp_path / "other")])
     train(run, 1)
     opened = reopened(run, tmp_path)
     mixed = wise_ft.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
