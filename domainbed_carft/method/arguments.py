@@ -83,7 +83,13 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
         # The contexts that are made from the data set's domains come with it.
         if name not in wrong and hparams[name] not in prompts.DOMAIN_LISTS:
             problems += errors.refusals(find, hparams[name])
-    return problems if wrong else problems + _conflicts(hparams, algorithm)
+    return problems if _TOGETHER & wrong.keys() else problems + _conflicts(hparams, algorithm)
+
+
+_TOGETHER = {  # what _conflicts looks at
+    "warmup_steps", "lp_steps", "total_steps", "average", "average_start", "margin", "wise_alpha",
+    "head_init", "micro_batch",
+}  # fmt: skip
 
 
 def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
