@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class CarftError(ValueError):
@@ -20,6 +22,16 @@ def brief(error: Exception) -> str:
 
 class CarftWarning(UserWarning):
     """This package could not do its part and stepped aside; its host continues."""
+
+
+def imported(module: str, install: str) -> Any:
+    """The module of this name; CarftError, with what to pip install, if it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise CarftError(
+            f"{module} cannot be imported ({error}); run pip install {install} in this environment"
+        ) from error
 
 
 def refusals(ask: Callable[..., object], *arguments: object) -> list[str]:

@@ -146,16 +146,17 @@ def test_places_are_the_quarters_of_the_encoder_and_the_outputs_are_its_own(rand
 
 
 def test_the_text_encoder_by_itself_is_clips_also_of_short_texts(random_tiny):
-    model = backbone.load(str(random_tiny)).model
     import clip
 
+    loaded = backbone.load(str(random_tiny))
+    model = loaded.model
     tokens = clip.tokenize(["a cat", "a dog that is asleep"], model.context_length)
     encoder = texts.TextEncoder(model)
     with torch.no_grad():
         torch.testing.assert_close(encoder(tokens), model.encode_text(tokens))
         torch.testing.assert_close(encoder(tokens[:, :9]), model.encode_text(tokens))
     torch.manual_seed(3)
-    first, second = (texts.RandomTexts(texts.TextEncoder(model))(5, 8) for _ in range(2))
+    first, second = (texts.RandomTexts(loaded)(5, 8) for _ in range(2))
     assert first.shape == (5, model.text_projection.shape[1]) and not torch.equal(first, second)
 
 

@@ -130,8 +130,6 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
     [
         (b"not weights", "is cut off, or holds"),
         ({"state_dict": {}, "epoch": 3}, "not a CLIP in OpenAI's format"),
-        ({"visual.proj": torch.tensor([1, float("nan")])}, "'visual.proj' contains NaN or inf"),
-        (torch.zeros(3), "not a CLIP in OpenAI's format"),
     ],
 )
 def test_files_that_are_no_clip_are_named(tmp_path, content, message):

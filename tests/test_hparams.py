@@ -16,7 +16,7 @@ SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita"
 @pytest.mark.parametrize("dataset", SETS)
 @pytest.mark.parametrize("algorithm", hparams.ALGORITHMS)
 def test_values_are_plain_valid_and_survive_json(algorithm, dataset):
-    for seed in range(20):
+    for seed in range(5):
         values = hparams.overlay(algorithm, dataset, seed)
         for index in (0, 1):
             chosen = {name: pair[index] for name, pair in values.items()}

@@ -9,13 +9,12 @@ import torch
 from data_trees import even, grow, jpeg, judged
 from domainbed import datasets
 from domainbed.scripts import train
-from test_algorithms import CLASSES, CONTEXTS, dumped, make, minibatches, same, settings
+from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same, settings
 
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, observed, prompts
-from domainbed_carft.runs import saved
 
 IMAGENET = (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
 CLIPS = (pictures.CLIP_MEAN, pictures.CLIP_STD)
@@ -60,10 +59,9 @@ def test_environments_that_normalise_differently_are_refused(random_tiny):
 
 def test_a_saved_run_keeps_its_normalisation(random_tiny, tmp_path):
     algorithm = build(random_tiny, [HALF]).eval()
-    (tmp_path / "model.pkl").write_bytes(dumped(algorithm).getvalue())
     x = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
-        restored = saved.open_run(tmp_path / "model.pkl").algorithm
+        restored = reopened(algorithm, tmp_path).algorithm
         assert torch.equal(restored.predict(x), algorithm.predict(x))
 
 

@@ -11,11 +11,6 @@ def test_shipped_lists():
     assert len(imagenet) == 80  # OpenAI's ImageNet templates
     assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
     assert len(prompts.contexts("emoji")) == 36
-    # Of openai/CLIP's notebook, "a subset of 7".
-    assert len(seven := prompts.contexts("imagenet7")) == 7 and {*seven} < {*imagenet}
-
-
-def test_the_best_seven_are_open_clips():
     metadata = pytest.importorskip("open_clip.zero_shot_metadata", reason="needs open_clip")
     theirs = [template("{}") for template in metadata.SIMPLE_IMAGENET_TEMPLATES]
     assert prompts.contexts("imagenet7") == theirs

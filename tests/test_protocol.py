@@ -42,10 +42,8 @@ def test_at_test_time_one_squeezes_and_one_crops(picture):
 def test_in_training_only_one_changes_colours(picture):
     torch.manual_seed(0)
     picture = picture.resize((80, 60))  # wider ones always give the same crop
-    for name, (mean, std) in {
-        "domainbed": (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD),
-        "clip": (pictures.CLIP_MEAN, pictures.CLIP_STD),
-    }.items():
+    clips = pictures.CLIP_MEAN, pictures.CLIP_STD
+    for name, (mean, std) in {"domainbed": pictures.IMAGENET, "clip": clips}.items():
         seen = [undone(pictures.transform(name, 48, True)(picture), mean, std) for _ in range(40)]
         assert len({x.sum().item() for x in seen}) == 40  # each draw is another crop
         blue = max(x[2].abs().max().item() for x in seen)  # the picture has none

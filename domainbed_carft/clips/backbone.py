@@ -1,8 +1,4 @@
-"""Find, verify and load a CLIP; encode prompts once and keep the features.
-
-OpenAI's format is read here, open_clip's by `open_clip_models`. All else about a model is said by
-its `Backbone`.
-"""
+"""Find, verify and load a CLIP, of OpenAI's format or open_clip's; encode prompts once."""
 
 from __future__ import annotations
 
@@ -10,10 +6,9 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +27,18 @@ TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 TEXT_BATCH = 256  # prompts encoded at once
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A CLIP in float32 and eval mode on the CPU, the file it came from, and its SHA-256.
-
-    ``preprocessing``: what its image encoder wants; ``dim``: D of its joint embedding;
-    ``tokenize``: the tokens (N, L) of prompts, which raises CarftError for one too long.
-    ``architecture``: open_clip's configuration as JSON; "" for OpenAI's format, whose shapes tell
-    it. ``revision``: of the hub's repository, "" for none.
-    """
+class Backbone(NamedTuple):
+    """A CLIP in float32 and eval mode on the CPU, the file it came from, and its SHA-256."""
 
     name: str
     model: Any  # clip.model.CLIP, open_clip.CLIP or open_clip.CustomTextCLIP
     digest: str
     path: Path
-    preprocessing: Preprocessing
-    dim: int
-    tokenize: Callable[[Sequence[str]], Tensor]
-    architecture: str = ""
-    revision: str = ""
+    preprocessing: Preprocessing  # what its image encoder wants
+    dim: int  # D of its joint embedding
+    tokenize: Callable[[Sequence[str]], Tensor]  # (N, L); CarftError for a prompt too long
+    architecture: str = ""  # open_clip's configuration as JSON; shapes tell that of OpenAI's
+    revision: str = ""  # of the hub's repository
     tokenizer: Any = None  # open_clip's
 
     @property
@@ -60,21 +48,14 @@ class Backbone:
 
 
 def load(name: str) -> Backbone:
-    """Load ``"tiny"``, one of OpenAI's names, the path of a state dict or of OpenAI's archive, or
-    one of open_clip's checkpoints (``open_clip:``).
+    """Load ``"tiny"``, one of OpenAI's names, a file in OpenAI's format, or ``open_clip:...``.
 
-    The weights are float32 on the CPU whatever the machine, exactly those of the file:
-    ``clip.load`` gives half precision on a GPU, which turns to NaN when trained, and rounds
-    float32 files through half precision. OpenAI's names are looked up in, and downloaded to,
-    ``~/.cache/clip`` as OpenAI's own package does.
-
-    Raises CarftError for an unknown name, a failed download (saying what to put where), a wrong
-    SHA-256, a TorchScript archive that is not one of OpenAI's, a file that is no CLIP, and as
-    `open_clip_models.load`. Says what it assumes of weights that are not OpenAI's.
+    In float32 on the CPU, exactly as in the file: ``clip.load`` gives half precision on a GPU,
+    which turns to NaN when trained, and rounds float32 files through it. Raises CarftError for an
+    unknown name, a failed download, a wrong SHA-256, and a file that is no CLIP or may be code.
     """
     if name.startswith(open_clip_models.PREFIX):
-        found = open_clip_models.load(name)
-        return Backbone(name, digest=weights.sha256(found.path), **found._asdict())
+        return Backbone(name, **open_clip_models.load(name))
     path, expected = locate(name)
     digest = weights.sha256(path)
     if expected and digest != expected:
@@ -86,8 +67,7 @@ def load(name: str) -> Backbone:
     if digest not in _published_digests():
         print(
             f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
-            "wide are assumed. For weights of open_clip, which may have others, use "
-            "open_clip:NAME/TAG or open_clip:local-dir:FOLDER"
+            "wide are assumed; for open_clip's own use open_clip:NAME/TAG"
         )
     image = Preprocessing(int(model.visual.input_resolution))
     read = functools.partial(openai_models.tokenize, model)
@@ -95,10 +75,7 @@ def load(name: str) -> Backbone:
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """What the CLIP ``name`` wants of pictures, without loading it where that can be.
-
-    Raises CarftError for one that is not there, and exceptions of other types for files of others.
-    """
+    """What the CLIP ``name`` wants of pictures; an exception of any type if it cannot be read."""
     if name.startswith(open_clip_models.PREFIX):
         return open_clip_models.preprocessing(open_clip_models.configuration(name))
     known = name if name in PUBLISHED else _published_digests().get(weights.sha256(locate(name)[0]))
@@ -117,9 +94,7 @@ def _published_digests() -> dict[str, str]:
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
     """Text features of M x K prompts: (M, K, D), float32, not normalised, on the CPU.
 
-    Encoded once in batches, on a GPU if there is one, and kept in the cache folder under the digest
-    of the weights and of the prompts, for open_clip's also of architecture and tokens, so that
-    later jobs read them.
+    Encoded in batches, on a GPU if there is one, and kept in the cache folder for later jobs.
     """
     flat = [prompt for row in prompts for prompt in row]
     tokens = backbone.tokenize(flat)
@@ -140,15 +115,12 @@ def empty_image_encoder(
 ) -> tuple[nn.Module, Preprocessing, int]:
     """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
 
-    Also what it wants of pictures, and D of its features (N, D). How a checkpoint is restored
-    without the CLIP it started from. Without an ``architecture`` the shapes imply it, by the rules
-    of openai/CLIP, clip/model.py, build_model. Raises an exception of any type for shapes that are
-    no such encoder's, before they take memory.
+    Also what it wants of pictures, and D of its features (N, D). Raises an exception of any type
+    for shapes that are no such encoder's, before they take memory.
     """
     if len(shapes) > openai_models.MOST_TENSORS:
         raise ValueError(f"the image encoder has {len(shapes)} tensors")
     make: Callable[[], Any] = functools.partial(openai_models.image_encoder, shapes)
-    config = None
     if architecture:
         config = open_clip_models.checked(parsing.parse_json(architecture), "the architecture")
         make = functools.partial(open_clip_models.image_encoder, config)
@@ -157,7 +129,7 @@ def empty_image_encoder(
     if wrong := sorted(made.items() ^ shapes.items()):
         raise ValueError(f"{wrong[0][0]} does not fit the image encoder")
     encoder = make()
-    if config:
+    if architecture:
         return encoder, open_clip_models.preprocessing(config), config["model_cfg"]["embed_dim"]
     return encoder, Preprocessing(int(encoder.input_resolution)), int(encoder.output_dim)
 
@@ -200,9 +172,8 @@ def _encode(model: Any, tokens: Tensor) -> Tensor:
 
 def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """Cached features of this shape, else None: a damaged cache costs time, never a job."""
-    try:
+    found: Any = None
+    with suppress(CarftError):
         found = weights.load_weights(path)
-    except CarftError:
-        return None
     fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
     return found if fits and found.isfinite().all() else None

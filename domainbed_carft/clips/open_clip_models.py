@@ -1,7 +1,7 @@
 """open_clip's checkpoints: found, checked, built, and rebuilt from a saved run.
 
-The package is imported here alone, and only where a name asks for it. The hub is asked only for a
-name that the user gives, never for one in a file: `image_encoder` builds from numbers.
+The hub is asked only for a name that the user gives, never for one in a file: `image_encoder`
+builds from numbers.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from domainbed_carft.clips.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
-from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import parsing, weights
 from domainbed_carft.text import unknown
 
@@ -35,73 +34,46 @@ _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "la
 Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
 
 
-class Loaded(NamedTuple):
-    """What `load` finds: fields of `backbone.Backbone`."""
+def load(name: str) -> dict[str, Any]:
+    """Fields of `backbone.Backbone` for ``name``, with PREFIX; in float32 and eval mode on the CPU.
 
-    model: Any
-    path: Path
-    revision: str  # of the hub; "" for none
-    preprocessing: Preprocessing
-    dim: int
-    tokenize: Callable[[Sequence[str]], Tensor]
-    tokenizer: Any
-    architecture: str
-
-
-def load(name: str) -> Loaded:
-    """The checkpoint ``name``, with PREFIX: in float32 and eval mode on the CPU, nothing trainable.
-
-    Raises CarftError for a name that `check` refuses, a failed download, a missing package, files
-    that do not fit each other, values that are not finite, and a model without a single image
-    feature a picture (CoCa, CLAP).
+    Raises CarftError as `check`, for a failed download, and files that do not fit each other.
     """
-    config = configuration(name)
-    path = _weights(name)
-    revision = path.parent.name if path.parent.parent.name == "snapshots" else ""
+    config, path = configuration(name), _weights(name)
     if path.suffix != ".safetensors":
         weights.load_weights(path)  # refuses what may be code
-    image = preprocessing(config)
-    dim = config["model_cfg"]["embed_dim"]
     try:
         model = _built(config)
         package().load_checkpoint(model, str(path))
-        for key, value in model.state_dict().items():
-            if not value.isfinite().all():
-                raise ValueError(f"{key!r} contains NaN or infinity")
-        model.eval().requires_grad_(False)
-        with torch.no_grad():
-            features = model.visual(torch.zeros(1, 3, image.resolution, image.resolution))
-        if getattr(features, "shape", None) != (1, dim):
-            raise ValueError(f"its image encoder gives no feature of {dim} numbers a picture")
     except Exception as error:  # what other files make of open_clip: any type
         raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
-    tokenizer, architecture = _tokenizer(name), json.dumps(config, sort_keys=True)
-    read = functools.partial(tokenize, tokenizer)
-    return Loaded(model, path, revision, image, dim, read, tokenizer, architecture)
+    tokenizer = _tokenizer(name)
+    return {
+        "model": model.eval().requires_grad_(False),
+        "digest": weights.sha256(path),
+        "path": path,
+        "preprocessing": preprocessing(config),
+        "dim": config["model_cfg"]["embed_dim"],
+        "tokenize": functools.partial(tokenize, tokenizer),
+        "architecture": json.dumps(config, sort_keys=True),
+        "revision": path.parent.name if path.parent.parent.name == "snapshots" else "",
+        "tokenizer": tokenizer,
+    }
 
 
 def package() -> Any:
-    """open_clip; CarftError where it cannot be imported."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise CarftError(
-            f"open_clip cannot be imported ({error}); run pip install 'open_clip_torch>=3,<4' in "
-            "this environment"
-        ) from error
-    return open_clip
+    return imported("open_clip", "'open_clip_torch>=3,<4'")
 
 
 def check(name: str) -> None:
-    """Raise CarftError for what can be told to be wrong without asking the hub."""
+    """Raise CarftError for what is wrong as far as it shows without asking the hub."""
     package() if name.startswith(PREFIX + HUB) else configuration(name)
 
 
 def configuration(name: str) -> Config:
     """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
 
-    Raises CarftError for an unknown name, for a folder without a configuration, for one whose
-    QuickGELU is not that of the weights, and for a model that this package cannot use.
+    Raises CarftError if there is none, and for a model that this package cannot use.
     """
     open_clip, place = package(), name.removeprefix(PREFIX)
     if not place.startswith((LOCAL, HUB)):
@@ -134,54 +106,46 @@ def preprocessing(config: Config) -> Preprocessing:
     return found
 
 
-def image_encoder(config: Config) -> nn.Module:
+def image_encoder(config: Config) -> Any:
     """An untrained image encoder of this `checked` configuration.
 
     Nothing is run or asked that it may name: the text encoder is left out, and timm builds only
     models of its own list. Raises an exception of any type for sizes that do not fit.
     """
-    cut = {**config["model_cfg"], "text_cfg": _SMALL_TEXT}
-    encoder: nn.Module = _built({"model_cfg": cut}).visual
-    return encoder
+    return _built({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
 
 
 def checked(config: Any, name: str) -> Config:
     """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
+    import timm
+
     parts = config if isinstance(config, dict) else {}
     model, how = parts.get("model_cfg"), parts.get("preprocess_cfg") or {}
-    model = model if isinstance(model, dict) else {}
-    vision: Any = model.get("vision_cfg")
-    text: Any = model.get("text_cfg")
-    dicts = isinstance(vision, dict) and isinstance(text, dict) and isinstance(how, dict)
-    if not dicts or type(model.get("embed_dim")) is not int:
+    found: Any = model if isinstance(model, dict) else {}
+    vision, text, dim = (found.get(key) for key in ("vision_cfg", "text_cfg", "embed_dim"))
+    if [type(one) for one in (how, vision, text, dim)] != [dict, dict, dict, int]:
         raise CarftError(
             f"{name} has no image or no text encoder; expected the configuration of a CLIP with "
             "model_cfg, and in it embed_dim, vision_cfg and text_cfg"
         )
-    if "multimodal_cfg" in model or vision.get("output_tokens") or text.get("output_tokens"):
-        raise CarftError(
-            f"{name} is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
-        )
-    sizes = [n for n in (model["embed_dim"], *vision.values()) if isinstance(n, (int, float))]
+    sizes = [n for n in (dim, *vision.values()) if isinstance(n, (int, float))]
     layers = vision.get("layers", 1)
     depth = sum(layers) if isinstance(layers, list) else layers
     grid = vision.get("image_size", 224), vision.get("patch_size") or 32
     pairs = any(isinstance(one, list) for one in grid)
     positions = 0 if pairs else (grid[0] / grid[1]) ** 2 * vision.get("width", 768)
-    if max(sizes) > _LARGEST or depth > _LAYERS or positions > _POSITIONS:
-        raise CarftError(f"{name} has sizes that no CLIP has: {json.dumps(vision)[:200]}")
-    if tower := vision.get("timm_model_name"):
-        import timm
-
-        if not timm.is_model(tower):  # "hf-hub:..." would be looked up there
-            raise CarftError(f"{name} has an image encoder {tower!r}, which timm does not know")
-    words = text.get("tokenizer_kwargs") or {}
-    if not {*words} <= {"clean", "strip_sep_token", "language"}:
-        raise CarftError(
-            f"{name} has tokenizer_kwargs {words!r}; others than clean, strip_sep_token and "
-            "language may run code and are refused"
-        )
-    return {"model_cfg": model, "preprocess_cfg": how}
+    words, tower, fault = text.get("tokenizer_kwargs") or {}, vision.get("timm_model_name"), ""
+    if "multimodal_cfg" in found or vision.get("output_tokens") or text.get("output_tokens"):
+        fault = "is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
+    elif max(sizes) > _LARGEST or depth > _LAYERS or positions > _POSITIONS:
+        fault = f"has sizes that no CLIP has: {json.dumps(vision)[:200]}"
+    elif tower and not timm.is_model(tower):  # "hf-hub:..." would be looked up there
+        fault = f"has an image encoder {tower!r}, which timm does not know"
+    elif not {*words} <= {"clean", "strip_sep_token", "language"}:
+        fault = f"has tokenizer_kwargs {words!r}, of which some may run code"
+    if fault:
+        raise CarftError(f"{name} {fault}")
+    return {"model_cfg": found, "preprocess_cfg": how}
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
@@ -218,22 +182,18 @@ def _of_the_table(open_clip: Any, name: str, tag: str) -> Config:
         raise CarftError(unknown("model of open_clip", name, open_clip.list_models()))
     known = open_clip.get_pretrained_cfg(name, tag)
     if not known:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise CarftError(
-            f"open_clip has no weights {tag!r} of {name!r}; expected {PREFIX}NAME/TAG with one of "
-            f"its tags ({tags}), or {PREFIX}{LOCAL}FOLDER for your own"
-        )
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise CarftError(unknown(f"tag of open_clip's {name}", tag, tags))
     trained, computes = (bool(one.get("quick_gelu")) for one in (known, model_cfg))
     right = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
     if trained != computes and right != name:
-        words = {True: "QuickGELU", False: "GELU"}
         raise CarftError(
-            f"the weights {tag!r} were trained with {words[trained]}, but {name!r} computes "
-            f"{words[computes]}, which gives other features; use {PREFIX}{right}/{tag}"
+            f"the weights {tag!r} were trained with another activation than {name!r} computes, "
+            f"which gives other features; use {PREFIX}{right}/{tag}"
         )
-    return {"model_cfg": model_cfg, "preprocess_cfg": {
-        key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known
-    }}  # fmt: skip
+    image = ("mean", "std", "interpolation", "resize_mode")
+    wanted = {key: known[key] for key in image if key in known}
+    return {"model_cfg": model_cfg, "preprocess_cfg": wanted}
 
 
 def _weights(name: str) -> Path:
@@ -241,7 +201,7 @@ def _weights(name: str) -> Path:
     if place.startswith((LOCAL, HUB)):
         return _file(name, _WEIGHTS)
     known = open_clip.get_pretrained_cfg(*place.partition("/")[::2])
-    return _downloaded(name, lambda: open_clip.download_pretrained(known))
+    return Path(_of_the_hub(name, "weights", lambda: open_clip.download_pretrained(known)))
 
 
 def _file(name: str, names: Sequence[str]) -> Path:
@@ -251,23 +211,22 @@ def _file(name: str, names: Sequence[str]) -> Path:
         folder = Path(place.removeprefix(LOCAL))
         if there := [folder / one for one in names if (folder / one).is_file()]:
             return there[0]
-        raise CarftError(
-            f"{folder} has no {names[0]}; expected a folder with {CONFIG} and {WEIGHTS}"
-        )
+        raise CarftError(f"{folder} has no {names[0]}; expected {CONFIG} and {WEIGHTS}")
     from open_clip.pretrained import download_pretrained_from_hf as download
 
     file = names[0] if len(names) == 1 else None  # which looks for all of them
-    return _downloaded(name, lambda: download(place.removeprefix(HUB), filename=file))
+    found = _of_the_hub(name, names[0], lambda: download(place.removeprefix(HUB), filename=file))
+    return Path(found)
 
 
-def _downloaded(name: str, download: Callable[[], str]) -> Path:
+def _of_the_hub(name: str, what: str, ask: Callable[[], Any]) -> Any:
     try:
-        return Path(download())
-    except Exception as error:  # of the hub's client, a dozen types
+        return ask()
+    except Exception as error:  # of the hub's client and transformers, a dozen types
         raise PassingError(
-            f"{name!r} could not be downloaded ({brief(error)}). On a machine with internet access "
-            "load it once and copy the hub's cache (HF_HOME), or save it as a folder and use "
-            f"{PREFIX}{LOCAL}FOLDER"
+            f"{what} of {name!r} could not be loaded ({brief(error)}). On a machine with internet "
+            "access load it once and copy the hub's cache (HF_HOME), or save it as a folder for "
+            f"{PREFIX}{LOCAL}FOLDER. SigLIP's needs pip install transformers sentencepiece"
         ) from error
 
 
@@ -285,11 +244,4 @@ def _built(config: Config) -> Any:
 def _tokenizer(name: str) -> Any:
     place = name.removeprefix(PREFIX)
     source = place if place.startswith((LOCAL, HUB)) else place.partition("/")[0]
-    try:
-        return package().get_tokenizer(source)
-    except Exception as error:  # of the hub's client and transformers, a dozen types
-        raise PassingError(
-            f"the tokenizer of {name!r} could not be loaded ({brief(error)}). SigLIP's needs pip "
-            f"install transformers sentencepiece, and comes from the hub, or for {LOCAL} from that "
-            "folder"
-        ) from error
+    return _of_the_hub(name, "the tokenizer", lambda: package().get_tokenizer(source))

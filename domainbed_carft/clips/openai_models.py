@@ -6,14 +6,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from domainbed_carft.errors import CarftError, PassingError, brief
+from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import weights
 
 # File name and SHA-256 of OpenAI's published weights (openai/CLIP, clip/clip.py).
@@ -39,10 +38,7 @@ MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has s
 
 
 def read(path: Path, digest: str) -> Any:
-    """The CLIP in a file of this SHA-256, in eval mode, nothing trainable.
-
-    Raises CarftError for a TorchScript archive that is not OpenAI's, and a file that is no CLIP.
-    """
+    """The frozen CLIP in a file of this SHA-256; CarftError for what is none, or other programs."""
     # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
     if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
         with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
@@ -50,14 +46,10 @@ def read(path: Path, digest: str) -> Any:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
     else:
         state = weights.load_weights(path)
-    with clip_imported():
-        from clip.model import build_model
+    build_model = package().model.build_model
     try:
         if len(state) > MOST_TENSORS:
             raise ValueError(f"it has {len(state)} tensors")
-        for key, value in state.items():
-            if not torch.isfinite(value).all():
-                raise ValueError(f"{key!r} contains NaN or infinity")
         for key in ("visual.class_embedding", "visual.attnpool.c_proj.weight", "ln_final.weight"):
             if key in state and (width := state[key].shape[-1]) % 64:
                 raise ValueError(
@@ -80,28 +72,25 @@ def read(path: Path, digest: str) -> Any:
 
 def image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
     """An untrained image encoder of these shapes, by the rules of clip/model.py, build_model."""
-    with clip_imported():
-        from clip.model import ModifiedResNet, VisionTransformer
+    models = package().model
     if "proj" in shapes:
         width, _, _, patch = shapes["conv1.weight"]
         grid = round((shapes["positional_embedding"][0] - 1) ** 0.5)
         layers = len({k for k in shapes if k.endswith(".attn.in_proj_weight")})
-        return VisionTransformer(patch * grid, patch, width, layers, width // 64, shapes["proj"][1])
-    blocks = [
-        len({k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")}) for n in range(1, 5)
-    ]
+        sizes = patch * grid, patch, width, layers, width // 64, shapes["proj"][1]
+        return models.VisionTransformer(*sizes)
+    stages = [[k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")] for n in range(1, 5)]
+    blocks = tuple(len({*stage}) for stage in stages)
     width = shapes["layer1.0.conv1.weight"][0]
     grid = round((shapes["attnpool.positional_embedding"][0] - 1) ** 0.5)
     output = shapes["attnpool.c_proj.weight"][0]
-    return ModifiedResNet(tuple(blocks), output, width * 32 // 64, grid * 32, width)
+    return models.ModifiedResNet(blocks, output, width * 32 // 64, grid * 32, width)
 
 
 def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
     """The tokens (N, L) of prompts, as few as the longest has; CarftError for one too long."""
-    with clip_imported():
-        import clip
     try:
-        tokens: Tensor = clip.tokenize(list(prompts), context_length=model.context_length)
+        tokens: Tensor = package().tokenize(list(prompts), context_length=model.context_length)
     except RuntimeError as error:
         raise CarftError(
             f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
@@ -113,12 +102,10 @@ def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
 
 def download(name: str, path: Path) -> None:
     """Fetch OpenAI's weights through their own package, which checks them; whole or not at all."""
-    with clip_imported():
-        import clip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            clip.load(name, device="cpu", download_root=temporary)
+            package().load(name, device="cpu", download_root=temporary)
             os.replace(Path(temporary) / path.name, path)
     except (OSError, RuntimeError) as error:
         raise PassingError(
@@ -128,15 +115,8 @@ def download(name: str, path: Path) -> None:
         ) from error
 
 
-@contextmanager
-def clip_imported():  # type: ignore[no-untyped-def]
-    """Import OpenAI's package without its warning about pkg_resources, which users cannot fix."""
+def package() -> Any:
+    """OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-        try:
-            yield
-        except ImportError as error:
-            raise CarftError(
-                f"OpenAI's clip cannot be imported ({error}); run pip install clip-anytorch "
-                "'setuptools>=77.0.3,<82' in this environment"
-            ) from error
+        return imported("clip", "clip-anytorch 'setuptools>=77.0.3,<82'")

@@ -2,9 +2,7 @@
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), applied by the host
 itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe, and ``wise-ft`` the same with
-the mild crop, and without the flip, of WiSE-FT's recipe for ImageNet (mlfoundations/wise-ft). As in
-upstream, held-out pictures of a training environment also go through the training transform.
-Splits, steps and selection are DomainBed's in all.
+the mild crop, and without the flip, of WiSE-FT's recipe for ImageNet (mlfoundations/wise-ft).
 """
 
 from __future__ import annotations
@@ -32,8 +30,7 @@ INTERPOLATIONS = {name: transforms.InterpolationMode(name) for name in ("bicubic
 class Preprocessing(NamedTuple):
     """What an image encoder wants of pictures: squares of ``resolution`` pixels a side.
 
-    Resized by ``interpolation``, the ``shortest`` side and then cropped, or ``squash``: both sides;
-    normalised by ``mean`` and ``std`` a channel of [0, 1].
+    Resized by ``interpolation``, the ``shortest`` side and then cropped, or ``squash``: both sides.
     """
 
     resolution: int
@@ -50,13 +47,13 @@ class Preprocessing(NamedTuple):
 
 # The presets of the hparam `protocol`, in words; `protocol` has them as transforms.
 PROTOCOLS = {
-    "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squeezed "
-    "to a square",
+    "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squashed",
     "clip": "training: crop of 70 to 100%, flip; test: the model's own, of CLIP the shorter side "
     "resized (bicubic), then cropped to the central square",
     "wise-ft": "training: crop of 90 to 100%; test: as clip",
     "host": "this DomainBed's own transforms, which differ from upstream's",
 }
+PRESETS = ("domainbed", "clip", "wise-ft")
 
 
 def transform(
@@ -68,43 +65,38 @@ def transform(
     """
     if protocol in PRESETS[1:]:
         how = preprocessing.split()[1:] or ("bicubic", "shortest")
-        return transforms.Compose(_clip(size, augment, protocol == "wise-ft", *how))
-    return transforms.Compose(_domainbed(size, augment))
+        steps, normalised = _clip(size, augment, protocol == "wise-ft", *how), (CLIP_MEAN, CLIP_STD)
+    else:
+        steps, normalised = _domainbed(size, augment), IMAGENET
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*normalised)])
 
 
 def _domainbed(size: int, augment: bool) -> list[Any]:
-    normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     if not augment:
-        return [transforms.Resize((size, size)), *normalise]
+        return [transforms.Resize((size, size))]
     return [
         transforms.RandomResizedCrop(size, scale=(0.7, 1.0)),
         transforms.RandomHorizontalFlip(),
         transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
         transforms.RandomGrayscale(),
-        *normalise,
     ]
 
 
 def _clip(size: int, augment: bool, mild: bool, interpolation: str, resize: str) -> list[Any]:
-    normalise = [transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
     how = INTERPOLATIONS[interpolation]
-    if not augment:
-        if resize == "squash":
-            return [transforms.Resize((size, size), how), *normalise]
-        return [transforms.Resize(size, how), transforms.CenterCrop(size), *normalise]
-    crop = transforms.RandomResizedCrop(size, (0.9 if mild else 0.7, 1.0), interpolation=how)
-    return [crop, *([] if mild else [transforms.RandomHorizontalFlip()]), *normalise]
-
-
-PRESETS = ("domainbed", "clip", "wise-ft")
+    if augment:
+        crop = transforms.RandomResizedCrop(size, (0.9 if mild else 0.7, 1.0), interpolation=how)
+        return [crop, *([] if mild else [transforms.RandomHorizontalFlip()])]
+    if resize == "squash":
+        return [transforms.Resize((size, size), how)]
+    return [transforms.Resize(size, how), transforms.CenterCrop(size)]
 
 
 class CLIPInput(nn.Module):
     """From the data set's pictures to the model's: undo one normalisation, resize, apply the other.
 
     (N, 3, H, W) of any size, ``mean`` and ``std`` as the data set applied them -> (N, 3, R, R), as
-    ``wanted``, OpenAI's if it is a number, R in pixels. Both normalisations are in the state dict,
-    since a saved run predicts without its data set.
+    ``wanted``, OpenAI's if it is a number, R in pixels. Both are in the state dict.
     """
 
     scale: Tensor
@@ -118,9 +110,8 @@ class CLIPInput(nn.Module):
     ) -> None:
         super().__init__()
         self.wanted = wanted = Preprocessing(wanted) if isinstance(wanted, int) else wanted
-        theirs, spread, clip_mean, clip_std = (
-            torch.tensor(values, dtype=torch.float32)
-            for values in (mean, std, wanted.mean, wanted.std)
+        theirs, spread, clip_mean, clip_std = map(
+            torch.tensor, (mean, std, wanted.mean, wanted.std)
         )
         # (x * std + mean - clip_mean) / clip_std, folded into one multiplication and one addition
         scale, shift = spread / clip_std, (theirs - clip_mean) / clip_std

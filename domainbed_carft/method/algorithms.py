@@ -11,8 +11,8 @@ from torch.func import functional_call
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import anchors, objective, prompts, texts
 from domainbed_carft.method.body import CLIPAlgorithm
-from domainbed_carft.method.device import sent
 from domainbed_carft.method.frozen import encode
+from domainbed_carft.method.optimisation import sent
 from domainbed_carft.method.pieces import Piece
 
 

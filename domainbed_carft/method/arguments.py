@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed_carft import errors, machine
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, overlay
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Minibatches = Sequence[tuple[Tensor, Tensor]]
-
-_OURS = frozenset(h.name for h in HPARAMS)
 
 # Read by DomainBed's own train; a host's further ones are added by `allow`.
 _host_keys = {"data_augmentation", "class_balanced"}
@@ -33,33 +25,26 @@ def allow(keys: Iterable[str]) -> None:
     _host_keys.update(keys)
 
 
-def check(
-    input_shape: Sequence[int],
-    hparams: Mapping[str, Any],
-    algorithm: str = "",
-    divides: bool = True,
-) -> None:
+def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str = "") -> None:
     """Raise CarftError for pictures not in RGB and for all unknown, missing and invalid hparams.
 
     Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
     MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
-    resembles one of ours. Several processes are refused where the host ``divides`` no batches.
+    resembles one of ours. Several processes are refused in all hosts but our harness.
     """
-    for name in ("WORLD_SIZE", machine.PROCESSES) if not divides else ():
+    for name in () if _in_our_harness() else ("WORLD_SIZE", machine.PROCESSES):
         if (told := os.environ.get(name, "")).isdecimal() and int(told) > 1:
             raise CarftError(
                 f"{name} is {told}, and this DomainBed trains a job in one process: several would "
                 "not add up their gradients. Start one, or use the harness of this package"
             )
     hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
-    valid = _OURS | _host_keys
-    others = sorted(set(hparams) - valid)
-    problems = [p for key in others for p in _unknown(key, sorted(valid))]
-    missing = [h for h in HPARAMS if h.name not in hparams]
-    problems += [f"hparam {h.name!r} is missing, expected {h.expected}" for h in missing]
+    ours = sorted(h.name for h in HPARAMS)
+    valid = sorted({*ours, *_host_keys})
+    problems = [p for key in sorted({*hparams} - {*valid}) for p in _unknown(key, valid)]
     problems += _value_problems(hparams, algorithm)
     if problems:
-        raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(sorted(_OURS))}")
+        raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(ours)}")
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
@@ -67,11 +52,14 @@ def check(
         )
 
 
-def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
-    """The problems of the values ``given`` by a user to one of our algorithms, as sentences.
+def _in_our_harness() -> bool:
+    from domainbed.algorithms import Algorithm
 
-    For hosts that check before they load anything; our harness itself checks ``batch_size``.
-    """
+    return hasattr(Algorithm, "indivisible")
+
+
+def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
+    """The problems of the values ``given`` by a user; our harness itself checks ``batch_size``."""
     if algorithm not in ALGORITHMS:
         return []
     values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}
@@ -84,15 +72,18 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str
 
 
 def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
-    wrong = {h.name: h for h in HPARAMS if h.name in hparams and not h.valid(hparams[h.name])}
-    problems = [f"{name} is {hparams[name]!r}, expected {h.expected}" for name, h in wrong.items()]
+    wrong: dict[str, str] = {}
+    for h in HPARAMS:
+        if h.name not in hparams:
+            wrong[h.name] = f"hparam {h.name!r} is missing, expected {h.expected}"
+        elif not h.valid(hparams[h.name]):
+            wrong[h.name] = f"{h.name} is {hparams[h.name]!r}, expected {h.expected}"
+    problems = [*wrong.values()]
     for name, find in (("clip_backbone", _find_backbone), ("contexts", prompts.contexts)):
         # The contexts that are made from the data set's domains come with it.
-        if name in hparams and name not in wrong and hparams[name] not in prompts.DOMAIN_LISTS:
+        if name not in wrong and hparams[name] not in prompts.DOMAIN_LISTS:
             problems += errors.refusals(find, hparams[name])
-    if hparams.keys() - wrong.keys() >= _TOGETHER:
-        problems += _conflicts(hparams, algorithm)
-    return problems
+    return problems if _TOGETHER & wrong.keys() else problems + _conflicts(hparams, algorithm)
 
 
 _TOGETHER = {  # what _conflicts looks at
@@ -101,45 +92,33 @@ _TOGETHER = {  # what _conflicts looks at
 }  # fmt: skip
 
 
-def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> Iterator[str]:
+def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     """Values that are valid one by one and make no sense together."""
-    total, probed = hparams["total_steps"], hparams["lp_steps"]
-    lp_steps = 0 if algorithm in ("CLIPLinearProbe", "CLIPZeroShot") else probed
+    wrong: dict[str, str] = {}  # name -> what is expected
+    total = hparams["total_steps"]
+    lp_steps = 0 if algorithm in ("CLIPLinearProbe", "CLIPZeroShot") else hparams["lp_steps"]
     if lp_steps >= total:
-        yield (
-            f"lp_steps is {lp_steps}, expected less than total_steps = {total}, or nothing but the "
-            "head is trained; set both"
-        )
+        wrong["lp_steps"] = f"less than total_steps = {total}, or only the head is trained"
     elif hparams["warmup_steps"] >= total - lp_steps:
         less = f" - lp_steps = {total - lp_steps}" if lp_steps else f" = {total}"
-        yield (
-            f"warmup_steps is {hparams['warmup_steps']}, expected less than total_steps{less}, or "
-            "the learning rate never reaches lr; set both"
-        )
+        wrong["warmup_steps"] = f"less than total_steps{less}, or the learning rate never peaks"
     if hparams["average"] == "sma" and hparams["average_start"] >= total:
-        yield (
-            f"average_start is {hparams['average_start']}, expected less than total_steps = "
-            f"{total}, or nothing is averaged"
-        )
+        wrong["average_start"] = f"less than total_steps = {total}, or nothing is averaged"
     if hparams["average"] != "none" and hparams.get("swad"):
-        yield (
-            f"average is {hparams['average']!r}, expected 'none' with this DomainBed's swad, which "
-            "averages the weights itself"
-        )
-    refused = {"CLIPood": ("lp_steps",), "FLYP": ("lp_steps", "margin")}.get(algorithm, ())
-    for name in refused:
-        if hparams[name]:
-            yield f"{name} is {hparams[name]!r}, expected 0: {algorithm} trains no head"
-    if hparams["micro_batch"] and algorithm == "FLYP":
-        yield (
-            f"micro_batch is {hparams['micro_batch']}, expected 0: FLYP contrasts all pictures of "
-            "a batch with each other; set checkpoint_blocks to true, or a smaller batch_size"
-        )
+        wrong["average"] = "'none' with this DomainBed's swad, which averages the weights itself"
     if hparams["head_init"] == "random" and algorithm not in ("CLIPood", "FLYP"):
         # A random head has no original to go back to, and no text features to compare with.
-        for name, off in (("wise_alpha", 1), ("margin", 0)):
-            if hparams[name] != off:
-                yield f"{name} is {hparams[name]!r}, expected {off} with head_init 'random'"
+        off = {"wise_alpha": 1, "margin": 0}
+        wrong |= {n: f"{v} with head_init 'random'" for n, v in off.items() if hparams[n] != v}
+    for name in {"CLIPood": ("lp_steps",), "FLYP": ("lp_steps", "margin")}.get(algorithm, ()):
+        if hparams[name]:
+            wrong[name] = f"0: {algorithm} trains no head"
+    if hparams["micro_batch"] and algorithm == "FLYP":
+        wrong["micro_batch"] = (
+            "0: FLYP contrasts all pictures of a batch with each other; set checkpoint_blocks to "
+            "true, or a smaller batch_size"
+        )
+    return [f"{name} is {hparams[name]!r}, expected {what}" for name, what in wrong.items()]
 
 
 def _find_backbone(name: str) -> None:
@@ -155,10 +134,8 @@ def _find_backbone(name: str) -> None:
 def _unknown(key: str, valid: Sequence[str]) -> list[str]:
     given = key in _given_by_hand()
     near = get_close_matches(key, valid, n=1, cutoff=0.6 if given else 0.85)
-    if not near and not given:
-        return []
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return [f"unknown hparam {key!r}{hint}"]
+    return [f"unknown hparam {key!r}{hint}"] if near or given else []
 
 
 def _given_by_hand() -> set[str]:
@@ -172,10 +149,7 @@ def _given_by_hand() -> set[str]:
 
 
 def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:
-    """Put what the run has found out into the hparams, which DomainBed writes into each record.
-
-    Raises CarftError where the user demands another.
-    """
+    """Put what the run found into the hparams, for the records; CarftError for another wish."""
     expected = hparams[name]
     if expected not in ("", found):
         raise CarftError(
@@ -188,8 +162,7 @@ def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> N
 def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
     """The normalisation of the job's data; its edition and protocol go into the hparams.
 
-    Raises CarftError for broken data, for another edition or protocol than the hparams demand,
-    and for environments that are normalised differently.
+    Raises CarftError for broken data, and for other data than the hparams demand.
     """
     from domainbed_carft.clips import pictures  # so does this
 
@@ -204,18 +177,22 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
         print(f"Data: {seen.edition or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
-    if hparams["sampling"] != "with-replacement":
-        ours = None
-        with contextlib.suppress(ImportError):
-            ours = importlib.util.find_spec("domainbed.lib.job_batches")
-        if ours is None or hparams.get("class_balanced"):
-            raise CarftError(
-                f"sampling is {hparams['sampling']!r}, expected 'with-replacement' where "
-                "class_balanced is true, since a pass has each picture once, and in any host but "
-                "this package's harness, which alone draws so"
-            )
-    hparams["protocol"] = observed.followed_protocol(hparams["protocol"], seen.protocol)
-    print(f"CLIP protocol: {hparams['protocol']} ({pictures.PROTOCOLS[hparams['protocol']]})")
+    drawn = hparams["sampling"]
+    if drawn != "with-replacement" and (hparams.get("class_balanced") or not _in_our_harness()):
+        raise CarftError(
+            f"sampling is {drawn!r}, expected 'with-replacement' where class_balanced is true, "
+            "since a pass has each picture once, and in any host but this package's harness, which "
+            "alone draws so"
+        )
+    wanted, followed = hparams["protocol"], seen.protocol
+    if wanted != followed and (wanted, followed) != ("domainbed", "host"):  # a fork's own
+        raise CarftError(
+            f"protocol is {wanted!r}, but this data set keeps its own transforms ({followed}). "
+            "Only this package's data sets and MultipleEnvironmentImageFolder with test_envs and "
+            "hparams can follow another protocol. Leave protocol at 'domainbed'"
+        )
+    hparams["protocol"] = followed
+    print(f"CLIP protocol: {followed} ({pictures.PROTOCOLS[followed]})")
     mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
     return mean, std
@@ -224,10 +201,9 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
 def wanted_pictures(
     hparams: Mapping[str, Any],
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Pixels a side, and mean and std a channel, of the pictures that the CLIP reads.
+    """Pixels a side, and mean and std a channel, of the pictures that a host is to deliver.
 
-    A host that asks, between the data set and the algorithm, delivers them so. None if it need
-    not: for a CLIP that cannot be read the algorithm will say why.
+    None for a CLIP that cannot be read: the algorithm will say why.
     """
     from domainbed_carft.clips import backbone
 
@@ -236,21 +212,3 @@ def wanted_pictures(
         if observed.renormalise(hparams, (wanted.mean, wanted.std)):
             return wanted.resolution, wanted.mean, wanted.std
     return None
-
-
-def pictures_and_labels(
-    minibatches: Minibatches | None, more: Mapping[str, Any]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The pictures and the labels of each environment, from ``update``'s arguments.
-
-    Either ``minibatches``, a list of (x, y), or two lists ``x`` and ``y`` among ``more``, as
-    SWAD's line of forks gives them. Raises CarftError for neither.
-    """
-    if minibatches is not None:
-        return [x for x, _ in minibatches], [y for _, y in minibatches]
-    if "x" not in more or "y" not in more:
-        raise CarftError(
-            f"update got no pictures but the arguments {sorted(more) or 'none'}; expected "
-            "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
-        )
-    return list(more["x"]), list(more["y"])

@@ -43,8 +43,7 @@ def share(step: int, hparams: Mapping[str, Any]) -> float:
 class Predicting:
     """The average of some weights, and what of it and the original ones predicts.
 
-    ``trained``: name -> parameter, which the optimizer moves in place. The state is what the
-    parameters and the average are; the original weights are made anew from CLIP's.
+    ``trained``: name -> parameter, which the optimizer moves in place.
     """
 
     def __init__(self, trained: Mapping[str, nn.Parameter], hparams: Mapping[str, Any]) -> None:
@@ -52,8 +51,8 @@ class Predicting:
         self._trained = dict(trained)
         copies = {name: tensor.detach().clone() for name, tensor in trained.items()}
         self._start = copies if hparams["wise_alpha"] < 1 else {}
-        averages = hparams["average"] != "none"
-        self._average = {name: tensor.clone() for name, tensor in copies.items() if averages}
+        averaged = copies if hparams["average"] != "none" else {}
+        self._average = {name: tensor.clone() for name, tensor in averaged.items()}
 
     @torch.no_grad()
     def add(self, step: int) -> None:
@@ -85,8 +84,6 @@ class Predicting:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Copy a state into the parameters and the average."""
-        for name, tensor in state["trained"].items():
-            self._trained[name].copy_(tensor)
-        for name, tensor in state["average"].items():
-            self._average[name].copy_(tensor)
+        for part, own in (("trained", self._trained), ("average", self._average)):
+            for name, tensor in state[part].items():
+                own[name].copy_(tensor)

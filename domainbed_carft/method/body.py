@@ -1,7 +1,6 @@
 """The one body of our algorithms: an image encoder, a head, a frozen original, an optimizer.
 
-Each of ``algorithms`` says what it trains and which terms beside the cross-entropy count in it; the
-formulas are in ``objective`` and ``anchors``.
+Each of ``algorithms`` says what it trains and which terms count; formulas are in ``objective``.
 """
 
 from __future__ import annotations
@@ -16,23 +15,21 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from domainbed_carft.clips import backbone, blocks, pictures
+from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
-from domainbed_carft.method.device import settled_amp
-from domainbed_carft.method.frozen import encode
+from domainbed_carft.method.frozen import arrange, encode
 from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
 
+Minibatches = Sequence[tuple[Tensor, Tensor]]
 ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
 
 
 class CLIPAlgorithm(Algorithm):
     """The body shared by our algorithms.
 
-    Arguments as DomainBed gives them: ``input_shape`` (3, H, W), ``num_classes``, ``num_domains``
-    and the hparams of ``domainbed_carft.method.hparams``. Raises CarftError for hparams that are
-    unknown, invalid or make no sense together, pictures without three channels, and classes without
+    ``input_shape``: (3, H, W). Raises CarftError as `arguments.check`, and for classes without
     names.
 
     The state dict holds the weights that predict, the context weights and the words, but not the
@@ -58,9 +55,8 @@ class CLIPAlgorithm(Algorithm):
         self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
-        divides = hasattr(Algorithm, "indivisible")  # our harness a batch among processes
-        arguments.check(input_shape, hparams, type(self).__name__, divides)
-        hparams["amp"] = settled_amp(hparams["amp"])
+        arguments.check(input_shape, hparams, type(self).__name__)
+        hparams["amp"] = optimisation.settled_amp(hparams["amp"])
         super().__init__(input_shape, num_classes, num_domains, hparams)
         normalisation = arguments.checked_data(hparams)  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
@@ -73,24 +69,22 @@ class CLIPAlgorithm(Algorithm):
             templates = prompts.contexts_of(hparams)
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
-            digest = prompts.digest(templates, names)
-            arguments.record(hparams, "prompts_digest", digest, "class names or contexts differ")
+            words = prompts.digest(templates, names)
+            arguments.record(hparams, "prompts_digest", words, "class names or contexts differ")
             self.keep_text("words", prompts.as_json(templates, names))
             if clip_model.architecture:
                 self.keep_text("architecture", clip_model.architecture)
             features = backbone.text_features(clip_model, prompts.prompts(templates, names))
-            weights = objective.zero_shot_weights(features)
-            wanted = clip_model.preprocessing
-            if input_shape[-1] != wanted.resolution:
+            weights, wanted = objective.zero_shot_weights(features), clip_model.preprocessing
+            if (pixels := input_shape[-1]) != wanted.resolution:
                 print(
-                    f"CLIP input: the data set's pictures, {input_shape[-1]} pixels wide, are "
-                    f"resized to the {wanted.resolution} that this CLIP reads"
+                    f"CLIP input: pictures are resized from {pixels} to {wanted.resolution} pixels"
                 )
             encoder, scale = clip_model.model.visual, clip_model.logit_scale
             self.set_up(encoder, weights, scale, wanted, normalisation)
             self.set_up_training(clip_model, features)
             if self.trains_encoder:
-                blocks.arrange(self.encoder, self.terms and self.terms.original, hparams)
+                arrange(self.encoder, self.terms and self.terms.original, hparams)
         self.train()
 
     def keep_text(self, name: str, text: str) -> None:
@@ -103,20 +97,15 @@ class CLIPAlgorithm(Algorithm):
         preprocessing: pictures.Preprocessing,
         normalisation: observed.Normalisation = pictures.IMAGENET,
     ) -> None:  # fmt: skip
-        """Build the parts that both training and predicting need; a restored algorithm has no more.
-
-        ``preprocessing``: what the encoder wants; ``normalisation``: the data's, to undo; a saved
-        run has it in its state dict.
-        """
-        num_classes, dim = weights.classes.shape
+        """Build what training and predicting need; ``normalisation``: the data's, to undo."""
         self.encoder, self.terms = encoder, cast("Terms | None", None)
         self.input = pictures.CLIPInput(preprocessing, *normalisation)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(*weights.classes.T.shape)
         self.head.bias.data.zero_()
         is_random = self.hparams["head_init"] == "random" and self.trains_head
         # Folded, a random or a probed head would hardly move.
-        trains_both = self.trains_encoder and self.trains_head
-        folded = self.hparams["head_scale"] == "folded" and trains_both and not is_random
+        moves = self.trains_encoder and self.trains_head and not is_random
+        folded = self.hparams["head_scale"] == "folded" and moves
         if not is_random:
             self.head.weight.data.copy_(weights.classes * (logit_scale if folded else 1.0))
         self.register_buffer("head_factor", torch.tensor(1.0 if folded else logit_scale))
@@ -167,8 +156,8 @@ class CLIPAlgorithm(Algorithm):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The module's, with the weights that predict.
 
-        Loaded into an algorithm that goes on training, these do not reach what it averages: to
-        predict with a saved state, use `domainbed_carft.runs.saved.open_run`.
+        Loaded into an algorithm that goes on training, these do not reach what it averages: predict
+        with a saved state by `runs.saved.open_run`.
         """
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
@@ -193,8 +182,7 @@ class CLIPAlgorithm(Algorithm):
     def train(self, mode: bool = True) -> CLIPAlgorithm:
         """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
 
-        With the statistics of a batch, the encoder would differ from the original even before the
-        first step, and from the encoder that is evaluated.
+        With those of a batch the encoder would differ from the original before the first step.
         """
         super().train(mode)
         for module in self.encoder.modules():
@@ -203,20 +191,19 @@ class CLIPAlgorithm(Algorithm):
         return self
 
     def update(
-        self, minibatches: arguments.Minibatches | None = None, unlabeled: Any = None, **more: Any
+        self, minibatches: Minibatches | None = None, unlabeled: Any = None, **more: Any
     ) -> dict[str, float]:
         """One training step on (x, y) of each training environment.
 
         ``minibatches``: a list of (x, y), x (N, 3, H, W), y (N,), one an environment. SWAD's line
-        of forks gives two lists by keyword instead, ``x`` and ``y``. Unlabeled pictures and further
-        keyword arguments are not used.
+        of forks gives two lists by keyword instead, ``x`` and ``y``. More arguments are not used.
 
         Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
-        ``context_agreement`` in [0, 1]. Algorithms without the KL term have the last two only on
-        the steps on which they measure the drift (hparam ``drift_every``), FLYP and the first phase
-        of LP-FT never.
+        ``context_agreement`` in [0, 1]. Without the KL term the last two come only on the steps on
+        which the drift is measured, with FLYP and in the first phase of LP-FT never.
         """
-        measured = self.step_on_device([*zip(*arguments.pictures_and_labels(minibatches, more))])
+        pairs = [*zip(more["x"], more["y"])] if minibatches is None else minibatches
+        measured = self.step_on_device(pairs)
         return dict(zip(measured, torch.stack([*measured.values()]).tolist()))  # waits once for all
 
     def indivisible(self) -> str:
@@ -225,12 +212,11 @@ class CLIPAlgorithm(Algorithm):
             return "its encoder has dropout, which each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
 
-    def step_on_device(self, minibatches: arguments.Minibatches) -> dict[str, Tensor]:
+    def step_on_device(self, minibatches: Minibatches) -> dict[str, Tensor]:
         """``update`` without waiting for the device: its values are scalar tensors there."""
         if self.restored:
             raise CarftError(
-                "a restored algorithm can predict but not train, because the file holds no "
-                "optimizer. Train from the start instead"
+                "a restored algorithm can predict but not train: its file holds no optimizer"
             )
         x, y = map(torch.cat, zip(*minibatches))
         learn = self._probe if self.steps_taken < self.lp_steps else self._learn

@@ -1,4 +1,4 @@
-"""The frozen original, and what an image encoder computes on its way.
+"""The frozen original, what an image encoder computes on its way, and how its blocks compute it.
 
 That is at its beginning and after each quarter of it: the places of MIRO and LDIFS in a ViT-B/16
 (blocks 3, 6, 9, 12), for other encoders of OpenAI's and open_clip's and for timm's ViTs the
@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from domainbed_carft.clips.blocks import blocks_of
 from domainbed_carft.errors import CarftError
 
 Seen = dict[str, list[Tensor]]  # method -> activations (N, T, C) at its places
 FIRST = {"ldifs": ("ln_pre", "avgpool"), "miro": ("conv1", "conv1")}  # in a ViT, in a ResNet
+
+
+def blocks_of(encoder: Any) -> list[nn.Module]:
+    """The blocks of a ViT, the stages of a ResNet; empty for others of timm's."""
+    if hasattr(encoder, "layer4"):
+        return [getattr(encoder, f"layer{number}") for number in range(1, 5)]
+    if hasattr(encoder, "trunk"):
+        return [*getattr(encoder.trunk, "blocks", ())]
+    return [*encoder.transformer.resblocks]
 
 
 def places(encoder: Any, method: str) -> list[nn.Module]:
@@ -69,9 +80,8 @@ def recorded(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[list[Tensor
 class Frozen:
     """The original image encoder: eval mode, no gradients, in inference precision.
 
-    Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``.
-    In bf16 the large weights are stored as autocast would round them at every call, in half the
-    memory, unless the weights themselves are asked for, ``exact``.
+    Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``. In
+    bf16 the large weights are stored as autocast would round them, unless they are to be ``exact``.
     """
 
     def __init__(self, encoder: nn.Module, precision: str, exact: bool = False) -> None:
@@ -97,10 +107,35 @@ def encode(
     seen: Seen = {}
     with contextlib.ExitStack() as stack:
         for method in methods:
-            modules = places(encoder, method)
-            seen[method] = stack.enter_context(recorded(encoder, modules))
-        stack.enter_context(
-            torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16)
-        )
-        features: Tensor = encoder(pictures)
+            seen[method] = stack.enter_context(recorded(encoder, places(encoder, method)))
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
+            features: Tensor = encoder(pictures)
     return features.float(), seen
+
+
+def arrange(encoder: nn.Module, original: Any, hparams: Mapping[str, Any]) -> None:
+    """Have the blocks computed as ``compile_blocks`` (also ``original``'s) and
+    ``checkpoint_blocks`` (kept is only what goes into each) ask for.
+
+    Raises CarftError for an encoder that is not made of blocks, and for a torch that is too old.
+    """
+    asked = [name for name in ("compile_blocks", "checkpoint_blocks") if hparams[name]]
+    if asked and not blocks_of(encoder):
+        raise CarftError(
+            f"{asked[0]} is True, but this image encoder of timm's has no blocks; set it to False"
+        )
+    if "compile_blocks" in asked:
+        # Older ones go on with the weights of the first call, where others take their place.
+        if torch.__version__ < "2.5":
+            raise CarftError(
+                "compile_blocks is True, which needs torch 2.5 or newer, and this is "
+                f"{torch.__version__}; set it to False"
+            )
+        blocks = [*blocks_of(encoder), *(blocks_of(original.encoder) if original else ())]
+        compiled = {type(block): torch.compile(type(block).forward) for block in blocks}
+        for block in blocks:
+            # A method, so that a copy of the module computes with its own weights.
+            block.forward = types.MethodType(compiled[type(block)], block)
+    if "checkpoint_blocks" in asked:
+        for block in blocks_of(encoder):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

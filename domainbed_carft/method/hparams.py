@@ -1,8 +1,7 @@
 """The hyperparameters of our algorithms: defaults, valid values, random draws. No torch.
 
-Every value is a plain Python one, so that a record round-trips through JSON. All algorithms take
-the same names, because one ``--hparams`` of a sweep goes to every algorithm in it.
-docs/method.md gives the source of each value, and which are our choice.
+Every value is a plain Python one, so that a record round-trips through JSON. docs/method.md gives
+the source of each, and which are our choice.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,23 +30,14 @@ STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of those that do 
 
 Context = tuple[str, str]  # algorithm, data set
 Draw = Callable[[np.random.RandomState, Context], Any]
-Kind = tuple[Callable[[Any], bool], str]
 
 
-@dataclass(frozen=True)
-class Hparam:
-    """One hyperparameter.
-
-    ``default(context)`` and ``draw(random_state, context)`` get (algorithm, data set);
-    ``valid(value)`` is what a value must satisfy, said in words by ``expected``. Without ``draw``
-    the random search keeps the default: the value belongs to the protocol, not to the search.
-    """
-
+class Hparam(NamedTuple):
     name: str
-    default: Callable[[Context], Any]
+    default: Any  # a value, or a function of the context
     valid: Callable[[Any], bool]
-    expected: str
-    draw: Draw | None = None
+    expected: str  # in words
+    draw: Draw | None = None  # without it the random search keeps the default
 
 
 def _number(value: Any) -> bool:
@@ -56,38 +45,55 @@ def _number(value: Any) -> bool:
     return known and 0 <= value <= sys.float_info.max  # below 10**400, which JSON can write
 
 
-def _count(low: int) -> Kind:
-    return lambda v: type(v) is int and v >= low, f"a whole number >= {low}"
+def _words(value: Any) -> bool:
+    words = [value] if isinstance(value, str) else value
+    are_listed = isinstance(words, (list, tuple)) and len(words) > 0
+    return are_listed and all(isinstance(word, str) and word for word in words)
 
 
-def _one_of(*choices: Any) -> Kind:
-    expected = "one of " + ", ".join(map(repr, choices))
-    return lambda v: v in choices and type(v) in {type(c) for c in choices}, expected
-
-
-def _words(expected: str) -> Kind:
-    def valid(value: Any) -> bool:
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, (list, tuple)) or not words:
-            return False
-        return all(isinstance(word, str) and word for word in words)
-
-    return valid, expected
-
-
-_NOT_NEGATIVE: Kind = (_number, "a number >= 0")
-_SHARE: Kind = (lambda v: _number(v) and v <= 1, "a number in [0, 1]")
-_POSITIVE: Kind = (lambda v: _number(v) and v > 0, "a number > 0")
-_PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
-_FILLED_IN: Kind = (lambda v: isinstance(v, str), "'' or the value in an earlier record")
-
-
-def _always(value: Any) -> Callable[[Context], Any]:
-    return lambda context: value
+_NOT_NEGATIVE = (_number, "a number >= 0")
+_POSITIVE = (lambda v: _number(v) and v > 0, "a number > 0")
+_SHARE = (lambda v: _number(v) and v <= 1, "a number in [0, 1]")
+_PREPROCESSING = r"|([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 
 
 def _small(small: Any, otherwise: Any) -> Callable[[Context], Any]:
     return lambda context: small if context[1] in SMALL_DATASETS else otherwise
+
+
+def _of(owner: str, own: Any, otherwise: Any) -> Callable[[Context], Any]:
+    """The published value of the algorithm ``owner``, and what leaves all others as they are."""
+    return lambda context: own if context[0] == owner else otherwise
+
+
+def _power_of_ten(low: float, high: float) -> Draw:
+    return lambda random_state, context: float(10 ** random_state.uniform(low, high))
+
+
+def _choice(name: str, *choices: Any, default: Any = None) -> Hparam:
+    """One of these, by default the first."""
+    kinds = {type(choice) for choice in choices}
+    expected = "one of " + ", ".join(map(repr, choices))
+    default = choices[0] if default is None else default
+    return Hparam(name, default, lambda v: v in choices and type(v) in kinds, expected)
+
+
+def _count(name: str, default: Any, least: int = 0, draw: Draw | None = None) -> Hparam:
+    expected = f"a whole number >= {least}"
+    return Hparam(name, default, lambda v: type(v) is int and v >= least, expected, draw)
+
+
+def _filled_in(name: str) -> Hparam:
+    return Hparam(name, "", lambda v: isinstance(v, str), "'' or the value in an earlier record")
+
+
+def _weight(name: str, owner: str, own: float, low: float, high: float) -> Hparam:
+    """Of a term: ``own`` for the algorithm ``owner``, 0 for others, drawn between powers of 10."""
+
+    def draw(state: np.random.RandomState, context: Context) -> Any:
+        return _power_of_ten(low, high)(state, context) if context[0] == owner else 0.0
+
+    return Hparam(name, _of(owner, own, 0.0), *_NOT_NEGATIVE, draw)
 
 
 def _words_of(context: Context) -> tuple[str, str]:
@@ -100,17 +106,9 @@ def _words_of(context: Context) -> tuple[str, str]:
     return task.words, task.contexts or task.words
 
 
-def _of(name: str, own: Any, otherwise: Any) -> Callable[[Context], Any]:
-    """The published value of the algorithm ``name``, and what leaves all others as they are."""
-    return lambda context: own if context[0] == name else otherwise
-
-
-def _drawn_by(name: str, draw: Draw, otherwise: Any) -> Draw:
-    return lambda state, context: draw(state, context) if context[0] == name else otherwise
-
-
-def _power_of_ten(low: float, high: float) -> Draw:
-    return lambda random_state, context: float(10 ** random_state.uniform(low, high))
+def _protocol(context: Context) -> str:
+    usual = "clip" if context[1] in TASKS else "domainbed"
+    return "wise-ft" if context[1] == "ImageNet" else usual
 
 
 def _learning_rate(context: Context) -> float:
@@ -126,13 +124,8 @@ def _draw_learning_rate(random_state: np.random.RandomState, context: Context) -
     return 10 * rate if context[0] == "CLIPLinearProbe" else rate
 
 
-def _decay(context: Context) -> float:
-    return 0.0 if context[0] in UNDECAYED else 0.1
-
-
 def _draw_decay(random_state: np.random.RandomState, context: Context) -> float:
-    drawn: float = _power_of_ten(-3, 0)(random_state, context)
-    return 0.0 if context[0] in UNDECAYED else drawn
+    return 0.0 if context[0] in UNDECAYED else _power_of_ten(-3, 0)(random_state, context)
 
 
 def _draw_batch_size(random_state: np.random.RandomState, context: Context) -> int:
@@ -147,151 +140,98 @@ HPARAMS: tuple[Hparam, ...] = (
         "'tiny', one of OpenAI's names ('ViT-B/16'), the path of an OpenAI-format file, or "
         "open_clip:NAME/TAG, open_clip:hf-hub:ORG/REPO or open_clip:local-dir:FOLDER",
     ),
-    Hparam("kl_weight", _always(1.0), *_NOT_NEGATIVE, _power_of_ten(-1, 1)),
-    Hparam(
-        "kl_direction",
-        _always("original||fine-tuned"),
-        *_one_of("original||fine-tuned", "fine-tuned||original"),
-    ),
-    Hparam(
-        "kl_over",
-        _always("contexts"),
-        *_one_of("contexts", "clusters", "captions", "other-captions"),
-    ),
-    Hparam("context_clusters", _always(20), *_count(2)),
-    Hparam("kl_schedule", _always("constant"), *_one_of("constant", "linear")),
+    Hparam("kl_weight", 1.0, *_NOT_NEGATIVE, _power_of_ten(-1, 1)),
+    _choice("kl_direction", "original||fine-tuned", "fine-tuned||original"),
+    _choice("kl_over", "contexts", "clusters", "captions", "other-captions"),
+    _count("context_clusters", 20, 2),
+    _choice("kl_schedule", "constant", "linear"),
     Hparam(
         "context_scale",
-        _always("logit_scale"),
+        "logit_scale",
         lambda v: v == "logit_scale" or (_number(v) and v > 0),
         "'logit_scale' or a number > 0",
     ),
     Hparam(
         "contexts",
         lambda context: _words_of(context)[1],
-        *_words(
-            "a shipped list ('imagenet', 'imagenet7', ...), 'domains', a text file, or a list of "
-            "templates"
-        ),
+        _words,
+        "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
     ),
     Hparam(
         "class_names",
         lambda context: _words_of(context)[0],
-        *_words(
-            "'dataset:NAME', a shipped list ('cifar10', ...), the path of a text file with one "
-            "name per line, or a list"
-        ),
+        _words,
+        "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
     ),
-    Hparam(
-        "protocol",
-        lambda c: "wise-ft" if c[1] == "ImageNet" else "clip" if c[1] in TASKS else "domainbed",
-        *_one_of("domainbed", "clip", "wise-ft", "host"),
-    ),
-    Hparam("prompts_digest", _always(""), *_FILLED_IN),
-    Hparam("clip_digest", _always(""), *_FILLED_IN),
-    Hparam("clip_revision", _always(""), *_FILLED_IN),
+    _choice("protocol", "domainbed", "clip", "wise-ft", "host", default=_protocol),
+    _filled_in("prompts_digest"),
+    _filled_in("clip_digest"),
+    _filled_in("clip_revision"),
     Hparam(
         "preprocessing",
-        _always(""),
-        lambda v: v == "" or (type(v) is str and bool(re.fullmatch(_PREPROCESSING, v))),
-        "'' or what a data set is to deliver, as '224 bicubic shortest': pixels a side, bicubic or "
-        "bilinear, shortest or squash",
+        "",
+        lambda v: type(v) is str and bool(re.fullmatch(_PREPROCESSING, v)),
+        "'' or pixels a side, bicubic or bilinear, shortest or squash: '224 bicubic shortest'",
     ),
-    Hparam("data_edition", _always(""), *_FILLED_IN),
-    Hparam("head_init", _always("zero-shot"), *_one_of("zero-shot", "random")),
-    Hparam("head_scale", _always("folded"), *_one_of("folded", "outside")),
+    _filled_in("data_edition"),
+    _choice("head_init", "zero-shot", "random"),
+    _choice("head_scale", "folded", "outside"),
     Hparam("lr", _learning_rate, *_POSITIVE, _draw_learning_rate),
-    Hparam("weight_decay", _decay, *_NOT_NEGATIVE, _draw_decay),
-    Hparam("weight_decay_all", _always(False), *_one_of(False, True)),
     Hparam(
-        "sampling",
-        _always("with-replacement"),
-        *_one_of("with-replacement", "passes", "passes-by-shard"),
+        "weight_decay", lambda c: 0.0 if c[0] in UNDECAYED else 0.1, *_NOT_NEGATIVE, _draw_decay
     ),
-    Hparam("batch_size", _small(16, 32), *_count(1), _draw_batch_size),
-    Hparam("lr_schedule", _always("cosine"), *_one_of("cosine", "constant")),
-    Hparam("warmup_steps", _always(0), *_count(0)),
-    Hparam("total_steps", lambda context: STEPS.get(context[1], 5001), *_count(1)),
-    Hparam("grad_clip", _always(1.0), _number, "a number >= 0 (0 is off)"),
-    Hparam("amp", _always("auto"), *_one_of("auto", "off", "bf16")),
-    Hparam("original_precision", _small("fp32", "bf16"), *_one_of("bf16", "fp32")),
-    Hparam("micro_batch", _always(0), *_count(0)),
-    Hparam("checkpoint_blocks", _always(False), *_one_of(False, True)),
-    Hparam("compile_blocks", _always(False), *_one_of(False, True)),
-    Hparam("drift_every", _always(10), *_count(0)),
-    Hparam("flyp_targets", _always("same-class"), *_one_of("same-class", "diagonal")),
+    _choice("weight_decay_all", False, True),
+    _choice("sampling", "with-replacement", "passes", "passes-by-shard"),
+    _count("batch_size", _small(16, 32), 1, _draw_batch_size),
+    _choice("lr_schedule", "cosine", "constant"),
+    _count("warmup_steps", 0),
+    _count("total_steps", lambda context: STEPS.get(context[1], 5001), 1),
+    Hparam("grad_clip", 1.0, _number, "a number >= 0 (0 is off)"),
+    _choice("amp", "auto", "off", "bf16"),
+    _choice("original_precision", "bf16", "fp32", default=_small("fp32", "bf16")),
+    _count("micro_batch", 0),
+    _choice("checkpoint_blocks", False, True),
+    _choice("compile_blocks", False, True),
+    _count("drift_every", 10),
+    _choice("flyp_targets", "same-class", "diagonal"),
     # What any algorithm that trains the encoder may add.
-    Hparam(
-        "margin",
-        _of("CLIPood", 0.3, 0.0),
-        *_NOT_NEGATIVE,
-        _drawn_by("CLIPood", _power_of_ten(-1.3, 0), 0.0),
-    ),
-    Hparam("average", _of("CLIPood", "beta", "none"), *_one_of("none", "sma", "ema", "beta")),
-    Hparam("average_start", _small(10, 100), *_count(0)),
+    _weight("margin", "CLIPood", 0.3, -1.3, 0),
+    _choice("average", "none", "sma", "ema", "beta", default=_of("CLIPood", "beta", "none")),
+    _count("average_start", _small(10, 100)),
     Hparam("ema", _small(0.9, 0.999), *_SHARE),
-    Hparam("beta", _always(0.5), lambda v: _number(v) and 0 < v <= 10, "a number in (0, 10]"),
+    Hparam("beta", 0.5, lambda v: _number(v) and 0 < v <= 10, "a number in (0, 10]"),
     Hparam(
         "wise_alpha",
         _of("CLIPWiSEFT", 0.5, 1.0),
         *_SHARE,
-        _drawn_by("CLIPWiSEFT", lambda state, context: float(state.uniform(0.2, 0.9)), 1.0),
+        lambda state, c: float(state.uniform(0.2, 0.9)) if c[0] == "CLIPWiSEFT" else 1.0,
     ),
-    Hparam("lp_steps", lambda c: _small(20, 500)(c) if c[0] == "CLIPLPFT" else 0, *_count(0)),
-    Hparam("lp_lr", _always(1e-3), *_POSITIVE),
+    _count("lp_steps", lambda c: _small(20, 500)(c) if c[0] == "CLIPLPFT" else 0),
+    Hparam("lp_lr", 1e-3, *_POSITIVE),
     # The weights of the terms, each of its own algorithm and of CARFT.
+    _weight("sp_weight", "CLIPL2SP", 0.5, -3, 1),
+    _choice("sp_form", "coupled", "decoupled"),
+    _weight("fd_weight", "CLIPFeatureDistillation", 1.0, -1, 2),
+    _weight("ldifs_weight", "LDIFS", 10.0, 0, 2),
+    _choice("ldifs_axis", "channel", "token"),
+    _weight("lipsum_weight", "LipsumFT", 1.0, -1, 1),
+    _count("lipsum_texts", 80, 1),
     Hparam(
-        "sp_weight",
-        _of("CLIPL2SP", 0.5, 0.0),
-        *_NOT_NEGATIVE,
-        _drawn_by("CLIPL2SP", _power_of_ten(-3, 1), 0.0),
+        "lipsum_length", 8, lambda v: type(v) is int and 0 < v < 76, "a whole number from 1 to 75"
     ),
-    Hparam("sp_form", _always("coupled"), *_one_of("coupled", "decoupled")),
-    Hparam(
-        "fd_weight",
-        _of("CLIPFeatureDistillation", 1.0, 0.0),
-        *_NOT_NEGATIVE,
-        _drawn_by("CLIPFeatureDistillation", _power_of_ten(-1, 2), 0.0),
-    ),
-    Hparam(
-        "ldifs_weight",
-        _of("LDIFS", 10.0, 0.0),
-        *_NOT_NEGATIVE,
-        _drawn_by("LDIFS", _power_of_ten(0, 2), 0.0),
-    ),
-    Hparam("ldifs_axis", _always("channel"), *_one_of("channel", "token")),
-    Hparam(
-        "lipsum_weight",
-        _of("LipsumFT", 1.0, 0.0),
-        *_NOT_NEGATIVE,
-        _drawn_by("LipsumFT", _power_of_ten(-1, 1), 0.0),
-    ),
-    Hparam("lipsum_texts", _always(80), *_count(1)),
-    Hparam(
-        "lipsum_length",
-        _always(8),
-        lambda v: type(v) is int and 1 <= v <= 75,
-        "a whole number from 1 to 75, since CLIP reads 77 tokens",
-    ),
-    Hparam(
-        "miro_weight",
-        _of("CLIPMIRO", 1.0, 0.0),
-        *_NOT_NEGATIVE,
-        _drawn_by("CLIPMIRO", _power_of_ten(-2, 0), 0.0),
-    ),
+    _weight("miro_weight", "CLIPMIRO", 1.0, -2, 0),
 )
 
 
 def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
     """name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
 
-    Each value is drawn from its own generator, seeded by ``random_seed`` and its name as DomainBed
-    seeds it, so that adding one never moves another.
+    As in DomainBed each is drawn from its own generator, so that adding one never moves another.
     """
     context = (algorithm, dataset)
     values = {}
     for h in HPARAMS:
-        default = h.default(context)
+        default = h.default(context) if callable(h.default) else h.default
         generator = np.random.RandomState(seed_hash(random_seed, h.name))
         values[h.name] = (default, h.draw(generator, context) if h.draw else default)
     return values

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, imported
 
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
 _IMPOSSIBLE = -1e8  # a logit; minus infinity would make the KL of two such NaN
@@ -47,13 +47,8 @@ def clustered(context_weights: Tensor, count: int) -> Tensor:
     templates, as in the official code), and k-means finds the centres, which are not scaled to
     length 1. Raises CarftError if fewer contexts than centres are kept.
     """
-    try:
-        from sklearn.cluster import KMeans
-        from sklearn.ensemble import IsolationForest
-    except ImportError as error:
-        raise CarftError(
-            f"kl_over 'clusters' needs scikit-learn ({error}); pip install scikit-learn"
-        ) from error
+    k_means = imported("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
+    forest = imported("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
     found = context_weights.cpu().numpy()
     kept = len(found) * 3 // 4
     if kept < count:
@@ -61,10 +56,9 @@ def clustered(context_weights: Tensor, count: int) -> Tensor:
             f"context_clusters is {count}, expected at most {kept}, three quarters of the "
             f"{len(found)} contexts"
         )
-    usual = IsolationForest(random_state=0).fit(found).decision_function(found)
+    usual = forest.fit(found).decision_function(found)
     kept_ones = found[(-usual).argsort(kind="stable")[:kept]]
-    centres = KMeans(count, random_state=0, n_init=10).fit(kept_ones).cluster_centers_
-    return torch.from_numpy(centres).to(context_weights)
+    return torch.from_numpy(k_means.fit(kept_ones).cluster_centers_).to(context_weights)
 
 
 def context_scale(setting: str | float, logit_scale: Tensor) -> Tensor | float:

@@ -1,15 +1,13 @@
 """Facts that the algorithm needs of its data set: class names, normalisation, preset, verdict.
 
-DomainBed passes one hparams object first to the data set, then to the algorithm. That object is
-the key under which the data set leaves its facts, so nothing is written into it, or into the
-records. Forks whose data sets get no hparams are matched by the data set's name.
+They are found by the hparams object, which DomainBed passes to the data set and to the algorithm,
+so nothing is written into it. Forks' data sets without hparams are found by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from domainbed_carft.data.verify import Report
 from domainbed_carft.errors import CarftError
@@ -17,24 +15,19 @@ from domainbed_carft.errors import CarftError
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a channel, of [0, 1]
 
 
-@dataclass(frozen=True)
-class Environment:
-    """One environment: its name, its class names in label order, mean and std of its pictures.
-
-    Unknown parts are None.
-    """
+class Environment(NamedTuple):
+    """One environment: name, class names in label order, normalisation; None what is unknown."""
 
     name: str
     classes: Sequence[str] | None
     normalisation: Normalisation | None = None
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """All environments of a data set, and the verdict on it, None where nothing was counted.
 
-    ``protocol`` is the preset by which its pictures are transformed, the host's own if unseen;
-    ``test_envs`` the numbers of the environments left out, None if the host does not tell.
+    ``protocol``: the preset by which its pictures are transformed; ``test_envs``: the numbers of
+    the environments left out, None if the host does not tell.
     """
 
     environments: Sequence[Environment] = ()
@@ -49,7 +42,7 @@ class Seen:
 
 
 # The hparams object, the data set's name, and what it showed: one job has one data set.
-_last: tuple[Any, str, Seen] | None = None
+_last: tuple[Any, str, Seen] = (None, "", Seen())
 
 
 def remember(
@@ -58,52 +51,42 @@ def remember(
 ) -> Seen:  # fmt: skip
     """Keep the facts of ``dataset``; ``hparams`` is the object it was built with, if any."""
     global _last
-    seen = Seen(environments, report, protocol, test_envs)
-    _last = hparams, dataset, seen
-    return seen
+    _last = hparams, dataset, Seen(environments, report, protocol, test_envs)
+    return _last[2]
 
 
 def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
     """The facts of the data set built with this hparams object; empty if there is none.
 
-    For a data set built without an hparams object, its name decides, or if ``dataset`` is None,
-    any will do.
+    One that was built without any is found by its name, or if ``dataset`` is None, by none.
     """
-    if _last is None:
-        return Seen()
     built_with, name, seen = _last
     fits = built_with is hparams or (built_with is None and dataset in (None, name))
     return seen if fits else Seen()
 
 
 def renormalise(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
-    """Note that the pictures of the data set built with ``hparams`` come normalised like this.
-
-    False if it has shown none.
-    """
+    """Note how pictures of the data set built with ``hparams`` come; False if it has shown none."""
     global _last
     seen = recall(hparams)
-    if _last is None or not seen.environments:
-        return False
-    environments = [replace(one, normalisation=normalisation) for one in seen.environments]
-    _last = (*_last[:2], replace(seen, environments=environments))
-    return True
+    if seen.environments:
+        environments = [one._replace(normalisation=normalisation) for one in seen.environments]
+        _last = (*_last[:2], seen._replace(environments=environments))
+    return bool(seen.environments)
 
 
 def normalisation(transform: Any) -> Normalisation | None:
     """Mean and standard deviation of the last normalising step in ``transform``, if any shows."""
     steps = getattr(transform, "transforms", [transform])
-    found = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
+    found = [(one.mean, one.std) for one in steps if hasattr(one, "mean") and hasattr(one, "std")]
     if not found:
         return None
-    return tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std))
+    mean, std = found[-1]
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:
-    """The mean and standard deviation shared by all ``environments``; None if none has any.
-
-    Raises CarftError if they differ: one correction cannot serve both.
-    """
+    """That of all ``environments``, None if none has any; CarftError if they differ."""
     shown = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
     if len(shown) > 1:
         raise CarftError(
@@ -111,18 +94,3 @@ def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation |
             "standard deviation). CLIP needs the same for all; make their transforms equal"
         )
     return shown[0] if shown else None
-
-
-def followed_protocol(wanted: str, followed: str) -> str:
-    """The preset that the pictures follow, to be recorded.
-
-    This is ``host`` for a fork with its own transforms, which needs no request. Raises CarftError
-    if another is wanted and not followed.
-    """
-    if followed == wanted or (wanted == "domainbed" and followed == "host"):
-        return followed
-    raise CarftError(
-        f"protocol is {wanted!r}, but this data set keeps its own transforms ({followed}). Only "
-        "this package's data sets and MultipleEnvironmentImageFolder with test_envs and hparams "
-        "can follow another protocol. Leave protocol at 'domainbed'"
-    )

@@ -1,4 +1,4 @@
-"""AdamW with its weight decay, and the learning-rate schedule."""
+"""How a step is taken: AdamW, the learning-rate schedule, precision, copies to the device."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from domainbed_carft.errors import CarftError
 
 EMBEDDINGS = {
     "class_embedding", "positional_embedding", "token_embedding",
     "cls_token", "pos_embed", "latent",  # timm's
 }  # fmt: skip
+BF16_SINCE = (8, 0)  # the compute capability whose tensor cores multiply bf16
 
 
 def adamw(
     parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
 ) -> torch.optim.AdamW:
-    """AdamW over the named parameters that are trained.
+    """AdamW over the named parameters, all trained.
 
     Weight decay acts on matrices and convolutions, and with ``weight_decay_all`` also on biases,
     norms and embeddings: decay would make these forget, and they cannot overfit. MIRO's variances
@@ -28,11 +31,9 @@ def adamw(
     spared: list[nn.Parameter] = []
     variances: list[nn.Parameter] = []
     for name, parameter in parameters:
-        if name.startswith("terms."):
-            variances.append(parameter)
-        elif parameter.requires_grad:
-            is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
-            (decayed if is_matrix or hparams["weight_decay_all"] else spared).append(parameter)
+        is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
+        kept = decayed if is_matrix or hparams["weight_decay_all"] else spared
+        (variances if name.startswith("terms.") else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": hparams["weight_decay"]},
         {"params": spared, "weight_decay": 0.0},
@@ -44,10 +45,9 @@ def adamw(
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Step all weights in one kernel where they are on a GPU; else torch's own choice.
+    """Step all weights in one kernel where they are on a GPU; called where weights have moved.
 
-    To be called where weights or state have moved. The kernel wants its counts of steps on the GPU,
-    where those of a run that began on a processor are not.
+    Its counts of steps must be there, too, where those of a run that began on a processor are not.
     """
     for group in optimizer.param_groups:
         counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
@@ -58,10 +58,7 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
 def schedule(
     optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any], lp_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A linear warm-up, then a cosine to 0 at ``total_steps``, or the peak rate to the end.
-
-    It begins after the ``lp_steps`` of a first phase.
-    """
+    """After ``lp_steps`` a linear warm-up, then a cosine to 0 at ``total_steps``, or constant."""
     warmup, total = hparams["warmup_steps"], hparams["total_steps"] - lp_steps
 
     def factor(step: int) -> float:
@@ -73,3 +70,25 @@ def schedule(
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def settled_amp(wanted: str) -> str:
+    """The hparam ``amp``, settled for this machine; CarftError for bf16 on a GPU without it."""
+    on_gpu = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if on_gpu else (0, 0)
+    if wanted == "auto":
+        return "bf16" if capability >= BF16_SINCE else "off"
+    if wanted == "off" or not on_gpu or capability >= BF16_SINCE:
+        return wanted
+    raise CarftError(
+        f"amp is 'bf16', which {torch.cuda.get_device_name()} with its compute capability "
+        f"{'.'.join(map(str, capability))} does not compute in; expected 8.0 (A100) or more. Set "
+        "amp to 'off', or go on with a job that began in bf16 on such a card"
+    )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the processor on ``device``, for which the processor does not wait."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,20 +1,15 @@
-"""A batch in pieces, so that it needs the memory of one (the hparam ``micro_batch``).
-
-Where the host divides a batch among processes, the pieces are of this process's slice.
-"""
+"""A batch, or this process's slice of it, in pieces that fit into memory (``micro_batch``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """The pictures of a batch that are computed at once.
 
     ``labels`` (N,) are the whole batch's, ``place`` says which are this piece's. ``drawn`` holds
@@ -32,11 +27,6 @@ class Piece:
         """The labels of this piece's pictures."""
         return self.labels[self.place]
 
-    @property
-    def share(self) -> float:
-        """The piece's pictures over the batch's: its weight in a mean over pictures."""
-        return (self.place.stop - self.place.start) / self.whole
-
     def once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
         """What ``draw`` gives, which only the step's first piece calls."""
         if name not in self.drawn:
@@ -45,15 +35,11 @@ class Piece:
 
 
 def split(labels: Tensor, size: int, members: Any = None) -> Iterator[Piece]:
-    """The pieces, of at most ``size`` pictures, of a batch with these ``labels``; 0: the whole.
-
-    ``members``: our harness's, of the processes that each have a slice of the batch.
-    """
+    """The pieces, of at most ``size`` pictures (0: all), of a batch or a slice with ``labels``."""
     whole = members.total(len(labels)) if members else len(labels)
     drawn: dict[str, Tensor] = {}
     for first in range(0, len(labels), size or len(labels)):
-        last = min(first + (size or len(labels)), len(labels))
-        yield Piece(labels, slice(first, last), drawn, whole)
+        yield Piece(labels, slice(first, first + (size or len(labels))), drawn, whole)
 
 
 def accumulated(
@@ -62,10 +48,10 @@ def accumulated(
     """Add up the gradients of a ``batch`` of pictures ``x``; the parts of its loss."""
     found: dict[str, Tensor] = {}
     for piece in batch:
-        parts = loss(x[piece.place], piece)
+        parts, share = loss(x[piece.place], piece), len(piece.own) / piece.whole
         if parts["loss"].requires_grad:
-            (parts["loss"] * piece.share).backward()
-        shares = {name: part.detach() * piece.share for name, part in parts.items()}
+            (parts["loss"] * share).backward()
+        shares = {name: part.detach() * share for name, part in parts.items()}
         found = {name: found[name] + s if name in found else s for name, s in shares.items()}
     return found
 
@@ -78,17 +64,14 @@ def add_up(module: nn.Module, members: Any) -> None:
 
 def summed(parts: dict[str, Tensor], members: Any) -> dict[str, Tensor]:
     """The sums of the parts of the loss over the processes."""
-    if not members:
-        return parts
-    members.add_up([values := torch.stack([*parts.values()])])
-    return dict(zip(parts, values))
+    if members:
+        members.add_up([values := torch.stack([*parts.values()])])
+        parts = dict(zip(parts, values))
+    return parts
 
 
 def drops(encoder: nn.Module) -> bool:
     """Whether training draws random numbers for each picture in an encoder."""
     rates = ("p", "prob", "drop_prob")  # torch's, open_clip's, timm's
-    return any(
-        "Drop" in type(module).__name__ and getattr(module, rate, 0)
-        for module in encoder.modules()
-        for rate in rates
-    )
+    dropping = [one for one in encoder.modules() if "Drop" in type(one).__name__]
+    return any(getattr(one, rate, 0) for one in dropping for rate in rates)

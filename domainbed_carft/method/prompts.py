@@ -1,8 +1,7 @@
 """Every word that CLIP's text encoder reads: contexts, class names, prompts. No torch.
 
-A context is a template with one ``{}`` for the class name: "a sketch of a {}.". The included lists
-are text files in ``assets/contexts``, one template per line, and those of class names in
-``assets/class_names``, in label order; ``assets/README.md`` names their sources.
+A context is a template with one ``{}`` for the class name: "a sketch of a {}.". The lists are text
+files in ``assets/contexts`` and ``assets/class_names``; ``assets/README.md`` has their sources.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ DOMAIN_TEMPLATE = "a {domain} of a {}."
 BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
     **{name: benchmark.classes for name, benchmark in benchmarks.BENCHMARKS.items()},
     # Random noise under random labels: any two words serve.
-    "Debug28": ("zero", "one"),
-    "Debug224": ("zero", "one"),
+    **dict.fromkeys(("Debug28", "Debug224"), ("zero", "one")),
 }
 
 DATASET_PREFIX = "dataset:"
@@ -46,17 +44,12 @@ DATASET_PREFIX = "dataset:"
 def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
     """The context templates that ``spec`` stands for.
 
-    ``spec``: the name of a shipped list (CONTEXT_LISTS), the path of a text file with a template a
-    line, or the templates themselves. Empty lines are skipped.
-
-    Raises CarftError, naming a template, unless each has exactly one ``{}``, all differ, and there
-    are at least two, or as many as ``least`` says where nothing is to be trained.
+    ``spec``: one of CONTEXT_LISTS, the path of a text file with a template a line, or the templates
+    themselves. Raises CarftError, naming a template, unless each has exactly one ``{}``, all
+    differ, and there are at least two, or as many as ``least`` says where nothing is to be trained.
     """
-    lists = ", ".join((*DOMAIN_LISTS, *CONTEXT_LISTS))
-    kinds = f"a shipped list ({lists}), or a list like ['a sketch of {{}}']"
-    found = _listed("contexts", spec, CONTEXT_LISTS, kinds)
-    wrong = [template for template in found if template.count("{}") != 1]
-    wrong += [template for template in dict.fromkeys(found) if found.count(template) > 1]
+    found = _listed("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
+    wrong = [one for one in found if one.count("{}") != 1 or found.count(one) > 1]
     if wrong or len(found) < least:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
         such = f", such as {wrong[0]!r}" if wrong else ""
@@ -69,12 +62,7 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
 
 
 def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
-    """The context templates of a run, by its hparam ``contexts``.
-
-    Those of DOMAIN_LISTS are made from the environments of the data set that was built with this
-    hparams object. Raises CarftError as ``contexts``, where the data set does not show its
-    environments, or which of them are left out, and where their names are no words.
-    """
+    """The templates of a run. CarftError for DOMAIN_LISTS in a host that shows no environments."""
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
         return contexts(spec)
@@ -86,16 +74,14 @@ def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
             f"contexts is {spec!r}, but this host's data set does not show {shows}; give the "
             f"templates as a list, such as ['a photo of a {{}}.', 'a sketch of a {{}}.']"
         )
-    return domain_contexts(
-        spec, [one.name for place, one in enumerate(seen.environments) if place not in left_out]
-    )
+    names = [one.name for place, one in enumerate(seen.environments) if place not in left_out]
+    return domain_contexts(spec, names)
 
 
 def domain_contexts(spec: str, names: Sequence[str]) -> list[str]:
     """A template per domain: "art_painting" -> "a art painting of a {}."
 
-    ``spec``: the one of DOMAIN_LISTS that asks. Raises CarftError for names with digits, of which
-    a text encoder knows nothing, and as ``contexts``.
+    Raises CarftError for names with digits, which are no words, and as `contexts`.
     """
     if odd := [name for name in names if any(map(str.isdigit, name)) or not clean(name)]:
         raise CarftError(
@@ -108,8 +94,7 @@ def domain_contexts(spec: str, names: Sequence[str]) -> list[str]:
 def clean(name: str) -> str:
     """A class name as a prompt says it: "Alarm_Clock" -> "alarm clock".
 
-    Underscores and hyphens become spaces. A word all in capitals ("TV") keeps them, as CLIP's
-    tokenizer lowers every letter anyway and the log should stay readable.
+    A word all in capitals ("TV") keeps them: CLIP's tokenizer lowers every letter anyway.
     """
     words = name.replace("_", " ").replace("-", " ").split()
     return " ".join(w if w.isupper() and len(w) > 1 else w.lower() for w in words)
@@ -131,22 +116,17 @@ def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
 
 
 def from_json(text: str) -> tuple[list[str], list[str]]:
-    """Templates and class names, in this order, of what ``as_json`` returned.
-
-    Raises ValueError, KeyError or TypeError for any other text.
-    """
+    """Templates and class names of what `as_json` returned; any exception for other text."""
     words = parsing.parse_json(text)
-    templates, names = ([str(word) for word in words[key]] for key in ("contexts", "classes"))
-    return templates, names
+    return [*map(str, words["contexts"])], [*map(str, words["classes"])]
 
 
 def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     """The ``num_classes`` class names in label order.
 
-    Taken from, in this order: the hparam ``class_names`` where it is a list, a file or one of
-    CLASS_LISTS, as they are; the folders of the data set that was built with this hparams object,
-    or the built-in table of the folders of the data set that the hparam names ("dataset:PACS"),
-    cleaned.
+    From the hparam ``class_names`` where it is a list, a file or one of CLASS_LISTS, as they are;
+    else from the folders of the data set that was built with this hparams object, or the built-in
+    table of the data set that the hparam names ("dataset:PACS"), cleaned.
 
     Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
     """
@@ -155,21 +135,18 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     environments = observed.recall(hparams, dataset).environments
     seen = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
-        lists = ", ".join(CLASS_LISTS)
-        kinds = f"a shipped list ({lists}), a list of names, or {DATASET_PREFIX}NAME"
-        found, source = _listed("class_names", spec, CLASS_LISTS, kinds), "hparam class_names"
+        found = _listed("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
         _require_folders_order(found, seen)
     elif seen:
-        found, source = next(iter(seen.values())), "the folders of the data set"
-        for name, other in seen.items():
-            if other != found:
-                raise CarftError(
-                    f"the environments {next(iter(seen))!r} and {name!r} have different classes: "
-                    f"{sorted({*found} ^ {*other})} are not in both. Make the class folders equal, "
-                    "so that a label means the same class everywhere"
-                )
+        first, found = next(iter(seen.items()))
+        if odd := [name for name, other in seen.items() if other != found]:
+            raise CarftError(
+                f"the environments {first!r} and {odd[0]!r} have different classes: "
+                f"{sorted({*found} ^ {*seen[odd[0]]})} are not in both. Make the class folders "
+                "equal, so that a label means the same class everywhere"
+            )
     elif dataset in BUILT_IN_CLASSES:
-        found, source = list(BUILT_IN_CLASSES[dataset]), f"the built-in table of {dataset}"
+        found = list(BUILT_IN_CLASSES[dataset])
     else:
         raise CarftError(
             f"no class names are known for the data set {dataset!r}; CLIP needs them. Give "
@@ -179,8 +156,8 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
         )
     if len(found) != num_classes:
         raise CarftError(
-            f"{len(found)} class names from {source} ({', '.join(found)}), but the data set has "
-            f"{num_classes} classes; give one name per class, in label order"
+            f"class_names {spec!r} stands for {len(found)} class names ({', '.join(found)}), but "
+            f"the data set has {num_classes} classes; give one name per class, in label order"
         )
     return found if dataset is None else [clean(name) for name in found]
 
@@ -201,27 +178,20 @@ def _require_folders_order(names: Sequence[str], seen: Mapping[str, Sequence[str
 
 def named_dataset(spec: Any) -> str | None:
     """NAME where the hparam ``class_names`` is "dataset:NAME", else None."""
-    if isinstance(spec, str) and spec.startswith(DATASET_PREFIX):
-        return spec[len(DATASET_PREFIX) :]
-    return None
+    is_name = isinstance(spec, str) and spec.startswith(DATASET_PREFIX)
+    return spec.removeprefix(DATASET_PREFIX) if is_name else None
 
 
-def _listed(
-    hparam: str, spec: str | Sequence[str], shipped: Sequence[str], otherwise: str
-) -> list[str]:
+def _listed(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
     """The entries of a list, or the lines of a shipped file or of that at the path ``spec``."""
     if not isinstance(spec, str):
         return [str(entry) for entry in spec]
-    if spec in shipped:
-        return _lines(files("domainbed_carft") / "assets" / hparam / f"{spec}.txt")
-    if not Path(spec).is_file():
+    ours = files("domainbed_carft") / "assets" / hparam / f"{spec}.txt"
+    path = ours if spec in shipped else Path(spec)
+    if not path.is_file():
         raise CarftError(
-            f"{hparam} is {spec!r}, which is not a file; expected the path of a text file with one "
-            f"per line, {otherwise}"
+            f"{hparam} is {spec!r}, which is not a file; expected a list, the path of a text file "
+            f"with one per line, or a shipped list ({', '.join(shipped)})"
         )
-    return _lines(Path(spec))
-
-
-def _lines(path: Any) -> list[str]:
-    text: str = path.read_text(encoding="utf-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]

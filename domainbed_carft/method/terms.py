@@ -1,7 +1,4 @@
-"""The terms beside the cross-entropy, from one pass of the frozen original.
-
-Their formulas are in ``objective`` and ``anchors``.
-"""
+"""The terms beside the cross-entropy (`objective`, `anchors`), from a pass of the original."""
 
 from __future__ import annotations
 
@@ -15,16 +12,15 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.method import anchors, objective, texts
-from domainbed_carft.method.device import sent
 from domainbed_carft.method.frozen import FIRST, Frozen, Seen, encode
+from domainbed_carft.method.optimisation import sent
 from domainbed_carft.method.pieces import Piece
 
 
 class Terms(nn.Module):
-    """The terms of an algorithm's loss, and what they alone need.
+    """The terms of an algorithm's loss, weighed by the hparams ``weighed``, and what they need.
 
-    ``weighed``: the hparams that weigh a term there; ``text_features`` (M, K, D): those of each
-    context with each class. In the state dict are MIRO's variances only: the rest is made anew.
+    ``text_features``: (M, K, D). In the state dict are MIRO's variances only.
     """
 
     original: Frozen | None = None
@@ -54,7 +50,7 @@ class Terms(nn.Module):
             exact = "sp_weight" in counting  # compares weights
             self.original = Frozen(encoder, hparams["original_precision"], exact)
         if "lipsum_weight" in counting:
-            self.random_texts = texts.random_texts(clip_model)
+            self.random_texts = texts.RandomTexts(clip_model)
         if "miro_weight" in counting:
             blank = torch.zeros(1, 3, *[clip_model.preprocessing.resolution] * 2)
             with torch.no_grad():
@@ -161,13 +157,10 @@ class Terms(nn.Module):
     @torch.no_grad()
     def _drift(self, features_0: Tensor, features: Tensor) -> dict[str, Tensor]:
         """How far the distribution over the contexts has moved."""
-        both = (
-            self._logits(features_0, self.context_weights),
-            self._logits(features, self.context_weights),
-        )
+        before, now = (self._logits(one, self.context_weights) for one in (features_0, features))
         return {
-            "loss_kl": objective.context_kl(*both, self.hparams["kl_direction"]),
-            "context_agreement": objective.context_agreement(*both),
+            "loss_kl": objective.context_kl(before, now, self.hparams["kl_direction"]),
+            "context_agreement": objective.context_agreement(before, now),
         }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Terms:
@@ -175,5 +168,5 @@ class Terms(nn.Module):
         if self.original is not None:
             self.original.encoder._apply(fn)
         if self.random_texts is not None:
-            self.random_texts.apply(fn)
+            self.random_texts.encoder._apply(fn)
         return self

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.device import sent
+from domainbed_carft.method.optimisation import sent
 
 START, END = 49406, 49407  # of CLIP's vocabulary; all words are smaller
 
@@ -48,24 +48,18 @@ class TextEncoder(nn.Module):
 
 
 class OpenClipText(nn.Module):
-    """The text half of an open_clip model, whose parts it shares: (M, L) tokens -> (M, D).
-
-    All L tokens that the model reads: what stands behind the END may count.
-    """
+    """The text half of an open_clip model, whose parts it shares: (M, all L) tokens -> (M, D)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = copy.copy(model)  # with tables of its own
-        for table, others in (
-            ("_modules", ["visual"]),
-            ("_parameters", ["logit_scale", "logit_bias"]),
-        ):
-            kept = {name: part for name, part in vars(model)[table].items() if name not in others}
-            vars(self.model)[table] = kept
+        others = ("visual", "logit_scale", "logit_bias")
+        for table in ("_modules", "_parameters"):
+            parts = vars(model)[table].items()
+            vars(self.model)[table] = {name: part for name, part in parts if name not in others}
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        features: Tensor = self.model.encode_text(tokens)
-        return features.float()
+    def forward(self, tokens: Tensor) -> Any:
+        return self.model.encode_text(tokens).float()
 
 
 def encoder_of(backbone: Backbone) -> nn.Module:
@@ -73,50 +67,32 @@ def encoder_of(backbone: Backbone) -> nn.Module:
     return (OpenClipText if backbone.architecture else TextEncoder)(backbone.model)
 
 
-def random_texts(backbone: Backbone) -> RandomTexts:
-    """Raises CarftError for a text encoder that does not read OpenAI's vocabulary (SigLIP)."""
-    if not backbone.architecture:
-        return RandomTexts(TextEncoder(backbone.model))
-    text = json.loads(backbone.architecture)["model_cfg"]["text_cfg"]
-    clips = text.get("pool_type", "argmax") == "argmax" and text.get("vocab_size", 49408) == 49408
-    if (
-        not clips
-        or "hf_model_name" in text
-        or type(backbone.tokenizer).__name__ != "SimpleTokenizer"
-    ):
-        raise CarftError(
-            f"lipsum_weight draws texts of CLIP's words, which the text encoder of {backbone.name} "
-            "does not read; choose another clip_backbone or algorithm"
-        )
-    return RandomTexts(OpenClipText(backbone.model), text.get("context_length", 77))
-
-
 class RandomTexts:
     """Features of texts of random words by the frozen text encoder, new at each call (Lipsum-FT).
 
-    ``padded``: to how many tokens the encoder wants them. Not a Module on purpose, as ``Frozen``.
+    Raises CarftError for one that does not read OpenAI's vocabulary (SigLIP). Not a Module on
+    purpose, as ``Frozen``.
     """
 
-    def __init__(self, encoder: nn.Module, padded: int = 0) -> None:
-        self.encoder, self.padded = encoder.eval().requires_grad_(False), padded
+    def __init__(self, backbone: Backbone) -> None:
+        self.padded = 0  # to how many tokens the encoder wants texts
+        if backbone.architecture:
+            text = json.loads(backbone.architecture)["model_cfg"]["text_cfg"]
+            how = text.get("pool_type", "argmax"), text.get("vocab_size", 49408)
+            openais = type(backbone.tokenizer).__name__ == "SimpleTokenizer"
+            if how != ("argmax", 49408) or "hf_model_name" in text or not openais:
+                raise CarftError(
+                    "lipsum_weight draws texts of CLIP's words, which the text encoder of "
+                    f"{backbone.name} does not read; choose another clip_backbone or algorithm"
+                )
+            self.padded = text.get("context_length", 77)
+        self.encoder = encoder_of(backbone).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, count: int, length: int) -> Tensor:
-        """(``count``, D), of texts of ``length`` words, not normalised.
-
-        Raises CarftError for more words than the encoder reads.
-        """
-        if self.padded and length + 2 > self.padded:
-            raise CarftError(
-                f"lipsum_length is {length}, expected at most {self.padded - 2}: this CLIP reads "
-                f"{self.padded} tokens"
-            )
+        """(``count``, D), of texts of ``length`` words, not normalised."""
         tokens = torch.randint(0, START, (count, length + 2))
         tokens[:, 0], tokens[:, -1] = START, END
         tokens = F.pad(tokens, (0, max(0, self.padded - tokens.shape[1])))
         features: Tensor = self.encoder(sent(tokens, next(self.encoder.parameters()).device))
         return features
-
-    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move with the algorithm."""
-        self.encoder._apply(fn)
