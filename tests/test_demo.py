@@ -9,7 +9,6 @@ import report_page
 
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin.provided import EmojiStyles
 from domainbed_carft.suites import known, records
 
 SMALL = """
