@@ -138,7 +138,10 @@ def test_each_pass_has_each_picture_once_and_any_batch_comes_alone():
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda train: (train / "n01440764").rename(train / "tench"), "n01440764', extra 'tench'"),
+        (
+            lambda train: (train / "n01440764").rename(train / "tench"),
+            "missing 'n01440764', extra 'tench'",
+        ),
         (lambda train: (train / "00").mkdir(), "missing none, extra '00'"),
         (lambda train: train.rename(f"{train}ing"), "ImageNet needs --data_dir, .*shards"),
     ],

@@ -71,6 +71,15 @@ print(json.dumps([domainbed.algorithms.__file__, domainbed.algorithms.ALGORITHMS
     assert site.json("-c", code, str(checkout)) == [of(checkout), ["ERM", *OURS]]
 
 
+def test_a_bare_folder_is_named(site: Site) -> None:
+    bare = site.empty / "domainbed"
+    (bare / "PACS").mkdir(parents=True)
+    done = site.run("-m", "domainbed.scripts.train", "CARFT")
+    assert done.returncode != 0
+    assert f"Python took {bare} for the package 'domainbed'" in done.stderr
+    assert "Rename the folder or start in another one" in done.stderr
+
+
 # The host stays what it was
 
 

@@ -45,7 +45,12 @@ def harness_folders() -> tuple[str, str]:
 def harness_spec(
     ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """The spec of `domainbed` in our harness, unless a finder behind `ours` has one."""
+    """The spec of `domainbed` in our harness, unless a finder behind `ours` has one.
+
+    Submodules are found through the package's `__path__`; one that is asked for here is missing.
+    """
+    if name.startswith("domainbed."):
+        _refuse_bare_folder(name)
     if name != "domainbed":
         return None
     # An editable install's finder, say, was appended after us and still goes before us.
@@ -59,6 +64,27 @@ def harness_spec(
         if os.path.isfile(init):
             return spec_from_file_location("domainbed", init, submodule_search_locations=[folder])
     return None
+
+
+def _refuse_bare_folder(name: str) -> None:
+    """Raise if `domainbed` is a folder without `__init__.py` that holds no DomainBed.
+
+    Python takes it for a namespace package before it asks us. SWAD and MIRO have no `__init__.py`.
+    """
+    parent = sys.modules.get("domainbed")
+    if parent is None or getattr(parent, "__file__", None) is not None:
+        return
+    folders = list(getattr(parent, "__path__", ()))
+    parts = ("algorithms.py", "algorithms")
+    if any(os.path.exists(os.path.join(folder, part)) for folder in folders for part in parts):
+        return
+    raise ModuleNotFoundError(
+        f"No module named {name!r}: Python took {' and '.join(folders)} for the package "
+        "'domainbed', but the folder holds neither an __init__.py nor a DomainBed. Rename the "
+        "folder or start in another one; Python then finds your DomainBed, or else the harness "
+        "of domainbed-carft.",
+        name=name,
+    )
 
 
 def _search(
