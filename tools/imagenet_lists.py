@@ -39,7 +39,7 @@ def main() -> None:
         "ids": " ".join(ids),
         "imagenet-a": " ".join(shifts["a"]),
         "imagenet-r": " ".join(shifts["r"]),
-        "objectnet": joined(arguments.mappings),
+        "objectnet": imagenet.joined(arguments.mappings),
     }
     names = json.loads(member("clip_benchmark", "datasets/en_classnames.json"))["imagenet1k"]
     made = {
@@ -51,25 +51,6 @@ def main() -> None:
             path.write_text(text, encoding="utf-8")
         elif path.read_text(encoding="utf-8") != text:
             raise SystemExit(f"{path} is another")
-
-
-def joined(mappings: Path) -> dict[str, list[int]]:
-    """ObjectNet's folder -> sorted ids, from the four files of its archive.
-
-    Folder, label, ImageNet's names, number of the line with the name, class with that number.
-    """
-    files = "folder_to_objectnet_label", "objectnet_to_imagenet_1k", "pytorch_to_imagenet_2012_id"
-    labels, names, numbers = (
-        json.loads((mappings / f"{file}.json").read_text(encoding="utf-8")) for file in files
-    )
-    lines = (mappings / "imagenet_to_label_2012_v2").read_text(encoding="utf-8").splitlines()
-    place = {number: int(index) for index, number in numbers.items()}
-    index = {line.strip(): place[number] for number, line in enumerate(lines)}
-    return {
-        folder: sorted(index[name] for name in names[label].split("; "))
-        for folder, label in labels.items()
-        if label in names
-    }
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def examine(patience: float = PATIENCE) -> list[Finding]:
                 done = subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=patience
                 )
-                ending = f"ended: {described(done.returncode)}, {last_line(said) or 'no message'}"
+                ending = f"ended: {described(done.returncode, last_line(said))}"
             except subprocess.TimeoutExpired:
                 ending = f"did not finish within {patience:g} seconds and was stopped"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

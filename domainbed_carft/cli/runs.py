@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
 
 # As in train, which a test compares: the last bits of a logit depend on the batch around it.
@@ -31,11 +34,11 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     loading = _shared()
     loading.add_argument(
-        "--batch_size", type=at_least_one, default=BATCH_SIZE, metavar="N",
+        "--batch_size", type=_at_least(1), default=BATCH_SIZE, metavar="N",
         help=f"pictures per batch (default: {BATCH_SIZE})",
     )  # fmt: skip
     loading.add_argument(
-        "--workers", type=int, metavar="N",
+        "--workers", type=_at_least(0), metavar="N",
         help="processes that load pictures (default: one per core, or none for few pictures)",
     )  # fmt: skip
     loading.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
@@ -71,7 +74,7 @@ def add_to(commands: Any) -> None:
     about = "predict the class and the context of pictures with a saved run"
     add = command("predict", "predict", about, run, loading, output)
     add("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them")
-    add("--top", type=at_least_one, metavar="K",
+    add("--top", type=_at_least(1), metavar="K",
         help="show the K most likely classes and contexts (default: 3 as text, all as jsonl)",
     )  # fmt: skip
     add("--format", choices=("text", "jsonl"), default="text", help="default: text")
@@ -107,13 +110,25 @@ def _shared(*above: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(add_help=False, parents=above)
 
 
-def at_least_one(text: str) -> int:
-    """For argparse, which names it where this is refused."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            told = f"{text!r}; expected a whole number of at least {least}"
+            raise argparse.ArgumentTypeError(told)
+        return int(text)
+
+    return parse
 
 
 def _run(module: str, arguments: argparse.Namespace) -> int | None:
-    status: int | None = importlib.import_module(f"domainbed_carft.runs.{module}").run(arguments)
-    return status
+    command: Any = importlib.import_module(f"domainbed_carft.runs.{module}")
+    try:
+        return command.run(arguments)
+    except RuntimeError as error:  # torch's, of a GPU's memory or of the machine's
+        too_little = re.search("out of memory|allocate memory", str(error))
+        if not (too_little and hasattr(arguments, "batch_size")):
+            raise
+        raise CarftError(
+            f"out of memory with --batch_size {arguments.batch_size}; choose a smaller one or "
+            "another --device"
+        ) from error

@@ -54,6 +54,16 @@ def load(name: str) -> Backbone:
     which turns to NaN when trained, and rounds float32 files through it. Raises CarftError for an
     unknown name, a failed download, a wrong SHA-256, and a file that is no CLIP or may be code.
     """
+    found = _read(name)
+    state = found.model.state_dict().items()
+    if wrong := next((key for key, value in state if not value.isfinite().all()), ""):
+        raise CarftError(
+            f"{found.path} has NaN or infinity in {wrong!r}, expected finite weights; get a new copy"
+        )
+    return found
+
+
+def _read(name: str) -> Backbone:
     if name.startswith(open_clip_models.PREFIX):
         return Backbone(name, **open_clip_models.load(name))
     path, expected = locate(name)

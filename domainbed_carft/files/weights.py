@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,8 @@ def load_weights(path: Path | str) -> Any:
     import torch
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise CarftError(f"{path} is not a file")
         with open(path, "rb") as file:
             _require_sound(file, path)
             content = torch.load(file, map_location="cpu", weights_only=True)

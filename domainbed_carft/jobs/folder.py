@@ -120,6 +120,8 @@ class JobFolder:
                 return not self._flock(file.fileno(), fcntl.LOCK_SH)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except PermissionError:  # another user's
+            return True
 
     def holder(self) -> Holder | None:
         """Who runs this job now; UNKNOWN if the lock cannot be read, None if nobody does."""
@@ -178,7 +180,12 @@ class JobFolder:
     def _acquire(self, patience: float) -> int:
         give_up = time.monotonic() + patience
         while True:
-            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except PermissionError:
+                if os.path.exists(self.lock_path) and self.is_held():  # by another user
+                    raise Held(self.path, self.holder() or UNKNOWN) from None
+                raise
             locked = self._flock(descriptor, fcntl.LOCK_EX)
             # The holder before may have removed the file before we had locked it.
             if locked and self._is_lock(descriptor):

@@ -31,6 +31,9 @@ SWITCH = "DOMAINBED_COLD_START"
 
 TRAIN = "domainbed.scripts.train"
 
+# Open where a GPU's driver has been started, which does not survive a fork.
+GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/dxg")
+
 # What may differ from job to job, since nothing reads it while it is imported.
 SET_LATE = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", INHERITED)
 
@@ -151,8 +154,8 @@ def _import_what_train_imports() -> None:
 def _next_job(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """In a job what it was asked to be, and its descriptors; ends once the launcher is gone."""
     while message := (received := socket.recv_fds(control, 1 << 20, 3))[0]:
-        # A launcher that gets no answer starts the job cold. A fork has no threads but its own.
-        if _threads() == 1 and os.fork() == 0:
+        # A launcher that gets no answer starts the job cold.
+        if _may_fork() and os.fork() == 0:
             control.close()
             if _guard(*received[1]):
                 return json.loads(message), received[1]
@@ -160,6 +163,12 @@ def _next_job(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
         for descriptor in received[1]:
             os.close(descriptor)
     os._exit(0)
+
+
+def _may_fork() -> bool:
+    """Whether a child would be sound: there is one thread, and no driver of a GPU was started."""
+    opened = (os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))
+    return _threads() == 1 and not any(path.startswith(GPUS) for path in opened)
 
 
 def _threads() -> int:

@@ -214,7 +214,10 @@ def _attempt(
         if status == 0 and not folder.done:
             told = "ended with status 0 but wrote no file 'done'"
         elif status and not told:
-            told = last_line(folder.path / job_folder.ERRORS)
+            errors = folder.path / job_folder.ERRORS
+            with contextlib.suppress(OSError):
+                # It keeps those of earlier attempts; the clocks of file systems are coarse.
+                told = last_line(errors) if errors.stat().st_mtime >= started - 1 else ""
     finally:
         attempt = Attempt(started, time.time(), socket.gethostname(), slurm_id(), status, told)
         folder.add_attempt(attempt)

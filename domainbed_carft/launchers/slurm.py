@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -18,14 +19,17 @@ from typing import Any
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, JobFolder, slurm_id
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launches
 from domainbed_carft.launchers.attempt import Children, Environment
 from domainbed_carft.launchers.options import SlurmOptions
 
-# SLURM starts a job again while a process of its last run, or a dead node, may still hold the lock.
-_OTHERS_SECONDS = 180.0
+# SLURM starts a job again while a process of its last run may still hold the lock.
+_OTHERS_SECONDS = 30.0
+
+# How often a job that another process holds is restarted: SLURM waits two minutes in between.
+_MOST_RESTARTS = 5
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class Slurm:
             try:
                 submitted = self._submit_array(sweep, chunk, after)
             except Exception as error:  # submitit has its own, for what sbatch answers
+                # DomainBed's sweep takes a job for launched, and passes it over, by its folder.
+                for element in elements[begin:]:
+                    with contextlib.suppress(OSError):
+                        element.job.folder.rmdir()
                 raise CarftError(
                     f"slurm: a submission was refused: {' '.join(str(error).split())}. {begin} of "
                     f"{len(elements)} jobs in {sweep} are submitted; launch the rest later"
@@ -160,6 +168,10 @@ class _Element:
             _call("scontrol", "requeue", slurm_id() or "")
         if children.stopped_by is not None:
             sys.exit(128 + children.stopped_by)
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if ending.result == "held" and restarts < _MOST_RESTARTS:  # leave the job to its holder
+            _call("scontrol", "requeue", slurm_id() or "")
+            sys.exit(STOPPED)
         raise CarftError(str(ending))
 
 
@@ -189,8 +201,11 @@ def cancel(ids: Iterable[str]) -> None:
 
 def largest_array() -> int | None:
     """How many elements the cluster allows an array; None if it does not say."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.M)
-    return max(1, int(found[1])) if found else None
+    with contextlib.suppress(CarftError):
+        told = _call("scontrol", "show", "config")
+        if found := re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.M):
+            return max(1, int(found[1]))
+    return None
 
 
 def _call(*command: str) -> str:

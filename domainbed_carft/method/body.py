@@ -202,6 +202,11 @@ class CLIPAlgorithm(Algorithm):
         ``context_agreement`` in [0, 1]. Without the KL term the last two come only on the steps on
         which the drift is measured, with FLYP and in the first phase of LP-FT never.
         """
+        if minibatches is None and not {"x", "y"} <= more.keys():
+            raise CarftError(
+                f"update got no pictures but the arguments {sorted(more) or 'none'}; expected "
+                "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
+            )
         pairs = [*zip(more["x"], more["y"])] if minibatches is None else minibatches
         measured = self.step_on_device(pairs)
         return dict(zip(measured, torch.stack([*measured.values()]).tolist()))  # waits once for all

@@ -1,4 +1,4 @@
-"""The folder of a report: index.html and figures/."""
+"""The folder of a report: index.html and figures/, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,19 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
     for figure in (figure for part in parts for figure in part["figures"]):
         contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
         contents[f"{FIGURES}/{figure.name}.png"] = figure.png
-    gone = {*_LINK.findall(_earlier(folder))}.difference(contents)
-    for name, content in contents.items():  # the page first: by it the folder is known for a report
-        files.save(folder / name, methodcaller("write_bytes", content))
-    for name in gone:
-        (folder / name).unlink(missing_ok=True)
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".carft-", dir=folder) as stage:
+            (Path(stage) / FIGURES).mkdir()
+            for name, content in contents.items():
+                (Path(stage) / name).write_bytes(content)
+            gone = {*_LINK.findall(_earlier(folder))}.difference(contents)
+            for name in contents:  # the page first: by it the folder is known for a report
+                os.replace(Path(stage) / name, folder / name)
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise files.not_written(folder, error) from error
     return folder / INDEX
 
 

@@ -6,6 +6,7 @@ The lists are ``assets/suites/imagenet.json`` and ``assets/class_names/imagenet.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -73,11 +74,43 @@ def _set(fact: dict[str, Any]) -> TestSet:
         classes=tuple(groups),
         groups=tuple(map(tuple, groups.values())),
         find=Folders(
-            tuple(fact["folders"]), labels, fact["pictures"], fact.get("each"), rule == "objectnet"
+            tuple(fact["folders"]),
+            labels,
+            fact["pictures"],
+            fact.get("each"),
+            *((True, mapped_otherwise) if rule == "objectnet" else ()),
         ),
         shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
     )
+
+
+def joined(mappings: Path) -> dict[str, list[int]]:
+    """ObjectNet's folder -> sorted ids, from the four files of its archive.
+
+    Folder, label, ImageNet's names, number of the line with the name, class with that number.
+    """
+    files = "folder_to_objectnet_label", "objectnet_to_imagenet_1k", "pytorch_to_imagenet_2012_id"
+    labels, names, numbers = (
+        json.loads((mappings / f"{file}.json").read_text(encoding="utf-8")) for file in files
+    )
+    lines = (mappings / "imagenet_to_label_2012_v2").read_text(encoding="utf-8").splitlines()
+    place = {number: int(index) for index, number in numbers.items()}
+    index = {line.strip(): place[number] for number, line in enumerate(lines)}
+    return {
+        folder: sorted(index[name] for name in names[label].split("; "))
+        for folder, label in labels.items()
+        if label in names
+    }
+
+
+def mapped_otherwise(root: Path) -> list[str]:
+    """A sentence if the ``mappings`` beside ``root`` join classes otherwise than ours."""
+    mappings = root.parent / "mappings"
+    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):  # other files
+        if not mappings.is_dir() or joined(mappings) == suite_lists()["objectnet"]:
+            return []
+    return [f"{mappings} does not join its folders to ImageNet's classes as known"]
 
 
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.Report:

@@ -95,7 +95,7 @@ class Folders:
     ``places`` are the folders to look for below the data folder, of which the first with a class
     folder counts. ``labels``: name of a class folder -> label. ``pictures``: how many a complete
     copy has, and how many of ``each`` class, if known. ``more``: whether a complete copy has
-    folders of other classes, which are not read.
+    folders of other classes, which are not read. ``check(root)``: further problems.
     """
 
     places: tuple[str, ...]
@@ -103,6 +103,7 @@ class Folders:
     pictures: int
     each: int | None = None
     more: bool = False
+    check: Callable[[Path], list[str]] = lambda root: []
 
     def __call__(self, data_dir: Path) -> Found:
         """Lists the folders; their files are not opened."""
@@ -133,4 +134,4 @@ class Folders:
             problems.append(f"{len(samples):,} pictures, expected {self.pictures:,}")
         elif self.each and (odd := [names[k] for k in sorted(names) if of_label[k] != self.each]):
             problems.append(f"not {self.each} pictures in the folders {listed(odd)}")
-        return Found(root, samples, problems)
+        return Found(root, samples, [*problems, *self.check(root)])

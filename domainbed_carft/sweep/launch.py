@@ -13,7 +13,7 @@ from typing import Any
 
 from domainbed_carft import files, launchers
 from domainbed_carft.data import benchmarks, tasks, verify
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, raise_for, refusals
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
@@ -28,6 +28,13 @@ RUN_HERE = ("local", "pool")
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
     """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
     output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
+    wrong = refusals(sources.load, arguments.sweep) + refusals(launchers.make, name, options)
+    raise_for(
+        line.removeprefix("- ")
+        for one in wrong
+        for line in one.splitlines()
+        if line[-16:] != "nothing was done"
+    )
     declared, launcher = sources.load(arguments.sweep), launchers.make(name, options)
     data_dir = arguments.data_dir
     if data_dir is None:
