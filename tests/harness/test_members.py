@@ -107,11 +107,11 @@ def test_slices_are_the_batches_of_one_process(pictures, size):
     hparams = preparation.choose_hparams(args)
     _, environments = preparation.load_environments(args, hparams)
     splits = [one.in_split for one in environments]
-    evaluated = {"a": splits[0].data, "b": torch.utils.data.Subset(splits[1].data, [3])}
+    evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
     def batches(members):
         torch.manual_seed(0)
-        of = job_batches.JobBatches(splits, evaluated, 4, 1, 1, 0, "cpu", members)
+        of = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", members)
         of.begin(0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow"))
         return [*of.of_step(), *of.of_split("a"), *of.of_split("b")]
 

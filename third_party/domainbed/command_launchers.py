@@ -1,8 +1,7 @@
 """Ways to run the jobs of a sweep.
 
 Interface of upstream file domainbed/command_launchers.py at b93c22a: REGISTRY maps a name to a
-function of a list of command strings. A launcher may return the jobs that failed; one that does
-not wait for its jobs returns nothing.
+function of a list of command strings, which may return the jobs that failed.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def local_launcher(commands: list[str]) -> list[str]:
 
 
 def dummy_launcher(commands: list[str]) -> None:
-    """Print the commands and run none of them."""
+    """Run none of the commands."""
     for command in commands:
         print(f"Dummy launcher: {command}")
 

@@ -30,10 +30,7 @@ Wanted: TypeAlias = tuple[int, tuple[float, ...], tuple[float, ...]]
 
 
 class HalfDone(NamedTuple):
-    """A batch before its second stage.
-
-    `pictures`: (N, S, S, 3), uint8; `drawn`: (N, 10), as `plan.first` tells; `labels`: (N,).
-    """
+    """A batch before its second stage: `pictures` (N, S, S, 3) are uint8, `drawn` is (N, 10)."""
 
     plan: Plan
     pictures: torch.Tensor
@@ -84,10 +81,7 @@ _FOR_THE_MODEL = ", normalised for the model"
 
 
 def as_told(told: Any, wanted: Wanted) -> Pictures:
-    """How a job got its pictures, by the words in its file of weights; nothing is kept.
-
-    `wanted`: how its model wants them.
-    """
+    """How a job got its pictures, by the words in its file of weights; nothing is kept."""
     words = str(told).removesuffix(_FOR_THE_MODEL)
     fast, _, jitter = words.partition(", jitter by ")
     if fast != "fast":
@@ -96,20 +90,15 @@ def as_told(told: Any, wanted: Wanted) -> Pictures:
 
 
 def choose(
-    path: str,
-    cache: str | None,
-    dataset: Any,
-    ask: Callable[[], Wanted | None] | None = None,
+    path: str, cache: str | None, dataset: Any, ask: Callable[[], Wanted | None] | None = None
 ) -> Pictures:
     """How a job gets the pictures of its data set; prints a line for its log.
 
     Args:
         path: one of PATHS.
-        cache: how much of them to keep, as the flag --picture_cache has it; None for the default.
-        dataset: the data set; its `input_shape` becomes that of the pictures.
+        cache: how much of them to keep, as --picture_cache has it; None for the default.
+        dataset: its `input_shape` becomes that of the pictures.
         ask: gives what the algorithm's class wants of them, asked only if they can be so.
-
-    Raises CarftError for a `cache` that is no size.
     """
     jitter = plan.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
     fast = Pictures(f"fast, jitter by {jitter}", jitter)

@@ -25,11 +25,7 @@ class Stopped(BaseException):
 class StopSignals:
     """Inside the block the signals do not end the process; `check` raises Stopped instead.
 
-    So the training decides when it can exit.
-
-    Args:
-        members: the processes of the job, which all stop if a signal comes to one of them; each
-            calls `check` as often as the others.
+    All `members` stop if a signal comes to one; each calls `check` as often as the others.
     """
 
     def __init__(self, members: Members = ALONE) -> None:
@@ -37,11 +33,7 @@ class StopSignals:
         self._received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignals:
-        # Only the main thread may; a caller with threads of its own has signals of its own.
-        if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        else:
-            self._former = {}
+        self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +44,6 @@ class StopSignals:
         self._received = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise Stopped if a signal has come."""
         if received := self._members.highest(self._received or 0):
             raise Stopped(signal.Signals(received).name)
 
