@@ -56,18 +56,13 @@ class Algorithm(torch.nn.Module):
     A subclass may also have `step_on_device(minibatches)`, which `training` calls instead of
     `update`: it returns tensors without a dimension on the algorithm's device, so that nobody has
     to wait for them, and does not change them later.
-
-    Attributes:
-        is_constant: whether no `update` changes what it predicts. It is evaluated once a job, and
-            every record has those accuracies.
-        SETTLED: hparams whose value "auto" it replaces by what suits the machine. A job that is
-            resumed gets what that was where it began.
-        members: the processes of the job (`lib.members`) if there are several, of which each is
-            given its slice of every batch.
     """
 
+    # Whether no `update` changes what it predicts: it is evaluated once a job.
     is_constant = False
+    # The processes of the job (`lib.members`) if several: each is given its slice of every batch.
     members: Any = None
+    # Hparams whose value "auto" it replaces by what suits the machine where the job begins.
     SETTLED: tuple[str, ...] = ()
 
     def __init__(
@@ -84,8 +79,7 @@ class Algorithm(torch.nn.Module):
         """Return why `members` cannot each take the step of a slice; "" if they can.
 
         They can if the step adds up its gradients by `members.add_up`, each slice weighted by its
-        share of the batch, and draws the same in each process. A class that defines a step of its
-        own has to say so itself.
+        share of the batch, and draws the same in each process.
         """
         return "its step does not add up the gradients of several processes"
 

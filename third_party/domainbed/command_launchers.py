@@ -61,12 +61,10 @@ def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
 
 def _status(arguments: list[str], environment: dict[str, str], warm: Warm) -> int:
     """Run the words of a command, and return its exit status."""
-    process = warm.start(arguments, environment)
-    if process is None:
-        return subprocess.run(arguments, env=environment, check=False).returncode
+    process = warm.start(arguments, environment) or subprocess.Popen(arguments, env=environment)
     try:
         return process.wait()
-    except BaseException:  # as subprocess.run does: the job got Ctrl-C, too
+    except BaseException:  # the job got Ctrl-C, too
         time.sleep(0.25)
         process.kill()
         raise
@@ -76,7 +74,7 @@ REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launche
 
 
 def runs_here(name: str) -> bool:
-    """Whether the jobs of a launcher run on this machine, so that the data has to be here."""
+    """Whether a launcher's jobs run on this machine, so that the data has to be here."""
     return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 

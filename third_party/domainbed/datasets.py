@@ -1,8 +1,7 @@
 """Data sets: a list of environments, each a torch data set of (input, label).
 
-Interface, folder names, transforms and step counts of upstream file domainbed/datasets.py at
-b93c22a. A plugin registers a data set by putting its class into this module's globals and its
-name into DATASETS.
+Interface, transforms and step counts of upstream file domainbed/datasets.py at b93c22a. A plugin
+puts a class into this module's globals and its name into DATASETS.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import raise_for, refusals
 
-DATASETS = [
-    *("Debug28", "Debug224", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "SVIRO"),
-]
+DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
 # Upstream's data sets at b93c22a that this implementation lacks.
 NOT_INCLUDED = (
     *("ColoredMNIST", "RotatedMNIST", "WILDSCamelyon", "WILDSFMoW"),
-    *("SpawriousO2O_easy", "SpawriousO2O_medium", "SpawriousO2O_hard"),
-    *("SpawriousM2M_easy", "SpawriousM2M_medium", "SpawriousM2M_hard"),
+    *(
+        f"Spawrious{kind}_{level}"
+        for kind in ("O2O", "M2M")
+        for level in ("easy", "medium", "hard")
+    ),
 )
 
 
@@ -111,9 +111,8 @@ class Debug224(_Noise):
 class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     """Pictures under root/environment/class/, environments and classes in sorted order.
 
-    `augment`: whether to augment those that are no test environments. Raises CarftError if `root`
-    is no folder, an environment has no pictures, or their classes differ, which makes labels
-    ambiguous.
+    `augment`: whether to augment those that are no test environments. Raises CarftError if there
+    are no pictures, or the environments' classes differ, which makes labels ambiguous.
     """
 
     def __init__(
@@ -199,7 +198,4 @@ class SVIRO(_Benchmark):
     """The rear seats of ten car models."""
 
     FOLDER = "sviro"
-    ENVIRONMENTS = [
-        *("aclass", "escape", "hilux", "i3", "lexus"),
-        *("tesla", "tiguan", "tucson", "x5", "zoe"),
-    ]
+    ENVIRONMENTS = "aclass escape hilux i3 lexus tesla tiguan tucson x5 zoe".split()

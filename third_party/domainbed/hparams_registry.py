@@ -31,11 +31,7 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
 
 
 def _hparams(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
-    """Return {name: (default, drawn)}.
-
-    Each value has a random state of its own, seeded with its name, so that an added entry never
-    changes what the others draw.
-    """
+    """Return {name: (default, drawn)}: each draw's seed has its name in it, and moves no other."""
     found = {}
     for name, entry in _entries(dataset).items():
         if isinstance(entry, tuple):

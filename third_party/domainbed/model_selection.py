@@ -1,7 +1,6 @@
 """Selection of hyperparameters and checkpoints, and their accuracy on the test environment.
 
-Interface, names and rules of upstream file domainbed/model_selection.py at b93c22a. What is
-reported for a choice is always the test environment's in-split accuracy.
+As upstream file domainbed/model_selection.py at b93c22a; reported is the in-split accuracy.
 """
 
 from __future__ import annotations
@@ -96,10 +95,7 @@ class IIDAccuracySelectionMethod(SelectionMethod):
 
 
 class LeaveOneOutSelectionMethod(SelectionMethod):
-    """Looks at jobs that leave out one more environment each, at how they do on that one.
-
-    Without the jobs that pair the test environment with each of the others there is no outcome.
-    """
+    """Looks at all jobs that leave out one more environment, at how they do on that one."""
 
     name = "leave-one-domain-out cross-validation"
 

@@ -36,10 +36,10 @@ _NOT_INCLUDED = {
 
 
 def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN | ResNet:
-    """Return the network from inputs to features; its `n_outputs` is their number.
+    """Return the network from inputs to `n_outputs` features.
 
-    Raises CarftError for an `input_shape` other than (channels, 28, 28) and (channels, 224, 224),
-    and for hparams that need a part that is not included.
+    Raises CarftError for other than (channels, 28, 28) and (channels, 224, 224), and for hparams
+    that need a part that is not included.
     """
     raise_for(not_included(hparams))
     match tuple(input_shape):
@@ -104,9 +104,8 @@ class ResNet(nn.Module):
     """A ResNet pretrained on ImageNet, without its last layer.
 
     With `resnet50_augmix`, which is upstream's default, it is a ResNet-50 that starts from timm's
-    weights `resnet50.ram_in1k`, whatever `resnet18` says: timm's has the layers and the names of
-    torchvision's. With other than 3 channels the weights of the first layer are repeated. Raises
-    CarftError if the pretrained weights cannot be read, PassingError if not downloaded.
+    weights `resnet50.ram_in1k`, whatever `resnet18` says: its layers and names are torchvision's.
+    With other than 3 channels the weights of the first layer are repeated. Raises as `pretrained`.
     """
 
     def __init__(self, input_shape: Sequence[int], hparams: dict[str, Any]) -> None:

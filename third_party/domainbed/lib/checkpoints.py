@@ -30,13 +30,10 @@ _STATE = ("_records", "_begins_at", "_step", "_best_step", "_best_accuracy", "di
 
 
 class Files:
-    """The files of one run.
+    """The files of one run of `train` with these arguments.
 
-    Args:
-        args: the command line of `train`: output_dir, and which weights to keep.
-        selected_by: the accuracies by whose mean the best weights are chosen: training-domain
-            validation.
-        contents: makes what a file of weights holds.
+    `selected_by`: the accuracies by whose mean the best weights are chosen, training-domain
+    validation; `contents` makes what a file of weights holds.
     """
 
     def __init__(
@@ -72,14 +69,10 @@ class Files:
         self._records, self._begins_at = "", 0
 
     def watch(self, step: int, name: str, value: float) -> None:
-        """Warn of the run's first loss that is not finite; later records are marked.
-
-        If the previous step was recorded, its weights were already broken by its own update, so
-        they are not kept as the best: no table has them either.
-        """
+        """Warn of the run's first loss that is not finite; later records are marked."""
         if self.diverged_at is None and "loss" in name and not math.isfinite(value):
             self.diverged_at = step
-            if self._best_step == step - 1:
+            if self._best_step == step - 1:  # whose own update broke the weights: no table has them
                 self._best_step = -1
                 (self._folder.path / "model_best.pkl").unlink(missing_ok=True)
             print(
@@ -120,7 +113,7 @@ class Files:
 
     def log_to(self, logs: scalar_logs.Logs) -> None:
         """Log the records of this run, those so far and all that are going to be published."""
-        logs.begin(self._records[self._begins_at :])
+        logs.catch_up(self._records[self._begins_at :])
         self._logs = logs
 
     def finish(self) -> None:
@@ -133,7 +126,6 @@ class Files:
             self._folder.state_path.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
-        """What the state of the run has to hold of this."""
         return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -27,8 +27,7 @@ Request = tuple[int, int, tuple[int, ...]]
 class _RequestedItems(Dataset[Any]):
     """Items of several data sets, each read with random numbers of its own.
 
-    So what an augmentation draws depends neither on the process that reads the item nor on what
-    that process has read before: the number of workers and a restart change no picture.
+    So neither the number of workers nor a restart changes what an augmentation draws.
     """
 
     def __init__(self, datasets: Sequence[Any], pictures: Pictures) -> None:
@@ -66,8 +65,7 @@ def batches(
 ) -> Generator[Any, None, None]:
     """A batch for each list of requests, all of one data set, from one pool of worker processes.
 
-    They start with the first batch, and read some batches ahead; once the generator is closed, or
-    at its end, none is left. `pinned`: whether batches are to be in pinned memory, for a GPU.
+    They start with the first batch and read ahead; once the generator is closed, none is left.
     """
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.

@@ -24,29 +24,18 @@ EVALUATION_BATCH_SIZE = 64
 
 @dataclass
 class JobBatches:
-    """The batches of a job, which have to be used in order.
+    """The batches of a job, to be used in order; building one draws a seed, of what is trained on."""
 
-    Building one draws the seed of what is trained on from the global generator.
-
-    Args:
-        in_splits: what is trained on.
-        evaluated: what is evaluated at each checkpoint, by name; an empty list stands in for a
-            split that is skipped, since what is drawn for a picture depends on its split's place.
-        hparams: reads batch_size, of each in-split in a step, class_balanced and sampling.
-        steps, checkpoint_freq: of the job; the last step has a checkpoint, too.
-        seed: what the random numbers of an evaluation depend on, beside its step.
-        device: where the batches are to be, "cuda" or "cpu".
-        members: the job's processes, of which this one gets its slice of every batch.
-    """
-
-    in_splits: Sequence[misc.SplitDataset]
+    in_splits: Sequence[misc.SplitDataset]  # what is trained on
+    # What is evaluated at each checkpoint, by name; an empty list stands in for a split that is
+    # skipped, since what is drawn for a picture depends on its split's place.
     evaluated: Mapping[str, Any]
     hparams: Mapping[str, Any]
     steps: int
     checkpoint_freq: int
-    seed: int
-    device: str
-    members: Members
+    seed: int  # what the random numbers of an evaluation depend on, beside its step
+    device: str  # where the batches are to be, "cuda" or "cpu"
+    members: Members  # this one gets its slice of every batch
 
     def __post_init__(self) -> None:
         of_step = len(self.in_splits) * self.hparams["batch_size"]

@@ -27,8 +27,7 @@ def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, Any]:
 class Interval:
     """The values of each step since the last checkpoint; `watch` is told step, name and value.
 
-    Those that are on a GPU stay there until someone asks: to fetch one, the processor would wait
-    for the step to end, and the GPU then for the next one to begin.
+    Those on a GPU stay there until someone asks: to fetch one, both would have to wait.
     """
 
     def __init__(self, watch: Callable[[int, str, float], None]) -> None:

@@ -1,8 +1,7 @@
 """The processes that train one job together, each with its slice of every batch.
 
 All draw the same batches and add up what they compute of their slices, so that each has the weights
-that a single process would have. Only the first writes the job's files, which are those of a single
-process. torchrun starts them, or the first starts the others. Upstream has no equivalent.
+of a single process. torchrun starts them, or the first does. Upstream has no equivalent.
 """
 
 from __future__ import annotations

@@ -81,8 +81,7 @@ def accuracy(
 ) -> float:
     """Return the share of items that `network.predict` gets right, weighted by `weights` if given.
 
-    The network is in training mode afterwards. A single logit is a binary decision at 0. `add_up`
-    adds up the counts of several processes, in place, of which each has some items.
+    A single logit is a binary decision at 0. `add_up` adds up, in place, the counts of processes.
     """
     right = total = torch.zeros((), dtype=torch.float64)
     seen = 0

@@ -1,7 +1,6 @@
 """Batches of pictures in two stages: each picture in a loader process, then the batch.
 
-For the environments that `image_folders` reads; what other data sets do with a picture is theirs.
-The pictures equal those that upstream's transforms make by rounding.
+For the environments that `image_folders` reads; equal by rounding to upstream's transforms.
 """
 
 from __future__ import annotations
@@ -44,20 +43,13 @@ class HalfDone(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """How a job gets its pictures.
+    """How a job gets its pictures."""
 
-    Attributes:
-        told: that in the records' words; "" where there are none that are read here.
-        jitter: what applies the colour jitter, "torch", "numba" or "pillow"; None to leave all to
-            the data sets' own transforms.
-        store: where decoded pictures are kept, if they are.
-        wanted: how the model wants them, in place of the data sets' own size, where that is
-            upstream's, and normalisation.
-    """
-
-    told: str = ""
+    told: str = ""  # that in the records' words; "" where there are none that are read here
+    # What applies the colour jitter, "torch", "numba" or "pillow"; None: the data set's transforms.
     jitter: str | None = None
-    store: Store | None = None
+    store: Store | None = None  # where decoded pictures are kept
+    # How the model wants them, in place of upstream's size and of the normalisation.
     wanted: Wanted | None = None
 
     def source(self, dataset: Any) -> Source | None:
@@ -92,13 +84,10 @@ def as_told(told: Any, wanted: Wanted) -> Pictures:
 def choose(
     path: str, cache: str | None, dataset: Any, ask: Callable[[], Wanted | None] | None = None
 ) -> Pictures:
-    """How a job gets the pictures of its data set; prints a line for its log.
+    """How a job gets the pictures of its data set, whose `input_shape` may change; prints a line.
 
-    Args:
-        path: one of PATHS.
-        cache: how much of them to keep, as --picture_cache has it; None for the default.
-        dataset: its `input_shape` becomes that of the pictures.
-        ask: gives what the algorithm's class wants of them, asked only if they can be so.
+    `path` is one of PATHS, `cache` as --picture_cache has it; `ask` gives what the algorithm's
+    class wants of them, asked only if they can be so.
     """
     jitter = plan.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
     fast = Pictures(f"fast, jitter by {jitter}", jitter)

@@ -21,15 +21,11 @@ from domainbed_carft.errors import CarftError, raise_for
 
 
 class Environment(NamedTuple):
-    """One environment's splits.
+    """One environment's splits."""
 
-    `in_split` is trained on, unless the environment is a test environment; `out_split` is for model
-    selection; `uda_split` of a test environment is what domain adaptation may see without labels.
-    """
-
-    in_split: misc.SplitDataset
-    out_split: misc.SplitDataset
-    uda_split: misc.SplitDataset
+    in_split: misc.SplitDataset  # trained on, unless the environment is a test environment
+    out_split: misc.SplitDataset  # for model selection
+    uda_split: misc.SplitDataset  # of a test environment, for domain adaptation
 
 
 def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,11 +48,7 @@ def seed_everything(seed: int) -> None:
 
 
 def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: int = 1) -> int:
-    """Return how many loader processes each of the job's `processes` on this machine starts.
-
-    As requested, else the data set's number, at most our share of the cores. Unless the user has
-    set OMP_NUM_THREADS, torch gets as many threads as cores are left.
-    """
+    """Return the loader processes of each of the job's `processes`; torch gets the cores left."""
     cores = machine.cores()
     share = os.environ.get(machine.CORES, "")
     if share.isdigit() and int(share):
@@ -77,11 +69,7 @@ def split_environments(
     holdout_fraction: float,
     uda_holdout_fraction: float,
 ) -> list[Environment]:
-    """Divide each environment, with a seed made of the trial and the environment's index.
-
-    `holdout_fraction` is the share of every environment that is held out, `uda_holdout_fraction`
-    that of a test environment's in-split which becomes its uda-split.
-    """
+    """Divide each environment; the second share is that of a test environment's in-split."""
     result = []
     for index, environment in enumerate(environments):
         seed = misc.seed_hash(trial_seed, index)

@@ -21,11 +21,7 @@ Selector = str | Callable[[Any], Any]
 
 
 def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
-    """Return the function that `selector` describes.
-
-    Text names a key; dots lead on into nested dicts, and commas separate the members of a tuple.
-    A function stands for itself.
-    """
+    """Return the function that text names: dots lead into dicts, commas make a tuple."""
     if callable(selector):
         return selector
     if "," in selector:

@@ -19,9 +19,8 @@ from domainbed_carft.jobs.folder import RECORDS
 def load_records(path: str) -> Q:
     """Return the whole records of all results.jsonl files one folder below `path`.
 
-    What is no whole record, as an interrupted job leaves it, is named on the error stream; of
-    several records of one step of one job the last counts: the job was run again. Raises
-    CarftError for a missing folder.
+    What is no whole record is named on the error stream; of several records of one step of one job
+    the last counts. Raises CarftError for a missing folder.
     """
     if not Path(path).is_dir():
         raise CarftError(f"--input_dir: no such folder: {path}")

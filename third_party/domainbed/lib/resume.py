@@ -1,7 +1,4 @@
-"""The file from which a run resumes: written whole or not at all, read without executing code.
-
-Upstream has no equivalent.
-"""
+"""The file from which a run resumes: written whole or not at all, read without executing code."""
 
 from __future__ import annotations
 

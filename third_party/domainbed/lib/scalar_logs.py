@@ -86,23 +86,21 @@ def name_of(args: Mapping[str, Any]) -> str:
 
 
 class Logs:
-    """The logs of one run, of some of KINDS; closed at the end of a `with` block."""
+    """The logs of one run, of some of KINDS; closed at the end of a `with` block.
+
+    Raises PassingError if one cannot be opened; later failures are warnings.
+    """
 
     def __init__(
         self, kinds: Sequence[str], args: Mapping[str, Any], hparams: Mapping[str, Any]
     ) -> None:
-        self._kinds, self._told = dict.fromkeys(kinds), (dict(args), dict(hparams))
         self._open: dict[str, Any] = {}
         self._read = 0
-
-    def begin(self, records: str) -> None:
-        """Open all logs and log what is recorded. Raises PassingError if one cannot be opened."""
-        for kind in self._kinds:
+        for kind in dict.fromkeys(kinds):
             try:
-                self._open[kind] = _OPEN[kind](*self._told)
+                self._open[kind] = _OPEN[kind](args, hparams)
             except Exception as error:
                 raise PassingError(f"the {kind} log cannot be opened: {brief(error)}") from error
-        self.catch_up(records)
 
     def catch_up(self, records: str) -> None:
         """Log what is new in the records of this run, which are given from the first on."""

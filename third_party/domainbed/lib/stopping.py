@@ -50,10 +50,7 @@ class StopSignals:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold the signals back inside the block, also in processes that are started there.
-
-    A loader's process starts its life with them held, so that none can end it before `serve_on`.
-    """
+    """Hold the signals back inside, also in loaders' processes started there until `serve_on`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -70,11 +67,10 @@ def _exists(pid: int | None) -> bool:
 
 
 def serve_on(worker_id: int) -> None:
-    """Keep a loader's process running when SLURM tells the whole group to stop.
+    """Keep a loader's process running when SLURM tells the whole group to stop, for the last step.
 
-    If it died, the training would fail in the middle of a step instead of stopping after it. It
-    ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its parent
-    has died, which torch alone would miss if that happened before it looked for its parent.
+    It ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its
+    parent has died, which torch alone would miss if that happened before it looked for its parent.
     """
     # They are held already, but where a fork server that is older than `held` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -1,7 +1,6 @@
 """The training loop: one run of one algorithm on one data set.
 
-Follows upstream file domainbed/scripts/train.py at b93c22a in what is trained on, when a
-checkpoint is due, and what a record holds. Resuming a run is ours.
+Follows upstream file domainbed/scripts/train.py at b93c22a; resuming a run is ours.
 """
 
 from __future__ import annotations
@@ -31,28 +30,16 @@ class Run:
     """A data set, its splits, an algorithm, and the folder that the records go to.
 
     Building one draws the loaders' seeds and then builds the algorithm; `train` does the rest.
-
-    Args:
-        args: the command line of `train`.
-        hparams: the hyperparameters, the same object that the data set was built with.
-        dataset, environments: what `preparation.load_environments` returned.
-        state: what an earlier process of the same run has saved; None to train from the start.
-        stop: the signals that make the training save its state and exit.
-        lock: where to publish the progress; only the first of several processes has it.
-        pictures: how files of pictures become batches.
-        members: the processes that train.
-
-    Raises:
-        CarftError: the state does not fit this run, or several processes cannot train it.
+    Raises CarftError if the state does not fit this run, or several processes cannot train it.
     """
 
     args: argparse.Namespace
-    hparams: dict[str, Any]
+    hparams: dict[str, Any]  # the same object that the data set was built with
     dataset: Any
     environments: Sequence[Environment]
-    state: InitVar[dict[str, Any] | None]
+    state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
     stop: stopping.StopSignals
-    lock: Lock | None
+    lock: Lock | None  # where to publish the progress, in the first process
     pictures: Pictures
     members: Members = ALONE
 
@@ -137,10 +124,10 @@ class Run:
                 self._go_on()
             except stopping.Stopped:
                 if not self._save_state():
-                    raise resume.ResumeError(
-                        "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
-                        "the next run starts over"
-                    ) from None
+                    told = (
+                        "this algorithm cannot be stored (see out.txt), so the next run starts over"
+                    )
+                    raise resume.ResumeError(f"stopped by a signal; {told}") from None
                 self.members.highest(0)  # all wait for it: torchrun ends them once one has left
                 raise
         if self.members.leads:
@@ -229,8 +216,7 @@ class Run:
 
     def _model_contents(self) -> dict[str, Any]:
         told = {"pictures": self.pictures.told} if self.pictures.told else {}
-        return {
-            **told,
+        return told | {
             "args": vars(self.args),
             "model_input_shape": self.dataset.input_shape,
             "model_num_classes": self.dataset.num_classes,

@@ -1,7 +1,6 @@
 """Print a sweep's tables: `python -m domainbed.scripts.collect_results --help`.
 
-Text and LaTeX are those of upstream file domainbed/scripts/collect_results.py at b93c22a to the
-byte. All else goes to the error stream.
+To the byte those of upstream file domainbed/scripts/collect_results.py at b93c22a.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
 
 
 def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
-    """Return mean and standard error in percent, and a cell's text; without values None and "X".
-
-    The error is the population's standard deviation over the root of the number of values.
-    """
+    """Return mean and standard error (ddof 0) in percent, and a cell's text, "X" without values."""
     accuracies = np.fromiter(data, dtype=float)
     if accuracies.size == 0:
         return None, None, "X"

@@ -19,10 +19,7 @@ from domainbed_carft.errors import CarftError
 
 
 def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> None:
-    """Print, best first, outcome, hyperparameters and folders of each choice in one trial.
-
-    Where the jobs of one choice had different hyperparameters, each set is printed.
-    """
+    """Print, best first, outcome, sets of hyperparameters and their folders in one trial."""
     for outcome, records in method.hparams_accs(group):
         print(f"\t{outcome}")
         for hparams in records.select("hparams").unique():

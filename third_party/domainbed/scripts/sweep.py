@@ -1,7 +1,7 @@
 """Launch the jobs of a sweep: `python -m domainbed.scripts.sweep --help`.
 
-Flags, job identities, command lines and printed text are those of upstream file of this name at
-b93c22a. Jobs are launched in the order of the list: a local sweep cut short holds whole trials.
+As upstream file domainbed/scripts/sweep.py at b93c22a, but that jobs are launched in the order of
+the list: a local sweep cut short holds whole trials.
 """
 
 from __future__ import annotations

@@ -82,16 +82,15 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=int,
-        help="processes that load data, 0 for none; results do not depend on it (default: the "
-        "data set's own number, at most one per CPU)",
+        help="processes that load data; results do not depend on it (default: the data set's own "
+        "number, at most one per CPU)",
     )
     add(
         "--processes",
         type=int,
         default=told(members.VARIABLE, "1"),
-        help="processes of this machine to train with, each on its slice of every batch and a GPU "
-        f"of its own, without GPUs on the processor (default: 1, for all jobs: "
-        f"${members.VARIABLE}); under torchrun, its number",
+        help="processes to train with, each on its slice of every batch and, if there are any, its "
+        f"own GPU (default: 1, for all jobs: ${members.VARIABLE}, under torchrun its number)",
     )
     add(
         "--pictures",
@@ -209,10 +208,8 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
-
-    0; 1 after a failure; 2 after a wrong argument; 73 if another process trains this job; 75 if
-    stopped by a signal, with its state saved; 130 if interrupted.
+    """Run the command; return 0, 1 after a failure, 2 after a wrong argument, 73 if another process
+    trains this job, 75 if stopped by a signal with its state saved, 130 if interrupted.
     """
     args = build_parser().parse_args(argv)
     own = argparse.Namespace(**{name: vars(args).pop(name) for name in NO_ARGUMENTS})
