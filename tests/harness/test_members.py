@@ -17,11 +17,12 @@ from domainbed import hparams_registry
 from domainbed.lib import job_batches, picture_batches, preparation
 from domainbed.lib.members import Members, divide
 from domainbed.scripts import train
-from runs_jobs import write_pictures
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.algorithms import CARFT
+
+from . import fakes
 
 TERMS = {"sp_weight": 1e-4, "fd_weight": 0.1, "ldifs_weight": 1, "lipsum_weight": 0.1}
 HPARAMS = {
@@ -32,19 +33,11 @@ HPARAMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data") / "noise", 6)
-
-
 def words(pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object) -> list[str]:
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 7}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **HPARAMS[algorithm], **changed}
-    return [
-        *("--algorithm", algorithm, "--dataset", str(pictures), "--output_dir", str(folder)),
-        *("--steps", "7", "--checkpoint_freq", "3", "--workers", "0"),
-        *("--hparams", json.dumps(hparams)),
-    ]
+    fixed = ("--algorithm", algorithm, "--checkpoint_freq", "3", "--hparams", json.dumps(hparams))
+    return fakes.quick(folder, *fixed, "--dataset", str(pictures))
 
 
 def start(size: int, *command: str) -> list[warm.Process]:
@@ -65,7 +58,7 @@ TRAIN = ("-m", "domainbed.scripts.train")
 
 
 def outcome(folder: Path):
-    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    records = fakes.records(folder)
     numbers = [
         {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
         for record in records

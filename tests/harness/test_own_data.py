@@ -11,6 +11,8 @@ from data_trees import even, grow, jpeg
 from domainbed import datasets
 from domainbed.scripts import collect_results, sweep, train
 
+from . import fakes
+
 pytestmark = pytest.mark.usefixtures("registered")
 
 HPARAMS = json.dumps({"batch_size": 2})
@@ -25,7 +27,7 @@ def run(output: Path, dataset: str, *more: str) -> list[dict]:
     arguments = ["--algorithm", "Still", "--dataset", dataset, "--output_dir", str(output)]
     fixed = ["--steps", "2", "--checkpoint_freq", "1", "--workers", "0", "--hparams", HPARAMS]
     assert train.main([*arguments, *fixed, *more]) == 0
-    return [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    return fakes.records(output)
 
 
 def test_a_path_is_a_data_set(pets, tmp_path):

@@ -24,7 +24,7 @@ EVALUATION_BATCH_SIZE = 64
 
 @dataclass
 class JobBatches:
-    """The batches of a job, to be used in order; building one draws a seed, of what is trained on."""
+    """The batches of a job, to be used in order. Building one draws what `training` draws from."""
 
     in_splits: Sequence[misc.SplitDataset]  # what is trained on
     # What is evaluated at each checkpoint, by name; an empty list stands in for a split that is
