@@ -169,7 +169,7 @@ def inside_lists(arguments: argparse.Namespace) -> None:
     nothing = torch.zeros(1)
     for folder in dataset:
         folder.loader, folder.transform = str, lambda path: nothing
-    parts = [part.data for e in environments for part in (e.in_split, e.out_split)]
+    parts = [part for e in environments for part in (e.in_split, e.out_split)]
     print(f"| {own():,} MiB in the first process before the pass (resident)")
     began = time.perf_counter()
     count = 0

@@ -10,7 +10,7 @@ import pytest
 import runs_jobs
 import torch
 from domainbed import datasets
-from domainbed.lib import misc, preparation, splits
+from domainbed.lib import misc, preparation
 from domainbed.scripts import train
 from fake_checkout import REPO, run_python
 from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
@@ -37,16 +37,16 @@ def test_a_picture_does_not_depend_on_how_it_is_read(trained):
 def test_the_division_is_the_harnesss(trained):
     run = saved.open_run(trained)
     dataset = datasets.EmojiStyles(None, [0], dict(run.hparams))
-    expected = splits.split_environments(list(dataset), [0], 0, 0.2, 0.25, False)
+    expected = preparation.split_environments(list(dataset), [0], 0, 0.2, 0.25)
     all_of_them = data.splits(run)
     names = [f"env{i}_{part}" for part in ("in", "out") for i in range(4)]
     assert [split.name for split in all_of_them] == [*names, "env0_uda"]
     assert [s.is_target for s in all_of_them] == [True, False, False, False] * 2 + [True]
     found = {split.name: split.items._items for split in all_of_them}
     for index, environment in enumerate(expected):
-        assert found[f"env{index}_in"].keys == environment.in_split.data.keys
-        assert found[f"env{index}_out"].keys == environment.out_split.data.keys
-    assert found["env0_uda"].keys == expected[0].uda_split.data.keys
+        assert found[f"env{index}_in"].keys == environment.in_split.keys
+        assert found[f"env{index}_out"].keys == environment.out_split.keys
+    assert found["env0_uda"].keys == expected[0].uda_split.keys
 
 
 def test_data_that_is_drawn_is_drawn_again(tmp_path):

@@ -107,7 +107,7 @@ def flip(path):
 READERS = {
     "model.pkl": (saved.open_run, CarftError),
     "clip.pt": (lambda path: backbone.load(str(path)), CarftError),
-    "state.pt": (lambda path: resume.StateFile(str(path.parent)).load(), resume.ResumeError),
+    "state.pt": (lambda path: resume.load(str(path.parent)), resume.ResumeError),
     "resnet18-f37072fd.pth": (lambda path: networks.pretrained(networks.RESNET18), CarftError),
 }
 

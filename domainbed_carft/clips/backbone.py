@@ -58,7 +58,7 @@ def load(name: str) -> Backbone:
     state = found.model.state_dict().items()
     if wrong := next((key for key, value in state if not value.isfinite().all()), ""):
         raise CarftError(
-            f"{found.path} has NaN or infinity in {wrong!r}, expected finite weights; get a new copy"
+            f"{found.path} has NaN or infinity in {wrong!r}; get a new copy of the weights"
         )
     return found
 

@@ -28,13 +28,10 @@ RUN_HERE = ("local", "pool")
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
     """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
     output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
+    # Those of a file are a list already, under a headline.
     wrong = refusals(sources.load, arguments.sweep) + refusals(launchers.make, name, options)
-    raise_for(
-        line.removeprefix("- ")
-        for one in wrong
-        for line in one.splitlines()
-        if line[-16:] != "nothing was done"
-    )
+    lines = [line.removeprefix("- ") for one in wrong for line in one.splitlines()]
+    raise_for(line for line in lines if not line.endswith("nothing was done"))
     declared, launcher = sources.load(arguments.sweep), launchers.make(name, options)
     data_dir = arguments.data_dir
     if data_dir is None:

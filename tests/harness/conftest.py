@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import warm
 from domainbed import algorithms
+from runs_jobs import write_pictures
 
 from . import fakes
 
@@ -33,6 +33,12 @@ def golden() -> Callable[[str], Any]:
     return read
 
 
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of two domains and two classes, ten pictures of each."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "noise")
+
+
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers the fake algorithms in this process, and hides what any plugin has added."""
@@ -47,17 +53,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def command(tmp_path: Path) -> Run:
     """Runs `python -m domainbed.scripts.NAME ARGUMENTS` in an empty folder, fakes registered."""
-    inherited = os.environ.get("PYTHONPATH")
-    search_path = os.pathsep.join([str(PLUGIN), *([inherited] if inherited else [])])
+    search_path = os.pathsep.join([str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-    def run(name: str, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": search_path}
-        words = ["-m", f"domainbed.scripts.{name}", *arguments]
-        if not more:
-            return warm.run(*words, cwd=tmp_path, env=env)
-        started = [sys.executable, *words]
-        return subprocess.run(
-            started, cwd=tmp_path, env=env, capture_output=True, text=True, **more
-        )
+        return warm.run("-m", f"domainbed.scripts.{name}", *arguments, cwd=tmp_path, env=env)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -63,6 +64,11 @@ class Breaks(LinearSGD):
 
 
 ALL = (Still, LinearSGD, Breaks)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run."""
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def quick(folder: Path, *more: str) -> list[str]:

@@ -55,7 +55,7 @@ def written_and_read(state):
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    return torch.load(file, weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def same(a, b):
@@ -133,8 +133,5 @@ def test_what_would_not_come_back_is_refused_by_name(change, named):
 def test_tensors_go_back_to_the_gpu():
     first, second = Kept(), Kept()
     first.queue = [torch.ones(2, device="cuda")]
-    file = io.BytesIO()
-    torch.save(captured(first), file)
-    file.seek(0)
-    algorithm_state.restore(second, torch.load(file, map_location="cpu", weights_only=True))
+    algorithm_state.restore(second, written_and_read(captured(first)))
     assert second.queue[0].is_cuda

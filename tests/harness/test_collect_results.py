@@ -1,17 +1,48 @@
-"""Tables."""
+"""Records, selection methods and tables."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
 import pytest
 import warm
 from domainbed import algorithms
+from domainbed.lib import reporting
 from domainbed.lib.query import Q
 from domainbed.scripts import collect_results, list_top_hparams
+from domainbed.scripts.collect_results import SELECTION_METHODS
 
 from . import synthetic_records
+
+
+@pytest.mark.parametrize("kind", synthetic_records.KINDS)
+def test_selections_are_upstreams(golden, tmp_path, kind):
+    synthetic_records.write_sweep(tmp_path, kind)
+    keys = ("trial_seed", "dataset", "algorithm", "test_env")
+    groups = {
+        tuple(group[key] for key in keys): group["records"]
+        for group in reporting.get_grouped_records(reporting.load_records(str(tmp_path)))
+    }
+    methods = {method.name: method for method in SELECTION_METHODS}
+    expected = golden(f"selections_{kind}.json")
+    assert len(expected) == 3 * len(groups)
+    for entry in expected:
+        method = methods[entry["method"]]
+        records = groups[tuple(entry[key] for key in keys)]
+        ranking = [
+            [chosen[0]["args"]["hparams_seed"], outcome["val_acc"], outcome["test_acc"]]
+            for outcome, chosen in method.hparams_accs(records)
+        ]
+        assert ranking == entry["ranking"]
+        assert method.sweep_acc(records) == entry["sweep_acc"]
+
+
+@pytest.mark.parametrize("method", SELECTION_METHODS)
+def test_nothing_comes_of_no_records(method):
+    assert method.run_acc(Q([])) is None
+    assert method.sweep_acc(Q([])) is None
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
@@ -36,31 +67,45 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path):
     assert (tmp_path / "results.tex").read_text().endswith("\\end{document}\n")
 
 
-def job(algorithm, dataset="Debug28", test_env=0):
+def record(algorithm="ERM", step=0, loss=0.0):
     accuracies = {f"env{i}_{part}_acc": 0.5 for i in range(3) for part in ("in", "out")}
-    args = {"algorithm": algorithm, "dataset": dataset, "test_envs": [test_env]}
-    return {"step": 0, **accuracies, "args": {**args, "trial_seed": 0, "hparams_seed": 0}}
+    args = {"algorithm": algorithm, "dataset": "Debug28", "test_envs": [0], "seed": 3}
+    args |= {"trial_seed": 0, "hparams_seed": 0}
+    return {"step": step, "loss": loss, **accuracies, "args": args}
+
+
+def test_cut_lines_are_named_and_the_last_record_of_a_step_counts(tmp_path, capsys):
+    def line(*given):
+        return json.dumps(record("ERM", *given)) + "\n"
+
+    texts = [line(0) + line(1)[:-20], line(0) + "[1]\n\n" + line(1)]
+    texts.append("".join(map(line, (0, 1, 0, 1, 2), range(5))))
+    for number, text in enumerate(texts):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "results.jsonl").write_text(text)
+    assert reporting.load_records(str(tmp_path)).select("loss") == [0, 0, 0, 2, 3, 4]
+    out, err = capsys.readouterr()
+    assert out == ""
+    for number, message in enumerate(err.splitlines()):
+        assert message.startswith(f"{tmp_path}/{number}/results.jsonl: line 2 is ")
+    assert number == 1
 
 
 def test_unlisted_algorithms_come_after_the_listed_ones(capsys, monkeypatch):
     """Upstream's in the order of its own list, though they are not here; a plugin's stand last."""
     monkeypatch.setattr(algorithms, "ALGORITHMS", ["ERM", "CARFT", "CLIPZeroShot"])
     names = ("Zeta", "URM", "CLIPZeroShot", "CORAL", "CARFT", "Mixup", "Alpha", "IRM", "ERM")
-    records = [job(name) for name in names]
-    collect_results.print_results_tables(Q(records), collect_results.SELECTION_METHODS[0], False)
+    records = Q([record(name) for name in names])
+    collect_results.print_results_tables(records, SELECTION_METHODS[0], False)
     lines = capsys.readouterr().out.splitlines()
     order = "ERM IRM Mixup CORAL URM CARFT CLIPZeroShot Zeta Alpha"
     assert [line.split()[0] for line in lines[3:12]] == order.split()
 
 
-def top(folder, dataset="PACS", algorithm="ERM", test_env=1):
-    arguments = ["--dataset", dataset, "--algorithm", algorithm, "--test_env", str(test_env)]
-    return list_top_hparams.main(["--input_dir", str(folder), *arguments])
-
-
 def test_top_hparams_are_listed_best_first(tmp_path, capsys):
     synthetic_records.write_sweep(tmp_path, "complete")
-    assert top(tmp_path) == 0
+    wanted = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
+    assert list_top_hparams.main(["--input_dir", str(tmp_path), *wanted]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Total records: 576"
     assert lines[1] == "Model selection: training-domain validation set"
@@ -69,9 +114,5 @@ def test_top_hparams_are_listed_best_first(tmp_path, capsys):
     assert len(outcomes) == 3
     assert outcomes == sorted(outcomes, reverse=True)
     assert lines[5] in {f"\t\t\tlr: {0.1 ** (1 + seed)}" for seed in range(3)}
-    assert lines[4:8] == [
-        "\t\thparams:",
-        lines[5],
-        "\t\toutput_dirs:",
-        "\t\t\tsweep/PACS/ERM",
-    ]
+    expected = ["\t\thparams:", lines[5], "\t\toutput_dirs:", "\t\t\tsweep/PACS/ERM"]
+    assert lines[4:8] == expected

@@ -1,26 +1,27 @@
-"""Data sets."""
+"""Data sets, and the command that downloads them."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from data_trees import even, grow, jpeg
 from domainbed import datasets
+from domainbed.scripts import download
+
+from domainbed_carft.errors import CarftError
 
 HPARAMS = {"data_augmentation": True}
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("VLCS", "VLCS"),
-        ("PACS", "PACS"),
-        ("OfficeHome", "office_home"),
-        ("TerraIncognita", "terra_incognita"),
-        ("DomainNet", "domain_net"),
-        ("SVIRO", "sviro"),
-    ],
-)
+FOLDERS = {
+    **{"VLCS": "VLCS", "PACS": "PACS", "OfficeHome": "office_home", "SVIRO": "sviro"},
+    **{"TerraIncognita": "terra_incognita", "DomainNet": "domain_net"},
+}
+
+
+@pytest.mark.parametrize(("name", "folder"), FOLDERS.items())
 def test_benchmarks_read_their_folder(tmp_path, name, folder):
     dataset_class = datasets.get_dataset_class(name)
     grow(tmp_path / folder, even(["cat", "dog"], dataset_class.ENVIRONMENTS), jpeg())
@@ -48,3 +49,29 @@ def test_cut_off_pictures_are_read(tmp_path):
     grow(tmp_path, even(["noise"], ["only"]), jpeg()[:-900])
     dataset = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
     assert dataset[0][0][0].shape == (3, 224, 224)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    seen = []
+
+    def stand_in(name, folder):
+        seen.append((name, str(folder)))
+        if name == "VLCS":
+            raise CarftError("the link is dead")
+        return SimpleNamespace(verdict="verified", pictures=3, root=folder / name)
+
+    monkeypatch.setattr(download, "download", stand_in)
+    return seen
+
+
+def test_upstreams_own_flag_gets_what_upstreams_script_gets(calls, capsys):
+    assert download.main(["--data_dir", "some where"]) == 0
+    assert calls == [("TerraIncognita", "some where")]
+    assert "verified: 3 pictures in some where/TerraIncognita" in capsys.readouterr().out
+
+
+def test_the_data_sets_that_are_asked_for(calls, capsys):
+    assert download.main(["--data_dir", "d", "--datasets", "PACS", "VLCS"]) == 1
+    assert calls == [("PACS", "d"), ("VLCS", "d")]
+    assert capsys.readouterr().err == "download: the link is dead\n"

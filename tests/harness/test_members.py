@@ -17,11 +17,12 @@ from domainbed import hparams_registry
 from domainbed.lib import job_batches, picture_batches, preparation
 from domainbed.lib.members import Members, divide
 from domainbed.scripts import train
-from runs_jobs import write_pictures
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.algorithms import CARFT
+
+from . import fakes
 
 TERMS = {"sp_weight": 1e-4, "fd_weight": 0.1, "ldifs_weight": 1, "lipsum_weight": 0.1}
 HPARAMS = {
@@ -32,19 +33,11 @@ HPARAMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data") / "noise", 6)
-
-
 def words(pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object) -> list[str]:
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 7}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **HPARAMS[algorithm], **changed}
-    return [
-        *("--algorithm", algorithm, "--dataset", str(pictures), "--output_dir", str(folder)),
-        *("--steps", "7", "--checkpoint_freq", "3", "--workers", "0"),
-        *("--hparams", json.dumps(hparams)),
-    ]
+    fixed = ("--algorithm", algorithm, "--checkpoint_freq", "3", "--hparams", json.dumps(hparams))
+    return fakes.quick(folder, *fixed, "--dataset", str(pictures))
 
 
 def start(size: int, *command: str) -> list[warm.Process]:
@@ -65,7 +58,7 @@ TRAIN = ("-m", "domainbed.scripts.train")
 
 
 def outcome(folder: Path):
-    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    records = fakes.records(folder)
     numbers = [
         {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
         for record in records
@@ -107,11 +100,11 @@ def test_slices_are_the_batches_of_one_process(pictures, size):
     hparams = preparation.choose_hparams(args)
     _, environments = preparation.load_environments(args, hparams)
     splits = [one.in_split for one in environments]
-    evaluated = {"a": splits[0].data, "b": torch.utils.data.Subset(splits[1].data, [3])}
+    evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
     def batches(members):
         torch.manual_seed(0)
-        of = job_batches.JobBatches(splits, evaluated, 4, 1, 1, 0, "cpu", members)
+        of = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", members)
         of.begin(0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow"))
         return [*of.of_step(), *of.of_split("a"), *of.of_split("b")]
 
@@ -216,7 +209,8 @@ def test_the_first_process_starts_the_others_and_they_end_together(pictures, alo
     """Whichever is killed; then they train to the end."""
     arguments = [*words(pictures, tmp_path / "job"), "--processes", "2"]
     for of_first in (False, True):
-        (tmp_path / "job" / "state.pt").unlink(missing_ok=True)
+        for name in ("state.pt", "results.jsonl"):
+            (tmp_path / "job" / name).unlink(missing_ok=True)
         first = warm.start(*TRAIN, *arguments)
         children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
         wait_until((tmp_path / "job" / "state.pt").exists)

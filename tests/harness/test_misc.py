@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 
 import pytest
 import torch
-from domainbed.lib import misc
+from domainbed.lib import misc, preparation
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -16,25 +18,28 @@ def test_seed_hash_is_upstreams(golden):
         assert misc.seed_hash(*case["args"]) == case["hash"]
 
 
-def test_balanced_weights_give_every_class_the_same_total():
-    labels = [0, 1, 0, 2, 0, 1]
-    weights = misc.make_weights_for_balanced_classes([(None, label) for label in labels])
-    totals = [weights[torch.tensor(labels) == label].sum().item() for label in range(3)]
-    assert totals == pytest.approx([1 / 3] * 3)
+def numbers(split):
+    """The numbers in a split, or if they are many their MD5, as in the golden file."""
+    found = [split[i][0] for i in range(len(split))]
+    return found if len(found) <= 50 else hashlib.md5(json.dumps(found).encode()).hexdigest()
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """An environment whose pictures cannot be opened, and its labels."""
+def test_splits_are_upstreams(golden):
+    shares = ("test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
+    for case in golden("splits.json"):
+        data = [[(number, 0) for number in range(size)] for size in case["sizes"]]
+        found = preparation.split_environments(data, *(case[name] for name in shares))
+        assert [numbers(one.in_split) for one in found] == case["in"]
+        assert [numbers(one.out_split) for one in found] == case["out"]
+        assert [numbers(one.uda_split) for one in found if len(one.uda_split)] == case["uda"]
+
+
+def test_labels_are_read_without_opening_a_picture(tmp_path):
     for name, count in (("cat", 1), ("dog", 3)):
         (tmp_path / name).mkdir()
         for i in range(count):
             (tmp_path / name / f"{i}.png").touch()
-    return ImageFolder(str(tmp_path)), [0, 1, 1, 1]
-
-
-def test_labels_are_read_without_opening_a_picture(pictures):
-    folder, labels = pictures
+    folder, labels = ImageFolder(str(tmp_path)), [0, 1, 1, 1]
     with pytest.raises(Image.UnidentifiedImageError):
         folder[0]
     assert misc.labels_of(folder) == labels
@@ -59,13 +64,8 @@ def test_accuracy_counts_over_batches_of_different_size():
     batches = [(logits, torch.tensor([0, 1, 0])), (logits[:1], torch.tensor([0]))]
     network = Echo()
     assert misc.accuracy(network, batches, None, "cpu") == 0.75
+    assert misc.accuracy(network, batches, torch.tensor([0.5, 0.25, 0.125, 0.125]), "cpu") == 0.875
     assert network.training
-
-
-def test_accuracy_weighs_items():
-    batches = [(torch.eye(2), torch.tensor([0, 0])), (torch.eye(2), torch.tensor([1, 1]))]
-    weights = torch.tensor([0.5, 0.25, 0.0, 0.25])
-    assert misc.accuracy(Echo(), batches, weights, "cpu") == 0.75
 
 
 def test_output_goes_to_screen_and_files_and_each_to_its_own(tmp_path, capsys):

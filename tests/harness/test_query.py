@@ -16,20 +16,9 @@ PEOPLE = Q(
 )
 
 
-@pytest.mark.parametrize(
-    ("selector", "expected"),
-    [
-        ("name", "Ada"),
-        ("job.pay", 3),
-        ("name, job.pay", ("Ada", 3)),
-        (lambda person: len(person["name"]), 3),
-    ],
-)
-def test_selectors(selector, expected):
-    assert make_selector_fn(selector)(PEOPLE[0]) == expected
-
-
-def test_groups_are_sorted_and_keep_their_order_inside():
+def test_selectors_and_groups_which_are_sorted_and_keep_their_order_inside():
+    assert make_selector_fn("name, job.pay")(PEOPLE[0]) == ("Ada", 3)
+    assert make_selector_fn(lambda person: len(person["name"]))(PEOPLE[0]) == 3
     groups = PEOPLE.group("job.title").map(lambda title, people: (title, people.select("name")))
     assert groups == [("poet", ["Ada", "Cy"]), ("smith", ["Bo"])]
     assert PEOPLE.group_map("job.title", lambda title, people: len(people)) == [2, 1]

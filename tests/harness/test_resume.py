@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import time
@@ -19,9 +20,8 @@ import pytest
 import torch
 import warm
 from domainbed import algorithms
-from domainbed.lib import preparation
+from domainbed.lib import preparation, reporting
 from domainbed.scripts import train
-from runs_jobs import write_pictures
 from sweep_jobs import wait_until
 
 from domainbed_carft.jobs.folder import JobFolder
@@ -32,19 +32,12 @@ from .fakes import quick
 STEPS = 30
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data") / "noise")
-
-
 def carft(pictures: Path, folder: Path, *more: str) -> list[str]:
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-3}
     hparams |= {"total_steps": STEPS, "warmup_steps": 5}
-    return [
-        *("--algorithm", "CARFT", "--dataset", str(pictures), "--output_dir", str(folder)),
-        *("--steps", str(STEPS), "--checkpoint_freq", "3", "--workers", "0"),
-        *("--hparams", json.dumps(hparams), *more),
-    ]
+    fixed = ("--algorithm", "CARFT", "--steps", str(STEPS), "--checkpoint_freq", "3")
+    data = ("--dataset", str(pictures), "--hparams", json.dumps(hparams))
+    return quick(folder, *fixed, *data, *more)
 
 
 def start(arguments: list[str]) -> warm.Process:
@@ -57,7 +50,7 @@ def run(arguments: list[str]) -> int:
 
 def outcome(folder: Path):
     """Records without what differs between any two runs, and the final weights."""
-    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    records = fakes.records(folder)
     for record in records:
         del record["step_time"], record["args"]["output_dir"], record["args"]["workers"]
     weights = torch.load(folder / "model.pkl", weights_only=True)["model_dict"]
@@ -253,26 +246,6 @@ class TestWithAQuickAlgorithm:
         with fakes.stopped_in_step(5):
             assert train.main(quick(folder, *more)) == expected
 
-    @pytest.mark.parametrize(
-        ("choice", "kept"),
-        [
-            ("both", ["model.pkl", "model_best.pkl"]),
-            ("last", ["model.pkl"]),
-            ("best", ["model_best.pkl"]),
-            ("none", []),
-        ],
-    )
-    def test_what_is_kept_is_a_flag_or_a_variable(self, tmp_path, monkeypatch, choice, kept):
-        monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", choice)
-        assert train.main(quick(tmp_path)) == 0
-        assert sorted(path.name for path in tmp_path.glob("*.pkl")) == kept
-        assert not (tmp_path / "state.pt").exists()
-        monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", "all")
-        assert train.main(quick(tmp_path)) == 2
-        flag = ("--keep_weights", "last", "--restart")
-        assert train.main(quick(tmp_path, *flag)) == 0
-        assert sorted(path.name for path in tmp_path.glob("*.pkl")) == ["model.pkl"]
-
     def test_weights_that_the_next_loss_shows_to_be_broken_are_not_the_best(
         self, tmp_path, monkeypatch
     ):
@@ -310,8 +283,8 @@ class TestWithAQuickAlgorithm:
         self.stopped(tmp_path)
         Settles.here = "another's"
         assert train.main(quick(tmp_path)) == 0
-        records = [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
-        assert [record["hparams"]["mode"] for record in records] == ["this machine's"] * 4
+        modes = [record["hparams"]["mode"] for record in fakes.records(tmp_path)]
+        assert modes == ["this machine's"] * 4
 
     def test_a_run_with_other_arguments_does_not_go_on(self, tmp_path, capsys):
         self.stopped(tmp_path)
@@ -322,8 +295,7 @@ class TestWithAQuickAlgorithm:
         assert "--restart" in said and "Traceback" not in said
         assert (tmp_path / "state.pt").read_bytes() == state
         assert train.main(quick(tmp_path, "--steps", "9", "--restart")) == 0
-        steps = [json.loads(line)["step"] for line in (tmp_path / "results.jsonl").open()]
-        assert steps == [0, 2, 4, 6, 8]
+        assert [record["step"] for record in fakes.records(tmp_path)] == [0, 2, 4, 6, 8]
         aside = [json.loads(line)["step"] for line in (tmp_path / "results-1.jsonl").open()]
         assert aside == [0, 2]
 
@@ -338,28 +310,12 @@ class TestWithAQuickAlgorithm:
         assert after == before and {"state.pt", "model_best.pkl", "results.jsonl"} <= before.keys()
         assert train.main(quick(tmp_path)) == 0
 
-    def test_a_cut_state_is_told_and_left_alone(self, tmp_path, capsys):
-        self.stopped(tmp_path)
-        path = tmp_path / "state.pt"
-        path.write_bytes(path.read_bytes()[:-100])
-        cut = path.read_bytes()
-        assert train.main(quick(tmp_path)) == 1
-        said = capsys.readouterr().err
-        assert f"{path} is cut off" in said and "--restart" in said
-        assert "Traceback" not in said and path.read_bytes() == cut
-        assert train.main(quick(tmp_path, "--restart")) == 0
-
     def test_a_cut_or_lost_record_is_written_again(self, tmp_path):
         assert train.main(quick(tmp_path / "whole")) == 0
-        damages = {
-            "cut": lambda text: text[:-30],
-            "lost": lambda text: "",
-            "deep": lambda text: "[" * 60_000,
-        }
-        for name, damage in damages.items():
+        for name, left in (("cut", -30), ("lost", 0)):
             self.stopped(tmp_path / name)
             path = tmp_path / name / "results.jsonl"
-            path.write_text(damage(path.read_text()))
+            path.write_text(path.read_text()[:left])
             assert train.main(quick(tmp_path / name)) == 0
             assert_same(tmp_path / name, tmp_path / "whole")
 
@@ -382,8 +338,36 @@ class TestWithAQuickAlgorithm:
         self.stopped(interrupted, expected=1)
         assert "this algorithm cannot be stored" in capsys.readouterr().err
         assert train.main(quick(interrupted)) == 0
-        steps = [json.loads(line)["step"] for line in (interrupted / "results.jsonl").open()]
-        assert steps == [0, 2, 4, 6]
+        found = reporting.load_records(str(tmp_path))  # a step's later record counts
+        assert found.select("step") == [0, 2, 4, 6]
+
+    def test_a_write_that_fails_is_told_and_the_state_before_is_intact(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        """As of a full disk: from the third step on no file may grow beyond 10 kB."""
+        original, calls = fakes.LinearSGD.update, []
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        def update(self, *args):
+            calls.append(1)
+            if len(calls) == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+            return original(self, *args)
+
+        monkeypatch.setattr(fakes.LinearSGD, "update", update)
+        arguments = quick(tmp_path, "--checkpoint_freq", "1")
+        try:
+            for _ in range(2):
+                assert train.main(arguments) == 1
+                said = capsys.readouterr().err
+                assert "state.pt cannot be written: " in said and " MiB are free; earlier" in said
+                assert "Traceback" not in said
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert torch.load(tmp_path / "state.pt", weights_only=True)["steps_done"] == 2
+        assert not list(tmp_path.glob(".*")) and not (tmp_path / "done").exists()
+        assert train.main(arguments) == 0
+        assert [record["step"] for record in fakes.records(tmp_path)] == [0, 1, 2, 3, 4, 5, 6]
 
     def test_a_second_process_names_the_first_and_leaves(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(train, "PATIENCE_SECONDS", 0.1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
+import sys
 
 import pytest
 from domainbed import datasets
+from domainbed.command_launchers import local_launcher
 from domainbed.scripts import sweep
 from domainbed.scripts.sweep import Job
+from test_launchers import python
 
 from domainbed_carft import cli
 from domainbed_carft.jobs.folder import JobFolder
@@ -40,19 +42,6 @@ def launched(capsys):
     return [line for line in lines if line.startswith("Dummy launcher: ")]
 
 
-def test_launch_then_launch_again_then_delete_then_launch(tmp_path, capsys):
-    assert run(tmp_path) == 0
-    first = launched(capsys)
-    assert len(first) == 6
-    assert first[0].startswith("Dummy launcher: python -m domainbed.scripts.train --algorithm S")
-    assert run(tmp_path) == 0
-    assert launched(capsys) == []
-    assert run(tmp_path, command="delete_incomplete") == 0
-    assert "About to delete 6 jobs." in capsys.readouterr().out
-    assert run(tmp_path) == 0
-    assert launched(capsys) == first
-
-
 def listed(output, capsys):
     """Folder -> state, as `carft sweep status` has them."""
     capsys.readouterr()
@@ -60,26 +49,27 @@ def listed(output, capsys):
     return {job["folder"]: job["state"] for job in json.loads(capsys.readouterr().out)["jobs"]}
 
 
-def test_carft_knows_the_jobs(tmp_path, capsys):
-    assert run(tmp_path, "--single_test_envs") == 0
-    known = listed(tmp_path, capsys)
-    assert sorted(known) == [str(folder) for folder in folders(tmp_path)]
-    assert {*known.values()} == {"not launched"}
-    assert run(tmp_path, "--single_test_envs", "--steps", "1") == 0
-    assert len(listed(tmp_path, capsys)) == 6
+def test_launch_again_delete_launch_and_what_carft_knows(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    first = launched(capsys)
+    assert len(first) == 6
+    assert first[0].startswith("Dummy launcher: python -m domainbed.scripts.train --algorithm S")
+    assert listed(tmp_path, capsys) == {str(path): "not launched" for path in folders(tmp_path)}
+    assert run(tmp_path, "--steps", "0") == 0 and len(launched(capsys)) == 6
+    assert run(tmp_path) == 0 and launched(capsys) == []
     assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
-    assert listed(tmp_path, capsys).keys() == {str(folder) for folder in folders(tmp_path)}
-    assert len(folders(tmp_path)) == 3
+    assert "About to delete 3 jobs." in capsys.readouterr().out
+    assert listed(tmp_path, capsys).keys() == {str(path) for path in folders(tmp_path)}
+    assert len(folders(tmp_path)) == 9
+    assert run(tmp_path) == 0 and launched(capsys) == [first[0], first[3], first[5]]
 
 
-def test_without_anybody_to_ask_the_flag_is_named(tmp_path, command):
-    given = ["launch", "--algorithms", "Still", "--datasets", "Debug28", "--n_trials", "1"]
-    given += ["--n_hparams", "1", "--data_dir", "D", "--command_launcher", "dummy"]
-    for closed in ({"stdin": subprocess.DEVNULL}, {"preexec_fn": lambda: os.close(0)}):
-        done = command("sweep", *given, "--output_dir", str(tmp_path / "out"), **closed)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].endswith("give --skip_confirmation")
-        assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("closed", [None, io.StringIO()])
+def test_without_anybody_to_ask_the_flag_is_named(tmp_path, capsys, monkeypatch, closed):
+    monkeypatch.setattr("sys.stdin", closed)
+    assert run(tmp_path / "out", confirm=True) == 2
+    assert capsys.readouterr().err.endswith("give --skip_confirmation\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
@@ -142,3 +132,25 @@ def test_without_names_everything_registered_is_swept():
     assert {"PACS", "DomainNet", "SVIRO"} <= set(args.datasets)
     assert "Debug28" not in args.datasets
     assert (args.n_hparams_from, args.n_hparams, args.n_trials) == (0, 20, 3)
+
+
+def test_local_runs_in_order_with_this_interpreter_and_no_shell(tmp_path):
+    note = "import sys; open(sys.argv[1], 'a').write(sys.executable + ' ' + sys.argv[2] + '\\n')"
+    path = str(tmp_path / 'it\'s a "file"')
+    awkward = "$HOME; `ls` * 'x'"
+    assert local_launcher([python(note, path, "1"), python(note, path, awkward)]) == []
+    with open(path) as file:
+        assert file.read() == f"{sys.executable} 1\n{sys.executable} {awkward}\n"
+
+
+def test_local_goes_on_after_a_failure_and_reports_it_at_the_end(tmp_path, capfd):
+    silent = python("raise SystemExit(4)", "--output_dir", str(tmp_path / "gone"))
+    last = python("print('still here')")
+    assert len(local_launcher([silent, last, "no-such-program --flag"])) == 2
+    out, err = capfd.readouterr()
+    assert out == "still here\n"
+    assert err.splitlines()[:2] == [
+        "sweep: 2 of 3 jobs failed:",
+        f"- exit status 4: {tmp_path / 'gone'}: no message in err.txt",
+    ]
+    assert "exit status 127: no-such-program --flag: " in err

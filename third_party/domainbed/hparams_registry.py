@@ -1,8 +1,7 @@
 """Hyperparameters: for each name a default and a random draw.
 
-Names, defaults and distributions are those of upstream file domainbed/hparams_registry.py at
-b93c22a for an algorithm without entries of its own, such as ERM. A plugin extends this by wrapping
-the two public functions, `default_hparams` and `random_hparams`, in the module.
+Those of upstream file domainbed/hparams_registry.py at b93c22a for an algorithm without entries of
+its own, such as ERM. A plugin extends this by wrapping the two public functions in the module.
 """
 
 from __future__ import annotations
@@ -32,44 +31,36 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
 
 
 def _hparams(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
-    """Return {name: (default, drawn)}.
+    """Return {name: (default, drawn)}: each draw's seed has its name in it, and moves no other."""
+    found = {}
+    for name, entry in _entries(dataset).items():
+        if isinstance(entry, tuple):
+            default, draw = entry
+            state = np.random.RandomState(misc.seed_hash(random_seed, name))
+            found[name] = (default, draw(state))
+        else:
+            found[name] = (entry, entry)
+    return found
 
-    Each value has a random state of its own, seeded with its name, so that an added entry never
-    changes what the others draw.
-    """
-    entries = {}
-    for name, (default, draw) in _entries(dataset).items():
-        state = np.random.RandomState(misc.seed_hash(random_seed, name))
-        entries[name] = (default, draw(state))
-    return entries
 
-
-def _entries(dataset: str) -> dict[str, tuple[Any, Draw]]:
-    """The default of each, and how to draw it.
+def _entries(dataset: str) -> dict[str, Any]:
+    """Name to default and how to draw it, or to what random search leaves alone.
 
     `train` itself reads data_augmentation and class_balanced; the others describe networks. Those
     that nothing here reads are there because every record of upstream's holds them.
     """
     dropout = (0.0, lambda state: state.choice((0.0, 0.1, 0.5)))
     entries = {
-        "data_augmentation": _fixed(True),
-        "resnet18": _fixed(False),
-        "resnet50_augmix": _fixed(True),
-        "dinov2": _fixed(False),
-        "vit": _fixed(False),
-        "vit_attn_tune": _fixed(False),
-        "freeze_bn": _fixed(False),
-        "lars": _fixed(False),
-        "linear_steps": _fixed(500),
-        "resnet_dropout": dropout,
-        "vit_dropout": dropout,
-        "class_balanced": _fixed(False),
-        "nonlinear_classifier": _fixed(False),
+        **dict.fromkeys(("data_augmentation", "resnet50_augmix"), True),
+        **dict.fromkeys(("resnet18", "dinov2", "vit", "vit_attn_tune", "freeze_bn", "lars"), False),
+        **dict.fromkeys(("class_balanced", "nonlinear_classifier"), False),
+        **dict.fromkeys(("resnet_dropout", "vit_dropout"), dropout),
+        "linear_steps": 500,
     }
     if dataset in SMALL_IMAGES:
         return entries | {
             "lr": (1e-3, _power(10, -4.5, -2.5)),
-            "weight_decay": _fixed(0.0),
+            "weight_decay": 0.0,
             "batch_size": (64, _power(2, 3, 9, int)),
         }
     return entries | {
@@ -77,11 +68,6 @@ def _entries(dataset: str) -> dict[str, tuple[Any, Draw]]:
         "weight_decay": (0.0, _power(10, -6, -2)),
         "batch_size": (32, _power(2, 3, 5 if dataset == "DomainNet" else 5.5, int)),
     }
-
-
-def _fixed(value: Any) -> tuple[Any, Draw]:
-    """An entry that random search leaves alone."""
-    return value, lambda state: value
 
 
 def _power(base: float, low: float, high: float, kind: type[Any] = float) -> Draw:

@@ -1,7 +1,6 @@
 """Selection of hyperparameters and checkpoints, and their accuracy on the test environment.
 
-Interface, names and rules of upstream file domainbed/model_selection.py at b93c22a. What is
-reported for a choice is always the test environment's in-split accuracy.
+As upstream file domainbed/model_selection.py at b93c22a; reported is the in-split accuracy.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ from domainbed.lib.query import Q
 
 
 def get_test_records(records: Q) -> Q:
-    """Return the records of jobs with a single test environment."""
+    """The records of jobs with a single test environment."""
     return records.filter(lambda record: len(record["args"]["test_envs"]) == 1)
 
 
 def _num_envs(record: dict[str, Any]) -> int:
-    """Return how many environments the record has accuracies of."""
     return next(i for i in itertools.count() if f"env{i}_out_acc" not in record)
 
 
@@ -36,6 +34,7 @@ class SelectionMethod:
     """A rule of selection. Never built: everything is a class method. Subclasses give `run_acc`.
 
     An outcome is a dict: "val_acc", the accuracy that decides, and "test_acc", the one reported.
+    Records are all of one data set, algorithm, trial and test environment.
     """
 
     name: str
@@ -45,22 +44,14 @@ class SelectionMethod:
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """Return the outcome of one choice of hyperparameters, or None if it is unknown.
-
-        Args:
-            run_records: all records of that choice, for one data set, algorithm, trial and test
-                environment.
-        """
+        """Return the outcome of one choice of hyperparameters, or None if it is unknown."""
         raise NotImplementedError
 
     @classmethod
     def hparams_accs(cls, records: Q) -> list[tuple[dict[str, float], Q]]:
-        """Return (outcome, records) of every choice of hyperparameters, the best first.
-
-        Of equals the one with the higher hparams_seed comes first, as in upstream.
-        """
-        outcomes = records.group("args.hparams_seed").map(
-            lambda _, run_records: (cls.run_acc(run_records), run_records)
+        """(outcome, records) of every choice of hyperparameters, the best and later ones first."""
+        outcomes = records.group_map(
+            "args.hparams_seed", lambda _, found: (cls.run_acc(found), found)
         )
         known = outcomes.filter(lambda pair: pair[0] is not None)
         ascending = known.sorted(key=lambda pair: pair[0]["val_acc"])
@@ -68,11 +59,7 @@ class SelectionMethod:
 
     @classmethod
     def sweep_acc(cls, records: Q) -> float | None:
-        """Return the test accuracy of the best hyperparameters, or None if there are none.
-
-        Args:
-            records: all records of one data set, algorithm, trial and test environment.
-        """
+        """Return the test accuracy of the best hyperparameters, or None if there are none."""
         ranked = cls.hparams_accs(records)
         return ranked[0][0]["test_acc"] if ranked else None
 
@@ -85,7 +72,7 @@ class OracleSelectionMethod(SelectionMethod):
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
         candidates = get_test_records(run_records)
-        if not len(candidates):
+        if not candidates:
             return None
         last = candidates.sorted(lambda record: record["step"])[-1]
         return _outcome(last, last[f"env{_test_env(last)}_out_acc"])
@@ -99,41 +86,27 @@ class IIDAccuracySelectionMethod(SelectionMethod):
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
         candidates = get_test_records(run_records)
-        if not len(candidates):
-            return None
-        best: dict[str, float] = candidates.map(cls._step_acc).argmax("val_acc")
-        return best
+        return candidates.map(cls._step_acc).argmax("val_acc") if candidates else None
 
     @classmethod
     def _step_acc(cls, record: dict[str, Any]) -> dict[str, float]:
-        """Return the outcome of one checkpoint."""
         training = [i for i in range(_num_envs(record)) if i != _test_env(record)]
         return _outcome(record, float(np.mean([record[f"env{i}_out_acc"] for i in training])))
 
 
 class LeaveOneOutSelectionMethod(SelectionMethod):
-    """Looks at jobs that leave out one more environment each, at how they do on that one.
-
-    Needs, beside the job with the single test environment, the jobs that pair it with each of
-    the others; without them there is no outcome.
-    """
+    """Looks at all jobs that leave out one more environment, at how they do on that one."""
 
     name = "leave-one-domain-out cross-validation"
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        outcomes = run_records.group("step").map(
-            lambda _, step_records: cls._step_acc(step_records)
-        )
+        outcomes = run_records.group_map("step", lambda _, records: cls._step_acc(records))
         known = outcomes.filter_not_none()
-        if not len(known):
-            return None
-        best: dict[str, float] = known.argmax("val_acc")
-        return best
+        return known.argmax("val_acc") if known else None
 
     @classmethod
     def _step_acc(cls, records: Q) -> dict[str, float] | None:
-        """Return the outcome of the checkpoints that all jobs took at one step."""
         test_records = get_test_records(records)
         if len(test_records) != 1:
             return None

@@ -1,14 +1,7 @@
 """Featurizers and classifiers, chosen by the shape of the input.
 
 Interface of upstream file domainbed/networks.py at b93c22a, as far as ERM needs it: the same
-shapes, the same parameter names, so that a state dict of one loads into the other, and the same
-draws when built under the same seed of torch. Not included are DINOv2 and vision transformers.
-
-So are the weights trained on ImageNet that each network starts from. Upstream's
-`torchvision.models.resnet50(pretrained=True)` means IMAGENET1K_V1 in every torchvision that knows
-several weights (0.13 and later: `handle_legacy_interface` in torchvision/models/_utils.py), and
-not V2, which is what DEFAULT means. Its augmix ResNet-50 is timm's `resnet50.ram_in1k`, whose file
-timm/models/resnet.py names.
+shapes, parameter names and draws under the same seed of torch, and the same ImageNet weights.
 """
 
 from __future__ import annotations
@@ -26,6 +19,8 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights
 from domainbed_carft.errors import CarftError, PassingError, brief, raise_for
 from domainbed_carft.files import weights
 
+# Upstream's `pretrained=True` means V1, `handle_legacy_interface` in torchvision/models/_utils.py,
+# and not V2 as DEFAULT does; its augmix ResNet-50 is the file that timm/models/resnet.py names.
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
 RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
 RESNET50_AUGMIX = (
@@ -41,20 +36,16 @@ _NOT_INCLUDED = {
 
 
 def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN | ResNet:
-    """Return the network from inputs to features; its `n_outputs` is their number.
+    """Return the network from inputs to `n_outputs` features.
 
-    Args:
-        input_shape: (channels, height, width) of 28 x 28 or 224 x 224.
-        hparams: the run's hyperparameters.
-
-    Raises:
-        CarftError: no network takes that shape, or `hparams` need one that is not included.
+    Raises CarftError for other than (channels, 28, 28) and (channels, 224, 224), and for hparams
+    that need a part that is not included.
     """
+    raise_for(not_included(hparams))
     match tuple(input_shape):
         case (_, 28, 28):
             return MNIST_CNN(input_shape)
         case (_, 224, 224):
-            raise_for(not_included(hparams))
             return ResNet(input_shape, hparams)
     raise CarftError(
         f"no network takes inputs of shape {tuple(input_shape)}, expected pictures of 28 x 28 or "
@@ -82,7 +73,7 @@ def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) 
 
 
 class Identity(nn.Module):
-    """Returns what it gets."""
+    """Upstream's name for what returns what it gets."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -103,7 +94,6 @@ class MNIST_CNN(nn.Module):
             self.add_module(f"bn{i}", nn.GroupNorm(8, widths[i + 1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return features of shape (batch, 128), means over all places."""
         for i in range(4):
             x = functional.relu(self.get_submodule(f"conv{i + 1}")(x))
             x = self.get_submodule(f"bn{i}")(x)
@@ -114,18 +104,8 @@ class ResNet(nn.Module):
     """A ResNet pretrained on ImageNet, without its last layer.
 
     With `resnet50_augmix`, which is upstream's default, it is a ResNet-50 that starts from timm's
-    weights `resnet50.ram_in1k`, whatever `resnet18` says. timm itself is not used: its ResNet-50
-    has the layers and the parameter names of torchvision's, so the file is loaded into that.
-    Otherwise `resnet18` chooses between torchvision's ResNet-18 and ResNet-50 (IMAGENET1K_V1).
-
-    Args:
-        input_shape: (channels, 224, 224); with other than 3 channels the weights of the first
-            layer are repeated.
-        hparams: reads resnet18, resnet50_augmix, freeze_bn, resnet_dropout.
-
-    Raises:
-        CarftError: the file of the pretrained weights cannot be read; a PassingError: they could
-            not be downloaded.
+    weights `resnet50.ram_in1k`, whatever `resnet18` says: its layers and names are torchvision's.
+    With other than 3 channels the weights of the first layer are repeated. Raises as `pretrained`.
     """
 
     def __init__(self, input_shape: Sequence[int], hparams: dict[str, Any]) -> None:
@@ -141,9 +121,7 @@ class ResNet(nn.Module):
         self.train()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return features of shape (batch, n_outputs)."""
-        features: torch.Tensor = self.dropout(self.network(x))
-        return features
+        return self.dropout(self.network(x))
 
     def train(self, mode: bool = True) -> ResNet:
         """Set the mode; with `freeze_bn` batch normalisation stays as in evaluation."""
@@ -156,7 +134,6 @@ class ResNet(nn.Module):
 
 
 def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResNet, int]:
-    """Return the network and the number of its features."""
     small, augmix = hparams["resnet18"], hparams["resnet50_augmix"]
     url = RESNET50_AUGMIX if augmix else RESNET18 if small else RESNET50
     if augmix and small:
@@ -189,13 +166,11 @@ def _unweighed(small: bool) -> torchvision.models.ResNet:
 def pretrained(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
-    Raises PassingError if the file is missing and could not be downloaded, and CarftError if it
-    cannot be read; either message says which file belongs where.
+    Raises PassingError if that fails, and CarftError if the file cannot be read.
     """
     path = _place(url)
     if not os.path.exists(path):
-        # The name ends in the first digits of the file's SHA-256.
-        digits = os.path.splitext(url)[0].rpartition("-")[2]
+        digits = os.path.splitext(url)[0].rpartition("-")[2]  # the first of the file's SHA-256
         print(f"Downloading {url} to {path}")
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -206,10 +181,9 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
                 f"({brief(error)}). Put {url} there; TORCH_HOME sets another folder"
             ) from error
     try:
-        found: dict[str, torch.Tensor] = weights.load_weights(path)
+        return weights.load_weights(path)
     except CarftError as error:
         raise CarftError(f"{error}. Delete the file, or replace it with {url}") from error
-    return found
 
 
 def _place(url: str) -> str:

@@ -35,17 +35,17 @@ class StateError(ValueError):
 
 
 def places(algorithm: Any) -> dict[str, str]:
-    """What a newly built algorithm has places for: path to kind. For `capture`."""
+    """What a newly built algorithm has places for: path to kind."""
     parts = {name: str(tuple(tensor.shape)) for name, tensor in algorithm.state_dict().items()}
     stateful = {path: value for path, value in _attributes(algorithm) if _has_state(value)}
     return parts | {path: type(value).__name__ for path, value in stateful.items()}
 
 
 def capture(algorithm: Any, at_first: Mapping[str, str]) -> dict[str, Any]:
-    """Return the state, of types that torch reads back without executing code.
+    """Return the state, of types that torch reads back without executing code, tensors not copied.
 
-    Tensors are not copied. `at_first` are the algorithm's `places` before the first step, which are
-    those of the one to restore. Raises StateError, naming what cannot be stored or put back.
+    `at_first` are the algorithm's `places` before the first step, which are those of the one to
+    restore. Raises StateError, naming what cannot be stored or put back.
     """
     changed = dict(places(algorithm).items() ^ at_first.items())
     refused = [f"{path} (changed since the start)" for path in changed]
@@ -75,10 +75,7 @@ def capture(algorithm: Any, at_first: Mapping[str, str]) -> dict[str, Any]:
 
 
 def restore(algorithm: Any, state: Mapping[str, Any]) -> None:
-    """Bring a newly built algorithm of the same arguments into the state that `capture` returned.
-
-    Raises whatever its `load_state_dict` does, if the algorithm is another one.
-    """
+    """Bring a newly built algorithm of the same arguments into the state that was captured."""
     algorithm.load_state_dict(state["modules"])
     buffers = dict(algorithm.named_buffers())
     for name, tensor in state["buffers"].items():
@@ -95,15 +92,14 @@ def restore(algorithm: Any, state: Mapping[str, Any]) -> None:
                 value.copy_(stored)  # in place: an optimiser may have it
         else:
             holder, _, name = path.rpartition(".")
-            if path in state["on_gpu"]:
-                stored = trees.tree_map(_to_gpu, stored)
+            if path in state["on_gpu"] and torch.cuda.is_available():
+                stored = trees.tree_map_only(torch.Tensor, torch.Tensor.cuda, stored)
             setattr(algorithm.get_submodule(holder), name, stored)
     if state["own"] is not None:
         algorithm.load_training_state(state["own"])
 
 
 def _attributes(algorithm: Any) -> Iterator[tuple[str, Any]]:
-    """What the algorithm and its parts keep beside parameters, buffers and parts."""
     for prefix, module in algorithm.named_modules():
         for name, value in list(vars(module).items()):
             if name not in _OF_MODULES:
@@ -125,8 +121,3 @@ def _is_plain(value: Any) -> bool:
 
 def _is_on_gpu(value: Any) -> bool:
     return any(getattr(leaf, "is_cuda", False) for leaf in trees.tree_flatten(value)[0])
-
-
-def _to_gpu(leaf: Any) -> Any:
-    move = isinstance(leaf, torch.Tensor) and torch.cuda.is_available()
-    return leaf.cuda() if move else leaf

@@ -18,7 +18,6 @@ import numpy as np
 
 from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
 
 KEEP = ("both", "last", "best", "none")
@@ -31,13 +30,10 @@ _STATE = ("_records", "_begins_at", "_step", "_best_step", "_best_accuracy", "di
 
 
 class Files:
-    """The files of one run.
+    """The files of one run of `train` with these arguments.
 
-    Args:
-        args: the command line of `train`: output_dir, and which weights to keep.
-        selected_by: the record's accuracies by whose mean the best weights are chosen:
-            training-domain validation.
-        contents: makes what a file of weights holds.
+    `selected_by`: the accuracies by whose mean the best weights are chosen, training-domain
+    validation; `contents` makes what a file of weights holds.
     """
 
     def __init__(
@@ -46,57 +42,37 @@ class Files:
         selected_by: Sequence[str],
         contents: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self._args = args
-        self._selected_by = selected_by
-        self._contents = contents
+        self._selected_by, self._contents = selected_by, contents
+        self._every = args.save_model_every_checkpoint
         self._folder = JobFolder(args.output_dir)
         self._keep = "none" if args.skip_model_save else args.keep_weights
-        self._records = self._earlier_records()
+        # Upstream appends to the records of earlier runs in the folder, here after a line cut off.
+        earlier = _text(self._folder.records_path)
+        self._records = earlier if earlier[-1:] in ("", "\n") else earlier + "\n"
         self._logs: scalar_logs.Logs | None = None
         self._begins_at = len(self._records)  # this run, in the records
-        self._step = -1
-        self._best_step = -1
+        self._step = self._best_step = -1
         self._best_accuracy = -1.0
         self.diverged_at: int | None = None  # the step of the first loss that was not finite
 
-    def _earlier_records(self) -> str:
-        """The records of earlier runs in this folder: upstream appends to them.
-
-        Without those of this run itself, if it was interrupted and left no state to resume from.
-        """
-        text = _text(self._folder.records_path)
-        if not self._folder.done:
-            own = resume.identity(vars(self._args))
-            text = "".join(line for line in text.splitlines(True) if _identity_in(line) != own)
-        return text if not text or text.endswith("\n") else text + "\n"  # after a line cut off
-
     def begin_anew(self) -> None:
-        """Delete the state and weights of an earlier run; set its records aside.
-
-        Raises ResumeError if something cannot be deleted.
-        """
+        """Delete the state and weights of an earlier run; set its records aside."""
         folder, records = self._folder.path, self._folder.records_path
-        with resume.told(str(folder)):
-            # First of all: whatever comes in between, half a run must not pass for a whole one.
-            (folder / "done").unlink(missing_ok=True)
-            resume.StateFile(str(folder)).remove()
-            scalar_logs.forget(str(folder))
-            for path in folder.glob("model*.pkl"):
-                path.unlink()
-            if records.exists():
-                aside = (folder / f"results-{number}.jsonl" for number in itertools.count(1))
-                records.rename(next(path for path in aside if not path.exists()))
+        # `done` first: whatever comes in between, half a run must not pass for a whole one.
+        for path in (folder / "done", self._folder.state_path, *folder.glob("model*.pkl")):
+            path.unlink(missing_ok=True)
+        resume.tidy_up(folder)
+        scalar_logs.forget(folder)
+        if records.exists():
+            aside = (folder / f"results-{number}.jsonl" for number in itertools.count(1))
+            records.rename(next(path for path in aside if not path.exists()))
         self._records, self._begins_at = "", 0
 
     def watch(self, step: int, name: str, value: float) -> None:
-        """Warn of the run's first loss that is not finite; later records are marked.
-
-        If the previous step was recorded, its weights were already broken by its own update, so
-        they are not kept as the best: no table has them either.
-        """
+        """Warn of the run's first loss that is not finite; later records are marked."""
         if self.diverged_at is None and "loss" in name and not math.isfinite(value):
             self.diverged_at = step
-            if self._best_step == step - 1:
+            if self._best_step == step - 1:  # whose own update broke the weights: no table has them
                 self._best_step = -1
                 (self._folder.path / "model_best.pkl").unlink(missing_ok=True)
             print(
@@ -116,35 +92,40 @@ class Files:
             self._best_step, self._best_accuracy = self._step, accuracy
 
     def publish(self, steps_done: int) -> None:
-        """Write the records; if the last is of this step, the weights as they are now.
-
-        Doing it again changes nothing.
-        """
-        self._write_records()
+        """Write the records, and the weights if the last record is theirs."""
+        path = self._folder.records_path
+        present = _text(path)
+        with resume.told(path):
+            if self._records.startswith(present):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(self._records[len(present) :])
+            else:
+                with files.replacing(path) as beside:
+                    beside.write_text(self._records, encoding="utf-8")
         if self._logs is not None:
             self._logs.catch_up(self._records[self._begins_at :])
         if self._keep == "none" or self._step != steps_done - 1:
             return
-        if self._args.save_model_every_checkpoint:
+        if self._every:
             self._save(f"model_step{self._step}.pkl")
         if self._best_step == self._step and self._keep in ("both", "best"):
             self._save("model_best.pkl", best_step=self._best_step)
 
     def log_to(self, logs: scalar_logs.Logs) -> None:
         """Log the records of this run, those so far and all that are going to be published."""
-        logs.begin(self._records[self._begins_at :])
+        logs.catch_up(self._records[self._begins_at :])
         self._logs = logs
 
     def finish(self) -> None:
-        """Write the last weights, and the file that says that the run is done."""
+        """Write the last weights, and the file that says that the run is done; drop its state."""
         if self._keep in ("both", "last"):
             self._save("model.pkl")
         path = self._folder.path / "done"
-        with resume.told(str(path)):
+        with resume.told(path):
             path.write_text("done")
+            self._folder.state_path.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
-        """What the state of the run has to hold of this."""
         return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -153,28 +134,8 @@ class Files:
             setattr(self, name, state[name])
 
     def _save(self, filename: str, **more: Any) -> None:
-        resume.save_whole({**self._contents(), **more}, str(self._folder.path / filename))
-
-    def _write_records(self) -> None:
-        """Append what the file lacks, or rewrite it if it differs."""
-        path = self._folder.records_path
-        present = _text(path)
-        with resume.told(str(path), resume.COMFORT):
-            if self._records.startswith(present):
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(self._records[len(present) :])
-            else:
-                with files.replacing(path) as beside:
-                    beside.write_text(self._records, encoding="utf-8")
+        resume.save_whole({**self._contents(), **more}, self._folder.path / filename)
 
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-
-def _identity_in(line: str) -> dict[str, Any] | None:
-    """The arguments that identify a record's run; None for a line that is not a record."""
-    try:
-        return resume.identity(parsing.parse_json(line)["args"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None

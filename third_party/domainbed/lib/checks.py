@@ -15,36 +15,34 @@ from domainbed_carft.errors import refusals as refusals  # train's, too
 from domainbed_carft.files import parsing
 
 TASKS = ("domain_generalization", "domain_adaptation")
-_SWITCHES = ("data_augmentation", "class_balanced")
+_SIZE = "a whole number of at least 1 and less than 2147483648"
+# The hyperparameters that the harness itself reads.
+_READ_HERE = {
+    **dict.fromkeys(("data_augmentation", "class_balanced"), algorithms.SWITCH),
+    "batch_size": (_SIZE, lambda value: type(value) is int and 1 <= value < 2**31),
+}
 
 
 def task_problems(task: str) -> list[str]:
-    """Say that domain adaptation is not included."""
     advice = "is not included; use a checkout of facebookresearch/DomainBed"
     return [] if task == TASKS[0] else [f"--task {task} {advice}"]
 
 
 def algorithm_problems(name: str) -> list[str]:
-    """Say if no algorithm is called `name`."""
     return refusals(algorithms.get_algorithm_class, name)
 
 
 def dataset_problems(name: str) -> list[str]:
-    """Say if no data set is called `name`, or if the class of that name has no environments."""
-    return refusals(datasets.num_environments, name)
+    return refusals(datasets.get_dataset_class, name)
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:
-    """Say if the folders of a known data set are missing.
-
-    Data sets that plugins register may not have this check; then there are no problems.
-    """
+    """Say if the folders of a known data set, whose class has that check, are missing."""
     ask = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
     return list(ask(data_dir)) if ask else []
 
 
 def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
-    """Say what is wrong with the test environments of a known data set."""
     labels = datasets.get_dataset_class(dataset).ENVIRONMENTS
     valid = ", ".join(f"{index} ({label})" for index, label in enumerate(labels))
     named = " ".join(map(str, test_envs))
@@ -76,19 +74,11 @@ def given_hparams(json: str | None) -> dict[str, Any]:
 
 
 def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str]:
-    """Say what is wrong with --hparams.
-
-    Keys are checked only if `algorithm` and `dataset` exist, on which they depend; values are
-    checked by the harness, which itself reads three, and by the algorithm's `hparam_problems`.
-    """
+    """Say what is wrong with the keys of --hparams, and with values that we or the class checks."""
     if invalid := refusals(given_hparams, json):
         return invalid
     given = given_hparams(json)
-    size = given.get("batch_size", 1)
-    problems = algorithms.value_problems(given, dict.fromkeys(_SWITCHES, algorithms.SWITCH))
-    if type(size) is not int or not 1 <= size < 2**31:
-        expected = "a whole number of at least 1 and less than 2147483648"
-        problems.append(f"--hparams: batch_size must be {expected}, not {size!r}")
+    problems = algorithms.value_problems(given, _READ_HERE)
     if not given or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
     known = sorted(hparams_registry.default_hparams(algorithm, dataset))
@@ -102,7 +92,6 @@ def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str
 
 
 def range_problems(flag: str, value: float | None, least: int, below: float = 2**63) -> list[str]:
-    """Say if `value` is given and not in this range."""
     if value is None or least <= value < below:
         return []
     limit = f" and less than {below}" if below < 2**63 or value >= below else ""
@@ -110,7 +99,6 @@ def range_problems(flag: str, value: float | None, least: int, below: float = 2*
 
 
 def holdout_problems(value: float) -> list[str]:
-    """Say if --holdout_fraction leaves nothing to train on or nothing to select by."""
     if value == 0:
         return ["--holdout_fraction must be more than 0: models are selected by the out-splits"]
     return range_problems("--holdout_fraction", value, 0, 1)

@@ -27,8 +27,7 @@ Request = tuple[int, int, tuple[int, ...]]
 class _RequestedItems(Dataset[Any]):
     """Items of several data sets, each read with random numbers of its own.
 
-    So what an augmentation draws depends neither on the process that reads the item nor on what
-    that process has read before: the number of workers and a restart change no picture.
+    So neither the number of workers nor a restart changes what an augmentation draws.
     """
 
     def __init__(self, datasets: Sequence[Any], pictures: Pictures) -> None:
@@ -36,10 +35,9 @@ class _RequestedItems(Dataset[Any]):
         self._sources = [pictures.source(dataset) for dataset in datasets]
 
     def __getitems__(self, requests: list[Request]) -> Any:
-        """Read a batch; torch's loader asks so, and the generators are put back once a batch.
+        """Read a batch; torch's loader asks so.
 
-        A failure is what comes instead of a batch: raised in a worker, it would reach the user as
-        torch's account of it, a traceback.
+        A failure is what comes instead: raised in a worker, it would reach the user as a traceback.
         """
         source = self._sources[requests[0][0]]  # no batch mixes two
         with drawing.kept():
@@ -58,12 +56,6 @@ def _collated(items: Any) -> Any:
     return default_collate(items) if isinstance(items, list) else items
 
 
-def _unless_failed(batch: Any) -> Any:
-    if isinstance(batch, PassingError):
-        raise batch
-    return batch
-
-
 def batches(
     datasets: Sequence[Any],
     requests: Iterator[list[Request]],
@@ -73,14 +65,7 @@ def batches(
 ) -> Generator[Any, None, None]:
     """A batch for each list of requests, all of one data set, from one pool of worker processes.
 
-    They start with the first batch; once the generator is closed, or at its end, none is left.
-
-    Args:
-        datasets: the data sets that requests number.
-        requests: asked for one by one, some batches ahead where there are workers.
-        workers: processes that load; 0 loads in this one.
-        pictures: how files of pictures become batches.
-        pinned: whether the batches are to be in pinned memory, for a GPU.
+    They start with the first batch and read ahead; once the generator is closed, none is left.
     """
     # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
     # one otherwise, and the training draws from that.
@@ -96,7 +81,10 @@ def batches(
     with stopping.held():
         loaded = iter(loader)
     try:
-        yield from map(_unless_failed, loaded)
+        for batch in loaded:
+            if isinstance(batch, PassingError):
+                raise batch
+            yield batch
     finally:
         # Torch's iterator stops its workers as it goes. Were it left to the collector of cycles,
         # its queues could go first, and each worker would be waited for in vain, 5 s.
@@ -126,7 +114,7 @@ def on_device(loaded: Iterator[Batch | HalfDone], device: str) -> Iterator[Batch
 
 
 def drawn_seed() -> int:
-    """A seed from the global generator: what `training` draws depends on no later random number."""
+    """A seed from the global generator, for `training`."""
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
@@ -140,13 +128,9 @@ def training(
 ) -> Iterator[list[Request]]:
     """The requests of one step, a batch of each data set, by its number from 0.
 
-    Items are drawn with replacement, as upstream does, so a data set smaller than the batch
-    serves as well as any. What is drawn is a function of seed, data set, step, place in the batch.
-
-    Args:
-        sizes: the data sets' sizes, none of them 0.
-        weights: for each data set its items' weights, or None to draw uniformly.
-        passes: instead, of each data set, what says which items a batch has.
+    Items are drawn with replacement, as upstream does, by the weights that a data set has, unless
+    `passes` says which items a batch has. What is drawn is a function of seed, data set, step and
+    place in the batch.
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
@@ -165,12 +149,8 @@ def evaluation(
 ) -> Iterator[list[Request]]:
     """The requests for every item of every data set once, in order; no batch mixes two data sets.
 
-    They are made one by one, since there may be a million.
-
-    Args:
-        sizes: the data sets' sizes; they are numbered from `first` on.
-        key: what the random numbers depend on beside the data set's place among these and the
-            item. Upstream augments the pictures of training environments in evaluation as well.
+    The data sets, of these sizes, are numbered from `first` on. The random numbers depend on `key`,
+    the data set's place among these and the item: upstream augments in evaluation as well.
     """
     for place, size in enumerate(sizes):
         for begin in range(0, size, batch_size):
@@ -186,8 +166,8 @@ class InfiniteDataLoader:
     def __init__(
         self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
     ) -> None:
-        of_each_step = (drawn_seed(), [len(dataset)], [weights], batch_size)
-        steps = map(lambda step: training(*of_each_step, step), itertools.count())
+        how = (drawn_seed(), [len(dataset)], [weights], batch_size)
+        steps = (training(*how, step) for step in itertools.count())
         requests = itertools.chain.from_iterable(steps)
         self._batches = batches([dataset], requests, num_workers, Pictures())
 

@@ -23,10 +23,7 @@ ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
 def spelled(name: str) -> str:
-    """Return ``name``, a path in its shortest form that still is one.
-
-    ``./pets/`` and ``pets/`` are ``./pets``, one data set; ``pets`` is a name, perhaps another's.
-    """
+    """A path in its shortest form that still is one: ``pets/`` is ``./pets``, ``pets`` a name."""
     if os.sep not in name:
         return name
     path = os.path.normpath(name)
@@ -34,25 +31,17 @@ def spelled(name: str) -> str:
 
 
 def subfolders(root: str, what: str = "environment") -> list[str]:
-    """Return the sorted names of the folders in ``root``, one per ``what``.
-
-    Raises CarftError if there is none, or ``root`` cannot be read.
-    """
-    found, fault = [], "has no sub-folders"
-    try:
-        found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    except OSError as error:
-        fault = f"cannot be read ({error.strerror})"
+    """The sorted names of the folders in ``root``, one per ``what``; CarftError without any."""
+    entries = os.scandir(root) if os.path.isdir(root) else ()
+    found = sorted(entry.name for entry in entries if entry.is_dir())
     if not found:
-        raise CarftError(f"{root} {fault}; expected a folder with one sub-folder per {what}")
+        expected = f"expected a folder with one sub-folder per {what}"
+        raise CarftError(f"{root} has no sub-folders; {expected}")
     return found
 
 
 def environments(root: str, what: str = "environment") -> list[str]:
-    """Return the environments of a user's own data, or the classes of one.
-
-    Raises CarftError as ``subfolders``, and for folders that unpackers and notebooks leave behind.
-    """
+    """The same of a user's own data; CarftError for what unpackers and notebooks leave behind."""
     names = subfolders(root, what)
     if stray := [name for name in names if STRAY.match(name)]:
         raise CarftError(
@@ -69,7 +58,7 @@ def require_order(root: str) -> None:
 
 
 def read(path: str, transform: Any) -> ImageFolder:
-    """Return an environment's pictures. Raises CarftError if a class has none, or there is none."""
+    """Return an environment's pictures. Raises CarftError if a class has none."""
     try:
         return ImageFolder(path, transform=transform, loader=_picture)
     except FileNotFoundError as error:

@@ -17,26 +17,17 @@ def decides(algorithm: Any, *names: str) -> Mapping[str, Any]:
 
 
 def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, Any]:
-    """Take a step, if the algorithm can without waiting for the device.
-
-    But by `update` if a subclass has only changed that.
-    """
+    """Take a step, without waiting for the device unless a subclass has only changed `update`."""
     if "step_on_device" in decides(algorithm, "step_on_device", "update"):
-        values: Mapping[str, Any] = algorithm.step_on_device(batches)
-        return values
+        return algorithm.step_on_device(batches)
     # Others may go on changing a tensor that they return.
-    told = algorithm.update(batches, None)
-    return {name: float(value) for name, value in told.items()}
+    return {name: float(value) for name, value in algorithm.update(batches, None).items()}
 
 
 class Interval:
-    """The values of each step since the last checkpoint.
+    """The values of each step since the last checkpoint; `watch` is told step, name and value.
 
-    Those that are on a GPU stay there until someone asks: to fetch one, the processor would wait
-    for the step to end, and the GPU then for the next one to begin.
-
-    Args:
-        watch: told every value in the order of the steps: step, name, value.
+    Those on a GPU stay there until someone asks: to fetch one, both would have to wait.
     """
 
     def __init__(self, watch: Callable[[int, str, float], None]) -> None:
@@ -53,7 +44,6 @@ class Interval:
             self._unread.append((step, name, value))
 
     def read(self) -> dict[str, list[float]]:
-        """Return the values by name."""
         if self._unread:
             began = time.monotonic()
             numbers = torch.stack([value.double().reshape(()) for _, _, value in self._unread])
@@ -66,7 +56,6 @@ class Interval:
         return dict(self._values)
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each value over the steps that have it."""
         return {name: float(np.mean(values)) for name, values in self.read().items()}
 
     def begin(self, values: Mapping[str, list[float]] | None = None) -> None:

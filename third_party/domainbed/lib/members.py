@@ -1,8 +1,7 @@
 """The processes that train one job together, each with its slice of every batch.
 
 All draw the same batches and add up what they compute of their slices, so that each has the weights
-that a single process would have. Only the first writes the job's files, which are those of a single
-process. torchrun starts them, or the first starts the others. Upstream has no equivalent.
+of a single process. torchrun starts them, or the first does. Upstream has no equivalent.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,37 +49,29 @@ class LostError(PassingError):
     """Another process of this job has ended."""
 
 
+@dataclass(eq=False)
 class Members:
-    """The processes of a job, as one of them sees them; without arguments it is alone.
+    """The processes of a job, as one of them sees them; without arguments it is alone."""
 
-    Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        here: how many of them share this machine.
-        leads: whether it is the first, which writes the job's files.
-    """
+    rank: int = 0  # its number
+    size: int = 1  # how many there are
+    here: int = 1  # how many of them share this machine
+    store: Any = None
+    children: Sequence[subprocess.Popen[bytes]] = ()
 
-    def __init__(
-        self,
-        rank: int = 0,
-        size: int = 1,
-        here: int = 1,
-        store: Any = None,
-        children: Sequence[subprocess.Popen[bytes]] = (),
-    ) -> None:
-        self.rank, self.size, self.here, self.leads = rank, size, here, rank == 0
-        self._store, self._children = store, children
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first, which writes the job's files."""
+        return self.rank == 0
 
     def part(self, count: int) -> slice:
         """This process's slice of `count` items."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def total(self, number: int) -> int:
-        """The sum of a number over the processes."""
         return self._of_all(number, dist.ReduceOp.SUM)
 
     def highest(self, number: int) -> int:
-        """The largest of a number over the processes."""
         return self._of_all(number, dist.ReduceOp.MAX)
 
     def _of_all(self, number: int, how: Any) -> int:
@@ -102,7 +94,7 @@ class Members:
                 tensor.copy_(found.view_as(tensor))
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
-        """Raise a CarftError that names what differs from the first process's, if anything does."""
+        """Raise a CarftError that names what differs from the first process's."""
         found: list[Any] = [facts] * self.size
         if self.size > 1:
             with self._others():
@@ -127,13 +119,13 @@ class Members:
         """What to raise where another process has ended, with its reason if it left one."""
         patience = time.monotonic() + 3
         while time.monotonic() < patience:
-            for rank, child in enumerate(self._children, 1):
+            for rank, child in enumerate(self.children, 1):
                 if (status := child.poll() or 0) < 0:
                     how = f"was killed by {signal.Signals(-status).name}"
                     return LostError(f"process {rank} of {self.size} {how}")
             with contextlib.suppress(RuntimeError):  # who had the store is gone
-                if self._store.check([_FAILURE]):
-                    passing, words = json.loads(self._store.get(_FAILURE))
+                if self.store.check([_FAILURE]):
+                    passing, words = json.loads(self.store.get(_FAILURE))
                     return (LostError if passing else CarftError)(words)
             time.sleep(0.05)
         told = f"one of the {self.size} processes of this job ended without a word"
@@ -146,18 +138,15 @@ class Members:
         told = f"process {self.rank} of {self.size}: {words}"
         passing = not known or isinstance(error, PassingError)
         with contextlib.suppress(RuntimeError):  # the first process is gone
-            self._store.set(_FAILURE, json.dumps([passing, told]))
+            self.store.set(_FAILURE, json.dumps([passing, told]))
 
     def watch(self, over: threading.Event) -> None:
-        """End this process if one that it has started ends and it does not notice.
-
-        It may wait for that one to join, or for a GPU that waits for that one's part of a sum.
-        """
+        """End this process if one that it has started ends while it, or its GPU, waits for that."""
         while not over.wait(1.0):
-            failed = any(child.poll() not in (None, 0, STOPPED) for child in self._children)
+            failed = any(child.poll() not in (None, 0, STOPPED) for child in self.children)
             if failed and not over.wait(_GRACE_SECONDS):
                 print(f"train: {self.lost()}", file=sys.stderr)
-                for child in self._children:
+                for child in self.children:
                     child.kill()
                 os._exit(1)
 
@@ -166,13 +155,11 @@ ALONE = Members()
 
 
 def _told(name: str, otherwise: int) -> int:
-    """A number that torchrun has told this process."""
     told = os.environ.get(name, "")
     return int(told) if told.isdecimal() else otherwise
 
 
 def is_first() -> bool:
-    """Whether this process leads its job."""
     return _told("WORLD_SIZE", 1) < 2 or _told("RANK", 0) == 0
 
 
@@ -190,14 +177,9 @@ def divide(algorithm: Any, members: Members, batch_size: int) -> None:
 
 @contextlib.contextmanager
 def joined(processes: int, arguments: Sequence[str]) -> Iterator[Members]:
-    """Join the processes of the job, or start them; on GPUs each has the card of its number.
+    """Join the processes that torchrun has started, or start so many with the `arguments` of train.
 
-    Args:
-        processes: how many to start, where torchrun has not started them.
-        arguments: those of train, for the others.
-
-    Raises:
-        CarftError: there are fewer GPUs than processes, or the others cannot be reached.
+    On GPUs each has the card of its number; raises CarftError if there are too few.
     """
     size, over = _told("WORLD_SIZE", processes), threading.Event()
     if size < 2:

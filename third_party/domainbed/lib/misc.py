@@ -19,7 +19,7 @@ from domainbed_carft.jobs.job import seed_hash as seed_hash
 
 
 def plain(value: Any) -> Any:
-    """Return a numpy scalar as the Python value that JSON can hold; all else as it is."""
+    """A numpy scalar as the Python value that JSON can hold; all else as it is."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -55,13 +55,11 @@ def make_weights_for_balanced_classes(dataset: Any) -> torch.Tensor:
 def labels_of(dataset: Any) -> list[int]:
     """Return every item's label, without reading the items where the data set keeps a list."""
     known = _listed_labels(dataset)
-    if known is None:
-        return [int(label) for _, label in dataset]
-    return [int(label) for label in known]
+    return [int(label) for label in ((y for _, y in dataset) if known is None else known)]
 
 
 def _listed_labels(dataset: Any) -> Any:
-    """Return the labels of an ImageFolder, a TensorDataset or a part of one; else None."""
+    """The labels of an ImageFolder, a TensorDataset or a part of one; else None."""
     if type(dataset) in (SplitDataset, torch.utils.data.Subset):  # others may change labels
         whole = _listed_labels(dataset.dataset)
         return None if whole is None else [whole[index] for index in dataset.indices]
@@ -83,10 +81,7 @@ def accuracy(
 ) -> float:
     """Return the share of items that `network.predict` gets right, weighted by `weights` if given.
 
-    `add_up` adds up the counts of several processes, in place, of which each has some items.
-
-    The network is in evaluation mode meanwhile and in training mode afterwards. A single logit
-    is a binary decision at 0. Raises ZeroDivisionError where there are no items to count.
+    A single logit is a binary decision at 0. `add_up` adds up, in place, the counts of processes.
     """
     right = total = torch.zeros((), dtype=torch.float64)
     seen = 0
@@ -108,33 +103,24 @@ def accuracy(
     if add_up:
         add_up([counts])
     hit, of = counts.tolist()
-    return float(hit / of)
+    return hit / of
 
 
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
-    """Print one row of a table, every cell filled up or cut to `colwidth` characters.
-
-    Floats have ten decimals. Text rows end in a blank: readers of upstream's tables compare bytes.
-    """
+    """Print one row of a table, every cell filled up or cut to `colwidth` characters."""
     shown = (f"{v:.10f}" if isinstance(v, (float, np.floating)) else str(v) for v in row)
     cells = [cell.ljust(colwidth)[:colwidth] for cell in shown]
     separator, end = (" & ", "\\\\") if latex else ("  ", "")
-    print(separator.join(cells), end)
+    print(separator.join(cells), end)  # so a text row ends in a blank, as upstream's
 
 
 def print_separator() -> None:
-    """Print a line of 80 signs of equality: upstream's name, which scripts import."""
+    """Upstream's name, which scripts import."""
     print("=" * 80)
 
 
 class Tee:
-    """A text stream that writes to another stream and, at once, to a file.
-
-    Args:
-        fname: the file's path.
-        mode: how to open it; the default appends.
-        stream: the other stream; standard output if left out.
-    """
+    """A text stream that writes to another one, standard output if None, and to a file at once."""
 
     def __init__(self, fname: str, mode: str = "a", stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -154,7 +140,6 @@ class Tee:
         self._stream.flush()
 
     def close(self) -> None:
-        """Close the file, not the stream."""
         self._file.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -167,11 +152,9 @@ class Tee:
 @contextlib.contextmanager
 def tee_output(folder: str) -> Iterator[None]:
     """Inside the block, append what is printed to out.txt and err.txt in `folder`."""
-    out = Tee(os.path.join(folder, "out.txt"), stream=sys.stdout)
-    err = Tee(os.path.join(folder, "err.txt"), stream=sys.stderr)
     with (
-        contextlib.closing(out),
-        contextlib.closing(err),
+        contextlib.closing(Tee(os.path.join(folder, "out.txt"), stream=sys.stdout)) as out,
+        contextlib.closing(Tee(os.path.join(folder, "err.txt"), stream=sys.stderr)) as err,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

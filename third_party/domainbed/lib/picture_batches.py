@@ -1,7 +1,6 @@
 """Batches of pictures in two stages: each picture in a loader process, then the batch.
 
-For the environments that `image_folders` reads; what other data sets do with a picture is theirs.
-The pictures equal those that upstream's transforms make by rounding.
+For the environments that `image_folders` reads; equal by rounding to upstream's transforms.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ Wanted: TypeAlias = tuple[int, tuple[float, ...], tuple[float, ...]]
 
 
 class HalfDone(NamedTuple):
-    """A batch before its second stage.
-
-    `pictures`: (N, S, S, 3), uint8; `drawn`: (N, 10), as `plan.first` tells; `labels`: (N,).
-    """
+    """A batch before its second stage: `pictures` (N, S, S, 3) are uint8, `drawn` is (N, 10)."""
 
     plan: Plan
     pictures: torch.Tensor
@@ -47,20 +43,13 @@ class HalfDone(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """How a job gets its pictures.
+    """How a job gets its pictures."""
 
-    Attributes:
-        told: that in the records' words; "" where there are none that are read here.
-        jitter: what applies the colour jitter, "torch", "numba" or "pillow"; None to leave all to
-            the data sets' own transforms.
-        store: where decoded pictures are kept, if they are.
-        wanted: how the model wants them, in place of the data sets' own size, where that is
-            upstream's, and normalisation.
-    """
-
-    told: str = ""
+    told: str = ""  # that in the records' words; "" where there are none that are read here
+    # What applies the colour jitter, "torch", "numba" or "pillow"; None: the data set's transforms.
     jitter: str | None = None
-    store: Store | None = None
+    store: Store | None = None  # where decoded pictures are kept
+    # How the model wants them, in place of upstream's size and of the normalisation.
     wanted: Wanted | None = None
 
     def source(self, dataset: Any) -> Source | None:
@@ -84,10 +73,7 @@ _FOR_THE_MODEL = ", normalised for the model"
 
 
 def as_told(told: Any, wanted: Wanted) -> Pictures:
-    """How a job got its pictures, by the words in its file of weights; nothing is kept.
-
-    `wanted`: how its model wants them.
-    """
+    """How a job got its pictures, by the words in its file of weights; nothing is kept."""
     words = str(told).removesuffix(_FOR_THE_MODEL)
     fast, _, jitter = words.partition(", jitter by ")
     if fast != "fast":
@@ -96,20 +82,12 @@ def as_told(told: Any, wanted: Wanted) -> Pictures:
 
 
 def choose(
-    path: str,
-    cache: str | None,
-    dataset: Any,
-    ask: Callable[[], Wanted | None] | None = None,
+    path: str, cache: str | None, dataset: Any, ask: Callable[[], Wanted | None] | None = None
 ) -> Pictures:
-    """How a job gets the pictures of its data set; prints a line for its log.
+    """How a job gets the pictures of its data set, whose `input_shape` may change; prints a line.
 
-    Args:
-        path: one of PATHS.
-        cache: how much of them to keep, as the flag --picture_cache has it; None for the default.
-        dataset: the data set; its `input_shape` becomes that of the pictures.
-        ask: gives what the algorithm's class wants of them, asked only if they can be so.
-
-    Raises CarftError for a `cache` that is no size.
+    `path` is one of PATHS, `cache` as --picture_cache has it; `ask` gives what the algorithm's
+    class wants of them, asked only if they can be so.
     """
     jitter = plan.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
     fast = Pictures(f"fast, jitter by {jitter}", jitter)

@@ -1,6 +1,6 @@
 """The preparation of a run: hyperparameters, seeds, the data set and its splits.
 
-Follows upstream file domainbed/scripts/train.py at b93c22a.
+Follows upstream file domainbed/scripts/train.py at b93c22a, the splits to the item.
 """
 
 from __future__ import annotations
@@ -8,16 +8,24 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from domainbed import datasets, hparams_registry
 from domainbed.lib import checks, misc
-from domainbed.lib.splits import Environment, split_environments
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
+
+
+class Environment(NamedTuple):
+    """One environment's splits."""
+
+    in_split: misc.SplitDataset  # trained on, unless the environment is a test environment
+    out_split: misc.SplitDataset  # for model selection
+    uda_split: misc.SplitDataset  # of a test environment, for domain adaptation
 
 
 def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
@@ -40,12 +48,7 @@ def seed_everything(seed: int) -> None:
 
 
 def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: int = 1) -> int:
-    """Return the number of loader processes: as requested, else the data set's, at most our share.
-
-    That of one of the job's `processes` on this machine.
-
-    Unless the user has set OMP_NUM_THREADS, torch gets as many threads as cores are left.
-    """
+    """Return the loader processes of each of the job's `processes`; torch gets the cores left."""
     cores = machine.cores()
     share = os.environ.get(machine.CORES, "")
     if share.isdigit() and int(share):
@@ -57,6 +60,27 @@ def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: in
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores - workers))
     return workers
+
+
+def split_environments(
+    environments: Sequence[Any],
+    test_envs: Sequence[int],
+    trial_seed: int,
+    holdout_fraction: float,
+    uda_holdout_fraction: float,
+) -> list[Environment]:
+    """Divide each environment; the second share is that of a test environment's in-split."""
+    result = []
+    for index, environment in enumerate(environments):
+        seed = misc.seed_hash(trial_seed, index)
+        held_out = int(len(environment) * holdout_fraction)
+        out_split, in_split = misc.split_dataset(environment, held_out, seed)
+        uda_split = misc.SplitDataset(in_split, [])
+        if index in test_envs:
+            unlabeled = int(len(in_split) * uda_holdout_fraction)
+            uda_split, in_split = misc.split_dataset(in_split, unlabeled, seed)
+        result.append(Environment(in_split, out_split, uda_split))
+    return result
 
 
 def load_environments(
@@ -71,20 +95,13 @@ def load_environments(
     if len(dataset) != len(labels):
         found = f"{args.dataset} has {len(labels)} environments ({', '.join(labels)})"
         raise CarftError(f"{found}, but the data has {len(dataset)}")
-    environments = split_environments(
-        list(dataset),
-        args.test_envs,
-        args.trial_seed,
-        args.holdout_fraction,
-        args.uda_holdout_fraction,
-        hparams["class_balanced"],
-    )
+    shares = args.holdout_fraction, args.uda_holdout_fraction
+    environments = split_environments(list(dataset), args.test_envs, args.trial_seed, *shares)
     # Every split is evaluated, and the accuracy on no items is not a number.
     raise_for(
-        f"environment {label!r} has {len(environment.in_split)} in-split and "
-        f"{len(environment.out_split)} out-split items; neither may be empty "
-        f"(--holdout_fraction {args.holdout_fraction})"
-        for label, environment in zip(labels, environments, strict=True)
-        if not (len(environment.in_split) and len(environment.out_split))
+        f"environment {label!r} has {len(inside)} in-split and {len(outside)} out-split items; "
+        f"neither may be empty (--holdout_fraction {args.holdout_fraction})"
+        for label, (inside, outside, _) in zip(labels, environments, strict=True)
+        if not (len(inside) and len(outside))
     )
     return dataset, environments

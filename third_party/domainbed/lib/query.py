@@ -5,10 +5,12 @@ Interface of upstream file domainbed/lib/query.py at b93c22a.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import json
 import math
+import operator
 from collections import UserList
 from collections.abc import Callable
 from typing import Any
@@ -19,29 +21,14 @@ Selector = str | Callable[[Any], Any]
 
 
 def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
-    """Return the function that `selector` describes.
-
-    Text names a key; dots lead on into nested dicts, and commas separate the members of a tuple.
-    A function stands for itself.
-
-    Raises:
-        TypeError: `selector` is neither text nor callable.
-    """
+    """Return the function that text names: dots lead into dicts, commas make a tuple."""
     if callable(selector):
         return selector
-    if not isinstance(selector, str):
-        raise TypeError(f"a selector is text or a function, not {type(selector).__name__}")
     if "," in selector:
         parts = [make_selector_fn(part) for part in selector.split(",")]
         return lambda item: tuple(part(item) for part in parts)
     path = [key.strip() for key in selector.split(".")]
-
-    def follow(item: Any) -> Any:
-        for key in path:
-            item = item[key]
-        return item
-
-    return follow
+    return lambda item: functools.reduce(operator.getitem, path, item)
 
 
 def hashable(obj: Any) -> Any:
@@ -67,7 +54,6 @@ class Q(UserList[Any]):
         return Q([(value, Q(items)) for _, (value, items) in ascending])
 
     def group_map(self, selector: Selector, fn: Callable[..., Any]) -> Q:
-        """Return fn(value, items) for each group."""
         return self.group(selector).map(fn)
 
     def map(self, fn: Callable[..., Any]) -> Q:
@@ -77,7 +63,6 @@ class Q(UserList[Any]):
         return Q(list(apply(fn, self.data)))
 
     def select(self, selector: Selector) -> Q:
-        """Return what the selector finds in each item."""
         return Q(list(map(make_selector_fn(selector), self.data)))
 
     def min(self) -> Any:
@@ -93,11 +78,9 @@ class Q(UserList[Any]):
         return len(self.data)
 
     def mean(self) -> float:
-        """Return the mean, nan for an empty list, of which numpy would warn as well."""
-        return float(np.mean(self.data)) if self.data else math.nan
+        return float(np.mean(self.data)) if self.data else math.nan  # of which numpy would warn
 
     def std(self) -> float:
-        """Return the population's standard deviation (ddof 0), nan for an empty list."""
         return float(np.std(self.data)) if self.data else math.nan
 
     def mean_std(self) -> tuple[float, float]:
@@ -108,11 +91,9 @@ class Q(UserList[Any]):
         return max(self.data, key=make_selector_fn(selector))
 
     def filter(self, fn: Callable[[Any], Any]) -> Q:
-        """Return the items for which `fn` is true."""
         return Q(list(filter(fn, self.data)))
 
     def filter_equals(self, selector: Selector, value: Any) -> Q:
-        """Return the items whose selected value is `value`."""
         select = make_selector_fn(selector)
         return self.filter(lambda item: select(item) == value)
 
@@ -123,7 +104,6 @@ class Q(UserList[Any]):
         return self.filter(lambda item: not np.isnan(item))
 
     def flatten(self) -> Q:
-        """Return the items of the items."""
         return Q([inner for item in self.data for inner in item])
 
     def unique(self) -> Q:

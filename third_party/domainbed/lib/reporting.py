@@ -5,8 +5,8 @@ Interface of upstream file domainbed/lib/reporting.py at b93c22a.
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from domainbed.lib.query import Q
@@ -19,18 +19,14 @@ from domainbed_carft.jobs.folder import RECORDS
 def load_records(path: str) -> Q:
     """Return the whole records of all results.jsonl files one folder below `path`.
 
-    Folders are read in sorted order: sums, and with them a mean that ends in an exact half, depend
-    on it. What is no whole record, as an interrupted job leaves it, is named on the error stream;
-    of several records of one step of one job the last counts: the job was run again. Raises
-    CarftError for a missing folder.
+    What is no whole record is named on the error stream; of several records of one step of one job
+    the last counts. Raises CarftError for a missing folder.
     """
-    if not os.path.isdir(path):
+    if not Path(path).is_dir():
         raise CarftError(f"--input_dir: no such folder: {path}")
     found: list[dict[str, Any]] = []
-    for folder in sorted(os.listdir(path)):
-        file = os.path.join(path, folder, RECORDS)
-        if not os.path.isfile(file):
-            continue
+    # Sorted: sums, and with them a mean that ends in an exact half, depend on the order.
+    for file in sorted(Path(path).glob(f"*/{RECORDS}")):
         whole, faults = job_records.whole(file)
         found += whole
         for fault in faults:
@@ -39,10 +35,7 @@ def load_records(path: str) -> Q:
 
 
 def get_grouped_records(records: Q) -> Q:
-    """Return one {"trial_seed", "dataset", "algorithm", "test_env", "records"} for each test.
-
-    A record of a job with two test environments belongs to the group of each.
-    """
+    """Group by trial_seed, dataset, algorithm and test_env: a record of two belongs to both."""
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for record in records:
         args = record["args"]

@@ -1,7 +1,4 @@
-"""The file from which a run resumes: written whole or not at all, read without executing code.
-
-Upstream has no equivalent.
-"""
+"""The file from which a run resumes: written whole or not at all, read without executing code."""
 
 from __future__ import annotations
 
@@ -19,14 +16,6 @@ from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
-COMFORT = "earlier saves are untouched: free disk space, then rerun the command"
-
-# What `training.Run` puts into a state.
-_PARTS = {
-    *("arguments", "hyperparameters", "data", "torch", "steps_done", "recorded", "interval"),
-    *("files", "generators", "cuda_generators", "algorithm"),
-}
-
 # Arguments that do not change the result, so that a run may resume with other values.
 _INDIFFERENT = (
     *("output_dir", "data_dir", "workers"),
@@ -38,63 +27,43 @@ class ResumeError(PassingError):
     """The run cannot be saved or resumed; the message says what to do."""
 
 
-class StateFile:
-    """The state of the run in `folder`."""
-
-    def __init__(self, folder: str) -> None:
-        self.path = str(JobFolder(folder).state_path)
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace the state; raises ResumeError, and keeps the earlier state."""
-        save_whole(state, self.path)
-
-    def load(self) -> dict[str, Any] | None:
-        """Return the state, or None if there is none; raises ResumeError if it is damaged."""
-        self._tidy_up()
-        if not os.path.exists(self.path):
-            return None
-        try:
-            state = weights.load_weights(self.path)
-            if not isinstance(state, dict) or not state.keys() >= _PARTS:
-                raise ValueError(f"{self.path} is not the state of a run")
-        except ValueError as error:
-            advice = "Replace the file with a good copy, or start over with --restart"
-            raise ResumeError(f"{error}. {advice}") from error
-        return state
-
-    def remove(self) -> None:
-        """Delete the state."""
-        Path(self.path).unlink(missing_ok=True)
-        self._tidy_up()
-
-    def _tidy_up(self) -> None:
-        """Delete half-written files of killed processes; the holder of the lock is alone here."""
-        for path in Path(self.path).parent.glob(files.HALF_WRITTEN):
-            path.unlink(missing_ok=True)
+def load(folder: str) -> dict[str, Any] | None:
+    """Return the state of the run in `folder`, or None; raises ResumeError if it is damaged."""
+    tidy_up(Path(folder))
+    path = JobFolder(folder).state_path
+    try:
+        return weights.load_weights(path) if path.exists() else None
+    except ValueError as error:
+        advice = "Replace the file with a good copy, or start over with --restart"
+        raise ResumeError(f"{error}. {advice}") from error
 
 
-def save_whole(contents: Any, path: str) -> None:
+def tidy_up(folder: Path) -> None:
+    """Delete half-written files of killed processes; the holder of the lock is alone here."""
+    for path in folder.glob(files.HALF_WRITTEN):
+        path.unlink(missing_ok=True)
+
+
+def save_whole(contents: Any, path: Path) -> None:
     """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
-    with (
-        told(path, COMFORT),
-        files.replacing(Path(path)) as beside,
-        beside.open("wb") as file,
-    ):
+    with told(path), files.replacing(path) as beside, beside.open("wb") as file:
         torch.save(contents, file)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def told(path: str, comfort: str = "") -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
     """Inside the block a failing write becomes a ResumeError that names the file and the reason."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
-        free = shutil.disk_usage(os.path.dirname(path) or ".").free / 2**20
+        free = shutil.disk_usage(path.parent).free / 2**20
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        reason = "; ".join(filter(None, [f"{why}. {free:.0f} MiB are free", comfort]))
-        raise ResumeError(f"{path} cannot be written: {reason}") from error
+        raise ResumeError(
+            f"{path} cannot be written: {why}. {free:.0f} MiB are free; earlier saves are "
+            "untouched: free disk space, then rerun the command"
+        ) from error
 
 
 def identity(args: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +71,7 @@ def identity(args: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in args.items() if name not in _INDIFFERENT}
 
 
-def require_same(path: str, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def require_same(path: Path, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise a ResumeError that names each difference, if there is one."""
     names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n)]
     if names:

@@ -1,8 +1,7 @@
 """The scalars of the records, sent to TensorBoard and Weights & Biases during the run.
 
-The records are the truth. After an interruption each library's own way of resuming completes the
-log: TensorBoard drops the steps that are rewritten, W&B resumes the run of the same id. Failures
-after the start of the training are warnings. Upstream has no equivalent.
+After an interruption each library's own way of resuming completes the log: TensorBoard drops the
+steps that are rewritten, W&B resumes the run of the same id. Upstream has no equivalent.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def problems(kinds: Sequence[str]) -> list[str]:
-    """Say which kinds are unknown, which libraries are missing, and whether a login is."""
+    """Say which kinds are unknown, which libraries or logins are missing."""
     found = []
     for kind in dict.fromkeys(kinds):
         spec = importlib.util.find_spec(kind) if kind in KINDS else None
@@ -51,8 +50,7 @@ def problems(kinds: Sequence[str]) -> list[str]:
         elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
             found.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
         elif kind == "wandb":
-            # By itself W&B waits for its server at the end of a run as long as it takes, and so
-            # would the job. What has not been sent by then is on disk.
+            # By itself W&B waits for its server as long as it takes; what is not sent is on disk.
             os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
             import wandb
 
@@ -67,20 +65,20 @@ def problems(kinds: Sequence[str]) -> list[str]:
 
 
 def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
-    """Make the jobs that this process starts log too, in W&B as a group named after the folder."""
+    """Make the jobs of a sweep log too, in W&B as a group named after its folder."""
     os.environ[VARIABLE] = " ".join(kinds)
     if "wandb" in kinds:
         name = os.path.basename(os.path.abspath(sweep_output_dir))
         os.environ.setdefault("WANDB_RUN_GROUP", name)
 
 
-def forget(folder: str) -> None:
+def forget(folder: Path) -> None:
     """Make the next run in a job's folder a new one in W&B; TensorBoard needs nothing."""
-    Path(folder, _ID).unlink(missing_ok=True)
+    (folder / _ID).unlink(missing_ok=True)
 
 
 def name_of(args: Mapping[str, Any]) -> str:
-    """Return what a person calls a run, as a file may be called: CARFT_PACS_test0_trial1_..."""
+    """What a person calls a run, as a file may be called: CARFT_PACS_test0_trial1_hparams0."""
     environments = "+".join(map(str, args["test_envs"])) or "none"
     dataset = os.path.basename(str(args["dataset"]).rstrip("/"))
     seeds = f"trial{args['trial_seed']}_hparams{args['hparams_seed']}"
@@ -88,23 +86,21 @@ def name_of(args: Mapping[str, Any]) -> str:
 
 
 class Logs:
-    """The logs of one run, of some of KINDS; closed at the end of a `with` block."""
+    """The logs of one run, of some of KINDS; closed at the end of a `with` block.
+
+    Raises PassingError if one cannot be opened; later failures are warnings.
+    """
 
     def __init__(
         self, kinds: Sequence[str], args: Mapping[str, Any], hparams: Mapping[str, Any]
     ) -> None:
-        self._kinds, self._told = dict.fromkeys(kinds), (dict(args), dict(hparams))
         self._open: dict[str, Any] = {}
         self._read = 0
-
-    def begin(self, records: str) -> None:
-        """Open all logs and log what is recorded. Raises PassingError if one cannot be opened."""
-        for kind in self._kinds:
+        for kind in dict.fromkeys(kinds):
             try:
-                self._open[kind] = _OPEN[kind](*self._told)
+                self._open[kind] = _OPEN[kind](args, hparams)
             except Exception as error:
                 raise PassingError(f"the {kind} log cannot be opened: {brief(error)}") from error
-        self.catch_up(records)
 
     def catch_up(self, records: str) -> None:
         """Log what is new in the records of this run, which are given from the first on."""

@@ -25,11 +25,7 @@ class Stopped(BaseException):
 class StopSignals:
     """Inside the block the signals do not end the process; `check` raises Stopped instead.
 
-    So the training decides when it can exit.
-
-    Args:
-        members: the processes of the job, which all stop if a signal comes to one of them; each
-            calls `check` as often as the others.
+    All `members` stop if a signal comes to one; each calls `check` as often as the others.
     """
 
     def __init__(self, members: Members = ALONE) -> None:
@@ -37,11 +33,7 @@ class StopSignals:
         self._received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignals:
-        # Only the main thread may; a caller with threads of its own has signals of its own.
-        if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        else:
-            self._former = {}
+        self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,17 +44,13 @@ class StopSignals:
         self._received = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise Stopped if a signal has come."""
         if received := self._members.highest(self._received or 0):
             raise Stopped(signal.Signals(received).name)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold the signals back inside the block, also in processes that are started there.
-
-    A loader's process starts its life with them held, so that none can end it before `serve_on`.
-    """
+    """Hold the signals back inside, also in loaders' processes started there until `serve_on`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -79,11 +67,10 @@ def _exists(pid: int | None) -> bool:
 
 
 def serve_on(worker_id: int) -> None:
-    """Keep a loader's process running when SLURM tells the whole group to stop.
+    """Keep a loader's process running when SLURM tells the whole group to stop, for the last step.
 
-    If it died, the training would fail in the middle of a step instead of stopping after it. It
-    ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its parent
-    has died, which torch alone would miss if that happened before it looked for its parent.
+    It ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its
+    parent has died, which torch alone would miss if that happened before it looked for its parent.
     """
     # They are held already, but where a fork server that is older than `held` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

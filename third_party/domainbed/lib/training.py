@@ -1,7 +1,6 @@
 """The training loop: one run of one algorithm on one data set.
 
-Follows upstream file domainbed/scripts/train.py at b93c22a in what is trained on, when a
-checkpoint is due, and what a record holds. Resuming a run is ours.
+Follows upstream file domainbed/scripts/train.py at b93c22a; resuming a run is ours.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -20,47 +20,33 @@ from domainbed.lib.fast_data_loader import Batch
 from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.members import ALONE, Members, divide
 from domainbed.lib.picture_batches import Pictures
-from domainbed.lib.preparation import share_cores
-from domainbed.lib.splits import Environment, named_splits
+from domainbed.lib.preparation import Environment, share_cores
 from domainbed_carft import machine
-from domainbed_carft.jobs.folder import Lock
-from domainbed_carft.pictures import drawing, environment
+from domainbed_carft.jobs.folder import JobFolder, Lock
+from domainbed_carft.pictures import drawing
 
 
+@dataclass
 class Run:
     """A data set, its splits, an algorithm, and the folder that the records go to.
 
     Building one draws the loaders' seeds and then builds the algorithm; `train` does the rest.
-
-    Args:
-        args: the command line of `train`.
-        hparams: the hyperparameters, the same object that the data set was built with.
-        dataset, environments: what `preparation.load_environments` returned.
-        state: what an earlier process of the same run has saved; None to train from the start.
-        stop: the signals that make the training save its state and exit.
-        lock: where to publish the progress; only the first of several processes has it.
-        pictures: how files of pictures become batches.
-        members: the processes that train.
-
-    Raises:
-        CarftError: the state does not fit this run, or several processes cannot train it.
+    Raises CarftError if the state does not fit this run, or several processes cannot train it.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        hparams: dict[str, Any],
-        dataset: Any,
-        environments: Sequence[Environment],
-        state: dict[str, Any] | None,
-        stop: stopping.StopSignals,
-        lock: Lock | None,
-        pictures: Pictures,
-        members: Members = ALONE,
-    ) -> None:
-        self.args, self.hparams, self.dataset = args, hparams, dataset
-        self.stop, self.lock = stop, lock
-        self.pictures, self.members = pictures, members
+    args: argparse.Namespace
+    hparams: dict[str, Any]  # the same object that the data set was built with
+    dataset: Any
+    environments: Sequence[Environment]
+    state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
+    stop: stopping.StopSignals
+    lock: Lock | None  # where to publish the progress, in the first process
+    pictures: Pictures
+    members: Members = ALONE
+
+    def __post_init__(self, state: dict[str, Any] | None) -> None:
+        args, hparams, dataset, members = self.args, self.hparams, self.dataset, self.members
+        environments = self.environments
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.n_workers = share_cores(args.workers, dataset, self.device == "cuda", members.here)
         if self.device == "cpu":
@@ -71,7 +57,6 @@ class Run:
         self.recorded: bool = state["recorded"] if state else True
 
         training = [i for i in range(len(environments)) if i not in args.test_envs]
-        unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
         for index in training:
             if (size := len(environments[index].in_split)) < hparams["batch_size"]:
                 print(
@@ -79,20 +64,26 @@ class Run:
                     f"items, fewer than the batch size {hparams['batch_size']}; batches repeat "
                     "items."
                 )
-        self.splits = named_splits(environments, unlabeled)
-        self.skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
+        # What is evaluated, by its name in the records; upstream counts the uda-splits from 0,
+        # whichever environments they belong to.
+        unlabeled = (e.uda_split for e in environments if len(e.uda_split))
+        self.splits = {f"env{i}_in": e.in_split for i, e in enumerate(environments)}
+        self.splits |= {f"env{i}_out": e.out_split for i, e in enumerate(environments)}
+        self.splits |= {f"env{i}_uda": split for i, split in enumerate(unlabeled)}
+        skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
         kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # out-splits may be all
-        self.skipped |= {name for name in self.splits if name.rpartition("_")[2] not in kinds}
+        self.evaluated = [
+            name for name in self.splits if name not in skipped and name.rpartition("_")[2] in kinds
+        ]
         self.batches = JobBatches(
             [environments[i].in_split for i in training],
-            {name: [] if name in self.skipped else it for name, it in self.splits.items()},
-            hparams["batch_size"],
+            {name: it if name in self.evaluated else [] for name, it in self.splits.items()},
+            hparams,
             self.n_steps,
             args.checkpoint_freq or dataset.CHECKPOINT_FREQ,
             args.seed,
             self.device,
             members,
-            hparams.get("sampling", environment.REPLACED),
         )
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in environments)
@@ -116,7 +107,7 @@ class Run:
         selected_by = [f"env{i}_out_acc" for i in training or range(len(environments))]
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
         self.interval = measured.Interval(self.files.watch)
-        self.state_file = resume.StateFile(args.output_dir)
+        self.state_path = JobFolder(args.output_dir).state_path
         same = (i for one in self._same_as_before().values() for i in one.items())
         members.require_same({"steps_done": self.steps_done, **dict(same)})
         if state:
@@ -125,9 +116,8 @@ class Run:
     def train(self) -> None:
         """Take the steps that are left, record each checkpoint, save the model, write `done`.
 
-        Raises:
-            Stopped: one of `stopping.SIGNALS` came; the state is saved.
-            ResumeError: something could not be written; what was saved before is still there.
+        Raises Stopped if a signal came, with the state saved, and ResumeError if something could
+        not be written; what was saved before is still there.
         """
         self.batches.begin(
             self.steps_done, not self.recorded, self._is_constant, self.n_workers, self.pictures
@@ -137,15 +127,14 @@ class Run:
                 self._go_on()
             except stopping.Stopped:
                 if not self._save_state():
-                    raise resume.ResumeError(
-                        "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
-                        "the next run starts over"
-                    ) from None
-                self.members.total(0)  # all wait for it: torchrun ends them once one has left
+                    told = (
+                        "this algorithm cannot be stored (see out.txt), so the next run starts over"
+                    )
+                    raise resume.ResumeError(f"stopped by a signal; {told}") from None
+                self.members.highest(0)  # all wait for it: torchrun ends them once one has left
                 raise
         if self.members.leads:
             self.files.finish()
-            self.state_file.remove()
 
     def _go_on(self) -> None:
         if not self.recorded:
@@ -176,7 +165,7 @@ class Run:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
         results: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch}
         results |= self.interval.means()
-        results |= self._evaluate(step)
+        results |= self._evaluate()
         on_gpu = self.device == "cuda"
         results["mem_gb"] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
 
@@ -206,12 +195,8 @@ class Run:
         if self.members.leads:
             self.files.publish(self.steps_done)
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        """Return the accuracy on every split of every environment.
-
-        If stopped half-way, the evaluation leaves no trace. An algorithm that nothing changes is
-        evaluated once.
-        """
+    def _evaluate(self) -> dict[str, float]:
+        """Return the accuracy on each split that is evaluated; stopped half-way, leave no trace."""
         if self._is_constant and self._accuracies:
             return self._accuracies
         before = drawing.get_states()
@@ -219,8 +204,7 @@ class Run:
         try:
             self._accuracies = {
                 f"{name}_acc": misc.accuracy(self.algorithm, self._of(name), None, *how)
-                for name in self.splits
-                if name not in self.skipped
+                for name in self.evaluated
             }
             return self._accuracies
         except stopping.Stopped:
@@ -235,8 +219,7 @@ class Run:
 
     def _model_contents(self) -> dict[str, Any]:
         told = {"pictures": self.pictures.told} if self.pictures.told else {}
-        return {
-            **told,
+        return told | {
             "args": vars(self.args),
             "model_input_shape": self.dataset.input_shape,
             "model_num_classes": self.dataset.num_classes,
@@ -276,17 +259,17 @@ class Run:
             "cuda_generators": [torch.cuda.get_rng_state()] if self.device == "cuda" else [],
             "algorithm": algorithm,
         }
-        self.state_file.save(state)
+        resume.save_whole(state, self.state_path)
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:
         for what, now in self._same_as_before().items():
-            resume.require_same(self.state_file.path, what, state[what], now)
+            resume.require_same(self.state_path, what, state[what], now)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise resume.ResumeError(
-                f"{self.state_file.path} does not fit {self.args.algorithm}, whose code may have "
+                f"{self.state_path} does not fit {self.args.algorithm}, whose code may have "
                 f"changed: {error}. To start over: --restart"
             ) from error
         self.interval.begin(state["interval"])

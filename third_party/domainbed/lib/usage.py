@@ -13,10 +13,7 @@ from domainbed_carft.errors import CarftError, PassingError
 
 
 class UnknownNameError(CarftError, NotImplementedError):
-    """An unknown name of an algorithm or data set.
-
-    A NotImplementedError, because callers written for upstream's harness catch that.
-    """
+    """An unknown algorithm or data set. Callers written for upstream catch the latter type."""
 
 
 def tell(script: str, error: CarftError) -> int:
@@ -27,7 +24,7 @@ def tell(script: str, error: CarftError) -> int:
 
 
 def exit_status(script: str, run: Callable[[], int | None]) -> int:
-    """Run a script; return its exit status: what ``run`` returns, or as ``tell`` says."""
+    """Run a script; return its exit status."""
     try:
         return run() or 0
     except CarftError as error:

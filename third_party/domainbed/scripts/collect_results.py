@@ -1,7 +1,6 @@
 """Print a sweep's tables: `python -m domainbed.scripts.collect_results --help`.
 
-Text and LaTeX are those of upstream file domainbed/scripts/collect_results.py at b93c22a to the
-byte. All else goes to the error stream.
+To the byte those of upstream file domainbed/scripts/collect_results.py at b93c22a.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from domainbed import algorithms, datasets, model_selection
-from domainbed.lib import checks, misc, reporting
+from domainbed.lib import misc, reporting
 from domainbed.lib.query import Q
 from domainbed.lib.usage import exit_status, printed_at_once
 from domainbed_carft import files
@@ -30,11 +29,7 @@ SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
 
 
 def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
-    """Return mean and standard error in percent, and the two as the text of a table's cell.
-
-    The error is the population's standard deviation over the root of the number of values.
-    Without values both are None and the text is "X".
-    """
+    """Return mean and standard error (ddof 0) in percent, and a cell's text, "X" without values."""
     accuracies = np.fromiter(data, dtype=float)
     if accuracies.size == 0:
         return None, None, "X"
@@ -53,14 +48,7 @@ def print_table(
     colwidth: int = 10,
     latex: bool = True,
 ) -> None:
-    """Print a table with labels; cells are cut to `colwidth`.
-
-    Args:
-        table: the rows of cells.
-        header_text: line above a text table; LaTeX has none.
-        row_labels: one a row.
-        col_labels: one a column, the first for the column of row labels.
-    """
+    """Print a table with labels, those of columns with one for the column of row labels."""
     rows = [[label, *cells] for label, cells in zip(row_labels, table, strict=True)]
     print()
     if not latex:
@@ -85,9 +73,7 @@ def columns_of(records: Q) -> dict[str, list[str]]:
     CarftError where these differ: one column would stand for several environments.
     """
     found = records.select("args.dataset").unique()
-    known = [
-        name for name in datasets.DATASETS if name in found and not checks.dataset_problems(name)
-    ]
+    known = [name for name in datasets.DATASETS if name in found]
     result = {name: list(datasets.get_dataset_class(name).ENVIRONMENTS) for name in known}
     for record in records:
         name, labels = record["args"]["dataset"], record.get("environments")
@@ -105,11 +91,10 @@ def print_results_tables(
     records: Q, selection_method: type[model_selection.SelectionMethod], latex: bool
 ) -> None:
     """Print a table for each data set, then one of the averages over environments."""
-    tested = [
-        (group, selection_method.sweep_acc(group["records"]))
-        for group in reporting.get_grouped_records(records)
-    ]
-    groups = Q([group | {"sweep_acc": acc} for group, acc in tested if acc is not None])
+    tested = reporting.get_grouped_records(records).map(
+        lambda group: group | {"sweep_acc": selection_method.sweep_acc(group["records"])}
+    )
+    groups = tested.filter(lambda group: group["sweep_acc"] is not None)
     found = records.select("args.algorithm").unique()
     # Upstream's in the order of its list, the others after them as they come.
     order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *found])
@@ -138,7 +123,6 @@ def print_results_tables(
 
 
 def _trial_means(groups: Q, dataset: str, algorithm: str) -> Q:
-    """Return for each trial the mean of the selected accuracies over test environments."""
     trials = groups.filter_equals("dataset,algorithm", (dataset, algorithm)).group("trial_seed")
     return trials.map(lambda _, group: group.select("sweep_acc").mean())
 
@@ -158,7 +142,7 @@ def _print_means(
 
 
 def print_report(records: Q, latex: bool) -> None:
-    """Print everything that belongs on standard output."""
+    """Print all that upstream prints."""
     if latex:
         print("\\documentclass{article}\n\\usepackage{booktabs}\n\\usepackage{adjustbox}")
         print("\\begin{document}\n\\section{Full DomainBed results}")
@@ -186,7 +170,7 @@ def run(folder: str, latex: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 for a missing folder or jobs that fit into no table."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
     )

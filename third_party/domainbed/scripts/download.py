@@ -1,7 +1,6 @@
 """Download data sets: `python -m domainbed.scripts.download --help`.
 
-Upstream's script has one flag and its calls in comments, so users edit the file; `--datasets` is
-ours.
+Upstream's script has its calls in comments, so users edit the file; `--datasets` is ours.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.
 
 
 def run(args: argparse.Namespace) -> None:
-    """Download one after another. Raises CarftError, with nothing downloaded if one is unknown."""
     raise_for(text.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES)
     for name in args.datasets:
         print(f"{name}:")
@@ -34,20 +32,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, 1 after a failure, 2 after a wrong argument."""
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.download", description="Download datasets"
     )
     parser.add_argument("--data_dir", required=True, help="folder for the data sets' folders")
-    # The one call that is not in a comment upstream.
-    default = ["TerraIncognita"]
     parser.add_argument(
         "--datasets",
         nargs="+",
         metavar="NAME",
-        default=default,
-        help=f"data sets to download, without asking (default: {', '.join(default)}, as in "
-        f"upstream's script); available: {', '.join(NAMES)}",
+        default=["TerraIncognita"],  # the one call that is not in a comment upstream
+        help=f"data sets to download (default: TerraIncognita); available: {', '.join(NAMES)}",
     )
     args = parser.parse_args(argv)
     return exit_status("download", lambda: run(args))

@@ -19,11 +19,7 @@ from domainbed_carft.errors import CarftError
 
 
 def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> None:
-    """Print, best first, outcome, hyperparameters and folders of each choice in one trial.
-
-    Where the jobs of one choice had different hyperparameters, which upstream takes for a bug and
-    a sweep never does, each set is printed with the folders it was used in.
-    """
+    """Print, best first, outcome, sets of hyperparameters and their folders in one trial."""
     for outcome, records in method.hparams_accs(group):
         print(f"\t{outcome}")
         for hparams in records.select("hparams").unique():
@@ -37,7 +33,6 @@ def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> No
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read and print. Raises CarftError if no record matches the request."""
     names = "dataset,algorithm,test_env"
     wanted = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
@@ -59,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 if there is nothing to list."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )

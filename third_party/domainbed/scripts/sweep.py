@@ -1,13 +1,12 @@
 """Launch the jobs of a sweep: `python -m domainbed.scripts.sweep --help`.
 
-Flags, job identities, command lines and printed text are those of upstream file of this name at
-b93c22a. Jobs are launched in the order of the list: a local sweep cut short holds whole trials.
+As upstream file domainbed/scripts/sweep.py at b93c22a, but that jobs are launched in the order of
+the list: a local sweep cut short holds whole trials.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import itertools
 import os
@@ -33,18 +32,9 @@ DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
 
 class Job:
-    """One call of train.
+    """One call of train, in a folder named after its arguments, JSON values without output_dir.
 
-    Its folder is named after its arguments, so the same arguments always find the same folder,
-    and a file `done` in it says that the job has finished.
-
-    Args:
-        train_args: flag to value, JSON values only; output_dir is not among them.
-        sweep_output_dir: folder of the sweep.
-
-    Attributes:
-        state: one of the three states, as it was when this object was built.
-        command_str: the job's command line, quoted for a shell.
+    `state` is as it was when this object was built, and `command_str` is quoted for a shell.
     """
 
     NOT_LAUNCHED = "Not launched"
@@ -82,8 +72,7 @@ class Job:
             away = folder.path.with_name(f".deleted-{folder.path.name}-{os.getpid()}")
             try:
                 with folder.claim():
-                    # No table has a job that is being deleted, and nobody finds half of its folder.
-                    folder.records_path.unlink(missing_ok=True)
+                    folder.records_path.unlink(missing_ok=True)  # no table has half a folder
                     folder.path.rename(away)
                     shutil.rmtree(away)
                 deleted += 1
@@ -93,7 +82,7 @@ class Job:
 
 
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
-    """Yield all choices of one or two of `n` environments: [0], [0, 1], [0, 2], ..., [1], ..."""
+    """Yield all choices of one or two of `n` environments: [0], [0, 1], ..., [1], [1, 2], ..."""
     assert n >= 3, "two test environments at a time leave nothing to train on"
     choices = [itertools.combinations(range(n), size) for size in (1, 2)]
     yield from map(list, sorted(itertools.chain(*choices)))
@@ -112,14 +101,7 @@ def make_args_list(
     single_test_envs: bool,
     hparams: str | None,
 ) -> list[dict[str, Any]]:
-    """Return the train arguments of every job of the sweep, trial by trial.
-
-    Args:
-        n_hparams_from, n_hparams: the first hparams_seed and the one after the last.
-        single_test_envs: leave out the jobs with two test environments, which only
-            leave-one-domain-out cross-validation needs.
-        hparams: JSON text for every job's --hparams.
-    """
+    """Return the train arguments of every job of the sweep, trial by trial."""
     common = {"data_dir": data_dir, "task": task, "holdout_fraction": holdout_fraction}
     optional = {"steps": steps, "hparams": hparams}
     common |= {name: value for name, value in optional.items() if value is not None}
@@ -169,10 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise a CarftError that lists everything wrong with the command line.
-
-    When launching, this includes whatever would make every job fail; when deleting, it does not.
-    """
+    """Raise a CarftError that lists all mistakes, when launching also those of every job."""
     problems: list[str] = []
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
@@ -224,15 +203,13 @@ def run(args: argparse.Namespace) -> int:
     if not launching:
         Job.delete(chosen)
         if gone := [Path(job.output_dir) for job in chosen if not os.path.exists(job.output_dir)]:
-            with _noted():
-                manifest.drop(Path(args.output_dir), gone)
+            manifest.drop(Path(args.output_dir), gone)
         return 0
     if begun := by_state[Job.INCOMPLETE]:
         running = sum(JobFolder(job.output_dir).is_held() for job in begun)
         left = f"{len(begun)} incomplete jobs were not launched, {running} of them are running"
         print(f"sweep: {left}; for the rest delete_incomplete, then launch", file=sys.stderr)
-    with _noted():
-        _list(jobs, args)
+    _list(jobs, args)
     scalar_logs.hand_on(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
@@ -256,34 +233,19 @@ def _list(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     manifest.add(output, replace(known, jobs=tuple(listed), datasets=facts))
 
 
-@contextlib.contextmanager
-def _noted() -> Iterator[None]:
-    """Change the manifest inside; if that fails, the sweep continues without it."""
-    try:
-        yield
-    except (CarftError, OSError, AttributeError) as error:
-        print(f"sweep: Warning: the list of jobs was not updated: {error}", file=sys.stderr)
-
-
 def _confirm() -> None:
-    """Leave the program unless the user says yes. Raises CarftError if nobody can answer."""
+    """Leave the program unless the user says yes."""
     try:
         answer = input("Are you sure? (y/n) ")
     except (EOFError, RuntimeError):  # the latter where it was closed from the start
-        print()
-        raise CarftError(
-            "no answer, because standard input is closed; give --skip_confirmation"
-        ) from None
+        raise CarftError("standard input is closed; give --skip_confirmation") from None
     if not answer.strip().lower().startswith("y"):
         print("Nevermind!")
         raise SystemExit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
-
-    0; 1 after failed jobs or a failed launch; 2 after a wrong argument; 130 if interrupted.
-    """
+    """Run the command; return 0, 1 after failed jobs, 2 after a wrong argument, 130 if stopped."""
     args = build_parser().parse_args(argv)
     try:
         return exit_status("sweep", lambda: run(args))

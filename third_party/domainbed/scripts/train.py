@@ -1,8 +1,7 @@
 """Train one algorithm on one data set: `python -m domainbed.scripts.train --help`.
 
 Flags, their defaults and the printed text are those of upstream file domainbed/scripts/train.py
-at b93c22a; `--workers`, `--processes`, `--pictures`, `--picture_cache`,
-`--skip_training_in_splits`, `--keep_weights`, `--log` and `--restart` are ours.
+at b93c22a; those from `--workers` on are ours, but for the two of saving models.
 """
 
 from __future__ import annotations
@@ -46,11 +45,9 @@ PATIENCE_SECONDS = 15.0
 # Flags that are no arguments of the run, hence in none of its records.
 NO_ARGUMENTS = ("log", "picture_cache", "pictures", "processes", "restart")
 
-# Where a launcher says how all jobs get their pictures.
+# Where a launcher says how all jobs get their pictures, and that all are to evaluate less.
 PICTURES_VARIABLE = "DOMAINBED_PICTURES"
 CACHE_VARIABLE = "DOMAINBED_PICTURE_CACHE"
-
-# Where a launcher says that all jobs are to evaluate less.
 SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
 
 
@@ -59,82 +56,75 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="domainbed.scripts.train", description="Domain generalization"
     )
-    parser.add_argument("--data_dir", help="folder that contains the data sets' folders")
-    parser.add_argument(
-        "--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder of your own"
-    )
-    parser.add_argument("--algorithm", default="ERM", help="name (default: ERM)")
-    parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
-    parser.add_argument("--hparams", help="JSON object of hyperparameters to set")
-    parser.add_argument(
-        "--test_envs", type=int, nargs="*", default=[0], help="without a number: train on all"
-    )
-    parser.add_argument("--output_dir", default="train_output", help="folder for its files")
-    seeds = {
-        "--hparams_seed": "seed of the random hyperparameters (0: the defaults)",
-        "--trial_seed": "seed of the splits and of the random hyperparameters",
-        "--seed": "seed of everything else",
-    }
-    for flag, what in seeds.items():
-        parser.add_argument(flag, type=int, default=0, help=what)
+    add, told = parser.add_argument, os.environ.get
+    add("--data_dir", help="folder that contains the data sets' folders")
+    named = "a name, or a folder of your own"
+    add("--dataset", default="RotatedMNIST", type=spelled, help=named)
+    add("--algorithm", default="ERM", help="name (default: ERM)")
+    add("--task", default=checks.TASKS[0], choices=checks.TASKS)
+    add("--hparams", help="JSON object of hyperparameters to set")
+    number = {"type": int, "default": 0}
+    add("--test_envs", type=int, nargs="*", default=[0], help="without a number: train on all")
+    add("--output_dir", default="train_output", help="folder for its files")
+    add("--hparams_seed", **number, help="seed of the random hyperparameters (0: the defaults)")
+    add("--trial_seed", **number, help="seed of the splits and of the random hyperparameters")
+    add("--seed", **number, help="seed of everything else")
     own = "(0 or none: the data set's own)"
-    parser.add_argument("--steps", type=int, help=f"steps to train {own}")
-    parser.add_argument("--checkpoint_freq", type=int, help=f"steps between checkpoints {own}")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
-    parser.add_argument(
+    add("--steps", type=int, help=f"steps to train {own}")
+    add("--checkpoint_freq", type=int, help=f"steps between checkpoints {own}")
+    add("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
+    add(
         "--uda_holdout_fraction",
         type=float,
         default=0,
-        help="share of a test environment to take out of its in-split, as in upstream's domain "
-        "adaptation",
+        help="share to take out of a test environment's in-split, as upstream's domain adaptation",
     )
-    parser.add_argument(
+    add(
         "--workers",
         type=int,
-        help="processes that load data, 0 for none; results do not depend on it (default: the "
-        "data set's own number, at most one per CPU)",
+        help="processes that load data; results do not depend on it (default: the data set's own "
+        "number, at most one per CPU)",
     )
-    parser.add_argument(
+    add(
         "--processes",
         type=int,
-        default=os.environ.get(members.VARIABLE, "1"),
-        help="processes of this machine to train with, each on its slice of every batch and a GPU "
-        f"of its own, without GPUs on the processor (default: 1, for all jobs: "
-        f"${members.VARIABLE}); under torchrun, its number",
+        default=told(members.VARIABLE, "1"),
+        help="processes to train with, each on its slice of every batch and, if there are any, its "
+        f"own GPU (default: 1, for all jobs: ${members.VARIABLE}, under torchrun its number)",
     )
-    parser.add_argument(
+    add(
         "--pictures",
         choices=picture_batches.PATHS,
-        default=os.environ.get(PICTURES_VARIABLE, picture_batches.PATHS[0]),
+        default=told(PICTURES_VARIABLE, picture_batches.PATHS[0]),
         help="fast: decode, crop and resize bytes, and jitter a batch at once (default); pillow: "
         f"upstream's transforms, from which the fast pictures differ by rounding (for all jobs: "
         f"${PICTURES_VARIABLE})",
     )
-    parser.add_argument(
+    add(
         "--picture_cache",
         metavar="SIZE",
-        default=os.environ.get(CACHE_VARIABLE),
+        default=told(CACHE_VARIABLE),
         help="how much of the decoded pictures to keep on a local disk for all jobs of this "
         "machine, such as 8G or 500M; 0 for nothing (default: a quarter of the memory, at most "
         f"8G; nothing under SLURM or on a network file system; for all jobs: ${CACHE_VARIABLE})",
     )
-    parser.add_argument(
+    add(
         "--skip_training_in_splits",
         action="store_true",
-        default=os.environ.get(SKIP_VARIABLE) == "1",
+        default=told(SKIP_VARIABLE) == "1",
         help="skip accuracies on the training environments' in-splits, which take most of the "
         f"evaluation's time and which no selection uses (for all jobs: ${SKIP_VARIABLE}=1)",
     )
-    parser.add_argument("--skip_model_save", action="store_true", help="keep no weights")
-    parser.add_argument("--save_model_every_checkpoint", action="store_true")
-    parser.add_argument(
+    add("--skip_model_save", action="store_true", help="keep no weights")
+    add("--save_model_every_checkpoint", action="store_true")
+    add(
         "--keep_weights",
         choices=checkpoints.KEEP,
-        default=os.environ.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
+        default=told(checkpoints.VARIABLE, checkpoints.KEEP[0]),
         help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
         f"both (default); or none (for all jobs: ${checkpoints.VARIABLE})",
     )
-    parser.add_argument(
+    add(
         "--restart",
         action="store_true",
         help="start over: delete the state and weights of an earlier run in --output_dir, and move "
@@ -155,16 +145,18 @@ def check(args: argparse.Namespace, own: argparse.Namespace) -> None:
     problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
-    if args.keep_weights not in checkpoints.KEEP:
-        expected = ", ".join(checkpoints.KEEP)
-        problems.append(f"{checkpoints.VARIABLE} is {args.keep_weights!r}, expected {expected}")
-    if own.pictures not in picture_batches.PATHS:
-        expected = ", ".join(picture_batches.PATHS)
-        problems.append(f"{PICTURES_VARIABLE} is {own.pictures!r}, expected {expected}")
+    variables = (  # flags that argparse has checked, or else these
+        (checkpoints.VARIABLE, args.keep_weights, checkpoints.KEEP),
+        (PICTURES_VARIABLE, own.pictures, picture_batches.PATHS),
+        (SKIP_VARIABLE, os.environ.get(SKIP_VARIABLE) or "0", ("0", "1")),
+    )
+    problems += [
+        f"{name} is {value!r}, expected {', '.join(valid)}"
+        for name, value, valid in variables
+        if value not in valid
+    ]
     if own.picture_cache is not None:
         problems += checks.refusals(store.size, own.picture_cache)
-    if (switch := os.environ.get(SKIP_VARIABLE, "")) not in ("", "0", "1"):
-        problems.append(f"{SKIP_VARIABLE} is {switch!r}, expected 1, 0 or nothing")
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", own.processes, 1)
@@ -191,7 +183,7 @@ def run(
         }
         _print("Environment:", versions.items())
         _print("Args:", sorted(vars(args).items()))
-        state = None if own.restart else resume.StateFile(args.output_dir).load()
+        state = None if own.restart else resume.load(args.output_dir)
         hparams = preparation.choose_hparams(args)
         _print("HParams:", sorted(hparams.items()))
         preparation.seed_everything(args.seed)
@@ -216,10 +208,8 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
-
-    0; 1 after a failure; 2 after a wrong argument; 73 if another process trains this job; 75 if
-    stopped by a signal, with its state saved; 130 if interrupted, as in shells.
+    """Run the command; return 0, 1 after a failure, 2 after a wrong argument, 73 if another process
+    trains this job, 75 if stopped by a signal with its state saved, 130 if interrupted.
     """
     args = build_parser().parse_args(argv)
     own = argparse.Namespace(**{name: vars(args).pop(name) for name in NO_ARGUMENTS})

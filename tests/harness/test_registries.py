@@ -1,0 +1,70 @@
+"""Names of algorithms and data sets, and hyperparameters."""
+
+from __future__ import annotations
+
+import pytest
+from domainbed import algorithms, datasets, hparams_registry
+from domainbed.lib import misc
+from domainbed.lib.usage import UnknownNameError
+
+from domainbed_carft.errors import CarftError
+
+from . import fakes
+
+
+def test_defaults_and_draws_are_upstreams(golden):
+    for dataset, expected in golden("hparams.json").items():
+        assert hparams_registry.default_hparams("ERM", dataset) == expected["default"]
+        for draw in expected["random"]:
+            seed = misc.seed_hash(*draw["seeds"])
+            assert hparams_registry.random_hparams("ERM", dataset, seed) == draw["hparams"]
+
+
+class _Derived(algorithms.ERM):
+    """May take other values."""
+
+
+BAD = {
+    "lr": ["fast", None, -1, float("nan"), True],
+    "resnet_dropout": [5, -0.1],
+    "nonlinear_classifier": ["no", None, 2],
+    "lars": [True, "yes"],
+    "vit": [True],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_values_that_erm_cannot_take_are_told_and_its_own_are_not(name):
+    for value in BAD[name]:
+        (told,) = algorithms.ERM.hparam_problems("PACS", {name: value})
+        assert "not included" in told or (f"{name} must be " in told and f"not {value!r}" in told)
+        assert not _Derived.hparam_problems("PACS", {name: value})
+    with pytest.raises(CarftError, match=name if "not included" in told else "shape"):
+        algorithms.ERM((1,), 2, 3, {name: BAD[name][-1]})
+    for seed in range(20):
+        drawn = hparams_registry.random_hparams("ERM", "PACS", seed)
+        assert not algorithms.ERM.hparam_problems("PACS", drawn)
+
+
+@pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "text", "_Still"])
+def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, monkeypatch, name):
+    monkeypatch.setattr(algorithms, "_Still", fakes.Still, raising=False)
+    with pytest.raises(UnknownNameError, match="Valid: Still, LinearSGD, Breaks$"):
+        algorithms.get_algorithm_class(name)
+
+
+@pytest.mark.parametrize("name", ["pacs", "os", "TensorDataset", "DATASETS", "_Noise"])
+def test_an_unknown_data_set_is_refused_with_the_valid_names(name):
+    with pytest.raises(UnknownNameError, match=f"no data set is called '{name}'.*Valid: Debug28, "):
+        datasets.get_dataset_class(name)
+
+
+@pytest.mark.parametrize("name", ["Mixup", "URM"])
+def test_upstreams_other_algorithms_are_answered_with_what_to_use(registered, monkeypatch, name):
+    message = f"algorithm {name} is not included; use one of Still, Linear.*checkout of facebook"
+    with pytest.raises(UnknownNameError, match=message):
+        algorithms.get_algorithm_class(name)
+    monkeypatch.setattr(algorithms, name, fakes.Still, raising=False)  # a plugin's
+    assert algorithms.get_algorithm_class(name) is fakes.Still
+    with pytest.raises(UnknownNameError, match="WILDSFMoW is not included; use another one "):
+        datasets.get_dataset_class("WILDSFMoW")
