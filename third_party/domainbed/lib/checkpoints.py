@@ -7,6 +7,7 @@ process dies, the next one brings the files back in line with the state it resum
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ import numpy as np
 
 from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
+from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
 
 KEEP = ("both", "last", "best", "none")
@@ -46,9 +48,11 @@ class Files:
         self._every = args.save_model_every_checkpoint
         self._folder = JobFolder(args.output_dir)
         self._keep = "none" if args.skip_model_save else args.keep_weights
-        # Upstream appends to the records of earlier runs in the folder, here after a line cut off.
-        earlier = _text(self._folder.records_path)
-        self._records = earlier if earlier[-1:] in ("", "\n") else earlier + "\n"
+        # Upstream appends to the records of earlier runs in the folder, here after a line cut off,
+        # and without those of this run itself, if it was interrupted and left no state.
+        lines, own = _text(self._folder.records_path).splitlines(True), resume.identity(vars(args))
+        kept = "".join(one for one in lines if self._folder.done or _identity_in(one) != own)
+        self._records = kept if kept[-1:] in ("", "\n") else kept + "\n"
         self._logs: scalar_logs.Logs | None = None
         self._begins_at = len(self._records)  # this run, in the records
         self._step = self._best_step = -1
@@ -139,3 +143,9 @@ class Files:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _identity_in(line: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        return resume.identity(parsing.parse_json(line)["args"])
+    return None

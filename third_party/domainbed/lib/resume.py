@@ -17,10 +17,8 @@ from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
 # Arguments that do not change the result, so that a run may resume with other values.
-_INDIFFERENT = (
-    *("output_dir", "data_dir", "workers"),
-    *("skip_model_save", "save_model_every_checkpoint", "keep_weights", "skip_training_in_splits"),
-)
+_INDIFFERENT = {"output_dir", "data_dir", "workers", "skip_model_save", "keep_weights"}
+_INDIFFERENT |= {"save_model_every_checkpoint", "skip_training_in_splits"}
 
 
 class ResumeError(PassingError):

@@ -16,7 +16,6 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.data.download import download
 from domainbed_carft.errors import CarftError, PassingError, raise_for
 
-# What has somewhere to be downloaded from.
 NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.sources]
 
 
@@ -33,9 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="domainbed.scripts.download", description="Download datasets"
-    )
+    parser = argparse.ArgumentParser(prog="domainbed.scripts.download", description="Download data")
     parser.add_argument("--data_dir", required=True, help="folder for the data sets' folders")
     parser.add_argument(
         "--datasets",

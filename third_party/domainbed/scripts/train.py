@@ -73,12 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help=f"steps to train {own}")
     add("--checkpoint_freq", type=int, help=f"steps between checkpoints {own}")
     add("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
-    add(
-        "--uda_holdout_fraction",
-        type=float,
-        default=0,
-        help="share to take out of a test environment's in-split, as upstream's domain adaptation",
-    )
+    share = "share to take out of a test environment's in-split, as upstream's domain adaptation"
+    add("--uda_holdout_fraction", type=float, default=0, help=share)
     add(
         "--workers",
         type=int,
