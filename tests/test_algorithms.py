@@ -88,6 +88,8 @@ def test_contract(name, random_tiny):
     assert algorithm.predict(torch.randn(4, 3, 28, 28)).shape == (4, 3)
     algorithm.update(minibatches(), None)  # as DomainBed calls it
     algorithm.update(minibatches(), unlabeled=[torch.zeros(1)])  # as domain adaptation does
+    with pytest.raises(CarftError, match=r"\['step', 'x'\]; expected update\(minibatches\)"):
+        algorithm.update(x=[], step=3)
 
 
 def test_lambda_zero_is_plain_fine_tuning_to_the_last_bit(random_tiny):

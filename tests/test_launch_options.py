@@ -71,24 +71,38 @@ def submitted(monkeypatch):
 
 
 def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted):
+    for number in range(5):
+        (tmp_path / f"job{number:02}").mkdir()
     told = "refused: no more of yours. 3 of 5 jobs in .* are submitted; launch the rest later"
     with pytest.raises(CarftError, match=told):
         run("slurm", commands(tmp_path, 5), array_size=3)
+    # DomainBed's sweep would pass over jobs whose folders are there.
+    assert sorted(path.name for path in tmp_path.glob("job*")) == ["job00", "job01", "job02"]
     (launched,) = tmp_path.glob("launches/*.json")
     assert json.loads(launched.read_text())["jobs"] == {f"job0{n}": f"1_{n}" for n in range(3)}
 
 
-def test_an_element_leaves_its_job_to_who_has_it(tmp_path, others, submitted, monkeypatch):
-    """What SLURM would start, in a job that nobody started."""
+def test_an_element_gives_way_to_who_has_its_job_five_times(
+    tmp_path, others, submitted, monkeypatch
+):
+    """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
+    asked = []
+    monkeypatch.setattr(slurm, "_call", lambda *words: asked.append(words[-1]))
     monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
     run("slurm", commands(tmp_path, 1), gpus=2)
     (element,) = submitted
     assert element.environment["DOMAINBED_PROCESSES"] == "2"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     process = others.start(HOLD, tmp_path / "job00")
+    with pytest.raises(SystemExit) as left:
+        element()
+    assert left.value.code == 75 and asked == ["12_3"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")  # as SLURM itself counts
     with pytest.raises(CarftError, match=rf"process {process.pid}"):
         element()
-    assert not JobFolder(tmp_path / "job00").attempts()  # no failure
+    assert len(asked) == 1 and not JobFolder(tmp_path / "job00").attempts()  # no failure
     process.kill()
     process.wait()
     element()

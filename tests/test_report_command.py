@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,23 @@ def test_a_place_that_no_report_can_have_is_told_first(sweep, tmp_path, monkeypa
     for place in (tmp_path / "index.html" / "report", Path("/proc/report")):
         assert report(sweep, place) == 1
         assert f"{place} could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_full_disk_leaves_what_was_there(sweep, made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made, tmp_path / "earlier")
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        for name in ("earlier", "new"):
+            assert report(sweep, tmp_path / name) == 1
+            assert "could not be written: No space left on device" in capsys.readouterr().err
+    assert contents(tmp_path / "earlier") == contents(made)
+    assert not any((tmp_path / "new").iterdir())
+    assert report(sweep, tmp_path / "new") == 0
 
 
 # Sweeps of other shapes, and odd names

@@ -12,8 +12,9 @@ from runs_jobs import carft
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import Normalize
 
+from domainbed_carft import cli
 from domainbed_carft.clips import pictures as images
-from domainbed_carft.method import prompts
+from domainbed_carft.method import body, prompts
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
 
@@ -168,3 +169,22 @@ def test_classes_that_read_as_the_same_words(pets, tmp_path, capfd):
     ((found,), _) = predict(capfd, tmp_path, noise(tmp_path / "x.png"))
     assert list(found["classes"]) == ["wild dog (label 0)", "wild dog (label 1)"]
     assert sum(found["classes"].values()) == pytest.approx(1)
+
+
+def of_the_machine(*_):
+    return torch.empty(1 << 60)
+
+
+def of_a_gpu(*_):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("run_out", [of_the_machine, of_a_gpu])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "wise-ft"])
+def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch, command, run_out):
+    more = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
+    arguments = [command, pets / "CARFT", *more.get(command, ()), "--batch_size", "77"]
+    monkeypatch.setattr(body.CLIPAlgorithm, "features", run_out)
+    assert cli.main(list(map(str, arguments))) == 1
+    said = "carft: out of memory with --batch_size 77; choose a smaller one"
+    assert capfd.readouterr().err.startswith(said)

@@ -119,13 +119,37 @@ def test_a_copy_that_is_not_whole(tmp_path, change, said):
     assert said in "; ".join(find(tmp_path).problems)
 
 
+def mappings(root, swapped=False):
+    """ObjectNet's four files, joined by names of our own."""
+    table = dict(zip(SETS["ObjectNet"].classes, SETS["ObjectNet"].groups))
+    if swapped:
+        table["banana"], table["vase"] = table["vase"], table["banana"]
+    numbers = {index: index * 7 % 1000 for index in range(1000)}
+    lines = {number: f"name {index}" for index, number in numbers.items()}
+    of_labels = {f.upper(): "; ".join(f"name {i}" for i in ids) for f, ids in table.items()}
+    content = {
+        "folder_to_objectnet_label.json": {f: f.upper() for f in [*table, "a_folder_not_used"]},
+        "objectnet_to_imagenet_1k.json": of_labels,
+        "pytorch_to_imagenet_2012_id.json": numbers,
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    for name, value in content.items():
+        (root / name).write_text(json.dumps(value))
+    (root / "imagenet_to_label_2012_v2").write_text("\n".join(lines[n] for n in range(1000)) + "\n")
+
+
 def test_objectnet_by_its_folders_names(tmp_path):
-    """The 200 other folders are not read."""
+    """The 200 other folders are not read; its mappings must be those of our list."""
     one = SETS["ObjectNet"]
     tree(tmp_path, one.name, [*one.classes, "a_folder_not_used"])
-    found = expecting(one.name, pictures=113)(tmp_path)
+    find = expecting(one.name, pictures=113)
+    mappings(tmp_path / "objectnet-1.0/mappings")
+    found = find(tmp_path)
     assert not found.problems
     assert Counter(label for _, label in found.samples) == dict.fromkeys(range(113), 1)
+    mappings(tmp_path / "objectnet-1.0/mappings", swapped=True)
+    (said,) = find(tmp_path).problems
+    assert "mappings does not join its folders to ImageNet's classes as known" in said
 
 
 # carft data

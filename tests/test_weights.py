@@ -189,6 +189,14 @@ def test_small_files_that_would_take_much_memory(tmp_path, write, message):
         weights.load_weights(tmp_path / "x.pt")
 
 
+def test_a_clip_that_is_not_finite(tmp_path, random_tiny):
+    state = torch.load(random_tiny, weights_only=True)
+    state["visual.proj"][0, 0] = torch.nan
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(CarftError, match="x.pt has NaN or infinity in 'visual.proj'"):
+        backbone.load(str(tmp_path / "x.pt"))
+
+
 WORDS = [["a photo of a dog", "a photo of a cat"]]
 
 

@@ -47,13 +47,14 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
         contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
         contents[f"{FIGURES}/{figure.name}.png"] = figure.png
     try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".carft-", dir=folder) as stage:
             (Path(stage) / FIGURES).mkdir()
             for name, content in contents.items():
                 (Path(stage) / name).write_bytes(content)
             gone = {*_LINK.findall(_earlier(folder))}.difference(contents)
             for name in contents:  # the page first: by it the folder is known for a report
+                (folder / name).parent.mkdir(exist_ok=True)
                 os.replace(Path(stage) / name, folder / name)
         for name in gone:
             (folder / name).unlink(missing_ok=True)
