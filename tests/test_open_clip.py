@@ -311,7 +311,7 @@ def test_a_run_makes_nobody_ask_for_what_it_names(folders, tmp_path, no_network)
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
     run = reopened(algorithm, tmp_path)
-    with pytest.raises(CarftError, match="no hub is asked for it; give that CLIP with --original"):
+    with pytest.raises(CarftError, match="no hub is asked; give that CLIP with --original"):
         saved.original_clip(run)
     assert saved.original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
     algorithm.hparams["preprocessing"] = ""  # the data set would ask the CLIP

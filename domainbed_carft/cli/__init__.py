@@ -22,6 +22,8 @@ from domainbed_carft.text import shown
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix."""
     arguments = _parser().parse_args(argv)
+    if sys.stdout is None:  # closed, as `>&-` does it; a file opened later would get its number
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
     try:

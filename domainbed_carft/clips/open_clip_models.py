@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from domainbed_carft.clips.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
@@ -45,6 +46,11 @@ def load(name: str) -> dict[str, Any]:
     try:
         model = _built(config)
         package().load_checkpoint(model, str(path))
+        size, dim = preprocessing(config).resolution, config["model_cfg"]["embed_dim"]
+        with torch.no_grad():
+            features = model.eval().visual(torch.zeros(1, 3, size, size))
+        if getattr(features, "shape", None) != (1, dim):
+            raise ValueError(f"its image encoder gives no feature of {dim} numbers a picture")
     except Exception as error:  # what other files make of open_clip: any type
         raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
     tokenizer = _tokenizer(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,13 +26,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A name that nobody can have put a link at.
+    # A name that nobody can have put a link at, for this user's eyes alone until it is whole.
     beside = target.with_name(f".carft-{secrets.token_hex(8)}.part")
-    beside.touch(exist_ok=False)
+    beside.touch(0o600, exist_ok=False)
     try:
         yield beside
-        if target.exists():
-            shutil.copymode(target, beside)
+        os.umask(mask := os.umask(0))
+        beside.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~mask)
         os.replace(beside, target)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -66,7 +66,9 @@ def stream(path: Path | None) -> Iterator[TextIO]:
         sys.stdout.flush()
         return
     try:
-        is_device = path.exists() and not path.is_file()
+        # What is open by a name in /dev may be a file that others write to as well.
+        by_name = os.path.abspath(path).startswith(("/dev/", "/proc/"))
+        is_device = by_name or (path.exists() and not path.is_file())
         made = contextlib.nullcontext(path) if is_device else replacing(path)
         with made as place, place.open("w", encoding="utf-8", errors="backslashreplace") as file:
             yield file

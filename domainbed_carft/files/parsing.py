@@ -9,7 +9,7 @@ from typing import Any
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
 
-_DEPTH = 40
+_YAML_NODES, _DEPTH = 20_000, 40
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "str": str,
     "timestamp": str,
@@ -68,8 +68,9 @@ def parse_yaml(text: str) -> tuple[Any, dict[YamlPath, int]]:
 def _plain(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
-    if node.anchor or len(path) > _DEPTH:
+    if node.anchor or len(path) > _DEPTH or len(lines) > _YAML_NODES:
         fault = "an anchor for aliases" if node.anchor else f"more than {_DEPTH} levels deep"
+        fault = f"more than {_YAML_NODES:,} values" if len(lines) > _YAML_NODES else fault
         raise ValueError(f"{line}: this is {fault}, which is not supported")
     kind = str(node.tag).rpartition(":")[2]
     if kind == "seq":

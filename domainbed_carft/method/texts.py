@@ -91,6 +91,9 @@ class RandomTexts:
     @torch.no_grad()
     def __call__(self, count: int, length: int) -> Tensor:
         """(``count``, D), of texts of ``length`` words, not normalised."""
+        if self.padded and length + 2 > self.padded:
+            most = f"expected at most {self.padded - 2}: this CLIP reads {self.padded} tokens"
+            raise CarftError(f"lipsum_length is {length}, {most}")
         tokens = torch.randint(0, START, (count, length + 2))
         tokens[:, 0], tokens[:, -1] = START, END
         tokens = F.pad(tokens, (0, max(0, self.padded - tokens.shape[1])))

@@ -6,7 +6,9 @@ accuracy is that on the target's in-split, which DomainBed reports.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,9 +38,7 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
         outside = outside if run.test_envs else np.full_like(outside, np.nan)
         # What the algorithm measured, which ``run`` does not keep.
         drift = {
-            float(record["step"]): [
-                value if isinstance(value := record.get(name), float) else np.nan for name in DRIFT
-            ]
+            float(record["step"]): [_number(record.get(name)) for name in DRIFT]
             for record in records.of_run(run)
         }
         for step, inside, out in zip(run.steps, selection.in_domain(run), outside):
@@ -48,6 +48,11 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
     return frame.sort_values([*RUN, "step"], ignore_index=True)
+
+
+def _number(value: Any) -> float:
+    known = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return float(value) if known else np.nan
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:

@@ -250,7 +250,9 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
     record: dict[str, Any] = max(found, key=lambda one: float(one["step"]), default={})
     benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
     known = [environment.folder for environment in getattr(benchmark, "environments", ())]
-    named = {f"env{i}": name for i, name in enumerate(record.get("environments") or known)}
+    listed = record.get("environments")
+    named = {f"env{i}": str(n) for i, n in enumerate(listed if isinstance(listed, list) else known)}
+    shares = {name: value for name, value in record.items() if isinstance(value, float)}
     there = [env for env in map("env{}".format, range(len(record))) if f"{env}_out_acc" in record]
     return {
         **repeated,
@@ -259,7 +261,7 @@ def _facts(run: TrainedRun) -> dict[str, Any]:
         "wise_ft_alpha": run.alpha,
         "step": record.get("step", run.step),
         "accuracies": {
-            named.get(env, env): {kind: record.get(f"{env}_{kind}_acc") for kind in ("in", "out")}
+            named.get(env, env): {kind: shares.get(f"{env}_{kind}_acc") for kind in ("in", "out")}
             for env in there
         },
         **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},

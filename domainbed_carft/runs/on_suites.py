@@ -29,7 +29,7 @@ from domainbed_carft.pictures import plan as planning
 from domainbed_carft.runs import evaluate, saved
 from domainbed_carft.runs import splits as data
 from domainbed_carft.runs.evaluate import BINS, Predict, percent
-from domainbed_carft.runs.predict import transform_of
+from domainbed_carft.runs.predict import SOME_SKIPPED, transform_of
 from domainbed_carft.suites import known, records
 from domainbed_carft.suites.sets import Found, Suite, TestSet
 from domainbed_carft.text import shown, table
@@ -38,8 +38,11 @@ Z = 1.959963984540054  # of 95%, two-sided
 Copies = list[tuple[TestSet, Found]]
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Evaluate and print, or write to ``--output``; keep a record in the folder of a job."""
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and print, or write to ``--output``; keep a record in the folder of a job.
+
+    Returns SOME_SKIPPED, as `predict` does, if a picture could not be read.
+    """
     path, clip, name = arguments.path, arguments.clip, arguments.suite
     if (path is None) == (clip is None) or (clip and not name):
         raise CarftError(
@@ -76,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         out.write(json.dumps(document, indent=1) + "\n" if arguments.json else text)
     if file and record:
         keep(file, record)
+    return SOME_SKIPPED if document.get("unread") or record.get("unread") else 0
 
 
 def of_weights(name: str, opened: saved.TrainedRun, how: argparse.Namespace) -> dict[str, Any]:
@@ -166,6 +170,7 @@ def measured(
 
     sets: list[dict[str, Any]] = [{} for _ in range(variants)]
     problems = {one.name: list(copy.problems) for one, copy in found}
+    unread = []
     for one, copy in found:
         items = _Pictures(copy.samples, one.border, plan)
         split = data.Split(one.name, suite.name, one.shifted, items)
@@ -174,6 +179,7 @@ def measured(
             tallies = evaluate.tallied([split], of_squares, how, variants, *of_set)
         except CarftError as error:  # costs no other set its figures
             problems[one.name].append(str(error))
+            unread.append(one.name)
             continue
         for of_variant, (tally,) in zip(sets, tallies):
             if tally.count:
@@ -191,7 +197,13 @@ def measured(
         raise CarftError("; ".join(itertools.chain(*told.values())))
     whole = [{name: o["accuracy"] for name, o in of.items() if o["complete"]} for of in sets]
     return [
-        {"suite": suite.name, "sets": of_variant, **suite.means(accuracies), "problems": told}
+        {
+            "suite": suite.name,
+            "sets": of_variant,
+            **suite.means(accuracies),
+            "problems": told,
+            "unread": unread,
+        }
         for of_variant, accuracies in zip(sets, whole)
     ]
 
@@ -216,8 +228,11 @@ def facts_of(run: saved.TrainedRun) -> dict[str, Any]:
 
 
 def keep(file: Path, document: Mapping[str, Any]) -> None:
-    """Add a line to the records in the folder of the weights ``file``, if that is a job's."""
-    if (file.parent / RECORDS).exists():
+    """Add a line to the records in the folder of the weights ``file``, if that is a job's.
+
+    None where a picture could not be read: an earlier record may be complete.
+    """
+    if (file.parent / RECORDS).exists() and not document["unread"]:
         records.append(file.parent, document)
 
 

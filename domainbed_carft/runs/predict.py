@@ -25,6 +25,7 @@ from domainbed_carft.data import listing
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.text import shown
 
+SOME_SKIPPED = 3  # exit status
 TOP = 3  # as text, unless --top says otherwise
 
 Probabilities = dict[str, float]
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             out.flush()
     if skipped:
         print(f"carft: skipped {skipped} of {len(paths)} pictures", file=sys.stderr)
-        return 3 if skipped < len(paths) else 1
+        return SOME_SKIPPED if skipped < len(paths) else 1
     return 0
 
 
@@ -85,9 +86,12 @@ def find(paths: Iterable[str]) -> Iterator[str]:
     any is returned itself.
     """
     for path in paths:
-        walked = ((folder, name) for folder, _, names in os.walk(path) for name in names)
-        found = (os.path.join(*one) for one in walked if one[1].lower().endswith(IMG_EXTENSIONS))
-        yield from sorted(found) or [path]
+        found: list[str] = []
+        for folder, inner, names in os.walk(path):
+            inner.sort()
+            pictures_of = (name for name in sorted(names) if name.lower().endswith(IMG_EXTENSIONS))
+            found += [os.path.join(folder, name) for name in pictures_of]
+        yield from found or [path]
 
 
 def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:

@@ -106,6 +106,9 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
             f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
             "from; give it by the same name as for training, or by its export"
         )
+    there, here = (one.state_dict() for one in (loaded.model.visual, run.algorithm.encoder))
+    if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
+        raise CarftError(f"the image encoders of {run.path} and {loaded.path} differ in shape")
     return loaded
 
 

@@ -72,6 +72,8 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
         with drawing.kept():  # the data set may draw
             drawing.reseed(seed)
             dataset = look_up(name)(folder, targets, hparams)
+        if beyond := set(targets) - set(range(len(dataset))):
+            raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
         divided = _divided(run, dataset, targets)
         last = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
