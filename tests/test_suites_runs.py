@@ -123,13 +123,15 @@ def test_a_broken_picture_is_told(pets, suite, job, capsys, tmp_path):
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     path = data / "art/wild dog/3.png"
     os.truncate(path, path.stat().st_size // 2)
+    where = ("--suite", "pets", "--data_dir")
+    carft(capsys, "evaluate", job, *where, pets / "my pets")
     for workers in (0, 1):
-        where = ("--suite", "pets", "--data_dir", data, "--workers", workers)
-        said = carft(capsys, "evaluate", job, *where)
+        runs_jobs.carft("evaluate", job, *where, data, "--workers", workers, status=3)
+        said = capsys.readouterr().out
         assert f"  Turned: a picture of pets (Turned): {path} cannot be read: " in said
         assert "Mean of the shifts: -\n" in said and "Traceback" not in said
-        (record,) = records.read(job)  # what the others have is kept
-        assert [*record["sets"]] == ["Usual", "One"]
+        (record,) = records.read(job)  # the earlier one, which is complete
+        assert [*record["sets"]] == ["Usual", "Turned", "One", "Cut"]
 
 
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
