@@ -35,11 +35,11 @@ JOB = [
     *("--algorithm", "CARFT", "--dataset", "EmojiStyles", "--test_envs", "0"),
     *("--steps", str(STEPS), "--checkpoint_freq", "10", "--hparams", json.dumps(HPARAMS)),
 ]
-LAUNCH = [
-    *("--algorithms", "CLIPZeroShot", "CLIPLinearProbe", "--datasets", "EmojiStyles"),
-    *("--n_trials", "1", "--n_hparams", "1", "--single_test_envs", "--steps", "3"),
-    *("--hparams", json.dumps({**HPARAMS, "total_steps": 3, "warmup_steps": 1}), "--yes"),
-]
+SWEEP = {
+    "name": "hostile", "datasets": ["EmojiStyles"], "trials": 1, "steps": 3,
+    "algorithms": ["CLIPZeroShot", "CLIPLinearProbe"],
+    "hparams": {**HPARAMS, "total_steps": 3, "warmup_steps": 1},
+}  # fmt: skip
 ESCAPE = "\x1b]0;owned\x07\u202e"
 PARTING = (0, 1, 2, 3, 75, 130)  # the exit statuses that the documentation knows
 
@@ -176,7 +176,10 @@ class Attacks:
     def launchers(self) -> None:
         """Three at once, one of them killed."""
         folder = self.new()
-        words = ["-m", "domainbed_carft", "sweep", "launch", *LAUNCH, "--output_dir", str(folder)]
+        declared = folder.with_suffix(".yaml")
+        declared.write_text(json.dumps(SWEEP))  # which is YAML, too
+        words = ["-m", "domainbed_carft", "sweep", "launch", str(declared), "--yes"]
+        words += ["--output_dir", str(folder)]
         kinds = (["--launcher", "pool", "--jobs", "2"], ["--launcher", "local"])
         running = [start(*words, *self.draw.choice(kinds)) for _ in range(3)]
         time.sleep(self.draw.uniform(5, 25))

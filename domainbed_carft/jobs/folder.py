@@ -118,7 +118,7 @@ class JobFolder:
         try:
             with open(self.lock_path, "rb") as file:
                 return not self._flock(file.fileno(), fcntl.LOCK_SH)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
         except PermissionError:  # another user's
             return True

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,9 +120,9 @@ class Children:
         finally:
             self._running.pop(process.pid, None)
 
-    def stop(self, told: int, signal_number: int = signal.SIGTERM) -> None:
-        """Send all children a signal, and start no others; `told` is what stops this process."""
-        self.stopped_by = told
+    def stop(self, told: int | None, signal_number: int = signal.SIGTERM) -> None:
+        """Send all children a signal, and start no others; `told`, if any, stops this process."""
+        self.stopped_by = told or self.stopped_by
         for process in list(self._running.values()):
             process.send_signal(signal_number)
 
@@ -139,11 +140,12 @@ def stopping(children: Children, name: str) -> Iterator[None]:
         if not again:
             print(f"{name}: stopping; waiting for the running jobs to save", file=sys.stderr)
         kills = again and number == signal.SIGINT
-        children.stop(number, signal.SIGKILL if kills else signal.SIGTERM)
+        children.stop(None if again else number, signal.SIGKILL if kills else signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Ignored signals stay ignored, for nohup.
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    is_main = threading.current_thread() is threading.main_thread()  # others may handle none
+    handlers = {number: signal.getsignal(number) for number in numbers if is_main}
     before = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, handle)

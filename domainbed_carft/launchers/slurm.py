@@ -151,7 +151,7 @@ class _Element:
         def warned(number: int, frame: FrameType | None) -> None:
             """The time limit is near, or the job is preempted: save, then wait for another turn."""
             children.stop(number, signal.SIGUSR1)
-            killing = threading.Timer(self.patience, children.stop, (number, signal.SIGKILL))
+            killing = threading.Timer(self.patience, children.stop, (None, signal.SIGKILL))
             killing.daemon = True
             killing.start()
 

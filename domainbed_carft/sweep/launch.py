@@ -28,8 +28,9 @@ RUN_HERE = ("local", "pool")
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
     """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
     output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
+    if wrong := refusals(sources.load, arguments.sweep):
+        wrong += refusals(launchers.make, name, options)
     # Those of a file are a list already, under a headline.
-    wrong = refusals(sources.load, arguments.sweep) + refusals(launchers.make, name, options)
     lines = [line.removeprefix("- ") for one in wrong for line in one.splitlines()]
     raise_for(line for line in lines if not line.endswith("nothing was done"))
     declared, launcher = sources.load(arguments.sweep), launchers.make(name, options)

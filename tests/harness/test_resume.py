@@ -20,7 +20,7 @@ import pytest
 import torch
 import warm
 from domainbed import algorithms
-from domainbed.lib import preparation, reporting
+from domainbed.lib import preparation
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
@@ -299,6 +299,14 @@ class TestWithAQuickAlgorithm:
         aside = [json.loads(line)["step"] for line in (tmp_path / "results-1.jsonl").open()]
         assert aside == [0, 2]
 
+    @pytest.mark.parametrize("content", [{}, [1], {"steps_done": 3}])
+    def test_a_file_that_is_no_state_is_left_and_told(self, tmp_path, capsys, content):
+        torch.save(content, tmp_path / "state.pt")
+        assert train.main(quick(tmp_path)) == 1
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "state.pt is not the state of a run" in said and "--restart" in said
+        assert train.main(quick(tmp_path, "--restart")) == 0
+
     @pytest.mark.parametrize(
         ("more", "status"), [(["--hparams", "{"], 2), (["--hparams", '{"lr": "no rate"}'], 1)]
     )
@@ -338,8 +346,7 @@ class TestWithAQuickAlgorithm:
         self.stopped(interrupted, expected=1)
         assert "this algorithm cannot be stored" in capsys.readouterr().err
         assert train.main(quick(interrupted)) == 0
-        found = reporting.load_records(str(tmp_path))  # a step's later record counts
-        assert found.select("step") == [0, 2, 4, 6]
+        assert [one["step"] for one in fakes.records(interrupted)] == [0, 2, 4, 6]  # each once
 
     def test_a_write_that_fails_is_told_and_the_state_before_is_intact(
         self, tmp_path, monkeypatch, capsys

@@ -6,7 +6,7 @@ putting its class into this module's globals and its name into ALGORITHMS.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +18,7 @@ from domainbed_carft import text
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 Unlabeled = Sequence[torch.Tensor] | None
+Hparams = dict[str, Any]
 
 # Names in the order of the tables' rows.
 ALGORITHMS: list[str] = ["ERM"]
@@ -66,11 +67,7 @@ class Algorithm(torch.nn.Module):
     SETTLED: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: dict[str, Any],
+        self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
     ) -> None:
         super().__init__()
         self.hparams = hparams
@@ -98,7 +95,8 @@ class Algorithm(torch.nn.Module):
 
 # What a value is to be, and whether one is. A text such as "no" would count as true.
 SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
-_AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x < math.inf)
+_MOST = sys.float_info.max
+_AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x <= _MOST)
 _TAKEN = {
     "lr": _AMOUNT,
     "weight_decay": _AMOUNT,
@@ -131,11 +129,7 @@ class ERM(Algorithm):
         return networks.not_included(overrides) + value_problems(overrides, _TAKEN)
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: dict[str, Any],
+        self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
     ) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.featurizer = networks.Featurizer(input_shape, hparams)

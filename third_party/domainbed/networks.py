@@ -146,8 +146,7 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
         # for the classifier to start as upstream's does.
         _unweighed(small)
     small = small and not augmix
-    network = _unweighed(small)
-    found = pretrained(url)
+    network, found = _unweighed(small), pretrained(url)
     try:
         network.load_state_dict(found)
     except Exception as error:  # RuntimeError for another network's, others for no state dict

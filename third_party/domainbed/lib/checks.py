@@ -33,7 +33,7 @@ def algorithm_problems(name: str) -> list[str]:
 
 
 def dataset_problems(name: str) -> list[str]:
-    return refusals(datasets.get_dataset_class, name)
+    return refusals(datasets.num_environments, name)
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:

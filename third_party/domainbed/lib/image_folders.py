@@ -32,8 +32,11 @@ def spelled(name: str) -> str:
 
 def subfolders(root: str, what: str = "environment") -> list[str]:
     """The sorted names of the folders in ``root``, one per ``what``; CarftError without any."""
-    entries = os.scandir(root) if os.path.isdir(root) else ()
-    found = sorted(entry.name for entry in entries if entry.is_dir())
+    try:
+        entries = os.scandir(root) if os.path.isdir(root) else ()
+        found = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise CarftError(f"{root} cannot be read ({error.strerror})") from error
     if not found:
         expected = f"expected a folder with one sub-folder per {what}"
         raise CarftError(f"{root} has no sub-folders; {expected}")

@@ -26,7 +26,7 @@ def load_records(path: str) -> Q:
         raise CarftError(f"--input_dir: no such folder: {path}")
     found: list[dict[str, Any]] = []
     # Sorted: sums, and with them a mean that ends in an exact half, depend on the order.
-    for file in sorted(Path(path).glob(f"*/{RECORDS}")):
+    for file in filter(Path.is_file, sorted(Path(path).glob(f"*/{RECORDS}"))):
         whole, faults = job_records.whole(file)
         found += whole
         for fault in faults:

@@ -21,6 +21,10 @@ _INDIFFERENT = {"output_dir", "data_dir", "workers", "skip_model_save", "keep_we
 _INDIFFERENT |= {"save_model_every_checkpoint", "skip_training_in_splits"}
 
 
+_PARTS = {"steps_done", "recorded", "interval", "files", "generators", "cuda_generators"}
+_PARTS |= {"arguments", "hyperparameters", "data", "torch", "algorithm"}
+
+
 class ResumeError(PassingError):
     """The run cannot be saved or resumed; the message says what to do."""
 
@@ -30,7 +34,10 @@ def load(folder: str) -> dict[str, Any] | None:
     tidy_up(Path(folder))
     path = JobFolder(folder).state_path
     try:
-        return weights.load_weights(path) if path.exists() else None
+        state = weights.load_weights(path) if path.exists() else None
+        if state is not None and not (isinstance(state, dict) and state.keys() >= _PARTS):
+            raise ValueError(f"{path} is not the state of a run")
+        return state
     except ValueError as error:
         advice = "Replace the file with a good copy, or start over with --restart"
         raise ResumeError(f"{error}. {advice}") from error

@@ -30,14 +30,9 @@ _ID = os.path.join("wandb", "domainbed-run-id")  # in the job's folder
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--log`, which no record and no job's identity has among its arguments."""
-    parser.add_argument(
-        "--log",
-        nargs="*",
-        choices=KINDS,
-        default=os.environ.get(VARIABLE, "").split(),
-        help="also log the records' scalars there (no name: nowhere; needs the extra 'log'; to set "
-        f"for all jobs: ${VARIABLE})",
-    )
+    chosen = os.environ.get(VARIABLE, "").split()
+    told = f"also log the records' scalars there (none: nowhere; for all jobs: ${VARIABLE})"
+    parser.add_argument("--log", nargs="*", choices=KINDS, default=chosen, help=told)
 
 
 def problems(kinds: Sequence[str]) -> list[str]:

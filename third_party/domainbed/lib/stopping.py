@@ -33,7 +33,9 @@ class StopSignals:
         self._received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignals:
-        self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        # Other threads may handle none.
+        numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._former = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

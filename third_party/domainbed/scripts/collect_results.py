@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from domainbed import algorithms, datasets, model_selection
-from domainbed.lib import misc, reporting
+from domainbed.lib import checks, misc, reporting
 from domainbed.lib.query import Q
 from domainbed.lib.usage import exit_status, printed_at_once
 from domainbed_carft import files
@@ -73,7 +73,7 @@ def columns_of(records: Q) -> dict[str, list[str]]:
     CarftError where these differ: one column would stand for several environments.
     """
     found = records.select("args.dataset").unique()
-    known = [name for name in datasets.DATASETS if name in found]
+    known = [n for n in datasets.DATASETS if n in found and not checks.dataset_problems(n)]
     result = {name: list(datasets.get_dataset_class(name).ENVIRONMENTS) for name in known}
     for record in records:
         name, labels = record["args"]["dataset"], record.get("environments")

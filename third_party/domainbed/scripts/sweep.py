@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,13 +203,13 @@ def run(args: argparse.Namespace) -> int:
     if not launching:
         Job.delete(chosen)
         if gone := [Path(job.output_dir) for job in chosen if not os.path.exists(job.output_dir)]:
-            manifest.drop(Path(args.output_dir), gone)
+            _noted(manifest.drop, Path(args.output_dir), gone)
         return 0
     if begun := by_state[Job.INCOMPLETE]:
         running = sum(JobFolder(job.output_dir).is_held() for job in begun)
         left = f"{len(begun)} incomplete jobs were not launched, {running} of them are running"
         print(f"sweep: {left}; for the rest delete_incomplete, then launch", file=sys.stderr)
-    _list(jobs, args)
+    _noted(_list, jobs, args)
     scalar_logs.hand_on(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
@@ -229,8 +229,15 @@ def _list(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     facts = {}
     for name in args.datasets:
         of = datasets.get_dataset_class(name)
-        facts[name] = manifest.Dataset(tuple(of.ENVIRONMENTS), None, of.N_STEPS, of.CHECKPOINT_FREQ)
+        steps = getattr(of, "N_STEPS", 5001), getattr(of, "CHECKPOINT_FREQ", 100)
+        facts[name] = manifest.Dataset(tuple(of.ENVIRONMENTS), None, *steps)
     manifest.add(output, replace(known, jobs=tuple(listed), datasets=facts))
+
+
+def _noted(change: Callable[..., object], *arguments: Any) -> None:
+    """Change the manifest; if that cannot be done, the sweep goes on without it."""
+    for told in checks.refusals(change, *arguments):
+        print(f"sweep: Warning: the list of jobs was not updated: {told}", file=sys.stderr)
 
 
 def _confirm() -> None:

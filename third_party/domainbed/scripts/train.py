@@ -75,12 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
     share = "share to take out of a test environment's in-split, as upstream's domain adaptation"
     add("--uda_holdout_fraction", type=float, default=0, help=share)
-    add(
-        "--workers",
-        type=int,
-        help="processes that load data; results do not depend on it (default: the data set's own "
-        "number, at most one per CPU)",
-    )
+    loaders = "processes that load data (default: the data set's own number, at most one per CPU)"
+    add("--workers", type=int, help=loaders)
     add(
         "--processes",
         type=int,
@@ -120,12 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
         f"both (default); or none (for all jobs: ${checkpoints.VARIABLE})",
     )
-    add(
-        "--restart",
-        action="store_true",
-        help="start over: delete the state and weights of an earlier run in --output_dir, and move "
-        "its records to results-1.jsonl",
-    )
+    anew = "delete state and weights of an earlier run, move its records to results-1.jsonl"
+    add("--restart", action="store_true", help=f"start over: {anew}")
     scalar_logs.add_flag(parser)
     return parser
 
