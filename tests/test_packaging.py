@@ -134,3 +134,5 @@ def test_one_version_of_each_tool_and_of_the_package() -> None:
     citation = (REPO / "CITATION.cff").read_text()
     (version,) = re.findall(r'^__version__ = "(.+)"$', package, re.M)
     assert re.findall(r"^version: (.+)$", citation, re.M) == [version]
+    released = re.findall(r"^date-released: (.+)$", citation, re.M)
+    assert f"\n## [{version}] - {released[0]}\n" in (REPO / "CHANGELOG.md").read_text()
