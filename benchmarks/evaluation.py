@@ -1,12 +1,14 @@
 """What the evaluation of a checkpoint costs, by upstream's transforms and by ours, side by side.
 
-    python benchmarks/evaluation.py [--pictures 9991] [--rounds 3] [--workers 1]
+    python benchmarks/evaluation.py [--pictures 9991] [--rounds 3] [--workers 1] [--before CHECKOUT]
 
 All splits of a tree of PACS's shape (four environments, seven classes, JPEGs of 227 x 227 px) are
 evaluated by CARFT on the embedded tiny CLIP, the training environments' pictures augmented as in
 upstream, in turn by --pictures pillow and by --pictures fast: from the files, and from the store of
 decoded pictures once it has them. Processor time of all processes counts, since other work on the
-machine changes it less than the time on the clock; both are printed.
+machine changes it less than the time on the clock; both are printed. ``--before`` adds what this
+package took at an earlier commit, in a checkout of it (`git worktree add CHECKOUT 77cac3e`), where
+all pictures had 224 px for every CLIP and each pass started its own loaders.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -32,6 +38,23 @@ from domainbed_carft.jobs.folder import JobFolder
 ENVIRONMENTS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 SIDE = 227
+BEFORE = """
+import json, os, sys, time
+from domainbed.lib import training
+from domainbed.scripts import train
+
+original = training.Run._evaluate
+
+def evaluate(self, step):
+    began, spent = time.perf_counter(), sum(os.times()[:4])
+    found = original(self, step)
+    told = time.perf_counter() - began, sum(os.times()[:4]) - spent, found
+    print(json.dumps(told), file=sys.__stdout__, flush=True)
+    os._exit(0)
+
+training.Run._evaluate = evaluate
+train.main(sys.argv[1:])
+"""
 
 
 def grow(root: Path, count: int) -> None:
@@ -64,8 +87,18 @@ def evaluated(words: list[str]) -> tuple[float, float, dict[str, float]]:
             began, spent = time.perf_counter(), sum(os.times()[:4])
             run.batches.begin(1, True, False, run.n_workers, pictures)
             with contextlib.closing(run.batches):
-                accuracies = run._evaluate(0)
+                accuracies = run._evaluate()
             return time.perf_counter() - began, sum(os.times()[:4]) - spent, accuracies
+
+
+def before(checkout: str, words: list[str]) -> tuple[float, float, dict[str, float]]:
+    """`evaluated` of the package in ``checkout``, in a process of its own."""
+    told = subprocess.run(
+        [sys.executable, "-c", BEFORE, *words, "--steps", "1"], capture_output=True, text=True,
+        check=True, env={**os.environ, "PYTHONPATH": checkout}, cwd=checkout,
+    ).stdout  # fmt: skip
+    clock, spent, accuracies = json.loads(told.splitlines()[-1])
+    return clock, spent, accuracies
 
 
 def main() -> None:
@@ -73,6 +106,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=9991, help="in all environments")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--before", help="a checkout of this package at an earlier commit")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(f"--rounds is {arguments.rounds}, expected at least 2 for a spread")
@@ -95,11 +129,21 @@ def main() -> None:
             "ours, from the store": ["--picture_cache", "6G"],
         }
         evaluated([*shared, *ways["ours, from the store"]])  # the first pass
-        found = {way: [evaluated([*shared, *more])] for way, more in ways.items()}
-        for _ in range(arguments.rounds - 1):
+        found: dict[str, list[Any]] = {way: [] for way in ways}
+        then: list[Any] = []
+        for _ in range(arguments.rounds):
             for way, more in ways.items():
                 found[way].append(evaluated([*shared, *more]))
+            if arguments.before:
+                then.append(before(arguments.before, shared))
     (old, *others) = ways
+    if then:
+        ratios = [ours[1] / theirs[1] for ours, theirs in zip(found[others[-1]], then)]
+        spent = statistics.median(times[1] for times in then)
+        print(
+            f"{arguments.before}: {spent:.1f} s of processors; {others[-1]}: "
+            f"{statistics.median(ratios):.3f} of that ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
     for way, rounds in found.items():
         wall, spent = (statistics.median(times) for times in list(zip(*rounds))[:2])
         print(f"{way:24} {wall:6.1f} s, {spent:6.1f} s of processors (medians)")
