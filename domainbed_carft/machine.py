@@ -83,8 +83,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that this process frees, for what it needs next.
 
     By default it gives large pieces back to the kernel, which clears each page when it is asked for
-    again: a step on the processor, whose activations are such pieces, took up to 1.4 times as long
-    (docs/performance.md). The most that the process has in use at a time does not change.
+    again: a step on the processor, whose activations are such pieces, takes longer for it. The most
+    that the process has in use at a time does not change.
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no piece comes from the kernel on its own
