@@ -117,8 +117,8 @@ def clip_of(kind, random_tiny, tmp_path):
         torch.save(random_clip(**{**RN50, **FEW, **SMALL}).state_dict(), tmp_path / "weights.pt")
         return tmp_path / "weights.pt"
     pytest.importorskip("open_clip")
-    if kind == "siglip":
-        pytest.importorskip("transformers")
+    if kind == "siglip" and not pytest.importorskip("transformers").is_torch_available():
+        pytest.skip("this transformers needs a newer torch")
     return open_clip_folders.write(tmp_path / kind, kind)
 
 
@@ -136,6 +136,7 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="compile_blocks needs torch 2.5")
 def test_compiled_blocks_change_rounding_only():
     """In a process of its own: torch.compile needs setuptools, and that no other test has pip."""
     code = "import test_step; test_step.check_compiled_blocks()"

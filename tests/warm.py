@@ -101,6 +101,7 @@ def _child(words: list[str], env: dict[str, str], stdout: int, stderr: int, cwd:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # by another TMPDIR
     multiprocessing.set_start_method(None, force=True)  # its own workers start as any process's do
     kind, what, *rest = words
     added = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]

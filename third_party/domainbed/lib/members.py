@@ -124,7 +124,7 @@ class Members:
                     how = f"was killed by {signal.Signals(-status).name}"
                     return LostError(f"process {rank} of {self.size} {how}")
             with contextlib.suppress(RuntimeError):  # who had the store is gone
-                if self.store.check([_FAILURE]):
+                if hasattr(self.store, "check") and self.store.check([_FAILURE]):  # torch 2.3
                     passing, words = json.loads(self.store.get(_FAILURE))
                     return (LostError if passing else CarftError)(words)
             time.sleep(0.05)
