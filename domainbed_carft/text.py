@@ -56,7 +56,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(folded[one] for one in close)}?" if close else "."
     listed = ", ".join(repr(one) if "," in one else one for one in names)
-    return f"no {kind} is called {name!r}{meant} Valid: {listed}"
+    return f"no {kind} is called {name!r}{meant} Valid: {listed or 'none'}"
 
 
 def confirm(yes: bool) -> None:

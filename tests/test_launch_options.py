@@ -38,6 +38,8 @@ def test_all_problems_are_told_at_once_with_what_would_be_right():
         launchers.make("slrum", {"partition": "gpu"})
     with pytest.raises(CarftError, match="no option of local is called 'jobs'"):
         launchers.make("local", {"jobs": 2})
+    with pytest.raises(CarftError, match="no option of dummy is called 'gpus'. Valid: none"):
+        launchers.make("dummy", {"gpus": 2})
 
 
 def test_what_submitit_is_given():

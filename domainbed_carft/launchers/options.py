@@ -75,7 +75,7 @@ class SlurmOptions:
 
 
 OPTIONS: dict[str, type] = {
-    "dummy": LocalOptions,  # of no effect
+    "dummy": dataclasses.make_dataclass("NoOptions", ()),
     "local": LocalOptions,
     "pool": PoolOptions,
     "slurm": SlurmOptions,
