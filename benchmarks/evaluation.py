@@ -76,18 +76,18 @@ def grow(root: Path, count: int) -> None:
 def evaluated(words: list[str]) -> tuple[float, float, dict[str, float]]:
     """Seconds on the clock, seconds of processors, and the accuracies."""
     args = train.build_parser().parse_args(words)
-    own = argparse.Namespace(**{name: vars(args).pop(name) for name in train.NO_ARGUMENTS})
+    flags = {name: vars(args).pop(name) for name in train.UNRECORDED_FLAGS}
     hparams = preparation.choose_hparams(args)
     preparation.seed_everything(0)
     with contextlib.redirect_stdout(io.StringIO()):
         dataset, environments = preparation.load_environments(args, hparams)
-        pictures = picture_batches.choose(own.pictures, own.picture_cache, dataset)
+        pictures = picture_batches.choose(flags["pictures"], flags["picture_cache"], dataset)
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
             run = training.Run(args, hparams, dataset, environments, None, stop, lock, pictures)
             began, spent = time.perf_counter(), sum(os.times()[:4])
             run.batches.begin(1, True, False, run.n_workers, pictures)
             with contextlib.closing(run.batches):
-                accuracies = run._evaluate()
+                accuracies = run.evaluator.accuracies()
             return time.perf_counter() - began, sum(os.times()[:4]) - spent, accuracies
 
 

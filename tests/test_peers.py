@@ -167,7 +167,7 @@ RESUMED = [
 @pytest.mark.parametrize(("name", "more"), RESUMED)
 def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, name, more):
     whole, first = make(random_tiny, name, **more), make(random_tiny, name, **more)
-    places = algorithm_state.places(first)
+    places = algorithm_state.structure(first)
     torch.manual_seed(4)
     measured = train(whole, 6)
     torch.manual_seed(4)

@@ -132,7 +132,7 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
         assert kept[1] < 0.5 * kept[0]
     assert train(plain, 3) == train(sparing, 3)
     assert same(plain, sparing) and same(plain, copy.deepcopy(sparing))
-    algorithm_state.capture(sparing, algorithm_state.places(sparing))  # can be resumed
+    algorithm_state.capture(sparing, algorithm_state.structure(sparing))  # can be resumed
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -159,7 +159,7 @@ def check_compiled_blocks():
         for parameter in copied.encoder.parameters():
             parameter.mul_(1.1)
         assert not torch.allclose(copied.features(x), compiled.features(x))
-    algorithm_state.capture(compiled, algorithm_state.places(compiled))  # can be resumed
+    algorithm_state.capture(compiled, algorithm_state.structure(compiled))  # can be resumed
 
 
 # Precision

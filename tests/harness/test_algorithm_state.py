@@ -47,8 +47,10 @@ class Kept(nn.Module):
         self.linear.bias.requires_grad_(len(self.queue) < 2)
 
 
-def captured(algorithm, at_first=None):
-    return algorithm_state.capture(algorithm, at_first or algorithm_state.places(algorithm))
+def captured(algorithm, initial_structure=None):
+    return algorithm_state.capture(
+        algorithm, initial_structure or algorithm_state.structure(algorithm)
+    )
 
 
 def written_and_read(state):
@@ -70,16 +72,16 @@ def same(a, b):
 
 def assert_goes_on(first, second, step):
     """Trained, stored and put back into another, it goes on there as here, to the bit."""
-    at_first = algorithm_state.places(first)
+    initial_structure = algorithm_state.structure(first)
     for _ in range(3):
         step(first)
-    algorithm_state.restore(second, written_and_read(captured(first, at_first)))
+    algorithm_state.restore(second, written_and_read(captured(first, initial_structure)))
     assert same(captured(first), captured(second))
     for algorithm in (first, second):
         torch.manual_seed(7)
         for number in range(3):
             step(algorithm, number)
-    assert same(captured(first, at_first), captured(second, at_first))
+    assert same(captured(first, initial_structure), captured(second, initial_structure))
 
 
 def test_a_restored_algorithm_goes_on_as_the_other():
@@ -122,10 +124,10 @@ def set_in(name, value):
 )
 def test_what_would_not_come_back_is_refused_by_name(change, named):
     algorithm = Kept()
-    at_first = algorithm_state.places(algorithm)
+    initial_structure = algorithm_state.structure(algorithm)
     change(algorithm)
     with pytest.raises(algorithm_state.StateError, match=named):
-        algorithm_state.capture(algorithm, at_first)
+        algorithm_state.capture(algorithm, initial_structure)
 
 
 @pytest.mark.gpu

@@ -21,7 +21,7 @@ LARGE = (3, 224, 224)
 @functools.cache
 def random_weights(small: bool):
     with torch.random.fork_rng():
-        return networks._unweighed(small).state_dict()
+        return networks._random_resnet(small).state_dict()
 
 
 @pytest.fixture

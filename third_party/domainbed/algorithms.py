@@ -36,11 +36,13 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
 
     Raises UnknownNameError, which lists the valid names or says what to use for upstream's others.
     """
-    found = globals().get(algorithm_name)
+    value = globals().get(algorithm_name)
     # Imported helpers share the globals, so a class has to offer what train calls.
-    offers = hasattr(found, "update") and hasattr(found, "predict")
-    if isinstance(found, type) and offers and found is not Algorithm and algorithm_name[0] != "_":
-        return found
+    is_trainable = hasattr(value, "update") and hasattr(value, "predict")
+    is_public = value is not Algorithm and not algorithm_name.startswith("_")
+    if isinstance(value, type) and is_trainable and is_public:
+        return value
+
     if algorithm_name in NOT_INCLUDED:
         raise UnknownNameError(
             f"algorithm {algorithm_name} is not included; use one of {', '.join(ALGORITHMS)}, "
@@ -95,9 +97,9 @@ class Algorithm(torch.nn.Module):
 
 # What a value is to be, and whether one is. A text such as "no" would count as true.
 SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
-_MOST = sys.float_info.max
-_AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x <= _MOST)
-_TAKEN = {
+_LARGEST = sys.float_info.max
+_AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x <= _LARGEST)
+_VALID_VALUES = {
     "lr": _AMOUNT,
     "weight_decay": _AMOUNT,
     "resnet_dropout": ("a number from 0 to 1", lambda x: type(x) in (int, float) and 0 <= x <= 1),
@@ -105,12 +107,17 @@ _TAKEN = {
 }
 
 
-def value_problems(given: Mapping[str, Any], taken: Mapping[str, tuple[str, Any]]) -> list[str]:
-    """Say which hyperparameters among `taken` have other values than it takes."""
+def value_problems(
+    hparams: Mapping[str, Any], valid_values: Mapping[str, tuple[str, Any]]
+) -> list[str]:
+    """Say which hyperparameters have a value that is not valid.
+
+    `valid_values` maps a name to what its value is expected to be, and whether a value is.
+    """
     return [
-        f"--hparams: {name} must be {expected}, not {given[name]!r}"
-        for name, (expected, takes) in taken.items()
-        if name in given and not takes(given[name])
+        f"--hparams: {name} must be {expected}, not {hparams[name]!r}"
+        for name, (expected, is_valid) in valid_values.items()
+        if name in hparams and not is_valid(hparams[name])
     ]
 
 
@@ -126,7 +133,7 @@ class ERM(Algorithm):
         """Problems of what a user sets, before anything is loaded; any class may have this."""
         if cls is not ERM:  # which need not accept its values
             return []
-        return networks.not_included(overrides) + value_problems(overrides, _TAKEN)
+        return networks.not_included(overrides) + value_problems(overrides, _VALID_VALUES)
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams

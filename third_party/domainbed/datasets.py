@@ -35,13 +35,11 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
     Raises UnknownNameError, which lists the valid names and says what to do for one of upstream's,
     and CarftError for a path to a missing folder, or to one without environments.
     """
-    found = globals().get(dataset_name)
-    if (
-        isinstance(found, type)
-        and hasattr(found, "ENVIRONMENTS")
-        and not dataset_name.startswith("_")
-    ):
-        return found
+    value = globals().get(dataset_name)
+    is_public = not dataset_name.startswith("_")
+    if isinstance(value, type) and hasattr(value, "ENVIRONMENTS") and is_public:
+        return value
+
     if os.sep in dataset_name or os.path.isdir(dataset_name):
         labels = image_folders.environments(dataset_name)
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})

@@ -51,10 +51,10 @@ class SelectionMethod:
     def hparams_accs(cls, records: Q) -> list[tuple[dict[str, float], Q]]:
         """(outcome, records) of every choice of hyperparameters, the best and later ones first."""
         outcomes = records.group_map(
-            "args.hparams_seed", lambda _, found: (cls.run_acc(found), found)
+            "args.hparams_seed", lambda _, run_records: (cls.run_acc(run_records), run_records)
         )
-        known = outcomes.filter(lambda pair: pair[0] is not None)
-        ascending = known.sorted(key=lambda pair: pair[0]["val_acc"])
+        complete = outcomes.filter(lambda pair: pair[0] is not None)
+        ascending = complete.sorted(key=lambda pair: pair[0]["val_acc"])
         return list(ascending)[::-1]
 
     @classmethod
@@ -74,6 +74,7 @@ class OracleSelectionMethod(SelectionMethod):
         candidates = get_test_records(run_records)
         if not candidates:
             return None
+
         last = candidates.sorted(lambda record: record["step"])[-1]
         return _outcome(last, last[f"env{_test_env(last)}_out_acc"])
 
@@ -102,23 +103,25 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
         outcomes = run_records.group_map("step", lambda _, records: cls._step_acc(records))
-        known = outcomes.filter_not_none()
-        return known.argmax("val_acc") if known else None
+        complete = outcomes.filter_not_none()
+        return complete.argmax("val_acc") if complete else None
 
     @classmethod
     def _step_acc(cls, records: Q) -> dict[str, float] | None:
         test_records = get_test_records(records)
         if len(test_records) != 1:
             return None
+
         test_env = _test_env(test_records[0])
-        left_out = {}
+        validation_accuracies = {}
         for record in records:
             match record["args"]["test_envs"]:
                 case [first, second]:
-                    other = second if first == test_env else first
-                    left_out[other] = record[f"env{other}_in_acc"]
-        needed = [i for i in range(_num_envs(records[0])) if i != test_env]
-        if any(i not in left_out for i in needed):
+                    validation_env = second if first == test_env else first
+                    validation_accuracies[validation_env] = record[f"env{validation_env}_in_acc"]
+
+        training_envs = [i for i in range(_num_envs(records[0])) if i != test_env]
+        if any(i not in validation_accuracies for i in training_envs):
             return None
-        total = np.sum([left_out[i] for i in needed])
-        return _outcome(test_records[0], float(total / len(needed)))
+        total = np.sum([validation_accuracies[i] for i in training_envs])
+        return _outcome(test_records[0], float(total / len(training_envs)))

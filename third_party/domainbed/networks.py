@@ -112,7 +112,9 @@ class ResNet(nn.Module):
         super().__init__()
         self.hparams = hparams
         self.network, self.n_outputs = _pretrained_resnet(hparams)
-        if (channels := input_shape[0]) != 3:
+
+        channels = input_shape[0]
+        if channels != 3:
             weight = self.network.conv1.weight.data[:, [c % 3 for c in range(channels)]].clone()
             self.network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
             self.network.conv1.weight.data = weight
@@ -134,8 +136,12 @@ class ResNet(nn.Module):
 
 
 def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResNet, int]:
-    small, augmix = hparams["resnet18"], hparams["resnet50_augmix"]
-    url = RESNET50_AUGMIX if augmix else RESNET18 if small else RESNET50
+    """The network without random draws beyond upstream's, and the width of its features."""
+    small = hparams["resnet18"]
+    augmix = hparams["resnet50_augmix"]
+    plain_url = RESNET18 if small else RESNET50
+    url = RESNET50_AUGMIX if augmix else plain_url
+
     if augmix and small:
         print(
             "Warning: resnet50_augmix is true and overrides resnet18: the network is a "
@@ -144,20 +150,23 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
     if augmix:
         # Upstream builds and drops the other network first. Its random numbers have to be drawn
         # for the classifier to start as upstream's does.
-        _unweighed(small)
+        _random_resnet(small)
+
     small = small and not augmix
-    network, found = _unweighed(small), pretrained(url)
+    network = _random_resnet(small)
+    state_dict = pretrained(url)
     try:
-        network.load_state_dict(found)
+        network.load_state_dict(state_dict)
     except Exception as error:  # RuntimeError for another network's, others for no state dict
         raise CarftError(
-            f"the pretrained weights {_place(url)} do not fit this network ({brief(error)}). "
+            f"the pretrained weights {_cached_file(url)} do not fit this network ({brief(error)}). "
             f"Replace the file with {url}"
         ) from error
+
     return network, 512 if small else 2048
 
 
-def _unweighed(small: bool) -> torchvision.models.ResNet:
+def _random_resnet(small: bool) -> torchvision.models.ResNet:
     build = torchvision.models.resnet18 if small else torchvision.models.resnet50
     return build(weights=None)
 
@@ -167,7 +176,7 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
 
     Raises PassingError if that fails, and CarftError if the file cannot be read.
     """
-    path = _place(url)
+    path = _cached_file(url)
     if not os.path.exists(path):
         digits = os.path.splitext(url)[0].rpartition("-")[2]  # the first of the file's SHA-256
         print(f"Downloading {url} to {path}")
@@ -179,11 +188,13 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
                 f"the pretrained weights {path} are missing, and downloading them failed "
                 f"({brief(error)}). Put {url} there; TORCH_HOME sets another folder"
             ) from error
+
     try:
         return weights.load_weights(path)
     except CarftError as error:
         raise CarftError(f"{error}. Delete the file, or replace it with {url}") from error
 
 
-def _place(url: str) -> str:
+def _cached_file(url: str) -> str:
+    """Where torch hub keeps the file of a URL."""
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))

@@ -34,43 +34,48 @@ class StateError(ValueError):
     """An algorithm that cannot be stored, or that does not fit what was stored."""
 
 
-def places(algorithm: Any) -> dict[str, str]:
-    """What a newly built algorithm has places for: path to kind."""
-    parts = {name: str(tuple(tensor.shape)) for name, tensor in algorithm.state_dict().items()}
-    stateful = {path: value for path, value in _attributes(algorithm) if _has_state(value)}
-    return parts | {path: type(value).__name__ for path, value in stateful.items()}
+def structure(algorithm: Any) -> dict[str, str]:
+    """What a newly built algorithm can take a state for: path to shape or type name."""
+    tensors = {name: str(tuple(tensor.shape)) for name, tensor in algorithm.state_dict().items()}
+    stateful = {
+        path: type(value).__name__ for path, value in _attributes(algorithm) if _has_state(value)
+    }
+    return tensors | stateful
 
 
-def capture(algorithm: Any, at_first: Mapping[str, str]) -> dict[str, Any]:
+def capture(algorithm: Any, initial_structure: Mapping[str, str]) -> dict[str, Any]:
     """Return the state, of types that torch reads back without executing code, tensors not copied.
 
-    `at_first` are the algorithm's `places` before the first step, which are those of the one to
-    restore. Raises StateError, naming what cannot be stored or put back.
+    `initial_structure` is the algorithm's `structure` before the first step, which is that of the
+    one to restore. Raises StateError, naming what cannot be stored or put back.
     """
-    changed = dict(places(algorithm).items() ^ at_first.items())
+    changed = dict(structure(algorithm).items() ^ initial_structure.items())
     refused = [f"{path} (changed since the start)" for path in changed]
     attributes = {}
-    own = getattr(algorithm, "training_state", None)
+    training_state = getattr(algorithm, "training_state", None)
+
     for path, value in _attributes(algorithm):
         if _has_state(value):
             attributes[path] = value.state_dict()
         elif _is_plain(value):
             attributes[path] = value.detach() if isinstance(value, torch.Tensor) else value
-        elif "." not in path and not isinstance(value, _CONSTANTS) and own is None:
+        elif "." not in path and not isinstance(value, _CONSTANTS) and training_state is None:
             refused.append(f"{path} (a {type(value).__name__})")
+
     if refused:
         raise StateError(
             f"{type(algorithm).__name__} has attributes that cannot be stored: "
             f"{', '.join(refused)}. Define training_state() and load_training_state() to store them"
         )
-    saved = algorithm.state_dict()
+
+    state_dict = algorithm.state_dict()
     return {
-        "modules": {name: tensor.detach() for name, tensor in saved.items()},
-        "buffers": {name: b for name, b in algorithm.named_buffers() if name not in saved},
+        "modules": {name: tensor.detach() for name, tensor in state_dict.items()},
+        "buffers": {name: b for name, b in algorithm.named_buffers() if name not in state_dict},
         "fixed": [name for name, p in algorithm.named_parameters() if not p.requires_grad],
         "attributes": attributes,
         "on_gpu": [path for path, value in attributes.items() if _is_on_gpu(value)],
-        "own": own and own(),
+        "own": training_state and training_state(),
     }
 
 
@@ -82,6 +87,7 @@ def restore(algorithm: Any, state: Mapping[str, Any]) -> None:
         buffers[name].copy_(tensor)
     for name, parameter in algorithm.named_parameters():
         parameter.requires_grad_(name not in state["fixed"])
+
     present = dict(_attributes(algorithm))
     for path, stored in state["attributes"].items():
         value = present.get(path)
@@ -95,11 +101,13 @@ def restore(algorithm: Any, state: Mapping[str, Any]) -> None:
             if path in state["on_gpu"] and torch.cuda.is_available():
                 stored = trees.tree_map_only(torch.Tensor, torch.Tensor.cuda, stored)
             setattr(algorithm.get_submodule(holder), name, stored)
+
     if state["own"] is not None:
         algorithm.load_training_state(state["own"])
 
 
 def _attributes(algorithm: Any) -> Iterator[tuple[str, Any]]:
+    """All attributes of the algorithm and its parts that are not a module's own, by path."""
     for prefix, module in algorithm.named_modules():
         for name, value in list(vars(module).items()):
             if name not in _OF_MODULES:
@@ -107,15 +115,18 @@ def _attributes(algorithm: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _has_state(value: Any) -> bool:
-    names = ("state_dict", "load_state_dict")
-    return not isinstance(value, type) and all(callable(getattr(value, n, None)) for n in names)
+    """Whether it is an object that saves and loads a state, such as an optimizer."""
+    methods = ("state_dict", "load_state_dict")
+    return not isinstance(value, type) and all(
+        callable(getattr(value, method, None)) for method in methods
+    )
 
 
 def _is_plain(value: Any) -> bool:
     """Whether it is data; in a collection no tensor may be trained: it is put back as another."""
     if type(value) in (list, tuple, dict):
-        inner = [*value, *value.values()] if isinstance(value, dict) else value
-        return all(_is_plain(one) and not getattr(one, "requires_grad", False) for one in inner)
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(_is_plain(item) and not getattr(item, "requires_grad", False) for item in items)
     return type(value) in _PLAIN or isinstance(value, torch.Tensor)
 
 

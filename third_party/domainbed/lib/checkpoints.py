@@ -44,45 +44,62 @@ class Files:
         selected_by: Sequence[str],
         contents: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self._selected_by, self._contents = selected_by, contents
+        self._selected_by = selected_by
+        self._contents = contents
         self._every = args.save_model_every_checkpoint
         self._folder = JobFolder(args.output_dir)
         self._keep = "none" if args.skip_model_save else args.keep_weights
-        # Upstream appends to the records of earlier runs in the folder, here after a line cut off,
-        # and without those of this run itself, if it was interrupted and left no state.
-        lines, own = _text(self._folder.records_path).splitlines(True), resume.identity(vars(args))
-        kept = "".join(one for one in lines if self._folder.done or _identity_in(one) != own)
-        self._records = kept if kept[-1:] in ("", "\n") else kept + "\n"
         self._logs: scalar_logs.Logs | None = None
+
+        self._records = self._earlier_records(args)
         self._begins_at = len(self._records)  # this run, in the records
         self._step = self._best_step = -1
         self._best_accuracy = -1.0
         self.diverged_at: int | None = None  # the step of the first loss that was not finite
 
+    def _earlier_records(self, args: argparse.Namespace) -> str:
+        """The records of earlier runs in the folder, to which upstream appends.
+
+        Those of this run itself are left out if it was interrupted and left no state.
+        """
+        lines = _read_text(self._folder.records_path).splitlines(keepends=True)
+        if not self._folder.done:
+            identity = resume.identity(vars(args))
+            lines = [line for line in lines if _identity_in(line) != identity]
+
+        text = "".join(lines)
+        is_cut_off = bool(text) and not text.endswith("\n")
+        return text + "\n" if is_cut_off else text
+
     def begin_anew(self) -> None:
         """Delete the state and weights of an earlier run; set its records aside."""
-        folder, records = self._folder.path, self._folder.records_path
+        folder = self._folder.path
+        records = self._folder.records_path
         # `done` first: whatever comes in between, half a run must not pass for a whole one.
         for path in (folder / "done", self._folder.state_path, *folder.glob("model*.pkl")):
             path.unlink(missing_ok=True)
         resume.tidy_up(folder)
         scalar_logs.forget(folder)
         if records.exists():
-            aside = (folder / f"results-{number}.jsonl" for number in itertools.count(1))
-            records.rename(next(path for path in aside if not path.exists()))
-        self._records, self._begins_at = "", 0
+            candidates = (folder / f"results-{number}.jsonl" for number in itertools.count(1))
+            records.rename(next(path for path in candidates if not path.exists()))
+
+        self._records = ""
+        self._begins_at = 0
 
     def watch(self, step: int, name: str, value: float) -> None:
         """Warn of the run's first loss that is not finite; later records are marked."""
-        if self.diverged_at is None and "loss" in name and not math.isfinite(value):
-            self.diverged_at = step
-            if self._best_step == step - 1:  # whose own update broke the weights: no table has them
-                self._best_step = -1
-                (self._folder.path / "model_best.pkl").unlink(missing_ok=True)
-            print(
-                f"Warning: the training diverged: {name} is {value} at step {step}. Records from "
-                "here on are marked diverged_at; carft collect leaves out their accuracies."
-            )
+        if self.diverged_at is not None or "loss" not in name or math.isfinite(value):
+            return
+
+        self.diverged_at = step
+        if self._best_step == step - 1:  # whose own update broke the weights: no table has them
+            self._best_step = -1
+            (self._folder.path / "model_best.pkl").unlink(missing_ok=True)
+        print(
+            f"Warning: the training diverged: {name} is {value} at step {step}. Records from "
+            "here on are marked diverged_at; carft collect leaves out their accuracies."
+        )
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record; `publish` writes it."""
@@ -90,30 +107,37 @@ class Files:
             record = {**record, "diverged_at": self.diverged_at}
         self._records += json.dumps(record, sort_keys=True) + "\n"
         self._step = int(record["step"])
+
         accuracy = float(np.mean([record[name] for name in self._selected_by]))
         # As carft collect selects: the earliest of equals, and no record of a diverged training.
         if accuracy > self._best_accuracy and self.diverged_at is None:
-            self._best_step, self._best_accuracy = self._step, accuracy
+            self._best_step = self._step
+            self._best_accuracy = accuracy
 
     def publish(self, steps_done: int) -> None:
         """Write the records, and the weights if the last record is theirs."""
-        path = self._folder.records_path
-        present = _text(path)
-        with resume.told(path):
-            if self._records.startswith(present):
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(self._records[len(present) :])
-            else:
-                with files.replacing(path) as beside:
-                    beside.write_text(self._records, encoding="utf-8")
+        self._write_records()
         if self._logs is not None:
             self._logs.catch_up(self._records[self._begins_at :])
+
         if self._keep == "none" or self._step != steps_done - 1:
             return
         if self._every:
             self._save(f"model_step{self._step}.pkl")
         if self._best_step == self._step and self._keep in ("both", "best"):
             self._save("model_best.pkl", best_step=self._best_step)
+
+    def _write_records(self) -> None:
+        """Append what is new to the file of records, or replace it if it holds something else."""
+        path = self._folder.records_path
+        written = _read_text(path)
+        with resume.naming_failed_writes(path):
+            if self._records.startswith(written):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(self._records[len(written) :])
+            else:
+                with files.replacing(path) as temporary:
+                    temporary.write_text(self._records, encoding="utf-8")
 
     def log_to(self, logs: scalar_logs.Logs) -> None:
         """Log the records of this run, those so far and all that are going to be published."""
@@ -125,11 +149,12 @@ class Files:
         if self._keep in ("both", "last"):
             self._save("model.pkl")
         path = self._folder.path / "done"
-        with resume.told(path):
+        with resume.naming_failed_writes(path):
             path.write_text("done")
             self._folder.state_path.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on in another process."""
         return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -141,11 +166,12 @@ class Files:
         resume.save_whole({**self._contents(), **more}, self._folder.path / filename)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _identity_in(line: str) -> dict[str, Any] | None:
+    """The arguments that a record's result depends on; None for a line that is no record."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         return resume.identity(parsing.parse_json(line)["args"])
     return None

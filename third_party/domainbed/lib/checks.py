@@ -24,81 +24,96 @@ _READ_HERE = {
 
 
 def task_problems(task: str) -> list[str]:
-    advice = "is not included; use a checkout of facebookresearch/DomainBed"
-    return [] if task == TASKS[0] else [f"--task {task} {advice}"]
+    """Say that a task of upstream's is not included."""
+    if task == TASKS[0]:
+        return []
+    return [f"--task {task} is not included; use a checkout of facebookresearch/DomainBed"]
 
 
 def algorithm_problems(name: str) -> list[str]:
+    """Say that an algorithm is unknown."""
     return refusals(algorithms.get_algorithm_class, name)
 
 
 def dataset_problems(name: str) -> list[str]:
+    """Say that a data set is unknown, or that a folder is not one."""
     return refusals(datasets.num_environments, name)
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:
     """Say if the folders of a known data set, whose class has that check, are missing."""
-    ask = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
-    return list(ask(data_dir)) if ask else []
+    problems_of_class = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
+    return list(problems_of_class(data_dir)) if problems_of_class else []
 
 
 def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
+    """Say which test environments do not exist, come twice, or leave none to train on."""
     labels = datasets.get_dataset_class(dataset).ENVIRONMENTS
     valid = ", ".join(f"{index} ({label})" for index, label in enumerate(labels))
-    named = " ".join(map(str, test_envs))
+    numbers = " ".join(map(str, test_envs))
+
     problems = [
         f"--test_envs {index}: {dataset} has no such environment. Valid: {valid}"
         for index in test_envs
         if not 0 <= index < len(labels)
     ]
     if len(set(test_envs)) < len(test_envs):
-        problems.append(f"--test_envs {named} names an environment twice")
+        problems.append(f"--test_envs {numbers} names an environment twice")
     if not problems and len(test_envs) == len(labels):
         problems.append(
-            f"--test_envs {named} leaves no environment of {dataset} to train on; --test_envs "
+            f"--test_envs {numbers} leaves no environment of {dataset} to train on; --test_envs "
             "without a number trains on all"
         )
     return problems
 
 
-def given_hparams(json: str | None) -> dict[str, Any]:
+def parse_hparams(json: str | None) -> dict[str, Any]:
     """Return what --hparams sets. Raises CarftError for anything but a JSON object."""
     json = json or "{}"
     try:
-        given = parsing.parse_json(json, unique_keys=True)
+        overrides = parsing.parse_json(json, unique_keys=True)
     except ValueError as error:
         raise CarftError(f"--hparams is not valid JSON ({error}): {json[:200]}") from error
-    if isinstance(given, dict):
-        return given
-    raise CarftError(f'--hparams must be a JSON object such as {{"lr": 0.1}}, not: {json[:200]}')
+
+    if not isinstance(overrides, dict):
+        raise CarftError(
+            f'--hparams must be a JSON object such as {{"lr": 0.1}}, not: {json[:200]}'
+        )
+    return overrides
 
 
 def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str]:
     """Say what is wrong with the keys of --hparams, and with values that we or the class checks."""
-    if invalid := refusals(given_hparams, json):
-        return invalid
-    given = given_hparams(json)
-    problems = algorithms.value_problems(given, _READ_HERE)
-    if not given or algorithm_problems(algorithm) or dataset_problems(dataset):
+    try:
+        overrides = parse_hparams(json)
+    except CarftError as error:
+        return [str(error)]
+
+    problems = algorithms.value_problems(overrides, _READ_HERE)
+    if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
-    known = sorted(hparams_registry.default_hparams(algorithm, dataset))
-    unknown = [key for key in given if key not in known]
-    ask = getattr(algorithms.get_algorithm_class(algorithm), "hparam_problems", None)
-    return [
-        *problems,
-        *(text.unknown(f"hyperparameter of {algorithm}", key, known) for key in unknown),
-        *(ask(dataset, given) if ask else ()),
-    ]
+
+    valid_names = sorted(hparams_registry.default_hparams(algorithm, dataset))
+    for name in overrides:
+        if name not in valid_names:
+            problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))
+    hparam_problems = getattr(algorithms.get_algorithm_class(algorithm), "hparam_problems", None)
+    if hparam_problems is not None:
+        problems += hparam_problems(dataset, overrides)
+    return problems
 
 
 def range_problems(flag: str, value: float | None, least: int, below: float = 2**63) -> list[str]:
+    """Say that a number is outside [least, below); None, a flag that was not given, is fine."""
     if value is None or least <= value < below:
         return []
+
     limit = f" and less than {below}" if below < 2**63 or value >= below else ""
     return [f"{flag} must be at least {least}{limit}, not {value}"]
 
 
 def holdout_problems(value: float) -> list[str]:
+    """Say that the share held out is not in (0, 1)."""
     if value == 0:
         return ["--holdout_fraction must be more than 0: models are selected by the out-splits"]
     return range_problems("--holdout_fraction", value, 0, 1)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import Batch, Request
@@ -17,9 +19,11 @@ from domainbed.lib.members import Members
 from domainbed.lib.picture_batches import Pictures
 from domainbed_carft.pictures import drawing, environment
 
-# On a GPU four times the pictures of a step, if that is more: without the activations that a
-# step keeps, they take less of its memory.
 EVALUATION_BATCH_SIZE = 64
+
+# On a GPU an evaluation batch has this many times a step's pictures, if that is more: it takes less
+# memory, since no activations are stored.
+EVALUATION_FACTOR_ON_GPU = 4
 
 
 @dataclass
@@ -38,18 +42,25 @@ class JobBatches:
     members: Members  # this one gets its slice of every batch
 
     def __post_init__(self) -> None:
-        of_step = len(self.in_splits) * self.hparams["batch_size"]
-        most = 4 * of_step if self.device == "cuda" else 0
-        self._at_a_time = max(EVALUATION_BATCH_SIZE * self.members.size, most)
-        self._draws = loader.drawn_seed()
-        balanced = self.hparams["class_balanced"]
-        weigh = misc.make_weights_for_balanced_classes if balanced else lambda split: None
-        self._weights = [weigh(split) for split in self.in_splits]
+        self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.members.size
+        if self.device == "cuda":
+            step_size = len(self.in_splits) * self.hparams["batch_size"]
+            self._evaluation_batch_size = max(
+                self._evaluation_batch_size, EVALUATION_FACTOR_ON_GPU * step_size
+            )
+
+        self._training_seed = loader.drawn_seed()
+        self._weights: list[torch.Tensor | None] = [None for _ in self.in_splits]
+        if self.hparams["class_balanced"]:
+            self._weights = [
+                misc.make_weights_for_balanced_classes(split) for split in self.in_splits
+            ]
+
         sampling = self.hparams.get("sampling", environment.REPLACED)
         self._passes = [
             environment.Passes(
                 len(split),
-                drawing.seed_of(self._draws, number),
+                drawing.seed_of(self._training_seed, number),
                 environment.shards_of(split) if sampling == environment.BY_SHARD else None,
             )
             for number, split in enumerate(self.in_splits)
@@ -57,14 +68,15 @@ class JobBatches:
         ]
 
     def begin(self, step: int, pending: bool, once: bool, workers: int, pictures: Pictures) -> None:
-        """Go on with a step; `close` ends it.
+        """Start loading at a step; `close` ends it.
 
-        `pending`: whether the evaluation after the step before is to come first; `once`: whether to
-        evaluate once, the same whenever that is, and not at every checkpoint.
+        `pending`: whether the evaluation after the previous step comes first; `once`: whether to
+        evaluate only once, for algorithms that training does not change.
         """
         data = [*self.in_splits, *self.evaluated.values()]
-        whole = self._requests(step, pending, once)
-        requests = filter(None, (batch[self.members.part(len(batch))] for batch in whole))
+        full_batches = self._requests(step, pending, once)
+        slices = (batch[self.members.part(len(batch))] for batch in full_batches)
+        requests = filter(None, slices)  # this process may have no picture of a small batch
         self._loaded = loader.batches(data, requests, workers, pictures, self.device == "cuda")
         self._batches = loader.on_device(self._loaded, self.device)
 
@@ -79,8 +91,8 @@ class JobBatches:
     def of_split(self, name: str) -> Iterator[Batch | None]:
         """The batches of what is evaluated next; None where this process has no slice of one."""
         size = len(self.evaluated[name])
-        for begin in range(0, size, self._at_a_time):
-            part = self.members.part(min(self._at_a_time, size - begin))
+        for begin in range(0, size, self._evaluation_batch_size):
+            part = self.members.part(min(self._evaluation_batch_size, size - begin))
             yield next(self._batches) if part.start < part.stop else None
 
     def close(self) -> None:
@@ -88,12 +100,20 @@ class JobBatches:
         self._loaded.close()
 
     def _requests(self, first: int, pending: bool, once: bool) -> Iterator[list[Request]]:
+        """The requests of all batches from a step on, each for all processes together."""
         if pending:
             yield from self._evaluation(0 if once else first - 1)
+
         sizes = [len(split) for split in self.in_splits]
-        how = (self._draws, sizes, self._weights, self.hparams["batch_size"])
         for step in range(first, self.steps):
-            yield from loader.training(*how, step, self._passes)
+            yield from loader.training(
+                seed=self._training_seed,
+                sizes=sizes,
+                weights=self._weights,
+                batch_size=self.hparams["batch_size"],
+                step=step,
+                passes=self._passes,
+            )
             if self.is_due(step) and not (once and pending):
                 yield from self._evaluation(0 if once else step)
                 pending = True
@@ -101,4 +121,4 @@ class JobBatches:
     def _evaluation(self, step: int) -> Iterator[list[Request]]:
         sizes = [len(split) for split in self.evaluated.values()]
         key = (self.seed % 2**64, step)
-        return loader.evaluation(sizes, self._at_a_time, key, len(self.in_splits))
+        return loader.evaluation(sizes, self._evaluation_batch_size, key, len(self.in_splits))

@@ -11,15 +11,22 @@ import numpy as np
 import torch
 
 
-def decides(algorithm: Any, *names: str) -> Mapping[str, Any]:
-    """What the class of an algorithm has that is the first to define one of these names."""
-    return next(vars(c) for c in type(algorithm).__mro__ if {*names} & vars(c).keys())
+def defining_class(algorithm: Any, *names: str) -> Mapping[str, Any]:
+    """The attributes of the first class, in method resolution order, to define one of `names`."""
+    return next(
+        vars(cls) for cls in type(algorithm).__mro__ if not vars(cls).keys().isdisjoint(names)
+    )
 
 
 def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, Any]:
-    """Take a step, without waiting for the device unless a subclass has only changed `update`."""
-    if "step_on_device" in decides(algorithm, "step_on_device", "update"):
+    """Take a step and return what it measured, by name.
+
+    The values are tensors on the device, which nobody waits for, unless a subclass has only changed
+    `update`: then they are numbers.
+    """
+    if "step_on_device" in defining_class(algorithm, "step_on_device", "update"):
         return algorithm.step_on_device(batches)
+
     # Others may go on changing a tensor that they return.
     return {name: float(value) for name, value in algorithm.update(batches, None).items()}
 
@@ -44,18 +51,23 @@ class Interval:
             self._unread.append((step, name, value))
 
     def read(self) -> dict[str, list[float]]:
-        if self._unread:
-            began = time.monotonic()
-            numbers = torch.stack([value.double().reshape(()) for _, _, value in self._unread])
-            for (step, name, _), number in zip(self._unread, numbers.tolist(), strict=True):
-                self._values[name].append(number)
-                self._watch(step, name, number)
-            self._unread.clear()
-            # A GPU does its work meanwhile: the last step pays for what it has waited for.
-            self._values["step_time"][-1] += time.monotonic() - began
+        """Return all values by name, in the order of the steps; this waits for the device."""
+        if not self._unread:
+            return dict(self._values)
+
+        started = time.monotonic()
+        numbers = torch.stack([value.double().reshape(()) for _, _, value in self._unread])
+        for (step, name, _), number in zip(self._unread, numbers.tolist(), strict=True):
+            self._values[name].append(number)
+            self._watch(step, name, number)
+        self._unread.clear()
+
+        # A GPU still computes the last step here, so the wait is part of that step's time.
+        self._values["step_time"][-1] += time.monotonic() - started
         return dict(self._values)
 
     def means(self) -> dict[str, float]:
+        """Return the mean of each value over the steps."""
         return {name: float(np.mean(values)) for name, values in self.read().items()}
 
     def begin(self, values: Mapping[str, list[float]] | None = None) -> None:

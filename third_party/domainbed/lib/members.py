@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from domainbed.algorithms import Algorithm
-from domainbed.lib.measured import decides
+from domainbed.lib.measured import defining_class
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, PassingError, brief
 from domainbed_carft.jobs.folder import STOPPED
@@ -169,7 +169,7 @@ def divide(algorithm: Any, members: Members, batch_size: int) -> None:
     if batch_size < members.size:
         raise CarftError(f"batches of {batch_size} {several}; give them that many pictures or more")
     # Which a class that has changed its step has to say anew.
-    said = "indivisible" in decides(algorithm, "indivisible", "step_on_device", "update")
+    said = "indivisible" in defining_class(algorithm, "indivisible", "step_on_device", "update")
     if why := (type(algorithm) if said else Algorithm).indivisible(algorithm):
         raise CarftError(f"{type(algorithm).__name__} {several}: {why}. Use one process")
     algorithm.members = members

@@ -39,6 +39,7 @@ def split_dataset(dataset: Any, n: int, seed: int = 0) -> tuple[SplitDataset, Sp
     """Shuffle the positions of `dataset` with `seed`; split off the first `n` from the rest."""
     size = len(dataset)
     assert 0 <= n <= size, f"cannot take {n} of {size} items"
+
     # RandomState.shuffle of a list: the draw that upstream's splits are defined by.
     order = list(range(size))
     np.random.RandomState(seed).shuffle(order)
@@ -54,20 +55,24 @@ def make_weights_for_balanced_classes(dataset: Any) -> torch.Tensor:
 
 def labels_of(dataset: Any) -> list[int]:
     """Return every item's label, without reading the items where the data set keeps a list."""
-    known = _listed_labels(dataset)
-    return [int(label) for label in ((y for _, y in dataset) if known is None else known)]
+    labels = _listed_labels(dataset)
+    if labels is None:
+        labels = (label for _, label in dataset)
+    return [int(label) for label in labels]
 
 
 def _listed_labels(dataset: Any) -> Any:
     """The labels of an ImageFolder, a TensorDataset or a part of one; else None."""
     if type(dataset) in (SplitDataset, torch.utils.data.Subset):  # others may change labels
-        whole = _listed_labels(dataset.dataset)
-        return None if whole is None else [whole[index] for index in dataset.indices]
+        all_labels = _listed_labels(dataset.dataset)
+        return None if all_labels is None else [all_labels[index] for index in dataset.indices]
+
     if type(dataset) is torch.utils.data.TensorDataset and len(dataset.tensors) == 2:
         return dataset.tensors[1].tolist()
+
     targets = getattr(dataset, "targets", None)
-    changed = getattr(dataset, "target_transform", None) is not None
-    if targets is None or changed or len(targets) != len(dataset):
+    is_transformed = getattr(dataset, "target_transform", None) is not None
+    if targets is None or is_transformed or len(targets) != len(dataset):
         return None
     return targets
 
@@ -77,40 +82,44 @@ def accuracy(
     loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
     weights: torch.Tensor | None,
     device: str | torch.device,
-    add_up: Callable[[list[torch.Tensor]], None] | None = None,
+    all_reduce: Callable[[list[torch.Tensor]], None] | None = None,
 ) -> float:
     """Return the share of items that `network.predict` gets right, weighted by `weights` if given.
 
-    A single logit is a binary decision at 0. `add_up` adds up, in place, the counts of processes.
+    A single logit is a binary decision at 0. `all_reduce` sums tensors over processes, in place.
     """
-    right = total = torch.zeros((), dtype=torch.float64)
-    seen = 0
+    correct = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
+    n_items = 0
+
     network.eval()
     with torch.no_grad():
         for inputs, labels in loader:
             logits, labels = network.predict(inputs.to(device)), labels.to(device)
             is_binary = logits.size(1) == 1
-            picked = logits.gt(0).view(-1) if is_binary else logits.argmax(1)
-            hits = picked.eq(labels.view(-1)).cpu().double()
-            shares = torch.ones_like(hits)
+            predictions = logits.gt(0).view(-1) if is_binary else logits.argmax(1)
+            hits = predictions.eq(labels.view(-1)).cpu().double()
+
+            item_weights = torch.ones_like(hits)
             if weights is not None:
-                shares = weights[seen : seen + len(hits)].cpu().double()
-            seen += len(hits)
-            right = right + (hits * shares).sum()
-            total = total + shares.sum()
+                item_weights = weights[n_items : n_items + len(hits)].cpu().double()
+            n_items += len(hits)
+            correct = correct + (hits * item_weights).sum()
+            total = total + item_weights.sum()
     network.train()
-    counts = torch.stack([right, total])
-    if add_up:
-        add_up([counts])
-    hit, of = counts.tolist()
-    return hit / of
+
+    sums = torch.stack([correct, total])
+    if all_reduce:
+        all_reduce([sums])
+    return float(sums[0] / sums[1])
 
 
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
     """Print one row of a table, every cell filled up or cut to `colwidth` characters."""
-    shown = (f"{v:.10f}" if isinstance(v, (float, np.floating)) else str(v) for v in row)
-    cells = [cell.ljust(colwidth)[:colwidth] for cell in shown]
-    separator, end = (" & ", "\\\\") if latex else ("  ", "")
+    texts = (f"{v:.10f}" if isinstance(v, (float, np.floating)) else str(v) for v in row)
+    cells = [text.ljust(colwidth)[:colwidth] for text in texts]
+    separator = " & " if latex else "  "
+    end = "\\\\" if latex else ""
     print(separator.join(cells), end)  # so a text row ends in a blank, as upstream's
 
 

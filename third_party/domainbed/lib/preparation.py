@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,9 @@ from domainbed import datasets, hparams_registry
 from domainbed.lib import checks, misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
+
+# The splits that records have accuracies of, unless a data set's class says otherwise.
+EVALUATED_SPLITS = ("in", "out", "uda")
 
 
 class Environment(NamedTuple):
@@ -30,12 +33,13 @@ class Environment(NamedTuple):
 
 def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
     """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top."""
-    names = (args.algorithm, args.dataset)
-    overrides = checks.given_hparams(args.hparams)
-    if not args.hparams_seed:
-        return hparams_registry.default_hparams(*names) | overrides
-    draw = misc.seed_hash(args.hparams_seed, args.trial_seed)
-    return hparams_registry.random_hparams(*names, draw) | overrides
+    overrides = checks.parse_hparams(args.hparams)
+    if args.hparams_seed:
+        seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
+        hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
+    else:
+        hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
+    return hparams | overrides
 
 
 def seed_everything(seed: int) -> None:
@@ -48,15 +52,17 @@ def seed_everything(seed: int) -> None:
 
 
 def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: int = 1) -> int:
-    """Return the loader processes of each of the job's `processes`; torch gets the cores left."""
+    """Return the loader processes of each of the job's `processes`; torch gets the other cores."""
     cores = machine.cores()
     share = os.environ.get(machine.CORES, "")
     if share.isdigit() and int(share):
         cores = min(cores, int(share))
     cores = max(1, cores // processes)
+
     workers = requested
     if workers is None:
         workers = min(int(dataset.N_WORKERS), machine.share(cores, on_gpu)[1])
+
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores - workers))
     return workers
@@ -75,12 +81,67 @@ def split_environments(
         seed = misc.seed_hash(trial_seed, index)
         held_out = int(len(environment) * holdout_fraction)
         out_split, in_split = misc.split_dataset(environment, held_out, seed)
+
         uda_split = misc.SplitDataset(in_split, [])
         if index in test_envs:
             unlabeled = int(len(in_split) * uda_holdout_fraction)
             uda_split, in_split = misc.split_dataset(in_split, unlabeled, seed)
+
         result.append(Environment(in_split, out_split, uda_split))
     return result
+
+
+def named_splits(environments: Sequence[Environment]) -> dict[str, misc.SplitDataset]:
+    """All splits by their names in the records: env0_in, env1_in, ..., env0_out, ..., env0_uda.
+
+    Upstream counts the uda-splits from 0, whichever environments they belong to.
+    """
+    unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
+    return {
+        **{f"env{i}_in": e.in_split for i, e in enumerate(environments)},
+        **{f"env{i}_out": e.out_split for i, e in enumerate(environments)},
+        **{f"env{i}_uda": split for i, split in enumerate(unlabeled)},
+    }
+
+
+def evaluated_splits(
+    splits: Iterable[str], kinds: Collection[str], skipped_envs: Iterable[int]
+) -> list[str]:
+    """The names of the splits that records have accuracies of.
+
+    `kinds`: of "in", "out" and "uda"; `skipped_envs`: whose in-splits are left out.
+    """
+    skipped = {f"env{i}_in" for i in skipped_envs}
+    return [name for name in splits if name not in skipped and name.rpartition("_")[2] in kinds]
+
+
+def warn_of_small_environments(
+    labels: Sequence[str],
+    environments: Sequence[Environment],
+    training_envs: Iterable[int],
+    batch_size: int,
+) -> None:
+    """Print a warning for each training environment with fewer items than a batch."""
+    for index in training_envs:
+        size = len(environments[index].in_split)
+        if size < batch_size:
+            print(
+                f"Warning: environment {labels[index]!r} has {size} training items, fewer than "
+                f"the batch size {batch_size}; batches repeat items."
+            )
+
+
+def recorded_facts(dataset: Any) -> dict[str, Any]:
+    """What each record says of the data set, beside upstream's keys.
+
+    A plugin's data set may have a `data_edition` and a `protocol`. The labels of a user's own
+    environments are recorded so that tables have their columns where the folder is missing.
+    """
+    facts = {key: getattr(dataset, key, "") for key in ("data_edition", "protocol")}
+    facts = {key: value for key, value in facts.items() if value}
+    if isinstance(dataset, datasets.OwnData):
+        facts["environments"] = list(dataset.ENVIRONMENTS)
+    return facts
 
 
 def load_environments(
@@ -93,15 +154,23 @@ def load_environments(
     dataset = datasets.get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
     labels = dataset.ENVIRONMENTS
     if len(dataset) != len(labels):
-        found = f"{args.dataset} has {len(labels)} environments ({', '.join(labels)})"
-        raise CarftError(f"{found}, but the data has {len(dataset)}")
-    shares = args.holdout_fraction, args.uda_holdout_fraction
-    environments = split_environments(list(dataset), args.test_envs, args.trial_seed, *shares)
+        raise CarftError(
+            f"{args.dataset} has {len(labels)} environments ({', '.join(labels)}), but the data "
+            f"has {len(dataset)}"
+        )
+
+    environments = split_environments(
+        list(dataset),
+        args.test_envs,
+        args.trial_seed,
+        args.holdout_fraction,
+        args.uda_holdout_fraction,
+    )
     # Every split is evaluated, and the accuracy on no items is not a number.
     raise_for(
-        f"environment {label!r} has {len(inside)} in-split and {len(outside)} out-split items; "
-        f"neither may be empty (--holdout_fraction {args.holdout_fraction})"
-        for label, (inside, outside, _) in zip(labels, environments, strict=True)
-        if not (len(inside) and len(outside))
+        f"environment {label!r} has {len(splits.in_split)} in-split and {len(splits.out_split)} "
+        f"out-split items; neither may be empty (--holdout_fraction {args.holdout_fraction})"
+        for label, splits in zip(labels, environments, strict=True)
+        if not (len(splits.in_split) and len(splits.out_split))
     )
     return dataset, environments

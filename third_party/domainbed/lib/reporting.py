@@ -24,14 +24,15 @@ def load_records(path: str) -> Q:
     """
     if not Path(path).is_dir():
         raise CarftError(f"--input_dir: no such folder: {path}")
-    found: list[dict[str, Any]] = []
+
+    records: list[dict[str, Any]] = []
     # Sorted: sums, and with them a mean that ends in an exact half, depend on the order.
     for file in filter(Path.is_file, sorted(Path(path).glob(f"*/{RECORDS}"))):
-        whole, faults = job_records.whole(file)
-        found += whole
+        complete, faults = job_records.whole(file)
+        records += complete
         for fault in faults:
             print(text.shown(f"{fault.path}: {fault.text}"), file=sys.stderr)
-    return Q(found)
+    return Q(records)
 
 
 def get_grouped_records(records: Q) -> Q:
@@ -42,5 +43,6 @@ def get_grouped_records(records: Q) -> Q:
         for test_env in args["test_envs"]:
             key = (args["trial_seed"], args["dataset"], args["algorithm"], test_env)
             groups.setdefault(key, []).append(record)
-    names = ("trial_seed", "dataset", "algorithm", "test_env", "records")
-    return Q([dict(zip(names, (*key, Q(found)), strict=True)) for key, found in groups.items()])
+
+    names = ("trial_seed", "dataset", "algorithm", "test_env")
+    return Q([{**dict(zip(names, key)), "records": Q(group)} for key, group in groups.items()])

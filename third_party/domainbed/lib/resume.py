@@ -17,12 +17,30 @@ from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
 # Arguments that do not change the result, so that a run may resume with other values.
-_INDIFFERENT = {"output_dir", "data_dir", "workers", "skip_model_save", "keep_weights"}
-_INDIFFERENT |= {"save_model_every_checkpoint", "skip_training_in_splits"}
+_IRRELEVANT_ARGUMENTS = {
+    "output_dir",
+    "data_dir",
+    "workers",
+    "skip_model_save",
+    "keep_weights",
+    "save_model_every_checkpoint",
+    "skip_training_in_splits",
+}
 
-
-_PARTS = {"steps_done", "recorded", "interval", "files", "generators", "cuda_generators"}
-_PARTS |= {"arguments", "hyperparameters", "data", "torch", "algorithm"}
+# What a state holds.
+_STATE_KEYS = {
+    "steps_done",
+    "recorded",
+    "interval",
+    "files",
+    "generators",
+    "cuda_generators",
+    "arguments",
+    "hyperparameters",
+    "data",
+    "torch",
+    "algorithm",
+}
 
 
 class ResumeError(PassingError):
@@ -35,7 +53,7 @@ def load(folder: str) -> dict[str, Any] | None:
     path = JobFolder(folder).state_path
     try:
         state = weights.load_weights(path) if path.exists() else None
-        if state is not None and not (isinstance(state, dict) and state.keys() >= _PARTS):
+        if state is not None and not (isinstance(state, dict) and state.keys() >= _STATE_KEYS):
             raise ValueError(f"{path} is not the state of a run")
         return state
     except ValueError as error:
@@ -51,37 +69,48 @@ def tidy_up(folder: Path) -> None:
 
 def save_whole(contents: Any, path: Path) -> None:
     """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
-    with told(path), files.replacing(path) as beside, beside.open("wb") as file:
+    with (
+        naming_failed_writes(path),
+        files.replacing(path) as temporary,
+        temporary.open("wb") as file,
+    ):
         torch.save(contents, file)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def naming_failed_writes(path: Path) -> Iterator[None]:
     """Inside the block a failing write becomes a ResumeError that names the file and the reason."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         free = shutil.disk_usage(path.parent).free / 2**20
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ResumeError(
-            f"{path} cannot be written: {why}. {free:.0f} MiB are free; earlier saves are "
+            f"{path} cannot be written: {reason}. {free:.0f} MiB are free; earlier saves are "
             "untouched: free disk space, then rerun the command"
         ) from error
 
 
 def identity(args: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that the result depends on."""
-    return {name: value for name, value in args.items() if name not in _INDIFFERENT}
+    return {name: value for name, value in args.items() if name not in _IRRELEVANT_ARGUMENTS}
 
 
-def require_same(path: Path, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise a ResumeError that names each difference, if there is one."""
-    names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n)]
-    if names:
-        listed = "; ".join(f"{n}: {before.get(n)!r} then, {now.get(n)!r} now" for n in names)
+def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raise a ResumeError that names each difference between the state at ``path`` and this run.
+
+    ``kind`` says what is compared: arguments, hyperparameters or data.
+    """
+    differing = [
+        name for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)
+    ]
+    if differing:
+        listed = "; ".join(
+            f"{name}: {stored.get(name)!r} then, {current.get(name)!r} now" for name in differing
+        )
         raise ResumeError(
-            f"{path} is of a run with other {what} ({listed}). Resume with its values, or start a "
+            f"{path} is of a run with other {kind} ({listed}). Resume with its values, or start a "
             "new run with another --output_dir, or with --restart, which deletes this one."
         )

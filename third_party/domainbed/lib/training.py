@@ -8,15 +8,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
 
-from domainbed import algorithms, datasets
-from domainbed.lib import algorithm_state, checkpoints, measured, misc, resume, stopping
-from domainbed.lib.fast_data_loader import Batch
+from domainbed import algorithms
+from domainbed.lib import (
+    algorithm_state,
+    checkpoints,
+    evaluation,
+    measured,
+    misc,
+    preparation,
+    resume,
+    stopping,
+)
 from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.members import ALONE, Members, divide
 from domainbed.lib.picture_batches import Pictures
@@ -24,6 +32,8 @@ from domainbed.lib.preparation import Environment, share_cores
 from domainbed_carft import machine
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.pictures import drawing
+
+PROGRESS_INTERVAL_SECONDS = 5.0
 
 
 @dataclass
@@ -45,181 +55,177 @@ class Run:
     members: Members = ALONE
 
     def __post_init__(self, state: dict[str, Any] | None) -> None:
-        args, hparams, dataset, members = self.args, self.hparams, self.dataset, self.members
-        environments = self.environments
+        args = self.args
+        training_envs = [i for i in range(len(self.environments)) if i not in args.test_envs]
+        self.num_domains = len(training_envs)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.n_workers = share_cores(args.workers, dataset, self.device == "cuda", members.here)
-        if self.device == "cpu":
+        on_gpu = self.device == "cuda"
+        self.n_workers = share_cores(args.workers, self.dataset, on_gpu, self.members.here)
+        if not on_gpu:
             machine.keep_freed_memory()
-        self.n_steps = args.steps or dataset.N_STEPS
+
+        self.n_steps = args.steps or self.dataset.N_STEPS
         self.steps_done: int = state["steps_done"] if state else 0
         # Whether the checkpoint that was due after the last step is recorded.
         self.recorded: bool = state["recorded"] if state else True
 
-        training = [i for i in range(len(environments)) if i not in args.test_envs]
-        for index in training:
-            if (size := len(environments[index].in_split)) < hparams["batch_size"]:
-                print(
-                    f"Warning: environment {dataset.ENVIRONMENTS[index]!r} has {size} training "
-                    f"items, fewer than the batch size {hparams['batch_size']}; batches repeat "
-                    "items."
-                )
-        # What is evaluated, by its name in the records; upstream counts the uda-splits from 0,
-        # whichever environments they belong to.
-        unlabeled = (e.uda_split for e in environments if len(e.uda_split))
-        self.splits = {f"env{i}_in": e.in_split for i, e in enumerate(environments)}
-        self.splits |= {f"env{i}_out": e.out_split for i, e in enumerate(environments)}
-        self.splits |= {f"env{i}_uda": split for i, split in enumerate(unlabeled)}
-        skipped = {f"env{i}_in" for i in training if args.skip_training_in_splits}
-        kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # out-splits may be all
-        self.evaluated = [
-            name for name in self.splits if name not in skipped and name.rpartition("_")[2] in kinds
-        ]
+        preparation.warn_of_small_environments(
+            self.dataset.ENVIRONMENTS, self.environments, training_envs, self.hparams["batch_size"]
+        )
+        self.splits = preparation.named_splits(self.environments)
+        self.evaluated = preparation.evaluated_splits(
+            self.splits,
+            kinds=getattr(self.dataset, "EVALUATED_SPLITS", preparation.EVALUATED_SPLITS),
+            skipped_envs=training_envs if args.skip_training_in_splits else (),
+        )
         self.batches = JobBatches(
-            [environments[i].in_split for i in training],
-            {name: it if name in self.evaluated else [] for name, it in self.splits.items()},
-            hparams,
-            self.n_steps,
-            args.checkpoint_freq or dataset.CHECKPOINT_FREQ,
-            args.seed,
-            self.device,
-            members,
+            in_splits=[self.environments[i].in_split for i in training_envs],
+            evaluated={
+                name: split if name in self.evaluated else [] for name, split in self.splits.items()
+            },
+            hparams=self.hparams,
+            steps=self.n_steps,
+            checkpoint_freq=args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ,
+            seed=args.seed,
+            device=self.device,
+            members=self.members,
         )
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
-        smallest = min(len(environment.in_split) for environment in environments)
-        self.steps_per_epoch = smallest / hparams["batch_size"]
+        smallest = min(len(environment.in_split) for environment in self.environments)
+        self.steps_per_epoch = smallest / self.hparams["batch_size"]
 
-        self.num_domains = len(training)
-        algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-        for name in getattr(algorithm_class, "SETTLED", ()):
-            if state and hparams.get(name) == "auto":  # what it came to where the job began
-                hparams[name] = state["hyperparameters"].get(name, "auto")
-        self.algorithm = algorithm_class(
-            dataset.input_shape, dataset.num_classes, self.num_domains, hparams
+        self.algorithm = self._build_algorithm(state)
+        self._initial_structure = algorithm_state.structure(self.algorithm)
+        self._is_storable = True
+        self.row_printer = evaluation.RowPrinter()
+        self.evaluator = evaluation.Evaluator(
+            algorithm=self.algorithm,
+            splits=self.evaluated,
+            batches=self.batches,
+            device=self.device,
+            stop=self.stop,
+            members=self.members,
+            is_constant=getattr(self.algorithm, "is_constant", False),
         )
-        if members.size > 1:
-            divide(self.algorithm, members, hparams["batch_size"])
-        self.algorithm.to(self.device)
-        self._places = algorithm_state.places(self.algorithm)
-        self._is_constant = getattr(self.algorithm, "is_constant", False)
-        self._accuracies: dict[str, float] = {}
-        self._printed_columns: list[str] = []
-        selected_by = [f"env{i}_out_acc" for i in training or range(len(environments))]
+        self._progress_published_at = 0.0
+
+        selected_by = [f"env{i}_out_acc" for i in training_envs or range(len(self.environments))]
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
         self.interval = measured.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
-        same = (i for one in self._same_as_before().values() for i in one.items())
-        members.require_same({"steps_done": self.steps_done, **dict(same)})
+        self.members.require_same(self._shared_facts())
         if state:
             self._restore(state)
 
+    def _build_algorithm(self, state: dict[str, Any] | None) -> Any:
+        hparams = self.hparams
+        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
+        # A value that the job resolved where it began is kept where it is resumed.
+        for name in getattr(algorithm_class, "SETTLED", ()):
+            if state and hparams.get(name) == "auto":
+                hparams[name] = state["hyperparameters"].get(name, "auto")
+
+        algorithm = algorithm_class(
+            self.dataset.input_shape, self.dataset.num_classes, self.num_domains, hparams
+        )
+        if self.members.size > 1:
+            divide(algorithm, self.members, hparams["batch_size"])
+        algorithm.to(self.device)
+        return algorithm
+
     def train(self) -> None:
-        """Take the steps that are left, record each checkpoint, save the model, write `done`.
+        """Take the remaining steps, record each checkpoint, save the model, write `done`.
 
         Raises Stopped if a signal came, with the state saved, and ResumeError if something could
-        not be written; what was saved before is still there.
+        not be written; earlier saves stay as they are.
         """
         self.batches.begin(
-            self.steps_done, not self.recorded, self._is_constant, self.n_workers, self.pictures
+            step=self.steps_done,
+            pending=not self.recorded,
+            once=self.evaluator.is_constant,
+            workers=self.n_workers,
+            pictures=self.pictures,
         )
         with contextlib.closing(self.batches):
             try:
-                self._go_on()
+                self._take_remaining_steps()
             except stopping.Stopped:
                 if not self._save_state():
-                    told = (
-                        "this algorithm cannot be stored (see out.txt), so the next run starts over"
-                    )
-                    raise resume.ResumeError(f"stopped by a signal; {told}") from None
+                    raise resume.ResumeError(
+                        "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
+                        "the next run starts over"
+                    ) from None
                 self.members.highest(0)  # all wait for it: torchrun ends them once one has left
                 raise
+
         if self.members.leads:
             self.files.finish()
 
-    def _go_on(self) -> None:
+    def _take_remaining_steps(self) -> None:
         if not self.recorded:
             self._checkpoint(self.steps_done - 1)
+
         while self.steps_done < self.n_steps:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
             values = measured.step(self.algorithm, self.batches.of_step())
             self.interval.add(step, time.monotonic() - started, values)
+
             self.steps_done += 1
             self.recorded = not self.batches.is_due(step)
-            self._tell(at_once=not self.recorded)
+            self._publish_progress(at_once=not self.recorded)
             if not self.recorded:
                 self._checkpoint(step)
 
-    def _tell(self, at_once: bool) -> None:
-        """Publish the progress, but not at every step."""
-        if self.lock and (at_once or time.time() > self._told + 5):
-            self._told = time.time()
-            pictures = self.num_domains * self.hparams["batch_size"]
-            self.lock.tell(step=self.steps_done, steps=self.n_steps, pictures_per_step=pictures)
-
-    _told = 0.0
-    _storable = True
+    def _publish_progress(self, at_once: bool) -> None:
+        """Publish the progress in the lock, at most every few seconds unless ``at_once``."""
+        if self.lock is None:
+            return
+        if at_once or time.time() > self._progress_published_at + PROGRESS_INTERVAL_SECONDS:
+            self._progress_published_at = time.time()
+            self.lock.tell(
+                step=self.steps_done,
+                steps=self.n_steps,
+                pictures_per_step=self.num_domains * self.hparams["batch_size"],
+            )
 
     def _checkpoint(self, step: int) -> None:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
-        results: dict[str, Any] = {"step": step, "epoch": step / self.steps_per_epoch}
-        results |= self.interval.means()
-        results |= self._evaluate()
-        on_gpu = self.device == "cuda"
-        results["mem_gb"] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+        peak_memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
+        results: dict[str, Any] = {
+            "step": step,
+            "epoch": step / self.steps_per_epoch,
+            **self.interval.means(),
+            **self.evaluator.accuracies(),
+            "mem_gb": peak_memory / 2**30,
+        }
+        self.row_printer.print(results)
 
-        columns = sorted(results)
-        if columns != self._printed_columns:
-            misc.print_row(columns, colwidth=12)
-            self._printed_columns = columns
-        misc.print_row([results[column] for column in columns], colwidth=12)
-
-        record = {**results, "hparams": self.hparams, "args": vars(self.args)}
-        # What a plugin knows of the data and its transforms; upstream's records have no such keys.
-        for key in ("data_edition", "protocol"):
-            if known := getattr(self.dataset, key, ""):
-                record[key] = known
-        if self.pictures.told:  # as in the files of weights
-            record["pictures"] = self.pictures.told
-        if isinstance(self.dataset, datasets.OwnData):
-            # So that tables have their columns where the folder is not.
-            record["environments"] = list(self.dataset.ENVIRONMENTS)
-        self.files.add(record)
+        self.files.add(self._record(results))
         self.interval.begin()
         self.recorded = True
         self._save_state()
-        self._publish()
+        self._publish_files()
 
-    def _publish(self) -> None:
+    def _record(self, results: dict[str, Any]) -> dict[str, Any]:
+        record = {
+            **results,
+            "hparams": self.hparams,
+            "args": vars(self.args),
+            **preparation.recorded_facts(self.dataset),
+        }
+        if self.pictures.told:  # as in the files of weights
+            record["pictures"] = self.pictures.told
+        return record
+
+    def _publish_files(self) -> None:
         if self.members.leads:
             self.files.publish(self.steps_done)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Return the accuracy on each split that is evaluated; stopped half-way, leave no trace."""
-        if self._is_constant and self._accuracies:
-            return self._accuracies
-        before = drawing.get_states()
-        how = self.device, self.members.add_up
-        try:
-            self._accuracies = {
-                f"{name}_acc": misc.accuracy(self.algorithm, self._of(name), None, *how)
-                for name in self.evaluated
-            }
-            return self._accuracies
-        except stopping.Stopped:
-            drawing.set_states(before)
-            raise
-
-    def _of(self, name: str) -> Iterator[Batch]:
-        for batch in self.batches.of_split(name):
-            self.stop.check()
-            if batch is not None:
-                yield batch
-
     def _model_contents(self) -> dict[str, Any]:
-        told = {"pictures": self.pictures.told} if self.pictures.told else {}
-        return told | {
+        """What a file of weights holds, as upstream's, with how the job got its pictures."""
+        contents = {
             "args": vars(self.args),
             "model_input_shape": self.dataset.input_shape,
             "model_num_classes": self.dataset.num_classes,
@@ -227,29 +233,39 @@ class Run:
             "model_hparams": self.hparams,
             "model_dict": self.algorithm.state_dict(),
         }
+        if self.pictures.told:
+            contents = {"pictures": self.pictures.told, **contents}
+        return contents
 
-    # The state, from which another process resumes
+    def _required_facts(self) -> dict[str, dict[str, Any]]:
+        """The values that a resumed run must share with its state, by their names in messages."""
+        return {
+            "arguments": {**resume.identity(vars(self.args)), "pictures": self.pictures.told},
+            "hyperparameters": {name: misc.plain(value) for name, value in self.hparams.items()},
+            "data": {name: len(split) for name, split in self.splits.items()},
+        }
 
-    def _same_as_before(self) -> dict[str, dict[str, Any]]:
-        """The values that have to be equal, by their names in messages."""
-        sizes = {name: len(split) for name, split in self.splits.items()}
-        arguments = {**resume.identity(vars(self.args)), "pictures": self.pictures.told}
-        hparams = {name: misc.plain(value) for name, value in self.hparams.items()}
-        return {"arguments": arguments, "hyperparameters": hparams, "data": sizes}
+    def _shared_facts(self) -> dict[str, Any]:
+        """The values that all processes of the job must share, by name."""
+        facts: dict[str, Any] = {"steps_done": self.steps_done}
+        for values in self._required_facts().values():
+            facts |= values
+        return facts
 
     def _save_state(self) -> bool:
         """Save the state and return True; False if the algorithm cannot be stored."""
         if not self.members.leads:
             return True
         try:
-            algorithm = algorithm_state.capture(self.algorithm, self._places)
+            algorithm = algorithm_state.capture(self.algorithm, self._initial_structure)
         except algorithm_state.StateError as error:
-            if self._storable:
+            if self._is_storable:
                 print(f"Warning: this run cannot be resumed after an interruption: {error}")
-            self._storable = False
+            self._is_storable = False
             return False
+
         state = {
-            **self._same_as_before(),
+            **self._required_facts(),
             "torch": str(torch.__version__),
             "steps_done": self.steps_done,
             "recorded": self.recorded,
@@ -263,8 +279,8 @@ class Run:
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for what, now in self._same_as_before().items():
-            resume.require_same(self.state_path, what, state[what], now)
+        for kind, facts in self._required_facts().items():
+            resume.require_same(self.state_path, kind, state[kind], facts)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError) as error:
@@ -272,12 +288,13 @@ class Run:
                 f"{self.state_path} does not fit {self.args.algorithm}, whose code may have "
                 f"changed: {error}. To start over: --restart"
             ) from error
+
         self.interval.begin(state["interval"])
         self.files.restore(state["files"])
         drawing.set_states(state["generators"])
         if self.device == "cuda" and state["cuda_generators"]:
             torch.cuda.set_rng_state(state["cuda_generators"][0])
-        self._publish()
+        self._publish_files()
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
             print(f"Warning: the earlier steps ran with torch {state['torch']}.")

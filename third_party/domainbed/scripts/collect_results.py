@@ -33,9 +33,11 @@ def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
     accuracies = np.fromiter(data, dtype=float)
     if accuracies.size == 0:
         return None, None, "X"
+
     # Divided before, not after: the last bit decides how a half is rounded.
     shares = accuracies / accuracies.size**0.5
-    mean, error = 100 * accuracies.mean(), 100 * shares.std()
+    mean = 100 * accuracies.mean()
+    error = 100 * shares.std()
     sign = "$\\pm$" if latex else "+/-"
     return mean, error, f"{mean:.1f} {sign} {error:.1f}"
 
@@ -56,6 +58,7 @@ def print_table(
         for row in [col_labels, *rows]:
             misc.print_row(row, colwidth=colwidth)
         return
+
     print("\\begin{center}\n\\adjustbox{max width=\\textwidth}{%")
     columns = len(table[0]) if table else len(col_labels) - 1
     print(f"\\begin{{tabular}}{{l{'c' * columns}}}\n\\toprule")
@@ -72,11 +75,15 @@ def columns_of(records: Q) -> dict[str, list[str]]:
     Those in DATASETS come first; then users' own data, whose records hold the labels. Raises
     CarftError where these differ: one column would stand for several environments.
     """
-    found = records.select("args.dataset").unique()
-    known = [n for n in datasets.DATASETS if n in found and not checks.dataset_problems(n)]
-    result = {name: list(datasets.get_dataset_class(name).ENVIRONMENTS) for name in known}
+    recorded = records.select("args.dataset").unique()
+    result = {
+        name: list(datasets.get_dataset_class(name).ENVIRONMENTS)
+        for name in datasets.DATASETS
+        if name in recorded and not checks.dataset_problems(name)
+    }
     for record in records:
-        name, labels = record["args"]["dataset"], record.get("environments")
+        name = record["args"]["dataset"]
+        labels = record.get("environments")
         if name in datasets.DATASETS or not labels:
             continue
         if result.setdefault(name, labels) != labels:
@@ -95,16 +102,17 @@ def print_results_tables(
         lambda group: group | {"sweep_acc": selection_method.sweep_acc(group["records"])}
     )
     groups = tested.filter(lambda group: group["sweep_acc"] is not None)
-    found = records.select("args.algorithm").unique()
+
     # Upstream's in the order of its list, the others after them as they come.
-    order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *found])
-    algorithm_names = [name for name in order if name in found]
+    recorded = records.select("args.algorithm").unique()
+    order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *recorded])
+    algorithm_names = [name for name in order if name in recorded]
     columns = columns_of(records)
     method = f"model selection method: {selection_method.name}"
 
     def accuracies(algorithm: str, dataset: str, test_env: int) -> Q:
-        place = (dataset, algorithm, test_env)
-        return groups.filter_equals("dataset,algorithm,test_env", place).select("sweep_acc")
+        cell = (dataset, algorithm, test_env)
+        return groups.filter_equals("dataset,algorithm,test_env", cell).select("sweep_acc")
 
     for dataset, labels in columns.items():
         envs = range(len(labels))
@@ -135,9 +143,10 @@ def _print_means(
     for row in rows.values():
         cells = [format_mean(cell, latex) for cell in row]
         means = [mean for mean, _, _ in cells]
-        whole = means and None not in means
-        average = f"{sum(means) / len(means):.1f}" if whole else "X"
+        is_complete = means and None not in means
+        average = f"{sum(means) / len(means):.1f}" if is_complete else "X"
         table.append([*(text for _, _, text in cells), average])
+
     print_table(table, header, list(rows), ["Algorithm", *columns, "Avg"], width, latex)
 
 
@@ -161,8 +170,9 @@ def run(folder: str, latex: bool) -> None:
     """Read the records, print the report, and write it into the folder as well."""
     records = reporting.load_records(folder)
     columns_of(records)
-    known = f"carft collect {shlex.quote(folder)}"
-    print(f"For missing jobs, and jobs that leave nothing out: `{known}`", file=sys.stderr)
+    command = f"carft collect {shlex.quote(folder)}"
+    print(f"For missing jobs, and jobs that leave nothing out: `{command}`", file=sys.stderr)
+
     with printed_at_once() as printed:
         print_report(records, latex)
         path = Path(folder, "results.tex" if latex else "results.txt")

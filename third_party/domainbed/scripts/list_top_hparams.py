@@ -33,18 +33,21 @@ def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> No
 
 
 def run(args: argparse.Namespace) -> None:
+    """Print the ranking of the trials of one data set, algorithm and test environment."""
     names = "dataset,algorithm,test_env"
-    wanted = (args.dataset, args.algorithm, args.test_env)
+    cell = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
     columns_of(records.filter_equals("args.dataset", args.dataset))
+
     groups = reporting.get_grouped_records(records)
-    chosen = groups.filter_equals(names, wanted).sorted(key=lambda group: group["trial_seed"])
+    chosen = groups.filter_equals(names, cell).sorted(key=lambda group: group["trial_seed"])
     if not len(chosen):
-        found = [" ".join(map(str, group)) for group in groups.select(names).unique()]
+        available = sorted(" ".join(map(str, group)) for group in groups.select(names).unique())
         raise CarftError(
-            f"{args.input_dir} has no record of {' '.join(map(str, wanted))} (data set, "
-            f"algorithm, test environment); available: {', '.join(sorted(found)) or 'none'}"
+            f"{args.input_dir} has no record of {' '.join(map(str, cell))} (data set, "
+            f"algorithm, test environment); available: {', '.join(available) or 'none'}"
         )
+
     print("Total records:", len(records))
     for method in SELECTION_METHODS:
         print(f"Model selection: {method.name}")

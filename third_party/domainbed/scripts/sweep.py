@@ -18,17 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, misc, scalar_logs
-from domainbed.lib.image_folders import spelled
+from domainbed.lib.sweep_arguments import DATASETS as DATASETS
+from domainbed.lib.sweep_arguments import build_parser, check
 from domainbed.lib.usage import exit_status
-from domainbed_carft.errors import CarftError, PassingError, raise_for
-from domainbed_carft.jobs import job as house
+from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.jobs import job as jobs_room
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import Held, JobFolder
-
-DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
 
 class Job:
@@ -42,15 +40,20 @@ class Job:
     DONE = "Done"
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
-        self.output_dir = os.path.join(sweep_output_dir, house.identity(train_args))
+        self.output_dir = os.path.join(sweep_output_dir, jobs_room.identity(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
-        self.command_str = shlex.join(house.command(self.train_args))
-        begun = Job.INCOMPLETE if os.path.exists(self.output_dir) else Job.NOT_LAUNCHED
-        self.state = Job.DONE if JobFolder(self.output_dir).done else begun
+        self.command_str = shlex.join(jobs_room.command(self.train_args))
+        if JobFolder(self.output_dir).done:
+            self.state = Job.DONE
+        elif os.path.exists(self.output_dir):
+            self.state = Job.INCOMPLETE
+        else:
+            self.state = Job.NOT_LAUNCHED
 
     def __str__(self) -> str:
-        shown = ("dataset", "algorithm", "test_envs", "hparams_seed")
-        return f"{self.state}: {self.output_dir} {tuple(self.train_args[name] for name in shown)}"
+        names = ("dataset", "algorithm", "test_envs", "hparams_seed")
+        values = tuple(self.train_args[name] for name in names)
+        return f"{self.state}: {self.output_dir} {values}"
 
     @staticmethod
     def launch(jobs: Sequence[Job], launcher_fn: command_launchers.Launcher) -> list[Any]:
@@ -68,13 +71,14 @@ class Job:
         """Delete the jobs' folders, but those of jobs that run by now."""
         print("Deleting...")
         deleted = 0
-        for folder in (JobFolder(job.output_dir) for job in jobs):
-            away = folder.path.with_name(f".deleted-{folder.path.name}-{os.getpid()}")
+        for job in jobs:
+            folder = JobFolder(job.output_dir)
+            trash = folder.path.with_name(f".deleted-{folder.path.name}-{os.getpid()}")
             try:
                 with folder.claim():
                     folder.records_path.unlink(missing_ok=True)  # no table has half a folder
-                    folder.path.rename(away)
-                    shutil.rmtree(away)
+                    folder.path.rename(trash)
+                    shutil.rmtree(trash)
                 deleted += 1
             except Held as error:
                 print(f"sweep: not deleted: {error}", file=sys.stderr)
@@ -102,14 +106,24 @@ def make_args_list(
     hparams: str | None,
 ) -> list[dict[str, Any]]:
     """Return the train arguments of every job of the sweep, trial by trial."""
-    common = {"data_dir": data_dir, "task": task, "holdout_fraction": holdout_fraction}
-    optional = {"steps": steps, "hparams": hparams}
-    common |= {name: value for name, value in optional.items() if value is not None}
+    common: dict[str, Any] = {
+        "data_dir": data_dir,
+        "task": task,
+        "holdout_fraction": holdout_fraction,
+    }
+    if steps is not None:
+        common["steps"] = steps
+    if hparams is not None:
+        common["hparams"] = hparams
+
     return [
         {
             **common,
-            **{"dataset": dataset, "algorithm": algorithm, "test_envs": test_envs},
-            **{"hparams_seed": hparams_seed, "trial_seed": trial_seed},
+            "dataset": dataset,
+            "algorithm": algorithm,
+            "test_envs": test_envs,
+            "hparams_seed": hparams_seed,
+            "trial_seed": trial_seed,
             "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
         }
         for trial_seed in range(n_trials)
@@ -121,95 +135,62 @@ def make_args_list(
 
 
 def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
+    """The --test_envs of a data set's jobs; `single`: no pairs."""
     n = datasets.num_environments(dataset)
     if n == 1:  # a user's own data: there is nothing to leave out
         return [[]]
-    return [[index] for index in range(n)] if single else list(all_test_env_combinations(n))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
-    parser.add_argument("command", choices=["launch", "delete_incomplete"])
-    parser.add_argument("--datasets", nargs="+", default=DATASETS, type=spelled)
-    parser.add_argument("--algorithms", nargs="+", default=algorithms_module.ALGORITHMS)
-    parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
-    parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")
-    parser.add_argument("--n_hparams", type=int, default=20, help="last hparams_seed plus one")
-    parser.add_argument("--output_dir", required=True, help="folder for the jobs' folders")
-    parser.add_argument("--data_dir", required=True, help="folder with the data sets' folders")
-    parser.add_argument("--seed", type=int, default=0, help="unused, as in upstream")
-    parser.add_argument("--n_trials", type=int, default=3, help="trials per cell (default: 3)")
-    parser.add_argument("--command_launcher", required=True, help="such as local, pool or slurm")
-    parser.add_argument("--steps", type=int, help="steps per job (0 or none: the data set's own)")
-    parser.add_argument("--hparams", help="JSON object of hyperparameters to set in every job")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
-    parser.add_argument("--single_test_envs", action="store_true", help="leave out no pairs")
-    parser.add_argument("--skip_confirmation", action="store_true", help="do not ask")
-    scalar_logs.add_flag(parser)
-    return parser
-
-
-def check(args: argparse.Namespace) -> None:
-    """Raise a CarftError that lists all mistakes, when launching also those of every job."""
-    problems: list[str] = []
-    for algorithm in args.algorithms:
-        problems += checks.algorithm_problems(algorithm)
-    unknown = {dataset: checks.dataset_problems(dataset) for dataset in args.datasets}
-    problems += itertools.chain(*unknown.values())
-    known = [dataset for dataset in unknown if not unknown[dataset]]
-    problems += [
-        f"{dataset} has 2 environments; these jobs need at least 3; with --single_test_envs 2 are "
-        "enough"
-        for dataset in known
-        if datasets.num_environments(dataset) == 2 and not args.single_test_envs
-    ]
-    least = {"n_trials": 1, "n_hparams_from": 0, "steps": 0, "n_hparams": args.n_hparams_from + 1}
-    for name, value in least.items():
-        problems += checks.range_problems(f"--{name}", getattr(args, name), value)
-    problems += checks.task_problems(args.task)
-    if args.command == "launch":
-        problems += command_launchers.problems(args.command_launcher, args.output_dir)
-        problems += checks.holdout_problems(args.holdout_fraction)
-        problems += scalar_logs.problems(args.log)
-        for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
-            problems += checks.hparams_problems(args.hparams, algorithm, dataset)
-        if command_launchers.runs_here(args.command_launcher):  # else it may be where the jobs run
-            for dataset in known:
-                problems += checks.data_problems(dataset, args.data_dir)
-    raise_for(problems)
+    if single:
+        return [[index] for index in range(n)]
+    return list(all_test_env_combinations(n))
 
 
 def run(args: argparse.Namespace) -> int:
     """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
     check(args)
-    launching = args.command == "launch"
     args_list = make_args_list(
-        *(args.n_trials, args.datasets, args.algorithms, args.n_hparams_from, args.n_hparams),
-        *(args.steps, args.data_dir, args.task, args.holdout_fraction),
-        *(args.single_test_envs, args.hparams),
+        n_trials=args.n_trials,
+        dataset_names=args.datasets,
+        algorithms=args.algorithms,
+        n_hparams_from=args.n_hparams_from,
+        n_hparams=args.n_hparams,
+        steps=args.steps,
+        data_dir=args.data_dir,
+        task=args.task,
+        holdout_fraction=args.holdout_fraction,
+        single_test_envs=args.single_test_envs,
+        hparams=args.hparams,
     )
     jobs = [Job(train_args, args.output_dir) for train_args in args_list]
     states = (Job.DONE, Job.INCOMPLETE, Job.NOT_LAUNCHED)
     by_state = {state: [job for job in jobs if job.state == state] for state in states}
     for job in jobs:
         print(job)
-    counts = ", ".join(f"{len(found)} {state.lower()}" for state, found in by_state.items())
+    counts = ", ".join(f"{len(group)} {state.lower()}" for state, group in by_state.items())
     print(f"{len(jobs)} jobs: {counts}.")
-    chosen = by_state[Job.NOT_LAUNCHED if launching else Job.INCOMPLETE]
-    print(f"About to {'launch' if launching else 'delete'} {len(chosen)} jobs.")
+
+    is_launch = args.command == "launch"
+    chosen = by_state[Job.NOT_LAUNCHED if is_launch else Job.INCOMPLETE]
+    print(f"About to {'launch' if is_launch else 'delete'} {len(chosen)} jobs.")
     if not args.skip_confirmation:
         _confirm()
-    if not launching:
-        Job.delete(chosen)
-        if gone := [Path(job.output_dir) for job in chosen if not os.path.exists(job.output_dir)]:
-            _noted(manifest.drop, Path(args.output_dir), gone)
-        return 0
-    if begun := by_state[Job.INCOMPLETE]:
-        running = sum(JobFolder(job.output_dir).is_held() for job in begun)
-        left = f"{len(begun)} incomplete jobs were not launched, {running} of them are running"
-        print(f"sweep: {left}; for the rest delete_incomplete, then launch", file=sys.stderr)
-    _noted(_list, jobs, args)
+    if is_launch:
+        return _launch(jobs, chosen, by_state[Job.INCOMPLETE], args)
+    _delete(chosen, Path(args.output_dir))
+    return 0
+
+
+def _launch(
+    jobs: Sequence[Job], chosen: Sequence[Job], incomplete: Sequence[Job], args: argparse.Namespace
+) -> int:
+    """Launch the chosen of all jobs; return 1 if one of them is known to have failed."""
+    if incomplete:
+        running = sum(JobFolder(job.output_dir).is_held() for job in incomplete)
+        print(
+            f"sweep: {len(incomplete)} incomplete jobs were not launched, {running} of them are "
+            "running; for the rest delete_incomplete, then launch",
+            file=sys.stderr,
+        )
+    _change_manifest(_list_jobs, jobs, args)
     scalar_logs.hand_on(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
@@ -218,26 +199,40 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _list(jobs: Sequence[Job], args: argparse.Namespace) -> None:
+def _delete(jobs: Sequence[Job], output_dir: Path) -> None:
+    """Delete the jobs' folders, and take the jobs out of the manifest."""
+    Job.delete(jobs)
+    deleted = [Path(job.output_dir) for job in jobs if not os.path.exists(job.output_dir)]
+    if deleted:
+        _change_manifest(manifest.drop, output_dir, deleted)
+
+
+def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Add the jobs to the manifest, which `carft sweep status` and `carft collect` read."""
     output = Path(args.output_dir)
-    known = (manifest.read(output) if output.is_dir() else None) or manifest.Sweep(())
+    stored = manifest.read(output) if output.is_dir() else None
     listed = []
     for job in jobs:
         train_args = {k: v for k, v in job.train_args.items() if k != "output_dir"}
-        listed.append(house.Job(train_args, Path(job.output_dir)))
+        listed.append(jobs_room.Job(train_args, Path(job.output_dir)))
+
     facts = {}
     for name in args.datasets:
-        of = datasets.get_dataset_class(name)
-        steps = getattr(of, "N_STEPS", 5001), getattr(of, "CHECKPOINT_FREQ", 100)
-        facts[name] = manifest.Dataset(tuple(of.ENVIRONMENTS), None, *steps)
-    manifest.add(output, replace(known, jobs=tuple(listed), datasets=facts))
+        dataset_class = datasets.get_dataset_class(name)
+        facts[name] = manifest.Dataset(
+            tuple(dataset_class.ENVIRONMENTS),
+            None,
+            getattr(dataset_class, "N_STEPS", 5001),
+            getattr(dataset_class, "CHECKPOINT_FREQ", 100),
+        )
+    sweep = stored or manifest.Sweep(())
+    manifest.add(output, replace(sweep, jobs=tuple(listed), datasets=facts))
 
 
-def _noted(change: Callable[..., object], *arguments: Any) -> None:
-    """Change the manifest; if that cannot be done, the sweep goes on without it."""
-    for told in checks.refusals(change, *arguments):
-        print(f"sweep: Warning: the list of jobs was not updated: {told}", file=sys.stderr)
+def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
+    """Change the manifest; if that fails, warn, and the sweep goes on without it."""
+    for problem in checks.refusals(change, *arguments):
+        print(f"sweep: Warning: the list of jobs was not updated: {problem}", file=sys.stderr)
 
 
 def _confirm() -> None:
@@ -257,8 +252,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return exit_status("sweep", lambda: run(args))
     except KeyboardInterrupt:
-        advice = "jobs that ran are incomplete: run delete_incomplete, then launch again"
-        print(f"sweep: interrupted by Ctrl-C; {advice}", file=sys.stderr)
+        print(
+            "sweep: interrupted by Ctrl-C; jobs that ran are incomplete: run delete_incomplete, "
+            "then launch again",
+            file=sys.stderr,
+        )
         return 130
 
 

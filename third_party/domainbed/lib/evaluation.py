@@ -1,0 +1,78 @@
+"""The evaluation at a checkpoint: an accuracy for each split, and the row that is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from domainbed.lib import misc, stopping
+from domainbed.lib.fast_data_loader import Batch
+from domainbed.lib.job_batches import JobBatches
+from domainbed.lib.members import Members
+from domainbed_carft.pictures import drawing
+
+COLUMN_WIDTH = 12
+
+
+@dataclass
+class Evaluator:
+    """Measures an algorithm's accuracies on splits, as often as `accuracies` is called.
+
+    `is_constant`: whether training changes no prediction, so that one evaluation is enough.
+    """
+
+    algorithm: Any
+    splits: Sequence[str]
+    batches: JobBatches
+    device: str
+    stop: stopping.StopSignals
+    members: Members
+    is_constant: bool
+    _accuracies: dict[str, float] = field(default_factory=dict)
+
+    def accuracies(self) -> dict[str, float]:
+        """Return the accuracy on each split, by its name in the records, such as env0_in_acc.
+
+        Raises Stopped if a signal comes; the random generators are then as before the call.
+        """
+        if self.is_constant and self._accuracies:
+            return self._accuracies
+
+        generators = drawing.get_states()
+        try:
+            self._accuracies = {
+                f"{name}_acc": misc.accuracy(
+                    self.algorithm,
+                    self._batches_of_split(name),
+                    weights=None,
+                    device=self.device,
+                    all_reduce=self.members.add_up,
+                )
+                for name in self.splits
+            }
+        except stopping.Stopped:
+            drawing.set_states(generators)
+            raise
+        return self._accuracies
+
+    def _batches_of_split(self, name: str) -> Iterator[Batch]:
+        for batch in self.batches.of_split(name):
+            self.stop.check()
+            if batch is not None:
+                yield batch
+
+
+class RowPrinter:
+    """Prints a row for each checkpoint, under a head wherever the columns are new."""
+
+    def __init__(self) -> None:
+        self._columns: list[str] = []
+
+    def print(self, results: Mapping[str, Any]) -> None:
+        columns = sorted(results)
+        if columns != self._columns:
+            misc.print_row(columns, colwidth=COLUMN_WIDTH)
+            self._columns = columns
+
+        misc.print_row([results[column] for column in columns], colwidth=COLUMN_WIDTH)

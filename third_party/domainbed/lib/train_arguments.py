@@ -1,0 +1,155 @@
+"""The command line of `train`: its flags, their defaults, and what is checked before it loads.
+
+Flags and defaults are those of upstream file domainbed/scripts/train.py at b93c22a; those from
+`--workers` on are ours, but for the two of saving models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from domainbed.lib import checkpoints, checks, members, picture_batches, scalar_logs
+from domainbed.lib.image_folders import spelled
+from domainbed_carft.errors import raise_for
+from domainbed_carft.pictures import store
+
+# Flags that do not change what is trained, hence in no record.
+UNRECORDED_FLAGS = ("log", "picture_cache", "pictures", "processes", "restart")
+
+# Where a launcher says how all jobs get their pictures, and that all are to evaluate less.
+PICTURES_VARIABLE = "DOMAINBED_PICTURES"
+CACHE_VARIABLE = "DOMAINBED_PICTURE_CACHE"
+SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="domainbed.scripts.train", description="Domain generalization"
+    )
+    add = parser.add_argument
+    variables = os.environ
+
+    add("--data_dir", help="folder that contains the data sets' folders")
+    add("--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder of your own")
+    add("--algorithm", default="ERM", help="name (default: ERM)")
+    add("--task", default=checks.TASKS[0], choices=checks.TASKS)
+    add("--hparams", help="JSON object of hyperparameters to set")
+    add("--test_envs", type=int, nargs="*", default=[0], help="without a number: train on all")
+    add("--output_dir", default="train_output", help="folder for its files")
+    add(
+        "--hparams_seed",
+        type=int,
+        default=0,
+        help="seed of the random hyperparameters (0: the defaults)",
+    )
+    add(
+        "--trial_seed",
+        type=int,
+        default=0,
+        help="seed of the splits and of the random hyperparameters",
+    )
+    add("--seed", type=int, default=0, help="seed of everything else")
+    add("--steps", type=int, help="steps to train (0 or none: the data set's own)")
+    add(
+        "--checkpoint_freq",
+        type=int,
+        help="steps between checkpoints (0 or none: the data set's own)",
+    )
+    add("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
+    add(
+        "--uda_holdout_fraction",
+        type=float,
+        default=0,
+        help="share to take out of a test environment's in-split, as upstream's domain adaptation",
+    )
+
+    add(
+        "--workers",
+        type=int,
+        help="processes that load data (default: the data set's own number, at most one per CPU)",
+    )
+    add(
+        "--processes",
+        type=int,
+        default=variables.get(members.VARIABLE, "1"),
+        help="processes to train with, each on its slice of every batch and, if there are any, its "
+        f"own GPU (default: 1, for all jobs: ${members.VARIABLE}, under torchrun its number)",
+    )
+    add(
+        "--pictures",
+        choices=picture_batches.PATHS,
+        default=variables.get(PICTURES_VARIABLE, picture_batches.PATHS[0]),
+        help="fast: decode, crop and resize bytes, and jitter a batch at once (default); pillow: "
+        f"upstream's transforms, from which the fast pictures differ by rounding (for all jobs: "
+        f"${PICTURES_VARIABLE})",
+    )
+    add(
+        "--picture_cache",
+        metavar="SIZE",
+        default=variables.get(CACHE_VARIABLE),
+        help="how much of the decoded pictures to keep on a local disk for all jobs of this "
+        "machine, such as 8G or 500M; 0 for nothing (default: a quarter of the memory, at most "
+        f"8G; nothing under SLURM or on a network file system; for all jobs: ${CACHE_VARIABLE})",
+    )
+    add(
+        "--skip_training_in_splits",
+        action="store_true",
+        default=variables.get(SKIP_VARIABLE) == "1",
+        help="skip accuracies on the training environments' in-splits, which take most of the "
+        f"evaluation's time and which no selection uses (for all jobs: ${SKIP_VARIABLE}=1)",
+    )
+    add("--skip_model_save", action="store_true", help="keep no weights")
+    add("--save_model_every_checkpoint", action="store_true")
+    add(
+        "--keep_weights",
+        choices=checkpoints.KEEP,
+        default=variables.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
+        help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
+        f"both (default); or none (for all jobs: ${checkpoints.VARIABLE})",
+    )
+    add(
+        "--restart",
+        action="store_true",
+        help="start over: delete state and weights of an earlier run, move its records to "
+        "results-1.jsonl",
+    )
+    scalar_logs.add_flag(parser)
+    return parser
+
+
+def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
+    """Raise a CarftError that lists everything wrong with the command line.
+
+    ``flags`` are UNRECORDED_FLAGS, ``args`` all others.
+    """
+    unknown_dataset = checks.dataset_problems(args.dataset)
+    problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
+    if not unknown_dataset:
+        problems += checks.test_envs_problems(args.dataset, args.test_envs)
+        problems += checks.data_problems(args.dataset, args.data_dir)
+    problems += checks.task_problems(args.task)
+    problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
+    problems += checks.holdout_problems(args.holdout_fraction)
+    problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
+
+    variables = (  # flags that argparse has checked, or else these
+        (checkpoints.VARIABLE, args.keep_weights, checkpoints.KEEP),
+        (PICTURES_VARIABLE, flags.pictures, picture_batches.PATHS),
+        (SKIP_VARIABLE, os.environ.get(SKIP_VARIABLE) or "0", ("0", "1")),
+    )
+    problems += [
+        f"{name} is {value!r}, expected {', '.join(valid)}"
+        for name, value, valid in variables
+        if value not in valid
+    ]
+
+    if flags.picture_cache is not None:
+        problems += checks.refusals(store.size, flags.picture_cache)
+    for flag in ("steps", "checkpoint_freq", "workers"):
+        problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
+    problems += checks.range_problems("--processes", flags.processes, 1)
+    problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's
+    problems += scalar_logs.problems(flags.log)
+    raise_for(problems)
