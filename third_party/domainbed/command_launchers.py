@@ -24,11 +24,12 @@ Launcher = Callable[[list[str]], Any]
 
 def local_launcher(commands: list[str]) -> list[str]:
     """Run the commands one after another, continue after a failure, report failures at the end."""
-    own = machine.variables(machine.cores(), bool(machine.gpus()), os.environ)
-    environment = {**os.environ, **own}
+    core_share = machine.variables(machine.cores(), bool(machine.gpus()), os.environ)
+    environment = {**os.environ, **core_share}
     with Warm(apart=False) as warm:
         runs = (_run(command, environment, warm) for command in commands)
         failed = [failure for failure in runs if failure]
+
     if failed:
         print(f"sweep: {len(failed)} of {len(commands)} jobs failed:", file=sys.stderr)
     for failure in failed:
@@ -45,7 +46,6 @@ def dummy_launcher(commands: list[str]) -> None:
 def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
     """Run one command without a shell; if it fails, return how, and the job's last words."""
     arguments = shlex.split(command)
-    place = arguments.index("--output_dir") + 1 if "--output_dir" in arguments[:-1] else None
     if arguments[0] == "python":
         # The commands say so for upstream's sake; the jobs need what this interpreter can import.
         arguments[0] = sys.executable
@@ -55,9 +55,13 @@ def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
         return f"exit status 127: {command}: {error}"
     if not status:
         return None
-    words = place and last_line(os.path.join(arguments[place], ERRORS))
-    where = arguments[place] if place else command
-    return f"exit status {status}: {where}: {words or 'no message in err.txt'}"
+
+    label = command
+    message = None
+    if "--output_dir" in arguments[:-1]:
+        label = arguments[arguments.index("--output_dir") + 1]
+        message = last_line(os.path.join(label, ERRORS))
+    return f"exit status {status}: {label}: {message or 'no message in err.txt'}"
 
 
 def _status(arguments: list[str], environment: dict[str, str], warm: Warm) -> int:
@@ -83,5 +87,5 @@ def problems(name: str, output_dir: str) -> list[str]:
     """Return the problems of an unknown launcher `name`, or those that the launcher reports."""
     if name not in REGISTRY:
         return [text.unknown("launcher", name, REGISTRY)]
-    ask = getattr(REGISTRY[name], "problems", None)
-    return list(ask(output_dir)) if ask else []
+    problems_of_launcher = getattr(REGISTRY[name], "problems", None)
+    return list(problems_of_launcher(output_dir)) if problems_of_launcher else []

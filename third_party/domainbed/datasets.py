@@ -139,10 +139,10 @@ class _Benchmark(MultipleEnvironmentImageFolder):
     FOLDER: str
 
     def __init_subclass__(cls) -> None:
-        known = benchmarks.BENCHMARKS.get(cls.__name__)
-        if known is not None and "FOLDER" not in vars(cls):
-            cls.FOLDER = known.folder
-            cls.ENVIRONMENTS = [environment.label for environment in known.environments]
+        benchmark = benchmarks.BENCHMARKS.get(cls.__name__)
+        if benchmark is not None and "FOLDER" not in vars(cls):
+            cls.FOLDER = benchmark.folder
+            cls.ENVIRONMENTS = [environment.label for environment in benchmark.environments]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         raise_for(self.data_problems(root))
@@ -168,6 +168,7 @@ class OwnData(_Benchmark):
 
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
+        """Say what is wrong with the names of environments and classes; no picture is read."""
         return refusals(image_folders.require_order, cls.FOLDER)
 
 

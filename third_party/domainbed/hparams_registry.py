@@ -32,15 +32,15 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
 
 def _hparams(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
     """Return {name: (default, drawn)}: each draw's seed has its name in it, and moves no other."""
-    found = {}
+    hparams = {}
     for name, entry in _entries(dataset).items():
         if isinstance(entry, tuple):
             default, draw = entry
             state = np.random.RandomState(misc.seed_hash(random_seed, name))
-            found[name] = (default, draw(state))
+            hparams[name] = (default, draw(state))
         else:
-            found[name] = (entry, entry)
-    return found
+            hparams[name] = (entry, entry)
+    return hparams
 
 
 def _entries(dataset: str) -> dict[str, Any]:
@@ -57,12 +57,14 @@ def _entries(dataset: str) -> dict[str, Any]:
         **dict.fromkeys(("resnet_dropout", "vit_dropout"), dropout),
         "linear_steps": 500,
     }
+
     if dataset in SMALL_IMAGES:
         return entries | {
             "lr": (1e-3, _power(10, -4.5, -2.5)),
             "weight_decay": 0.0,
             "batch_size": (64, _power(2, 3, 9, int)),
         }
+
     return entries | {
         "lr": (5e-5, _power(10, -5, -3.5)),
         "weight_decay": (0.0, _power(10, -6, -2)),

@@ -71,6 +71,7 @@ class OracleSelectionMethod(SelectionMethod):
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
+        """The last record's outcome, judged on the test environment's out-split."""
         candidates = get_test_records(run_records)
         if not candidates:
             return None
@@ -86,6 +87,7 @@ class IIDAccuracySelectionMethod(SelectionMethod):
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
+        """The best record's outcome, judged on the training environments' out-splits."""
         candidates = get_test_records(run_records)
         return candidates.map(cls._step_acc).argmax("val_acc") if candidates else None
 
@@ -102,6 +104,7 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
+        """The best step's outcome, judged by the jobs that leave out one more environment."""
         outcomes = run_records.group_map("step", lambda _, records: cls._step_acc(records))
         complete = outcomes.filter_not_none()
         return complete.argmax("val_acc") if complete else None

@@ -56,9 +56,9 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
 def not_included(hparams: Mapping[str, Any]) -> list[str]:
     """Return the hyperparameters that need parts of upstream that are not included here."""
     return [
-        f"hyperparameter {name}: {what} not included; set it to false, or use a checkout of "
+        f"hyperparameter {name}: {part} not included; set it to false, or use a checkout of "
         "facebookresearch/DomainBed"
-        for name, what in _NOT_INCLUDED.items()
+        for name, part in _NOT_INCLUDED.items()
         if hparams.get(name)
     ]
 
@@ -76,6 +76,7 @@ class Identity(nn.Module):
     """Upstream's name for what returns what it gets."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input."""
         return x
 
 
@@ -94,6 +95,7 @@ class MNIST_CNN(nn.Module):
             self.add_module(f"bn{i}", nn.GroupNorm(8, widths[i + 1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features (N, 128) of pictures (N, C, 28, 28)."""
         for i in range(4):
             x = functional.relu(self.get_submodule(f"conv{i + 1}")(x))
             x = self.get_submodule(f"bn{i}")(x)
@@ -123,6 +125,7 @@ class ResNet(nn.Module):
         self.train()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features (N, n_outputs) of pictures (N, C, 224, 224)."""
         return self.dropout(self.network(x))
 
     def train(self, mode: bool = True) -> ResNet:

@@ -70,6 +70,7 @@ class RowPrinter:
         self._columns: list[str] = []
 
     def print(self, results: Mapping[str, Any]) -> None:
+        """Print the results by name, in the order of the names."""
         columns = sorted(results)
         if columns != self._columns:
             misc.print_row(columns, colwidth=COLUMN_WIDTH)

@@ -30,25 +30,34 @@ def spelled(name: str) -> str:
     return path if os.sep in path else os.path.join(os.curdir, path)
 
 
-def subfolders(root: str, what: str = "environment") -> list[str]:
-    """The sorted names of the folders in ``root``, one per ``what``; CarftError without any."""
+def subfolders(root: str, kind: str = "environment") -> list[str]:
+    """The sorted names of the folders in ``root``, each an environment or a class (``kind``).
+
+    Raises CarftError if there are none, or ``root`` cannot be read.
+    """
     try:
         entries = os.scandir(root) if os.path.isdir(root) else ()
-        found = sorted(entry.name for entry in entries if entry.is_dir())
+        names = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
         raise CarftError(f"{root} cannot be read ({error.strerror})") from error
-    if not found:
-        expected = f"expected a folder with one sub-folder per {what}"
-        raise CarftError(f"{root} has no sub-folders; {expected}")
-    return found
 
-
-def environments(root: str, what: str = "environment") -> list[str]:
-    """The same of a user's own data; CarftError for what unpackers and notebooks leave behind."""
-    names = subfolders(root, what)
-    if stray := [name for name in names if STRAY.match(name)]:
+    if not names:
         raise CarftError(
-            f"{root} contains {', '.join(stray)}, which would count as one more {what}; delete it "
+            f"{root} has no sub-folders; expected a folder with one sub-folder per {kind}"
+        )
+    return names
+
+
+def environments(root: str, kind: str = "environment") -> list[str]:
+    """The sorted names of the folders in a user's own folder, as `subfolders`.
+
+    Raises CarftError also for folders that unpackers and notebooks leave behind, such as __MACOSX.
+    """
+    names = subfolders(root, kind)
+    stray = [name for name in names if STRAY.match(name)]
+    if stray:
+        raise CarftError(
+            f"{root} contains {', '.join(stray)}, which would count as one more {kind}; delete it "
             "or move it away"
         )
     return names
@@ -86,8 +95,9 @@ def _picture(path: str) -> Any:
 
 def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:
     """Raise CarftError for environments whose class folders are not those of the first."""
-    for environment, found in zip(environments, classes, strict=True):
-        if differing := sorted(set(found) ^ set(classes[0])):
+    for environment, class_names in zip(environments, classes, strict=True):
+        differing = sorted(set(class_names) ^ set(classes[0]))
+        if differing:
             raise CarftError(
                 f"environments {environments[0]!r} and {environment!r} must have the same class "
                 f"folders; only one of them has {', '.join(differing)}"

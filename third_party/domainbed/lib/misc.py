@@ -28,10 +28,12 @@ class SplitDataset(torch.utils.data.Subset[Any]):
 
     @property
     def underlying_dataset(self) -> Any:
+        """The whole data set, by upstream's name."""
         return self.dataset
 
     @property
     def keys(self) -> Sequence[int]:
+        """The positions in it, by upstream's name."""
         return self.indices
 
 
@@ -136,6 +138,7 @@ class Tee:
         self._file = open(fname, mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
 
     def write(self, message: str) -> int:
+        """Write to both; a full disk or a closed file is ignored."""
         self._stream.write(message)
         self._stream.flush()
         # A logger may keep us after the run; and a full disk is reported by what matters.
@@ -146,9 +149,11 @@ class Tee:
         return len(message)
 
     def flush(self) -> None:
+        """Flush the other stream; the file is flushed at each write."""
         self._stream.flush()
 
     def close(self) -> None:
+        """Close the file, not the other stream."""
         self._file.close()
 
     def __getattr__(self, name: str) -> Any:

@@ -54,36 +54,45 @@ class Q(UserList[Any]):
         return Q([(value, Q(items)) for _, (value, items) in ascending])
 
     def group_map(self, selector: Selector, fn: Callable[..., Any]) -> Q:
+        """Return fn(value, items) for each group of `group`."""
         return self.group(selector).map(fn)
 
     def map(self, fn: Callable[..., Any]) -> Q:
         """Return fn(item) for each item, or fn(*item) where fn takes several arguments."""
-        spread = len(inspect.signature(fn).parameters) >= 2
-        apply = itertools.starmap if spread else map
+        takes_several = len(inspect.signature(fn).parameters) >= 2
+        apply = itertools.starmap if takes_several else map
         return Q(list(apply(fn, self.data)))
 
     def select(self, selector: Selector) -> Q:
+        """Return the selected value of each item."""
         return Q(list(map(make_selector_fn(selector), self.data)))
 
     def min(self) -> Any:
+        """Return the smallest item."""
         return min(self.data)
 
     def max(self) -> Any:
+        """Return the largest item."""
         return max(self.data)
 
     def sum(self) -> Any:
+        """Return the sum of the items."""
         return sum(self.data)
 
     def len(self) -> int:
+        """Return the number of items."""
         return len(self.data)
 
     def mean(self) -> float:
+        """Return the mean of the items, nan without any."""
         return float(np.mean(self.data)) if self.data else math.nan  # of which numpy would warn
 
     def std(self) -> float:
+        """Return the standard deviation (ddof 0), nan without any items."""
         return float(np.std(self.data)) if self.data else math.nan
 
     def mean_std(self) -> tuple[float, float]:
+        """Return mean and standard deviation."""
         return self.mean(), self.std()
 
     def argmax(self, selector: Selector) -> Any:
@@ -91,19 +100,24 @@ class Q(UserList[Any]):
         return max(self.data, key=make_selector_fn(selector))
 
     def filter(self, fn: Callable[[Any], Any]) -> Q:
+        """Return the items for which `fn` is true."""
         return Q(list(filter(fn, self.data)))
 
     def filter_equals(self, selector: Selector, value: Any) -> Q:
+        """Return the items whose selected value equals `value`."""
         select = make_selector_fn(selector)
         return self.filter(lambda item: select(item) == value)
 
     def filter_not_none(self) -> Q:
+        """Return the items that are not None."""
         return self.filter(lambda item: item is not None)
 
     def filter_not_nan(self) -> Q:
+        """Return the items that are not nan."""
         return self.filter(lambda item: not np.isnan(item))
 
     def flatten(self) -> Q:
+        """Return the items of the items, each a collection."""
         return Q([inner for item in self.data for inner in item])
 
     def unique(self) -> Q:

@@ -30,33 +30,47 @@ _ID = os.path.join("wandb", "domainbed-run-id")  # in the job's folder
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--log`, which no record and no job's identity has among its arguments."""
-    chosen = os.environ.get(VARIABLE, "").split()
-    told = f"also log the records' scalars there (none: nowhere; for all jobs: ${VARIABLE})"
-    parser.add_argument("--log", nargs="*", choices=KINDS, default=chosen, help=told)
+    parser.add_argument(
+        "--log",
+        nargs="*",
+        choices=KINDS,
+        default=os.environ.get(VARIABLE, "").split(),
+        help=f"also log the records' scalars there (none: nowhere; for all jobs: ${VARIABLE})",
+    )
 
 
 def problems(kinds: Sequence[str]) -> list[str]:
     """Say which kinds are unknown, which libraries or logins are missing."""
-    found = []
+    sentences = []
     for kind in dict.fromkeys(kinds):
         spec = importlib.util.find_spec(kind) if kind in KINDS else None
         if kind not in KINDS:
-            found.append(f"{VARIABLE} has {kind!r}, expected names from {', '.join(KINDS)}")
+            sentences.append(f"{VARIABLE} has {kind!r}, expected names from {', '.join(KINDS)}")
         elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
-            found.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
+            sentences.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
         elif kind == "wandb":
-            # By itself W&B waits for its server as long as it takes; what is not sent is on disk.
-            os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
-            import wandb
+            reason = _wandb_problem()
+            if reason:
+                sentences.append(
+                    f"--log wandb: {reason}; run `wandb login`, or set WANDB_API_KEY or "
+                    "WANDB_MODE=offline"
+                )
+    return sentences
 
-            try:
-                online = wandb.setup().settings.mode == "online"
-                why = "you are not logged in" if online and not wandb.login(verify=False) else ""
-            except Exception as error:  # a setting that it refuses, or nobody to ask
-                why = brief(error)
-            advice = "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
-            found += [f"--log wandb: {why}; {advice}"] if why else []
-    return found
+
+def _wandb_problem() -> str:
+    """Why W&B cannot log, "" if it can."""
+    # By default W&B waits for its server without limit; what is not sent stays on disk.
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
+    import wandb
+
+    try:
+        is_online = wandb.setup().settings.mode == "online"
+        if is_online and not wandb.login(verify=False):
+            return "you are not logged in"
+    except Exception as error:  # a setting that it refuses, or nobody to ask
+        return brief(error)
+    return ""
 
 
 def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
@@ -131,17 +145,19 @@ class _TensorBoard:
         folder = os.path.join(args["output_dir"], "tensorboard", name_of(args))
         # All records of the run are logged again, replacing those of earlier processes.
         self._writer = SummaryWriter(folder, purge_step=0)
-        told = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
-        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in told.items()}
+        values = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
         self._writer._get_file_writer().add_summary(compared(plain, {})[1])
         print(f"TensorBoard: tensorboard --logdir {args['output_dir']}")
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log the scalars of a step."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self, status: int) -> None:
+        """End the log; `status` is 0 unless the run failed."""
         self._writer.close()
 
 
@@ -154,11 +170,13 @@ class _WeightsAndBiases:
         folder = Path(args["output_dir"]).absolute()
         self._path = folder / _ID
         self._path.parent.mkdir(parents=True, exist_ok=True)
+
         # The id of this run, and its first step that is not logged.
-        kept = self._path.read_text("utf-8").split() if self._path.exists() else []
-        if len(kept) < 2 or (folder / "done").exists():  # another run in the folder
-            kept = [secrets.token_hex(4), "0"]
-        self._id, self._first = kept[0], int(kept[1])
+        stored = self._path.read_text("utf-8").split() if self._path.exists() else []
+        if len(stored) < 2 or (folder / "done").exists():  # another run in the folder
+            stored = [secrets.token_hex(4), "0"]
+        self._id = stored[0]
+        self._first = int(stored[1])
         self._run = wandb.init(
             project=wandb.setup().settings.project or "domainbed",
             id=self._id,
@@ -173,12 +191,14 @@ class _WeightsAndBiases:
         print(f"Weights & Biases: {self._run.url or os.path.dirname(self._run.dir)}")
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log the scalars of a step."""
         if step >= self._first:
             self._run.log(dict(scalars), step=step, commit=True)
             self._first = step + 1
             files.save_text(self._path, f"{self._id} {self._first}")
 
     def close(self, status: int) -> None:
+        """End the log; `status` is 0 unless the run failed."""
         self._run.finish(exit_code=status)
 
 

@@ -46,6 +46,7 @@ class StopSignals:
         self._received = signal.Signals(number)
 
     def check(self) -> None:
+        """Raise Stopped, with the signal's name, if one has come to any process of the job."""
         if received := self._members.highest(self._received or 0):
             raise Stopped(signal.Signals(received).name)
 
@@ -82,8 +83,8 @@ def serve_on(worker_id: int) -> None:
     def wait() -> None:
         # The first looks at a pipe, of which loaders that were forked later have copies.
         while parent.is_alive() and _exists(parent.pid):
-            told = signal.sigtimedwait(SIGNALS, _LOOK_AFTER_PARENT_S)
-            if told is not None and told.si_pid == parent.pid:
+            received = signal.sigtimedwait(SIGNALS, _LOOK_AFTER_PARENT_S)
+            if received is not None and received.si_pid == parent.pid:
                 break
         os._exit(0)
 

@@ -20,6 +20,7 @@ NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.
 
 
 def run(args: argparse.Namespace) -> None:
+    """Download the data sets one after another, and print the verdict on each."""
     raise_for(text.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES)
     for name in args.datasets:
         print(f"{name}:")
