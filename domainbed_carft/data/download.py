@@ -6,13 +6,15 @@ there by hand, is not fetched again. After upstream's domainbed/scripts/download
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 import re
 import shlex
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from domainbed_carft.data import archives, benchmarks, verify
@@ -68,9 +70,10 @@ def install(
             f"{shlex.quote(str(data_dir))}`, or move the folder away to download again"
         )
     work = data_dir / f".{target.name}.download"
+    ready = work / "ready" / target.name
     try:
-        ready = work / "ready" / target.name
-        _make(ready, sources, work, prepare, fetch or _fetch)
+        with removing_empty_folders(work / "unpacked", ready.parent, work / "archives", work):
+            _make(ready, sources, work, prepare, fetch or _fetch)
         report = judge(name, ready.parent)
         said = report.problems or [*report.differences, *report.notes]
         if report.problems or (report.verdict == "differs" and not accept_different):
@@ -90,6 +93,23 @@ def install(
     return dataclasses.replace(report, root=target)
 
 
+@contextlib.contextmanager
+def removing_empty_folders(*folders: Path) -> Iterator[None]:
+    """Remove those of the ``folders`` that are empty if the block raises.
+
+    So too their common parent, the data folder, if it was not there before.
+    """
+    data_dir = Path(os.path.commonpath(folders)).parent
+    added = () if data_dir.exists() else (data_dir,)
+    try:
+        yield
+    except BaseException:
+        for folder in (*folders, *added):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+        raise
+
+
 def _make(
     ready: Path, sources: Sequence[benchmarks.Source], work: Path, prepare: Prepare, fetch: Fetch
 ) -> None:
@@ -98,7 +118,10 @@ def _make(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     fetched.mkdir(exist_ok=True)
-    by_hand = "For a dead link get the file by hand, save it as {}, and rerun the command"
+    by_hand = (
+        "For a dead link get the file by hand, save it as {} (create the folder), and rerun the "
+        "command"
+    )
     try:
         for source in sources:
             path = fetched / source.file
@@ -134,7 +157,7 @@ def _fetch(url: str, path: Path) -> None:
         from gdown.exceptions import DownloadError  # noqa: F401  (those before 6 tell no errors)
     except ImportError as error:
         raise CarftError(
-            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]'"
+            "downloading needs gdown 6.3 or later: pip install 'gdown>=6.3'"
         ) from error
     gdown.download(url, str(path), resume=True)
 

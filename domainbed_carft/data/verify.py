@@ -44,7 +44,7 @@ class Report:
         """A sentence: the data is broken, why, and the command for details."""
         where = "" if str(self.root) == self.name else f" in {self.root}"
         again = shlex.quote(str(self.root))
-        if self.name in benchmarks.BENCHMARKS:
+        if benchmarks.is_found_by_name(self.name):
             again = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
@@ -107,6 +107,8 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
         return examine(name_or_path, emoji.environments(name_or_path), decode)
     if data_dir is None:
         raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
+    for problem in benchmarks.missing_data_dir(data_dir):
+        raise CarftError(problem)
     if not os.path.isdir(data_dir / folder):
         raise CarftError(
             f"{data_dir / folder} does not exist, expected the data of {name_or_path} there; "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
+from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.method import observed
@@ -156,8 +157,9 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
         )
     if len(found) != num_classes:
         raise CarftError(
-            f"class_names {spec!r} stands for {len(found)} class names ({', '.join(found)}), but "
-            f"the data set has {num_classes} classes; give one name per class, in label order"
+            f"class_names {spec!r:.60} stands for {len(found)} class names "
+            f"({listed(found)}), but the data set has {num_classes} classes; give one name per "
+            "class, in label order"
         )
     return found if dataset is None else [clean(name) for name in found]
 
