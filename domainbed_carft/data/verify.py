@@ -15,6 +15,8 @@ from domainbed_carft.data.comparison import Counts, listed
 from domainbed_carft.data.listing import Damaged
 from domainbed_carft.errors import CarftError
 
+MOST_ENVIRONMENTS = 50  # that are printed: a folder of classes may be taken for one of environments
+
 
 @dataclass(frozen=True)
 class Report:
@@ -88,7 +90,8 @@ class Report:
         }
         lines = [text.shown(line) for line in (*lines, f"{self.verdict}: {meaning[self.verdict]}")]
         if rows:
-            lines.insert(1, text.table(("environment", "pictures", "classes"), rows))
+            table = text.table(("environment", "pictures", "classes"), rows)
+            lines[1:1] = text.limited(table.splitlines(), MOST_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
 

@@ -143,8 +143,8 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
         if odd := [name for name, other in seen.items() if other != found]:
             raise CarftError(
                 f"the environments {first!r} and {odd[0]!r} have different classes: "
-                f"{sorted({*found} ^ {*seen[odd[0]]})} are not in both. Make the class folders "
-                "equal, so that a label means the same class everywhere"
+                f"{listed(sorted({*found} ^ {*seen[odd[0]]}))} are not in both. Make the class "
+                "folders equal, so that a label means the same class everywhere"
             )
     elif dataset in BUILT_IN_CLASSES:
         found = list(BUILT_IN_CLASSES[dataset])
