@@ -43,7 +43,7 @@ def problems(kinds: Sequence[str]) -> list[str]:
         if kind not in KINDS:
             found.append(f"{VARIABLE} has {kind!r}, expected names from {', '.join(KINDS)}")
         elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
-            found.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
+            found.append(f"--log {kind} needs {kind}: pip install {kind}")
         elif kind == "wandb":
             # By itself W&B waits for its server as long as it takes; what is not sent is on disk.
             os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
