@@ -149,9 +149,8 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
         folder = names.picture_folder(name, data_dir)
         if absent and folder and not os.path.isdir(folder):
             refused += absent if needed else []
-            verdicts.append(
-                f"not checked, no --data_dir {data_dir} here; each job checks its data where it runs"
-            )
+            there = "each job checks its data where it runs"
+            verdicts.append(f"not checked, no --data_dir {data_dir} here; {there}")
             continue
         if not folder:
             verdict = "needs no folder" if folder == "" else "not checked, its folder is unknown"
