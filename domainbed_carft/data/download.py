@@ -71,19 +71,13 @@ def install(
         )
     work = data_dir / f".{target.name}.download"
     ready = work / "ready" / target.name
+    folders = work / "unpacked", ready.parent, work / "archives", work
     try:
-        with removing_empty_folders(work / "unpacked", ready.parent, work / "archives", work):
+        with removing_empty_folders(*folders):
             _make(ready, sources, work, prepare, fetch or _fetch)
-        report = judge(name, ready.parent)
-        said = report.problems or [*report.differences, *report.notes]
-        if report.problems or (report.verdict == "differs" and not accept_different):
-            remedy = "" if report.problems else ". To install the data anyway: --accept_different"
-            raise CarftError(
-                f"{name} was downloaded but is not as expected: {'; '.join(said)}. The data is in "
-                f"{ready.parent}. To download an archive again, delete the file in "
-                f"{work / 'archives'} and rerun{remedy}"
-            )
-        ready.rename(target)
+            report = judge(name, ready.parent)
+            _require_expected(report, ready, work, accept_different)
+            ready.rename(target)
     except OSError as error:
         raise CarftError(
             f"{name} cannot be installed in {data_dir}: {error}. Downloaded files are kept: free "
@@ -91,6 +85,21 @@ def install(
         ) from error
     shutil.rmtree(work, ignore_errors=True)
     return dataclasses.replace(report, root=target)
+
+
+def _require_expected(
+    report: verify.Report, ready: Path, work: Path, accept_different: bool
+) -> None:
+    """Raise CarftError for data that is broken, or differs and is not accepted."""
+    if not report.problems and (report.verdict != "differs" or accept_different):
+        return
+    sentences = report.problems or [*report.differences, *report.notes]
+    remedy = "" if report.problems else ". To install the data anyway: --accept_different"
+    raise CarftError(
+        f"{report.name} was downloaded but is not as expected: {'; '.join(sentences)}. The data is "
+        f"in {ready.parent}. To download an archive again, delete the file in {work / 'archives'} "
+        f"and rerun{remedy}"
+    )
 
 
 @contextlib.contextmanager
