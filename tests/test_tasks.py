@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import re
@@ -386,12 +385,23 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     flags += ["--workers", "0", "--algorithm", "CARFT"]
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     given = [*flags, "--hparams", json.dumps(hparams), "--output_dir", str(tmp_path / "out")]
-    with contextlib.suppress(CarftError):
-        assert train.main(given)
-    captured = capsys.readouterr()
-    assert "Data: " not in captured.out
+    assert train.main(given)
+    told = "is broken: train has no picture of 1 of the 10 classes: 'Forest'"
+    assert told in capsys.readouterr().err
     provided.TASKS["EuroSAT"](str(data), [], {"data_augmentation": True})
     assert "Warning: the data of EuroSAT" in capsys.readouterr().err
+
+
+def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
+    data = planted("Caltech101")
+    archive = data / "caltech101" / "__MACOSX"
+    archive.mkdir()
+    monkeypatch.setattr(tasks, "_made", lambda *given, **more: archive.mkdir(exist_ok=True))
+    tasks.download("Caltech101", data)
+    assert archive.exists()  # it was there before
+    archive.rmdir()
+    tasks.download("Caltech101", data)
+    assert not archive.exists()
 
 
 def test_a_class_that_the_test_set_lacks_is_named_in_the_suite(planted):

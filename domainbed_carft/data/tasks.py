@@ -10,6 +10,7 @@ pictures of each class as CLIP's own splits have, and told as "own split".
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -192,10 +193,14 @@ def download(name: str, data_dir: Path) -> verifying.Report:
     task = TASKS[name]
     if task.by_hand:
         raise CarftError(f"{task.name}: {task.remedy} (in {data_dir / task.folder})")
+    leftovers = data_dir / task.folder / "__MACOSX"  # in Caltech101's archive
+    were_there = leftovers.exists()
     try:
         with removing_empty_folders(data_dir / task.folder):
             for part in (*task.parts[0], *task.parts[1]):
                 _made(task, data_dir, part, download=True)
+        if not were_there:
+            shutil.rmtree(leftovers, ignore_errors=True)
     except Exception as error:  # sockets', archives', the disk's
         raise CarftError(
             f"torchvision could not download {task.name} to {data_dir} ({brief(error)}); rerun the "
