@@ -240,7 +240,7 @@ class Attacks:
         text = b'name: x\ndatasets: ["EmojiStyles"]\nalgorithms: [CARFT]\nhparams: {"lr": 0.1}\n'
         declared = folder.with_suffix(".yaml")
         declared.write_bytes(mutated(text, self.draw))
-        carft("sweep", "launch", str(declared), "--output_dir", str(folder), "--dry_run")
+        carft("sweep", "launch", str(declared), "--output_dir", str(folder), "--dry-run")
         require(not folder.exists(), f"a dry run wrote {folder}")
 
     def disk(self) -> None:

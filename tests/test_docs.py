@@ -1,5 +1,6 @@
 """What the documentation lists is what the code has."""
 
+import configparser
 import re
 from pathlib import Path
 
@@ -20,3 +21,29 @@ def test_links_between_the_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def written():
+    """File -> text, of all that tells users what to type."""
+    patterns = ("*.md", "docs/*.md", "sweeps/*", "domainbed_carft/**/*.py", "third_party/**/*.py")
+    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    kept = [path for path in paths if path.name != "CHANGELOG.md"]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in kept}
+
+
+def test_extras_are_installed_from_a_clone():
+    """The package is on no index, so its name cannot be installed."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    found = set()
+    for name, text in written().items():
+        assert not re.search(r"pip\s+install\s+'?domainbed-carft", text), name
+        found |= {*re.findall(r"pip\s+install\s+'\.\[(\w+)\]'", text)}
+    assert found and found <= {*extras}
+
+
+def test_a_dry_run_has_one_spelling():
+    for name, text in written().items():
+        if not name.endswith(".py"):
+            assert "--dry_run" not in text, name

@@ -141,3 +141,30 @@ def test_a_wrong_archive_does_not_take_its_place(server, pacs, archives, tmp_pat
     assert (archives / "PACS.zip").exists() and not (tmp_path / "PACS").exists()
     (archives / "PACS.zip").write_bytes(server.content)  # put there by hand
     assert download.download("PACS", tmp_path).verdict == "verified" and server.asked == []
+
+
+def test_leftovers_of_macos_are_not_unpacked(server, pacs, archives, tmp_path):
+    names = [f"kfold/{e.folder}/{c}/1.jpg" for e in pacs.environments for c in pacs.classes]
+    leftovers = ["__MACOSX/kfold/._photo", "kfold/photo/__MACOSX/1.jpg", "kfold/photo/dog/._1.jpg"]
+    zipped(archives / "PACS.zip", [*leftovers, *names])
+    assert download.download("PACS", tmp_path).verdict == "verified"
+    assert len(files(tmp_path / "PACS")) == len(names) and server.asked == []
+
+
+@pytest.mark.parametrize("name", ["PACS", "ImageNet-R", "EuroSAT", "Caltech101"])
+def test_a_download_that_fails_leaves_no_empty_folder(name, tmp_path, monkeypatch, capsys):
+    def no_network(*arguments, **more):
+        raise OSError("no network")
+
+    monkeypatch.setattr(download, "_fetch", no_network)
+    for module in ("eurosat", "caltech"):
+        monkeypatch.setattr(
+            f"torchvision.datasets.{module}.download_and_extract_archive", no_network
+        )
+    data = tmp_path / "data"
+    assert cli.main(["data", "download", name, "--data_dir", str(data)]) == 1
+    assert "no network" in capsys.readouterr().err
+    assert not data.exists()
+    data.mkdir()
+    assert cli.main(["data", "download", name, "--data_dir", str(data)]) == 1
+    assert data.exists() and not any(data.iterdir())

@@ -2,14 +2,17 @@
 
 import io
 import json
+import re
+import shutil
 import tarfile
 from collections import Counter
 
 import numpy as np
 import pytest
 import webdataset
+from data_trees import PICTURE, carft, grow
 from domainbed import datasets
-from domainbed.lib import fast_data_loader
+from domainbed.lib import fast_data_loader, image_folders
 from domainbed.scripts import train
 from PIL import Image
 
@@ -196,3 +199,112 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     monkeypatch.delattr("domainbed.algorithms.Algorithm.indivisible")
     with pytest.raises(CarftError, match=told):  # on another's DomainBed
         arguments.checked_data(dict(values))
+
+
+# carft data verify and carft sweep launch
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A data folder with a picture of each class to train and to validate with."""
+    for part in ("train", "val"):
+        grow(tmp_path / "imagenet", {part: dict.fromkeys(imagenet.ids(), 1)}, PICTURE)
+    return tmp_path
+
+
+def test_both_sets_of_imagenet_are_verified(copy):
+    done = carft("verify", "ImageNet", "--data_dir", copy)
+    assert done.returncode == 1  # 1,000 pictures are no validation set
+    _, _, *rows = done.stdout.splitlines()
+    assert rows[0].split() == ["train", "1,000", "1,000"]
+    assert rows[1].split() == ["val", "1,000", "1,000"]
+    assert "difference: train: has 1,000 pictures, expected 1,281,167" in done.stdout
+    assert "problem: val: 1,000 pictures, expected 50,000" in done.stdout
+    shutil.rmtree(copy / "imagenet" / "val")
+    done = carft("verify", "ImageNet", "--data_dir", copy, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["verdict"] == "differs"
+    assert "no validation set, which only evaluation needs" in done.stdout
+    assert carft("verify", "ImageNet", "--data_dir", copy, "--strict").returncode == 1
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_set_of_imagenet_without_a_class_is_broken(copy, part):
+    shutil.rmtree(copy / "imagenet" / part / "n01440764")
+    done = carft("verify", "ImageNet", "--data_dir", copy)
+    assert done.returncode == 1
+    assert re.search(rf"problem: {part}: .*'n01440764'", done.stdout), done.stdout
+
+
+def test_a_folder_of_imagenets_classes_but_one_is_not_consistent(copy):
+    assert carft("verify", copy / "imagenet").stdout.splitlines()[-1].startswith("consistent")
+    for part in ("train", "val"):
+        shutil.rmtree(copy / "imagenet" / part / "n01440764")
+    done = carft("verify", copy / "imagenet")
+    assert "differs" in done.stdout and "missing 'n01440764', extra none" in done.stdout
+    assert "carft data verify ImageNet --data_dir" in done.stdout
+    done = carft("verify", copy / "imagenet" / "train")
+    assert done.returncode == 1 and "are ImageNet's classes, not environments" in done.stdout
+    assert "\n  ... and 949 more\n" in done.stdout and len(done.stdout.splitlines()) < 60
+
+
+def test_shards_are_verified(data):
+    done = carft("verify", "ImageNet", "--data_dir", data / "shards")
+    assert done.returncode == 0 and "has 2,000 pictures, expected 1,281,167" in done.stdout
+    assert "no validation set" in done.stdout
+
+
+def launched(data_dir, output, *flags):
+    return cli.main([
+        "sweep", "launch", "imagenet", "--data_dir", str(data_dir), "--output_dir", str(output),
+        "--yes", *flags,
+    ])  # fmt: skip
+
+
+def test_the_sweep_checks_the_training_set(copy, tmp_path, capsys):
+    assert launched(copy, tmp_path / "out", "--dry-run") == 0
+    assert "Data: ImageNet: differs: " in capsys.readouterr().out
+    (copy / "imagenet" / "train" / "n01440764").rename(copy / "imagenet" / "train" / "tench")
+    assert launched(copy, tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "missing 'n01440764', extra 'tench'" in told
+    assert f"carft data verify ImageNet --data_dir {copy}" in told
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(copy / "imagenet" / "train")
+    assert launched(copy, tmp_path / "out") == 1
+    assert f"ImageNet is missing: expected its folder {copy}/imagenet/train" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_data_folder_that_does_not_exist_is_said_once(tmp_path, capsys):
+    gone = tmp_path / "gone"
+    told = f"--data_dir {gone} does not exist"
+    for name in ("ImageNet", "ImageNet-A", "DTD", "PACS"):
+        done = carft("verify", name, "--data_dir", gone)
+        assert done.returncode == 2 and done.stderr.count(told) == 1, name
+        assert len(done.stderr.splitlines()) == 1
+    for sweep in ("imagenet", "tasks", "domainbed"):
+        given = ["sweep", "launch", sweep, "--data_dir", str(gone)]
+        assert cli.main([*given, "--output_dir", str(tmp_path / "out"), "--yes"]) == 1
+        assert capsys.readouterr().err.count(str(gone)) == 1
+        assert cli.main([*given, "--output_dir", str(tmp_path / "out"), "--dry-run"]) == 0
+        assert capsys.readouterr().out.count(str(gone)) == 1
+    for suite in ("imagenet", "DTD"):
+        given = ["evaluate", "--clip", "tiny", "--suite", suite, "--data_dir", str(gone)]
+        assert cli.main(given) == 1
+        assert capsys.readouterr().err.count(str(gone)) == 1
+    for name in ("ImageNet", "DTD", "PACS"):
+        given = ["--algorithm", "CARFT", "--dataset", name, "--data_dir", str(gone)]
+        assert train.main([*given, "--test_envs", "--output_dir", str(tmp_path / "out")])
+        assert capsys.readouterr().err.count(told) == 1
+
+
+def test_other_numbers_of_classes_are_refused_without_all_their_names():
+    with pytest.raises(CarftError, match="stands for 1000 class names .* and 995 more") as told:
+        prompts.class_names({"class_names": "imagenet"}, 7)
+    assert len(str(told.value)) < 400
+    names = [*imagenet.class_names()]
+    what, then, now = splits._differing_classes(names, [*names[:-1], "another"])
+    assert (what, then, now) == ("the class of label 999", names[-1], "another")
+    with pytest.raises(CarftError, match="only one of them has .* and 997 more") as told:
+        image_folders.require_same_classes(["a", "b"], [names[:2], [*imagenet.ids()]])

@@ -88,7 +88,7 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
         data.splits(altered(holdout_fraction="a fifth"))
     with pytest.raises(CarftError, match="cannot be read from there .*with --data_dir"):
         data.splits(altered(dataset=str(tmp_path / "gone")))
-    with pytest.raises(CarftError, match="data set PACS .* from /nowhere .*/nowhere/PACS"):
+    with pytest.raises(CarftError, match="data set PACS .* /nowhere .*/nowhere does not exist"):
         data.splits(altered(dataset="PACS"), "/nowhere")
     run.algorithm.input.shift += 0.5
     with pytest.raises(CarftError, match=r"normalisation \[.*\] then, \["):

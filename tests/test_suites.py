@@ -119,6 +119,22 @@ def test_a_copy_that_is_not_whole(tmp_path, change, said):
     assert said in "; ".join(find(tmp_path).problems)
 
 
+def test_a_validation_set_by_ids_is_found_in_ilsvrc2012(tmp_path):
+    grow(tmp_path / "ILSVRC2012", {"val": dict.fromkeys(imagenet.ids(), 1)}, PICTURE)
+    found = expecting("ImageNet", pictures=1000, each=1)(tmp_path)
+    assert found.root == tmp_path / "ILSVRC2012" / "val" and not found.problems
+
+
+def test_an_unsorted_validation_set_is_recognised_with_the_remedy(tmp_path):
+    grow(tmp_path, {"imagenet": {"val": 3}}, PICTURE)
+    found = SETS["ImageNet"].find(tmp_path)
+    (told,) = found.problems
+    assert told.startswith(f"{tmp_path}/imagenet/val has 3 pictures and no class folder; sort them")
+    assert "torchvision.datasets.ImageNet(PARENT, 'val')" in told and not found.samples
+    done = carft("verify", "ImageNet", "--data_dir", tmp_path)
+    assert done.returncode == 1 and "no class folder" in done.stdout
+
+
 def mappings(root, swapped=False):
     """ObjectNet's four files, joined by names of our own."""
     table = dict(zip(SETS["ObjectNet"].classes, SETS["ObjectNet"].groups))
@@ -190,7 +206,9 @@ def test_download_of_what_may_be(tmp_path, monkeypatch):
     with pytest.raises(CarftError, match="no picture of 1 of its 200 classes.*rerun"):
         imagenet.download("ImageNet-R", tmp_path, fetch)
     (tmp_path / ".imagenet-r.download/archives/imagenet-r.tar").unlink()
+    names.append("__MACOSX/imagenet-r/._0.jpg")
     report = imagenet.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
+    assert not [*tmp_path.rglob("*__MACOSX*")]
     assert report.verdict == "verified" and (tmp_path / names[0]).is_file()
 
 

@@ -195,7 +195,7 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
         (["demoo"], "no sweep is called 'demoo'; did you mean demo"),
         (["domainbed"], "--data_dir is missing; expected the folder of the data sets' folders"),
         (["demo", "--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
-        (["lambda", "--data_dir", "no"], "PACS is missing: expected its folder no/PACS; is --data"),
+        (["lambda", "--data_dir", "no"], "--data_dir no does not exist; give"),
     ],
 )  # fmt: skip
 def test_all_is_checked_before_any_folder_is_made(words, told, tmp_path, monkeypatch, capsys):

@@ -149,7 +149,7 @@ def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
     monkeypatch.setattr(launching, "run", lambda *given: [])
     more = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
     status, out, err = carft(capsys, ["PACS"], *more)
-    assert status == 0 and "PACS: not checked, no /nowhere/PACS here; each job" in out, err
+    assert status == 0 and "Data: not checked, no --data_dir /nowhere here; each job" in out, err
     more[1] = data
     status, _, err = carft(capsys, ["VLCS"], *more)
     assert status == 1 and "__MACOSX" in err

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +22,22 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.data import tasks
 from domainbed_carft.data.benchmarks import ASSETS
+from domainbed_carft.data.comparison import plain_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
 from domainbed_carft.plugin import provided
 from domainbed_carft.runs import evaluate, predict, saved
-from domainbed_carft.suites import records
+from domainbed_carft.suites import known, records
 
 savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "task_classes.json").read_text())
+
+
+def source_names(name):
+    """The class names of a task as a full list of another project spells them, in label order."""
+    return GOLDEN[name]["names"]
 
 
 def write(path, text):
@@ -34,29 +45,33 @@ def write(path, text):
     path.write_text(text)
 
 
+def colour(label):
+    return (20 * (label % 10), 20 * (label // 10 % 10), 20 * (label // 100))
+
+
 def paint(path, label):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8), 20 * label).save(path, quality=100)
+    Image.new("RGB", (8, 8), colour(label)).save(path, quality=100, subsampling=0)
 
 
-def folders(root, names, *counts, form="image_{:04d}.jpg"):
+def folders(root, names, numbers, form="image_{:04d}.jpg"):
     """The last first, as a disk may list them."""
     for label, name in reversed(list(enumerate(names))):
-        for number in range(sum(counts), 0, -1):
+        for number in reversed(numbers):
             paint(root / name / form.format(number), label)
 
 
-def cifar(root, meta, key):
-    for name, count in {"data_batch_1": 2, "train": 2, "test_batch": 1, "test": 1}.items():
-        labels = [0, 1, 2] * count
-        data = np.repeat(20 * np.array(labels, np.uint8)[:, None], 3072, 1)
-        write(root / name, "")
-        (root / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
-    (root / meta).write_bytes(pickle.dumps({key: ["c0", "c1", "c2"]}))
+def cifar(root, meta, key, names):
+    for file, count in {"data_batch_1": 2, "train": 2, "test_batch": 1, "test": 1}.items():
+        labels = [*range(len(names))] * count
+        planes = np.array([colour(label) for label in labels], np.uint8)
+        content = {"data": np.repeat(planes, 1024, 1), "labels": labels}
+        write(root / file, "")
+        (root / file).write_bytes(pickle.dumps(content))
+    (root / meta).write_bytes(pickle.dumps({key: names}))
 
 
-def pets(root):
-    names = ["Abyssinian", "american_bulldog", "Bengal"]
+def pets(root, names):
     for split, numbers in {"trainval": (1, 2), "test": (3,)}.items():
         listed = [(f"{name}_{n}", y) for y, name in enumerate(names) for n in numbers]
         for name, label in listed:
@@ -65,71 +80,74 @@ def pets(root):
         write(root / "annotations" / f"{split}.txt", "\n".join(lines))
 
 
-def flowers(root):
-    for number in range(1, 10):
-        paint(root / "jpg" / f"image_{number:05d}.jpg", number % 3)
-    savemat(root / "imagelabels.mat", {"labels": [number % 3 + 1 for number in range(1, 10)]})
-    savemat(root / "setid.mat", {"trnid": [1, 2, 3], "valid": [4, 5, 6], "tstid": [9, 7, 8]})
+def flowers(root, names):
+    count = len(names)
+    numbers = range(1, 3 * count + 1)
+    for number in numbers:
+        paint(root / "jpg" / f"image_{number:05d}.jpg", number % count)
+    savemat(root / "imagelabels.mat", {"labels": [number % count + 1 for number in numbers]})
+    splits = [[*numbers[first : first + count]] for first in (0, count, 2 * count)]
+    savemat(root / "setid.mat", dict(zip(("trnid", "valid", "tstid"), splits)))
 
 
-def food(root):
+def food(root, names):
     for split, numbers in {"train": (1, 2), "test": (3,)}.items():
         listed = {}
-        for label, name in reversed(list(enumerate(["apple_pie", "beignets", "waffles"]))):
+        for label, name in reversed(list(enumerate(names))):
             listed[name] = [f"{name}/{number}" for number in numbers]
             for number in numbers:
                 paint(root / "images" / name / f"{number}.jpg", label)
         write(root / "meta" / f"{split}.json", json.dumps(listed))
 
 
-def cars(root):
+def cars(root, names):
     (root / "devkit").mkdir(parents=True)
     kind = [("fname", object), ("class", object)]
-    for split, count in {"train": 6, "test": 3}.items():
-        rows = np.array([(f"{n}.jpg", n % 3 + 1) for n in range(count)], kind)
+    for split, count in {"train": 2 * len(names), "test": len(names)}.items():
+        rows = np.array([(f"{n}.jpg", n % len(names) + 1) for n in range(count)], kind)
         for n in range(count):
-            paint(root / f"cars_{split}" / f"{n}.jpg", n % 3)
-        place = "devkit/cars_train_annos.mat" if count == 6 else "cars_test_annos_withlabels.mat"
+            paint(root / f"cars_{split}" / f"{n}.jpg", n % len(names))
+        place = "devkit/cars_train_annos.mat" if split == "train" else CARS_TEST
         savemat(root / place, {"annotations": rows})
-    names = np.array(["Acura", "BMW", "smart"], object)
-    savemat(root / "devkit" / "cars_meta.mat", {"class_names": names})
+    savemat(root / "devkit" / "cars_meta.mat", {"class_names": np.array(names, object)})
 
 
-def aircraft(root):
-    names = ["707-320", "A310", "Yak-42"]
+CARS_TEST = "cars_test_annos_withlabels.mat"
+
+
+def aircraft(root, names):
     write(root / "data" / "variants.txt", "\n".join(names))
     for split, numbers in {"trainval": (0, 1), "test": (2,)}.items():
-        listed = [(f"{label}{n}", label) for label in range(3) for n in numbers]
+        listed = [(f"{label}-{n}", label) for label in range(len(names)) for n in numbers]
         for name, label in listed:
             paint(root / "data" / "images" / f"{name}.jpg", label)
         lines = [f"{name} {names[label]}" for name, label in listed]
         write(root / "data" / f"images_variant_{split}.txt", "\n".join(lines))
 
 
-def sun(root):
-    names = ["a/abbey", "b/bow_window/indoor", "y/youth_hostel"]
-    write(root / "ClassName.txt", "".join(f"/{name}\n" for name in names))
-    folders(root, names, 2, 1, form="sun_{}.jpg")
+def sun(root, names):
+    """The names as in ClassName.txt: /a/abbey, /b/bow_window/indoor."""
+    write(root / "ClassName.txt", "".join(f"{name}\n" for name in names))
+    folders(root, [name[1:] for name in names], (1, 2, 3), form="sun_{}.jpg")
 
 
-def dtd(root):
+def dtd(root, names):
     for split, number in {"train": 1, "val": 2, "test": 3}.items():
         lines = []
-        for label, name in enumerate(["banded", "dotted", "zigzagged"]):
+        for label, name in enumerate(names):
             paint(root / "dtd" / "images" / name / f"{name}_{number}.jpg", label)
             lines.append(f"{name}/{name}_{number}.jpg")
         write(root / "dtd" / "labels" / f"{split}1.txt", "\n".join(lines))
 
 
-EUROSAT = "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop".split()
-EUROSAT += ["Residential", "River", "SeaLake"]
+def caltech(root, names):
+    folders(root / "101_ObjectCategories", [*names, "BACKGROUND_Google"], (1, 2, 3))
+
 
 TREES = {
-    "CIFAR10": lambda root: cifar(root, "batches.meta", "label_names"),
-    "CIFAR100": lambda root: cifar(root, "meta", "fine_label_names"),
-    "Caltech101": lambda root: folders(
-        root / "101_ObjectCategories", ["Faces", "Leopards", "accordion", "BACKGROUND_Google"], 2, 1
-    ),
+    "CIFAR10": lambda root, names: cifar(root, "batches.meta", "label_names", names),
+    "CIFAR100": lambda root, names: cifar(root, "meta", "fine_label_names", names),
+    "Caltech101": caltech,
     "OxfordIIITPet": pets,
     "Flowers102": flowers,
     "Food101": food,
@@ -137,19 +155,22 @@ TREES = {
     "FGVCAircraft": aircraft,
     "SUN397": sun,
     "DTD": dtd,
-    "EuroSAT": lambda root: folders(root / "2750", EUROSAT, 2, 1, form="x_{}.jpg"),
+    "EuroSAT": lambda root, names: folders(root / "2750", names, (1, 2, 3), form="x_{}.jpg"),
 }
 
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
-    """Plants a task's tree; torchvision does not compare checksums."""
+    """Plants a task's tree of all its classes, two pictures to train and one to test of each.
+
+    torchvision does not compare checksums.
+    """
     for module in (torchvision.datasets.cifar, torchvision.datasets.flowers102):
         monkeypatch.setattr(module, "check_integrity", lambda *_: True)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", [["data_batch_1", ""]])
 
     def plant(name):
-        TREES[name](tmp_path / tasks.TASKS[name].folder)
+        TREES[name](tmp_path / tasks.TASKS[name].folder, source_names(name))
         return tmp_path
 
     return plant
@@ -157,46 +178,254 @@ def planted(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_each_split_has_its_pictures_and_their_labels(name, planted):
+    """The label is the class's place in the full list of another project."""
     task = tasks.TASKS[name]
     task = replace(task, drawn=(2, 1)) if task.drawn else task
     data = planted(name)
-    found = [tasks.read(task, data, train) for train in (True, False)]
-    classes = 10 if name == "EuroSAT" else 3
+    splits = [tasks.read(task, data, train) for train in (True, False)]
     seen = set()
-    for split, each in zip(found, (2, 1)):
+    for split, each in zip(splits, (2, 1)):
         labels = [label for _, label in split]
-        assert sorted(labels) == sorted([*range(classes)] * each)
+        assert sorted(labels) == sorted([*range(len(source_names(name)))] * each)
         for picture, label in split:
-            assert picture.mode == "RGB" and abs(picture.getpixel((4, 4))[0] - 20 * label) < 3
+            assert picture.mode == "RGB"
+            assert np.abs(np.subtract(picture.getpixel((4, 4)), colour(label))).max() < 4
         files = {str(source) for source, _ in split.samples}
         assert "CIFAR" in name or not seen & files
         seen |= files
-    assert tasks.report(task, data, found).verdict == "differs"
-    right = replace(task, classes=len(found[0].classes), pictures=(2 * classes, classes))
-    assert tasks.report(right, data, found).data_edition == f"verified: {task.split}"
+
+    assert tasks.report(task, data, splits).verdict == "differs"
+    complete = replace(task, pictures=(2 * task.classes, task.classes))
+    assert tasks.report(complete, data, splits).data_edition == f"verified: {task.split}"
 
 
-def test_the_names_are_in_torchvisions_order():
-    words = {
-        name: prompts.class_names({"class_names": task.words}, task.classes)
-        for name, task in tasks.TASKS.items()
-    }
-    # Whose labels follow the sorted names.
-    for name in ("CIFAR10", "CIFAR100", "Food101", "FGVCAircraft", "SUN397", "DTD"):
-        assert words[name] == sorted(words[name])
-    assert words["OxfordIIITPet"] == sorted(words["OxfordIIITPet"], key=str.lower)
-    brands = [name.split()[0] for name in words["StanfordCars"]]
-    assert brands == sorted(brands)
-    # OpenAI's own words for these: what torchvision calls the label is near.
-    theirs = getattr(torchvision.datasets.Flowers102, "classes", words["Flowers102"])
-    other = [own for own, name in zip(words["Flowers102"], theirs) if own != name]
-    assert other in ([], ["globe flower", "pink and yellow dahlia", "air plant"])
-    for own, folder in zip(words["EuroSAT"], EUROSAT):
-        assert own == "brushland or shrubland" or own.split()[0] in folder.lower()
-    first = ["off-center face", "centered face", "leopard", "motorbike", "accordion", "airplane"]
-    assert words["Caltech101"][:6] == first  # Faces, Faces_easy, Leopards, Motorbikes, then small
+# What OpenAI calls a class otherwise than its data set does: data set's name, OpenAI's.
+OPENAI_WORDS = {
+    "Caltech101": {
+        "Faces": "off-center face",
+        "Faces_easy": "centered face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+        "airplanes": "airplane",
+        "car_side": "side of a car",
+        "cougar_body": "body of a cougar cat",
+        "cougar_face": "face of a cougar cat",
+        "crocodile_head": "head of a  crocodile",
+        "flamingo_head": "head of a flamingo",
+        "snoopy": "snoopy (cartoon beagle)",
+        "yin_yang": "yin and yang symbol",
+    },
+    "Flowers102": {"pink-yellow dahlia?": "pink and yellow dahlia", "ball moss": "air plant"},
+    "EuroSAT": {
+        "AnnualCrop": "annual crop land",
+        "HerbaceousVegetation": "brushland or shrubland",
+        "Highway": "highway or road",
+        "Industrial": "industrial buildings or commercial buildings",
+        "Pasture": "pasture land",
+        "PermanentCrop": "permanent crop land",
+        "Residential": "residential buildings or homes or apartments",
+        "SeaLake": "lake or sea",
+    },
+}
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_all_class_names_are_those_of_the_full_list_in_label_order(name):
+    task = tasks.TASKS[name]
+    words = prompts.class_names({"class_names": task.words}, task.classes)
+    listed = source_names(name)
+    assert len(listed) == len(task.class_names) == task.classes
+    plain = [plain_name(re.sub("^/./", "", one)) for one in listed]
+    assert [*map(plain_name, task.class_names)] == plain
+    assert len({*plain}) == task.classes  # so that a name has one label
+
+    reworded = OPENAI_WORDS.get(name, {})
+    expected = [reworded.get(one, one) for one in task.class_names]
+    assert [*map(plain_name, words)] == [*map(plain_name, expected)]
+    if GOLDEN[name]["order"] == "sorted":  # as torchvision sorts names; "_" comes before letters
+        assert list(task.class_names) == sorted(task.class_names)
+
+
+def test_the_flowers_are_torchvisions():
+    theirs = getattr(torchvision.datasets.Flowers102, "classes", None)
+    if theirs is None:
+        pytest.skip("this torchvision has no names of flowers")
+    assert list(tasks.TASKS["Flowers102"].class_names) == theirs
+
+
+def test_contexts_come_from_elsewhere_where_a_task_has_a_single_template():
     one = {name for name, task in tasks.TASKS.items() if task.contexts}
     assert one == {"OxfordIIITPet", "Flowers102", "Food101"}
+
+
+def labels_by_class(split):
+    """Class name, as the file's folder or own name has it -> the labels that its pictures have."""
+    found = {}
+    for file, label in split.samples:
+        found.setdefault(str(file.parent.name), set()).add(label)
+    return found
+
+
+def drop_line(path, text):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if text not in line))
+
+
+def drop_food(root, name):
+    path = root / "meta" / "train.json"
+    listed = json.loads(path.read_text())
+    del listed[name]
+    path.write_text(json.dumps(listed))
+
+
+WITHOUT_A_CLASS = {
+    "EuroSAT": lambda root: shutil.rmtree(root / "2750" / "Forest"),
+    "Caltech101": lambda root: shutil.rmtree(root / "101_ObjectCategories" / "accordion"),
+    "DTD": lambda root: drop_line(root / "dtd" / "labels" / "train1.txt", "blotchy/"),
+    "Food101": lambda root: drop_food(root, "baklava"),
+    "SUN397": lambda root: (
+        drop_line(root / "ClassName.txt", "/a/alley") or shutil.rmtree(root / "a" / "alley")
+    ),
+}
+GONE = dict(EuroSAT="Forest", Caltech101="accordion", DTD="blotchy", Food101="baklava")
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_CLASS)
+def test_a_missing_class_shifts_no_label_and_is_named(name, planted, capsys):
+    task = tasks.TASKS[name]
+    task = replace(task, drawn=(2, 1)) if task.drawn else task
+    data = planted(name)
+    whole = labels_by_class(tasks.read(task, data, True))
+    WITHOUT_A_CLASS[name](data / task.folder)
+
+    split = tasks.read(task, data, True)
+    gone = GONE.get(name, "alley")
+    left = labels_by_class(split)
+    if name == "DTD":  # still in the list val1.txt
+        assert left == whole and len(split) == 2 * task.classes - 1
+        drop_line(data / "dtd" / "dtd" / "labels" / "val1.txt", "blotchy/")
+        split = tasks.read(task, data, True)
+        left = labels_by_class(split)
+    assert left == {one: labels for one, labels in whole.items() if one != gone}
+    assert len(split.classes) == task.classes
+
+    report = tasks.report(task, data, [split])
+    told = f"train has no picture of 1 of the {task.classes} classes: '{gone}'"
+    assert report.verdict == "broken" and report.problems[0].startswith(told)
+    assert cli.main(["data", "verify", name, "--data_dir", str(data)]) == 1
+    assert f"problem: {told}" in capsys.readouterr().out
+
+
+def more_aircraft(root):
+    variants = root / "data" / "variants.txt"
+    variants.write_text("A000\n" + variants.read_text())
+    for split in ("trainval", "test"):
+        path = root / "data" / f"images_variant_{split}.txt"
+        path.write_text(path.read_text() + "\n0-0 A000")
+
+
+WITH_ONE_MORE = {
+    "EuroSAT": lambda root: [
+        paint(root / "2750" / "Beach" / f"x_{number}.jpg", 0) for number in range(3)
+    ],
+    "Caltech101": lambda root: [
+        paint(root / "101_ObjectCategories" / "abacus" / f"image_{number:04d}.jpg", 0)
+        for number in range(1, 4)
+    ],
+    "FGVCAircraft": more_aircraft,
+}
+
+
+@pytest.mark.parametrize("name", WITH_ONE_MORE)
+def test_one_more_class_shifts_no_label_and_is_named(name, planted):
+    task = tasks.TASKS[name]
+    task = replace(task, drawn=(2, 1)) if task.drawn else task
+    data = planted(name)
+    whole = tasks.read(task, data, True).samples
+    WITH_ONE_MORE[name](data / task.folder)
+
+    split = tasks.read(task, data, True)
+    assert split.samples == whole and len(split.classes) == task.classes
+    report = tasks.report(task, data, [split])
+    assert report.verdict == "broken"
+    assert "has pictures of classes that" in report.problems[0]
+    with pytest.raises(CarftError, match="data of .* is broken: train has pictures of classes"):
+        raise CarftError(report.refusal)
+    assert f"carft data verify {name} --data_dir {data}" in report.refusal
+
+
+def test_empty_folders_and_a_missing_background_do_no_harm(planted):
+    data = planted("EuroSAT")
+    (data / "eurosat" / "2750" / ".ipynb_checkpoints").mkdir()
+    task = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1))
+    assert tasks.report(task, data, [tasks.read(task, data, True)]).verdict == "differs"
+    planted("Caltech101")
+    shutil.rmtree(data / "caltech101" / "101_ObjectCategories" / "BACKGROUND_Google")
+    task = replace(tasks.TASKS["Caltech101"], drawn=(2, 1))
+    assert len(tasks.read(task, data, True)) == 202
+
+
+def test_a_class_that_the_list_of_classes_lacks_is_named(planted):
+    data = planted("SUN397")
+    drop_line(data / "SUN397" / "ClassName.txt", "/j/jail/indoor")
+    with pytest.raises(
+        CarftError, match="SUN397 cannot be read .*lists have no entry 'jail/indoor"
+    ):
+        tasks.read(tasks.TASKS["SUN397"], data, True)
+
+
+def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
+    planted, tmp_path, monkeypatch, capsys
+):
+    data = planted("EuroSAT")
+    shutil.rmtree(data / "eurosat" / "2750" / "Forest")
+    small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1))
+    monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)
+    flags = ["--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs", "--steps", "1"]
+    flags += ["--workers", "0", "--algorithm", "CARFT"]
+    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    given = [*flags, "--hparams", json.dumps(hparams), "--output_dir", str(tmp_path / "out")]
+    assert train.main(given)
+    told = "is broken: train has no picture of 1 of the 10 classes: 'Forest'"
+    assert told in capsys.readouterr().err
+    provided.TASKS["EuroSAT"](str(data), [], {"data_augmentation": True})
+    assert "Warning: the data of EuroSAT" in capsys.readouterr().err
+
+
+def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
+    data = planted("Caltech101")
+    archive = data / "caltech101" / "__MACOSX"
+    archive.mkdir()
+    monkeypatch.setattr(tasks, "_made", lambda *given, **more: archive.mkdir(exist_ok=True))
+    tasks.download("Caltech101", data)
+    assert archive.exists()  # it was there before
+    archive.rmdir()
+    tasks.download("Caltech101", data)
+    assert not archive.exists()
+
+
+def test_a_class_that_the_test_set_lacks_is_named_in_the_suite(planted):
+    data = planted("DTD")
+    drop_line(data / "dtd" / "dtd" / "labels" / "test1.txt", "blotchy/")
+    (one,) = known.of_task("DTD").sets
+    found = one.find(data)
+    assert found.problems[0].startswith("test has no picture of 1 of the 47 classes: 'blotchy'")
+    assert {label for _, label in found.samples} == {*range(47)} - {1}
+
+
+def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, monkeypatch, capsys):
+    """Its list had "jail cell" first, which training refused as names in another order."""
+    data = planted("SUN397")
+    small = replace(tasks.TASKS["SUN397"], drawn=(2, 1), pictures=(2 * 397, 397))
+    monkeypatch.setattr(provided.TASKS["SUN397"], "TASK", small)
+    words = prompts.class_names({"class_names": "sun397"}, 397)
+    in_folders = {path.parts[-3]: label for path, label in tasks.read(small, data, True).samples}
+    assert words[in_folders["jail"]] == "jail indoor"
+    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    given = ["--algorithm", "CARFT", "--dataset", "SUN397", "--data_dir", str(data), "--test_envs"]
+    given += ["--hparams", json.dumps(hparams), "--steps", "1", "--workers", "0"]
+    assert train.main([*given, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "Data: verified: own split" in capsys.readouterr().out
 
 
 def test_missing_data_is_told_with_the_command(tmp_path, capsys):
@@ -217,7 +446,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     data = planted("EuroSAT")
     monkeypatch.chdir(data)
     assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
-    assert "train has 30 pictures of 10 classes, expected 10,000" in capsys.readouterr().out
+    assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)

@@ -28,7 +28,7 @@ def add_to(commands: Any) -> None:
     check = below.add_parser(
         "verify", help="check the layout and the picture counts of a data set",
         description="Check the layout and the picture counts of a data set. Exit status: 1 if the "
-        "data is broken, 2 if there is none, 0 otherwise.",
+        "data is broken, or with --strict not as published; 2 if there is none; 0 otherwise.",
     )  # fmt: skip
     check.add_argument(
         "data", metavar="NAME|PATH",
@@ -36,6 +36,9 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     check.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
     check.add_argument("--decode", action="store_true", help="decode all pictures, on all cores")
+    check.add_argument(
+        "--strict", action="store_true", help="exit with 1 for data that differs, too"
+    )
     check.add_argument("--json", action="store_true", help="print JSON, for scripts")
     check.set_defaults(run=_verify)
     fetch = below.add_parser(
@@ -106,7 +109,8 @@ def _verify(arguments: argparse.Namespace) -> int:
             print(json.dumps(nothing, indent=2))
         return NOT_THERE
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
-    return 1 if report.verdict == "broken" else 0
+    refused = ("broken", "differs") if arguments.strict else ("broken",)
+    return int(report.verdict in refused)
 
 
 def _download(arguments: argparse.Namespace) -> None:

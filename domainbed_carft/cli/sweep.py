@@ -54,7 +54,7 @@ def _launch(parser: Any) -> None:
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
-    add("--dry_run", "--dry-run", action="store_true", help="print the cost, and run nothing")
+    add("--dry-run", "--dry_run", action="store_true", help="print the cost, and run nothing")
     add("--yes", **YES)
     add(
         "--keep_weights", choices=("both", "last", "best", "none"),

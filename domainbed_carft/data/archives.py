@@ -69,8 +69,16 @@ def _unpack(archive: Path, folder: Path) -> None:
             # zipfile would drop the `..` and write elsewhere than the archive says.
             if plain.startswith("/") or ".." in plain.split("/"):
                 raise _unsafe(archive, f"{name!r} would be written outside the folder")
+        members = [one for one in members if not _is_macos_leftover(one)]
         for member in tqdm(members, desc=f"unpacking {archive.name}", unit="file"):
             packed.extract(member, folder, **({} if is_zip else {"filter": "data"}))
+
+
+def _is_macos_leftover(member: zipfile.ZipInfo | tarfile.TarInfo) -> bool:
+    """Whether a member holds macOS's own attributes of another: in __MACOSX, or called ``._x``."""
+    name = member.filename if isinstance(member, zipfile.ZipInfo) else member.name
+    parts = Path(name).parts
+    return "__MACOSX" in parts or (bool(parts) and parts[-1].startswith("._"))
 
 
 def _unsafe(archive: Path, why: str) -> CarftError:

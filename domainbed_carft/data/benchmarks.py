@@ -1,7 +1,8 @@
 """What is known of each benchmark before its data is seen.
 
 Facts stand in ``assets/benchmarks.json``, class names and counts by environment, empty if unknown,
-in ``assets/classes/NAME.csv``. ``assets/README.md`` names the sources.
+in ``assets/classes/NAME.csv``. ``assets/README.md`` names the sources. The facts of the tasks and
+of ImageNet's test sets are in ``assets/suites``.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from domainbed_carft import text
@@ -83,6 +86,46 @@ def get(name: str) -> Benchmark:
 def suite_lists() -> dict[str, Any]:
     """ImageNet's 1,000 ids, the classes of ImageNet-A and -R among them, ObjectNet's folders."""
     return json.loads((ASSETS / "suites" / "imagenet.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imagenet_ids() -> tuple[str, ...]:
+    """ImageNet's 1,000 WordNet ids, sorted, which is the order of the labels."""
+    return tuple(suite_lists()["ids"].split())
+
+
+@functools.cache
+def suite_sets() -> dict[str, Any]:
+    """ImageNet and the test sets shifted from it, and their zero-shot accuracies."""
+    return json.loads((ASSETS / "suites" / "sets.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def task_facts() -> dict[str, Any]:
+    """The tasks, and the source of their zero-shot accuracies."""
+    return json.loads((ASSETS / "suites" / "tasks.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def class_folders(name: str) -> tuple[str, ...]:
+    """The data set's own names of its classes, in label order, as folders or lists have them."""
+    table = (ASSETS / "classes" / f"{name}.csv").read_text(encoding="utf-8")
+    _, *rows = csv.reader(table.splitlines())
+    return tuple(row[0] for row in rows)
+
+
+def is_found_by_name(name: str) -> bool:
+    """Whether `carft data verify` finds the data set by this name, below --data_dir."""
+    named = [*suite_sets()["sets"], *task_facts()["tasks"]]
+    return name in BENCHMARKS or any(name == facts["name"] for facts in named)
+
+
+def missing_data_dir(data_dir: str | Path) -> list[str]:
+    """A sentence if ``data_dir``, the folder of the data sets' folders, is not a folder."""
+    if os.path.isdir(data_dir):
+        return []
+    fault = "is not a folder" if os.path.exists(data_dir) else "does not exist"
+    return [f"--data_dir {data_dir} {fault}; give the folder that contains the data sets' folders"]
 
 
 def _benchmark(facts: dict[str, Any]) -> Benchmark:

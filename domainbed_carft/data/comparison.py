@@ -41,8 +41,8 @@ def compare(name: str, counts: Counts) -> Findings:
         _own(counts, findings)
         return findings
     names, folders = list(counts), [environment.folder for environment in benchmark.environments]
-    forms = [{_plain(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
-    if len(names) != len(forms) or any(_plain(n) not in form for n, form in zip(names, forms)):
+    forms = [{plain_name(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
+    if len(names) != len(forms) or any(plain_name(n) not in form for n, form in zip(names, forms)):
         findings.problems.append(
             f"the environments are {listed(names, 8) or 'missing'}, expected {listed(folders, 8)}. "
             "Test environments go by position: rename these folders and move out all others"
@@ -71,6 +71,7 @@ def _own(counts: Counts, findings: Findings) -> None:
             "found no environments; expected a folder with one sub-folder per environment"
         )
     _classes(inside, (), findings)
+    _imagenet(counts, findings)
     # By the classes that count on ImageNet: other data sets share no more than a third.
     objectnet = benchmarks.suite_lists()["objectnet"].keys()
     if any(
@@ -80,6 +81,26 @@ def _own(counts: Counts, findings: Findings) -> None:
             "this is ObjectNet, whose licence forbids to train or tune on it; it is a test set: "
             "carft evaluate RUN --suite imagenet"
         )
+
+
+def _imagenet(counts: Counts, findings: Findings) -> None:
+    """What is said of a tree with more than half of ImageNet's classes, but not with just these."""
+    ids = set(benchmarks.imagenet_ids())
+    by_name = "carft data verify ImageNet --data_dir DIR, with imagenet or ILSVRC2012 in DIR"
+    if 2 * len(ids & counts.keys()) > len(ids):
+        findings.problems.append(
+            "its folders are ImageNet's classes, not environments; give the folder above, or use "
+            f"{by_name}"
+        )
+    for name, found in counts.items():
+        missing = sorted(ids - found.keys())
+        extra = sorted(found.keys() - ids)
+        if 2 * len(missing) < len(ids) and (missing or extra):
+            findings.differences.append(
+                f"environment {name!r} does not have ImageNet's 1,000 classes: missing "
+                f"{listed(missing) or 'none'}, extra {listed(extra) or 'none'}. To check ImageNet, "
+                f"use {by_name}"
+            )
 
 
 def digest(counts: Counts) -> str:
@@ -94,7 +115,7 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + more
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """What is left of a name that copies write as "Real World", "RealWorld" or "real_world"."""
     return re.sub(r"[\W_]", "", name.casefold())
 
@@ -129,7 +150,7 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     for classes, names in alike.items():
         if classes == expected:
             continue
-        if known and [*map(_plain, classes)] == [*map(_plain, expected)]:
+        if known and [*map(plain_name, classes)] == [*map(plain_name, expected)]:
             others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
             findings.differences.append(
                 f"class folders in {listed(names)} have other names in the same order: "
@@ -154,11 +175,11 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
     edition = min(benchmark.editions, key=distance)
     named = len(findings.differences)
     for name, classes in found.items():
-        plain = {_plain(label): count for label, count in classes.items()}
+        plain = {plain_name(label): count for label, count in classes.items()}
         others = [
-            f"{label!r} {plain[_plain(label)]:,} instead of {count:,}"
+            f"{label!r} {plain[plain_name(label)]:,} instead of {count:,}"
             for label, count in edition.by_class.get(name, {}).items()
-            if plain.get(_plain(label), count) != count
+            if plain.get(plain_name(label), count) != count
         ]
         total, expected = totals[name], edition.counts[name]
         if others or total != expected:

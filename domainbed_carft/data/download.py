@@ -6,13 +6,15 @@ there by hand, is not fetched again. After upstream's domainbed/scripts/download
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 import re
 import shlex
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from domainbed_carft.data import archives, benchmarks, verify
@@ -68,19 +70,14 @@ def install(
             f"{shlex.quote(str(data_dir))}`, or move the folder away to download again"
         )
     work = data_dir / f".{target.name}.download"
+    ready = work / "ready" / target.name
+    folders = work / "unpacked", ready.parent, work / "archives", work
     try:
-        ready = work / "ready" / target.name
-        _make(ready, sources, work, prepare, fetch or _fetch)
-        report = judge(name, ready.parent)
-        said = report.problems or [*report.differences, *report.notes]
-        if report.problems or (report.verdict == "differs" and not accept_different):
-            remedy = "" if report.problems else ". To install the data anyway: --accept_different"
-            raise CarftError(
-                f"{name} was downloaded but is not as expected: {'; '.join(said)}. The data is in "
-                f"{ready.parent}. To download an archive again, delete the file in "
-                f"{work / 'archives'} and rerun{remedy}"
-            )
-        ready.rename(target)
+        with removing_empty_folders(*folders):
+            _make(ready, sources, work, prepare, fetch or _fetch)
+            report = judge(name, ready.parent)
+            _require_expected(report, ready, work, accept_different)
+            ready.rename(target)
     except OSError as error:
         raise CarftError(
             f"{name} cannot be installed in {data_dir}: {error}. Downloaded files are kept: free "
@@ -88,6 +85,38 @@ def install(
         ) from error
     shutil.rmtree(work, ignore_errors=True)
     return dataclasses.replace(report, root=target)
+
+
+def _require_expected(
+    report: verify.Report, ready: Path, work: Path, accept_different: bool
+) -> None:
+    """Raise CarftError for data that is broken, or differs and is not accepted."""
+    if not report.problems and (report.verdict != "differs" or accept_different):
+        return
+    sentences = report.problems or [*report.differences, *report.notes]
+    remedy = "" if report.problems else ". To install the data anyway: --accept_different"
+    raise CarftError(
+        f"{report.name} was downloaded but is not as expected: {'; '.join(sentences)}. The data is "
+        f"in {ready.parent}. To download an archive again, delete the file in {work / 'archives'} "
+        f"and rerun{remedy}"
+    )
+
+
+@contextlib.contextmanager
+def removing_empty_folders(*folders: Path) -> Iterator[None]:
+    """Remove those of the ``folders`` that are empty if the block raises.
+
+    So too their common parent, the data folder, if it was not there before.
+    """
+    data_dir = Path(os.path.commonpath(folders)).parent
+    added = () if data_dir.exists() else (data_dir,)
+    try:
+        yield
+    except BaseException:
+        for folder in (*folders, *added):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+        raise
 
 
 def _make(
@@ -98,7 +127,10 @@ def _make(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     fetched.mkdir(exist_ok=True)
-    by_hand = "For a dead link get the file by hand, save it as {}, and rerun the command"
+    by_hand = (
+        "For a dead link get the file by hand, save it as {} (create the folder), and rerun the "
+        "command"
+    )
     try:
         for source in sources:
             path = fetched / source.file
@@ -134,7 +166,7 @@ def _fetch(url: str, path: Path) -> None:
         from gdown.exceptions import DownloadError  # noqa: F401  (those before 6 tell no errors)
     except ImportError as error:
         raise CarftError(
-            "downloading needs gdown 6.3 or later: pip install 'domainbed-carft[data]'"
+            "downloading needs gdown 6.3 or later: pip install 'gdown>=6.3'"
         ) from error
     gdown.download(url, str(path), resume=True)
 

@@ -94,6 +94,11 @@ def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
     return _filled(found, [("", name) for name in classes])
 
 
+def loose_pictures(root: Path) -> int:
+    """The number of files with a picture's extension that lie in ``root`` itself."""
+    return len(_entries(root)[1])
+
+
 def _filled(found: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
     """With the pictures of these classes; over the network a large set takes minutes."""
     about = f"listing {found.root.name}"

@@ -77,9 +77,7 @@ def _made(shards: Sequence[Path], labels: Mapping[str, int]) -> tuple[np.ndarray
     try:
         from webdataset import tariterators
     except ImportError as error:
-        raise CarftError(
-            "pictures in shards need webdataset; pip install 'domainbed-carft[webdataset]'"
-        ) from error
+        raise CarftError("pictures in shards need webdataset: pip install webdataset") from error
 
     def samples(numbered: tuple[int, Path]) -> list[Sample]:
         number, path = numbered

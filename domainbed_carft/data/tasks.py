@@ -1,13 +1,16 @@
 """Eleven data sets of CLIP's paper, in torchvision's own folders: a split to train, one to test.
 
+A picture's label comes from the name of its class: torchvision counts the class folders or the
+entries of a list, so that one more or one fewer shifts all later labels.
+
 Caltech101, SUN397 and EuroSAT have no official splits there: theirs are drawn here, as many
 pictures of each class as CLIP's own splits have, and told as "own split".
 """
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_carft.data import listing
+from domainbed_carft.data import benchmarks, listing
 from domainbed_carft.data import verify as verifying
-from domainbed_carft.data.benchmarks import ASSETS
+from domainbed_carft.data.comparison import listed, plain_name
+from domainbed_carft.data.download import removing_empty_folders
 from domainbed_carft.errors import CarftError, brief
 
 Part = dict[str, Any]  # keyword arguments of torchvision's class
+
+BACKGROUND = "BACKGROUND_Google"  # a folder of Caltech101 that is no class
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,18 @@ class Task:
     classes: int
     pictures: Sequence[int]  # the published numbers of training and test pictures
     zero_shot: Mapping[str, float]  # of CLIPs by name, in percent
+    class_folders: str = ""  # below ``folder``, where the data set is nothing but class folders
+    labels: str = "names"  # or "files" or "numbers": what names a picture's class elsewhere
     contexts: str = ""  # another list of templates, where the only one would make the KL zero
     per_class: bool = False  # whether CLIP's paper reports the mean accuracy of the classes
     parts: Sequence[Sequence[Part]] = (({},), ({},))  # what makes up training and test set
     drawn: Sequence[int | None] | None = None  # or how many of each class, None for all others
     by_hand: str = ""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The data set's own names of its classes, in the order of the labels."""
+        return benchmarks.class_folders(self.name)
 
     @property
     def split(self) -> str:
@@ -53,25 +66,26 @@ class Task:
         return f"run `carft data download {self.name} --data_dir` with that folder"
 
 
-_FACTS = json.loads((ASSETS / "suites" / "tasks.json").read_text(encoding="utf-8"))
-TASKS = {facts["name"]: Task(**facts) for facts in _FACTS["tasks"]}
-ZERO_SHOT_SOURCE: str = _FACTS["zero_shot_source"]
+TASKS = {facts["name"]: Task(**facts) for facts in benchmarks.task_facts()["tasks"]}
+ZERO_SHOT_SOURCE: str = benchmarks.task_facts()["zero_shot_source"]
 
 
 class Pictures:
     """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
 
     ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
-    labels' names; ``root``: the split's name, as a folder's would be.
+    labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the
+    names of other classes in the data, whose pictures are left out.
     """
 
     root = "test"
 
     def __init__(
         self, samples: Sequence[tuple[Any, int]], classes: Sequence[str],
-        transform: Callable[[Any], Any] | None = None,
+        transform: Callable[[Any], Any] | None = None, unknown_classes: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.samples, self.classes, self.transform = samples, list(classes), transform
+        self.unknown_classes = unknown_classes
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -88,23 +102,61 @@ class Pictures:
 
 
 def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
-    """Its training or its test pictures, always in the same order. Raises CarftError without."""
+    """Its training or its test pictures, always in the same order, labelled by class name.
+
+    Pictures of classes that the task does not have are left out. Raises CarftError without data
+    that torchvision can read.
+    """
+    for problem in benchmarks.missing_data_dir(data_dir):
+        raise CarftError(problem)
     place = Path(data_dir, task.folder)
+    named: list[tuple[Any, str]] = []
     try:
         if not place.is_dir():  # else torchvision makes it, for one of them
             raise FileNotFoundError(f"there is no folder {place}")
-        found = [_made(task, data_dir, part) for part in task.parts[0 if train else 1]]
-        samples = [sample for one in found for sample in _samples(one)]
-        told = [getattr(found[0], name, None) for name in ("classes", "categories")]
-        classes = told[0] or told[1] or [*map(str, range(task.classes))]  # Flowers102 of 2023
+        class_folders = place / task.class_folders
+        if task.class_folders and class_folders.is_dir():
+            named += _samples_in_folders(class_folders)
+        else:
+            for part in task.parts[0 if train else 1]:
+                named += _named_samples(task, _made(task, data_dir, part))
     except Exception as error:  # what torchvision makes of another layout: any type
+        # For SUN397 and FGVCAircraft: a class that the data set's own list lacks.
+        is_unlisted = isinstance(error, KeyError)
+        reason = f"its lists have no entry {error}" if is_unlisted else brief(error)
         remedy = "pip install scipy" if "scipy" in str(error).lower() else task.remedy
         raise CarftError(
-            f"{task.name} cannot be read below {data_dir} ({brief(error)}); {remedy}"
+            f"{task.name} cannot be read below {data_dir} ({reason}); {remedy}"
         ) from error
+
+    labels = {plain_name(name): label for label, name in enumerate(task.class_names)}
+    label_of = {name: labels.get(plain_name(name)) for name in dict.fromkeys(n for _, n in named)}
+    unknown_classes = [name for name, label in label_of.items() if label is None]
+    samples = [(source, y) for source, name in named if (y := label_of[name]) is not None]
     if task.drawn:
         samples = _drawn(task, sorted(samples, key=lambda sample: str(sample[0])), train)
-    return Pictures(samples, [name.replace("/", "_") for name in classes])
+
+    names = [name.replace("/", "_") for name in task.class_names]
+    return Pictures(samples, names, unknown_classes=unknown_classes)
+
+
+def class_problems(task: Task, split: str, pictures: Pictures) -> list[str]:
+    """A sentence if classes of the task have no picture in the split, and one if others have."""
+    problems = []
+    present = {label for _, label in pictures.samples}
+    missing = [name for label, name in enumerate(task.class_names) if label not in present]
+    if missing:
+        problems.append(
+            f"{split} has no picture of {len(missing):,} of the {len(task.class_names):,} classes: "
+            f"{listed(missing)}; restore their pictures, or the lists that name them"
+        )
+    if pictures.unknown_classes:
+        problems.append(
+            f"{split} has pictures of classes that {task.name} does not have: "
+            f"{listed(pictures.unknown_classes)}; they are not read. Move them out, or restore the "
+            "names"
+        )
+    return problems
 
 
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.Report:
@@ -120,16 +172,20 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.
 
 def report(task: Task, data_dir: str | Path, splits: Iterable[Pictures]) -> verifying.Report:
     """The same of what was read: the training set, or that and the test set."""
-    counts, differences = {}, []
-    for name, expected, split in zip(("train", "test"), task.pictures, splits):
-        of_label = Counter(label for _, label in split.samples)
-        counts[name] = {known: of_label[label] for label, known in enumerate(split.classes)}
-        found, known = (f"{len(split):,}", len(split.classes)), (f"{expected:,}", task.classes)
-        if found != known:
-            told = "{} has {} pictures of {} classes, expected {} of {}"
-            differences.append(told.format(name, *found, *known))
-    edition, root = None if differences else task.split, Path(data_dir, task.folder)
-    return verifying.Report(task.name, root, counts, (), differences, (), edition)
+    counts: dict[str, dict[str, int]] = {}
+    problems: list[str] = []
+    differences: list[str] = []
+    for name, expected, pictures in zip(("train", "test"), task.pictures, splits):
+        of_label = Counter(label for _, label in pictures.samples)
+        counts[name] = {known: of_label[label] for label, known in enumerate(pictures.classes)}
+        if name == "train" or not task.drawn:  # a draw leaves nothing to test of a small class
+            problems += class_problems(task, name, pictures)
+        if len(pictures) != expected:
+            differences.append(f"{name} has {len(pictures):,} pictures, expected {expected:,}")
+
+    edition = None if problems or differences else task.split
+    root = Path(data_dir, task.folder)
+    return verifying.Report(task.name, root, counts, problems, differences, (), edition)
 
 
 def download(name: str, data_dir: Path) -> verifying.Report:
@@ -137,9 +193,14 @@ def download(name: str, data_dir: Path) -> verifying.Report:
     task = TASKS[name]
     if task.by_hand:
         raise CarftError(f"{task.name}: {task.remedy} (in {data_dir / task.folder})")
+    leftovers = data_dir / task.folder / "__MACOSX"  # in Caltech101's archive
+    were_there = leftovers.exists()
     try:
-        for part in (*task.parts[0], *task.parts[1]):
-            _made(task, data_dir, part, download=True)
+        with removing_empty_folders(data_dir / task.folder):
+            for part in (*task.parts[0], *task.parts[1]):
+                _made(task, data_dir, part, download=True)
+        if not were_there:
+            shutil.rmtree(leftovers, ignore_errors=True)
     except Exception as error:  # sockets', archives', the disk's
         raise CarftError(
             f"torchvision could not download {task.name} to {data_dir} ({brief(error)}); rerun the "
@@ -154,11 +215,26 @@ def _made(task: Task, data_dir: str | Path, part: Part, **more: Any) -> Any:
     return getattr(datasets, task.name)(str(data_dir), **part, **more)
 
 
+def _samples_in_folders(root: Path) -> list[tuple[Path, str]]:
+    """Files below the class folders with the names of these; torchvision refuses empty folders."""
+    files = map(Path, listing.of_classes(root).pictures)
+    return [(root / file, file.parts[0]) for file in files if file.parts[0] != BACKGROUND]
+
+
+def _named_samples(task: Task, found: Any) -> list[tuple[Any, str]]:
+    """Files or pixels with the names of their classes, from what torchvision's class has read."""
+    samples = _samples(found)
+    if task.labels == "files":
+        # torchvision's list of names has no gap where a class is missing, but its labels have.
+        return [(file, Path(file).stem.rpartition("_")[0]) for file, _ in samples]
+    # Some data sets have numbers only.
+    names = task.class_names if task.labels == "numbers" else found.classes
+    numbers = range(len(names))
+    return [(source, names[y] if y in numbers else f"number {y}") for source, y in samples]
+
+
 def _samples(found: Any) -> Iterable[tuple[Any, int]]:
     """Files or pixels with labels, from what each of torchvision's classes keeps."""
-    if hasattr(found, "categories"):  # Caltech101, whose own items need scipy
-        folders = [Path(found.root, "101_ObjectCategories", name) for name in found.categories]
-        return [(folders[y] / f"image_{n:04d}.jpg", y) for n, y in zip(found.index, found.y)]
     if hasattr(found, "data"):  # CIFAR
         return zip(found.data, found.targets)
     listed = getattr(found, "samples", None) or getattr(found, "_samples", None)

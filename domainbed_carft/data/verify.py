@@ -15,6 +15,8 @@ from domainbed_carft.data.comparison import Counts, listed
 from domainbed_carft.data.listing import Damaged
 from domainbed_carft.errors import CarftError
 
+MOST_ENVIRONMENTS = 50  # that are printed: a folder of classes may be taken for one of environments
+
 
 @dataclass(frozen=True)
 class Report:
@@ -44,7 +46,7 @@ class Report:
         """A sentence: the data is broken, why, and the command for details."""
         where = "" if str(self.root) == self.name else f" in {self.root}"
         again = shlex.quote(str(self.root))
-        if self.name in benchmarks.BENCHMARKS:
+        if benchmarks.is_found_by_name(self.name):
             again = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
             f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
@@ -88,7 +90,8 @@ class Report:
         }
         lines = [text.shown(line) for line in (*lines, f"{self.verdict}: {meaning[self.verdict]}")]
         if rows:
-            lines.insert(1, text.table(("environment", "pictures", "classes"), rows))
+            table = text.table(("environment", "pictures", "classes"), rows)
+            lines[1:1] = text.limited(table.splitlines(), MOST_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
 
@@ -107,6 +110,8 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
         return examine(name_or_path, emoji.environments(name_or_path), decode)
     if data_dir is None:
         raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
+    for problem in benchmarks.missing_data_dir(data_dir):
+        raise CarftError(problem)
     if not os.path.isdir(data_dir / folder):
         raise CarftError(
             f"{data_dir / folder} does not exist, expected the data of {name_or_path} there; "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
+from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.method import observed
@@ -142,8 +143,8 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
         if odd := [name for name, other in seen.items() if other != found]:
             raise CarftError(
                 f"the environments {first!r} and {odd[0]!r} have different classes: "
-                f"{sorted({*found} ^ {*seen[odd[0]]})} are not in both. Make the class folders "
-                "equal, so that a label means the same class everywhere"
+                f"{listed(sorted({*found} ^ {*seen[odd[0]]}))} are not in both. Make the class "
+                "folders equal, so that a label means the same class everywhere"
             )
     elif dataset in BUILT_IN_CLASSES:
         found = list(BUILT_IN_CLASSES[dataset])
@@ -156,8 +157,9 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
         )
     if len(found) != num_classes:
         raise CarftError(
-            f"class_names {spec!r} stands for {len(found)} class names ({', '.join(found)}), but "
-            f"the data set has {num_classes} classes; give one name per class, in label order"
+            f"class_names {spec!r:.60} stands for {len(found)} class names "
+            f"({listed(found)}), but the data set has {num_classes} classes; give one name per "
+            "class, in label order"
         )
     return found if dataset is None else [clean(name) for name in found]
 

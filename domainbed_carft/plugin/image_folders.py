@@ -71,15 +71,21 @@ def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:
     except Exception as error:
         warn_once(f"the check of {name}", error)
         return None
-    if report.problems and not ours and report.root not in _warned:
-        _warned.add(report.root)
-        print(
-            f"domainbed-carft: Warning: {shown(report.refusal)}. The job continues, but its "
-            f"results may be worthless; fix the data and rerun the job ({SWITCH}=1 disables this "
-            "check).",
-            file=sys.stderr,
-        )
+    warn_of_broken(report, ours)
     return report
+
+
+def warn_of_broken(report: verify.Report, ours: bool) -> None:
+    """Print, once a job, that the data is broken; algorithms of ``ours`` refuse it themselves."""
+    if not report.problems or ours or report.root in _warned:
+        return
+    _warned.add(report.root)
+    print(
+        f"domainbed-carft: Warning: {shown(report.refusal)}. The job continues, but its "
+        f"results may be worthless; fix the data and rerun the job ({SWITCH}=1 disables this "
+        "check).",
+        file=sys.stderr,
+    )
 
 
 def remember(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,14 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import emoji, listing, shards, tasks, verify
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data import benchmarks, emoji, listing, shards, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.pictures.environment import Environment, Paths
-from domainbed_carft.plugin.image_folders import asked_for, remember
-from domainbed_carft.suites import imagenet
+from domainbed_carft.plugin.image_folders import asked_for, remember, warn_of_broken
+from domainbed_carft.suites import imagenet, imagenet_training
 
 HOSTS_SIZE = 224  # px; the host's own algorithms have networks for it
 EMOJI_SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
-
-# Of ImageNet, below the data folder, as in mlfoundations/model-soups, datasets.md.
-PLACES = ("imagenet", "ILSVRC2012")
 
 
 class Provided:
@@ -54,6 +49,7 @@ class Provided:
         size = int(self.asked.split()[0]) if self.asked else size
         self.input_shape = (3, size, size)
         self.datasets, report = self.read(root)
+        warn_of_broken(report, "data_edition" in (hparams or {}))
         for index, environment in enumerate(self.datasets):
             if hparams is not None:
                 # The key is younger than DomainBed.
@@ -83,6 +79,8 @@ class TaskData(Provided):
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
         task = cls.TASK
+        if root and (absent := benchmarks.missing_data_dir(root)):
+            return absent
         if root and os.path.isdir(os.path.join(root, task.folder)):
             return []
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
@@ -137,63 +135,39 @@ class ImageNet(Provided):
 
     N_STEPS = 25_030
     CHECKPOINT_FREQ = 2_503
-    PICTURES = (1_281_167,)
+    PICTURES = (imagenet_training.PICTURES,)
     EVALUATED_SPLITS = ("out",)
 
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
-        if _found(root):
-            return []
-        return [
-            f"ImageNet needs --data_dir, a folder with {' or '.join(PLACES)}, and in that train, a "
-            "folder of pictures for each WordNet id, or shards of webdataset, train-000000.tar and "
-            f"so on, not {root}. image-net.org has the pictures"
-        ]
+        return imagenet_training.missing(root)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        if (found := _found(root)) is None:
+        copy = imagenet_training.find(root)
+        if copy is None:
             raise CarftError(*self.data_problems(root))
-        place, archives = found
-        ids, problems = imagenet.ids(), list[str]()
-        if archives:
-            samples: Paths | shards.Index = shards.index(archives, ids)
-            print(f"ImageNet: {len(samples):,} pictures in {len(archives):,} shards in {place}")
+        ids = imagenet.ids()
+        problems: list[str] = []
+        samples: Paths | shards.Index
+        if copy.archives:
+            samples = shards.index(copy.archives, ids)
+            told = f"{len(samples):,} pictures in {len(copy.archives):,} shards in {copy.place}"
+            print(f"ImageNet: {told}")
         else:
-            samples, problems = _in_folders(place / "train", ids)
+            found = listing.of_classes(copy.folder)
+            for problem in imagenet_training.folder_problems(copy.folder, list(found.counts[""])):
+                raise CarftError(problem)
+            samples, problems = _paths(found), found.problems
+
         numbers = np.bincount(samples.labels, minlength=len(ids)).tolist()
-        if empty := [name for name, number in zip(ids, numbers) if not number]:
-            problems.append(f"{len(empty):,} of 1,000 classes have no picture: {listed(empty)}")
-        (total,), differences = self.PICTURES, []
-        if len(samples) != total:
-            differences.append(f"has {len(samples):,} pictures, expected {total:,}")
-        edition = None if problems or differences else "ILSVRC2012"
-        counts = {"train": dict(zip(ids, numbers))}
-        report = verify.Report("ImageNet", place, counts, problems, differences, (), edition)
-        return [Environment(str(place / "train"), imagenet.class_names(), samples)], report
+        counts = dict(zip(ids, numbers))
+        report = imagenet_training.report(copy, counts, problems, self.PICTURES[0])
+        return [Environment(str(copy.folder), imagenet.class_names(), samples)], report
 
 
-def _found(root: Any) -> tuple[Path, list[Path]] | None:
-    """The first of PLACES that has the training set, and the shards if it is in such."""
-    for place in (Path(root, name) for name in (PLACES if root else ())):
-        if archives := sorted(place.glob("*train-*.tar")):
-            return place, archives
-        if os.path.isdir(place / "train"):
-            return place, []
-    return None
-
-
-def _in_folders(root: Path, ids: tuple[str, ...]) -> tuple[Paths, list[str]]:
-    """The pictures by class and name, and what is odd about their files."""
-    found = listing.of_classes(root)
-    names = list(found.counts[""])
-    if names != [*ids]:
-        missing, extra = ({*ids} - {*names}), ({*names} - {*ids})
-        raise CarftError(
-            f"{root} does not have the 1,000 WordNet ids of ILSVRC2012 as its folders: missing "
-            f"{listed(sorted(missing)) or 'none'}, extra {listed(sorted(extra)) or 'none'}. Labels "
-            "go by position: restore the folders"
-        )
+def _paths(found: listing.Listing) -> Paths:
+    """The pictures of the 1,000 class folders, by class and name."""
     paths = np.array([os.fsencode(path) for path in sorted(found.pictures)], dtype=np.bytes_)
-    labels = np.repeat(np.arange(len(ids)), list(found.counts[""].values()))
-    return Paths(str(root), paths, labels), found.problems
+    labels = np.repeat(np.arange(len(found.counts[""])), list(found.counts[""].values()))
+    return Paths(str(found.root), paths, labels)

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from domainbed_carft import files
 from domainbed_carft.clips import backbone
 from domainbed_carft.data import listing
+from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import RECORDS
@@ -116,6 +117,8 @@ def looked_up(suite: Suite, data_dir: str | None) -> Copies:
     folder = Path(data_dir or ".")
     found = [(one, one.find(folder)) for one in suite.sets]
     if not any(copy.samples for _, copy in found):
+        for problem in missing_data_dir(folder):  # said once, and not of each set
+            raise CarftError(problem)
         told = "; ".join(f"{one.name}: {'; '.join(copy.problems)}" for one, copy in found)
         raise CarftError(f"no test set of the suite {suite.name} is in --data_dir {folder}: {told}")
     return found

@@ -7,6 +7,7 @@ The lists are ``assets/suites/imagenet.json`` and ``assets/class_names/imagenet.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -16,22 +17,24 @@ from typing import Any
 
 from domainbed_carft.data import download as downloading
 from domainbed_carft.data import verify as verification
-from domainbed_carft.data.benchmarks import ASSETS, Source, suite_lists
+from domainbed_carft.data.benchmarks import (
+    ASSETS,
+    Source,
+    imagenet_ids,
+    missing_data_dir,
+    suite_lists,
+    suite_sets,
+)
 from domainbed_carft.errors import CarftError
+from domainbed_carft.suites import imagenet_training
 from domainbed_carft.suites.sets import Folders, Suite, TestSet
 
 ALL = range(1000)
 
 
-@functools.cache
-def _sets() -> Any:
-    return json.loads((ASSETS / "suites" / "sets.json").read_text(encoding="utf-8"))
-
-
-@functools.cache
 def ids() -> tuple[str, ...]:
     """The 1,000 WordNet ids, sorted, which is the order of the labels."""
-    return tuple(suite_lists()["ids"].split())
+    return imagenet_ids()
 
 
 @functools.cache
@@ -43,13 +46,13 @@ def class_names() -> tuple[str, ...]:
 
 def facts() -> dict[str, dict[str, Any]]:
     """What is known of each test set, by its name."""
-    return {one["name"]: one for one in _sets()["sets"]}
+    return {one["name"]: one for one in suite_sets()["sets"]}
 
 
 @functools.cache
 def suite() -> Suite:
     """The six sets, the maximum over a class's ids as its score (WiSE-FT's rule for ObjectNet)."""
-    published = _sets()["zero_shot"]
+    published = suite_sets()["zero_shot"]
     return Suite(
         name="imagenet",
         classes=class_names(),
@@ -79,6 +82,7 @@ def _set(fact: dict[str, Any]) -> TestSet:
             fact["pictures"],
             fact.get("each"),
             *((True, mapped_otherwise) if rule == "objectnet" else ()),
+            **({"unsorted_remedy": fact["unsorted"]} if "unsorted" in fact else {}),
         ),
         shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
@@ -114,18 +118,65 @@ def mapped_otherwise(root: Path) -> list[str]:
 
 
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.Report:
-    """What is found of the test set ``name``. Raises CarftError where there is no folder."""
-    one = next(one for one in suite().sets if one.name == name)
+    """What is found of the test set ``name``, and of ImageNet's training set if that is the name.
+
+    Raises CarftError where there is no folder of it.
+    """
     if data_dir is None:
         raise CarftError(f"{name} needs --data_dir, the folder that contains it")
+    for problem in missing_data_dir(data_dir):
+        raise CarftError(problem)
+    if name != "ImageNet":
+        return _verify_test_set(name, data_dir, decode)
+
+    if imagenet_training.find(data_dir) is None:
+        report = _verify_test_set(name, data_dir, decode)
+        expected = imagenet_training.expected_folder(str(data_dir))
+        return _with_note(report, f"no training set, which only training needs: {expected}")
+    training = imagenet_training.verify(data_dir, decode)
+    try:
+        validation = _verify_test_set(name, data_dir, decode)
+    except CarftError as error:
+        return _with_note(training, f"no validation set, which only evaluation needs: {error}")
+    return _both(training, validation)
+
+
+def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Report:
+    one = next(one for one in suite().sets if one.name == name)
     found = one.find(data_dir)
     if found.root is None:
         raise CarftError(f"{name}: {'; '.join(found.problems)}. {terms(name)}")
     of_label = Counter(label for _, label in found.samples)
-    counts = {name: {c: of_label[label] for label, c in enumerate(one.classes)}}
+    environment = "val" if name == "ImageNet" else name
+    counts = {environment: {c: of_label[label] for label, c in enumerate(one.classes)}}
     how = [terms(name)], None if found.problems else "as published", decode
     report = verification.Report(name, found.root, counts, found.problems, [], *how)
     return verification.judged(report, [os.path.relpath(p, found.root) for p, _ in found.samples])
+
+
+def _with_note(report: verification.Report, note: str) -> verification.Report:
+    return dataclasses.replace(report, notes=[*report.notes, note])
+
+
+def _both(training: verification.Report, validation: verification.Report) -> verification.Report:
+    """One report of ImageNet's two sets, whose sentences begin with ``train`` or ``val``."""
+    named = {"train": training, "val": validation}
+
+    def sentences(kind: str) -> list[str]:
+        return [f"{name}: {one}" for name, report in named.items() for one in getattr(report, kind)]
+
+    is_whole = training.edition and validation.edition
+    return verification.Report(
+        name="ImageNet",
+        root=Path(os.path.commonpath([training.root, validation.root])),
+        counts={**training.counts, **validation.counts},
+        problems=sentences("problems"),
+        differences=sentences("differences"),
+        notes=[*training.notes, *validation.notes],
+        edition=training.edition if is_whole else None,
+        decoded=training.decoded and validation.decoded,
+        damaged=[*training.damaged, *validation.damaged],
+    )
 
 
 def terms(name: str) -> str:
@@ -145,7 +196,9 @@ def download(
     sources = [Source(**one) for one in fact["sources"]]
 
     def prepare(unpacked: Path, ready: Path) -> None:
-        next(filter(Path.is_dir, unpacked.iterdir()), unpacked).rename(ready)
+        folders = [path for path in sorted(unpacked.iterdir()) if path.is_dir()]
+        # One folder is the test set's own, more are its classes.
+        (folders[0] if len(folders) == 1 else unpacked).rename(ready)
 
     place = data_dir / fact["folders"][0]
     return downloading.install(name, place, sources, prepare, verify, fetch)

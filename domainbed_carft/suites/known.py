@@ -67,8 +67,9 @@ def of_task(name: str) -> Suite:
             found = tasks.read(task, data_dir, train=False)
         except CarftError as error:
             return Found(None, (), [str(error)])
-        number, expected = len(found), task.pictures[1]
-        problems = [f"{number:,} pictures, expected {expected:,}"] if number != expected else []
+        problems = tasks.class_problems(task, "test", found)
+        if len(found) != task.pictures[1]:
+            problems.append(f"{len(found):,} pictures, expected {task.pictures[1]:,}")
         samples = [(str(one) if isinstance(one, Path) else one, y) for one, y in found.samples]
         return Found(data_dir / task.folder, samples, problems)
 

@@ -96,6 +96,7 @@ class Folders:
     folder counts. ``labels``: name of a class folder -> label. ``pictures``: how many a complete
     copy has, and how many of ``each`` class, if known. ``more``: whether a complete copy has
     folders of other classes, which are not read. ``check(root)``: further problems.
+    ``unsorted_remedy``: what to do with pictures that are in no class folder.
     """
 
     places: tuple[str, ...]
@@ -104,6 +105,7 @@ class Folders:
     each: int | None = None
     more: bool = False
     check: Callable[[Path], list[str]] = lambda root: []
+    unsorted_remedy: str = "sort them into a folder for each class"
 
     def __call__(self, data_dir: Path) -> Found:
         """Lists the folders; their files are not opened."""
@@ -113,6 +115,10 @@ class Folders:
             return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
         # A folder of pictures that nobody sorted into classes may lie beside the sorted one.
         root = next((p for p in there if self.labels.keys() & {*os.listdir(p)}), there[0])
+        is_unsorted = not self.labels.keys() & {*os.listdir(root)}
+        if is_unsorted and (count := listing.loose_pictures(root)):
+            told = f"{root} has {count:,} pictures and no class folder"
+            return Found(root, (), [f"{told}; {self.unsorted_remedy}"])
         found = listing.of_classes(root, self.labels if self.more else None)
         (counts,) = found.counts.values()
         samples = [

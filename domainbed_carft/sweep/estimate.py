@@ -52,7 +52,7 @@ def costs(
 
 
 def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
-    """The costs that ``--dry_run`` prints, with an explanation."""
+    """The costs that ``--dry-run`` prints, with an explanation."""
     head = "variant,data set,algorithm,jobs,done,steps,trained,evaluated,hours left".split(",")
     rows = []
     for key, one in found.items():

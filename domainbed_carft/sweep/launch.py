@@ -17,6 +17,7 @@ from domainbed_carft.errors import CarftError, raise_for, refusals
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
+from domainbed_carft.suites import imagenet_training
 from domainbed_carft.sweep import estimate, names, printing, sources, states
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.states import Status
@@ -143,8 +144,14 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
         for job in declared.jobs(data_dir, Path())
         if job.key.algorithm in ALGORITHMS and overrides(job.args).get("data_edition") != UNCHECKED
     }
+    absent = benchmarks.missing_data_dir(data_dir)
     for name in declared.datasets:
         folder = names.picture_folder(name, data_dir)
+        if absent and folder and not os.path.isdir(folder):
+            refused += absent if needed else []
+            there = "each job checks its data where it runs"
+            verdicts.append(f"not checked, no --data_dir {data_dir} here; {there}")
+            continue
         if not folder:
             verdict = "needs no folder" if folder == "" else "not checked, its folder is unknown"
         elif not os.path.isdir(folder):
@@ -153,14 +160,26 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
                 told = f"{name} is missing: expected its folder {folder}"
                 refused.append(f"{told}; is --data_dir {data_dir} right?")
         else:
-            report = (tasks if name in tasks.TASKS else verify).verify(name, Path(data_dir))
+            try:
+                report = _verified(name, Path(data_dir))
+            except CarftError as error:  # a folder, or lists in it, that cannot be read at all
+                refused.append(str(error))
+                verdicts.append(f"{name}: {error}")
+                continue
             verdict = f"{report.data_edition}, {report.pictures:,} pictures in {report.root}"
             if report.problems:
                 verdict = f"broken: {'; '.join(report.problems)}"
                 remedy = f"fix the data, or set the hparam data_edition to {UNCHECKED}"
                 refused += [f"{report.refusal}; {remedy}"] * (name in checked)
         verdicts.append(f"{name}: {verdict}")
-    return verdicts, refused
+    return list(dict.fromkeys(verdicts)), refused
+
+
+def _verified(name: str, data_dir: Path) -> verify.Report:
+    """What `carft data verify` finds of the pictures that jobs of the data set train on."""
+    if name == "ImageNet":
+        return imagenet_training.verify(data_dir)
+    return (tasks if name in tasks.TASKS else verify).verify(name, data_dir)
 
 
 def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:

@@ -15,6 +15,7 @@ from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
 from domainbed_carft.results import published
+from domainbed_carft.suites import imagenet_training
 from domainbed_carft.sweep.declaration import Override, Shape, Variant, environment
 from domainbed_carft.text import unknown
 
@@ -77,6 +78,8 @@ def facts(name: str) -> Dataset:
 
 def picture_folder(name: str, data_dir: str) -> str | None:
     """The folder of the data set's pictures; "" if none is needed, None if unknown."""
+    if name == "ImageNet":
+        return imagenet_training.expected_folder(data_dir)
     known = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
     if known is not None:
         return os.path.join(data_dir, known.folder) if known.folder else ""

@@ -61,7 +61,7 @@ def test_a_picture_that_cannot_be_read_is_named(pets, command, workers):
     [
         (lambda root: (root / "__MACOSX").mkdir(), r"own pets contains __MACOSX, which would"),
         (lambda root: (root / "city" / ".cache").mkdir(), r"city contains \.cache, which would"),
-        (lambda root: (root / "city" / "owl").mkdir(), r"'city' and 'my village'.*has owl"),
+        (lambda root: (root / "city" / "owl").mkdir(), r"'city' and 'my village'.*has 'owl'"),
         (lambda root: (root / "empty").mkdir(), r"empty has no sub-folders; expected a folder"),
     ],
 )

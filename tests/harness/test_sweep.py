@@ -96,7 +96,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_made(tmp_path, capsys):
     [
         ("--holdout_fraction 0", "--holdout_fraction must be more than 0: models are"),
         ("--task domain_adaptation", "--task domain_adaptation is not included"),
-        ("--command_launcher local --datasets PACS --data_dir /no", "/no/PACS is missing; give"),
+        ("--command_launcher local --datasets PACS --data_dir /no", "/no does not exist; give the"),
         ("--datasets Two", "2 environments; these jobs need at least 3; with --single_test_envs"),
     ],
 )

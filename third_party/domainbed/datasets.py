@@ -154,6 +154,8 @@ class _Benchmark(MultipleEnvironmentImageFolder):
         """Say, without reading any, if the data is not where it has to be for `root`."""
         if root is None:
             return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
+        if absent := benchmarks.missing_data_dir(root):
+            return absent
         expected = os.path.join(root, cls.FOLDER)
         if os.path.isdir(expected):
             return []

@@ -14,7 +14,7 @@ from PIL import ImageFile
 from torchvision.datasets import ImageFolder
 
 from domainbed_carft.data import listing
-from domainbed_carft.data.comparison import STRAY
+from domainbed_carft.data.comparison import STRAY, listed
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.environment import Environment
 
@@ -100,5 +100,5 @@ def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence
         if differing:
             raise CarftError(
                 f"environments {environments[0]!r} and {environment!r} must have the same class "
-                f"folders; only one of them has {', '.join(differing)}"
+                f"folders; only one of them has {listed(differing)}"
             )

@@ -47,7 +47,7 @@ def problems(kinds: Sequence[str]) -> list[str]:
         if kind not in KINDS:
             sentences.append(f"{VARIABLE} has {kind!r}, expected names from {', '.join(KINDS)}")
         elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
-            sentences.append(f"--log {kind} needs {kind}: pip install 'domainbed-carft[log]'")
+            sentences.append(f"--log {kind} needs {kind}: pip install {kind}")
         elif kind == "wandb":
             reason = _wandb_problem()
             if reason:
