@@ -163,7 +163,7 @@ HPARAMS: tuple[Hparam, ...] = (
         _words,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
     ),
-    _choice("protocol", "domainbed", "clip", "wise-ft", "host", default=_protocol),
+    _choice("protocol", "domainbed", "clip", "wise-ft", "lipsum-ft", "host", default=_protocol),
     _filled_in("prompts_digest"),
     _filled_in("clip_digest"),
     _filled_in("clip_revision"),
