@@ -66,7 +66,8 @@ class CLIPAlgorithm(Algorithm):
             arguments.record(hparams, "clip_revision", clip_model.revision, "the hub's is another")
             hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
             names = prompts.class_names(hparams, num_classes)
-            templates = prompts.contexts_of(hparams)
+            has_kl = "kl_weight" in (self.weighed or ()) and hparams["kl_weight"] > 0
+            templates = prompts.contexts_of(hparams, least=2 if has_kl else 1)
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
             words = prompts.digest(templates, names)
@@ -133,6 +134,7 @@ class CLIPAlgorithm(Algorithm):
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
             self.predicting = averages.Predicting(own, {**hparams, "lp_steps": self.lp_steps})
+            averages.warn_of_cut_average(hparams, arguments.planned_steps())
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:

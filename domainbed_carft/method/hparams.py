@@ -223,6 +223,11 @@ HPARAMS: tuple[Hparam, ...] = (
 )
 
 
+def has_kl(algorithm: str, kl_weight: Any) -> bool:
+    """Whether the loss of ``algorithm`` has CAR-FT's term; one that we do not know may have it."""
+    return bool(kl_weight) and (algorithm == "CARFT" or algorithm not in ALGORITHMS)
+
+
 def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
     """name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
 
