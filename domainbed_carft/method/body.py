@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
+from domainbed_carft.method import arguments, averages, objective, observed, optimisation, parts, prompts
 from domainbed_carft.method.frozen import arrange, encode
 from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
@@ -49,6 +49,9 @@ class CLIPAlgorithm(Algorithm):
     restored = False
     is_constant = False  # whether nothing that is trained changes what it predicts
     wanted_pictures = staticmethod(arguments.wanted_pictures)
+    # For hosts that take an algorithm apart: properties, so that a state dict has no more keys.
+    featurizer = property(parts.featurizer)
+    classifier = property(parts.classifier)
     members: Any = None  # the processes with a slice of each batch, where our harness has several
 
     def __init__(
@@ -172,9 +175,7 @@ class CLIPAlgorithm(Algorithm):
 
     def class_logits(self, features: Tensor) -> Tensor:
         """Class logits (N, K) of image features (N, D)."""
-        unit = F.normalize(features, dim=-1)
-        logits: Tensor = self.head_factor * F.linear(unit, self.head.weight) + self.head.bias
-        return logits
+        return objective.class_logits(features, self.head.weight, self.head.bias, self.head_factor)
 
     def context_logits(self, features: Tensor) -> Tensor:
         """Context logits (N, M) of image features (N, D)."""

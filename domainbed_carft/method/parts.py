@@ -1,0 +1,83 @@
+"""An algorithm's image encoder and head as modules, for hosts that take an algorithm apart.
+
+kebaek/DomainBed prints the parameters of ``algorithm.classifier``; T3A predicts by its own use of
+``featurizer`` and ``classifier``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from domainbed_carft.method import objective
+from domainbed_carft.method.frozen import encode
+
+
+class Featurizer(nn.Module):
+    """From pictures (N, 3, H, W), as ``predict`` takes them, to image features (N, D)."""
+
+    def __init__(self, clip_input: nn.Module, encoder: nn.Module, dim: int, bf16: bool) -> None:
+        super().__init__()
+        self.input = clip_input
+        self.encoder = encoder
+        self.n_outputs = dim  # as DomainBed's featurizers call it
+        self.bf16 = bf16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return encode(self.encoder, self.input(x), self.bf16)[0]
+
+
+class Classifier(nn.Module):
+    """From image features (N, D) to class logits (N, K)."""
+
+    factor: Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, factor: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.register_buffer("factor", factor)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return objective.class_logits(features, self.weight, self.bias, self.factor)
+
+
+def featurizer(algorithm: Any) -> Featurizer:
+    """The image encoder of ``algorithm`` with the weights that predict now.
+
+    Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these. Ask
+    again after a training step.
+    """
+    weights = algorithm.predicting_weights()
+    return Featurizer(
+        clip_input=algorithm.input,
+        encoder=_with_weights(algorithm.encoder, "encoder.", weights),
+        dim=algorithm.head.weight.shape[1],
+        bf16=algorithm.hparams["amp"] == "bf16",
+    )
+
+
+def classifier(algorithm: Any) -> Classifier:
+    """The head of ``algorithm`` with the weights that predict now; for its parameters see
+    `featurizer`.
+    """
+    weights = algorithm.predicting_weights()
+    head = _with_weights(algorithm.head, "head.", weights)
+    factor = weights.get("head_factor", algorithm.head_factor)
+    return Classifier(head.weight, head.bias, factor)
+
+
+def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
+    """``module``, or where ``weights`` has others for it, a copy with these; no tensor is copied."""
+    tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
+    differs = False
+    for name, parameter in module.named_parameters():
+        replacement = weights.get(prefix + name)
+        tensors[id(parameter)] = parameter
+        if replacement is not None:
+            tensors[id(parameter)] = nn.Parameter(replacement, requires_grad=False)
+            differs = True
+    return copy.deepcopy(module, memo=dict(tensors)) if differs else module
