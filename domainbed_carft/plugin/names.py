@@ -1,9 +1,10 @@
-"""The modules that the hooks wait for, and their one warning."""
+"""The modules that the hooks wait for, and their warnings."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 
 from domainbed_carft.errors import CarftWarning
 
@@ -25,6 +26,7 @@ OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 RUNNING: set[str] = set()
 
 _TOLD: list[str] = []
+_KEPT_NAMES_TOLD: set[tuple[str, ...]] = set()
 
 
 def warn_once(name: str, error: BaseException) -> None:
@@ -36,8 +38,23 @@ def warn_once(name: str, error: BaseException) -> None:
         f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and left the "
         f"module unchanged. {SWITCH}=1 in the environment switches domainbed-carft off."
     )
+    _warn(message)
+
+
+def warn_of_kept_names(module: str, names: Sequence[str]) -> None:
+    """Say, once a process, that the host's own classes of these names stay, and not ours."""
+    if (module, *names) in _KEPT_NAMES_TOLD:
+        return
+    _KEPT_NAMES_TOLD.add((module, *names))
+    _warn(
+        f"{module} has its own {', '.join(names)}, which stays in use; that of domainbed-carft is "
+        "not added"
+    )
+
+
+def _warn(message: str) -> None:
     try:
-        warnings.warn(message, CarftWarning, stacklevel=2)
+        warnings.warn(message, CarftWarning, stacklevel=3)
     except CarftWarning:
         # Under -W error the warning would become the host's failure.
         print(message, file=sys.stderr)
