@@ -168,7 +168,7 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
         hook.remove()
 
     with torch.no_grad():
-        features, activations = frozen.encode(encoder, pictures, False, ["miro"])
+        _, activations = frozen.encode(encoder, pictures, False, ["miro"])
     expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
     assert len(activations["miro"]) == 5
     assert all(map(torch.equal, activations["miro"], expected))

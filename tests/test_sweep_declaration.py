@@ -105,8 +105,7 @@ compare_with: [CARFT]
                 "4: stepz: no key is called 'stepz'; did you mean steps?",
                 "6: hparams.lr: got [1], expected text, a number",
                 "7: selection[1]: got 'orakel', should be 'training-domain'",
-                "8: protocol: got 'klip', should be 'domainbed', 'clip', 'wise-ft' or "
-                "'lipsum-ft'",
+                "8: protocol: got 'klip', should be 'domainbed', 'clip', 'wise-ft' or 'lipsum-ft'",
                 "9: variants.a/b: got 'a/b', should match pattern",
             ],
         ),

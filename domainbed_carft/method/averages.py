@@ -47,7 +47,8 @@ def warn_of_cut_average(hparams: Mapping[str, Any], steps: int | None) -> None:
     if hparams["average"] == "beta" and steps and steps < total:
         warnings.warn(
             f"average is 'beta', which weighs the steps up to total_steps = {total}, but training "
-            f"ends after {steps}, so the average will lack its last part; set total_steps to {steps}",
+            f"ends after {steps}, so the average will lack its last part; set total_steps to "
+            f"{steps}",
             stacklevel=2,
         )
 

@@ -17,8 +17,9 @@ from torch.func import functional_call
 
 from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, averages, objective, observed, optimisation, parts, prompts
+from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
 from domainbed_carft.method.frozen import arrange, encode
+from domainbed_carft.method.parts import classifier_of, featurizer_of
 from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
 
@@ -50,8 +51,8 @@ class CLIPAlgorithm(Algorithm):
     is_constant = False  # whether nothing that is trained changes what it predicts
     wanted_pictures = staticmethod(arguments.wanted_pictures)
     # For hosts that take an algorithm apart: properties, so that a state dict has no more keys.
-    featurizer = property(parts.featurizer)
-    classifier = property(parts.classifier)
+    featurizer = property(featurizer_of)
+    classifier = property(classifier_of)
     members: Any = None  # the processes with a slice of each batch, where our harness has several
 
     def __init__(

@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         return objective.class_logits(features, self.weight, self.bias, self.factor)
 
 
-def featurizer(algorithm: Any) -> Featurizer:
+def featurizer_of(algorithm: Any) -> Featurizer:
     """The image encoder of ``algorithm`` with the weights that predict now.
 
     Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these. Ask
@@ -60,9 +60,9 @@ def featurizer(algorithm: Any) -> Featurizer:
     )
 
 
-def classifier(algorithm: Any) -> Classifier:
+def classifier_of(algorithm: Any) -> Classifier:
     """The head of ``algorithm`` with the weights that predict now; for its parameters see
-    `featurizer`.
+    `featurizer_of`.
     """
     weights = algorithm.predicting_weights()
     head = _with_weights(algorithm.head, "head.", weights)
@@ -71,7 +71,7 @@ def classifier(algorithm: Any) -> Classifier:
 
 
 def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
-    """``module``, or where ``weights`` has others for it, a copy with these; no tensor is copied."""
+    """``module``, or a copy with its ``weights`` where these are others; no tensor is copied."""
     tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
     differs = False
     for name, parameter in module.named_parameters():

@@ -58,8 +58,8 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
             number, reason = "two", " (over a single one the KL term is always zero)"
         raise CarftError(
             f"contexts is {name}a list of {counted(len(found), 'template')}{such}; expected at "
-            f"least {number}, all different, each with exactly one {{}}, as in 'a sketch of a {{}}.'"
-            f"{reason}. 'imagenet7' and 'imagenet' fit any classes"
+            f"least {number}, all different, each with exactly one {{}}, as in "
+            f"'a sketch of a {{}}.'{reason}. 'imagenet7' and 'imagenet' fit any classes"
         )
     return found
 
