@@ -14,7 +14,7 @@ from domainbed_carft import errors, machine
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
-from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, has_kl, overlay
+from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, has_kl, implied, overlay
 
 # Read by DomainBed's own train; a host's further ones are added by `allow`.
 _host_keys = {"data_augmentation", "class_balanced"}
@@ -150,10 +150,26 @@ def _unknown(key: str, valid: Sequence[str]) -> list[str]:
 
 def _given_by_hand() -> set[str]:
     """The keys in ``--hparams`` of this process, which DomainBed's train merges unchecked."""
-    try:
-        return set(json.loads(_command_line().hparams or "{}"))
-    except (ValueError, TypeError):
-        return set()
+    return {*_overrides_by_hand()}
+
+
+def _overrides_by_hand() -> dict[str, Any]:
+    """``--hparams`` of this process; empty where it is not DomainBed's JSON object."""
+    with contextlib.suppress(ValueError, TypeError):
+        return dict(json.loads(_command_line().hparams or "{}"))
+    return {}
+
+
+def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str:
+    """The ``--hparams`` of this process with what its host cannot add to it, "" if that is nothing.
+
+    The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
+    """
+    if _in_our_harness():
+        return ""
+    overrides = _overrides_by_hand()
+    missing = implied(algorithm, dataset, overrides, random_seed)
+    return json.dumps({**overrides, **missing}) if missing else ""
 
 
 def planned_steps() -> int | None:

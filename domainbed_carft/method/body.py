@@ -6,12 +6,11 @@ Each of ``algorithms`` says what it trains and which terms count; formulas are i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,7 +18,7 @@ from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
 from domainbed_carft.method.frozen import arrange, encode
-from domainbed_carft.method.parts import classifier_of, featurizer_of
+from domainbed_carft.method.hosting import HostedAlgorithm
 from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
 
@@ -27,7 +26,7 @@ Minibatches = Sequence[tuple[Tensor, Tensor]]
 ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
 
 
-class CLIPAlgorithm(Algorithm):
+class CLIPAlgorithm(HostedAlgorithm):
     """The body shared by our algorithms.
 
     ``input_shape``: (3, H, W). Raises CarftError as `arguments.check`, and for classes without
@@ -49,10 +48,6 @@ class CLIPAlgorithm(Algorithm):
     predicting: averages.Predicting | None = None
     restored = False
     is_constant = False  # whether nothing that is trained changes what it predicts
-    wanted_pictures = staticmethod(arguments.wanted_pictures)
-    # For hosts that take an algorithm apart: properties, so that a state dict has no more keys.
-    featurizer = property(featurizer_of)
-    classifier = property(classifier_of)
     members: Any = None  # the processes with a slice of each batch, where our harness has several
 
     def __init__(
@@ -139,11 +134,6 @@ class CLIPAlgorithm(Algorithm):
             own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
             self.predicting = averages.Predicting(own, {**hparams, "lp_steps": self.lp_steps})
             averages.warn_of_cut_average(hparams, arguments.planned_steps())
-
-    @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
-        """The problems of ``--hparams``, for hosts that check before they load anything."""
-        return arguments.refusals(cls.__name__, dataset, overrides)
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""

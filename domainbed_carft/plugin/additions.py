@@ -15,7 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_of_kept_names
+from domainbed_carft.plugin.names import (
+    OWN_MODULES,
+    RUNNING,
+    warn_of_hparams_to_add,
+    warn_of_kept_names,
+)
 
 # What we put in place of a host's own: functions, methods, and classes made for the host.
 _MADE: list[object] = []
@@ -202,7 +207,10 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
         # Upstream draws some as numpy's, which neither JSON nor torch's restricted reader takes.
         host = {name: v.item() if isinstance(v, np.generic) else v for name, v in host.items()}
         arguments.allow(host.keys())
-        pairs = hparams.overlay(algorithm, dataset, int(values[2]) if which else 0)
+        seed = int(values[2]) if which else None
+        if added := arguments.hparams_to_add(algorithm, dataset, seed):
+            warn_of_hparams_to_add(added)
+        pairs = hparams.overlay(algorithm, dataset, seed or 0)
         return {**host, **{name: pair[which] for name, pair in pairs.items()}}
 
     return answer

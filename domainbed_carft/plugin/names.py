@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 RUNNING: set[str] = set()
 
 _TOLD: list[str] = []
-_KEPT_NAMES_TOLD: set[tuple[str, ...]] = set()
+_MESSAGES_TOLD: set[str] = set()
 
 
 def warn_once(name: str, error: BaseException) -> None:
@@ -43,16 +44,24 @@ def warn_once(name: str, error: BaseException) -> None:
 
 def warn_of_kept_names(module: str, names: Sequence[str]) -> None:
     """Say, once a process, that the host's own classes of these names stay, and not ours."""
-    if (module, *names) in _KEPT_NAMES_TOLD:
-        return
-    _KEPT_NAMES_TOLD.add((module, *names))
     _warn(
         f"{module} has its own {', '.join(names)}, which stays in use; that of domainbed-carft is "
         "not added"
     )
 
 
+def warn_of_hparams_to_add(hparams: str) -> None:
+    """Say, once a process, which ``--hparams`` a job needs whose defaults cannot see them."""
+    _warn(
+        "this DomainBed's defaults cannot see that clip_backbone is 'tiny': its learning rate and "
+        f"batch are those of a larger CLIP. Run with --hparams {shlex.quote(hparams)}"
+    )
+
+
 def _warn(message: str) -> None:
+    if message in _MESSAGES_TOLD:
+        return
+    _MESSAGES_TOLD.add(message)
     try:
         warnings.warn(message, CarftWarning, stacklevel=3)
     except CarftWarning:

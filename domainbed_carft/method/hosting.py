@@ -1,8 +1,4 @@
-"""An algorithm's image encoder and head as modules, for hosts that take an algorithm apart.
-
-kebaek/DomainBed prints the parameters of ``algorithm.classifier``; T3A predicts by its own use of
-``featurizer`` and ``classifier``.
-"""
+"""What hosts ask of our algorithms beside training and predicting."""
 
 from __future__ import annotations
 
@@ -10,9 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
-from domainbed_carft.method import objective
+from domainbed_carft.method import arguments, hparams, objective
 from domainbed_carft.method.frozen import encode
 
 
@@ -81,3 +78,27 @@ def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor])
             tensors[id(parameter)] = nn.Parameter(replacement, requires_grad=False)
             differs = True
     return copy.deepcopy(module, memo=dict(tensors)) if differs else module
+
+
+class HostedAlgorithm(Algorithm):
+    """The answers of an algorithm to its host: on its hyperparameters, and on its parts.
+
+    kebaek/DomainBed prints the parameters of ``classifier``, and T3A predicts by its own use of
+    ``featurizer`` and ``classifier``. Both are properties, so that a state dict has no more keys.
+    """
+
+    wanted_pictures = staticmethod(arguments.wanted_pictures)
+    featurizer = property(featurizer_of)
+    classifier = property(classifier_of)
+
+    @classmethod
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+        """The problems of ``--hparams``, for hosts that check before they load anything."""
+        return arguments.refusals(cls.__name__, dataset, overrides)
+
+    @classmethod
+    def implied_hparams(
+        cls, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
+    ) -> dict[str, Any]:
+        """The hparams that change by what a user sets: the rate and the batch of "tiny"."""
+        return hparams.implied(cls.__name__, dataset, overrides, random_seed)
