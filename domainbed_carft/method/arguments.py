@@ -165,11 +165,11 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
 
     The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
     """
-    if _in_our_harness():
-        return ""
     overrides = _overrides_by_hand()
     missing = implied(algorithm, dataset, overrides, random_seed)
-    return json.dumps({**overrides, **missing}) if missing else ""
+    if not missing or _in_our_harness():
+        return ""
+    return json.dumps({**overrides, **missing})
 
 
 def planned_steps() -> int | None:
@@ -178,9 +178,9 @@ def planned_steps() -> int | None:
     if arguments.steps:
         return int(arguments.steps)
 
-    from domainbed import datasets
-
     with contextlib.suppress(Exception):  # in a host without that function, or without --dataset
+        from domainbed import datasets
+
         return int(datasets.get_dataset_class(arguments.dataset).N_STEPS)
     return None
 

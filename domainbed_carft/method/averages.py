@@ -41,14 +41,13 @@ def share(step: int, hparams: Mapping[str, Any]) -> float:
     return float(density[-1] / density.sum())
 
 
-def warn_of_cut_average(hparams: Mapping[str, Any], steps: int | None) -> None:
+def warn_of_cut_average(steps: int | None, total_steps: int) -> None:
     """Warn if training ends after ``steps``, before the density of ``beta`` does."""
-    total = hparams["total_steps"]
-    if hparams["average"] == "beta" and steps and steps < total:
+    if steps and steps < total_steps:
         warnings.warn(
-            f"average is 'beta', which weighs the steps up to total_steps = {total}, but training "
-            f"ends after {steps}, so the average will lack its last part; set total_steps to "
-            f"{steps}",
+            f"average is 'beta', which weighs the steps up to total_steps = {total_steps}, but "
+            f"training ends after {steps}, so the average will lack its last part; set "
+            f"total_steps to {steps}",
             stacklevel=2,
         )
 

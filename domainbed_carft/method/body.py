@@ -133,7 +133,8 @@ class CLIPAlgorithm(HostedAlgorithm):
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
             self.predicting = averages.Predicting(own, {**hparams, "lp_steps": self.lp_steps})
-            averages.warn_of_cut_average(hparams, arguments.planned_steps())
+        if hparams["average"] == "beta":
+            averages.warn_of_cut_average(arguments.planned_steps(), hparams["total_steps"])
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
