@@ -140,9 +140,8 @@ def _differences(runs: Sequence[Run]) -> Iterator[str]:
         whose: dict[str, dict[str, None]] = {}
         for (dataset, algorithm), own in places.items():
             for setting in own:
-                whose.setdefault(_word(setting, part), {})[f"{algorithm} on {titles[dataset]}"] = (
-                    None
-                )
+                place = f"{algorithm} on {titles[dataset]}"
+                whose.setdefault(_word(setting, part), {})[place] = None
         if len(whose) > 1 and part != ENVIRONMENTS:  # each data set has its own
             told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
             yield f"Not all runs have the same {part}: {told}."
