@@ -115,6 +115,9 @@ ALLOWED = set()
 
 def allow(keys):
     ALLOWED.update(keys)
+
+def hparams_to_add(algorithm, dataset, random_seed):
+    return ""
 """,
     "method/algorithms.py": """
 from domainbed.algorithms import Algorithm

@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import random_clip
+from test_algorithms import make, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import anchors, averages, frozen, texts
 
 N, K, D = 6, 4, 5
+SMALL_RESNET = dict(
+    embed_dim=32, image_resolution=64, vision_layers=(1, 1, 1, 1), vision_width=16,
+    vision_patch_size=None, context_length=77, vocab_size=49408, transformer_width=64,
+    transformer_heads=1, transformer_layers=1,
+)  # fmt: skip
 
 
 def unit(values):
@@ -143,6 +150,38 @@ def test_places_are_the_quarters_of_the_encoder_and_the_outputs_are_its_own(rand
         torch.testing.assert_close(again, features)
         encoder(x)
     assert len(seen) == 5  # no hook is left behind
+
+
+def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
+    """Against activations by hooks made by hand, in the shape (N, T, C) of a ViT's."""
+    encoder = random_clip(**SMALL_RESNET).visual
+    modules = [encoder.avgpool, *(getattr(encoder, f"layer{stage}") for stage in (1, 2, 3, 4))]
+    outputs = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        for module in modules
+    ]
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        encoder(pictures)
+    for hook in hooks:
+        hook.remove()
+
+    with torch.no_grad():
+        _, activations = frozen.encode(encoder, pictures, False, ["miro"])
+    expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
+    assert len(activations["miro"]) == 5
+    assert all(map(torch.equal, activations["miro"], expected))
+
+
+def test_miro_trains_on_a_resnet(tmp_path):
+    path = tmp_path / "resnet.pt"
+    torch.save(random_clip(**SMALL_RESNET).state_dict(), path)
+    algorithm = make(path, "CLIPMIRO")
+    channels = [variance.numel() for variance in algorithm.terms.miro_variances]
+    assert channels == [16, 64, 128, 256, 512]  # of the stem's end, not of conv1's 8
+    values = train(algorithm, 2)
+    assert values[0]["loss_miro"] == pytest.approx(5 * np.log(0.1) / 2, rel=1e-4)
 
 
 def test_the_text_encoder_by_itself_is_clips_also_of_short_texts(random_tiny):

@@ -29,13 +29,30 @@ def document(tmp_path):
 def test_text_is_aligned_and_explains_itself(document):
     text = FORMATS["text"](document)
     lines = text.splitlines()
-    start = lines.index("./my_data; training-domain validation set")
+    start = lines.index("my_data; training-domain validation set")
     header, first, second, note = lines[start + 1 : start + 5]
     assert header.split()[:2] == ["Algorithm", "art"]
     assert header.index("art") == first.index(first.split("  ")[1].strip())
     assert re.match(r"ERM +\d+\.\d \+/- \d+\.\d \(2\) \[1\]  ", second)
     assert note == "[1] no job --test_envs 0: trial 0 hparams_seed 0."
     assert "Standard error = s / sqrt(n)" in " ".join(text.split())
+
+
+def test_an_own_data_set_has_its_folders_name_and_keeps_its_path_in_data(tmp_path):
+    for dataset in ("../own3", "/a/pets", "/b/pets", "./PACS", "PACS"):
+        name = f"job {dataset}".replace("/", "_")
+        collect_sweeps.write_job(tmp_path, name, dataset=dataset)
+    document = collect_sweeps.collect(tmp_path)
+    titles = {grid.title.partition(";")[0] for grid in document.grids}
+    assert titles == {"own3", "/a/pets", "/b/pets", "./PACS", "PACS", "Averages"}
+    averages = next(grid for grid in document.grids if grid.title.startswith("Averages"))
+    assert "own3" in averages.header and "../own3" not in averages.header
+
+    assert "../own3" in {entry["dataset"] for entry in document.sections["tables"]}
+    rows = csv.DictReader(io.StringIO(FORMATS["csv"](document)))
+    assert {row["dataset"] for row in rows} == {"../own3", "/a/pets", "/b/pets", "./PACS", "PACS"}
+    for style in ("text", "markdown", "latex"):
+        assert "../own3" not in FORMATS[style](document)
 
 
 def test_markdown_has_tables_of_equal_rows(document):

@@ -38,6 +38,33 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     assert list(run.accuracies[8:10]) == [0.125, 1 + 2**-23]  # rounding beyond 1 is no fault
 
 
+def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
+    path = collect_sweeps.write_job(tmp_path, "job") / "results.jsonl"
+    records_of_job = [json.loads(line) for line in path.read_text().splitlines()]
+    bare = [
+        json.dumps({key: value for key, value in record.items() if not key.endswith("_acc")})
+        for record in records_of_job
+    ]
+    path.write_text("\n".join(bare) + "\n")
+    assert records.read([tmp_path]) == (
+        [], [("no accuracies", str(path), records.NO_ACCURACIES)]
+    )  # fmt: skip
+    assert cli.main(["collect", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.count("records without accuracies: this checkout's train does not evaluate") == 1
+    assert "cut line" not in told
+
+    # Where others have some, theirs count, and a line that misses only a few is cut.
+    few = {key: value for key, value in records_of_job[2].items() if key != "env0_out_acc"}
+    whole = json.dumps(records_of_job[0])
+    path.write_text("\n".join([whole, bare[1], json.dumps(few)]) + "\n")
+    (run,), faults = records.read([tmp_path])
+    assert list(run.steps) == [0]
+    assert [fault.kind for fault in faults] == ["no accuracies", "cut line"]
+    assert cli.main(["collect", str(tmp_path), "--strict"]) == 3
+    assert "no accuracies (1)" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,14 +1,19 @@
 """Defaults, draws and refusals of the hyperparameters."""
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from domainbed import hparams_registry
-from domainbed.lib import misc
+from domainbed.lib import misc, preparation
+from domainbed.scripts import train
+from fake_checkout import run_python
 
 from domainbed_carft.method import hparams
 from domainbed_carft.method.arguments import check
+from domainbed_carft.sweep import estimate, sources
 
 SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"]
 
@@ -49,3 +54,81 @@ def test_defaults_and_draws_on_our_harness_are_those_on_upstreams():
         for draw in expected["random"]:
             seed = misc.seed_hash(*draw["seeds"])
             assert hparams_registry.random_hparams("CARFT", dataset, seed) == draw["hparams"]
+
+
+# The included CLIP on other data sets than its own
+
+TINY = {"clip_backbone": "tiny"}
+
+
+def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **given):
+    """The hparams of a job on our harness."""
+    words = ["--algorithm", algorithm, "--dataset", dataset, "--hparams", json.dumps(given)]
+    words += ["--hparams_seed", str(seeds[0]), "--trial_seed", str(seeds[1])]
+    return preparation.choose_hparams(train.build_parser().parse_args(words))
+
+
+@pytest.mark.parametrize("dataset", ["./pets", "PACS"])
+@pytest.mark.parametrize("algorithm", ["CARFT", "CLIPLinearProbe"])
+def test_tiny_has_its_own_rate_and_batch_on_any_data_and_nothing_else(dataset, algorithm):
+    usual = chosen(dataset, algorithm)
+    found = chosen(dataset, algorithm, **TINY)
+    on_its_own = chosen("EmojiStyles", algorithm)
+    changed = {name for name in usual if usual[name] != found[name]}
+    assert changed == {"clip_backbone", "lr", "batch_size"}
+    assert all(found[name] == on_its_own[name] for name in ("lr", "batch_size"))
+    assert found["total_steps"] == 5001
+    set_by_hand = chosen(dataset, algorithm, **TINY, lr=1e-5, batch_size=3)
+    assert set_by_hand["lr"] == 1e-5 and set_by_hand["batch_size"] == 3
+
+
+def test_tiny_is_searched_in_its_own_range():
+    for seed in range(1, 9):
+        found = chosen("./pets", seeds=(seed, 1), **TINY)
+        assert found["lr"] == chosen("EmojiStyles", seeds=(seed, 1))["lr"]
+        assert 10**-4.5 <= found["lr"] <= 1e-3
+        others = chosen("./pets", seeds=(seed, 1))
+        assert {n for n in found if found[n] != others[n]} == {"clip_backbone", "lr"}
+
+
+def test_another_clip_or_another_algorithm_implies_nothing():
+    assert chosen("./pets", clip_backbone="RN50")["lr"] == 5e-6
+    assert hparams.implied("CARFT", "EmojiStyles", TINY, None) == {}
+    assert chosen("./pets", "ERM")["lr"] == 5e-5
+
+
+def test_a_sweep_counts_tinys_batch_and_its_jobs_keep_their_identity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for domain, number in itertools.product("abc", "01"):
+        folder = tmp_path / "pets" / domain / number
+        folder.mkdir(parents=True)
+        (folder / "x.png").touch()
+    text = "name: x\ndatasets: [./pets]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 10\n"
+    made = sources.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
+    job = made.jobs("D", tmp_path)[0]
+    assert job.args["hparams"] == '{"clip_backbone": "tiny"}'
+    assert estimate.cost(job, made.facts["./pets"]).trained == 10 * 16 * 2
+
+
+def test_a_checkout_says_once_which_hparams_to_add(tmp_path):
+    code = """
+import json, sys
+from domainbed import hparams_registry
+ask = hparams_registry.default_hparams
+print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["batch_size"]]))
+"""
+    root = tmp_path / "checkout"
+    shutil.copytree(Path(__file__).parent / "checkouts" / "classic", root)
+
+    def asked(dataset, **given):
+        words = ["-c", code, dataset, "--hparams", json.dumps(given)]
+        done = run_python(*words, cwd=root)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout), done.stderr
+
+    values, told = asked("Pets", **TINY, kl_weight=3)
+    assert values == [5e-6, 32]  # a function of its arguments alone
+    added = {**TINY, "kl_weight": 3, "lr": 3e-4, "batch_size": 16}
+    assert told.count(f"Run with --hparams '{json.dumps(added)}'") == 1
+    for dataset, given in (("Pets", added), ("EmojiStyles", TINY), ("Pets", {})):
+        assert asked(dataset, **given)[1] == ""

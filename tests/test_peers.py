@@ -10,7 +10,7 @@ from test_algorithms import make, minibatches, reopened, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import averages, hparams, objective, prompts
+from domainbed_carft.method import algorithms, averages, hparams, objective, prompts
 from domainbed_carft.runs import export, wise_ft
 
 TERMS = {
@@ -218,6 +218,8 @@ def test_two_steps_in_bf16(random_tiny, name):
         ({"average": "sma", "average_start": 20}, "average_start is 20, expected less than total"),
         ({"algorithm": "CLIPood", "lp_steps": 3}, "lp_steps is 3, expected 0: CLIPood trains no"),
         ({"algorithm": "FLYP", "margin": 0.1}, "margin is 0.1, expected 0: FLYP trains no head"),
+        ({"algorithm": "CLIPLinearProbe", "margin": 0.1}, "margin is 0.1, expected 0: only algo"),
+        ({"algorithm": "CARFT", "contexts": ["a {}"]}, "a list of 1 template; expected at least"),
         ({"algorithm": "FLYP", "micro_batch": 4}, "micro_batch is 4, expected 0: FLYP contrasts"),
         ({"lp_steps": 18}, "expected less than total_steps - lp_steps = 2, or the learning rate"),
         ({"lp_steps": 20}, "lp_steps is 20, expected less than total_steps = 20"),
@@ -229,6 +231,61 @@ def test_two_steps_in_bf16(random_tiny, name):
 def test_what_makes_no_sense_together_is_refused(random_tiny, overrides, said):
     with pytest.raises(CarftError, match=said):
         make(random_tiny, **overrides)
+
+
+SINGLE = ["a photo of a {}."]
+
+
+@pytest.mark.parametrize("name", [name for name in hparams.ALGORITHMS if name != "CARFT"])
+def test_one_context_is_enough_without_the_kl(random_tiny, tmp_path, name):
+    made = make(random_tiny, name, contexts=SINGLE)
+    values = train(made, 2)
+    assert all({"loss_kl", "context_agreement"}.isdisjoint(step) for step in values)
+    run = reopened(made, tmp_path)
+    assert run.contexts == SINGLE
+    assert torch.equal(logits(run.algorithm.train()), logits(made))
+    assert made.hparam_problems("PACS", {"contexts": SINGLE, "clip_backbone": "tiny"}) == []
+
+
+def test_one_context_is_enough_for_carft_without_its_kl(random_tiny):
+    weights = {"kl_weight": 0, "ldifs_weight": 10.0}
+    values = train(make(random_tiny, contexts=SINGLE, **weights), 2)
+    assert "loss_ldifs" in values[1] and "loss_kl" not in values[1]
+    overrides = {"contexts": SINGLE, "clip_backbone": "tiny"}
+    (problem,) = algorithms.CARFT.hparam_problems("PACS", overrides)
+    assert "expected at least two, all different" in problem
+
+
+def test_the_algorithms_with_the_kl_are_those_that_need_two_contexts():
+    for name in hparams.ALGORITHMS:
+        weighed = getattr(algorithms, name).weighed or ()
+        assert hparams.has_kl(name, 1.0) == ("kl_weight" in weighed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        (["--steps", "5"], True),
+        (["--steps", "20"], False),
+        (["--dataset", "EmojiStyles"], False),  # trains 101 steps
+        ([], False),
+    ],
+)
+def test_fewer_steps_than_the_beta_average_spans_are_warned_of(
+    random_tiny, monkeypatch, recwarn, arguments, warned
+):
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    for name in ("CLIPood", "CARFT"):
+        make(random_tiny, name)
+    told = [str(one.message) for one in recwarn if "average is 'beta'" in str(one.message)]
+    assert len(told) == warned
+    assert all("training ends after 5, " in one and "set total_steps to 5" in one for one in told)
+
+
+def test_the_data_sets_own_steps_count_for_the_beta_average(random_tiny, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--dataset", "EmojiStyles"])
+    with pytest.warns(UserWarning, match="total_steps = 200, but training ends after 101"):
+        make(random_tiny, "CLIPood", total_steps=200)
 
 
 # The KL's siblings

@@ -25,6 +25,7 @@ PRESETS = [
     ("clip", "224 bicubic shortest"),
     ("clip", "224 bilinear squash"),
     ("wise-ft", "224 bicubic shortest"),
+    ("lipsum-ft", "224 bicubic shortest"),
 ]
 
 

@@ -201,7 +201,24 @@ print(json.dumps([
 """
     done = site.run("-c", code, cwd=fork)
     assert json.loads(done.stdout) == [True, ["ERM", *OURS[1:]], 0.001, 5e-6]
-    assert "it has its own CARFT" in done.stderr
+    assert "domainbed.algorithms has its own CARFT, which stays in use" in done.stderr
+    assert "unchanged" not in done.stderr  # all others were added
+
+
+def test_a_name_that_the_host_imports_for_itself_is_no_alarm(site: Site, tmp_path: Path) -> None:
+    """Torchvision's CIFAR100, say: a data set of that name is ours only where nobody else's is."""
+    imported = "from json import JSONDecoder as DTD\n"
+    fork = write_checkout(tmp_path / "fork", datasets=imported + HOST["datasets.py"])
+    code = """
+import json, sys
+from domainbed import datasets, hparams_registry
+found = [hparams_registry.default_hparams("CARFT", name)["lr"] for name in sys.argv[1:]]
+print(json.dumps([datasets.DTD is json.JSONDecoder, hasattr(datasets, "EmojiStyles"), found]))
+"""
+    assert site.json("-c", code, "Pets", cwd=fork) == [True, True, [5e-6]]
+    done = site.run("-c", code, "Pets", "DTD", "DTD", cwd=fork)
+    assert json.loads(done.stdout) == [True, True, [5e-6, 5e-6, 5e-6]]
+    assert done.stderr.count("domainbed.datasets has its own DTD, which stays in use") == 1
 
 
 def test_our_modules_may_be_imported_first(site: Site, checkout: Path) -> None:

@@ -60,6 +60,14 @@ def test_wise_ft_crops_a_tenth_at_most_and_never_flips(picture):
     assert torch.equal(*still)
 
 
+def test_lipsum_ft_crops_8_to_100_percent_and_flips(picture):
+    crop, flip, *_ = pictures.transform("lipsum-ft", 48, True).transforms
+    assert tuple(crop.scale) == (0.08, 1.0) and crop.interpolation.value == "bicubic"
+    assert flip.p == 0.5
+    still = [pictures.transform(name, 48, False)(picture) for name in ("lipsum-ft", "clip")]
+    assert torch.equal(*still)
+
+
 def test_emoji_styles_follows(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
     dataset = provided.EmojiStyles("", [0], values)

@@ -210,6 +210,18 @@ def test_settings_and_data_sets_that_differ_have_sections_of_their_own(tmp_path)
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_an_own_data_set_has_its_folders_name_on_the_page(tmp_path):
+    folder = tmp_path / "sweep"
+    report_page.write_ours(folder, ["CARFT", "CLIPFineTune"], trials=1, dataset="data/own3")
+    page = page_of(folder)
+    assert page.headings[0] == (1, "own3: one domain left out")
+    assert (2, "own3") in page.headings and "own3" in next(iter(page.tables))
+    assert "contexts on own3" not in page.text and "clip_backbone on own3" in page.text
+    without_commands = page.text.replace("--dataset data/own3", "")
+    assert "data/own3" not in without_commands
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_left_nothing_out_have_a_report_too(tmp_path):
     collect_sweeps.write_job(tmp_path / "sweep", test_envs=[])
     page = page_of(tmp_path / "sweep")

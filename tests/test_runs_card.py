@@ -51,6 +51,14 @@ def test_the_command_in_the_card_trains_the_same_again(tmp_path):
     assert all(torch.equal(v, other["model_dict"][k]) for k, v in one["model_dict"].items())
 
 
+def test_an_own_data_set_is_called_by_its_folders_name(files):
+    facts = json.loads(files.card.read_text(encoding="utf-8"))
+    facts["run"]["dataset"] = "../somewhere/own3"
+    page = export.readme(facts, "x.json")
+    assert page.startswith("# CARFT on own3\n") and "\nData: own3" in page
+    assert "somewhere" not in page.replace(facts["run"]["command"], "")
+
+
 def test_the_page_for_people_shows_names_as_they_are(files):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["hparams"] = {"contexts": ["a|b", "<i>", "`c`", "d\ne"]}

@@ -105,7 +105,7 @@ compare_with: [CARFT]
                 "4: stepz: no key is called 'stepz'; did you mean steps?",
                 "6: hparams.lr: got [1], expected text, a number",
                 "7: selection[1]: got 'orakel', should be 'training-domain'",
-                "8: protocol: got 'klip', should be 'domainbed', 'clip' or 'wise-ft'",
+                "8: protocol: got 'klip', should be 'domainbed', 'clip', 'wise-ft' or 'lipsum-ft'",
                 "9: variants.a/b: got 'a/b', should match pattern",
             ],
         ),
@@ -187,6 +187,23 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
         f"{len(statuses):,} jobs, {total.trained:,} pictures trained, {total.evaluated:,} evaluated"
         in comment
     )
+
+
+def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
+    peers = sources.load("peers")
+    domainnet = hparams(peers, "DomainNet", "LipsumFT")
+    assert domainnet["head_scale"] == "outside" and domainnet["grad_clip"] == 0
+    assert domainnet["lr"] == 1e-5 and "protocol" not in domainnet  # all methods share pictures
+    assert hparams(peers, "PACS", "CLIPLPFT") == {"lp_steps": 500}
+    comments = (REPO / "sweeps" / "peers.yaml").read_text()
+    assert "LP-FT with 500 head steps" in comments and "ERM++" not in comments
+
+    imagenet = sources.load("imagenet")
+    values = hparams(imagenet, "ImageNet", "LipsumFT")
+    assert values["head_scale"] == "outside" and values["grad_clip"] == 0
+    assert values["protocol"] == "lipsum-ft"
+    others = {hparams(imagenet, "ImageNet", name)["protocol"] for name in ("CARFT", "FLYP")}
+    assert others == {"wise-ft"}
 
 
 @pytest.mark.parametrize(

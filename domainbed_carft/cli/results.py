@@ -133,7 +133,7 @@ def _collect(arguments: argparse.Namespace) -> int:
         print(shown(line), file=sys.stderr)
     kinds = Counter(fault.kind for fault in collection.faults)
     kinds["incomplete cells"] = incomplete
-    counting = ("incomplete cells", "no records", "unreadable", "diverged")
+    counting = ("incomplete cells", "no records", "no accuracies", "unreadable", "diverged")
     wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
     if not (arguments.strict and wrong):
         return 0

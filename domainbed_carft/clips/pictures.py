@@ -1,8 +1,9 @@
 """The transforms of each protocol, and the change from the data's normalisation to CLIP's.
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), applied by the host
-itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe, and ``wise-ft`` the same with
-the mild crop, and without the flip, of WiSE-FT's recipe for ImageNet (mlfoundations/wise-ft).
+itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe. ``wise-ft`` and ``lipsum-ft``
+are the same with the crops and flips of two recipes for ImageNet (mlfoundations/wise-ft,
+cs-giung/lipsum-ft).
 """
 
 from __future__ import annotations
@@ -51,9 +52,24 @@ PROTOCOLS = {
     "clip": "training: crop of 70 to 100%, flip; test: the model's own, of CLIP the shorter side "
     "resized (bicubic), then cropped to the central square",
     "wise-ft": "training: crop of 90 to 100%; test: as clip",
+    "lipsum-ft": "training: crop of 8 to 100%, flip; test: as clip",
     "host": "this DomainBed's own transforms, which differ from upstream's",
 }
-PRESETS = ("domainbed", "clip", "wise-ft")
+
+
+class _Augmentation(NamedTuple):
+    """How a preset with CLIP's own preprocessing changes training pictures."""
+
+    smallest_crop: float  # as a share of the picture's area; the largest is all of it
+    flips: bool
+
+
+_AUGMENTATIONS = {
+    "clip": _Augmentation(smallest_crop=0.7, flips=True),
+    "wise-ft": _Augmentation(smallest_crop=0.9, flips=False),
+    "lipsum-ft": _Augmentation(smallest_crop=0.08, flips=True),
+}
+PRESETS = ("domainbed", *_AUGMENTATIONS)
 
 
 def transform(
@@ -61,11 +77,14 @@ def transform(
 ) -> Callable[[Any], Any]:
     """From a PIL picture to a normalised tensor (3, ``size``, ``size``), ``size`` in pixels.
 
-    ``preprocessing``: the hparam; of it ``clip`` and ``wise-ft`` take how pictures are resized.
+    ``preprocessing``: the hparam; all presets but ``domainbed`` take from it how pictures are
+    resized.
     """
-    if protocol in PRESETS[1:]:
-        how = preprocessing.split()[1:] or ("bicubic", "shortest")
-        steps, normalised = _clip(size, augment, protocol == "wise-ft", *how), (CLIP_MEAN, CLIP_STD)
+    if protocol in _AUGMENTATIONS:
+        interpolation, resize = preprocessing.split()[1:] or ("bicubic", "shortest")
+        augmentation = _AUGMENTATIONS[protocol] if augment else None
+        steps = _clip(size, augmentation, interpolation, resize)
+        normalised = CLIP_MEAN, CLIP_STD
     else:
         steps, normalised = _domainbed(size, augment), IMAGENET
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*normalised)])
@@ -82,11 +101,16 @@ def _domainbed(size: int, augment: bool) -> list[Any]:
     ]
 
 
-def _clip(size: int, augment: bool, mild: bool, interpolation: str, resize: str) -> list[Any]:
+def _clip(
+    size: int, augmentation: _Augmentation | None, interpolation: str, resize: str
+) -> list[Any]:
     how = INTERPOLATIONS[interpolation]
-    if augment:
-        crop = transforms.RandomResizedCrop(size, (0.9 if mild else 0.7, 1.0), interpolation=how)
-        return [crop, *([] if mild else [transforms.RandomHorizontalFlip()])]
+
+    if augmentation:
+        area = (augmentation.smallest_crop, 1.0)
+        crop = transforms.RandomResizedCrop(size, area, interpolation=how)
+        return [crop, transforms.RandomHorizontalFlip()] if augmentation.flips else [crop]
+
     if resize == "squash":
         return [transforms.Resize((size, size), how)]
     return [transforms.Resize(size, how), transforms.CenterCrop(size)]

@@ -11,7 +11,7 @@ import csv
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -151,3 +151,23 @@ BENCHMARKS = {
     facts["name"]: _benchmark(facts)
     for facts in json.loads((ASSETS / "benchmarks.json").read_text(encoding="utf-8"))
 }
+
+
+def dataset_titles(datasets: Iterable[str]) -> dict[str, str]:
+    """What tables, reports and cards call each data set.
+
+    A user's own data set, a path, is called by its folder's name; by its path where that name is a
+    benchmark's, or that of another of ``datasets``.
+    """
+    names = list(dict.fromkeys(datasets))
+    folders = [os.path.basename(name) for name in names]
+    titles = {}
+    for name, folder in zip(names, folders):
+        is_clear = folders.count(folder) == 1 and folder not in BENCHMARKS
+        titles[name] = folder if is_clear and folder.strip(".") else name
+    return titles
+
+
+def dataset_title(dataset: str) -> str:
+    """What tables, reports and cards call a data set beside which there is no other."""
+    return dataset_titles([dataset])[dataset]

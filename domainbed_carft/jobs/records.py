@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,9 +23,13 @@ from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
 from domainbed_carft.text import counted, limited, shown
 
+NO_ACCURACIES = (
+    "records without accuracies: this checkout's train does not evaluate, so no table can use them"
+)
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
 _NUMBERS = {float, int}
+_ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
 _MOST = 1 + 1e-6  # weights summed in two orders may slightly exceed 1
 
 
@@ -119,9 +124,11 @@ def read(folders: Sequence[Path | str]) -> Read:
 def _runs_in(folder: str, faults: list[Fault]) -> list[Run]:
     """The runs recorded in one folder: one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
-    for key, record in _keyed(os.path.join(folder, RECORDS), faults):
+    own_faults: list[Fault] = []
+    for key, record in _keyed(os.path.join(folder, RECORDS), own_faults):
         latest.setdefault(key, {})[record["step"]] = record
-    if not latest:
+    faults += own_faults
+    if not latest and not any(fault.kind == "no accuracies" for fault in own_faults):
         faults.append(Fault("no records", folder, "no record"))
     return [_run(folder, list(steps.values()), faults) for steps in latest.values()]
 
@@ -179,8 +186,13 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
             and needed <= record.keys()
         ):  # fmt: skip
             if not (needed := _accuracies_in(record)):
-                text = f"line {number} is not a complete record; skipped"
-                faults.append(Fault("cut line", str(path), text))
+                if _is_without_accuracies(record):
+                    fault = Fault("no accuracies", str(path), NO_ACCURACIES)
+                    if fault not in faults:  # said once for all lines of the file
+                        faults.append(fault)
+                else:
+                    text = f"line {number} is not a complete record; skipped"
+                    faults.append(Fault("cut line", str(path), text))
                 continue
             args, hparams = record["args"], record.get("hparams")
             key = _key(args, hparams, len(needed))
@@ -190,6 +202,13 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
 def _lenient(line: bytes) -> Any:
     with contextlib.suppress(ValueError):
         return parsing.parse_json(line)
+
+
+def _is_without_accuracies(record: Any) -> bool:
+    """Whether it is a record but for its accuracies, of which it has none at all."""
+    if not isinstance(record, dict) or any(_ACCURACY.fullmatch(name) for name in record):
+        return False
+    return _is_step(record.get("step")) and isinstance(record.get("args"), dict)
 
 
 def _accuracies_in(record: Any) -> set[str]:

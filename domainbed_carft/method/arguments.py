@@ -14,7 +14,7 @@ from domainbed_carft import errors, machine
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
-from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, overlay
+from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, has_kl, implied, overlay
 
 # Read by DomainBed's own train; a host's further ones are added by `allow`.
 _host_keys = {"data_augmentation", "class_balanced"}
@@ -67,7 +67,8 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str
     problems = _value_problems(values, algorithm)
     if values["contexts"] in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         folders = [one.folder for one in benchmarks.get(dataset).environments]
-        problems += errors.refusals(prompts.domain_contexts, values["contexts"], folders)
+        spec, least = values["contexts"], _fewest_contexts(values, algorithm)
+        problems += errors.refusals(prompts.domain_contexts, spec, folders, least)
     return problems
 
 
@@ -79,11 +80,18 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
         elif not h.valid(hparams[h.name]):
             wrong[h.name] = f"{h.name} is {hparams[h.name]!r}, expected {h.expected}"
     problems = [*wrong.values()]
-    for name, find in (("clip_backbone", _find_backbone), ("contexts", prompts.contexts)):
-        # The contexts that are made from the data set's domains come with it.
-        if name not in wrong and hparams[name] not in prompts.DOMAIN_LISTS:
-            problems += errors.refusals(find, hparams[name])
+    if "clip_backbone" not in wrong:
+        problems += errors.refusals(_find_backbone, hparams["clip_backbone"])
+    # The contexts that are made from the data set's domains come with it.
+    if "contexts" not in wrong and hparams["contexts"] not in prompts.DOMAIN_LISTS:
+        least = _fewest_contexts(hparams, algorithm)
+        problems += errors.refusals(prompts.contexts, hparams["contexts"], least)
     return problems if _TOGETHER & wrong.keys() else problems + _conflicts(hparams, algorithm)
+
+
+def _fewest_contexts(hparams: Mapping[str, Any], algorithm: str) -> int:
+    """How many contexts a run needs at least: over a single one the KL would be zero."""
+    return 2 if has_kl(algorithm, hparams.get("kl_weight")) else 1
 
 
 _TOGETHER = {  # what _conflicts looks at
@@ -113,6 +121,8 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     for name in {"CLIPood": ("lp_steps",), "FLYP": ("lp_steps", "margin")}.get(algorithm, ()):
         if hparams[name]:
             wrong[name] = f"0: {algorithm} trains no head"
+    if hparams["margin"] and algorithm == "CLIPLinearProbe":
+        wrong["margin"] = "0: only algorithms that train the encoder have a margin"
     if hparams["micro_batch"] and algorithm == "FLYP":
         wrong["micro_batch"] = (
             "0: FLYP contrasts all pictures of a batch with each other; set checkpoint_blocks to "
@@ -140,12 +150,51 @@ def _unknown(key: str, valid: Sequence[str]) -> list[str]:
 
 def _given_by_hand() -> set[str]:
     """The keys in ``--hparams`` of this process, which DomainBed's train merges unchecked."""
+    return {*_overrides_by_hand()}
+
+
+def _overrides_by_hand() -> dict[str, Any]:
+    """``--hparams`` of this process; empty where it is not DomainBed's JSON object."""
+    with contextlib.suppress(ValueError, TypeError):
+        return dict(json.loads(_command_line().hparams or "{}"))
+    return {}
+
+
+def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str:
+    """The ``--hparams`` of this process with what its host cannot add to it, "" if that is nothing.
+
+    The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
+    """
+    overrides = _overrides_by_hand()
+    missing = implied(algorithm, dataset, overrides, random_seed)
+    if not missing or _in_our_harness():
+        return ""
+    return json.dumps({**overrides, **missing})
+
+
+def planned_steps() -> int | None:
+    """The steps that this process trains: of its ``--steps`` or its data set; None if unknown."""
+    arguments = _command_line()
+    if arguments.steps:
+        return int(arguments.steps)
+
+    with contextlib.suppress(Exception):  # in a host without that function, or without --dataset
+        from domainbed import datasets
+
+        return int(datasets.get_dataset_class(arguments.dataset).N_STEPS)
+    return None
+
+
+def _command_line() -> argparse.Namespace:
+    """``--hparams``, ``--steps`` and ``--dataset`` of this process; None what it does not have."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--hparams")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--dataset")
     try:
-        return set(json.loads(parser.parse_known_args()[0].hparams or "{}"))
-    except (argparse.ArgumentError, ValueError, TypeError):
-        return set()  # not DomainBed's command line
+        return parser.parse_known_args()[0]
+    except argparse.ArgumentError:  # not DomainBed's command line
+        return argparse.Namespace(hparams=None, steps=None, dataset=None)
 
 
 def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:

@@ -12,6 +12,7 @@ WiSE-FT (arXiv 2109.01903) then takes (1 - alpha) w_0 + alpha w_avg. All in floa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,17 @@ def share(step: int, hparams: Mapping[str, Any]) -> float:
     places = (np.arange(step + 1) + 0.5) / (total + 1)
     density = (places * (1 - places)) ** (hparams["beta"] - 1.0)
     return float(density[-1] / density.sum())
+
+
+def warn_of_cut_average(steps: int | None, total_steps: int) -> None:
+    """Warn if training ends after ``steps``, before the density of ``beta`` does."""
+    if steps and steps < total_steps:
+        warnings.warn(
+            f"average is 'beta', which weighs the steps up to total_steps = {total_steps}, but "
+            f"training ends after {steps}, so the average will lack its last part; set "
+            f"total_steps to {steps}",
+            stacklevel=2,
+        )
 
 
 class Predicting:

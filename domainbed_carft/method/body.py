@@ -6,12 +6,11 @@ Each of ``algorithms`` says what it trains and which terms count; formulas are i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,6 +18,7 @@ from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
 from domainbed_carft.method.frozen import arrange, encode
+from domainbed_carft.method.hosting import HostedAlgorithm
 from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
 from domainbed_carft.method.terms import Terms
 
@@ -26,7 +26,7 @@ Minibatches = Sequence[tuple[Tensor, Tensor]]
 ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
 
 
-class CLIPAlgorithm(Algorithm):
+class CLIPAlgorithm(HostedAlgorithm):
     """The body shared by our algorithms.
 
     ``input_shape``: (3, H, W). Raises CarftError as `arguments.check`, and for classes without
@@ -48,7 +48,6 @@ class CLIPAlgorithm(Algorithm):
     predicting: averages.Predicting | None = None
     restored = False
     is_constant = False  # whether nothing that is trained changes what it predicts
-    wanted_pictures = staticmethod(arguments.wanted_pictures)
     members: Any = None  # the processes with a slice of each batch, where our harness has several
 
     def __init__(
@@ -66,7 +65,8 @@ class CLIPAlgorithm(Algorithm):
             arguments.record(hparams, "clip_revision", clip_model.revision, "the hub's is another")
             hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
             names = prompts.class_names(hparams, num_classes)
-            templates = prompts.contexts_of(hparams)
+            has_kl = "kl_weight" in (self.weighed or ()) and hparams["kl_weight"] > 0
+            templates = prompts.contexts_of(hparams, least=2 if has_kl else 1)
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
             words = prompts.digest(templates, names)
@@ -133,11 +133,8 @@ class CLIPAlgorithm(Algorithm):
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
             self.predicting = averages.Predicting(own, {**hparams, "lp_steps": self.lp_steps})
-
-    @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
-        """The problems of ``--hparams``, for hosts that check before they load anything."""
-        return arguments.refusals(cls.__name__, dataset, overrides)
+        if hparams["average"] == "beta":
+            averages.warn_of_cut_average(arguments.planned_steps(), hparams["total_steps"])
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
@@ -170,9 +167,7 @@ class CLIPAlgorithm(Algorithm):
 
     def class_logits(self, features: Tensor) -> Tensor:
         """Class logits (N, K) of image features (N, D)."""
-        unit = F.normalize(features, dim=-1)
-        logits: Tensor = self.head_factor * F.linear(unit, self.head.weight) + self.head.bias
-        return logits
+        return objective.class_logits(features, self.head.weight, self.head.bias, self.head_factor)
 
     def context_logits(self, features: Tensor) -> Tensor:
         """Context logits (N, M) of image features (N, D)."""

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from domainbed_carft.errors import CarftError
 
 Seen = dict[str, list[Tensor]]  # method -> activations (N, T, C) at its places
-FIRST = {"ldifs": ("ln_pre", "avgpool"), "miro": ("conv1", "conv1")}  # in a ViT, in a ResNet
+# The first module that a method compares in a ViT, and in a ResNet, whose stem ends in avgpool.
+FIRST = {"ldifs": ("ln_pre", "avgpool"), "miro": ("conv1", "avgpool")}
 
 
 def blocks_of(encoder: Any) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,20 @@ EMBEDDED = ("EmojiStyles", "EmojiShift")
 SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of those that do not train for 5,001
 
-Context = tuple[str, str]  # algorithm, data set
+
+class Context(NamedTuple):
+    """What a default and a draw depend on; ``clip_backbone`` is "" for the data set's default."""
+
+    algorithm: str
+    dataset: str
+    clip_backbone: str = ""
+
+    @property
+    def trains_tiny(self) -> bool:
+        """Whether the learning rate and the batch are those of the embedded CLIP."""
+        return self.dataset in SMALL_DATASETS or self.clip_backbone == "tiny"
+
+
 Draw = Callable[[np.random.RandomState, Context], Any]
 
 
@@ -112,16 +125,15 @@ def _protocol(context: Context) -> str:
 
 
 def _learning_rate(context: Context) -> float:
-    algorithm, dataset = context
-    usual = 1e-5 if dataset in ("OfficeHome", "DomainNet") else 5e-6
-    rate = 3e-4 if dataset in SMALL_DATASETS else usual
-    return 10 * rate if algorithm == "CLIPLinearProbe" else rate
+    usual = 1e-5 if context.dataset in ("OfficeHome", "DomainNet") else 5e-6
+    rate = 3e-4 if context.trains_tiny else usual
+    return 10 * rate if context.algorithm == "CLIPLinearProbe" else rate
 
 
 def _draw_learning_rate(random_state: np.random.RandomState, context: Context) -> float:
-    powers = (-4.5, -3.0) if context[1] in SMALL_DATASETS else (-6.0, -4.5)
+    powers = (-4.5, -3.0) if context.trains_tiny else (-6.0, -4.5)
     rate: float = _power_of_ten(*powers)(random_state, context)
-    return 10 * rate if context[0] == "CLIPLinearProbe" else rate
+    return 10 * rate if context.algorithm == "CLIPLinearProbe" else rate
 
 
 def _draw_decay(random_state: np.random.RandomState, context: Context) -> float:
@@ -163,7 +175,7 @@ HPARAMS: tuple[Hparam, ...] = (
         _words,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
     ),
-    _choice("protocol", "domainbed", "clip", "wise-ft", "host", default=_protocol),
+    _choice("protocol", "domainbed", "clip", "wise-ft", "lipsum-ft", "host", default=_protocol),
     _filled_in("prompts_digest"),
     _filled_in("clip_digest"),
     _filled_in("clip_revision"),
@@ -182,7 +194,7 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     _choice("weight_decay_all", False, True),
     _choice("sampling", "with-replacement", "passes", "passes-by-shard"),
-    _count("batch_size", _small(16, 32), 1, _draw_batch_size),
+    _count("batch_size", lambda context: 16 if context.trains_tiny else 32, 1, _draw_batch_size),
     _choice("lr_schedule", "cosine", "constant"),
     _count("warmup_steps", 0),
     _count("total_steps", lambda context: STEPS.get(context[1], 5001), 1),
@@ -223,15 +235,42 @@ HPARAMS: tuple[Hparam, ...] = (
 )
 
 
-def overlay(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
+def has_kl(algorithm: str, kl_weight: Any) -> bool:
+    """Whether the loss of ``algorithm`` has CAR-FT's term; one that we do not know may have it."""
+    return bool(kl_weight) and (algorithm == "CARFT" or algorithm not in ALGORITHMS)
+
+
+def overlay(
+    algorithm: str, dataset: str, random_seed: int, clip_backbone: str = ""
+) -> dict[str, tuple[Any, Any]]:
     """name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
 
     As in DomainBed each is drawn from its own generator, so that adding one never moves another.
+    ``clip_backbone``: the CLIP that takes the place of the data set's default, if any.
     """
-    context = (algorithm, dataset)
+    context = Context(algorithm, dataset, clip_backbone)
     values = {}
     for h in HPARAMS:
         default = h.default(context) if callable(h.default) else h.default
         generator = np.random.RandomState(seed_hash(random_seed, h.name))
         values[h.name] = (default, h.draw(generator, context) if h.draw else default)
     return values
+
+
+def implied(
+    algorithm: str, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
+) -> dict[str, Any]:
+    """The hparams that become others by the ``clip_backbone`` among a user's ``overrides``.
+
+    These are the learning rate and the batch of "tiny", unless the user sets them too.
+    ``random_seed``: of a random draw; None for the defaults.
+    """
+    clip_backbone = overrides.get("clip_backbone", "")
+    which = 0 if random_seed is None else 1
+    usual = overlay(algorithm, dataset, random_seed or 0)
+    of_backbone = overlay(algorithm, dataset, random_seed or 0, clip_backbone)
+    return {
+        name: values[which]
+        for name, values in of_backbone.items()
+        if values[which] != usual[name][which] and name not in overrides
+    }

@@ -40,6 +40,14 @@ def zero_shot_weights(text_features: Tensor) -> ZeroShotWeights:
     )
 
 
+def class_logits(
+    image_features: Tensor, weight: Tensor, bias: Tensor, factor: Tensor | float
+) -> Tensor:
+    """Class logits (N, K) of image features (N, D) of any length under a head (K, D), (K,)."""
+    unit = F.normalize(image_features, dim=-1)
+    return factor * F.linear(unit, weight) + bias
+
+
 def clustered(context_weights: Tensor, count: int) -> Tensor:
     """FD-Align's contexts (arXiv 2310.15105): centres (``count``, D) of the usual ones of (M, D).
 

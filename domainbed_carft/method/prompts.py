@@ -47,26 +47,32 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
 
     ``spec``: one of CONTEXT_LISTS, the path of a text file with a template a line, or the templates
     themselves. Raises CarftError, naming a template, unless each has exactly one ``{}``, all
-    differ, and there are at least two, or as many as ``least`` says where nothing is to be trained.
+    differ, and there are at least ``least``: two for the KL, one where none is computed.
     """
     found = _listed("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
     wrong = [one for one in found if one.count("{}") != 1 or found.count(one) > 1]
     if wrong or len(found) < least:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
         such = f", such as {wrong[0]!r}" if wrong else ""
+        number, reason = "one", ""
+        if least > 1:
+            number, reason = "two", " (over a single one the KL term is always zero)"
         raise CarftError(
             f"contexts is {name}a list of {counted(len(found), 'template')}{such}; expected at "
-            "least two, all different, each with exactly one {}, as in 'a sketch of a {}.' (over a "
-            "single one the KL term is always zero). 'imagenet7' and 'imagenet' fit any classes"
+            f"least {number}, all different, each with exactly one {{}}, as in "
+            f"'a sketch of a {{}}.'{reason}. 'imagenet7' and 'imagenet' fit any classes"
         )
     return found
 
 
-def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
-    """The templates of a run. CarftError for DOMAIN_LISTS in a host that shows no environments."""
+def contexts_of(hparams: Mapping[str, Any], least: int = 2) -> list[str]:
+    """The templates of a run, at least ``least``.
+
+    Raises CarftError as `contexts`, and for DOMAIN_LISTS in a host that shows no environments.
+    """
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
-        return contexts(spec)
+        return contexts(spec, least)
     seen = observed.recall(hparams, named_dataset(hparams["class_names"]))
     left_out = seen.test_envs if spec == DOMAIN_LISTS[1] else ()
     if left_out is None or not seen.environments:
@@ -76,10 +82,10 @@ def contexts_of(hparams: Mapping[str, Any]) -> list[str]:
             f"templates as a list, such as ['a photo of a {{}}.', 'a sketch of a {{}}.']"
         )
     names = [one.name for place, one in enumerate(seen.environments) if place not in left_out]
-    return domain_contexts(spec, names)
+    return domain_contexts(spec, names, least)
 
 
-def domain_contexts(spec: str, names: Sequence[str]) -> list[str]:
+def domain_contexts(spec: str, names: Sequence[str], least: int = 2) -> list[str]:
     """A template per domain: "art_painting" -> "a art painting of a {}."
 
     Raises CarftError for names with digits, which are no words, and as `contexts`.
@@ -89,7 +95,8 @@ def domain_contexts(spec: str, names: Sequence[str]) -> list[str]:
             f"contexts is {spec!r}, but domains here are called {', '.join(map(repr, odd))}, which "
             "are no words; use 'imagenet7' or 'imagenet', or a list of templates"
         )
-    return contexts([DOMAIN_TEMPLATE.replace("{domain}", clean(name)) for name in names])
+    templates = [DOMAIN_TEMPLATE.replace("{domain}", clean(name)) for name in names]
+    return contexts(templates, least)
 
 
 def clean(name: str) -> str:

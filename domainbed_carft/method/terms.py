@@ -46,7 +46,9 @@ class Terms(nn.Module):
             self._keep("text_rows", rows)
         if "kl_weight" in counting and hparams["kl_over"].endswith("captions"):
             self._keep("text_rows", F.normalize(text_features, dim=-1))
-        if counting or hparams["drift_every"]:
+        # Over a single context there is no distribution that could drift.
+        self.drift_every = hparams["drift_every"] if len(weights.contexts) > 1 else 0
+        if counting or self.drift_every:
             exact = "sp_weight" in counting  # compares weights
             self.original = Frozen(encoder, hparams["original_precision"], exact)
         if "lipsum_weight" in counting:
@@ -91,7 +93,7 @@ class Terms(nn.Module):
         ``seen`` of the ``encoder`` that is trained.
         """
         hparams, counting, parts = self.hparams, self.counting(step), dict[str, Tensor]()
-        drifts = hparams["drift_every"] > 0 and step % hparams["drift_every"] == 0
+        drifts = self.drift_every > 0 and step % self.drift_every == 0
         if {*counting} - {"sp_weight"} or drifts:
             assert self.original is not None  # made for all of these
             features_0, seen_0 = self.original(pictures, self.methods)

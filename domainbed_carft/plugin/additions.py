@@ -15,13 +15,20 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin.names import OWN_MODULES, RUNNING, warn_once
+from domainbed_carft.plugin.names import (
+    OWN_MODULES,
+    RUNNING,
+    warn_of_hparams_to_add,
+    warn_of_kept_names,
+)
 
 # What we put in place of a host's own: functions, methods, and classes made for the host.
 _MADE: list[object] = []
 
-# Our names that the host already uses for its own classes, which stay.
+# Names of ours that the host already uses: its own algorithms, its own data sets or what else it
+# imports by the name of one (torchvision's CIFAR100). These stay.
 _KEPT_BY_HOST: set[str] = set()
+_DATASETS_KEPT_BY_HOST: set[str] = set()
 
 
 def apply(module: ModuleType) -> None:
@@ -42,7 +49,9 @@ def add_algorithms(module: ModuleType) -> None:
 
     classes = {name: getattr(algorithms, name) for name in hparams.ALGORITHMS}
     added = _add_named(module, "ALGORITHMS", classes)
-    _KEPT_BY_HOST.update(classes.keys() - added.keys())
+    if kept := sorted(classes.keys() - added.keys()):
+        _KEPT_BY_HOST.update(kept)
+        warn_of_kept_names(module.__name__, kept)
     _add_to_lookup(module, "get_algorithm_class", added)
 
 
@@ -76,8 +85,9 @@ def add_datasets(module: ModuleType) -> None:
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
     classes = (provided.EmojiStyles, provided.EmojiShift, provided.ImageNet)
     ours = {c.__name__: _hosted(home, c) for c in (*classes, *provided.TASKS.values())}
-    added = _add_named(home, "DATASETS", {"EmojiStyles": ours.pop("EmojiStyles")})
+    added = _add_named(home, "DATASETS", {"EmojiStyles": ours["EmojiStyles"]})
     added |= _add_named(home, "", ours)
+    _DATASETS_KEPT_BY_HOST.update(ours.keys() - added.keys())
     _add_to_lookup(home, "get_dataset_class", added)
     counts = getattr(home, "NUM_ENVIRONMENTS", None)  # in 2020 sweep and collection went by it
     if isinstance(counts, dict):
@@ -140,8 +150,6 @@ def _add_named(module: ModuleType, listing: str, classes: Mapping[str, Any]) -> 
             # Fails for a tuple, say, before anything is changed.
             names.update({name: ours}) if isinstance(names, dict) else names.append(name)
         _set(module, name, ours)
-    if taken := sorted(classes.keys() - added.keys()):
-        warn_once(module.__name__, CarftError(f"it has its own {', '.join(taken)}"))
     return added
 
 
@@ -189,6 +197,8 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
         if not ours or len(values) < 2 + which:
             return original(*args, **kwargs)
         algorithm, dataset = values[:2]
+        if dataset in _DATASETS_KEPT_BY_HOST:
+            warn_of_kept_names("domainbed.datasets", [dataset])
         try:
             host = original(*args, **kwargs)
         except Exception:
@@ -197,7 +207,10 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
         # Upstream draws some as numpy's, which neither JSON nor torch's restricted reader takes.
         host = {name: v.item() if isinstance(v, np.generic) else v for name, v in host.items()}
         arguments.allow(host.keys())
-        pairs = hparams.overlay(algorithm, dataset, int(values[2]) if which else 0)
+        seed = int(values[2]) if which else None
+        if added := arguments.hparams_to_add(algorithm, dataset, seed):
+            warn_of_hparams_to_add(added)
+        pairs = hparams.overlay(algorithm, dataset, seed or 0)
         return {**host, **{name: pair[which] for name, pair in pairs.items()}}
 
     return answer

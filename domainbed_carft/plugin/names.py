@@ -1,9 +1,11 @@
-"""The modules that the hooks wait for, and their one warning."""
+"""The modules that the hooks wait for, and their warnings."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 
 from domainbed_carft.errors import CarftWarning
 
@@ -25,6 +27,7 @@ OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 RUNNING: set[str] = set()
 
 _TOLD: list[str] = []
+_MESSAGES_TOLD: set[str] = set()
 
 
 def warn_once(name: str, error: BaseException) -> None:
@@ -36,8 +39,31 @@ def warn_once(name: str, error: BaseException) -> None:
         f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and left the "
         f"module unchanged. {SWITCH}=1 in the environment switches domainbed-carft off."
     )
+    _warn(message)
+
+
+def warn_of_kept_names(module: str, names: Sequence[str]) -> None:
+    """Say, once a process, that the host's own classes of these names stay, and not ours."""
+    _warn(
+        f"{module} has its own {', '.join(names)}, which stays in use; that of domainbed-carft is "
+        "not added"
+    )
+
+
+def warn_of_hparams_to_add(hparams: str) -> None:
+    """Say, once a process, which ``--hparams`` a job needs whose defaults cannot see them."""
+    _warn(
+        "this DomainBed's defaults cannot see that clip_backbone is 'tiny': its learning rate and "
+        f"batch are those of a larger CLIP. Run with --hparams {shlex.quote(hparams)}"
+    )
+
+
+def _warn(message: str) -> None:
+    if message in _MESSAGES_TOLD:
+        return
+    _MESSAGES_TOLD.add(message)
     try:
-        warnings.warn(message, CarftWarning, stacklevel=2)
+        warnings.warn(message, CarftWarning, stacklevel=3)
     except CarftWarning:
         # Under -W error the warning would become the host's failure.
         print(message, file=sys.stderr)

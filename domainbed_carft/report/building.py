@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
@@ -81,9 +82,10 @@ def build(
     compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
     scores = [row for group in groups for row in suites.scores(group)]
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
+    titles = benchmarks.dataset_titles(tables.labels(runs))
     looks, name = looks_of(algorithms), _names()
     return {
-        "title": f"{', '.join(tables.labels(runs))}: {left_out} left out",
+        "title": f"{', '.join(titles.values())}: {left_out} left out",
         "method": selection.METHODS[method].title,
         "sections": [
             _section(table, group.runs, group.title, looks, name, show)
@@ -134,9 +136,11 @@ def _pair(
 def _settings(runs: Sequence[Run]) -> Grid:
     """Arguments, hparams and versions of the jobs; which CLIP they had, and which words it read."""
     parts: Counter[tuple[str, str]] = Counter()
+    titles = benchmarks.dataset_titles(run.dataset for run in runs)
     for run in runs:
         known = run.recorded
-        words = {f"{n} on {run.dataset}": str(known[n]) for n in _WORDS if known.get(n)}
+        where = titles[run.dataset]
+        words = {f"{n} on {where}": str(known[n]) for n in _WORDS if known.get(n)}
         parts.update({**run.setting, **words}.items())
     rows = [[part, value, str(count)] for (part, value), count in parts.items()]
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, [])
@@ -181,7 +185,9 @@ def _section(
             for at, some in _places(table, chosen)
         ],
         "drift": [
-            figures.curves(dataset, name(dataset, "context_drift"), means, figures.DRIFT, looks)
+            figures.curves(
+                table.dataset_title, name(dataset, "context_drift"), means, figures.DRIFT, looks
+            )
         ],
     }
     # A part is of a kind that the template has title and text for, also where nothing is drawn.
@@ -191,7 +197,7 @@ def _section(
     printed = pd.DataFrame(cells, dtype=float).round(1)
     return {
         "id": identity,
-        "title": "; ".join(filter(None, [dataset, setting])),
+        "title": "; ".join(filter(None, [table.dataset_title, setting])),
         "table": document.grid(table),
         "best": (printed == printed.max()).to_numpy().tolist(),
         "parts": [*parts, show(table, runs)] if show else parts,

@@ -82,11 +82,11 @@ def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
             (row.algorithm, cell) for row, cell in zip(table.rows, cells) if cell.mean is not None
         ]
         groups += [(label, drawn)] if drawn else []
-    dataset = table.dataset
+    dataset, title = table.dataset, table.dataset_title
     if groups and len(table.rows) <= _MANY:
-        return [_bars(dataset, name(dataset, "accuracy"), "by environment", groups, looks)]
+        return [_bars(title, name(dataset, "accuracy"), "by environment", groups, looks)]
     return [
-        _bars(f"{dataset}, {one[0]}", name(dataset, "accuracy", one[0]), one[0], [one], looks)
+        _bars(f"{title}, {one[0]}", name(dataset, "accuracy", one[0]), one[0], [one], looks)
         for one in groups
     ]
 

@@ -95,7 +95,7 @@ def grid(table: Table) -> Grid:
             cells.append(text)
         rows.append([row.algorithm, *cells, number(row.average) or NOTHING])
     notes = [f"[{mark}] {'. '.join(missing)}." for missing, mark in numbers.items()]
-    return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
+    return Grid(table.title, ["Algorithm", *table.headers, "Avg"], rows, [*notes, *table.notes])
 
 
 def table_entry(table: Table) -> dict[str, Any]:

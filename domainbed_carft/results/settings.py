@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job, Key
 from domainbed_carft.jobs.records import Fault, Run
@@ -134,11 +135,13 @@ def _conflicts(ran: _Places, listed: _Places) -> Iterator[str]:
 def _differences(runs: Sequence[Run]) -> Iterator[str]:
     """How the settings of a group's algorithms and data sets differ."""
     places = _by_place((run.job, run.setting) for run in runs)
+    titles = benchmarks.dataset_titles(dataset for dataset, _ in places)
     for part in _parts(places):
         whose: dict[str, dict[str, None]] = {}
         for (dataset, algorithm), own in places.items():
             for setting in own:
-                whose.setdefault(_word(setting, part), {})[f"{algorithm} on {dataset}"] = None
+                place = f"{algorithm} on {titles[dataset]}"
+                whose.setdefault(_word(setting, part), {})[place] = None
         if len(whose) > 1 and part != ENVIRONMENTS:  # each data set has its own
             told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
             yield f"Not all runs have the same {part}: {told}."

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.results import published, selection, tables
 from domainbed_carft.results.document import Grid, number
@@ -107,8 +108,10 @@ def tabled(rows: Iterable[Scores]) -> list[list[Scores]]:
 def grid(rows: Sequence[Scores]) -> Grid:
     """The table of rows that `tabled` put together."""
     first, names = rows[0], columns(known.get(rows[0].suite))
-    of = "" if first.dataset == first.suite else f", trained on {first.dataset}"
-    title = "; ".join(filter(None, [f"Suite {first.suite}{of}", first.setting]))
+    title = f"Suite {first.suite}"
+    if first.dataset != first.suite:
+        title += f", trained on {benchmarks.dataset_title(first.dataset)}"
+    title = "; ".join(filter(None, [title, first.setting]))
     mixed = any(row.alpha is not None for row in rows)
     notes = ["alpha: WiSE-FT's; 0 is the original CLIP, 1 the run."] * mixed
     cells = [[row.label, *row.words] for row in rows]

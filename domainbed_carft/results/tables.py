@@ -55,7 +55,10 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One data set's, or that of averages, whose columns are data sets, by one method and group."""
+    """One data set's, or that of averages, whose columns are data sets, by one method and group.
+
+    ``dataset_titles``: what the data sets are called, where that is not their name.
+    """
 
     setting: str
     method: str
@@ -64,11 +67,23 @@ class Table(NamedTuple):
     rows: Sequence[Row]
     notes: Sequence[str]
     averages: bool = False
+    dataset_titles: Mapping[str, str] = {}
+
+    @property
+    def dataset_title(self) -> str:
+        """What the data set is called: a user's own by its folder's name."""
+        return self.dataset_titles.get(self.dataset, self.dataset)
+
+    @property
+    def headers(self) -> list[str]:
+        """The columns as they are called."""
+        titles = self.dataset_titles if self.averages else {}
+        return [titles.get(column, column) for column in self.columns]
 
     @property
     def title(self) -> str:
         """Data set, selection method, and the group's setting."""
-        parts = [self.dataset, selection.METHODS[self.method].title, self.setting]
+        parts = [self.dataset_title, selection.METHODS[self.method].title, self.setting]
         return "; ".join(filter(None, parts))
 
     @property
@@ -81,6 +96,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group."""
     gaps = Gaps(group.runs, group.planned)
     columns = labels(group.runs, group.planned, group.labels)
+    titles = benchmarks.dataset_titles(columns)
     result = []
     for method in methods:
         leaves_out = selection.METHODS[method].leaves_out
@@ -105,7 +121,11 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
                     cells.append(Cell() if lacks is None else cell_of(accuracies, lacks))
                 rows.append(Row(algorithm, cells, _average(cells)))
             notes = [] if all(cell.counts for row in rows for cell in row.cells) else [_UNDECLARED]
-            tables.append(Table(group.title, method, name, columns[name], rows, notes))
+            table = Table(
+                setting=group.title, method=method, dataset=name, columns=columns[name],
+                rows=rows, notes=notes, dataset_titles=titles,
+            )  # fmt: skip
+            tables.append(table)
         if leaves_out and tables:
             tables.append(_averages(group, method, tables, rows_of, reached))
         result += tables
@@ -128,15 +148,20 @@ def _averages(
                 cells.append(Cell())
                 continue
             if without:
-                notes.append(f"{algorithm} on {table.dataset}: no job declared for {without}.")
+                notes.append(
+                    f"{algorithm} on {table.dataset_title}: no job declared for {without}."
+                )
             trials = reached.get((algorithm, table.dataset), {})
             means = {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
             lacking = ", ".join(label for label, cell in own.items() if cell.missing)
-            missing = [f"incomplete in {table.dataset}: {lacking}"] if lacking else []
+            missing = [f"incomplete in {table.dataset_title}: {lacking}"] if lacking else []
             cells.append(cell_of(means, missing)._replace(partial=bool(without)))
         rows.append(Row(algorithm, cells, _average(cells)))
     columns = [table.dataset for table in tables]
-    return Table(group.title, method, "Averages", columns, rows, notes, averages=True)
+    return Table(
+        setting=group.title, method=method, dataset="Averages", columns=columns, rows=rows,
+        notes=notes, averages=True, dataset_titles=tables[0].dataset_titles,
+    )  # fmt: skip
 
 
 def cell_of(accuracies: Mapping[int, float], missing: Sequence[str]) -> Cell:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 from domainbed_carft.text import shown, table
@@ -161,8 +162,9 @@ def as_text(document: Mapping[str, Any]) -> str:
         [name, *(percent(one["by_class"][label]["accuracy"]) for one in splits)]
         for label, name in enumerate(document["classes"])
     ]
+    dataset = benchmarks.dataset_title(document["dataset"])
     return f"""\
-{shown(f"{document['algorithm']} on {document['dataset']}, weights of {step}{mixed}")}
+{shown(f"{document['algorithm']} on {dataset}, weights of {step}{mixed}")}
 {shown(document["run"])}
 
 {table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits)}

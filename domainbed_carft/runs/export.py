@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     opened = open_run(arguments.path, arguments.which)
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
     files = export(opened, arguments.output, **how)
-    what = f"{opened.args['algorithm']} on {opened.args['dataset']}, {opened.path.name}"
+    dataset = benchmarks.dataset_title(opened.args["dataset"])
+    what = f"{opened.args['algorithm']} on {dataset}, {opened.path.name}"
     print(text.shown(f"{arguments.output}: {what} (see {files.readme})"))
 
 
@@ -196,7 +197,8 @@ def readme(card: Mapping[str, Any], card_file: str) -> str:
     environment.filters |= {"words": _words, "python": repr}
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}%"
     template = environment.get_template("model_card.md.j2")
-    return template.render(card=card, card_file=card_file)
+    dataset = benchmarks.dataset_title(str(card["run"]["dataset"]))
+    return template.render(card=card, card_file=card_file, dataset=dataset)
 
 
 def _state_dict(run: TrainedRun, source: backbone.Backbone, half: bool) -> dict[str, Tensor]:

@@ -179,7 +179,7 @@ def _restored(
         open_clip_models.package()
     try:
         found, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
-        contexts = prompts.contexts(found)
+        contexts = prompts.contexts(found, least=1)
         shapes = {k[len(_ENCODER) :]: v.shape for k, v in state.items() if k.startswith(_ENCODER)}
         heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
         with torch.random.fork_rng(devices=[]):

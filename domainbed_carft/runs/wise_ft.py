@@ -19,6 +19,7 @@ from torch import Tensor
 
 from domainbed_carft import files
 from domainbed_carft.clips import backbone
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import evaluate as evaluating
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         "run_alpha": opened.alpha,
         "alphas": rows,
     }
-    title = f"{document['algorithm']} on {document['dataset']}"
+    title = f"{document['algorithm']} on {benchmarks.dataset_title(opened.args['dataset'])}"
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
         _plot(rows, title, folder, AXES[bool(suite)])

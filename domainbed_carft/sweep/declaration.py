@@ -134,7 +134,7 @@ class Shape(_Mapping):
     test_environments: _OneOrEach[_Environments, dict[_Dataset, _Environments]] = {}
     selection: _Distinct[_Method] = ["training-domain", "oracle"]
     # None is another job than "domainbed"
-    protocol: Literal["domainbed", "clip", "wise-ft"] | None = None
+    protocol: Literal["domainbed", "clip", "wise-ft", "lipsum-ft"] | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     compare_with: list[str] = []
 

@@ -74,11 +74,14 @@ def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
 def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     """Steps and pictures of a job; ``skips``: without the training environments' in-splits."""
     registry, args, key = names.module("hparams_registry"), job.args, job.key
-    hparams = registry.default_hparams(key.algorithm, key.dataset)
     if key.choice:
         seed = seed_hash(key.choice, key.trial)
         hparams = registry.random_hparams(key.algorithm, key.dataset, seed)
-    batch_size = {**hparams, **overrides(args)}["batch_size"]
+    else:
+        seed = None
+        hparams = registry.default_hparams(key.algorithm, key.dataset)
+    implied = names.implied_hparams(key.algorithm, key.dataset, overrides(args), seed)
+    batch_size = {**hparams, **implied, **overrides(args)}["batch_size"]
     steps = int(args.get("steps") or facts.steps)
     trained = steps * int(batch_size) * (len(facts.labels) - len(key.test_envs))
     if facts.pictures is None:

@@ -45,6 +45,18 @@ def algorithm_class(name: str) -> Any:
     return _asked("algorithm", name, host.get_algorithm_class, listed)
 
 
+def implied_hparams(
+    algorithm: str, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
+) -> Mapping[str, Any]:
+    """The hparams that a job takes as implied by its ``--hparams``: none but in our harness."""
+    if not hasattr(module("algorithms").Algorithm, "implied_hparams"):
+        return {}
+    asked: Mapping[str, Any] = algorithm_class(algorithm).implied_hparams(
+        dataset, overrides, random_seed
+    )
+    return asked
+
+
 def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str]) -> Any:
     try:
         return ask(name)

@@ -74,6 +74,17 @@ class Algorithm(torch.nn.Module):
         super().__init__()
         self.hparams = hparams
 
+    @classmethod
+    def implied_hparams(
+        cls, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
+    ) -> Hparams:
+        """Return hyperparameters that `overrides`, a user's `--hparams`, change beside their own.
+
+        They replace the registry's defaults, or with a `random_seed` its draws. What the user sets
+        comes last.
+        """
+        return {}
+
     def indivisible(self) -> str:
         """Return why `members` cannot each take the step of a slice; "" if they can.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from domainbed import datasets, hparams_registry
+from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import checks, misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
@@ -32,14 +32,20 @@ class Environment(NamedTuple):
 
 
 def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top."""
+    """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top.
+
+    In between comes what the algorithm's class takes as implied by --hparams.
+    """
     overrides = checks.parse_hparams(args.hparams)
     if args.hparams_seed:
         seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
         hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
     else:
+        seed = None
         hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
-    return hparams | overrides
+
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    return hparams | algorithm_class.implied_hparams(args.dataset, overrides, seed) | overrides
 
 
 def seed_everything(seed: int) -> None:
