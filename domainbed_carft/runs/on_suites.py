@@ -28,6 +28,7 @@ from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
 from domainbed_carft.runs import evaluate, saved
 from domainbed_carft.runs import splits as data
+from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluate import BINS, Predict, percent
 from domainbed_carft.runs.predict import SOME_SKIPPED, transform_of
 from domainbed_carft.suites import known, records
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite NAME: a CLIP is "
             "evaluated on a suite, and without a run"
         )
-    file = None if path is None else saved.weights_file(path, arguments.which)
+    file = None if path is None else choose_weights(path, arguments.which)
     files.require_output(arguments.output, (file,))
     arguments.device = data.choose_device(arguments.device)
     record = {}
@@ -75,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
             except CarftError as error:  # the splits are there
                 document["test_set"] = {"problems": [str(error)]}
                 text += f"\n{shown(str(error))}\n"
+    if file and (choice := describe_choice(path, arguments.which, file)):
+        text = f"{choice}\n{text}"
     with files.stream(arguments.output) as out:
         out.write(json.dumps(document, indent=1) + "\n" if arguments.json else text)
     if file and record:
@@ -222,7 +225,7 @@ def facts_of(run: saved.TrainedRun) -> dict[str, Any]:
         "run": str(run.path),
         "algorithm": run.args["algorithm"],
         "weights": run.path.name,
-        "step": run.step,
+        "step": data.step_of(run),
         "wise_ft_alpha": run.alpha,
     }
 
