@@ -193,7 +193,7 @@ def test_a_disk_that_is_full(files, trained, tmp_path):
 
 
 def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
-    """Classes by the exported text encoder, contexts by the original's; each as `predict` has it."""
+    """Classes by the exported text encoder, contexts by the original's, as `predict` has them."""
     run = saved.open_run(debug(tmp_path / "job", "FLYP"))
     files = export.export(run, tmp_path / "out.pt")
     theirs, _ = exact(files)

@@ -224,6 +224,7 @@ def facts_of(run: saved.TrainedRun) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "algorithm": run.args["algorithm"],
+        "title": run.title,
         "weights": run.path.name,
         "step": data.step_of(run),
         "wise_ft_alpha": run.alpha,
@@ -252,7 +253,7 @@ def as_text(document: Mapping[str, Any]) -> str:
         rows.append([name + mark, f"{one['n']:,}", *figures])
     head = ["test set", "pictures", "accuracy (%)", "95% interval", "ECE (%)"]
     head += ["mean per class (%)", "published (%)"]
-    title = document.get("clip") or f"{document['algorithm']} ({document['run']})"
+    title = document.get("clip") or f"{document['title']} ({document['run']})"
     lines = [shown(f"{title} on the suite {suite.name}"), "", table(head, rows), ""]
     lines += [f"{words}: {percent(document[key])}" for key, words in suite.titles.items()]
     lines += _problems(document)
