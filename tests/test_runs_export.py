@@ -214,8 +214,8 @@ def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
     of_contexts = normalize(first.mean(dim=1), dim=-1)
     torch.testing.assert_close(head["weight"], of_classes, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head["context_weights"], of_contexts, rtol=1e-4, atol=1e-5)
-    assert head["logit_scale"] == pytest.approx(float(theirs.logit_scale.exp()))
-    assert head["context_scale"] == pytest.approx(float(original.logit_scale.exp()))
+    assert head["logit_scale"] == pytest.approx(theirs.logit_scale.exp().item())
+    assert head["context_scale"] == pytest.approx(original.logit_scale.exp().item())
     assert head["logit_scale"] != pytest.approx(head["context_scale"], rel=1e-5)
 
     x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
