@@ -30,7 +30,7 @@ def debug(folder, algorithm, *more, **hparams):
 def exported(job, folder):
     """An export by the command, in a folder."""
     weights = folder / "it's.pt"
-    assert cli.main(["export", str(job), "-o", str(weights)]) == 0
+    assert cli.main(["export", str(job), "--which", "last", "-o", str(weights)]) == 0
     return export.Files.of(weights)
 
 

@@ -369,8 +369,8 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     wanted = {"clip_backbone": folders[kind], "protocol": "clip", "contexts": [
         "a photo of a {}", "a sketch of a {}",
     ]}  # fmt: skip
-    job = runs_jobs.train_job(tmp_path / "job", place, "CARFT", **wanted)
-    record = runs_jobs.records(job)[-1]
+    folder = runs_jobs.train_job(tmp_path / "job", place, "CARFT", **wanted)
+    job, record = folder / "model.pkl", runs_jobs.records(folder)[-1]
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     resize = "squash" if kind == "siglip" else "shortest"
     assert record["hparams"]["preprocessing"] == f"{size} bicubic {resize}"
@@ -413,7 +413,8 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
 
 def test_flyps_text_encoder_is_exported(folders, tmp_path):
     place = runs_jobs.write_pictures(tmp_path / "pets", 4)
-    job = runs_jobs.train_job(tmp_path / "job", place, "FLYP", clip_backbone=folders["gelu"])
+    folder = runs_jobs.train_job(tmp_path / "job", place, "FLYP", clip_backbone=folders["gelu"])
+    job = folder / "model.pkl"
     export = tmp_path / "export"
     assert cli.main(["export", str(job), "-o", str(export), "--original", folders["gelu"]]) == 0
     trained = backbone.load(f"open_clip:local-dir:{export}")

@@ -73,7 +73,7 @@ def test_a_users_own_folder_with_two_targets(pets, tmp_path, capsys):
     assert found["env0_in"].environment == "art" and not found["env1_in"].is_target
     assert [found[f"env{i}_uda"].environment for i in (0, 1)] == ["art", "sketch"]
     recorded = runs_jobs.accuracies(runs_jobs.records(job)[-1])
-    assert runs_jobs.by_split(evaluated(capsys, job)) == recorded
+    assert runs_jobs.by_split(evaluated(capsys, job, "--which", "last")) == recorded
 
 
 def test_other_data_than_the_runs_is_refused(pets, tmp_path):
@@ -95,6 +95,12 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
         data.splits(run)
 
 
+def test_a_data_folder_that_is_missing_is_named(trained):
+    """Also for pictures that come with the package, which are not looked for there."""
+    with pytest.raises(CarftError, match="there is no folder /gone"):
+        data.splits(saved.open_run(trained), "/gone")
+
+
 def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pets, tmp_path):
     shutil.copytree(pets / "my pets", tmp_path / "here")
     run = saved.open_run(train_job(tmp_path / "job", tmp_path / "here", "CLIPLinearProbe"))
@@ -104,6 +110,16 @@ def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pe
     assert [split.items._items.keys for split in found] == before
     with pytest.raises(CarftError, match="for your own data, the data folder itself"):
         data.splits(run)
+    shutil.copytree(root, tmp_path / "here")  # as recorded; what is given still counts
+    for folder in ("here", "there"):
+        split = data.splits(run, str(tmp_path / folder))[0]
+        items = split.items._items
+        while hasattr(items, "indices"):
+            items = items.dataset
+        assert items.root.startswith(str(tmp_path / folder))
+    for where in (str(tmp_path / "gone"), "gone"):
+        with pytest.raises(CarftError, match=f"there is no folder {where}[.]"):
+            data.splits(run, where)
     (root / "art" / "cat" / "0.png").rename(root / "art" / "wild dog" / "from cat.png")
     with pytest.raises(CarftError, match="data_edition consistent: .* then, consistent: .* now"):
         data.splits(run, str(root))

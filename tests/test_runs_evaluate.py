@@ -10,18 +10,20 @@ from runs_jobs import accuracies, by_split, carft, evaluated, records
 from torch.utils.data import DataLoader
 
 from domainbed_carft import cli
-from domainbed_carft.runs import saved, splits
+from domainbed_carft.runs import default_weights, saved, splits
 
 
 def test_the_last_record_to_the_digit_as_a_command(trained, tmp_path):
     """By a process of its own, as a user has it, with pictures loaded by others."""
     output = tmp_path / "found.json"
-    command = ["-m", "domainbed_carft", "evaluate", trained, "--json"]
+    command = ["-m", "domainbed_carft", "evaluate", trained, "--which", "last", "--json"]
     done = warm.run(*command, "--workers", "2", "-o", output, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     document = json.loads(output.read_text())
-    assert by_split(document) == accuracies(records(trained)[-1])
-    assert document["targets"] == ["fluent3d"] and document["step"] is None
+    record = records(trained)[-1]
+    assert by_split(document) == accuracies(record)
+    assert document["targets"] == ["fluent3d"] and document["transform"] == "as in training"
+    assert (document["weights"], document["step"]) == ("model.pkl", record["step"])
 
 
 def test_the_record_of_the_best_step_to_the_digit(trained, capsys):
@@ -30,9 +32,42 @@ def test_the_record_of_the_best_step_to_the_digit(trained, capsys):
     assert by_split(document) == accuracies(record) != accuracies(records(trained)[-1])
 
 
+def test_the_selected_weights_are_taken_where_environments_were_left_out(trained, tmp_path, capsys):
+    record = next(r for r in records(trained) if r["step"] == saved.open_run(trained, "best").step)
+    document = evaluated(capsys, trained)
+    assert document["weights"] == "model_best.pkl" and by_split(document) == accuracies(record)
+    carft("evaluate", trained)
+    said, *_ = capsys.readouterr().out.splitlines()
+    assert said.startswith("Weights: model_best.pkl of ") and "--which last" in said
+
+    job = shutil.copytree(trained, tmp_path / "job")
+    for name in ("results.jsonl", "model.pkl"):  # the weights themselves tell it, too
+        (job / name).unlink()
+        assert evaluated(capsys, job)["weights"] == "model_best.pkl"
+    shutil.copy(trained / "model.pkl", job)
+    (job / "model_best.pkl").unlink()
+    assert evaluated(capsys, job)["weights"] == "model.pkl"
+
+
+def test_the_last_weights_are_taken_where_nothing_was_left_out(trained, tmp_path, capsys):
+    """As on ImageNet, whose records have no target; a stranger's record counts for nothing else."""
+    for name in ("model.pkl", "model_best.pkl"):
+        content = torch.load(trained / name, weights_only=True)
+        content["args"]["test_envs"] = []
+        content["model_num_domains"] = 4
+        torch.save(content, tmp_path / name)
+    assert default_weights.choose_weights(tmp_path, None) == tmp_path / "model.pkl"
+    assert default_weights.choose_weights(tmp_path, "best") == tmp_path / "model_best.pkl"
+    said = default_weights.describe_choice(tmp_path, None, tmp_path / "model.pkl")
+    assert (
+        said == f"Weights: model.pkl of {tmp_path}, of the last step "
+        "(for model_best.pkl: --which best)"
+    )
+
+
 def test_all_figures_of_a_split(pets, capsys):
     """Calibration as Guo et al. 2017, equation 3, has it, one bin after another."""
-    document = evaluated(capsys, pets / "CARFT")
+    document = evaluated(capsys, pets / "CARFT", "--which", "last")
     assert document["classes"] == ["cat", "wild dog"]
     run = saved.open_run(pets / "CARFT")
     for split, found in zip(splits.splits(run), document["splits"], strict=True):
@@ -52,6 +87,7 @@ def test_all_figures_of_a_split(pets, capsys):
             for true in (0, 1)
         ]
         assert found["pictures"] == len(labels)
+        assert [one["class"] for one in found["by_class"]] == ["cat", "wild dog"]
         assert found["by_class"][1]["accuracy"] == (predicted[labels == 1] == 1).mean()
 
 
@@ -86,7 +122,7 @@ def test_what_is_there_already_in_a_job_is_never_overwritten(pets, tmp_path, cap
     (tmp_path / "link.json").symlink_to(job / "model_best.pkl")
     before = {path.name: path.read_bytes() for path in job.iterdir()}
     for name in ("model_best.pkl", "results.jsonl", "../link.json"):
-        carft("evaluate", job, "-o", job / name, status=1)
+        carft("evaluate", job, "--which", "last", "-o", job / name, status=1)
         assert "would overwrite a file of a job or sweep" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in job.iterdir()} == before
     carft("evaluate", job, "-o", job / "found.txt")

@@ -19,7 +19,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.plugin import provided
-from domainbed_carft.runs import export, saved
+from domainbed_carft.runs import export, predict, saved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -166,11 +166,12 @@ def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys)
 
 def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
     (tmp_path / "out.md").write_text("mine")
-    assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt")]) == 1
+    command = ["export", str(trained), "--which", "last", "-o", str(tmp_path / "out.pt")]
+    assert cli.main(command) == 1
     said = capsys.readouterr().err
     assert "out.md already exists" in said and "--force" in said
     assert [p.name for p in tmp_path.iterdir()] == ["out.md"]
-    assert cli.main(["export", str(trained), "-o", str(tmp_path / "out.pt"), "--force"]) == 0
+    assert cli.main([*command, "--force"]) == 0
     assert (tmp_path / "out.pt").read_bytes() == files.weights.read_bytes()
     assert len(list(tmp_path.iterdir())) == 4 and (tmp_path / "out.md").read_text() != "mine"
 
@@ -189,3 +190,53 @@ def test_a_disk_that_is_full(files, trained, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "File too large; choose a writable folder" in done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
+    """Classes by the exported text encoder, contexts by the original's, as `predict` has them."""
+    run = saved.open_run(debug(tmp_path / "job", "FLYP"))
+    files = export.export(run, tmp_path / "out.pt")
+    theirs, _ = exact(files)
+    head = torch.load(files.head, weights_only=True)
+    original = backbone.load("tiny").model
+
+    def unit_features(model, words):
+        """(M, K, D) of prompts, by the library's own tokenizer."""
+        tokens = clip.tokenize([template.format(name) for template, name in words])
+        with torch.no_grad():
+            features = normalize(model.encode_text(tokens).float(), dim=-1)
+        return features.view(len(run.contexts), len(run.classes), -1)
+
+    words = [(template, name) for template in run.contexts for name in run.classes]
+    tuned, first = (unit_features(model, words) for model in (theirs, original))
+    assert not torch.allclose(tuned, first, atol=1e-4)
+    of_classes = normalize(tuned.mean(dim=0), dim=-1)
+    of_contexts = normalize(first.mean(dim=1), dim=-1)
+    torch.testing.assert_close(head["weight"], of_classes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head["context_weights"], of_contexts, rtol=1e-4, atol=1e-5)
+    assert head["logit_scale"] == pytest.approx(theirs.logit_scale.exp().item())
+    assert head["context_scale"] == pytest.approx(original.logit_scale.exp().item())
+    assert head["logit_scale"] != pytest.approx(head["context_scale"], rel=1e-5)
+
+    x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
+    logits = head["context_scale"] * features @ head["context_weights"].T
+    for (_, predicted), shares in zip(predict.predict(run, x), logits.softmax(1), strict=True):
+        assert list(predicted.values()) == pytest.approx(shares.tolist(), abs=1e-5)
+
+    card, page = json.loads(files.card.read_text()), files.readme.read_text()
+    assert card["text_encoder"] == {
+        "weights": "fine-tuned",
+        "logit_scale": "fine-tuned",
+        "class_head": "fine-tuned",
+        "context_head": "original",
+    }
+    assert "its text encoder and its logit scale fine-tuned by FLYP" in page
+    assert "The text encoder and the logit scale are the original ones" not in page
+
+
+def test_other_cards_say_that_the_text_encoder_is_the_original(files):
+    text_encoder = json.loads(files.card.read_text())["text_encoder"]
+    assert set(text_encoder.values()) == {"original"}
+    assert "The text encoder and the logit scale are the original ones" in files.readme.read_text()

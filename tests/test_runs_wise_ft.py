@@ -16,7 +16,8 @@ from domainbed_carft.runs import saved, splits, wise_ft
 def mixed(pets, tmp_path_factory):
     """A folder with the results of three alphas."""
     folder = tmp_path_factory.mktemp("mixed") / "wise ft"
-    carft("wise-ft", pets / "CARFT", "-o", folder, "--alphas", "1", "0", "0.5")
+    job = pets / "CARFT" / "model.pkl"
+    carft("wise-ft", job, "-o", folder, "--alphas", "1", "0", "0.5", "--save", "all")
     return folder
 
 
@@ -91,6 +92,14 @@ def test_what_it_leaves(mixed):
         assert words in comments
 
 
+def test_no_weights_are_saved_unless_asked_for(pets, tmp_path, capsys):
+    carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert said.startswith(f"Weights: model_best.pkl of {pets / 'CARFT'}, selected by")
+    assert f"Results: {tmp_path / 'out'}; for weights add --save all" in said
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
+
+
 def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     asked = []
     original = splits._Items.__getitems__
@@ -100,7 +109,7 @@ def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
         return original(self, positions)
 
     monkeypatch.setattr(splits._Items, "__getitems__", counting)
-    carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", 0.1, 0.2, "--save", "none")
+    carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", 0.1, 0.2)
     assert len(asked) == 60
     assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
 
@@ -130,7 +139,8 @@ def test_what_is_refused_leaves_nothing(pets, tmp_path, capsys, run, flags, told
 def test_nothing_is_overwritten(pets, tmp_path, capsys):
     for name in ("wise_ft.json", "wise_ft.png", "model_alpha_0.50.pkl"):
         (tmp_path / name).write_text("mine")
-        carft("wise-ft", pets / "CARFT", "-o", tmp_path, "--alphas", 0.5, status=1)
+        words = ("-o", tmp_path, "--alphas", 0.5, "--save", "all")
+        carft("wise-ft", pets / "CARFT", *words, status=1)
         assert f"already has {name}; choose another --output" in capsys.readouterr().err
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()

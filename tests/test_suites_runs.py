@@ -44,7 +44,9 @@ def suite(pets, monkeypatch):
 
 @pytest.fixture
 def job(pets, tmp_path):
-    return shutil.copytree(pets / "CLIPLinearProbe", tmp_path / "job")
+    job = shutil.copytree(pets / "CLIPLinearProbe", tmp_path / "job")
+    (job / "model_best.pkl").unlink(missing_ok=True)
+    return job
 
 
 def carft(capsys, *words, status=0):
@@ -138,7 +140,7 @@ def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
     where = ("--suite", "pets", "--data_dir", pets / "my pets")
     alone = json.loads(carft(capsys, "evaluate", job, *where, "--json"))
     out = tmp_path / "mix"
-    text = carft(capsys, "wise-ft", job, *where, "--alphas", 0, 0.5, 1, "-o", out)
+    text = carft(capsys, "wise-ft", job, *where, "--alphas", 0, 0.5, 1, "--save", "all", "-o", out)
     (head,) = (line for line in text.splitlines() if line.startswith("alpha "))
     assert head.split() == "alpha Usual Turned One Cut Mean of the shifts Mean without Cut".split()
     rows = json.loads((out / "wise_ft.json").read_text())["alphas"]

@@ -23,7 +23,8 @@ def add_to(commands: Any) -> None:
     which = _shared()
     which.add_argument(
         "--which", choices=tuple(WEIGHTS),
-        help="in a folder: model.pkl (last, the default) or model_best.pkl (best in validation)",
+        help="in a folder: model.pkl (last) or model_best.pkl (best in validation); default: best "
+        "if the job left environments out and has it, else last",
     )  # fmt: skip
     run, original = _shared(which), _shared()
     run.add_argument("path", type=Path, metavar="RUN", help=file)
@@ -84,8 +85,8 @@ def add_to(commands: Any) -> None:
     add("--alphas", nargs="+", type=float, default=[n / 10 for n in range(11)], metavar="ALPHA",
         help="values from 0 (the original CLIP) to 1 (the saved run) (default: 0 0.1 ... 1)",
     )  # fmt: skip
-    add("--save", nargs="+", default=["all"], metavar="ALPHA",
-        help="alphas to save weights for: all (default), none, or some of --alphas",
+    add("--save", nargs="+", default=["none"], metavar="ALPHA",
+        help="alphas to save weights for: none (default), all, or some of --alphas",
     )  # fmt: skip
 
     about = "average the weights of several saved runs; evaluate and save"

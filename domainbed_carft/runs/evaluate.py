@@ -126,9 +126,13 @@ def measured(opened: saved.TrainedRun, arguments: argparse.Namespace) -> dict[st
     return {
         "run": str(opened.path),
         "algorithm": opened.args["algorithm"],
+        "title": opened.title,
+        "soup": opened.soup,
         "dataset": opened.args["dataset"],
-        "step": opened.step,
+        "weights": opened.path.name,
+        "step": data.step_of(opened, arguments.data_dir),
         "wise_ft_alpha": opened.alpha,
+        "transform": data.transform_name(opened),
         "targets": sorted({s.environment for s in splits if s.is_target}),
         "classes": opened.classes,
         "ece_bins": BINS,
@@ -140,7 +144,9 @@ def measured(opened: saved.TrainedRun, arguments: argparse.Namespace) -> dict[st
                 "pictures": found.count,
                 "accuracy": found.accuracy,
                 "ece": found.ece,
-                "by_class": found.by_class,
+                "by_class": [
+                    {"class": name, **row} for name, row in zip(opened.classes, found.by_class)
+                ],
                 "confusion": found.confusion.tolist(),
             }
             for split, found in zip(splits, tallies)
@@ -151,8 +157,10 @@ def measured(opened: saved.TrainedRun, arguments: argparse.Namespace) -> dict[st
 def as_text(document: Mapping[str, Any]) -> str:
     """Tables for people, without terminal escapes."""
     step = "the last step" if document["step"] is None else f"step {document['step']}"
+    weights = "" if document["soup"] else f", weights of {step}"
     alpha, splits = document["wise_ft_alpha"], document["splits"]
     mixed = "" if alpha is None else f", WiSE-FT alpha {alpha:g}"
+    note = f"\n{data.PICTURES_OF_A_SOUP}" if document["soup"] else ""
     of_splits = []
     for one in splits:
         environment = one["environment"] + " (test)" * one["is_target"]
@@ -164,8 +172,8 @@ def as_text(document: Mapping[str, Any]) -> str:
     ]
     dataset = benchmarks.dataset_title(document["dataset"])
     return f"""\
-{shown(f"{document['algorithm']} on {dataset}, weights of {step}{mixed}")}
-{shown(document["run"])}
+{shown(f"{document['title']} on {dataset}{weights}{mixed}")}
+{shown(document["run"])}{note}
 
 {table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], of_splits)}
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,23 +20,14 @@ from torch import Tensor
 
 from domainbed_carft import __version__, text
 from domainbed_carft.clips import backbone, open_clip_models, openai_models, pictures
-from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import load_weights, sha256
-from domainbed_carft.jobs import records
-from domainbed_carft.jobs.folder import RECORDS
-from domainbed_carft.jobs.job import command as train_command
-from domainbed_carft.jobs.setting import printed_versions
+from domainbed_carft.runs.default_weights import choose_weights, describe_choice
+from domainbed_carft.runs.facts import facts_of, text_encoder
 from domainbed_carft.runs.saved import TrainedRun, architecture_of, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")
-
-# The arguments of a run by which it is repeated; not those that only say where files are.
-_REPEATED = (
-    "algorithm", "dataset", "test_envs", "hparams_seed", "trial_seed", "seed", "holdout_fraction",
-    "uda_holdout_fraction", "task", "steps", "checkpoint_freq",
-)  # fmt: skip
 
 
 class Files(NamedTuple):
@@ -59,11 +49,13 @@ class Files(NamedTuple):
 
 def run(arguments: argparse.Namespace) -> None:
     """Open the run, export it, and print where to."""
-    opened = open_run(arguments.path, arguments.which)
+    opened = open_run(choose_weights(arguments.path, arguments.which))
     how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
     files = export(opened, arguments.output, **how)
     dataset = benchmarks.dataset_title(opened.args["dataset"])
-    what = f"{opened.args['algorithm']} on {dataset}, {opened.path.name}"
+    what = f"{opened.title} on {dataset}, {opened.path.name}"
+    if choice := describe_choice(arguments.path, arguments.which, opened.path):
+        print(choice)
     print(text.shown(f"{arguments.output}: {what} (see {files.readme})"))
 
 
@@ -145,7 +137,8 @@ def card_of(
             for name, path in (("weights", staged.weights), ("head", staged.head))
         },
         "original": {"name": run.hparams["clip_backbone"], "sha256": source.digest},
-        "run": _facts(run),
+        "text_encoder": text_encoder(run),
+        "run": facts_of(run),
         "classes": run.classes,
         "contexts": run.contexts,
         "pictures": {  # side lengths in pixels, mean and deviation of [0, 1]
@@ -236,41 +229,6 @@ def _head(run: TrainedRun) -> dict[str, Any]:
         "context_weights": algorithm.context_weights.clone(),
         "contexts": run.contexts,
         "context_scale": float(algorithm.logit_scale if isinstance(scale, str) else scale),
-    }
-
-
-def _facts(run: TrainedRun) -> dict[str, Any]:
-    repeated = {key: run.args.get(key) for key in _REPEATED}
-    folder = run.path.parent
-    found = [
-        one
-        for one in records.whole(folder / RECORDS)[0]
-        if all(one["args"].get(key) == value for key, value in repeated.items())
-        and run.step in (None, one["step"])
-        and run.alpha is None  # no record is of weights that nobody has trained
-    ]
-    record: dict[str, Any] = max(found, key=lambda one: float(one["step"]), default={})
-    benchmark = benchmarks.BENCHMARKS.get(str(repeated["dataset"]))
-    known = [environment.folder for environment in getattr(benchmark, "environments", ())]
-    listed = record.get("environments")
-    named = {f"env{i}": str(n) for i, n in enumerate(listed if isinstance(listed, list) else known)}
-    shares = {name: value for name, value in record.items() if isinstance(value, float)}
-    there = [env for env in map("env{}".format, range(len(record))) if f"{env}_out_acc" in record]
-    return {
-        **repeated,
-        "test_environments": [named.get(f"env{i}", f"env{i}") for i in repeated["test_envs"] or ()],
-        "file": run.path.name,
-        "wise_ft_alpha": run.alpha,
-        "step": record.get("step", run.step),
-        "accuracies": {
-            named.get(env, env): {kind: shares.get(f"{env}_{kind}_acc") for kind in ("in", "out")}
-            for env in there
-        },
-        **{key: run.hparams[key] for key in ("data_edition", "prompts_digest", "clip_digest")},
-        "hparams": dict(run.hparams),
-        "versions": printed_versions(folder) if record else {},
-        # Where its data is, and its output goes, is another matter.
-        "command": shlex.join(train_command({**repeated, "hparams": run.args.get("hparams")})),
     }
 
 

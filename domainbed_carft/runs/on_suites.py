@@ -29,6 +29,7 @@ from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
 from domainbed_carft.runs import evaluate, saved
 from domainbed_carft.runs import splits as data
+from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluate import BINS, Predict, percent
 from domainbed_carft.runs.predict import SOME_SKIPPED, transform_of
 from domainbed_carft.suites import known, records
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite NAME: a CLIP is "
             "evaluated on a suite, and without a run"
         )
-    file = None if path is None else saved.weights_file(path, arguments.which)
+    file = None if path is None else choose_weights(path, arguments.which)
     files.require_output(arguments.output, (file,))
     arguments.device = data.choose_device(arguments.device)
     record = {}
@@ -76,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
             except CarftError as error:  # the splits are there
                 document["test_set"] = {"problems": [str(error)]}
                 text += f"\n{shown(str(error))}\n"
+    if file and (choice := describe_choice(path, arguments.which, file)):
+        text = f"{choice}\n{text}"
     with files.stream(arguments.output) as out:
         out.write(json.dumps(document, indent=1) + "\n" if arguments.json else text)
     if file and record:
@@ -224,8 +227,9 @@ def facts_of(run: saved.TrainedRun) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "algorithm": run.args["algorithm"],
+        "title": run.title,
         "weights": run.path.name,
-        "step": run.step,
+        "step": data.step_of(run),
         "wise_ft_alpha": run.alpha,
     }
 
@@ -252,7 +256,7 @@ def as_text(document: Mapping[str, Any]) -> str:
         rows.append([name + mark, f"{one['n']:,}", *figures])
     head = ["test set", "pictures", "accuracy (%)", "95% interval", "ECE (%)"]
     head += ["mean per class (%)", "published (%)"]
-    title = document.get("clip") or f"{document['algorithm']} ({document['run']})"
+    title = document.get("clip") or f"{document['title']} ({document['run']})"
     lines = [shown(f"{title} on the suite {suite.name}"), "", table(head, rows), ""]
     lines += [f"{words}: {percent(document[key])}" for key, words in suite.titles.items()]
     lines += _problems(document)

@@ -23,6 +23,7 @@ from domainbed_carft import files
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import listing
 from domainbed_carft.runs import saved, splits
+from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.text import shown
 
 SOME_SKIPPED = 3  # exit status
@@ -35,11 +36,13 @@ Read = tuple[str, "Tensor | str"]  # a path, and its picture (3, H, W), or why t
 def run(arguments: argparse.Namespace) -> int:
     """Predict and print, or write to ``--output``; 3 if some pictures are skipped, 1 if all are."""
     paths: Any = list(find(arguments.pictures))
-    file = saved.weights_file(arguments.path, arguments.which)
+    file = choose_weights(arguments.path, arguments.which)
     files.require_output(arguments.output, (file, *paths))
     device = splits.choose_device(arguments.device)
     opened = saved.open_run(file)
     opened.algorithm.to(device)
+    if choice := describe_choice(arguments.path, arguments.which, file):
+        print(f"carft: {choice}", file=sys.stderr)
     # Folders may hold many.
     workers = splits.workers(arguments.workers, any(map(os.path.isdir, arguments.pictures)))
     read = functools.partial(_read, transform_of(opened))

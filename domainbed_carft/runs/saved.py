@@ -37,6 +37,8 @@ class TrainedRun:
     ``classes``: the names of the prompts, in label order; ``contexts``: the templates, in the order
     of ``context_logits``. ``step``: after which the weights were saved, None for the run's last.
     ``alpha``: of ``carft wise-ft``, else None. ``content``: what the file holds besides weights.
+    ``soup``: of ``carft soup``, how it was made (as `runs.soup` writes it), else None; a soup has
+    neither seed nor step.
     """
 
     path: Path
@@ -48,17 +50,35 @@ class TrainedRun:
     step: int | None
     alpha: float | None
     content: Mapping[str, Any]
+    soup: Mapping[str, Any] | None = None
+
+    @property
+    def title(self) -> str:
+        """Its algorithm; of a soup the number of its runs and their algorithms."""
+        if self.soup is None:
+            return str(self.args["algorithm"])
+
+        members = self.soup["members"]
+        if not members:
+            return "soup"
+        names = sorted({member["algorithm"] for member in members})
+        return f"soup of {counted(len(members), 'run')} ({', '.join(names)})"
 
 
 def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     """The run in a job's folder or a weights file; ``which`` of WEIGHTS to read in a folder.
 
-    It can predict but not train: the file has neither the original encoder nor the optimizer.
-    Raises CarftError for a folder without the weights, a file that `load_weights` refuses or
-    that is not a run of one of our algorithms, and weights that are not finite.
+    In a folder the default is "last". The run can predict but not train: the file has neither the
+    original encoder nor the optimizer. Raises CarftError for a folder without the weights, a file
+    that `load_weights` refuses or that is not a run of one of our algorithms, and weights that are
+    not finite.
     """
     file = weights_file(Path(path), which)
-    content = weights.load_weights(file)
+    return run_of(weights.load_weights(file), file)
+
+
+def run_of(content: Any, file: Path) -> TrainedRun:
+    """The run that the ``content`` of the weights file ``file`` is; raises as `open_run`."""
     _require_run(content, file)
     algorithm, contexts, classes = _restored(content, file)
     state = algorithm.state_dict().items()
@@ -67,6 +87,7 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
             f"{file} has values that are not finite in {counted(len(wrong), 'tensor')}, the first "
             f"in {wrong[0]}: the training diverged. Use --which best, or train with a smaller lr"
         )
+    soup = _soup_of(content)
     step = content.get("best_step", content.get("wise_ft_step"))
     named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)  # by --save_model_every_checkpoint
     return TrainedRun(
@@ -76,9 +97,10 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
         hparams=content["model_hparams"],
         classes=classes,
         contexts=contexts,
-        step=int(named[1]) if step is None and named else step,
+        step=int(named[1]) if step is None and named and soup is None else step,
         alpha=content.get("wise_ft_alpha"),
         content={key: value for key, value in content.items() if key != "model_dict"},
+        soup=soup,
     )
 
 
@@ -149,7 +171,42 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     ),
     **dict.fromkeys(("best_step", "wise_ft_step"), lambda step: step is None or type(step) is int),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
+    "soup": lambda soup: soup is None or _is_soup(soup),
 }
+
+# Of a soup that carft 0.1.0 has saved, which does not say what it is made of.
+UNKNOWN_SOUP: Mapping[str, Any] = {"kind": "unknown", "members": []}
+_NONE = type(None)
+SOUPS = ("uniform", "greedy", UNKNOWN_SOUP["kind"])
+
+
+# The fields of a soup and of its members, and the types that they may have.
+_OF_SOUP = {"chosen_by": (str,), **dict.fromkeys(("in_domain", "out_of_domain"), (float, _NONE))}
+_OF_MEMBER = {
+    **dict.fromkeys(("run", "sha256", "algorithm"), (str,)),
+    **dict.fromkeys(("hparams_seed", "seed", "step"), (int, _NONE)),
+    **dict.fromkeys(("wise_ft_alpha", "validation"), (float, _NONE)),
+    "weight": (float,),
+}
+
+
+def _is_soup(soup: Any) -> bool:
+    members = soup["members"]
+    return (
+        type(members) is list
+        and soup["kind"] in SOUPS
+        and (not members or all(type(soup[name]) in types for name, types in _OF_SOUP.items()))
+        and all(type(one[name]) in types for one in members for name, types in _OF_MEMBER.items())
+    )
+
+
+def _soup_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How the soup in a weights file was made; None for any other file."""
+    soup: Mapping[str, Any] | None = content.get("soup")
+    # 0.1.0 wrote this key, but no alpha, only into soups.
+    if soup is None and "wise_ft_step" in content and "wise_ft_alpha" not in content:
+        return UNKNOWN_SOUP
+    return soup
 
 
 def _require_run(content: Any, path: Path) -> None:

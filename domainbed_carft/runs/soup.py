@@ -3,6 +3,9 @@
 After Wortsman et al., "Model soups" (arXiv 2203.05482; mlfoundations/model-soups, main.py): the
 greedy soup takes runs from the best on and keeps one if the mean with it is strictly better, by the
 mean accuracy on the out-splits of the training environments alone.
+
+Nothing depends on the order in which the runs are given: all are judged on the same pictures,
+through the test transform, and added in the order of their files' digests.
 """
 
 from __future__ import annotations
@@ -10,132 +13,158 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import evaluate as evaluating
 from domainbed_carft.runs import on_suites, saved, splits, wise_ft
+from domainbed_carft.runs.default_weights import choose_weights
+from domainbed_carft.runs.soup_members import (
+    Member,
+    mean_weights,
+    members_of,
+    require_alike,
+    shared_content,
+)
 from domainbed_carft.text import counted, shown, table
 
 TABLE = "soup.json"
 FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
-
-# Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
-_SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
-_SAME_HPARAMS = ("clip_digest", "prompts_digest", "head_init", "protocol", "data_edition")
+CHOSEN_BY = {
+    "uniform": "all of the runs that were given",
+    "greedy": "from the best run on, each that strictly improves the mean accuracy on the "
+    "out-splits of the training environments, through the test transform",
+}
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Check, choose by validation, evaluate both soups, write the results, then the weights."""
     arguments.device = splits.choose_device(arguments.device)
-    opened = [saved.open_run(path, arguments.which) for path in arguments.paths]
+    files_of_runs = [choose_weights(path, arguments.which) for path in arguments.paths]
+    opened = [saved.open_run(file) for file in files_of_runs]
     require_alike(opened)
-    first, folder, suite = opened[0], arguments.output, arguments.suite
+    folder = arguments.output
     wise_ft.require_new(folder, [TABLE, *FILES.values()])
-    on_suite = on_suites.of_run(suite, first, arguments) if suite else None
-    found = splits.splits(first, arguments.data_dir)
-    held_out = [one for one in found if not one.is_target and one.name.endswith("_out")]
-    if not held_out:
-        raise CarftError(f"{first.path} has no out-split of a training environment to choose by")
-    folder.mkdir(parents=True, exist_ok=True)
-    # The first algorithm measures all: only its own weights have to be kept elsewhere.
-    of_first = {name: t.detach().clone() for name, t in first.algorithm.state_dict().items()}
-    states = [of_first, *(one.algorithm.state_dict() for one in opened[1:])]
-    predict = evaluating.predicting(first, arguments.device)
 
-    def measured(runs: Sequence[int], of: Sequence[splits.Split]) -> dict[str, Any]:
-        first.algorithm.load_state_dict(mean([states[index] for index in runs]))
-        (tallies,) = evaluating.tallied(of, predict, arguments, 1, len(first.classes))
+    # One run measures all means: its settings are those of a soup, its weights are exchanged.
+    members = members_of(opened)
+    content = shared_content(members, arguments.data_dir)
+    of_all = {**content, "soup": saved.UNKNOWN_SOUP, "model_dict": mean_weights(members)}
+    measuring = saved.run_of(of_all, members[0].run.path)
+    on_suite = None
+    if arguments.suite:
+        on_suite = on_suites.of_run(arguments.suite, measuring, arguments)
+    all_splits = splits.splits(measuring, arguments.data_dir)
+    held_out = [one for one in all_splits if not one.is_target and one.name.endswith("_out")]
+    if not held_out:
+        raise CarftError(
+            f"{measuring.path} has no out-split of a training environment to choose by"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    predict = evaluating.predicting(measuring, arguments.device)
+
+    def measure(chosen: Sequence[Member], of: Sequence[splits.Split]) -> dict[str, Any]:
+        measuring.algorithm.load_state_dict(mean_weights(chosen))
+        (tallies,) = evaluating.tallied(of, predict, arguments, 1, len(measuring.classes))
         return wise_ft.summary(of, tallies)
 
-    alone = [measured([index], held_out)["in_domain"] for index in range(len(states))]
-    order = sorted(range(len(states)), key=lambda index: -alone[index])
-    chosen, best = order[:1], alone[order[0]]
-    for index in order[1:]:
-        reached = measured([*chosen, index], held_out)["in_domain"]
-        if reached > best:
-            chosen, best = [*chosen, index], reached
-    soups = {"uniform": order, "greedy": chosen}
+    def validation(chosen: Sequence[Member]) -> float:
+        accuracy: float = measure(chosen, held_out)["in_domain"]
+        return accuracy
+
+    members = [replace(member, validation=validation([member])) for member in members]
+    best_first = sorted(members, key=lambda member: -member.validation)
+    soups = {"uniform": best_first, "greedy": greedy(best_first, validation)}
+
     rows = {}
-    for kind, runs in soups.items():
+    for kind, chosen in soups.items():
         # The in-splits take far longer than the suite.
-        rows[kind] = measured(runs, held_out if on_suite else found)
+        rows[kind] = measure(chosen, held_out if on_suite else all_splits)
         rows[kind] |= on_suite(predict, 1)[0] if on_suite else {}
-    document = {
-        **{name: first.args.get(name) for name in ("dataset", "test_envs", "trial_seed")},
-        "runs": [
-            {"run": str(one.path), "algorithm": one.args["algorithm"], "validation": accuracy}
-            for one, accuracy in zip(opened, alone)
-        ],
-        "soups": [
-            {"soup": kind, "runs": [str(opened[index].path) for index in soups[kind]], **row}
-            for kind, row in rows.items()
-        ],
-    }
+
+    document = document_of(measuring, soups, rows)
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
-    for kind, runs in soups.items():
-        # Hparams and seeds are the first run's; which runs it is made of is in TABLE.
-        weights = mean([states[index] for index in runs])
-        gone = ("best_step", "wise_ft_alpha")
-        content = {name: value for name, value in first.content.items() if name not in gone}
-        content |= {"model_dict": weights, "wise_ft_step": None}
-        files.save(folder / FILES[kind], functools.partial(torch.save, content))
-    percent = evaluating.percent
-    cells = [
-        [kind, str(len(soups[kind])), percent(row["in_domain"]), percent(row["out_of_domain"])]
-        for kind, row in rows.items()
-    ]
-    cells += [[str(opened[index].path), "", percent(alone[index]), ""] for index in order]
-    print(f"{shown(str(first.args['dataset']))}: soups of {counted(len(opened), 'run')}")
-    print(table(["soup or run", "runs", "in-domain (%)", "out-of-domain (%)"], cells))
+    for kind, chosen in soups.items():
+        soup = description_of(kind, chosen, rows[kind])
+        whole = {**content, "soup": soup, "model_dict": mean_weights(chosen)}
+        files.save(folder / FILES[kind], functools.partial(torch.save, whole))
+
+    print(f"{shown(str(measuring.args['dataset']))}: soups of {counted(len(members), 'run')}")
+    print(as_table(soups, rows))
+    print(splits.PICTURES_OF_A_SOUP)
     if on_suite:
         print(on_suites.as_rows("soup", rows))
     print(f"Results and weights: {shown(str(folder))}")
 
 
-def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
-    """Raise CarftError, naming run and difference, unless the mean of their weights makes sense."""
-    if len(opened) < 2:
-        raise CarftError("carft soup has 1 run, expected at least two")
-    first = opened[0]
-    for one in opened:
-        if one.hparams["head_init"] == "random":
-            told = "random head, which differs from run to run; expected the zero-shot head"
-            raise CarftError(f"{one.path} started from a {told}")
-        if one.args["algorithm"] == "FLYP":
-            told = "whose head is made by its own text encoder; expected runs that share a head"
-            raise CarftError(f"{one.path} is a run of FLYP, {told}")
-    if len({one.path.resolve() for one in opened}) < len(opened):
-        raise CarftError("a run is given twice, expected different ones")
-    for other in opened[1:]:
-        differing = [name for name in _SAME_ARGS if other.args.get(name) != first.args.get(name)]
-        differing += [n for n in _SAME_HPARAMS if other.hparams[n] != first.hparams[n]]
-        if not torch.equal(other.algorithm.head_factor, first.algorithm.head_factor):
-            differing.append("head_scale")
-        inputs = zip(other.algorithm.input.buffers(), first.algorithm.input.buffers())
-        if not all(torch.equal(*two) for two in inputs):
-            differing.append("the pictures' normalisation")
-        if saved.architecture_of(other) != saved.architecture_of(first):
-            differing.append("the CLIP's architecture")
-        if differing:
-            raise CarftError(
-                f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs of "
-                "one start and words, or their mean is no CLIP, and with one division of the data, "
-                "or a soup is chosen by pictures that one of them was trained on"
-            )
+def greedy(
+    best_first: Sequence[Member], validation: Callable[[Sequence[Member]], float]
+) -> list[Member]:
+    """The best run, and each after it with which the ``validation`` of the mean strictly rises."""
+    chosen = [best_first[0]]
+    best = chosen[0].validation
+    for member in best_first[1:]:
+        reached = validation([*chosen, member])
+        if reached > best:
+            chosen.append(member)
+            best = reached
+    return chosen
 
 
-def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each floating-point tensor, added in float64; of others, the first."""
-    found = {}
-    for name, tensor in states[0].items():
-        if tensor.is_floating_point():
-            total = sum(state[name].double() for state in states[1:]) + tensor.double()
-            tensor = (total / len(states)).to(tensor.dtype)
-        found[name] = tensor
-    return found
+def document_of(
+    measuring: saved.TrainedRun,
+    soups: Mapping[str, Sequence[Member]],
+    rows: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What soup.json has; ``rows``: the accuracies of each of ``soups``."""
+    return {
+        **{name: measuring.args.get(name) for name in ("dataset", "test_envs", "trial_seed")},
+        "transform": splits.transform_name(measuring),
+        "runs": [
+            {
+                "run": str(member.run.path),
+                "sha256": member.sha256,
+                "algorithm": member.run.args["algorithm"],
+                "validation": member.validation,
+            }
+            for member in soups["uniform"]
+        ],
+        "soups": [
+            {
+                "soup": kind,
+                "chosen_by": CHOSEN_BY[kind],
+                "runs": [str(member.run.path) for member in chosen],
+                **rows[kind],
+            }
+            for kind, chosen in soups.items()
+        ],
+    }
+
+
+def description_of(kind: str, chosen: Sequence[Member], row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a soup's file says of it: how it was chosen, how good it is, what it is made of."""
+    return {
+        "kind": kind,
+        "chosen_by": CHOSEN_BY[kind],
+        "in_domain": row["in_domain"],
+        "out_of_domain": row["out_of_domain"],
+        "members": [member.description(1 / len(chosen)) for member in chosen],
+    }
+
+
+def as_table(soups: Mapping[str, Sequence[Member]], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The accuracies of the soups and, in validation, of the runs."""
+    percent = evaluating.percent
+    cells = []
+    for kind, chosen in soups.items():
+        row = rows[kind]
+        shares = [percent(row["in_domain"]), percent(row["out_of_domain"])]
+        cells.append([kind, str(len(chosen)), *shares])
+    for member in soups["uniform"]:
+        cells.append([str(member.run.path), "", percent(member.validation), ""])
+    return table(["soup or run", "runs", "in-domain (%)", "out-of-domain (%)"], cells)

@@ -30,7 +30,12 @@ picture_batches: Any = None
 with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
     picture_batches = importlib.import_module("domainbed.lib.picture_batches")
 
+PICTURES_OF_A_SOUP = (
+    "Pictures: all through the test transform; a soup has no seed and no step to augment by."
+)
+
 MANY_PICTURES = 5000  # below, starting processes takes longer than they save
+MOST_ENVIRONMENTS = 4096  # of a data set; a number in a file must not take all memory
 
 
 @dataclass(frozen=True)
@@ -53,25 +58,23 @@ class Split:
 def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
 
-    ``data_dir`` defaults to the one that the job was trained with; if a user's own data folder has
-    moved, ``data_dir`` is that folder itself. On our harness an augmented picture is exactly the
-    one that `train` evaluated at the step of the weights.
+    ``data_dir`` defaults to the one that the job was trained with; for a user's own data it is the
+    data folder itself. On our harness an augmented picture is exactly the one that `train`
+    evaluated at the step of the weights. A soup has neither seed nor step: all its pictures go
+    through the test transform.
 
     Raises CarftError if the data is missing, or is not the run's.
     """
-    from domainbed import datasets
-
     hparams, seed = copy.deepcopy(dict(run.hparams)), run.args.get("seed", 0)
-    folder, name = data_dir or run.args.get("data_dir"), run.args["dataset"]
+    folder = data_dir or run.args.get("data_dir")
     targets = run.args["test_envs"]
     try:
-        # The harness's function takes a folder of the user's own, too; not every fork has one.
-        look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
-        if data_dir and name not in vars(datasets) and not os.path.isdir(name):
-            name = data_dir
+        dataset_class = _dataset_class(run, data_dir)
         with drawing.kept():  # the data set may draw
             drawing.reseed(seed)
-            dataset = look_up(name)(folder, targets, hparams)
+            dataset = dataset_class(folder, _not_augmented(run), hparams)
+        if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
+            raise CarftError(f"there is no folder {data_dir}")
         if beyond := set(targets) - set(range(len(dataset))):
             raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
         divided = _divided(run, dataset, targets)
@@ -101,6 +104,23 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
         for number, (name, index, part) in enumerate(divided)
         if name.rpartition("_")[2] in kinds
     ]
+
+
+def step_of(run: TrainedRun, data_dir: str | None = None) -> int | None:
+    """The step of the run's weights; None for a soup, and where the number of steps is unknown."""
+    if run.soup is not None or run.step is not None:
+        return run.step
+
+    steps = run.args.get("steps")
+    if not steps:
+        with contextlib.suppress(Exception):  # the data is missing, or a host's class is odd
+            steps = _dataset_class(run, data_dir).N_STEPS
+    return steps - 1 if type(steps) is int else None
+
+
+def transform_name(run: TrainedRun) -> str:
+    """How `splits` transforms the pictures of training environments, for a key in JSON."""
+    return "as in training" if run.soup is None else "test"
 
 
 def choose_device(asked: str | None) -> torch.device:
@@ -157,6 +177,29 @@ def whole_pictures() -> Iterator[None]:
         yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
+    """The host's class of the run's data set; of a user's own data, of the folder ``data_dir``."""
+    from domainbed import datasets
+
+    name = run.args["dataset"]
+    # The harness's function takes a folder of the user's own, too; not every fork has one.
+    look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
+    if data_dir and name not in vars(datasets):
+        if not os.path.isdir(data_dir):
+            raise CarftError(f"there is no folder {data_dir}")
+        name = data_dir
+    return look_up(name)
+
+
+def _not_augmented(run: TrainedRun) -> list[int]:
+    """The environments that the data set shall not augment: those left out, of a soup all."""
+    targets: list[int] = run.args["test_envs"]
+    if run.soup is None:
+        return targets
+    count = run.content["model_num_domains"] + len(targets)
+    return list(range(min(count, MOST_ENVIRONMENTS)))
 
 
 def _require_same_data(

@@ -25,6 +25,7 @@ from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import evaluate as evaluating
 from domainbed_carft.runs import on_suites, saved
 from domainbed_carft.runs import splits as data
+from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.suites import known
 from domainbed_carft.text import counted, shown, table
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Check, evaluate all alphas in one pass, write the results, then the weights."""
     alphas, to_save = checked(arguments.alphas, arguments.save)
     arguments.device = data.choose_device(arguments.device)
-    opened = saved.open_run(arguments.path, arguments.which)
+    opened = saved.open_run(choose_weights(arguments.path, arguments.which))
     folder, suite = arguments.output, arguments.suite
     require_new(folder, [TABLE, *PLOTS, *map(weights_name, to_save)])
     on_suite = on_suites.of_run(suite, opened, arguments) if suite else None
@@ -74,19 +75,23 @@ def run(arguments: argparse.Namespace) -> None:
         "test_envs": list(opened.args["test_envs"]),
         "step": opened.step,
         "run_alpha": opened.alpha,
+        "transform": data.transform_name(opened),
         "alphas": rows,
     }
-    title = f"{document['algorithm']} on {benchmarks.dataset_title(opened.args['dataset'])}"
+    title = f"{opened.title} on {benchmarks.dataset_title(opened.args['dataset'])}"
     files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
     if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
         _plot(rows, title, folder, AXES[bool(suite)])
-    # Of a run that is itself between: how far it is from the original to the fine-tuned.
-    reached = opened.hparams["wise_alpha"] if opened.alpha is None else opened.alpha
+    reached = reached_alpha(opened)
     for alpha in to_save:
         mixed.set(alpha)
         content = {**opened.content, "model_dict": mixed.state()}
+        if opened.soup is not None:
+            content["soup"] = opened.soup
         content |= {"wise_ft_alpha": alpha * reached, "wise_ft_step": opened.step}
         files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
+    if choice := describe_choice(arguments.path, arguments.which, opened.path):
+        print(choice)
     print(f"{shown(title)}: alpha 0 is the original CLIP, alpha 1 the run")
     if suite:
         print(on_suites.as_rows("alpha", {f"{row['alpha']:g}": row for row in rows}))
@@ -97,7 +102,22 @@ def run(arguments: argparse.Namespace) -> None:
         means = ("in_domain", "out_of_domain")
         cells = [[f"{r['alpha']:g}", *(evaluating.percent(r[m]) for m in means)] for r in rows]
         print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
-    print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
+        if opened.soup is not None:
+            print(data.PICTURES_OF_A_SOUP)
+    if to_save:
+        print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
+    else:
+        print(f"Results: {shown(str(folder))}; for weights add --save all, or some of --alphas")
+
+
+def reached_alpha(run: saved.TrainedRun) -> float:
+    """How far the run's own weights are from the original CLIP to what was fine-tuned.
+
+    A soup is what was fine-tuned, whatever its runs were: its weights are at 1.
+    """
+    if run.alpha is not None:
+        return run.alpha
+    return 1.0 if run.soup is not None else float(run.hparams["wise_alpha"])
 
 
 def require_new(folder: Path, names: Iterable[str]) -> None:
