@@ -20,6 +20,7 @@ from torch import Tensor
 
 from domainbed_carft import __version__, text
 from domainbed_carft.clips import backbone, open_clip_models, openai_models, pictures
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import load_weights, sha256
