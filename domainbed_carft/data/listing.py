@@ -17,12 +17,10 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
-
 from domainbed_carft import machine
 from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.text import counted
+from domainbed_carft.text import counted, progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,7 +95,7 @@ def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
 def _filled(found: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
     """With the pictures of these classes; over the network a large set takes minutes."""
     about = f"listing {found.root.name}"
-    for environment, name in tqdm(pairs, desc=about, unit="class", delay=1, disable=None):
+    for environment, name in progress(pairs, description=about, unit="class", delay=1):
         before = len(found.pictures)
         _add_pictures(found, os.path.join(environment, name), ())
         found.counts[environment][name] = len(found.pictures) - before
@@ -152,7 +150,9 @@ def damaged(root: Path, pictures: Sequence[str]) -> list[Damaged]:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             # Threads suffice: Pillow decodes without the interpreter's lock.
             faults = pool.imap(functools.partial(_fault, root), pictures, chunksize=32)
-            bar = tqdm(faults, total=len(pictures), desc="decoding", unit="picture", disable=None)
+            bar = progress(
+                faults, total=len(pictures), description="decoding", unit="picture", delay=1
+            )
             bad = [(path, fault) for path, fault in zip(pictures, bar) if fault]
             ImageFile.LOAD_TRUNCATED_IMAGES = True  # as DomainBed sets it
             return [Damaged(path, not _fault(root, path), fault) for path, fault in bad]
