@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import difflib
 import io
+import itertools
 import re
 import sys
 import time
@@ -37,6 +38,22 @@ def limited(lines: Sequence[str], most: int = 20) -> list[str]:
     """The first lines, and how many more there are."""
     more = len(lines) - most
     return [*lines[:most], *([f"  ... and {more:,} more"] if more > 0 else [])]
+
+
+def shortened(value: object, most: int = 10) -> str:
+    """The value as Python writes it; of a longer list the first entries, and how many follow."""
+    if not isinstance(value, (list, tuple)) or len(value) <= most:
+        return repr(value)
+    return f"[{', '.join(map(repr, value[:most]))} and {len(value) - most:,} more]"
+
+
+def differences(before: object, now: object, most: int = 10) -> tuple[str, str]:
+    """Two values that differ, each `shortened`; of longer lists only the entries that differ."""
+    if isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > most:
+        pairs = list(itertools.zip_longest(before, now, fillvalue=None))
+        before = [old for old, new in pairs if old != new and old is not None]
+        now = [new for old, new in pairs if old != new and new is not None]
+    return shortened(before, most), shortened(now, most)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

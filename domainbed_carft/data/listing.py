@@ -86,10 +86,20 @@ def read(root: Path) -> Listing:
 
 
 def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
-    """The same of a folder class/picture, as its one environment ""; of the classes ``names``."""
+    """List a folder class/picture, as its one environment ""; of the classes ``names``, or all.
+
+    Raises CarftError where it is not a folder, or cannot be read.
+    """
     found = Listing(root, counts={"": {}})
-    classes = [name for name in _entries(root)[0] if names is None or name in names]
-    return _filled(found, [("", name) for name in classes])
+    try:
+        classes, _ = _entries(root)
+    except OSError as error:
+        raise CarftError(
+            f"{root} cannot be read as a folder ({error.strerror}); expected a folder with one "
+            "sub-folder per class"
+        ) from error
+    chosen = [name for name in classes if names is None or name in names]
+    return _filled(found, [("", name) for name in chosen])
 
 
 def _filled(found: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
@@ -113,10 +123,18 @@ class Member(NamedTuple):
         return f"{self.path} (bytes {self.offset:,} to {self.offset + self.size:,})"
 
 
+def require_regular_file(path: str | Path) -> None:
+    """Raise OSError for a pipe, a socket or a device, whose reader may wait for ever."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open refuses a folder by itself
+        raise OSError("it is a pipe, a socket or a device, expected a regular file")
+
+
 def open_picture(path: str | Path | Member) -> Image.Image:
     """The picture of a file in RGB; as torchvision's loader, but in the ``FORMATS`` alone."""
     from PIL import Image
 
+    require_regular_file(path.path if isinstance(path, Member) else path)
     with open(path.path if isinstance(path, Member) else path, "rb") as whole:
         file: IO[bytes] = whole
         if isinstance(path, Member):
@@ -192,6 +210,8 @@ def _add_pictures(found: Listing, inside: str, above: tuple[str, ...]) -> None:
 def _odd(entry: os.DirEntry[str]) -> str:
     try:
         status = entry.stat()
+    except PermissionError:
+        return "path"
     except OSError:
         return "link"
     if not stat.S_ISREG(status.st_mode):

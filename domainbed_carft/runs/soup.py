@@ -30,8 +30,11 @@ _SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_hol
 _SAME_HPARAMS = ("clip_digest", "prompts_digest", "head_init", "protocol", "data_edition")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Check, choose by validation, evaluate both soups, write the results, then the weights."""
+def run(arguments: argparse.Namespace) -> int:
+    """Check, choose by validation, evaluate both soups, write the results, then the weights.
+
+    Returns the exit status: 3 if a test set of ``--suite`` could not be read, else 0.
+    """
     arguments.device = splits.choose_device(arguments.device)
     opened = [saved.open_run(path, arguments.which) for path in arguments.paths]
     require_alike(opened)
@@ -96,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     if on_suite:
         print(on_suites.as_rows("soup", rows))
     print(f"Results and weights: {shown(str(folder))}")
+    return on_suites.exit_status(rows.values())
 
 
 def require_alike(opened: Sequence[saved.TrainedRun]) -> None:

@@ -24,7 +24,7 @@ from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.pictures import drawing
 from domainbed_carft.runs.saved import TrainedRun
-from domainbed_carft.text import progress
+from domainbed_carft.text import differences, progress
 
 picture_batches: Any = None
 with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
@@ -181,9 +181,10 @@ def _require_same_data(
         same.append(("normalisation", then, now))
     for what, then, now in same:
         if then != now:
+            before, found = (then, now) if isinstance(then, str) else differences(then, now)
             raise CarftError(
                 f"the data set {run.args['dataset']} is not what {run.path} was trained on: {what} "
-                f"{then} then, {now} now. Restore the data, or give its place with --data_dir"
+                f"{before} then, {found} now. Restore the data, or give its place with --data_dir"
             )
 
 

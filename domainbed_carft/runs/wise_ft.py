@@ -38,8 +38,11 @@ AXES = (  # of splits, of a suite
 )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Check, evaluate all alphas in one pass, write the results, then the weights."""
+def run(arguments: argparse.Namespace) -> int:
+    """Check, evaluate all alphas in one pass, write the results, then the weights.
+
+    Returns the exit status: 3 if a test set of ``--suite`` could not be read, else 0.
+    """
     alphas, to_save = checked(arguments.alphas, arguments.save)
     arguments.device = data.choose_device(arguments.device)
     opened = saved.open_run(arguments.path, arguments.which)
@@ -97,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         cells = [[f"{r['alpha']:g}", *(evaluating.percent(r[m]) for m in means)] for r in rows]
         print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
     print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
+    return on_suites.exit_status(rows)
 
 
 def require_new(folder: Path, names: Iterable[str]) -> None:

@@ -66,7 +66,8 @@ def of_task(name: str) -> Suite:
         try:
             found = tasks.read(task, data_dir, train=False)
         except CarftError as error:
-            return Found(None, (), [str(error)])
+            unreadable = isinstance(error.__cause__, PermissionError)
+            return Found(None, (), [str(error)], unreadable)
         number, expected = len(found), task.pictures[1]
         problems = [f"{number:,} pictures, expected {expected:,}"] if number != expected else []
         samples = [(str(one) if isinstance(one, Path) else one, y) for one, y in found.samples]

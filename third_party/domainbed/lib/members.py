@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from domainbed.algorithms import Algorithm
 from domainbed.lib.measured import decides
-from domainbed_carft import machine
+from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError, PassingError, brief
 from domainbed_carft.jobs.folder import STOPPED
 
@@ -101,9 +101,10 @@ class Members:
                 dist.all_gather_object(found, facts)
         for rank, name in itertools.product(range(self.size), facts):
             if found[rank].get(name) != found[0][name]:
+                value, expected = text.differences(found[rank].get(name), found[0][name])
                 raise CarftError(
                     f"process {rank} of {self.size} has other settings than the first: {name} is "
-                    f"{found[rank].get(name)!r}, expected {found[0][name]!r}. Give all the same "
+                    f"{value}, expected {expected}. Give all the same "
                     "arguments, output_dir, data and kind of GPU"
                 )
 

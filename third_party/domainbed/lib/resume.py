@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import files
+from domainbed_carft import files, text
 from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
@@ -80,7 +80,8 @@ def require_same(path: Path, what: str, before: dict[str, Any], now: dict[str, A
     """Raise a ResumeError that names each difference, if there is one."""
     names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n)]
     if names:
-        listed = "; ".join(f"{n}: {before.get(n)!r} then, {now.get(n)!r} now" for n in names)
+        values = [text.differences(before.get(name), now.get(name)) for name in names]
+        listed = "; ".join(f"{n}: {old} then, {new} now" for n, (old, new) in zip(names, values))
         raise ResumeError(
             f"{path} is of a run with other {what} ({listed}). Resume with its values, or start a "
             "new run with another --output_dir, or with --restart, which deletes this one."
