@@ -229,7 +229,8 @@ def _run_and_tell(
 ) -> int:
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
-        with members.joined(own.processes, sys.argv[1:] if argv is None else argv) as together:
+        words = sys.argv[1:] if argv is None else argv
+        with members.joined(own.processes, words, args.output_dir) as together:
             run(args, lock, own, together)
     except CarftError as error:
         return tell("train", error)
