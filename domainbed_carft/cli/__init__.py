@@ -22,22 +22,22 @@ from domainbed_carft.text import shown
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix.
 
-    3 if these are pictures that cannot be read, as where only some cannot.
+    If no picture can be read the status is 3, as it is where some cannot.
     """
     arguments = _parser().parse_args(argv)
     if sys.stdout is None:  # closed, as `>&-` does it; a file opened later would get its number
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
-    status = 1
+    error_status = 1
     try:
-        done: int | None = arguments.run(arguments)
+        status: int | None = arguments.run(arguments)
         print(end="", flush=True)
-        return done or 0
+        return status or 0
     except CarftError as error:
         told = str(error)
         if isinstance(error, UnreadableError):
-            status = 3
+            error_status = 3
     except KeyboardInterrupt:
         print("carft: interrupted", file=sys.stderr)
         return 130
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     # They quote files, folders and records.
     print("carft:", "\n".join(map(shown, told.splitlines())), file=sys.stderr)
-    return status
+    return error_status
 
 
 def _print_no_more() -> None:

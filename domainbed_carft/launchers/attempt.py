@@ -179,7 +179,7 @@ def run(
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.claim(patience) as lock:
                 if not folder.done and folder.failed() is None:
-                    with _logged(job, log):
+                    with _log_attempt(job, log):
                         _attempt(folder, job.command, environment, lock.descriptor, children)
         return _ending(folder)
     except Held as held:
@@ -189,8 +189,8 @@ def run(
 
 
 @contextlib.contextmanager
-def _logged(job: Job, log: Callable[[str], None] | None) -> Iterator[None]:
-    """Log that an attempt at a job starts, and after the block how it ended."""
+def _log_attempt(job: Job, log: Callable[[str], None] | None) -> Iterator[None]:
+    """Log that the attempt in the block starts, and how it ended."""
     if log is None:
         yield
         return
@@ -198,15 +198,19 @@ def _logged(job: Job, log: Callable[[str], None] | None) -> Iterator[None]:
     log(f"started: {label}")
     started = time.monotonic()
 
-    yield
+    try:
+        yield
+    except (OSError, CarftError) as error:  # such as a full disk, where it cannot be noted
+        log(f"failed, {error}: {label}")
+        raise
 
     ending = _ending(JobFolder(job.folder))
-    error = described(ending.status, ending.last_words)
+    reason = described(ending.status, ending.last_words)
     outcome = {
         "done": "done",
-        "held": f"left to another process, {error}",
-        "interrupted": f"stopped, {error}",
-    }.get(ending.result, f"failed {counted(ending.attempts, 'time')}, {error}")
+        "held": f"left to another process, {reason}",
+        "interrupted": f"stopped, {reason}",
+    }.get(ending.result, f"failed {counted(ending.attempts, 'time')}, {reason}")
     duration = datetime.timedelta(seconds=int(time.monotonic() - started))
     log(f"{outcome}: {label}; after {duration}")
 

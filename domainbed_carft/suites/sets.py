@@ -111,7 +111,7 @@ class Folders:
     def __call__(self, data_dir: Path) -> Found:
         """Lists the folders; their files are not opened."""
         try:
-            root = self._root(data_dir)
+            root = self._find_root(data_dir)
             if root is None:
                 expected = " or ".join(map(str, self.places))
                 return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
@@ -146,7 +146,7 @@ class Folders:
         unreadable = any(path.partition("/")[0] in self.labels for path in found.odd["path"])
         return Found(root, samples, [*problems, *self.check(root)], unreadable)
 
-    def _root(self, data_dir: Path) -> Path | None:
+    def _find_root(self, data_dir: Path) -> Path | None:
         """The first of the places with a class folder, else the first that is a folder, if any.
 
         A folder of pictures that nobody sorted into classes may lie beside the sorted one. Raises
