@@ -11,6 +11,10 @@ class CarftError(ValueError):
     """A request to this package cannot be carried out; the message says what is expected."""
 
 
+class UnreadableError(CarftError):
+    """Pictures that were asked for are there, but none can be read; `carft` exits with 3."""
+
+
 class PassingError(CarftError):
     """A fault of a disk or a network, not of the request: retrying may help."""
 

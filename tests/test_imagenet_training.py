@@ -5,12 +5,14 @@ import json
 import re
 import shutil
 import tarfile
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
-from data_trees import PICTURE, carft, grow
+from data_trees import PICTURE, carft, grow, without_privileges
 from domainbed import datasets
 from domainbed.lib import fast_data_loader, image_folders
 from domainbed.scripts import train
@@ -136,6 +138,22 @@ def test_each_pass_has_each_picture_once_and_any_batch_comes_alone():
     assert [len(window) for window in windows] == [WINDOW] * 2 and not windows[0] & windows[1]
     assert len(set(shards_of[flat[:WINDOW]])) > WINDOW / 2
     assert Passes(3, 0).batch(0, 8) == [*Passes(3, 0).batch(0, 6), *Passes(3, 0).batch(3, 2)]
+
+
+def test_a_train_folder_that_may_not_be_read_is_named_in_one_line():
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        (place / "imagenet/train").mkdir(parents=True)
+        (place / "imagenet/train").chmod(0)
+        place.chmod(0o777)
+        given = f"--dataset ImageNet --algorithm CARFT --test_envs --data_dir {place}"
+        hparams = json.dumps({"clip_backbone": "tiny", "batch_size": 2})
+        with without_privileges():
+            words = [*given.split(), "--hparams", hparams, "--output_dir", str(place / "job")]
+            assert train.main(words) == 2
+        told = f"train: {place}/imagenet/train cannot be read as a folder (Permission denied); exp"
+        (line,) = (place / "job/err.txt").read_text().splitlines()
+        assert line.startswith(told)
 
 
 @pytest.mark.parametrize(

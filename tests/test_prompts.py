@@ -137,9 +137,20 @@ def test_environments_that_disagree_are_named():
         prompts.class_names(hparams, 2)
 
 
+def test_environments_that_share_no_class_are_not_told_by_all_their_names():
+    hparams = {"class_names": "dataset:X"}
+    remember(hparams, {"art": [f"a{n}" for n in range(500)], "photo": ["b"] * 500})
+    with pytest.raises(CarftError, match=r"\['a0', 'a1', .* and 491 more\] are not in both"):
+        prompts.class_names(hparams, 500)
+
+
 def test_the_number_of_names_must_fit():
-    with pytest.raises(CarftError, match=r"2 class names .*\('a', 'b'\).* has 3 classes"):
+    with pytest.raises(CarftError, match=r"2 class names \['a', 'b'\], .* has 3 classes"):
         prompts.class_names({"class_names": ["a", "b"]}, 3)
+    told = r"^class_names 'imagenet' gives 1,000 class names \['tench', .* and 990 more\], but the"
+    with pytest.raises(CarftError, match=told) as raised:
+        prompts.class_names({"class_names": "imagenet"}, 2)
+    assert len(str(raised.value)) < 400
     with pytest.raises(CarftError, match=r"'nowhere.txt', which is not a file"):
         prompts.class_names({"class_names": "nowhere.txt"}, 3)
 

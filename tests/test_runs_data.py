@@ -4,6 +4,8 @@ import dataclasses
 import json
 import random
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import observed
 from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 
@@ -128,6 +131,28 @@ def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pe
     message = r"classes \['cat', 'wild dog'\] then, \['wild dog', 'zebra'\] now. Restore the data"
     with pytest.raises(CarftError, match=message):
         data.splits(run, str(root))
+
+
+class OneEnvironment:
+    num_classes = 1000
+
+    def __len__(self):
+        return 1
+
+
+def test_of_a_thousand_other_classes_only_those_that_differ_are_told():
+    classes = [f"class {number}" for number in range(1000)]
+    changed = [*classes[:700], "another", *classes[701:]]
+    seen = observed.Seen([observed.Environment("train", changed)])
+    run = SimpleNamespace(
+        path=Path("job"), args={"dataset": "ImageNet"}, classes=classes,
+        content={"model_num_domains": 1},
+        hparams={"class_names": "dataset:ImageNet", "data_edition": ""},
+    )  # fmt: skip
+    told = r"classes \['class 700'\] then, \['another'\] now"
+    with pytest.raises(CarftError, match=told) as raised:
+        data._require_same_data(run, OneEnvironment(), [], seen)
+    assert len(str(raised.value)) < 300
 
 
 # After the contract: what DomainBed's `lib.misc` has, a data set that augments, and `train`'s end.

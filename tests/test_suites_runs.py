@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 import runs_jobs
 import torch
+from data_trees import without_privileges
 from PIL import Image
 from runs_jobs import CLASSES
 
@@ -15,8 +18,9 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, openai_models
 from domainbed_carft.data import listing
 from domainbed_carft.method import prompts
+from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
-from domainbed_carft.runs import on_suites, predict, saved
+from domainbed_carft.runs import on_suites, predict, saved, suite_pictures
 from domainbed_carft.suites import known, records
 from domainbed_carft.suites.sets import Folders, Suite, TestSet
 
@@ -49,10 +53,11 @@ def job(pets, tmp_path):
     return job
 
 
-def carft(capsys, *words, status=0):
+def carft(capsys, *words, status=0, out=False):
+    """What a command prints: its errors if it fails, unless ``out``."""
     runs_jobs.carft(*words, status=status)
     said = capsys.readouterr()
-    return said.err if status else said.out
+    return said.err if status and not out else said.out
 
 
 def expected(run, one, pictures):
@@ -136,6 +141,115 @@ def test_a_broken_picture_is_told(pets, suite, job, capsys, tmp_path):
         assert [*record["sets"]] == ["Usual", "Turned", "One", "Cut"]
 
 
+@pytest.fixture
+def impatient():
+    """Ends what waits for ever."""
+
+    def end(number, frame):
+        pytest.fail("it waited for a minute")  # which nothing takes for an unreadable picture
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def open_place(pets, job):
+    """A folder that others may look into, which pytest's own are not, with the job and pictures."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        shutil.copytree(job, place / "job")
+        shutil.copytree(pets / "my pets", place / "data")
+        for path in (place, *place.rglob("*")):
+            path.chmod(0o755)
+        yield place
+        for path in place.rglob("*"):
+            path.chmod(0o755)
+
+
+def assert_only_one_is_unread(capsys, job, data, name, problem):
+    """The other sets have figures, and the document says why this one has none."""
+    where = ("--suite", "pets", "--data_dir", data, "--json", "--workers", 0)
+    document = json.loads(carft(capsys, "evaluate", job, *where, status=3, out=True))
+    assert document["unread"] == [name] and list(document["problems"]) == [name]
+    assert problem in "; ".join(document["problems"][name])
+    assert {*document["sets"]} == {*GROUPS} - {name}
+    assert not (job / records.FILE).exists()
+
+
+def test_a_pipe_with_a_pictures_name_costs_its_set_alone(pets, suite, job, capsys, impatient):
+    data = shutil.copytree(pets / "my pets", job.parent / "data")
+    os.mkfifo(data / "sketch/cat/11.png")
+    told = "1 path that cannot be read (repair or delete): 'cat/11.png'"
+    assert_only_one_is_unread(capsys, job, data, "One", told)
+    with pytest.raises(OSError, match="a pipe, a socket or a device, expected a regular file"):
+        loading.decode(str(data / "sketch/cat/11.png"))
+    with pytest.raises(OSError, match="a pipe, a socket or a device, expected a regular file"):
+        listing.open_picture(data / "sketch/cat/11.png")
+
+
+@pytest.mark.parametrize(
+    ("folder", "mode", "problem"),
+    [
+        ("sketch", 0o000, "/sketch cannot be read (Permission denied); check its permissions"),
+        ("sketch", 0o644, "/sketch cannot be read (Permission denied); check its permissions"),
+        ("sketch/cat", 0o000, "1 path that cannot be read (repair or delete): 'cat'"),
+        ("sketch/cat", 0o644, "10 paths that cannot be read (repair or delete): 'cat/"),
+    ],
+)
+def test_a_folder_without_permission_costs_its_set_alone(
+    suite, open_place, capsys, folder, mode, problem
+):
+    job = open_place / "job"
+    data = open_place / "data"
+    carft(capsys, "evaluate", job, "--suite", "pets", "--data_dir", data)  # imports everything
+    (job / records.FILE).unlink()
+    (data / folder).chmod(mode)
+    with without_privileges():
+        assert_only_one_is_unread(capsys, job, data, "One", problem)
+
+
+def test_a_picture_that_is_all_border_costs_its_set_alone(pets, suite, job, capsys):
+    """Another set without a border has the same picture."""
+    data = shutil.copytree(pets / "my pets", job.parent / "data")
+    path = data / "art/cat/3.png"
+    Image.new("RGB", (8, 30)).save(path)
+    told = f"{path} cannot be read: of its 8 x 30 pixels nothing is left without the border of 4"
+    assert_only_one_is_unread(capsys, job, data, "Cut", told)
+
+
+def test_a_suite_without_a_set_that_can_be_read_ends_with_3(pets, suite, job, capsys, tmp_path):
+    """All commands; the problems are told with the sets' names, and nothing is written."""
+    data = shutil.copytree(pets / "my pets", tmp_path / "data")
+    for path in data.glob("*/cat/3.png"):
+        path.write_bytes(b"no picture")
+    where = ("--suite", "pets", "--data_dir", data)
+    told = "no test set of the suite pets can be read: Usual: a picture of pets (Usual): "
+    for command in (["evaluate"], ["wise-ft", "-o", tmp_path / "mix", "--alphas", 0, 1]):
+        said = carft(capsys, *command[:1], job, *where, *command[1:], status=3)
+        assert told in said and "; One: a picture of pets (One): " in said
+    assert not (job / records.FILE).exists() and not list((tmp_path / "mix").iterdir())
+
+
+def test_wise_ft_and_soup_end_with_3_if_a_set_cannot_be_read(pets, suite, job, capsys, tmp_path):
+    """The picture is of the test environment, by whose pictures a soup is not chosen."""
+    data = shutil.copytree(pets / "my pets", tmp_path / "data")
+    (data / "art/cat/3.png").write_bytes(b"no picture")
+    where = ("--suite", "pets", "--data_dir", data)
+    mixed = ("-o", tmp_path / "mix", "--alphas", 0, 1, "--save", "all")
+    said = carft(capsys, "wise-ft", job, *where, *mixed, status=3, out=True)
+    assert "  Turned: a picture of pets (Turned): " in said
+    (alpha, _) = json.loads((tmp_path / "mix/wise_ft.json").read_text())["alphas"]
+    assert alpha["unread"] == ["Turned", "Cut"] and [*alpha["sets"]] == ["Usual", "One"]
+    assert not (job / records.FILE).exists()
+
+    ends = [tmp_path / f"mix/model_alpha_{alpha}.pkl" for alpha in ("0.00", "1.00")]
+    said = carft(capsys, "soup", *ends, *where, "-o", tmp_path / "soup", status=3, out=True)
+    assert "  Cut: a picture of pets (Cut): " in said
+
+
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
     where = ("--suite", "pets", "--data_dir", pets / "my pets")
     alone = json.loads(carft(capsys, "evaluate", job, *where, "--json"))
@@ -191,7 +305,7 @@ def test_objectnets_border_is_cut_and_no_others(tmp_path):
     picture.save(tmp_path / "0.png")
     plan = planning.Plan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
     for one in known.get("imagenet").sets:
-        square, label = on_suites._Pictures([(str(tmp_path / "0.png"), 3)], one.border, plan)[0]
+        square, label = suite_pictures.Pictures([(str(tmp_path / "0.png"), 3)], one.border, plan)[0]
         assert bool((square == 255).all()) == (one.name == "ObjectNet") and label == 3
 
 

@@ -478,6 +478,31 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     assert cli.main(asked) == 0 and "no test set of the suite EuroSAT" in capsys.readouterr().out
 
 
+def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
+    planted, tmp_path, monkeypatch, capsys
+):
+    data = planted("EuroSAT")
+    small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10))
+    monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
+    monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)
+    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    given = ["--algorithm", "CLIPZeroShot", "--dataset", "EuroSAT", "--data_dir", str(data)]
+    given += ["--test_envs", "--hparams", json.dumps(hparams), "--steps", "1", "--workers", "0"]
+    assert train.main([*given, "--output_dir", str(tmp_path / "out")]) == 0
+
+    broken, _ = tasks.read(small, data, False).samples[0]
+    Path(broken).write_bytes(b"no picture")
+    capsys.readouterr()
+    asked = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
+    assert cli.main(asked) == 3
+    text = capsys.readouterr().out
+    assert "env0_in" in text
+    told = "no test set of the suite EuroSAT can be read: test (own split): a picture of EuroSAT"
+    assert f"{told} (test (own split)): {broken} cannot be read" in text
+    assert cli.main([*asked, "--suite", "EuroSAT"]) == 3
+    assert f"carft: {told}" in capsys.readouterr().err
+
+
 def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
     data = planted("OxfordIIITPet")
     asked = ["--clip", "tiny", "--suite", "OxfordIIITPet", "--data_dir", str(data), "--json"]

@@ -15,23 +15,29 @@ from domainbed_carft.cli import data as data_commands
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_parser
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix."""
+    """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix.
+
+    If no picture can be read the status is 3, as it is where some cannot.
+    """
     arguments = _parser().parse_args(argv)
     if sys.stdout is None:  # closed, as `>&-` does it; a file opened later would get its number
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
+    error_status = 1
     try:
         status: int | None = arguments.run(arguments)
         print(end="", flush=True)
         return status or 0
     except CarftError as error:
         told = str(error)
+        if isinstance(error, UnreadableError):
+            error_status = 3
     except KeyboardInterrupt:
         print("carft: interrupted", file=sys.stderr)
         return 130
@@ -48,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     # They quote files, folders and records.
     print("carft:", "\n".join(map(shown, told.splitlines())), file=sys.stderr)
-    return 1
+    return error_status
 
 
 def _print_no_more() -> None:

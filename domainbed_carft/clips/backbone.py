@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from domainbed_carft import files
 from domainbed_carft.clips import open_clip_models, openai_models
@@ -20,6 +19,7 @@ from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
 from domainbed_carft.clips.pictures import Preprocessing
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
+from domainbed_carft.text import progress
 
 PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
 TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
@@ -173,8 +173,8 @@ def _encode(model: Any, tokens: Tensor) -> Tensor:
     try:
         with torch.inference_mode():
             batches = tokens.split(TEXT_BATCH)
-            progress = tqdm(batches, desc="encoding prompts", unit="batch", delay=5, disable=None)
-            features = [model.encode_text(batch.to(device)).float().cpu() for batch in progress]
+            bar = progress(batches, description="encoding prompts", unit="batch", delay=5)
+            features = [model.encode_text(batch.to(device)).float().cpu() for batch in bar]
     finally:
         model.to("cpu")
     return torch.cat(features).clone()

@@ -9,9 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from domainbed_carft.errors import CarftError
+from domainbed_carft.text import progress
 
 
 class BadFile(CarftError):
@@ -69,8 +68,9 @@ def _unpack(archive: Path, folder: Path) -> None:
             # zipfile would drop the `..` and write elsewhere than the archive says.
             if plain.startswith("/") or ".." in plain.split("/"):
                 raise _unsafe(archive, f"{name!r} would be written outside the folder")
-        members = [one for one in members if not _is_macos_leftover(one)]
-        for member in tqdm(members, desc=f"unpacking {archive.name}", unit="file"):
+        members = [member for member in members if not _is_macos_leftover(member)]
+        about = f"unpacking {archive.name}"
+        for member in progress(members, description=about, unit="file", delay=1):
             packed.extract(member, folder, **({} if is_zip else {"filter": "data"}))
 
 

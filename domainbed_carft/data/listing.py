@@ -17,12 +17,10 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
-
 from domainbed_carft import machine
 from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.text import counted
+from domainbed_carft.text import counted, progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,10 +86,20 @@ def read(root: Path) -> Listing:
 
 
 def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
-    """The same of a folder class/picture, as its one environment ""; of the classes ``names``."""
+    """List a folder class/picture, as its one environment ""; of the classes ``names``, or all.
+
+    Raises CarftError where it is not a folder, or cannot be read.
+    """
     found = Listing(root, counts={"": {}})
-    classes = [name for name in _entries(root)[0] if names is None or name in names]
-    return _filled(found, [("", name) for name in classes])
+    try:
+        classes, _ = _entries(root)
+    except OSError as error:
+        raise CarftError(
+            f"{root} cannot be read as a folder ({error.strerror}); expected a folder with one "
+            "sub-folder per class"
+        ) from error
+    chosen = [name for name in classes if names is None or name in names]
+    return _filled(found, [("", name) for name in chosen])
 
 
 def loose_pictures(root: Path) -> int:
@@ -102,7 +110,7 @@ def loose_pictures(root: Path) -> int:
 def _filled(found: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
     """With the pictures of these classes; over the network a large set takes minutes."""
     about = f"listing {found.root.name}"
-    for environment, name in tqdm(pairs, desc=about, unit="class", delay=1, disable=None):
+    for environment, name in progress(pairs, description=about, unit="class", delay=1):
         before = len(found.pictures)
         _add_pictures(found, os.path.join(environment, name), ())
         found.counts[environment][name] = len(found.pictures) - before
@@ -120,10 +128,18 @@ class Member(NamedTuple):
         return f"{self.path} (bytes {self.offset:,} to {self.offset + self.size:,})"
 
 
+def require_regular_file(path: str | Path) -> None:
+    """Raise OSError for a pipe, a socket or a device, whose reader may wait for ever."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open refuses a folder by itself
+        raise OSError("it is a pipe, a socket or a device, expected a regular file")
+
+
 def open_picture(path: str | Path | Member) -> Image.Image:
     """The picture of a file in RGB; as torchvision's loader, but in the ``FORMATS`` alone."""
     from PIL import Image
 
+    require_regular_file(path.path if isinstance(path, Member) else path)
     with open(path.path if isinstance(path, Member) else path, "rb") as whole:
         file: IO[bytes] = whole
         if isinstance(path, Member):
@@ -157,7 +173,9 @@ def damaged(root: Path, pictures: Sequence[str]) -> list[Damaged]:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             # Threads suffice: Pillow decodes without the interpreter's lock.
             faults = pool.imap(functools.partial(_fault, root), pictures, chunksize=32)
-            bar = tqdm(faults, total=len(pictures), desc="decoding", unit="picture", disable=None)
+            bar = progress(
+                faults, total=len(pictures), description="decoding", unit="picture", delay=1
+            )
             bad = [(path, fault) for path, fault in zip(pictures, bar) if fault]
             ImageFile.LOAD_TRUNCATED_IMAGES = True  # as DomainBed sets it
             return [Damaged(path, not _fault(root, path), fault) for path, fault in bad]
@@ -197,6 +215,8 @@ def _add_pictures(found: Listing, inside: str, above: tuple[str, ...]) -> None:
 def _odd(entry: os.DirEntry[str]) -> str:
     try:
         status = entry.stat()
+    except PermissionError:
+        return "path"
     except OSError:
         return "link"
     if not stat.S_ISREG(status.st_mode):

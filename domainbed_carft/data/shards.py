@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from domainbed_carft import files
 from domainbed_carft.data import listing
 from domainbed_carft.data.listing import Member
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
+from domainbed_carft.text import progress
 
 Sample = tuple[int, str, int, int, int]  # label, name, shard, offset, size
 
@@ -94,7 +94,7 @@ def _made(shards: Sequence[Path], labels: Mapping[str, int]) -> tuple[np.ndarray
 
     with ThreadPool(THREADS) as pool:
         read = pool.imap(samples, enumerate(shards))
-        bar = tqdm(read, "indexing", len(shards), unit="shard", delay=1, disable=None)
+        bar = progress(read, description="indexing", total=len(shards), unit="shard", delay=1)
         found = sorted(one for of_shard in bar for one in of_shard)
     table = np.array([(*place, label) for label, _, *place in found], np.int64).reshape(-1, 4)
     return table[:, :3], table[:, 3]

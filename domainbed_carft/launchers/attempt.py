@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
 import shlex
@@ -161,11 +162,16 @@ def stopping(children: Children, name: str) -> Iterator[None]:
 
 
 def run(
-    job: Job, environment: Mapping[str, str], children: Children, patience: float = 0.25
+    job: Job,
+    environment: Mapping[str, str],
+    children: Children,
+    patience: float = 0.25,
+    log: Callable[[str], None] | None = None,
 ) -> Ending:
     """Make one attempt at a job, unless it is done, held by another process, or failed for good.
 
-    ``patience``: seconds to wait for another process's lock.
+    ``patience``: seconds to wait for another process's lock. ``log`` gets a line when the attempt
+    starts and one when it ends.
     """
     folder = JobFolder(job.folder)
     try:
@@ -173,12 +179,40 @@ def run(
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.claim(patience) as lock:
                 if not folder.done and folder.failed() is None:
-                    _attempt(folder, job.command, environment, lock.descriptor, children)
+                    with _log_attempt(job, log):
+                        _attempt(folder, job.command, environment, lock.descriptor, children)
         return _ending(folder)
     except Held as held:
         return Ending(job.folder, "held", last_words=str(held))
     except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
         return Ending(job.folder, "failed", CANNOT_START, 1, str(error))
+
+
+@contextlib.contextmanager
+def _log_attempt(job: Job, log: Callable[[str], None] | None) -> Iterator[None]:
+    """Log that the attempt in the block starts, and how it ended."""
+    if log is None:
+        yield
+        return
+    label = f"{job}; {job.folder}" if job.args else str(job.folder)  # a Command has no arguments
+    log(f"started: {label}")
+    started = time.monotonic()
+
+    try:
+        yield
+    except (OSError, CarftError) as error:  # such as a full disk, where it cannot be noted
+        log(f"failed, {error}: {label}")
+        raise
+
+    ending = _ending(JobFolder(job.folder))
+    reason = described(ending.status, ending.last_words)
+    outcome = {
+        "done": "done",
+        "held": f"left to another process, {reason}",
+        "interrupted": f"stopped, {reason}",
+    }.get(ending.result, f"failed {counted(ending.attempts, 'time')}, {reason}")
+    duration = datetime.timedelta(seconds=int(time.monotonic() - started))
+    log(f"{outcome}: {label}; after {duration}")
 
 
 def _ending(folder: JobFolder) -> Ending:

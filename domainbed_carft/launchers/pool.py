@@ -43,13 +43,17 @@ class Pool:
     def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
         """Run all jobs, one at a time in each slot, with the slot's variables below their own.
 
-        A job that failed is retried after all others. Returns the endings of those that are not
-        done. Raises CarftError if a job is to have more GPUs than there are.
+        A job that failed is retried after all others. Where standard error is no terminal, it says
+        which jobs start and end. Returns the endings of those that are not done. Raises CarftError
+        if a job is to have more GPUs than there are.
         """
         raise_for(self.problems())
         waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
         children, slots = Children(warm), self.slots(len(jobs))
         interruptions: Counter[Path] = Counter()
+
+        def log(line: str) -> None:
+            text.log(f"{self.name}: {line}")
 
         def work(slot: Mapping[str, str]) -> None:
             while children.stopped_by is None:
@@ -58,7 +62,7 @@ class Pool:
                 except IndexError:  # none is left
                     return
                 own = environment(job) if environment else {}
-                ending = attempt.run(job, {**slot, **own}, children)
+                ending = attempt.run(job, {**slot, **own}, children, log=log)
                 # Someone may want it to restart, but a job could also do this forever.
                 interruptions[job.folder] += ending.result == "interrupted"
                 again = ending.result in ("again", "interrupted")

@@ -15,6 +15,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, has_kl, implied, overlay
+from domainbed_carft.text import shortened
 
 # Read by DomainBed's own train; a host's further ones are added by `allow`.
 _host_keys = {"data_augmentation", "class_balanced"}
@@ -78,7 +79,8 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
         if h.name not in hparams:
             wrong[h.name] = f"hparam {h.name!r} is missing, expected {h.expected}"
         elif not h.valid(hparams[h.name]):
-            wrong[h.name] = f"{h.name} is {hparams[h.name]!r}, expected {h.expected}"
+            value = shortened(hparams[h.name])
+            wrong[h.name] = f"{h.name} is {value}, expected {h.expected}"
     problems = [*wrong.values()]
     if "clip_backbone" not in wrong:
         problems += errors.refusals(_find_backbone, hparams["clip_backbone"])
@@ -128,7 +130,9 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
             "0: FLYP contrasts all pictures of a batch with each other; set checkpoint_blocks to "
             "true, or a smaller batch_size"
         )
-    return [f"{name} is {hparams[name]!r}, expected {what}" for name, what in wrong.items()]
+    return [
+        f"{name} is {shortened(hparams[name])}, expected {what}" for name, what in wrong.items()
+    ]
 
 
 def _find_backbone(name: str) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.method import observed
-from domainbed_carft.text import counted
+from domainbed_carft.text import counted, shortened
 
 # OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
 CLASS_LISTS = (
@@ -148,10 +147,11 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     elif seen:
         first, found = next(iter(seen.items()))
         if odd := [name for name, other in seen.items() if other != found]:
+            not_shared = sorted({*found} ^ {*seen[odd[0]]})
             raise CarftError(
                 f"the environments {first!r} and {odd[0]!r} have different classes: "
-                f"{listed(sorted({*found} ^ {*seen[odd[0]]}))} are not in both. Make the class "
-                "folders equal, so that a label means the same class everywhere"
+                f"{shortened(not_shared)} are not in both. Make the class folders equal, so that a "
+                "label means the same class everywhere"
             )
     elif dataset in BUILT_IN_CLASSES:
         found = list(BUILT_IN_CLASSES[dataset])
@@ -164,9 +164,8 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
         )
     if len(found) != num_classes:
         raise CarftError(
-            f"class_names {spec!r:.60} stands for {len(found)} class names "
-            f"({listed(found)}), but the data set has {num_classes} classes; give one name per "
-            "class, in label order"
+            f"class_names {shortened(spec)} gives {len(found):,} class names {shortened(found)}, "
+            f"but the data set has {num_classes} classes; give one name per class, in label order"
         )
     return found if dataset is None else [clean(name) for name in found]
 

@@ -51,6 +51,7 @@ def decode(path: str | Member) -> Tensor:
     As there, an orientation in its EXIF is not followed. Raises what that raises.
     """
     part = path if isinstance(path, Member) else Member(path, 0, -1)
+    listing.require_regular_file(part.path)
     content = np.fromfile(part.path, dtype=np.uint8, count=part.size, offset=part.offset)
     if content[:3].tobytes() == b"\xff\xd8\xff":
         try:

@@ -7,22 +7,18 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from domainbed_carft import files
 from domainbed_carft.clips import backbone
-from domainbed_carft.data import listing
-from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.data.tasks import TASKS
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.pictures import loading
@@ -32,18 +28,18 @@ from domainbed_carft.runs import splits as data
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluate import BINS, Predict, percent
 from domainbed_carft.runs.predict import SOME_SKIPPED, transform_of
+from domainbed_carft.runs.suite_pictures import Copies, Pictures, looked_up, nothing_readable
 from domainbed_carft.suites import known, records
-from domainbed_carft.suites.sets import Found, Suite, TestSet
+from domainbed_carft.suites.sets import Suite
 from domainbed_carft.text import shown, table
 
 Z = 1.959963984540054  # of 95%, two-sided
-Copies = list[tuple[TestSet, Found]]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print, or write to ``--output``; keep a record in the folder of a job.
 
-    Returns SOME_SKIPPED, as `predict` does, if a picture could not be read.
+    Returns SOME_SKIPPED, as `predict` does, if a picture of a test set could not be read.
     """
     path, clip, name = arguments.path, arguments.clip, arguments.suite
     if (path is None) == (clip is None) or (clip and not name):
@@ -55,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     files.require_output(arguments.output, (file,))
     arguments.device = data.choose_device(arguments.device)
     record = {}
+    status = 0
     if file is None:
         suite = known.get(name)
         found = looked_up(suite, arguments.data_dir)
@@ -77,13 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
             except CarftError as error:  # the splits are there
                 document["test_set"] = {"problems": [str(error)]}
                 text += f"\n{shown(str(error))}\n"
+                status = SOME_SKIPPED if isinstance(error, UnreadableError) else 0
     if file and (choice := describe_choice(path, arguments.which, file)):
         text = f"{choice}\n{text}"
     with files.stream(arguments.output) as out:
         out.write(json.dumps(document, indent=1) + "\n" if arguments.json else text)
     if file and record:
         keep(file, record)
-    return SOME_SKIPPED if document.get("unread") or record.get("unread") else 0
+    return status or exit_status([document, record])
+
+
+def exit_status(documents: Iterable[Mapping[str, Any]]) -> int:
+    """SOME_SKIPPED if one of what `measured` gives has a set that could not be read, else 0."""
+    return SOME_SKIPPED if any(document.get("unread") for document in documents) else 0
 
 
 def of_weights(name: str, opened: saved.TrainedRun, how: argparse.Namespace) -> dict[str, Any]:
@@ -115,18 +118,6 @@ def of_run(
     return functools.partial(measured, suite, found, how, plan)
 
 
-def looked_up(suite: Suite, data_dir: str | None) -> Copies:
-    """Each set of the suite with what is found of it; CarftError if that is nothing."""
-    folder = Path(data_dir or ".")
-    found = [(one, one.find(folder)) for one in suite.sets]
-    if not any(copy.samples for _, copy in found):
-        for problem in missing_data_dir(folder):  # said once, and not of each set
-            raise CarftError(problem)
-        told = "; ".join(f"{one.name}: {'; '.join(copy.problems)}" for one, copy in found)
-        raise CarftError(f"no test set of the suite {suite.name} is in --data_dir {folder}: {told}")
-    return found
-
-
 def zero_shot(suite: Suite, name: str, device: torch.device) -> tuple[planning.Plan, Predict]:
     """What the CLIP ``name`` (as `backbone.load`) reads, and predicts with the suite's words."""
     clip = backbone.load(name)
@@ -140,35 +131,14 @@ def zero_shot(suite: Suite, name: str, device: torch.device) -> tuple[planning.P
     return plan, lambda x: [clip.logit_scale * F.normalize(encoder(x).float(), dim=-1) @ weights.T]
 
 
-@dataclass(frozen=True)
-class _Pictures(Dataset[Any]):
-    """Squares (S, S, 3), uint8, before they are normalised, and labels."""
-
-    samples: Sequence[tuple[Any, int]]
-    border: int
-    plan: planning.Plan
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        sample, label = self.samples[number]
-        if isinstance(sample, str):
-            with data.whole_pictures():
-                sample = listing.opened(loading.decode, sample)
-        height, width = (side - self.border for side in sample.shape[:2])
-        inner = torch.as_tensor(sample)[self.border : height, self.border : width]
-        return planning.first(self.plan, inner)[0], label
-
-
 def measured(
     suite: Suite, found: Copies, how: argparse.Namespace, plan: planning.Plan, predict: Predict,
     variants: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """For each of the ``variants`` that ``predict`` gives the figures for JSON, as shares of 1.
 
-    A set with a picture that cannot be read has none; CarftError where all are so. The means are
-    None unless each set is complete. ``how``: device, batch_size, workers.
+    A set with a folder or a picture that cannot be read has none; UnreadableError where all are so.
+    The means are None unless each set is complete. ``how``: device, batch_size, workers.
     """
 
     def of_squares(x: Tensor) -> Any:
@@ -178,7 +148,10 @@ def measured(
     problems = {one.name: list(copy.problems) for one, copy in found}
     unread = []
     for one, copy in found:
-        items = _Pictures(copy.samples, one.border, plan)
+        if copy.is_unreadable:
+            unread.append(one.name)
+            continue
+        items = Pictures(copy.samples, one.border, plan)
         split = data.Split(one.name, suite.name, one.shifted, items)
         of_set = len(one.classes), one.groups
         try:
@@ -200,7 +173,7 @@ def measured(
                 }
     told = {name: sentences for name, sentences in problems.items() if sentences}
     if not sets[0]:
-        raise CarftError("; ".join(itertools.chain(*told.values())))
+        raise nothing_readable(suite, told)
     whole = [{name: o["accuracy"] for name, o in of.items() if o["complete"]} for of in sets]
     return [
         {

@@ -24,7 +24,7 @@ from domainbed_carft.clips import pictures
 from domainbed_carft.data import listing
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
-from domainbed_carft.text import shown
+from domainbed_carft.text import progress, shown
 
 SOME_SKIPPED = 3  # exit status
 TOP = 3  # as text, unless --top says otherwise
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     loader = DataLoader(paths, arguments.batch_size, num_workers=workers, collate_fn=read)
     skipped = 0
     with files.stream(arguments.output) as out:
-        for batch in tqdm(loader, unit="batch", desc="predicting", delay=2, disable=None):
+        for batch in progress(loader, unit="batch", description="predicting", delay=2):
             whole = [picture for _, picture in batch if not isinstance(picture, str)]
             predicted = predict(opened, torch.stack(whole).to(device)) if whole else iter(())
             for path, picture in batch:

@@ -42,8 +42,11 @@ CHOSEN_BY = {
 }
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Check, choose by validation, evaluate both soups, write the results, then the weights."""
+def run(arguments: argparse.Namespace) -> int:
+    """Check, choose by validation, evaluate both soups, write the results, then the weights.
+
+    Returns the exit status: 3 if a test set of ``--suite`` could not be read, else 0.
+    """
     arguments.device = splits.choose_device(arguments.device)
     files_of_runs = [choose_weights(path, arguments.which) for path in arguments.paths]
     opened = [saved.open_run(file) for file in files_of_runs]
@@ -100,6 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     if on_suite:
         print(on_suites.as_rows("soup", rows))
     print(f"Results and weights: {shown(str(folder))}")
+    return on_suites.exit_status(rows.values())
 
 
 def greedy(

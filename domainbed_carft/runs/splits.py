@@ -16,7 +16,6 @@ from domainbed.lib import misc
 from PIL import ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from domainbed_carft import machine
 from domainbed_carft.clips import pictures
@@ -25,6 +24,7 @@ from domainbed_carft.method import observed, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.pictures import drawing
 from domainbed_carft.runs.saved import TrainedRun
+from domainbed_carft.text import differences, progress
 
 picture_batches: Any = None
 with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
@@ -157,7 +157,7 @@ def batches(
     """
     total = sum(map(len, found))
     processes = workers(asked_workers, total >= MANY_PICTURES)
-    with tqdm(total=total, unit="picture", desc="evaluating", delay=2, disable=None) as bar:
+    with progress(total=total, unit="picture", description="evaluating", delay=2) as bar:
         for number, split in enumerate(found):
             try:
                 for x, y in DataLoader(split.items, batch_size, num_workers=processes):
@@ -224,9 +224,10 @@ def _require_same_data(
         same.append(("normalisation", then, now))
     for what, then, now in same:
         if then != now:
+            before, found = (then, now) if isinstance(then, str) else differences(then, now)
             raise CarftError(
                 f"the data set {run.args['dataset']} is not what {run.path} was trained on: {what} "
-                f"{then} then, {now} now. Restore the data, or give its place with --data_dir"
+                f"{before} then, {found} now. Restore the data, or give its place with --data_dir"
             )
 
 

@@ -40,8 +40,11 @@ AXES = (  # of splits, of a suite
 )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Check, evaluate all alphas in one pass, write the results, then the weights."""
+def run(arguments: argparse.Namespace) -> int:
+    """Check, evaluate all alphas in one pass, write the results, then the weights.
+
+    Returns the exit status: 3 if a test set of ``--suite`` could not be read, else 0.
+    """
     alphas, to_save = checked(arguments.alphas, arguments.save)
     arguments.device = data.choose_device(arguments.device)
     opened = saved.open_run(choose_weights(arguments.path, arguments.which))
@@ -108,6 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
     else:
         print(f"Results: {shown(str(folder))}; for weights add --save all, or some of --alphas")
+    return on_suites.exit_status(rows)
 
 
 def reached_alpha(run: saved.TrainedRun) -> float:

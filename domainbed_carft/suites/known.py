@@ -66,7 +66,8 @@ def of_task(name: str) -> Suite:
         try:
             found = tasks.read(task, data_dir, train=False)
         except CarftError as error:
-            return Found(None, (), [str(error)])
+            is_unreadable = isinstance(error.__cause__, PermissionError)
+            return Found(None, (), [str(error)], is_unreadable)
         problems = tasks.class_problems(task, "test", found)
         if len(found) != task.pictures[1]:
             problems.append(f"{len(found):,} pictures, expected {task.pictures[1]:,}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed_carft.data import listing
 from domainbed_carft.data.comparison import listed
+from domainbed_carft.errors import CarftError
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Found:
 
     ``root``: its folder, None where there is none. ``samples``: pictures with their labels, each a
     path or an array (H, W, 3) of uint8. ``problems``: sentences; a copy with one is not complete.
+    ``is_unreadable``: whether one of them is a folder or a file that cannot be read.
     """
 
     root: Path | None
     samples: Sequence[tuple[Any, int]]
     problems: Sequence[str] = ()
+    is_unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,17 +112,24 @@ class Folders:
 
     def __call__(self, data_dir: Path) -> Found:
         """Lists the folders; their files are not opened."""
-        there = [path for place in self.places if os.path.isdir(path := data_dir / place)]
-        if not there:
-            expected = " or ".join(map(str, self.places))
-            return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
-        # A folder of pictures that nobody sorted into classes may lie beside the sorted one.
-        root = next((p for p in there if self.labels.keys() & {*os.listdir(p)}), there[0])
-        is_unsorted = not self.labels.keys() & {*os.listdir(root)}
-        if is_unsorted and (count := listing.loose_pictures(root)):
-            told = f"{root} has {count:,} pictures and no class folder"
-            return Found(root, (), [f"{told}; {self.unsorted_remedy}"])
-        found = listing.of_classes(root, self.labels if self.more else None)
+        try:
+            root = self._find_root(data_dir)
+            if root is None:
+                expected = " or ".join(map(str, self.places))
+                return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
+            is_unsorted = not self.labels.keys() & {*os.listdir(root)}
+            loose = listing.loose_pictures(root) if is_unsorted else 0
+            if loose:
+                problem = f"{root} has {loose:,} pictures and no class folder"
+                return Found(root, (), [f"{problem}; {self.unsorted_remedy}"])
+            found = listing.of_classes(root, self.labels if self.more else None)
+        except OSError as error:
+            path = Path(error.filename)
+            problem = f"{path} cannot be read ({error.strerror}); check its permissions"
+            return Found(None, (), [problem], is_unreadable=True)
+        except CarftError as error:
+            return Found(None, (), [str(error)], is_unreadable=True)
+
         (counts,) = found.counts.values()
         samples = [
             (str(root / path), self.labels[name])
@@ -140,4 +150,31 @@ class Folders:
             problems.append(f"{len(samples):,} pictures, expected {self.pictures:,}")
         elif self.each and (odd := [names[k] for k in sorted(names) if of_label[k] != self.each]):
             problems.append(f"not {self.each} pictures in the folders {listed(odd)}")
-        return Found(root, samples, [*problems, *self.check(root)])
+        unreadable = any(path.partition("/")[0] in self.labels for path in found.odd["path"])
+        return Found(root, samples, [*problems, *self.check(root)], unreadable)
+
+    def _find_root(self, data_dir: Path) -> Path | None:
+        """The first of the places with a class folder, else the first that is a folder, if any.
+
+        A folder of pictures that nobody sorted into classes may lie beside the sorted one. Raises
+        OSError if none has a class folder, and one cannot be read.
+        """
+        folders: list[Path] = []
+        errors: list[OSError] = []
+        for place in self.places:
+            path = data_dir / place
+            try:
+                # By the dot: who may list a folder may still not be allowed to look into it.
+                names = os.listdir(os.path.join(path, "."))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                errors.append(error)
+                continue
+            if self.labels.keys() & {*names}:
+                return path
+            folders.append(path)
+
+        if errors:
+            raise errors[0]
+        return folders[0] if folders else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status
 from domainbed_carft.text import counted as number
-from domainbed_carft.text import limited, shown, table
+from domainbed_carft.text import limited, progress, shown, table
 
 
 def counted(statuses: Iterable[Status]) -> str:
@@ -35,7 +34,7 @@ def overview(statuses: Sequence[Status]) -> str:
         return "There are no jobs."
     steps = [(min(one.step, one.steps), one.steps) for one in statuses if one.steps]
     done, total = sum(step for step, _ in steps), sum(of for _, of in steps)
-    progress = f"{done:,} of {total:,} steps ({100 * done / total:.0f}%)." if total else ""
+    of_steps = f"{done:,} of {total:,} steps ({100 * done / total:.0f}%)." if total else ""
     groups: dict[tuple[str, str, str], Counter[str]] = {}
     for one in statuses:
         args = one.job.args
@@ -44,7 +43,7 @@ def overview(statuses: Sequence[Status]) -> str:
     rows = [[*key, *(str(c[s] or "-") for s in states.STATES)] for key, c in groups.items()]
     head = ["variant", "data set", "algorithm", *states.STATES]
     totals = f"{number(len(statuses), 'job')}: {counted(statuses)}."
-    lines = [totals, progress, "", table(head, rows)]
+    lines = [totals, of_steps, "", table(head, rows)]
     titles = {
         states.RUNNING: "Running:",
         states.FAILED: "Failed (launch again after carft sweep retry):",
@@ -85,7 +84,7 @@ def failures(left: Sequence[Status], output: Path) -> str:
 
 @contextmanager
 def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
-    """A progress bar over all steps of the sweep while the block runs, from locks and records."""
+    """Show how far all steps of the sweep are while the block runs, from locks and records."""
     latest, ended = list(statuses), threading.Event()
     total, done = sum(status.steps or 1 for status in latest), sum(map(_counted, latest))
 
@@ -100,11 +99,11 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             counts = Counter(one.state for one in latest)
             failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
             text = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
-            progress.set_postfix_str(text, refresh=sys.stderr.isatty())
+            shown_progress.set_postfix_str(text)
             # A job that starts over has fewer: the bar waits for it.
-            progress.update(max(0, sum(map(_counted, latest)) - progress.n))
+            shown_progress.update(max(0, sum(map(_counted, latest)) - shown_progress.n))
 
-    with tqdm(total=total, initial=done, unit="step", smoothing=0, desc="sweep") as progress:
+    with progress(total=total, done=done, unit="step", description="sweep") as shown_progress:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,10 @@ from domainbed.lib.members import Members, divide
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
+from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.launchers.attempt import run_commands
 from domainbed_carft.method.algorithms import CARFT
 
 from . import fakes
@@ -205,10 +210,17 @@ def test_what_cannot_be_divided_is_refused():
     assert "its encoder has dropout" in dropped
 
 
+FIRST_IS_GONE = (
+    "train: process 0 of 2 exited without an error message; it may have run out of memory, or a "
+    "signal killed it. To resume, rerun the command"
+)
+
+
 def test_the_first_process_starts_the_others_and_they_end_together(pictures, alone, tmp_path):
-    """Whichever is killed; then they train to the end."""
+    """Whichever is killed, err.txt has the reason; then they train to the end."""
     arguments = [*words(pictures, tmp_path / "job"), "--processes", "2"]
-    for of_first in (False, True):
+    reasons = {False: "train: process 1 of 2 was killed by SIGKILL", True: FIRST_IS_GONE}
+    for of_first, reason in reasons.items():
         (tmp_path / "job" / "state.pt").unlink(missing_ok=True)
         first = warm.start(*TRAIN, *arguments)
         children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
@@ -218,10 +230,30 @@ def test_the_first_process_starts_the_others_and_they_end_together(pictures, alo
         assert first.wait() == (-signal.SIGKILL if of_first else 1)
         wait_until(lambda other=other: not Path(f"/proc/{other}").exists())
         assert (tmp_path / "job" / "state.pt").exists()
-    said = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
-    assert said == "train: process 1 of 2 was killed by SIGKILL"
+        assert (tmp_path / "job" / "err.txt").read_text().splitlines()[-1] == reason
+    assert (tmp_path / "job" / "err.txt").read_text().count(FIRST_IS_GONE) == 1
     assert warm.run(*TRAIN, *arguments).returncode == 0
     assert_same(tmp_path / "job", alone)
+
+
+def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path, monkeypatch):
+    """The pool then tries again, and the job is what it would have been."""
+    monkeypatch.setenv("DOMAINBED_PROCESSES", "2")
+    folder = JobFolder(tmp_path / "job")
+
+    def kill_the_first() -> None:
+        wait_until(folder.state_path.exists)
+        os.kill(folder.holder().pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first, daemon=True)
+    killer.start()
+    command = shlex.join(["python", *TRAIN, *words(pictures, folder.path)])
+    assert run_commands(launchers.make("pool", {}), [command]) == []
+    killer.join()
+    assert [attempt.status for attempt in folder.attempts()] == [-signal.SIGKILL, 0]
+    assert FIRST_IS_GONE in (folder.path / "err.txt").read_text().splitlines()
+    (folder.path / "attempts.jsonl").unlink()  # which a job without a launcher has not
+    assert_same(folder.path, alone)
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ of a single process. torchrun starts them, or the first does. Upstream has no eq
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import ctypes
 import itertools
 import json
 import os
@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ import torch.distributed as dist
 
 from domainbed.algorithms import Algorithm
 from domainbed.lib.measured import defining_class
-from domainbed_carft import machine
+from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError, PassingError, brief
-from domainbed_carft.jobs.folder import STOPPED
+from domainbed_carft.jobs.folder import ERRORS, STOPPED
 
 VARIABLE = machine.PROCESSES
 
@@ -40,6 +41,9 @@ _FAILURE = "domainbed failure"
 
 # How long a process that hangs, or the rest of a failed job, is left alone.
 _GRACE_SECONDS = 20.0
+
+# How often a process looks whether the one that has started it lives.
+_LOOK_AFTER_PARENT_SECONDS = 0.1
 
 # So many numbers are added up at a time: 64 MiB, which is the memory that it takes.
 _AT_A_TIME = 2**24
@@ -101,9 +105,10 @@ class Members:
                 dist.all_gather_object(found, facts)
         for rank, name in itertools.product(range(self.size), facts):
             if found[rank].get(name) != found[0][name]:
+                value, expected = text.differences(found[rank].get(name), found[0][name])
                 raise CarftError(
                     f"process {rank} of {self.size} has other settings than the first: {name} is "
-                    f"{found[rank].get(name)!r}, expected {found[0][name]!r}. Give all the same "
+                    f"{value}, expected {expected}. Give all the same "
                     "arguments, output_dir, data and kind of GPU"
                 )
 
@@ -176,10 +181,11 @@ def divide(algorithm: Any, members: Members, batch_size: int) -> None:
 
 
 @contextlib.contextmanager
-def joined(processes: int, arguments: Sequence[str]) -> Iterator[Members]:
+def joined(processes: int, arguments: Sequence[str], output_dir: str) -> Iterator[Members]:
     """Join the processes that torchrun has started, or start so many with the `arguments` of train.
 
-    On GPUs each has the card of its number; raises CarftError if there are too few.
+    On GPUs each has the card of its number; raises CarftError if there are too few. If the first
+    is killed, one that it has started says so in err.txt in `output_dir`.
     """
     size, over = _told("WORLD_SIZE", processes), threading.Event()
     if size < 2:
@@ -192,7 +198,7 @@ def joined(processes: int, arguments: Sequence[str]) -> Iterator[Members]:
     children: list[subprocess.Popen[bytes]] = []
     try:
         if "WORLD_SIZE" in os.environ:
-            _follow_the_parent()
+            _follow_the_parent(rank, size, Path(output_dir) / ERRORS)
             store = next(dist.rendezvous("env://"))[0]
         else:
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -234,12 +240,48 @@ def _started(size: int, port: int, arguments: Sequence[str]) -> list[subprocess.
     return found
 
 
-def _follow_the_parent() -> None:
-    """Have Linux kill this process as soon as the one that has started it ends."""
-    if parent := os.environ.get(_PARENT):
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
-        if os.getppid() != int(parent):
+def _follow_the_parent(rank: int, size: int, errors: Path) -> None:
+    """End this process as soon as the one that has started it, the first of the job, has ended.
+
+    The first ends before the others only if it was killed or has crashed. It cannot report that
+    itself, so process 1 appends the reason to the file `errors`. Without such a parent, as under
+    torchrun, nothing happens.
+    """
+    parent = os.environ.get(_PARENT)
+    if not parent:
+        return
+    one_at_a_time = threading.Lock()
+
+    def end_without_parent() -> None:
+        with one_at_a_time:
+            if os.getppid() == int(parent):
+                return
+            if rank == 1:
+                _append_line(
+                    errors,
+                    f"train: process 0 of {size} exited without an error message; it may have run "
+                    "out of memory, or a signal killed it. To resume, rerun the command",
+                )
             os._exit(1)
+
+    def watch() -> None:
+        while True:
+            end_without_parent()
+            time.sleep(_LOOK_AFTER_PARENT_SECONDS)
+
+    atexit.register(end_without_parent)  # this process may fail first, for want of the other
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line to a file, if that can be done without waiting."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe might have no reader
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:

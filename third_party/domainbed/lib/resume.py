@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import files
+from domainbed_carft import files, text
 from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
@@ -103,13 +103,13 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
 
     ``kind`` says what is compared: arguments, hyperparameters or data.
     """
-    differing = [
-        name for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)
-    ]
+    differing = []
+    for name in sorted({*stored, *current}):
+        if stored.get(name) != current.get(name):
+            old, new = text.differences(stored.get(name), current.get(name))
+            differing.append(f"{name}: {old} then, {new} now")
     if differing:
-        listed = "; ".join(
-            f"{name}: {stored.get(name)!r} then, {current.get(name)!r} now" for name in differing
-        )
+        listed = "; ".join(differing)
         raise ResumeError(
             f"{path} is of a run with other {kind} ({listed}). Resume with its values, or start a "
             "new run with another --output_dir, or with --restart, which deletes this one."

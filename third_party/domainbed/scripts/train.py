@@ -149,7 +149,7 @@ def _run_and_report(
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
         command_line = sys.argv[1:] if argv is None else argv
-        with members.joined(flags.processes, command_line) as process_group:
+        with members.joined(flags.processes, command_line, args.output_dir) as process_group:
             run(args, lock, flags, process_group)
     except CarftError as error:
         return tell("train", error)
