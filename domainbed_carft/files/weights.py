@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, brief
 
 
 def sha256(path: Path | str) -> str:
@@ -51,6 +51,21 @@ def load_weights(path: Path | str) -> Any:
     if _nbytes(content) > 10 * os.path.getsize(path):  # modules share some tensors
         raise CarftError(f"{path} was not used: its tensors are far larger than the file")
     return content
+
+
+def safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a safetensors file, from its header; takes no memory for them.
+
+    Raises CarftError for a file whose header and size do not fit each other.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except Exception as error:  # safetensors has a type of its own, and OSError without its parts
+        raise CarftError(f"{path} is not a safetensors file ({brief(error)})") from error
 
 
 def _require_sound(file: IO[bytes], path: Path | str) -> None:
