@@ -38,8 +38,9 @@ for name in sys.argv[1:]:
         try:
             load(name)
             outcomes.append("loaded")
-        except CarftError as error:
-            outcomes.append(str(error))
+        except Exception as error:
+            kind = "" if isinstance(error, CarftError) else f"{type(error).__name__}: "
+            outcomes.append(f"{kind}{error}")
 print(json.dumps([outcomes, asked, len(sys.stdin.read())]))
 """
 ANSWERS = "y\n" * 200
@@ -166,7 +167,7 @@ WORDS = "a photo sketch of the dog cat owl".split()
 
 
 def numbered(*special):
-    """A vocabulary of words, of letters, and of both as the several kinds of tokenizers mark them."""
+    """A vocabulary of words, letters, and both with the marks of several kinds of tokenizers."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     marked = [f"▁{word}" for word in WORDS] + [f"{part}</w>" for part in (*WORDS, *letters)]
     return {token: number for number, token in enumerate([*special, *WORDS, *letters, *marked])}
@@ -220,3 +221,153 @@ def test_the_tokenizer_of_a_repository_is_its_own(tmp_path, monkeypatch):
     )
     local = backbone.load(f"{LOCAL}{place}").tokenize(["the dog"]).tolist()
     assert done.stdout.strip() == str(local), done.stderr
+
+
+# Sizes
+
+# Loads each name with a gigabyte more than is taken already. Prints, as JSON, what came of each and
+# the seconds of processor time that it took.
+MEASURING = """
+import json, resource, sys, time
+from pathlib import Path
+import open_clip, timm, transformers
+from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError
+backbone.load(sys.argv[1])
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30,) * 2)
+outcomes = []
+for name in sys.argv[2:]:
+    start = time.process_time()
+    try:
+        backbone.load(name)
+        outcomes.append(["loaded", 0])
+    except CarftError as error:
+        outcomes.append([str(error), time.process_time() - start])
+print(json.dumps(outcomes))
+"""
+VISION, TEXT = "vision_cfg", "text_cfg"
+# What a configuration says beside the weights of `gelu`, and the refusal.
+SIZES = [
+    (VISION, {"width": 16384, "head_width": 64, "layers": 40}, "layers, the weights only|shape"),
+    (VISION, {"width": 8000}, r"visual.* has the shape \[80.*\] in the weights, \[8000"),
+    (VISION, {"layers": 512}, "has 514 layers, the weights only 62 tensors"),
+    (VISION, {"layers": [512, 512, 512, 512]}, "2050 layers, the weights only"),
+    (VISION, {"mlp_ratio": 16000.0}, r"mlp.c_fc.weight has the shape .*\[1280000, 80\] in"),
+    (VISION, {"image_size": 1024, "patch_size": 1}, "patches; no CLIP has so many"),
+    (
+        VISION,
+        {"image_size": 1024, "patch_size": 8, "pos_embed_type": "sin_cos_2d"},
+        r"visual.positional_embedding has the shape \[10, 80\] in the weights",
+    ),
+    (
+        VISION,
+        {"attentional_pool": True, "attn_pooler_queries": 16000},
+        r"visual.* has the shape .* in the configuration",
+    ),
+    (VISION, {"timm_model_name": "vit_giant_patch14_224"}, "the weights have no visual.trunk"),
+    (VISION, {"timm_model_name": "vit_7b_patch16_dinov3"}, "the weights have no visual.trunk"),
+    (TEXT, {"layers": 10**6}, "has the text_cfg.layers 1000000; expected"),
+    (TEXT, {"layers": 40}, "the weights have no transformer.resblocks.2"),
+    (TEXT, {"vocab_size": 2 * 10**9}, "has the text_cfg.vocab_size 2000000000; expected"),
+    (TEXT, {"vocab_size": 4 * 10**6}, r"token_embedding.weight .*\[4000000, 64\] in the conf"),
+    (TEXT, {"context_length": 10**9}, "has the text_cfg.context_length 1000000000; expected"),
+    (TEXT, {"context_length": 2000}, r"^(?!.*alloc).*positional_embedding has the shape \[77, 64"),
+    (TEXT, {"width": 10**6}, "has the text_cfg.width 1000000; expected"),
+    (TEXT, {"width": 16384, "heads": 8}, r"has the shape .*16384\] in the configuration"),
+    (TEXT, {"mlp_ratio": 1e5}, r"mlp.c_fc.weight has the shape"),
+]
+
+
+def write_sizes(folder, part, sizes):
+    """The name of a folder with the weights of `gelu` and another configuration."""
+    name = open_clip_folders.write(folder, "gelu")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"][part].update(sizes)
+    change_json(folder / "open_clip_config.json", **config)
+    return name
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The message and the processor time of each of SIZES, under a limit on memory."""
+    place = tmp_path_factory.mktemp("sizes")
+    names = [write_sizes(place / str(n), *case[:2]) for n, case in enumerate(SIZES)]
+    good = open_clip_folders.write(place / "good", "gelu")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURING, good, *names],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)))
+def test_a_size_that_the_weights_do_not_have_takes_no_memory(number, measured):
+    message, seconds = measured[number]
+    with pytest.raises(CarftError, match=SIZES[number][2]):
+        raise CarftError(message)
+    assert seconds < 10
+
+
+def test_weights_without_safetensors_are_compared_too(tmp_path):
+    name = write_sizes(tmp_path / "model", TEXT, {"width": 8192, "heads": 8})
+    state = open_clip.factory.load_state_dict(str(tmp_path / "model/open_clip_model.safetensors"))
+    (tmp_path / "model" / "open_clip_model.safetensors").unlink()
+    nested = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    torch.save(nested, tmp_path / "model" / "open_clip_pytorch_model.bin")
+    with pytest.raises(CarftError, match=r"has the shape .*8192\] in the configuration"):
+        backbone.load(name)
+    change_json(
+        tmp_path / "model" / "open_clip_config.json",
+        model_cfg=open_clip_folders.MODELS["gelu"],
+    )
+    assert backbone.load(name).dim == 32
+
+
+def test_positions_may_still_be_interpolated(tmp_path):
+    """As open_clip does for another resolution or context length."""
+    name = write_sizes(tmp_path / "larger", VISION, {"image_size": 96})
+    assert backbone.load(name).preprocessing.resolution == 96
+    name = write_sizes(tmp_path / "shorter", TEXT, {"context_length": 32})
+    assert backbone.load(name).tokenize(["a dog"]).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({VISION: {"layers": "x"}}, "vision_cfg.layers 'x'; expected whole numbers"),
+        ({VISION: {"layers": [2, "x"]}}, "vision_cfg.layers .2, 'x'.; expected"),
+        ({VISION: {"layers": True}}, "vision_cfg.layers True; expected"),
+        ({VISION: {"width": None}}, "vision_cfg.width None; expected"),
+        ({VISION: {"patch_size": 0}}, "vision_cfg.patch_size 0; expected"),
+        ({VISION: {"image_size": {}}}, "vision_cfg.image_size {}; expected"),
+        ({VISION: {"image_size": []}}, "vision_cfg.image_size ..; expected"),
+        ({VISION: {"mlp_ratio": float("nan")}}, "vision_cfg.mlp_ratio nan; expected"),
+        ({VISION: {"timm_model_name": 5}}, "image encoder '5', which timm does not know"),
+        ({VISION: {"timm_model_name": ["x"]}}, "image encoder .*, which timm does not know"),
+        ({TEXT: {"layers": "x"}}, "text_cfg.layers 'x'; expected"),
+        ({TEXT: {"width": -1}}, "text_cfg.width -1; expected"),
+        ({TEXT: {"tokenizer_kwargs": 3}}, "tokenizer_kwargs '3', of which"),
+        ({TEXT: {"tokenizer_kwargs": {"clean": "evil"}}}, "does not take the tokenizer_kwargs"),
+        ({TEXT: {"act_kwargs": "x"}}, "does not fit its architecture"),
+    ],
+)
+def test_a_value_of_another_type_is_named(changes, message, tmp_path):
+    ((part, values),) = changes.items()
+    name = write_sizes(tmp_path / "model", part, values)
+    with pytest.raises(CarftError, match=message):
+        backbone.load(name)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"mean": 5}, {"std": "abc"}, {"mean": ["x", 1, 2]}, {"interpolation": []}, {"std": [0, 1, 1]}],
+)
+def test_a_preprocessing_of_another_type_is_named(wanted, tmp_path):
+    name = open_clip_folders.write(tmp_path / "model", "gelu")
+    change_json(tmp_path / "model" / "open_clip_config.json", preprocess_cfg=wanted)
+    with pytest.raises(CarftError, match="the model wants pictures as .*; expected square ones"):
+        backbone.preprocessing(name)
