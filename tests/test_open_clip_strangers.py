@@ -41,7 +41,7 @@ for name in sys.argv[1:]:
         except Exception as error:
             kind = "" if isinstance(error, CarftError) else f"{type(error).__name__}: "
             outcomes.append(f"{kind}{error}")
-print(json.dumps([outcomes, asked, len(sys.stdin.read())]))
+print("\\n" + json.dumps([outcomes, asked, len(sys.stdin.read())]))
 """
 ANSWERS = "y\n" * 200
 

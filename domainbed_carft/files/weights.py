@@ -48,8 +48,17 @@ def load_weights(path: Path | str) -> Any:
             f"{path} {fault} may be code; nothing in the file was run. Expected only tensors and "
             "plain data, as torch.save writes them"
         ) from error
-    if _nbytes(content) > 10 * os.path.getsize(path):  # modules share some tensors
+    tensors = _tensors(content)
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if nbytes > 10 * os.path.getsize(path):  # modules share some tensors
         raise CarftError(f"{path} was not used: its tensors are far larger than the file")
+    odd = next((tensor for tensor in tensors if not _is_plain(tensor)), None)
+    if odd is not None:
+        kind = "quantized" if odd.is_quantized else str(odd.layout).removeprefix("torch.")
+        raise CarftError(
+            f"{path} holds a {kind} tensor on {odd.device.type}; expected dense tensors of plain "
+            "numbers, as the state dict of a float32 model has them"
+        )
     return content
 
 
@@ -92,16 +101,24 @@ def _require_sound(file: IO[bytes], path: Path | str) -> None:
     file.seek(0)
 
 
-def _nbytes(content: Any) -> int:
-    """Of all tensors in it, views and repeated ones in full."""
+def _tensors(content: Any) -> list[Any]:
+    """All tensors in it, views and repeated ones as often as they are there."""
     import torch
 
-    total, seen, waiting = 0, set(), [content]
+    found, seen, waiting = [], set(), [content]
     while waiting:
         one = waiting.pop()
         if isinstance(one, torch.Tensor):
-            total += one.numel() * one.element_size()
+            found.append(one)
         elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
             seen.add(id(one))
             waiting += one.values() if isinstance(one, dict) else one
-    return total
+    return found
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether it is dense, in memory, and not quantized, as all code here takes for granted."""
+    import torch
+
+    dense = tensor.layout is torch.strided and not tensor.is_nested
+    return bool(dense and tensor.device.type == "cpu" and not tensor.is_quantized)
