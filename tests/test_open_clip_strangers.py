@@ -9,7 +9,7 @@ import open_clip_folders
 import pytest
 import torch
 
-from domainbed_carft.clips import backbone, open_clip_tokenizers
+from domainbed_carft.clips import backbone, open_clip_models, open_clip_tokenizers
 from domainbed_carft.errors import CarftError
 
 open_clip = pytest.importorskip("open_clip")
@@ -161,6 +161,16 @@ def test_a_folder_that_asks_for_more_is_refused(case, outcomes):
     expected = "is not the CLIP that run started from" if for_training == "loaded" else CASES[case]
     with pytest.raises(CarftError, match=expected):
         raise CarftError(as_original)
+
+
+def test_a_text_encoder_of_the_table_runs_no_code_either(tmp_path, monkeypatch):
+    change_json(tmp_path / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.T"})
+    (tmp_path / "evil.py").write_text(EVIL)
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("somebody is asked"))
+    text_config = {"hf_model_name": str(tmp_path)}
+    config = {"model_cfg": {**open_clip_folders.MODELS["gelu"], "text_cfg": text_config}}
+    with pytest.raises(ValueError, match="custom code"):
+        open_clip_models._built(config)
 
 
 WORDS = "a photo sketch of the dog cat owl".split()

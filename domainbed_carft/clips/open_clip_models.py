@@ -245,6 +245,10 @@ def _built(config: Config) -> Any:
     vision = {**model["vision_cfg"], "timm_model_pretrained": False}
     text = {**model["text_cfg"], "hf_model_pretrained": False}
     custom = model.pop("custom_text", False) or "hf_model_name" in text
+    if elsewhere := text.get("hf_model_name"):  # in open_clip's own table
+        transformers = imported("transformers", "transformers sentencepiece")
+        # open_clip would ask on standard input whether it may run code; this refuses it.
+        transformers.AutoConfig.from_pretrained(elsewhere, trust_remote_code=False)
     cls = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     return cls(**{**model, "vision_cfg": vision, "text_cfg": text})
 
