@@ -116,10 +116,36 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
         ({"args": {**ARGS, "task": {(1, 2): 3}}}, "its args is"),
         ({"wise_ft_alpha": "0.5"}, "its wise_ft_alpha is '0.5'"),
         ({"best_step": "last"}, "its best_step is 'last'"),
+        ({"best_step": -1}, "its best_step is -1"),
+        ({"best_step": 2**70}, "its best_step is 118"),
+        ({"wise_ft_step": -3}, "its wise_ft_step is -3"),
+        ({"args": {**ARGS, "steps": -1}}, "its steps is -1"),
+        ({"args": {**ARGS, "steps": 0.5}}, "its steps is 0.5"),
+        ({"args": {**ARGS, "seed": "x"}}, "its seed is 'x'"),
+        ({"args": {**ARGS, "trial_seed": [1]}}, "its trial_seed is .1."),
+        ({"args": {**ARGS, "holdout_fraction": -0.5}}, "its holdout_fraction is -0.5"),
+        ({"args": {**ARGS, "uda_holdout_fraction": 7}}, "its uda_holdout_fraction is 7"),
+        ({"args": {**ARGS, "data_dir": 7}}, "its data_dir is 7"),
     ):
         with pytest.raises(CarftError, match=message) as raised:
             saved.open_run(written(tmp_path, algorithm, **more))
         assert len(str(raised.value)) < 600
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*:UserWarning", "ignore:TypedStorage")
+def test_tensors_of_another_kind_are_refused(random_tiny, tmp_path):
+    algorithm = make(random_tiny)
+    dense = algorithm.state_dict()["encoder.proj"]
+    kinds = {
+        "quantized": torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8),
+        "sparse_coo": dense.to_sparse(),
+        "tensor on meta": dense.to("meta"),
+    }
+    for kind, tensor in kinds.items():
+        state = {**algorithm.state_dict(), "encoder.proj": tensor}
+        path = written(tmp_path, algorithm, model_dict=state) / "model.pkl"
+        with pytest.raises(CarftError, match=f"{path} holds a .*{kind}.*; expected dense tensors"):
+            saved.open_run(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

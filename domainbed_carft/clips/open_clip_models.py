@@ -1,13 +1,14 @@
 """open_clip's checkpoints: found, checked, built, and rebuilt from a saved run.
 
-The hub is asked only for a name that the user gives, never for one in a file: `image_encoder`
-builds from numbers.
+The hub is asked only for a name that the user gives, never for one in a file. Nothing in a folder
+or a repository is run, and its numbers take no memory before the weights confirm them.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from domainbed_carft.clips import open_clip_sizes, open_clip_tokenizers
 from domainbed_carft.clips.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
 from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import parsing, weights
@@ -28,8 +30,6 @@ _WEIGHTS = (
     WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth",
 )  # fmt: skip
-# None of open_clip's models comes near these: a number in a file must not take all memory.
-_LARGEST, _LAYERS, _POSITIONS, _PIXELS = 16384, 512, 2**28, 4096
 _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
 
 Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
@@ -41,9 +41,11 @@ def load(name: str) -> dict[str, Any]:
     Raises CarftError as `check`, for a failed download, and files that do not fit each other.
     """
     config, path = configuration(name), _weights(name)
-    if path.suffix != ".safetensors":
-        weights.load_weights(path)  # refuses what may be code
+    shapes = open_clip_sizes.tensor_shapes(path)
     try:
+        if _is_foreign(name):  # the sizes of open_clip's own table are known
+            model_config = config["model_cfg"]
+            open_clip_sizes.require_fit(model_config, shapes, lambda: _built(config))
         model = _built(config)
         package().load_checkpoint(model, str(path))
         size, dim = preprocessing(config).resolution, config["model_cfg"]["embed_dim"]
@@ -53,14 +55,14 @@ def load(name: str) -> dict[str, Any]:
             raise ValueError(f"its image encoder gives no feature of {dim} numbers a picture")
     except Exception as error:  # what other files make of open_clip: any type
         raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
-    tokenizer = _tokenizer(name)
+    tokenizer = _tokenizer(name, config["model_cfg"]["text_cfg"])
     return {
         "model": model.eval().requires_grad_(False),
         "digest": weights.sha256(path),
         "path": path,
         "preprocessing": preprocessing(config),
         "dim": config["model_cfg"]["embed_dim"],
-        "tokenize": functools.partial(tokenize, tokenizer),
+        "tokenize": functools.partial(open_clip_tokenizers.tokenize, tokenizer),
         "architecture": json.dumps(config, sort_keys=True),
         "revision": path.parent.name if path.parent.parent.name == "snapshots" else "",
         "tokenizer": tokenizer,
@@ -79,37 +81,44 @@ def check(name: str) -> None:
 def configuration(name: str) -> Config:
     """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
 
-    Raises CarftError if there is none, and for a model that this package cannot use.
+    Raises CarftError if there is none, for a model that this package cannot use, and for a file
+    that takes its text encoder from another repository.
     """
     open_clip, place = package(), name.removeprefix(PREFIX)
-    if not place.startswith((LOCAL, HUB)):
+    if not _is_foreign(name):
         return checked(_of_the_table(open_clip, *place.partition("/")[::2]), name)
+
     path = _file(name, (CONFIG,))
     try:
         found = parsing.parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CarftError(f"{path} cannot be read ({error}); expected open_clip's JSON") from error
-    return checked(found, name)
+    config = checked(found, name)
+    if elsewhere := config["model_cfg"]["text_cfg"].get("hf_model_name"):
+        raise CarftError(
+            f"{path} takes its text encoder from {str(elsewhere)[:80]!r}, which is not looked up: "
+            "no hub is asked for a name in a file. If open_clip lists the model, use "
+            f"{PREFIX}NAME/TAG"
+        )
+    return config
 
 
 def preprocessing(config: Config) -> Preprocessing:
     """What a model wants of pictures. Raises CarftError for what our transforms do not do."""
     how = {name: value for name, value in config["preprocess_cfg"].items() if value is not None}
     size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
-    found = Preprocessing(
-        size[0] if isinstance(size, list) and len({*size}) == 1 else size,
-        how.get("interpolation", "bicubic"),
-        how.get("resize_mode", "shortest"),
-        *(tuple(map(float, how.get(n, d))) for n, d in (("mean", CLIP_MEAN), ("std", CLIP_STD))),
-    )
-    known = found.interpolation in INTERPOLATIONS and found.resize in ("shortest", "squash")
-    square = type(found.resolution) is int and 0 < found.resolution <= _PIXELS
-    if not (known and square and len(found.mean) == len(found.std) == 3 and all(found.std)):
+    side = size[0] if isinstance(size, list) and len({*size}) == 1 else size
+    interpolation = how.get("interpolation", "bicubic")
+    resize = how.get("resize_mode", "shortest")
+    mean, std = (_numbers(how.get(n, d)) for n, d in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    known = interpolation in [*INTERPOLATIONS] and resize in ["shortest", "squash"]
+    if not (known and type(side) is int and len(mean) == len(std) == 3 and all(std)):
+        wanted = {"image_size": size, **how}
         raise CarftError(
-            f"the model wants {found}; expected square pictures, bicubic or bilinear, shortest or "
-            "squash, mean and std of three channels"
+            f"the model wants pictures as {repr(wanted)[:200]}; expected square ones, bicubic or "
+            "bilinear, shortest or squash, mean and std of three channels"
         )
-    return found
+    return Preprocessing(side, interpolation, resize, mean, std)
 
 
 def image_encoder(config: Config) -> Any:
@@ -123,8 +132,6 @@ def image_encoder(config: Config) -> Any:
 
 def checked(config: Any, name: str) -> Config:
     """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
-    import timm
-
     parts = config if isinstance(config, dict) else {}
     model, how = parts.get("model_cfg"), parts.get("preprocess_cfg") or {}
     found: Any = model if isinstance(model, dict) else {}
@@ -134,42 +141,18 @@ def checked(config: Any, name: str) -> Config:
             f"{name} has no image or no text encoder; expected the configuration of a CLIP with "
             "model_cfg, and in it embed_dim, vision_cfg and text_cfg"
         )
-    sizes = [n for n in (dim, *vision.values()) if isinstance(n, (int, float))]
-    layers = vision.get("layers", 1)
-    depth = sum(layers) if isinstance(layers, list) else layers
-    grid = vision.get("image_size", 224), vision.get("patch_size") or 32
-    pairs = any(isinstance(one, list) for one in grid)
-    positions = 0 if pairs else (grid[0] / grid[1]) ** 2 * vision.get("width", 768)
     words, tower, fault = text.get("tokenizer_kwargs") or {}, vision.get("timm_model_name"), ""
     if "multimodal_cfg" in found or vision.get("output_tokens") or text.get("output_tokens"):
         fault = "is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
-    elif max(sizes) > _LARGEST or depth > _LAYERS or positions > _POSITIONS:
-        fault = f"has sizes that no CLIP has: {json.dumps(vision)[:200]}"
-    elif tower and not timm.is_model(tower):  # "hf-hub:..." would be looked up there
-        fault = f"has an image encoder {tower!r}, which timm does not know"
-    elif not {*words} <= {"clean", "strip_sep_token", "language"}:
-        fault = f"has tokenizer_kwargs {words!r}, of which some may run code"
+    elif size_problem := open_clip_sizes.size_problem(found):
+        fault = size_problem
+    elif tower and not _is_timms(tower):
+        fault = f"has an image encoder {str(tower)[:80]!r}, which timm does not know"
+    elif not isinstance(words, dict) or not {*words} <= {"clean", "strip_sep_token", "language"}:
+        fault = f"has tokenizer_kwargs {str(words)[:80]!r}, of which some may run code"
     if fault:
         raise CarftError(f"{name} {fault}")
     return {"model_cfg": found, "preprocess_cfg": how}
-
-
-def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """The tokens (N, L) of prompts, L what the model reads; CarftError for one that would be cut.
-
-    Full length: SigLIP's text encoder has no causal mask and is read at the last position.
-    """
-    length, texts = tokenizer.context_length, list(prompts)
-    found: Tensor = tokenizer(texts, context_length=length)
-    roomier: Tensor = tokenizer(texts, context_length=length + 1)
-    # With room for one token more a prompt that fits has one more of padding, wherever that is.
-    padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
-    if len(cut := (roomier.sum(dim=1) - found.sum(dim=1) != padding).nonzero()):
-        raise CarftError(
-            f"the prompt {texts[int(cut[0])]!r} is longer than the {length} tokens that this model "
-            "reads; shorten the context or the class name"
-        )
-    return found
 
 
 def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
@@ -202,9 +185,28 @@ def _of_the_table(open_clip: Any, name: str, tag: str) -> Config:
     return {"model_cfg": model_cfg, "preprocess_cfg": wanted}
 
 
+def _is_foreign(name: str) -> bool:
+    """Whether the configuration of ``name`` is a file, and not from open_clip's own table."""
+    return name.removeprefix(PREFIX).startswith((LOCAL, HUB))
+
+
+def _is_timms(tower: Any) -> bool:
+    """Whether timm builds it by itself; "hf-hub:..." would be looked up there."""
+    import timm
+
+    plain = isinstance(tower, str) and re.fullmatch(r"\w+(\.\w+)?", tower, re.ASCII)
+    return bool(plain) and timm.is_model(tower)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """A list of numbers as a tuple, () for anything else."""
+    numbers = value if isinstance(value, (list, tuple)) else ()
+    return tuple(map(float, numbers)) if {*map(type, numbers)} <= {int, float} else ()
+
+
 def _weights(name: str) -> Path:
     open_clip, place = package(), name.removeprefix(PREFIX)
-    if place.startswith((LOCAL, HUB)):
+    if _is_foreign(name):
         return _file(name, _WEIGHTS)
     known = open_clip.get_pretrained_cfg(*place.partition("/")[::2])
     return Path(_of_the_hub(name, "weights", lambda: open_clip.download_pretrained(known)))
@@ -243,11 +245,37 @@ def _built(config: Config) -> Any:
     vision = {**model["vision_cfg"], "timm_model_pretrained": False}
     text = {**model["text_cfg"], "hf_model_pretrained": False}
     custom = model.pop("custom_text", False) or "hf_model_name" in text
+    if elsewhere := text.get("hf_model_name"):  # in open_clip's own table
+        transformers = imported("transformers", "transformers sentencepiece")
+        # open_clip would ask on standard input whether it may run code; this refuses it.
+        transformers.AutoConfig.from_pretrained(elsewhere, trust_remote_code=False)
     cls = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     return cls(**{**model, "vision_cfg": vision, "text_cfg": text})
 
 
-def _tokenizer(name: str) -> Any:
+def _tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
+    """The tokenizer of a folder, of a repository of the hub, or of a model in open_clip's table."""
     place = name.removeprefix(PREFIX)
-    source = place if place.startswith((LOCAL, HUB)) else place.partition("/")[0]
-    return _of_the_hub(name, "the tokenizer", lambda: package().get_tokenizer(source))
+    if not _is_foreign(name):
+        safe = {"trust_remote_code": False} if text_config.get("hf_tokenizer_name") else {}
+        model = place.partition("/")[0]
+        return _of_the_hub(name, "the tokenizer", lambda: package().get_tokenizer(model, **safe))
+
+    if place.startswith(LOCAL):
+        return open_clip_tokenizers.from_folder(Path(place.removeprefix(LOCAL)), text_config)
+    if not text_config.get("hf_tokenizer_name"):
+        return open_clip_tokenizers.of_openai(text_config)
+    return open_clip_tokenizers.from_folder(_repository(name), text_config)
+
+
+def _repository(name: str) -> Path:
+    """The tokenizer's files of the repository that the user named, in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    repository = name.removeprefix(PREFIX + HUB)
+    patterns = [*open_clip_tokenizers.REPOSITORY_FILES]
+    return Path(
+        _of_the_hub(
+            name, "the tokenizer", lambda: snapshot_download(repository, allow_patterns=patterns)
+        )
+    )

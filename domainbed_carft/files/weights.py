@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, brief
 
 
 def sha256(path: Path | str) -> str:
@@ -48,9 +48,33 @@ def load_weights(path: Path | str) -> Any:
             f"{path} {fault} may be code; nothing in the file was run. Expected only tensors and "
             "plain data, as torch.save writes them"
         ) from error
-    if _nbytes(content) > 10 * os.path.getsize(path):  # modules share some tensors
+    tensors = _tensors(content)
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if nbytes > 10 * os.path.getsize(path):  # modules share some tensors
         raise CarftError(f"{path} was not used: its tensors are far larger than the file")
+    odd = next((tensor for tensor in tensors if not _is_plain(tensor)), None)
+    if odd is not None:
+        kind = "quantized" if odd.is_quantized else str(odd.layout).removeprefix("torch.")
+        raise CarftError(
+            f"{path} holds a {kind} tensor on {odd.device.type}; expected dense tensors of plain "
+            "numbers, as the state dict of a float32 model has them"
+        )
     return content
+
+
+def safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a safetensors file, from its header; takes no memory for them.
+
+    Raises CarftError for a file whose header and size do not fit each other.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except Exception as error:  # safetensors has a type of its own, and OSError without its parts
+        raise CarftError(f"{path} is not a safetensors file ({brief(error)})") from error
 
 
 def _require_sound(file: IO[bytes], path: Path | str) -> None:
@@ -77,16 +101,24 @@ def _require_sound(file: IO[bytes], path: Path | str) -> None:
     file.seek(0)
 
 
-def _nbytes(content: Any) -> int:
-    """Of all tensors in it, views and repeated ones in full."""
+def _tensors(content: Any) -> list[Any]:
+    """All tensors in it, views and repeated ones as often as they are there."""
     import torch
 
-    total, seen, waiting = 0, set(), [content]
+    found, seen, waiting = [], set(), [content]
     while waiting:
         one = waiting.pop()
         if isinstance(one, torch.Tensor):
-            total += one.numel() * one.element_size()
+            found.append(one)
         elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
             seen.add(id(one))
             waiting += one.values() if isinstance(one, dict) else one
-    return total
+    return found
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether it is dense, in memory, and not quantized, as all code here takes for granted."""
+    import torch
+
+    dense = tensor.layout is torch.strided and not tensor.is_nested
+    return bool(dense and tensor.device.type == "cpu" and not tensor.is_quantized)

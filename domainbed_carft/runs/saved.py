@@ -154,12 +154,29 @@ def weights_file(path: Path, which: str | None) -> Path:
     return file
 
 
-# Whether a part of the file, None where it is missing, is as `domainbed.scripts.train` saves it;
-# each is JSON besides, as in the records.
-_FITS: dict[str, Callable[[Any], bool]] = {
+def _is_step(value: Any) -> bool:
+    """Whether it is a number of steps, which random numbers are drawn by, or None."""
+    return value is None or (type(value) is int and 0 <= value < 2**63)
+
+
+def _is_share(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)
+
+
+# Whether an argument in the file, None where it is missing, is as `domainbed.scripts.train` takes
+# it; `splits` divides and draws by the last ones.
+_ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
     "algorithm": lambda name: name in ALGORITHMS,
     "dataset": lambda name: type(name) is str,
     "test_envs": lambda envs: {*map(type, envs)} <= {int},
+    "data_dir": lambda folder: folder is None or type(folder) is str,
+    **dict.fromkeys(("seed", "trial_seed"), lambda seed: seed is None or type(seed) is int),
+    "steps": _is_step,
+    **dict.fromkeys(("holdout_fraction", "uda_holdout_fraction"), _is_share),
+}
+# The same of the other parts of the file; each is JSON besides, as in the records.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **_ARGUMENT_FITS,
     "model_input_shape": lambda shape: (
         [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST
     ),
@@ -169,7 +186,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "model_hparams": lambda hparams: (
         all(h.valid(hparams[h.name]) for h in HPARAMS) and hparams["preprocessing"]
     ),
-    **dict.fromkeys(("best_step", "wise_ft_step"), lambda step: step is None or type(step) is int),
+    **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
     "soup": lambda soup: soup is None or _is_soup(soup),
 }
@@ -213,7 +230,7 @@ def _require_run(content: Any, path: Path) -> None:
     parts = content if isinstance(content, dict) else {}
     args = parts["args"] if isinstance(parts.get("args"), dict) else {}
     for part, fits in _FITS.items():
-        source = args if part in ("algorithm", "dataset", "test_envs") else parts
+        source = args if part in _ARGUMENT_FITS else parts
         value, fitting = source.get(part), False
         with contextlib.suppress(Exception):  # a tensor compares to no truth, say
             fitting = bool(json.dumps(value)) and fits(value)

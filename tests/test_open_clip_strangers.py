@@ -1,0 +1,383 @@
+"""A stranger's open_clip folder: nothing is run, nobody is asked, no memory is taken in advance."""
+
+import json
+import os
+import subprocess
+import sys
+
+import open_clip_folders
+import pytest
+import torch
+
+from domainbed_carft.clips import backbone, open_clip_models, open_clip_tokenizers
+from domainbed_carft.errors import CarftError
+
+open_clip = pytest.importorskip("open_clip")
+transformers = pytest.importorskip("transformers")
+
+LOCAL = "open_clip:local-dir:"
+EVIL = "import os, pathlib\npathlib.Path(os.environ['RAN']).touch()\nT = object\n"
+# Loads each of the names as training does and as --original does, where standard input says yes to
+# everything. Prints, as JSON, what came of each and which addresses were asked for.
+LOADING = """
+import json, socket, sys
+from types import SimpleNamespace
+asked = []
+def refuse(*arguments, **options):
+    asked.append(repr(arguments))
+    raise OSError("there is no network")
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = socket.create_connection = refuse
+from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError
+from domainbed_carft.runs import saved
+run = SimpleNamespace(path="run", hparams={"clip_backbone": "x", "clip_digest": "x"})
+outcomes = []
+for name in sys.argv[1:]:
+    for load in (backbone.load, lambda name: saved.original_clip(run, name)):
+        try:
+            load(name)
+            outcomes.append("loaded")
+        except Exception as error:
+            kind = "" if isinstance(error, CarftError) else f"{type(error).__name__}: "
+            outcomes.append(f"{kind}{error}")
+print("\\n" + json.dumps([outcomes, asked, len(sys.stdin.read())]))
+"""
+ANSWERS = "y\n" * 200
+
+
+def change_json(path, **changes):
+    """Give the JSON object in a file other values, at the top."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def with_code_for_the_tokenizer(folder):
+    change_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]})
+
+
+def with_code_for_the_configuration(folder):
+    change_json(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.T"})
+
+
+def with_code_of_another_repository(folder):
+    change_json(
+        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil/evil--evil.T", None]}
+    )
+
+
+def with_code_in_a_nested_key(folder):
+    change_json(folder / "config.json", text_config={"auto_map": {"AutoTokenizer": ["evil.T"] * 2}})
+
+
+def with_a_tokenizer_that_reads_a_subfolder(folder):
+    inner = folder / "question_encoder_tokenizer"
+    inner.mkdir()
+    (inner / "evil.py").write_text(EVIL)
+    change_json(inner / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
+    change_json(folder / "config.json", model_type="rag")
+    change_json(folder / "tokenizer_config.json", tokenizer_class="RagTokenizer")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("a\n")
+
+
+def with_another_repository_for_the_text(folder):
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = "evil/model"
+    change_json(folder / "open_clip_config.json", **config)
+
+
+def with_another_repository_for_the_tokenizer(folder):
+    for path in folder.glob("token*"):
+        path.unlink()
+
+
+def with_a_file_elsewhere_for_the_tokenizer(folder):
+    change_json(folder / "tokenizer_config.json", tokenizer_file="/dev/zero", name_or_path="evil/x")
+
+
+def with_another_repository_for_the_pictures(folder):
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    # As timm sees it, a tag of resnet18.
+    config["model_cfg"]["vision_cfg"]["timm_model_name"] = "resnet18.hf-hub:evil/model"
+    change_json(folder / "open_clip_config.json", **config)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What came of loading a folder for each case, ``{case: [for training, for --original]}``."""
+    place = tmp_path_factory.mktemp("strangers")
+    names = []
+    for case in CASES:
+        folder = place / case.__name__
+        names.append(open_clip_folders.write(folder, "siglip"))
+        (folder / "evil.py").write_text(EVIL)
+        case(folder)
+    ran = place / "ran"
+    environment = {**os.environ, "RAN": str(ran), "HF_HOME": str(place / "cache")}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, *names],
+        input=ANSWERS,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    found, asked, unread = json.loads(done.stdout.splitlines()[-1])
+    pairs = dict(zip((case.__name__ for case in CASES), zip(found[::2], found[1::2])))
+    return {"pairs": pairs, "asked": asked, "unread": unread, "ran": ran.exists(), "all": done}
+
+
+CASES = {
+    with_code_for_the_tokenizer: "tokenizer_config.json has an 'auto_map'",
+    with_code_for_the_configuration: "config.json has an 'auto_map'",
+    with_code_of_another_repository: "tokenizer_config.json has an 'auto_map'",
+    with_code_in_a_nested_key: "config.json has an 'auto_map'",
+    with_a_tokenizer_that_reads_a_subfolder: "has no tokenizer.json, which .*'RagTokenizer' needs",
+    with_another_repository_for_the_text: "'evil/model', which is not looked up",
+    with_another_repository_for_the_tokenizer: "has no tokenizer.*That name is not looked up",
+    with_a_file_elsewhere_for_the_tokenizer: "loaded",
+    with_another_repository_for_the_pictures: "'resnet18.hf-hub:evil/model', which timm does not",
+}
+
+
+def test_no_code_of_a_folder_is_run_whatever_standard_input_says(outcomes):
+    assert not outcomes["ran"]
+    assert outcomes["unread"] == len(ANSWERS)
+    assert "[y/N]" not in outcomes["all"].stdout + outcomes["all"].stderr
+
+
+def test_no_name_in_a_folder_is_looked_up(outcomes):
+    assert outcomes["asked"] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_that_asks_for_more_is_refused(case, outcomes):
+    for_training, as_original = outcomes["pairs"][case.__name__]
+    with pytest.raises(CarftError, match=CASES[case]):
+        raise CarftError(for_training)
+    expected = "is not the CLIP that run started from" if for_training == "loaded" else CASES[case]
+    with pytest.raises(CarftError, match=expected):
+        raise CarftError(as_original)
+
+
+def test_a_text_encoder_of_the_table_runs_no_code_either(tmp_path, monkeypatch):
+    change_json(tmp_path / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.T"})
+    (tmp_path / "evil.py").write_text(EVIL)
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("somebody is asked"))
+    text_config = {"hf_model_name": str(tmp_path)}
+    config = {"model_cfg": {**open_clip_folders.MODELS["gelu"], "text_cfg": text_config}}
+    with pytest.raises(ValueError, match="custom code"):
+        open_clip_models._built(config)
+
+
+WORDS = "a photo sketch of the dog cat owl".split()
+
+
+def numbered(*special):
+    """A vocabulary of words, letters, and both with the marks of several kinds of tokenizers."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    marked = [f"▁{word}" for word in WORDS] + [f"{part}</w>" for part in (*WORDS, *letters)]
+    return {token: number for number, token in enumerate([*special, *WORDS, *letters, *marked])}
+
+
+def scored(*special):
+    return [(token, -float(number)) for token, number in numbered(*special).items()]
+
+
+TOKENIZERS = {
+    "BertTokenizer": {"vocab": numbered("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")},
+    "CLIPTokenizer": {"vocab": numbered("<|startoftext|>", "<|endoftext|>"), "merges": []},
+    "GemmaTokenizer": {"vocab": numbered("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")},
+    "NllbTokenizer": {"vocab": numbered("<s>", "<pad>", "</s>", "<unk>"), "src_lang": "fra_Latn"},
+    "RobertaTokenizer": {"vocab": numbered("<s>", "<pad>", "</s>", "<unk>"), "merges": []},
+    "T5Tokenizer": {"vocab": scored("<pad>", "</s>", "<unk>"), "extra_ids": 0},
+    "XLMRobertaTokenizer": {"vocab": scored("<s>", "<pad>", "</s>", "<unk>")},
+}
+
+
+@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="made as since 5.0")
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_are_those_of_open_clip_itself(name, tmp_path):
+    getattr(transformers, name)(**TOKENIZERS[name]).save_pretrained(tmp_path / "a")
+    prompts = ["a photo of the cat", "dog"]
+    expected = open_clip.tokenizer.HFTokenizer(str(tmp_path / "a"), context_length=9)(prompts)
+    text_config = {"context_length": 9, "hf_tokenizer_name": "nobody/asked"}
+    tokenizer = open_clip_tokenizers.from_folder(tmp_path / "a", text_config)
+    assert torch.equal(tokenizer(prompts), expected)
+    # As an export keeps it.
+    tokenizer.save_pretrained(tmp_path / "b")
+    again = open_clip_tokenizers.from_folder(tmp_path / "b", text_config)
+    assert torch.equal(again(prompts), expected)
+
+
+def test_the_tokenizer_of_a_repository_is_its_own(tmp_path, monkeypatch):
+    """Not the one that its open_clip_config.json names; read from the hub's cache."""
+    revision, repository = "0123456789" * 4, tmp_path / "hub" / "models--nobody--model"
+    place = repository / "snapshots" / revision
+    open_clip_folders.write(place, "siglip")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = (
+        "from domainbed_carft.clips import backbone\n"
+        "loaded = backbone.load('open_clip:hf-hub:nobody/model')\n"
+        "print(loaded.tokenize(['the dog']).tolist())\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    local = backbone.load(f"{LOCAL}{place}").tokenize(["the dog"]).tolist()
+    assert done.stdout.strip() == str(local), done.stderr
+
+
+# Sizes
+
+# Loads each name with a gigabyte more than is taken already. Prints, as JSON, what came of each and
+# the seconds of processor time that it took.
+MEASURING = """
+import json, resource, sys, time
+from pathlib import Path
+import open_clip, timm, transformers
+from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError
+backbone.load(sys.argv[1])
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30,) * 2)
+outcomes = []
+for name in sys.argv[2:]:
+    start = time.process_time()
+    try:
+        backbone.load(name)
+        outcomes.append(["loaded", 0])
+    except CarftError as error:
+        outcomes.append([str(error), time.process_time() - start])
+print(json.dumps(outcomes))
+"""
+VISION, TEXT = "vision_cfg", "text_cfg"
+# What a configuration says beside the weights of `gelu`, and the refusal.
+SIZES = [
+    (VISION, {"width": 16384, "head_width": 64, "layers": 40}, "layers, the weights only|shape"),
+    (VISION, {"width": 8000}, r"visual.* has the shape \[80.*\] in the weights, \[8000"),
+    (VISION, {"layers": 512}, "has 514 layers, the weights only 62 tensors"),
+    (VISION, {"layers": [512, 512, 512, 512]}, "2050 layers, the weights only"),
+    (VISION, {"mlp_ratio": 16000.0}, r"mlp.c_fc.weight has the shape .*\[1280000, 80\] in"),
+    (VISION, {"image_size": 1024, "patch_size": 1}, "patches; no CLIP has so many"),
+    (
+        VISION,
+        {"image_size": 1024, "patch_size": 8, "pos_embed_type": "sin_cos_2d"},
+        r"visual.positional_embedding has the shape \[10, 80\] in the weights",
+    ),
+    (
+        VISION,
+        {"attentional_pool": True, "attn_pooler_queries": 16000},
+        r"visual.* has the shape .* in the configuration",
+    ),
+    (VISION, {"timm_model_name": "vit_giant_patch14_224"}, "the weights have no visual.trunk"),
+    (VISION, {"timm_model_name": "vit_7b_patch16_dinov3"}, "the weights have no visual.trunk"),
+    (TEXT, {"layers": 10**6}, "has the text_cfg.layers 1000000; expected"),
+    (TEXT, {"layers": 40}, "the weights have no transformer.resblocks.2"),
+    (TEXT, {"vocab_size": 2 * 10**9}, "has the text_cfg.vocab_size 2000000000; expected"),
+    (TEXT, {"vocab_size": 4 * 10**6}, r"token_embedding.weight .*\[4000000, 64\] in the conf"),
+    (TEXT, {"context_length": 10**9}, "has the text_cfg.context_length 1000000000; expected"),
+    (TEXT, {"context_length": 2000}, r"^(?!.*alloc).*positional_embedding has the shape \[77, 64"),
+    (TEXT, {"width": 10**6}, "has the text_cfg.width 1000000; expected"),
+    (TEXT, {"width": 16384, "heads": 8}, r"has the shape .*16384\] in the configuration"),
+    (TEXT, {"mlp_ratio": 1e5}, r"mlp.c_fc.weight has the shape"),
+]
+
+
+def write_sizes(folder, part, sizes):
+    """The name of a folder with the weights of `gelu` and another configuration."""
+    name = open_clip_folders.write(folder, "gelu")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"][part].update(sizes)
+    change_json(folder / "open_clip_config.json", **config)
+    return name
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The message and the processor time of each of SIZES, under a limit on memory."""
+    place = tmp_path_factory.mktemp("sizes")
+    names = [write_sizes(place / str(n), *case[:2]) for n, case in enumerate(SIZES)]
+    good = open_clip_folders.write(place / "good", "gelu")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURING, good, *names],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)))
+def test_a_size_that_the_weights_do_not_have_takes_no_memory(number, measured):
+    message, seconds = measured[number]
+    with pytest.raises(CarftError, match=SIZES[number][2]):
+        raise CarftError(message)
+    assert seconds < 10
+
+
+def test_weights_without_safetensors_are_compared_too(tmp_path):
+    name = write_sizes(tmp_path / "model", TEXT, {"width": 8192, "heads": 8})
+    state = open_clip.factory.load_state_dict(str(tmp_path / "model/open_clip_model.safetensors"))
+    (tmp_path / "model" / "open_clip_model.safetensors").unlink()
+    nested = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    torch.save(nested, tmp_path / "model" / "open_clip_pytorch_model.bin")
+    with pytest.raises(CarftError, match=r"has the shape .*8192\] in the configuration"):
+        backbone.load(name)
+    change_json(
+        tmp_path / "model" / "open_clip_config.json",
+        model_cfg=open_clip_folders.MODELS["gelu"],
+    )
+    assert backbone.load(name).dim == 32
+
+
+def test_positions_may_still_be_interpolated(tmp_path):
+    """As open_clip does for another resolution or context length."""
+    name = write_sizes(tmp_path / "larger", VISION, {"image_size": 96})
+    assert backbone.load(name).preprocessing.resolution == 96
+    name = write_sizes(tmp_path / "shorter", TEXT, {"context_length": 32})
+    assert backbone.load(name).tokenize(["a dog"]).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({VISION: {"layers": "x"}}, "vision_cfg.layers 'x'; expected whole numbers"),
+        ({VISION: {"layers": [2, "x"]}}, "vision_cfg.layers .2, 'x'.; expected"),
+        ({VISION: {"layers": True}}, "vision_cfg.layers True; expected"),
+        ({VISION: {"width": None}}, "vision_cfg.width None; expected"),
+        ({VISION: {"patch_size": 0}}, "vision_cfg.patch_size 0; expected"),
+        ({VISION: {"image_size": {}}}, "vision_cfg.image_size {}; expected"),
+        ({VISION: {"image_size": []}}, "vision_cfg.image_size ..; expected"),
+        ({VISION: {"mlp_ratio": float("nan")}}, "vision_cfg.mlp_ratio nan; expected"),
+        ({VISION: {"timm_model_name": 5}}, "image encoder '5', which timm does not know"),
+        ({VISION: {"timm_model_name": ["x"]}}, "image encoder .*, which timm does not know"),
+        ({TEXT: {"layers": "x"}}, "text_cfg.layers 'x'; expected"),
+        ({TEXT: {"width": -1}}, "text_cfg.width -1; expected"),
+        ({TEXT: {"tokenizer_kwargs": 3}}, "tokenizer_kwargs '3', of which"),
+        ({TEXT: {"tokenizer_kwargs": {"clean": "evil"}}}, "does not take the tokenizer_kwargs"),
+        ({TEXT: {"act_kwargs": "x"}}, "does not fit its architecture"),
+    ],
+)
+def test_a_value_of_another_type_is_named(changes, message, tmp_path):
+    ((part, values),) = changes.items()
+    name = write_sizes(tmp_path / "model", part, values)
+    with pytest.raises(CarftError, match=message):
+        backbone.load(name)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"mean": 5}, {"std": "abc"}, {"mean": ["x", 1, 2]}, {"interpolation": []}, {"std": [0, 1, 1]}],
+)
+def test_a_preprocessing_of_another_type_is_named(wanted, tmp_path):
+    name = open_clip_folders.write(tmp_path / "model", "gelu")
+    change_json(tmp_path / "model" / "open_clip_config.json", preprocess_cfg=wanted)
+    with pytest.raises(CarftError, match="the model wants pictures as .*; expected square ones"):
+        backbone.preprocessing(name)
