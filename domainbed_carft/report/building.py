@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     index = writing.write(arguments.output, page)
     for line in page["faults"]:
         print(shown(line), file=sys.stderr)
+    if page["no_examples"]:
+        print(f"No example pictures: {shown(page['no_examples'])}", file=sys.stderr)
     if not page["complete"]:
         print("Some cells are incomplete; see the notes on the page.", file=sys.stderr)
     print(f"Report: {shown(str(index))}")
@@ -64,7 +66,7 @@ def build(
     method = collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
-    algorithms = tables.algorithms(run.algorithm for run in runs)
+    algorithms = tables.algorithms((run.algorithm for run in runs), groups[0].declared)
     pair = _pair(algorithms, asked, method)
     show = None
     if pair and count:
@@ -95,6 +97,7 @@ def build(
         "averages": [
             document.grid(table) for table in flat if table.averages and len(table.columns) > 1
         ],
+        "no_examples": "" if show else _why_no_examples(algorithms, pair, method),
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
             published.grid([one for one in found if one["selection"] == method], remarks)
@@ -129,6 +132,26 @@ def _pair(
             f"{', '.join(algorithms)}, and a --select other than in-domain"
         )
     return None
+
+
+def _why_no_examples(algorithms: Sequence[str], pair: Sequence[str] | None, method: str) -> str:
+    """Why the page shows no example pictures, and how to get some.
+
+    ``pair``: the algorithms that could be compared, None without a paired comparison.
+    """
+    if pair:
+        return "they were switched off. For pictures, omit --no_examples and --n_examples 0."
+    if method == selection.IN_DOMAIN:
+        return "these jobs left no environment out, so there are no pictures of an unseen one."
+    if len(algorithms) < 2:
+        return f"they compare two algorithms, and these jobs are all of {algorithms[0]}."
+
+    missing = " and ".join(name for name in PAIR if name not in algorithms)
+    return (
+        f"by default they compare {' and '.join(PAIR)}, and there are no jobs of {missing}. For "
+        f"pictures and a paired comparison, add --examples A B, with two of "
+        f"{', '.join(algorithms)}, such as --examples {algorithms[0]} {algorithms[1]}."
+    )
 
 
 def _settings(runs: Sequence[Run]) -> Grid:

@@ -37,6 +37,11 @@ def module(name: str) -> Any:
         sys.path.remove(here)
 
 
+def skips_in_splits() -> bool:
+    """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
+    return hasattr(module("algorithms").Algorithm, "indivisible")
+
+
 def algorithm_class(name: str) -> Any:
     """The class of an algorithm. Raises CarftError for an unknown name."""
     host = module("algorithms")
