@@ -8,6 +8,7 @@ import warm
 from sweep_folders import declared
 from sweep_jobs import carft, look, wait_until
 
+from domainbed_carft.files.weights import load_weights
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -88,7 +89,11 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     assert not folder.is_held() and folder.state_path.exists()
     counts = look(out)["counts"]
     assert (counts["interrupted"], counts["not launched"]) == (1, 2)
-    assert [attempt.status for attempt in folder.attempts()] == [75]
+    (attempt,) = folder.attempts()
+    assert attempt.status == 75
+    saved = load_weights(folder.state_path)["steps_done"]
+    (stopped_job,) = [job for job in look(out)["jobs"] if job["state"] == "interrupted"]
+    assert stopped_job["step"] == attempt.step == saved > 0
     assert "No jobs are running or queued." in carft("cancel", out, "--yes").stdout
 
 

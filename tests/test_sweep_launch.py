@@ -96,6 +96,17 @@ def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monke
     assert given == [(line, variables) for line, found in plain if found == usual]
 
 
+def test_a_dry_run_warns_of_a_log_that_a_launch_refuses(launch, out, monkeypatch, capsys):
+    refusal = "--log wandb: you are not logged in"
+    monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [refusal])
+    assert launch(finish_all, "--log", "wandb", "--dry-run") == 0
+    said = capsys.readouterr()
+    assert "Nothing is launched." in said.out
+    assert said.err == f"Warning: a launch would refuse this: {refusal}\n"
+    assert launch(finish_all, "--log", "wandb") == 1
+    assert refusal in capsys.readouterr().err and not out.exists()
+
+
 @pytest.fixture
 def values(launch, monkeypatch):
     """What each launch tells the jobs about the training environments' in-splits."""

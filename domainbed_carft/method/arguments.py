@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from domainbed_carft import errors, machine
+from domainbed_carft import errors, machine, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
@@ -41,10 +41,12 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
     hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
     ours = sorted(h.name for h in HPARAMS)
     valid = sorted({*ours, *_host_keys})
-    problems = [p for key in sorted({*hparams} - {*valid}) for p in _unknown(key, valid)]
-    problems += _value_problems(hparams, algorithm)
-    if problems:
-        raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(ours)}")
+    unknown = [p for key in sorted({*hparams} - {*valid}) for p in _unknown(key, valid)]
+    if problems := unknown + _value_problems(hparams, algorithm):
+        ending = "" if problems[-1].endswith("?") else "."
+        # All names help with a wrong name only.
+        listed = f" Valid hparams: {', '.join(ours)}" if unknown else ""
+        raise CarftError("; ".join(problems) + (ending + listed if listed else ""))
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
@@ -132,10 +134,13 @@ def _find_backbone(name: str) -> None:
 
 
 def _unknown(key: str, valid: Sequence[str]) -> list[str]:
-    given = key in _given_by_hand()
-    near = get_close_matches(key, valid, n=1, cutoff=0.6 if given else 0.85)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return [f"unknown hparam {key!r}{hint}"] if near or given else []
+    """That a key is none of ours, if the user gave it or if it resembles one; else nothing."""
+    if key in _given_by_hand():
+        close = text.near(key, valid, most=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return [f"unknown hparam {key!r}{hint}"]
+    close = get_close_matches(key, valid, n=1, cutoff=0.85)
+    return [f"unknown hparam {key!r}; did you mean {close[0]!r}?"] if close else []
 
 
 def _given_by_hand() -> set[str]:
@@ -174,7 +179,7 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
                 f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
             )
         record(hparams, "data_edition", seen.edition, "the data differs")
-        print(f"Data: {seen.edition or 'not counted'}")
+        print(f"Data: {benchmarks.edition_label(seen.edition) or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
     drawn = hparams["sampling"]

@@ -18,10 +18,12 @@ from typing import Any
 
 import pandas as pd
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.setting import EDITION
 from domainbed_carft.report import figures, frames, writing
 from domainbed_carft.report.looks import Looks, looks_of
 from domainbed_carft.results import collection as collecting
@@ -161,7 +163,10 @@ def _settings(runs: Sequence[Run]) -> Grid:
         known = run.recorded
         words = {f"{n} on {run.dataset}": str(known[n]) for n in _WORDS if known.get(n)}
         parts.update({**run.setting, **words}.items())
-    rows = [[part, value, str(count)] for (part, value), count in parts.items()]
+    rows = [
+        [part, benchmarks.edition_label(value) if part == EDITION else value, str(count)]
+        for (part, value), count in parts.items()
+    ]
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, [])
 
 

@@ -48,7 +48,12 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
         data_dir = "embedded" if embedded else "."
     problems = [] if dry else launchers.problems(launcher, [output])
     if arguments.log:  # as each job would refuse it: a train that cannot log, a missing library
-        problems += names.module("lib.scalar_logs").problems(arguments.log)
+        unlogged = names.module("lib.scalar_logs").problems(arguments.log)
+        if dry:
+            for problem in unlogged:
+                print(shown(f"Warning: a launch would refuse this: {problem}"), file=sys.stderr)
+        else:
+            problems += unlogged
     verdicts, broken = _data(declared, data_dir, name in RUN_HERE and not dry)
     # A dry run shows the verdicts and the costs before it refuses the data.
     raise_for(problems + broken if problems or not dry else ())

@@ -53,7 +53,9 @@ def problems(kinds: Sequence[str]) -> list[str]:
                 online = wandb.setup().settings.mode == "online"
                 why = "you are not logged in" if online and not wandb.login(verify=False) else ""
             except Exception as error:  # a setting that it refuses, or nobody to ask
-                why = brief(error)
+                why = brief(error).rstrip(".")
+                if "wandb login" in why:  # W&B's own advice, which ours would repeat
+                    why = "you are not logged in"
             advice = "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
             found += [f"--log wandb: {why}; {advice}"] if why else []
     return found

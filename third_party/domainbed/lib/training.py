@@ -131,6 +131,7 @@ class Run:
                         "this algorithm cannot be stored (see out.txt), so the next run starts over"
                     )
                     raise resume.ResumeError(f"stopped by a signal; {told}") from None
+                self._tell(at_once=True)  # for who looks how much was saved
                 self.members.highest(0)  # all wait for it: torchrun ends them once one has left
                 raise
         if self.members.leads:
