@@ -32,7 +32,7 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
     MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
     resembles one of ours. Several processes are refused in all hosts but our harness.
     """
-    for name in () if _in_our_harness() else ("WORLD_SIZE", machine.PROCESSES):
+    for name in () if in_our_harness() else ("WORLD_SIZE", machine.PROCESSES):
         if (told := os.environ.get(name, "")).isdecimal() and int(told) > 1:
             raise CarftError(
                 f"{name} is {told}, and this DomainBed trains a job in one process: several would "
@@ -54,7 +54,8 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
         )
 
 
-def _in_our_harness() -> bool:
+def in_our_harness() -> bool:
+    """Whether the domainbed in use is this package's harness."""
     from domainbed.algorithms import Algorithm
 
     return hasattr(Algorithm, "indivisible")
@@ -183,7 +184,7 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
     drawn = hparams["sampling"]
-    if drawn != "with-replacement" and (hparams.get("class_balanced") or not _in_our_harness()):
+    if drawn != "with-replacement" and (hparams.get("class_balanced") or not in_our_harness()):
         raise CarftError(
             f"sampling is {drawn!r}, expected 'with-replacement' where class_balanced is true, "
             "since a pass has each picture once, and in any host but this package's harness, which "

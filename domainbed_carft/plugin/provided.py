@@ -21,7 +21,7 @@ from domainbed_carft.data import emoji, listing, shards, tasks, verify
 from domainbed_carft.data.comparison import listed
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.pictures.environment import Environment, Paths
-from domainbed_carft.plugin.image_folders import asked_for, remember
+from domainbed_carft.plugin.image_folders import asked_for, remember, require_weights
 from domainbed_carft.suites import imagenet
 
 HOSTS_SIZE = 224  # px; the host's own algorithms have networks for it
@@ -50,6 +50,7 @@ class Provided:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         self.asked = asked_for(hparams)
+        require_weights(hparams)
         size = self.INPUT_SHAPE[-1] if "clip_backbone" in (hparams or {}) else HOSTS_SIZE
         size = int(self.asked.split()[0]) if self.asked else size
         self.input_shape = (3, size, size)

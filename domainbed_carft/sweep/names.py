@@ -14,6 +14,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
+from domainbed_carft.method.arguments import in_our_harness
 from domainbed_carft.results import published
 from domainbed_carft.sweep.declaration import Override, Shape, Variant, environment
 from domainbed_carft.text import unknown
@@ -39,7 +40,8 @@ def module(name: str) -> Any:
 
 def skips_in_splits() -> bool:
     """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
-    return hasattr(module("algorithms").Algorithm, "indivisible")
+    module("algorithms")  # found from the current folder, as a job would find it
+    return in_our_harness()
 
 
 def algorithm_class(name: str) -> Any:
