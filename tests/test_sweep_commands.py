@@ -1,5 +1,6 @@
 """Sweeps through the real command, its launchers and domainbed's train."""
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,14 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
     found = {job["algorithm"]: job["test_envs"] for job in told["jobs"]}
     assert found == {"CLIPZeroShot": [1], "CARFT": [1]}
+    # Without what no selection uses, and the tables lack nothing.
+    for path in out.glob("*/results.jsonl"):
+        record = json.loads(path.read_text().splitlines()[-1])
+        names = {name for name in record if name.endswith("_acc")}
+        assert names == {*(f"env{i}_out_acc" for i in range(4)), "env1_in_acc"}
+    collected = warm.run("-m", "domainbed_carft", "collect", out, "--strict", "--format", "json")
+    assert collected.returncode == 0, collected.stderr
+    assert json.loads(collected.stdout)["summary"]["incomplete_cells"] == 0
     assert (out / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()
 
     again = carft(*launch)
