@@ -45,6 +45,9 @@ HOST_MODULES += [f"domainbed.{name}" for name in ("algorithms", "hparams_registr
 ABOVE = "fix the problems above first"
 BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor /dev/stdout to see more"
 CACHE = "set DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
+DEFAULT_BACKBONE = "ViT-B/16"  # of all data sets without a smaller CLIP of their own
+SIZE = "350 MB"  # of its weights
+TRAIN_IT = "carft doctor --train takes a step with it, on EmojiStyles"
 EXTENSION = "fix the cause that the warning names; domainbed_carft.register() shows a traceback"
 
 
@@ -141,6 +144,8 @@ def domainbed() -> Iterator[Finding]:
     path = os.path.abspath([*(spec.submodule_search_locations or ()), str(spec.origin)][0])
     ours = os.path.realpath(path) in map(os.path.realpath, finder.harness_folders())
     yield Finding("domainbed", "ok", f"{'ours, the harness' if ours else 'foreign'}: {path}")
+    if not ours:
+        yield Finding("train", "note", "not tried: this checkout has its own train", TRAIN_IT)
     if error:  # the others most likely fail of the same
         remedy = _install(error) or f"python -c 'import {failed}' shows where it fails"
         yield Finding(failed, "problem", f"import of {failed} fails: {_words(error)}", remedy)
@@ -176,17 +181,26 @@ def device() -> Iterator[Finding]:
 
 
 def backbones() -> Iterator[Finding]:
-    """OpenAI's weights, if whole; others are downloaded when first used. `step` loads tiny."""
+    """OpenAI's weights that are here, and the default ones if they are missing.
+
+    Those that few jobs ask for are not missed. `step` loads tiny.
+    """
     from domainbed_carft.clips import backbone
     from domainbed_carft.files import weights
+    from domainbed_carft.method.hparams import SMALL_DATASETS
 
     for name in backbone.PUBLISHED[1:]:
         path, expected = backbone.published(name)
+        if name == DEFAULT_BACKBONE and not path.exists():
+            small = ", ".join(SMALL_DATASETS)
+            found = f"no {path}; by default all data sets but {small} need it ({SIZE})"
+            remedy = "the first job that needs it downloads it; without a network copy it there"
+            yield Finding(f"backbone {name}", "note", found, remedy)
         if path.exists() and weights.sha256(path) == expected:
             yield Finding(f"backbone {name}", "ok", f"{path}, SHA-256 as published")
         elif path.exists():
             found = f"{path} is damaged, expected SHA-256 {expected}"
-            state = "problem" if name == "ViT-B/16" else "note"  # few jobs ask for the others
+            state = "problem" if name == DEFAULT_BACKBONE else "note"  # few jobs ask for the others
             remedy = f"rm {shlex.quote(str(path))}, which the next job that needs it downloads"
             yield Finding(f"backbone {name}", state, found, remedy)
 

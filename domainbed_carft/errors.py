@@ -19,6 +19,18 @@ class PassingError(CarftError):
     """A fault of a disk or a network, not of the request: retrying may help."""
 
 
+class EndedJob(PassingError, SystemExit):
+    """Ends a script of a foreign checkout: the message on its stderr, status 1, no traceback.
+
+    For what a user has to mend before the job can run. Any other caller may catch it as a
+    CarftError.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = f"domainbed-carft: {message}"
+
+
 def brief(error: Exception) -> str:
     """Another package's error, in one line of at most some 200 letters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")

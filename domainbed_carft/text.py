@@ -24,6 +24,30 @@ _UNSAFE = re.compile(
 )
 
 
+# How other tools call what is meant -> our names, of which the first that is valid is proposed.
+_SYNONYMS = {
+    "learning_rate": ("lr",),
+    "base_lr": ("lr",),
+    "wd": ("weight_decay",),
+    "bs": ("batch_size",),
+    "lambda": ("kl_weight",),
+    "lambda_kl": ("kl_weight",),
+    "temperature": ("context_scale",),
+    "tau": ("context_scale",),
+    "epochs": ("steps",),
+    "num_epochs": ("steps",),
+    "iterations": ("steps",),
+    "backbone": ("clip_backbone",),
+    "prompts": ("contexts",),
+    "templates": ("contexts",),
+    "seeds": ("trials",),
+}
+_STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
+
+# Below this ratio of difflib two names have hardly more in common than a few letters.
+_NEAR = 0.6
+
+
 def shown(text: str) -> str:
     r"""``text`` from a file or a folder, safe to print: a newline becomes ``\n``, and so on."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
@@ -71,13 +95,34 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Say that no ``kind`` is called ``name``: the nearest valid names, then all."""
+    """Say that no ``kind`` is called ``name``: the valid names that are near, then all."""
     names = list(valid)
-    folded = {candidate.casefold(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(folded[one] for one in close)}?" if close else "."
+    meant = "."
+    if close := near(name, names):
+        meant = f"; did you mean {' or '.join(close)}?"
+    elif "steps" in _SYNONYMS.get(_plain(name), ()):
+        meant = f"; {_STEPS_ADVICE}."
     listed = ", ".join(repr(one) if "," in one else one for one in names)
     return f"no {kind} is called {name!r}{meant} Valid: {listed or 'none'}"
+
+
+def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) -> list[str]:
+    """The valid names that ``name`` may stand for: a synonym, else those spelt alike."""
+    names = list(valid)
+    for synonym in _SYNONYMS.get(_plain(name), ()):
+        if synonym in names:
+            return [synonym]
+    if "steps" in _SYNONYMS.get(_plain(name), ()):
+        return []
+
+    folded = {candidate.casefold(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=most, cutoff=cutoff)
+    return [folded[one] for one in close]
+
+
+def _plain(name: str) -> str:
+    """A name in one spelling: ``Learning-Rate`` is ``learning_rate``."""
+    return name.casefold().replace("-", "_").strip("_")
 
 
 def confirm(yes: bool) -> None:

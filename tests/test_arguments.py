@@ -58,6 +58,7 @@ def test_invalid_values_are_named():
     assert all(
         f"{name} is {value!r}, expected " in str(caught.value) for name, value in wrong.items()
     )
+    assert "Valid hparams" not in str(caught.value)  # no name is wrong
     with pytest.raises(CarftError, match="warmup_steps is 5001, expected less than total_steps"):
         arguments.check((3, 32, 32), {**defaults(), "warmup_steps": 5001})
 
@@ -77,6 +78,22 @@ def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
     monkeypatch.setattr("sys.argv", ["train.py", *argv])
     with pytest.raises(CarftError, match="'backbone'; did you mean 'clip_backbone'"):
         arguments.check((3, 32, 32), values)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("kl_wieght", "unknown hparam 'kl_wieght'; did you mean 'kl_weight'? Valid hparams: amp"),
+        ("learning_rate", "unknown hparam 'learning_rate'; did you mean 'lr'? Valid hparams: amp"),
+        ("Temperature", "unknown hparam 'Temperature'; did you mean 'context_scale'? Valid"),
+        ("wings", "unknown hparam 'wings'. Valid hparams: amp"),
+    ],
+)
+def test_an_unknown_name_of_the_users_has_one_guess_or_none(monkeypatch, given, told):
+    monkeypatch.setattr("sys.argv", ["train.py", "--hparams", f'{{"{given}": 3}}'])
+    with pytest.raises(CarftError) as caught:
+        arguments.check((3, 32, 32), {**defaults(), given: 3})
+    assert str(caught.value).startswith(told)
 
 
 def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):

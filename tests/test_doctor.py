@@ -114,6 +114,84 @@ def test_without_torch_every_problem_says_what_to_do(bare: Path, tmp_path: Path)
     assert examined["step"] == ("note", "No module named 'torch'", "pip install torch")
 
 
+# A train of a step on no data, as short as a checkout's can be; each line can be replaced.
+STEP = [
+    "import json, sys, pathlib",
+    "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])",
+    "folder.mkdir()",
+    "record = {'step': 0, 'env0_in_acc': 0.5}",
+    "(folder / 'results.jsonl').write_text(json.dumps(record))",
+    "pass",
+    "(folder / 'done').touch()",
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "state", "found"),
+    [
+        (5, "pass", "ok", "one step of CARFT on EmojiStyles by its own command"),
+        (5, "None.classifier", "problem", "exit status 1: AttributeError: 'NoneType' object has"),
+        (6, "pass", "problem", "ended with status 0 but wrote no file 'done'"),
+        (3, "record = {'step': 0, 'loss': 1}", "problem", "its records have no accuracies"),
+        (1, "import time; time.sleep(300)", "problem", "did not finish a step within 5 seconds"),
+    ],
+)
+def test_a_step_by_the_hosts_own_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int, code: str, state: str, found: str
+) -> None:
+    lines = [code if number == line else text for number, text in enumerate(STEP)]
+    write_checkout(tmp_path, **{"scripts/train": "\n".join(lines)})
+    monkeypatch.chdir(tmp_path)
+    finding = command.train(patience=5 if "sleep" in code else 120)
+    assert (finding.name, finding.state) == ("train", state) and found in finding.found
+    shown = "python -m domainbed.scripts.train --algorithm CARFT --data_dir embedded --dataset Emoj"
+    assert (shown in finding.remedy) == (state == "problem")
+
+
+def test_a_checkout_without_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (write_checkout(tmp_path) / "domainbed" / "scripts" / "train.py").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert command.train()[:2] == ("train", "note")
+
+
+WEIGHTS_MISSING = doctor.Finding("backbone ViT-B/16", "note", "", "")
+TRAIN_NOT_TRIED = doctor.Finding("train", "note", "", "")
+
+
+@pytest.mark.parametrize(
+    ("findings", "told"),
+    [
+        ([], "A training job can start."),
+        (
+            [WEIGHTS_MISSING],
+            "A training job on EmojiStyles, or with tiny as clip_backbone, can start. Others need "
+            "the weights of ViT-B/16, which are not here.",
+        ),
+        ([TRAIN_NOT_TRIED], "A training job may start, if this checkout's train works."),
+        (
+            [WEIGHTS_MISSING, TRAIN_NOT_TRIED],
+            "A training job on EmojiStyles, or with tiny as clip_backbone, may start, if this "
+            "checkout's train works. Others need the weights of ViT-B/16, which are not here.",
+        ),
+    ],
+)
+def test_the_verdict_claims_no_more_than_was_seen(findings: Any, told: str) -> None:
+    assert command.verdict(findings) == told
+
+
+def test_train_runs_only_if_asked_and_if_nothing_stops_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(command, "train", lambda: doctor.Finding("train", "ok", "a step"))
+    for state, told in (("note", "can start."), ("problem", "cannot start")):
+        findings = [TRAIN_NOT_TRIED, doctor.Finding("x", state, "found")]
+        monkeypatch.setattr(command, "examine", lambda findings=findings: findings)
+        assert cli.main(["doctor", "--train"]) == int(state == "problem")
+        out = capsys.readouterr().out
+        assert told in out and ("a step" in out) == (state == "note")
+    assert cli.main(["doctor"]) == 1 and "a step" not in capsys.readouterr().out
+
+
 def test_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for state, status in (("ok", 0), ("note", 0), ("problem", 1)):
         finding = doctor.Finding("x", state, "found \x1b[31m", "do this")
@@ -140,6 +218,10 @@ def test_the_harness_can_start_with_torch(tmp_path: Path) -> None:
     assert examined["domainbed"][1].startswith(f"ours, the harness: {HARNESS}")
     assert examined["algorithms"] == ("ok", ", ".join(hparams.ALGORITHMS), "")
     assert "one CARFT step on " in examined["step"][1]
+    state, found, remedy = examined["backbone ViT-B/16"]
+    path = tmp_path / "home" / ".cache" / "clip" / "ViT-B-16.pt"
+    assert (state, found.split(";")[0]) == ("note", f"no {path}") and "downloads it" in remedy
+    assert "all data sets but EmojiStyles, " in found and "train" not in examined
 
 
 def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None:
@@ -150,6 +232,7 @@ def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None
     write_files(tmp_path / "home" / ".cache" / "clip", {"RN50.pt": "half of it"})
     examined = examine(sys.executable, tmp_path, cwd=root)
     assert examined["domainbed"][1].startswith("foreign: ") and examined["step"][0] == "ok"
+    assert examined["train"][0] == "note" and "carft doctor --train" in examined["train"][2]
     state, found, remedy = examined["algorithms"]
     assert (state, found) == ("note", "CLIPZeroShot: missing, or domainbed's own instead of ours")
     assert "rename its CLIPZeroShot" in remedy
@@ -158,3 +241,46 @@ def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None
     # a note: no job needs it unless asked to
     assert state == "note" and backbone.OPENAI_WEIGHTS["RN50"][1] in found
     assert remedy.startswith("rm ") and "RN50.pt" in remedy
+
+
+CLASSIC = REPO / "tests" / "checkouts" / "classic"
+NO_DATA = "--data_dir nowhere --dataset Pets --test_envs 0 --output_dir out"
+
+
+@pytest.mark.parametrize("hparams", ["{}", '{"clip_backbone": "gone.pt"}'])
+def test_missing_weights_end_a_checkouts_job_in_one_line_before_data_is_read(
+    tmp_path: Path, hparams: str
+) -> None:
+    root = tmp_path / "host"
+    shutil.copytree(CLASSIC, root)
+    write_files(tmp_path / "home", {".cache": "a file, so that nothing can be downloaded"})
+    words = ["-m", "domainbed.scripts.train", "--algorithm", "CARFT", *NO_DATA.split()]
+    path = [write_start_hook(tmp_path / "hook"), REPO]
+    home = str(tmp_path / "home")
+    done = run_python(*words, "--hparams", hparams, cwd=root, path=path, HOME=home)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    wrong = "clip_backbone is 'gone.pt', expected an existing file"
+    missing = "the weights of 'ViT-B/16' are not at "
+    assert line.startswith(f"domainbed-carft: {wrong if hparams != '{}' else missing}")
+
+
+def test_the_hosts_own_algorithms_need_no_weights(tmp_path: Path) -> None:
+    root = tmp_path / "host"
+    shutil.copytree(CLASSIC, root)
+    words = ["-m", "domainbed.scripts.train", "--algorithm", "ERM", *NO_DATA.split()]
+    path = [write_start_hook(tmp_path / "hook"), REPO]
+    done = run_python(*words, cwd=root, path=path, HOME=str(tmp_path / "home"))
+    assert "FileNotFoundError" in done.stderr and "domainbed-carft: " not in done.stderr
+
+
+def test_one_step_in_a_checkout_by_doctor(tmp_path: Path) -> None:
+    root = tmp_path / "host"
+    shutil.copytree(CLASSIC, root)
+    path = [write_start_hook(tmp_path / "hook"), REPO]
+    home = str(tmp_path / "home")
+    words = ["-m", "domainbed_carft", "doctor", "--train"]
+    done = run_python(*words, cwd=root, path=path, HOME=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok       train             one step of CARFT on EmojiStyles" in done.stdout
+    assert "may start" not in done.stdout and "as clip_backbone, can start." in done.stdout

@@ -160,6 +160,8 @@ def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, monkeypatch, number, st
     assert "waiting for the running jobs to save" in err
     for folder in running:
         assert events(folder) == ["start", "saved for SIGTERM"] and statuses(folder) == [75]
+        (ended,) = JobFolder(folder).attempts()
+        assert (ended.last_words == "stopped by Ctrl-C (SIGINT)") == (number == "SIGINT")
         assert not JobFolder(folder).lock_path.exists()
     assert not (tmp_path / "job02").exists() and not list(tmp_path.glob("launches/*"))
 

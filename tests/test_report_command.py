@@ -19,6 +19,7 @@ from domainbed.scripts import train
 from PIL import Image
 from report_page import TABLE, contents, page_of, report
 
+from domainbed_carft import cli
 from domainbed_carft.report import building
 from domainbed_carft.results import document
 
@@ -258,5 +259,33 @@ def test_names_from_records_are_text_and_move_no_terminal(tmp_path, capsys):
 @pytest.mark.parametrize("other", ["ERM", "CARFT"])
 def test_what_cannot_be_compared_is_told_and_leaves_no_page(sweep, tmp_path, capsys, other):
     assert report(sweep, tmp_path / "report", "--examples", "CARFT", other) == 1
-    assert "expected two different algorithms of CLIPZeroShot, CLIP" in capsys.readouterr().err
+    assert "expected two different algorithms of CARFT, CLIP" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "told"),
+    [
+        (
+            ["CLIPood", "CARFT", "CLIPMIRO"],
+            "by default they compare CARFT and CLIPFineTune, and there are no jobs of "
+            "CLIPFineTune. For pictures and a paired comparison, add --examples A B, with two of "
+            "CARFT, CLIPood, CLIPMIRO, such as --examples CARFT CLIPood.",
+        ),
+        (["CLIPMIRO"], "they compare two algorithms, and these jobs are all of CLIPMIRO."),
+    ],
+)
+def test_a_report_without_examples_says_why_and_how_to_get_them(
+    undrawn, tmp_path, capsys, algorithms, told
+):
+    report_page.write_ours(tmp_path / "sweep", algorithms, trials=1)
+    assert cli.main(["report", str(tmp_path / "sweep"), "-o", str(tmp_path / "report")]) == 0
+    assert f"No example pictures: {told}\n" in capsys.readouterr().err
+    page = report_page.read(tmp_path / "report")
+    assert f"<p>There are none: {told}</p>" in page.text
+    assert (2, "Example pictures") in page.headings
+
+
+def test_a_report_says_when_its_examples_were_switched_off(undrawn, tmp_path):
+    report_page.write_ours(tmp_path / "sweep", trials=1)
+    assert "omit --no_examples" in page_of(tmp_path / "sweep").text

@@ -216,4 +216,5 @@ def test_weights_that_are_no_use_are_told_on_the_page(one_target, damage, what):
         damage(one_target / "CARFT" / name)
     page = page_of(one_target)
     assert what in block(page, "noto") and "figures/" in page
-    assert "Example pictures" not in page_of(one_target, "--no-examples")
+    without = page_of(one_target, "--no-examples")
+    assert "they were switched off" in without and "left out</h4>" not in without

@@ -164,6 +164,15 @@ def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys)
     assert cli.main([*command, "--original", str(tmp_path / "elsewhere.pt")]) == 0
 
 
+def test_a_folder_is_for_runs_that_started_from_open_clip(trained, tmp_path, capsys):
+    original = "open_clip:ViT-B-16/openai"
+    command = ["export", str(trained), "-o", str(tmp_path / "FOLDER"), "--original", original]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert "expected a name that ends in .pt or .pth, since this run started from " in said
+    assert "which is no CLIP of open_clip; only runs that started from one" in said
+
+
 def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
     (tmp_path / "out.md").write_text("mine")
     command = ["export", str(trained), "--which", "last", "-o", str(tmp_path / "out.pt")]

@@ -100,6 +100,29 @@ def test_no_weights_are_saved_unless_asked_for(pets, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
 
 
+def boxes(figure):
+    """The boxes of the labels by their text, and that of the axes."""
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    return {text.get_text(): text.get_window_extent() for text in axes.texts}, axes.bbox
+
+
+@pytest.mark.parametrize("width", [0.0, 0.0004, 0.01, 0.3])
+def test_labels_of_the_plot_neither_overlap_nor_leave_the_frame(width):
+    points = [
+        {"alpha": i / 10, "in_domain": 0.7 - width * i, "out_of_domain": 0.5 + width * (i % 3)}
+        for i in range(11)
+    ]
+    found, frame = boxes(wise_ft.curve_figure(points, "CARFT on PACS", wise_ft.AXES[0]))
+    assert {"0 (original CLIP)", "1 (the run)"} <= found.keys()
+    assert len(found) == 11 or width < 0.01
+    for label, box in found.items():
+        others = [other for name, other in found.items() if name != label]
+        assert not box.count_overlaps(others), label
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1, label
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1, label
+
+
 def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     asked = []
     original = splits._Items.__getitems__

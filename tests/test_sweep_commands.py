@@ -1,5 +1,6 @@
 """Sweeps through the real command, its launchers and domainbed's train."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import warm
 from sweep_folders import declared
 from sweep_jobs import carft, look, wait_until
 
+from domainbed_carft.files.weights import load_weights
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -26,6 +28,14 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
     found = {job["algorithm"]: job["test_envs"] for job in told["jobs"]}
     assert found == {"CLIPZeroShot": [1], "CARFT": [1]}
+    # Without what no selection uses, and the tables lack nothing.
+    for path in out.glob("*/results.jsonl"):
+        record = json.loads(path.read_text().splitlines()[-1])
+        names = {name for name in record if name.endswith("_acc")}
+        assert names == {*(f"env{i}_out_acc" for i in range(4)), "env1_in_acc"}
+    collected = warm.run("-m", "domainbed_carft", "collect", out, "--strict", "--format", "json")
+    assert collected.returncode == 0, collected.stderr
+    assert json.loads(collected.stdout)["summary"]["incomplete_cells"] == 0
     assert (out / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()
 
     again = carft(*launch)
@@ -58,7 +68,8 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert status.returncode == 1 and "Failed (launch again after" in status.stdout
     assert "3 of 3 failed jobs will be retried" in carft("retry", out).stdout
     dry = carft("launch", *bad, "--launcher", "dummy")
-    assert dry.stdout.count("Dummy launcher: python -m domainbed.scripts.train") == 3
+    command = "DOMAINBED_SKIP_TRAINING_IN_SPLITS=1 python -m domainbed.scripts.train"
+    assert dry.stdout.count(f"Dummy launcher: {command}") == 3
 
 
 def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
@@ -87,7 +98,11 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
     assert not folder.is_held() and folder.state_path.exists()
     counts = look(out)["counts"]
     assert (counts["interrupted"], counts["not launched"]) == (1, 2)
-    assert [attempt.status for attempt in folder.attempts()] == [75]
+    (attempt,) = folder.attempts()
+    assert attempt.status == 75
+    saved = load_weights(folder.state_path)["steps_done"]
+    (stopped_job,) = [job for job in look(out)["jobs"] if job["state"] == "interrupted"]
+    assert stopped_job["step"] == attempt.step == saved > 0
     assert "No jobs are running or queued." in carft("cancel", out, "--yes").stdout
 
 

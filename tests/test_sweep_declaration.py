@@ -137,6 +137,29 @@ def test_all_that_is_wrong_is_told_at_once_with_its_line(text, expected):
     assert len(found) == len(expected)
 
 
+SYNONYMS = """name: x
+datasets: [PACS]
+algorithms: [CARFT, CLIPood, CLIPMIRO]
+hparams: {learning_rate: 0.1, lambda: 2, epochs: 3}
+metric: x
+"""
+
+
+def test_an_hparam_of_another_tool_is_told_once_for_all_algorithms():
+    lines = [line for line in problems(SYNONYMS.replace("metric: x\n", "")) if "hparams." in line]
+    assert len(lines) == 3
+    start = "no hyperparameter of CARFT, CLIPood, CLIPMIRO is called"
+    assert f"hparams.learning_rate: {start} 'learning_rate'; did you mean lr? Valid: " in lines[0]
+    assert f"hparams.lambda: {start} 'lambda'; did you mean kl_weight? Valid: " in lines[1]
+    assert f"{start} 'epochs'; set the number of steps: --steps of train, the key" in lines[2]
+
+
+def test_no_guess_is_better_than_a_bad_one():
+    assert "5: metric: no key is called 'metric'. Valid: algorithms" in "\n".join(
+        problems(SYNONYMS)
+    )
+
+
 NESTED = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
 BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
 

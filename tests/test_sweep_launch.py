@@ -1,5 +1,6 @@
 """`carft sweep launch`: what it sees of the data, what it estimates, and how it ends."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ from sweep_folders import declared, ended, finish, launched, record
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
-from domainbed_carft.sweep import estimate, sources
+from domainbed_carft.sweep import estimate, names, sources
 from domainbed_carft.sweep import launch as launching
+from domainbed_carft.sweep.launch import SKIP_VARIABLE
 
 
 @pytest.fixture
@@ -84,12 +86,90 @@ def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monke
     def note(jobs, environment):
         seen.append([(job.line, environment(job)) for job in jobs])
 
-    told = ["--log", "tensorboard", "wandb", "--keep_weights", "none", "--skip_training_in_splits"]
+    told = ["--log", "tensorboard", "wandb", "--keep_weights", "none"]
     assert launch(note) == launch(note, *told) == 1  # none is done
     plain, given = seen
+    usual = {SKIP_VARIABLE: "1"}
     variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "out"}
-    variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1"}
-    assert len(plain) == 3 and given == [(line, variables) for line, none in plain if not none]
+    variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", **usual}
+    assert len(plain) == 3
+    assert given == [(line, variables) for line, found in plain if found == usual]
+
+
+def test_a_dry_run_warns_of_a_log_that_a_launch_refuses(launch, out, monkeypatch, capsys):
+    refusal = "--log wandb: you are not logged in"
+    monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [refusal])
+    assert launch(finish_all, "--log", "wandb", "--dry-run") == 0
+    said = capsys.readouterr()
+    assert "Nothing is launched." in said.out
+    assert said.err == f"Warning: a launch would refuse this: {refusal}\n"
+    assert launch(finish_all, "--log", "wandb") == 1
+    assert refusal in capsys.readouterr().err and not out.exists()
+
+
+@pytest.fixture
+def values(launch, monkeypatch):
+    """What each launch tells the jobs about the training environments' in-splits."""
+    monkeypatch.delenv(SKIP_VARIABLE, raising=False)
+
+    def start(*flags):
+        seen = []
+
+        def note(jobs, environment):
+            seen.extend(environment(job).get(SKIP_VARIABLE) for job in jobs)
+
+        launch(note, *flags)
+        (value,) = set(seen)
+        return value
+
+    return start
+
+
+def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(
+    values, capsys, monkeypatch
+):
+    assert values("--launcher", "local") == values() == "1"
+    shown = capsys.readouterr().out
+    assert "Evaluation: without training in-splits (--training_in_splits adds them)" in shown
+    assert values("--training_in_splits") == values() == values("--launcher", "slurm") == "0"
+    assert values("--skip_training_in_splits") == values() == "1"
+    monkeypatch.setenv(SKIP_VARIABLE, "0")
+    assert values() == "0"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"), [([], "0"), ([True], "1"), ([False], "0"), ([True, False], "0")]
+)
+def test_a_sweep_of_0_1_0_keeps_what_it_was_begun_with(values, out, recorded, expected):
+    jobs = launched(out, Path(declared(out.parent)[0]).read_text())
+    manifest = json.loads((out / "sweep.json").read_text())
+    del manifest["skip_training_in_splits"]  # which 0.1.0 did not write
+    (out / "sweep.json").write_text(json.dumps(manifest))
+    for job, skips in zip(jobs, recorded):
+        record(job.__class__({**job.args, "skip_training_in_splits": skips}, job.folder), 0)
+    assert values() == expected
+    assert json.loads((out / "sweep.json").read_text())["skip_training_in_splits"] is (
+        expected == "1"
+    )
+
+
+def test_jobs_of_upstreams_sweep_keep_their_evaluation(values, out):
+    for job in launched(out, Path(declared(out.parent)[0]).read_text()):
+        record(job, 0)
+    (out / "sweep.json").unlink()
+    assert values() == "0"
+
+
+def test_a_checkout_is_told_nothing_of_the_training_in_splits(values, monkeypatch):
+    monkeypatch.setattr(names, "skips_in_splits", lambda: False)
+    assert values() is None
+
+
+def test_a_wrong_value_of_the_variable_is_refused_before_any_job(launch, out, monkeypatch, capsys):
+    monkeypatch.setenv(SKIP_VARIABLE, "yes")
+    assert launch(finish_all) == 1
+    assert f"{SKIP_VARIABLE} is 'yes', expected 0 or 1" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monkeypatch, capsys):

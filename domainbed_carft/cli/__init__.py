@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     told = "check whether a training job can start here; say how to fix problems"
     doctor = commands.add_parser("doctor", help=told)
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    one_step = "also run train of the domainbed in use, for one step on EmojiStyles"
+    doctor.add_argument("--train", action="store_true", help=one_step)
     doctor.set_defaults(run=_doctor)
     data_commands.add_to(commands)
     collect_commands.add_to(commands)

@@ -86,8 +86,7 @@ def _trained(
     writing.require_place(output / "report")
     pool = launchers.make("pool", {})
     # What no selection uses is two thirds of the evaluation.
-    less = {"DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1"}
-    if left := launch.run(declaration, DATA_DIR, folder, pool, environment=lambda job: less):
+    if left := launch.run(declaration, DATA_DIR, folder, pool, skip_training_in_splits=True):
         raise CarftError(
             f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
             f"{left[0].job.folder}: {left[0].detail}\nFix the cause, run `carft sweep retry "

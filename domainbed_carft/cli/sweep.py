@@ -72,10 +72,16 @@ def _launch(parser: Any) -> None:
         "for nothing (default: $DOMAINBED_PICTURE_CACHE, else a quarter of the memory, at most 8G, "
         "under SLURM nothing)",
     )  # fmt: skip
-    add(
-        "--skip_training_in_splits", action="store_true",
-        help="skip accuracies on the training environments' in-splits, which take most of the "
+    which_splits = parser.add_mutually_exclusive_group()
+    which_splits.add_argument(
+        "--training_in_splits", action="store_false", dest="skip_training_in_splits", default=None,
+        help="also evaluate the training environments' in-splits, which takes most of the "
         "evaluation's time and which no selection uses",
+    )  # fmt: skip
+    which_splits.add_argument(
+        "--skip_training_in_splits", action="store_true", default=None,
+        help="do not evaluate them (default: $DOMAINBED_SKIP_TRAINING_IN_SPLITS, else as the sweep "
+        "was begun; new sweeps skip them)",
     )  # fmt: skip
     add(
         "--log", nargs="+", choices=("tensorboard", "wandb"), metavar="NAME",

@@ -75,6 +75,11 @@ class Benchmark:
     certainty: str  # where the counts are from
 
 
+def edition_label(edition: str) -> str:
+    """An edition, as it is recorded, in words for people: that of the included data has no name."""
+    return edition.replace("of the package", "the copy included in the package")
+
+
 def get(name: str) -> Benchmark:
     """The benchmark called ``name``; CarftError with the nearest names if it is unknown."""
     if name not in BENCHMARKS:

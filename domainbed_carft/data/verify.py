@@ -83,7 +83,7 @@ class Report:
         lines += [f"damaged: {one.path} ({one.reason})" for one in self.damaged]
         pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
         meaning = {
-            "verified": f"the {pictures}, {self.edition}",
+            "verified": f"the {pictures}, {benchmarks.edition_label(self.edition or '')}",
             "consistent": f"{pictures}; there are no published counts to compare with",
             "differs": f"{pictures}; usable, but results may not compare with published ones",
             "broken": "jobs would fail or give wrong results",

@@ -57,7 +57,10 @@ UNKNOWN = Holder("?", 0, None, 0.0)
 
 
 class Attempt(NamedTuple):
-    """How one attempt at a job ended; the status is negative for a signal."""
+    """How one attempt at a job ended; the status is negative for a signal.
+
+    ``step``: how many steps were saved, of a job that was told to stop.
+    """
 
     started: float
     ended: float
@@ -65,6 +68,7 @@ class Attempt(NamedTuple):
     slurm: str | None
     status: int
     last_words: str
+    step: int | None = None
 
 
 class Held(CarftError):
@@ -126,6 +130,11 @@ class JobFolder:
     def holder(self) -> Holder | None:
         """Who runs this job now; UNKNOWN if the lock cannot be read, None if nobody does."""
         return (self._written_holder() or UNKNOWN) if self.is_held() else None
+
+    def last_step(self) -> int | None:
+        """The progress that the last process to hold the lock published, if the lock is there."""
+        holder = self._written_holder()
+        return holder.step if holder else None
 
     def last_holder(self) -> Holder | None:
         """Who ran this job and died; None if the job is held, or its lock was released."""

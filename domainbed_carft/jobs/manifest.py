@@ -40,12 +40,23 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs launched into an output folder, with what the last launch declared."""
+    """The jobs launched into an output folder, with what the last launch declared.
+
+    ``algorithms`` is the order in which they were declared, those of the last launch first. The
+    manifests of 0.1.0 have neither that nor ``skip_training_in_splits``.
+    """
 
     jobs: tuple[Job, ...]
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     selection: tuple[str, ...] = ()
     compare_with: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = ()
+    skip_training_in_splits: bool | None = None
+
+    @property
+    def declared_algorithms(self) -> tuple[str, ...]:
+        """The algorithms in the declared order; of a manifest without it, in that of the jobs."""
+        return self.algorithms or tuple(dict.fromkeys(job.key.algorithm for job in self.jobs))
 
 
 def read(output: Path) -> Sweep | None:
@@ -70,7 +81,11 @@ def add(output: Path, sweep: Sweep) -> None:
         before = found or Sweep(())
         jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
         datasets = {**before.datasets, **sweep.datasets}
-        _write(output, replace(sweep, jobs=tuple(jobs.values()), datasets=datasets))
+        algorithms = dict.fromkeys((*sweep.declared_algorithms, *before.declared_algorithms))
+        merged = replace(
+            sweep, jobs=tuple(jobs.values()), datasets=datasets, algorithms=tuple(algorithms)
+        )
+        _write(output, merged)
 
 
 def drop(output: Path, folders: Iterable[Path]) -> None:
@@ -156,8 +171,15 @@ def _sweep(found: Any, output: Path) -> Sweep:
         counts = None if pictures is None else tuple(map(int, pictures))
         steps, every = int(facts["steps"]), int(facts["checkpoint_freq"])
         datasets[name] = Dataset(labels, counts, steps, every, bool(facts.get("held_out")))
-    words = (tuple(map(str, found[name])) for name in ("selection", "compare_with"))
-    return Sweep(tuple(_job(one, output) for one in found["jobs"]), datasets, *words)
+    skips = found.get("skip_training_in_splits")
+    return Sweep(
+        jobs=tuple(_job(one, output) for one in found["jobs"]),
+        datasets=datasets,
+        selection=tuple(map(str, found["selection"])),
+        compare_with=tuple(map(str, found["compare_with"])),
+        algorithms=tuple(map(str, found.get("algorithms", ()))),
+        skip_training_in_splits=None if skips is None else bool(skips),
+    )
 
 
 def _job(found: Any, output: Path) -> Job:

@@ -22,7 +22,15 @@ from typing import IO, Literal
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
-from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
+from domainbed_carft.jobs.folder import (
+    NOT_ITS_FAULT,
+    STOPPED,
+    Attempt,
+    Held,
+    JobFolder,
+    last_line,
+    slurm_id,
+)
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.warm import Process, Warm
 from domainbed_carft.text import counted
@@ -246,6 +254,8 @@ def _attempt(
                 status, told = CANNOT_START, str(error)
             if children.stopped_by is not None and status == -signal.SIGKILL:  # not its fault
                 status, told = -signal.SIGTERM, "killed, since it did not stop when told to"
+            if children.stopped_by == signal.SIGINT and status in (STOPPED, -signal.SIGTERM):
+                told = told or "stopped by Ctrl-C (SIGINT)"  # which the job got as SIGTERM
             told = told or last_line(stderr.name)
         if status == 0 and not folder.done:
             told = "ended with status 0 but wrote no file 'done'"
@@ -255,8 +265,9 @@ def _attempt(
                 # It keeps those of earlier attempts; the clocks of file systems are coarse.
                 told = last_line(errors) if errors.stat().st_mtime >= started - 1 else ""
     finally:
-        attempt = Attempt(started, time.time(), socket.gethostname(), slurm_id(), status, told)
-        folder.add_attempt(attempt)
+        host, slurm = socket.gethostname(), slurm_id()
+        step = folder.last_step() if status == STOPPED else None
+        folder.add_attempt(Attempt(started, time.time(), host, slurm, status, told, step))
 
 
 def described(status: int, words: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from domainbed_carft import errors, machine
+from domainbed_carft import errors, machine, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import observed, prompts
@@ -33,7 +33,7 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
     MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
     resembles one of ours. Several processes are refused in all hosts but our harness.
     """
-    for name in () if _in_our_harness() else ("WORLD_SIZE", machine.PROCESSES):
+    for name in () if in_our_harness() else ("WORLD_SIZE", machine.PROCESSES):
         if (told := os.environ.get(name, "")).isdecimal() and int(told) > 1:
             raise CarftError(
                 f"{name} is {told}, and this DomainBed trains a job in one process: several would "
@@ -42,10 +42,12 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
     hparams = dict(hparams)  # a fork's configuration object may have keys and items, and no more
     ours = sorted(h.name for h in HPARAMS)
     valid = sorted({*ours, *_host_keys})
-    problems = [p for key in sorted({*hparams} - {*valid}) for p in _unknown(key, valid)]
-    problems += _value_problems(hparams, algorithm)
-    if problems:
-        raise CarftError("; ".join(problems) + f". Valid hparams: {', '.join(ours)}")
+    unknown = [p for key in sorted({*hparams} - {*valid}) for p in _unknown(key, valid)]
+    if problems := unknown + _value_problems(hparams, algorithm):
+        ending = "" if problems[-1].endswith("?") else "."
+        # All names help with a wrong name only.
+        listed = f" Valid hparams: {', '.join(ours)}" if unknown else ""
+        raise CarftError("; ".join(problems) + (ending + listed if listed else ""))
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
@@ -53,7 +55,8 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
         )
 
 
-def _in_our_harness() -> bool:
+def in_our_harness() -> bool:
+    """Whether the domainbed in use is this package's harness."""
     from domainbed.algorithms import Algorithm
 
     return hasattr(Algorithm, "indivisible")
@@ -146,10 +149,13 @@ def _find_backbone(name: str) -> None:
 
 
 def _unknown(key: str, valid: Sequence[str]) -> list[str]:
-    given = key in _given_by_hand()
-    near = get_close_matches(key, valid, n=1, cutoff=0.6 if given else 0.85)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return [f"unknown hparam {key!r}{hint}"] if near or given else []
+    """That a key is none of ours, if the user gave it or if it resembles one; else nothing."""
+    if key in _given_by_hand():
+        close = text.near(key, valid, most=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return [f"unknown hparam {key!r}{hint}"]
+    close = get_close_matches(key, valid, n=1, cutoff=0.85)
+    return [f"unknown hparam {key!r}; did you mean {close[0]!r}?"] if close else []
 
 
 def _given_by_hand() -> set[str]:
@@ -227,11 +233,11 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
                 f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
             )
         record(hparams, "data_edition", seen.edition, "the data differs")
-        print(f"Data: {seen.edition or 'not counted'}")
+        print(f"Data: {benchmarks.edition_label(seen.edition) or 'not counted'}")
         for difference in report.differences if report else ():
             print(f"Data differs: {difference}")
     drawn = hparams["sampling"]
-    if drawn != "with-replacement" and (hparams.get("class_balanced") or not _in_our_harness()):
+    if drawn != "with-replacement" and (hparams.get("class_balanced") or not in_our_harness()):
         raise CarftError(
             f"sampling is {drawn!r}, expected 'with-replacement' where class_balanced is true, "
             "since a pass has each picture once, and in any host but this package's harness, which "

@@ -17,7 +17,7 @@ from typing import Any
 
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import verify
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.method import observed
 from domainbed_carft.plugin.names import SWITCH, warn_once
 from domainbed_carft.text import shown
@@ -43,6 +43,7 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
         hparams = given.get("hparams")
         values = hparams if isinstance(hparams, dict) else {}
         names, ours = values.get("class_names"), "data_edition" in values
+        require_weights(values)
         report = _verified(type(self).__name__, given.get("root"), ours)
         try:
             original(self, *args, **kwargs)
@@ -60,6 +61,27 @@ def remembering(original: Callable[..., None]) -> Callable[..., None]:
             warn_once(f"the class names of {type(self).__name__}", error)
 
     return __init__
+
+
+def require_weights(hparams: Any) -> None:
+    """In a checkout, have the CLIP of one of our algorithms on this machine before data is read.
+
+    Downloads OpenAI's weights where they are missing. Raises EndedJob where that fails, or where
+    the file that the user names does not exist. Our harness and open_clip look for themselves.
+    """
+    if not isinstance(hparams, dict) or "preprocessing" not in hparams:
+        return
+    from domainbed_carft.clips import backbone, open_clip_models
+    from domainbed_carft.method import arguments
+
+    name = hparams.get("clip_backbone")
+    is_file = isinstance(name, str) and not name.startswith(open_clip_models.PREFIX)
+    if not is_file or arguments.in_our_harness():
+        return
+    try:
+        backbone.locate(str(name))
+    except CarftError as error:
+        raise EndedJob(str(error)) from None
 
 
 def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:

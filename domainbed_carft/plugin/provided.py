@@ -19,7 +19,12 @@ from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, emoji, listing, shards, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.pictures.environment import Environment, Paths
-from domainbed_carft.plugin.image_folders import asked_for, remember, warn_of_broken
+from domainbed_carft.plugin.image_folders import (
+    asked_for,
+    remember,
+    require_weights,
+    warn_of_broken,
+)
 from domainbed_carft.suites import imagenet, imagenet_training
 
 HOSTS_SIZE = 224  # px; the host's own algorithms have networks for it
@@ -45,6 +50,7 @@ class Provided:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         self.asked = asked_for(hparams)
+        require_weights(hparams)
         size = self.INPUT_SHAPE[-1] if "clip_backbone" in (hparams or {}) else HOSTS_SIZE
         size = int(self.asked.split()[0]) if self.asked else size
         self.input_shape = (3, size, size)

@@ -23,6 +23,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.setting import EDITION
 from domainbed_carft.report import figures, frames, writing
 from domainbed_carft.report.looks import Looks, looks_of
 from domainbed_carft.results import collection as collecting
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     index = writing.write(arguments.output, page)
     for line in page["faults"]:
         print(shown(line), file=sys.stderr)
+    if page["no_examples"]:
+        print(f"No example pictures: {shown(page['no_examples'])}", file=sys.stderr)
     if not page["complete"]:
         print("Some cells are incomplete; see the notes on the page.", file=sys.stderr)
     print(f"Report: {shown(str(index))}")
@@ -65,7 +68,7 @@ def build(
     method = collection.methods[0]
     groups = collection.groups
     runs = [run for group in groups for run in group.runs]
-    algorithms = tables.algorithms(run.algorithm for run in runs)
+    algorithms = tables.algorithms((run.algorithm for run in runs), groups[0].declared)
     pair = _pair(algorithms, asked, method)
     show = None
     if pair and count:
@@ -97,6 +100,7 @@ def build(
         "averages": [
             document.grid(table) for table in flat if table.averages and len(table.columns) > 1
         ],
+        "no_examples": "" if show else _why_no_examples(algorithms, pair, method),
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
             published.grid([one for one in found if one["selection"] == method], remarks)
@@ -133,6 +137,26 @@ def _pair(
     return None
 
 
+def _why_no_examples(algorithms: Sequence[str], pair: Sequence[str] | None, method: str) -> str:
+    """Why the page shows no example pictures, and how to get some.
+
+    ``pair``: the algorithms that could be compared, None without a paired comparison.
+    """
+    if pair:
+        return "they were switched off. For pictures, omit --no_examples and --n_examples 0."
+    if method == selection.IN_DOMAIN:
+        return "these jobs left no environment out, so there are no pictures of an unseen one."
+    if len(algorithms) < 2:
+        return f"they compare two algorithms, and these jobs are all of {algorithms[0]}."
+
+    missing = " and ".join(name for name in PAIR if name not in algorithms)
+    return (
+        f"by default they compare {' and '.join(PAIR)}, and there are no jobs of {missing}. For "
+        f"pictures and a paired comparison, add --examples A B, with two of "
+        f"{', '.join(algorithms)}, such as --examples {algorithms[0]} {algorithms[1]}."
+    )
+
+
 def _settings(runs: Sequence[Run]) -> Grid:
     """Arguments, hparams and versions of the jobs; which CLIP they had, and which words it read."""
     parts: Counter[tuple[str, str]] = Counter()
@@ -142,7 +166,10 @@ def _settings(runs: Sequence[Run]) -> Grid:
         where = titles[run.dataset]
         words = {f"{n} on {where}": str(known[n]) for n in _WORDS if known.get(n)}
         parts.update({**run.setting, **words}.items())
-    rows = [[part, value, str(count)] for (part, value), count in parts.items()]
+    rows = [
+        [part, benchmarks.edition_label(value) if part == EDITION else value, str(count)]
+        for (part, value), count in parts.items()
+    ]
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, [])
 
 

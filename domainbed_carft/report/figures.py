@@ -138,7 +138,7 @@ def curves(
     for axes, (column, found) in zip(every, lines.items()):
         heading, scale = panels[column]
         axes.set_title(heading)
-        for one in present:
+        for one in reversed(present):  # the first algorithm lies on top
             if one in found:
                 line, look = scale * found[one], looks[one]
                 low, high = line["mean"] - line["error"], line["mean"] + line["error"]
@@ -214,15 +214,18 @@ def suite(
 
 def _plane(places: Mapping[str, Any], looks: Looks, x: str, y: str) -> tuple[Canvas, Any]:
     """Axes called ``x`` and ``y``, with each algorithm's marks at its two rows of places."""
-    canvas, handles = _canvas(3.4, [*places]), {}
+    canvas = _canvas(3.4, [*places])
     axes = canvas.subplots()
-    for one, values in places.items():
-        (handles[one],) = axes.plot(*values, ls="", ms=6.8, zorder=3, **looks[one].mark)
+
+    handles: dict[str, Any] = {}
+    for one in reversed([*places]):  # the first algorithm lies on top
+        (handles[one],) = axes.plot(*places[one], ls="", ms=6.8, zorder=3, **looks[one].mark)
+
     axes.margins(0.08)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set(xlabel=x, ylabel=y)
-    _legend(canvas, handles, handlelength=1.2)
+    _legend(canvas, {one: handles[one] for one in places}, handlelength=1.2)
     return canvas, axes
 
 

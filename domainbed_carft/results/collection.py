@@ -57,10 +57,11 @@ def gather(
             faults.append(Fault("unreadable", str(folder), what))
     planned = [job for sweep in sweeps for job in sweep.jobs]
     listed = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
+    declared = tuple(dict.fromkeys(name for one in sweeps for name in one.declared_algorithms))
     groups = []
     for group in settings.groups(runs, planned, ignored):
         kept, passed_over = settings.distinct(group.runs)
-        groups.append(group._replace(runs=kept, labels=listed))
+        groups.append(group._replace(runs=kept, labels=listed, declared=declared))
         faults += passed_over
     left_out = {len(run.test_envs) for run in runs}
     left_out |= {len(job.args["test_envs"]) for job in planned}
@@ -128,7 +129,11 @@ def best(collection: Collection) -> Iterator[dict[str, Any]]:
     for group, method in itertools.product(collection.groups, collection.methods):
         names = tables.labels(group.runs, listed=group.labels)
         left_out = selection.METHODS[method].leaves_out
-        for one in sorted(selection.select(group.runs, method), key=lambda s: s[:4]):
+        found = selection.select(group.runs, method)
+        order = tables.algorithms((one.algorithm for one in found), group.declared)
+        # By data set, then in the tables' order, then by target and trial.
+        found.sort(key=lambda s: (s.dataset, order.index(s.algorithm), s.target, s.trial))
+        for one in found:
             if not left_out and one.target:
                 continue  # jobs that leave nothing out select the same for each column
             chosen, run = one.outcome, one.outcome.runs[0]

@@ -66,7 +66,9 @@ def compare(
             }
         )
     if not found:
-        algorithms = tables.algorithms(r.algorithm for group in groups for r in group.runs)
+        names = [run.algorithm for group in groups for run in group.runs]
+        declared = [name for group in groups for name in group.declared]
+        algorithms = tables.algorithms(names, declared)
         raise CarftError(
             f"{a} and {b} share no (data set, environment, trial) under the same settings by "
             f"{', '.join(methods)}; expected two different algorithms of {', '.join(algorithms)}"

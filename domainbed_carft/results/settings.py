@@ -25,7 +25,8 @@ class Group(NamedTuple):
     """Runs that may be averaged, how they differ from the other groups, and remarks.
 
     ``planned``: jobs of the sweeps' manifests that belong to the group, run or not; ``runs`` may be
-    empty. ``labels``: data set -> environments, as in the manifests.
+    empty. ``labels``: data set -> environments, as in the manifests. ``declared``: the algorithms
+    in the order in which the manifests declare them.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Group(NamedTuple):
     planned: Sequence[Job]
     notes: Sequence[str]
     labels: Mapping[str, Sequence[str]] = {}
+    declared: Sequence[str] = ()
 
 
 def groups(

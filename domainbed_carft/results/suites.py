@@ -70,7 +70,7 @@ def scores(group: Group) -> list[Scores]:
             key = (one.dataset, one.algorithm, clip, *(record[name] for name in records.KEY))
             if record["suite"] in known.SUITES:
                 found.setdefault(key, {})[one.trial] = record
-    order = tables.algorithms(algorithm for _, algorithm, *_ in found)
+    order = tables.algorithms((algorithm for _, algorithm, *_ in found), group.declared)
     rows = [
         Scores(suite, group.title, dataset, algorithm, weights, alpha, clip, _over(suite, trials))
         for (dataset, algorithm, clip, suite, weights, alpha), trials in found.items()

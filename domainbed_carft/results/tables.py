@@ -19,9 +19,11 @@ _ORDER = (
     "Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
     "TerraIncognita", "DomainNet", "SVIRO", "EmojiStyles",
 )  # fmt: skip
+# Our algorithms in the order of the README and of docs/peers.md.
 OURS = (
-    "CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP",
-    "CLIPFeatureDistillation", "LDIFS", "LipsumFT", "CLIPMIRO", "CLIPood", "FLYP", "CARFT",
+    "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
+    "CLIPood", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP", "CLIPFeatureDistillation", "LDIFS", "LipsumFT",
+    "CLIPMIRO", "FLYP",
 )  # fmt: skip
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 
@@ -102,7 +104,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
         leaves_out = selection.METHODS[method].leaves_out
         jobs = [job for job in gaps.keys if bool(job.test_envs) == leaves_out]
         names = {job.dataset for job in jobs}
-        rows_of = algorithms(job.algorithm for job in jobs)
+        rows_of = algorithms((job.algorithm for job in jobs), group.declared)
         # In the order of DomainBed's groups, on which the last bit of a mean depends.
         selected: dict[tuple[str, str, int], dict[int, float]] = {}
         reached: dict[tuple[str, str], dict[int, list[float]]] = {}
@@ -214,7 +216,12 @@ def labels(
     return found
 
 
-def algorithms(names: Iterable[str]) -> list[str]:
-    """In alphabetical order, ours at the end from the untrained to CARFT."""
+def algorithms(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
+    """Each of these names once, in the order of rows, legends and bars.
+
+    First those that a sweep ``declared``, in its order, then CARFT and our other algorithms in the
+    order of the docs, then all others by name.
+    """
     found = set(names)
-    return sorted(found.difference(OURS)) + [name for name in OURS if name in found]
+    order = dict.fromkeys((*declared, *OURS, *sorted(found)))
+    return [name for name in order if name in found]

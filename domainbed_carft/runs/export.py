@@ -82,7 +82,11 @@ def export(
         told = "of a checkpoint of open_clip; expected the name of a folder, without --half"
         raise CarftError(f"-o {weights} is for a run {told}")
     if not for_open_clip and weights.suffix not in SUFFIXES:
-        raise CarftError(f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}")
+        raise CarftError(
+            f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}, since this run "
+            f"started from {run.hparams['clip_backbone']!r}, which is no CLIP of open_clip; only "
+            "runs that started from one are exported to a folder"
+        )
     files = Files.of(weights, for_open_clip)
     # A folder that is there gets its files replaced, one by one; else it appears whole.
     alone = for_open_clip and not os.path.lexists(weights)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,8 +29,12 @@ from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.suites import known
 from domainbed_carft.text import counted, shown, table
 
+if TYPE_CHECKING:
+    import matplotlib.figure
+
 TABLE = "wise_ft.json"
 PLOTS = ("wise_ft.png", "wise_ft.svg")
+ENDS = {0.0: " (original CLIP)", 1.0: " (the run)"}  # what the alphas at the ends stand for
 AXES = (  # of splits, of a suite
     (
         "in-domain accuracy (%): out-splits of the training environments",
@@ -225,21 +229,71 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
 def _plot(
     points: Sequence[Mapping[str, Any]], title: str, folder: Path, labels: tuple[str, str]
 ) -> None:
+    figure = curve_figure(points, title, labels)
+    for name in PLOTS:
+        kind = name.rpartition(".")[2]
+        metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes
+        draw = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
+        files.save(folder / name, draw)
+
+
+def curve_figure(
+    points: Sequence[Mapping[str, Any]], title: str, labels: tuple[str, str]
+) -> matplotlib.figure.Figure:
+    """The curve through the points of all alphas, both ends named, with labels where there is room.
+
+    ``points``: ``alpha``, and ``in_domain`` and ``out_of_domain`` as shares of 1.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
     places = [(100 * point["in_domain"], 100 * point["out_of_domain"]) for point in points]
     axes.plot(*zip(*places), color="#0072B2", marker="o", markersize=5)
-    ends = {0.0: " (original CLIP)", 1.0: " (the run)"}
-    for point, (x, y) in zip(points, places):
-        label = f"{point['alpha']:g}{ends.get(point['alpha'], '')}"
-        axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
     axes.margins(0.1)
     words = f"{title}: weights (1 - α) original + α fine-tuned"
     axes.set_title(words, fontsize=10, parse_math=False)
-    for name in PLOTS:
-        kind = name.rpartition(".")[2]
-        metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes
-        draw = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
-        files.save(folder / name, draw)
+
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the labels are placed in the axes as they are now
+    alphas = [point["alpha"] for point in points]
+    # The ends first, so that they get the room.
+    order = sorted(range(len(points)), key=lambda i: (alphas[i] not in ENDS, i))
+    drawn: list[Any] = []
+    for i in order:
+        label = f"{alphas[i]:g}{ENDS.get(alphas[i], '')}"
+        if box := _label(axes, label, places[i], taken=drawn):
+            drawn.append(box)
+    return figure
+
+
+def _label(axes: Any, label: str, place: tuple[float, float], taken: Sequence[Any]) -> Any:
+    """Write a label beside a point, inside the axes and over none of the boxes that are ``taken``.
+
+    Of such places one beside the curve comes before one on it. Returns the label's box; None,
+    without a label, where there is no room.
+    """
+    curve = axes.lines[0].get_path().transformed(axes.transData)
+    found: list[Any] = []
+    for right, up in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+        text = axes.annotate(
+            label,
+            place,
+            textcoords="offset points",
+            xytext=(6 * right, 6 * up),
+            ha="left" if right > 0 else "right",
+            va="bottom" if up > 0 else "top",
+            fontsize=8,
+        )
+        box, frame = text.get_window_extent(), axes.bbox
+        is_inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+        is_inside = is_inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        if is_inside and not box.count_overlaps(taken):
+            found.append((curve.intersects_bbox(box, filled=False), text, box))
+        else:
+            text.remove()
+
+    found.sort(key=lambda place: place[0])
+    for _, text, _ in found[1:]:
+        text.remove()
+    return found[0][2] if found else None

@@ -14,7 +14,7 @@ from typing import Any
 from domainbed_carft import files, launchers
 from domainbed_carft.data import benchmarks, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for, refusals
-from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
 from domainbed_carft.suites import imagenet_training
@@ -24,6 +24,11 @@ from domainbed_carft.sweep.states import Status
 from domainbed_carft.text import confirm, counted, shown
 
 RUN_HERE = ("local", "pool")
+
+# Tells our harness's train whether to leave out the training environments' in-splits: "1" or "0".
+SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
+
+Environment = Callable[[Job], Mapping[str, str]]  # the variables of a job
 
 
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
@@ -44,7 +49,12 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
         data_dir = "embedded" if embedded else "."
     problems = [] if dry else launchers.problems(launcher, [output])
     if arguments.log:  # as each job would refuse it: a train that cannot log, a missing library
-        problems += names.module("lib.scalar_logs").problems(arguments.log)
+        unlogged = names.module("lib.scalar_logs").problems(arguments.log)
+        if dry:
+            for problem in unlogged:
+                print(shown(f"Warning: a launch would refuse this: {problem}"), file=sys.stderr)
+        else:
+            problems += unlogged
     verdicts, broken = _data(declared, data_dir, name in RUN_HERE and not dry)
     # A dry run shows the verdicts and the costs before it refuses the data.
     raise_for(problems + broken if problems or not dry else ())
@@ -53,10 +63,13 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
     print(f"{declared.name}: {counted(len(statuses), 'job')}: {printing.counted(statuses)}.")
     for verdict in verdicts:
         print(shown(f"Data: {verdict}."))
+    jobs = [status.job for status in statuses]
+    skips = skips_training_in_splits(output, jobs, arguments.skip_training_in_splits)
+    if skips is not None:
+        print(_evaluation(skips))
     if dry:
-        skips = arguments.skip_training_in_splits
         print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.\n")
-        print(estimate.shown(estimate.costs(statuses, declared.facts, skips), skips))
+        print(estimate.shown(estimate.costs(statuses, declared.facts, bool(skips)), bool(skips)))
         raise_for(broken)
         return 0
     if failed := sum(status.state == states.FAILED for status in statuses):
@@ -67,14 +80,14 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
     chosen = _chosen(statuses, name)
     environment = functools.partial(_environment, arguments)
     if name == "dummy":
-        launcher(chosen, environment)
+        launcher(chosen, _with_skip(environment, skips))
         return 0
     if chosen:
         print(f"About to launch {counted(len(chosen), 'job')} into {output} ({name}).")
         confirm(arguments.yes)
     else:
         print("There is nothing to launch.")
-    if left := run(declared, data_dir, output, launcher, name, environment):
+    if left := run(declared, data_dir, output, launcher, name, environment, skips):
         print(printing.failures(left, output), file=sys.stderr)
     elif name == "slurm" and chosen:
         print(f"Submitted. To watch the jobs: {printing.again('status', output)} --watch 30")
@@ -101,9 +114,12 @@ def run(
     output: Path,
     launcher: Any,
     name: str = "pool",
-    environment: Callable[[Job], Mapping[str, str]] | None = None,
+    environment: Environment | None = None,
+    skip_training_in_splits: bool | None = None,
 ) -> list[Status]:
     """Run the jobs of a sweep that are not done; shows a progress bar if the launcher waits.
+
+    ``skip_training_in_splits`` is resolved as by the function `skips_training_in_splits`.
 
     Returns the jobs that are not done at the end, each with the reason as its detail; if the
     launcher does not wait, those that failed before, if there was nothing to submit. Call it from
@@ -111,7 +127,10 @@ def run(
     """
     statuses, words = look(declaration, data_dir, output), {}
     chosen = _chosen(statuses, name)
-    note(declaration, output, [status.job for status in statuses])
+    jobs = [status.job for status in statuses]
+    skips = skips_training_in_splits(output, jobs, skip_training_in_splits)
+    environment = _with_skip(environment, skips)
+    note(declaration, output, jobs, skips)
     if name == "slurm":
         launcher(chosen, environment)
         return [status for status in statuses if status.state == states.FAILED and not chosen]
@@ -125,11 +144,67 @@ def run(
     return [replace(one, detail=one.detail or words.get(one.job.folder, "")) for one in left]
 
 
-def note(declaration: Declaration, output: Path, jobs: Sequence[Job]) -> None:
-    """Write the manifest for other commands, and a copy of the sweep file for people."""
-    settings = tuple(declaration.selection), tuple(declaration.compare_with)
-    manifest.add(output, manifest.Sweep(tuple(jobs), declaration.facts, *settings))
+def note(
+    declaration: Declaration, output: Path, jobs: Sequence[Job], skips: bool | None = None
+) -> None:
+    """Write the manifest for other commands, and a copy of the sweep file for people.
+
+    ``skips``: whether the jobs leave out the training environments' in-splits.
+    """
+    sweep = manifest.Sweep(
+        jobs=tuple(jobs),
+        datasets=declaration.facts,
+        selection=tuple(declaration.selection),
+        compare_with=tuple(declaration.compare_with),
+        algorithms=tuple(declaration.algorithms),
+        skip_training_in_splits=skips,
+    )
+    manifest.add(output, sweep)
     files.save_text(output / "sweep.yaml", declaration.text)
+
+
+def skips_training_in_splits(
+    output: Path, jobs: Sequence[Job], chosen: bool | None = None
+) -> bool | None:
+    """Whether the jobs leave out the accuracies on the training environments' in-splits.
+
+    The first of these decides: ``chosen``, the user's variable, the manifest of the sweep, the
+    records of a sweep that 0.1.0 began. A new sweep leaves them out. Returns None for a domainbed
+    whose train always has them. Raises CarftError for another value of the variable.
+    """
+    if not names.skips_in_splits():
+        return None
+    if chosen is not None:
+        return chosen
+
+    variable = os.environ.get(SKIP_VARIABLE, "")
+    if variable not in ("", "0", "1"):
+        raise CarftError(f"{SKIP_VARIABLE} is {variable!r}, expected 0 or 1")
+    if variable:
+        return variable == "1"
+
+    sweep = manifest.read(output) if output.is_dir() else None
+    if sweep and sweep.skip_training_in_splits is not None:
+        return sweep.skip_training_in_splits
+
+    # 0.1.0 evaluated them unless a flag said otherwise, which only the records tell.
+    begun = [args for job in jobs if (args := records.arguments(job.folder))]
+    if begun or sweep:
+        return bool(begun) and all(args.get("skip_training_in_splits") is True for args in begun)
+    return True
+
+
+def _evaluation(skips: bool) -> str:
+    """What the jobs evaluate, and the flag for the opposite."""
+    if skips:
+        return "Evaluation: without training in-splits (--training_in_splits adds them)."
+    return "Evaluation: with training in-splits (--skip_training_in_splits leaves them out)."
+
+
+def _with_skip(environment: Environment | None, skips: bool | None) -> Environment:
+    """The variables of ``environment``, and the one that says what train evaluates."""
+    added = {} if skips is None else {SKIP_VARIABLE: "1" if skips else "0"}
+    return lambda job: {**(environment(job) if environment else {}), **added}
 
 
 def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str], list[str]]:
@@ -189,7 +264,6 @@ def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
         "DOMAINBED_KEEP_WEIGHTS": arguments.keep_weights,
         "DOMAINBED_PICTURES": arguments.pictures,
         "DOMAINBED_PICTURE_CACHE": arguments.picture_cache,
-        "DOMAINBED_SKIP_TRAINING_IN_SPLITS": "1" if arguments.skip_training_in_splits else None,
         "DOMAINBED_LOG": " ".join(kinds),
     }
     if "wandb" in kinds and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays

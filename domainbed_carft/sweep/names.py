@@ -14,6 +14,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
+from domainbed_carft.method.arguments import in_our_harness
 from domainbed_carft.results import published
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.sweep.declaration import Override, Shape, Variant, environment
@@ -36,6 +37,12 @@ def module(name: str) -> Any:
         raise CarftError(told) from error
     finally:
         sys.path.remove(here)
+
+
+def skips_in_splits() -> bool:
+    """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
+    module("algorithms")  # found from the current folder, as a job would find it
+    return in_our_harness()
 
 
 def algorithm_class(name: str) -> Any:
@@ -169,16 +176,19 @@ def _hparams(shape: Shape, datasets: Sequence[str], classes: Mapping[str, Any]) 
     if shape.protocol not in (None, "domainbed"):
         settings.append((("protocol",), "protocol", shape.protocol, Override()))
     for path, key, value, setting in settings:
+        without: dict[str, list[str]] = {}  # algorithms that have no such key, and their keys
         for dataset, algorithm in ((d, a) for d in datasets for a in classes):
             if not setting.covers(dataset, algorithm):
                 continue
             if key not in known(algorithm, dataset):
-                kind = f"hyperparameter of {algorithm}"
-                yield path, unknown(kind, key, known(algorithm, dataset))
+                without.setdefault(algorithm, known(algorithm, dataset))
             elif key in _SWITCHES and value not in (0, 1):
                 yield path, f"got {value!r}, expected true or false"
             elif key == "batch_size" and not (isinstance(value, int) and value > 0):
                 yield path, f"got {value!r}, expected a whole number > 0"
+        if without:
+            valid = dict.fromkeys(name for names in without.values() for name in names)
+            yield path, unknown(f"hyperparameter of {', '.join(without)}", key, valid)
     # What an algorithm itself refuses, of all that is set for it. The weights may be on the nodes.
     for variant in shape.settings.values():
         for dataset, (algorithm, asked) in ((d, c) for d in datasets for c in classes.items()):

@@ -140,7 +140,9 @@ def status(job: Job, datasets: Mapping[str, Dataset], places: Mapping[Path, str]
     if died := folder.last_holder():
         return told(INTERRUPTED, holder=died, detail=f"last run by {died}")
     if attempts := folder.attempts():
-        return told(INTERRUPTED, attempt=attempts[-1], detail=_told(attempts[-1]))
+        last_attempt = attempts[-1]
+        saved = max(step, last_attempt.step or 0)  # a job that stops saves what it has no record of
+        return told(INTERRUPTED, attempt=last_attempt, detail=_told(last_attempt), step=saved)
     if any((job.folder / name).exists() for name in (STATE, RECORDS, OUTPUT)):
         return told(INTERRUPTED, detail="started but not done")
     return Status(job, NOT_LAUNCHED, 0, steps)

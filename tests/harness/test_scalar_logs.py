@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,21 @@ def test_an_interrupted_run_is_one_run_of_wandb(tmp_path):
     assert len({run_id for run_id, _ in runs}) == 1
     assert run(tmp_path, "--restart", log="wandb") == 0
     assert on_wandb(tmp_path)[0][-1][0] != runs[0][0]
+
+
+def test_a_missing_login_is_told_once(monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "online")
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "login", refuse)
+    monkeypatch.setattr(
+        wandb, "setup", lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode="online"))
+    )
+    advice = "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
+    assert scalar_logs.problems(["wandb"]) == [f"--log wandb: you are not logged in; {advice}"]
 
 
 def test_what_is_missing_is_told_before_anything_is_loaded(tmp_path, monkeypatch, capsys):

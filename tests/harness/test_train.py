@@ -102,6 +102,8 @@ def test_all_mistakes_are_told_at_once_before_anything_is_loaded(tmp_path, capsy
         ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves no environment of Debug28 to train on"),
         ("--picture_cache much", "--picture_cache is 'much', expected a size such as 8G"),
         ("--dataset PACS", "PACS needs --data_dir, the folder that contains PACS"),
+        ("--hparams kl_weight=3", """such as --hparams '{"kl_weight": 3}'"""),
+        ("--hparams {lr:1}", """such as --hparams '{"lr": 0.1}'"""),
         ("--hparams [1]", "--hparams must be a JSON object"),
         ('--hparams {"lr":1,"lr":2}', "--hparams is not valid JSON (the key 'lr' appears twice"),
         ('--hparams {"lrr":1}', "no hyperparameter of LinearSGD is called 'lrr'; did you mean lr"),

@@ -5,6 +5,7 @@ Every check returns a list of problems, so that a command can report all of them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,15 @@ def parse_hparams(json: str | None) -> dict[str, Any]:
     try:
         overrides = parsing.parse_json(json, unique_keys=True)
     except ValueError as error:
-        raise CarftError(f"--hparams is not valid JSON ({error}): {json[:200]}") from error
+        # People write NAME=VALUE, or lose the quotes to their shell.
+        name, sign, value = json.partition("=")
+        is_number = re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", value.strip())
+        is_assignment = sign and name.strip().isidentifier() and is_number
+        example = f'{{"{name.strip()}": {value.strip()}}}' if is_assignment else '{"lr": 0.1}'
+        raise CarftError(
+            f"--hparams is not valid JSON ({error}): {json[:200]}; expected a JSON object in "
+            f"quotes, such as --hparams '{example}'"
+        ) from error
 
     if not isinstance(overrides, dict):
         raise CarftError(

@@ -69,7 +69,9 @@ def _wandb_problem() -> str:
         if is_online and not wandb.login(verify=False):
             return "you are not logged in"
     except Exception as error:  # a setting that it refuses, or nobody to ask
-        return brief(error)
+        reason = brief(error).rstrip(".")
+        # W&B's own advice would repeat ours.
+        return "you are not logged in" if "wandb login" in reason else reason
     return ""
 
 

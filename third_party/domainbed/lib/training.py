@@ -155,6 +155,7 @@ class Run:
                         "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
                         "the next run starts over"
                     ) from None
+                self._publish_progress(at_once=True)  # how much was saved, for `sweep status`
                 self.members.highest(0)  # all wait for it: torchrun ends them once one has left
                 raise
 

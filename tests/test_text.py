@@ -1,0 +1,44 @@
+"""Near misses and synonyms: which name a message proposes."""
+
+import pytest
+
+from domainbed_carft import text
+from domainbed_carft.method import hparams
+
+HPARAMS = [one.name for one in hparams.HPARAMS]
+KEYS = ["algorithms", "compare_with", "datasets", "hparams", "name", "steps", "trials"]
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "expected"),
+    [
+        ("learning_rate", HPARAMS, ["lr"]),
+        ("learning-rate", HPARAMS, ["lr"]),
+        ("lambda", HPARAMS, ["kl_weight"]),
+        ("temperature", HPARAMS, ["context_scale"]),
+        ("epochs", HPARAMS, []),
+        ("epochs", KEYS, ["steps"]),
+        ("metric", KEYS, []),
+        ("learning_rate", KEYS, []),
+        ("MIRO", hparams.ALGORITHMS, ["CLIPMIRO"]),
+        ("CAR-FT", hparams.ALGORITHMS, ["CARFT"]),
+        ("WiSE-FT", hparams.ALGORITHMS, ["CLIPWiSEFT"]),
+    ],
+)
+def test_a_name_is_near_what_it_stands_for(name, valid, expected):
+    assert text.near(name, valid) == expected
+
+
+def test_every_synonym_stands_for_an_hparam_or_a_key_of_a_sweep():
+    from domainbed_carft.sweep.declaration import Shape
+
+    known = {*HPARAMS, *Shape.model_fields}
+    ours = [name for names in text._SYNONYMS.values() for name in names]
+    assert {*ours} <= known and not text._SYNONYMS.keys() & known
+
+
+def test_a_message_ends_as_a_sentence():
+    assert text.unknown("key", "trails", ["trials"]).startswith(
+        "no key is called 'trails'; did you mean trials? Valid: "
+    )
+    assert text.unknown("key", "metric", ["trials"]) == ("no key is called 'metric'. Valid: trials")
