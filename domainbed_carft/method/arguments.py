@@ -177,7 +177,7 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
     """
     overrides = _overrides_by_hand()
     missing = implied(algorithm, dataset, overrides, random_seed)
-    if not missing or _in_our_harness():
+    if not missing or in_our_harness():
         return ""
     return json.dumps({**overrides, **missing})
 

@@ -33,7 +33,7 @@ from domainbed_carft import machine
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.pictures import drawing
 
-PROGRESS_INTERVAL_SECONDS = 5.0
+PROGRESS_SECONDS = 5.0
 
 
 @dataclass
@@ -181,9 +181,7 @@ class Run:
 
     def _publish_progress(self, at_once: bool) -> None:
         """Publish the progress in the lock, at most every few seconds unless ``at_once``."""
-        if self.lock is None:
-            return
-        if at_once or time.time() > self._progress_published_at + PROGRESS_INTERVAL_SECONDS:
+        if self.lock and (at_once or time.time() > self._progress_published_at + PROGRESS_SECONDS):
             self._progress_published_at = time.time()
             self.lock.tell(
                 step=self.steps_done,
