@@ -25,6 +25,8 @@ from domainbed_carft import machine
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.pictures import drawing
 
+NO_MORE = object()
+
 
 @dataclass
 class Run:
@@ -143,7 +145,7 @@ class Run:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            values = measured.step(self.algorithm, self.batches.of_step())
+            values = measured.step(self.algorithm, self._minibatches())
             self.interval.add(step, time.monotonic() - started, values)
             self.steps_done += 1
             self.recorded = not self.batches.is_due(step)
@@ -211,11 +213,24 @@ class Run:
             drawing.set_states(before)
             raise
 
+    def _minibatches(self) -> list[Batch]:
+        with self._waiting():
+            return self.batches.of_step()
+
     def _of(self, name: str) -> Iterator[Batch]:
-        for batch in self.batches.of_split(name):
+        batches = self.batches.of_split(name)
+        while True:
+            with self._waiting():
+                batch = next(batches, NO_MORE)
+            if batch is NO_MORE:
+                return
             self.stop.check()
             if batch is not None:
                 yield batch
+
+    def _waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Let a signal end the wait for loader processes, but no loading in this process."""
+        return self.stop.waiting() if self.n_workers else contextlib.nullcontext()
 
     def _model_contents(self) -> dict[str, Any]:
         told = {"pictures": self.pictures.told} if self.pictures.told else {}
