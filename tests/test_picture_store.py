@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from PIL import Image
 from domainbed_carft import machine
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures import loading, store
+from domainbed_carft.pictures import handles, loading, store
+from domainbed_carft.pictures.handles import Verdict
 from domainbed_carft.pictures.plan import plan
 from domainbed_carft.pictures.store import open_store
 
@@ -177,7 +181,7 @@ def test_a_store_of_other_pictures_makes_room_once_nobody_uses_it(tmp_path):
 
 def test_what_another_boot_left_is_not_believed(here):
     found = forked(lambda: str(opened(BOUND).folder))
-    left = Path(found).rename(Path(found).parent / "pictures-1-another-boot")
+    left = Path(found).rename(Path(found).parent / "pictures-2-another-boot")
     (left / "data.mdb").write_bytes(b"half written")
     assert forked(lambda: str(opened(BOUND).folder)) == found
     assert not left.exists()
@@ -217,7 +221,225 @@ def test_when_it_is_off(here, monkeypatch):
     assert "at most 32M" in line("32M")
     free = os.statvfs(here).f_bavail * os.statvfs(here).f_frsize
     assert "half of what is free there" in line(str(2 * free))
-    for wrong in ("8X", "", "-1", "8 G B"):
+    for wrong in ("8X", "", "-1", "8 G B", "9" * 400, "\u0663G"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M, or 0"):
             line(wrong)
     assert [store.size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
+
+
+def keys_of(paths: list[str]) -> list[bytes]:
+    return [store.key(path, f"whole {loading.MADE_BY}") for path in paths]
+
+
+def alter(file: Path, offset: int, content: bytes) -> None:
+    with open(file, "r+b") as opened_file:
+        opened_file.seek(offset)
+        opened_file.write(content)
+
+
+def places_of_pictures(file: Path, paths: list[str]) -> list[int]:
+    """Where in the file of the store the pixels of each picture begin."""
+    content = file.read_bytes()
+    return [content.index(loading.decode(path).numpy().tobytes()) for path in paths]
+
+
+@pytest.mark.parametrize("side", [20, 200])  # smaller than LMDB's pages, and larger
+@pytest.mark.parametrize("damage", ["a pixel", "the shape", "the checksum", "two swapped"])
+def test_a_damaged_picture_is_decoded_and_kept_anew(tmp_path, monkeypatch, damage, side):
+    paths = write(tmp_path / "data", 4, side)
+    expected = loaded(TRAINING, paths, None)
+    kept = opened(BOUND)
+    forked(lambda: len(loaded(TRAINING, paths, kept)))
+    file = kept.folder / "data.mdb"
+    first, second = places_of_pictures(file, paths[:2])
+    if damage == "two swapped":
+        pixels = [loading.decode(path).numpy().tobytes() for path in paths[:2]]
+        alter(file, first, pixels[1])
+        alter(file, second, pixels[0])
+    else:
+        offset = {"a pixel": first + 7, "the shape": first - 16, "the checksum": first - 24}[damage]
+        alter(file, offset, bytes([file.read_bytes()[offset] ^ 0x40]))
+
+    assert forked(lambda: same(loaded(TRAINING, paths, kept), expected))
+    monkeypatch.setattr(loading, "decode", None)
+    assert forked(lambda: same(loaded(TRAINING, paths, kept), expected))
+
+
+def test_any_flipped_bit_of_a_value_is_found(tmp_path):
+    (path,) = write(tmp_path / "data", 1, 8)
+    (key,) = keys_of([path])
+    value = store._packed(key, loading.decode(path))
+    for place in range(8 * len(value)):
+        damaged = value.copy()
+        damaged[place // 8] ^= 1 << place % 8
+        assert store._unpacked(key, damaged) is None, place
+    for length in range(len(value)):
+        assert store._unpacked(key, value[:length]) is None
+    assert store._unpacked(b"another", value) is None
+    assert np.array_equal(store._unpacked(key, value), loading.decode(path))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one page", "zeroed", "offsets"])
+def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
+    paths = write(tmp_path / "data", 20, 300)
+    expected = loaded(TRAINING, paths, None)
+    kept = forked(lambda: (loaded(TRAINING, paths, opened(BOUND)), str(opened(BOUND).folder))[1])
+    file = Path(kept) / "data.mdb"
+    size = file.stat().st_size
+    page = os.sysconf("SC_PAGE_SIZE")
+    if damage == "cut short":
+        os.truncate(file, size // 2)
+    elif damage == "one page":
+        os.truncate(file, size - page)
+    elif damage == "zeroed":
+        alter(file, 2 * page, bytes(size - 2 * page))
+    else:
+        content = file.read_bytes()
+        leaves = [at for at in range(0, size, page) if content[at + 10 : at + 12] == b"\2\0"]
+        for leaf in leaves:  # LMDB follows such offsets without a look
+            alter(file, leaf + 16, b"\xf0\xff" * 8)
+
+    def start() -> tuple[bool, str]:
+        found, line = open_store(BOUND)
+        return same(loaded(TRAINING, paths, found), expected), line
+
+    stop, ready = CONTEXT.Event(), CONTEXT.Event()
+
+    def use() -> None:
+        with handles.registered(Path(kept).parent):
+            pass
+        ready.set()
+        stop.wait(60)
+
+    user = CONTEXT.Process(target=use)
+    user.start()
+    assert ready.wait(60)
+    is_right, line = forked(start)
+    assert is_right and f"not kept: {kept} is damaged and in use" in line
+    assert file.stat().st_size <= size
+    stop.set()
+    user.join(60)
+    is_right, line = forked(start)
+    assert is_right and "a damaged store was deleted" in line
+    is_right, line = forked(start)
+    assert is_right and "a damaged store" not in line
+
+
+def test_a_store_is_whole_after_any_number_of_puts(tmp_path):
+    paths = write(tmp_path / "data", 30, 30) + write(tmp_path / "larger", 30, 150)
+    kept = opened(BOUND)
+
+    def put_all() -> bool:
+        for number, path in enumerate(np.random.default_rng(0).permutation(paths * 10)):
+            kept.put(store.key(str(path), str(number)), loading.decode(str(path)))
+        return True
+
+    assert forked(put_all)
+    assert handles.inspect(kept.folder, kept.bound, b"") is Verdict.WHOLE
+
+
+def stopped_while(kept: store.Store, function: str) -> multiprocessing.Process:
+    """A process that has stopped itself inside a transaction of this kind."""
+
+    def stop() -> None:
+        original = getattr(handles, function)
+
+        @contextlib.contextmanager
+        def stopping(*arguments: Any) -> Any:
+            with original(*arguments) as transaction:
+                os.kill(os.getpid(), signal.SIGSTOP)
+                yield transaction
+
+        setattr(handles, function, stopping)
+        kept.get(b"any") if function == "reading" else kept.put(b"any", torch.ones(9, 9, 3).byte())
+
+    process = CONTEXT.Process(target=stop)
+    process.start()
+    assert process.pid
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("function", ["writing", "reading"])
+def test_a_stopped_process_delays_others_by_seconds_and_no_reader(tmp_path, function):
+    paths = write(tmp_path / "data", 20)
+    expected = loaded(TRAINING, paths, None)
+    kept = opened(BOUND)
+    forked(lambda: len(loaded(TRAINING, paths[:10], kept)))
+    assert kept.get(keys_of(paths)[0]) is not None
+    stopped = stopped_while(kept, function)
+
+    def read_and_put() -> list[float]:
+        times = [time.monotonic()]
+        assert same(loaded(TRAINING, paths[:10], kept), expected[:20])
+        times.append(time.monotonic())
+        for _ in range(2):
+            assert same(loaded(TRAINING, paths, kept), expected)
+            times.append(time.monotonic())
+        return np.diff(times).tolist()
+
+    try:
+        reading_s, putting_s, again_s = read_and_put()  # has it open already
+        assert reading_s < 1.5
+        assert putting_s < 2 * handles.PATIENCE_S + 1.5
+        assert again_s < 1.5
+        assert sum(forked(read_and_put)) < 2 * handles.PATIENCE_S + 3  # opens it now
+        started = time.monotonic()
+        line = forked(lambda: open_store(BOUND)[1])
+        assert time.monotonic() - started < 2 * handles.PATIENCE_S + 3
+        assert ("which may be stopped" in line) == (function == "writing")
+    finally:
+        stopped.kill()
+        stopped.join(60)
+    assert forked(lambda: same(loaded(TRAINING, paths, opened(BOUND)), expected))
+    assert forked(lambda: None not in [opened(BOUND).get(key) for key in keys_of(paths)])
+
+
+def test_a_process_that_stops_while_it_begins_a_store_ends_only_the_keeping(here, monkeypatch):
+    monkeypatch.setattr(handles, "START_PATIENCE_S", 0.5)
+    parent = Path(forked(lambda: str(opened(BOUND).folder.parent)))
+    descriptor = os.open(parent / "in-use", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert "which may be stopped" in forked(lambda: open_store(BOUND)[1])
+    os.close(descriptor)
+    assert "are kept in" in forked(lambda: open_store(BOUND)[1])
+
+
+def test_a_reader_goes_on_after_a_fork(tmp_path):
+    paths = write(tmp_path / "data", 3)
+    kept = opened(BOUND)
+    loaded(TRAINING, paths, kept)
+    for _ in range(3):
+        assert forked(lambda: all(kept.get(key) is not None for key in keys_of(paths)))
+        assert all(kept.get(key) is not None for key in keys_of(paths))
+
+
+def test_a_changed_picture_of_equal_size_and_time_is_decoded_anew(tmp_path):
+    editions = [tmp_path / "first", tmp_path / "second"]
+    for edition, level in zip(editions, (200, 10)):
+        edition.mkdir()
+        Image.new("RGB", (40, 40), (level,) * 3).save(edition / "0.bmp")
+        os.utime(edition / "0.bmp", ns=(10**18, 10**18))
+    kept = opened(BOUND)
+    link = tmp_path / "data"
+    link.symlink_to(editions[0])
+
+    def level() -> int:
+        return int(loading.load(TEST, str(link / "0.bmp"), kept)[0][0, 0, 0])
+
+    assert level() == 200
+    link.unlink()
+    link.symlink_to(editions[1])
+    assert level() == 10
+    file = editions[1] / "0.bmp"
+    file.write_bytes((editions[0] / "0.bmp").read_bytes())
+    os.utime(file, ns=(10**18, 10**18))
+    assert level() == 200
+
+
+def test_a_planted_link_is_not_walked_through(here, monkeypatch):
+    (here / f"domainbed-carft-{os.geteuid()}").symlink_to("/")
+    monkeypatch.setattr(Path, "rglob", None)
+    found, line = open_store(BOUND)
+    assert found is None and "not a folder of this user alone" in line

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import signal
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from torchvision import io
 from torchvision import transforms as T
 
 from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
@@ -241,3 +246,61 @@ def test_which_jitter(monkeypatch):
     assert plan.jitter_path("cpu") == "numba"
     monkeypatch.setattr(plan, "has_numba", lambda: False)
     assert plan.jitter_path(torch.device("cpu")) == "pillow"
+
+
+def resized_header(content: bytes, height: int, width: int) -> bytes:
+    """A JPEG whose header has another size."""
+    frame = content.index(b"\xff\xc0") + 5
+    return content[:frame] + struct.pack(">HH", height, width) + content[frame + 4 :]
+
+
+@pytest.mark.parametrize("more", [b"", b"\xff\xff\xe1\x00\x04xx", b"\xff\xe1\x00\x04xx"])
+def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatch, more):
+    path = tmp_path / "bomb.jpg"
+    content = resized_header((folder / "grey.jpg").read_bytes(), 60_000, 60_000)
+    path.write_bytes(content[:2] + more + content[2:])
+    monkeypatch.setattr(io, "decode_jpeg", None)
+    with pytest.raises(Image.DecompressionBombError, match="exceeds limit of"):
+        decode(str(path))
+
+
+def test_the_limit_is_pillows_own(folder, monkeypatch):
+    picture = decode(str(folder / "plain.jpg"))
+    asked = []
+    monkeypatch.setattr(loading, "by_pillow", asked.append)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", picture.shape[0] * picture.shape[1] - 1)
+    decode(str(folder / "plain.jpg"))
+    assert asked == [str(folder / "plain.jpg")]
+    for limit in (picture.shape[0] * picture.shape[1], None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert decode(str(folder / "plain.jpg")).shape == picture.shape
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("read", [decode, listing.open_picture])
+@pytest.mark.parametrize("beginning", [b"\xff\xd8\xff", b"RIFF\xff\xff\xff\x7fWEBPVP8 ", b""])
+def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
+    path = tmp_path / "picture.webp"
+    path.write_bytes(beginning)
+    os.truncate(path, 2 * listing.LARGEST_FILE)
+    tracemalloc.start()
+    try:
+        with pytest.raises(OSError, match="2,147,483,648 bytes, expected at most 1,073,741,824"):
+            read(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [decode, listing.open_picture])
+def test_no_pipe_is_waited_for(tmp_path, read):
+    path = tmp_path / "picture.jpg"
+    os.mkfifo(path)
+    signal.alarm(20)
+    try:
+        with pytest.raises(OSError, match="it is a pipe, a socket or a device"):
+            read(str(path))
+    finally:
+        signal.alarm(0)
+    with pytest.raises(OSError, match="it is a pipe, a socket or a device"):
+        read("/dev/zero")

@@ -6,13 +6,15 @@ a picture is what has a picture's extension.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +32,10 @@ PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 
 # Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+# Of a picture, in bytes: more than Pillow's limit of pixels takes without compression. Pillow reads
+# files of some formats whole, before it knows how many pixels they have.
+LARGEST_FILE = 1 << 30
 
 # What ends a job or gives it wrong pictures, and what to do about it.
 ODD = {
@@ -128,23 +134,41 @@ class Member(NamedTuple):
         return f"{self.path} (bytes {self.offset:,} to {self.offset + self.size:,})"
 
 
-def require_regular_file(path: str | Path) -> None:
-    """Raise OSError for a pipe, a socket or a device, whose reader may wait for ever."""
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open refuses a folder by itself
-        raise OSError("it is a pipe, a socket or a device, expected a regular file")
+@contextlib.contextmanager
+def open_regular(path: str | Path | Member) -> Iterator[tuple[BufferedReader, int]]:
+    """Open a picture's file at its first byte; with it, how many bytes belong to the picture.
+
+    Waits for no pipe. Raises OSError if it is no regular file, or larger than LARGEST_FILE.
+    """
+    name = path.path if isinstance(path, Member) else path
+    with open(name, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is a pipe, a socket or a device, expected a regular file")
+        size = status.st_size
+        if isinstance(path, Member):
+            file.seek(path.offset)
+            size = min(path.size, max(0, size - path.offset))
+        if size > LARGEST_FILE:
+            raise OSError(f"it has {size:,} bytes, expected at most {LARGEST_FILE:,}")
+        yield file, size
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def open_picture(path: str | Path | Member) -> Image.Image:
-    """The picture of a file in RGB; as torchvision's loader, but in the ``FORMATS`` alone."""
+    """The picture of a file in RGB; as torchvision's loader, but in the ``FORMATS`` alone.
+
+    Raises OSError if it is no regular file, or larger than LARGEST_FILE; what Pillow raises.
+    """
     from PIL import Image
 
-    require_regular_file(path.path if isinstance(path, Member) else path)
-    with open(path.path if isinstance(path, Member) else path, "rb") as whole:
+    with open_regular(path) as (whole, size):
         file: IO[bytes] = whole
         if isinstance(path, Member):
-            whole.seek(path.offset)
-            file = io.BytesIO(whole.read(path.size))
+            file = io.BytesIO(whole.read(size))
         return Image.open(file, formats=FORMATS).convert("RGB")
 
 

@@ -5,8 +5,10 @@ Torchvision decodes plain JPEGs to Pillow's pixels, without Pillow's copies; Pil
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
-import PIL
+import PIL.Image
 import torch
 import torchvision
 from torch import Tensor
@@ -20,6 +22,12 @@ from domainbed_carft.pictures.store import Store
 
 # Other versions may round otherwise.
 MADE_BY = f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
+
+JPEG_BEGINNING = b"\xff\xd8\xff"
+# How a frame with a size begins; what may stand before it: tables, comments and other programs'.
+FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+SKIPPED_MARKERS = {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+HEADER_BYTES = 1 << 20  # where the frame begins at the latest, else Pillow judges
 
 # What `first` says of a picture that nothing is drawn for.
 NOTHING_DRAWN = torch.tensor([0, 0, 1, 2, 3, 1, 1, 1, 0, 0], dtype=torch.float32)
@@ -50,10 +58,8 @@ def decode(path: str | Member) -> Tensor:
 
     As there, an orientation in its EXIF is not followed. Raises what that raises.
     """
-    part = path if isinstance(path, Member) else Member(path, 0, -1)
-    listing.require_regular_file(part.path)
-    content = np.fromfile(part.path, dtype=np.uint8, count=part.size, offset=part.offset)
-    if content[:3].tobytes() == b"\xff\xd8\xff":
+    content = _jpeg_content(path)
+    if content is not None and _is_within_limit(content):
         try:
             pixels = io.decode_jpeg(torch.from_numpy(content))
         except RuntimeError:  # cut off, damaged, or of a kind it does not know
@@ -63,6 +69,39 @@ def decode(path: str | Member) -> Tensor:
             if len(pixels) < 4:
                 return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous()
     return by_pillow(path)
+
+
+def _jpeg_content(path: str | Member) -> np.ndarray | None:
+    """The bytes of a file, None if they do not begin as a JPEG's."""
+    with listing.open_regular(path) as (file, size):
+        beginning = file.read(len(JPEG_BEGINNING))
+        if beginning != JPEG_BEGINNING:
+            return None
+        content = np.empty(size, dtype=np.uint8)
+        content[: len(beginning)] = np.frombuffer(beginning, dtype=np.uint8)
+        count = file.readinto(content[len(beginning) :].data)
+    return content[: len(beginning) + count]
+
+
+def _is_within_limit(content: np.ndarray) -> bool:
+    """Whether Pillow would decode a JPEG of this size without a word.
+
+    False as well for a JPEG whose header is unusual: Pillow then judges it.
+    """
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is None:  # the user's choice
+        return True
+    header = content[:HEADER_BYTES].tobytes()
+    start = 2
+    while len(header) >= start + 9 and header[start] == 0xFF:
+        marker = header[start + 1]
+        length, _, height, width = struct.unpack_from(">HBHH", header, start + 2)
+        if marker in FRAME_MARKERS:
+            return bool(height * width <= limit)
+        if marker not in SKIPPED_MARKERS:
+            return False
+        start += 2 + length
+    return False
 
 
 def by_pillow(path: str | Member) -> Tensor:

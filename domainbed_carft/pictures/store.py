@@ -1,32 +1,34 @@
 """Decoded pictures, kept on a local disk for all processes of this user on this machine.
 
-An LMDB environment that grows to its bound and then keeps what it has, so that pictures are read in
-place. Nothing is flushed: its folder's name has the boot's id, and what an earlier boot left, maybe
-half written, is removed unread.
+An LMDB environment that grows to its bound and then keeps what it has. Nothing in it is changed or
+deleted, so that pictures are read in place. Nothing is flushed: its folder's name has the boot's
+id, and what an earlier boot left, maybe half written, is removed unread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import os
 import re
 import shutil
 import stat
 import tempfile
-import warnings
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
+from domainbed_carft.pictures import handles
+from domainbed_carft.pictures.handles import Verdict
 
 # Ours: at most this without --picture_cache, and a quarter of the memory; below the least, nothing.
 MOST, LEAST = 8 << 30, 16 << 20
@@ -35,15 +37,19 @@ NETWORK = re.compile(
     r"nfs\d?|lustre|gpfs|beegfs|ceph|cifs|smb\d?|smbfs|afs|9p|glusterfs|orangefs|panfs|wekafs|fuse\..*"
 )
 
-LAYOUT = 1  # of keys and values; another one is another store
+LAYOUT = 2  # of keys and values; another one is another store
 LONGEST_PATH = 400  # of a key, which LMDB wants below 511 bytes: tells whose pictures they are
-FULL = 0.95  # of the bound: a picture may be too large for the last pages
 LARGEST_PAGE = 1 << 16  # on any machine; LMDB moves values that are smaller than a page
 
-# By folder the process that opened it, and what it opened. LMDB allows one environment a process,
-# and none to be used after a fork.
-_environments: dict[str, tuple[int, Any]] = {}
-_locks: dict[str, tuple[int, int]] = {}
+# A value: the checksum of the rest and of the key, the shape, and the pixels.
+CHECKSUM = slice(0, 8)
+SHAPE = slice(8, 20)
+HEADER_SIZE = 24
+
+# A damaged value stays where it is, and the right one is kept in the next of so many places.
+PLACES = (b"\0", b"\1", b"\2")
+
+FIRST_PAUSE_S = 60.0  # after a wait in vain for another process; each is twice as long as the last
 
 
 class Store:
@@ -54,56 +60,127 @@ class Store:
     """
 
     def __init__(self, folder: Path, bound: int) -> None:
-        self.folder, self.bound, self._keeps = folder, bound, True
+        self.folder = folder
+        self.bound = bound
+        self._keeps = True
+        self._pause_s = FIRST_PAUSE_S
+        self._paused_until = 0.0
 
     def get(self, key: bytes) -> Tensor | None:
-        """The picture, if it is kept. It is in the store's own memory: do not write to it."""
-        try:
-            with _environment(self.folder, self.bound).begin(buffers=True) as transaction:
-                value = transaction.get(key)
-                if value is None:
-                    return None
-                content = np.frombuffer(value, dtype=np.uint8)
-                if len(content) < LARGEST_PAGE:
-                    content = content.copy()
-        except (lmdb.Error, OSError):
+        """The picture as it was put, None if it is not kept or what is kept of it is damaged.
+
+        It is in the store's own memory: do not write to it.
+        """
+        if not handles.is_open(self.folder) and self._is_paused():
             return None
-        return torch.from_numpy(content[12:]).view(*content[:12].view(np.uint32).tolist())
+        try:
+            with handles.reading(self.folder, self.bound) as transaction:
+                return _find(transaction, key)[0]
+        except BlockingIOError:
+            self._pause()
+        except (lmdb.Error, OSError):
+            pass
+        return None
 
     def put(self, key: bytes, picture: Tensor) -> None:
-        """Keep the picture, if there is room; one that is kept already stays."""
-        if not self._keeps:
+        """Keep the picture, if there is room; one that is kept already stays.
+
+        A process that is stopped while it writes costs the others a few seconds: they do without.
+        """
+        if not self._keeps or self._is_paused():
             return
-        value = np.empty(12 + picture.numel(), dtype=np.uint8)
-        value[:12].view(np.uint32)[:] = picture.shape
-        value[12:].reshape(picture.shape)[:] = picture.numpy()
+        value = _packed(key, picture)
         try:
-            with _environment(self.folder, self.bound).begin(write=True) as transaction:
-                transaction.put(key, value, overwrite=False)
+            with handles.writing(self.folder, self.bound) as transaction:
+                kept, place = _find(transaction, key)
+                if kept is None and place:
+                    transaction.put(key + place, value, overwrite=False)
+        except BlockingIOError:
+            self._pause()
         except (lmdb.Error, OSError):  # the store is full, or the disk
             self._keeps = False
 
     def size(self) -> int:
         """Bytes on the disk."""
-        return _size(_environment(self.folder, self.bound))
+        return handles.size(handles.handle(self.folder, self.bound).database)
+
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
+
+    def _pause(self) -> None:
+        self._paused_until = time.monotonic() + self._pause_s
+        self._pause_s *= 2
 
 
 def key(path: str, what: str) -> bytes:
-    """The key of a file, with its size and time of change, and of ``what`` is kept of it."""
+    """The key of ``what`` is kept of a file: its path, and a digest of all that identifies it."""
     status = os.stat(path)
-    name = os.fsencode(os.path.abspath(path))
-    told = name + f"\0{status.st_size} {status.st_mtime_ns} {what}".encode()
-    return name[:LONGEST_PATH] + b"\0" + hashlib.blake2b(told, digest_size=16).digest()
+    folder, name = os.path.split(path)
+    facts = (
+        f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} "
+        f"{status.st_ctime_ns} {what}"
+    )
+    identity = os.fsencode(os.path.join(_real_folder(folder), name)) + b"\0" + facts.encode()
+    digest = hashlib.blake2b(identity, digest_size=16).digest()
+    return os.fsencode(os.path.abspath(path))[:LONGEST_PATH] + b"\0" + digest
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _real_folder(folder: str) -> str:
+    """A folder's path without links. One that is switched later has files of other inodes."""
+    return os.path.realpath(folder)
+
+
+def _find(transaction: Any, key: bytes) -> tuple[Tensor | None, bytes]:
+    """The picture of a key, or None and the place where it can be put, which is b"" for none."""
+    for place in PLACES:
+        value = transaction.get(key + place)
+        if value is None:
+            return None, place
+        if (picture := _unpacked(key, value)) is not None:
+            return picture, place
+    return None, b""
+
+
+def _packed(key: bytes, picture: Tensor) -> np.ndarray:
+    value = np.zeros(HEADER_SIZE + picture.numel(), dtype=np.uint8)
+    value[SHAPE].view(np.uint32)[:] = picture.shape
+    value[HEADER_SIZE:].reshape(picture.shape)[:] = picture.numpy()
+    value[CHECKSUM].view(np.uint64)[0] = checksum(key, value[CHECKSUM.stop :])
+    return value
+
+
+def _unpacked(key: bytes, value: Any) -> Tensor | None:
+    """The picture of a value, None if it is not what `_packed` has made for this key."""
+    content = np.frombuffer(value, dtype=np.uint8)
+    if len(content) < LARGEST_PAGE:
+        content = content.copy()
+    if len(content) < HEADER_SIZE:
+        return None
+
+    height, width, channels = content[SHAPE].view(np.uint32).tolist()
+    if channels != 3 or HEADER_SIZE + height * width * channels != len(content):
+        return None
+    if content[CHECKSUM].view(np.uint64)[0] != checksum(key, content[CHECKSUM.stop :]):
+        return None
+    return torch.from_numpy(content[HEADER_SIZE:]).view(height, width, channels)
+
+
+def checksum(key: bytes, content: np.ndarray) -> int:
+    """64 bits of a key and its content, at about the speed of memory."""
+    return xxhash.xxh3_64_intdigest(content.data, seed=xxhash.xxh3_64_intdigest(key))
 
 
 def size(text: str) -> int:
     """Bytes: of "8G", "500M", "0". Raises CarftError for other text."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found:
+    parts = re.fullmatch(
+        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII
+    )
+    if not parts:
         raise CarftError(
             f"--picture_cache is {text!r}, expected a size such as 8G or 500M, or 0 to keep nothing"
         )
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    return int(float(parts[1]) * 1024 ** " KMGT".index(parts[2].upper() or " "))
 
 
 def open_store(wanted: str | None, data: str = "") -> tuple[Store | None, str]:
@@ -125,15 +202,19 @@ def open_store(wanted: str | None, data: str = "") -> tuple[Store | None, str]:
                 where = f"{parent.parent} is on a network ({kind})"
                 return _off(f"{where}; only if --picture_cache asks")
             bound, why = min(machine.memory() // 4, MOST), "a quarter of the memory, at most 8G"
+        _make_private(parent)
         used = sum(512 * path.lstat().st_blocks for path in parent.rglob("*"))
-        if (room := (shutil.disk_usage(parent.parent).free + used) // 2) < bound:
+        if (room := (shutil.disk_usage(parent).free + used) // 2) < bound:
             bound, why = room, "half of what is free there"
         if bound < LEAST:
             return _off(f"{_shown(bound)} is too little ({why})")
-        found = _opened_below(parent, bound - bound % os.sysconf("SC_PAGE_SIZE"), data)
+        store, note = _open_below(parent, bound - bound % os.sysconf("SC_PAGE_SIZE"), data)
+    except BlockingIOError:
+        return _off(f"another process, which may be stopped, has {parent} locked")
     except (CarftError, OSError, lmdb.Error) as error:
         return _off(str(error))
-    return found, f"decoded pictures are kept in {found.folder}, at most {_shown(bound)} ({why})"
+    line = f"decoded pictures are kept in {store.folder}, at most {_shown(bound)} ({why})"
+    return store, line + note
 
 
 def _off(why: str) -> tuple[None, str]:
@@ -155,84 +236,47 @@ def _file_system(folder: Path) -> str:
     return ""
 
 
-def _opened_below(parent: Path, bound: int, data: str) -> Store:
-    """The store below ``parent``, which is made, readable by this user alone.
-
-    If no other process has it open and it `_is_of_others`, it is begun anew. Raises CarftError
-    where ``parent`` is not ours alone, OSError where it cannot be written, lmdb.Error.
-    """
+def _make_private(folder: Path) -> None:
+    """Make a folder that this user alone can read. Raises CarftError if another thing is there."""
     with contextlib.suppress(FileExistsError):
-        parent.mkdir(mode=0o700)
-    found = parent.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise CarftError(
-            f"{parent} is not a folder of this user alone; expected one with mode 700; remove it"
+            f"{folder} is not a folder of this user alone; expected one with mode 700; remove it"
         )
+
+
+def _open_below(parent: Path, bound: int, data: str) -> tuple[Store, str]:
+    """The store below ``parent``, and what to add to the line about it.
+
+    If no other process uses one, stores of earlier boots are deleted, as is a store that is damaged
+    or full of other pictures. Raises CarftError if it is damaged and in use, OSError, lmdb.Error.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     folder = parent / f"pictures-{LAYOUT}-{boot}"
-    with _alone(parent) as alone:
-        if alone and str(folder) not in _environments:
-            for other in parent.iterdir():
-                if other.is_dir() and (other != folder or _is_of_others(folder, bound, data)):
-                    shutil.rmtree(other)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    _environment(folder, bound)
-    return Store(folder, bound)
+    names_begin = os.fsencode(os.path.join(os.path.abspath(data), ""))[:LONGEST_PATH]
+    note = ""
+    with handles.registered(parent) as is_alone:
+        for other in set(parent.iterdir()) - {folder} if is_alone else ():
+            if other.is_dir():
+                shutil.rmtree(other)
 
+        if folder.exists() and not handles.is_open(folder):
+            verdict = handles.inspect(folder, bound, names_begin)
+            if verdict is Verdict.DAMAGED and not is_alone:
+                raise CarftError(
+                    f"{folder} is damaged and in use; the first job that starts once no other runs "
+                    "deletes it"
+                )
+            if verdict is Verdict.DAMAGED:
+                note = "; a damaged store was deleted"
+            if verdict is not Verdict.WHOLE and is_alone:
+                shutil.rmtree(folder)
 
-def _is_of_others(folder: Path, bound: int, data: str) -> bool:
-    """Whether it is full, and half of its pictures or more are not below ``data``; or damaged."""
-    below = os.fsencode(os.path.join(os.path.abspath(data), ""))[:LONGEST_PATH]
-    try:
-        with _opened(folder, bound) as environment, environment.begin() as transaction:
-            names = transaction.cursor().iternext(keys=True, values=False)
-            ours = sum(name.startswith(below) for name in names)
-            return _size(environment) > FULL * bound and 2 * ours < environment.stat()["entries"]
-    except lmdb.Error:
-        return True
-
-
-@contextlib.contextmanager
-def _alone(parent: Path) -> Iterator[bool]:
-    """Whether no other process uses a store below ``parent``; if so, none opens one meanwhile.
-
-    Afterwards this process is one that does, as are those it forks.
-    """
-    process, descriptor = _locks.get(str(parent), (0, 0))
-    if process != os.getpid():  # an inherited one would take the lock of the parent's for its own
-        descriptor = os.open(parent / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _locks[str(parent)] = os.getpid(), descriptor
-    alone = False
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = True
-    try:
-        yield alone
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-
-
-def _environment(folder: Path, bound: int) -> Any:
-    """The environment in ``folder``, opened once a process."""
-    process, environment = _environments.get(str(folder), (0, None))
-    if process != os.getpid():
-        if environment is not None:
-            environment.close()  # this process's copy of its parent's
-        environment = _opened(folder, bound)
-        _environments[str(folder)] = (os.getpid(), environment)
-        # torch warns of memory that it must not write to, once a process.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.from_numpy(np.frombuffer(b"read only", dtype=np.uint8))
-    return environment
-
-
-def _opened(folder: Path, bound: int) -> Any:
-    unflushed: dict[str, Any] = {"sync": False, "metasync": False, "meminit": False}
-    # A reader's place that is kept for the next transaction would be lost to a fork.
-    readers: dict[str, Any] = {"max_readers": 2048, "max_spare_txns": 0}
-    return lmdb.open(str(folder), map_size=bound, mode=0o600, **unflushed, **readers)
-
-
-def _size(environment: Any) -> int:
-    return int((environment.info()["last_pgno"] + 1) * environment.stat()["psize"])
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not handles.is_open(folder):
+            # Raises what is wrong with it now. The processes that load pictures open it themselves.
+            handles.handle(folder, bound)
+            handles.close(folder)
+    return Store(folder, bound), note

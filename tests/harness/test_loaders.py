@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import select
 import signal
+import subprocess
+import sys
+import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from domainbed.lib import fast_data_loader as loader
-from domainbed.lib import misc, stopping
+from domainbed.lib import misc, picture_batches, shared_batches, stopping
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from domainbed.lib.picture_batches import Pictures
+from domainbed.scripts import train
+from PIL import Image
 from torch.utils.data import TensorDataset
+
+from domainbed_carft.errors import PassingError
+
+from . import fakes
 
 
 def numbered(start, size):
@@ -101,3 +112,132 @@ def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
     assert [len(batch) for batch in found[1:14]] == [4] * 12 + [2]
     assert list(itertools.chain(*found[1:14])) == list(range(100, 150))
     assert found[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
+
+
+# Batches of three domains, 32 pictures of 224 px each, by a path; equal to those of this process.
+LOADS = """
+import sys, torch
+from domainbed import datasets
+from domainbed.lib import fast_data_loader as loader, picture_batches
+
+path, folder = sys.argv[1:]
+dataset = datasets.get_dataset_class(folder)(None, [3], {"data_augmentation": True})
+pictures = picture_batches.choose(path, "0", dataset)
+
+def batches(workers):
+    requests = [
+        [(number, place % 2, (step, place)) for place in range(32)]
+        for step in range(2) for number in range(3)
+    ]
+    return loader.batches(list(dataset), iter(requests), workers, pictures)
+
+count = 0
+for ours, theirs in zip(batches(0), batches(2), strict=True):
+    ours, theirs = (batch.done() if hasattr(batch, "done") else batch for batch in (ours, theirs))
+    assert ours[0].shape == (32, 3, 224, 224), ours[0].shape
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
+    count += 1
+print(count, "batches")
+"""
+
+
+def in_small_shared_memory(size, *command, **more):
+    """Run a command where /dev/shm has this size, as a container's; skip where that is refused."""
+    mounted = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"'
+    attempt = subprocess.run(
+        ["unshare", "-m", "bash", "-c", mounted, "bash", "true"], capture_output=True, text=True
+    )
+    if attempt.returncode:
+        pytest.skip(f"no private mount: {attempt.stderr.strip()}")
+    return subprocess.Popen(
+        ["unshare", "-m", "bash", "-c", mounted, "bash", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def four_domains(tmp_path):
+    """Two random pictures each."""
+    random = np.random.default_rng(0)
+    for domain, number in itertools.product("abcd", range(2)):
+        folder = tmp_path / "four" / domain / "class"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    return tmp_path / "four"
+
+
+@pytest.mark.parametrize("path", picture_batches.PATHS)
+def test_large_batches_pass_through_a_containers_shared_memory(four_domains, path):
+    command = [sys.executable, "-c", LOADS, path, str(four_domains)]
+    process = in_small_shared_memory("64m", *command)
+    try:
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    assert "6 batches" in stdout
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_batch_that_cannot_be_shared_is_told_in_a_line(monkeypatch, size):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+    monkeypatch.setattr(shared_batches, "_require_space", fail)
+    numbers = torch.arange(size)
+    with pytest.raises(PassingError, match="No space left.*/dev/shm has .* MiB.*--workers 0"):
+        list(FastDataLoader(TensorDataset(numbers, numbers), size, 1))
+
+
+class Unpicklable(TensorDataset):
+    """Its items cannot leave a process."""
+
+    def __getitem__(self, index):
+        return (lambda: index), index
+
+
+def test_what_cannot_be_sent_ends_the_loading():
+    with pytest.raises(Exception, match="[Pp]ickle|lambda|function"):
+        list(FastDataLoader(Unpicklable(torch.arange(3)), 2, 1))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("hang_after", [2, 8])  # batches: in a step, in an evaluation
+def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, number, hang_after):
+    read = loader._RequestedItems.__getitems__
+    context = multiprocessing.get_context("fork")
+    hanging, count = context.Event(), context.Value("i", 0)
+
+    def hang(self, requests):
+        with count.get_lock():
+            count.value += 1
+        if count.value > hang_after:
+            hanging.set()
+            time.sleep(1000)
+        return read(self, requests)
+
+    def signal_later():
+        assert hanging.wait(60)
+        time.sleep(1)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loader._RequestedItems, "__getitems__", hang)
+    threading.Thread(target=signal_later, daemon=True).start()
+    arguments = fakes.quick(tmp_path, "--workers", "2")
+    started = time.monotonic()
+    assert train.main(arguments) == 75
+    assert time.monotonic() - started < 30
+    assert f"stopped by {signal.Signals(number).name}" in (tmp_path / "err.txt").read_text()
+    assert not multiprocessing.active_children()
+
+    monkeypatch.setattr(loader._RequestedItems, "__getitems__", read)
+    assert train.main(arguments) == 0
+    assert train.main(fakes.quick(tmp_path / "undisturbed")) == 0
+    ours, expected = (fakes.records(folder) for folder in (tmp_path, tmp_path / "undisturbed"))
+    for record in (*ours, *expected):
+        del record["step_time"], record["args"]
+    assert ours == expected

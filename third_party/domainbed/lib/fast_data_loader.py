@@ -6,14 +6,18 @@ domainbed/lib/fast_data_loader.py at b93c22a) start one for each environment and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+import multiprocessing
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from domainbed.lib import stopping
+from domainbed.lib import shared_batches, stopping
 from domainbed.lib.picture_batches import HalfDone, Pictures
 from domainbed_carft.errors import PassingError
 from domainbed_carft.pictures import drawing
@@ -52,8 +56,8 @@ class _RequestedItems(Dataset[Any]):
         return self._datasets[number][position]
 
 
-def _collated(items: Any) -> Any:
-    return default_collate(items) if isinstance(items, list) else items
+# How long the processes may take to end by themselves; torch would wait 5 s for one after another.
+_PATIENCE_S = 2.0
 
 
 def batches(
@@ -76,19 +80,45 @@ def batches(
         pin_memory=pinned,
         generator=torch.Generator(),
         worker_init_fn=stopping.serve_on,
-        collate_fn=_collated,
+        collate_fn=shared_batches.collated,
     )
     with stopping.held():
-        loaded = iter(loader)
+        others = set(multiprocessing.active_children())
+        try:
+            loaded = iter(loader)
+        except OSError as error:  # their locks are in /dev/shm
+            raise shared_batches.unshared(error) from error
+        processes = set(multiprocessing.active_children()) - others
     try:
         for batch in loaded:
             if isinstance(batch, PassingError):
                 raise batch
             yield batch
     finally:
-        # Torch's iterator stops its workers as it goes. Were it left to the collector of cycles,
-        # its queues could go first, and each worker would be waited for in vain, 5 s.
-        del loaded
+        if processes:
+            _end(loaded, processes)
+
+
+def _end(loaded: Any, processes: Iterable[BaseProcess]) -> None:
+    """End the processes of a loader's iterator, also those that hang.
+
+    It would do so once nobody refers to it, but the traceback of an exception does.
+    """
+    # After this time torch has told them to end, and needs nothing of them any more.
+    timer = threading.Timer(_PATIENCE_S, _terminate, [processes])
+    timer.daemon = True
+    timer.start()
+    with contextlib.suppress(RuntimeError):  # again, of one that was killed
+        loaded._shutdown_workers()
+    timer.cancel()
+    for process in processes:
+        if process.is_alive():  # stopped, or it waits for a disk
+            process.kill()
+
+
+def _terminate(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 def on_device(loaded: Iterator[Batch | HalfDone], device: str) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ One pool of loader processes serves them, and reads ahead across the border betw
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from domainbed.lib import fast_data_loader as loader
-from domainbed.lib import misc
+from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch, Request
 from domainbed.lib.members import Members
 from domainbed.lib.picture_batches import Pictures
@@ -40,6 +41,7 @@ class JobBatches:
     seed: int  # what the random numbers of an evaluation depend on, beside its step
     device: str  # where the batches are to be, "cuda" or "cpu"
     members: Members  # this one gets its slice of every batch
+    stop: stopping.StopSignals | None = None  # which end the wait for a loader process
 
     def __post_init__(self) -> None:
         self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.members.size
@@ -79,21 +81,37 @@ class JobBatches:
         requests = filter(None, slices)  # this process may have no picture of a small batch
         self._loaded = loader.batches(data, requests, workers, pictures, self.device == "cuda")
         self._batches = loader.on_device(self._loaded, self.device)
+        self._n_workers = workers
 
     def is_due(self, step: int) -> bool:
         """Whether there is a checkpoint after the step."""
         return step % self.checkpoint_freq == 0 or step == self.steps - 1
 
     def of_step(self) -> list[Batch]:
-        """The batches of the next step, one of each in-split."""
-        return list(itertools.islice(self._batches, len(self.in_splits)))
+        """The batches of the next step, one of each in-split. Raises Stopped as `_waiting`."""
+        with self._waiting():
+            return list(itertools.islice(self._batches, len(self.in_splits)))
 
     def of_split(self, name: str) -> Iterator[Batch | None]:
-        """The batches of what is evaluated next; None where this process has no slice of one."""
+        """The batches of what is evaluated next; None where this process has no slice of one.
+
+        Raises Stopped as `_waiting`.
+        """
         size = len(self.evaluated[name])
         for begin in range(0, size, self._evaluation_batch_size):
             part = self.members.part(min(self._evaluation_batch_size, size - begin))
-            yield next(self._batches) if part.start < part.stop else None
+            if part.start == part.stop:
+                yield None
+                continue
+            with self._waiting():
+                batch = next(self._batches)
+            yield batch
+
+    def _waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a signal raises Stopped at once, if this process waits for loader processes."""
+        if self.stop is None or not self._n_workers:
+            return contextlib.nullcontext()
+        return self.stop.waiting()
 
     def close(self) -> None:
         """End the loader processes; there are no more batches."""

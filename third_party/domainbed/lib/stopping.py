@@ -31,6 +31,7 @@ class StopSignals:
     def __init__(self, members: Members = ALONE) -> None:
         self._members = members
         self._received: signal.Signals | None = None
+        self._waits = False
 
     def __enter__(self) -> StopSignals:
         # Other threads may handle none.
@@ -44,6 +45,23 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
+        if self._waits:
+            self._waits = False
+            raise Stopped(self._received.name)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, where this process waits for others, a signal raises Stopped at once.
+
+        But not in a job of several processes: those have to stop after the same step.
+        """
+        self._waits = self._members.size == 1
+        try:
+            if self._waits and self._received:
+                raise Stopped(self._received.name)
+            yield
+        finally:
+            self._waits = False
 
     def check(self) -> None:
         """Raise Stopped, with the signal's name, if one has come to any process of the job."""

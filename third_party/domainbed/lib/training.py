@@ -89,6 +89,7 @@ class Run:
             seed=args.seed,
             device=self.device,
             members=self.members,
+            stop=self.stop,
         )
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in self.environments)
