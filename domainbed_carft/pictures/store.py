@@ -115,20 +115,23 @@ class Store:
 def key(path: str, what: str) -> bytes:
     """The key of ``what`` is kept of a file: its path, and a digest of all that identifies it."""
     status = os.stat(path)
-    folder, name = os.path.split(path)
+    folder, _, name = path.rpartition("/")
+    absolute, real = _spellings(folder or "/" if path.startswith("/") else folder or ".")
     facts = (
-        f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} "
+        f"{real}/{name}\0{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} "
         f"{status.st_ctime_ns} {what}"
     )
-    identity = os.fsencode(os.path.join(_real_folder(folder), name)) + b"\0" + facts.encode()
-    digest = hashlib.blake2b(identity, digest_size=16).digest()
-    return os.fsencode(os.path.abspath(path))[:LONGEST_PATH] + b"\0" + digest
+    digest = hashlib.blake2b(os.fsencode(facts), digest_size=16).digest()
+    return os.fsencode(f"{absolute}/{name}")[:LONGEST_PATH] + b"\0" + digest
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _real_folder(folder: str) -> str:
-    """A folder's path without links. One that is switched later has files of other inodes."""
-    return os.path.realpath(folder)
+def _spellings(folder: str) -> tuple[str, str]:
+    """A folder's path from the root, and the same without links.
+
+    A link that is switched later leads to files of other inodes.
+    """
+    return os.path.abspath(folder).rstrip("/"), os.path.realpath(folder).rstrip("/")
 
 
 def _find(transaction: Any, key: bytes) -> tuple[Tensor | None, bytes]:

@@ -27,7 +27,7 @@ from domainbed_carft.data.benchmarks import (
 )
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet_training
-from domainbed_carft.suites.sets import Folders, Suite, TestSet
+from domainbed_carft.suites.sets import SORT_BY_CLASS, Folders, Suite, TestSet, no_further_problems
 
 ALL = range(1000)
 
@@ -77,12 +77,13 @@ def _set(fact: dict[str, Any]) -> TestSet:
         classes=tuple(groups),
         groups=tuple(map(tuple, groups.values())),
         find=Folders(
-            tuple(fact["folders"]),
-            labels,
-            fact["pictures"],
-            fact.get("each"),
-            *((True, mapped_otherwise) if rule == "objectnet" else ()),
-            **({"unsorted_remedy": fact["unsorted"]} if "unsorted" in fact else {}),
+            places=tuple(fact["folders"]),
+            labels=labels,
+            pictures=fact["pictures"],
+            each=fact.get("each"),
+            more=rule == "objectnet",
+            check=mapped_otherwise if rule == "objectnet" else no_further_problems,
+            unsorted_remedy=fact.get("unsorted", SORT_BY_CLASS),
         ),
         shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),

@@ -122,8 +122,8 @@ class Source:
             if self.positions is not None:
                 position = self.positions[position]
             path, label = self.folder.samples[position]
-            # What transforms of the two kinds draw from.
-            torch.default_generator.manual_seed(drawing.seed_of(*key))
+            if self.plan.draws:  # from this generator, as transforms do
+                torch.default_generator.manual_seed(drawing.seed_of(*key))
             picture, numbers = listing.opened(load, path)
             pictures.append(picture)
             drawn.append(numbers)
