@@ -22,7 +22,8 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     done = carft(*launch, "--jobs", 2)
     assert done.returncode == 0, done.stderr
     assert "x: 2 jobs: 2 not launched." in done.stdout
-    assert "4/4" in done.stderr and "2 of 2 jobs done" in done.stderr
+    assert "sweep: 4 of 4 steps (100%), 2 of 2 jobs done, after " in done.stderr
+    assert "\r" not in done.stderr
 
     told = look(out)
     assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
