@@ -236,7 +236,7 @@ def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None
     state, found, remedy = examined["algorithms"]
     assert (state, found) == ("note", "CLIPZeroShot: missing, or domainbed's own instead of ours")
     assert "rename its CLIPZeroShot" in remedy
-    assert "could not extend domainbed.algorithms" in examined["plugin"][1]
+    assert "domainbed.algorithms has its own CLIPZeroShot" in examined["plugin"][1]
     state, found, remedy = examined["backbone RN50"]
     # a note: no job needs it unless asked to
     assert state == "note" and backbone.OPENAI_WEIGHTS["RN50"][1] in found
