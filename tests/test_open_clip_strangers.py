@@ -163,6 +163,15 @@ def test_a_folder_that_asks_for_more_is_refused(case, outcomes):
         raise CarftError(as_original)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_file_that_would_fill_memory_is_not_read(name, tmp_path):
+    spelled = open_clip_folders.write(tmp_path / "model", "siglip")
+    with (tmp_path / "model" / name).open("ab") as file:
+        file.truncate(1 << 40)  # takes no place on the disk
+    with pytest.raises(CarftError, match=f"{name} has 1,099,511,627,776 bytes; expected at most"):
+        backbone.load(spelled)
+
+
 def test_a_text_encoder_of_the_table_runs_no_code_either(tmp_path, monkeypatch):
     change_json(tmp_path / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.T"})
     (tmp_path / "evil.py").write_text(EVIL)

@@ -112,6 +112,12 @@ def test_a_missing_shard_is_named(tmp_path):
             shards.index([tmp_path / name], CLASSES)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(CarftError, match="0.tar is not a file"):
+        shards.index([tmp_path / "0.tar"], CLASSES)
+
+
 # An altered index
 
 

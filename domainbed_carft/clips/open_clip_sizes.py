@@ -69,7 +69,8 @@ def size_problem(model_config: Mapping[str, Any]) -> str:
             if isinstance(value, (int, float)) and not abs(value) <= limit:
                 return f"has the {part}.{name} {_brief(value)}; expected at most {limit:,}"
 
-    patches = math.prod(side // _patch_size(vision) for side in (sides * 2)[:2])
+    patch_size = _patch_size(vision)
+    patches = (sides[0] // patch_size) * (sides[-1] // patch_size)
     if _has_positions(vision) and not (
         patches <= _PATCHES and patches * vision.get("width", 768) <= _POSITIONS
     ):

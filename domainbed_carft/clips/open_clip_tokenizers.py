@@ -29,6 +29,8 @@ VOCABULARIES = (
 # What a repository of the hub is asked for.
 REPOSITORY_FILES = (SETTINGS, MODEL, SPECIAL_TOKENS, *VOCABULARIES)
 
+_LARGEST_FILE = 1 << 28  # bytes; a tokenizer for a hundred languages has some 2**26
+
 # The classes of open_clip's own models, and what is read without a class of its own.
 _GENERAL = "PreTrainedTokenizerFast"
 _CLASSES = (
@@ -118,6 +120,7 @@ def refuse_code(folder: Path) -> None:
     for path in sorted(folder.glob("*.json")):
         if path.name in VOCABULARIES or not path.is_file():
             continue
+        _require_small(path)
         content: Any = None
         with contextlib.suppress(OSError, ValueError):  # where it is needed, it is refused
             content = parsing.parse_json(path.read_bytes())
@@ -145,6 +148,7 @@ def _copy_data(folder: Path, target: Path) -> None:
             "That name is not looked up; copy the tokenizer's files into the folder"
         )
     for name in copied:
+        _require_small(folder / name)
         shutil.copyfile(folder / name, target / name)
 
     settings, model = _json_object(folder / SETTINGS), _json_object(folder / MODEL)
@@ -159,6 +163,14 @@ def _copy_data(folder: Path, target: Path) -> None:
     _write(target / SETTINGS, {**_kept(settings), "tokenizer_class": name})
     if special := _json_object(folder / SPECIAL_TOKENS):
         _write(target / SPECIAL_TOKENS, _kept(special))
+
+
+def _require_small(path: Path) -> None:
+    """Raise CarftError for a file that no tokenizer needs and that would fill memory or disk."""
+    if (size := path.stat().st_size) > _LARGEST_FILE:
+        raise CarftError(
+            f"{path} has {size:,} bytes; expected at most {_LARGEST_FILE:,} for a tokenizer's file"
+        )
 
 
 def _kept(settings: Mapping[str, Any]) -> dict[str, Any]:

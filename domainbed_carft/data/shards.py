@@ -92,13 +92,16 @@ def index(shards: Sequence[Path], classes: Sequence[str]) -> Index:
         content = table.tobytes()
         with contextlib.suppress(CarftError):  # a full cache costs time, never a job
             files.save(cached, lambda new: new.write_bytes(_checksum(key, content) + content))
-    return Index([str(path) for path in shards], table[:, :3], table[:, 3])
+    places, labels = (np.ascontiguousarray(part) for part in (table[:, :3], table[:, 3]))
+    return Index([str(path) for path in shards], places, labels)
 
 
 def _identity(path: Path) -> list[str | int]:
     """What tells a shard from any other file: place, inode, times, size, and its two ends."""
     try:
         place = path.resolve(strict=True)
+        if not place.is_file():  # a pipe would be waited for
+            raise CarftError(f"{path} is not a file; shards are files, so mount what is elsewhere")
         with place.open("rb") as file:
             status = os.fstat(file.fileno())
             ends = hashlib.sha256(file.read(IDENTIFYING_BYTES))
@@ -111,7 +114,7 @@ def _identity(path: Path) -> list[str | int]:
 
 
 def _checksum(key: bytes, content: bytes) -> bytes:
-    """Of an index's content, for the shards and classes that ``key`` stands for."""
+    """The SHA-256 of an index's content and of the ``key`` of its shards and classes."""
     return hashlib.sha256(key + content).digest()
 
 
@@ -125,6 +128,7 @@ def _cached(path: Path, key: bytes, sizes: np.ndarray, classes: int) -> np.ndarr
         content = path.read_bytes()
     except OSError:
         return None
+
     rows = content[len(key) :]
     if content[: len(key)] != _checksum(key, rows) or len(rows) % (_COLUMNS * _ENTRY.itemsize):
         return None
@@ -244,7 +248,7 @@ def _members(archive: tarfile.TarFile, path: Path, end: int) -> Iterator[dict[st
 
 
 def _sample(sample: Mapping[str, Any], labels: Mapping[str, int], shard: int) -> _Sample:
-    """Raises ValueError or LookupError, saying what is odd."""
+    """The picture and label in webdataset's ``sample``; ValueError or LookupError without one."""
     key = str(sample["__key__"])
     name = key.rpartition("/")[2]
     shown = repr(name[:80])
