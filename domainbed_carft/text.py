@@ -24,23 +24,23 @@ _UNSAFE = re.compile(
 )
 
 
-# How other tools call what is meant -> our names, of which the first that is valid is proposed.
+# How other tools call what is meant -> our name, which is proposed where it is valid.
 _SYNONYMS = {
-    "learning_rate": ("lr",),
-    "base_lr": ("lr",),
-    "wd": ("weight_decay",),
-    "bs": ("batch_size",),
-    "lambda": ("kl_weight",),
-    "lambda_kl": ("kl_weight",),
-    "temperature": ("context_scale",),
-    "tau": ("context_scale",),
-    "epochs": ("steps",),
-    "num_epochs": ("steps",),
-    "iterations": ("steps",),
-    "backbone": ("clip_backbone",),
-    "prompts": ("contexts",),
-    "templates": ("contexts",),
-    "seeds": ("trials",),
+    "learning_rate": "lr",
+    "base_lr": "lr",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "lambda": "kl_weight",
+    "lambda_kl": "kl_weight",
+    "temperature": "context_scale",
+    "tau": "context_scale",
+    "epochs": "steps",
+    "num_epochs": "steps",
+    "iterations": "steps",
+    "backbone": "clip_backbone",
+    "prompts": "contexts",
+    "templates": "contexts",
+    "seeds": "trials",
 }
 _STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
 
@@ -100,7 +100,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     meant = "."
     if close := near(name, names):
         meant = f"; did you mean {' or '.join(close)}?"
-    elif "steps" in _SYNONYMS.get(_plain(name), ()):
+    elif _SYNONYMS.get(_plain(name)) == "steps":
         meant = f"; {_STEPS_ADVICE}."
     listed = ", ".join(repr(one) if "," in one else one for one in names)
     return f"no {kind} is called {name!r}{meant} Valid: {listed or 'none'}"
@@ -109,10 +109,10 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) -> list[str]:
     """The valid names that ``name`` may stand for: a synonym, else those spelt alike."""
     names = list(valid)
-    for synonym in _SYNONYMS.get(_plain(name), ()):
-        if synonym in names:
-            return [synonym]
-    if "steps" in _SYNONYMS.get(_plain(name), ()):
+    synonym = _SYNONYMS.get(_plain(name))
+    if synonym in names:
+        return [synonym]
+    if synonym == "steps":  # nothing that is spelt like epochs is meant
         return []
 
     folded = {candidate.casefold(): candidate for candidate in names}

@@ -28,7 +28,7 @@ RUN_HERE = ("local", "pool")
 # Tells our harness's train whether to leave out the training environments' in-splits: "1" or "0".
 SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
 
-Environment = Callable[[Job], Mapping[str, str]]  # the variables of a job
+JobVariables = Callable[[Job], Mapping[str, str]]  # the environment variables of a job
 
 
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
@@ -114,7 +114,7 @@ def run(
     output: Path,
     launcher: Any,
     name: str = "pool",
-    environment: Environment | None = None,
+    environment: JobVariables | None = None,
     skip_training_in_splits: bool | None = None,
 ) -> list[Status]:
     """Run the jobs of a sweep that are not done; shows a progress bar if the launcher waits.
@@ -201,10 +201,10 @@ def _evaluation(skips: bool) -> str:
     return "Evaluation: with training in-splits (--skip_training_in_splits leaves them out)."
 
 
-def _with_skip(environment: Environment | None, skips: bool | None) -> Environment:
-    """The variables of ``environment``, and the one that says what train evaluates."""
+def _with_skip(environment: JobVariables | None, skips: bool | None) -> JobVariables:
+    """The variables of ``environment``, and unless they have it, the one for what is evaluated."""
     added = {} if skips is None else {SKIP_VARIABLE: "1" if skips else "0"}
-    return lambda job: {**(environment(job) if environment else {}), **added}
+    return lambda job: {**added, **(environment(job) if environment else {})}
 
 
 def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str], list[str]]:
