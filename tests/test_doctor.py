@@ -247,9 +247,16 @@ CLASSIC = REPO / "tests" / "checkouts" / "classic"
 NO_DATA = "--data_dir nowhere --dataset Pets --test_envs 0 --output_dir out"
 
 
-@pytest.mark.parametrize("hparams", ["{}", '{"clip_backbone": "gone.pt"}'])
+@pytest.mark.parametrize(
+    ("dataset", "hparams", "told"),
+    [
+        ("Pets", "{}", "the weights of 'ViT-B/16' are not at "),
+        ("Pets", '{"clip_backbone": "gone.pt"}', "clip_backbone is 'gone.pt', expected an exist"),
+        ("DTD", '{"clip_backbone": "RN50"}', "the weights of 'RN50' are not at "),
+    ],
+)
 def test_missing_weights_end_a_checkouts_job_in_one_line_before_data_is_read(
-    tmp_path: Path, hparams: str
+    tmp_path: Path, dataset: str, hparams: str, told: str
 ) -> None:
     root = tmp_path / "host"
     shutil.copytree(CLASSIC, root)
@@ -257,12 +264,11 @@ def test_missing_weights_end_a_checkouts_job_in_one_line_before_data_is_read(
     words = ["-m", "domainbed.scripts.train", "--algorithm", "CARFT", *NO_DATA.split()]
     path = [write_start_hook(tmp_path / "hook"), REPO]
     home = str(tmp_path / "home")
-    done = run_python(*words, "--hparams", hparams, cwd=root, path=path, HOME=home)
+    words += ["--dataset", dataset, "--hparams", hparams]
+    done = run_python(*words, cwd=root, path=path, HOME=home)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    wrong = "clip_backbone is 'gone.pt', expected an existing file"
-    missing = "the weights of 'ViT-B/16' are not at "
-    assert line.startswith(f"domainbed-carft: {wrong if hparams != '{}' else missing}")
+    assert line.startswith(f"domainbed-carft: {told}")
 
 
 def test_the_hosts_own_algorithms_need_no_weights(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone, pictures
-from domainbed_carft.data import emoji, listing
+from domainbed_carft.data import benchmarks, emoji, listing, verify
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.plugin import provided
 
@@ -102,3 +102,13 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
         assert abs(one["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow
         means.append(sum(right) / len(right))
     assert document["mean"] == pytest.approx(sum(means[1:]) / 3, abs=0.02)
+
+
+def test_people_read_where_the_included_data_is_from():
+    """The value in the records stays what it was."""
+    report = verify.verify("EmojiStyles")
+    assert report.data_edition == "verified: of the package"
+    assert "the 1,716 pictures, the copy included in the package" in report.as_text()
+    label = benchmarks.edition_label(report.data_edition)
+    assert label == "verified: the copy included in the package"
+    assert benchmarks.edition_label("verified: as published") == "verified: as published"
