@@ -82,6 +82,15 @@ def test_tiny_has_its_own_rate_and_batch_on_any_data_and_nothing_else(dataset, a
     assert set_by_hand["lr"] == 1e-5 and set_by_hand["batch_size"] == 3
 
 
+def test_a_resumed_run_keeps_the_rate_and_the_batch_with_which_it_began():
+    words = ["--algorithm", "CARFT", "--dataset", "./pets", "--hparams", json.dumps(TINY)]
+    args = train.build_parser().parse_args(words)
+    of_0_1_0 = {**chosen("./pets"), **TINY}
+    assert preparation.choose_hparams(args, stored=of_0_1_0) == of_0_1_0
+    of_today = chosen("./pets", **TINY)
+    assert preparation.choose_hparams(args, stored=of_today) == of_today
+
+
 def test_tiny_is_searched_in_its_own_range():
     for seed in range(1, 9):
         found = chosen("./pets", seeds=(seed, 1), **TINY)

@@ -277,7 +277,9 @@ class TestWithAQuickAlgorithm:
 
         choose = preparation.choose_hparams
         monkeypatch.setattr(
-            preparation, "choose_hparams", lambda args: choose(args) | {"mode": "auto"}
+            preparation,
+            "choose_hparams",
+            lambda args, stored: choose(args, stored) | {"mode": "auto"},
         )
         monkeypatch.setattr(algorithms, "LinearSGD", Settles)
         self.stopped(tmp_path)

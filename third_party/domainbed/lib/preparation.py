@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,13 @@ class Environment(NamedTuple):
     uda_split: misc.SplitDataset  # of a test environment, for domain adaptation
 
 
-def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
+def choose_hparams(
+    args: argparse.Namespace, stored: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top.
 
-    In between comes what the algorithm's class takes as implied by --hparams.
+    In between comes what the algorithm's class takes as implied by --hparams. A resumed run, whose
+    hyperparameters are `stored`, takes only what was implied when it began.
     """
     overrides = checks.parse_hparams(args.hparams)
     if args.hparams_seed:
@@ -45,7 +48,10 @@ def choose_hparams(args: argparse.Namespace) -> dict[str, Any]:
         hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
 
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    return hparams | algorithm_class.implied_hparams(args.dataset, overrides, seed) | overrides
+    implied = algorithm_class.implied_hparams(args.dataset, overrides, seed)
+    if stored is not None:
+        implied = {name: value for name, value in implied.items() if stored.get(name) == value}
+    return hparams | implied | overrides
 
 
 def seed_everything(seed: int) -> None:

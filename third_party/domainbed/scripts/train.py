@@ -52,7 +52,7 @@ def run(
         _print("Environment:", _versions().items())
         _print("Args:", sorted(vars(args).items()))
         state = None if flags.restart else resume.load(args.output_dir)
-        hparams = preparation.choose_hparams(args)
+        hparams = preparation.choose_hparams(args, stored=state and state["hyperparameters"])
         _print("HParams:", sorted(hparams.items()))
 
         preparation.seed_everything(args.seed)
