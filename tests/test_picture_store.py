@@ -279,7 +279,7 @@ def test_any_flipped_bit_of_a_value_is_found(tmp_path):
     assert np.array_equal(store._unpacked(key, value), loading.decode(path))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "one page", "zeroed", "offsets"])
+@pytest.mark.parametrize("damage", ["cut short", "one page", "first bytes", "zeroed", "offsets"])
 def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
     paths = write(tmp_path / "data", 20, 300)
     expected = loaded(TRAINING, paths, None)
@@ -291,6 +291,8 @@ def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
         os.truncate(file, size // 2)
     elif damage == "one page":
         os.truncate(file, size - page)
+    elif damage == "first bytes":
+        os.truncate(file, 100)
     elif damage == "zeroed":
         alter(file, 2 * page, bytes(size - 2 * page))
     else:

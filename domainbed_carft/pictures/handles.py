@@ -32,6 +32,16 @@ INSPECTION_S = 60.0  # for walking through all keys of a store, on a slow disk
 
 FULL = 0.95  # of the bound: a picture may be too large for the last pages
 
+# What LMDB raises for pages that it has not written so.
+DAMAGE = (
+    lmdb.BadTxnError,
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
+
 # By folder the process that opened its lock file "in-use", and the descriptor.
 _registrations: dict[Path, tuple[int, int]] = {}
 
@@ -205,8 +215,10 @@ def _send_verdict(sending: Connection, folder: Path, bound: int, names_begin: by
         sending.send(_verdict(folder, bound, names_begin))
     except OSError as error:
         sending.send(error)
-    except lmdb.Error:
+    except DAMAGE:
         sending.send(Verdict.DAMAGED)
+    except lmdb.Error as error:
+        sending.send(OSError(str(error)))
 
 
 def _verdict(folder: Path, bound: int, names_begin: bytes) -> Verdict:

@@ -116,7 +116,7 @@ def key(path: str, what: str) -> bytes:
     """The key of ``what`` is kept of a file: its path, and a digest of all that identifies it."""
     status = os.stat(path)
     folder, _, name = path.rpartition("/")
-    absolute, real = _spellings(folder or "/" if path.startswith("/") else folder or ".")
+    absolute, real = _spellings(f"{folder}/" if path.startswith("/") else folder)
     facts = (
         f"{real}/{name}\0{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} "
         f"{status.st_ctime_ns} {what}"
@@ -155,11 +155,11 @@ def _packed(key: bytes, picture: Tensor) -> np.ndarray:
 
 def _unpacked(key: bytes, value: Any) -> Tensor | None:
     """The picture of a value, None if it is not what `_packed` has made for this key."""
+    if len(value) < HEADER_SIZE:
+        return None
     content = np.frombuffer(value, dtype=np.uint8)
     if len(content) < LARGEST_PAGE:
         content = content.copy()
-    if len(content) < HEADER_SIZE:
-        return None
 
     height, width, channels = content[SHAPE].view(np.uint32).tolist()
     if channels != 3 or HEADER_SIZE + height * width * channels != len(content):
