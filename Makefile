@@ -14,7 +14,7 @@ OLDEST := python3.10
 OLDEST_VENV := .venv-oldest
 OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams objective \
-  observed prompts step training))
+  dataset_facts prompts step training))
 
 # What an installation depends on. Sources are no part of it: it is an editable one.
 DECLARATIONS := pyproject.toml setup.cfg build_backend/carft_backend.py

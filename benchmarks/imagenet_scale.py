@@ -60,18 +60,18 @@ def make(arguments: argparse.Namespace) -> None:
 def inside(arguments: argparse.Namespace) -> None:
     """In a job's own process: build the data set, or train."""
     clock = Clock()
-    from domainbed.lib import job_batches, measured, preparation, training
+    from domainbed.lib import job_batches, preparation, step_meters, training
     from domainbed.scripts import train
 
     from domainbed_carft.data import shards
-    from domainbed_carft.plugin import provided as data
+    from domainbed_carft.plugin import data_sets as data
 
     clock.seconds["importing"] = time.perf_counter() - clock.began
     clock.watch(data.ImageNet, "read", "listing and check")
     clock.watch(shards, "_made", "of it, making the index")
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(job_batches.JobBatches, "of_step", "waiting for the pictures of steps")
-    clock.watch(measured, "step", "steps")
+    clock.watch(step_meters, "step", "steps")
     clock.watch(training.Run, "_evaluate", "evaluating what is held out")
     hparams = {
         "clip_backbone": "tiny",

@@ -127,7 +127,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     Of the checkpoints that of the first step is left out.
     """
     clock = Clock()
-    from domainbed.lib import image_folders, job_batches, measured, preparation, training
+    from domainbed.lib import image_folders, job_batches, preparation, step_meters, training
     from domainbed.scripts import train
 
     from domainbed_carft.clips import backbone
@@ -140,7 +140,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     clock.watch(backbone, "text_features", "text features of all prompts")
     clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")
     clock.watch(job_batches.JobBatches, "of_step", "waiting for the pictures of steps")
-    clock.watch(measured, "step", "steps")
+    clock.watch(step_meters, "step", "steps")
     clock.watch(training.Run, "_evaluate", "evaluations")
     if only_start:
 

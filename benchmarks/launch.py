@@ -36,7 +36,7 @@ from typing import Any
 from domainbed_carft import launchers, machine
 from domainbed_carft.launchers import slurm
 from domainbed_carft.launchers.attempt import run_commands
-from domainbed_carft.sweep import launch, sources
+from domainbed_carft.sweep import declaration_file, launch
 
 JOB = "import os, sys; os.close(os.open(sys.argv[2] + '/done', os.O_CREAT))"
 OPTIONS: dict[str, dict[str, Any]] = {"slurm": {"time": 10, "array_cap": os.cpu_count() or 1}}
@@ -112,7 +112,7 @@ def overheads(names: Sequence[str], jobs: int) -> None:
 
 def demo_seconds(launcher: str, steps: int | None) -> float:
     """Train the jobs of the declared demo in a new folder."""
-    declaration = sources.load("demo")
+    declaration = declaration_file.load("demo")
     if steps:
         declaration = declaration.model_copy(update={"steps": steps})
     with tempfile.TemporaryDirectory(prefix="carft-launch-demo-") as folder:

@@ -25,7 +25,7 @@ import torch
 from domainbed.datasets import MultipleEnvironmentImageFolder
 from domainbed.lib.picture_batches import Pictures, Source
 
-from domainbed_carft.pictures import drawing, store
+from domainbed_carft.pictures import rng, store
 
 BATCH = 32
 CASES = {"training": 0, "test": 1}  # the environment of each
@@ -36,7 +36,7 @@ def measure(source: Source) -> float:
     count = len(source.folder.samples) // BATCH * BATCH
     started = time.process_time()
     for first in range(0, count, BATCH):
-        with drawing.kept():
+        with rng.kept():
             source.batch([(0, place, (0, place)) for place in range(first, first + BATCH)])
     return (time.process_time() - started) / count
 

@@ -104,7 +104,7 @@ def ours(root: str, store_folder: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
 
-    from domainbed_carft.pictures import drawing, loading, plan, store
+    from domainbed_carft.pictures import loading, plan, rng, store
 
     tempfile.tempdir = store_folder
     kept, line = store.open_store(str(BOUND), root)
@@ -125,11 +125,11 @@ def ours(root: str, store_folder: str) -> None:
             generator = torch.Generator().manual_seed(next(steps))
             order = torch.randint(len(samples), (len(samples),), generator=generator).tolist()
         for start in range(0, len(order) - size + 1, size):
-            with drawing.kept():
+            with rng.kept():
                 items = []
                 for place in order[start : start + size]:
                     # Plans draw from this generator alone.
-                    torch.default_generator.manual_seed(drawing.seed_of(number, next(steps), place))
+                    torch.default_generator.manual_seed(rng.seed_of(number, next(steps), place))
                     items.append(loading.load(steps_plan, samples[place][0], kept))
             pictures, drawn = (torch.stack(part) for part in zip(*items))
             if stages == 2:

@@ -37,7 +37,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from domainbed_carft import machine
-from domainbed_carft.method import algorithms, body, hparams
+from domainbed_carft.method import algorithms, clip_algorithm, hparams
 
 DOMAINS = 3
 AT_A_TIME = 4  # methods in memory, of more than a GB each
@@ -72,7 +72,7 @@ def weights_of(shape: str, folder: Path) -> str:
     return str(path)
 
 
-def make(name: str, backbone: str, precision: str, **more: Any) -> body.CLIPAlgorithm:
+def make(name: str, backbone: str, precision: str, **more: Any) -> clip_algorithm.CLIPAlgorithm:
     settings: dict[str, Any] = {
         k: default for k, (default, _) in hparams.overlay(name, "PACS", 0).items()
     }
@@ -112,7 +112,11 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def alternated(
-    stepped: dict[str, body.CLIPAlgorithm], size: int, pixels: int, rounds: int, device: str
+    stepped: dict[str, clip_algorithm.CLIPAlgorithm],
+    size: int,
+    pixels: int,
+    rounds: int,
+    device: str,
 ) -> dict[str, list[float]]:
     """The seconds of a step of each, in each round."""
     times: dict[str, list[float]] = {label: [] for label in stepped}
@@ -129,7 +133,8 @@ def alternated(
 
 
 def ratios(
-    plain: body.CLIPAlgorithm, others: dict[str, body.CLIPAlgorithm], size: int, pixels: int,
+    plain: clip_algorithm.CLIPAlgorithm, others: dict[str, clip_algorithm.CLIPAlgorithm],
+    size: int, pixels: int,
     rounds: int, device: str, goals: dict[str, float],
 ) -> None:  # fmt: skip
     """Print the cost of a step of each of ``others`` over a step of plain fine-tuning."""
@@ -182,7 +187,12 @@ def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
 
 
 def kl_of_both(
-    exact: body.CLIPAlgorithm, backbone: str, size: int, pixels: int, device: str, when: str
+    exact: clip_algorithm.CLIPAlgorithm,
+    backbone: str,
+    size: int,
+    pixels: int,
+    device: str,
+    when: str,
 ) -> None:
     """Print the KL of the encoder of ``exact`` against the original in fp32 and in bf16."""
     values = {}

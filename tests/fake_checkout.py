@@ -176,7 +176,7 @@ def write_carft(folder: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=ignored)
     (package / "method").mkdir()
-    for name in ("__init__.py", "errors.py", "text.py", "method/observed.py"):
+    for name in ("__init__.py", "errors.py", "text.py", "method/dataset_facts.py"):
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
     write_files(package, CARFT)
     write_checkout(package / "harness")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from domainbed_carft.jobs.folder import Attempt, JobFolder
-from domainbed_carft.sweep import launch, sources, states
+from domainbed_carft.sweep import declaration_file, launch, states
 
 HOLD = """
 import json, sys
@@ -44,7 +44,7 @@ def declared(folder, **keys):
 
 def launched(folder, text=EIGHT):
     """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
-    made = sources.parse(text, "x.yaml")
+    made = declaration_file.parse(text, "x.yaml")
     jobs = made.jobs("D", Path(folder))
     launch.note(made, Path(folder), jobs)
     return jobs

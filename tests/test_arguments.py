@@ -4,7 +4,7 @@ import pytest
 from domainbed import algorithms
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, hparams
+from domainbed_carft.method import host_arguments, hparams
 from domainbed_carft.method.algorithms import CARFT
 
 
@@ -17,7 +17,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
     values["clip_backbone"] = "nope"
     del values["grad_clip"]
     with pytest.raises(CarftError) as caught:
-        arguments.check((3, 32, 32), values)
+        host_arguments.check((3, 32, 32), values)
     message = str(caught.value)
     for part in (
         "unknown hparam 'kl_wieght'; did you mean 'kl_weight'?",
@@ -33,7 +33,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
 
 def test_clip_reads_rgb():
     with pytest.raises(CarftError, match=r"shape \(2, 28, 28\), expected \(3, height, width\)"):
-        arguments.check((2, 28, 28), defaults())
+        host_arguments.check((2, 28, 28), defaults())
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "DOMAINBED_PROCESSES"])
@@ -41,7 +41,7 @@ def test_a_host_that_does_not_divide_batches_has_one_process(monkeypatch, name):
     """As any checkout's, whose algorithms have no `indivisible`."""
     for number in ("1", "", "4"):
         monkeypatch.setenv(name, number)
-        arguments.check((3, 32, 32), defaults(), "CARFT")
+        host_arguments.check((3, 32, 32), defaults(), "CARFT")
         if number == "4":
             monkeypatch.delattr(algorithms.Algorithm, "indivisible")
             with pytest.raises(
@@ -54,13 +54,13 @@ def test_invalid_values_are_named():
     wrong = {"batch_size": 1.5, "total_steps": 0, "weight_decay_all": 1, "context_scale": "big"}
     wrong |= {"class_names": [""], "kl_weight": -1, "lr": float("inf"), "lp_lr": 10**400}
     with pytest.raises(CarftError) as caught:
-        arguments.check((3, 32, 32), {**defaults(), **wrong})
+        host_arguments.check((3, 32, 32), {**defaults(), **wrong})
     assert all(
         f"{name} is {value!r}, expected " in str(caught.value) for name, value in wrong.items()
     )
     assert "Valid hparams" not in str(caught.value)  # no name is wrong
     with pytest.raises(CarftError, match="warmup_steps is 5001, expected less than total_steps"):
-        arguments.check((3, 32, 32), {**defaults(), "warmup_steps": 5001})
+        host_arguments.check((3, 32, 32), {**defaults(), "warmup_steps": 5001})
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
     # DPLCLIP's and MIRO's own, as they reach an algorithm there
     theirs = {"test_envs": [0], "clip_transform": False, "domain_name": [], "test_batchsize": 128}
     values = {**defaults(), **theirs, "backbone": "ViT-L/14"}
-    arguments.check((3, 32, 32), values)
+    host_arguments.check((3, 32, 32), values)
     monkeypatch.setattr("sys.argv", ["train.py", *argv])
     with pytest.raises(CarftError, match="'backbone'; did you mean 'clip_backbone'"):
-        arguments.check((3, 32, 32), values)
+        host_arguments.check((3, 32, 32), values)
 
 
 @pytest.mark.parametrize(
@@ -92,16 +92,16 @@ def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
 def test_an_unknown_name_of_the_users_has_one_guess_or_none(monkeypatch, given, told):
     monkeypatch.setattr("sys.argv", ["train.py", "--hparams", f'{{"{given}": 3}}'])
     with pytest.raises(CarftError) as caught:
-        arguments.check((3, 32, 32), {**defaults(), given: 3})
+        host_arguments.check((3, 32, 32), {**defaults(), given: 3})
     assert str(caught.value).startswith(told)
 
 
 def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):
-    monkeypatch.setattr(arguments, "_host_keys", {"data_augmentation"})
+    monkeypatch.setattr(host_arguments, "_host_keys", {"data_augmentation"})
     monkeypatch.setattr("sys.argv", ["train.py", "--hparams", '{"resnet18": true}'])
     values = {**defaults(), "resnet18": True}
     with pytest.raises(CarftError, match="unknown hparam 'resnet18'"):
-        arguments.check((3, 32, 32), values)
-    arguments.allow(["resnet18"])
-    arguments.check((3, 32, 32), values)
+        host_arguments.check((3, 32, 32), values)
+    host_arguments.allow(["resnet18"])
+    host_arguments.check((3, 32, 32), values)
     assert capsys.readouterr().out == ""

@@ -11,7 +11,7 @@ import pytest
 from domainbed import datasets
 
 from domainbed_carft.data import benchmarks, emoji
-from domainbed_carft.plugin import provided
+from domainbed_carft.plugin import data_sets
 
 # Published, and typed in here by hand, apart from the tables of the package.
 TOTALS = {
@@ -56,10 +56,10 @@ def test_emoji_styles_is_what_is_in_the_archive():
         inside = [n.split("/") for n in archive.namelist() if n.endswith(".png")]
     found = Counter((environment, name) for environment, name, _ in inside)
     known = benchmarks.get("EmojiStyles")
-    assert [e.folder for e in known.environments] == provided.EmojiStyles.ENVIRONMENTS
+    assert [e.folder for e in known.environments] == data_sets.EmojiStyles.ENVIRONMENTS
     table = known.editions[0].by_class
     assert found == Counter({(e, c): n for e, classes in table.items() for c, n in classes.items()})
-    assert known.steps["DomainBed"] == provided.EmojiStyles.N_STEPS
+    assert known.steps["DomainBed"] == data_sets.EmojiStyles.N_STEPS
 
 
 def test_no_fact_changes_unnoticed():

@@ -7,9 +7,9 @@ from collect_sweeps import collect, write_job
 
 from domainbed_carft.report import building, writing
 from domainbed_carft.results import collection, suites
-from domainbed_carft.suites import known, records
+from domainbed_carft.suites import catalogue, records
 
-SETS = [one.name for one in known.get("imagenet").sets]
+SETS = [one.name for one in catalogue.get("imagenet").sets]
 
 
 def write_run(folder, algorithm, trial, lines, dataset="ImageNet", suite="imagenet"):
@@ -25,7 +25,7 @@ def write_run(folder, algorithm, trial, lines, dataset="ImageNet", suite="imagen
             for name, value in accuracies.items()
         }
         whole = {name: value for name, value in accuracies.items() if value > 0.1}
-        means = known.get(suite).means(whole)
+        means = catalogue.get(suite).means(whole)
         record = {"suite": suite, "weights": weights, "step": None, "wise_ft_alpha": alpha}
         records.append(job, {**record, "algorithm": algorithm, "sets": sets, **means})
     return job

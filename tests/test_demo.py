@@ -9,7 +9,7 @@ import report_page
 
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
-from domainbed_carft.suites import known, records
+from domainbed_carft.suites import catalogue, records
 
 SMALL = """
 name: small
@@ -76,9 +76,9 @@ def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
 
 
 def test_the_demo_of_a_suite_shows_both_accuracies_and_the_curve(tmp_path, monkeypatch, capsys):
-    whole = known.get("EmojiShift")
+    whole = catalogue.get("EmojiShift")
     few = replace(whole, sets=(whole.sets[0], whole.sets[2]))  # for time
-    monkeypatch.setitem(known.SUITES, "EmojiShift", lambda: few)
+    monkeypatch.setitem(catalogue.SUITES, "EmojiShift", lambda: few)
     declared = tmp_path / "small.yaml"
     declared.write_text(SHIFT)
     demo.run_suite(tmp_path / "out", declared=declared)

@@ -12,14 +12,14 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.data import benchmarks, emoji, listing, verify
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.plugin import provided
+from domainbed_carft.plugin import data_sets
 
 HPARAMS = {"class_names": "dataset:EmojiStyles", "clip_backbone": "tiny"}
 
 
 def test_contract():
     hparams = dict(HPARAMS)
-    dataset = provided.EmojiStyles("not read", [1], hparams)
+    dataset = data_sets.EmojiStyles("not read", [1], hparams)
     assert len(dataset) == 4 and dataset.num_classes == 10
     assert dataset.input_shape == (3, 48, 48)
     assert sorted(dataset.ENVIRONMENTS) == dataset.ENVIRONMENTS  # as sorted folders would be
@@ -31,18 +31,18 @@ def test_contract():
 
 
 def test_only_training_environments_are_augmented():
-    dataset = provided.EmojiStyles("", [1], dict(HPARAMS))
+    dataset = data_sets.EmojiStyles("", [1], dict(HPARAMS))
     moves = [not torch.equal(env[5][0], env[5][0]) for env in dataset]
     assert moves == [True, False, True, True]
-    still = provided.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
+    still = data_sets.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
     assert all(torch.equal(env[5][0], env[5][0]) for env in still)
 
 
 def test_other_hosts_get_the_size_they_have_networks_for():
-    dataset = provided.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
+    dataset = data_sets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
     assert dataset.input_shape == (3, 224, 224)
     assert all(env[0][0].shape == (3, 224, 224) for env in dataset)
-    dataset = provided.EmojiStyles("not read")  # SWAD and MIRO transform by themselves
+    dataset = data_sets.EmojiStyles("not read")  # SWAD and MIRO transform by themselves
     picture, label = dataset[2][0]
     assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
     assert dataset.input_shape == (3, 224, 224) and dataset.environments == dataset.ENVIRONMENTS
@@ -68,7 +68,7 @@ def test_the_shift_divides_the_things_of_one_style():
     whole = {f"{p.parent.name}/{p.name}" for p in emoji.unpacked().glob("noto/*/*")}
     assert trained | tested == whole and not trained & tested
     assert {thing.split("/")[0] for thing in tested} == {thing.split("/")[0] for thing in whole}
-    dataset = provided.EmojiShift(None, (), dict(HPARAMS))
+    dataset = data_sets.EmojiShift(None, (), dict(HPARAMS))
     assert len(dataset) == 1 and len(dataset[0]) == len(trained) > 2 * len(tested) - 10
     assert dataset.data_edition == "verified: of the package"
 

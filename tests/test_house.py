@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from domainbed_carft import plugin
-from domainbed_carft.plugin import names
+from domainbed_carft.plugin import hooked_modules as names
 
 REPO = Path(__file__).parents[1]
 PACKAGE = "domainbed_carft"

@@ -12,8 +12,8 @@ from domainbed.scripts import train
 from fake_checkout import run_python
 
 from domainbed_carft.method import hparams
-from domainbed_carft.method.arguments import check
-from domainbed_carft.sweep import estimate, sources
+from domainbed_carft.method.host_arguments import check
+from domainbed_carft.sweep import costs, declaration_file
 
 SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"]
 
@@ -113,10 +113,10 @@ def test_a_sweep_counts_tinys_batch_and_its_jobs_keep_their_identity(tmp_path, m
         folder.mkdir(parents=True)
         (folder / "x.png").touch()
     text = "name: x\ndatasets: [./pets]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 10\n"
-    made = sources.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
+    made = declaration_file.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
     job = made.jobs("D", tmp_path)[0]
     assert job.args["hparams"] == '{"clip_backbone": "tiny"}'
-    assert estimate.cost(job, made.facts["./pets"]).trained == 10 * 16 * 2
+    assert costs.cost(job, made.facts["./pets"]).trained == 10 * 16 * 2
 
 
 def test_a_checkout_says_once_which_hparams_to_add(tmp_path):

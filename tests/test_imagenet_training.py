@@ -21,10 +21,10 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.data import shards, tasks
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.method import algorithms, arguments, prompts
+from domainbed_carft.method import algorithms, host_arguments, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
-from domainbed_carft.pictures.environment import WINDOW, Passes
+from domainbed_carft.pictures.image_lists import WINDOW, Passes
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.suites import imagenet
 
@@ -173,7 +173,7 @@ def test_other_folders_are_refused(tmp_path, spoil, told):
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
-        arguments.checked_data(hparams)
+        host_arguments.checked_data(hparams)
     spoil(tmp_path / "imagenet" / "train")
     with pytest.raises(CarftError, match=told):
         built(tmp_path)
@@ -210,13 +210,13 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
         "sampling is 'epochs', expected one of 'with-replacement', 'passes', 'passes-by-shard'"
     ]
     values |= {"sampling": "passes", "protocol": "domainbed"}
-    arguments.checked_data(dict(values))
+    host_arguments.checked_data(dict(values))
     told = "sampling is 'passes', expected 'with-replacement'"
     with pytest.raises(CarftError, match=told):
-        arguments.checked_data({**values, "class_balanced": True})
+        host_arguments.checked_data({**values, "class_balanced": True})
     monkeypatch.delattr("domainbed.algorithms.Algorithm.indivisible")
     with pytest.raises(CarftError, match=told):  # on another's DomainBed
-        arguments.checked_data(dict(values))
+        host_arguments.checked_data(dict(values))
 
 
 # carft data verify and carft sweep launch

@@ -19,7 +19,8 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, open_clip_models, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import frozen, hparams, optimisation
+from domainbed_carft.method import hparams, optimizer
+from domainbed_carft.method import original as frozen
 from domainbed_carft.runs import predict, saved, soup, wise_ft
 
 open_clip = pytest.importorskip("open_clip")
@@ -172,7 +173,7 @@ def test_timms_embeddings_are_not_decayed(folders):
     groups = algorithm.optimizer.param_groups
     spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     named = dict(algorithm.named_parameters())
-    found = [n for n in named if n.split(".")[-1] in optimisation.EMBEDDINGS]
+    found = [n for n in named if n.split(".")[-1] in optimizer.EMBEDDINGS]
     assert {n.split(".")[-1] for n in found} == {"pos_embed", "latent", "cls_token"}
     assert all(id(named[name]) in spared for name in found)
 

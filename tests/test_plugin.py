@@ -111,9 +111,9 @@ def test_class_names_reach_us_by_the_very_hparams_which_stay(site: Site, tmp_pat
     code = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft.method import observed
+from domainbed_carft.method import dataset_facts
 def shown(hparams, name=None):
-    seen = observed.recall(hparams, name)
+    seen = dataset_facts.recall(hparams, name)
     return [[e.name, e.classes, e.normalisation] for e in seen.environments]
 hparams = {"class_names": "dataset:Pets"}
 datasets.Pets(sys.argv[1], [0], hparams)
@@ -135,11 +135,11 @@ def test_the_protocol_of_our_hparams_is_followed(
     code = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft.method import observed
+from domainbed_carft.method import dataset_facts
 hparams = json.loads(sys.argv[2])
 pets = datasets.Pets(sys.argv[1], [0], hparams)
 transforms = [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets]
-print(json.dumps([transforms, observed.recall(hparams).protocol]))
+print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
 """
     hparams = json.dumps({"protocol": wanted} if wanted else {})
     expected = [["host's"] * 2, "host"]
@@ -149,7 +149,7 @@ print(json.dumps([transforms, observed.recall(hparams).protocol]))
 
 
 @pytest.mark.parametrize(
-    "module", ["method/algorithms", "method/hparams", "plugin/provided", "method/observed"]
+    "module", ["method/algorithms", "method/hparams", "plugin/data_sets", "method/dataset_facts"]
 )
 def test_our_failure_is_one_warning(site: Site, checkout: Path, module: str) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -224,7 +224,7 @@ print(json.dumps([datasets.DTD is json.JSONDecoder, hasattr(datasets, "EmojiStyl
 def test_our_modules_may_be_imported_first(site: Site, checkout: Path) -> None:
     code = """
 import json
-import domainbed_carft.method.algorithms, domainbed_carft.plugin.provided
+import domainbed_carft.method.algorithms, domainbed_carft.plugin.data_sets
 from domainbed import algorithms, datasets
 print(json.dumps([
     algorithms.CARFT is domainbed_carft.method.algorithms.CARFT,

@@ -3,7 +3,7 @@
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, observed, prompts
+from domainbed_carft.method import dataset_facts, host_arguments, prompts
 
 
 def test_shipped_lists():
@@ -56,7 +56,9 @@ def test_contexts_from_a_file_and_from_a_list(tmp_path):
 
 
 def remember(hparams, classes, dataset="PACS"):
-    observed.remember(hparams, dataset, [observed.Environment(e, c) for e, c in classes.items()])
+    dataset_facts.remember(
+        hparams, dataset, [dataset_facts.Environment(e, c) for e, c in classes.items()]
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,8 +166,8 @@ def test_the_digest_is_over_every_word_and_their_order():
 
 
 def known(hparams, names, test_envs=None):
-    shown = [observed.Environment(name, None) for name in names]
-    observed.remember(hparams, "Mine", shown, test_envs=test_envs)
+    shown = [dataset_facts.Environment(name, None) for name in names]
+    dataset_facts.remember(hparams, "Mine", shown, test_envs=test_envs)
     return prompts.contexts_of(hparams)
 
 
@@ -181,7 +183,7 @@ def test_contexts_of_the_domains_with_and_without_the_one_left_out():
         known(hparams, folders, [0, 1])
     with pytest.raises(CarftError, match="does not show which environments are left out; give"):
         known(hparams, folders)
-    observed.remember({}, "Other", [])
+    dataset_facts.remember({}, "Other", [])
     with pytest.raises(CarftError, match="does not show its environments; give"):
         prompts.contexts_of(hparams)
     assert hparams == {"contexts": "domains-without-target", "class_names": "dataset:Mine"}
@@ -190,9 +192,9 @@ def test_contexts_of_the_domains_with_and_without_the_one_left_out():
 
 def test_domains_whose_names_are_no_words_are_refused_before_a_job_starts():
     for dataset, odd in (("TerraIncognita", "'location_38'"), ("VLCS", "'SUN09'")):
-        (problem,) = arguments.refusals("CARFT", dataset, {"contexts": "domains"})
+        (problem,) = host_arguments.refusals("CARFT", dataset, {"contexts": "domains"})
         assert problem.startswith("contexts is 'domains', but ") and odd in problem
         assert "'imagenet7'" in problem and "LabelMe" not in problem
-    assert arguments.refusals("CARFT", "DomainNet", {"contexts": "domains"}) == []
+    assert host_arguments.refusals("CARFT", "DomainNet", {"contexts": "domains"}) == []
     with pytest.raises(CarftError, match="called 'env1', 'env2', which are no words"):
         known({"contexts": "domains", "class_names": ["a"]}, ["env1", "env2"])

@@ -8,8 +8,8 @@ from test_algorithms import settings
 
 from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, observed
-from domainbed_carft.plugin import provided
+from domainbed_carft.method import algorithms, dataset_facts
+from domainbed_carft.plugin import data_sets
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_lipsum_ft_crops_8_to_100_percent_and_flips(picture):
 
 def test_emoji_styles_follows(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
-    dataset = provided.EmojiStyles("", [0], values)
+    dataset = data_sets.EmojiStyles("", [0], values)
     assert dataset[0].transform.transforms[-1].mean == pictures.CLIP_MEAN
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
@@ -88,8 +88,8 @@ def test_emoji_styles_follows(random_tiny, capsys):
 def test_pictures_that_do_not_follow_are_refused(random_tiny, asked, followed):
     values = settings(random_tiny, class_names="dataset:Pets", protocol=asked)
     if followed:
-        shown = [observed.Environment("art", ["a", "b", "c"])]
-        observed.remember(values, "Pets", shown, None, followed)
+        shown = [dataset_facts.Environment("art", ["a", "b", "c"])]
+        dataset_facts.remember(values, "Pets", shown, None, followed)
     else:
         values["class_names"] = ["a", "b", "c"]
     with pytest.raises(CarftError, match=f"protocol is '{asked}', but .*Leave protocol at"):
@@ -99,8 +99,8 @@ def test_pictures_that_do_not_follow_are_refused(random_tiny, asked, followed):
 def test_a_hosts_own_way_is_recorded_as_such(random_tiny, capsys):
     for asked in ("domainbed", "host"):
         values = settings(random_tiny, class_names="dataset:Pets", protocol=asked)
-        shown = [observed.Environment(name, ["a", "b", "c"]) for name in "xy"]
-        observed.remember(values, "Pets", shown, None, "host")
+        shown = [dataset_facts.Environment(name, ["a", "b", "c"]) for name in "xy"]
+        dataset_facts.remember(values, "Pets", shown, None, "host")
         algorithms.CARFT((3, 28, 28), 3, 2, values)
         assert values["protocol"] == "host"
         assert "CLIP protocol: host (this DomainBed's own transforms" in capsys.readouterr().out

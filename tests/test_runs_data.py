@@ -19,7 +19,7 @@ from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed
+from domainbed_carft.method import dataset_facts
 from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 
@@ -143,7 +143,7 @@ class OneEnvironment:
 def test_of_a_thousand_other_classes_only_those_that_differ_are_told():
     classes = [f"class {number}" for number in range(1000)]
     changed = [*classes[:700], "another", *classes[701:]]
-    seen = observed.Seen([observed.Environment("train", changed)])
+    seen = dataset_facts.Seen([dataset_facts.Environment("train", changed)])
     run = SimpleNamespace(
         path=Path("job"), args={"dataset": "ImageNet"}, classes=classes,
         content={"model_num_domains": 1},

@@ -18,7 +18,7 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.files.weights import sha256
-from domainbed_carft.plugin import provided
+from domainbed_carft.plugin import data_sets
 from domainbed_carft.runs import export, predict, saved
 
 with warnings.catch_warnings():
@@ -46,10 +46,10 @@ torch.save(head["logit_scale"] * features @ head["weight"].T + head["bias"], sys
 def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, run, tmp_path):
     for path in files:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    dataset = provided.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
+    dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     pictures = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
     (tmp_path / "picture.png").write_bytes(Path(pictures[0]).read_bytes())
-    transform = images.transform("domainbed", provided.EMOJI_SIZE, augment=False)
+    transform = images.transform("domainbed", data_sets.EMOJI_SIZE, augment=False)
     with torch.no_grad():
         x = torch.stack([transform(default_loader(path)) for path in pictures])
         expected = run.algorithm.predict(x)

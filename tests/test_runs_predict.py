@@ -14,7 +14,7 @@ from torchvision.transforms import Normalize
 
 from domainbed_carft import cli
 from domainbed_carft.clips import pictures as images
-from domainbed_carft.method import body, prompts
+from domainbed_carft.method import clip_algorithm, prompts
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
 
@@ -192,7 +192,7 @@ def of_a_gpu(*_):
 def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch, command, run_out):
     more = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
     arguments = [command, pets / "CARFT", *more.get(command, ()), "--batch_size", "77"]
-    monkeypatch.setattr(body.CLIPAlgorithm, "features", run_out)
+    monkeypatch.setattr(clip_algorithm.CLIPAlgorithm, "features", run_out)
     assert cli.main(list(map(str, arguments))) == 1
     said = "carft: out of memory with --batch_size 77; choose a smaller one"
     assert said in capfd.readouterr().err

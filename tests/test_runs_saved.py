@@ -11,7 +11,7 @@ from test_algorithms import CLASSES, CONTEXTS, dumped, make, settings
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, observed, prompts
+from domainbed_carft.method import algorithms, dataset_facts, prompts
 from domainbed_carft.runs import saved
 
 
@@ -45,9 +45,9 @@ def test_words_of_the_folders_are_kept(random_tiny, tmp_path):
     """They come from the data set, which is not there any more."""
     values = settings(random_tiny, class_names="dataset:Mine")
     names = ["Alarm_Clock", "Bücher", "TV"]
-    observed.remember(values, "Mine", [observed.Environment("a", names)])
+    dataset_facts.remember(values, "Mine", [dataset_facts.Environment("a", names)])
     algorithm = algorithms.CARFT((3, 28, 28), 3, 2, values)
-    observed.remember({}, "Other", [])
+    dataset_facts.remember({}, "Other", [])
     written(tmp_path, algorithm, "model_step40.pkl")
     run = saved.open_run(str(tmp_path / "model_step40.pkl"))
     assert (run.classes, run.contexts) == (["alarm clock", "bücher", "TV"], CONTEXTS)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, frozen, hparams, optimisation, texts
+from domainbed_carft.method import algorithms, hparams, optimizer, original, text_encoder
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
 EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"margin": 0.2, "average": "ema"}
@@ -172,13 +172,13 @@ def on_a_gpu(monkeypatch, capability):
 
 
 def test_amp_is_settled_by_the_machine(monkeypatch):
-    assert [optimisation.settled_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+    assert [optimizer.settled_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
     on_a_gpu(monkeypatch, (9, 0))
-    assert [optimisation.settled_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    assert [optimizer.settled_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
     on_a_gpu(monkeypatch, (7, 5))
-    assert [optimisation.settled_amp(v) for v in ("auto", "off")] == ["off", "off"]
+    assert [optimizer.settled_amp(v) for v in ("auto", "off")] == ["off", "off"]
     with pytest.raises(CarftError, match=r"Card with its compute capability 7\.5 does not"):
-        optimisation.settled_amp("bf16")
+        optimizer.settled_amp("bf16")
 
 
 def test_the_record_has_what_amp_was_settled_to(random_tiny):
@@ -191,7 +191,7 @@ def test_the_record_has_what_amp_was_settled_to(random_tiny):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_original_in_bf16_is_what_autocast_makes_of_it(kind, random_tiny, tmp_path):
     clip_model = backbone.load(str(clip_of(kind, random_tiny, tmp_path)))
-    exact, rounded = (frozen.Frozen(clip_model.model.visual, "bf16", on) for on in (True, False))
+    exact, rounded = (original.Frozen(clip_model.model.visual, "bf16", on) for on in (True, False))
     size = clip_model.preprocessing.resolution
     pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     # torch has a fast path for attention with the batch in front, which heeds no autocast.
@@ -217,5 +217,5 @@ def test_a_state_from_a_gpus_fused_optimizer_goes_on_here(random_tiny):
 
 
 def test_the_mask_of_a_text_encoder_moves_with_it():
-    encoder = texts.TextEncoder(random_clip(**TINY_SHAPE)).to("meta")
+    encoder = text_encoder.TextEncoder(random_clip(**TINY_SHAPE)).to("meta")
     assert {b.attn_mask.device.type for b in encoder.transformer.resblocks} == {"meta"}

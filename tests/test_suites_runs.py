@@ -20,9 +20,9 @@ from domainbed_carft.data import listing
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
-from domainbed_carft.runs import on_suites, predict, saved, suite_pictures
-from domainbed_carft.suites import known, records
-from domainbed_carft.suites.sets import Folders, Suite, TestSet
+from domainbed_carft.runs import predict, saved, suite_pictures, suite_scores
+from domainbed_carft.suites import catalogue, records
+from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
 
 GROUPS = {"Usual": ((0,), (1,)), "Turned": ((0,), (1,)), "One": ((0, 1),), "Cut": ((0,), (1,))}
 SHIFTED = ("Turned", "One", "Cut")
@@ -42,7 +42,7 @@ def suite(pets, monkeypatch):
 
     sets = (one("Usual", "photo"), one("Turned", "art"), one("One", "sketch"), one("Cut", "art", 4))
     made = Suite("pets", CLASSES, sets, "emoji", left_out="Cut", published={"tiny": {"Cut": 12.5}})
-    monkeypatch.setitem(known.SUITES, "pets", lambda: made)
+    monkeypatch.setitem(catalogue.SUITES, "pets", lambda: made)
     return made
 
 
@@ -280,7 +280,7 @@ def test_a_clip_without_a_run(pets, suite, capsys):
     text = carft(capsys, "evaluate", "--clip", "tiny", *where)
     assert "published (%)" in text and "12.5" in text
     run = saved.open_run(pets / "CLIPZeroShot")
-    plan, logits = on_suites.zero_shot(suite, "tiny", torch.device("cpu"))
+    plan, logits = suite_scores.zero_shot(suite, "tiny", torch.device("cpu"))
     x = torch.randn(3, 3, 48, 48)
     (found,) = logits(x)
     algorithm = run.algorithm
@@ -294,8 +294,8 @@ def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     whole = openai_models.tokenize
     monkeypatch.setattr(openai_models, "tokenize", lambda m, t: seen.extend(t) or whole(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
-    on_suites.zero_shot(known.get("imagenet"), "tiny", torch.device("cpu"))
-    assert tuple(seen) == known.get("imagenet").classes and "T-shirt" in seen
+    suite_scores.zero_shot(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
+    assert tuple(seen) == catalogue.get("imagenet").classes and "T-shirt" in seen
 
 
 def test_objectnets_border_is_cut_and_no_others(tmp_path):
@@ -304,7 +304,7 @@ def test_objectnets_border_is_cut_and_no_others(tmp_path):
     picture.paste("white", (2, 2, 58, 48))
     picture.save(tmp_path / "0.png")
     plan = planning.Plan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
-    for one in known.get("imagenet").sets:
+    for one in catalogue.get("imagenet").sets:
         square, label = suite_pictures.Pictures([(str(tmp_path / "0.png"), 3)], one.border, plan)[0]
         assert bool((square == 255).all()) == (one.name == "ObjectNet") and label == 3
 
@@ -322,6 +322,6 @@ def test_published_zero_shot_accuracies(capsys):
     arguments = ["--clip", "ViT-B/16", "--suite", "imagenet", "--data_dir", IMAGENET, "--json"]
     assert cli.main(["evaluate", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
-    published = known.get("imagenet").published["ViT-B/16"]
+    published = catalogue.get("imagenet").published["ViT-B/16"]
     for name, percent in published.items():
         assert 100 * found["sets"][name]["accuracy"] == pytest.approx(percent, abs=0.2), name

@@ -12,7 +12,7 @@ from fake_checkout import REPO
 from domainbed_carft import cli, launchers
 from domainbed_carft.cli import sweep as command_line
 from domainbed_carft.errors import CarftError
-from domainbed_carft.sweep import estimate, sources, states
+from domainbed_carft.sweep import costs, declaration_file, states
 
 SMALLEST = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
 
@@ -22,7 +22,7 @@ def hparams(made, *given, variant=""):
 
 
 def test_the_later_of_two_settings_wins_and_reaches_what_it_names():
-    made = sources.parse(
+    made = declaration_file.parse(
         """
 name: x
 datasets: [PACS, DomainNet]
@@ -54,14 +54,14 @@ variants:
 
 @pytest.mark.parametrize("given", ["[A, S]", "[0, 3]", "{PACS: [S, A]}"])
 def test_environments_go_by_label_or_index(given):
-    made = sources.parse(SMALLEST + f"test_environments: {given}", "x.yaml")
+    made = declaration_file.parse(SMALLEST + f"test_environments: {given}", "x.yaml")
     assert made.targets("PACS") == [[0], [3]]
 
 
 def problems(text):
     """The messages on ``text``, without the headline."""
     with pytest.raises(CarftError) as raised:
-        sources.parse(text, "x.yaml")
+        declaration_file.parse(text, "x.yaml")
     headline, *lines = str(raised.value).splitlines()
     assert headline.startswith(f"{len(lines)} problem")
     return [line.removeprefix("- x.yaml:") for line in lines]
@@ -198,11 +198,11 @@ SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
-    made = sources.load(path.stem)
+    made = declaration_file.load(path.stem)
     assert made.name == path.stem and made.description
     found = made.jobs("D", Path("/nowhere"))
     statuses = [states.status(job, made.facts) for job in found]
-    *_, total = estimate.costs(statuses, made.facts).values()
+    *_, total = costs.costs(statuses, made.facts).values()
     comment = " ".join(
         line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#"
     )
@@ -213,7 +213,7 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
 
 
 def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
-    peers = sources.load("peers")
+    peers = declaration_file.load("peers")
     domainnet = hparams(peers, "DomainNet", "LipsumFT")
     assert domainnet["head_scale"] == "outside" and domainnet["grad_clip"] == 0
     assert domainnet["lr"] == 1e-5 and "protocol" not in domainnet  # all methods share pictures
@@ -221,7 +221,7 @@ def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
     comments = (REPO / "sweeps" / "peers.yaml").read_text()
     assert "LP-FT with 500 head steps" in comments and "ERM++" not in comments
 
-    imagenet = sources.load("imagenet")
+    imagenet = declaration_file.load("imagenet")
     values = hparams(imagenet, "ImageNet", "LipsumFT")
     assert values["head_scale"] == "outside" and values["grad_clip"] == 0
     assert values["protocol"] == "lipsum-ft"
@@ -259,4 +259,4 @@ def test_every_command_of_the_documentation_is_one(document):
             options = {name: getattr(arguments, name) for name in command_line.FIELDS}
             launchers.make(arguments.launcher, options)
             if arguments.sweep != "NAME":
-                sources.load(arguments.sweep)
+                declaration_file.load(arguments.sweep)

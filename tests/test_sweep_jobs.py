@@ -9,14 +9,14 @@ from sweep_folders import record
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job, identity
-from domainbed_carft.sweep import names, sources
+from domainbed_carft.sweep import declaration_file, name_checks
 
 GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_text())
 
 
 @pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
 def test_commands_are_upstreams(case, monkeypatch):
-    monkeypatch.setattr(names, "_hparams", lambda *given: [])  # upstream's own
+    monkeypatch.setattr(name_checks, "_hparams", lambda *given: [])  # upstream's own
     given, first = case["keywords"], case["keywords"]["n_hparams_from"]
     keys = {name: given[name] for name in ("algorithms", "holdout_fraction", "steps", "hparams")}
     keys |= {"name": "x", "datasets": given["dataset_names"], "trials": given["n_trials"]}
@@ -24,7 +24,7 @@ def test_commands_are_upstreams(case, monkeypatch):
     keys |= {"selection": ["oracle" if given["single_test_envs"] else "leave-one-domain-out"]}
     keys |= {"hparams": given["hparams"] and json.loads(given["hparams"])}
     text = json.dumps({name: value for name, value in keys.items() if value is not None})
-    jobs = sources.parse(text, "x.yaml").jobs(given["data_dir"], Path("out dir"))
+    jobs = declaration_file.parse(text, "x.yaml").jobs(given["data_dir"], Path("out dir"))
     if given["hparams"]:  # the folder goes by its text
         args = [{**job.args, "hparams": given["hparams"]} for job in jobs]
         jobs = [Job(one, Path("out dir") / identity(one)) for one in args]
@@ -33,7 +33,7 @@ def test_commands_are_upstreams(case, monkeypatch):
 
 def parse(extra, datasets="[PACS]"):
     text = f"name: x\ndatasets: {datasets}\nalgorithms: [CARFT]\ntrials: 1\n{extra}"
-    return sources.parse(text, "x.yaml")
+    return declaration_file.parse(text, "x.yaml")
 
 
 def choices(extra):

@@ -12,7 +12,7 @@ from sweep_folders import declared, ended, finish, launched, record
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
-from domainbed_carft.sweep import estimate, names, sources
+from domainbed_carft.sweep import costs, declaration_file, name_checks
 from domainbed_carft.sweep import launch as launching
 from domainbed_carft.sweep.launch import SKIP_VARIABLE
 
@@ -161,7 +161,7 @@ def test_jobs_of_upstreams_sweep_keep_their_evaluation(values, out):
 
 
 def test_a_checkout_is_told_nothing_of_the_training_in_splits(values, monkeypatch):
-    monkeypatch.setattr(names, "skips_in_splits", lambda: False)
+    monkeypatch.setattr(name_checks, "skips_in_splits", lambda: False)
     assert values() is None
 
 
@@ -247,9 +247,9 @@ def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
 )
 def test_pictures(dataset, steps, expected):
     text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
-    made = sources.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
+    made = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
     (job, *_) = made.jobs("D", Path("o"))
-    assert estimate.cost(job, made.facts[dataset])[2:5] == expected
+    assert costs.cost(job, made.facts[dataset])[2:5] == expected
 
 
 def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):

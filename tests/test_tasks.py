@@ -25,9 +25,9 @@ from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.data.comparison import plain_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.plugin import provided
+from domainbed_carft.plugin import data_sets
 from domainbed_carft.runs import evaluate, predict, saved
-from domainbed_carft.suites import known, records
+from domainbed_carft.suites import catalogue, records
 
 savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
 
@@ -380,7 +380,7 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     data = planted("EuroSAT")
     shutil.rmtree(data / "eurosat" / "2750" / "Forest")
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1))
-    monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)
+    monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
     flags = ["--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs", "--steps", "1"]
     flags += ["--workers", "0", "--algorithm", "CARFT"]
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
@@ -388,7 +388,7 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     assert train.main(given)
     told = "is broken: train has no picture of 1 of the 10 classes: 'Forest'"
     assert told in capsys.readouterr().err
-    provided.TASKS["EuroSAT"](str(data), [], {"data_augmentation": True})
+    data_sets.TASKS["EuroSAT"](str(data), [], {"data_augmentation": True})
     assert "Warning: the data of EuroSAT" in capsys.readouterr().err
 
 
@@ -407,7 +407,7 @@ def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
 def test_a_class_that_the_test_set_lacks_is_named_in_the_suite(planted):
     data = planted("DTD")
     drop_line(data / "dtd" / "dtd" / "labels" / "test1.txt", "blotchy/")
-    (one,) = known.of_task("DTD").sets
+    (one,) = catalogue.of_task("DTD").sets
     found = one.find(data)
     assert found.problems[0].startswith("test has no picture of 1 of the 47 classes: 'blotchy'")
     assert {label for _, label in found.samples} == {*range(47)} - {1}
@@ -417,7 +417,7 @@ def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, mo
     """Its list had "jail cell" first, which training refused as names in another order."""
     data = planted("SUN397")
     small = replace(tasks.TASKS["SUN397"], drawn=(2, 1), pictures=(2 * 397, 397))
-    monkeypatch.setattr(provided.TASKS["SUN397"], "TASK", small)
+    monkeypatch.setattr(data_sets.TASKS["SUN397"], "TASK", small)
     words = prompts.class_names({"class_names": "sun397"}, 397)
     in_folders = {path.parts[-3]: label for path, label in tasks.read(small, data, True).samples}
     assert words[in_folders["jail"]] == "jail indoor"
@@ -449,7 +449,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
-    monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)
+    monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     given = ["--algorithm", "CARFT", "--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs"]
     given += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
@@ -484,7 +484,7 @@ def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
     data = planted("EuroSAT")
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10))
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
-    monkeypatch.setattr(provided.TASKS["EuroSAT"], "TASK", small)
+    monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     given = ["--algorithm", "CLIPZeroShot", "--dataset", "EuroSAT", "--data_dir", str(data)]
     given += ["--test_envs", "--hparams", json.dumps(hparams), "--steps", "1", "--workers", "0"]

@@ -15,7 +15,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
 from domainbed_carft.results import collection, document, suites
 from domainbed_carft.results.document import Document
-from domainbed_carft.sweep import launch, sources
+from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import counted
 
@@ -77,7 +77,7 @@ def _trained(
     declared: str | Path, trials: int | None, output: Path, how: str
 ) -> tuple[Declaration, Path]:
     """The sweep and its folder, with all of its jobs done."""
-    declaration = sources.load(declared)
+    declaration = declaration_file.load(declared)
     if trials:
         declaration = declaration.model_copy(update={"trials": trials})
     (dataset,), folder = declaration.datasets, output / "sweep"

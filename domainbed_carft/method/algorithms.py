@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import anchors, objective, prompts, texts
-from domainbed_carft.method.body import CLIPAlgorithm
-from domainbed_carft.method.frozen import encode
-from domainbed_carft.method.optimisation import sent
-from domainbed_carft.method.pieces import Piece
+from domainbed_carft.method import objective, peer_losses, prompts, text_encoder
+from domainbed_carft.method.clip_algorithm import CLIPAlgorithm
+from domainbed_carft.method.micro_batches import Piece
+from domainbed_carft.method.optimizer import sent
+from domainbed_carft.method.original import encode
 
 
 class CARFT(CLIPAlgorithm):
@@ -100,7 +100,7 @@ class FLYP(CLIPAlgorithm):
     trains_head, weighed = False, None
 
     def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
-        self.text = texts.encoder_of(clip_model).requires_grad_(True)
+        self.text = text_encoder.encoder_of(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
         words = prompts.prompts(*prompts.from_json(bytes(self.words.tolist()).decode()))
         tokens = clip_model.tokenize([prompt for row in words for prompt in row])
@@ -117,7 +117,7 @@ class FLYP(CLIPAlgorithm):
         drawn = sent(torch.randint(len(self.tokens), y.shape), y.device)  # a context a picture
         captions, _ = encode(self.text, self.tokens[drawn, y], bf16)
         how = self.log_scale.exp(), self.hparams["flyp_targets"]
-        return {"loss": anchors.contrastive(features, captions, y, *how)}
+        return {"loss": peer_losses.contrastive(features, captions, y, *how)}
 
     @torch.no_grad()
     def predicting_weights(self) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
-from domainbed_carft.method import arguments, hparams, objective
-from domainbed_carft.method.frozen import encode
+from domainbed_carft.method import host_arguments, hparams, objective
+from domainbed_carft.method.original import encode
 
 
 class Featurizer(nn.Module):
@@ -87,14 +87,14 @@ class HostedAlgorithm(Algorithm):
     ``featurizer`` and ``classifier``. Both are properties, so that a state dict has no more keys.
     """
 
-    wanted_pictures = staticmethod(arguments.wanted_pictures)
+    wanted_pictures = staticmethod(host_arguments.wanted_pictures)
     featurizer = property(featurizer_of)
     classifier = property(classifier_of)
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
         """The problems of ``--hparams``, for hosts that check before they load anything."""
-        return arguments.refusals(cls.__name__, dataset, overrides)
+        return host_arguments.refusals(cls.__name__, dataset, overrides)
 
     @classmethod
     def implied_hparams(

@@ -16,7 +16,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
-from domainbed_carft.method import observed
+from domainbed_carft.method import dataset_facts
 from domainbed_carft.text import counted, shortened
 
 # OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
@@ -72,7 +72,7 @@ def contexts_of(hparams: Mapping[str, Any], least: int = 2) -> list[str]:
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
         return contexts(spec, least)
-    seen = observed.recall(hparams, named_dataset(hparams["class_names"]))
+    seen = dataset_facts.recall(hparams, named_dataset(hparams["class_names"]))
     left_out = seen.test_envs if spec == DOMAIN_LISTS[1] else ()
     if left_out is None or not seen.environments:
         shows = "which environments are left out" if seen.environments else "its environments"
@@ -139,7 +139,7 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     """
     spec = hparams["class_names"]
     dataset = named_dataset(spec)
-    environments = observed.recall(hparams, dataset).environments
+    environments = dataset_facts.recall(hparams, dataset).environments
     seen = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
         found = _listed("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))

@@ -1,4 +1,4 @@
-"""The terms beside the cross-entropy (`objective`, `anchors`), from a pass of the original."""
+"""The terms beside the cross-entropy (`objective`, `peer_losses`), from a pass of the original."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.method import anchors, objective, texts
-from domainbed_carft.method.frozen import FIRST, Frozen, Seen, encode
-from domainbed_carft.method.optimisation import sent
-from domainbed_carft.method.pieces import Piece
+from domainbed_carft.method import objective, peer_losses, text_encoder
+from domainbed_carft.method.micro_batches import Piece
+from domainbed_carft.method.optimizer import sent
+from domainbed_carft.method.original import FIRST, Frozen, Seen, encode
 
 
 class Terms(nn.Module):
@@ -24,7 +24,7 @@ class Terms(nn.Module):
     """
 
     original: Frozen | None = None
-    random_texts: texts.RandomTexts | None = None
+    random_texts: text_encoder.RandomTexts | None = None
     class_texts: Tensor
     context_weights: Tensor
     logit_scale: Tensor
@@ -52,12 +52,14 @@ class Terms(nn.Module):
             exact = "sp_weight" in counting  # compares weights
             self.original = Frozen(encoder, hparams["original_precision"], exact)
         if "lipsum_weight" in counting:
-            self.random_texts = texts.RandomTexts(clip_model)
+            self.random_texts = text_encoder.RandomTexts(clip_model)
         if "miro_weight" in counting:
             blank = torch.zeros(1, 3, *[clip_model.preprocessing.resolution] * 2)
             with torch.no_grad():
                 found = encode(encoder, blank, False, ["miro"])[1]["miro"]
-            start = (anchors.raw_variance(anchors.MIRO_VARIANCE, f.shape[-1]) for f in found)
+            start = (
+                peer_losses.raw_variance(peer_losses.MIRO_VARIANCE, f.shape[-1]) for f in found
+            )
             self.miro_variances = nn.ParameterList(map(nn.Parameter, start))
 
     def _keep(self, name: str, tensor: Tensor) -> None:
@@ -102,19 +104,23 @@ class Terms(nn.Module):
             if "kl_weight" in counting or drifts:
                 parts = {**self._drift(features_0, features), **parts}
             if "fd_weight" in counting:
-                parts["loss_fd"] = anchors.feature_distance(features, features_0)
+                parts["loss_fd"] = peer_losses.feature_distance(features, features_0)
             if "ldifs_weight" in counting:
                 axis = hparams["ldifs_axis"]
-                parts["loss_ldifs"] = anchors.ldifs(seen["ldifs"], seen_0["ldifs"], axis)
+                parts["loss_ldifs"] = peer_losses.ldifs(seen["ldifs"], seen_0["ldifs"], axis)
             if self.random_texts and "lipsum_weight" in counting:
                 how = hparams["lipsum_texts"], hparams["lipsum_length"]
                 drawn = piece.once("texts", functools.partial(self.random_texts, *how))
-                parts["loss_lipsum"] = anchors.lipsum(features, features_0, drawn, self.logit_scale)
+                parts["loss_lipsum"] = peer_losses.lipsum(
+                    features, features_0, drawn, self.logit_scale
+                )
             if "miro_weight" in counting:
                 variances = [*self.miro_variances]
-                parts["loss_miro"] = anchors.variational(seen["miro"], seen_0["miro"], variances)
+                parts["loss_miro"] = peer_losses.variational(
+                    seen["miro"], seen_0["miro"], variances
+                )
         if "sp_weight" in counting and hparams["sp_form"] == "coupled":
-            parts["loss_sp"] = anchors.weight_distance(self._beside_the_original(encoder))
+            parts["loss_sp"] = peer_losses.weight_distance(self._beside_the_original(encoder))
         total: Tensor | float = 0.0
         for name in counting:
             part = parts.get(f"loss_{name.removesuffix('_weight')}")
@@ -124,7 +130,7 @@ class Terms(nn.Module):
     def with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Class logits (N, K) with the head start of CLIPood's margin."""
         shift = self.hparams["margin"] * self.logit_scale
-        return anchors.margin_logits(logits, labels, self.class_texts, shift)
+        return peer_losses.margin_logits(logits, labels, self.class_texts, shift)
 
     @torch.no_grad()
     def decouple(self, encoder: nn.Module, step: int, rate: float) -> None:

@@ -65,10 +65,10 @@ def register() -> None:
     Calling it again changes nothing, and the switch does not apply. Raises CarftError if a loaded
     module of domainbed cannot be extended.
     """
-    from domainbed_carft.plugin import additions, names
+    from domainbed_carft.plugin import additions, hooked_modules
 
     _hook()
-    for name in names.HOST_MODULES:
+    for name in hooked_modules.HOST_MODULES:
         if name in sys.modules:
             additions.apply(sys.modules[name])
 

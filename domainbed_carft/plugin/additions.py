@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.plugin.names import (
+from domainbed_carft.plugin.hooked_modules import (
     OWN_MODULES,
     RUNNING,
     warn_of_hparams_to_add,
@@ -65,7 +65,7 @@ def wrap_hparams(module: ModuleType) -> None:
 
 
 def wrap_image_folders(module: ModuleType) -> None:
-    """Have the ImageFolder data sets of `domainbed.datasets` show us what `observed` keeps."""
+    """Have the ImageFolder data sets of `domainbed.datasets` show us what `dataset_facts` keeps."""
     from domainbed_carft.plugin import image_folders
 
     for part in _parts(module):
@@ -79,12 +79,12 @@ def add_datasets(module: ModuleType) -> None:
 
     A sweep without `--datasets` leaves out each environment of those in it; the others have one.
     """
-    from domainbed_carft.plugin import provided
+    from domainbed_carft.plugin import data_sets
 
     # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
-    classes = (provided.EmojiStyles, provided.EmojiShift, provided.ImageNet)
-    ours = {c.__name__: _hosted(home, c) for c in (*classes, *provided.TASKS.values())}
+    classes = (data_sets.EmojiStyles, data_sets.EmojiShift, data_sets.ImageNet)
+    ours = {c.__name__: _hosted(home, c) for c in (*classes, *data_sets.TASKS.values())}
     added = _add_named(home, "DATASETS", {"EmojiStyles": ours["EmojiStyles"]})
     added |= _add_named(home, "", ours)
     _DATASETS_KEPT_BY_HOST.update(ours.keys() - added.keys())
@@ -185,7 +185,7 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
     """
     import numpy as np
 
-    from domainbed_carft.method import arguments
+    from domainbed_carft.method import host_arguments
 
     signature = inspect.signature(original)
 
@@ -206,9 +206,9 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
             host = original("ERM", *values[1:])
         # Upstream draws some as numpy's, which neither JSON nor torch's restricted reader takes.
         host = {name: v.item() if isinstance(v, np.generic) else v for name, v in host.items()}
-        arguments.allow(host.keys())
+        host_arguments.allow(host.keys())
         seed = int(values[2]) if which else None
-        if added := arguments.hparams_to_add(algorithm, dataset, seed):
+        if added := host_arguments.hparams_to_add(algorithm, dataset, seed):
             warn_of_hparams_to_add(added)
         pairs = hparams.overlay(algorithm, dataset, seed or 0)
         return {**host, **{name: pair[which] for name, pair in pairs.items()}}

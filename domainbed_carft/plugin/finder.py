@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from types import ModuleType
 
-from domainbed_carft.plugin.names import HOST_MODULES, OWN_MODULES, RUNNING, warn_once
+from domainbed_carft.plugin.hooked_modules import HOST_MODULES, OWN_MODULES, RUNNING, warn_once
 
 # What is being searched for just now: another hook may search as we do, and so come back to us.
 _SOUGHT: set[str] = set()

@@ -18,8 +18,8 @@ from typing import Any
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, EndedJob
-from domainbed_carft.method import observed
-from domainbed_carft.plugin.names import SWITCH, warn_once
+from domainbed_carft.method import dataset_facts
+from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import shown
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
@@ -72,11 +72,11 @@ def require_weights(hparams: Any) -> None:
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return
     from domainbed_carft.clips import backbone, open_clip_models
-    from domainbed_carft.method import arguments
+    from domainbed_carft.method import host_arguments
 
     name = hparams.get("clip_backbone")
     is_file = isinstance(name, str) and not name.startswith(open_clip_models.PREFIX)
-    if not is_file or arguments.in_our_harness():
+    if not is_file or host_arguments.in_our_harness():
         return
     try:
         backbone.locate(str(name))
@@ -115,15 +115,15 @@ def remember(
 ) -> None:
     """Hand on what the environments show, by the very dict that the algorithm gets."""
     environments = [
-        observed.Environment(
+        dataset_facts.Environment(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
-            observed.normalisation(getattr(folder, "transform", None)),
+            dataset_facts.normalisation(getattr(folder, "transform", None)),
         )
         for index, folder in enumerate(dataset.datasets)
     ]
     name = type(dataset).__name__
-    seen = observed.remember(hparams, name, environments, report, protocol, test_envs)
+    seen = dataset_facts.remember(hparams, name, environments, report, protocol, test_envs)
     dataset.data_edition, dataset.protocol = seen.edition, protocol
 
 

@@ -12,8 +12,8 @@ from domainbed_carft.results import published, selection, tables
 from domainbed_carft.results.document import Grid, number
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell
-from domainbed_carft.suites import known, records
-from domainbed_carft.suites.sets import Suite
+from domainbed_carft.suites import catalogue, records
+from domainbed_carft.suites.test_sets import Suite
 
 CAPTION = (
     "Suites: accuracy in % on whole test sets (carft evaluate --suite), the mean over the classes "
@@ -40,7 +40,7 @@ class Scores(NamedTuple):
     @property
     def words(self) -> list[str]:
         """The cells of its row in the suite's table."""
-        cells = [self.cells.get(name, Cell()) for name in columns(known.get(self.suite))]
+        cells = [self.cells.get(name, Cell()) for name in columns(catalogue.get(self.suite))]
         return [(number(c.mean, c.error, c.n) or "-") + "*" * c.partial for c in cells]
 
     @property
@@ -68,7 +68,7 @@ def scores(group: Group) -> list[Scores]:
         for record in records.read(Path(run.folder)):
             clip = str(run.recorded.get("clip_backbone", ""))
             key = (one.dataset, one.algorithm, clip, *(record[name] for name in records.KEY))
-            if record["suite"] in known.SUITES:
+            if record["suite"] in catalogue.SUITES:
                 found.setdefault(key, {})[one.trial] = record
     order = tables.algorithms((algorithm for _, algorithm, *_ in found), group.declared)
     rows = [
@@ -84,7 +84,7 @@ def scores(group: Group) -> list[Scores]:
 def _over(suite: str, trials: Mapping[int, Mapping[str, Any]]) -> dict[str, Cell]:
     """The cells of the records of the trials."""
     cells = {}
-    for name in columns(known.get(suite)):
+    for name in columns(catalogue.get(suite)):
         found, partial = {}, False
         for trial, record in trials.items():
             one = record["sets"].get(name)
@@ -107,7 +107,7 @@ def tabled(rows: Iterable[Scores]) -> list[list[Scores]]:
 
 def grid(rows: Sequence[Scores]) -> Grid:
     """The table of rows that `tabled` put together."""
-    first, names = rows[0], columns(known.get(rows[0].suite))
+    first, names = rows[0], columns(catalogue.get(rows[0].suite))
     title = f"Suite {first.suite}"
     if first.dataset != first.suite:
         title += f", trained on {benchmarks.dataset_title(first.dataset)}"
@@ -131,7 +131,7 @@ def beside(rows: Sequence[Scores]) -> list[Grid]:
     """For each suite of ``rows`` a table of these, but for WiSE-FT's curves, and the published."""
     grids = []
     for name in dict.fromkeys(row.suite for row in rows):
-        suite = known.get(name)
+        suite = catalogue.get(name)
         names = columns(suite)
         if theirs := others(suite):
             ours = [row for row in rows if row.suite == name and row.alpha is None]
@@ -156,7 +156,7 @@ def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float
     """Algorithm, alpha, accuracy in distribution and mean of the shifts, of rows with both."""
     found, first = [], dict[str, str]()
     for row in rows:
-        x, y = (row.cells.get(n, Cell()).mean for n in (known.get(row.suite).usual, "mean"))
+        x, y = (row.cells.get(n, Cell()).mean for n in (catalogue.get(row.suite).usual, "mean"))
         # A curve is between the CLIP and one file of weights.
         same = row.weights == first.setdefault(row.algorithm, row.weights)
         if same and x is not None and y is not None:

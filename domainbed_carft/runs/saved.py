@@ -22,7 +22,7 @@ from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.method import algorithms, body, objective, prompts
+from domainbed_carft.method import algorithms, clip_algorithm, objective, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
 from domainbed_carft.text import counted
 
@@ -42,7 +42,7 @@ class TrainedRun:
     """
 
     path: Path
-    algorithm: body.CLIPAlgorithm
+    algorithm: clip_algorithm.CLIPAlgorithm
     args: Mapping[str, Any]
     hparams: Mapping[str, Any]
     classes: list[str]
@@ -243,8 +243,8 @@ def _require_run(content: Any, path: Path) -> None:
 
 def _restored(
     content: Mapping[str, Any], path: Path
-) -> tuple[body.CLIPAlgorithm, list[str], list[str]]:
-    cls: type[body.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
+) -> tuple[clip_algorithm.CLIPAlgorithm, list[str], list[str]]:
+    cls: type[clip_algorithm.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
     algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
     numbers = (content["model_num_classes"], content["model_num_domains"])
     Algorithm.__init__(algorithm, content["model_input_shape"], *numbers, content["model_hparams"])
@@ -265,7 +265,7 @@ def _restored(
             algorithm.set_up(encoder, heads, float(state["logit_scale"]), wanted)
         for name in {"words", "architecture"} & state.keys():
             algorithm.register_buffer(name, torch.empty_like(state[name]))
-        own = {k: v for k, v in state.items() if not k.startswith(body.ONLY_TRAINED)}
+        own = {k: v for k, v in state.items() if not k.startswith(clip_algorithm.ONLY_TRAINED)}
         algorithm.load_state_dict(own)
     except Exception as error:  # what other tensors make of the encoder: any type
         told = f"{path} does not hold the weights of a {cls.__name__} ({brief(error)})"

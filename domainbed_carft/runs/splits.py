@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from domainbed_carft import machine
 from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, prompts
+from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.hparams import UNCHECKED
-from domainbed_carft.pictures import drawing
+from domainbed_carft.pictures import rng
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.text import differences, progress
 
@@ -70,8 +70,8 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     targets = run.args["test_envs"]
     try:
         dataset_class = _dataset_class(run, data_dir)
-        with drawing.kept():  # the data set may draw
-            drawing.reseed(seed)
+        with rng.kept():  # the data set may draw
+            rng.reseed(seed)
             dataset = dataset_class(folder, _not_augmented(run), hparams)
         if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
             raise CarftError(f"there is no folder {data_dir}")
@@ -90,8 +90,8 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     told = run.content.get("pictures"), (wanted.resolution, wanted.mean, wanted.std)
     how = picture_batches and picture_batches.as_told(*told)
     if how and how.wanted:
-        observed.renormalise(hparams, (wanted.mean, wanted.std))
-    seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
+        dataset_facts.renormalise(hparams, (wanted.mean, wanted.std))
+    seen = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     _require_same_data(run, dataset, targets, seen)
     names = [environment.name for environment in seen.environments]
     names = names if len(names) == len(dataset) else [*map(str, range(len(dataset)))]
@@ -203,7 +203,7 @@ def _not_augmented(run: TrainedRun) -> list[int]:
 
 
 def _require_same_data(
-    run: TrainedRun, dataset: Any, targets: Sequence[int], seen: observed.Seen
+    run: TrainedRun, dataset: Any, targets: Sequence[int], seen: dataset_facts.Seen
 ) -> None:
     same: list[tuple[str, Any, Any]] = [
         ("environments", run.content["model_num_domains"] + len(targets), len(dataset)),
@@ -215,7 +215,7 @@ def _require_same_data(
     edition = run.hparams["data_edition"]
     if seen.edition and edition not in ("", UNCHECKED):
         same.append(("data_edition", edition, seen.edition))
-    if normalisation := observed.agreed_normalisation(seen.environments):
+    if normalisation := dataset_facts.agreed_normalisation(seen.environments):
         ours = run.algorithm.input
         inputs = ours, pictures.CLIPInput(ours.wanted, *normalisation)
         then, now = (
@@ -277,14 +277,14 @@ class _Items(Dataset[Any]):
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         items = []
-        with drawing.kept():
+        with rng.kept():
             if self._source:
                 requests = [(0, position, (*self._key, position)) for position in positions]
                 batch = self._source.batch(requests)
                 return list(zip(*(batch.done() if hasattr(batch, "done") else batch)))
             for position in positions:
                 # On our harness as in `domainbed.lib.fast_data_loader`.
-                seed_of = drawing.seed_of if picture_batches else misc.seed_hash
-                drawing.reseed(int(seed_of(*self._key, position)))
+                seed_of = rng.seed_of if picture_batches else misc.seed_hash
+                rng.reseed(int(seed_of(*self._key, position)))
                 items.append(self._items[position])
         return items

@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
 from domainbed_carft.runs import splits as data
-from domainbed_carft.suites.sets import Found, Suite, TestSet
+from domainbed_carft.suites.test_sets import Found, Suite, TestSet
 
 Copies = list[tuple[TestSet, Found]]
 

@@ -27,7 +27,13 @@ from domainbed_carft.data.benchmarks import (
 )
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet_training
-from domainbed_carft.suites.sets import SORT_BY_CLASS, Folders, Suite, TestSet, no_further_problems
+from domainbed_carft.suites.test_sets import (
+    SORT_BY_CLASS,
+    Folders,
+    Suite,
+    TestSet,
+    no_further_problems,
+)
 
 ALL = range(1000)
 

@@ -18,7 +18,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
 from domainbed_carft.suites import imagenet_training
-from domainbed_carft.sweep import estimate, names, printing, sources, states
+from domainbed_carft.sweep import costs, declaration_file, name_checks, printing, states
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.states import Status
 from domainbed_carft.text import confirm, counted, shown
@@ -34,22 +34,22 @@ JobVariables = Callable[[Job], Mapping[str, str]]  # the environment variables o
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
     """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
     output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
-    if wrong := refusals(sources.load, arguments.sweep):
+    if wrong := refusals(declaration_file.load, arguments.sweep):
         wrong += refusals(launchers.make, name, options)
     # Those of a file are a list already, under a headline.
     lines = [line.removeprefix("- ") for one in wrong for line in one.splitlines()]
     raise_for(line for line in lines if not line.endswith("nothing was done"))
-    declared, launcher = sources.load(arguments.sweep), launchers.make(name, options)
+    declared, launcher = declaration_file.load(arguments.sweep), launchers.make(name, options)
     data_dir = arguments.data_dir
     if data_dir is None:
-        places = [names.picture_folder(one, "--data_dir") for one in declared.datasets]
+        places = [name_checks.picture_folder(one, "--data_dir") for one in declared.datasets]
         if any(one is None or one.startswith("--data_dir") for one in places):
             raise CarftError("--data_dir is missing; expected the folder of the data sets' folders")
         embedded = all(one in benchmarks.BENCHMARKS for one in declared.datasets)
         data_dir = "embedded" if embedded else "."
     problems = [] if dry else launchers.problems(launcher, [output])
     if arguments.log:  # as each job would refuse it: a train that cannot log, a missing library
-        unlogged = names.module("lib.scalar_logs").problems(arguments.log)
+        unlogged = name_checks.module("lib.scalar_logs").problems(arguments.log)
         if dry:
             for problem in unlogged:
                 print(shown(f"Warning: a launch would refuse this: {problem}"), file=sys.stderr)
@@ -69,7 +69,7 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
         print(_evaluation(skips))
     if dry:
         print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.\n")
-        print(estimate.shown(estimate.costs(statuses, declared.facts, bool(skips)), bool(skips)))
+        print(costs.shown(costs.costs(statuses, declared.facts, bool(skips)), bool(skips)))
         raise_for(broken)
         return 0
     if failed := sum(status.state == states.FAILED for status in statuses):
@@ -172,7 +172,7 @@ def skips_training_in_splits(
     records of a sweep that 0.1.0 began. A new sweep leaves them out. Returns None for a domainbed
     whose train always has them. Raises CarftError for another value of the variable.
     """
-    if not names.skips_in_splits():
+    if not name_checks.skips_in_splits():
         return None
     if chosen is not None:
         return chosen
@@ -221,7 +221,7 @@ def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str]
     }
     absent = benchmarks.missing_data_dir(data_dir)
     for name in declared.datasets:
-        folder = names.picture_folder(name, data_dir)
+        folder = name_checks.picture_folder(name, data_dir)
         if absent and folder and not os.path.isdir(folder):
             refused += absent if needed else []
             there = "each job checks its data where it runs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc
-from domainbed.lib.usage import UnknownNameError
+from domainbed.lib.command_line import UnknownNameError
 
 from domainbed_carft.errors import CarftError
 

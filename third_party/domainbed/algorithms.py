@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from domainbed import networks
-from domainbed.lib.usage import UnknownNameError
+from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -63,8 +63,8 @@ class Algorithm(torch.nn.Module):
 
     # Whether no `update` changes what it predicts: it is evaluated once a job.
     is_constant = False
-    # The processes of the job (`lib.members`) if several: each is given its slice of every batch.
-    members: Any = None
+    # The job's processes if several (`lib.process_group`): each gets its slice of every batch.
+    process_group: Any = None
     # Hparams whose value "auto" it replaces by what suits the machine where the job begins.
     SETTLED: tuple[str, ...] = ()
 
@@ -86,10 +86,10 @@ class Algorithm(torch.nn.Module):
         return {}
 
     def indivisible(self) -> str:
-        """Return why `members` cannot each take the step of a slice; "" if they can.
+        """Return why `process_group` cannot each take the step of a slice; "" if they can.
 
-        They can if the step adds up its gradients by `members.add_up`, each slice weighted by its
-        share of the batch, and draws the same in each process.
+        They can if the step sums its gradients by `process_group.all_reduce`, each slice weighted
+        by its share of the batch, and draws the same in each process.
         """
         return "its step does not add up the gradients of several processes"
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from domainbed.lib import image_folders
-from domainbed.lib.usage import UnknownNameError
+from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks

@@ -19,12 +19,12 @@ import torch
 from torch.utils import _pytree as trees
 
 from domainbed.lib import misc
-from domainbed.lib.members import Members
+from domainbed.lib.process_group import ProcessGroup
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size)
 _CONSTANTS = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType),
-    *(type, functools.partial, torch.device, torch.dtype, Members),
+    *(type, functools.partial, torch.device, torch.dtype, ProcessGroup),
 )
 # What every module has: parameters, buffers and parts, which its state dict has, and hooks.
 _OF_MODULES = {*vars(torch.nn.Module()), "hparams"}

@@ -9,8 +9,8 @@ from typing import Any
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch
 from domainbed.lib.job_batches import JobBatches
-from domainbed.lib.members import Members
-from domainbed_carft.pictures import drawing
+from domainbed.lib.process_group import ProcessGroup
+from domainbed_carft.pictures import rng
 
 COLUMN_WIDTH = 12
 
@@ -27,7 +27,7 @@ class Evaluator:
     batches: JobBatches
     device: str
     stop: stopping.StopSignals
-    members: Members
+    process_group: ProcessGroup
     is_constant: bool
     _accuracies: dict[str, float] = field(default_factory=dict)
 
@@ -39,7 +39,7 @@ class Evaluator:
         if self.is_constant and self._accuracies:
             return self._accuracies
 
-        generators = drawing.get_states()
+        generators = rng.get_states()
         try:
             self._accuracies = {
                 f"{name}_acc": misc.accuracy(
@@ -47,12 +47,12 @@ class Evaluator:
                     self._batches_of_split(name),
                     weights=None,
                     device=self.device,
-                    all_reduce=self.members.add_up,
+                    all_reduce=self.process_group.all_reduce,
                 )
                 for name in self.splits
             }
         except stopping.Stopped:
-            drawing.set_states(generators)
+            rng.set_states(generators)
             raise
         return self._accuracies
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from domainbed.lib import shared_batches, stopping
 from domainbed.lib.picture_batches import HalfDone, Pictures
 from domainbed_carft.errors import PassingError
-from domainbed_carft.pictures import drawing
-from domainbed_carft.pictures.environment import Passes
+from domainbed_carft.pictures import rng
+from domainbed_carft.pictures.image_lists import Passes
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.
@@ -44,7 +44,7 @@ class _RequestedItems(Dataset[Any]):
         A failure is what comes instead: raised in a worker, it would reach the user as a traceback.
         """
         source = self._sources[requests[0][0]]  # no batch mixes two
-        with drawing.kept():
+        with rng.kept():
             try:
                 return source.batch(requests) if source else list(map(self._item, requests))
             except PassingError as failure:
@@ -52,7 +52,7 @@ class _RequestedItems(Dataset[Any]):
 
     def _item(self, request: Request) -> Any:
         number, position, key = request
-        drawing.reseed(drawing.seed_of(*key))
+        rng.reseed(rng.seed_of(*key))
         return self._datasets[number][position]
 
 
@@ -164,7 +164,7 @@ def training(
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
-        generator = torch.Generator().manual_seed(drawing.seed_of(*key))
+        generator = torch.Generator().manual_seed(rng.seed_of(*key))
         if passes:
             drawn = torch.tensor(passes[number].batch(step, batch_size))
         elif weight is None:

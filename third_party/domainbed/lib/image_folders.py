@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.data import listing
 from domainbed_carft.data.comparison import STRAY, listed
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures.environment import Environment
+from domainbed_carft.pictures.image_lists import Environment
 
 # Upstream reads cut-off pictures instead of failing on them; the splits count on it.
 ImageFile.LOAD_TRUNCATED_IMAGES = True

@@ -16,9 +16,9 @@ import torch
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch, Request
-from domainbed.lib.members import Members
 from domainbed.lib.picture_batches import Pictures
-from domainbed_carft.pictures import drawing, environment
+from domainbed.lib.process_group import ProcessGroup
+from domainbed_carft.pictures import image_lists, rng
 
 EVALUATION_BATCH_SIZE = 64
 
@@ -40,11 +40,11 @@ class JobBatches:
     checkpoint_freq: int
     seed: int  # what the random numbers of an evaluation depend on, beside its step
     device: str  # where the batches are to be, "cuda" or "cpu"
-    members: Members  # this one gets its slice of every batch
+    process_group: ProcessGroup  # this one gets its slice of every batch
     stop: stopping.StopSignals | None = None  # which end the wait for a loader process
 
     def __post_init__(self) -> None:
-        self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.members.size
+        self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.process_group.size
         if self.device == "cuda":
             step_size = len(self.in_splits) * self.hparams["batch_size"]
             self._evaluation_batch_size = max(
@@ -58,15 +58,15 @@ class JobBatches:
                 misc.make_weights_for_balanced_classes(split) for split in self.in_splits
             ]
 
-        sampling = self.hparams.get("sampling", environment.REPLACED)
+        sampling = self.hparams.get("sampling", image_lists.REPLACED)
         self._passes = [
-            environment.Passes(
+            image_lists.Passes(
                 len(split),
-                drawing.seed_of(self._training_seed, number),
-                environment.shards_of(split) if sampling == environment.BY_SHARD else None,
+                rng.seed_of(self._training_seed, number),
+                image_lists.shards_of(split) if sampling == image_lists.BY_SHARD else None,
             )
             for number, split in enumerate(self.in_splits)
-            if sampling != environment.REPLACED
+            if sampling != image_lists.REPLACED
         ]
 
     def begin(self, step: int, pending: bool, once: bool, workers: int, pictures: Pictures) -> None:
@@ -77,7 +77,7 @@ class JobBatches:
         """
         data = [*self.in_splits, *self.evaluated.values()]
         full_batches = self._requests(step, pending, once)
-        slices = (batch[self.members.part(len(batch))] for batch in full_batches)
+        slices = (batch[self.process_group.slice_of(len(batch))] for batch in full_batches)
         requests = filter(None, slices)  # this process may have no picture of a small batch
         self._loaded = loader.batches(data, requests, workers, pictures, self.device == "cuda")
         self._batches = loader.on_device(self._loaded, self.device)
@@ -99,7 +99,7 @@ class JobBatches:
         """
         size = len(self.evaluated[name])
         for begin in range(0, size, self._evaluation_batch_size):
-            part = self.members.part(min(self._evaluation_batch_size, size - begin))
+            part = self.process_group.slice_of(min(self._evaluation_batch_size, size - begin))
             if part.start == part.stop:
                 yield None
                 continue

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
 from domainbed_carft.data import listing
-from domainbed_carft.pictures import drawing, loading, plan, store
+from domainbed_carft.pictures import loading, plan, rng, store
 from domainbed_carft.pictures.plan import Plan
 from domainbed_carft.pictures.store import Store
 
@@ -123,7 +123,7 @@ class Source:
                 position = self.positions[position]
             path, label = self.folder.samples[position]
             if self.plan.draws:  # from this generator, as transforms do
-                torch.default_generator.manual_seed(drawing.seed_of(*key))
+                torch.default_generator.manual_seed(rng.seed_of(*key))
             picture, numbers = listing.opened(load, path)
             pictures.append(picture)
             drawn.append(numbers)

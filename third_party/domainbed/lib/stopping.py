@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from domainbed.lib.members import ALONE, Members
+from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -25,11 +25,11 @@ class Stopped(BaseException):
 class StopSignals:
     """Inside the block the signals do not end the process; `check` raises Stopped instead.
 
-    All `members` stop if a signal comes to one; each calls `check` as often as the others.
+    All processes of the group stop if a signal comes to one; each calls `check` equally often.
     """
 
-    def __init__(self, members: Members = ALONE) -> None:
-        self._members = members
+    def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self._process_group = process_group
         self._received: signal.Signals | None = None
         self._waits = False
 
@@ -55,7 +55,7 @@ class StopSignals:
 
         But not in a job of several processes: those have to stop after the same step.
         """
-        self._waits = self._members.size == 1
+        self._waits = self._process_group.size == 1
         try:
             if self._waits and self._received:
                 raise Stopped(self._received.name)
@@ -65,7 +65,7 @@ class StopSignals:
 
     def check(self) -> None:
         """Raise Stopped, with the signal's name, if one has come to any process of the job."""
-        if received := self._members.highest(self._received or 0):
+        if received := self._process_group.max_of(self._received or 0):
             raise Stopped(signal.Signals(received).name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from domainbed.lib import checkpoints, checks, members, picture_batches, scalar_logs
+from domainbed.lib import checkpoints, checks, picture_batches, process_group, scalar_logs
 from domainbed.lib.image_folders import spelled
 from domainbed_carft.errors import raise_for
 from domainbed_carft.pictures import store
@@ -73,9 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--processes",
         type=int,
-        default=variables.get(members.VARIABLE, "1"),
+        default=variables.get(process_group.VARIABLE, "1"),
         help="processes to train with, each on its slice of every batch and, if there are any, its "
-        f"own GPU (default: 1, for all jobs: ${members.VARIABLE}, under torchrun its number)",
+        f"own GPU (default: 1, for all jobs: ${process_group.VARIABLE}, under torchrun its number)",
     )
     add(
         "--pictures",

@@ -19,19 +19,19 @@ from domainbed.lib import (
     algorithm_state,
     checkpoints,
     evaluation,
-    measured,
     misc,
     preparation,
     resume,
+    step_meters,
     stopping,
 )
 from domainbed.lib.job_batches import JobBatches
-from domainbed.lib.members import ALONE, Members, divide
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import Environment, share_cores
+from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed_carft import machine
 from domainbed_carft.jobs.folder import JobFolder, Lock
-from domainbed_carft.pictures import drawing
+from domainbed_carft.pictures import rng
 
 PROGRESS_SECONDS = 5.0
 
@@ -52,7 +52,7 @@ class Run:
     stop: stopping.StopSignals
     lock: Lock | None  # where to publish the progress, in the first process
     pictures: Pictures
-    members: Members = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
 
     def __post_init__(self, state: dict[str, Any] | None) -> None:
         args = self.args
@@ -60,7 +60,8 @@ class Run:
         self.num_domains = len(training_envs)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         on_gpu = self.device == "cuda"
-        self.n_workers = share_cores(args.workers, self.dataset, on_gpu, self.members.here)
+        n_processes = self.process_group.local_size
+        self.n_workers = share_cores(args.workers, self.dataset, on_gpu, n_processes)
         if not on_gpu:
             machine.keep_freed_memory()
 
@@ -88,7 +89,7 @@ class Run:
             checkpoint_freq=args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ,
             seed=args.seed,
             device=self.device,
-            members=self.members,
+            process_group=self.process_group,
             stop=self.stop,
         )
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
@@ -105,16 +106,16 @@ class Run:
             batches=self.batches,
             device=self.device,
             stop=self.stop,
-            members=self.members,
+            process_group=self.process_group,
             is_constant=getattr(self.algorithm, "is_constant", False),
         )
         self._progress_published_at = 0.0
 
         selected_by = [f"env{i}_out_acc" for i in training_envs or range(len(self.environments))]
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
-        self.interval = measured.Interval(self.files.watch)
+        self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
-        self.members.require_same(self._shared_facts())
+        self.process_group.require_same(self._shared_facts())
         if state:
             self._restore(state)
 
@@ -129,8 +130,8 @@ class Run:
         algorithm = algorithm_class(
             self.dataset.input_shape, self.dataset.num_classes, self.num_domains, hparams
         )
-        if self.members.size > 1:
-            divide(algorithm, self.members, hparams["batch_size"])
+        if self.process_group.size > 1:
+            attach_process_group(algorithm, self.process_group, hparams["batch_size"])
         algorithm.to(self.device)
         return algorithm
 
@@ -157,10 +158,10 @@ class Run:
                         "the next run starts over"
                     ) from None
                 self._publish_progress(at_once=True)  # how much was saved, for `sweep status`
-                self.members.highest(0)  # all wait for it: torchrun ends them once one has left
+                self.process_group.max_of(0)  # wait for all: torchrun ends them once one left
                 raise
 
-        if self.members.leads:
+        if self.process_group.is_leader:
             self.files.finish()
 
     def _take_remaining_steps(self) -> None:
@@ -171,7 +172,7 @@ class Run:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            values = measured.step(self.algorithm, self.batches.of_step())
+            values = step_meters.step(self.algorithm, self.batches.of_step())
             self.interval.add(step, time.monotonic() - started, values)
 
             self.steps_done += 1
@@ -206,7 +207,8 @@ class Run:
         self.interval.begin()
         self.recorded = True
         self._save_state()
-        self._publish_files()
+        if self.process_group.is_leader:
+            self.files.publish(self.steps_done)
 
     def _record(self, results: dict[str, Any]) -> dict[str, Any]:
         record = {
@@ -218,10 +220,6 @@ class Run:
         if self.pictures.told:  # as in the files of weights
             record["pictures"] = self.pictures.told
         return record
-
-    def _publish_files(self) -> None:
-        if self.members.leads:
-            self.files.publish(self.steps_done)
 
     def _model_contents(self) -> dict[str, Any]:
         """What a file of weights holds, as upstream's, with how the job got its pictures."""
@@ -254,7 +252,7 @@ class Run:
 
     def _save_state(self) -> bool:
         """Save the state and return True; False if the algorithm cannot be stored."""
-        if not self.members.leads:
+        if not self.process_group.is_leader:
             return True
         try:
             algorithm = algorithm_state.capture(self.algorithm, self._initial_structure)
@@ -271,7 +269,7 @@ class Run:
             "recorded": self.recorded,
             "interval": self.interval.read(),
             "files": self.files.state(),
-            "generators": drawing.stored(drawing.get_states()),
+            "generators": rng.stored(rng.get_states()),
             "cuda_generators": [torch.cuda.get_rng_state()] if self.device == "cuda" else [],
             "algorithm": algorithm,
         }
@@ -291,10 +289,11 @@ class Run:
 
         self.interval.begin(state["interval"])
         self.files.restore(state["files"])
-        drawing.set_states(state["generators"])
+        rng.set_states(state["generators"])
         if self.device == "cuda" and state["cuda_generators"]:
             torch.cuda.set_rng_state(state["cuda_generators"][0])
-        self._publish_files()
+        if self.process_group.is_leader:
+            self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
             print(f"Warning: the earlier steps ran with torch {state['torch']}.")

@@ -16,8 +16,8 @@ import numpy as np
 
 from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import checks, misc, reporting
+from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
-from domainbed.lib.usage import exit_status, printed_at_once
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 

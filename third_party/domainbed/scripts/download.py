@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed.lib.usage import exit_status
+from domainbed.lib.command_line import exit_status
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.download import download

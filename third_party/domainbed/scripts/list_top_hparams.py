@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from domainbed import model_selection
 from domainbed.lib import reporting
+from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.image_folders import spelled
 from domainbed.lib.query import Q
-from domainbed.lib.usage import exit_status, printed_at_once
 from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
 from domainbed_carft.errors import CarftError
 

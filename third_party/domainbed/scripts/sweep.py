@@ -20,9 +20,9 @@ from typing import Any
 
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, misc, scalar_logs
+from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
-from domainbed.lib.usage import exit_status
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs import job as jobs_room
 from domainbed_carft.jobs import manifest

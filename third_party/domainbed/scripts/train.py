@@ -20,7 +20,6 @@ import torchvision
 
 from domainbed import algorithms
 from domainbed.lib import (
-    members,
     misc,
     picture_batches,
     preparation,
@@ -29,8 +28,9 @@ from domainbed.lib import (
     stopping,
     training,
 )
+from domainbed.lib.command_line import tell
+from domainbed.lib.process_group import ProcessGroup, is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
-from domainbed.lib.usage import tell
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import Held, JobFolder, Lock
@@ -43,7 +43,7 @@ def run(
     args: argparse.Namespace,
     lock: Lock | None,
     flags: argparse.Namespace,
-    process_group: members.Members,
+    process_group: ProcessGroup,
 ) -> None:
     """Check, load, train; ``flags`` are UNRECORDED_FLAGS."""
     with stopping.StopSignals(process_group) as stop:
@@ -75,13 +75,13 @@ def run(
             stop=stop,
             lock=lock,
             pictures=pictures,
-            members=process_group,
+            process_group=process_group,
         )
 
-        if flags.restart and process_group.leads:  # now that the run can begin
+        if flags.restart and process_group.is_leader:  # now that the run can begin
             job.files.begin_anew()
         print(f"Workers: {job.n_workers}")
-        log_kinds = flags.log if process_group.leads else ()
+        log_kinds = flags.log if process_group.is_leader else ()
         with scalar_logs.Logs(log_kinds, vars(args), hparams) as logs:
             job.files.log_to(logs)
             job.train()
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = JobFolder(args.output_dir)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        if not members.is_first():
+        if not is_first():
             with (
                 open(os.devnull, "w") as silent,
                 contextlib.redirect_stdout(silent),
@@ -149,7 +149,7 @@ def _run_and_report(
     """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
     try:
         command_line = sys.argv[1:] if argv is None else argv
-        with members.joined(flags.processes, command_line, args.output_dir) as process_group:
+        with join_process_group(flags.processes, command_line, args.output_dir) as process_group:
             run(args, lock, flags, process_group)
     except CarftError as error:
         return tell("train", error)

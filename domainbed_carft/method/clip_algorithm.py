@@ -16,10 +16,17 @@ from torch.func import functional_call
 
 from domainbed_carft.clips import backbone, pictures
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import arguments, averages, objective, observed, optimisation, prompts
-from domainbed_carft.method.frozen import arrange, encode
+from domainbed_carft.method import (
+    averages,
+    dataset_facts,
+    host_arguments,
+    objective,
+    optimizer,
+    prompts,
+)
 from domainbed_carft.method.hosting import HostedAlgorithm
-from domainbed_carft.method.pieces import Piece, accumulated, add_up, drops, split, summed
+from domainbed_carft.method.micro_batches import Piece, accumulated, add_up, drops, split, summed
+from domainbed_carft.method.original import arrange, encode
 from domainbed_carft.method.terms import Terms
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
@@ -48,21 +55,24 @@ class CLIPAlgorithm(HostedAlgorithm):
     predicting: averages.Predicting | None = None
     restored = False
     is_constant = False  # whether nothing that is trained changes what it predicts
-    members: Any = None  # the processes with a slice of each batch, where our harness has several
+    # The processes that each get a slice of every batch, where our harness has several.
+    process_group: Any = None
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int,
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
-        arguments.check(input_shape, hparams, type(self).__name__)
-        hparams["amp"] = optimisation.settled_amp(hparams["amp"])
+        host_arguments.check(input_shape, hparams, type(self).__name__)
+        hparams["amp"] = optimizer.settled_amp(hparams["amp"])
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        normalisation = arguments.checked_data(hparams)  # before anything takes time
+        normalisation = host_arguments.checked_data(hparams)  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
-            arguments.record(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
-            arguments.record(hparams, "clip_revision", clip_model.revision, "the hub's is another")
+            host_arguments.record(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
+            host_arguments.record(
+                hparams, "clip_revision", clip_model.revision, "the hub's is another"
+            )
             hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
             names = prompts.class_names(hparams, num_classes)
             has_kl = "kl_weight" in (self.weighed or ()) and hparams["kl_weight"] > 0
@@ -70,7 +80,9 @@ class CLIPAlgorithm(HostedAlgorithm):
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
             words = prompts.digest(templates, names)
-            arguments.record(hparams, "prompts_digest", words, "class names or contexts differ")
+            host_arguments.record(
+                hparams, "prompts_digest", words, "class names or contexts differ"
+            )
             self.keep_text("words", prompts.as_json(templates, names))
             if clip_model.architecture:
                 self.keep_text("architecture", clip_model.architecture)
@@ -95,7 +107,7 @@ class CLIPAlgorithm(HostedAlgorithm):
     def set_up(
         self, encoder: nn.Module, weights: objective.ZeroShotWeights, logit_scale: float,
         preprocessing: pictures.Preprocessing,
-        normalisation: observed.Normalisation = pictures.IMAGENET,
+        normalisation: dataset_facts.Normalisation = pictures.IMAGENET,
     ) -> None:  # fmt: skip
         """Build what training and predicting need; ``normalisation``: the data's, to undo."""
         self.encoder, self.terms = encoder, cast("Terms | None", None)
@@ -124,8 +136,8 @@ class CLIPAlgorithm(HostedAlgorithm):
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not trained:
             return
-        self.optimizer = optimisation.adamw(trained.items(), hparams)
-        self.scheduler = optimisation.schedule(self.optimizer, hparams, self.lp_steps)
+        self.optimizer = optimizer.adamw(trained.items(), hparams)
+        self.scheduler = optimizer.schedule(self.optimizer, hparams, self.lp_steps)
         if self.lp_steps:
             # Adam's steps do not know the scale of a weight: folded, it needs the head's scale.
             rate = hparams["lp_lr"] * float(self.logit_scale / self.head_factor)
@@ -134,7 +146,7 @@ class CLIPAlgorithm(HostedAlgorithm):
             own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
             self.predicting = averages.Predicting(own, {**hparams, "lp_steps": self.lp_steps})
         if hparams["average"] == "beta":
-            averages.warn_of_cut_average(arguments.planned_steps(), hparams["total_steps"])
+            averages.warn_of_cut_average(host_arguments.planned_steps(), hparams["total_steps"])
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
@@ -207,7 +219,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         return dict(zip(measured, torch.stack([*measured.values()]).tolist()))  # waits once for all
 
     def indivisible(self) -> str:
-        """Why ``members`` cannot each take the step of a slice; "" if they can."""
+        """Why ``process_group`` cannot each take the step of a slice; "" if they can."""
         if self.trains_encoder and drops(self.encoder):
             return "its encoder has dropout, which each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
@@ -220,17 +232,17 @@ class CLIPAlgorithm(HostedAlgorithm):
             )
         x, y = map(torch.cat, zip(*minibatches))
         learn = self._probe if self.steps_taken < self.lp_steps else self._learn
-        measured = learn(x, split(y, self.hparams["micro_batch"], self.members))
+        measured = learn(x, split(y, self.hparams["micro_batch"], self.process_group))
         self.steps_taken += 1
         if self.predicting:
             self.predicting.add(self.steps_taken)
-        return summed(measured, self.members)
+        return summed(measured, self.process_group)
 
     def _learn(self, x: Tensor, batch: Iterable[Piece]) -> dict[str, Tensor]:
         """A step, the gradients of the ``batch`` added up piece by piece."""
         self.zero_grad(set_to_none=True)
         found = accumulated(self._loss, x, batch)
-        add_up(self, self.members)
+        add_up(self, self.process_group)
         self._step()
         return found
 
@@ -243,7 +255,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         cross_entropy = F.cross_entropy(self.class_logits(features), labels) * share
         self.zero_grad(set_to_none=True)
         cross_entropy.backward()
-        add_up(self, self.members)
+        add_up(self, self.process_group)
         self.probe_optimizer.step()
         return dict.fromkeys(("loss", "loss_ce"), cross_entropy.detach())
 
@@ -280,7 +292,7 @@ class CLIPAlgorithm(HostedAlgorithm):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         super()._apply(fn, recurse)
         if hasattr(self, "optimizer"):
-            optimisation.fuse(self.optimizer)
+            optimizer.fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
         return self

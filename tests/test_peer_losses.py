@@ -8,7 +8,7 @@ from conftest import random_clip
 from test_algorithms import make, train
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import anchors, averages, frozen, texts
+from domainbed_carft.method import averages, original, peer_losses, text_encoder
 
 N, K, D = 6, 4, 5
 SMALL_RESNET = dict(
@@ -43,13 +43,15 @@ def test_the_margin_gives_wrong_classes_a_head_start(drawn):
     labels, s, margin = np.arange(N) % K, 30.0, 0.3
     theirs = s * np.stack([(f[n] - margin * t[labels[n]]) @ t.T for n in range(N)])
     logits, classes = torch.tensor(s * f @ t.T), torch.tensor(t)
-    ours = anchors.margin_logits(logits, torch.tensor(labels), classes, torch.tensor(s * margin))
+    ours = peer_losses.margin_logits(
+        logits, torch.tensor(labels), classes, torch.tensor(s * margin)
+    )
     np.testing.assert_allclose(ours.softmax(1), torch.tensor(theirs).softmax(1), rtol=1e-12)
-    same = anchors.margin_logits(logits, torch.tensor(labels), classes, torch.tensor(0.0))
+    same = peer_losses.margin_logits(logits, torch.tensor(labels), classes, torch.tensor(0.0))
     assert torch.equal(same, logits)
     fixed = torch.tensor(labels), classes, torch.tensor(s * margin, dtype=torch.float64)
     by_differences(
-        lambda x: F.cross_entropy(anchors.margin_logits(x, *fixed), fixed[0]),
+        lambda x: F.cross_entropy(peer_losses.margin_logits(x, *fixed), fixed[0]),
         logits.clone().requires_grad_(),
     )
 
@@ -58,14 +60,14 @@ def test_distances_of_weights_and_features(drawn):
     a, b, c, d = drawn(3, 2), drawn(3, 2), drawn(7), drawn(7)
     pairs = list(zip(tensors(a, c), tensors(b, d)))
     expected = ((a - b) ** 2).sum() + ((c - d) ** 2).sum()
-    assert anchors.weight_distance(pairs).item() == pytest.approx(expected, rel=1e-12)
-    by_differences(lambda x, y: anchors.weight_distance([(x, y)]), *pairs[0])
+    assert peer_losses.weight_distance(pairs).item() == pytest.approx(expected, rel=1e-12)
+    by_differences(lambda x, y: peer_losses.weight_distance([(x, y)]), *pairs[0])
     f, f0 = drawn(N, D), drawn(N, D)
     expected = np.mean(2 - 2 * (unit(f) * unit(f0)).sum(axis=1))
     now, start = tensors(f, f0)
-    assert anchors.feature_distance(now, start).item() == pytest.approx(expected, rel=1e-12)
-    by_differences(lambda x: anchors.feature_distance(x, start.detach()), now)
-    assert anchors.feature_distance(now, now).item() == 0
+    assert peer_losses.feature_distance(now, start).item() == pytest.approx(expected, rel=1e-12)
+    by_differences(lambda x: peer_losses.feature_distance(x, start.detach()), now)
+    assert peer_losses.feature_distance(now, now).item() == 0
 
 
 @pytest.mark.parametrize(("axis", "dim"), [("channel", 2), ("token", 1)])
@@ -74,10 +76,10 @@ def test_ldifs(drawn, axis, dim):
     scaled = [[a / np.linalg.norm(a, axis=dim, keepdims=True) for a in x] for x in (found, first)]
     expected = np.mean([(a - b) ** 2 for a, b in zip(*scaled)])
     now, start = tensors(*found), tensors(*first)
-    assert anchors.ldifs(now, start, axis).item() == pytest.approx(expected, rel=1e-12)
+    assert peer_losses.ldifs(now, start, axis).item() == pytest.approx(expected, rel=1e-12)
     fixed = [tensor.detach() for tensor in start]
-    by_differences(lambda *x: anchors.ldifs(x, fixed, axis), *now)
-    assert anchors.ldifs(now, now, axis).item() == 0
+    by_differences(lambda *x: peer_losses.ldifs(x, fixed, axis), *now)
+    assert peer_losses.ldifs(now, now, axis).item() == 0
 
 
 def test_lipsum(drawn):
@@ -86,10 +88,10 @@ def test_lipsum(drawn):
     expected = np.mean([sum(gaps[n] ** 2) / (2 * 9) for n in range(N)])
     now, start, words = tensors(f, f0, u)
     scale = torch.tensor(s, dtype=torch.float64)
-    assert anchors.lipsum(now, start, words, scale).item() == pytest.approx(expected, rel=1e-12)
+    assert peer_losses.lipsum(now, start, words, scale).item() == pytest.approx(expected, rel=1e-12)
     fixed = start.detach(), words.detach(), scale
-    by_differences(lambda x: anchors.lipsum(x, *fixed), now)
-    assert anchors.lipsum(now, now, words, scale).item() == 0
+    by_differences(lambda x: peer_losses.lipsum(x, *fixed), now)
+    assert peer_losses.lipsum(now, now, words, scale).item() == 0
 
 
 def test_miro(drawn):
@@ -100,13 +102,13 @@ def test_miro(drawn):
         np.mean((z - z0) ** 2 / v + np.log(v)) / 2 for z, z0, v in zip(found, first, variances)
     )
     now, start, b = tensors(*found), tensors(*first), tensors(*raw)
-    assert anchors.variational(now, start, b).item() == pytest.approx(expected, rel=1e-12)
+    assert peer_losses.variational(now, start, b).item() == pytest.approx(expected, rel=1e-12)
     fixed = [tensor.detach() for tensor in start]
-    by_differences(lambda *x: anchors.variational(x[:2], fixed, x[2:]), *now, *b)
-    at_start = [anchors.raw_variance(0.1, D) for _ in range(2)]
+    by_differences(lambda *x: peer_losses.variational(x[:2], fixed, x[2:]), *now, *b)
+    at_start = [peer_losses.raw_variance(0.1, D) for _ in range(2)]
     assert F.softplus(at_start[0])[0].item() + 1e-5 == pytest.approx(0.1, rel=1e-6)
     both = [tensor.float() for tensor in now]
-    value = anchors.variational(both, both, at_start).item()
+    value = peer_losses.variational(both, both, at_start).item()
     assert value == pytest.approx(2 * np.log(0.1) / 2, rel=1e-5)  # nothing but the variances
 
 
@@ -122,11 +124,11 @@ def test_flyp(drawn, targets):
             losses.append(-np.mean(logp[n, partners]))
     now, words = tensors(f, t)
     scale = torch.tensor(s, dtype=torch.float64)
-    loss = anchors.contrastive(now, words, torch.tensor(labels), scale, targets)
+    loss = peer_losses.contrastive(now, words, torch.tensor(labels), scale, targets)
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
     of = torch.tensor(labels)
     scale.requires_grad_()
-    by_differences(lambda x, y, z: anchors.contrastive(x, y, of, z, targets), now, words, scale)
+    by_differences(lambda x, y, z: peer_losses.contrastive(x, y, of, z, targets), now, words, scale)
 
 
 # Where they look
@@ -137,11 +139,11 @@ def test_places_are_the_quarters_of_the_encoder_and_the_outputs_are_its_own(rand
     blocks = encoder.transformer.resblocks
     depth = len(blocks)
     expected = [blocks[-(-depth * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
-    assert frozen.places(encoder, "miro") == [encoder.conv1, *expected]
-    modules = frozen.places(encoder, "ldifs")
+    assert original.places(encoder, "miro") == [encoder.conv1, *expected]
+    modules = original.places(encoder, "ldifs")
     assert modules == [encoder.ln_pre, *expected]
     x = torch.randn(2, 3, encoder.input_resolution, encoder.input_resolution)
-    with torch.no_grad(), frozen.recorded(encoder, modules) as seen:
+    with torch.no_grad(), original.recorded(encoder, modules) as seen:
         features = encoder(x)
     tokens = encoder.positional_embedding.shape[0]
     assert {tuple(one.shape[:2]) for one in seen} == {(2, tokens)}
@@ -168,7 +170,7 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
         hook.remove()
 
     with torch.no_grad():
-        _, activations = frozen.encode(encoder, pictures, False, ["miro"])
+        _, activations = original.encode(encoder, pictures, False, ["miro"])
     expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
     assert len(activations["miro"]) == 5
     assert all(map(torch.equal, activations["miro"], expected))
@@ -190,12 +192,12 @@ def test_the_text_encoder_by_itself_is_clips_also_of_short_texts(random_tiny):
     loaded = backbone.load(str(random_tiny))
     model = loaded.model
     tokens = clip.tokenize(["a cat", "a dog that is asleep"], model.context_length)
-    encoder = texts.TextEncoder(model)
+    encoder = text_encoder.TextEncoder(model)
     with torch.no_grad():
         torch.testing.assert_close(encoder(tokens), model.encode_text(tokens))
         torch.testing.assert_close(encoder(tokens[:, :9]), model.encode_text(tokens))
     torch.manual_seed(3)
-    first, second = (texts.RandomTexts(loaded)(5, 8) for _ in range(2))
+    first, second = (text_encoder.RandomTexts(loaded)(5, 8) for _ in range(2))
     assert first.shape == (5, model.text_projection.shape[1]) and not torch.equal(first, second)
 
 

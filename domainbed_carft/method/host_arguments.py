@@ -13,7 +13,7 @@ from typing import Any
 from domainbed_carft import errors, machine, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import observed, prompts
+from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, has_kl, implied, overlay
 from domainbed_carft.text import shortened
 
@@ -218,14 +218,14 @@ def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> N
     hparams[name] = found
 
 
-def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
+def checked_data(hparams: dict[str, Any]) -> dataset_facts.Normalisation:
     """The normalisation of the job's data; its edition and protocol go into the hparams.
 
     Raises CarftError for broken data, and for other data than the hparams demand.
     """
     from domainbed_carft.clips import pictures  # so does this
 
-    seen = observed.recall(hparams, prompts.named_dataset(hparams["class_names"]))
+    seen = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     report = seen.report
     if hparams["data_edition"] != UNCHECKED:
         if report and report.problems:
@@ -252,7 +252,7 @@ def checked_data(hparams: dict[str, Any]) -> observed.Normalisation:
         )
     hparams["protocol"] = followed
     print(f"CLIP protocol: {followed} ({pictures.PROTOCOLS[followed]})")
-    mean, std = observed.agreed_normalisation(seen.environments) or pictures.IMAGENET
+    mean, std = dataset_facts.agreed_normalisation(seen.environments) or pictures.IMAGENET
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
     return mean, std
 
@@ -268,6 +268,6 @@ def wanted_pictures(
 
     with contextlib.suppress(Exception):  # as in `plugin.image_folders`
         wanted = backbone.preprocessing(hparams["clip_backbone"])
-        if observed.renormalise(hparams, (wanted.mean, wanted.std)):
+        if dataset_facts.renormalise(hparams, (wanted.mean, wanted.std)):
             return wanted.resolution, wanted.mean, wanted.std
     return None

@@ -17,7 +17,7 @@ import torch
 import warm
 from domainbed import hparams_registry
 from domainbed.lib import job_batches, picture_batches, preparation
-from domainbed.lib.members import Members, divide
+from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
@@ -107,14 +107,14 @@ def test_slices_are_the_batches_of_one_process(pictures, size):
     splits = [one.in_split for one in environments]
     evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
-    def batches(members):
+    def batches(process_group):
         torch.manual_seed(0)
-        of = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", members)
+        of = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
         of.begin(0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow"))
         return [*of.of_step(), *of.of_split("a"), *of.of_split("b")]
 
-    together = [batches(Members(rank, size)) for rank in range(size)]
-    for whole, *parts in zip(batches(Members()), *together, strict=True):
+    together = [batches(ProcessGroup(rank, size)) for rank in range(size)]
+    for whole, *parts in zip(batches(ProcessGroup()), *together, strict=True):
         for n in (0, 1):
             assert torch.equal(whole[n], torch.cat([part[n] for part in parts if part]))
     assert sum(parts is None for parts in [one[-1] for one in together]) == size - 1
@@ -198,7 +198,7 @@ def test_what_cannot_be_divided_is_refused():
         algorithm = algorithm_class((3, 48, 48), 10, 3, {**hparams, **given})
         change(algorithm)
         with pytest.raises(CarftError) as raised:
-            divide(algorithm, Members(0, 3), batch_size)
+            attach_process_group(algorithm, ProcessGroup(0, 3), batch_size)
         return str(raised.value)
 
     several = "cannot be trained by 3 processes"

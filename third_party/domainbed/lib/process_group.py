@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from domainbed.algorithms import Algorithm
-from domainbed.lib.measured import defining_class
+from domainbed.lib.step_meters import defining_class
 from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError, PassingError, brief
 from domainbed_carft.jobs.folder import ERRORS, STOPPED
@@ -54,28 +54,28 @@ class LostError(PassingError):
 
 
 @dataclass(eq=False)
-class Members:
+class ProcessGroup:
     """The processes of a job, as one of them sees them; without arguments it is alone."""
 
     rank: int = 0  # its number
     size: int = 1  # how many there are
-    here: int = 1  # how many of them share this machine
+    local_size: int = 1  # how many of them share this machine
     store: Any = None
     children: Sequence[subprocess.Popen[bytes]] = ()
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether it is the first, which writes the job's files."""
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
+    def slice_of(self, count: int) -> slice:
         """This process's slice of `count` items."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def total(self, number: int) -> int:
+    def sum_of(self, number: int) -> int:
         return self._of_all(number, dist.ReduceOp.SUM)
 
-    def highest(self, number: int) -> int:
+    def max_of(self, number: int) -> int:
         return self._of_all(number, dist.ReduceOp.MAX)
 
     def _of_all(self, number: int, how: Any) -> int:
@@ -86,7 +86,7 @@ class Members:
         return int(tensor)
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace tensors, of one device, by their sums over the processes."""
         ends = itertools.accumulate(tensor.numel() for tensor in tensors if self.size > 1)
         for _, some in itertools.groupby(zip(ends, tensors), lambda one: one[0] // _AT_A_TIME):
@@ -156,7 +156,7 @@ class Members:
                 os._exit(1)
 
 
-ALONE = Members()
+SINGLE_PROCESS = ProcessGroup()
 
 
 def _told(name: str, otherwise: int) -> int:
@@ -168,20 +168,22 @@ def is_first() -> bool:
     return _told("WORLD_SIZE", 1) < 2 or _told("RANK", 0) == 0
 
 
-def divide(algorithm: Any, members: Members, batch_size: int) -> None:
+def attach_process_group(algorithm: Any, process_group: ProcessGroup, batch_size: int) -> None:
     """Tell an algorithm that it gets slices; raises CarftError where that cannot be."""
-    several = f"cannot be trained by {members.size} processes"
-    if batch_size < members.size:
+    several = f"cannot be trained by {process_group.size} processes"
+    if batch_size < process_group.size:
         raise CarftError(f"batches of {batch_size} {several}; give them that many pictures or more")
     # Which a class that has changed its step has to say anew.
     said = "indivisible" in defining_class(algorithm, "indivisible", "step_on_device", "update")
     if why := (type(algorithm) if said else Algorithm).indivisible(algorithm):
         raise CarftError(f"{type(algorithm).__name__} {several}: {why}. Use one process")
-    algorithm.members = members
+    algorithm.process_group = process_group
 
 
 @contextlib.contextmanager
-def joined(processes: int, arguments: Sequence[str], output_dir: str) -> Iterator[Members]:
+def join_process_group(
+    processes: int, arguments: Sequence[str], output_dir: str
+) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun has started, or start so many with the `arguments` of train.
 
     On GPUs each has the card of its number; raises CarftError if there are too few. If the first
@@ -189,7 +191,7 @@ def joined(processes: int, arguments: Sequence[str], output_dir: str) -> Iterato
     """
     size, over = _told("WORLD_SIZE", processes), threading.Event()
     if size < 2:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     rank, here = _told("RANK", 0), _told("LOCAL_WORLD_SIZE", size)
     on_gpu = torch.cuda.is_available()
@@ -203,8 +205,8 @@ def joined(processes: int, arguments: Sequence[str], output_dir: str) -> Iterato
         else:
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             children = _started(size, store.port, arguments)
-        members = Members(rank, size, here, store, children)
-        threading.Thread(target=members.watch, args=(over,), daemon=True).start()
+        process_group = ProcessGroup(rank, size, here, store, children)
+        threading.Thread(target=process_group.watch, args=(over,), daemon=True).start()
         if on_gpu:
             torch.cuda.set_device(_told("LOCAL_RANK", rank))
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
@@ -217,10 +219,10 @@ def joined(processes: int, arguments: Sequence[str], output_dir: str) -> Iterato
             "torchrun or --processes; for one process unset WORLD_SIZE"
         ) from error
     try:
-        yield members
+        yield process_group
     except Exception as error:
         if rank and not isinstance(error, LostError):
-            members.tell(error)
+            process_group.tell(error)
         raise
     finally:
         dist.destroy_process_group()

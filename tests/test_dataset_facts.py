@@ -14,7 +14,7 @@ from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, observed, prompts
+from domainbed_carft.method import algorithms, dataset_facts, prompts
 
 IMAGENET = (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
 CLIPS = (pictures.CLIP_MEAN, pictures.CLIP_STD)
@@ -25,10 +25,10 @@ def build(weights, shown, **overrides):
     """CARFT in a job whose environments show these normalisations."""
     values = settings(weights, class_names="dataset:Mine", **overrides)
     environments = [
-        observed.Environment(f"env {i}", ["Alarm_Clock", "Bike", "TV"], each)
+        dataset_facts.Environment(f"env {i}", ["Alarm_Clock", "Bike", "TV"], each)
         for i, each in enumerate(shown)
     ]
-    observed.remember(values, "Mine", environments)
+    dataset_facts.remember(values, "Mine", environments)
     return algorithms.CARFT((3, 28, 28), 3, 2, values)
 
 
@@ -87,9 +87,9 @@ def pets(weights, counts, **overrides):
     """CARFT in a job on PACS that found ``counts`` (environment -> pictures a class)."""
     known = benchmarks.get("PACS")
     values = settings(weights, class_names="dataset:PACS", **overrides)
-    shown = [observed.Environment(name, known.classes) for name in counts]
+    shown = [dataset_facts.Environment(name, known.classes) for name in counts]
     found = {name: dict(zip(known.classes, number)) for name, number in counts.items()}
-    observed.remember(values, "PACS", shown, judged("PACS", found))
+    dataset_facts.remember(values, "PACS", shown, judged("PACS", found))
     return algorithms.CARFT((3, 28, 28), 7, 3, values)
 
 

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, emoji, listing, shards, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.pictures.environment import Environment, Paths
+from domainbed_carft.pictures.image_lists import Environment, Paths
 from domainbed_carft.plugin.image_folders import (
     asked_for,
     remember,

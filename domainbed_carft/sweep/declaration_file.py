@@ -14,9 +14,9 @@ from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.files import parsing
 from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.method import hparams as ours
-from domainbed_carft.sweep import names
+from domainbed_carft.sweep import name_checks
 from domainbed_carft.sweep.declaration import Declaration, Override, Seeds, Shape, Variant
-from domainbed_carft.sweep.names import Told
+from domainbed_carft.sweep.name_checks import Told
 from domainbed_carft.text import unknown
 
 MOST_JOBS = 100_000
@@ -61,7 +61,7 @@ def parse(text: str, name: str) -> Declaration:
     if len(given.trial_seeds) * len(given.choices) * cells > MOST_JOBS:
         what = f"the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
         refuse([(("datasets",), what)])
-    facts, told = names.problems(given)
+    facts, told = name_checks.problems(given)
     if len(given.settings) < n_points:
         what = "several combinations would share a folder; use named variants instead"
         told.append((("grid",), what))

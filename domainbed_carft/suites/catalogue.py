@@ -10,7 +10,7 @@ from domainbed_carft import text
 from domainbed_carft.data import benchmarks, emoji, tasks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet
-from domainbed_carft.suites.sets import Folders, Found, Suite, TestSet
+from domainbed_carft.suites.test_sets import Folders, Found, Suite, TestSet
 
 
 def get(name: str) -> Suite:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.optimisation import sent
+from domainbed_carft.method.optimizer import sent
 
 START, END = 49406, 49407  # of CLIP's vocabulary; all words are smaller
 

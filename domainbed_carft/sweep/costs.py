@@ -10,7 +10,7 @@ from typing import NamedTuple
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import Job, overrides, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.sweep import names
+from domainbed_carft.sweep import name_checks
 from domainbed_carft.sweep.states import DONE, Status
 from domainbed_carft.text import table
 
@@ -73,14 +73,14 @@ def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
 
 def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     """Steps and pictures of a job; ``skips``: without the training environments' in-splits."""
-    registry, args, key = names.module("hparams_registry"), job.args, job.key
+    registry, args, key = name_checks.module("hparams_registry"), job.args, job.key
     if key.choice:
         seed = seed_hash(key.choice, key.trial)
         hparams = registry.random_hparams(key.algorithm, key.dataset, seed)
     else:
         seed = None
         hparams = registry.default_hparams(key.algorithm, key.dataset)
-    implied = names.implied_hparams(key.algorithm, key.dataset, overrides(args), seed)
+    implied = name_checks.implied_hparams(key.algorithm, key.dataset, overrides(args), seed)
     batch_size = {**hparams, **implied, **overrides(args)}["batch_size"]
     steps = int(args.get("steps") or facts.steps)
     trained = steps * int(batch_size) * (len(facts.labels) - len(key.test_envs))

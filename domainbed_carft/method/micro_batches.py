@@ -34,9 +34,9 @@ class Piece(NamedTuple):
         return self.drawn[name]
 
 
-def split(labels: Tensor, size: int, members: Any = None) -> Iterator[Piece]:
+def split(labels: Tensor, size: int, process_group: Any = None) -> Iterator[Piece]:
     """The pieces, of at most ``size`` pictures (0: all), of a batch or a slice with ``labels``."""
-    whole = members.total(len(labels)) if members else len(labels)
+    whole = process_group.sum_of(len(labels)) if process_group else len(labels)
     drawn: dict[str, Tensor] = {}
     for first in range(0, len(labels), size or len(labels)):
         yield Piece(labels, slice(first, first + (size or len(labels))), drawn, whole)
@@ -56,16 +56,16 @@ def accumulated(
     return found
 
 
-def add_up(module: nn.Module, members: Any) -> None:
+def add_up(module: nn.Module, process_group: Any) -> None:
     """Replace the gradients by their sums over the processes, if there are several."""
-    if members:
-        members.add_up([p.grad for p in module.parameters() if p.grad is not None])
+    if process_group:
+        process_group.all_reduce([p.grad for p in module.parameters() if p.grad is not None])
 
 
-def summed(parts: dict[str, Tensor], members: Any) -> dict[str, Tensor]:
+def summed(parts: dict[str, Tensor], process_group: Any) -> dict[str, Tensor]:
     """The sums of the parts of the loss over the processes."""
-    if members:
-        members.add_up([values := torch.stack([*parts.values()])])
+    if process_group:
+        process_group.all_reduce([values := torch.stack([*parts.values()])])
         parts = dict(zip(parts, values))
     return parts
 

@@ -29,8 +29,8 @@ from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluate import BINS, Predict, percent
 from domainbed_carft.runs.predict import SOME_SKIPPED, transform_of
 from domainbed_carft.runs.suite_pictures import Copies, Pictures, looked_up, nothing_readable
-from domainbed_carft.suites import known, records
-from domainbed_carft.suites.sets import Suite
+from domainbed_carft.suites import catalogue, records
+from domainbed_carft.suites.test_sets import Suite
 from domainbed_carft.text import shown, table
 
 Z = 1.959963984540054  # of 95%, two-sided
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     record = {}
     status = 0
     if file is None:
-        suite = known.get(name)
+        suite = catalogue.get(name)
         found = looked_up(suite, arguments.data_dir)
         clips = zero_shot(suite, clip, arguments.device)
         (sets,) = measured(suite, found, arguments, *clips, 1)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         document = evaluate.measured(opened, arguments)
         text = evaluate.as_text(document)
         task = opened.args["dataset"]
-        if task in TASKS and tuple(opened.classes) == known.get(task).classes:
+        if task in TASKS and tuple(opened.classes) == catalogue.get(task).classes:
             try:  # its own test set, too
                 document["test_set"] = record = of_weights(task, opened, arguments)
                 text += "\n" + as_text(record)
@@ -103,7 +103,7 @@ def of_run(
     Raises CarftError for an unknown suite, without one of its sets, and unless the run's classes
     are the suite's, in order.
     """
-    suite = known.get(name)
+    suite = catalogue.get(name)
     if tuple(run.classes) != suite.classes:
         pairs = itertools.zip_longest(run.classes, suite.classes)
         here, there = next(pair for pair in pairs if pair[0] != pair[1])
@@ -218,7 +218,7 @@ def keep(file: Path, document: Mapping[str, Any]) -> None:
 
 def as_text(document: Mapping[str, Any]) -> str:
     """A table for people, what the means are of, and what is missing."""
-    suite, sets = known.get(document["suite"]), document["sets"]
+    suite, sets = catalogue.get(document["suite"]), document["sets"]
     published = suite.published.get(document.get("clip", ""), {})
     rows = []
     for name, one in sets.items():
@@ -242,7 +242,7 @@ def as_text(document: Mapping[str, Any]) -> str:
 def as_rows(head: str, documents: Mapping[str, Mapping[str, Any]]) -> str:
     """The accuracies of several on one suite, a row each by its name, and what is missing."""
     (first, *_) = documents.values()
-    titles = known.get(first["suite"]).titles
+    titles = catalogue.get(first["suite"]).titles
     rows = [
         [name, *(percent(one["accuracy"]) for one in document["sets"].values()),
          *(percent(document[key]) for key in titles)]
