@@ -17,9 +17,9 @@ from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
 from domainbed_carft.runs import splits as data
-from domainbed_carft.suites.test_sets import Found, Suite, TestSet
+from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
 
-Copies = list[tuple[TestSet, Found]]
+Copies = list[tuple[TestSet, TestSetCopy]]
 
 
 def looked_up(suite: Suite, data_dir: str | None) -> Copies:

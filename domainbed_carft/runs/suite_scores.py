@@ -152,7 +152,7 @@ def measured(
             unread.append(one.name)
             continue
         items = Pictures(copy.samples, one.border, plan)
-        split = data.Split(one.name, suite.name, one.shifted, items)
+        split = data.Split(one.name, suite.name, one.is_shifted, items)
         of_set = len(one.classes), one.groups
         try:
             tallies = evaluate.tallied([split], of_squares, how, variants, *of_set)
@@ -169,7 +169,11 @@ def measured(
                     "interval": wilson(tally.right, tally.count),
                     "ece": tally.ece,
                     "complete": not copy.problems,
-                    **({"mean_per_class": tally.mean_per_class} if one.per_class else {}),
+                    **(
+                        {"mean_per_class": tally.mean_per_class}
+                        if one.reports_mean_per_class
+                        else {}
+                    ),
                 }
     told = {name: sentences for name, sentences in problems.items() if sentences}
     if not sets[0]:
@@ -231,7 +235,7 @@ def as_text(document: Mapping[str, Any]) -> str:
     head += ["mean per class (%)", "published (%)"]
     title = document.get("clip") or f"{document['title']} ({document['run']})"
     lines = [shown(f"{title} on the suite {suite.name}"), "", table(head, rows), ""]
-    lines += [f"{words}: {percent(document[key])}" for key, words in suite.titles.items()]
+    lines += [f"{words}: {percent(document[key])}" for key, words in suite.mean_titles.items()]
     lines += _problems(document)
     lines.append(f"Intervals are Wilson's; ECE has {BINS} bins.")
     if published:
@@ -242,7 +246,7 @@ def as_text(document: Mapping[str, Any]) -> str:
 def as_rows(head: str, documents: Mapping[str, Mapping[str, Any]]) -> str:
     """The accuracies of several on one suite, a row each by its name, and what is missing."""
     (first, *_) = documents.values()
-    titles = catalogue.get(first["suite"]).titles
+    titles = catalogue.get(first["suite"]).mean_titles
     rows = [
         [name, *(percent(one["accuracy"]) for one in document["sets"].values()),
          *(percent(document[key]) for key in titles)]

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             yield mixed.algorithm.predict(x)
 
     if on_suite:
-        usual = known.get(suite).usual
+        usual = known.get(suite).in_distribution
         found = [
             {"in_domain": one["sets"].get(usual, {}).get("accuracy"), "out_of_domain": one["mean"]}
             | one
