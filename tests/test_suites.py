@@ -13,7 +13,7 @@ from data_trees import PICTURE, carft, grow, packed
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.runs import evaluate, suite_scores
+from domainbed_carft.runs import evaluate, suite_evaluation
 from domainbed_carft.suites import imagenet, records
 
 SETS = {one.name: one for one in imagenet.suite().sets}
@@ -59,8 +59,8 @@ def test_scores_are_the_maximum_over_each_group():
 
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilsons_interval_solves_its_equation(right, count):
-    for share in suite_scores.wilson(right, count):
-        off = (right / count - share) ** 2 - suite_scores.Z**2 * share * (1 - share) / count
+    for share in suite_evaluation.wilson(right, count):
+        off = (right / count - share) ** 2 - suite_evaluation.Z**2 * share * (1 - share) / count
         assert off == pytest.approx(0, abs=1e-12)
 
 

@@ -65,7 +65,7 @@ def add_to(commands: Any) -> None:
         return parser.add_argument
 
     about = "measure a saved run: accuracy by split and class, calibration"
-    add = command("evaluate", "suite_scores", about, which, data, output)
+    add = command("evaluate", "suite_evaluation", about, which, data, output)
     add("path", type=Path, metavar="RUN", nargs="?", help=file)
     add("--clip", metavar="NAME",
         help="with --suite: a CLIP without a run, zero-shot: ViT-B/16, open_clip:..., a file",

@@ -25,7 +25,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
-from domainbed_carft.runs.facts import facts_of, text_encoder
+from domainbed_carft.runs.model_card import facts_of, text_encoder
 from domainbed_carft.runs.saved import TrainedRun, architecture_of, open_run, original_clip
 
 SUFFIXES = (".pt", ".pth")

@@ -22,7 +22,7 @@ import torch
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import evaluate as evaluating
-from domainbed_carft.runs import saved, splits, suite_scores, wise_ft
+from domainbed_carft.runs import saved, splits, suite_evaluation, wise_ft
 from domainbed_carft.runs.default_weights import choose_weights
 from domainbed_carft.runs.soup_members import (
     Member,
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     measuring = saved.run_of(of_all, members[0].run.path)
     on_suite = None
     if arguments.suite:
-        on_suite = suite_scores.of_run(arguments.suite, measuring, arguments)
+        on_suite = suite_evaluation.of_run(arguments.suite, measuring, arguments)
     all_splits = splits.splits(measuring, arguments.data_dir)
     held_out = [one for one in all_splits if not one.is_target and one.name.endswith("_out")]
     if not held_out:
@@ -101,9 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(as_table(soups, rows))
     print(splits.PICTURES_OF_A_SOUP)
     if on_suite:
-        print(suite_scores.as_rows("soup", rows))
+        print(suite_evaluation.as_rows("soup", rows))
     print(f"Results and weights: {shown(str(folder))}")
-    return suite_scores.exit_status(rows.values())
+    return suite_evaluation.exit_status(rows.values())
 
 
 def greedy(

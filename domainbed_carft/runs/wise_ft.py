@@ -23,7 +23,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import evaluate as evaluating
-from domainbed_carft.runs import saved, suite_scores
+from domainbed_carft.runs import saved, suite_evaluation
 from domainbed_carft.runs import splits as data
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.suites import catalogue as known
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     opened = saved.open_run(choose_weights(arguments.path, arguments.which))
     folder, suite = arguments.output, arguments.suite
     require_new(folder, [TABLE, *PLOTS, *map(weights_name, to_save)])
-    on_suite = suite_scores.of_run(suite, opened, arguments) if suite else None
+    on_suite = suite_evaluation.of_run(suite, opened, arguments) if suite else None
     splits = [] if suite else data.splits(opened, arguments.data_dir)
     mixed = Interpolation(opened, arguments.device, arguments.original)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(choice)
     print(f"{shown(title)}: alpha 0 is the original CLIP, alpha 1 the run")
     if suite:
-        print(suite_scores.as_rows("alpha", {f"{row['alpha']:g}": row for row in rows}))
+        print(suite_evaluation.as_rows("alpha", {f"{row['alpha']:g}": row for row in rows}))
         for row in rows:
-            about = {**suite_scores.facts_of(opened), "wise_ft_alpha": row["alpha"] * reached}
-            suite_scores.keep(opened.path, {**about, **row})
+            about = {**suite_evaluation.facts_of(opened), "wise_ft_alpha": row["alpha"] * reached}
+            suite_evaluation.keep(opened.path, {**about, **row})
     else:
         means = ("in_domain", "out_of_domain")
         cells = [[f"{r['alpha']:g}", *(evaluating.percent(r[m]) for m in means)] for r in rows]
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
     else:
         print(f"Results: {shown(str(folder))}; for weights add --save all, or some of --alphas")
-    return suite_scores.exit_status(rows)
+    return suite_evaluation.exit_status(rows)
 
 
 def reached_alpha(run: saved.TrainedRun) -> float:
