@@ -106,7 +106,7 @@ def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda root: (root / "n0000").mkdir(), "the folders 'n0000' are no classes of it"),
+        (lambda root: (root / "n0000").mkdir(), "unexpected class folders: 'n0000'"),
         (lambda root: (root / "n01440764/0.jpg").write_bytes(b""), "1 empty file"),
         (lambda root: (root / "n01440764/more.jpg").write_bytes(PICTURE), "1,001 pictures, expec"),
         (lambda root: (root / "n01440764/0.jpg").unlink(), "no picture of 1 of its 1,000 classes"),
