@@ -63,7 +63,7 @@ def test_paths_pictures_and_tensors_give_what_the_command_gives(pets, picture, r
     carft("predict", pets / "CARFT", picture, "--format", "jsonl")
     expected = json.loads(capfd.readouterr().out)
     image = Image.open(picture)
-    pixels = torch.as_tensor(np.asarray(image)).permute(2, 0, 1)
+    pixels = torch.as_tensor(np.array(image)).permute(2, 0, 1)
     for pictures in (str(picture), [picture], image, [image], pixels[None], [pixels]):
         predictions = run.predict(pictures)
         row = predictions.class_probabilities[0].tolist()

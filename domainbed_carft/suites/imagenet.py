@@ -98,7 +98,10 @@ def _test_set(fact: dict[str, Any]) -> TestSet:
 
 
 def _groups_by_folder(rule: str) -> dict[str, list[int]]:
-    """The class folders of a test set -> the labels that count as each; ``rule``: as in sets.json."""
+    """The class folders of a test set -> the labels that count as each.
+
+    ``rule``: one of the words under "labels" in sets.json.
+    """
     if rule == "objectnet":
         return dict(sorted(suite_lists()["objectnet"].items()))
 
