@@ -200,11 +200,11 @@ def zero_shot_clip(suite: Suite, name: str, device: torch.device) -> ZeroShotCli
         return [clip.logit_scale * features @ class_weights.T]
 
     plan = planning.Plan(
-        preprocessing.resolution,
-        preprocessing.resize,
-        preprocessing.interpolation,
-        preprocessing.mean,
-        preprocessing.std,
+        clip.preprocessing.resolution,
+        clip.preprocessing.resize,
+        clip.preprocessing.interpolation,
+        clip.preprocessing.mean,
+        clip.preprocessing.std,
     )
     return ZeroShotClip(plan, predict)
 
