@@ -211,7 +211,7 @@ def _require_same_data(
     ]
     if prompts.named_dataset(run.hparams["class_names"]) is not None:
         shown = [e.classes for e in seen.environments if e.classes]
-        same += [_differing_classes(run.classes, [*map(prompts.clean, names)]) for names in shown]
+        same += [("classes", run.classes, [*map(prompts.clean, names)]) for names in shown]
     edition = run.hparams["data_edition"]
     if seen.edition and edition not in ("", UNCHECKED):
         same.append(("data_edition", edition, seen.edition))
@@ -229,18 +229,6 @@ def _require_same_data(
                 f"the data set {run.args['dataset']} is not what {run.path} was trained on: {what} "
                 f"{before} then, {found} now. Restore the data, or give its place with --data_dir"
             )
-
-
-MOST_CLASSES = 20  # whose names an error lists
-
-
-def _differing_classes(then: Sequence[str], now: Sequence[str]) -> tuple[str, Any, Any]:
-    """A label and the values, then and now; of many class names the first that differ."""
-    if len(then) <= MOST_CLASSES or len(then) != len(now):
-        return "classes", list(then), list(now)
-    pairs = enumerate(zip(then, now))
-    label, names = next((pair for pair in pairs if pair[1][0] != pair[1][1]), (0, ("", "")))
-    return f"the class of label {label}", *names
 
 
 def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:
