@@ -135,7 +135,7 @@ def test_then_the_built_in_table_then_an_error_that_says_how():
 def test_environments_that_disagree_are_named():
     hparams = {"class_names": "dataset:X"}
     remember(hparams, {"art": ["cat", "dog"], "photo": ["cat", "horse"]})
-    with pytest.raises(CarftError, match=r"'art' and 'photo'.*'dog', 'horse' are not in both"):
+    with pytest.raises(CarftError, match=r"'art' and 'photo'.*\['dog', 'horse'\] are not in both"):
         prompts.class_names(hparams, 2)
 
 

@@ -12,8 +12,6 @@ from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.text import differences
 
-MOST_CLASSES = 20  # whose names an error lists
-
 
 class Comparison(NamedTuple):
     """A fact of the data: its name, its value in training, and its value now."""
@@ -36,7 +34,7 @@ def require_same_data(
         for environment in facts.environments:
             if environment.classes:
                 names = [prompts.clean(name) for name in environment.classes]
-                comparisons.append(compare_classes(run.classes, names))
+                comparisons.append(Comparison("classes", run.classes, names))
 
     edition = run.hparams["data_edition"]
     if facts.edition and edition not in ("", UNCHECKED):
@@ -64,14 +62,3 @@ def _rounded(model_input: pictures.CLIPInput) -> list[list[float]]:
     return [
         [round(value, 4) for value in buffer.flatten().tolist()] for buffer in model_input.buffers()
     ]
-
-
-def compare_classes(before: Sequence[str], now: Sequence[str]) -> Comparison:
-    """All class names; of many, the first label whose names differ."""
-    if len(before) <= MOST_CLASSES or len(before) != len(now):
-        return Comparison("classes", list(before), list(now))
-
-    for label, (name_before, name_now) in enumerate(zip(before, now)):
-        if name_before != name_now:
-            return Comparison(f"the class of label {label}", name_before, name_now)
-    return Comparison("classes", "", "")
