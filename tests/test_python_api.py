@@ -7,13 +7,14 @@ import os
 import numpy as np
 import pytest
 import torch
+from domainbed.lib import job_batches
 from fake_checkout import REPO, run_python
 from PIL import Image
 from runs_jobs import by_split, carft, evaluated
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import api
+from domainbed_carft.runs import BATCH_SIZE, api
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,18 @@ def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, 
     assert json.loads((folder / "wise_ft.json").read_text()) == result.as_dict()
     half = domainbed_carft.load_run(folder / "model_alpha_0.50.pkl", device="cpu")
     assert half.trained.alpha == 0.5 and half.device == run.device
+
+
+def test_only_weights_of_the_alphas_can_be_saved(run, tmp_path):
+    message = "weights to save: alphas 0.4; expected some of 0.5 1"
+    with pytest.raises(CarftError, match=message):
+        domainbed_carft.wise_ft(run, [0.5, 1], output=tmp_path / "mix", save=[0.4])
+    assert not (tmp_path / "mix").exists()
+
+
+def test_batches_are_as_large_as_those_of_train():
+    """The last bits of a logit depend on the batch around it."""
+    assert BATCH_SIZE == job_batches.EVALUATION_BATCH_SIZE
 
 
 def test_soup_and_export_take_loaded_runs_and_paths(pets, run, tmp_path, capsys):

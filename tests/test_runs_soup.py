@@ -74,15 +74,16 @@ def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys
     def in_domain(parts):
         """Of the mean of some runs' weights, by `carft evaluate`."""
         states = [weights(path) for path in parts]
-        state = {
-            name: torch.stack([row[name].double() for row in states]).mean(dim=0).float()
+        mean = {
+            name: torch.stack([state[name].double() for state in states]).mean(dim=0).float()
             for name in states[0]
             if name != "words"
         }
-        torch.save({**contents[0], "model_dict": {**state, "words": states[0]["words"]}},
-                   tmp_path / "mean.pkl")  # fmt: skip
-        found = by_split(evaluated(capsys, tmp_path / "mean.pkl"))
-        return (found["env1_out"] + found["env2_out"]) / 2
+        mean["words"] = states[0]["words"]
+        torch.save({**contents[0], "model_dict": mean}, tmp_path / "mean.pkl")
+
+        shares = by_split(evaluated(capsys, tmp_path / "mean.pkl"))
+        return (shares["env1_out"] + shares["env2_out"]) / 2
 
     for path, accuracy in validation.items():
         assert in_domain([path]) == pytest.approx(accuracy)

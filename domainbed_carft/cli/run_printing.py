@@ -15,6 +15,7 @@ from domainbed_carft.cli import run_texts
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import SOME_SKIPPED, saved
+from domainbed_carft.runs.alphas import choose_saved_alphas, sorted_alphas
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluate import Evaluation, evaluate
 from domainbed_carft.runs.export import export
@@ -28,7 +29,7 @@ from domainbed_carft.runs.predict import (
 from domainbed_carft.runs.soup import soup
 from domainbed_carft.runs.suite_evaluation import append_record, evaluate_clip, evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
-from domainbed_carft.runs.wise_ft import choose_saved_alphas, sorted_alphas, wise_ft
+from domainbed_carft.runs.wise_ft import wise_ft
 from domainbed_carft.text import counted, shown
 
 

@@ -19,6 +19,7 @@ from domainbed_carft.runs import export as exporting
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import soup as souping
 from domainbed_carft.runs import wise_ft as mixing
+from domainbed_carft.runs.alphas import DEFAULT_ALPHAS
 from domainbed_carft.runs.default_weights import choose_weights
 from domainbed_carft.runs.evaluate import Evaluation
 from domainbed_carft.runs.export import ExportedFiles
@@ -28,7 +29,7 @@ from domainbed_carft.runs.saved import TrainedRun, open_run
 from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
-from domainbed_carft.runs.wise_ft import DEFAULT_ALPHAS, WiseFT
+from domainbed_carft.runs.wise_ft import WiseFT
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,9 @@ def wise_ft(
     ``output``: a folder for the results, the curve, and the weights of the alphas in ``save``; by
     default nothing is written. The others as in `evaluate`. The run itself is left as it was.
 
-    Raises CarftError unless the alphas are different numbers from 0 to 1, if a file is in
-    ``output`` already, for runs that no line connects to a CLIP, and as `evaluate`.
+    Raises CarftError unless the alphas are different numbers from 0 to 1 and ``save`` has some of
+    them, if a file is in ``output`` already, for runs that no line connects to a CLIP, and as
+    `evaluate`.
 
     >>> result = wise_ft(job, [0, 0.5, 1], workers=0)
     >>> [scores.alpha for scores in result.alphas]
@@ -182,17 +184,15 @@ def wise_ft(
     >>> sorted(result.alphas[1].as_dict())
     ['alpha', 'in_domain', 'out_of_domain', 'splits']
     """
-    ascending = mixing.sorted_alphas(alphas)
-    saved_alphas = mixing.choose_saved_alphas([str(alpha) for alpha in save] or ["none"], ascending)
     loaded = _loaded(run, device)
     return mixing.wise_ft(
         loaded.trained,
-        ascending,
+        alphas,
         _options(loaded, data_dir, batch_size, workers),
         suite=suite,
         original=original,
         folder=Path(output) if output is not None else None,
-        saved_alphas=saved_alphas,
+        saved_alphas=save,
     )
 
 

@@ -18,6 +18,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs import wise_ft_curve
+from domainbed_carft.runs.alphas import listed_alphas, sorted_alphas, weights_name
 from domainbed_carft.runs.interpolation import Interpolation, reached_alpha
 from domainbed_carft.runs.measuring import (
     LoadingOptions,
@@ -33,7 +34,6 @@ from domainbed_carft.runs.suite_scores import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.wise_ft_curve import SPLIT_LABELS, SUITE_LABELS, CurvePoint
 
 TABLE = "wise_ft.json"
-DEFAULT_ALPHAS = tuple(n / 10 for n in range(11))
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,15 @@ def wise_ft(
     from, as in `saved.original_clip`. ``folder``: where to write the results (TABLE), the curve
     (`wise_ft_curve.FILES`), and the weights of ``saved_alphas``; None writes nothing.
 
-    Raises CarftError for alphas that are not different numbers from 0 to 1, if one of the files is
-    there already, and as `Interpolation`, `splits.splits` and `suite_test`.
+    Raises CarftError for alphas that are not different numbers from 0 to 1, for ``saved_alphas``
+    that are not among them, if one of the files is there already, and as `Interpolation`,
+    `splits.splits` and `suite_test`.
     """
     alphas = sorted_alphas(alphas)
+    if not set(saved_alphas) <= set(alphas):
+        raise CarftError(
+            f"weights to save: alphas {listed_alphas(saved_alphas)}; expected some of {listed_alphas(alphas)}"
+        )
     if folder:
         weights_names = [weights_name(alpha) for alpha in saved_alphas]
         require_new(folder, [TABLE, *wise_ft_curve.FILES, *weights_names])
@@ -256,42 +261,3 @@ def require_new(folder: Path, names: Iterable[str]) -> None:
         raise CarftError(
             f"{folder} already has {', '.join(existing)}; choose another --output, or remove them"
         )
-
-
-def sorted_alphas(alphas: Iterable[float]) -> list[float]:
-    """The alphas in ascending order; CarftError unless they are different numbers from 0 to 1."""
-    ascending = sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
-    is_in_range = all(0 <= alpha <= 1 for alpha in ascending)
-    if not is_in_range or len(set(ascending)) < len(ascending):
-        raise CarftError(
-            f"--alphas {_listed(ascending)}: expected different numbers from 0 (the original CLIP) "
-            "to 1 (the run)"
-        )
-    return ascending
-
-
-def choose_saved_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
-    """The alphas whose weights ``--save`` asks for: all, none, or some of ``alphas``.
-
-    Raises CarftError for a word that is no such alpha.
-    """
-    if list(words) == ["all"]:
-        return list(alphas)
-    if list(words) == ["none"]:
-        return []
-    try:
-        return sorted({alphas[alphas.index(float(word))] for word in words})
-    except ValueError:
-        raise CarftError(
-            f"--save {' '.join(words)}: expected all, none, or some of --alphas {_listed(alphas)}"
-        ) from None
-
-
-def _listed(alphas: Sequence[float]) -> str:
-    return " ".join(f"{alpha:g}" for alpha in alphas)
-
-
-def weights_name(alpha: float) -> str:
-    """The file name of an alpha's weights: two decimals, or more if needed."""
-    rounded = f"{alpha:.2f}"
-    return f"model_alpha_{rounded if float(rounded) == alpha else repr(alpha)}.pkl"
