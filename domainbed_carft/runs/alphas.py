@@ -15,8 +15,8 @@ def sorted_alphas(alphas: Iterable[float]) -> list[float]:
     is_in_range = all(0 <= alpha <= 1 for alpha in ascending)
     if not is_in_range or len(set(ascending)) < len(ascending):
         raise CarftError(
-            f"--alphas {listed_alphas(ascending)}: expected different numbers from 0 (the original CLIP) "
-            "to 1 (the run)"
+            f"--alphas {listed_alphas(ascending)}: expected different numbers from 0 (the original "
+            "CLIP) to 1 (the run)"
         )
     return ascending
 
@@ -34,7 +34,8 @@ def choose_saved_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[f
         return sorted({alphas[alphas.index(float(word))] for word in words})
     except ValueError:
         raise CarftError(
-            f"--save {' '.join(words)}: expected all, none, or some of --alphas {listed_alphas(alphas)}"
+            f"--save {' '.join(words)}: expected all, none, or some of --alphas "
+            f"{listed_alphas(alphas)}"
         ) from None
 
 

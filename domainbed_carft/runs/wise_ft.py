@@ -126,7 +126,8 @@ def wise_ft(
     alphas = sorted_alphas(alphas)
     if not set(saved_alphas) <= set(alphas):
         raise CarftError(
-            f"weights to save: alphas {listed_alphas(saved_alphas)}; expected some of {listed_alphas(alphas)}"
+            f"weights to save: alphas {listed_alphas(saved_alphas)}; expected some of "
+            f"{listed_alphas(alphas)}"
         )
     if folder:
         weights_names = [weights_name(alpha) for alpha in saved_alphas]
