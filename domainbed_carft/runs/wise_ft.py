@@ -129,6 +129,7 @@ def wise_ft(
             f"weights to save: alphas {listed_alphas(saved_alphas)}; expected some of "
             f"{listed_alphas(alphas)}"
         )
+    saved_alphas = [alpha for alpha in alphas if alpha in saved_alphas]
     if folder:
         weights_names = [weights_name(alpha) for alpha in saved_alphas]
         require_new(folder, [TABLE, *wise_ft_curve.FILES, *weights_names])
