@@ -110,7 +110,7 @@ ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 def overlay(algorithm, dataset, random_seed):
     return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
 """,
-    "method/arguments.py": """
+    "method/host_arguments.py": """
 ALLOWED = set()
 
 def allow(keys):
@@ -125,7 +125,7 @@ from domainbed_carft.method.hparams import ALGORITHMS
 
 globals().update({name: type(name, (Algorithm,), {}) for name in ALGORITHMS})
 """,
-    "plugin/provided.py": """
+    "plugin/data_sets.py": """
 def made(name, environments):
     return type(name, (), {"ENVIRONMENTS": environments})
 

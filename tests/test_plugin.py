@@ -87,11 +87,11 @@ def test_other_algorithms_keep_their_hparams(site: Site, checkout: Path) -> None
     code = """
 import json
 from domainbed import algorithms, hparams_registry as registry
-from domainbed_carft.method import arguments
+from domainbed_carft.method import host_arguments
 others = [registry.default_hparams("ERM", "Pets"), registry.random_hparams("ERM", "Pets", 14)]
-touched = sorted(arguments.ALLOWED)
+touched = sorted(host_arguments.ALLOWED)
 ours = registry.random_hparams("CARFT", "Pets", seed=14)
-print(json.dumps([others, touched, ours, sorted(arguments.ALLOWED)]))
+print(json.dumps([others, touched, ours, sorted(host_arguments.ALLOWED)]))
 """
     others, touched, ours, allowed = site.json("-c", code, cwd=checkout)
     assert others == [{"lr": 0.001, "class_balanced": False}, {"lr": 2.0, "class_balanced": False}]
