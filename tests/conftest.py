@@ -198,10 +198,10 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def others():
-    """Starts processes of others that hold jobs or wait for them."""
-    from sweep_folders import Others
+def other_processes():
+    """Starts other processes, which hold jobs or wait for them; they end with the test."""
+    from sweep_folders import OtherProcesses
 
-    made = Others()
-    yield made
-    made.kill()
+    processes = OtherProcesses()
+    yield processes
+    processes.kill()

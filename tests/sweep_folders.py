@@ -56,7 +56,7 @@ def status(folder, job):
     return found
 
 
-class Others:
+class OtherProcesses:
     """Processes of others, as long as the test runs."""
 
     def __init__(self):

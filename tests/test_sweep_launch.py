@@ -40,11 +40,11 @@ def finish_all(jobs, environment=None):
     return []
 
 
-def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, capsys):
+def test_every_job_that_is_not_done_is_told_with_its_reason(launch, other_processes, capsys):
     def leave(jobs, environment):
         stopped, held, refused = jobs
         ended(stopped, 75)
-        others.hold(held)
+        other_processes.hold(held)
         words = "No space left on device"
         return [SimpleNamespace(folder=str(refused.folder), status=127, last_words=words)]
 
@@ -52,17 +52,17 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, caps
     said = capsys.readouterr().err
     assert "3 jobs not done:" in said and "failed" not in said
     assert "exit status 75: words of 75" in said and "No space left on device" in said
-    holder = others.running[0].pid
+    holder = other_processes.running[0].pid
     assert f"running, {os.uname().nodename}, process {holder}, since" in said
     assert launch(finish_all) == 1
     assert "1 job not done:" in capsys.readouterr().err
-    others.kill()
+    other_processes.kill()
     assert launch(finish_all) == launch(finish_all) == 0
 
 
 @pytest.mark.parametrize(("name", "taken"), [("pool", 3), ("local", 3), ("slurm", 2)])
 def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
-    launch, others, name, taken
+    launch, other_processes, name, taken
 ):
     seen = []
 
@@ -72,7 +72,7 @@ def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
             finish_all(jobs)
 
     launch(note, "--launcher", "slurm")
-    others.queue(SimpleNamespace(folder=seen[0][0]))
+    other_processes.queue(SimpleNamespace(folder=seen[0][0]))
     assert launch(note, "--launcher", name) == 0
     assert len(seen[1]) == taken and set(seen[1]) == set(seen[0][-taken:])
 
