@@ -76,18 +76,23 @@ class Problem:
         return self.sentence()
 
     def _clause(self) -> str:
-        if self.value is NOTHING:
-            clause = self.subject
-        else:
-            from domainbed_carft.text import shortened
+        clause = self.subject
+        # A place with a path names what the value is of.
+        is_named = self.place is not None and bool(self.place.path)
+        if self.value is not NOTHING:
+            value = _shown_value(self.value)
+            clause = (
+                f"got {value}" if is_named or not self.subject else f"{self.subject} is {value}"
+            )
 
-            value = shortened(self.value)
-            if len(value) > LONGEST_VALUE:
-                value = f"{value[:LONGEST_VALUE]}..."
-            # The place ends with the name of the value already.
-            has_name = self.place is not None and self.place.path
-            clause = f"got {value}" if has_name or not self.subject else f"{self.subject} is {value}"
         return f"{clause}, expected {self.expected}" if self.expected else clause
+
+
+def _shown_value(value: object) -> str:
+    from domainbed_carft.text import shortened
+
+    written = shortened(value)
+    return written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}..."
 
 
 class CarftError(ValueError):
@@ -98,7 +103,7 @@ class CarftError(ValueError):
     """
 
     def __init__(self, *problems: str | Problem) -> None:
-        super().__init__(*problems)  # what pickle makes the error from again
+        super().__init__(*problems)
         self.problems = tuple(map(_as_problem, problems))
 
     def __str__(self) -> str:
@@ -107,6 +112,10 @@ class CarftError(ValueError):
             return "".join(sentences)
         headline = f"{len(sentences)} problems, nothing was done"
         return "\n".join([headline, *(f"- {sentence}" for sentence in sentences)])
+
+    def __reduce__(self) -> Any:
+        # Subclasses are made from other arguments than problems.
+        return _unpickled, (type(self), self.problems), self.__dict__
 
 
 class UnreadableError(CarftError):
@@ -124,9 +133,10 @@ class EndedJob(PassingError, SystemExit):
     CarftError.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.code = f"domainbed-carft: {message}"
+    @property
+    def code(self) -> str:  # type: ignore[override]
+        """What Python prints when this error ends the process."""
+        return f"domainbed-carft: {self}"
 
 
 class CarftWarning(UserWarning):
@@ -162,6 +172,12 @@ def imported(module: str, install: str) -> Any:
         raise CarftError(
             f"{module} cannot be imported ({error}); run pip install {install} in this environment"
         ) from error
+
+
+def _unpickled(error_class: type[CarftError], problems: tuple[Problem, ...]) -> CarftError:
+    error = error_class.__new__(error_class)
+    CarftError.__init__(error, *problems)
+    return error
 
 
 def _as_problem(problem: str | Problem) -> Problem:

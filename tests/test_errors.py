@@ -1,9 +1,12 @@
 """Problems and the errors that carry them: sentences, several at once, pickling."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 
+from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import (
     CarftError,
     EndedJob,
@@ -86,10 +89,18 @@ def test_problems_of_a_function_are_those_that_it_raises():
         CarftError(Problem("lr is missing", place=PLACE)),
         PassingError("the disk is full"),
         EndedJob("no CLIP"),
+        BadFile("PACS.zip", "is empty"),
     ],
 )
 def test_a_pickled_error_keeps_its_problems(error):
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error) and copy.problems == error.problems
     assert str(copy) == str(error)
-    assert getattr(copy, "code", None) == getattr(error, "code", None)
+    assert vars(copy) == vars(error)
+
+
+def test_an_ended_job_exits_with_its_message_on_stderr():
+    script = "from domainbed_carft.errors import EndedJob; raise EndedJob('no CLIP')"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == "domainbed-carft: no CLIP\n"
