@@ -51,7 +51,7 @@ class Problem:
     """One thing that is wrong: subject, the value that came, what was expected, what to do.
 
     ``subject`` is a name such as ``lr`` or ``--steps``, or a whole clause if there is no ``value``.
-    ``message`` stands for subject, value and expectation where they do not make a sentence.
+    ``message`` is printed for subject, value and expectation where they do not make a sentence.
     """
 
     subject: str = ""
@@ -72,23 +72,25 @@ class Problem:
         """This problem, at a place in a file."""
         return dataclasses.replace(self, place=place)
 
+    def about(self, subject: str) -> Problem:
+        """This problem, as one of ``subject``; its ``message`` stays."""
+        return dataclasses.replace(self, subject=subject)
+
     def __str__(self) -> str:
         return self.sentence()
 
     def _clause(self) -> str:
         clause = self.subject
-        # A place with a path names what the value is of.
-        is_named = self.place is not None and bool(self.place.path)
         if self.value is not NOTHING:
-            value = _shown_value(self.value)
-            clause = (
-                f"got {value}" if is_named or not self.subject else f"{self.subject} is {value}"
-            )
+            # The path of a place may name the subject already.
+            is_named = self.place is not None and self.subject in self.place.path
+            name = "" if is_named else self.subject
+            clause = f"{name} is {_short(self.value)}" if name else f"got {_short(self.value)}"
 
         return f"{clause}, expected {self.expected}" if self.expected else clause
 
 
-def _shown_value(value: object) -> str:
+def _short(value: object) -> str:
     from domainbed_carft.text import shortened
 
     written = shortened(value)
@@ -104,7 +106,7 @@ class CarftError(ValueError):
 
     def __init__(self, *problems: str | Problem) -> None:
         super().__init__(*problems)
-        self.problems = tuple(map(_as_problem, problems))
+        self.problems = tuple(map(as_problem, problems))
 
     def __str__(self) -> str:
         sentences = [problem.sentence() for problem in self.problems]
@@ -180,5 +182,6 @@ def _unpickled(error_class: type[CarftError], problems: tuple[Problem, ...]) -> 
     return error
 
 
-def _as_problem(problem: str | Problem) -> Problem:
+def as_problem(problem: str | Problem) -> Problem:
+    """A problem as it is, or one with this message."""
     return problem if isinstance(problem, Problem) else Problem(message=str(problem))

@@ -72,7 +72,8 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[Pro
     if values["contexts"] in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         folders = [one.folder for one in benchmarks.get(dataset).environments]
         spec, least = values["contexts"], _fewest_contexts(values, algorithm)
-        problems += problems_of(prompts.domain_contexts, spec, folders, least)
+        context_problems = problems_of(prompts.domain_contexts, spec, folders, least)
+        problems += [problem.about("contexts") for problem in context_problems]
     return problems
 
 
@@ -85,11 +86,13 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]
             wrong[h.name] = Problem(h.name, hparams[h.name], expected=h.expected)
     problems = [*wrong.values()]
     if "clip_backbone" not in wrong:
-        problems += problems_of(_find_backbone, hparams["clip_backbone"])
+        backbone_problems = problems_of(_find_backbone, hparams["clip_backbone"])
+        problems += [problem.about("clip_backbone") for problem in backbone_problems]
     # The contexts that are made from the data set's domains come with it.
     if "contexts" not in wrong and hparams["contexts"] not in prompts.DOMAIN_LISTS:
         least = _fewest_contexts(hparams, algorithm)
-        problems += problems_of(prompts.contexts, hparams["contexts"], least)
+        context_problems = problems_of(prompts.contexts, hparams["contexts"], least)
+        problems += [problem.about("contexts") for problem in context_problems]
     return problems if _TOGETHER & wrong.keys() else problems + _conflicts(hparams, algorithm)
 
 
