@@ -31,8 +31,8 @@ def test_all_problems_are_told_at_once_with_what_would_be_right():
         launchers.make("slurm", {"partitoin": "gpu", "array_cap": "many", "gpus": -1, "cpus": 2})
     message = str(raised.value)
     assert "no option of slurm is called 'partitoin'; did you mean partition?" in message
-    assert "array_cap is 'many', should be a valid integer" in message
-    assert "gpus is -1, should be greater than or equal to 0" in message
+    assert "array_cap is 'many', expected a whole number" in message
+    assert "gpus is -1, expected at least 0" in message
     assert "cpus is" not in message
     with pytest.raises(CarftError, match=r"'slrum'; did you mean slurm\? Valid: dummy, local, p"):
         launchers.make("slrum", {"partition": "gpu"})

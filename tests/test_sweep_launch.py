@@ -12,9 +12,9 @@ from sweep_folders import declared, ended, finish, launched, record
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
-from domainbed_carft.sweep import costs, declaration_file, name_checks
+from domainbed_carft.sweep import costs, declaration_file, host
 from domainbed_carft.sweep import launch as launching
-from domainbed_carft.sweep.launch import SKIP_VARIABLE
+from domainbed_carft.sweep.job_settings import SKIP_VARIABLE
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_jobs_of_upstreams_sweep_keep_their_evaluation(values, out):
 
 
 def test_a_checkout_is_told_nothing_of_the_training_in_splits(values, monkeypatch):
-    monkeypatch.setattr(name_checks, "skips_in_splits", lambda: False)
+    monkeypatch.setattr(host, "skips_in_splits", lambda: False)
     assert values() is None
 
 
@@ -218,7 +218,7 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
 
 def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
     status, out, err = carft(capsys, ["VLCS", "PACS"], "--data_dir", data, "--dry-run")
-    assert status == 1 and "1 problem, nothing was done" in err and "__MACOSX" in err
+    assert status == 1 and "problems, nothing was done" not in err and "__MACOSX" in err
     assert "Data: VLCS: broken: " in out and "Data: PACS: differs: " in out
     assert "8 jobs: 8 not launched" in out and "40,008" in out  # steps of both
     assert not (data.parent / "out").exists()
@@ -226,7 +226,7 @@ def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
 
 def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
     monkeypatch.setattr("domainbed_carft.launchers.problems", lambda *given: [])
-    monkeypatch.setattr(launching, "run", lambda *given: [])
+    monkeypatch.setattr(launching, "run_plan", lambda plan: [])
     more = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
     status, out, err = carft(capsys, ["PACS"], *more)
     assert status == 0 and "Data: not checked, no --data_dir /nowhere here; each job" in out, err
@@ -249,7 +249,8 @@ def test_pictures(dataset, steps, expected):
     text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
     made = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
     (job, *_) = made.jobs("D", Path("o"))
-    assert costs.cost(job, made.facts[dataset])[2:5] == expected
+    cost = costs.job_cost(job, made.facts[dataset])
+    assert (cost.steps, cost.trained, cost.evaluated) == expected
 
 
 def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from sweep_folders import ended, finish, status
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
-from domainbed_carft.sweep import states, upkeep
+from domainbed_carft.sweep import states
 
 
 def carft(capsys, command, folder, *flags, status=0):
@@ -72,7 +72,7 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
         other_processes.queue(later[0])
         other_processes.hold(later[1])
 
-    monkeypatch.setattr(upkeep, "confirm", meanwhile)
+    monkeypatch.setattr("domainbed_carft.cli.sweep.confirm", meanwhile)
     said = carft(capsys, "clean", folder, "--incomplete")
     assert "About to delete 5 jobs: 1 not launched, 3 interrupted, 1 failed." in said
     assert "\n3 jobs deleted" in said
