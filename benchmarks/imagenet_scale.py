@@ -38,7 +38,7 @@ def make(arguments: argparse.Namespace) -> None:
     import numpy as np
     import webdataset
 
-    ids, began = imagenet.ids(), time.perf_counter()
+    ids, began = imagenet.wordnet_ids(), time.perf_counter()
     each, more = divmod(arguments.pictures, len(ids))
     counts = {name: each + (index < more) for index, name in enumerate(ids)}
     root = arguments.folder / "folders" / "imagenet"

@@ -28,7 +28,7 @@ from domainbed_carft.pictures.image_lists import WINDOW, Passes
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.suites import imagenet
 
-LABELS = (lambda y: {"cls": y}, lambda y: {"id": imagenet.ids()[y].encode()},
+LABELS = (lambda y: {"cls": y}, lambda y: {"id": imagenet.wordnet_ids()[y].encode()},
           lambda y: {"json": {"size": 3, "label": y}})  # fmt: skip
 PER_SHARD = 60
 
@@ -43,7 +43,7 @@ def cache(tmp_path, monkeypatch):
 def data(tmp_path_factory):
     """Two pictures of each class in folders, and the same in shards, in another order."""
     data, random, written = tmp_path_factory.mktemp("data"), np.random.default_rng(0), []
-    for label, name in enumerate(imagenet.ids()):
+    for label, name in enumerate(imagenet.wordnet_ids()):
         folder = data / "folders" / "imagenet" / "train" / name
         folder.mkdir(parents=True)
         for number in (1040, 104):
@@ -68,7 +68,7 @@ def built(root, **values):
 def test_folders_and_shards_are_the_same_data_set(data, cache, monkeypatch):
     folders, packed = built(data / "folders"), built(data / "shards")
     (one,), (other,) = folders, packed
-    expected = [(p, y) for y, name in enumerate(imagenet.ids()) for p in sorted(
+    expected = [(p, y) for y, name in enumerate(imagenet.wordnet_ids()) for p in sorted(
         (data / "folders" / "imagenet" / "train" / name).iterdir())]  # fmt: skip
     assert [one.samples[i] for i in range(len(one))] == [(str(p), y) for p, y in expected]
     for place, (path, label) in enumerate(expected[::97]):
@@ -168,7 +168,7 @@ def test_a_train_folder_that_may_not_be_read_is_named_in_one_line():
     ],
 )
 def test_other_folders_are_refused(tmp_path, spoil, told):
-    for name in imagenet.ids():
+    for name in imagenet.wordnet_ids():
         (tmp_path / "imagenet" / "train" / name).mkdir(parents=True)
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
@@ -198,7 +198,7 @@ def test_other_shards_are_refused(tmp_path, files, told):
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     with pytest.raises(CarftError, match=told):
-        shards.index([path], imagenet.ids())
+        shards.index([path], imagenet.wordnet_ids())
 
 
 def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monkeypatch):
@@ -226,7 +226,7 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
 def copy(tmp_path):
     """A data folder with a picture of each class to train and to validate with."""
     for part in ("train", "val"):
-        grow(tmp_path / "imagenet", {part: dict.fromkeys(imagenet.ids(), 1)}, PICTURE)
+        grow(tmp_path / "imagenet", {part: dict.fromkeys(imagenet.wordnet_ids(), 1)}, PICTURE)
     return tmp_path
 
 
@@ -325,4 +325,4 @@ def test_other_numbers_of_classes_are_refused_without_all_their_names():
     what, then, now = splits._differing_classes(names, [*names[:-1], "another"])
     assert (what, then, now) == ("the class of label 999", names[-1], "another")
     with pytest.raises(CarftError, match="only one of them has .* and 997 more") as told:
-        image_folders.require_same_classes(["a", "b"], [names[:2], [*imagenet.ids()]])
+        image_folders.require_same_classes(["a", "b"], [names[:2], [*imagenet.wordnet_ids()]])

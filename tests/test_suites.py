@@ -13,7 +13,7 @@ from data_trees import PICTURE, carft, grow, packed
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.runs import evaluate, suite_scores
+from domainbed_carft.runs import evaluate, suite_evaluation
 from domainbed_carft.suites import imagenet, records
 
 SETS = {one.name: one for one in imagenet.suite().sets}
@@ -25,7 +25,7 @@ def sha256(text):
 
 def test_the_lists_have_the_known_digests():
     """Those of timm's, OpenAI's and ObjectNet's lists, as others publish them."""
-    assert sha256("\n".join(imagenet.ids())).startswith("385e0240499426c0")
+    assert sha256("\n".join(imagenet.wordnet_ids())).startswith("385e0240499426c0")
     names = prompts.class_names({"class_names": "imagenet"}, 1000)
     assert sha256(json.dumps(names)).startswith("6ef5246539bb")
     assert tuple(names) == imagenet.suite().classes
@@ -35,7 +35,7 @@ def test_the_lists_have_the_known_digests():
     assert sha256("\n".join(r.classes)).startswith("e19a59d84e3746fa")
     assert len({*a.classes} & {*r.classes}) == 86
     for one in (a, r):
-        assert [imagenet.ids()[place] for (place,) in one.groups] == [*one.classes]
+        assert [imagenet.wordnet_ids()[place] for (place,) in one.groups] == [*one.classes]
 
 
 def test_objectnets_groups():
@@ -59,8 +59,8 @@ def test_scores_are_the_maximum_over_each_group():
 
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilsons_interval_solves_its_equation(right, count):
-    for share in suite_scores.wilson(right, count):
-        off = (right / count - share) ** 2 - suite_scores.Z**2 * share * (1 - share) / count
+    for share in suite_evaluation.wilson(right, count):
+        off = (right / count - share) ** 2 - suite_evaluation.Z**2 * share * (1 - share) / count
         assert off == pytest.approx(0, abs=1e-12)
 
 
@@ -80,16 +80,16 @@ def expecting(name, **counts):
 @pytest.mark.parametrize("form", ["{}", "{:04}"])
 def test_folders_that_are_numbers_are_labels(tmp_path, form):
     """Sorted as text 10 would come second."""
-    tree(tmp_path, "ImageNet-V2", [*map(form.format, range(12)), imagenet.ids()[12]])
+    tree(tmp_path, "ImageNet-V2", [*map(form.format, range(12)), imagenet.wordnet_ids()[12]])
     found = SETS["ImageNet-V2"].find(tmp_path)
     labels = {path.split("/")[-2]: label for path, label in found.samples}
-    assert labels == {**{form.format(n): n for n in range(12)}, imagenet.ids()[12]: 12}
+    assert labels == {**{form.format(n): n for n in range(12)}, imagenet.wordnet_ids()[12]: 12}
 
 
 def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
     one = SETS["ImageNet-A"]
     tree(tmp_path, one.name, one.classes)
-    find = expecting(one.name, pictures=200)
+    find = expecting(one.name, picture_count=200)
     assert not find(tmp_path).problems and len(find(tmp_path).samples) == 200
     gone = tmp_path / "imagenet-a" / one.classes[7]
     (gone / "0.jpg").unlink()
@@ -111,17 +111,19 @@ def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
     ],
 )
 def test_a_copy_that_is_not_whole(tmp_path, change, said):
-    root = tree(tmp_path, "ImageNet", imagenet.ids()).rename(tmp_path / "imagenet/val_in_folder")
+    root = tree(tmp_path, "ImageNet", imagenet.wordnet_ids()).rename(
+        tmp_path / "imagenet/val_in_folder"
+    )
     grow(tmp_path, {"imagenet": {"val": 2}})  # as unpacked
-    find = expecting("ImageNet", pictures=1000, each=1)
+    find = expecting("ImageNet", picture_count=1000, pictures_per_class=1)
     assert not find(tmp_path).problems
     change(root)
     assert said in "; ".join(find(tmp_path).problems)
 
 
 def test_a_validation_set_by_ids_is_found_in_ilsvrc2012(tmp_path):
-    grow(tmp_path / "ILSVRC2012", {"val": dict.fromkeys(imagenet.ids(), 1)}, PICTURE)
-    found = expecting("ImageNet", pictures=1000, each=1)(tmp_path)
+    grow(tmp_path / "ILSVRC2012", {"val": dict.fromkeys(imagenet.wordnet_ids(), 1)}, PICTURE)
+    found = expecting("ImageNet", picture_count=1000, pictures_per_class=1)(tmp_path)
     assert found.root == tmp_path / "ILSVRC2012" / "val" and not found.problems
 
 
@@ -158,7 +160,7 @@ def test_objectnet_by_its_folders_names(tmp_path):
     """The 200 other folders are not read; its mappings must be those of our list."""
     one = SETS["ObjectNet"]
     tree(tmp_path, one.name, [*one.classes, "a_folder_not_used"])
-    find = expecting(one.name, pictures=113)
+    find = expecting(one.name, picture_count=113)
     mappings(tmp_path / "objectnet-1.0/mappings")
     found = find(tmp_path)
     assert not found.problems
@@ -191,7 +193,7 @@ def test_list_and_verify_know_them(tmp_path, monkeypatch):
 
 def expect(monkeypatch, name, pictures):
     """The suite with a smaller test set."""
-    small = dataclasses.replace(SETS[name], find=expecting(name, pictures=pictures))
+    small = dataclasses.replace(SETS[name], find=expecting(name, picture_count=pictures))
     suite = dataclasses.replace(imagenet.suite(), sets=(small,))
     monkeypatch.setattr(imagenet, "suite", lambda: suite)
 

@@ -20,7 +20,7 @@ from domainbed_carft.data import listing
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
-from domainbed_carft.runs import predict, saved, suite_pictures, suite_scores
+from domainbed_carft.runs import predict, saved, suite_evaluation, suite_pictures
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
 
@@ -280,7 +280,7 @@ def test_a_clip_without_a_run(pets, suite, capsys):
     text = carft(capsys, "evaluate", "--clip", "tiny", *where)
     assert "published (%)" in text and "12.5" in text
     run = saved.open_run(pets / "CLIPZeroShot")
-    plan, logits = suite_scores.zero_shot(suite, "tiny", torch.device("cpu"))
+    plan, logits = suite_evaluation.zero_shot(suite, "tiny", torch.device("cpu"))
     x = torch.randn(3, 3, 48, 48)
     (found,) = logits(x)
     algorithm = run.algorithm
@@ -294,7 +294,7 @@ def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     whole = openai_models.tokenize
     monkeypatch.setattr(openai_models, "tokenize", lambda m, t: seen.extend(t) or whole(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
-    suite_scores.zero_shot(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
+    suite_evaluation.zero_shot(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
     assert tuple(seen) == catalogue.get("imagenet").classes and "T-shirt" in seen
 
 

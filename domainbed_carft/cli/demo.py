@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
 import subprocess
 import sys
 from pathlib import Path
 
-from domainbed_carft import launchers
-from domainbed_carft.cli import runs
+from domainbed_carft import files, launchers
+from domainbed_carft.cli import run_texts
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
 from domainbed_carft.results import collection, document, suites
 from domainbed_carft.results.document import Document
+from domainbed_carft.runs import saved, wise_ft
+from domainbed_carft.runs.default_weights import choose_weights, describe_choice
+from domainbed_carft.runs.measuring import LoadingOptions, choose_device
+from domainbed_carft.runs.suite_evaluation import append_record, evaluate_on_suite
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
+WISE_FT_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
@@ -41,22 +43,21 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
-    """The same, tested on the suite of the data set's name, also with WiSE-FT's weights between.
+    """Train and report into ``output``, tested on the suite of the data set's name.
 
-    ``declared`` is a sweep of one data set that has a suite without a data folder.
+    Also at WiSE-FT's weights between the original CLIP and each run; what was done or begun there
+    before is not redone. ``declared`` is a sweep of one data set that has a suite without a data
+    folder; ``trials`` replaces its number of trials.
     """
     declaration, folder = _trained(declared, trials, output, "and tested on other styles")
+    (suite,) = declaration.datasets
     for job in declaration.jobs(DATA_DIR, folder):
-        place = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
-        place.mkdir(parents=True, exist_ok=True)
-        where = (job.folder, "--suite", *declaration.datasets, "--workers", 0)
-        _carft("evaluate", *where, "-o", place / "accuracies.txt")
-        mixed = place / "wise-ft"
-        if job.key.algorithm != "CLIPZeroShot" and not (mixed / "wise_ft.json").exists():
-            with contextlib.redirect_stdout(io.StringIO()):
-                alphas = (0, 0.25, 0.5, 0.75, 1)
-                _carft("wise-ft", *where, "-o", mixed, "--save", "none", "--alphas", *alphas)
-    rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
+        job_output = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
+        job_output.mkdir(parents=True, exist_ok=True)
+        _evaluate_on_suite(job.folder, suite, job_output)
+
+    groups = collection.gather([folder]).groups
+    rows = [row for group in groups for row in suites.scores(group)]
     (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
     table = Document([suites.CAPTION], [suites.grid(ends)], {}, [])
     note = (
@@ -65,12 +66,23 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
     _report(output, folder, document.FORMATS["text"](table), note)
 
 
-def _carft(*words: object) -> None:
-    """A command of `carft`, in this process."""
-    parser = argparse.ArgumentParser()
-    runs.add_to(parser.add_subparsers())
-    arguments = parser.parse_args([*map(str, words)])
-    arguments.run(arguments)
+def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
+    """Measure a job on the suite, also at WISE_FT_ALPHAS; the records stay in its folder."""
+    run = saved.open_run(choose_weights(job_folder, None))
+    options = LoadingOptions(choose_device(None), workers=0)
+    evaluation = evaluate_on_suite(suite, run, options)
+    choice = describe_choice(job_folder, None, run.path)
+    text = run_texts.suite_text(evaluation)
+    files.save_text(output / "accuracies.txt", f"{choice}\n{text}")
+    append_record(run.path, evaluation)
+
+    wise_ft_folder = output / "wise-ft"
+    is_done = (wise_ft_folder / wise_ft.TABLE).exists()
+    if is_done or run.args["algorithm"] == "CLIPZeroShot":
+        return
+    result = wise_ft.wise_ft(run, WISE_FT_ALPHAS, options, suite=suite, folder=wise_ft_folder)
+    for evaluation in result.suite_evaluations:
+        append_record(run.path, evaluation)
 
 
 def _trained(

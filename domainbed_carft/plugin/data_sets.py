@@ -165,14 +165,14 @@ class ImageNet(PackageDataset):
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
-        return imagenet_training.missing(root)
+        return imagenet_training.missing_problems(root)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        copy = imagenet_training.find(root)
+        copy = imagenet_training.find_training_set(root)
         if copy is None:
             raise CarftError(*self.data_problems(root))
 
-        ids = imagenet.ids()
+        ids = imagenet.wordnet_ids()
         problems: list[str] = []
         samples: Paths | shards.Index
         if copy.archives:

@@ -24,7 +24,7 @@ from domainbed_carft.method import objective
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
-from domainbed_carft.runs import saved, splits
+from domainbed_carft.runs import measuring, saved, splits
 
 BATCH = 64
 TOP = 3  # contexts of each
@@ -159,11 +159,11 @@ def _judge(one: Selected, data_dir: str | None) -> Judged:
     split = next((split for split in splits.splits(run, data_dir) if split.name == name), None)
     if not split:
         raise CarftError(f"{run.path} has no pictures in {name}, the split left out")
-    device = splits.choose_device(None)
+    device = measuring.choose_device(None)
     run.algorithm.to(device)
     probabilities, labels = [], []
     with torch.inference_mode():
-        for _, x, y in splits.batches([split], BATCH, None):
+        for _, x, y in measuring.split_batches([split], BATCH, None):
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")

@@ -149,14 +149,17 @@ def beside(rows: Sequence[Scores]) -> list[Grid]:
 def columns(suite: Suite) -> dict[str, str]:
     """The names in ``Scores.cells`` of a suite's table -> its headers."""
     inner = ", in distribution" * (len(suite.sets) > 1)
-    return {s.name: s.name + inner * (not s.shifted) for s in suite.sets} | suite.titles
+    return {s.name: s.name + inner * (not s.is_shifted) for s in suite.sets} | suite.mean_titles
 
 
 def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
     """Algorithm, alpha, accuracy in distribution and mean of the shifts, of rows with both."""
     found, first = [], dict[str, str]()
     for row in rows:
-        x, y = (row.cells.get(n, Cell()).mean for n in (catalogue.get(row.suite).usual, "mean"))
+        x, y = (
+            row.cells.get(n, Cell()).mean
+            for n in (catalogue.get(row.suite).in_distribution, "mean")
+        )
         # A curve is between the CLIP and one file of weights.
         same = row.weights == first.setdefault(row.algorithm, row.weights)
         if same and x is not None and y is not None:

@@ -31,12 +31,16 @@ def describe_choice(path: Path, which: str | None, file: Path) -> str:
     """A sentence on the ``file`` that `choose_weights` took; "" if the user named it."""
     if which is not None or path == file:
         return ""
+
     if file.name == WEIGHTS["best"]:
         reason = "selected by training-domain validation"
         alternative = "last"
     else:
         reason = "of the last step"
         alternative = "best"
-    other = WEIGHTS[alternative]
-    hint = f" (for {other}: --which {alternative})" if (path / other).exists() else ""
+
+    alternative_file = WEIGHTS[alternative]
+    hint = ""
+    if (path / alternative_file).exists():
+        hint = f" (for {alternative_file}: --which {alternative})"
     return shown(f"Weights: {file.name} of {path}, {reason}{hint}")

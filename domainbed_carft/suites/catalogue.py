@@ -10,7 +10,7 @@ from domainbed_carft import text
 from domainbed_carft.data import benchmarks, emoji, tasks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet
-from domainbed_carft.suites.test_sets import Folders, Found, Suite, TestSet
+from domainbed_carft.suites.test_sets import Folders, Suite, TestSet, TestSetCopy
 
 
 def get(name: str) -> Suite:
@@ -44,16 +44,16 @@ def emoji_shift() -> Suite:
 def _style(style: str, groups: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:
     labels = {name: label for label, own in enumerate(groups.values()) for name in own}
 
-    def find(data_dir: Path) -> Found:
+    def find(data_dir: Path) -> TestSetCopy:
         """Of the pictures of the package, wherever ``data_dir`` is."""
         drawn = benchmarks.get("EmojiStyles").editions[0].by_class[style]
         trained = benchmarks.get(emoji.SHIFT).editions[0].by_class.get(style, {})
         pictures = sum(drawn[name] - trained.get(name, 0) for name in labels)
         root = emoji.shift() / "test" if trained else emoji.unpacked()
-        return Folders((style,), labels, pictures, more=True)(root)
+        return Folders((style,), labels, pictures, has_further_folders=True)(root)
 
     numbers = tuple(tuple(map(classes.index, own)) for own in groups.values())
-    return TestSet(style, tuple(groups), numbers, find, shifted=style != emoji.TRAINED_STYLE)
+    return TestSet(style, tuple(groups), numbers, find, is_shifted=style != emoji.TRAINED_STYLE)
 
 
 def of_task(name: str) -> Suite:
@@ -62,21 +62,23 @@ def of_task(name: str) -> Suite:
     file = benchmarks.ASSETS / "class_names" / f"{task.words}.txt"
     classes = tuple(file.read_text(encoding="utf-8").splitlines())
 
-    def find(data_dir: Path) -> Found:
+    def find(data_dir: Path) -> TestSetCopy:
         try:
             found = tasks.read(task, data_dir, train=False)
         except CarftError as error:
             is_unreadable = isinstance(error.__cause__, PermissionError)
-            return Found(None, (), [str(error)], is_unreadable)
+            return TestSetCopy(None, (), [str(error)], is_unreadable)
         problems = tasks.class_problems(task, "test", found)
         if len(found) != task.pictures[1]:
             problems.append(f"{len(found):,} pictures, expected {task.pictures[1]:,}")
         samples = [(str(one) if isinstance(one, Path) else one, y) for one, y in found.samples]
-        return Found(data_dir / task.folder, samples, problems)
+        return TestSetCopy(data_dir / task.folder, samples, problems)
 
     title = "test (own split)" if task.drawn else "test"
     groups = tuple((label,) for label in range(len(classes)))
-    own = TestSet(title, classes, groups, find, shifted=False, per_class=task.per_class)
+    own = TestSet(
+        title, classes, groups, find, is_shifted=False, reports_mean_per_class=task.per_class
+    )
     published = {clip: {title: figure} for clip, figure in task.zero_shot.items()}
     source = tasks.ZERO_SHOT_SOURCE
     return Suite(name, classes, (own,), task.words, published=published, source=source)

@@ -38,14 +38,14 @@ from domainbed_carft.suites.test_sets import (
 ALL = range(1000)
 
 
-def ids() -> tuple[str, ...]:
+def wordnet_ids() -> tuple[str, ...]:
     """The 1,000 WordNet ids, sorted, which is the order of the labels."""
     return imagenet_ids()
 
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """OpenAI's name for each of `ids`; two pairs are the same words."""
+    """OpenAI's name for each of `wordnet_ids`; two pairs are the same words."""
     text = (ASSETS / "class_names" / "imagenet.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
@@ -74,7 +74,9 @@ def _set(fact: dict[str, Any]) -> TestSet:
     groups: dict[str, list[int]] = dict(sorted(suite_lists()["objectnet"].items()))
     if rule != "objectnet":
         some = rule in ("imagenet-a", "imagenet-r")
-        groups = {ids()[n]: [n] for n in map(int, suite_lists()[rule].split() if some else ALL)}
+        groups = {
+            wordnet_ids()[n]: [n] for n in map(int, suite_lists()[rule].split() if some else ALL)
+        }
     labels = {name: label for label, name in enumerate(groups)}
     if rule == "numbers":  # never sorted as text, which puts 10 before 2
         labels = {form.format(n): n for form in ("{}", "{:04}") for n in ALL} | labels
@@ -85,18 +87,18 @@ def _set(fact: dict[str, Any]) -> TestSet:
         find=Folders(
             places=tuple(fact["folders"]),
             labels=labels,
-            pictures=fact["pictures"],
-            each=fact.get("each"),
-            more=rule == "objectnet",
-            check=mapped_otherwise if rule == "objectnet" else no_further_problems,
+            picture_count=fact["pictures"],
+            pictures_per_class=fact.get("each"),
+            has_further_folders=rule == "objectnet",
+            find_further_problems=mapping_problems if rule == "objectnet" else no_further_problems,
             unsorted_remedy=fact.get("unsorted", SORT_BY_CLASS),
         ),
-        shifted=fact["name"] != "ImageNet",
+        is_shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
     )
 
 
-def joined(mappings: Path) -> dict[str, list[int]]:
+def objectnet_class_labels(mappings: Path) -> dict[str, list[int]]:
     """ObjectNet's folder -> sorted ids, from the four files of its archive.
 
     Folder, label, ImageNet's names, number of the line with the name, class with that number.
@@ -115,11 +117,11 @@ def joined(mappings: Path) -> dict[str, list[int]]:
     }
 
 
-def mapped_otherwise(root: Path) -> list[str]:
+def mapping_problems(root: Path) -> list[str]:
     """A sentence if the ``mappings`` beside ``root`` join classes otherwise than ours."""
     mappings = root.parent / "mappings"
     with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):  # other files
-        if not mappings.is_dir() or joined(mappings) == suite_lists()["objectnet"]:
+        if not mappings.is_dir() or objectnet_class_labels(mappings) == suite_lists()["objectnet"]:
             return []
     return [f"{mappings} does not join its folders to ImageNet's classes as known"]
 
@@ -136,7 +138,7 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     if name != "ImageNet":
         return _verify_test_set(name, data_dir, decode)
 
-    if imagenet_training.find(data_dir) is None:
+    if imagenet_training.find_training_set(data_dir) is None:
         report = _verify_test_set(name, data_dir, decode)
         expected = imagenet_training.expected_folder(str(data_dir))
         return _with_note(report, f"no training set, which only training needs: {expected}")

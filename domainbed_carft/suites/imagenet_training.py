@@ -34,7 +34,7 @@ class TrainingSet:
         return self.place / "train"
 
 
-def find(data_dir: str | Path | None) -> TrainingSet | None:
+def find_training_set(data_dir: str | Path | None) -> TrainingSet | None:
     """The copy in the first of PLACES that has one."""
     for name in PLACES if data_dir else ():
         place = Path(data_dir or "", name)
@@ -47,15 +47,15 @@ def find(data_dir: str | Path | None) -> TrainingSet | None:
 
 def expected_folder(data_dir: str) -> str:
     """The folder that a job will read, or else the first that it looks for."""
-    copy = find(data_dir)
+    copy = find_training_set(data_dir)
     if copy is None:
         return os.path.join(data_dir, PLACES[0], "train")
     return str(copy.place if copy.archives else copy.folder)
 
 
-def missing(data_dir: str | Path | None) -> list[str]:
+def missing_problems(data_dir: str | Path | None) -> list[str]:
     """A sentence if the training set is not below ``data_dir``."""
-    if find(data_dir):
+    if find_training_set(data_dir):
         return []
     if data_dir and (absent := missing_data_dir(data_dir)):
         return absent
@@ -102,9 +102,9 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.Report:
 
     ``decode`` reads every picture of class folders; those in archives are not read.
     """
-    copy = find(data_dir)
+    copy = find_training_set(data_dir)
     if copy is None:
-        raise CarftError(*missing(data_dir))
+        raise CarftError(*missing_problems(data_dir))
     if copy.archives:
         labels = shards.index(copy.archives, imagenet_ids()).labels
         numbers = np.bincount(labels, minlength=len(imagenet_ids())).tolist()

@@ -17,7 +17,7 @@ SORT_BY_CLASS = "sort them into a folder for each class"
 
 
 @dataclass(frozen=True)
-class Found:
+class TestSetCopy:
     """A copy of a test set.
 
     ``root``: its folder, None where there is none. ``samples``: pictures with their labels, each a
@@ -36,7 +36,7 @@ class TestSet:
     """Pictures of classes of their own, and which of the model's classes count as each.
 
     ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
-    their places in the suite's. ``find(data_dir)`` gives the pictures. ``shifted``: whether it
+    their places in the suite's. ``find(data_dir)`` gives the pictures. ``is_shifted``: whether it
     counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
     ``per_class``: whether the mean of the classes' accuracies is what others report of it.
     """
@@ -46,10 +46,10 @@ class TestSet:
     name: str
     classes: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
-    find: Callable[[Path], Found]
-    shifted: bool = True
+    find: Callable[[Path], TestSetCopy]
+    is_shifted: bool = True
     border: int = 0
-    per_class: bool = False
+    reports_mean_per_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Suite:
 
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
         """The mean of the shifts, and without ``left_out``; None where one of them is missing."""
-        shifts = [one.name for one in self.sets if one.shifted]
+        shifts = [one.name for one in self.sets if one.is_shifted]
         without = [name for name in shifts if name != self.left_out] if self.left_out else []
         found: dict[str, float | None] = {}
         for key, names in {"mean": shifts, "mean_without_objectnet": without}.items():
@@ -81,14 +81,14 @@ class Suite:
         return found
 
     @property
-    def usual(self) -> str:
+    def in_distribution(self) -> str:
         """The set in distribution, "" for none."""
-        return next((one.name for one in self.sets if not one.shifted), "")
+        return next((one.name for one in self.sets if not one.is_shifted), "")
 
     @property
-    def titles(self) -> dict[str, str]:
+    def mean_titles(self) -> dict[str, str]:
         """The keys of the `means` that there are -> what these are called."""
-        found = {"mean": "Mean of the shifts"} if any(one.shifted for one in self.sets) else {}
+        found = {"mean": "Mean of the shifts"} if any(one.is_shifted for one in self.sets) else {}
         without = {"mean_without_objectnet": f"Mean without {self.left_out}"}
         return found | without if self.left_out else found
 
@@ -111,31 +111,31 @@ class Folders:
 
     places: tuple[str, ...]
     labels: dict[str, int]
-    pictures: int
-    each: int | None = None
-    more: bool = False
-    check: Callable[[Path], list[str]] = no_further_problems
+    picture_count: int
+    pictures_per_class: int | None = None
+    has_further_folders: bool = False
+    find_further_problems: Callable[[Path], list[str]] = no_further_problems
     unsorted_remedy: str = SORT_BY_CLASS
 
-    def __call__(self, data_dir: Path) -> Found:
+    def __call__(self, data_dir: Path) -> TestSetCopy:
         """Lists the folders; their files are not opened."""
         try:
             root = self._find_root(data_dir)
             if root is None:
                 expected = " or ".join(map(str, self.places))
-                return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
+                return TestSetCopy(None, (), [f"not there; expected {expected} in {data_dir}"])
             is_unsorted = not self.labels.keys() & {*os.listdir(root)}
             loose = listing.loose_pictures(root) if is_unsorted else 0
             if loose:
                 problem = f"{root} has {loose:,} pictures and no class folder"
-                return Found(root, (), [f"{problem}; {self.unsorted_remedy}"])
-            found = listing.of_classes(root, self.labels if self.more else None)
+                return TestSetCopy(root, (), [f"{problem}; {self.unsorted_remedy}"])
+            found = listing.of_classes(root, self.labels if self.has_further_folders else None)
         except OSError as error:
             path = Path(error.filename)
             problem = f"{path} cannot be read ({error.strerror}); check its permissions"
-            return Found(None, (), [problem], is_unreadable=True)
+            return TestSetCopy(None, (), [problem], is_unreadable=True)
         except CarftError as error:
-            return Found(None, (), [str(error)], is_unreadable=True)
+            return TestSetCopy(None, (), [str(error)], is_unreadable=True)
 
         (counts,) = found.counts.values()
         samples = [
@@ -153,12 +153,16 @@ class Folders:
             )
         if strange := [name for name in counts if name not in self.labels]:
             problems.append(f"the folders {listed(strange)} are no classes of it")
-        if len(samples) != self.pictures:
-            problems.append(f"{len(samples):,} pictures, expected {self.pictures:,}")
-        elif self.each and (odd := [names[k] for k in sorted(names) if of_label[k] != self.each]):
-            problems.append(f"not {self.each} pictures in the folders {listed(odd)}")
+        if len(samples) != self.picture_count:
+            problems.append(f"{len(samples):,} pictures, expected {self.picture_count:,}")
+        elif self.pictures_per_class and (
+            odd := [names[k] for k in sorted(names) if of_label[k] != self.pictures_per_class]
+        ):
+            problems.append(f"not {self.pictures_per_class} pictures in the folders {listed(odd)}")
         unreadable = any(path.partition("/")[0] in self.labels for path in found.odd["path"])
-        return Found(root, samples, [*problems, *self.check(root)], unreadable)
+        return TestSetCopy(
+            root, samples, [*problems, *self.find_further_problems(root)], unreadable
+        )
 
     def _find_root(self, data_dir: Path) -> Path | None:
         """The first of the places with a class folder, else the first that is a folder, if any.
