@@ -38,6 +38,7 @@ GROUPS = (
     ("test_checkouts", "test_packaging"),  # sdist and wheel
     ("test_resume",),  # alone, but long
     (  # pets
+        "test_python_api",
         "test_runs_data",
         "test_runs_evaluate",
         "test_runs_predict",

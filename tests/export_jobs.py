@@ -31,7 +31,7 @@ def exported(job, folder):
     """An export by the command, in a folder."""
     weights = folder / "it's.pt"
     assert cli.main(["export", str(job), "--which", "last", "-o", str(weights)]) == 0
-    return export.Files.of(weights)
+    return export.ExportedFiles.named_after(weights)
 
 
 def blocks(markdown: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.runs import export
+from domainbed_carft.runs import model_card
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 SIGLIP_LENGTH = 12
@@ -97,6 +97,6 @@ def write_tiny(folder: Path) -> str:
     model = backbone.load("tiny").model
     folder.mkdir(parents=True)
     save_file(dict(model.state_dict()), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": export.open_clip_config(model), "preprocess_cfg": {}}
+    config = {"model_cfg": model_card.open_clip_config(model), "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return f"open_clip:local-dir:{folder}"

@@ -25,7 +25,7 @@ from domainbed_carft.method import algorithms, host_arguments, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
-from domainbed_carft.runs import saved, splits
+from domainbed_carft.runs import same_data, saved, splits
 from domainbed_carft.suites import imagenet
 
 LABELS = (lambda y: {"cls": y}, lambda y: {"id": imagenet.wordnet_ids()[y].encode()},
@@ -322,7 +322,7 @@ def test_other_numbers_of_classes_are_refused_without_all_their_names():
         prompts.class_names({"class_names": "imagenet"}, 7)
     assert len(str(told.value)) < 400
     names = [*imagenet.class_names()]
-    what, then, now = splits._differing_classes(names, [*names[:-1], "another"])
+    what, then, now = same_data.compare_classes(names, [*names[:-1], "another"])
     assert (what, then, now) == ("the class of label 999", names[-1], "another")
     with pytest.raises(CarftError, match="only one of them has .* and 997 more") as told:
         image_folders.require_same_classes(["a", "b"], [names[:2], [*imagenet.wordnet_ids()]])

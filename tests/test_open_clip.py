@@ -21,7 +21,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.method import hparams, optimizer
 from domainbed_carft.method import original as frozen
-from domainbed_carft.runs import predict, saved, soup, wise_ft
+from domainbed_carft.runs import interpolation, predict, saved, soup
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("transformers")
@@ -252,7 +252,7 @@ def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
         soup.require_alike([opened, reopened(make(other), tmp_path / "other")])
     train(run, 1)
     opened = reopened(run, tmp_path)
-    mixed = wise_ft.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
+    mixed = interpolation.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
     mixed.set(0.0)
     x, zero_shot = torch.randn(4, 3, 28, 28), make(folders["quickgelu"], "CLIPZeroShot").eval()
     with torch.no_grad():
@@ -395,7 +395,7 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     picture = Image.open(place / "art" / "cat" / "0.png").convert("RGB")
     head = torch.load(export / "head.pt", weights_only=True)
     with torch.no_grad():
-        x = predict.transform_of(run)(picture)[None]
+        x = predict.picture_transform(run)(picture)[None]
         features = theirs.eval().encode_image(preprocess(picture)[None])
         ours = run.algorithm.features(x)
         torch.testing.assert_close(features, ours, rtol=1e-4, atol=1e-5)

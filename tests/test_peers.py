@@ -11,7 +11,7 @@ from test_algorithms import make, minibatches, reopened, train
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, averages, hparams, objective, prompts
-from domainbed_carft.runs import export, wise_ft
+from domainbed_carft.runs import export, interpolation
 
 TERMS = {
     "CLIPL2SP": "sp", "CLIPFeatureDistillation": "fd", "LDIFS": "ldifs", "LipsumFT": "lipsum",
@@ -60,7 +60,7 @@ def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_pat
     unit = torch.nn.functional.normalize(algorithm.features(PICTURES), dim=-1)
     by_head = head["logit_scale"] * unit @ head["weight"].T + head["bias"]
     torch.testing.assert_close(by_head, logits(algorithm))
-    mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
+    mixed = interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
     mixed.set(0.0)
     torch.testing.assert_close(mixed.algorithm.predict(PICTURES), start)
     mixed.set(1.0)
@@ -353,7 +353,7 @@ def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_
     made = make(random_tiny, "CLIPWiSEFT")
     train(made, 2)
     run = reopened(made, tmp_path)
-    mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
+    mixed = interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
     mixed.set(0.5)
     quarter = {n: torch.lerp(s, p, 0.25) for (n, p), s in zip(
         made.named_parameters(), make(random_tiny).parameters(), strict=True)}  # fmt: skip

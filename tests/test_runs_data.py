@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.runs import saved
+from domainbed_carft.runs import same_data, saved
 from domainbed_carft.runs import splits as data
 
 
@@ -151,7 +151,7 @@ def test_of_a_thousand_other_classes_only_those_that_differ_are_told():
     )  # fmt: skip
     told = r"classes \['class 700'\] then, \['another'\] now"
     with pytest.raises(CarftError, match=told) as raised:
-        data._require_same_data(run, OneEnvironment(), [], seen)
+        same_data.require_same_data(run, OneEnvironment(), [], seen)
     assert len(str(raised.value)) < 300
 
 

@@ -19,7 +19,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.runs import export, predict, saved
+from domainbed_carft.runs import export, model_card, predict, saved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -44,7 +44,7 @@ torch.save(head["logit_scale"] * features @ head["weight"].T + head["bias"], sys
 
 @pytest.mark.parametrize("library", ["clip", "open_clip"])
 def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, run, tmp_path):
-    for path in files:
+    for path in files.paths:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     pictures = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
@@ -134,7 +134,7 @@ def test_a_resnet(tmp_path):
 
 @pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
-    config = open_clip.get_model_config(export.open_clip_name(name))
+    config = open_clip.get_model_config(model_card.open_clip_name(name))
     vision, text = config["vision_cfg"], config["text_cfg"]
     with torch.device("meta"):
         model = clip.model.CLIP(
@@ -143,7 +143,7 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
             vision["width"], vision["patch_size"], text["context_length"], text["vocab_size"],
             text["width"], text["heads"], text["layers"],
         )  # fmt: skip
-    assert export.open_clip_config(model) == config
+    assert model_card.open_clip_config(model) == config
 
 
 def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys):
@@ -187,7 +187,7 @@ def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
 
 def test_a_disk_that_is_full(files, trained, tmp_path):
     """Neither the weights, nor what was there, is cut."""
-    for path in files:
+    for path in files.paths:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     code = (
@@ -231,8 +231,8 @@ def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
     with torch.no_grad():
         features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
     logits = head["context_scale"] * features @ head["context_weights"].T
-    for (_, predicted), shares in zip(predict.predict(run, x), logits.softmax(1), strict=True):
-        assert list(predicted.values()) == pytest.approx(shares.tolist(), abs=1e-5)
+    predicted = predict.predict_batch(run, x).context_probabilities
+    torch.testing.assert_close(predicted, logits.double().softmax(1), rtol=0, atol=1e-5)
 
     card, page = json.loads(files.card.read_text()), files.readme.read_text()
     assert card["text_encoder"] == {

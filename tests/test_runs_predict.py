@@ -161,7 +161,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     run.hparams["protocol"] = "host"
     half = (0.5, 0.5, 0.5)
     run.algorithm.input = images.CLIPInput(run.algorithm.input.wanted, half, half)
-    transform = predicting.transform_of(run)
+    transform = predicting.picture_transform(run)
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
     raw = images.transform("domainbed", 48, False)(default_loader(str(tmp_path / "x.png")))
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))

@@ -10,9 +10,10 @@ from PIL import Image
 from runs_jobs import by_split, carft, evaluated, train_job, weights, write_pictures
 
 from domainbed_carft import cli
+from domainbed_carft.cli import run_texts
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import export, saved, soup, soup_members, splits
+from domainbed_carft.runs import export, saved, saved_checks, soup, soup_members, splits
 
 # Of different rates, seeds and settings; the last two differ in how they scale the head, too.
 TRAINED = (
@@ -63,7 +64,7 @@ def mean_by_hand(paths):
 
 def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys):
     carft("soup", *last_of(runs[:3]), "-o", tmp_path / "out")
-    assert splits.PICTURES_OF_A_SOUP in capsys.readouterr().out
+    assert run_texts.PICTURES_OF_A_SOUP in capsys.readouterr().out
     document, contents = made(tmp_path / "out")
     validation = {one["run"]: one["validation"] for one in document["runs"]}
     by_kind = {one["soup"]: one for one in document["soups"]}
@@ -139,10 +140,10 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
     capsys.readouterr()
     carft("evaluate", file)
     text = capsys.readouterr().out
-    assert splits.PICTURES_OF_A_SOUP in text and "soup of 2 runs (CARFT) on " in text
+    assert run_texts.PICTURES_OF_A_SOUP in text and "soup of 2 runs (CARFT) on " in text
     words = ("--alphas", 0, 0.5, 1, "--save", 0.5)
     carft("wise-ft", file, "-o", tmp_path / "mix", *words)
-    assert splits.PICTURES_OF_A_SOUP in capsys.readouterr().out
+    assert run_texts.PICTURES_OF_A_SOUP in capsys.readouterr().out
     rows = json.loads((tmp_path / "mix" / "wise_ft.json").read_text())["alphas"]
     assert rows[2]["splits"] == by_split(evaluated(capsys, file))
     half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
@@ -181,7 +182,7 @@ def test_a_folded_head_predicts_the_same(runs):
     x = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = run.algorithm.predict(x)
-        run.algorithm.load_state_dict(soup_members.folded(run.algorithm.state_dict()))
+        run.algorithm.load_state_dict(soup_members.fold_head_scale(run.algorithm.state_dict()))
         torch.testing.assert_close(run.algorithm.predict(x), before, rtol=1e-5, atol=1e-4)
     assert float(run.algorithm.head_factor) == 1
 
@@ -237,12 +238,12 @@ def test_a_soup_of_release_0_1_0_opens_as_a_soup(runs, tmp_path, capsys):
     content = torch.load(runs[2] / "model.pkl", weights_only=True)
     torch.save({**content, "wise_ft_step": None}, tmp_path / "model_soup_greedy.pkl")
     run = saved.open_run(tmp_path / "model_soup_greedy.pkl")
-    assert run.soup == saved.UNKNOWN_SOUP and run.title == "soup"
+    assert run.soup == saved_checks.UNKNOWN_SOUP and run.title == "soup"
     document = evaluated(capsys, run.path)
     assert (document["transform"], document["step"]) == ("test", None)
     carft("wise-ft", run.path, "-o", tmp_path / "mix", "--alphas", 0.5, "--save", "all")
     half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
-    assert half.alpha == 0.5 and half.soup == saved.UNKNOWN_SOUP
+    assert half.alpha == 0.5 and half.soup == saved_checks.UNKNOWN_SOUP
     written = export.export(run, tmp_path / "soup.pt")
     assert json.loads(written.card.read_text())["run"]["command"] is None
     assert "domainbed.scripts.train" not in written.readme.read_text()

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from runs_jobs import accuracies, by_split, carft, evaluated, records, weights
 
-from domainbed_carft.runs import saved, splits, wise_ft
+from domainbed_carft.runs import interpolation, saved, splits, wise_ft, wise_ft_curve
+from domainbed_carft.runs.wise_ft_curve import SPLIT_LABELS, CurvePoint, curve_figure
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +79,14 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
     carft("wise-ft", path, "-o", tmp_path / "again", "--alphas", "0.5", "--save", "0.5")
     again = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
     assert again.alpha == 0.25
-    quarter = wise_ft.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
+    quarter = interpolation.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
     quarter.set(0.25)
     torch.testing.assert_close(quarter.state(), again.algorithm.state_dict(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_it_leaves(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
-    assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft.PLOTS])
+    assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft_curve.FILES])
     assert Image.open(mixed / "wise_ft.png").format == "PNG"
     comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
     for words in ("0.5", "0 (original CLIP)", "1 (the run)", "CARFT on"):
@@ -97,7 +98,7 @@ def test_no_weights_are_saved_unless_asked_for(pets, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"Weights: model_best.pkl of {pets / 'CARFT'}, selected by")
     assert f"Results: {tmp_path / 'out'}; for weights add --save all" in said
-    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft_curve.FILES])
 
 
 def boxes(figure):
@@ -110,10 +111,10 @@ def boxes(figure):
 @pytest.mark.parametrize("width", [0.0, 0.0004, 0.01, 0.3])
 def test_labels_of_the_plot_neither_overlap_nor_leave_the_frame(width):
     points = [
-        {"alpha": i / 10, "in_domain": 0.7 - width * i, "out_of_domain": 0.5 + width * (i % 3)}
+        CurvePoint(i / 10, in_domain=0.7 - width * i, out_of_domain=0.5 + width * (i % 3))
         for i in range(11)
     ]
-    found, frame = boxes(wise_ft.curve_figure(points, "CARFT on PACS", wise_ft.AXES[0]))
+    found, frame = boxes(curve_figure(points, "CARFT on PACS", SPLIT_LABELS))
     assert {"0 (original CLIP)", "1 (the run)"} <= found.keys()
     assert len(found) == 11 or width < 0.01
     for label, box in found.items():
@@ -125,16 +126,16 @@ def test_labels_of_the_plot_neither_overlap_nor_leave_the_frame(width):
 
 def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     asked = []
-    original = splits._Items.__getitems__
+    original = splits._KeyedItems.__getitems__
 
     def counting(self, positions):
         asked.extend(positions)
         return original(self, positions)
 
-    monkeypatch.setattr(splits._Items, "__getitems__", counting)
+    monkeypatch.setattr(splits._KeyedItems, "__getitems__", counting)
     carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", 0.1, 0.2)
     assert len(asked) == 60
-    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft_curve.FILES])
 
 
 def changed(pets, folder, **hparams):

@@ -13,7 +13,7 @@ from data_trees import PICTURE, carft, grow, packed
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.runs import evaluate, suite_evaluation
+from domainbed_carft.runs import confusion, suite_scores
 from domainbed_carft.suites import imagenet, records
 
 SETS = {one.name: one for one in imagenet.suite().sets}
@@ -50,7 +50,7 @@ def test_objectnets_groups():
 def test_scores_are_the_maximum_over_each_group():
     logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
     for name, one in SETS.items():
-        found = evaluate.scores(logits, one.groups)
+        found = confusion.group_logits(logits, one.groups)
         expected = [[max(row[k] for k in group) for group in one.groups] for row in logits.tolist()]
         assert torch.equal(found.double(), torch.tensor(expected, dtype=torch.float64)), name
         if all(len(group) == 1 for group in one.groups):  # plain indexing, to the bit
@@ -59,8 +59,10 @@ def test_scores_are_the_maximum_over_each_group():
 
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilsons_interval_solves_its_equation(right, count):
-    for share in suite_evaluation.wilson(right, count):
-        off = (right / count - share) ** 2 - suite_evaluation.Z**2 * share * (1 - share) / count
+    for share in suite_scores.wilson_interval(right, count):
+        off = (right / count - share) ** 2 - suite_scores.NORMAL_QUANTILE**2 * share * (
+            1 - share
+        ) / count
         assert off == pytest.approx(0, abs=1e-12)
 
 
@@ -98,13 +100,13 @@ def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
     told = f"no picture of 1 of its 200 classes; expected them in the folders '{gone.name}'"
     assert found.problems == [told, "199 pictures, expected 200"]
     assert dict(found.samples)[str(gone.parent / one.classes[8] / "0.jpg")] == 8
-    assert evaluate.scores(torch.zeros(1, 1000), one.groups).shape == (1, 200)
+    assert confusion.group_logits(torch.zeros(1, 1000), one.groups).shape == (1, 200)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda root: (root / "n0000").mkdir(), "the folders 'n0000' are no classes of it"),
+        (lambda root: (root / "n0000").mkdir(), "unexpected class folders: 'n0000'"),
         (lambda root: (root / "n01440764/0.jpg").write_bytes(b""), "1 empty file"),
         (lambda root: (root / "n01440764/more.jpg").write_bytes(PICTURE), "1,001 pictures, expec"),
         (lambda root: (root / "n01440764/0.jpg").unlink(), "no picture of 1 of its 1,000 classes"),

@@ -68,7 +68,9 @@ def expected(run, one, pictures):
         width, height = picture.size
         picture = picture.crop((one.border, one.border, width - one.border, height - one.border))
         with torch.no_grad():
-            (logits,) = run.algorithm.predict(predict.transform_of(run)(picture)[None]).tolist()
+            (logits,) = run.algorithm.predict(
+                predict.picture_transform(run)(picture)[None]
+            ).tolist()
         scores = [max(logits[k] for k in group) for group in one.groups]
         right.append(scores.index(max(scores)) == label)
     return sum(right), len(right)
@@ -116,7 +118,7 @@ def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, cap
         (["{job}", "--suite", "imagenet"], "has 2 classes, expected the 1,000 of the suite"),
         (["{job}", "--suite", "imagnet"], "no suite is called 'imagnet'; did you mean imagenet?"),
         (["--suite", "pets", "--clip", "tiny"], "of the suite pets is in --data_dir .: Usual: not"),
-        (["--clip", "tiny"], "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite"),
+        (["--clip", "tiny"], "give RUN [--suite NAME], or --clip NAME --suite NAME"),
         (["{job}", "--suite", "pets", "--data_dir", "{job}"], "no test set of the suite pets is"),
     ],
 )
@@ -280,7 +282,7 @@ def test_a_clip_without_a_run(pets, suite, capsys):
     text = carft(capsys, "evaluate", "--clip", "tiny", *where)
     assert "published (%)" in text and "12.5" in text
     run = saved.open_run(pets / "CLIPZeroShot")
-    plan, logits = suite_evaluation.zero_shot(suite, "tiny", torch.device("cpu"))
+    plan, logits = suite_evaluation.zero_shot_clip(suite, "tiny", torch.device("cpu"))
     x = torch.randn(3, 3, 48, 48)
     (found,) = logits(x)
     algorithm = run.algorithm
@@ -294,7 +296,7 @@ def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     whole = openai_models.tokenize
     monkeypatch.setattr(openai_models, "tokenize", lambda m, t: seen.extend(t) or whole(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
-    suite_evaluation.zero_shot(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
+    suite_evaluation.zero_shot_clip(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
     assert tuple(seen) == catalogue.get("imagenet").classes and "T-shirt" in seen
 
 
@@ -305,7 +307,9 @@ def test_objectnets_border_is_cut_and_no_others(tmp_path):
     picture.save(tmp_path / "0.png")
     plan = planning.Plan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
     for one in catalogue.get("imagenet").sets:
-        square, label = suite_pictures.Pictures([(str(tmp_path / "0.png"), 3)], one.border, plan)[0]
+        square, label = suite_pictures.TestSetPictures(
+            [(str(tmp_path / "0.png"), 3)], one.border, plan
+        )[0]
         assert bool((square == 255).all()) == (one.name == "ObjectNet") and label == 3
 
 

@@ -26,7 +26,7 @@ from domainbed_carft.data.comparison import plain_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.runs import evaluate, predict, saved
+from domainbed_carft.runs import confusion, predict, saved
 from domainbed_carft.suites import catalogue, records
 
 savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
@@ -464,7 +464,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     text = capsys.readouterr().out
     run = saved.open_run(tmp_path / "out")
     pictures = tasks.read(small, data, False)
-    pictures.transform = predict.transform_of(run)
+    pictures.transform = predict.picture_transform(run)
     with torch.no_grad():
         right = sum(int(run.algorithm.predict(x[None]).argmax()) == y for x, y in pictures)
     rows = [re.split("  +", line)[:3] for line in text.splitlines()]
@@ -523,7 +523,7 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
 
 
 def test_the_mean_over_classes_weighs_these_alike():
-    tally = evaluate.Tally(3)
+    tally = confusion.ConfusionCounts.empty(3)
     tally.add(torch.eye(3)[[0, 0, 0, 1]], torch.tensor([0, 0, 1, 1]))
     assert (tally.accuracy, tally.mean_per_class) == (0.75, 0.75)
     tally.add(torch.eye(3)[[0, 0]], torch.tensor([0, 0]))

@@ -218,10 +218,10 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 def _run(name: str, arguments: argparse.Namespace) -> int | None:
     """Run a command; raises CarftError with a remedy where the memory is too small."""
-    from domainbed_carft.cli import run_commands  # torch takes seconds to import
+    from domainbed_carft.cli import run_printing  # torch takes seconds to import
 
     try:
-        return run_commands.COMMANDS[name](arguments)
+        return run_printing.COMMANDS[name](arguments)
     except RuntimeError as error:  # torch's, of a GPU's memory or of the machine's
         is_out_of_memory = re.search("out of memory|allocate memory", str(error))
         if not (is_out_of_memory and hasattr(arguments, "batch_size")):

@@ -37,7 +37,7 @@ class ExportedFiles:
     readme: Path
 
     @classmethod
-    def beside(cls, weights: Path) -> ExportedFiles:
+    def named_after(cls, weights: Path) -> ExportedFiles:
         """The files of an export in OpenAI's format, whose names begin as that of the weights."""
         return cls(
             weights=weights,
@@ -103,9 +103,9 @@ def export(
             _write(staged, run, clip, state, is_folder)
 
             staging_folder = staged.weights.parent
-            made = [staging_folder] if is_new_folder else staging_folder.iterdir()
+            staged_paths = [staging_folder] if is_new_folder else staging_folder.iterdir()
             target = output.parent if is_new_folder else files.weights.parent
-            for path in made:
+            for path in staged_paths:
                 os.replace(path, target / path.name)
     except (OSError, RuntimeError) as error:
         raise not_written(output, error) from error
@@ -113,7 +113,7 @@ def export(
 
 
 def _files_of(output: Path, is_folder: bool) -> ExportedFiles:
-    return ExportedFiles.inside(output) if is_folder else ExportedFiles.beside(output)
+    return ExportedFiles.inside(output) if is_folder else ExportedFiles.named_after(output)
 
 
 def _require_fitting_name(run: TrainedRun, output: Path, is_folder: bool, half: bool) -> None:

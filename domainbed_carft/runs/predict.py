@@ -241,9 +241,9 @@ def picture_transform(run: TrainedRun) -> Callable[[Any], Tensor]:
 
     # Normalised as the model wants, and then what the run's input does to get there, undone.
     scale, shift = (buffer.flatten().tolist() for buffer in run.algorithm.input.buffers())
-    wanted = run.algorithm.input.wanted
-    mean = [m + s * b for m, s, b in zip(wanted.mean, wanted.std, shift)]
-    std = [s * a for s, a in zip(wanted.std, scale)]
+    preprocessing = run.algorithm.input.wanted
+    mean = [m + s * b for m, s, b in zip(preprocessing.mean, preprocessing.std, shift)]
+    std = [s * a for s, a in zip(preprocessing.std, scale)]
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
 

@@ -219,11 +219,11 @@ def _restore_state(
     }
 
     with torch.random.fork_rng(devices=[]):
-        encoder, wanted, dim = backbone.empty_image_encoder(shapes, architecture)
+        encoder, preprocessing, dim = backbone.empty_image_encoder(shapes, architecture)
         expected = [(len(classes), dim), (len(contexts), dim)]
         if not classes or [tuple(weight.shape) for weight in heads] != expected:
             raise ValueError(f"expected class and context weights of shapes {expected}")
-        algorithm.set_up(encoder, heads, float(state["logit_scale"]), wanted)
+        algorithm.set_up(encoder, heads, float(state["logit_scale"]), preprocessing)
 
     for name in {"words", "architecture"} & state.keys():
         algorithm.register_buffer(name, torch.empty_like(state[name]))

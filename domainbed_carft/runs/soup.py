@@ -39,7 +39,7 @@ from domainbed_carft.runs.soup_members import (
     shared_content,
 )
 from domainbed_carft.runs.splits import Split
-from domainbed_carft.runs.suite_evaluation import suite_test
+from domainbed_carft.runs.suite_evaluation import SuiteTest, suite_test
 from domainbed_carft.runs.suite_scores import SuiteScores
 from domainbed_carft.runs.wise_ft import require_new
 
@@ -151,44 +151,71 @@ def soup(
     content = shared_content(members, options.data_dir)
     first_soup = {**content, "soup": UNKNOWN_SOUP, "model_dict": mean_weights(members)}
     measuring_run = saved.run_of(first_soup, members[0].run.path)
-
-    test = suite_test(suite, measuring_run, options) if suite else None
-    splits = splitting.splits(measuring_run, options.data_dir)
-    validation_splits = _validation_splits(splits, measuring_run.path)
+    measurement = _Measurement.of(measuring_run, options, suite)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    predict = run_predictor(measuring_run, options.device)
 
-    def measure(members: Sequence[Member], splits: Sequence[Split]) -> SplitAccuracies:
-        measuring_run.algorithm.load_state_dict(mean_weights(members))
-        num_classes = len(measuring_run.classes)
-        (counts,) = count_predictions(splits, predict, options, num_classes=num_classes)
-        return split_accuracies(splits, counts)
-
-    def validation_accuracy(members: Sequence[Member]) -> float:
-        accuracy = measure(members, validation_splits).in_domain
-        assert accuracy is not None  # they have pictures
-        return accuracy
-
-    def evaluate(kind: str, members: Sequence[Member]) -> Soup:
-        if not test:
-            return Soup(kind, members, measure(members, splits))
-        # The in-splits take far longer than the suite.
-        accuracies = measure(members, validation_splits)
-        (suite_scores,) = test.scores(predict)
-        return Soup(kind, members, accuracies, suite_scores)
-
-    members = [replace(member, validation=validation_accuracy([member])) for member in members]
+    members = [
+        replace(member, validation=measurement.validation_accuracy([member])) for member in members
+    ]
     best_first = sorted(members, key=lambda member: -member.validation)
+    chosen = choose_greedily(best_first, measurement.validation_accuracy)
     soups = Soups(
         arguments=measuring_run.args,
         transform=splitting.transform_name(measuring_run),
-        uniform=evaluate("uniform", best_first),
-        greedy=evaluate("greedy", choose_greedily(best_first, validation_accuracy)),
+        uniform=measurement.evaluate("uniform", best_first),
+        greedy=measurement.evaluate("greedy", chosen),
     )
     if folder:
         _save(soups, content, folder)
     return soups
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Measures means of runs by one ``run``, whose weights are exchanged.
+
+    ``validation_splits``: those of ``splits`` that choose. ``test``: the suite, if there is one.
+    """
+
+    run: saved.TrainedRun
+    options: LoadingOptions
+    splits: Sequence[Split]
+    validation_splits: Sequence[Split]
+    test: SuiteTest | None
+
+    @classmethod
+    def of(cls, run: saved.TrainedRun, options: LoadingOptions, suite: str | None) -> _Measurement:
+        """Find the pictures; raises CarftError if there are none to choose by."""
+        test = suite_test(suite, run, options) if suite else None
+        splits = splitting.splits(run, options.data_dir)
+        return cls(run, options, splits, _validation_splits(splits, run.path), test)
+
+    def validation_accuracy(self, members: Sequence[Member]) -> float:
+        """The mean accuracy of the members' mean on the validation splits."""
+        accuracy = self._accuracies(members, self.validation_splits).in_domain
+        assert accuracy is not None  # they have pictures
+        return accuracy
+
+    def evaluate(self, kind: str, members: Sequence[Member]) -> Soup:
+        """The members' mean on the suite, or on all splits without one."""
+        if not self.test:
+            return Soup(kind, members, self._accuracies(members, self.splits))
+
+        # The in-splits take far longer than the suite.
+        accuracies = self._accuracies(members, self.validation_splits)
+        (suite_scores,) = self.test.scores(run_predictor(self.run, self.options.device))
+        return Soup(kind, members, accuracies, suite_scores)
+
+    def _accuracies(self, members: Sequence[Member], splits: Sequence[Split]) -> SplitAccuracies:
+        self.run.algorithm.load_state_dict(mean_weights(members))
+        (counts,) = count_predictions(
+            splits,
+            run_predictor(self.run, self.options.device),
+            self.options,
+            num_classes=len(self.run.classes),
+        )
+        return split_accuracies(splits, counts)
 
 
 def _validation_splits(splits: Sequence[Split], path: Path) -> list[Split]:

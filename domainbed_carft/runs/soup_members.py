@@ -105,7 +105,7 @@ def _differences(run: saved.TrainedRun, first: saved.TrainedRun) -> list[str]:
     differences += [name for name in SAME_HPARAMS if run.hparams[name] != first.hparams[name]]
 
     buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())
-    if not all(torch.equal(buffer.cpu(), other.cpu()) for buffer, other in buffer_pairs):
+    if not all(torch.equal(left.cpu(), right.cpu()) for left, right in buffer_pairs):
         differences.append("the pictures' normalisation")
     if saved.architecture_of(run) != saved.architecture_of(first):
         differences.append("the CLIP's architecture")
@@ -192,11 +192,11 @@ def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
 
 def _shared_items(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The items that all ``mappings`` have."""
-    first, *others = mappings
+    first = mappings[0]
     return {
         name: value
         for name, value in first.items()
-        if all(name in mapping and mapping[name] == value for mapping in others)
+        if all(name in mapping and mapping[name] == value for mapping in mappings[1:])
     }
 
 

@@ -171,11 +171,11 @@ def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
     if not picture_batches:
         return None
 
-    wanted = run.algorithm.input.wanted
-    preprocessing = (wanted.resolution, wanted.mean, wanted.std)
-    plan = picture_batches.as_told(run.content.get("pictures"), preprocessing)
+    preprocessing = run.algorithm.input.wanted
+    size_and_statistics = (preprocessing.resolution, preprocessing.mean, preprocessing.std)
+    plan = picture_batches.as_told(run.content.get("pictures"), size_and_statistics)
     if plan and plan.wanted:
-        dataset_facts.renormalise(hparams, (wanted.mean, wanted.std))
+        dataset_facts.renormalise(hparams, (preprocessing.mean, preprocessing.std))
     return plan
 
 

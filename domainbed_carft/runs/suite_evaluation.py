@@ -199,9 +199,12 @@ def zero_shot_clip(suite: Suite, name: str, device: torch.device) -> ZeroShotCli
         features = F.normalize(encoder(pictures).float(), dim=-1)
         return [clip.logit_scale * features @ class_weights.T]
 
-    wanted = clip.preprocessing
     plan = planning.Plan(
-        wanted.resolution, wanted.resize, wanted.interpolation, wanted.mean, wanted.std
+        clip.preprocessing.resolution,
+        clip.preprocessing.resize,
+        clip.preprocessing.interpolation,
+        clip.preprocessing.mean,
+        clip.preprocessing.std,
     )
     return ZeroShotClip(plan, predict)
 

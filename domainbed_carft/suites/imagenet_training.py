@@ -84,7 +84,8 @@ def report(
 ) -> verification.Report:
     """What is found of a copy with ``counts`` pictures of each class, and its ``problems``."""
     problems = list(problems)
-    if empty := [name for name, number in counts.items() if not number]:
+    empty = [name for name, number in counts.items() if not number]
+    if empty:
         problems.append(f"{len(empty):,} of 1,000 classes have no picture: {listed(empty)}")
 
     total = sum(counts.values())
@@ -110,12 +111,13 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.Report:
         numbers = np.bincount(labels, minlength=len(imagenet_ids())).tolist()
         return report(copy, dict(zip(imagenet_ids(), numbers)), ())
 
-    found = listing.of_classes(copy.folder)
-    (of_folders,) = found.counts.values()
-    problems = [*folder_problems(copy.folder, list(of_folders)), *found.problems]
+    listed_copy = listing.of_classes(copy.folder)
+    (folder_counts,) = listed_copy.counts.values()
+    problems = [*folder_problems(copy.folder, list(folder_counts)), *listed_copy.problems]
     # A class without a folder is named by the sentence on folders.
-    counts = {name: of_folders[name] for name in imagenet_ids() if name in of_folders}
-    odd = {path for paths in found.odd.values() for path in paths}
-    readable = [f"train/{path}" for path in found.pictures if path not in odd]
+    counts = {name: folder_counts[name] for name in imagenet_ids() if name in folder_counts}
+
+    odd_paths = {path for paths in listed_copy.odd.values() for path in paths}
+    readable = [f"train/{path}" for path in listed_copy.pictures if path not in odd_paths]
     judgement = replace(report(copy, counts, problems), decoded=decode)
     return verification.judged(judgement, readable)
