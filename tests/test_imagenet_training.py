@@ -205,10 +205,10 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
-    told = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
-    assert told == [
+    (problem,) = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
+    assert problem.sentence() == (
         "sampling is 'epochs', expected one of 'with-replacement', 'passes', 'passes-by-shard'"
-    ]
+    )
     values |= {"sampling": "passes", "protocol": "domainbed"}
     host_arguments.checked_data(dict(values))
     told = "sampling is 'passes', expected 'with-replacement'"

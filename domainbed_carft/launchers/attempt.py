@@ -32,7 +32,6 @@ from domainbed_carft.jobs.folder import (
     slurm_id,
 )
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.warm import Process, Warm
 from domainbed_carft.text import counted
 
 CANNOT_START = 127  # as a shell says it

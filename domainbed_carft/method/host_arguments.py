@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from domainbed_carft import errors, machine, text
+from domainbed_carft import machine, text
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, Problem, problems_of
 from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, has_kl, implied, overlay
-from domainbed_carft.text import shortened
 
 # Read by DomainBed's own train; a host's further ones are added by `allow`.
 _host_keys = {"data_augmentation", "class_balanced"}
@@ -43,11 +42,12 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
     ours = sorted(h.name for h in HPARAMS)
     valid = sorted({*ours, *_host_keys})
     unknown = [p for key in sorted({*hparams} - {*valid}) for p in _unknown(key, valid)]
-    if problems := unknown + _value_problems(hparams, algorithm):
-        ending = "" if problems[-1].endswith("?") else "."
-        # All names help with a wrong name only.
-        listed = f" Valid hparams: {', '.join(ours)}" if unknown else ""
-        raise CarftError("; ".join(problems) + (ending + listed if listed else ""))
+    invalid = _value_problems(hparams, algorithm)
+    if unknown:  # only then all names help
+        sentence = "; ".join(map(str, unknown + invalid))
+        raise CarftError(f"{sentence}. Valid hparams: {', '.join(ours)}")
+    if invalid:
+        raise CarftError("; ".join(map(str, invalid)))
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise CarftError(
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
@@ -62,7 +62,7 @@ def in_our_harness() -> bool:
     return hasattr(Algorithm, "indivisible")
 
 
-def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
+def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[Problem]:
     """The problems of the values ``given`` by a user; our harness itself checks ``batch_size``."""
     if algorithm not in ALGORITHMS:
         return []
@@ -72,25 +72,27 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str
     if values["contexts"] in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         folders = [one.folder for one in benchmarks.get(dataset).environments]
         spec, least = values["contexts"], _fewest_contexts(values, algorithm)
-        problems += errors.refusals(prompts.domain_contexts, spec, folders, least)
+        context_problems = problems_of(prompts.domain_contexts, spec, folders, least)
+        problems += [problem.about("contexts") for problem in context_problems]
     return problems
 
 
-def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
-    wrong: dict[str, str] = {}
+def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
+    wrong: dict[str, Problem] = {}
     for h in HPARAMS:
         if h.name not in hparams:
-            wrong[h.name] = f"hparam {h.name!r} is missing, expected {h.expected}"
+            wrong[h.name] = Problem(f"hparam {h.name!r} is missing", expected=h.expected)
         elif not h.valid(hparams[h.name]):
-            value = shortened(hparams[h.name])
-            wrong[h.name] = f"{h.name} is {value}, expected {h.expected}"
+            wrong[h.name] = Problem(h.name, hparams[h.name], expected=h.expected)
     problems = [*wrong.values()]
     if "clip_backbone" not in wrong:
-        problems += errors.refusals(_find_backbone, hparams["clip_backbone"])
+        backbone_problems = problems_of(_find_backbone, hparams["clip_backbone"])
+        problems += [problem.about("clip_backbone") for problem in backbone_problems]
     # The contexts that are made from the data set's domains come with it.
     if "contexts" not in wrong and hparams["contexts"] not in prompts.DOMAIN_LISTS:
         least = _fewest_contexts(hparams, algorithm)
-        problems += errors.refusals(prompts.contexts, hparams["contexts"], least)
+        context_problems = problems_of(prompts.contexts, hparams["contexts"], least)
+        problems += [problem.about("contexts") for problem in context_problems]
     return problems if _TOGETHER & wrong.keys() else problems + _conflicts(hparams, algorithm)
 
 
@@ -105,7 +107,7 @@ _TOGETHER = {  # what _conflicts looks at
 }  # fmt: skip
 
 
-def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
+def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
     """Values that are valid one by one and make no sense together."""
     wrong: dict[str, str] = {}  # name -> what is expected
     total = hparams["total_steps"]
@@ -133,9 +135,7 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
             "0: FLYP contrasts all pictures of a batch with each other; set checkpoint_blocks to "
             "true, or a smaller batch_size"
         )
-    return [
-        f"{name} is {shortened(hparams[name])}, expected {what}" for name, what in wrong.items()
-    ]
+    return [Problem(name, hparams[name], expected=what) for name, what in wrong.items()]
 
 
 def _find_backbone(name: str) -> None:
@@ -148,14 +148,19 @@ def _find_backbone(name: str) -> None:
         backbone.locate(name)
 
 
-def _unknown(key: str, valid: Sequence[str]) -> list[str]:
+def _unknown(key: str, valid: Sequence[str]) -> list[Problem]:
     """That a key is none of ours, if the user gave it or if it resembles one; else nothing."""
     if key in _given_by_hand():
         close = text.near(key, valid, most=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return [f"unknown hparam {key!r}{hint}"]
+        return [_unknown_hparam(key, close)]
+
     close = get_close_matches(key, valid, n=1, cutoff=0.85)
-    return [f"unknown hparam {key!r}; did you mean {close[0]!r}?"] if close else []
+    return [_unknown_hparam(key, close)] if close else []
+
+
+def _unknown_hparam(key: str, close: Sequence[str]) -> Problem:
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return Problem(message=f"unknown hparam {key!r}{hint}")
 
 
 def _given_by_hand() -> set[str]:
