@@ -10,10 +10,10 @@ from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import objective, peer_losses, prompts, text_encoder
+from domainbed_carft.method.activations import encode
 from domainbed_carft.method.clip_algorithm import CLIPAlgorithm
-from domainbed_carft.method.micro_batches import Piece
-from domainbed_carft.method.optimizer import sent
-from domainbed_carft.method.original import encode
+from domainbed_carft.method.device import copy_to_device
+from domainbed_carft.method.micro_batches import MicroBatch
 
 
 class CARFT(CLIPAlgorithm):
@@ -22,7 +22,7 @@ class CARFT(CLIPAlgorithm):
     The terms of its peers count beside the KL where their weights are set.
     """
 
-    weighed = (
+    term_weights = (
         "kl_weight", "sp_weight", "fd_weight", "ldifs_weight", "lipsum_weight", "miro_weight",
     )  # fmt: skip
 
@@ -64,31 +64,31 @@ class CLIPLPFT(CLIPAlgorithm):
 class CLIPL2SP(CLIPAlgorithm):
     """Fine-tuning held to the original weights: L2-SP, arXiv 1802.01483."""
 
-    weighed = ("sp_weight",)
+    term_weights = ("sp_weight",)
 
 
 class CLIPFeatureDistillation(CLIPAlgorithm):
     """Fine-tuning held to the original image features."""
 
-    weighed = ("fd_weight",)
+    term_weights = ("fd_weight",)
 
 
 class LDIFS(CLIPAlgorithm):
     """Fine-tuning held to the original activations at five places, arXiv 2308.13320."""
 
-    weighed = ("ldifs_weight",)
+    term_weights = ("ldifs_weight",)
 
 
 class LipsumFT(CLIPAlgorithm):
     """Fine-tuning held to the original logits of random texts, arXiv 2404.00860."""
 
-    weighed = ("lipsum_weight",)
+    term_weights = ("lipsum_weight",)
 
 
 class CLIPMIRO(CLIPAlgorithm):
     """MIRO, arXiv 2203.10789, on the zero-shot head."""
 
-    weighed = ("miro_weight",)
+    term_weights = ("miro_weight",)
 
 
 class FLYP(CLIPAlgorithm):
@@ -97,7 +97,7 @@ class FLYP(CLIPAlgorithm):
     The head that predicts is the zero-shot head of the text encoder as it is.
     """
 
-    trains_head, weighed = False, None
+    trains_head, term_weights = False, None
 
     def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
         self.text = text_encoder.encoder_of(clip_model).requires_grad_(True)
@@ -111,10 +111,12 @@ class FLYP(CLIPAlgorithm):
     def indivisible(self) -> str:
         return "its loss compares each picture with the texts of the whole batch"
 
-    def _loss(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
+    def _loss(self, x: Tensor, piece: MicroBatch) -> dict[str, Tensor]:
         bf16, y = self.hparams["amp"] == "bf16", piece.labels
         features, _ = encode(self.encoder, self.input(x), bf16)
-        drawn = sent(torch.randint(len(self.tokens), y.shape), y.device)  # a context a picture
+        drawn = copy_to_device(
+            torch.randint(len(self.tokens), y.shape), y.device
+        )  # a context a picture
         captions, _ = encode(self.text, self.tokens[drawn, y], bf16)
         how = self.log_scale.exp(), self.hparams["flyp_targets"]
         return {"loss": peer_losses.contrastive(features, captions, y, *how)}

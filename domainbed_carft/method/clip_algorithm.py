@@ -19,18 +19,29 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.method import (
     averages,
     dataset_facts,
+    device,
     host_arguments,
+    host_process,
+    job_facts,
     objective,
     optimizer,
     prompts,
 )
+from domainbed_carft.method.activations import encode
+from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.hosting import HostedAlgorithm
-from domainbed_carft.method.micro_batches import Piece, accumulated, add_up, drops, split, summed
-from domainbed_carft.method.original import arrange, encode
+from domainbed_carft.method.micro_batches import (
+    MicroBatch,
+    accumulate_gradients,
+    all_reduce_gradients,
+    all_reduce_measures,
+    has_dropout,
+    split,
+)
 from domainbed_carft.method.terms import Terms
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
-ONLY_TRAINED = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
+TRAINING_PREFIXES = ("terms.", "text.", "log_scale")  # in a state dict, and needed by no prediction
 
 
 class CLIPAlgorithm(HostedAlgorithm):
@@ -51,7 +62,7 @@ class CLIPAlgorithm(HostedAlgorithm):
     trains_encoder = True
     trains_head = True
     # The hparams that weigh a term of the loss; None: no terms, and the drift is not measured.
-    weighed: tuple[str, ...] | None = ()
+    term_weights: tuple[str, ...] | None = ()
     predicting: averages.Predicting | None = None
     restored = False
     is_constant = False  # whether nothing that is trained changes what it predicts
@@ -63,29 +74,29 @@ class CLIPAlgorithm(HostedAlgorithm):
         hparams: dict[str, Any],
     ) -> None:  # fmt: skip
         host_arguments.check(input_shape, hparams, type(self).__name__)
-        hparams["amp"] = optimizer.settled_amp(hparams["amp"])
+        hparams["amp"] = device.resolve_amp(hparams["amp"])
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        normalisation = host_arguments.checked_data(hparams)  # before anything takes time
+        normalisation = job_facts.record_data_facts(hparams)  # before anything takes time
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
             clip_model = backbone.load(hparams["clip_backbone"])
-            host_arguments.record(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
-            host_arguments.record(
+            job_facts.record_fact(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
+            job_facts.record_fact(
                 hparams, "clip_revision", clip_model.revision, "the hub's is another"
             )
             hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
             names = prompts.class_names(hparams, num_classes)
-            has_kl = "kl_weight" in (self.weighed or ()) and hparams["kl_weight"] > 0
+            has_kl = "kl_weight" in (self.term_weights or ()) and hparams["kl_weight"] > 0
             templates = prompts.contexts_of(hparams, least=2 if has_kl else 1)
             print(f"CLIP classes: {', '.join(names)}")
             print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
             words = prompts.digest(templates, names)
-            host_arguments.record(
+            job_facts.record_fact(
                 hparams, "prompts_digest", words, "class names or contexts differ"
             )
-            self.keep_text("words", prompts.as_json(templates, names))
+            self.register_text("words", prompts.as_json(templates, names))
             if clip_model.architecture:
-                self.keep_text("architecture", clip_model.architecture)
+                self.register_text("architecture", clip_model.architecture)
             features = backbone.text_features(clip_model, prompts.prompts(templates, names))
             weights, wanted = objective.zero_shot_weights(features), clip_model.preprocessing
             if (pixels := input_shape[-1]) != wanted.resolution:
@@ -96,10 +107,10 @@ class CLIPAlgorithm(HostedAlgorithm):
             self.set_up(encoder, weights, scale, wanted, normalisation)
             self.set_up_training(clip_model, features)
             if self.trains_encoder:
-                arrange(self.encoder, self.terms and self.terms.original, hparams)
+                configure_blocks(self.encoder, self.terms and self.terms.original, hparams)
         self.train()
 
-    def keep_text(self, name: str, text: str) -> None:
+    def register_text(self, name: str, text: str) -> None:
         """Put a text into the state dict, as a buffer of its bytes."""
         found = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         self.register_buffer(name, found.clone())
@@ -131,8 +142,8 @@ class CLIPAlgorithm(HostedAlgorithm):
         """Build what only training needs, of the original and its ``text_features`` (M, K, D)."""
         hparams, self.steps_taken = self.hparams, 0
         self.lp_steps = hparams["lp_steps"] if self.trains_encoder else 0
-        if self.trains_encoder and self.weighed is not None:
-            self.terms = Terms(hparams, self.weighed, clip_model, text_features)
+        if self.trains_encoder and self.term_weights is not None:
+            self.terms = Terms(hparams, self.term_weights, clip_model, text_features)
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not trained:
             return
@@ -146,7 +157,7 @@ class CLIPAlgorithm(HostedAlgorithm):
             own = {n: p for n, p in trained.items() if not n.startswith("terms.")}
             self.predicting = averages.Predicting(own, {**hparams, "lp_steps": self.lp_steps})
         if hparams["average"] == "beta":
-            averages.warn_of_cut_average(host_arguments.planned_steps(), hparams["total_steps"])
+            averages.warn_of_cut_average(host_process.planned_steps(), hparams["total_steps"])
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) normalised as the data set does."""
@@ -220,7 +231,7 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     def indivisible(self) -> str:
         """Why ``process_group`` cannot each take the step of a slice; "" if they can."""
-        if self.trains_encoder and drops(self.encoder):
+        if self.trains_encoder and has_dropout(self.encoder):
             return "its encoder has dropout, which each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
 
@@ -236,17 +247,17 @@ class CLIPAlgorithm(HostedAlgorithm):
         self.steps_taken += 1
         if self.predicting:
             self.predicting.add(self.steps_taken)
-        return summed(measured, self.process_group)
+        return all_reduce_measures(measured, self.process_group)
 
-    def _learn(self, x: Tensor, batch: Iterable[Piece]) -> dict[str, Tensor]:
+    def _learn(self, x: Tensor, batch: Iterable[MicroBatch]) -> dict[str, Tensor]:
         """A step, the gradients of the ``batch`` added up piece by piece."""
         self.zero_grad(set_to_none=True)
-        found = accumulated(self._loss, x, batch)
-        add_up(self, self.process_group)
+        found = accumulate_gradients(self._loss, x, batch)
+        all_reduce_gradients(self, self.process_group)
         self._step()
         return found
 
-    def _probe(self, x: Tensor, batch: Iterable[Piece]) -> dict[str, Tensor]:
+    def _probe(self, x: Tensor, batch: Iterable[MicroBatch]) -> dict[str, Tensor]:
         """A step of LP-FT's first phase (arXiv 2202.10054): the head alone, at its own rate."""
         parts = [*batch]
         with torch.no_grad():
@@ -255,11 +266,11 @@ class CLIPAlgorithm(HostedAlgorithm):
         cross_entropy = F.cross_entropy(self.class_logits(features), labels) * share
         self.zero_grad(set_to_none=True)
         cross_entropy.backward()
-        add_up(self, self.process_group)
+        all_reduce_gradients(self, self.process_group)
         self.probe_optimizer.step()
         return dict.fromkeys(("loss", "loss_ce"), cross_entropy.detach())
 
-    def _loss(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
+    def _loss(self, x: Tensor, piece: MicroBatch) -> dict[str, Tensor]:
         clip_pictures, bf16 = self.input(x), self.hparams["amp"] == "bf16"
         methods = self.terms.methods if self.terms else []
         features, seen = encode(self.encoder, clip_pictures, bf16, methods)

@@ -23,7 +23,7 @@ class Environment(NamedTuple):
     normalisation: Normalisation | None = None
 
 
-class Seen(NamedTuple):
+class DatasetFacts(NamedTuple):
     """All environments of a data set, and the verdict on it, None where nothing was counted.
 
     ``protocol``: the preset by which its pictures are transformed; ``test_envs``: the numbers of
@@ -42,30 +42,30 @@ class Seen(NamedTuple):
 
 
 # The hparams object, the data set's name, and what it showed: one job has one data set.
-_last: tuple[Any, str, Seen] = (None, "", Seen())
+_last: tuple[Any, str, DatasetFacts] = (None, "", DatasetFacts())
 
 
 def remember(
     hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None,
     protocol: str = "domainbed", test_envs: Sequence[int] | None = None,
-) -> Seen:  # fmt: skip
+) -> DatasetFacts:  # fmt: skip
     """Keep the facts of ``dataset``; ``hparams`` is the object it was built with, if any."""
     global _last
-    _last = hparams, dataset, Seen(environments, report, protocol, test_envs)
+    _last = hparams, dataset, DatasetFacts(environments, report, protocol, test_envs)
     return _last[2]
 
 
-def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
+def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> DatasetFacts:
     """The facts of the data set built with this hparams object; empty if there is none.
 
     One that was built without any is found by its name, or if ``dataset`` is None, by none.
     """
     built_with, name, seen = _last
     fits = built_with is hparams or (built_with is None and dataset in (None, name))
-    return seen if fits else Seen()
+    return seen if fits else DatasetFacts()
 
 
-def renormalise(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
+def set_normalisation(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
     """Note how pictures of the data set built with ``hparams`` come; False if it has shown none."""
     global _last
     seen = recall(hparams)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,8 +10,9 @@ from typing import Any
 from domainbed_carft import errors, machine, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import dataset_facts, prompts
-from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, UNCHECKED, has_kl, implied, overlay
+from domainbed_carft.method import prompts
+from domainbed_carft.method.host_process import hparams_by_hand, in_our_harness
+from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, has_kl, overlay
 from domainbed_carft.text import shortened
 
 # Read by DomainBed's own train; a host's further ones are added by `allow`.
@@ -53,13 +51,6 @@ def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
             f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
             "width): CLIP reads RGB"
         )
-
-
-def in_our_harness() -> bool:
-    """Whether the domainbed in use is this package's harness."""
-    from domainbed.algorithms import Algorithm
-
-    return hasattr(Algorithm, "indivisible")
 
 
 def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[str]:
@@ -150,124 +141,9 @@ def _find_backbone(name: str) -> None:
 
 def _unknown(key: str, valid: Sequence[str]) -> list[str]:
     """That a key is none of ours, if the user gave it or if it resembles one; else nothing."""
-    if key in _given_by_hand():
+    if key in hparams_by_hand():
         close = text.near(key, valid, most=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return [f"unknown hparam {key!r}{hint}"]
     close = get_close_matches(key, valid, n=1, cutoff=0.85)
     return [f"unknown hparam {key!r}; did you mean {close[0]!r}?"] if close else []
-
-
-def _given_by_hand() -> set[str]:
-    """The keys in ``--hparams`` of this process, which DomainBed's train merges unchecked."""
-    return {*_overrides_by_hand()}
-
-
-def _overrides_by_hand() -> dict[str, Any]:
-    """``--hparams`` of this process; empty where it is not DomainBed's JSON object."""
-    with contextlib.suppress(ValueError, TypeError):
-        return dict(json.loads(_command_line().hparams or "{}"))
-    return {}
-
-
-def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str:
-    """The ``--hparams`` of this process with what its host cannot add to it, "" if that is nothing.
-
-    The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
-    """
-    overrides = _overrides_by_hand()
-    missing = implied(algorithm, dataset, overrides, random_seed)
-    if not missing or in_our_harness():
-        return ""
-    return json.dumps({**overrides, **missing})
-
-
-def planned_steps() -> int | None:
-    """The steps that this process trains: of its ``--steps`` or its data set; None if unknown."""
-    arguments = _command_line()
-    if arguments.steps:
-        return int(arguments.steps)
-
-    with contextlib.suppress(Exception):  # in a host without that function, or without --dataset
-        from domainbed import datasets
-
-        return int(datasets.get_dataset_class(arguments.dataset).N_STEPS)
-    return None
-
-
-def _command_line() -> argparse.Namespace:
-    """``--hparams``, ``--steps`` and ``--dataset`` of this process; None what it does not have."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--hparams")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--dataset")
-    try:
-        return parser.parse_known_args()[0]
-    except argparse.ArgumentError:  # not DomainBed's command line
-        return argparse.Namespace(hparams=None, steps=None, dataset=None)
-
-
-def record(hparams: dict[str, Any], name: str, found: str, difference: str) -> None:
-    """Put what the run found into the hparams, for the records; CarftError for another wish."""
-    expected = hparams[name]
-    if expected not in ("", found):
-        raise CarftError(
-            f"the hparam {name} is {expected!r}, but this run has {found!r}: {difference}. Use "
-            f"the same as the run that the value is from, or omit {name}"
-        )
-    hparams[name] = found
-
-
-def checked_data(hparams: dict[str, Any]) -> dataset_facts.Normalisation:
-    """The normalisation of the job's data; its edition and protocol go into the hparams.
-
-    Raises CarftError for broken data, and for other data than the hparams demand.
-    """
-    from domainbed_carft.clips import pictures  # so does this
-
-    seen = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    report = seen.report
-    if hparams["data_edition"] != UNCHECKED:
-        if report and report.problems:
-            raise CarftError(
-                f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
-            )
-        record(hparams, "data_edition", seen.edition, "the data differs")
-        print(f"Data: {benchmarks.edition_label(seen.edition) or 'not counted'}")
-        for difference in report.differences if report else ():
-            print(f"Data differs: {difference}")
-    drawn = hparams["sampling"]
-    if drawn != "with-replacement" and (hparams.get("class_balanced") or not in_our_harness()):
-        raise CarftError(
-            f"sampling is {drawn!r}, expected 'with-replacement' where class_balanced is true, "
-            "since a pass has each picture once, and in any host but this package's harness, which "
-            "alone draws so"
-        )
-    wanted, followed = hparams["protocol"], seen.protocol
-    if wanted != followed and (wanted, followed) != ("domainbed", "host"):  # a fork's own
-        raise CarftError(
-            f"protocol is {wanted!r}, but this data set keeps its own transforms ({followed}). "
-            "Only this package's data sets and MultipleEnvironmentImageFolder with test_envs and "
-            "hparams can follow another protocol. Leave protocol at 'domainbed'"
-        )
-    hparams["protocol"] = followed
-    print(f"CLIP protocol: {followed} ({pictures.PROTOCOLS[followed]})")
-    mean, std = dataset_facts.agreed_normalisation(seen.environments) or pictures.IMAGENET
-    print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
-    return mean, std
-
-
-def wanted_pictures(
-    hparams: Mapping[str, Any],
-) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Pixels a side, and mean and std a channel, of the pictures that a host is to deliver.
-
-    None for a CLIP that cannot be read: the algorithm will say why.
-    """
-    from domainbed_carft.clips import backbone
-
-    with contextlib.suppress(Exception):  # as in `plugin.image_folders`
-        wanted = backbone.preprocessing(hparams["clip_backbone"])
-        if dataset_facts.renormalise(hparams, (wanted.mean, wanted.std)):
-            return wanted.resolution, wanted.mean, wanted.std
-    return None

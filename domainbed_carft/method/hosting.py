@@ -9,8 +9,8 @@ from typing import Any
 from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
-from domainbed_carft.method import host_arguments, hparams, objective
-from domainbed_carft.method.original import encode
+from domainbed_carft.method import host_arguments, hparams, job_facts, objective
+from domainbed_carft.method.activations import encode
 
 
 class Featurizer(nn.Module):
@@ -87,7 +87,7 @@ class HostedAlgorithm(Algorithm):
     ``featurizer`` and ``classifier``. Both are properties, so that a state dict has no more keys.
     """
 
-    wanted_pictures = staticmethod(host_arguments.wanted_pictures)
+    wanted_pictures = staticmethod(job_facts.wanted_pictures)
     featurizer = property(featurizer_of)
     classifier = property(classifier_of)
 

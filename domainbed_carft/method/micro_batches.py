@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Piece(NamedTuple):
+class MicroBatch(NamedTuple):
     """The pictures of a batch that are computed at once.
 
     ``labels`` (N,) are the whole batch's, ``place`` says which are this piece's. ``drawn`` holds
@@ -34,16 +34,16 @@ class Piece(NamedTuple):
         return self.drawn[name]
 
 
-def split(labels: Tensor, size: int, process_group: Any = None) -> Iterator[Piece]:
+def split(labels: Tensor, size: int, process_group: Any = None) -> Iterator[MicroBatch]:
     """The pieces, of at most ``size`` pictures (0: all), of a batch or a slice with ``labels``."""
     whole = process_group.sum_of(len(labels)) if process_group else len(labels)
     drawn: dict[str, Tensor] = {}
     for first in range(0, len(labels), size or len(labels)):
-        yield Piece(labels, slice(first, first + (size or len(labels))), drawn, whole)
+        yield MicroBatch(labels, slice(first, first + (size or len(labels))), drawn, whole)
 
 
-def accumulated(
-    loss: Callable[[Tensor, Piece], dict[str, Tensor]], x: Tensor, batch: Iterable[Piece]
+def accumulate_gradients(
+    loss: Callable[[Tensor, MicroBatch], dict[str, Tensor]], x: Tensor, batch: Iterable[MicroBatch]
 ) -> dict[str, Tensor]:
     """Add up the gradients of a ``batch`` of pictures ``x``; the parts of its loss."""
     found: dict[str, Tensor] = {}
@@ -56,13 +56,13 @@ def accumulated(
     return found
 
 
-def add_up(module: nn.Module, process_group: Any) -> None:
+def all_reduce_gradients(module: nn.Module, process_group: Any) -> None:
     """Replace the gradients by their sums over the processes, if there are several."""
     if process_group:
         process_group.all_reduce([p.grad for p in module.parameters() if p.grad is not None])
 
 
-def summed(parts: dict[str, Tensor], process_group: Any) -> dict[str, Tensor]:
+def all_reduce_measures(parts: dict[str, Tensor], process_group: Any) -> dict[str, Tensor]:
     """The sums of the parts of the loss over the processes."""
     if process_group:
         process_group.all_reduce([values := torch.stack([*parts.values()])])
@@ -70,7 +70,7 @@ def summed(parts: dict[str, Tensor], process_group: Any) -> dict[str, Tensor]:
     return parts
 
 
-def drops(encoder: nn.Module) -> bool:
+def has_dropout(encoder: nn.Module) -> bool:
     """Whether training draws random numbers for each picture in an encoder."""
     rates = ("p", "prob", "drop_prob")  # torch's, open_clip's, timm's
     dropping = [one for one in encoder.modules() if "Drop" in type(one).__name__]

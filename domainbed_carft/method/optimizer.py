@@ -1,4 +1,4 @@
-"""How a step is taken: AdamW, the learning-rate schedule, precision, copies to the device."""
+"""AdamW and its schedule of learning rates."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from domainbed_carft.errors import CarftError
+from torch import nn
 
 EMBEDDINGS = {
     "class_embedding", "positional_embedding", "token_embedding",
     "cls_token", "pos_embed", "latent",  # timm's
 }  # fmt: skip
-BF16_SINCE = (8, 0)  # the compute capability whose tensor cores multiply bf16
 
 
 def adamw(
@@ -70,25 +67,3 @@ def schedule(
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def settled_amp(wanted: str) -> str:
-    """The hparam ``amp``, settled for this machine; CarftError for bf16 on a GPU without it."""
-    on_gpu = torch.cuda.is_available()
-    capability = torch.cuda.get_device_capability() if on_gpu else (0, 0)
-    if wanted == "auto":
-        return "bf16" if capability >= BF16_SINCE else "off"
-    if wanted == "off" or not on_gpu or capability >= BF16_SINCE:
-        return wanted
-    raise CarftError(
-        f"amp is 'bf16', which {torch.cuda.get_device_name()} with its compute capability "
-        f"{'.'.join(map(str, capability))} does not compute in; expected 8.0 (A100) or more. Set "
-        "amp to 'off', or go on with a job that began in bf16 on such a card"
-    )
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the processor on ``device``, for which the processor does not wait."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.method import objective, peer_losses, text_encoder
-from domainbed_carft.method.micro_batches import Piece
-from domainbed_carft.method.optimizer import sent
-from domainbed_carft.method.original import FIRST, Frozen, Seen, encode
+from domainbed_carft.method.activations import FIRST_MODULES, Activations, encode
+from domainbed_carft.method.device import copy_to_device
+from domainbed_carft.method.micro_batches import MicroBatch
+from domainbed_carft.method.original import FrozenOriginal
 
 
 class Terms(nn.Module):
-    """The terms of an algorithm's loss, weighed by the hparams ``weighed``, and what they need.
+    """The terms of an algorithm's loss, term_weights by the hparams ``term_weights``, and what they need.
 
     ``text_features``: (M, K, D). In the state dict are MIRO's variances only.
     """
 
-    original: Frozen | None = None
+    original: FrozenOriginal | None = None
     random_texts: text_encoder.RandomTexts | None = None
     class_texts: Tensor
     context_weights: Tensor
@@ -31,16 +32,16 @@ class Terms(nn.Module):
     text_rows: Tensor  # what the KL is over, if not the contexts
 
     def __init__(
-        self, hparams: Mapping[str, Any], weighed: Sequence[str], clip_model: Backbone,
+        self, hparams: Mapping[str, Any], term_weights: Sequence[str], clip_model: Backbone,
         text_features: Tensor,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.hparams, self.weighed = hparams, weighed
+        self.hparams, self.term_weights = hparams, term_weights
         weights = objective.zero_shot_weights(text_features)
         self._keep("class_texts", weights.classes)
         self._keep("context_weights", weights.contexts)
         self._keep("logit_scale", torch.tensor(clip_model.logit_scale))
-        counting, encoder = self.counting(0), clip_model.model.visual
+        counting, encoder = self.active_weights(0), clip_model.model.visual
         if "kl_weight" in counting and hparams["kl_over"] == "clusters":
             rows = objective.clustered(weights.contexts, hparams["context_clusters"])
             self._keep("text_rows", rows)
@@ -50,7 +51,7 @@ class Terms(nn.Module):
         self.drift_every = hparams["drift_every"] if len(weights.contexts) > 1 else 0
         if counting or self.drift_every:
             exact = "sp_weight" in counting  # compares weights
-            self.original = Frozen(encoder, hparams["original_precision"], exact)
+            self.original = FrozenOriginal(encoder, hparams["original_precision"], exact)
         if "lipsum_weight" in counting:
             self.random_texts = text_encoder.RandomTexts(clip_model)
         if "miro_weight" in counting:
@@ -69,24 +70,26 @@ class Terms(nn.Module):
         """The weight of a term in the loss of the step after ``step``; 0 in other algorithms."""
         fades = name == "kl_weight" and self.hparams["kl_schedule"] == "linear"
         left = max(0.0, 1 - step / self.hparams["total_steps"]) if fades else 1.0
-        return left * float(self.hparams[name]) if name in self.weighed else 0.0
+        return left * float(self.hparams[name]) if name in self.term_weights else 0.0
 
-    def counting(self, step: int) -> list[str]:
+    def active_weights(self, step: int) -> list[str]:
         """The hparams whose terms have a weight in that step."""
-        return [name for name in self.weighed if self.weight(name, step)]
+        return [name for name in self.term_weights if self.weight(name, step)]
 
     def indivisible(self) -> str:
         """Why a batch cannot be divided among processes for these terms; "" if it can."""
-        drawn = "kl_weight" in self.counting(0) and self.hparams["kl_over"].endswith("captions")
+        drawn = "kl_weight" in self.active_weights(0) and self.hparams["kl_over"].endswith(
+            "captions"
+        )
         return "kl_over draws captions for the whole batch" if drawn else ""
 
     @property
     def methods(self) -> list[str]:
         """Those of which ``forward`` needs the activations."""
-        return [name for name in FIRST if self.weight(f"{name}_weight", 0)]
+        return [name for name in FIRST_MODULES if self.weight(f"{name}_weight", 0)]
 
     def forward(
-        self, step: int, pictures: Tensor, piece: Piece, features: Tensor, seen: Seen,
+        self, step: int, pictures: Tensor, piece: MicroBatch, features: Tensor, seen: Activations,
         encoder: nn.Module,
     ) -> tuple[dict[str, Tensor], Tensor | float]:  # fmt: skip
         """What the step after ``step`` measures, unweighted, and the weighted sum of what counts.
@@ -94,7 +97,7 @@ class Terms(nn.Module):
         ``pictures`` (n, 3, R, R) of the ``piece`` as CLIP wants them; ``features`` (n, D) and
         ``seen`` of the ``encoder`` that is trained.
         """
-        hparams, counting, parts = self.hparams, self.counting(step), dict[str, Tensor]()
+        hparams, counting, parts = self.hparams, self.active_weights(step), dict[str, Tensor]()
         drifts = self.drift_every > 0 and step % self.drift_every == 0
         if {*counting} - {"sp_weight"} or drifts:
             assert self.original is not None  # made for all of these
@@ -149,13 +152,13 @@ class Terms(nn.Module):
         t = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
         return objective.context_logits(features, rows, t)
 
-    def _kl(self, features_0: Tensor, features: Tensor, piece: Piece) -> Tensor:
+    def _kl(self, features_0: Tensor, features: Tensor, piece: MicroBatch) -> Tensor:
         """The KL over what ``kl_over`` says."""
         over, labels = self.hparams["kl_over"], piece.labels
         rows = self.context_weights if over == "contexts" else self.text_rows
         if over.endswith("captions"):  # one a picture of the batch, its class in a random context
             drawn = piece.once("contexts", lambda: torch.randint(len(rows), labels.shape))
-            rows = rows[sent(drawn, labels.device), labels]
+            rows = rows[copy_to_device(drawn, labels.device), labels]
         original, tuned = self._logits(features_0, rows), self._logits(features, rows)
         if over == "other-captions":
             original = objective.without_own_class(original, piece.own, labels)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.optimizer import sent
+from domainbed_carft.method.device import copy_to_device
 
 START, END = 49406, 49407  # of CLIP's vocabulary; all words are smaller
 
@@ -71,7 +71,7 @@ class RandomTexts:
     """Features of texts of random words by the frozen text encoder, new at each call (Lipsum-FT).
 
     Raises CarftError for one that does not read OpenAI's vocabulary (SigLIP). Not a Module on
-    purpose, as ``Frozen``.
+    purpose, as ``FrozenOriginal``.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -97,5 +97,7 @@ class RandomTexts:
         tokens = torch.randint(0, START, (count, length + 2))
         tokens[:, 0], tokens[:, -1] = START, END
         tokens = F.pad(tokens, (0, max(0, self.padded - tokens.shape[1])))
-        features: Tensor = self.encoder(sent(tokens, next(self.encoder.parameters()).device))
+        features: Tensor = self.encoder(
+            copy_to_device(tokens, next(self.encoder.parameters()).device)
+        )
         return features

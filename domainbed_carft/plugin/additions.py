@@ -185,7 +185,7 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
     """
     import numpy as np
 
-    from domainbed_carft.method import host_arguments
+    from domainbed_carft.method import host_arguments, host_process
 
     signature = inspect.signature(original)
 
@@ -208,7 +208,7 @@ def _overlaid(original: Callable[..., Any], hparams: ModuleType, which: int) -> 
         host = {name: v.item() if isinstance(v, np.generic) else v for name, v in host.items()}
         host_arguments.allow(host.keys())
         seed = int(values[2]) if which else None
-        if added := host_arguments.hparams_to_add(algorithm, dataset, seed):
+        if added := host_process.hparams_to_add(algorithm, dataset, seed):
             warn_of_hparams_to_add(added)
         pairs = hparams.overlay(algorithm, dataset, seed or 0)
         return {**host, **{name: pair[which] for name, pair in pairs.items()}}

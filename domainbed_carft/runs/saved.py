@@ -265,7 +265,7 @@ def _restored(
             algorithm.set_up(encoder, heads, float(state["logit_scale"]), wanted)
         for name in {"words", "architecture"} & state.keys():
             algorithm.register_buffer(name, torch.empty_like(state[name]))
-        own = {k: v for k, v in state.items() if not k.startswith(clip_algorithm.ONLY_TRAINED)}
+        own = {k: v for k, v in state.items() if not k.startswith(clip_algorithm.TRAINING_PREFIXES)}
         algorithm.load_state_dict(own)
     except Exception as error:  # what other tensors make of the encoder: any type
         told = f"{path} does not hold the weights of a {cls.__name__} ({brief(error)})"

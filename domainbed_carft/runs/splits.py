@@ -90,7 +90,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     told = run.content.get("pictures"), (wanted.resolution, wanted.mean, wanted.std)
     how = picture_batches and picture_batches.as_told(*told)
     if how and how.wanted:
-        dataset_facts.renormalise(hparams, (wanted.mean, wanted.std))
+        dataset_facts.set_normalisation(hparams, (wanted.mean, wanted.std))
     seen = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     _require_same_data(run, dataset, targets, seen)
     names = [environment.name for environment in seen.environments]
@@ -203,7 +203,7 @@ def _not_augmented(run: TrainedRun) -> list[int]:
 
 
 def _require_same_data(
-    run: TrainedRun, dataset: Any, targets: Sequence[int], seen: dataset_facts.Seen
+    run: TrainedRun, dataset: Any, targets: Sequence[int], seen: dataset_facts.DatasetFacts
 ) -> None:
     same: list[tuple[str, Any, Any]] = [
         ("environments", run.content["model_num_domains"] + len(targets), len(dataset)),

@@ -14,7 +14,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method import hparams as ours
-from domainbed_carft.method.host_arguments import in_our_harness
+from domainbed_carft.method.host_process import in_our_harness
 from domainbed_carft.results import published
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.sweep.declaration import Override, Shape, Variant, environment
