@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from domainbed_carft.errors import CarftError
 
+# An older torch goes on with the weights of the first call, where averages take their place.
+COMPILING_TORCH = "2.5"
+
 
 def encoder_blocks(encoder: Any) -> list[nn.Module]:
     """The blocks of a ViT, the stages of a ResNet; empty for others of timm's."""
@@ -23,29 +26,40 @@ def encoder_blocks(encoder: Any) -> list[nn.Module]:
     return [*encoder.transformer.resblocks]
 
 
-def configure_blocks(encoder: nn.Module, original: Any, hparams: Mapping[str, Any]) -> None:
-    """Have the blocks computed as ``compile_blocks`` (also ``original``'s) and
-    ``checkpoint_blocks`` (kept is only what goes into each) ask for.
+def configure_blocks(
+    encoder: nn.Module, original_encoder: nn.Module | None, hparams: Mapping[str, Any]
+) -> None:
+    """Compile and checkpoint the blocks of ``encoder``, as the hyperparameters say.
+
+    ``compile_blocks`` also compiles those of the ``original_encoder``. ``checkpoint_blocks`` keeps
+    only what goes into each block, and computes the rest again for the gradients.
 
     Raises CarftError for an encoder that is not made of blocks, and for a torch that is too old.
     """
-    asked = [name for name in ("compile_blocks", "checkpoint_blocks") if hparams[name]]
-    if asked and not encoder_blocks(encoder):
+    requested = [name for name in ("compile_blocks", "checkpoint_blocks") if hparams[name]]
+    blocks = encoder_blocks(encoder)
+    if requested and not blocks:
         raise CarftError(
-            f"{asked[0]} is True, but this image encoder of timm's has no blocks; set it to False"
+            f"{requested[0]} is True, but this image encoder of timm's has no blocks; set it to "
+            "False"
         )
-    if "compile_blocks" in asked:
-        # Older ones go on with the weights of the first call, where others take their place.
-        if torch.__version__ < "2.5":
-            raise CarftError(
-                "compile_blocks is True, which needs torch 2.5 or newer, and this is "
-                f"{torch.__version__}; set it to False"
-            )
-        blocks = [*encoder_blocks(encoder), *(encoder_blocks(original.encoder) if original else ())]
-        compiled = {type(block): torch.compile(type(block).forward) for block in blocks}
+
+    if hparams["compile_blocks"]:
+        original_blocks = encoder_blocks(original_encoder) if original_encoder is not None else []
+        _compile([*blocks, *original_blocks])
+    if hparams["checkpoint_blocks"]:
         for block in blocks:
-            # A method, so that a copy of the module computes with its own weights.
-            block.forward = types.MethodType(compiled[type(block)], block)
-    if "checkpoint_blocks" in asked:
-        for block in encoder_blocks(encoder):
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _compile(blocks: list[nn.Module]) -> None:
+    if torch.__version__ < COMPILING_TORCH:
+        raise CarftError(
+            f"compile_blocks is True, which needs torch {COMPILING_TORCH} or newer, and this is "
+            f"{torch.__version__}; set it to False"
+        )
+
+    compiled = {type(block): torch.compile(type(block).forward) for block in blocks}
+    for block in blocks:
+        # A method, so that a copy of the module computes with its own weights.
+        block.forward = types.MethodType(compiled[type(block)], block)
