@@ -205,10 +205,10 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
-    told = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
-    assert told == [
+    (problem,) = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
+    assert problem.sentence() == (
         "sampling is 'epochs', expected one of 'with-replacement', 'passes', 'passes-by-shard'"
-    ]
+    )
     values |= {"sampling": "passes", "protocol": "domainbed"}
     job_facts.record_data_facts(dict(values))
     told = "sampling is 'passes', expected 'with-replacement'"
@@ -318,7 +318,7 @@ def test_a_data_folder_that_does_not_exist_is_said_once(tmp_path, capsys):
 
 
 def test_other_numbers_of_classes_are_refused_without_all_their_names():
-    with pytest.raises(CarftError, match="stands for 1000 class names .* and 995 more") as told:
+    with pytest.raises(CarftError, match="gives 1,000 class names .* and 990 more") as told:
         prompts.class_names({"class_names": "imagenet"}, 7)
     assert len(str(told.value)) < 400
     names = [*imagenet.class_names()]

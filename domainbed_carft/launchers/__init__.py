@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import refusals
+from domainbed_carft.errors import Problem, problems_of
 from domainbed_carft.launchers import options, pool, slurm
 from domainbed_carft.launchers.attempt import Ending, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
@@ -30,7 +30,7 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Launcher:
     return _KINDS[name](chosen)
 
 
-def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
+def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str | Problem]:
     """Why a launcher could not run jobs below these folders now, checked before it is called."""
     look = getattr(launcher, "problems", None)
     return list(look(sweeps)) if look else []
@@ -52,9 +52,10 @@ class Registered:
         left = run_commands(make(self._name), commands) or []
         return [ending for ending in left if ending.result != "held"]
 
-    def problems(self, sweep: str) -> list[str]:
+    def problems(self, sweep: str) -> list[str | Problem]:
         """Why it could not run jobs below the folder ``sweep``."""
-        return refusals(make, self._name) or problems(make(self._name), [Path(sweep)])
+        unmade: list[str | Problem] = [*problems_of(make, self._name)]
+        return unmade or problems(make(self._name), [Path(sweep)])
 
 
 # What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).

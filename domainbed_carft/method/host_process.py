@@ -18,9 +18,12 @@ def in_our_harness() -> bool:
 
 
 def hparams_by_hand() -> dict[str, Any]:
-    """``--hparams`` of this process; empty where it is not DomainBed's JSON object."""
+    """``--hparams`` of this process, which DomainBed's train merges unchecked.
+
+    Empty where it is not a JSON object, or there is no such option.
+    """
     with contextlib.suppress(ValueError, TypeError):
-        return dict(json.loads(_command_line().hparams or "{}"))
+        return dict(json.loads(_parse_command_line().hparams or "{}"))
     return {}
 
 
@@ -38,7 +41,7 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
 
 def planned_steps() -> int | None:
     """The steps that this process trains: of its ``--steps`` or its data set; None if unknown."""
-    arguments = _command_line()
+    arguments = _parse_command_line()
     if arguments.steps:
         return int(arguments.steps)
 
@@ -49,7 +52,7 @@ def planned_steps() -> int | None:
     return None
 
 
-def _command_line() -> argparse.Namespace:
+def _parse_command_line() -> argparse.Namespace:
     """``--hparams``, ``--steps`` and ``--dataset`` of this process; None what it does not have."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--hparams")

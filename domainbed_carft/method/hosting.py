@@ -9,6 +9,7 @@ from typing import Any
 from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
+from domainbed_carft.errors import Problem
 from domainbed_carft.method import host_arguments, hparams, job_facts, objective
 from domainbed_carft.method.activations import encode
 
@@ -92,9 +93,9 @@ class HostedAlgorithm(Algorithm):
     classifier = property(classifier_of)
 
     @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
         """The problems of ``--hparams``, for hosts that check before they load anything."""
-        return host_arguments.refusals(cls.__name__, dataset, overrides)
+        return host_arguments.hparam_problems(cls.__name__, dataset, overrides)
 
     @classmethod
     def implied_hparams(

@@ -13,7 +13,7 @@ from typing import Any
 
 from domainbed_carft import files, launchers
 from domainbed_carft.data import benchmarks, tasks, verify
-from domainbed_carft.errors import CarftError, raise_for, refusals
+from domainbed_carft.errors import CarftError, Problem, problems_of, raise_for
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
@@ -34,11 +34,8 @@ JobVariables = Callable[[Job], Mapping[str, str]]  # the environment variables o
 def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
     """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
     output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
-    if wrong := refusals(declaration_file.load, arguments.sweep):
-        wrong += refusals(launchers.make, name, options)
-    # Those of a file are a list already, under a headline.
-    lines = [line.removeprefix("- ") for one in wrong for line in one.splitlines()]
-    raise_for(line for line in lines if not line.endswith("nothing was done"))
+    if file_problems := problems_of(declaration_file.load, arguments.sweep):
+        raise_for(file_problems + problems_of(launchers.make, name, options))
     declared, launcher = declaration_file.load(arguments.sweep), launchers.make(name, options)
     data_dir = arguments.data_dir
     if data_dir is None:
@@ -47,7 +44,7 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
             raise CarftError("--data_dir is missing; expected the folder of the data sets' folders")
         embedded = all(one in benchmarks.BENCHMARKS for one in declared.datasets)
         data_dir = "embedded" if embedded else "."
-    problems = [] if dry else launchers.problems(launcher, [output])
+    problems: list[str | Problem] = [] if dry else launchers.problems(launcher, [output])
     if arguments.log:  # as each job would refuse it: a train that cannot log, a missing library
         unlogged = name_checks.module("lib.scalar_logs").problems(arguments.log)
         if dry:
@@ -57,7 +54,7 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
             problems += unlogged
     verdicts, broken = _data(declared, data_dir, name in RUN_HERE and not dry)
     # A dry run shows the verdicts and the costs before it refuses the data.
-    raise_for(problems + broken if problems or not dry else ())
+    raise_for([*problems, *broken] if problems or not dry else ())
 
     statuses = look(declared, data_dir, output)
     print(f"{declared.name}: {counted(len(statuses), 'job')}: {printing.counted(statuses)}.")

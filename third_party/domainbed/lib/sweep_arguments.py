@@ -12,7 +12,7 @@ from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
 from domainbed.lib.image_folders import spelled
-from domainbed_carft.errors import raise_for
+from domainbed_carft.errors import Problem, raise_for
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raise a CarftError that lists all mistakes, when launching also those of every job."""
-    problems: list[str] = []
+    problems: list[str | Problem] = []
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
 

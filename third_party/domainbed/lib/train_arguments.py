@@ -11,7 +11,7 @@ import os
 
 from domainbed.lib import checkpoints, checks, picture_batches, process_group, scalar_logs
 from domainbed.lib.image_folders import spelled
-from domainbed_carft.errors import raise_for
+from domainbed_carft.errors import Problem, raise_for
 from domainbed_carft.pictures import store
 
 # Flags that do not change what is trained, hence in no record.
@@ -125,7 +125,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
     ``flags`` are UNRECORDED_FLAGS, ``args`` all others.
     """
     unknown_dataset = checks.dataset_problems(args.dataset)
-    problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
+    problems: list[str | Problem] = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
         problems += checks.data_problems(args.dataset, args.data_dir)
@@ -146,7 +146,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
     ]
 
     if flags.picture_cache is not None:
-        problems += checks.refusals(store.size, flags.picture_cache)
+        problems += checks.problems_of(store.size, flags.picture_cache)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)
