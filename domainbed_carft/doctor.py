@@ -187,7 +187,7 @@ def backbones() -> Iterator[Finding]:
     """
     from domainbed_carft.clips import backbone
     from domainbed_carft.files import weights
-    from domainbed_carft.method.hparams import SMALL_DATASETS
+    from domainbed_carft.method.hparam_kinds import SMALL_DATASETS
 
     for name in backbone.PUBLISHED[1:]:
         path, expected = backbone.published(name)
