@@ -148,7 +148,7 @@ def test_places_are_in_the_order_of_the_tokens(kind, folders):
     encoder = backbone.load(folders[kind]).model.visual
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     x = torch.randn(3, 3, size, size)
-    for method in activations.FIRST:
+    for method in activations.FIRST_MODULES:
         modules = activations.compared_modules(encoder, method)
         with torch.no_grad(), activations.record_activations(encoder, modules) as seen:
             both = encoder(x), encoder(x[:2])
