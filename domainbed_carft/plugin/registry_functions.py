@@ -75,7 +75,7 @@ def with_our_hparams(
 
     plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
     host_arguments.allow(plain.keys())
-    if missing := host_arguments.hparams_to_add(algorithm, dataset, random_seed):
+    if missing := host_process.hparams_to_add(algorithm, dataset, random_seed):
         warn_of_hparams_to_add(missing)
 
     overlay = hparams.overlay(algorithm, dataset, random_seed or 0)

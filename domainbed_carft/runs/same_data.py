@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
 
 
 def require_same_data(
-    run: TrainedRun, dataset: Any, targets: Sequence[int], facts: dataset_facts.Seen
+    run: TrainedRun, dataset: Any, targets: Sequence[int], facts: dataset_facts.DatasetFacts
 ) -> None:
     """Raise CarftError, with both values, if the data differs from what the run was trained on."""
     domains = run.content["model_num_domains"] + len(targets)

@@ -175,7 +175,7 @@ def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
     size_and_statistics = (preprocessing.resolution, preprocessing.mean, preprocessing.std)
     plan = picture_batches.as_told(run.content.get("pictures"), size_and_statistics)
     if plan and plan.wanted:
-        dataset_facts.renormalise(hparams, (preprocessing.mean, preprocessing.std))
+        dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std))
     return plan
 
 

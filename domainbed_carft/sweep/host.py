@@ -11,7 +11,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.method.host_arguments import in_our_harness
+from domainbed_carft.method.host_process import in_our_harness
 from domainbed_carft.method.hparams import ALGORITHMS
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
