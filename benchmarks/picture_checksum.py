@@ -36,7 +36,7 @@ def measure(source: Source) -> float:
     count = len(source.folder.samples) // BATCH * BATCH
     started = time.process_time()
     for first in range(0, count, BATCH):
-        with rng.kept():
+        with rng.preserved_states():
             source.batch([(0, place, (0, place)) for place in range(first, first + BATCH)])
     return (time.process_time() - started) / count
 

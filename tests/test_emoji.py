@@ -53,7 +53,7 @@ def test_other_hosts_get_the_size_they_have_networks_for():
 def test_jobs_that_start_at_once_all_find_the_whole_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: emoji.unpacked(), range(4)))
+        folders = set(pool.map(lambda _: emoji.style_folders(), range(4)))
     (folder,) = folders
     with zipfile.ZipFile(str(files("domainbed_carft") / "assets" / "emoji_styles.zip")) as archive:
         expected = {n for n in archive.namelist() if not n.endswith("/")}
@@ -63,9 +63,9 @@ def test_jobs_that_start_at_once_all_find_the_whole_folder(tmp_path, monkeypatch
 
 
 def test_the_shift_divides_the_things_of_one_style():
-    sides = [emoji.shift() / side / "noto" for side in ("train", "test")]
+    sides = [emoji.shift_folders() / side / "noto" for side in ("train", "test")]
     trained, tested = ({f"{p.parent.name}/{p.name}" for p in at.glob("*/*")} for at in sides)
-    whole = {f"{p.parent.name}/{p.name}" for p in emoji.unpacked().glob("noto/*/*")}
+    whole = {f"{p.parent.name}/{p.name}" for p in emoji.style_folders().glob("noto/*/*")}
     assert trained | tested == whole and not trained & tested
     assert {thing.split("/")[0] for thing in tested} == {thing.split("/")[0] for thing in whole}
     dataset = data_sets.EmojiShift(None, (), dict(HPARAMS))
@@ -89,7 +89,7 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
     means = []
     for style, known in {"noto": same, "fluent3d": same, "line": some, "twemoji": union}.items():
         right = []
-        root = emoji.shift() / "test" if style == "noto" else emoji.unpacked()
+        root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
         for path in sorted((root / style).glob("*/*")):
             if path.parent.name in known:
                 x = pictures.transform("clip", 48, False)(listing.open_picture(path))

@@ -76,7 +76,7 @@ def test_folders_and_shards_are_the_same_data_set(data, cache, monkeypatch):
         assert found == label
         pixels = np.asarray(Image.open(path))
         assert np.array_equal(loading.decode(member), pixels)
-        assert np.array_equal(loading.by_pillow(member), pixels)
+        assert np.array_equal(loading.decode_with_pillow(member), pixels)
     assert folders.data_edition == packed.data_edition and "differs" in folders.data_edition
     # The index is kept, and made anew for other shards.
     (kept,) = (cache / "shards").iterdir()
@@ -86,7 +86,7 @@ def test_folders_and_shards_are_the_same_data_set(data, cache, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(kept))  # nothing can be written below it
     assert built(data / "shards")[0].samples[5] == other.samples[5]
     with pytest.raises(PassingError, match=r"gone.png cannot be read: .*restore the file"):
-        tasks.Pictures([("gone.png", 0)], ["a"])[0]  # as any transform but the fast one's
+        tasks.PictureDataset([("gone.png", 0)], ["a"])[0]  # as any transform but the fast one's
 
 
 def records(folder):
@@ -101,9 +101,9 @@ def test_a_run_is_the_same_from_folders_and_shards(data, tmp_path, monkeypatch, 
     hparams = {"clip_backbone": "tiny", "contexts": ["a {}.", "a photo of a {}."], "lr": 1e-4,
                "batch_size": 8, "sampling": "passes", "total_steps": 4}  # fmt: skip
     evaluated = []
-    whole = fast_data_loader.evaluation
+    whole = fast_data_loader.evaluation_requests
     noting = lambda sizes, *more: evaluated.append(sizes) or whole(sizes, *more)  # noqa: E731
-    monkeypatch.setattr(fast_data_loader, "evaluation", noting)
+    monkeypatch.setattr(fast_data_loader, "evaluation_requests", noting)
 
     def run(where, name, steps=4):
         flags = f"--dataset ImageNet --algorithm CARFT --test_envs --checkpoint_freq 2 --workers 0 \

@@ -24,12 +24,12 @@ from domainbed_carft import machine
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures import handles, loading, store
-from domainbed_carft.pictures.handles import Verdict
-from domainbed_carft.pictures.plan import plan
+from domainbed_carft.pictures.handles import StoreState
+from domainbed_carft.pictures.plan import plan_of
 from domainbed_carft.pictures.store import open_store
 
-TRAINING = plan(transform("domainbed", 32, augment=True))
-TEST = plan(transform("domainbed", 32, augment=False))
+TRAINING = plan_of(transform("domainbed", 32, augment=True))
+TEST = plan_of(transform("domainbed", 32, augment=False))
 BOUND = "32M"
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -133,7 +133,7 @@ def test_a_full_store_keeps_what_it_has(tmp_path):
     assert same(loaded(TRAINING, paths, kept), expected)
     (file,) = kept.folder.glob("data.mdb")
     assert 12 << 20 < file.stat().st_size <= 16 << 20
-    keys = [store.key(path, f"whole {loading.MADE_BY}") for path in paths]
+    keys = [store.picture_key(path, f"whole {loading.DECODER_VERSIONS}") for path in paths]
     assert 8 <= sum(kept.get(key) is not None for key in keys) < 30
 
 
@@ -156,7 +156,9 @@ def test_a_store_of_other_pictures_makes_room_once_nobody_uses_it(tmp_path):
     def keeps(paths: list[str]) -> bool:
         kept = opened("16M", str(Path(paths[0]).parent))
         loaded(TRAINING, paths, kept)
-        return kept.get(store.key(paths[0], f"whole {loading.MADE_BY}")) is not None
+        return (
+            kept.get(store.picture_key(paths[0], f"whole {loading.DECODER_VERSIONS}")) is not None
+        )
 
     assert forked(lambda: keeps(others))
     kept_alive, ready = CONTEXT.Event(), CONTEXT.Event()
@@ -175,7 +177,7 @@ def test_a_store_of_other_pictures_makes_room_once_nobody_uses_it(tmp_path):
     assert forked(lambda: keeps(others))  # half and more is of these pictures: it stays
     assert forked(lambda: keeps(ours))
     assert not forked(lambda: opened("16M", str(tmp_path / "ours")).get(
-        store.key(others[0], f"whole {loading.MADE_BY}")
+        store.picture_key(others[0], f"whole {loading.DECODER_VERSIONS}")
     ))  # fmt: skip
 
 
@@ -224,11 +226,11 @@ def test_when_it_is_off(here, monkeypatch):
     for wrong in ("8X", "", "-1", "8 G B", "9" * 400, "\u0663G"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M, or 0"):
             line(wrong)
-    assert [store.size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
+    assert [store.parse_size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
 
 
 def keys_of(paths: list[str]) -> list[bytes]:
-    return [store.key(path, f"whole {loading.MADE_BY}") for path in paths]
+    return [store.picture_key(path, f"whole {loading.DECODER_VERSIONS}") for path in paths]
 
 
 def alter(file: Path, offset: int, content: bytes) -> None:
@@ -333,11 +335,11 @@ def test_a_store_is_whole_after_any_number_of_puts(tmp_path):
 
     def put_all() -> bool:
         for number, path in enumerate(np.random.default_rng(0).permutation(paths * 10)):
-            kept.put(store.key(str(path), str(number)), loading.decode(str(path)))
+            kept.put(store.picture_key(str(path), str(number)), loading.decode(str(path)))
         return True
 
     assert forked(put_all)
-    assert handles.inspect(kept.folder, kept.bound, b"") is Verdict.WHOLE
+    assert handles.inspect(kept.folder, kept.bound, b"") is StoreState.WHOLE
 
 
 def stopped_while(kept: store.Store, function: str) -> multiprocessing.Process:

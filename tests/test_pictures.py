@@ -38,7 +38,7 @@ PRESETS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of our pictures in all modes, not square."""
     folder = tmp_path_factory.mktemp("in all modes")
-    emojis = sorted((emoji.unpacked() / "fluent3d" / "face").iterdir())
+    emojis = sorted((emoji.style_folders() / "fluent3d" / "face").iterdir())
     rgba = Image.open(emojis[0]).convert("RGBA").resize((301, 257))
     picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "teal"), rgba).convert("RGB")
     turned = Image.Exif()
@@ -69,8 +69,10 @@ def as_the_harness_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
 def test_decoded_as_by_pillow(folder, monkeypatch, name):
     asked = []
-    by_pillow = loading.by_pillow
-    monkeypatch.setattr(loading, "by_pillow", lambda path: asked.append(path) or by_pillow(path))
+    by_pillow = loading.decode_with_pillow
+    monkeypatch.setattr(
+        loading, "decode_with_pillow", lambda path: asked.append(path) or by_pillow(path)
+    )
     decoded = decode(str(folder / name))
     assert np.array_equal(decoded.numpy(), np.array(listing.open_picture(folder / name)))
     assert decoded.is_contiguous()
@@ -90,14 +92,14 @@ def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
 
 
 def test_plans_of_our_transforms():
-    found = plan.plan(transform("domainbed", 224, augment=True))
+    found = plan.plan_of(transform("domainbed", 224, augment=True))
     assert found == Plan(
         224, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD, (0.7, 1.0), (3 / 4, 4 / 3), 0.5,
         ((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3)), 0.1,
     )  # fmt: skip
     assert found.draws
     assert pickle.loads(pickle.dumps(found)) == found
-    found = plan.plan(transform("clip", 96, augment=False, preprocessing="96 bicubic shortest"))
+    found = plan.plan_of(transform("clip", 96, augment=False, preprocessing="96 bicubic shortest"))
     assert found[:3] == (96, "shortest", "bicubic") and not found.draws
 
 
@@ -107,7 +109,7 @@ def test_no_plan_of_other_transforms():
 
     end = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
     square = T.Resize((8, 8))
-    assert plan.plan(T.Compose([square, *end]))
+    assert plan.plan_of(T.Compose([square, *end]))
     for steps in (
         [],
         end,
@@ -121,9 +123,9 @@ def test_no_plan_of_other_transforms():
         [square, *end, T.RandomErasing()],
         [square, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *end],
     ):
-        assert plan.plan(T.Compose(steps)) is None
-    assert plan.plan(square) is None
-    assert plan.plan(None) is None
+        assert plan.plan_of(T.Compose(steps)) is None
+    assert plan.plan_of(square) is None
+    assert plan.plan_of(None) is None
 
 
 def apart(steps: Plan, made: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -133,7 +135,7 @@ def apart(steps: Plan, made: torch.Tensor, expected: torch.Tensor) -> torch.Tens
 
 def both(given, jitter: str, folder: Path) -> tuple[Plan, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The plan, what its first stage makes and draws of all pictures, and what Pillow makes."""
-    steps = plan.plan(given, jitter)
+    steps = plan.plan_of(given, jitter)
     assert steps is not None
     made, drawn, expected = [], [], []
     for seed in range(2):
@@ -142,7 +144,7 @@ def both(given, jitter: str, folder: Path) -> tuple[Plan, torch.Tensor, torch.Te
             expected.append(given(listing.open_picture(folder / name)))
             after = torch.get_rng_state()
             torch.manual_seed(seed)
-            pixels, row = plan.first(steps, decode(str(folder / name)))
+            pixels, row = plan.first_stage(steps, decode(str(folder / name)))
             assert torch.equal(torch.get_rng_state(), after)
             made.append(pixels)
             drawn.append(row)
@@ -155,7 +157,7 @@ def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augme
     given = transform(protocol, 224, augment, preprocessing)
     steps, made, drawn, expected = both(given, "pillow", folder)
     assert (made.dtype, made.shape[1:]) == (torch.uint8, (224, 224, 3))
-    difference = apart(steps, plan.second(steps, made, drawn), expected)
+    difference = apart(steps, plan.second_stage(steps, made, drawn), expected)
     if steps.ranges is None:
         # Both round between rows and columns; bicubic weights can double such a difference.
         assert difference.max() <= (2.01 if steps.interpolation == "bicubic" else 1.01)
@@ -173,7 +175,7 @@ def test_jittered_by_the_batch_as_by_pillow(folder, monkeypatch, by):
     monkeypatch.setattr(plan, "has_numba", lambda: by == "numba")
     steps, made, drawn, expected = both(transform("domainbed", 224, True), "batch", folder)
     before = made.clone()
-    difference = apart(steps, plan.second(steps, made, drawn), expected)
+    difference = apart(steps, plan.second_stage(steps, made, drawn), expected)
     assert torch.equal(made, before)
     assert difference.mean() <= 0.1  # far below what is asked, 1.5: the arithmetic is Pillow's
     assert (difference <= 6).float().mean() >= 0.99
@@ -197,10 +199,10 @@ def test_the_compiled_stage_is_torchs(monkeypatch):
     noise = torch.randint(256, (24, 16, 16, 3), generator=generator, dtype=torch.uint8)
     noise[:4] = noise[:4, :, :, :1]  # greys have no hue
     steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
-    compiled = plan.second(steps, noise, random_rows(24), out := torch.empty(24, 3, 16, 16))
+    compiled = plan.second_stage(steps, noise, random_rows(24), out := torch.empty(24, 3, 16, 16))
     assert compiled is out
     monkeypatch.setattr(plan, "has_numba", lambda: False)
-    difference = apart(steps, compiled, plan.second(steps, noise, random_rows(24)))
+    difference = apart(steps, compiled, plan.second_stage(steps, noise, random_rows(24)))
     assert (difference < 0.0255).float().mean() > 0.999
 
 
@@ -209,13 +211,13 @@ def test_operations_that_are_not_asked_for_are_left_out():
     given = T.Compose(
         [T.Resize((16, 16)), T.ColorJitter(0, 0.5, 0, 0.2), T.ToTensor(), T.Normalize(half, half)]
     )
-    steps = plan.plan(given)
+    steps = plan.plan_of(given)
     pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
     torch.manual_seed(0)
     expected = given(Image.fromarray(pixels.numpy()))
     torch.manual_seed(0)
-    made, row = plan.first(steps, pixels)
-    difference = apart(steps, plan.second(steps, made[None], row[None]), expected)
+    made, row = plan.first_stage(steps, pixels)
+    difference = apart(steps, plan.second_stage(steps, made[None], row[None]), expected)
     assert difference.mean() < 0.1
 
 
@@ -226,7 +228,7 @@ def test_another_models_normalisation():
         pixels.permute(0, 3, 1, 2) / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     )
     others = steps._replace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    made = plan.second(others, pixels, torch.zeros(1, 10))
+    made = plan.second_stage(others, pixels, torch.zeros(1, 10))
     assert torch.allclose(made, expected, atol=1e-5)
 
 
@@ -234,9 +236,9 @@ def test_another_models_normalisation():
 def test_on_a_gpu_as_on_the_processor():
     pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
     steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
-    made = plan.second(steps, pictures.cuda(), random_rows(24))
+    made = plan.second_stage(steps, pictures.cuda(), random_rows(24))
     assert made.is_cuda
-    difference = apart(steps, made.cpu(), plan.second(steps, pictures, random_rows(24)))
+    difference = apart(steps, made.cpu(), plan.second_stage(steps, pictures, random_rows(24)))
     assert (difference < 0.0255).float().mean() > 0.999
 
 
@@ -267,7 +269,7 @@ def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatc
 def test_the_limit_is_pillows_own(folder, monkeypatch):
     picture = decode(str(folder / "plain.jpg"))
     asked = []
-    monkeypatch.setattr(loading, "by_pillow", asked.append)
+    monkeypatch.setattr(loading, "decode_with_pillow", asked.append)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", picture.shape[0] * picture.shape[1] - 1)
     decode(str(folder / "plain.jpg"))
     assert asked == [str(folder / "plain.jpg")]

@@ -102,7 +102,7 @@ def test_the_index_is_kept_while_the_shards_stay(tmp_path, monkeypatch):
     first = shards.index([path], CLASSES)
     monkeypatch.setattr(shards, "_made", lambda *arguments: pytest.fail("it is made anew"))
     again = shards.index([path], CLASSES)
-    assert np.array_equal(again.places, first.places) and again.labels.tolist() == [0, 1, 2]
+    assert np.array_equal(again.locations, first.locations) and again.labels.tolist() == [0, 1, 2]
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -160,7 +160,7 @@ def test_an_altered_index_costs_only_time(alteration, with_checksum, tmp_path, c
     path = write_labels(tmp_path / "0.tar", [0, 0, 1, 2])
     first = shards.index([path], CLASSES)
     (kept,) = (cache / "shards").iterdir()
-    table = np.column_stack([first.places, first.labels]).astype("<i8")
+    table = np.column_stack([first.locations, first.labels]).astype("<i8")
     rows = ALTERED[alteration](table)
     if with_checksum:
         keys = []
@@ -173,7 +173,7 @@ def test_an_altered_index_costs_only_time(alteration, with_checksum, tmp_path, c
         rows = made(keys[0], rows) + rows
     kept.write_bytes(rows)
     again = shards.index([path], CLASSES)
-    assert np.array_equal(again.places, first.places)
+    assert np.array_equal(again.locations, first.locations)
     assert np.array_equal(again.labels, first.labels)
     assert kept.read_bytes() != rows  # and is right again
 
@@ -188,7 +188,7 @@ def test_each_turned_bit_of_an_index_is_found(tmp_path, cache):
         content[place] ^= 1 << place % 8
         kept.write_bytes(content)
         again = shards.index([path], CLASSES)
-        assert np.array_equal(again.places, first.places)
+        assert np.array_equal(again.locations, first.locations)
         assert np.array_equal(again.labels, first.labels)
 
 

@@ -22,7 +22,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.data import tasks
 from domainbed_carft.data.benchmarks import ASSETS
-from domainbed_carft.data.comparison import plain_name
+from domainbed_carft.data.comparison import normalised_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
 from domainbed_carft.plugin import data_sets
@@ -182,7 +182,7 @@ def test_each_split_has_its_pictures_and_their_labels(name, planted):
     task = tasks.TASKS[name]
     task = replace(task, drawn=(2, 1)) if task.drawn else task
     data = planted(name)
-    splits = [tasks.read(task, data, train) for train in (True, False)]
+    splits = [tasks.read_split(task, data, train) for train in (True, False)]
     seen = set()
     for split, each in zip(splits, (2, 1)):
         labels = [label for _, label in split]
@@ -194,9 +194,9 @@ def test_each_split_has_its_pictures_and_their_labels(name, planted):
         assert "CIFAR" in name or not seen & files
         seen |= files
 
-    assert tasks.report(task, data, splits).verdict == "differs"
+    assert tasks.report_on(task, data, splits).verdict == "differs"
     complete = replace(task, pictures=(2 * task.classes, task.classes))
-    assert tasks.report(complete, data, splits).data_edition == f"verified: {task.split}"
+    assert tasks.report_on(complete, data, splits).data_edition == f"verified: {task.split}"
 
 
 # What OpenAI calls a class otherwise than its data set does: data set's name, OpenAI's.
@@ -235,13 +235,13 @@ def test_all_class_names_are_those_of_the_full_list_in_label_order(name):
     words = prompts.class_names({"class_names": task.words}, task.classes)
     listed = source_names(name)
     assert len(listed) == len(task.class_names) == task.classes
-    plain = [plain_name(re.sub("^/./", "", one)) for one in listed]
-    assert [*map(plain_name, task.class_names)] == plain
+    plain = [normalised_name(re.sub("^/./", "", one)) for one in listed]
+    assert [*map(normalised_name, task.class_names)] == plain
     assert len({*plain}) == task.classes  # so that a name has one label
 
     reworded = OPENAI_WORDS.get(name, {})
     expected = [reworded.get(one, one) for one in task.class_names]
-    assert [*map(plain_name, words)] == [*map(plain_name, expected)]
+    assert [*map(normalised_name, words)] == [*map(normalised_name, expected)]
     if GOLDEN[name]["order"] == "sorted":  # as torchvision sorts names; "_" comes before letters
         assert list(task.class_names) == sorted(task.class_names)
 
@@ -295,21 +295,21 @@ def test_a_missing_class_shifts_no_label_and_is_named(name, planted, capsys):
     task = tasks.TASKS[name]
     task = replace(task, drawn=(2, 1)) if task.drawn else task
     data = planted(name)
-    whole = labels_by_class(tasks.read(task, data, True))
+    whole = labels_by_class(tasks.read_split(task, data, True))
     WITHOUT_A_CLASS[name](data / task.folder)
 
-    split = tasks.read(task, data, True)
+    split = tasks.read_split(task, data, True)
     gone = GONE.get(name, "alley")
     left = labels_by_class(split)
     if name == "DTD":  # still in the list val1.txt
         assert left == whole and len(split) == 2 * task.classes - 1
         drop_line(data / "dtd" / "dtd" / "labels" / "val1.txt", "blotchy/")
-        split = tasks.read(task, data, True)
+        split = tasks.read_split(task, data, True)
         left = labels_by_class(split)
     assert left == {one: labels for one, labels in whole.items() if one != gone}
     assert len(split.classes) == task.classes
 
-    report = tasks.report(task, data, [split])
+    report = tasks.report_on(task, data, [split])
     told = f"train has no picture of 1 of the {task.classes} classes: '{gone}'"
     assert report.verdict == "broken" and report.problems[0].startswith(told)
     assert cli.main(["data", "verify", name, "--data_dir", str(data)]) == 1
@@ -341,12 +341,12 @@ def test_one_more_class_shifts_no_label_and_is_named(name, planted):
     task = tasks.TASKS[name]
     task = replace(task, drawn=(2, 1)) if task.drawn else task
     data = planted(name)
-    whole = tasks.read(task, data, True).samples
+    whole = tasks.read_split(task, data, True).samples
     WITH_ONE_MORE[name](data / task.folder)
 
-    split = tasks.read(task, data, True)
+    split = tasks.read_split(task, data, True)
     assert split.samples == whole and len(split.classes) == task.classes
-    report = tasks.report(task, data, [split])
+    report = tasks.report_on(task, data, [split])
     assert report.verdict == "broken"
     assert "has pictures of classes that" in report.problems[0]
     with pytest.raises(CarftError, match="data of .* is broken: train has pictures of classes"):
@@ -358,11 +358,11 @@ def test_empty_folders_and_a_missing_background_do_no_harm(planted):
     data = planted("EuroSAT")
     (data / "eurosat" / "2750" / ".ipynb_checkpoints").mkdir()
     task = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1))
-    assert tasks.report(task, data, [tasks.read(task, data, True)]).verdict == "differs"
+    assert tasks.report_on(task, data, [tasks.read_split(task, data, True)]).verdict == "differs"
     planted("Caltech101")
     shutil.rmtree(data / "caltech101" / "101_ObjectCategories" / "BACKGROUND_Google")
     task = replace(tasks.TASKS["Caltech101"], drawn=(2, 1))
-    assert len(tasks.read(task, data, True)) == 202
+    assert len(tasks.read_split(task, data, True)) == 202
 
 
 def test_a_class_that_the_list_of_classes_lacks_is_named(planted):
@@ -371,7 +371,7 @@ def test_a_class_that_the_list_of_classes_lacks_is_named(planted):
     with pytest.raises(
         CarftError, match="SUN397 cannot be read .*lists have no entry 'jail/indoor"
     ):
-        tasks.read(tasks.TASKS["SUN397"], data, True)
+        tasks.read_split(tasks.TASKS["SUN397"], data, True)
 
 
 def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
@@ -419,7 +419,9 @@ def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, mo
     small = replace(tasks.TASKS["SUN397"], drawn=(2, 1), pictures=(2 * 397, 397))
     monkeypatch.setattr(data_sets.TASKS["SUN397"], "TASK", small)
     words = prompts.class_names({"class_names": "sun397"}, 397)
-    in_folders = {path.parts[-3]: label for path, label in tasks.read(small, data, True).samples}
+    in_folders = {
+        path.parts[-3]: label for path, label in tasks.read_split(small, data, True).samples
+    }
     assert words[in_folders["jail"]] == "jail indoor"
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     given = ["--algorithm", "CARFT", "--dataset", "SUN397", "--data_dir", str(data), "--test_envs"]
@@ -430,7 +432,7 @@ def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, mo
 
 def test_missing_data_is_told_with_the_command(tmp_path, capsys):
     with pytest.raises(CarftError, match=r"no folder .*dtd\); run `carft data download DTD"):
-        tasks.read(tasks.TASKS["DTD"], tmp_path, True)
+        tasks.read_split(tasks.TASKS["DTD"], tmp_path, True)
     assert not any(tmp_path.iterdir())
     given = ["--algorithm", "CARFT", "--dataset", "StanfordCars", "--data_dir", str(tmp_path)]
     assert train.main([*given, "--test_envs", "--output_dir", str(tmp_path / "out")])
@@ -463,7 +465,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     assert cli.main(asked) == 0
     text = capsys.readouterr().out
     run = saved.open_run(tmp_path / "out")
-    pictures = tasks.read(small, data, False)
+    pictures = tasks.read_split(small, data, False)
     pictures.transform = predict.transform_of(run)
     with torch.no_grad():
         right = sum(int(run.algorithm.predict(x[None]).argmax()) == y for x, y in pictures)
@@ -490,7 +492,7 @@ def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
     given += ["--test_envs", "--hparams", json.dumps(hparams), "--steps", "1", "--workers", "0"]
     assert train.main([*given, "--output_dir", str(tmp_path / "out")]) == 0
 
-    broken, _ = tasks.read(small, data, False).samples[0]
+    broken, _ = tasks.read_split(small, data, False).samples[0]
     Path(broken).write_bytes(b"no picture")
     capsys.readouterr()
     asked = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
@@ -513,7 +515,7 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
     texts = backbone.text_features(
         clip, [[f"a photo of a {name}, a type of pet." for name in names]]
     )
-    pictures = tasks.read(tasks.TASKS["OxfordIIITPet"], data, False)
+    pictures = tasks.read_split(tasks.TASKS["OxfordIIITPet"], data, False)
     transform = images.transform("clip", 48, False)
     with torch.no_grad():
         x = torch.stack([transform(picture) for picture, _ in pictures])

@@ -191,15 +191,15 @@ def test_counts_are_those_of_image_folder(tmp_path):
     (cat / "linked").symlink_to(tmp_path / "photo" / "dog")
     (cat / "link.png").symlink_to(cat / "0.jpg")
     (cat / "gone.png").symlink_to(cat / "nothing")
-    assert listing.PICTURES == IMG_EXTENSIONS
-    found = listing.read(tmp_path)
+    assert listing.PICTURE_EXTENSIONS == IMG_EXTENSIONS
+    found = listing.list_environments(tmp_path)
     for environment in ("art", "photo"):
         theirs = ImageFolder(str(tmp_path / environment))
         ours = [p for p in found.pictures if p.startswith(f"{environment}/")]
         assert sorted(str(tmp_path / p) for p in ours) == sorted(path for path, _ in theirs.samples)
         counts = found.counts[environment]
         assert list(counts) == theirs.classes and sum(counts.values()) == len(theirs)
-    assert found.odd["link"] == ["art/cat/gone.png"]
+    assert found.faults["link"] == ["art/cat/gone.png"]
 
 
 def test_files_and_folders_that_end_a_job(tmp_path):

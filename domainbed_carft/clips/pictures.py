@@ -41,7 +41,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...] = CLIP_STD
 
     @property
-    def asked(self) -> str:
+    def hparam_value(self) -> str:
         """What a data set has to know of it, the hparam ``preprocessing``."""
         return f"{self.resolution} {self.interpolation} {self.resize}"
 
@@ -133,7 +133,7 @@ class CLIPInput(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.wanted = wanted = Preprocessing(wanted) if isinstance(wanted, int) else wanted
+        self.preprocessing = wanted = Preprocessing(wanted) if isinstance(wanted, int) else wanted
         theirs, spread, clip_mean, clip_std = map(
             torch.tensor, (mean, std, wanted.mean, wanted.std)
         )
@@ -143,7 +143,7 @@ class CLIPInput(nn.Module):
         self.register_buffer("shift", shift.view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        size = (self.wanted.resolution, self.wanted.resolution)
+        size = (self.preprocessing.resolution, self.preprocessing.resolution)
         if x.shape[-2:] != size:
-            x = F.interpolate(x, size=size, mode=self.wanted.interpolation, antialias=True)
+            x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)
         return x * self.scale + self.shift

@@ -41,11 +41,16 @@ def compare(name: str, counts: Counts) -> Findings:
         _own(counts, findings)
         return findings
     names, folders = list(counts), [environment.folder for environment in benchmark.environments]
-    forms = [{plain_name(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
-    if len(names) != len(forms) or any(plain_name(n) not in form for n, form in zip(names, forms)):
+    forms = [
+        {normalised_name(form) for form in (e.folder, *e.also)} for e in benchmark.environments
+    ]
+    if len(names) != len(forms) or any(
+        normalised_name(n) not in form for n, form in zip(names, forms)
+    ):
         findings.problems.append(
-            f"the environments are {listed(names, 8) or 'missing'}, expected {listed(folders, 8)}. "
-            "Test environments go by position: rename these folders and move out all others"
+            f"the environments are {quoted_names(names, 8) or 'missing'}, expected "
+            f"{quoted_names(folders, 8)}. Test environments go by position: rename these folders and "
+            "move out all others"
         )
         return findings
     if renamed := [f"{n!r} to {folder!r}" for n, folder in zip(names, folders) if n != folder]:
@@ -98,24 +103,24 @@ def _imagenet(counts: Counts, findings: Findings) -> None:
         if 2 * len(missing) < len(ids) and (missing or extra):
             findings.differences.append(
                 f"environment {name!r} does not have ImageNet's 1,000 classes: missing "
-                f"{listed(missing) or 'none'}, extra {listed(extra) or 'none'}. To check ImageNet, "
-                f"use {by_name}"
+                f"{quoted_names(missing) or 'none'}, extra {quoted_names(extra) or 'none'}. To check "
+                f"ImageNet, use {by_name}"
             )
 
 
-def digest(counts: Counts) -> str:
+def counts_digest(counts: Counts) -> str:
     """Eight hex digits that change with any environment, class or number in ``counts``."""
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
+def quoted_names(names: Iterable[str], most: int = 5) -> str:
     """The first names, quoted, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
 
 
-def plain_name(name: str) -> str:
+def normalised_name(name: str) -> str:
     """What is left of a name that copies write as "Real World", "RealWorld" or "real_world"."""
     return re.sub(r"[\W_]", "", name.casefold())
 
@@ -127,15 +132,15 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     for name, found in counts.items():
         if found and SUB_SPLITS.issuperset(map(str.lower, found)):
             problems.append(
-                f"environment {name!r} has the sub-splits {listed(found)}, expected class folders; "
-                "merge the sub-splits into one folder per class, each picture once"
+                f"environment {name!r} has the sub-splits {quoted_names(found)}, expected class "
+                "folders; merge the sub-splits into one folder per class, each picture once"
             )
             continue
         alike.setdefault(tuple(found), []).append(name)
         if empty := [label for label, pictures in found.items() if not pictures]:
             problems.append(
-                f"environment {name!r} has no picture in {listed(empty)}, so no job can start; "
-                "get the pictures or remove the class from all environments"
+                f"environment {name!r} has no picture in {quoted_names(empty)}, so no job can "
+                "start; get the pictures or remove the class from all environments"
             )
     if not alike:
         return
@@ -150,18 +155,18 @@ def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
     for classes, names in alike.items():
         if classes == expected:
             continue
-        if known and [*map(plain_name, classes)] == [*map(plain_name, expected)]:
+        if known and [*map(normalised_name, classes)] == [*map(normalised_name, expected)]:
             others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
             findings.differences.append(
-                f"class folders in {listed(names)} have other names in the same order: "
+                f"class folders in {quoted_names(names)} have other names in the same order: "
                 f"{', '.join(others[:5])}"
             )
             continue
-        missing = listed(one for one in expected if one not in classes) or "none"
-        extra = listed(one for one in classes if one not in expected) or "none"
+        missing = quoted_names(one for one in expected if one not in classes) or "none"
+        extra = quoted_names(one for one in classes if one not in expected) or "none"
         label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
         problems.append(
-            f"the class folders in {listed(names)} are not {whose}: missing {missing}, extra "
+            f"the class folders in {quoted_names(names)} are not {whose}: missing {missing}, extra "
             f"{extra}. Labels are wrong from {label} on; make them the same"
         )
 
@@ -175,11 +180,11 @@ def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
     edition = min(benchmark.editions, key=distance)
     named = len(findings.differences)
     for name, classes in found.items():
-        plain = {plain_name(label): count for label, count in classes.items()}
+        plain = {normalised_name(label): count for label, count in classes.items()}
         others = [
-            f"{label!r} {plain[plain_name(label)]:,} instead of {count:,}"
+            f"{label!r} {plain[normalised_name(label)]:,} instead of {count:,}"
             for label, count in edition.by_class.get(name, {}).items()
-            if plain.get(plain_name(label), count) != count
+            if plain.get(normalised_name(label), count) != count
         ]
         total, expected = totals[name], edition.counts[name]
         if others or total != expected:

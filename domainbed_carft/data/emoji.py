@@ -26,12 +26,12 @@ TRAINED_STYLE = "noto"
 TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, see docs/measured.md
 
 
-def environments(name: str) -> Path:
+def environment_folder(name: str) -> Path:
     """The folder environment/class/picture.png of the embedded data set ``name``."""
-    return shift() / "train" if name == SHIFT else unpacked()
+    return shift_folders() / "train" if name == SHIFT else style_folders()
 
 
-def unpacked() -> Path:
+def style_folders() -> Path:
     """The folder style/class/picture.png. Raises CarftError without a cache folder to write to."""
     with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
 
@@ -42,9 +42,9 @@ def unpacked() -> Path:
         return _made(Path("emoji_styles", weights.sha256(archive)[:16]), unpack)
 
 
-def shift() -> Path:
+def shift_folders() -> Path:
     """The folders train/noto/class/picture.png and test/... of EmojiShift, by a fixed draw."""
-    styles = unpacked()
+    styles = style_folders()
 
     def divide(folder: Path) -> None:
         generator = np.random.RandomState(0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from domainbed_carft import machine
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.text import counted, progress
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, without seconds of importing torch.
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -38,7 +38,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 LARGEST_FILE = 1 << 30
 
 # What ends a job or gives it wrong pictures, and what to do about it.
-ODD = {
+FAULT_KINDS = {
     "empty file": "(download again)",
     "link": "to nothing (restore the target)",
     "path": "that cannot be read (repair or delete)",
@@ -53,17 +53,17 @@ class Listing:
     root: Path
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # sorted, which is label order
     pictures: list[str] = field(default_factory=list)  # all that are counted
-    odd: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in ODD})
+    faults: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in FAULT_KINDS})
 
     @property
     def problems(self) -> list[str]:
         """A sentence for each kind that is there."""
-        odd = {kind: paths for kind, paths in self.odd.items() if paths}
-        return [f"{counted(len(odd[k]), k)} {ODD[k]}: {listed(odd[k])}" for k in odd]
+        odd = {kind: paths for kind, paths in self.faults.items() if paths}
+        return [f"{counted(len(odd[k]), k)} {FAULT_KINDS[k]}: {quoted_names(odd[k])}" for k in odd]
 
 
 @dataclass(frozen=True)
-class Damaged:
+class DamagedPicture:
     """A picture that ends the job; a ``truncated`` one is only grey where its data ends."""
 
     path: str
@@ -71,7 +71,7 @@ class Damaged:
     reason: str
 
 
-def read(root: Path) -> Listing:
+def list_environments(root: Path) -> Listing:
     """List ``root``. Raises CarftError where it is not a folder, or cannot be read."""
     found = Listing(root)
     try:
@@ -87,11 +87,11 @@ def read(root: Path) -> Listing:
         try:
             pairs += [(environment, name) for name in _entries(root / environment)[0]]
         except OSError:
-            found.odd["path"].append(environment)
+            found.faults["path"].append(environment)
     return _filled(found, pairs)
 
 
-def of_classes(root: Path, names: Container[str] | None = None) -> Listing:
+def list_classes(root: Path, names: Container[str] | None = None) -> Listing:
     """List a folder class/picture, as its one environment ""; of the classes ``names``, or all.
 
     Raises CarftError where it is not a folder, or cannot be read.
@@ -172,7 +172,7 @@ def open_picture(path: str | Path | Member) -> Image.Image:
         return Image.open(file, formats=FORMATS).convert("RGB")
 
 
-def opened(reader: Callable[[Any], Any], path: str | Member) -> Any:
+def read_picture(reader: Callable[[Any], Any], path: str | Member) -> Any:
     """What `reader` makes of a picture. Raises PassingError, naming it, for one it cannot read."""
     try:
         return reader(path)
@@ -185,7 +185,7 @@ def opened(reader: Callable[[Any], Any], path: str | Member) -> Any:
         ) from error
 
 
-def damaged(root: Path, pictures: Sequence[str]) -> list[Damaged]:
+def damaged_pictures(root: Path, pictures: Sequence[str]) -> list[DamagedPicture]:
     """Decode all ``pictures`` (paths below ``root``); those that are not whole, sorted."""
     from PIL import ImageFile
 
@@ -202,7 +202,7 @@ def damaged(root: Path, pictures: Sequence[str]) -> list[Damaged]:
             )
             bad = [(path, fault) for path, fault in zip(pictures, bar) if fault]
             ImageFile.LOAD_TRUNCATED_IMAGES = True  # as DomainBed sets it
-            return [Damaged(path, not _fault(root, path), fault) for path, fault in bad]
+            return [DamagedPicture(path, not _fault(root, path), fault) for path, fault in bad]
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
@@ -225,13 +225,13 @@ def _add_pictures(found: Listing, inside: str, above: tuple[str, ...]) -> None:
             raise OSError
         folders, files = _entries(found.root / inside)
     except OSError:
-        found.odd["path"].append(inside)
+        found.faults["path"].append(inside)
         return
     for entry in files:
         path = f"{inside}/{entry.name}"
         found.pictures.append(path)
         if kind := _odd(entry):
-            found.odd[kind].append(path)
+            found.faults[kind].append(path)
     for name in folders:
         _add_pictures(found, f"{inside}/{name}", (*above, here))
 
@@ -257,6 +257,6 @@ def _entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
         for entry in entries:
             if os.path.isdir(entry.path):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(PICTURES):
+            elif entry.name.lower().endswith(PICTURE_EXTENSIONS):
                 pictures.append(entry)
     return sorted(folders), pictures

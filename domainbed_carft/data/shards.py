@@ -47,18 +47,19 @@ _COLUMNS = 4
 class Index(Sequence[tuple[Member, int]]):
     """The pictures of some shards, sorted by label and then by name, as folders list them.
 
-    ``places``, (N, 3), int64: the number of the shard, offset and size in bytes; ``labels``, (N,).
+    ``locations``, (N, 3), int64: the number of the shard, offset and size in bytes; ``labels``,
+    (N,), int64.
     """
 
     shards: Sequence[str]
-    places: np.ndarray
+    locations: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, position: Any) -> Any:
-        shard, offset, size = self.places[position].tolist()
+        shard, offset, size = self.locations[position].tolist()
         return Member(self.shards[shard], offset, size), int(self.labels[position])
 
 
@@ -234,7 +235,9 @@ def _members(archive: tarfile.TarFile, path: Path, end: int) -> Iterator[dict[st
     """
     for member in archive:
         is_label = member.name.endswith(LABELLED)
-        if not member.isreg() or not (is_label or member.name.lower().endswith(listing.PICTURES)):
+        if not member.isreg() or not (
+            is_label or member.name.lower().endswith(listing.PICTURE_EXTENSIONS)
+        ):
             continue
         if member.issparse():
             raise ValueError(f"{member.name[:80]!r} is a sparse file, which webdataset cannot read")

@@ -21,7 +21,7 @@ import numpy as np
 
 from domainbed_carft.data import benchmarks, listing
 from domainbed_carft.data import verify as verifying
-from domainbed_carft.data.comparison import listed, plain_name
+from domainbed_carft.data.comparison import normalised_name, quoted_names
 from domainbed_carft.data.download import removing_empty_folders
 from domainbed_carft.errors import CarftError, brief
 
@@ -70,7 +70,7 @@ TASKS = {facts["name"]: Task(**facts) for facts in benchmarks.task_facts()["task
 ZERO_SHOT_SOURCE: str = benchmarks.task_facts()["zero_shot_source"]
 
 
-class Pictures:
+class PictureDataset:
     """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
 
     ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
@@ -97,11 +97,11 @@ class Pictures:
         if isinstance(source, np.ndarray):
             picture = Image.fromarray(source)
         else:
-            picture = listing.opened(listing.open_picture, source)
+            picture = listing.read_picture(listing.open_picture, source)
         return self.transform(picture) if self.transform else picture, label
 
 
-def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
+def read_split(task: Task, data_dir: str | Path, train: bool) -> PictureDataset:
     """Its training or its test pictures, always in the same order, labelled by class name.
 
     Pictures of classes that the task does not have are left out. Raises CarftError without data
@@ -129,18 +129,20 @@ def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
             f"{task.name} cannot be read below {data_dir} ({reason}); {remedy}"
         ) from error
 
-    labels = {plain_name(name): label for label, name in enumerate(task.class_names)}
-    label_of = {name: labels.get(plain_name(name)) for name in dict.fromkeys(n for _, n in named)}
+    labels = {normalised_name(name): label for label, name in enumerate(task.class_names)}
+    label_of = {
+        name: labels.get(normalised_name(name)) for name in dict.fromkeys(n for _, n in named)
+    }
     unknown_classes = [name for name, label in label_of.items() if label is None]
     samples = [(source, y) for source, name in named if (y := label_of[name]) is not None]
     if task.drawn:
         samples = _drawn(task, sorted(samples, key=lambda sample: str(sample[0])), train)
 
     names = [name.replace("/", "_") for name in task.class_names]
-    return Pictures(samples, names, unknown_classes=unknown_classes)
+    return PictureDataset(samples, names, unknown_classes=unknown_classes)
 
 
-def class_problems(task: Task, split: str, pictures: Pictures) -> list[str]:
+def class_problems(task: Task, split: str, pictures: PictureDataset) -> list[str]:
     """A sentence if classes of the task have no picture in the split, and one if others have."""
     problems = []
     present = {label for _, label in pictures.samples}
@@ -148,29 +150,33 @@ def class_problems(task: Task, split: str, pictures: Pictures) -> list[str]:
     if missing:
         problems.append(
             f"{split} has no picture of {len(missing):,} of the {len(task.class_names):,} classes: "
-            f"{listed(missing)}; restore their pictures, or the lists that name them"
+            f"{quoted_names(missing)}; restore their pictures, or the lists that name them"
         )
     if pictures.unknown_classes:
         problems.append(
             f"{split} has pictures of classes that {task.name} does not have: "
-            f"{listed(pictures.unknown_classes)}; they are not read. Move them out, or restore the "
-            "names"
+            f"{quoted_names(pictures.unknown_classes)}; they are not read. Move them out, or "
+            "restore the names"
         )
     return problems
 
 
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.Report:
-    """The numbers of both splits against the published ones. Raises CarftError as ``read``."""
+    """The numbers of both splits against the published ones. Raises CarftError."""
     if data_dir is None:
         raise CarftError(f"{name} needs --data_dir, the folder of {TASKS[name].folder}")
-    splits = [read(TASKS[name], data_dir, train) for train in (True, False)]
-    found = replace(report(TASKS[name], data_dir, splits), decoded=decode)
+    splits = [read_split(TASKS[name], data_dir, train) for train in (True, False)]
+    found = replace(report_on(TASKS[name], data_dir, splits), decoded=decode)
     sources = [source for split in splits for source, _ in split.samples]
     files = [source for source in sources if not isinstance(source, np.ndarray)]
-    return verifying.judged(found, [os.path.relpath(file, found.root) for file in files])
+    return verifying.with_decoding_faults(
+        found, [os.path.relpath(file, found.root) for file in files]
+    )
 
 
-def report(task: Task, data_dir: str | Path, splits: Iterable[Pictures]) -> verifying.Report:
+def report_on(
+    task: Task, data_dir: str | Path, splits: Iterable[PictureDataset]
+) -> verifying.Report:
     """The same of what was read: the training set, or that and the test set."""
     counts: dict[str, dict[str, int]] = {}
     problems: list[str] = []
@@ -217,7 +223,7 @@ def _made(task: Task, data_dir: str | Path, part: Part, **more: Any) -> Any:
 
 def _samples_in_folders(root: Path) -> list[tuple[Path, str]]:
     """Files below the class folders with the names of these; torchvision refuses empty folders."""
-    files = map(Path, listing.of_classes(root).pictures)
+    files = map(Path, listing.list_classes(root).pictures)
     return [(root / file, file.parts[0]) for file in files if file.parts[0] != BACKGROUND]
 
 

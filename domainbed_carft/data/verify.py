@@ -11,8 +11,8 @@ from typing import Any
 
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, comparison, emoji, listing
-from domainbed_carft.data.comparison import Counts, listed
-from domainbed_carft.data.listing import Damaged
+from domainbed_carft.data.comparison import Counts, quoted_names
+from domainbed_carft.data.listing import DamagedPicture
 from domainbed_carft.errors import CarftError
 
 MOST_ENVIRONMENTS = 50  # that are printed: a folder of classes may be taken for one of environments
@@ -30,7 +30,7 @@ class Report:
     notes: Sequence[str]
     edition: str | None  # the known one with these counts
     decoded: bool = False
-    damaged: Sequence[Damaged] = ()  # looked for only where ``decoded``
+    damaged: Sequence[DamagedPicture] = ()  # looked for only where ``decoded``
 
     @property
     def verdict(self) -> str:
@@ -58,7 +58,7 @@ class Report:
         """For a job's records: the verdict, the edition, the digest of counts not known."""
         parts = [self.edition] if self.edition else []
         if self.verdict in ("differs", "consistent"):
-            parts.append(comparison.digest(self.counts))
+            parts.append(comparison.counts_digest(self.counts))
         return f"{self.verdict}: {', '.join(parts)}" if parts else self.verdict
 
     @property
@@ -102,12 +102,12 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     """
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):
-            return examine(name_or_path, Path(name_or_path), decode)
+            return verify_folder(name_or_path, Path(name_or_path), decode)
         unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
         raise CarftError(f"no such folder, and {unknown}")
     folder = benchmarks.get(name_or_path).folder
     if not folder:
-        return examine(name_or_path, emoji.environments(name_or_path), decode)
+        return verify_folder(name_or_path, emoji.environment_folder(name_or_path), decode)
     if data_dir is None:
         raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
     for problem in benchmarks.missing_data_dir(data_dir):
@@ -117,31 +117,33 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
             f"{data_dir / folder} does not exist, expected the data of {name_or_path} there; "
             "rename the folder, unpack the archives, or give another --data_dir"
         )
-    return examine(name_or_path, data_dir / folder, decode)
+    return verify_folder(name_or_path, data_dir / folder, decode)
 
 
-def examine(name: str, root: Path, decode: bool = False) -> Report:
+def verify_folder(name: str, root: Path, decode: bool = False) -> Report:
     """The same of the folder ``root``, as that of the data set ``name``."""
-    found = listing.read(root)
+    found = listing.list_environments(root)
     findings = comparison.compare(name, found.counts)
     findings.problems += found.problems
-    told = {path for paths in found.odd.values() for path in paths}
+    told = {path for paths in found.faults.values() for path in paths}
     whole = [path for path in found.pictures if path not in told] if decode else []
-    return judged(Report(name, root, found.counts, **vars(findings), decoded=decode), whole)
+    return with_decoding_faults(
+        Report(name, root, found.counts, **vars(findings), decoded=decode), whole
+    )
 
 
-def judged(report: Report, pictures: Sequence[str]) -> Report:
+def with_decoding_faults(report: Report, pictures: Sequence[str]) -> Report:
     """The report, with what decoding ``pictures``, below its root, adds if it is ``decoded``."""
     if not report.decoded:
         return report
-    bad = listing.damaged(report.root, pictures)
+    bad = listing.damaged_pictures(report.root, pictures)
     problems = [*report.problems, *_told(bad, False, "cannot be decoded")]
     grey = _told(bad, True, "cut off and read with grey where the data ends")
     differences = [*report.differences, *grey]
     return replace(report, problems=problems, differences=differences, damaged=bad)
 
 
-def _told(bad: Sequence[Damaged], truncated: bool, fault: str) -> list[str]:
+def _told(bad: Sequence[DamagedPicture], truncated: bool, fault: str) -> list[str]:
     paths = [one.path for one in bad if one.truncated is truncated]
     count = text.counted(len(paths), "picture")
-    return [f"{count} {fault} (download again): {listed(paths)}"] if paths else []
+    return [f"{count} {fault} (download again): {quoted_names(paths)}"] if paths else []

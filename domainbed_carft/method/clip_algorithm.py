@@ -73,7 +73,9 @@ class CLIPAlgorithm(HostedAlgorithm):
             host_arguments.record(
                 hparams, "clip_revision", clip_model.revision, "the hub's is another"
             )
-            hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
+            hparams["preprocessing"] = (
+                hparams["preprocessing"] or clip_model.preprocessing.hparam_value
+            )
             names = prompts.class_names(hparams, num_classes)
             has_kl = "kl_weight" in (self.weighed or ()) and hparams["kl_weight"] > 0
             templates = prompts.contexts_of(hparams, least=2 if has_kl else 1)

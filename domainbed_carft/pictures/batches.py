@@ -29,7 +29,7 @@ class Settings(NamedTuple):
     shift: np.ndarray
 
 
-def second(pictures: Tensor, settings: Settings) -> Tensor:
+def second_stage(pictures: Tensor, settings: Settings) -> Tensor:
     """(N, S, S, 3), uint8 -> (N, 3, S, S), float32, on the pictures' device.
 
     Which pictures an operation is for is known on the host, and told in one transfer.

@@ -136,7 +136,7 @@ def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
 def _second(
     pictures: Any, flip: Any, order: Any, factors: Any, grey: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """As `batches.second`, of contiguous arrays, into ``out``."""
+    """As `batches.second_stage`, of contiguous arrays, into ``out``."""
     x = np.empty((3, pictures.shape[1] * pictures.shape[2]), dtype=np.uint8)
     for n in range(len(pictures)):
         _planes(pictures[n], flip[n], x)
@@ -156,6 +156,6 @@ def _second(
 
 
 try:
-    second = njit(fastmath=MATHS, cache=True, nogil=True)(_second)
+    second_stage = njit(fastmath=MATHS, cache=True, nogil=True)(_second)
 except RuntimeError:  # there is nowhere to keep it
-    second = njit(fastmath=MATHS, nogil=True)(_second)
+    second_stage = njit(fastmath=MATHS, nogil=True)(_second)

@@ -58,7 +58,7 @@ class _Handle:
 _handles: dict[Path, _Handle] = {}
 
 
-class Verdict(enum.Enum):
+class StoreState(enum.Enum):
     """What a store is found to be."""
 
     WHOLE = enum.auto()
@@ -174,12 +174,12 @@ def writing(folder: Path, bound: int) -> Iterator[Any]:
         yield new
 
 
-def size(database: Any) -> int:
+def used_bytes(database: Any) -> int:
     """The bytes of the file that the pages of an opened store take."""
     return int((database.info()["last_pgno"] + 1) * database.stat()["psize"])
 
 
-def inspect(folder: Path, bound: int, names_begin: bytes) -> Verdict:
+def inspect(folder: Path, bound: int, names_begin: bytes) -> StoreState:
     """Walk through all keys of the store in ``folder``, which this process does not have open.
 
     ``names_begin`` is how the keys of one's own pictures begin. Raises OSError or lmdb.Error if the
@@ -197,7 +197,7 @@ def inspect(folder: Path, bound: int, names_begin: bytes) -> Verdict:
             raise TimeoutError(f"{folder} could not be checked within {INSPECTION_S:.0f} s")
         verdict = receiving.recv()
     except EOFError:
-        return Verdict.DAMAGED
+        return StoreState.DAMAGED
     finally:
         inspector.kill()
         inspector.join()
@@ -205,7 +205,7 @@ def inspect(folder: Path, bound: int, names_begin: bytes) -> Verdict:
 
     if isinstance(verdict, Exception):
         raise verdict
-    return Verdict(verdict)
+    return StoreState(verdict)
 
 
 def _send_verdict(sending: Connection, folder: Path, bound: int, names_begin: bytes) -> None:
@@ -216,31 +216,31 @@ def _send_verdict(sending: Connection, folder: Path, bound: int, names_begin: by
     except OSError as error:
         sending.send(error)
     except DAMAGE:
-        sending.send(Verdict.DAMAGED)
+        sending.send(StoreState.DAMAGED)
     except lmdb.Error as error:
         sending.send(OSError(str(error)))
 
 
-def _verdict(folder: Path, bound: int, names_begin: bytes) -> Verdict:
+def _verdict(folder: Path, bound: int, names_begin: bytes) -> StoreState:
     database = handle(folder, bound).database
     with database.begin() as transaction:
-        if size(database) > os.stat(folder / "data.mdb").st_size:
-            return Verdict.DAMAGED
+        if used_bytes(database) > os.stat(folder / "data.mdb").st_size:
+            return StoreState.DAMAGED
 
         count = 0
         matching = 0
         before = b""
         for name in transaction.cursor().iternext(keys=True, values=False):
             if name <= before:
-                return Verdict.DAMAGED
+                return StoreState.DAMAGED
             before = name
             count += 1
             matching += name.startswith(names_begin)
         if count != transaction.stat(database.open_db())["entries"]:
-            return Verdict.DAMAGED
+            return StoreState.DAMAGED
 
-    is_full = size(database) > FULL * bound
-    return Verdict.FOREIGN if is_full and 2 * matching < count else Verdict.WHOLE
+    is_full = used_bytes(database) > FULL * bound
+    return StoreState.FOREIGN if is_full and 2 * matching < count else StoreState.WHOLE
 
 
 def _open(folder: Path, bound: int) -> Any:

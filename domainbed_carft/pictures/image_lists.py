@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from domainbed_carft.data.shards import Index
-from domainbed_carft.data.tasks import Pictures
+from domainbed_carft.data.tasks import PictureDataset
 
 # Of the hparam `sampling`; with neither, each picture comes once before any comes again.
-REPLACED, BY_SHARD = "with-replacement", "passes-by-shard"
+WITH_REPLACEMENT, PASSES_BY_SHARD = "with-replacement", "passes-by-shard"
 
 WINDOW = 16  # shards that are read from at a time
 
 
 @dataclass(frozen=True)
-class Paths(Sequence[tuple[str, int]]):
+class ImagePaths(Sequence[tuple[str, int]]):
     """The files ``names``, (N,), bytes, below ``root``, with their ``labels``, (N,)."""
 
     root: str
@@ -38,10 +38,10 @@ class Paths(Sequence[tuple[str, int]]):
         return path, int(self.labels[position])
 
 
-class Environment(Pictures):
+class ImageList(PictureDataset):
     """Pictures that may be a million, below ``root``."""
 
-    def __init__(self, root: str, classes: Sequence[str], samples: Paths | Index) -> None:
+    def __init__(self, root: str, classes: Sequence[str], samples: ImagePaths | Index) -> None:
         super().__init__(samples, classes)
         self.root, self.targets = root, samples.labels
 
@@ -52,7 +52,7 @@ def shards_of(dataset: Any) -> np.ndarray | None:
         whole = shards_of(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
     samples = getattr(dataset, "samples", None)
-    return samples.places[:, 0] if isinstance(samples, Index) else None
+    return samples.locations[:, 0] if isinstance(samples, Index) else None
 
 
 class Passes:

@@ -17,11 +17,13 @@ from torchvision import io
 from domainbed_carft.data import listing
 from domainbed_carft.data.listing import Member
 from domainbed_carft.pictures import store
-from domainbed_carft.pictures.plan import Plan, first
+from domainbed_carft.pictures.plan import Plan, first_stage
 from domainbed_carft.pictures.store import Store
 
 # Other versions may round otherwise.
-MADE_BY = f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
+DECODER_VERSIONS = (
+    f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
+)
 
 JPEG_BEGINNING = b"\xff\xd8\xff"
 # How a frame with a size begins; what may stand before it: tables, comments and other programs'.
@@ -29,28 +31,28 @@ FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 SKIPPED_MARKERS = {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 HEADER_BYTES = 1 << 20  # where the frame begins at the latest, else Pillow judges
 
-# What `first` says of a picture that nothing is drawn for.
-NOTHING_DRAWN = torch.tensor([0, 0, 1, 2, 3, 1, 1, 1, 0, 0], dtype=torch.float32)
+# What `first_stage` says of a picture that nothing is drawn for.
+NO_AUGMENTATION = torch.tensor([0, 0, 1, 2, 3, 1, 1, 1, 0, 0], dtype=torch.float32)
 
 
 def load(plan: Plan, path: str | Member, kept: Store | None = None) -> tuple[Tensor, Tensor]:
-    """As ``first`` of the file's picture. Raises what Pillow raises for what it cannot read.
+    """As ``first_stage`` of the file's picture. Raises what Pillow raises for what it cannot read.
 
     Kept are whole pictures, or squares where the plan draws nothing.
     """
     if kept is None:
-        return first(plan, decode(path))
+        return first_stage(plan, decode(path))
     kind = "whole" if plan.draws else f"{plan.size} {plan.interpolation} {plan.resize}"
-    what = f"{kind} {MADE_BY}"
+    what = f"{kind} {DECODER_VERSIONS}"
     if isinstance(path, Member):
-        key = store.key(path.path, f"{path.offset} {what}")
+        key = store.picture_key(path.path, f"{path.offset} {what}")
     else:
-        key = store.key(path, what)
+        key = store.picture_key(path, what)
     picture = kept.get(key)
     if picture is None:
-        picture = decode(path) if plan.draws else first(plan, decode(path))[0]
+        picture = decode(path) if plan.draws else first_stage(plan, decode(path))[0]
         kept.put(key, picture)
-    return first(plan, picture) if plan.draws else (picture, NOTHING_DRAWN)
+    return first_stage(plan, picture) if plan.draws else (picture, NO_AUGMENTATION)
 
 
 def decode(path: str | Member) -> Tensor:
@@ -68,7 +70,7 @@ def decode(path: str | Member) -> Tensor:
             # Four channels are printer's inks, which each library turns into RGB in its own way.
             if len(pixels) < 4:
                 return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous()
-    return by_pillow(path)
+    return decode_with_pillow(path)
 
 
 def _jpeg_content(path: str | Member) -> np.ndarray | None:
@@ -104,6 +106,6 @@ def _is_within_limit(content: np.ndarray) -> bool:
     return False
 
 
-def by_pillow(path: str | Member) -> Tensor:
+def decode_with_pillow(path: str | Member) -> Tensor:
     """The same for all that Pillow reads."""
     return torch.from_numpy(np.array(listing.open_picture(path)))

@@ -50,7 +50,7 @@ class Plan(NamedTuple):
         return self.resize == "crop" or any(step is not None for step in steps)
 
 
-def plan(transform: Any, jitter: str = "batch") -> Plan | None:
+def plan_of(transform: Any, jitter: str = "batch") -> Plan | None:
     """The plan of a torchvision ``Compose`` like ours and upstream's; None of any other transform.
 
     Such go through Pillow as they are: what a step that we do not know does, we cannot do.
@@ -97,7 +97,7 @@ def plan(transform: Any, jitter: str = "batch") -> Plan | None:
     )
 
 
-def first(plan: Plan, picture: Tensor) -> tuple[Tensor, Tensor]:
+def first_stage(plan: Plan, picture: Tensor) -> tuple[Tensor, Tensor]:
     """Crop and resize a picture (H, W, 3), uint8, to (size, size, 3), uint8.
 
     With it what was drawn for it, (10,), float32: whether to flip, the order of the jitter's four
@@ -132,7 +132,7 @@ def first(plan: Plan, picture: Tensor) -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
 
 
-def second(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = None) -> Tensor:
+def second_stage(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = None) -> Tensor:
     """Flip, jitter, turn grey, normalise: (N, S, S, 3), uint8 -> (N, 3, S, S), float32.
 
     ``drawn``, (N, 10), stays on the host; the pictures may be on any device, which the host does
@@ -158,9 +158,9 @@ def second(plan: Plan, pictures: Tensor, drawn: Tensor, out: Tensor | None = Non
 
         if out is None:
             out = torch.empty(len(pictures), 3, plan.size, plan.size)
-        compiled.second(pictures.contiguous().numpy(), *settings, out.numpy())
+        compiled.second_stage(pictures.contiguous().numpy(), *settings, out.numpy())
         return out
-    return batches.second(pictures, settings)
+    return batches.second_stage(pictures, settings)
 
 
 def jitter_path(device: torch.device | str) -> str:

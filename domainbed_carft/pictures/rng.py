@@ -28,7 +28,7 @@ def get_states() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
-def stored(states: tuple[Any, ...]) -> tuple[Any, ...]:
+def as_plain_types(states: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same of types that torch's restricted reader knows; `set_states` takes it as well."""
     of_python, (name, words, *rest), of_torch = states
     return of_python, (name, words.tolist(), *rest), of_torch
@@ -43,7 +43,7 @@ def set_states(states: tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def preserved_states() -> Iterator[None]:
     """Restore the three generators after the block, whatever is drawn or seeded inside."""
     before = get_states()
     try:

@@ -28,7 +28,7 @@ from torch import Tensor
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures import handles
-from domainbed_carft.pictures.handles import Verdict
+from domainbed_carft.pictures.handles import StoreState
 
 # Ours: at most this without --picture_cache, and a quarter of the memory; below the least, nothing.
 MOST, LEAST = 8 << 30, 16 << 20
@@ -53,7 +53,7 @@ FIRST_PAUSE_S = 60.0  # after a wait in vain for another process; each is twice 
 
 
 class Store:
-    """Pictures (H, W, 3), uint8, by keys that `key` makes.
+    """Pictures (H, W, 3), uint8, by keys that `picture_key` makes.
 
     Each process opens it when it first asks, so it may be pickled, and used after a fork. All that
     fails only ends the keeping: pictures can be had without it.
@@ -102,7 +102,7 @@ class Store:
 
     def size(self) -> int:
         """Bytes on the disk."""
-        return handles.size(handles.handle(self.folder, self.bound).database)
+        return handles.used_bytes(handles.handle(self.folder, self.bound).database)
 
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
@@ -112,7 +112,7 @@ class Store:
         self._pause_s *= 2
 
 
-def key(path: str, what: str) -> bytes:
+def picture_key(path: str, what: str) -> bytes:
     """The key of ``what`` is kept of a file: its path, and a digest of all that identifies it."""
     status = os.stat(path)
     folder, _, name = path.rpartition("/")
@@ -174,7 +174,7 @@ def checksum(key: bytes, content: np.ndarray) -> int:
     return xxhash.xxh3_64_intdigest(content.data, seed=xxhash.xxh3_64_intdigest(key))
 
 
-def size(text: str) -> int:
+def parse_size(text: str) -> int:
     """Bytes: of "8G", "500M", "0". Raises CarftError for other text."""
     parts = re.fullmatch(
         r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII
@@ -194,7 +194,7 @@ def open_store(wanted: str | None, data: str = "") -> tuple[Store | None, str]:
     read; a full store of others may make room. Raises CarftError if ``wanted`` is no size.
     """
     parent = Path(tempfile.gettempdir()) / f"domainbed-carft-{os.geteuid()}"
-    bound, why = MOST if wanted is None else size(wanted), "as --picture_cache asks"
+    bound, why = MOST if wanted is None else parse_size(wanted), "as --picture_cache asks"
     if not bound:
         return _off("--picture_cache is 0")
     if wanted is None and "SLURM_JOB_ID" in os.environ:
@@ -267,14 +267,14 @@ def _open_below(parent: Path, bound: int, data: str) -> tuple[Store, str]:
 
         if folder.exists() and not handles.is_open(folder):
             verdict = handles.inspect(folder, bound, names_begin)
-            if verdict is Verdict.DAMAGED and not is_alone:
+            if verdict is StoreState.DAMAGED and not is_alone:
                 raise CarftError(
                     f"{folder} is damaged and in use; the first job that starts once no other runs "
                     "deletes it"
                 )
-            if verdict is Verdict.DAMAGED:
+            if verdict is StoreState.DAMAGED:
                 note = "; a damaged store was deleted"
-            if verdict is not Verdict.WHOLE and is_alone:
+            if verdict is not StoreState.WHOLE and is_alone:
                 shutil.rmtree(folder)
 
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, emoji, listing, shards, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.pictures.image_lists import Environment, Paths
+from domainbed_carft.pictures.image_lists import ImageList, ImagePaths
 from domainbed_carft.plugin.image_folders import (
     asked_for,
     remember,
@@ -93,9 +93,9 @@ class TaskData(Provided):
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
         raise_for(self.data_problems(root))
-        found = tasks.read(self.TASK, root, train=True)
+        found = tasks.read_split(self.TASK, root, train=True)
         found.root = self.ENVIRONMENTS[0]  # after which environments are called
-        return [found], tasks.report(self.TASK, root, [found])
+        return [found], tasks.report_on(self.TASK, root, [found])
 
 
 TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
@@ -115,9 +115,9 @@ class EmojiStyles(Provided):
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        folder = emoji.environments(type(self).__name__)
+        folder = emoji.environment_folder(type(self).__name__)
         found = [ImageFolder(str(folder / name), loader=_emoji) for name in self.ENVIRONMENTS]
-        return found, verify.examine(type(self).__name__, folder)
+        return found, verify.verify_folder(type(self).__name__, folder)
 
 
 class EmojiShift(EmojiStyles):
@@ -155,13 +155,13 @@ class ImageNet(Provided):
             raise CarftError(*self.data_problems(root))
         ids = imagenet.ids()
         problems: list[str] = []
-        samples: Paths | shards.Index
+        samples: ImagePaths | shards.Index
         if copy.archives:
             samples = shards.index(copy.archives, ids)
             told = f"{len(samples):,} pictures in {len(copy.archives):,} shards in {copy.place}"
             print(f"ImageNet: {told}")
         else:
-            found = listing.of_classes(copy.folder)
+            found = listing.list_classes(copy.folder)
             for problem in imagenet_training.folder_problems(copy.folder, list(found.counts[""])):
                 raise CarftError(problem)
             samples, problems = _paths(found), found.problems
@@ -169,11 +169,11 @@ class ImageNet(Provided):
         numbers = np.bincount(samples.labels, minlength=len(ids)).tolist()
         counts = dict(zip(ids, numbers))
         report = imagenet_training.report(copy, counts, problems, self.PICTURES[0])
-        return [Environment(str(copy.folder), imagenet.class_names(), samples)], report
+        return [ImageList(str(copy.folder), imagenet.class_names(), samples)], report
 
 
-def _paths(found: listing.Listing) -> Paths:
+def _paths(found: listing.Listing) -> ImagePaths:
     """The pictures of the 1,000 class folders, by class and name."""
     paths = np.array([os.fsencode(path) for path in sorted(found.pictures)], dtype=np.bytes_)
     labels = np.repeat(np.arange(len(found.counts[""])), list(found.counts[""].values()))
-    return Paths(str(found.root), paths, labels)
+    return ImagePaths(str(found.root), paths, labels)

@@ -110,7 +110,7 @@ def transform_of(run: saved.TrainedRun) -> Callable[[Any], Tensor]:
         steps = preset.transforms[:-1]
     # Normalised as the model wants, and then what the run's input does to get there, undone.
     scale, shift = (one.flatten().tolist() for one in run.algorithm.input.buffers())
-    wanted = run.algorithm.input.wanted
+    wanted = run.algorithm.input.preprocessing
     mean = [m + s * b for m, s, b in zip(wanted.mean, wanted.std, shift)]
     std = [s * a for s, a in zip(wanted.std, scale)]
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])

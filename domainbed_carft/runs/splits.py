@@ -70,7 +70,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     targets = run.args["test_envs"]
     try:
         dataset_class = _dataset_class(run, data_dir)
-        with rng.kept():  # the data set may draw
+        with rng.preserved_states():  # the data set may draw
             rng.reseed(seed)
             dataset = dataset_class(folder, _not_augmented(run), hparams)
         if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
@@ -86,10 +86,10 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
             "with --data_dir; for your own data, the data folder itself"
         ) from error
-    wanted = run.algorithm.input.wanted
+    wanted = run.algorithm.input.preprocessing
     told = run.content.get("pictures"), (wanted.resolution, wanted.mean, wanted.std)
-    how = picture_batches and picture_batches.as_told(*told)
-    if how and how.wanted:
+    how = picture_batches and picture_batches.pictures_from_description(*told)
+    if how and how.model_input:
         dataset_facts.renormalise(hparams, (wanted.mean, wanted.std))
     seen = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     _require_same_data(run, dataset, targets, seen)
@@ -217,7 +217,7 @@ def _require_same_data(
         same.append(("data_edition", edition, seen.edition))
     if normalisation := dataset_facts.agreed_normalisation(seen.environments):
         ours = run.algorithm.input
-        inputs = ours, pictures.CLIPInput(ours.wanted, *normalisation)
+        inputs = ours, pictures.CLIPInput(ours.preprocessing, *normalisation)
         then, now = (
             [[round(x, 4) for x in b.flatten().tolist()] for b in i.buffers()] for i in inputs
         )
@@ -277,11 +277,11 @@ class _Items(Dataset[Any]):
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         items = []
-        with rng.kept():
+        with rng.preserved_states():
             if self._source:
                 requests = [(0, position, (*self._key, position)) for position in positions]
                 batch = self._source.batch(requests)
-                return list(zip(*(batch.done() if hasattr(batch, "done") else batch)))
+                return list(zip(*(batch.finish() if hasattr(batch, "finish") else batch)))
             for position in positions:
                 # On our harness as in `domainbed.lib.fast_data_loader`.
                 seed_of = rng.seed_of if picture_batches else misc.seed_hash

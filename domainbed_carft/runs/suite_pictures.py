@@ -66,7 +66,7 @@ class Pictures(Dataset[Any]):
         sample, label = self.samples[number]
         if isinstance(sample, str):
             with data.whole_pictures():
-                return listing.opened(self._square_of_file, sample), label
+                return listing.read_picture(self._square_of_file, sample), label
         return self._square(torch.as_tensor(sample)), label
 
     def _square_of_file(self, path: str) -> Tensor:
@@ -81,4 +81,4 @@ class Pictures(Dataset[Any]):
                 f"{self.border} pixels on each side"
             )
         inside = pixels[self.border : height - self.border, self.border : width - self.border]
-        return planning.first(self.plan, inside)[0]
+        return planning.first_stage(self.plan, inside)[0]

@@ -112,9 +112,9 @@ def of_run(
             f"the suite {suite.name} in their order (found {here!r} instead of {there!r})"
         )
     found = looked_up(suite, how.data_dir or run.args.get("data_dir"))
-    plan = planning.plan(transform_of(run))
+    plan = planning.plan_of(transform_of(run))
     assert plan  # as of all transforms of ours
-    plan = plan._replace(size=run.algorithm.input.wanted.resolution)
+    plan = plan._replace(size=run.algorithm.input.preprocessing.resolution)
     return functools.partial(measured, suite, found, how, plan)
 
 
@@ -142,7 +142,7 @@ def measured(
     """
 
     def of_squares(x: Tensor) -> Any:
-        return predict(planning.second(plan, x, loading.NOTHING_DRAWN.expand(len(x), -1)))
+        return predict(planning.second_stage(plan, x, loading.NO_AUGMENTATION.expand(len(x), -1)))
 
     sets: list[dict[str, Any]] = [{} for _ in range(variants)]
     problems = {one.name: list(copy.problems) for one, copy in found}

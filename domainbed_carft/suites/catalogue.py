@@ -49,7 +49,7 @@ def _style(style: str, groups: Mapping[str, Sequence[str]], classes: Sequence[st
         drawn = benchmarks.get("EmojiStyles").editions[0].by_class[style]
         trained = benchmarks.get(emoji.SHIFT).editions[0].by_class.get(style, {})
         pictures = sum(drawn[name] - trained.get(name, 0) for name in labels)
-        root = emoji.shift() / "test" if trained else emoji.unpacked()
+        root = emoji.shift_folders() / "test" if trained else emoji.style_folders()
         return Folders((style,), labels, pictures, more=True)(root)
 
     numbers = tuple(tuple(map(classes.index, own)) for own in groups.values())
@@ -64,7 +64,7 @@ def of_task(name: str) -> Suite:
 
     def find(data_dir: Path) -> Found:
         try:
-            found = tasks.read(task, data_dir, train=False)
+            found = tasks.read_split(task, data_dir, train=False)
         except CarftError as error:
             is_unreadable = isinstance(error.__cause__, PermissionError)
             return Found(None, (), [str(error)], is_unreadable)

@@ -158,7 +158,9 @@ def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Re
     counts = {environment: {c: of_label[label] for label, c in enumerate(one.classes)}}
     how = [terms(name)], None if found.problems else "as published", decode
     report = verification.Report(name, found.root, counts, found.problems, [], *how)
-    return verification.judged(report, [os.path.relpath(p, found.root) for p, _ in found.samples])
+    return verification.with_decoding_faults(
+        report, [os.path.relpath(p, found.root) for p, _ in found.samples]
+    )
 
 
 def _with_note(report: verification.Report, note: str) -> verification.Report:

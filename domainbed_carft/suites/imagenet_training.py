@@ -12,7 +12,7 @@ import numpy as np
 from domainbed_carft.data import listing, shards
 from domainbed_carft.data import verify as verification
 from domainbed_carft.data.benchmarks import imagenet_ids, missing_data_dir
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
 
 # Below the data folder, as in mlfoundations/model-soups, datasets.md.
@@ -74,7 +74,7 @@ def folder_problems(folder: Path, names: Sequence[str]) -> list[str]:
     extra = sorted({*names} - {*imagenet_ids()})
     return [
         f"{folder} does not have the 1,000 WordNet ids of ILSVRC2012 as its folders: missing "
-        f"{listed(lacking) or 'none'}, extra {listed(extra) or 'none'}. Labels "
+        f"{quoted_names(lacking) or 'none'}, extra {quoted_names(extra) or 'none'}. Labels "
         "go by position: restore the folders"
     ]
 
@@ -85,7 +85,7 @@ def report(
     """What is found of a copy with ``counts`` pictures of each class, and its ``problems``."""
     problems = list(problems)
     if empty := [name for name, number in counts.items() if not number]:
-        problems.append(f"{len(empty):,} of 1,000 classes have no picture: {listed(empty)}")
+        problems.append(f"{len(empty):,} of 1,000 classes have no picture: {quoted_names(empty)}")
 
     total = sum(counts.values())
     differences = []
@@ -110,12 +110,12 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.Report:
         numbers = np.bincount(labels, minlength=len(imagenet_ids())).tolist()
         return report(copy, dict(zip(imagenet_ids(), numbers)), ())
 
-    found = listing.of_classes(copy.folder)
+    found = listing.list_classes(copy.folder)
     (of_folders,) = found.counts.values()
     problems = [*folder_problems(copy.folder, list(of_folders)), *found.problems]
     # A class without a folder is named by the sentence on folders.
     counts = {name: of_folders[name] for name in imagenet_ids() if name in of_folders}
-    odd = {path for paths in found.odd.values() for path in paths}
+    odd = {path for paths in found.faults.values() for path in paths}
     readable = [f"train/{path}" for path in found.pictures if path not in odd]
     judgement = replace(report(copy, counts, problems), decoded=decode)
-    return verification.judged(judgement, readable)
+    return verification.with_decoding_faults(judgement, readable)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import listing
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
 
 SORT_BY_CLASS = "sort them into a folder for each class"
@@ -129,7 +129,7 @@ class Folders:
             if loose:
                 problem = f"{root} has {loose:,} pictures and no class folder"
                 return Found(root, (), [f"{problem}; {self.unsorted_remedy}"])
-            found = listing.of_classes(root, self.labels if self.more else None)
+            found = listing.list_classes(root, self.labels if self.more else None)
         except OSError as error:
             path = Path(error.filename)
             problem = f"{path} cannot be read ({error.strerror}); check its permissions"
@@ -149,15 +149,15 @@ class Folders:
         if empty := [names[k] for k in sorted(names) if not of_label[k]]:
             problems.append(
                 f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
-                f"folders {listed(empty)}"
+                f"folders {quoted_names(empty)}"
             )
         if strange := [name for name in counts if name not in self.labels]:
-            problems.append(f"the folders {listed(strange)} are no classes of it")
+            problems.append(f"the folders {quoted_names(strange)} are no classes of it")
         if len(samples) != self.pictures:
             problems.append(f"{len(samples):,} pictures, expected {self.pictures:,}")
         elif self.each and (odd := [names[k] for k in sorted(names) if of_label[k] != self.each]):
-            problems.append(f"not {self.each} pictures in the folders {listed(odd)}")
-        unreadable = any(path.partition("/")[0] in self.labels for path in found.odd["path"])
+            problems.append(f"not {self.each} pictures in the folders {quoted_names(odd)}")
+        unreadable = any(path.partition("/")[0] in self.labels for path in found.faults["path"])
         return Found(root, samples, [*problems, *self.check(root)], unreadable)
 
     def _find_root(self, data_dir: Path) -> Path | None:

@@ -39,8 +39,8 @@ SMALL, LARGE = numbered(0, 3), numbered(100, 50)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_item_has_a_full_batch_of_each_data_set(workers):
-    steps = (loader.training(1, [3, 50], [None, None], 16, step) for step in range(5))
-    batches = loader.batches(
+    steps = (loader.training_requests(1, [3, 50], [None, None], 16, step) for step in range(5))
+    batches = loader.load_batches(
         [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Pictures()
     )
     for (x_small, y_small), (x_large, _) in zip(batches, batches, strict=True):
@@ -64,11 +64,11 @@ def test_upstreams_two_loaders(capsys):
 @pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeypatch, number):
     """SLURM signals all processes of a job; here it comes before anything of ours has run there."""
-    serve_on = stopping.serve_on
+    init_worker = stopping.init_worker
 
     def signalled(worker_id: int) -> None:
         os.kill(os.getpid(), number)
-        serve_on(worker_id)
+        init_worker(worker_id)
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(stopping, "serve_on", signalled)
@@ -79,7 +79,7 @@ def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeyp
 @pytest.mark.parametrize("workers", [1, 20])
 def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(workers):
     """They have inherited the job's lock, and nobody else could go on with the job."""
-    serve_on = stopping.serve_on
+    init_worker = stopping.init_worker
     reading, writing = os.pipe()
     trainer = os.fork()
     if trainer == 0:
@@ -90,10 +90,10 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
                 os.kill(parent, signal.SIGKILL)
             while os.getppid() == parent:
                 time.sleep(0.01)
-            serve_on(worker_id)
+            init_worker(worker_id)
 
         parent = os.getpid()
-        stopping.serve_on = late
+        stopping.init_worker = late
         list(FastDataLoader(numbered(0, 5), 2, workers))
         os._exit(0)
     os.close(writing)
@@ -106,8 +106,8 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
-    requests = loader.evaluation([3, 50, 8], 4, ())
-    found = [x.tolist() for x, _ in loader.batches(data, requests, workers, Pictures())]
+    requests = loader.evaluation_requests([3, 50, 8], 4, ())
+    found = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Pictures())]
     assert found[0] == [0, 1, 2]
     assert [len(batch) for batch in found[1:14]] == [4] * 12 + [2]
     assert list(itertools.chain(*found[1:14])) == list(range(100, 150))
@@ -129,11 +129,12 @@ def batches(workers):
         [(number, place % 2, (step, place)) for place in range(32)]
         for step in range(2) for number in range(3)
     ]
-    return loader.batches(list(dataset), iter(requests), workers, pictures)
+    return loader.load_batches(list(dataset), iter(requests), workers, pictures)
 
 count = 0
 for ours, theirs in zip(batches(0), batches(2), strict=True):
-    ours, theirs = (batch.done() if hasattr(batch, "done") else batch for batch in (ours, theirs))
+    pair = [batch.finish() if hasattr(batch, "finish") else batch for batch in (ours, theirs)]
+    ours, theirs = pair
     assert ours[0].shape == (32, 3, 224, 224), ours[0].shape
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
     count += 1

@@ -58,7 +58,7 @@ def test_an_algorithms_class_says_how_it_wants_the_pictures(pictures):
     wanted = picture_batches.choose("fast", "0", dataset, lambda: asked)
     assert dataset.input_shape == (3, 32, 32)
     got, _ = wanted.source(dataset[0]).batch([(0, 3, (1, 2, 3))])
-    again = picture_batches.as_told(wanted.told, asked).source(dataset[0])
+    again = picture_batches.pictures_from_description(wanted.description, asked).source(dataset[0])
     assert torch.equal(again.batch([(0, 3, (1, 2, 3))])[0], got)
     smaller = dataclasses.replace(plain, plan=plain.plan._replace(size=32))
     expected, _ = smaller.batch([(0, 3, (1, 2, 3))])
@@ -71,4 +71,4 @@ def test_an_algorithms_class_says_how_it_wants_the_pictures(pictures):
     def unasked():
         raise AssertionError("it cannot be done with Pillow's pictures")
 
-    assert picture_batches.choose("pillow", "0", dataset, unasked).told == "pillow"
+    assert picture_batches.choose("pillow", "0", dataset, unasked).description == "pillow"

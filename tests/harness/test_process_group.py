@@ -111,7 +111,7 @@ def test_slices_are_the_batches_of_one_process(pictures, size):
         torch.manual_seed(0)
         of = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
         of.begin(0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow"))
-        return [*of.of_step(), *of.of_split("a"), *of.of_split("b")]
+        return [*of.step_batches(), *of.split_batches("a"), *of.split_batches("b")]
 
     together = [batches(ProcessGroup(rank, size)) for rank in range(size)]
     for whole, *parts in zip(batches(ProcessGroup()), *together, strict=True):

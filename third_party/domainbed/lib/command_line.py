@@ -16,7 +16,7 @@ class UnknownNameError(CarftError, NotImplementedError):
     """An unknown algorithm or data set. Callers written for upstream catch the latter type."""
 
 
-def tell(script: str, error: CarftError) -> int:
+def print_error(script: str, error: CarftError) -> int:
     """Print an error without a traceback; return 1 if retrying may help, else 2."""
     lines = map(text.shown, str(error).splitlines())
     print(f"{script}: " + "\n".join(lines), file=sys.stderr)
@@ -28,7 +28,7 @@ def exit_status(script: str, run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except CarftError as error:
-        return tell(script, error)
+        return print_error(script, error)
 
 
 @contextlib.contextmanager

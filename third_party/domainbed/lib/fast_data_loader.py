@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from domainbed.lib import shared_batches, stopping
-from domainbed.lib.picture_batches import HalfDone, Pictures
+from domainbed.lib.picture_batches import Pictures, UnfinishedBatch
 from domainbed_carft.errors import PassingError
 from domainbed_carft.pictures import rng
 from domainbed_carft.pictures.image_lists import Passes
@@ -44,7 +44,7 @@ class _RequestedItems(Dataset[Any]):
         A failure is what comes instead: raised in a worker, it would reach the user as a traceback.
         """
         source = self._sources[requests[0][0]]  # no batch mixes two
-        with rng.kept():
+        with rng.preserved_states():
             try:
                 return source.batch(requests) if source else list(map(self._item, requests))
             except PassingError as failure:
@@ -60,7 +60,7 @@ class _RequestedItems(Dataset[Any]):
 _PATIENCE_S = 2.0
 
 
-def batches(
+def load_batches(
     datasets: Sequence[Any],
     requests: Iterator[list[Request]],
     workers: int,
@@ -79,10 +79,10 @@ def batches(
         num_workers=workers,
         pin_memory=pinned,
         generator=torch.Generator(),
-        worker_init_fn=stopping.serve_on,
+        worker_init_fn=stopping.init_worker,
         collate_fn=shared_batches.collated,
     )
-    with stopping.held():
+    with stopping.blocked_signals():
         others = set(multiprocessing.active_children())
         try:
             loaded = iter(loader)
@@ -121,7 +121,7 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
         process.terminate()
 
 
-def on_device(loaded: Iterator[Batch | HalfDone], device: str) -> Iterator[Batch]:
+def on_device(loaded: Iterator[Batch | UnfinishedBatch], device: str) -> Iterator[Batch]:
     """The batches on a device; to a GPU each is copied while the one before is computed with."""
     if device != "cuda":
         yield from loaded
@@ -130,7 +130,7 @@ def on_device(loaded: Iterator[Batch | HalfDone], device: str) -> Iterator[Batch
     for batch in itertools.chain(loaded, [None]):
         before, sent = sent, None
         if batch is not None:
-            half = batch if isinstance(batch, HalfDone) else None
+            half = batch if isinstance(batch, UnfinishedBatch) else None
             x, y = (half.pictures, half.labels) if half else batch
             with torch.cuda.stream(copying):
                 x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -140,15 +140,15 @@ def on_device(loaded: Iterator[Batch | HalfDone], device: str) -> Iterator[Batch
             torch.cuda.current_stream().wait_event(copied)
             for tensor in (x, y):  # theirs is the copying stream's memory
                 tensor.record_stream(torch.cuda.current_stream())
-            yield half._replace(pictures=x, labels=y).done() if half else (x, y)
+            yield half._replace(pictures=x, labels=y).finish() if half else (x, y)
 
 
-def drawn_seed() -> int:
-    """A seed from the global generator, for `training`."""
+def draw_seed() -> int:
+    """A seed from the global generator, for `training_requests`."""
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
-def training(
+def training_requests(
     seed: int,
     sizes: Sequence[int],
     weights: Sequence[torch.Tensor | None],
@@ -174,7 +174,7 @@ def training(
         yield [(number, position, (*key, place)) for place, position in enumerate(drawn.tolist())]
 
 
-def evaluation(
+def evaluation_requests(
     sizes: Sequence[int], batch_size: int, key: Sequence[int], first: int = 0
 ) -> Iterator[list[Request]]:
     """The requests for every item of every data set once, in order; no batch mixes two data sets.
@@ -196,10 +196,10 @@ class InfiniteDataLoader:
     def __init__(
         self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
     ) -> None:
-        how = (drawn_seed(), [len(dataset)], [weights], batch_size)
-        steps = (training(*how, step) for step in itertools.count())
+        how = (draw_seed(), [len(dataset)], [weights], batch_size)
+        steps = (training_requests(*how, step) for step in itertools.count())
         requests = itertools.chain.from_iterable(steps)
-        self._batches = batches([dataset], requests, num_workers, Pictures())
+        self._batches = load_batches([dataset], requests, num_workers, Pictures())
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in self._batches)
@@ -212,8 +212,8 @@ class FastDataLoader:
         self._dataset, self._batch_size, self._num_workers = dataset, batch_size, num_workers
 
     def __iter__(self) -> Iterator[Batch]:
-        requests = evaluation([len(self._dataset)], self._batch_size, ())
-        return batches([self._dataset], requests, self._num_workers, Pictures())
+        requests = evaluation_requests([len(self._dataset)], self._batch_size, ())
+        return load_batches([self._dataset], requests, self._num_workers, Pictures())
 
     def __len__(self) -> int:
         return -(-len(self._dataset) // self._batch_size)

@@ -25,10 +25,10 @@ PATHS = ("fast", "pillow")
 UPSTREAMS_SIZE = 224  # px
 
 # Pixels a side, and mean and standard deviation of [0, 1] a channel.
-Wanted: TypeAlias = tuple[int, tuple[float, ...], tuple[float, ...]]
+ModelInput: TypeAlias = tuple[int, tuple[float, ...], tuple[float, ...]]
 
 
-class HalfDone(NamedTuple):
+class UnfinishedBatch(NamedTuple):
     """A batch before its second stage: `pictures` (N, S, S, 3) are uint8, `drawn` is (N, 10)."""
 
     plan: Plan
@@ -36,21 +36,21 @@ class HalfDone(NamedTuple):
     drawn: torch.Tensor
     labels: torch.Tensor
 
-    def done(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The pictures, (N, 3, S, S), float32 and normalised, and the labels."""
-        return plan.second(self.plan, self.pictures, self.drawn), self.labels
+        return plan.second_stage(self.plan, self.pictures, self.drawn), self.labels
 
 
 @dataclass(frozen=True)
 class Pictures:
     """How a job gets its pictures."""
 
-    told: str = ""  # that in the records' words; "" where there are none that are read here
+    description: str = ""  # that in the records' words; "" where there are none that are read here
     # What applies the colour jitter, "torch", "numba" or "pillow"; None: the data set's transforms.
     jitter: str | None = None
     store: Store | None = None  # where decoded pictures are kept
     # How the model wants them, in place of upstream's size and of the normalisation.
-    wanted: Wanted | None = None
+    model_input: ModelInput | None = None
 
     def source(self, dataset: Any) -> Source | None:
         """How to read the data set, or a part of one; None if that is its own affair."""
@@ -59,11 +59,11 @@ class Pictures:
             inner = whole.indices
             positions = inner if positions is None else [inner[position] for position in positions]
             whole = whole.dataset
-        if self.jitter is None or not image_folders.is_plain(whole):
+        if self.jitter is None or not image_folders.is_image_folder(whole):
             return None
-        planned = plan.plan(whole.transform, "pillow" if self.jitter == "pillow" else "batch")
-        if planned and self.wanted:
-            size, mean, std = self.wanted
+        planned = plan.plan_of(whole.transform, "pillow" if self.jitter == "pillow" else "batch")
+        if planned and self.model_input:
+            size, mean, std = self.model_input
             size = size if planned.size == UPSTREAMS_SIZE else planned.size
             planned = planned._replace(size=size, mean=mean, std=std)
         return planned and Source(whole, positions, planned, self)
@@ -72,21 +72,24 @@ class Pictures:
 _FOR_THE_MODEL = ", normalised for the model"
 
 
-def as_told(told: Any, wanted: Wanted) -> Pictures:
+def pictures_from_description(told: Any, wanted: ModelInput) -> Pictures:
     """How a job got its pictures, by the words in its file of weights; nothing is kept."""
     words = str(told).removesuffix(_FOR_THE_MODEL)
     fast, _, jitter = words.partition(", jitter by ")
     if fast != "fast":
         return Pictures()
-    return Pictures(str(told), jitter, wanted=None if words == told else wanted)
+    return Pictures(str(told), jitter, model_input=None if words == told else wanted)
 
 
 def choose(
-    path: str, cache: str | None, dataset: Any, ask: Callable[[], Wanted | None] | None = None
+    path: str,
+    cache: str | None,
+    dataset: Any,
+    ask_model: Callable[[], ModelInput | None] | None = None,
 ) -> Pictures:
     """How a job gets the pictures of its data set, whose `input_shape` may change; prints a line.
 
-    `path` is one of PATHS, `cache` as --picture_cache has it; `ask` gives what the algorithm's
+    `path` is one of PATHS, `cache` as --picture_cache has it; `ask_model` gives what the algorithm's
     class wants of them, asked only if they can be so.
     """
     jitter = plan.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,12 +99,12 @@ def choose(
         return Pictures()
     if path == "pillow":
         return Pictures("pillow")
-    if ask and len(sources) == len(dataset) and (wanted := ask()):
-        fast = replace(fast, told=fast.told + _FOR_THE_MODEL, wanted=wanted)
+    if ask_model and len(sources) == len(dataset) and (wanted := ask_model()):
+        fast = replace(fast, description=fast.description + _FOR_THE_MODEL, model_input=wanted)
         source = fast.source(dataset[0])
         dataset.input_shape = (3, source.plan.size, source.plan.size)
     kept, told = store.open_store(cache, os.path.dirname(sources[0].folder.root))
-    print(f"Pictures: {fast.told}; {told}")
+    print(f"Pictures: {fast.description}; {told}")
     return replace(fast, store=kept)
 
 
@@ -112,11 +115,11 @@ class Source:
     folder: ImageFolder
     positions: Sequence[int] | None
     plan: Plan
-    how: Pictures
+    pictures: Pictures
 
     def batch(self, requests: Sequence[tuple[int, int, tuple[int, ...]]]) -> Any:
         """Read a batch; the second stage comes at once where a GPU does not do it."""
-        load = functools.partial(loading.load, self.plan, kept=self.how.store)
+        load = functools.partial(loading.load, self.plan, kept=self.pictures.store)
         pictures, drawn, labels = [], [], []
         for _, position, key in requests:
             if self.positions is not None:
@@ -124,9 +127,11 @@ class Source:
             path, label = self.folder.samples[position]
             if self.plan.draws:  # from this generator, as transforms do
                 torch.default_generator.manual_seed(rng.seed_of(*key))
-            picture, numbers = listing.opened(load, path)
+            picture, numbers = listing.read_picture(load, path)
             pictures.append(picture)
             drawn.append(numbers)
             labels.append(label)
-        half = HalfDone(self.plan, torch.stack(pictures), torch.stack(drawn), torch.tensor(labels))
-        return half if self.how.jitter == "torch" else half.done()
+        half = UnfinishedBatch(
+            self.plan, torch.stack(pictures), torch.stack(drawn), torch.tensor(labels)
+        )
+        return half if self.pictures.jitter == "torch" else half.finish()

@@ -49,7 +49,7 @@ _LOOK_AFTER_PARENT_SECONDS = 0.1
 _AT_A_TIME = 2**24
 
 
-class LostError(PassingError):
+class ProcessExitedError(PassingError):
     """Another process of this job has ended."""
 
 
@@ -118,25 +118,25 @@ class ProcessGroup:
         try:
             yield
         except RuntimeError as error:
-            raise self.lost() from error
+            raise self.exit_error() from error
 
-    def lost(self) -> CarftError:
+    def exit_error(self) -> CarftError:
         """What to raise where another process has ended, with its reason if it left one."""
         patience = time.monotonic() + 3
         while time.monotonic() < patience:
             for rank, child in enumerate(self.children, 1):
                 if (status := child.poll() or 0) < 0:
                     how = f"was killed by {signal.Signals(-status).name}"
-                    return LostError(f"process {rank} of {self.size} {how}")
+                    return ProcessExitedError(f"process {rank} of {self.size} {how}")
             with contextlib.suppress(RuntimeError):  # who had the store is gone
                 if hasattr(self.store, "check") and self.store.check([_FAILURE]):  # torch 2.3
                     passing, words = json.loads(self.store.get(_FAILURE))
-                    return (LostError if passing else CarftError)(words)
+                    return (ProcessExitedError if passing else CarftError)(words)
             time.sleep(0.05)
         told = f"one of the {self.size} processes of this job ended without a word"
-        return LostError(f"{told}; often it was killed for its memory")
+        return ProcessExitedError(f"{told}; often it was killed for its memory")
 
-    def tell(self, error: Exception) -> None:
+    def report_failure(self, error: Exception) -> None:
         """Leave the reason why this process ends for the first one, which prints it."""
         known = isinstance(error, CarftError)
         words = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
@@ -150,7 +150,7 @@ class ProcessGroup:
         while not over.wait(1.0):
             failed = any(child.poll() not in (None, 0, STOPPED) for child in self.children)
             if failed and not over.wait(_GRACE_SECONDS):
-                print(f"train: {self.lost()}", file=sys.stderr)
+                print(f"train: {self.exit_error()}", file=sys.stderr)
                 for child in self.children:
                     child.kill()
                 os._exit(1)
@@ -221,8 +221,8 @@ def join_process_group(
     try:
         yield process_group
     except Exception as error:
-        if rank and not isinstance(error, LostError):
-            process_group.tell(error)
+        if rank and not isinstance(error, ProcessExitedError):
+            process_group.report_failure(error)
         raise
     finally:
         dist.destroy_process_group()

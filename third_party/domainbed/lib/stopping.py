@@ -70,8 +70,8 @@ class StopSignals:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Hold the signals back inside, also in loaders' processes started there until `serve_on`."""
+def blocked_signals() -> Iterator[None]:
+    """Block the signals inside; worker processes that start there inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -87,13 +87,13 @@ def _exists(pid: int | None) -> bool:
     return True
 
 
-def serve_on(worker_id: int) -> None:
+def init_worker(worker_id: int) -> None:
     """Keep a loader's process running when SLURM tells the whole group to stop, for the last step.
 
     It ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its
     parent has died, which torch alone would miss if that happened before it looked for its parent.
     """
-    # They are held already, but where a fork server that is older than `held` made this process.
+    # Already blocked, unless a fork server from before `blocked_signals` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None, "to be called in a loader's process"

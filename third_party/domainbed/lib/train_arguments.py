@@ -10,7 +10,7 @@ import argparse
 import os
 
 from domainbed.lib import checkpoints, checks, picture_batches, process_group, scalar_logs
-from domainbed.lib.image_folders import spelled
+from domainbed.lib.image_folders import shortest_path
 from domainbed_carft.errors import raise_for
 from domainbed_carft.pictures import store
 
@@ -32,7 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
     variables = os.environ
 
     add("--data_dir", help="folder that contains the data sets' folders")
-    add("--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder of your own")
+    add(
+        "--dataset",
+        default="RotatedMNIST",
+        type=shortest_path,
+        help="a name, or a folder of your own",
+    )
     add("--algorithm", default="ERM", help="name (default: ERM)")
     add("--task", default=checks.TASKS[0], choices=checks.TASKS)
     add("--hparams", help="JSON object of hyperparameters to set")
@@ -146,7 +151,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
     ]
 
     if flags.picture_cache is not None:
-        problems += checks.refusals(store.size, flags.picture_cache)
+        problems += checks.refusals(store.parse_size, flags.picture_cache)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)
