@@ -135,7 +135,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
 
     clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
     clock.watch(image_folders, "read_environment", "listing by torchvision's ImageFolder")
-    clock.watch(verify, "examine", "our check of the data")
+    clock.watch(verify, "verify_folder", "our check of the data")
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(backbone, "text_features", "text features of all prompts")
     clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")

@@ -25,7 +25,7 @@ import torch
 from domainbed.datasets import MultipleEnvironmentImageFolder
 from domainbed.lib.picture_batches import Pictures, Source
 
-from domainbed_carft.pictures import rng, store
+from domainbed_carft.pictures import rng, store, store_folder
 
 BATCH = 32
 CASES = {"training": 0, "test": 1}  # the environment of each
@@ -45,7 +45,7 @@ def filled_sources(root: Path, folder: Path) -> list[Source]:
     """For each environment how to read its pictures from a store below ``folder``, full of them."""
     folder.mkdir()
     tempfile.tempdir = str(folder)
-    kept, line = store.open_store("1G")
+    kept, line = store_folder.open_store("1G")
     assert kept, line
     environments = MultipleEnvironmentImageFolder(str(root), [1], True, {})
     how = Pictures("fast", "numba", kept)

@@ -104,10 +104,10 @@ def ours(root: str, store_folder: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
 
-    from domainbed_carft.pictures import loading, plan, rng, store
+    from domainbed_carft.pictures import loading, plan, rng, store_folder
 
     tempfile.tempdir = store_folder
-    kept, line = store.open_store(str(BOUND), root)
+    kept, line = store_folder.open_store(str(BOUND), root)
     assert kept, line
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
@@ -149,7 +149,7 @@ def ours(root: str, store_folder: str) -> None:
             loading.load(plans[number], path, kept)
     tempfile.tempdir = str(Path(store_folder) / "small")
     Path(tempfile.tempdir).mkdir()
-    small, line = store.open_store(str(SMALL_BOUND), root)
+    small, line = store_folder.open_store(str(SMALL_BOUND), root)
     assert small, line
     for path, _ in environments[0].samples:
         loading.load(plans[0], path, small)

@@ -23,10 +23,10 @@ from PIL import Image
 from domainbed_carft import machine
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures import handles, loading, store
-from domainbed_carft.pictures.handles import StoreState
+from domainbed_carft.pictures import handles, inspection, loading, store, store_folder
+from domainbed_carft.pictures.inspection import StoreState
 from domainbed_carft.pictures.plan import plan_of
-from domainbed_carft.pictures.store import open_store
+from domainbed_carft.pictures.store_folder import open_store
 
 TRAINING = plan_of(transform("domainbed", 32, augment=True))
 TEST = plan_of(transform("domainbed", 32, augment=False))
@@ -210,12 +210,12 @@ def test_when_it_is_off(here, monkeypatch):
         assert (found is None) == told.startswith("decoded pictures are not kept: ")
         return told
 
-    assert store._file_system(Path("/proc/self")) == "proc"
-    monkeypatch.setattr(store, "_file_system", {here: "nfs4"}.get)
+    assert store_folder._file_system(Path("/proc/self")) == "proc"
+    monkeypatch.setattr(store_folder, "_file_system", {here: "nfs4"}.get)
     assert "is on a network (nfs4); only if --picture_cache asks" in line(None)
     assert line("0") == "decoded pictures are not kept: --picture_cache is 0"
     assert "at most 32M (as --picture_cache asks)" in line("32M")
-    monkeypatch.setattr(store, "_file_system", {here: "tmpfs"}.get)
+    monkeypatch.setattr(store_folder, "_file_system", {here: "tmpfs"}.get)
     monkeypatch.setattr(machine, "memory", lambda: 100 << 20)
     assert "at most 25M (a quarter of the memory, at most 8G)" in line(None)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -226,7 +226,7 @@ def test_when_it_is_off(here, monkeypatch):
     for wrong in ("8X", "", "-1", "8 G B", "9" * 400, "\u0663G"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M, or 0"):
             line(wrong)
-    assert [store.parse_size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
+    assert [store_folder.parse_size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
 
 
 def keys_of(paths: list[str]) -> list[bytes]:
@@ -270,15 +270,15 @@ def test_a_damaged_picture_is_decoded_and_kept_anew(tmp_path, monkeypatch, damag
 def test_any_flipped_bit_of_a_value_is_found(tmp_path):
     (path,) = write(tmp_path / "data", 1, 8)
     (key,) = keys_of([path])
-    value = store._packed(key, loading.decode(path))
+    value = store._pack(key, loading.decode(path))
     for place in range(8 * len(value)):
         damaged = value.copy()
         damaged[place // 8] ^= 1 << place % 8
-        assert store._unpacked(key, damaged) is None, place
+        assert store._unpack(key, damaged) is None, place
     for length in range(len(value)):
-        assert store._unpacked(key, value[:length]) is None
-    assert store._unpacked(b"another", value) is None
-    assert np.array_equal(store._unpacked(key, value), loading.decode(path))
+        assert store._unpack(key, value[:length]) is None
+    assert store._unpack(b"another", value) is None
+    assert np.array_equal(store._unpack(key, value), loading.decode(path))
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one page", "first bytes", "zeroed", "offsets"])
@@ -339,7 +339,7 @@ def test_a_store_is_whole_after_any_number_of_puts(tmp_path):
         return True
 
     assert forked(put_all)
-    assert handles.inspect(kept.folder, kept.bound, b"") is StoreState.WHOLE
+    assert inspection.inspect(kept.folder, kept.bound, b"") is StoreState.WHOLE
 
 
 def stopped_while(kept: store.Store, function: str) -> multiprocessing.Process:

@@ -158,7 +158,7 @@ def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augme
     steps, made, drawn, expected = both(given, "pillow", folder)
     assert (made.dtype, made.shape[1:]) == (torch.uint8, (224, 224, 3))
     difference = apart(steps, plan.second_stage(steps, made, drawn), expected)
-    if steps.ranges is None:
+    if steps.jitter_ranges is None:
         # Both round between rows and columns; bicubic weights can double such a difference.
         assert difference.max() <= (2.01 if steps.interpolation == "bicubic" else 1.01)
         assert (difference > 1.01).float().mean() < 1e-5
@@ -198,7 +198,7 @@ def test_the_compiled_stage_is_torchs(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     noise = torch.randint(256, (24, 16, 16, 3), generator=generator, dtype=torch.uint8)
     noise[:4] = noise[:4, :, :, :1]  # greys have no hue
-    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
+    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, jitter_ranges=((0.0, 2.0),) * 4)
     compiled = plan.second_stage(steps, noise, random_rows(24), out := torch.empty(24, 3, 16, 16))
     assert compiled is out
     monkeypatch.setattr(plan, "has_numba", lambda: False)
@@ -235,7 +235,7 @@ def test_another_models_normalisation():
 @pytest.mark.gpu
 def test_on_a_gpu_as_on_the_processor():
     pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
-    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
+    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, jitter_ranges=((0.0, 2.0),) * 4)
     made = plan.second_stage(steps, pictures.cuda(), random_rows(24))
     assert made.is_cuda
     difference = apart(steps, made.cpu(), plan.second_stage(steps, pictures, random_rows(24)))

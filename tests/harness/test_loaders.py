@@ -71,7 +71,7 @@ def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeyp
         init_worker(worker_id)
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(stopping, "serve_on", signalled)
+    monkeypatch.setattr(stopping, "init_worker", signalled)
     assert [len(x) for x, _ in FastDataLoader(numbered(0, 5), 2, 2)] == [2, 2, 1]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
 

@@ -29,7 +29,8 @@ from domainbed.lib import (
     training,
 )
 from domainbed.lib.command_line import print_error
-from domainbed.lib.process_group import ProcessGroup, is_first, join_process_group
+from domainbed.lib.process_group import ProcessGroup
+from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
