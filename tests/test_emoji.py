@@ -10,7 +10,7 @@ import torch
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone, pictures
-from domainbed_carft.data import benchmarks, emoji, listing, verify
+from domainbed_carft.data import benchmarks, emoji, picture_files, verify
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.plugin import data_sets
 
@@ -92,7 +92,7 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
         root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
         for path in sorted((root / style).glob("*/*")):
             if path.parent.name in known:
-                x = pictures.transform("clip", 48, False)(listing.open_picture(path))
+                x = pictures.transform("clip", 48, False)(picture_files.open_picture(path))
                 with torch.no_grad():
                     found = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
                 best = max(known, key=lambda name: found[classes.index(name)])

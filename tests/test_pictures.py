@@ -18,7 +18,7 @@ from torchvision import io
 from torchvision import transforms as T
 
 from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
-from domainbed_carft.data import emoji, listing
+from domainbed_carft.data import emoji, picture_files
 from domainbed_carft.pictures import loading, plan
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Plan
@@ -74,7 +74,7 @@ def test_decoded_as_by_pillow(folder, monkeypatch, name):
         loading, "decode_with_pillow", lambda path: asked.append(path) or by_pillow(path)
     )
     decoded = decode(str(folder / name))
-    assert np.array_equal(decoded.numpy(), np.array(listing.open_picture(folder / name)))
+    assert np.array_equal(decoded.numpy(), np.array(picture_files.open_picture(folder / name)))
     assert decoded.is_contiguous()
     assert bool(asked) == (name in OTHERS)
 
@@ -84,7 +84,7 @@ def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
     path = tmp_path / "picture.jpg"
     path.write_bytes(content)
     with pytest.raises(Exception) as expected:
-        listing.open_picture(path)
+        picture_files.open_picture(path)
     with pytest.raises(expected.type, match=re.escape(str(expected.value))):
         decode(str(path))
     with pytest.raises(FileNotFoundError):
@@ -141,7 +141,7 @@ def both(given, jitter: str, folder: Path) -> tuple[Plan, torch.Tensor, torch.Te
     for seed in range(2):
         for name in (*PLAIN, *OTHERS):
             torch.manual_seed(seed)
-            expected.append(given(listing.open_picture(folder / name)))
+            expected.append(given(picture_files.open_picture(folder / name)))
             after = torch.get_rng_state()
             torch.manual_seed(seed)
             pixels, row = plan.first_stage(steps, decode(str(folder / name)))
@@ -279,12 +279,12 @@ def test_the_limit_is_pillows_own(folder, monkeypatch):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("read", [decode, listing.open_picture])
+@pytest.mark.parametrize("read", [decode, picture_files.open_picture])
 @pytest.mark.parametrize("beginning", [b"\xff\xd8\xff", b"RIFF\xff\xff\xff\x7fWEBPVP8 ", b""])
 def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
     path = tmp_path / "picture.webp"
     path.write_bytes(beginning)
-    os.truncate(path, 2 * listing.LARGEST_FILE)
+    os.truncate(path, 2 * picture_files.LARGEST_FILE)
     tracemalloc.start()
     try:
         with pytest.raises(OSError, match="2,147,483,648 bytes, expected at most 1,073,741,824"):
@@ -294,7 +294,7 @@ def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("read", [decode, listing.open_picture])
+@pytest.mark.parametrize("read", [decode, picture_files.open_picture])
 def test_no_pipe_is_waited_for(tmp_path, read):
     path = tmp_path / "picture.jpg"
     os.mkfifo(path)

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
-from domainbed_carft.data import benchmarks, listing, verify
+from domainbed_carft.data import benchmarks, listing, picture_files, verify
 from domainbed_carft.errors import CarftError
 
 
@@ -235,9 +235,9 @@ def test_only_formats_of_pictures_are_opened(tmp_path):
     path = tmp_path / "1.png"
     for ending in ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"):
         Image.effect_noise((9, 7), 90).convert("RGB").save(path, ending)
-        assert listing.open_picture(path).tobytes() == pil_loader(str(path)).tobytes()
+        assert picture_files.open_picture(path).tobytes() == pil_loader(str(path)).tobytes()
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n")
     with Image.open(path) as picture:
         assert picture.format == "EPS"  # as Pillow would have it
     with pytest.raises(UnidentifiedImageError):
-        listing.open_picture(path)
+        picture_files.open_picture(path)

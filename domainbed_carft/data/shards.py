@@ -24,7 +24,7 @@ import numpy as np
 
 from domainbed_carft import files
 from domainbed_carft.data import listing
-from domainbed_carft.data.listing import Member
+from domainbed_carft.data.picture_files import Member
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.files import parsing
 from domainbed_carft.text import progress

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_carft.data import benchmarks, listing
+from domainbed_carft.data import benchmarks, listing, picture_files
 from domainbed_carft.data import verify as verifying
 from domainbed_carft.data.comparison import normalised_name, quoted_names
 from domainbed_carft.data.download import removing_empty_folders
@@ -97,7 +97,7 @@ class PictureDataset:
         if isinstance(source, np.ndarray):
             picture = Image.fromarray(source)
         else:
-            picture = listing.read_picture(listing.open_picture, source)
+            picture = picture_files.read_picture(picture_files.open_picture, source)
         return self.transform(picture) if self.transform else picture, label
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, comparison, emoji
 from domainbed_carft.data.comparison import Counts, quoted_names
-from domainbed_carft.data.listing import DamagedPicture, damaged_pictures, list_environments
+from domainbed_carft.data.listing import list_environments
+from domainbed_carft.data.picture_files import DamagedPicture, damaged_pictures
 from domainbed_carft.errors import CarftError
 
 # Of the table that is printed: a folder of classes may be taken for one of environments.

@@ -14,8 +14,8 @@ import torchvision
 from torch import Tensor
 from torchvision import io
 
-from domainbed_carft.data import listing
-from domainbed_carft.data.listing import Member
+from domainbed_carft.data import picture_files
+from domainbed_carft.data.picture_files import Member
 from domainbed_carft.pictures import augmentation, store
 from domainbed_carft.pictures.plan import Plan, first_stage
 from domainbed_carft.pictures.store import Store
@@ -63,7 +63,7 @@ def load(plan: Plan, path: str | Member, cache: Store | None = None) -> tuple[Te
 
 
 def decode(path: str | Member) -> Tensor:
-    """The picture of a file in RGB, (H, W, 3), uint8, equal to that of `listing.open_picture`.
+    """The picture of a file in RGB, (H, W, 3), uint8: that of `picture_files.open_picture`.
 
     An orientation in its EXIF data is ignored. Raises OSError, and what Pillow raises.
     """
@@ -82,7 +82,7 @@ def decode(path: str | Member) -> Tensor:
 
 def _jpeg_content(path: str | Member) -> np.ndarray | None:
     """The bytes of a file, None if they do not begin as a JPEG's."""
-    with listing.open_regular(path) as (file, size):
+    with picture_files.open_regular(path) as (file, size):
         beginning = file.read(len(JPEG_BEGINNING))
         if beginning != JPEG_BEGINNING:
             return None
@@ -116,4 +116,4 @@ def _is_within_limit(content: np.ndarray) -> bool:
 
 def decode_with_pillow(path: str | Member) -> Tensor:
     """The picture of a file in RGB, (H, W, 3), uint8, by Pillow. Raises what Pillow raises."""
-    return torch.from_numpy(np.array(listing.open_picture(path)))
+    return torch.from_numpy(np.array(picture_files.open_picture(path)))

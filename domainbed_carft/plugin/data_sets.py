@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import benchmarks, emoji, listing, shards, tasks, verify
+from domainbed_carft.data import benchmarks, emoji, listing, picture_files, shards, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.pictures.image_lists import ImageList, ImagePaths
 from domainbed_carft.plugin.image_folders import (
@@ -129,7 +129,7 @@ class EmojiShift(EmojiStyles):
 @functools.cache
 def _emoji(path: str) -> Image.Image:
     """A decoded picture, kept: all 1,716 take 21 MB, and a job reads each a dozen times."""
-    return listing.open_picture(path)
+    return picture_files.open_picture(path)
 
 
 class ImageNet(Provided):

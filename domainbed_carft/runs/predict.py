@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from domainbed_carft import files
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.text import progress, shown
@@ -122,7 +122,7 @@ def _read(transform: Callable[[Any], Tensor], paths: Sequence[str]) -> list[Read
     for path in paths:
         try:
             with splits.whole_pictures():
-                found.append((path, transform(listing.open_picture(path))))
+                found.append((path, transform(picture_files.open_picture(path))))
         except IsADirectoryError:
             found.append((path, f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"))
         except UnidentifiedImageError:

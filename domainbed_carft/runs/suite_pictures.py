@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.pictures import loading
@@ -66,7 +66,7 @@ class Pictures(Dataset[Any]):
         sample, label = self.samples[number]
         if isinstance(sample, str):
             with data.whole_pictures():
-                return listing.read_picture(self._square_of_file, sample), label
+                return picture_files.read_picture(self._square_of_file, sample), label
         return self._square(torch.as_tensor(sample)), label
 
     def _square_of_file(self, path: str) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import ImageFile
 from torchvision.datasets import ImageFolder
 
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.data.comparison import STRAY, quoted_names
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.image_lists import ImageList
@@ -92,7 +92,7 @@ def is_image_folder(dataset: Any) -> bool:
 
 
 def _picture(path: str) -> Any:
-    return listing.read_picture(listing.open_picture, path)
+    return picture_files.read_picture(picture_files.open_picture, path)
 
 
 def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.pictures import loading, plan, rng, store_folder
 from domainbed_carft.pictures.plan import Plan
 from domainbed_carft.pictures.store import Store
@@ -162,7 +162,7 @@ class Source:
             path, label = self.folder.samples[position]
             if self.plan.draws:  # from this generator, as transforms do
                 torch.default_generator.manual_seed(rng.seed_of(*key))
-            square, square_choices = listing.read_picture(load, path)
+            square, square_choices = picture_files.read_picture(load, path)
             squares.append(square)
             choices.append(square_choices)
             labels.append(label)
