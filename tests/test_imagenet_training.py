@@ -19,7 +19,7 @@ from domainbed.scripts import train
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.data import shards, tasks
+from domainbed_carft.data import picture_files, shards
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.method import algorithms, host_arguments, prompts
 from domainbed_carft.method.hparams import overlay
@@ -86,7 +86,7 @@ def test_folders_and_shards_are_the_same_data_set(data, cache, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(kept))  # nothing can be written below it
     assert built(data / "shards")[0].samples[5] == other.samples[5]
     with pytest.raises(PassingError, match=r"gone.png cannot be read: .*restore the file"):
-        tasks.PictureDataset([("gone.png", 0)], ["a"])[0]  # as any transform but the fast one's
+        picture_files.PictureDataset([("gone.png", 0)], ["a"])[0]
 
 
 def records(folder):

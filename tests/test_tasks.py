@@ -396,7 +396,7 @@ def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
     data = planted("Caltech101")
     archive = data / "caltech101" / "__MACOSX"
     archive.mkdir()
-    monkeypatch.setattr(tasks, "_made", lambda *given, **more: archive.mkdir(exist_ok=True))
+    monkeypatch.setattr(tasks, "_torchvision_dataset", lambda *given, **more: archive.mkdir(exist_ok=True))
     tasks.download("Caltech101", data)
     assert archive.exists()  # it was there before
     archive.rmdir()

@@ -15,6 +15,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from domainbed_carft import machine
 from domainbed_carft.errors import PassingError
 from domainbed_carft.text import progress
@@ -91,6 +93,42 @@ def read_picture(reader: Callable[[Any], Any], path: str | Member) -> Any:
             "file, or remove it (which changes the splits). `carft data verify --decode` lists "
             "all such files"
         ) from error
+
+
+class PictureDataset:
+    """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
+
+    ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
+    labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the
+    names of other classes in the data, whose pictures are left out.
+    """
+
+    root = "test"
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[Any, int]],
+        classes: Sequence[str],
+        transform: Callable[[Any], Any] | None = None,
+        unknown_classes: Sequence[str] = (),
+    ) -> None:
+        self.samples = samples
+        self.classes = list(classes)
+        self.transform = transform
+        self.unknown_classes = unknown_classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        source, label = self.samples[index]
+        if isinstance(source, np.ndarray):
+            picture = Image.fromarray(source)
+        else:
+            picture = read_picture(open_picture, source)
+        return self.transform(picture) if self.transform else picture, label
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from domainbed_carft.data import benchmarks, listing, picture_files
+from domainbed_carft.data import benchmarks, listing
 from domainbed_carft.data import verify as verifying
 from domainbed_carft.data.comparison import normalised_name, quoted_names
 from domainbed_carft.data.download import removing_empty_folders
+from domainbed_carft.data.picture_files import PictureDataset
 from domainbed_carft.errors import CarftError, brief
 
 Part = dict[str, Any]  # keyword arguments of torchvision's class
@@ -68,42 +69,6 @@ class Task:
 
 TASKS = {facts["name"]: Task(**facts) for facts in benchmarks.task_facts()["tasks"]}
 ZERO_SHOT_SOURCE: str = benchmarks.task_facts()["zero_shot_source"]
-
-
-class PictureDataset:
-    """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
-
-    ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
-    labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the
-    names of other classes in the data, whose pictures are left out.
-    """
-
-    root = "test"
-
-    def __init__(
-        self,
-        samples: Sequence[tuple[Any, int]],
-        classes: Sequence[str],
-        transform: Callable[[Any], Any] | None = None,
-        unknown_classes: Sequence[str] = (),
-    ) -> None:
-        self.samples = samples
-        self.classes = list(classes)
-        self.transform = transform
-        self.unknown_classes = unknown_classes
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        source, label = self.samples[index]
-        if isinstance(source, np.ndarray):
-            picture = Image.fromarray(source)
-        else:
-            picture = picture_files.read_picture(picture_files.open_picture, source)
-        return self.transform(picture) if self.transform else picture, label
 
 
 def read_split(task: Task, data_dir: str | Path, train: bool) -> PictureDataset:

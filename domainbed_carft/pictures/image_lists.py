@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from domainbed_carft.data.picture_files import PictureDataset
 from domainbed_carft.data.shards import Index
-from domainbed_carft.data.tasks import PictureDataset
 
 # Values of the hparam `sampling`. With any other, all pictures are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
