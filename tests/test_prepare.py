@@ -45,8 +45,8 @@ def terra(unpacked: Path) -> Path:
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "car"}]
     places = {"a": 38, "b": "100", "c": 38, "d": 7}
     images = [{"id": i, "location": at, "file_name": f"{i}.jpg"} for i, at in places.items()]
-    seen = [("a", 1), ("a", 1), ("a", 2), ("b", 2), ("c", 3), ("d", 1)]
-    annotations = [{"image_id": i, "category_id": c} for i, c in seen]
+    annotated = [("a", 1), ("a", 1), ("a", 2), ("b", 2), ("c", 3), ("d", 1)]
+    annotations = [{"image_id": i, "category_id": c} for i, c in annotated]
     write(unpacked / preparation.TERRA_PICTURES, [image["file_name"] for image in images])
     folder = unpacked / preparation.TERRA_ANNOTATIONS
     folder.mkdir()
@@ -60,8 +60,8 @@ def terra(unpacked: Path) -> Path:
 def test_terra_incognita_goes_by_its_annotations(tmp_path):
     preparation.prepare("TerraIncognita", terra(tmp_path / "unpacked"), tmp_path / "ready")
     # a dog and a cat on one picture are in both; cars and location 7 are no part of the benchmark
-    kept = ["location_100/cat/b.jpg", "location_38/cat/a.jpg", "location_38/dog/a.jpg"]
-    assert files(tmp_path / "ready") == kept
+    expected = ["location_100/cat/b.jpg", "location_38/cat/a.jpg", "location_38/dog/a.jpg"]
+    assert files(tmp_path / "ready") == expected
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 99_999, b'{"images": [{"id": []}]}'])

@@ -64,7 +64,7 @@ def _add_download(commands: Any) -> None:
     parser.add_argument(
         "--accept_different",
         action="store_true",
-        help="install usable data even if it differs from the known editions",
+        help="install usable data even if it differs from the data_sets editions",
     )
     parser.set_defaults(run=_download)
 
@@ -72,23 +72,23 @@ def _add_download(commands: Any) -> None:
 def _list(arguments: argparse.Namespace) -> None:
     from domainbed_carft.suites.known_data import known_data
 
-    known = known_data()
+    data_sets = known_data()
     if arguments.json:
-        print(json.dumps(known.as_dicts(), indent=2))
+        print(json.dumps(data_sets.as_dicts(), indent=2))
     else:
-        print(_training_table(known))
+        print(_training_table(data_sets))
         print("\nTest sets of the suite imagenet (carft evaluate --suite):")
-        print(_test_set_table(known))
+        print(_test_set_table(data_sets))
         print("\nsteps: DomainBed's default, which --steps overrides.")
         print("Other steps, sources, licences, citations, counts by class: carft data list --json")
 
 
-def _training_table(known: KnownData) -> str:
+def _training_table(data_sets: KnownData) -> str:
     """The benchmarks and tasks, one per line."""
     from domainbed_carft.suites.known_data import TASK_STEPS
 
     rows = []
-    for benchmark in known.benchmarks:
+    for benchmark in data_sets.benchmarks:
         rows.append(
             (
                 benchmark.name,
@@ -99,7 +99,8 @@ def _training_table(known: KnownData) -> str:
                 f"{benchmark.steps['DomainBed']:,}",
             )
         )
-    for task in known.tasks:
+
+    for task in data_sets.tasks:
         training_pictures, test_pictures = task.pictures
         rows.append(
             (
@@ -114,10 +115,10 @@ def _training_table(known: KnownData) -> str:
     return text.table(("name", "folder", "environments", "classes", "pictures", "steps"), rows)
 
 
-def _test_set_table(known: KnownData) -> str:
+def _test_set_table(data_sets: KnownData) -> str:
     rows = [
         (test_set.name, test_set.folder, str(test_set.classes), f"{test_set.pictures:,}")
-        for test_set in known.test_sets
+        for test_set in data_sets.test_sets
     ]
     return text.table(("name", "folder", "classes", "pictures"), rows)
 

@@ -136,11 +136,11 @@ def counts_digest(counts: Counts) -> str:
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def quoted_names(names: Iterable[str], most: int = MOST_EXAMPLES) -> str:
+def quoted_names(names: Iterable[str], limit: int = MOST_EXAMPLES) -> str:
     """The first names, quoted, and how many more there are; "" for no names."""
     names = list(names)
-    ending = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + ending
+    ending = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(map(repr, names[:limit])) + ending
 
 
 def normalised_name(name: str) -> str:
@@ -148,10 +148,10 @@ def normalised_name(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold())
 
 
-def _compare_classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
+def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Findings) -> None:
     """Findings about class folders, which must be the same in all environments.
 
-    They must be the ``known`` ones in order, if there are any.
+    They must be the ``known_classes`` in order, if there are any.
     """
     # Class folders -> environments that have them
     environments_by_classes: dict[tuple[str, ...], list[str]] = {}
@@ -174,18 +174,18 @@ def _compare_classes(counts: Counts, known: Sequence[str], findings: Findings) -
 
     usual = max(environments_by_classes, key=lambda key: len(environments_by_classes[key]))
     usual_environment = environments_by_classes[usual][0]
-    expected = tuple(known) or usual
+    expected = tuple(known_classes) or usual
     if len(expected) < 2:
         findings.problems.append(
             f"environment {usual_environment!r} has {counted(len(usual), 'class folder')}, "
             "expected at least two; the layout is environment/class/picture"
         )
 
-    origin = "the known ones" if known else f"those in {usual_environment!r}"
+    origin = "the known ones" if known_classes else f"those in {usual_environment!r}"
     for folders, names in environments_by_classes.items():
         if folders == expected:
             continue
-        if known and [*map(normalised_name, folders)] == [*map(normalised_name, expected)]:
+        if known_classes and [*map(normalised_name, folders)] == [*map(normalised_name, expected)]:
             findings.differences.append(_renamed_classes(names, folders, expected))
         else:
             findings.problems.append(_wrong_classes(names, folders, expected, origin))
@@ -194,7 +194,7 @@ def _compare_classes(counts: Counts, known: Sequence[str], findings: Findings) -
 def _renamed_classes(names: Sequence[str], folders: Sequence[str], expected: Sequence[str]) -> str:
     """A sentence: environments ``names`` have class folders that are spelled differently."""
     pairs = zip(folders, expected)
-    spellings = [f"{folder!r} for {known!r}" for folder, known in pairs if folder != known]
+    spellings = [f"{folder!r} for {name!r}" for folder, name in pairs if folder != name]
     return (
         f"class folders in {quoted_names(names)} have other names in the same order: "
         f"{', '.join(spellings[:MOST_EXAMPLES])}"
@@ -208,7 +208,7 @@ def _wrong_classes(
     missing = quoted_names(name for name in expected if name not in folders) or "none"
     extra = quoted_names(name for name in folders if name not in expected) or "none"
     pairs = enumerate(zip_longest(folders, expected))
-    first_wrong_label = next(label for label, (folder, known) in pairs if folder != known)
+    first_wrong_label = next(label for label, (folder, name) in pairs if folder != name)
     return (
         f"the class folders in {quoted_names(names)} are not {origin}: missing {missing}, extra "
         f"{extra}. Labels are wrong from {first_wrong_label} on; make them the same"

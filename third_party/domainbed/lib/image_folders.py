@@ -23,9 +23,13 @@ ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
 def shortest_path(name: str) -> str:
-    """A path in its shortest form that still is one: ``pets/`` is ``./pets``, ``pets`` a name."""
+    """The shortest form of a path that is not mistaken for a data set's name.
+
+    ``pets/`` becomes ``./pets``; ``pets`` is a name and stays.
+    """
     if os.sep not in name:
         return name
+
     path = os.path.normpath(name)
     return path if os.sep in path else os.path.join(os.curdir, path)
 
@@ -49,9 +53,10 @@ def subfolder_names(root: str, kind: str = "environment") -> list[str]:
 
 
 def environment_names(root: str, kind: str = "environment") -> list[str]:
-    """The sorted names of the folders in a user's own folder, as `subfolder_names`.
+    """The sorted names of the folders in a user's own folder, each an environment or a class.
 
-    Raises CarftError also for folders that unpackers and notebooks leave behind, such as __MACOSX.
+    Raises CarftError if there are none, if ``root`` cannot be read, and for folders that unpackers
+    and notebooks leave behind, such as __MACOSX.
     """
     names = subfolder_names(root, kind)
     stray = [name for name in names if STRAY.match(name)]
@@ -64,7 +69,7 @@ def environment_names(root: str, kind: str = "environment") -> list[str]:
 
 
 def require_valid_folders(root: str) -> None:
-    """Raise CarftError for what is wrong with a user's own data, by its folders' names alone."""
+    """Raise CarftError if the folders of a user's own data do not form environments and classes."""
     names = environment_names(root)
     require_same_classes(
         names, [environment_names(os.path.join(root, name), "class") for name in names]
@@ -72,7 +77,7 @@ def require_valid_folders(root: str) -> None:
 
 
 def read_environment(path: str, transform: Any) -> ImageFolder:
-    """Return an environment's pictures. Raises CarftError if a class has none."""
+    """An environment's pictures. Raises CarftError if a class has none."""
     try:
         return ImageFolder(path, transform=transform, loader=_picture)
     except FileNotFoundError as error:
@@ -83,7 +88,7 @@ def read_environment(path: str, transform: Any) -> ImageFolder:
 
 
 def is_image_folder(dataset: Any) -> bool:
-    """Whether its items are as `read_environment` makes them: a transformed picture and a label."""
+    """Whether a data set's items are as `read_environment` makes them."""
     return type(dataset) is ImageList or (
         type(dataset) is ImageFolder
         and dataset.loader is _picture

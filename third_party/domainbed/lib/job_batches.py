@@ -29,7 +29,7 @@ EVALUATION_FACTOR_ON_GPU = 4
 
 @dataclass
 class JobBatches:
-    """The batches of a job, to be used in order. Building one draws what `training` draws from."""
+    """The batches of a job, to be used in order. Creating one draws the seed of its training."""
 
     in_splits: Sequence[misc.SplitDataset]  # what is trained on
     # What is evaluated at each checkpoint, by name; an empty list stands in for a split that is
