@@ -105,6 +105,7 @@ def tarred(path: Path, *members: tuple[str, bytes | str]) -> Path:
             else:
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
+
     return path
 
 

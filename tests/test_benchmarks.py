@@ -35,6 +35,7 @@ def test_the_benchmarks_agree_with_the_harness_and_published_totals(name):
     assert benchmark.folder == dataset_class.FOLDER
     assert [e.label for e in benchmark.environments] == dataset_class.ENVIRONMENTS
     assert benchmark.steps["DomainBed"] == dataset_class.N_STEPS
+
     edition = benchmark.editions[0]
     assert {e.label: edition.counts[e.folder] for e in benchmark.environments} == TOTALS[name]
     for environment, by_class in edition.by_class.items():
@@ -58,6 +59,7 @@ def test_emoji_styles_has_the_pictures_of_the_archive():
     counts = Counter((environment, name) for environment, name, _ in paths)
     benchmark = benchmarks.get("EmojiStyles")
     assert [e.folder for e in benchmark.environments] == data_sets.EmojiStyles.ENVIRONMENTS
+
     table = benchmark.editions[0].by_class
     assert counts == Counter(
         {(e, c): n for e, classes in table.items() for c, n in classes.items()}

@@ -87,6 +87,7 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
     with pytest.raises(CarftError, match=r"(?s)downloading .* failed .*save it as .*PACS\.zip"):
         download.download("PACS", tmp_path)
     assert not (tmp_path / "PACS").exists()
+
     server.break_after = None
     report = download.download("PACS", tmp_path)
     last = server.requested_ranges[-1]
@@ -105,11 +106,13 @@ def test_a_file_that_is_no_archive_is_renamed_and_fetched_again(server, pacs, tm
     fault = "is not a zip or tar archive, or is cut off"
     with pytest.raises(CarftError) as raised:
         download.download("PACS", tmp_path)
+
     archive = tmp_path / ".PACS.download" / "archives" / "PACS.zip"
     expected = (
         f"{archive}, from {pacs.sources[0].url}, {fault}; the file was renamed to PACS.zip.dam"
     )
     assert str(raised.value).startswith(expected) and f"save it as {archive}" in str(raised.value)
+
     server.content = complete_archive
     assert download.download("PACS", tmp_path).verdict == "verified"
 
@@ -119,6 +122,7 @@ def test_data_that_differs_is_installed_only_if_accepted(server, pacs, archives,
     zipped(archives / "PACS.zip", [*names, "kfold/photo/dog/2.jpg"])
     arguments = ["data", "download", "PACS", "--data_dir", str(tmp_path)]
     assert cli.main(arguments) == 1
+
     message = capsys.readouterr().err
     assert "'photo' has 8 pictures, expected 7 as in the edition of the test (+1): 'dog'" in message
     assert "To install the data anyway: --accept_different" in message
@@ -165,10 +169,12 @@ def test_a_download_that_fails_leaves_no_empty_folder(name, tmp_path, monkeypatc
         monkeypatch.setattr(
             f"torchvision.datasets.{module}.download_and_extract_archive", no_network
         )
+
     data = tmp_path / "data"
     assert cli.main(["data", "download", name, "--data_dir", str(data)]) == 1
     assert "no network" in capsys.readouterr().err
     assert not data.exists()
+
     data.mkdir()
     assert cli.main(["data", "download", name, "--data_dir", str(data)]) == 1
     assert data.exists() and not any(data.iterdir())

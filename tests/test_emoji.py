@@ -76,6 +76,7 @@ def test_emoji_shift_divides_the_pictures_of_one_style():
 def test_the_suite_scores_some_classes_and_unions(capsys):
     arguments = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
     assert cli.main(arguments) == 0
+
     document = json.loads(capsys.readouterr().out)
     clip = backbone.load("tiny")
     classes = sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
@@ -104,9 +105,11 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
                     logits = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
                 best = max(groups, key=lambda name: logits[classes.index(name)])
                 right.append(groups[best] == groups[path.parent.name])
+
         scores = document["sets"][style]
         assert scores["complete"] and scores["n"] == len(right), style
         assert abs(scores["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow
+
         means.append(sum(right) / len(right))
     assert document["mean"] == pytest.approx(sum(means[1:]) / 3, abs=0.02)
 

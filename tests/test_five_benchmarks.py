@@ -71,20 +71,25 @@ def test_trained_and_tabulated(name, test_env, tmp_path, capsys):
     label = benchmark.classes[1]
     counts[environment][label] += add_oddities(data / benchmark.folder / environment / label)
     assert train_two_steps(name, data, tmp_path / "sweep" / "job", test_env) == 0
+
     lines = (tmp_path / "sweep" / "job" / "results.jsonl").read_text().splitlines()
     first, last = map(json.loads, lines)
     assert first["loss_kl"] == 0 and math.isfinite(last["loss"])
     assert last["data_edition"].startswith("differs: ")
+
     prompts_digest = prompts.digest(CONTEXTS, [prompts.clean(c) for c in benchmark.classes])
     assert last["hparams"]["prompts_digest"] == prompts_digest
+
     # an accuracy over n pictures is a whole number of n-ths, and n tells which were read
     for index, classes in enumerate(counts.values()):
         held_out = int(sum(classes.values()) * 0.2)
         for split, n in (("in", sum(classes.values()) - held_out), ("out", held_out)):
             hits = last[f"env{index}_{split}_acc"] * n
             assert 0 <= hits <= n and abs(hits - round(hits)) < 1e-6, (index, split)
+
     capsys.readouterr()
     assert collect_results.main(["--input_dir", str(tmp_path / "sweep")]) == 0
+
     title = f"Dataset: {name}, model selection method: test-domain validation set"
     _, oracle = capsys.readouterr().out.split(title)
     header, row = (line.split() for line in oracle.splitlines()[1:3])

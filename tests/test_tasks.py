@@ -195,6 +195,7 @@ def test_each_split_has_its_pictures_and_their_labels(name, planted):
         training_files |= files
 
     assert tasks.report_on(task, data, splits).verdict == "differs"
+
     complete = replace(task, pictures=(2 * task.classes, task.classes))
     assert tasks.report_on(complete, data, splits).data_edition == f"verified: {task.split}"
 
@@ -235,6 +236,7 @@ def test_all_class_names_are_those_of_the_full_list_in_label_order(name):
     openai_names = prompts.class_names({"class_names": task.words}, task.classes)
     full_list = source_names(name)
     assert len(full_list) == len(task.class_names) == task.classes
+
     plain = [normalised_name(re.sub("^/./", "", class_name)) for class_name in full_list]
     assert [*map(normalised_name, task.class_names)] == plain
     assert len({*plain}) == task.classes  # so that a name has one label
@@ -242,6 +244,7 @@ def test_all_class_names_are_those_of_the_full_list_in_label_order(name):
     reworded = OPENAI_WORDS.get(name, {})
     expected = [reworded.get(class_name, class_name) for class_name in task.class_names]
     assert [*map(normalised_name, openai_names)] == [*map(normalised_name, expected)]
+
     if GOLDEN[name]["order"] == "sorted":  # as torchvision sorts names; "_" comes before letters
         assert list(task.class_names) == sorted(task.class_names)
 
@@ -346,6 +349,7 @@ def test_one_more_class_shifts_no_label_and_is_named(name, planted):
 
     split = tasks.read_split(task, data, True)
     assert split.samples == complete_samples and len(split.classes) == task.classes
+
     report = tasks.report_on(task, data, [split])
     assert report.verdict == "broken"
     assert "has pictures of classes that" in report.problems[0]
@@ -386,8 +390,10 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     arguments = [*flags, "--hparams", json.dumps(hparams), "--output_dir", str(tmp_path / "out")]
     assert train.main(arguments)
+
     message = "is broken: train has no picture of 1 of the 10 classes: 'Forest'"
     assert message in capsys.readouterr().err
+
     data_sets.TASKS["EuroSAT"](str(data), [], {"data_augmentation": True})
     assert "Warning: the data of EuroSAT" in capsys.readouterr().err
 
@@ -401,6 +407,7 @@ def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
     )
     tasks.download("Caltech101", data)
     assert archive.exists()  # it was there before
+
     archive.rmdir()
     tasks.download("Caltech101", data)
     assert not archive.exists()
@@ -425,6 +432,7 @@ def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, mo
         path.parts[-3]: label for path, label in tasks.read_split(small, data, True).samples
     }
     assert words[in_folders["jail"]] == "jail indoor"
+
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
     arguments = [
         "--algorithm",
@@ -459,6 +467,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     monkeypatch.chdir(data)
     assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
     assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
+
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
@@ -481,6 +490,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
 
     arguments = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
     assert cli.main(arguments) == 0
+
     text = capsys.readouterr().out
     run = saved.open_run(tmp_path / "out")
     pictures = tasks.read_split(small, data, False)
@@ -490,14 +500,17 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     rows = [re.split("  +", line)[:3] for line in text.splitlines()]
     assert ["test (own split)", "10", f"{10 * right:.1f}"] in rows
     assert cli.main([*arguments, "--suite", "EuroSAT", "--json"]) == 0
+
     (scores,) = json.loads(capsys.readouterr().out)["sets"].values()
     assert (scores["n"], scores["right"], scores["mean_per_class"]) == (
         10,
         right,
         pytest.approx(right / 10),
     )
+
     (record,) = records.read(tmp_path / "out")  # of two evaluations
     assert record["suite"] == "EuroSAT" and record["sets"]["test (own split)"]["right"] == right
+
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", replace(small, drawn=(3, 1)))  # none is left
     assert (
         cli.main(arguments) == 0 and "no test set of the suite EuroSAT" in capsys.readouterr().out
@@ -536,8 +549,10 @@ def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
     capsys.readouterr()
     arguments = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
     assert cli.main(arguments) == 3
+
     text = capsys.readouterr().out
     assert "env0_in" in text
+
     message = "no test set of the suite EuroSAT can be read: test (own split): a picture of EuroSAT"
     assert f"{message} (test (own split)): {broken} cannot be read" in text
     assert cli.main([*arguments, "--suite", "EuroSAT"]) == 3
@@ -548,6 +563,7 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
     data = planted("OxfordIIITPet")
     arguments = ["--clip", "tiny", "--suite", "OxfordIIITPet", "--data_dir", str(data), "--json"]
     assert cli.main(["evaluate", *arguments, "--workers", "0"]) == 0
+
     document = json.loads(capsys.readouterr().out)
     clip = backbone.load("tiny")
     names = (ASSETS / "class_names" / "pets.txt").read_text().splitlines()

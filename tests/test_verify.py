@@ -23,9 +23,11 @@ def test_both_editions_of_terra_incognita_are_recognised():
         report = report_on("TerraIncognita", counts)
         assert (report.verdict, report.edition) == ("verified", edition.name)
         assert f"the {edition.total:,} pictures, {edition.name}" in report.as_text()
+
     counts["location_38"]["cat"] += 1
     report = report_on("TerraIncognita", counts)
     assert (report.verdict, report.edition) == ("differs", None)
+
     expected = (
         "'location_38' has 9,768 pictures, expected 9,767 as in the edition of older papers (+1)"
     )
@@ -115,10 +117,12 @@ def test_the_command_on_a_whole_and_on_a_broken_set(tmp_path):
     root = grow(tmp_path / "PACS", benchmarks.get("PACS").editions[0].by_class)
     done = carft("verify", "PACS", "--data_dir", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
     first, _, *rows, last = done.stdout.splitlines()
     assert first == f"PACS in {root}"
     assert rows[3].split() == ["sketch", "3,929", "7"]
     assert last == "verified: the 9,991 pictures, as published"
+
     (root / "__MACOSX").mkdir()
     done = carft("verify", "PACS", "--data_dir", tmp_path)
     assert done.returncode == 1 and "\nbroken: " in done.stdout
@@ -142,6 +146,7 @@ def test_the_command_in_json(tmp_path):
     (root / "art" / "cat" / "it's cut.jpg").write_bytes(jpeg()[:-900])
     done = carft("verify", root, "--decode", "--json")
     assert (done.returncode, done.stderr) == (0, "")  # usable; no bar where nobody watches
+
     document = json.loads(done.stdout)
     assert (document["verdict"], document["pictures"], document["root"]) == (
         "differs",
@@ -149,13 +154,17 @@ def test_the_command_in_json(tmp_path):
         str(root),
     )
     assert document["counts"]["art"] == {"cat": 2, "dog": 1}
+
     (cut,) = document["damaged"]
     assert (cut["path"], cut["truncated"]) == ("art/cat/it's cut.jpg", True)
+
     (root / "photo" / "dog" / "page.png").write_text("<html>Not found</html>")
     assert carft("verify", root).returncode == 0  # only decoding tells
+
     done = carft("verify", root, "--decode")
     assert done.returncode == 1
     assert "1 picture cannot be decoded (download again): 'photo/dog/page" in done.stdout
+
     done = carft("verify", "Ofice-Home", "--data_dir", "/", "--json")
     document = json.loads(done.stdout)
     assert done.returncode == 2 and (document["name"], document["verdict"]) == ("Ofice-Home", None)
@@ -165,13 +174,16 @@ def test_the_command_in_json(tmp_path):
 def test_the_list_and_what_is_embedded():
     report = verify.verify("EmojiStyles")
     assert (report.verdict, report.pictures) == ("verified", 1716)
+
     done = carft("list")
     assert (done.returncode, done.stderr) == (0, "")
+
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
     assert lines["DomainNet"] == (
         "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001".split()
     )
     assert "24,330 or 24,788" in done.stdout
+
     by_name = {
         data_set["name"]: data_set for data_set in json.loads(carft("list", "--json").stdout)
     }
@@ -202,6 +214,7 @@ def test_counts_are_those_of_image_folder(tmp_path):
     (cat / "link.png").symlink_to(cat / "0.jpg")
     (cat / "gone.png").symlink_to(cat / "nothing")
     assert listing.PICTURE_EXTENSIONS == IMG_EXTENSIONS
+
     listed = listing.list_environments(tmp_path)
     for environment in ("art", "photo"):
         image_folder = ImageFolder(str(tmp_path / environment))
@@ -218,6 +231,7 @@ def test_files_and_folders_that_end_a_job(tmp_path):
     """Each is told once, and none is read: a pipe would be read without end."""
     root = grow(tmp_path / "mine", even(["cat", "dog"]), jpeg())
     assert verify.verify(str(root)).verdict == "consistent"
+
     cat = root / "art" / "cat"
     dog = root / "art" / "dog"
     (cat / "empty.jpg").touch()

@@ -98,6 +98,7 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
         os._exit(0)
     os.close(writing)
     assert os.waitstatus_to_exitcode(os.waitpid(trainer, 0)[1]) == -signal.SIGKILL
+
     with open(reading, "rb") as pipe:
         assert select.select([pipe], [], [], 30)[0], "a process still has the pipe open"
         assert pipe.read() == b""
@@ -107,11 +108,11 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
 def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
     requests = loader.evaluation_requests([3, 50, 8], 4, ())
-    found = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Pictures())]
-    assert found[0] == [0, 1, 2]
-    assert [len(batch) for batch in found[1:14]] == [4] * 12 + [2]
-    assert list(itertools.chain(*found[1:14])) == list(range(100, 150))
-    assert found[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
+    items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Pictures())]
+    assert items[0] == [0, 1, 2]
+    assert [len(batch) for batch in items[1:14]] == [4] * 12 + [2]
+    assert list(itertools.chain(*items[1:14])) == list(range(100, 150))
+    assert items[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
 
 
 # Batches of three domains, 32 pictures of 224 px each, by a path; equal to those of this process.
@@ -142,7 +143,7 @@ print(count, "batches")
 """
 
 
-def in_small_shared_memory(size, *command, **more):
+def in_small_shared_memory(size, *command, **variables):
     """Run a command where /dev/shm has this size, as a container's; skip where that is refused."""
     mounted = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"'
     attempt = subprocess.run(
@@ -152,7 +153,7 @@ def in_small_shared_memory(size, *command, **more):
         pytest.skip(f"no private mount: {attempt.stderr.strip()}")
     return subprocess.Popen(
         ["unshare", "-m", "bash", "-c", mounted, "bash", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **variables,
     )  # fmt: skip
 
 
@@ -238,7 +239,8 @@ def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, n
     monkeypatch.setattr(loader._RequestedItems, "__getitems__", read)
     assert train.main(arguments) == 0
     assert train.main(fakes.quick(tmp_path / "undisturbed")) == 0
-    ours, expected = (fakes.records(folder) for folder in (tmp_path, tmp_path / "undisturbed"))
-    for record in (*ours, *expected):
+
+    process, expected = (fakes.records(folder) for folder in (tmp_path, tmp_path / "undisturbed"))
+    for record in (*process, *expected):
         del record["step_time"], record["args"]
-    assert ours == expected
+    assert process == expected
