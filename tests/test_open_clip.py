@@ -202,7 +202,7 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         "ViT-H-14-378-quickgelu/dfn5b",
     )]  # fmt: skip
     expected = ["336 bicubic shortest", "384 bicubic squash", "378 bicubic squash"]
-    assert [one.asked for one in sizes] == expected
+    assert [one.hparam_value for one in sizes] == expected
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def carft(capsys, command, folder, *flags, status=0):
     return said.err if status else said.out
 
 
-def listed(folder):
+def quoted_names(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
@@ -45,7 +45,7 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
     left = {p.name for p in done.folder.iterdir()}
     assert left == {"model.pkl", "results.jsonl", "done"}
     assert (other.folder / "state.pt").exists() and not cut.exists()
-    assert len(listed(folder)) == 8
+    assert len(quoted_names(folder)) == 8
     (done.folder / "kept.part").mkdir()
     said = carft(capsys, "clean", folder, status=1)
     assert "kept.part: " in said and said.endswith("; check this path and its permissions\n")
@@ -78,7 +78,7 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
     assert "\n3 jobs deleted" in said
     assert all((job.folder / "out.txt").exists() for job in (done, running, *later))
     assert not any(job.folder.exists() for job in (died, failed, new))
-    assert listed(folder) == {job.folder for job in (done, running, queued, *later)}
+    assert quoted_names(folder) == {job.folder for job in (done, running, queued, *later)}
     said = carft(capsys, "clean", folder, "--incomplete")
     assert "There are no incomplete jobs to delete." in said
 

@@ -98,7 +98,7 @@ class CLIPAlgorithm(CLIPPredictor):
         clip_model = backbone.load(hparams["clip_backbone"])
         job_facts.record_fact(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
         job_facts.record_fact(hparams, "clip_revision", clip_model.revision, "the hub's is another")
-        hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.asked
+        hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.hparam_value
         return clip_model
 
     def _encode_prompts(self, clip_model: backbone.Backbone, num_classes: int) -> Tensor:

@@ -16,9 +16,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import benchmarks, emoji, listing, shards, tasks, verify
+from domainbed_carft.data import benchmarks, emoji, listing, picture_files, shards, tasks, verify
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.pictures.image_lists import Environment, Paths
+from domainbed_carft.pictures.image_lists import ImageList, ImagePaths
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
     preprocessing_of,
@@ -109,9 +109,9 @@ class TaskData(PackageDataset):
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
         raise_for(self.data_problems(root))
 
-        training_split = tasks.read(self.TASK, root, train=True)
+        training_split = tasks.read_split(self.TASK, root, train=True)
         training_split.root = self.ENVIRONMENTS[0]  # an environment is called after its folder
-        return [training_split], tasks.report(self.TASK, root, [training_split])
+        return [training_split], tasks.report_on(self.TASK, root, [training_split])
 
 
 TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
@@ -131,11 +131,11 @@ class EmojiStyles(PackageDataset):
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        folder = emoji.environments(type(self).__name__)
+        folder = emoji.environment_folder(type(self).__name__)
         environments = [
             ImageFolder(str(folder / name), loader=_decoded_emoji) for name in self.ENVIRONMENTS
         ]
-        return environments, verify.examine(type(self).__name__, folder)
+        return environments, verify.verify_folder(type(self).__name__, folder)
 
 
 class EmojiShift(EmojiStyles):
@@ -147,7 +147,7 @@ class EmojiShift(EmojiStyles):
 @functools.cache
 def _decoded_emoji(path: str) -> Image.Image:
     """A decoded picture, which stays in memory: all 1,716 take 21 MB; a job reads each often."""
-    return listing.open_picture(path)
+    return picture_files.open_picture(path)
 
 
 class ImageNet(PackageDataset):
@@ -174,13 +174,13 @@ class ImageNet(PackageDataset):
 
         ids = imagenet.wordnet_ids()
         problems: list[str] = []
-        samples: Paths | shards.Index
+        samples: ImagePaths | shards.Index
         if copy.archives:
             samples = shards.index(copy.archives, ids)
             count = f"{len(samples):,} pictures in {len(copy.archives):,} shards"
             print(f"ImageNet: {count} in {copy.place}")
         else:
-            listed = listing.of_classes(copy.folder)
+            listed = listing.list_classes(copy.folder)
             class_folders = list(listed.counts[""])
             for problem in imagenet_training.folder_problems(copy.folder, class_folders):
                 raise CarftError(problem)
@@ -190,12 +190,12 @@ class ImageNet(PackageDataset):
         counts = np.bincount(samples.labels, minlength=len(ids)).tolist()
         counts_by_id = dict(zip(ids, counts))
         report = imagenet_training.report(copy, counts_by_id, problems, self.PICTURES[0])
-        return [Environment(str(copy.folder), imagenet.class_names(), samples)], report
+        return [ImageList(str(copy.folder), imagenet.class_names(), samples)], report
 
 
-def _paths(listed: listing.Listing) -> Paths:
+def _paths(listed: listing.Listing) -> ImagePaths:
     """The pictures of the 1,000 class folders, by class and name."""
     names = [os.fsencode(path) for path in sorted(listed.pictures)]
     counts = list(listed.counts[""].values())
     labels = np.repeat(np.arange(len(counts)), counts)
-    return Paths(str(listed.root), np.array(names, dtype=np.bytes_), labels)
+    return ImagePaths(str(listed.root), np.array(names, dtype=np.bytes_), labels)

@@ -99,7 +99,7 @@ def _verified(name: str, root: Any, is_for_us: bool) -> verify.Report | None:
     try:
         if not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
             return None
-        report = verify.examine(name, Path(root))
+        report = verify.verify_folder(name, Path(root))
     except Exception as error:
         warn_once(f"the check of {name}", error)
         return None
@@ -186,7 +186,10 @@ def preprocessing_of(hparams: Any) -> str:
     from domainbed_carft.clips import backbone
 
     with contextlib.suppress(Exception):  # the algorithm will say what is wrong with the CLIP
-        return hparams["preprocessing"] or backbone.preprocessing(hparams["clip_backbone"]).asked
+        return (
+            hparams["preprocessing"]
+            or backbone.preprocessing(hparams["clip_backbone"]).hparam_value
+        )
     return ""
 
 

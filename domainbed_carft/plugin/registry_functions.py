@@ -71,7 +71,7 @@ def with_our_hparams(
     host_hparams: Any, algorithm: str, dataset: str, random_seed: int | None
 ) -> dict[str, Any]:
     """The host's hyperparameters, and over them ours: drawn by ``random_seed``, or the defaults."""
-    from domainbed_carft.method import host_arguments, hparams
+    from domainbed_carft.method import host_arguments, host_process, hparams
 
     plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
     host_arguments.allow(plain.keys())

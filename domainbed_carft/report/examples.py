@@ -212,7 +212,7 @@ def _picture(run: saved.TrainedRun, x: Tensor) -> str:
     """The picture as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 
-    wanted = run.algorithm.input.wanted
+    wanted = run.algorithm.input.preprocessing
     std, mean = (torch.tensor(one).view(3, 1, 1) for one in (wanted.std, wanted.mean))
     picture = to_pil_image((run.algorithm.input(x)[0] * std + mean).clamp(0, 1))
     picture.thumbnail((SIDE, SIDE))

@@ -43,7 +43,7 @@ def require_same_data(
     normalisation = dataset_facts.agreed_normalisation(facts.environments)
     if normalisation:
         model_input = run.algorithm.input
-        input_now = pictures.CLIPInput(model_input.wanted, *normalisation)
+        input_now = pictures.CLIPInput(model_input.preprocessing, *normalisation)
         comparisons.append(Comparison("normalisation", _rounded(model_input), _rounded(input_now)))
 
     for name, before, now in comparisons:

@@ -41,7 +41,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         return value
 
     if os.sep in dataset_name or os.path.isdir(dataset_name):
-        labels = image_folders.environments(dataset_name)
+        labels = image_folders.environment_names(dataset_name)
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
@@ -118,9 +118,9 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         self, root: str, test_envs: Sequence[int], augment: bool, hparams: dict[str, Any]
     ) -> None:
         self.input_shape = (3, 224, 224)
-        environments = image_folders.subfolders(root)
+        environments = image_folders.subfolder_names(root)
         self.datasets = [
-            image_folders.read(
+            image_folders.read_environment(
                 os.path.join(root, environment),
                 transform("domainbed", 224, augment and index not in test_envs),
             )
@@ -171,7 +171,7 @@ class OwnData(_Benchmark):
     @classmethod
     def data_problems(cls, root: str | None) -> list[str | Problem]:
         """Say what is wrong with the names of environments and classes; no picture is read."""
-        return [*problems_of(image_folders.require_order, cls.FOLDER)]
+        return [*problems_of(image_folders.require_valid_folders, cls.FOLDER)]
 
 
 class VLCS(_Benchmark):
