@@ -9,7 +9,8 @@ import subprocess
 import collect_sweeps
 import pytest
 
-from domainbed_carft.results.document import FORMATS, Document, Grid, _in_latex
+from domainbed_carft.results.document import Document, Grid
+from domainbed_carft.results.formats import FORMATS, _in_latex
 
 AWKWARD = 'a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫'
 

@@ -10,7 +10,7 @@ import pytest
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import records
-from domainbed_carft.results import document
+from domainbed_carft.results import formats
 from domainbed_carft.results.document import Document, Grid
 
 NAMES = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(4)]
@@ -134,7 +134,7 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
 def test_control_characters_are_shown_and_break_nothing(name):
     def page(word):
         grid = Grid(word, ["a", word], [[word, word]], [word])
-        return document.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
+        return formats.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
 
     text = page(ODD)
     assert text.count("\n") == page("word").count("\n")

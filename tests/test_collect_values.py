@@ -12,7 +12,7 @@ from harness import synthetic_records
 
 from domainbed_carft.cli import results
 from domainbed_carft.jobs import records
-from domainbed_carft.results import document, selection
+from domainbed_carft.results import formats, selection
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
 printed_tables = collect_sweeps.benchmark("printed_tables")
@@ -100,4 +100,4 @@ def test_jobs_that_leave_nothing_out(tmp_path):
 
 def test_names_are_those_of_the_modules_that_know_them():
     assert tuple(selection.METHODS) == results.METHODS
-    assert tuple(document.FORMATS) == results.FORMATS
+    assert tuple(formats.FORMATS) == results.FORMATS

@@ -110,14 +110,14 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import document
+    from domainbed_carft.results import formats
 
     if arguments.format == "csv" and arguments.compare and arguments.paired:
         raise CarftError("--format csv holds one table; use either --compare or --paired")
     files.require_output(arguments.output)
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     built = collecting.build(collection, arguments.paired, bool(arguments.compare))
-    text = document.FORMATS[arguments.format](built)
+    text = formats.FORMATS[arguments.format](built)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
@@ -144,7 +144,7 @@ def _collect(arguments: argparse.Namespace) -> int:
 def _top(arguments: argparse.Namespace) -> None:
     from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import document
+    from domainbed_carft.results import formats
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     chosen = list(collecting.best(collection))
@@ -157,7 +157,7 @@ def _top(arguments: argparse.Namespace) -> None:
             raise CarftError(f"no run was selected with {name} {value}; available: {listed}")
         if value is not None and name != "selection":
             chosen = [entry for entry in chosen if entry[name] == value]
-    sys.stdout.write(document.as_json(chosen))
+    sys.stdout.write(formats.as_json(chosen))
     for line in records.told(collection.faults):
         print(line, file=sys.stderr)
 
