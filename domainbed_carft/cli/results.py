@@ -124,14 +124,14 @@ def _collect(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
     # CSV has no room for notes.
     lines = list(built.sections["notes"]) if arguments.format == "csv" else []
-    lines += records.told(collection.faults)
+    lines += records.describe_warnings(collection.warnings)
     counts = built.sections["summary"]
     summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"
     if incomplete := counts["incomplete_cells"]:
         summary += f"; incomplete: {incomplete:,} of {counted(counts['cells'], 'cell')} (see notes)"
     for line in [*lines, f"{summary}."]:
         print(shown(line), file=sys.stderr)
-    kinds = Counter(fault.kind for fault in collection.faults)
+    kinds = Counter(warning.kind for warning in collection.warnings)
     kinds["incomplete cells"] = incomplete
     counting = ("incomplete cells", "no records", "unreadable", "diverged")
     wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
@@ -158,7 +158,7 @@ def _top(arguments: argparse.Namespace) -> None:
         if value is not None and name != "selection":
             chosen = [entry for entry in chosen if entry[name] == value]
     sys.stdout.write(formats.as_json(chosen))
-    for line in records.told(collection.faults):
+    for line in records.describe_warnings(collection.warnings):
         print(line, file=sys.stderr)
 
 

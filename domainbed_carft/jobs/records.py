@@ -64,7 +64,7 @@ class Run:
         return tuple(self.job.args["test_envs"])
 
 
-class Fault(NamedTuple):
+class RecordWarning(NamedTuple):
     """Something wrong in a file that was read."""
 
     kind: str
@@ -72,7 +72,7 @@ class Fault(NamedTuple):
     text: str
 
 
-def told(faults: Iterable[Fault]) -> list[str]:
+def describe_warnings(faults: Iterable[RecordWarning]) -> list[str]:
     """One line per fault, grouped by kind; of a kind with many, the first and their number."""
     kinds: dict[str, list[str]] = {}
     for one in faults:
@@ -84,7 +84,7 @@ class Read(NamedTuple):
     """The runs and the faults found in some folders."""
 
     runs: list[Run]
-    faults: list[Fault]
+    faults: list[RecordWarning]
 
 
 def read(folders: Sequence[Path | str]) -> Read:
@@ -95,7 +95,7 @@ def read(folders: Sequence[Path | str]) -> Read:
     if missing := ", ".join(str(folder) for folder in folders if not os.path.isdir(folder)):
         raise CarftError(f"no such folder: {missing}; expected output folders of sweeps")
     found: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
-    faults: list[Fault] = []
+    faults: list[RecordWarning] = []
 
     def visit(folder: str, levels: int) -> None:
         if os.path.isfile(os.path.join(folder, RECORDS)):
@@ -106,7 +106,7 @@ def read(folders: Sequence[Path | str]) -> Read:
                 inner = sorted(one.path for one in os.scandir(folder) if one.name[0] != ".")
             except OSError as error:
                 inner = []
-                faults.append(Fault("unreadable", folder, f"{error.strerror}; skipped"))
+                faults.append(RecordWarning("unreadable", folder, f"{error.strerror}; skipped"))
             for path in filter(os.path.isdir, inner):
                 visit(path, levels - 1)
 
@@ -116,19 +116,19 @@ def read(folders: Sequence[Path | str]) -> Read:
     return Read(runs, faults)
 
 
-def _runs_in(folder: str, faults: list[Fault]) -> list[Run]:
+def _runs_in(folder: str, faults: list[RecordWarning]) -> list[Run]:
     """The runs recorded in one folder: one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
     for key, record in _keyed(os.path.join(folder, RECORDS), faults):
         latest.setdefault(key, {})[record["step"]] = record
     if not latest:
-        faults.append(Fault("no records", folder, "no record"))
+        faults.append(RecordWarning("no records", folder, "no record"))
     return [_run(folder, list(steps.values()), faults) for steps in latest.values()]
 
 
-def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
+def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[RecordWarning]]:
     """The complete records of a file, one per step of a run, and the faults found in it."""
-    faults: list[Fault] = []
+    faults: list[RecordWarning] = []
     latest = {(key, record["step"]): record for key, record in _keyed(path, faults)}
     return list(latest.values()), faults
 
@@ -154,7 +154,7 @@ def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return None
 
 
-def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _keyed(path: Path | str, faults: list[RecordWarning]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each complete record of a file, with a key that identifies its run."""
     import orjson
 
@@ -162,7 +162,7 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
         with open(path, "rb") as file:
             lines = file.read().split(b"\n")
     except OSError as error:
-        faults.append(Fault("unreadable", str(path), f"{error.strerror}; skipped"))
+        faults.append(RecordWarning("unreadable", str(path), f"{error.strerror}; skipped"))
         return
     key, args, hparams, needed = "", None, None, set[str]()  # of the line before
     for number, line in enumerate(lines, 1):
@@ -180,7 +180,7 @@ def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[st
         ):  # fmt: skip
             if not (needed := _accuracies_in(record)):
                 text = f"line {number} is not a complete record; skipped"
-                faults.append(Fault("cut line", str(path), text))
+                faults.append(RecordWarning("cut line", str(path), text))
                 continue
             args, hparams = record["args"], record.get("hparams")
             key = _key(args, hparams, len(needed))
@@ -224,7 +224,7 @@ def _key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, count: int)
     return repr([*map(args.get, names), sorted((hparams or {}).items()), count])
 
 
-def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run:
+def _run(folder: str, records: list[dict[str, Any]], faults: list[RecordWarning]) -> Run:
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
     count = len(_accuracies_in(first)) - len(args["test_envs"])
@@ -235,7 +235,7 @@ def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run
     parts |= setting(args, first, printed_versions(folder))
     if lost := _lost(records):
         what = f"{counted(len(lost), 'record')} from step {min(lost):g} on without accuracies"
-        faults.append(Fault("diverged", folder, f"the training diverged; {what}"))
+        faults.append(RecordWarning("diverged", folder, f"the training diverged; {what}"))
     return Run(
         Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
         names, count, array("d", [record["step"] for record in records]),

@@ -93,14 +93,16 @@ def build(
         ]
         + [_suite(rows, looks, name) for rows in suites.tabled(scores)],
         "averages": [
-            document.grid(table) for table in flat if table.averages and len(table.columns) > 1
+            document.table_grid(table)
+            for table in flat
+            if table.averages and len(table.columns) > 1
         ],
         "paired": paired.grid(differences, *pair) if pair and differences else None,
         "published": [
             published.grid([one for one in found if one["selection"] == method], remarks)
             for found, remarks in compared
         ]
-        + suites.beside(scores),
+        + suites.grids_with_published(scores),
         "captions": {
             "tables": (*document.CAPTION, *([suites.CAPTION] if scores else [])),
             "paired": [paired.CAPTION],
@@ -108,7 +110,7 @@ def build(
         },
         "notes": [note for group in groups for note in group.notes],
         "complete": not any(table.incomplete for table in flat if table.method == method),
-        "faults": records.told(collection.faults),
+        "faults": records.describe_warnings(collection.warnings),
         "software": ", ".join(f"{name} {version(name)}" for name in _DRAWN_BY),
         "settings": _settings(runs),
         "digest": _digest(runs),
@@ -192,7 +194,7 @@ def _section(
     return {
         "id": identity,
         "title": "; ".join(filter(None, [dataset, setting])),
-        "table": document.grid(table),
+        "table": document.table_grid(table),
         "best": (printed == printed.max()).to_numpy().tolist(),
         "parts": [*parts, show(table, runs)] if show else parts,
     }

@@ -101,7 +101,7 @@ def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks)
         for algorithm, cell in cells:
             height += 1
             names[height] = shown(algorithm)
-            error = cell.error if cell.n > 1 else None
+            error = cell.standard_error if cell.n > 1 else None
             axes.barh(
                 height, cell.mean, 0.78, color=looks[algorithm].colour, edgecolor=INK,
                 linewidth=0.6, xerr=error,

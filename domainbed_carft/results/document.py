@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.results.tables import Table
+from domainbed_carft.results.tables import Cell, Row, Table
 
 PLUS_MINUS = "±"
-NOTHING = "X"
+NO_VALUE = "X"
+NOT_DECLARED = "-"
 
 CAPTION = (
     "Accuracy in % on the in-split of the environment left out, which names the column, at the "
@@ -18,16 +19,26 @@ CAPTION = (
     "Standard error = s / sqrt(n), with s the standard deviation over the n trials, divisor n "
     "(numpy.std with ddof 0), as DomainBed computes it; for n = 1 it is meaningless. Avg: mean of "
     "the row's cells. Averages: over each trial's mean over the environments left out.",
-    f"[k] marks an incomplete cell; note [k] says why. {NOTHING}: no trial has a value.",
+    f"[k] marks an incomplete cell; note [k] says why. {NO_VALUE}: no trial has a value.",
 )
 
 
-def number(value: float | None, error: float | None = None, n: int | None = None) -> str:
-    """A figure with what is known of it, as ``96.8 ± 0.4 (3)``; "" for None."""
+def format_accuracy(
+    value: float | None, standard_error: float | None = None, n: int | None = None
+) -> str:
+    """A percentage with its standard error and number of trials, as ``96.8 ± 0.4 (3)``.
+
+    What is None (or ``n`` 0) is left out; without a value the text is empty.
+    """
     if value is None:
         return ""
-    text = f"{value:.1f}" if error is None else f"{value:.1f} {PLUS_MINUS} {error:.1f}"
-    return f"{text} ({n})" if n else text
+
+    text = f"{value:.1f}"
+    if standard_error is not None:
+        text += f" {PLUS_MINUS} {standard_error:.1f}"
+    if n:
+        text += f" ({n})"
+    return text
 
 
 class Grid(NamedTuple):
@@ -40,7 +51,11 @@ class Grid(NamedTuple):
 
 
 class Document(NamedTuple):
-    """``sections``: name -> entries for JSON; ``records``: entries of the one table for CSV."""
+    """What ``carft collect`` prints, before it is spelled in a format.
+
+    ``caption``: paragraphs that explain the tables; ``grids``: the tables; ``sections``: name ->
+    entries for JSON; ``records``: the rows of the one table for CSV, all with the same keys.
+    """
 
     caption: Sequence[str]
     grids: Sequence[Grid]
@@ -48,54 +63,62 @@ class Document(NamedTuple):
     records: Sequence[Mapping[str, Any]]
 
 
-def grid(table: Table) -> Grid:
+def table_grid(table: Table) -> Grid:
     """A table's cells as words, with numbered notes on incomplete ones."""
-    numbers: dict[tuple[str, ...], int] = {}
+    note_numbers: dict[tuple[str, ...], int] = {}
     rows = []
     for row in table.rows:
-        cells = []
-        for cell in row.cells:
-            text = number(cell.mean, cell.error, cell.n) or (NOTHING if cell.missing else "-")
-            if cell.missing:
-                text += f" [{numbers.setdefault(cell.missing, len(numbers) + 1)}]"
-            cells.append(text)
-        rows.append([row.algorithm, *cells, number(row.average) or NOTHING])
-    notes = [f"[{mark}] {'. '.join(missing)}." for missing, mark in numbers.items()]
-    return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, [*notes, *table.notes])
+        cells = [_cell_text(cell, note_numbers) for cell in row.cells]
+        rows.append([row.algorithm, *cells, format_accuracy(row.average) or NO_VALUE])
+
+    notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
+    notes += table.notes
+    return Grid(table.title, ["Algorithm", *table.columns, "Avg"], rows, notes)
+
+
+def _cell_text(cell: Cell, note_numbers: dict[tuple[str, ...], int]) -> str:
+    """A cell's text; a new reason for gaps gets the next of ``note_numbers``."""
+    text = format_accuracy(cell.mean, cell.standard_error, cell.n)
+    if not cell.missing:
+        return text or NOT_DECLARED
+
+    number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
+    return f"{text or NO_VALUE} [{number}]"
 
 
 def table_entry(table: Table) -> dict[str, Any]:
-    """A table for JSON."""
+    """A table for JSON, with every trial's accuracy in percent."""
     return {
         "setting": table.setting,
         "selection": table.method,
         "dataset": None if table.averages else table.dataset,
         "title": table.title,
         "columns": list(table.columns),
-        "rows": [
-            {
-                "algorithm": row.algorithm,
-                "cells": [
-                    {
-                        "column": column,
-                        "mean": cell.mean,
-                        "standard_error": cell.error,
-                        "n": cell.n,
-                        "trials": {str(t): 100 * value for t, value in cell.accuracies.items()},
-                        "missing": list(cell.missing),
-                    }
-                    for column, cell in zip(table.columns, row.cells, strict=True)
-                ],
-                "average": row.average,
-            }
-            for row in table.rows
-        ],
+        "rows": [_row_entry(row, table.columns) for row in table.rows],
         "notes": list(table.notes),
     }
 
 
+def _row_entry(row: Row, columns: Sequence[str]) -> dict[str, Any]:
+    cells = [
+        {
+            "column": column,
+            "mean": cell.mean,
+            "standard_error": cell.standard_error,
+            "n": cell.n,
+            "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
+            "missing": list(cell.missing),
+        }
+        for column, cell in zip(columns, row.cells, strict=True)
+    ]
+    return {"algorithm": row.algorithm, "cells": cells, "average": row.average}
+
+
 def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a cell for CSV; those of the averages have the environment "average"."""
+    """A row for each cell of the tables of `table_entry`, for CSV.
+
+    The cells of a table of averages have the environment "average".
+    """
     return [
         {
             "setting": entry["setting"],
@@ -103,7 +126,9 @@ def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "dataset": entry["dataset"] or cell["column"],
             "environment": cell["column"] if entry["dataset"] else "average",
             "algorithm": row["algorithm"],
-            **{name: cell[name] for name in ("mean", "standard_error", "n")},
+            "mean": cell["mean"],
+            "standard_error": cell["standard_error"],
+            "n": cell["n"],
             "missing": ". ".join(cell["missing"]),
         }
         for entry in entries

@@ -13,58 +13,73 @@ from typing import Any
 from domainbed_carft.results.document import PLUS_MINUS, Document, Grid
 from domainbed_carft.text import shown
 
-WIDTH = 100
+TEXT_WIDTH = 100
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#&])")
+_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~#&])")
 # Not ASCII, nor what TeX's first font encoding makes of letters and accents.
-_NO_LETTER = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
-_NAMES = ("backslash", "asciitilde", "asciicircum", "less", "greater", "bar")
+_NOT_IN_LATEX_FONT = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
+_LATEX_SIGN_NAMES = {
+    "\\": "backslash",
+    "~": "asciitilde",
+    "^": "asciicircum",
+    "<": "less",
+    ">": "greater",
+    "|": "bar",
+}
 _LATEX = str.maketrans(
     {
         **{sign: "\\" + sign for sign in "&%$#_{}"},
-        **{sign: rf"\text{name}{{}}" for sign, name in zip("\\~^<>|", _NAMES, strict=True)},
+        **{sign: rf"\text{name}{{}}" for sign, name in _LATEX_SIGN_NAMES.items()},
         PLUS_MINUS: r"$\pm$",
         '"': "''",
         "-": r"{-}",  # two in a row would become a dash
         "[": "{[}",  # after a row's end it would be read as a length
     }
 )
-_PREAMBLE = r"""\documentclass{article}
+_LATEX_PREAMBLE = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
 \usepackage{graphicx}
 \sloppy
 \begin{document}
 \section*{Results}"""
-_OF_A_PAGE = 36  # rows: a table does not break, so what follows has the header again
+# A LaTeX table does not break across pages, so a longer one is split and gets its header again.
+_LATEX_ROWS_PER_TABLE = 36
 # Shrinks a table that is wider than the page, and no other.
-_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+_LATEX_FIT_TO_PAGE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+
+_FORMULA_SIGNS = ("=", "+", "-", "@")
 
 
 def as_json(content: Any) -> str:
     """JSON that every program reads, in any encoding: ASCII, and null for NaN and infinity."""
-    plain = json.loads(json.dumps(content), parse_constant=lambda name: None)
-    return json.dumps(plain, indent=2, allow_nan=False) + "\n"
+    without_nan = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    return json.dumps(without_nan, indent=2, allow_nan=False) + "\n"
 
 
-def _table(grid: Grid, style: str, word: Callable[[str], str]) -> str:
+def _table(grid: Grid, style: str, escape: Callable[[str], str]) -> str:
+    """The grid as one of tabulate's styles; every cell goes through ``escape``."""
     from tabulate import tabulate
 
-    header = [word(cell) for cell in grid.header]
-    rows = [[word(cell) for cell in row] for row in grid.rows or [[""] * len(header)]]
-    aligned = ["left"] * len(header)
-    return tabulate(rows, header, style, colalign=aligned, disable_numparse=True)
+    header = [escape(cell) for cell in grid.header]
+    empty_row = [""] * len(header)
+    rows = [[escape(cell) for cell in row] for row in grid.rows or [empty_row]]
+
+    alignment = ["left"] * len(header)
+    return tabulate(rows, header, style, colalign=alignment, disable_numparse=True)
 
 
 def _text(document: Document) -> str:
-    parts = []
+    paragraphs = []
     for grid in document.grids:
         lines = [_plain(grid.title)]
         lines += [line.rstrip() for line in _table(grid, "plain", _plain).splitlines()]
         for note in grid.notes:
-            lines += textwrap.wrap(_plain(note), WIDTH, subsequent_indent="    ")
-        parts.append("\n".join(lines))
-    parts += ["\n".join(textwrap.wrap(_plain(text), WIDTH)) for text in document.caption]
-    return "\n\n".join(parts) + "\n"
+            lines += textwrap.wrap(_plain(note), TEXT_WIDTH, subsequent_indent="    ")
+        paragraphs.append("\n".join(lines))
+
+    for caption in document.caption:
+        paragraphs.append("\n".join(textwrap.wrap(_plain(caption), TEXT_WIDTH)))
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _plain(text: str) -> str:
@@ -74,32 +89,36 @@ def _plain(text: str) -> str:
 def _markdown(document: Document) -> str:
     lines = ["# Results"]
     for grid in document.grids:
-        lines += ["", f"## {_in_markdown(grid.title)}", "", _table(grid, "github", _in_markdown)]
-        lines += ["", *(f"- {_in_markdown(note)}" for note in grid.notes)] if grid.notes else []
-    for text in document.caption:
-        lines += ["", _in_markdown(text)]
+        table = _table(grid, "github", _escape_markdown)
+        lines += ["", f"## {_escape_markdown(grid.title)}", "", table]
+        if grid.notes:
+            lines += ["", *(f"- {_escape_markdown(note)}" for note in grid.notes)]
+
+    for caption in document.caption:
+        lines += ["", _escape_markdown(caption)]
     return "\n".join(lines) + "\n"
 
 
-def _in_markdown(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", " ".join(shown(text).split()))
+def _escape_markdown(text: str) -> str:
+    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(shown(text).split()))
 
 
 def _csv(document: Document) -> str:
     """The one table of ``document.records``, with all digits; empty cells for missing values."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows(document.records[:1])  # the keys
+    writer.writerows(document.records[:1])  # iterating over a record gives its keys: the header
     for record in document.records:
-        writer.writerow([_in_csv(value) for value in record.values()])
+        writer.writerow([_escape_csv(value) for value in record.values()])
     return file.getvalue()
 
 
-def _in_csv(value: Any) -> Any:
+def _escape_csv(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    formula = "'" if value[:1] in tuple("=+-@") else ""  # a spreadsheet would compute it
-    return formula + shown(value)
+
+    # A spreadsheet would compute a formula.
+    return f"'{shown(value)}" if value.startswith(_FORMULA_SIGNS) else shown(value)
 
 
 def _json(document: Document) -> str:
@@ -107,24 +126,31 @@ def _json(document: Document) -> str:
 
 
 def _latex(document: Document) -> str:
-    """A whole document, from which tables can be copied; they need graphicx."""
-    lines = [_PREAMBLE]
+    """A whole LaTeX document, from which tables can be copied; they need graphicx."""
+    lines = [_LATEX_PREAMBLE]
     for grid in document.grids:
-        lines += ["", rf"\subsection*{{{_in_latex(grid.title)}}}"]
-        for start in range(0, len(grid.rows) or 1, _OF_A_PAGE):
-            part = grid._replace(rows=grid.rows[start : start + _OF_A_PAGE])
-            table = _table(part, "latex_raw", _in_latex)
-            lines += [rf"\noindent{_FITTED}{{{table}}}\par\smallskip"]
+        lines += ["", rf"\subsection*{{{_escape_latex(grid.title)}}}"]
+
+        for start in range(0, len(grid.rows) or 1, _LATEX_ROWS_PER_TABLE):
+            page = grid._replace(rows=grid.rows[start : start + _LATEX_ROWS_PER_TABLE])
+            table = _table(page, "latex_raw", _escape_latex)
+            lines += [rf"\noindent{_LATEX_FIT_TO_PAGE}{{{table}}}\par\smallskip"]
+
         for note in grid.notes:
-            lines += ["", r"\noindent{\small " + _in_latex(note) + r"\par}"]
-    for text in document.caption:
-        lines += ["", r"\noindent " + _in_latex(text)]
+            lines += ["", r"\noindent{\small " + _escape_latex(note) + r"\par}"]
+
+    for caption in document.caption:
+        lines += ["", r"\noindent " + _escape_latex(caption)]
     return "\n".join([*lines, r"\end{document}"]) + "\n"
 
 
-def _in_latex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     """Text as LaTeX prints it; of what pdfLaTeX has no letter for, the code point."""
-    return _NO_LETTER.sub(lambda found: f"(U+{ord(found[0]):04X})", text).translate(_LATEX)
+
+    def code_point(match: re.Match[str]) -> str:
+        return f"(U+{ord(match[0]):04X})"
+
+    return _NOT_IN_LATEX_FONT.sub(code_point, text).translate(_LATEX)
 
 
 # Name -> what writes a document in this format
