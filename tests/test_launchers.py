@@ -24,7 +24,7 @@ from sweep_jobs import (
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.warm import SWITCH
+from domainbed_carft.jobs.fork_server import SWITCH
 
 HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
 

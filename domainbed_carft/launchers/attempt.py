@@ -22,8 +22,8 @@ from typing import IO, Literal
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
+from domainbed_carft.jobs.fork_server import Process, Warm
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.warm import Process, Warm
 from domainbed_carft.text import counted
 
 CANNOT_START = 127  # as a shell says it

@@ -14,8 +14,8 @@ from pathlib import Path
 from domainbed_carft import machine, text
 from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
+from domainbed_carft.jobs.fork_server import Warm
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.warm import Warm
 from domainbed_carft.launchers import attempt
 from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
 from domainbed_carft.launchers.launches import in_hand

@@ -17,7 +17,7 @@ from typing import Any
 
 from domainbed_carft import machine, text
 from domainbed_carft.jobs.folder import ERRORS, last_line
-from domainbed_carft.jobs.warm import Warm
+from domainbed_carft.jobs.fork_server import Warm
 
 Launcher = Callable[[list[str]], Any]
 

@@ -106,7 +106,7 @@ class Warm:
         streams = subprocess.DEVNULL if self._apart else None
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "domainbed_carft.jobs.warm", str(theirs.fileno())],
+                [sys.executable, "-m", "domainbed_carft.jobs.fork_server", str(theirs.fileno())],
                 env=environment, pass_fds=(theirs.fileno(),), start_new_session=self._apart,
                 stdin=streams, stdout=streams, stderr=streams,
             )  # fmt: skip
