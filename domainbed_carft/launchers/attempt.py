@@ -22,7 +22,7 @@ from typing import IO, Literal
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import NOT_ITS_FAULT, Attempt, Held, JobFolder, last_line, slurm_id
-from domainbed_carft.jobs.fork_server import Process, Warm
+from domainbed_carft.jobs.fork_server import ForkServer, Process
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.text import counted
 
@@ -92,7 +92,7 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Ending] | 
 class Children:
     """The jobs that this process runs now, and whether it was told to stop, by which signal."""
 
-    def __init__(self, warm: Warm | None = None) -> None:
+    def __init__(self, warm: ForkServer | None = None) -> None:
         self.stopped_by: int | None = None
         self._warm = warm
         self._running: dict[int, Process | subprocess.Popen[bytes]] = {}

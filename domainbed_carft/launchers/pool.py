@@ -14,7 +14,7 @@ from pathlib import Path
 from domainbed_carft import machine, text
 from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
-from domainbed_carft.jobs.fork_server import Warm
+from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
 from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
@@ -47,7 +47,7 @@ class Pool:
         done. Raises CarftError if a job is to have more GPUs than there are.
         """
         raise_for(self.problems())
-        waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
+        waiting, left, warm = deque(jobs), list[Ending](), ForkServer(detached=True)
         children, slots = Children(warm), self.slots(len(jobs))
         interruptions: Counter[Path] = Counter()
 

@@ -27,7 +27,7 @@ def load_records(path: str) -> Q:
     found: list[dict[str, Any]] = []
     # Sorted: sums, and with them a mean that ends in an exact half, depend on the order.
     for file in filter(Path.is_file, sorted(Path(path).glob(f"*/{RECORDS}"))):
-        whole, faults = job_records.whole(file)
+        whole, faults = job_records.read_file(file)
         found += whole
         for fault in faults:
             print(text.shown(f"{fault.path}: {fault.text}"), file=sys.stderr)

@@ -156,7 +156,7 @@ class Run:
         if self.lock and (at_once or time.time() > self._told + 5):
             self._told = time.time()
             pictures = self.num_domains * self.hparams["batch_size"]
-            self.lock.tell(step=self.steps_done, steps=self.n_steps, pictures_per_step=pictures)
+            self.lock.publish(step=self.steps_done, steps=self.n_steps, pictures_per_step=pictures)
 
     _told = 0.0
     _storable = True
