@@ -97,16 +97,16 @@ class ForkServer:
         if list(command[:3]) != [sys.executable, "-m", TRAIN]:
             return None
 
-        of_server = {
+        server_variables = {
             name: value for name, value in variables.items() if name not in VARIABLES_OF_JOBS
         }
-        of_job = {name: variables[name] for name in VARIABLES_OF_JOBS if name in variables}
-        request = {"arguments": command[3:], "variables": of_job, "detached": self._detached}
+        job_variables = {name: variables[name] for name in VARIABLES_OF_JOBS if name in variables}
+        request = {"arguments": command[3:], "variables": job_variables, "detached": self._detached}
 
         with self._starting, contextlib.suppress(OSError):
             if self._process is None:
-                self._start_server(of_server)
-            if self._started_with != (of_server, os.getcwd()):
+                self._start_server(server_variables)
+            if self._started_with != (server_variables, os.getcwd()):
                 return None
             return self._request(request, descriptors)
         return None

@@ -92,13 +92,13 @@ def read(folders: Sequence[Path | str]) -> Read:
     if missing:
         raise CarftError(f"no such folder: {', '.join(missing)}; expected output folders of sweeps")
 
-    with_records: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
+    record_folders: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
     warnings: list[RecordWarning] = []
 
     def visit(folder: str, levels: int) -> None:
         if os.path.isfile(os.path.join(folder, RECORDS)):
             status = os.stat(folder)
-            with_records.setdefault((status.st_dev, status.st_ino), folder)
+            record_folders.setdefault((status.st_dev, status.st_ino), folder)
         elif levels:
             try:
                 children = sorted(
@@ -112,7 +112,7 @@ def read(folders: Sequence[Path | str]) -> Read:
 
     for folder in folders:
         visit(str(folder), DEPTH)
-    runs = [run for folder in with_records.values() for run in _runs_in(folder, warnings)]
+    runs = [run for folder in record_folders.values() for run in _runs_in(folder, warnings)]
     return Read(runs, warnings)
 
 

@@ -21,12 +21,12 @@ _KINDS: dict[str, Callable[[Any], Launcher]] = {
 }
 
 
-def make(name: str, from_caller: Mapping[str, Any] | None = None) -> Launcher:
+def make(name: str, caller_options: Mapping[str, Any] | None = None) -> Launcher:
     """The launcher `name`, whose options are the caller's, maybe as text, over those of a file.
 
     Raises CarftError, naming all problems, and what was expected.
     """
-    resolved = options.resolve(name, from_caller or {})  # refuses other names
+    resolved = options.resolve(name, caller_options or {})  # refuses other names
     return _KINDS[name](resolved)
 
 
@@ -54,7 +54,7 @@ class Registered:
         return [outcome for outcome in not_done if outcome.result != "held"]
 
     def problems(self, sweep: str) -> list[str]:
-        """Why it could not run jobs below the folder ``sweep``."""
+        """Reasons why the launcher could not run jobs below the folder ``sweep``, if any."""
         return refusals(make, self._name) or problems(make(self._name), [Path(sweep)])
 
 

@@ -82,7 +82,7 @@ OPTIONS: dict[str, type] = {
 }
 
 
-def resolve(launcher: str, from_caller: Mapping[str, Any]) -> Any:
+def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
     """The options of a launcher: the caller's that are not None, else the file's, else defaults.
 
     Prints which file was read. Raises CarftError, naming all problems and what was expected.
@@ -93,7 +93,7 @@ def resolve(launcher: str, from_caller: Mapping[str, Any]) -> Any:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
 
     values = _read_file(launcher)
-    values |= {name: value for name, value in from_caller.items() if value is not None}
+    values |= {name: value for name, value in caller_options.items() if value is not None}
     names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     problems = [
         text.unknown(f"option of {launcher}", name, names) for name in sorted({*values} - {*names})

@@ -82,7 +82,7 @@ class Pool:
         return not_done
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:
-        """Why it cannot run jobs here."""
+        """Reasons why the pool cannot run jobs on this machine, a sentence each."""
         n_gpus = len(machine.gpus())
         per_job = self.options.gpus or 0
         if per_job > n_gpus:

@@ -68,7 +68,7 @@ class Slurm:
             previous_array = self._submit(sweep, elements, previous_array)
 
     def problems(self, sweeps: Iterable[Path]) -> Iterator[str]:
-        """Why nothing can be submitted from here, or for jobs in these folders."""
+        """Reasons why nothing can be submitted from here, or for jobs in the folders ``sweeps``."""
         missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not which(name)]
         if importlib.util.find_spec("submitit") is None:
             install = f"{sys.executable} -m pip install 'submitit>=1.5'"
@@ -127,13 +127,13 @@ class Slurm:
         executor.update_parameters(**self.parameters(previous_array))
 
         # This process may itself run in a SLURM job, whose variables are not for its jobs.
-        of_cluster = {
+        cluster_variables = {
             name: value
             for name, value in os.environ.items()
             if name.startswith(("SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_"))
         }
         with submitit.helpers.clean_env():
-            os.environ.update(of_cluster)
+            os.environ.update(cluster_variables)
             with executor.batch():
                 submitted = [executor.submit(element) for element in elements]
         return [str(job.job_id) for job in submitted]

@@ -35,7 +35,7 @@ _CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", 
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """``carft report``."""
+    """Run ``carft report``: read the records, write the page, print what is incomplete."""
     writing.require_place(arguments.output)  # before anything takes time
     page = build(
         arguments.folders,
@@ -64,9 +64,10 @@ def build(
 ) -> dict[str, Any]:
     """Read everything; returns the page's content, by the names that its template uses.
 
+    ``methods``: of selection, by default those that the sweeps name; the figures show the first.
     ``requested_pair``: the algorithms to compare, by default PAIR if both have jobs;
-    ``n_examples``: of each direction. Raises CarftError as ``collecting.gather``, and if an
-    algorithm of ``requested_pair`` has no jobs.
+    ``n_examples``: of each direction. Raises CarftError if there is no record, if a method or an
+    algorithm of ``requested_pair`` has no jobs, or if a job was run twice with different records.
     """
     collection = collecting.gather(folders, methods, ignored)
     method = collection.methods[0]
@@ -76,7 +77,7 @@ def build(
     pair = _pair(algorithms, requested_pair, method)
 
     tables_of_groups = [tables.build(group, collection.methods) for group in groups]
-    all_tables = [table for of_group in tables_of_groups for table in of_group]
+    all_tables = [table for group_tables in tables_of_groups for table in group_tables]
     scores = [row for group in groups for row in suites.scores(group)]
 
     make_section = SectionMaker(
@@ -86,8 +87,8 @@ def build(
     )
     sections = [
         make_section.of_table(table, group.runs)
-        for group, of_group in zip(groups, tables_of_groups)
-        for table in of_group
+        for group, group_tables in zip(groups, tables_of_groups)
+        for table in group_tables
         if table.method == method and not table.averages
     ]
     sections += [make_section.of_suite(rows) for rows in suites.tabled(scores)]
@@ -115,10 +116,10 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _captions(has_suites: bool) -> dict[str, Sequence[str]]:
-    of_tables = [*document.CAPTION]
+    table_captions = [*document.CAPTION]
     if has_suites:
-        of_tables.append(suites.CAPTION)
-    return {"tables": of_tables, "paired": [paired.CAPTION], "published": published.CAPTION}
+        table_captions.append(suites.CAPTION)
+    return {"tables": table_captions, "paired": [paired.CAPTION], "published": published.CAPTION}
 
 
 def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
@@ -176,8 +177,8 @@ def _published_grids(
         return []
 
     grids = []
-    for group, of_group in zip(groups, tables_of_groups):
-        comparisons, remarks = published.compare(group, of_group)
+    for group, group_tables in zip(groups, tables_of_groups):
+        comparisons, remarks = published.compare(group, group_tables)
         by_method = [comparison for comparison in comparisons if comparison["selection"] == method]
         grids.append(published.grid(by_method, remarks))
     return grids

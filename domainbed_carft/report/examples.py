@@ -70,9 +70,9 @@ def part(
     selected = selection.select(runs, table.method)
     targets = []
     for target, label in enumerate(table.columns):
-        on_target = [candidate for candidate in selected if candidate.target == target]
+        target_selections = [candidate for candidate in selected if candidate.target == target]
         try:
-            content = _target_content(label, on_target, pair, count, data_dir)
+            content = _target_content(label, target_selections, pair, count, data_dir)
         except CarftError as error:
             content = {"text": str(error), "remarks": (), "directions": ()}
         targets.append({"environment": label, **content})
@@ -93,8 +93,8 @@ def _target_content(
 
     trial = first.selected.trial
     remarks = [f"Trial {trial}.", _remark(first), _remark(second)]
-    of_trial = [candidate for candidate in selected if candidate.trial == trial]
-    original = _open_original(of_trial, (first, second))
+    trial_selections = [candidate for candidate in selected if candidate.trial == trial]
+    original = _open_original(trial_selections, (first, second))
     if original is None:
         remarks.append(
             f"No KL is shown: this needs the weights of a run of "
@@ -142,14 +142,14 @@ def _remark(scored: Scored) -> str:
 
 def _pair_with_weights(selected: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
     """What was selected for ``pair`` in the first trial in which both have their weights."""
-    with_weights = {
+    saved_selections = {
         (candidate.trial, candidate.algorithm): candidate
         for candidate in selected
         if _saved_weights(candidate)
     }
     for trial in sorted({candidate.trial for candidate in selected}):
-        if all((trial, algorithm) in with_weights for algorithm in pair):
-            return [with_weights[trial, algorithm] for algorithm in pair]
+        if all((trial, algorithm) in saved_selections for algorithm in pair):
+            return [saved_selections[trial, algorithm] for algorithm in pair]
 
     raise CarftError(
         f"No trial has the weights of both {' and '.join(pair)}. Run both without "

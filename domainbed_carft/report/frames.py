@@ -80,8 +80,8 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """(algorithm, frame of ``mean`` and the tables' ``error`` by step) of all that have values."""
-    with_value = frame.dropna(subset=[value])
-    for algorithm, rows in with_value.groupby("algorithm", sort=False):
+    measured_rows = frame.dropna(subset=[value])
+    for algorithm, rows in measured_rows.groupby("algorithm", sort=False):
         by_step = rows.groupby("step")[value]
         line = {"mean": by_step.mean(), "error": by_step.sem(ddof=0)}
         yield str(algorithm), pd.DataFrame(line)

@@ -49,13 +49,13 @@ class SectionMaker:
         ``runs``: of the table's group, on any data set.
         """
         identity = self.name("data", table.dataset)
-        on_dataset = [run for run in runs if run.dataset == table.dataset]
-        figures_by_kind = self._figures(table, frames.checkpoints(on_dataset, table.method))
+        dataset_runs = [run for run in runs if run.dataset == table.dataset]
+        figures_by_kind = self._figures(table, frames.checkpoints(dataset_runs, table.method))
 
         # The template has title and text for each kind, also where there is no figure.
-        parts = [_part(kind, of_kind) for kind, of_kind in figures_by_kind.items()]
+        parts = [_part(kind, kind_figures) for kind, kind_figures in figures_by_kind.items()]
         if self.example_part:
-            parts.append(self.example_part(table, on_dataset))
+            parts.append(self.example_part(table, dataset_runs))
         return {
             "id": identity,
             "title": "; ".join(filter(None, [table.dataset, table.setting])),
@@ -125,6 +125,6 @@ def _by_target(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataF
             yield "mean over environments", means
 
     for target, label in enumerate(table.columns):
-        of_target = rows[rows["target"] == target]
-        if not of_target.empty:
-            yield f"{label} left out", of_target
+        target_rows = rows[rows["target"] == target]
+        if not target_rows.empty:
+            yield f"{label} left out", target_rows

@@ -103,13 +103,14 @@ def _methods_to_show(
     requested method without jobs.
     """
     leaves_out = {number > 0 for number in numbers_left_out}
-    with_jobs = [
+    methods_with_jobs = [
         name for name, method in selection.METHODS.items() if method.leaves_out in leaves_out
     ]
     for name in requested or ():
-        if name not in with_jobs:
+        if name not in methods_with_jobs:
             raise CarftError(
-                f"--select {name}: no jobs for this method; expected one of {', '.join(with_jobs)}"
+                f"--select {name}: no jobs for this method; expected one of "
+                f"{', '.join(methods_with_jobs)}"
             )
     if requested:
         return requested
@@ -119,7 +120,7 @@ def _methods_to_show(
         named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
     if 2 in numbers_left_out:  # these jobs serve nothing else
         named.add(selection.LEAVE_ONE_OUT)
-    return [name for name in with_jobs if name in named]
+    return [name for name in methods_with_jobs if name in named]
 
 
 def build(
@@ -131,7 +132,7 @@ def build(
     published figures. Raises CarftError if the algorithms of ``pair`` share no trial.
     """
     tables_of_groups = [tables.build(group, collection.methods) for group in collection.groups]
-    all_tables = [table for of_group in tables_of_groups for table in of_group]
+    all_tables = [table for group_tables in tables_of_groups for table in group_tables]
     scores = [row for group in collection.groups for row in suites.scores(group)]
 
     entries = [document.table_entry(table) for table in all_tables]
@@ -148,8 +149,8 @@ def build(
 
     if compare:
         csv_rows = []
-        for group, of_group in zip(collection.groups, tables_of_groups, strict=True):
-            comparisons, deviations = published.compare(group, of_group)
+        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True):
+            comparisons, deviations = published.compare(group, group_tables)
             grids.append(published.grid(comparisons, deviations))
             csv_rows += comparisons
             remarks += deviations

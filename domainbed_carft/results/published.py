@@ -138,19 +138,19 @@ def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
 
     return {
         key: method
-        for key, of_runs in methods.items()
-        for method in of_runs
-        if method and len(of_runs) == 1
+        for key, run_methods in methods.items()
+        for method in run_methods
+        if method and len(run_methods) == 1
     }
 
 
 def _deviation(run: Run) -> str:
     """What a run has that the published method of its name has not, "" if nothing."""
-    of_method = _HPARAMS_OF_METHOD.get(run.algorithm, ())
+    method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
     deviations = []
     for name, published_value in _PUBLISHED_HPARAMS.items():
         value = run.recorded.get(name, published_value)
-        if name not in of_method and value not in (published_value, None):
+        if name not in method_hparams and value not in (published_value, None):
             deviations.append(f"{name} {value}")
     if run.algorithm == "CLIPMIRO":
         deviations.append("a head that starts zero-shot instead of random")
@@ -188,9 +188,11 @@ def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Gr
 
 
 def _comparison_row(comparison: Mapping[str, Any]) -> list[str]:
-    ours = format_accuracy(comparison["ours"], comparison["standard_error"], comparison["n"])
+    our_accuracy = format_accuracy(
+        comparison["ours"], comparison["standard_error"], comparison["n"]
+    )
     if not comparison["complete"]:
-        ours += ", incomplete"
+        our_accuracy += ", incomplete"
 
     published = format_accuracy(
         comparison["published"],
@@ -201,7 +203,7 @@ def _comparison_row(comparison: Mapping[str, Any]) -> list[str]:
         comparison["algorithm"],
         comparison["selection"],
         comparison["dataset"],
-        ours,
+        our_accuracy,
         published,
         f"{comparison['difference']:+.1f}",
         comparison["method"],

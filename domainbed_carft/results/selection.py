@@ -203,8 +203,8 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     highest_total: dict[tuple[str, str, int], float] = {}
     outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
 
-    without_test_envs = [run for run in runs if not run.test_envs]
-    for run in sorted(without_test_envs, key=lambda run: run.job.key):
+    runs_without_targets = [run for run in runs if not run.test_envs]
+    for run in sorted(runs_without_targets, key=lambda run: run.job.key):
         dataset, algorithm, _, trial, choice = run.job.key
         key = (dataset, algorithm, trial)
         row = _last_row(run)

@@ -59,9 +59,9 @@ def groups(
     result = []
     for key in sorted({*members, *waiting}):
         title = ", ".join(f"{part} {value}" for part, value in zip(parts, key))
-        of_group = members.get(key, [])
-        notes = [f"{title}: {note}" if title else note for note in _differences(of_group)]
-        result.append(Group(title, of_group, waiting.get(key, []), notes))
+        group_runs = members.get(key, [])
+        notes = [f"{title}: {note}" if title else note for note in _differences(group_runs)]
+        result.append(Group(title, group_runs, waiting.get(key, []), notes))
     return result
 
 
@@ -172,11 +172,11 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
     for part in _parts({**planned, **ran}):
         values_of: dict[tuple[str, ...], set[str]] = {}
         for dataset, algorithm in {**ran, **planned}:
-            of_runs = ran.get((dataset, algorithm), ())
-            values = {_part_value(setting, part) for setting in of_runs}
+            run_settings = ran.get((dataset, algorithm), ())
+            values = {_part_value(setting, part) for setting in run_settings}
             if UNKNOWN not in values:
-                of_jobs = planned.get((dataset, algorithm), ())
-                values |= {_part_value(setting, part) for setting in of_jobs} - {UNKNOWN}
+                job_settings = planned.get((dataset, algorithm), ())
+                values |= {_part_value(setting, part) for setting in job_settings} - {UNKNOWN}
 
             owner = (dataset,) if part == ENVIRONMENTS else (dataset, algorithm)
             values_of.setdefault(owner, set()).update(values)

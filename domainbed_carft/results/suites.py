@@ -126,10 +126,10 @@ def _cells_over(trials: Mapping[int, Mapping[str, Any]], suite: str) -> dict[str
         accuracies = {}
         partial = False
         for trial, record in trials.items():
-            of_set = record["sets"].get(name)
-            if of_set:
-                accuracy = of_set.get("mean_per_class", of_set["accuracy"])
-                partial |= not of_set["complete"]
+            set_record = record["sets"].get(name)
+            if set_record:
+                accuracy = set_record.get("mean_per_class", set_record["accuracy"])
+                partial |= not set_record["complete"]
             else:
                 accuracy = record.get(name)
             if accuracy is not None:
@@ -190,8 +190,8 @@ def grids_with_published(rows: Sequence[Scores]) -> list[Grid]:
     for name in dict.fromkeys(row.suite for row in rows):
         suite = known.get(name)
         names = columns(suite)
-        from_others = published_rows(suite)
-        if not from_others:
+        published_entries = published_rows(suite)
+        if not published_entries:
             continue
 
         cells = [
@@ -199,13 +199,13 @@ def grids_with_published(rows: Sequence[Scores]) -> list[Grid]:
             for row in rows
             if row.suite == name and row.alpha is None
         ]
-        for row in from_others:
+        for row in published_entries:
             texts = [format_accuracy(row.get(key)) for key in names]
             cells.append([row["method"], row["backbone"], *texts])
 
         title = f"Suite {name}, beside published figures"
         header = ["Method", "CLIP", *names.values()]
-        grids.append(Grid(title, header, cells, published.sources(from_others)))
+        grids.append(Grid(title, header, cells, published.sources(published_entries)))
     return grids
 
 

@@ -117,7 +117,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
         row_labels = algorithms(job.algorithm for job in jobs)
         accuracies = _Accuracies(group.runs, method)
 
-        of_method = [
+        method_tables = [
             _dataset_table(
                 group=group,
                 method=method,
@@ -130,16 +130,16 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
             for dataset, environments in columns.items()
             if dataset in datasets
         ]
-        if leaves_out and of_method:
+        if leaves_out and method_tables:
             averages = _averages(
                 group=group,
                 method=method,
-                tables=of_method,
+                tables=method_tables,
                 row_labels=row_labels,
                 accuracies=accuracies,
             )
-            of_method.append(averages)
-        tables += of_method
+            method_tables.append(averages)
+        tables += method_tables
     return tables
 
 
@@ -260,12 +260,12 @@ def labels(
         if run.environments:
             recorded.setdefault(run.dataset, run.environments)
 
-    of_benchmarks: Mapping[str, Sequence[str]] = {
+    benchmark_labels: Mapping[str, Sequence[str]] = {
         name: [environment.label for environment in benchmark.environments]
         for name, benchmark in benchmarks.BENCHMARKS.items()
     }
     for name in {job.key.dataset: None for job in planned}:
-        counts.setdefault(name, len(listed.get(name, ()) or of_benchmarks.get(name, ())))
+        counts.setdefault(name, len(listed.get(name, ()) or benchmark_labels.get(name, ())))
 
     ordered = [name for name in _ORDER if name in counts]
     ordered += [name for name in counts if name not in _ORDER]
@@ -273,7 +273,7 @@ def labels(
     labels_of: dict[str, tuple[str, ...]] = {}
     for name in ordered:
         labels_of[name] = tuple(f"env{number}" for number in range(counts[name]))
-        for source in (recorded, listed, of_benchmarks):
+        for source in (recorded, listed, benchmark_labels):
             names_in_source = source.get(name, ())
             if len(names_in_source) == counts[name]:
                 labels_of[name] = tuple(names_in_source)
