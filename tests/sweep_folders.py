@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import launches
-with launches.in_hand("pool", [Job({}, Path(sys.argv[1]))]):
+with launches.announce("pool", [Job({}, Path(sys.argv[1]))]):
     print("ready", flush=True)
     sys.stdin.read()
 """

@@ -11,7 +11,7 @@ from sweep_folders import launched, record
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.method import hparams
-from domainbed_carft.report import building
+from domainbed_carft.report import building, figures
 from domainbed_carft.results import tables
 
 DECLARED = ["CARFT", "ERM", "CLIPood", "CLIPMIRO", "CLIPWiSEFT"]
@@ -36,14 +36,14 @@ def looks_of_report(folder, monkeypatch):
     """The rows of the page's tables, and the algorithms of bars and curves in drawing order."""
     bars, legends = [], []
     monkeypatch.setattr(
-        building.figures, "bars",
+        figures, "bars",
         lambda table, looks, name: bars.append([row.algorithm for row in table.rows]) or [],
     )  # fmt: skip
     monkeypatch.setattr(
-        building.figures, "_legend",
+        figures, "add_legend",
         lambda canvas, handles, **more: legends.append([*handles]),
     )  # fmt: skip
-    content = building.build([folder], count=0)
+    content = building.build([folder], n_examples=0)
     rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
     return [*rows, *bars, *legends]
 

@@ -83,7 +83,7 @@ def test_bars_have_the_means_of_the_table_and_the_best_are_marked(made, page):
         assert drawn.count(f">{algorithm}</text>") == 5  # four environments and the average
     marked = re.findall(r'<td class="best">([^<]*)</td>', page.text.split("</table>")[0])
     for place in range(1, len(header)):
-        values = [row[place] for row in rows if row[place] != document.NOTHING]
+        values = [row[place] for row in rows if row[place] != document.NO_VALUE]
         assert max(values, key=lambda text: float(text.split()[0])) in marked
     assert len(marked) < len(rows) * (len(header) - 1)
     assert any(title.startswith("Published") or "published" in title for title in page.tables)

@@ -13,7 +13,7 @@ from domainbed_carft import launchers
 from domainbed_carft.cli import runs
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import building, writing
-from domainbed_carft.results import collection, document, suites
+from domainbed_carft.results import collection, formats, suites
 from domainbed_carft.results.document import Document
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
@@ -62,7 +62,7 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
     note = (
         "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
     )
-    _report(output, folder, document.FORMATS["text"](table), note)
+    _report(output, folder, formats.FORMATS["text"](table), note)
 
 
 def _carft(*words: object) -> None:

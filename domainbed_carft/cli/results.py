@@ -110,28 +110,28 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import document
+    from domainbed_carft.results import formats
 
     if arguments.format == "csv" and arguments.compare and arguments.paired:
         raise CarftError("--format csv holds one table; use either --compare or --paired")
     files.require_output(arguments.output)
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     built = collecting.build(collection, arguments.paired, bool(arguments.compare))
-    text = document.FORMATS[arguments.format](built)
+    text = formats.FORMATS[arguments.format](built)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
     # CSV has no room for notes.
     lines = list(built.sections["notes"]) if arguments.format == "csv" else []
-    lines += records.told(collection.faults)
+    lines += records.describe_warnings(collection.warnings)
     counts = built.sections["summary"]
     summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"
     if incomplete := counts["incomplete_cells"]:
         summary += f"; incomplete: {incomplete:,} of {counted(counts['cells'], 'cell')} (see notes)"
     for line in [*lines, f"{summary}."]:
         print(shown(line), file=sys.stderr)
-    kinds = Counter(fault.kind for fault in collection.faults)
+    kinds = Counter(warning.kind for warning in collection.warnings)
     kinds["incomplete cells"] = incomplete
     counting = ("incomplete cells", "no records", "no accuracies", "unreadable", "diverged")
     wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
@@ -144,7 +144,7 @@ def _collect(arguments: argparse.Namespace) -> int:
 def _top(arguments: argparse.Namespace) -> None:
     from domainbed_carft.jobs import records
     from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import document
+    from domainbed_carft.results import formats
 
     collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
     chosen = list(collecting.best(collection))
@@ -157,8 +157,8 @@ def _top(arguments: argparse.Namespace) -> None:
             raise CarftError(f"no run was selected with {name} {value}; available: {listed}")
         if value is not None and name != "selection":
             chosen = [entry for entry in chosen if entry[name] == value]
-    sys.stdout.write(document.as_json(chosen))
-    for line in records.told(collection.faults):
+    sys.stdout.write(formats.as_json(chosen))
+    for line in records.describe_warnings(collection.warnings):
         print(line, file=sys.stderr)
 
 

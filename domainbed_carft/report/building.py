@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import os
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
@@ -24,30 +20,39 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.jobs.setting import EDITION
-from domainbed_carft.report import figures, frames, writing
-from domainbed_carft.report.looks import Looks, looks_of
+from domainbed_carft.report import writing
+from domainbed_carft.report.looks import looks_of
+from domainbed_carft.report.sections import SectionMaker, unique_names
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import document, paired, published, selection, suites, tables
 from domainbed_carft.results.document import Grid
+from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
 from domainbed_carft.text import shown
 
 PAIR = ("CARFT", "CLIPFineTune")
-_DRAWN_BY = ("matplotlib", "pandas", "numpy", "jinja2")
-# Hparams that say which CLIP read which words.
-_WORDS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
+_SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
+# Hparams that say which CLIP read which prompts.
+_CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """``carft report``."""
+    """Run ``carft report``: read the records, write the page, print what is incomplete."""
     writing.require_place(arguments.output)  # before anything takes time
     page = build(
-        arguments.folders, arguments.select, arguments.ignore, arguments.examples,
-        0 if arguments.no_examples else max(0, arguments.n_examples), arguments.data_dir,
-    )  # fmt: skip
+        arguments.folders,
+        methods=arguments.select,
+        ignored=arguments.ignore,
+        requested_pair=arguments.examples,
+        n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
+        data_dir=arguments.data_dir,
+    )
     index = writing.write(arguments.output, page)
+
     for line in page["faults"]:
         print(shown(line), file=sys.stderr)
+    if page["no_examples"]:
+        print(f"No example pictures: {shown(page['no_examples'])}", file=sys.stderr)
     if page["no_examples"]:
         print(f"No example pictures: {shown(page['no_examples'])}", file=sys.stderr)
     if not page["complete"]:
@@ -56,82 +61,94 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def build(
-    folders: Sequence[Path], methods: Sequence[str] | None = None, ignored: Sequence[str] = (),
-    asked: Sequence[str] | None = None, count: int = 4, data_dir: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    folders: Sequence[Path],
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    requested_pair: Sequence[str] | None = None,
+    n_examples: int = 4,
+    data_dir: str | None = None,
+) -> dict[str, Any]:
     """Read everything; returns the page's content, by the names that its template uses.
 
-    ``asked``: the algorithms to compare, by default PAIR if both are there; ``count``: examples of
-    each direction. Raises CarftError as ``collecting.gather``, and for an ``asked`` without jobs.
+    ``methods``: of selection, by default those that the sweeps name; the figures show the first.
+    ``requested_pair``: the algorithms to compare, by default PAIR if both have jobs;
+    ``n_examples``: of each direction. Raises CarftError if there is no record, if a method or an
+    algorithm of ``requested_pair`` has no jobs, or if a job was run twice with different records.
     """
     collection = collecting.gather(folders, methods, ignored)
     method = collection.methods[0]
     groups = collection.groups
-    runs = [run for group in groups for run in group.runs]
+    runs = collection.runs
     algorithms = tables.algorithms((run.algorithm for run in runs), groups[0].declared)
-    pair = _pair(algorithms, asked, method)
-    show = None
-    if pair and count:
-        from domainbed_carft.report import examples  # which loads torch
+    pair = _pair(algorithms, requested_pair, method)
 
-        show = partial(examples.part, pair=pair, most=count, data_dir=data_dir)
-    built = [tables.build(group, collection.methods) for group in groups]
-    flat = [table for own in built for table in own]
-    differences: list[dict[str, Any]] = []
-    if pair:
-        with contextlib.suppress(CarftError):  # they share no trial
-            differences = paired.compare(groups, [method], *pair)
-    known = {figure["dataset"] for figure in published.figures()} & {run.dataset for run in runs}
-    compared = [published.compare(group, own) for group, own in zip(groups, built) if known]
+    tables_of_groups = [tables.build(group, collection.methods) for group in groups]
+    all_tables = [table for group_tables in tables_of_groups for table in group_tables]
     scores = [row for group in groups for row in suites.scores(group)]
+
+    example_part = _example_part(pair, n_examples, data_dir)
+    make_section = SectionMaker(
+        looks=looks_of(algorithms), name=unique_names(), example_part=example_part
+    )
+    sections = [
+        make_section.of_table(table, group.runs)
+        for group, group_tables in zip(groups, tables_of_groups)
+        for table in group_tables
+        if table.method == method and not table.averages
+    ]
+    sections += [make_section.of_suite(rows) for rows in suites.tabled(scores)]
+    averages = [table for table in all_tables if table.averages and len(table.columns) > 1]
+
+    content = {
+        "title": _title(runs),
+        "method": selection.METHODS[method].title,
+        "sections": sections,
+        "averages": [document.table_grid(table) for table in averages],
+        "no_examples": "" if example_part else _why_no_examples(algorithms, pair, method),
+        "paired": _paired_grid(groups, method, pair) if pair else None,
+        "published": _published_grids(groups, tables_of_groups, method)
+        + suites.grids_with_published(scores),
+        "captions": _captions(has_suites=bool(scores)),
+        "notes": [note for group in groups for note in group.notes],
+        "complete": not any(table.incomplete for table in all_tables if table.method == method),
+        "faults": records.describe_warnings(collection.warnings),
+    }
+    return content | _provenance(runs)
+
+
+def _title(runs: Sequence[Run]) -> str:
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     titles = benchmarks.dataset_titles(tables.labels(runs))
-    looks, name = looks_of(algorithms), _names()
+    return f"{', '.join(titles.values())}: {left_out} left out"
+
+
+def _captions(has_suites: bool) -> dict[str, Sequence[str]]:
+    table_captions = [*document.CAPTION]
+    if has_suites:
+        table_captions.append(suites.CAPTION)
+    return {"tables": table_captions, "paired": [paired.CAPTION], "published": published.CAPTION}
+
+
+def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the page says about where its numbers come from, and how to get them again."""
     return {
-        "title": f"{', '.join(titles.values())}: {left_out} left out",
-        "method": selection.METHODS[method].title,
-        "sections": [
-            _section(table, group.runs, group.title, looks, name, show)
-            for group, own in zip(groups, built)
-            for table in own
-            if table.method == method and not table.averages
-        ]
-        + [_suite(rows, looks, name) for rows in suites.tabled(scores)],
-        "averages": [
-            document.grid(table) for table in flat if table.averages and len(table.columns) > 1
-        ],
-        "no_examples": "" if show else _why_no_examples(algorithms, pair, method),
-        "paired": paired.grid(differences, *pair) if pair and differences else None,
-        "published": [
-            published.grid([one for one in found if one["selection"] == method], remarks)
-            for found, remarks in compared
-        ]
-        + suites.beside(scores),
-        "captions": {
-            "tables": (*document.CAPTION, *([suites.CAPTION] if scores else [])),
-            "paired": [paired.CAPTION],
-            "published": published.CAPTION,
-        },
-        "notes": [note for group in groups for note in group.notes],
-        "complete": not any(table.incomplete for table in flat if table.method == method),
-        "faults": records.told(collection.faults),
-        "software": ", ".join(f"{name} {version(name)}" for name in _DRAWN_BY),
+        "software": ", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
         "settings": _settings(runs),
         "digest": _digest(runs),
-        # For a shell, with the arguments that were recorded.
-        "commands": [replace(r.job, folder=Path("OUT", r.job.folder.name)).line for r in runs],
+        "commands": _commands(runs),
     }
 
 
 def _pair(
-    algorithms: Sequence[str], asked: Sequence[str] | None, method: str
+    algorithms: Sequence[str], requested: Sequence[str] | None, method: str
 ) -> Sequence[str] | None:
-    pair = asked or PAIR
+    """Two algorithms to compare; None without a request if the default ones have no jobs."""
+    pair = requested or PAIR
     if method != selection.IN_DOMAIN and pair[0] != pair[1] and {*pair} <= {*algorithms}:
         return pair
-    if asked:
+    if requested:
         raise CarftError(
-            f"--examples {' '.join(asked)}: expected two different algorithms of "
+            f"--examples {' '.join(requested)}: expected two different algorithms of "
             f"{', '.join(algorithms)}, and a --select other than in-domain"
         )
     return None
@@ -157,102 +174,73 @@ def _why_no_examples(algorithms: Sequence[str], pair: Sequence[str] | None, meth
     )
 
 
+def _example_part(
+    pair: Sequence[str] | None, n_examples: int, data_dir: str | None
+) -> Callable[..., dict[str, Any]] | None:
+    """What makes the examples of a table and its runs; None if none are to be shown."""
+    if not (pair and n_examples):
+        return None
+    from domainbed_carft.report import examples  # which loads torch
+
+    return partial(examples.part, pair=pair, count=n_examples, data_dir=data_dir)
+
+
+def _paired_grid(groups: Sequence[Group], method: str, pair: Sequence[str]) -> Grid | None:
+    """The table of the pair's differences; None if the two share no trial."""
+    first, second = pair
+    try:
+        comparisons = paired.compare(groups, [method], first, second)
+    except CarftError:
+        return None
+    return paired.grid(comparisons, first, second)
+
+
+def _published_grids(
+    groups: Sequence[Group], tables_of_groups: Sequence[Sequence[Table]], method: str
+) -> list[Grid]:
+    """A table of each group beside published figures, if its data sets have any."""
+    datasets = {run.dataset for group in groups for run in group.runs}
+    if datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
+        return []
+
+    grids = []
+    for group, group_tables in zip(groups, tables_of_groups):
+        comparisons, remarks = published.compare(group, group_tables)
+        by_method = [comparison for comparison in comparisons if comparison["selection"] == method]
+        grids.append(published.grid(by_method, remarks))
+    return grids
+
+
 def _settings(runs: Sequence[Run]) -> Grid:
-    """Arguments, hparams and versions of the jobs; which CLIP they had, and which words it read."""
-    parts: Counter[tuple[str, str]] = Counter()
+    """Arguments, hparams and versions of the jobs, their CLIPs and prompts."""
+    counts: Counter[tuple[str, str]] = Counter()
     titles = benchmarks.dataset_titles(run.dataset for run in runs)
     for run in runs:
-        known = run.recorded
-        where = titles[run.dataset]
-        words = {f"{n} on {where}": str(known[n]) for n in _WORDS if known.get(n)}
-        parts.update({**run.setting, **words}.items())
-    rows = [
-        [part, benchmarks.edition_label(value) if part == EDITION else value, str(count)]
-        for (part, value), count in parts.items()
-    ]
-    return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, [])
+        settings = dict(run.setting)
+        for name in _CLIP_AND_PROMPTS:
+            value = run.recorded.get(name)
+            if value:
+                settings[f"{name} on {titles[run.dataset]}"] = str(value)
+        counts.update(settings.items())
+
+    rows = []
+    for (setting, value), count in counts.items():
+        text = benchmarks.edition_label(value) if setting == EDITION else value
+        rows.append([setting, text, str(count)])
+    return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])
 
 
 def _digest(runs: Iterable[Run]) -> str:
     """SHA-256 of the records of all runs, file after file in the order of their folders."""
     folders = sorted({run.folder for run in runs}, key=os.fsencode)
-    return hashlib.sha256(b"".join(Path(f, RECORDS).read_bytes() for f in folders)).hexdigest()
+    contents = [Path(folder, RECORDS).read_bytes() for folder in folders]
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
-def _names() -> Callable[..., str]:
-    """A maker of unique names for files and places on the page, from words."""
-    given: Counter[str] = Counter()
-
-    def name(*words: str) -> str:
-        plain = (re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.")[:60] or "_" for word in words)
-        stem = "-".join(plain)
-        given[stem] += 1
-        return stem if given[stem] == 1 else f"{stem}-{given[stem]}"
-
-    return name
-
-
-def _section(
-    table: Table, runs: Sequence[Run], setting: str, looks: Looks,
-    name: Callable[..., str], show: Callable[..., dict[str, Any]] | None,
-) -> dict[str, Any]:  # fmt: skip
-    dataset, identity = table.dataset, name("data", table.dataset)
-    runs = [run for run in runs if run.dataset == dataset]
-    rows = frames.checkpoints(runs, table.method)
-    chosen = rows[rows["selected"]].drop(columns="step")
-    means = frames.over_targets(rows, frames.DRIFT)
-    drawn: dict[str, list[figures.Figure | None]] = {
-        "bars": [*figures.bars(table, looks, name)],
-        "steps": [
-            figures.curves(at, name(dataset, "over_steps", at), some, figures.ACCURACY, looks)
-            for at, some in _places(table, rows)
-        ],
-        "robustness": [
-            figures.marks(at, name(dataset, "robustness", at), some, looks)
-            for at, some in _places(table, chosen)
-        ],
-        "drift": [
-            figures.curves(
-                table.dataset_title, name(dataset, "context_drift"), means, figures.DRIFT, looks
-            )
-        ],
-    }
-    # A part is of a kind that the template has title and text for, also where nothing is drawn.
-    parts = [_part(kind, *found) for kind, found in drawn.items()]
-    # Of means, what reads the same is as good.
-    cells = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
-    printed = pd.DataFrame(cells, dtype=float).round(1)
-    return {
-        "id": identity,
-        "title": "; ".join(filter(None, [table.dataset_title, setting])),
-        "table": document.grid(table),
-        "best": (printed == printed.max()).to_numpy().tolist(),
-        "parts": [*parts, show(table, runs)] if show else parts,
-    }
-
-
-def _part(kind: str, *drawn: figures.Figure | None) -> dict[str, Any]:
-    return {"kind": kind, "figures": list(filter(None, drawn)), "targets": ()}
-
-
-def _suite(rows: Sequence[suites.Scores], looks: Looks, name: Callable[..., str]) -> dict[str, Any]:
-    """The section of a suite: its table, and where it has shifts, the picture."""
-    table, identity = suites.grid(rows), name("suite", rows[0].suite)
-    drawn = figures.suite(table.title, identity, suites.points(rows), looks)
-    parts = [_part("suite", drawn)] if drawn else []
-    return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
-
-
-def _places(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A title and the rows of all environments together, then of each."""
-    if (rows["target"] == frames.NOTHING).any():  # as in all of them
-        yield "nothing left out", rows
-        return
-    if rows["target"].nunique() > 1:
-        together = frames.over_targets(rows, ["in_domain", "out_of_domain"])
-        if not together.empty:
-            yield "mean over environments", together
-    for target, label in enumerate(table.columns):
-        mine = rows[rows["target"] == target]
-        if not mine.empty:
-            yield f"{label} left out", mine
+def _commands(runs: Iterable[Run]) -> list[str]:
+    """The command lines of the jobs for a shell, with the arguments that were recorded."""
+    lines = []
+    for run in runs:
+        folder = Path("OUT", run.job.folder.name)
+        lines.append(replace(run.job, folder=folder).line)
+    return lines

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-INK, PAPER = "#1b1f24", "#ffffff"
+INK = "#1b1f24"
+PAPER = "#ffffff"
 
 
 class Look(NamedTuple):
-    """Colour is never the only distinction: markers and dashes differ, and bars have names."""
+    """The colour, marker and dash of an algorithm, all different from those of the others.
+
+    Colour is never the only distinction, and bars have names.
+    """
 
     colour: str
     marker: str
@@ -18,14 +22,15 @@ class Look(NamedTuple):
 
     @property
     def mark(self) -> dict[str, Any]:
-        """Face and edge of a marker, as ``Axes.plot`` calls them."""
-        face, edge = (PAPER, self.colour) if self.hollow else (self.colour, INK)
-        return {"marker": self.marker, "mfc": face, "mec": edge, "mew": 1.3 if self.hollow else 0.7}
+        """Keywords for ``Axes.plot``: the marker, and the colours of its face and edge."""
+        if self.hollow:
+            return {"marker": self.marker, "mfc": PAPER, "mec": self.colour, "mew": 1.3}
+        return {"marker": self.marker, "mfc": self.colour, "mec": INK, "mew": 0.7}
 
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, for CARFT and its baselines, and
 # darker colours, mostly Tol's, for the peers. All stand out by 3 to 1 on white.
-_OURS = {
+_LOOKS_OF_OURS = {
     "CLIPZeroShot": Look("#808080", "s", (0, (1, 1.2))),
     "CLIPLinearProbe": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5))),
     "CLIPFineTune": Look("#0072B2", "D", (0, (4, 1.5))),
@@ -41,7 +46,7 @@ _OURS = {
     "CARFT": Look("#D55E00", "o", "solid"),
 }
 # Algorithms of other packages, again in turn if there are more.
-_OTHERS = (
+_LOOKS_OF_OTHERS = (
     Look("#57606a", "o", (0, (1, 1)), hollow=True),
     Look("#0072B2", "s", (0, (3, 2)), hollow=True),
     Look("#882255", "^", (0, (7, 1)), hollow=True),
@@ -54,9 +59,13 @@ Looks = Mapping[str, Look]
 
 
 def looks_of(algorithms: Sequence[str]) -> dict[str, Look]:
-    """Algorithm -> its look; ours have their own, others follow in the order given."""
-    others = [name for name in algorithms if name not in _OURS]
-    return {
-        name: _OURS[name] if name in _OURS else _OTHERS[others.index(name) % len(_OTHERS)]
-        for name in algorithms
-    }
+    """Algorithm -> its look; ours have a fixed one each, others get theirs in the order given."""
+    looks = {}
+    number = 0
+    for name in algorithms:
+        if name in _LOOKS_OF_OURS:
+            looks[name] = _LOOKS_OF_OURS[name]
+        else:
+            looks[name] = _LOOKS_OF_OTHERS[number % len(_LOOKS_OF_OTHERS)]
+            number += 1
+    return looks

@@ -43,7 +43,7 @@ def facts_of(run: TrainedRun) -> dict[str, Any]:
     folder = run.path.parent
     found = [
         one
-        for one in records.whole(folder / RECORDS)[0]
+        for one in records.read_file(folder / RECORDS)[0]
         if all(one["args"].get(key) == value for key, value in repeated.items())
         and run.step in (None, one["step"])
         and run.alpha is None  # no record is of weights that nobody has trained

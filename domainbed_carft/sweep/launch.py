@@ -96,7 +96,7 @@ def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
 
 def look(declaration: Declaration, data_dir: str, output: Path) -> list[Status]:
     """All jobs of the sweep, each in its folder, and their states."""
-    jobs = manifest.settle(declaration.jobs(data_dir, output), output)
+    jobs = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
     places = states.waiting(output).places
     return [states.status(job, declaration.facts, places) for job in jobs]
 
