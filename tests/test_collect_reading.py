@@ -103,9 +103,9 @@ def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
     assert records.read_file(path) == (expected, [])
     with path.open("a") as file:
         file.write('{"step": 300, "ar')
-    assert records.last(first) == expected[-1]
-    assert records.arguments(first) == expected[0]["args"]
-    assert records.last(tmp_path) is None and records.arguments(tmp_path) is None
+    assert records.last_record(first) == expected[-1]
+    assert records.recorded_arguments(first) == expected[0]["args"]
+    assert records.last_record(tmp_path) is None and records.recorded_arguments(tmp_path) is None
 
 
 def test_folders_are_found_once_each_and_with_links(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report import building
+from domainbed_carft.report import page
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "build", interrupted)
+    monkeypatch.setattr(page, "build", interrupted)
     assert cli.main(["report", str(sweep), "-o", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "carft: interrupted\n"
 

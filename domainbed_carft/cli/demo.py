@@ -12,7 +12,7 @@ from pathlib import Path
 from domainbed_carft import launchers
 from domainbed_carft.cli import runs
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report import building, writing
+from domainbed_carft.report import output_folder, page
 from domainbed_carft.results import collection, formats, suites
 from domainbed_carft.results.document import Document
 from domainbed_carft.sweep import declaration_file, launch
@@ -83,7 +83,7 @@ def _trained(
     (dataset,), folder = declaration.datasets, output / "sweep"
     steps = declaration.steps_of(dataset)
     print(f"{', '.join(declaration.algorithms)}: each trained {steps} steps on {dataset} {how}")
-    writing.require_place(output / "report")
+    output_folder.require_place(output / "report")
     pool = launchers.make("pool", {})
     # What no selection uses is two thirds of the evaluation.
     if left := launch.run(declaration, DATA_DIR, folder, pool, skip_training_in_splits=True):
@@ -98,7 +98,7 @@ def _trained(
 def _report(output: Path, folder: Path, table: str, note: str) -> None:
     (output / "results.txt").write_text(table, encoding="utf-8")
     print(f"{table}\n{note}")
-    report = writing.write(output / "report", building.build([folder]))
+    report = output_folder.write(output / "report", page.build([folder]))
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")
     print(f"Records:  {folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")

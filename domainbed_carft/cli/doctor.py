@@ -21,7 +21,7 @@ from domainbed_carft.doctor import BY_HAND, CHECKS, DEFAULT_BACKBONE, Finding
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import DONE, last_line
 from domainbed_carft.jobs.job import command as train_command
-from domainbed_carft.launchers.attempt import described
+from domainbed_carft.launchers.attempt import describe_end
 from domainbed_carft.text import counted, shown
 
 # Seconds. All of OpenAI's weights are 4 GB to hash, and a network drive may be slow.
@@ -96,12 +96,12 @@ def train(patience: float = PATIENCE) -> Finding:
             remedy = "run a step by its own entry point, such as train_all.py"
             return Finding("train", "note", "this checkout has no domainbed.scripts.train", remedy)
         if done.returncode != 0:
-            found = f"ended: {described(done.returncode, last_words)}"
+            found = f"ended: {describe_end(done.returncode, last_words)}"
             return Finding("train", "problem", found, remedy)
         if not (folder / DONE).exists():
             found = f"ended with status 0 but wrote no file {DONE!r}, so no job counts as done"
             return Finding("train", "problem", found, remedy)
-        record = records.last(folder) or {}
+        record = records.last_record(folder) or {}
         if not any(re.fullmatch(r"env\d+_(in|out)_acc", name) for name in record):
             found = "its records have no accuracies (env0_in_acc, ...), so no table can be made"
             return Finding("train", "problem", found, remedy)
@@ -120,7 +120,7 @@ def examine(patience: float = PATIENCE) -> list[Finding]:
                 done = subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=patience
                 )
-                ending = f"ended: {described(done.returncode, last_line(said))}"
+                ending = f"ended: {describe_end(done.returncode, last_line(said))}"
             except subprocess.TimeoutExpired:
                 ending = f"did not finish within {patience:g} seconds and was stopped"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

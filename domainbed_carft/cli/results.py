@@ -163,6 +163,6 @@ def _top(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report import building
+    from domainbed_carft.report import page
 
-    building.run(arguments)
+    page.run(arguments)

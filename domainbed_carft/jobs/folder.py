@@ -26,14 +26,14 @@ MAX_ATTEMPTS = 3
 
 # Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); it was told to
 # stop and has saved itself (EX_TEMPFAIL).
-ELSEWHERE = 73
+HELD_ELSEWHERE = 73
 STOPPED = 75
 # These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
-NOT_ITS_FAULT = (ELSEWHERE, STOPPED, 130, -15, -10)
+UNCOUNTED_STATUSES = (HELD_ELSEWHERE, STOPPED, 130, -15, -10)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.
-INHERITED = "DOMAINBED_LOCK_FD"
+LOCK_VARIABLE = "DOMAINBED_LOCK_FD"
 
 
 class Holder(NamedTuple):
@@ -190,7 +190,7 @@ class JobFolder:
     def failed(self) -> Attempt | None:
         """The last attempt, if the job is not to be retried; None if the job may run."""
         attempts = [] if self.done else self.attempts()
-        failures = [attempt for attempt in attempts if attempt.status not in NOT_ITS_FAULT]
+        failures = [attempt for attempt in attempts if attempt.status not in UNCOUNTED_STATUSES]
         if not failures:
             return None
 
@@ -248,7 +248,7 @@ class JobFolder:
 
 def inherited() -> int | None:
     """The descriptor that a launcher has handed to this process."""
-    text = os.environ.get(INHERITED, "")
+    text = os.environ.get(LOCK_VARIABLE, "")
     return int(text) if text.isdecimal() else None
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from domainbed_carft.jobs.folder import INHERITED
+from domainbed_carft.jobs.folder import LOCK_VARIABLE
 
 # Any value but 0 has all jobs start cold.
 SWITCH = "DOMAINBED_COLD_START"
@@ -35,7 +35,7 @@ TRAIN = "domainbed.scripts.train"
 GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/dxg")
 
 # What may differ from job to job, since nothing reads it while it is imported.
-VARIABLES_OF_JOBS = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", INHERITED)
+VARIABLES_OF_JOBS = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", LOCK_VARIABLE)
 
 _MAX_REQUEST = 1 << 20  # bytes
 _MAX_DESCRIPTORS = 3  # the pipe for the answers, the lock, and standard error
@@ -258,7 +258,7 @@ def _become(request: Mapping[str, Any], answers: int, *job_descriptors: int) -> 
         os.dup2(stderr, 2)
         os.close(stderr)
         os.set_inheritable(lock, True)
-        variables[INHERITED] = str(lock)
+        variables[LOCK_VARIABLE] = str(lock)
 
     os.environ.update(variables)
     sys.argv = [TRAIN, *request["arguments"]]

@@ -108,7 +108,7 @@ def reuse_folders(jobs: Sequence[Job], output: Path) -> list[Job]:
         return list(jobs)
 
     # Of several folders of one job that one is resumed which is done, or else has begun.
-    _, listed = of_output(output)
+    _, listed = read_jobs(output)
     listed.reverse()
     listed.sort(key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
     folders = {(job.variant, data_independent_key(job.args)): job.folder for job in listed}
@@ -121,7 +121,7 @@ def reuse_folders(jobs: Sequence[Job], output: Path) -> list[Job]:
     return [replace(job, folder=folder_of(job)) for job in jobs]
 
 
-def of_output(output: Path) -> tuple[Sweep | None, list[Job]]:
+def read_jobs(output: Path) -> tuple[Sweep | None, list[Job]]:
     """The manifest, if any, and the jobs: those it lists, and others whose folders are there."""
     sweep = read(output)
     jobs = {job.folder: job for job in (sweep.jobs if sweep else ())}
@@ -134,7 +134,7 @@ def of_output(output: Path) -> tuple[Sweep | None, list[Job]]:
         variant = "" if parent is output else parent.name
         for folder in sorted(parent.glob("*")):
             if folder not in jobs and FOLDER_NAME.fullmatch(folder.name) and folder.is_dir():
-                jobs[folder] = Job(records.arguments(folder) or {}, folder, variant)
+                jobs[folder] = Job(records.recorded_arguments(folder) or {}, folder, variant)
     return sweep, list(jobs.values())
 
 

@@ -146,14 +146,14 @@ def run_records(run: Run) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def recorded_arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The arguments of the job in a folder, from its first whole record; None without one."""
     for _, record in keyed_records(os.path.join(folder, RECORDS), warnings=[]):
         return dict(record["args"])
     return None
 
 
-def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The last whole record of the job in a folder; None without one."""
     with contextlib.suppress(OSError), open(os.path.join(folder, RECORDS), "rb") as file:
         for record in map(parse_line, reversed(file.read().split(b"\n"))):

@@ -20,8 +20,8 @@ from typing import Literal
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import (
-    NOT_ITS_FAULT,
     STOPPED,
+    UNCOUNTED_STATUSES,
     Attempt,
     Held,
     JobFolder,
@@ -61,7 +61,7 @@ class Outcome:
         result = "was stopped"
         if self.result != "interrupted":
             result = f"failed {counted(self.attempts, 'time')}"
-        return f"{self.folder}: {result}, {described(self.status, self.last_words)}"
+        return f"{self.folder}: {result}, {describe_end(self.status, self.last_words)}"
 
 
 # Of jobs and maybe VariablesOf: the outcomes of those not done, None if it does not wait.
@@ -163,7 +163,7 @@ def _describe_attempt(outcome: Outcome) -> str:
     if outcome.result == "done":
         return "done"
 
-    reason = described(outcome.status, outcome.last_words)
+    reason = describe_end(outcome.status, outcome.last_words)
     if outcome.result == "held":
         return f"left to another process, {reason}"
     if outcome.result == "interrupted":
@@ -181,16 +181,16 @@ def _outcome(folder: JobFolder) -> Outcome:
     result: Result = "again"
     if folder.failed():
         result = "failed"
-    elif last_attempt.status == job_folder.ELSEWHERE:
+    elif last_attempt.status == job_folder.HELD_ELSEWHERE:
         result = "held"
-    elif last_attempt.status in NOT_ITS_FAULT:
+    elif last_attempt.status in UNCOUNTED_STATUSES:
         result = "interrupted"
 
     return Outcome(
         folder=folder.path,
         result=result,
         status=last_attempt.status,
-        attempts=sum(attempt.status not in NOT_ITS_FAULT for attempt in attempts),
+        attempts=sum(attempt.status not in UNCOUNTED_STATUSES for attempt in attempts),
         last_words=last_attempt.last_words,
     )
 
@@ -205,7 +205,7 @@ def _attempt(
     """Run the command and note how it ended, even where this process is interrupted."""
     if words[:1] == ["python"]:  # the jobs need what this interpreter imports
         words = [sys.executable, *words[1:]]
-    all_variables = {**os.environ, **variables, job_folder.INHERITED: str(lock)}
+    all_variables = {**os.environ, **variables, job_folder.LOCK_VARIABLE: str(lock)}
 
     started = time.time()
     status: int = -signal.SIGTERM
@@ -253,7 +253,7 @@ def _last_error(folder: JobFolder, started: float) -> str:
     return ""
 
 
-def described(status: int, words: str) -> str:
+def describe_end(status: int, words: str) -> str:
     """How a process ended, and its last words, as in ``exit status 1: ValueError: ...``."""
     names: dict[int, str] = {-number: f"killed by {number.name}" for number in signal.Signals}
     names[-signal.SIGKILL] += " (often: out of memory)"

@@ -21,7 +21,7 @@ from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.launchers import attempt, launches
+from domainbed_carft.launchers import attempt, launch_file
 from domainbed_carft.launchers.attempt import VariablesOf
 from domainbed_carft.launchers.children import Children
 from domainbed_carft.launchers.options import SlurmOptions
@@ -88,7 +88,7 @@ class Slurm:
 
         Returns the SLURM id of the last.
         """
-        launch = launches.begin("slurm", sweep)
+        launch = launch_file.begin("slurm", sweep)
         os.close(launch.write())  # where nothing can be noted, nothing is submitted
         size = min(self.options.array_size, largest_array() or sys.maxsize)
 
@@ -121,7 +121,7 @@ class Slurm:
         """Submit one array, and return the SLURM ids of its elements."""
         import submitit
 
-        logs = sweep / launches.FOLDER / "slurm-logs"
+        logs = sweep / launch_file.FOLDER / "slurm-logs"
         logs.mkdir(parents=True, exist_ok=True)
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=_MAX_TIMEOUTS)
         executor.update_parameters(**self.parameters(previous_array))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure as Canvas
 
-from domainbed_carft.report.looks import INK, PAPER
+from domainbed_carft.report.styles import INK, PAPER
 from domainbed_carft.text import shown
 
 MUTED = "#57606a"
@@ -25,7 +25,7 @@ _LETTERS_IN_LEGEND_ROW = 38
 
 # Text stays text: any browser and drawing program finds its letters. The salt makes names in the
 # file the same each time.
-STYLE: Any = {
+RC_PARAMS: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "carft report",
     "text.parse_math": False,  # a $ in a name is a $
     "font.family": "sans-serif", "font.size": 9.5, "axes.labelsize": 9.5, "axes.titlesize": 10,

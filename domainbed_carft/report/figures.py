@@ -1,4 +1,4 @@
-"""Figures: bars, curves and marks; reproducible bytes, the same look for an algorithm in all."""
+"""Figures: bars, curves and marks; reproducible bytes, the same style for an algorithm in all."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from domainbed_carft.report import frames
 from domainbed_carft.report.canvas import (
     MUTED,
-    STYLE,
+    RC_PARAMS,
     Figure,
     add_legend,
     new_canvas,
     save_figure,
 )
-from domainbed_carft.report.looks import INK, Look, Looks
+from domainbed_carft.report.styles import INK, Style, Styles
 from domainbed_carft.results.tables import Cell, Table
 from domainbed_carft.text import shown
 
@@ -41,7 +41,7 @@ DRIFT: Panels = {
 }
 
 
-def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
+def bars(table: Table, styles: Styles, name: Callable[..., str]) -> list[Figure]:
     """A group of bars an environment, and one of their averages, accuracies in percent.
 
     ``name(dataset, part, ...)`` makes a figure's name. Of many algorithms each group is a figure.
@@ -62,7 +62,7 @@ def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
             name=name(dataset, "accuracy"),
             subject="by environment",
             groups=labelled_groups,
-            looks=looks,
+            styles=styles,
         )
         return [figure]
     return [
@@ -71,19 +71,19 @@ def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
             name=name(dataset, "accuracy", label),
             subject=label,
             groups=[(label, cells)],
-            looks=looks,
+            styles=styles,
         )
         for label, cells in labelled_groups
     ]
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def _bars(
     title: str,
     name: str,
     subject: str,
     groups: Sequence[tuple[str, Sequence[tuple[str, Cell]]]],
-    looks: Looks,
+    styles: Styles,
 ) -> Figure:
     """One figure; ``groups``: (label, (algorithm, cell with a mean) ...) from top to bottom."""
     n_rows = sum(len(cells) + _GROUP_GAP for _, cells in groups)
@@ -97,7 +97,7 @@ def _bars(
         for algorithm, cell in cells:
             height += 1
             ticks[height] = shown(algorithm)
-            _draw_bar(axes, height, cell, looks[algorithm].colour)
+            _draw_bar(axes, height, cell, styles[algorithm].colour)
         height += _GROUP_GAP
 
     axes.set_yticks(list(ticks), list(ticks.values()))
@@ -124,14 +124,14 @@ def _draw_bar(axes: Any, height: float, cell: Cell, colour: str) -> None:
     axes.text(end + 1.5, height, f"{mean:.1f}", va="center", fontsize=9)
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def curves(
-    title: str, name: str, rows: pd.DataFrame, panels: Panels, looks: Looks
+    title: str, name: str, rows: pd.DataFrame, panels: Panels, styles: Styles
 ) -> Figure | None:
     """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty."""
     lines_of = {column: dict(frames.over_trials(rows, column)) for column in panels}
     lines_of = {column: lines for column, lines in lines_of.items() if lines}
-    algorithms = [name for name in looks if any(name in lines for lines in lines_of.values())]
+    algorithms = [name for name in styles if any(name in lines for lines in lines_of.values())]
     if not algorithms:
         return None
 
@@ -144,7 +144,7 @@ def curves(
         for algorithm in reversed(algorithms):  # the first algorithm lies on top
             if algorithm in lines:
                 line = scale * lines[algorithm]
-                handles[algorithm] = _draw_line(axes, line, looks[algorithm])
+                handles[algorithm] = _draw_line(axes, line, styles[algorithm])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
     all_axes[-1].set_xlabel("training step")
@@ -156,21 +156,21 @@ def curves(
     return save_figure(canvas, title, name, alt)
 
 
-def _draw_line(axes: Any, line: pd.DataFrame, look: Look) -> Any:
+def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
     """A line of the means and a band of their errors; returns the handle for a legend."""
     low = line["mean"] - line["error"]
     high = line["mean"] + line["error"]
-    axes.fill_between(line.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
+    axes.fill_between(line.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
 
     (handle,) = axes.plot(
-        line.index, line["mean"], color=look.colour, ms=5, lw=1.8, **look.mark,
-        linestyle=look.dash, markevery=max(1, len(line) // _MARKERS_ON_LINE),
+        line.index, line["mean"], color=style.colour, ms=5, lw=1.8, **style.mark,
+        linestyle=style.dash, markevery=max(1, len(line) // _MARKERS_ON_LINE),
     )  # fmt: skip
     return handle
 
 
-@matplotlib.rc_context(STYLE)
-def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | None:
+@matplotlib.rc_context(RC_PARAMS)
+def marks(title: str, name: str, rows: pd.DataFrame, styles: Styles) -> Figure | None:
     """In-domain against out-of-domain accuracy, one mark per run, which shows robustness.
 
     Runs that lie higher at the same place from left to right are the more robust ones (Taori et
@@ -180,13 +180,13 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     rows = rows.dropna(subset=["in_domain", "out_of_domain"]).set_index("algorithm")
     points = {
         algorithm: 100 * rows.loc[[algorithm], ["in_domain", "out_of_domain"]].to_numpy().T
-        for algorithm in looks
+        for algorithm in styles
         if algorithm in rows.index
     }
     if not points:
         return None
 
-    canvas, axes = _plane(points, looks, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
+    canvas, axes = _plane(points, styles, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
     # As far as the marks reach, with the line of equal accuracies.
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
@@ -195,9 +195,9 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     return save_figure(canvas, title, name, alt)
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def suite(
-    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], looks: Looks
+    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], styles: Styles
 ) -> Figure | None:
     """Accuracy in distribution against the mean of the shifts, as in WiSE-FT's paper.
 
@@ -205,20 +205,20 @@ def suite(
     line leads to each run, and WiSE-FT's curve if there are its points. None without points.
     """
     trained = {algorithm: (x, y) for algorithm, alpha, x, y in points if alpha is None}
-    marked = {algorithm: trained[algorithm] for algorithm in looks if algorithm in trained}
+    marked = {algorithm: trained[algorithm] for algorithm in styles if algorithm in trained}
     if not marked:
         return None
 
     canvas, axes = _plane(
         {algorithm: ([x], [y]) for algorithm, (x, y) in marked.items()},
-        looks,
+        styles,
         "accuracy in distribution (%)",
         "mean accuracy of the shifts (%)",
     )
     originals = [(x, y) for _, alpha, x, y in points if alpha == 0]
     zero_shot = trained.get("CLIPZeroShot", originals[0] if originals else None)
     for algorithm, (x, y) in marked.items():
-        colour = looks[algorithm].colour
+        colour = styles[algorithm].colour
         curve = sorted(
             (alpha, curve_x, curve_y)
             for curve_algorithm, alpha, curve_x, curve_y in points
@@ -241,7 +241,7 @@ def suite(
 
 
 def _plane(
-    points: Mapping[str, Any], looks: Looks, x_label: str, y_label: str
+    points: Mapping[str, Any], styles: Styles, x_label: str, y_label: str
 ) -> tuple[Canvas, Any]:
     """A canvas and its axes with each algorithm's marks; ``points``: algorithm -> xs and ys."""
     canvas = new_canvas(3.4, [*points])
@@ -250,7 +250,7 @@ def _plane(
     handles = {}
     for algorithm in reversed([*points]):  # the first algorithm lies on top
         xs, ys = points[algorithm]
-        (handles[algorithm],) = axes.plot(xs, ys, ls="", ms=6.8, zorder=3, **looks[algorithm].mark)
+        (handles[algorithm],) = axes.plot(xs, ys, ls="", ms=6.8, zorder=3, **styles[algorithm].mark)
 
     axes.margins(0.08)
     for axis in (axes.xaxis, axes.yaxis):

@@ -13,7 +13,7 @@ import pandas as pd
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import figures, frames
 from domainbed_carft.report.canvas import Figure
-from domainbed_carft.report.looks import Looks
+from domainbed_carft.report.styles import Styles
 from domainbed_carft.results import document, suites
 from domainbed_carft.results.tables import Table
 
@@ -39,7 +39,7 @@ class SectionMaker:
     makes the examples of a table and the runs on its data set, if any are to be shown.
     """
 
-    looks: Looks
+    styles: Styles
     name: Callable[..., str]
     example_part: Callable[..., dict[str, Any]] | None
 
@@ -67,21 +67,21 @@ class SectionMaker:
     def _figures(self, table: Table, checkpoints: pd.DataFrame) -> dict[str, list[Figure | None]]:
         """Kind of part -> its figures; None where a figure would be empty."""
         dataset = table.dataset
-        looks = self.looks
+        styles = self.styles
         selected = checkpoints[checkpoints["selected"]].drop(columns="step")
         drift = frames.over_targets(checkpoints, frames.DRIFT)
 
         over_steps = [
             figures.curves(
-                title, self.name(dataset, "over_steps", title), rows, figures.ACCURACY, looks
+                title, self.name(dataset, "over_steps", title), rows, figures.ACCURACY, styles
             )
             for title, rows in _by_target(table, checkpoints)
         ]
         return {
-            "bars": [*figures.bars(table, looks, self.name)],
+            "bars": [*figures.bars(table, styles, self.name)],
             "steps": over_steps,
             "robustness": [
-                figures.marks(title, self.name(dataset, "robustness", title), rows, looks)
+                figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
                 for title, rows in _by_target(table, selected)
             ],
             "drift": [
@@ -90,7 +90,7 @@ class SectionMaker:
                     self.name(dataset, "context_drift"),
                     drift,
                     figures.DRIFT,
-                    looks,
+                    styles,
                 )
             ],
         }
@@ -99,7 +99,7 @@ class SectionMaker:
         """The section of a suite: its table, and where it has shifts, the figure."""
         table = suites.grid(rows)
         identity = self.name("suite", rows[0].suite)
-        figure = figures.suite(table.title, identity, suites.points(rows), self.looks)
+        figure = figures.suite(table.title, identity, suites.points(rows), self.styles)
         parts = [_part("suite", [figure])] if figure else []
         return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
 

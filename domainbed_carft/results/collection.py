@@ -14,7 +14,16 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run
-from domainbed_carft.results import document, paired, published, selection, settings, suites, tables
+from domainbed_carft.results import (
+    document,
+    order,
+    paired,
+    published,
+    selection,
+    settings,
+    suites,
+    tables,
+)
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
@@ -188,7 +197,7 @@ def _summary(collection: Collection, all_tables: Sequence[Table]) -> dict[str, A
 def best(collection: Collection) -> Iterator[dict[str, Any]]:
     """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
     for group, method in itertools.product(collection.groups, collection.methods):
-        labels = tables.labels(group.runs, listed=group.labels)
+        labels = order.environment_labels(group.runs, listed=group.labels)
         leaves_out = selection.METHODS[method].leaves_out
 
         for selected in _in_row_order(selection.select(group.runs, method), group.declared):
@@ -205,7 +214,7 @@ def best(collection: Collection) -> Iterator[dict[str, Any]]:
 def _in_row_order(selections: Iterable[Selected], declared: Sequence[str]) -> list[Selected]:
     """By data set, then in the tables' order of algorithms, then by target and trial."""
     selections = list(selections)
-    algorithms = tables.algorithms((selected.algorithm for selected in selections), declared)
+    algorithms = order.ordered_algorithms((selected.algorithm for selected in selections), declared)
 
     def row_and_trial(selected: Selected) -> tuple[str, int, int, int]:
         row = algorithms.index(selected.algorithm)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import selection, tables
+from domainbed_carft.results import order, selection
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 
@@ -45,7 +45,7 @@ def compare(
     if not comparisons:
         names = [run.algorithm for group in groups for run in group.runs]
         declared = [name for group in groups for name in group.declared]
-        algorithms = tables.algorithms(names, declared)
+        algorithms = order.ordered_algorithms(names, declared)
         raise CarftError(
             f"{a} and {b} share no (data set, environment, trial) under the same settings by "
             f"{', '.join(methods)}; expected two different algorithms of {', '.join(algorithms)}"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.results import published, selection, tables
+from domainbed_carft.results import order, published, selection, tables
 from domainbed_carft.results.document import NOT_DECLARED, Grid, format_accuracy
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell
@@ -116,7 +116,7 @@ def scores(group: Group) -> list[Scores]:
         )
         for key, trials in trials_by_key.items()
     ]
-    algorithms = tables.algorithms((key.algorithm for key in trials_by_key), group.declared)
+    algorithms = order.ordered_algorithms((key.algorithm for key in trials_by_key), group.declared)
     return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 

@@ -8,23 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import selection
+from domainbed_carft.results import order, selection
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.settings import Group
 
-# DomainBed's order, ours after its; means over data sets depend on it in the last bit.
-_ORDER = (
-    "Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
-    "TerraIncognita", "DomainNet", "SVIRO", "EmojiStyles",
-)  # fmt: skip
-# Our algorithms in the order of the README and of docs/peers.md.
-OURS = (
-    "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
-    "CLIPood", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP", "CLIPFeatureDistillation", "LDIFS", "LipsumFT",
-    "CLIPMIRO", "FLYP",
-)  # fmt: skip
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 
 
@@ -121,7 +109,7 @@ class _Accuracies:
 def build(group: Group, methods: Sequence[str]) -> list[Table]:
     """All tables of one group: for each method one a data set, then that of the averages."""
     gaps = Gaps(group.runs, group.planned)
-    columns = labels(group.runs, group.planned, group.labels)
+    columns = order.environment_labels(group.runs, group.planned, group.labels)
     titles = benchmarks.dataset_titles(columns)
 
     tables = []
@@ -129,7 +117,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
         leaves_out = selection.METHODS[method].leaves_out
         jobs = [job for job in gaps.keys if bool(job.test_envs) == leaves_out]
         datasets = {job.dataset for job in jobs}
-        row_labels = algorithms((job.algorithm for job in jobs), group.declared)
+        row_labels = order.ordered_algorithms((job.algorithm for job in jobs), group.declared)
         accuracies = _Accuracies(group.runs, method)
 
         method_tables = [
@@ -277,50 +265,3 @@ def _average(cells: Sequence[Cell]) -> float | None:
 
     is_complete = len(values) == len(means)
     return sum(values) / len(values) if values and is_complete else None
-
-
-def labels(
-    runs: Iterable[Run], planned: Iterable[Job] = (), listed: Mapping[str, Sequence[str]] = {}
-) -> dict[str, tuple[str, ...]]:
-    """Data set -> labels of its environments, in the order of the tables.
-
-    The labels of a record, else of a manifest, else the known ones, if their number matches the
-    accuracies of the record; else env0, env1, ...
-    """
-    recorded: dict[str, tuple[str, ...]] = {}
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
-        if run.environments:
-            recorded.setdefault(run.dataset, run.environments)
-
-    benchmark_labels: Mapping[str, Sequence[str]] = {
-        name: [environment.label for environment in benchmark.environments]
-        for name, benchmark in benchmarks.BENCHMARKS.items()
-    }
-    for name in {job.key.dataset: None for job in planned}:
-        counts.setdefault(name, len(listed.get(name, ()) or benchmark_labels.get(name, ())))
-
-    ordered = [name for name in _ORDER if name in counts]
-    ordered += [name for name in counts if name not in _ORDER]
-
-    labels_of: dict[str, tuple[str, ...]] = {}
-    for name in ordered:
-        labels_of[name] = tuple(f"env{number}" for number in range(counts[name]))
-        for source in (recorded, listed, benchmark_labels):
-            names_in_source = source.get(name, ())
-            if len(names_in_source) == counts[name]:
-                labels_of[name] = tuple(names_in_source)
-                break
-    return labels_of
-
-
-def algorithms(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
-    """``names``, each once, in the order of rows, legends and bars.
-
-    First those that a sweep ``declared``, in its order, then CARFT and our other algorithms in the
-    order of the docs, then all others by name.
-    """
-    distinct = set(names)
-    order = dict.fromkeys((*declared, *OURS, *sorted(distinct)))
-    return [name for name in order if name in distinct]

@@ -33,7 +33,7 @@ def costs(
     every = [cost(status.job, facts[status.job.key.dataset], skips) for status in statuses]
     paces: dict[tuple[str, str], list[float]] = {}  # seconds a picture trained on
     for status, one in zip(statuses, every):
-        record = records.last(status.job.folder) or {}
+        record = records.last_record(status.job.folder) or {}
         # The first record is of the first step alone, which is slower than the others.
         if record.get("step") and isinstance(record.get("step_time"), float):
             pace = record["step_time"] * one.steps / one.trained

@@ -188,7 +188,7 @@ def skips_training_in_splits(
         return sweep.skip_training_in_splits
 
     # 0.1.0 evaluated them unless a flag said otherwise, which only the records tell.
-    begun = [args for job in jobs if (args := records.arguments(job.folder))]
+    begun = [args for job in jobs if (args := records.recorded_arguments(job.folder))]
     if begun or sweep:
         return bool(begun) and all(args.get("skip_training_in_splits") is True for args in begun)
     return True

@@ -14,8 +14,8 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.launchers import attempt, launches, slurm
-from domainbed_carft.launchers.launches import Launch
+from domainbed_carft.launchers import attempt, launch_file, slurm
+from domainbed_carft.launchers.launch_file import Launch
 
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
@@ -87,7 +87,7 @@ class Waiting(NamedTuple):
 
 def waiting(output: Path) -> Waiting:
     """The above from all launch files of an output folder and its variants; asks SLURM once."""
-    found = launches.read(output)
+    found = launch_file.read(output)
     told, note = {}, ""
     try:
         told = slurm.states(name for one in found for name in one.jobs.values() if name)
@@ -107,7 +107,7 @@ def waiting(output: Path) -> Waiting:
 
 def of_output(output: Path) -> tuple[Waiting, list[Status]]:
     """The states of all jobs of an output folder: those that were launched, and others in it."""
-    sweep, jobs = manifest.of_output(output)
+    sweep, jobs = manifest.read_jobs(output)
     now = waiting(output)
     facts = sweep.datasets if sweep else {}
     return now, [status(job, facts, now.places) for job in jobs]
@@ -119,7 +119,7 @@ def status(job: Job, datasets: Mapping[str, Dataset], places: Mapping[Path, str]
     given = job.args.get("steps")
     steps = given if isinstance(given, int) and given else facts.steps if facts else None
     folder = JobFolder(job.folder)
-    holder, record = folder.holder(), records.last(job.folder) or {}
+    holder, record = folder.holder(), records.last_record(job.folder) or {}
     if folder.done:  # asked after the lock: a job is done a little before it lets go
         loss = record.get("loss")  # of other checkouts, which leave no mark
         diverged = "diverged_at" in record or (isinstance(loss, float) and not math.isfinite(loss))
@@ -154,4 +154,4 @@ def _number(found: Any) -> float | None:
 
 
 def _told(ended: Attempt) -> str:
-    return attempt.described(ended.status, ended.last_words)
+    return attempt.describe_end(ended.status, ended.last_words)

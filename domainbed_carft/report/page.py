@@ -20,11 +20,11 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.jobs.setting import EDITION
-from domainbed_carft.report import writing
-from domainbed_carft.report.looks import looks_of
+from domainbed_carft.report import output_folder
 from domainbed_carft.report.sections import SectionMaker, unique_names
+from domainbed_carft.report.styles import styles_of
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import document, paired, published, selection, suites, tables
+from domainbed_carft.results import document, order, paired, published, selection, suites, tables
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
@@ -38,7 +38,7 @@ _CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run ``carft report``: read the records, write the page, print what is incomplete."""
-    writing.require_place(arguments.output)  # before anything takes time
+    output_folder.require_place(arguments.output)  # before anything takes time
     page = build(
         arguments.folders,
         methods=arguments.select,
@@ -47,12 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,
     )
-    index = writing.write(arguments.output, page)
+    index = output_folder.write(arguments.output, page)
 
     for line in page["faults"]:
         print(shown(line), file=sys.stderr)
-    if page["no_examples"]:
-        print(f"No example pictures: {shown(page['no_examples'])}", file=sys.stderr)
     if page["no_examples"]:
         print(f"No example pictures: {shown(page['no_examples'])}", file=sys.stderr)
     if not page["complete"]:
@@ -79,7 +77,7 @@ def build(
     method = collection.methods[0]
     groups = collection.groups
     runs = collection.runs
-    algorithms = tables.algorithms((run.algorithm for run in runs), groups[0].declared)
+    algorithms = order.ordered_algorithms((run.algorithm for run in runs), groups[0].declared)
     pair = _pair(algorithms, requested_pair, method)
 
     tables_of_groups = [tables.build(group, collection.methods) for group in groups]
@@ -88,7 +86,7 @@ def build(
 
     example_part = _example_part(pair, n_examples, data_dir)
     make_section = SectionMaker(
-        looks=looks_of(algorithms), name=unique_names(), example_part=example_part
+        styles=styles_of(algorithms), name=unique_names(), example_part=example_part
     )
     sections = [
         make_section.of_table(table, group.runs)
@@ -118,7 +116,7 @@ def build(
 
 def _title(runs: Sequence[Run]) -> str:
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    titles = benchmarks.dataset_titles(tables.labels(runs))
+    titles = benchmarks.dataset_titles(order.environment_labels(runs))
     return f"{', '.join(titles.values())}: {left_out} left out"
 
 

@@ -43,7 +43,7 @@ def require_place(folder: Path) -> None:
 def write(folder: Path, page: Mapping[str, Any]) -> Path:
     """Write the page and its figures, and remove figures of an earlier report that it has not.
 
-    ``page``: what ``building.build`` returns. Returns the path of the page; raises CarftError if
+    ``page``: what ``page.build`` returns. Returns the path of the page; raises CarftError if
     the folder cannot be written.
     """
     contents = {INDEX: _render(page)}
