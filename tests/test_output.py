@@ -57,7 +57,7 @@ def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
 
 
 def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(page, "build", interrupted)
