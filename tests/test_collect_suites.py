@@ -5,7 +5,7 @@ import pytest
 import report_page
 from collect_sweeps import collect, write_job
 
-from domainbed_carft.report import output_folder, page
+from domainbed_carft.report import page
 from domainbed_carft.results import collection, suites
 from domainbed_carft.suites import catalogue, records
 
@@ -126,8 +126,8 @@ def test_a_curve_is_of_one_file_of_weights(tmp_path):
 
 def test_the_report_has_the_table_and_the_picture(sweep, tmp_path):
     folder, _ = sweep
-    content = page.build([folder])
-    report = report_page.read(output_folder.write(tmp_path / "report", content).parent)
+    written = page.write_report([folder], tmp_path / "report")
+    report = report_page.read(written.index.parent)
     table = report.tables["Suite imagenet, trained on ImageNet"]
     assert [row[0] for row in table[1:4]] == ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5"]
     assert (3, "In distribution against the shifts") in report.headings

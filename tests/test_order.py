@@ -43,7 +43,7 @@ def looks_of_report(folder, monkeypatch):
         figures, "add_legend",
         lambda canvas, handles, **more: legends.append([*handles]),
     )  # fmt: skip
-    content = page.build([folder], n_examples=0)
+    content = page.build(page.collect_for_page([folder]), n_examples=0)
     rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
     return [*rows, *bars, *legends]
 

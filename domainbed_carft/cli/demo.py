@@ -98,7 +98,7 @@ def _trained(
 def _report(output: Path, folder: Path, table: str, note: str) -> None:
     (output / "results.txt").write_text(table, encoding="utf-8")
     print(f"{table}\n{note}")
-    report = output_folder.write(output / "report", page.build([folder]))
+    report = page.write_report([folder], output / "report").index
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")
     print(f"Records:  {folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")

@@ -1,16 +1,16 @@
-"""``carft collect``, ``top`` and ``report``: their command lines, and what the first two print."""
+"""``carft collect``, ``top`` and ``report``: their command lines, and what they print."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.text import counted, shown
 
@@ -108,61 +108,87 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def _collect(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.jobs import records
-    from domainbed_carft.results import collection as collecting
     from domainbed_carft.results import formats
+    from domainbed_carft.results.collect import collect
 
     if arguments.format == "csv" and arguments.compare and arguments.paired:
         raise CarftError("--format csv holds one table; use either --compare or --paired")
     files.require_output(arguments.output)
-    collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
-    built = collecting.build(collection, arguments.paired, bool(arguments.compare))
-    text = formats.FORMATS[arguments.format](built)
+
+    results = collect(
+        arguments.folders,
+        methods=arguments.select,
+        ignored=arguments.ignore,
+        pair=arguments.paired,
+        compare_published=bool(arguments.compare),
+    )
+    text = formats.FORMATS[arguments.format](results.document)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
-    # CSV has no room for notes.
-    lines = list(built.sections["notes"]) if arguments.format == "csv" else []
-    lines += records.describe_warnings(collection.warnings)
-    counts = built.sections["summary"]
-    summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"
-    if incomplete := counts["incomplete_cells"]:
-        summary += f"; incomplete: {incomplete:,} of {counted(counts['cells'], 'cell')} (see notes)"
-    for line in [*lines, f"{summary}."]:
-        print(shown(line), file=sys.stderr)
-    kinds = Counter(warning.kind for warning in collection.warnings)
-    kinds["incomplete cells"] = incomplete
-    counting = ("incomplete cells", "no records", "no accuracies", "unreadable", "diverged")
-    wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
-    if not (arguments.strict and wrong):
+
+    if arguments.format == "csv":  # which has no room for notes
+        _print_errors(results.notes)
+    _print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
+    return _strict_status(results.defects) if arguments.strict else 0
+
+
+def _summary_line(summary: Mapping[str, Any]) -> str:
+    """How many records and jobs were read, and how many cells are incomplete."""
+    line = f"{counted(summary['records'], 'record')} of {counted(summary['jobs'], 'job')}"
+    incomplete = summary["incomplete_cells"]
+    if incomplete:
+        line += f"; incomplete: {incomplete:,} of {counted(summary['cells'], 'cell')} (see notes)"
+    return f"{line}."
+
+
+def _strict_status(defects: Mapping[str, int]) -> int:
+    """The exit status of ``--strict``, after a line on what is wrong."""
+    if not defects:
         return 0
-    print(f"carft: --strict: {', '.join(wrong)}", file=sys.stderr)
+
+    listing = ", ".join(f"{kind} ({count:,})" for kind, count in defects.items())
+    _print_errors([f"carft: --strict: {listing}"])
     return INCOMPLETE
 
 
 def _top(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.jobs import records
-    from domainbed_carft.results import collection as collecting
     from domainbed_carft.results import formats
+    from domainbed_carft.results.top import top
 
-    collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
-    chosen = list(collecting.best(collection))
-    asked = [(name, getattr(arguments, name)) for name in ("dataset", "algorithm", "test_env")]
-    asked += [("selection", method) for method in arguments.select or ()]
-    for name, value in asked:
-        there = sorted({entry[name] for entry in chosen} - {None})
-        if value not in (None, *there):
-            listed = ", ".join(map(str, there)) or "none"
-            raise CarftError(f"no run was selected with {name} {value}; available: {listed}")
-        if value is not None and name != "selection":
-            chosen = [entry for entry in chosen if entry[name] == value]
-    sys.stdout.write(formats.as_json(chosen))
-    for line in records.describe_warnings(collection.warnings):
-        print(line, file=sys.stderr)
+    best = top(
+        arguments.folders,
+        methods=arguments.select,
+        ignored=arguments.ignore,
+        dataset=arguments.dataset,
+        algorithm=arguments.algorithm,
+        test_env=arguments.test_env,
+    )
+    sys.stdout.write(formats.as_json([entry.as_dict() for entry in best.entries]))
+    _print_errors(describe_warnings(best.warnings))
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report import page
+    from domainbed_carft.report.page import write_report
 
-    page.run(arguments)
+    report = write_report(
+        arguments.folders,
+        arguments.output,
+        methods=arguments.select,
+        ignored=arguments.ignore,
+        pair=arguments.examples,
+        n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
+        data_dir=arguments.data_dir,
+    )
+    _print_errors(describe_warnings(report.warnings))
+    if report.why_no_examples:
+        _print_errors([f"No example pictures: {report.why_no_examples}"])
+    if not report.is_complete:
+        _print_errors(["Some cells are incomplete; see the notes on the page."])
+    print(f"Report: {shown(str(report.index))}")
+
+
+def _print_errors(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(shown(line), file=sys.stderr)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +14,17 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
 from domainbed_carft.jobs.setting import EDITION
 from domainbed_carft.report import output_folder
 from domainbed_carft.report.sections import SectionMaker, unique_names
 from domainbed_carft.report.styles import styles_of
+from domainbed_carft.results import collect, document, order, paired, published, selection, suites
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import document, order, paired, published, selection, suites, tables
+from domainbed_carft.results.collect import Results
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
-from domainbed_carft.results.tables import Table
-from domainbed_carft.text import shown
 
 PAIR = ("CARFT", "CLIPFineTune")
 _SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
@@ -36,82 +32,119 @@ _SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
 _CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run ``carft report``: read the records, write the page, print what is incomplete."""
-    output_folder.require_place(arguments.output)  # before anything takes time
-    page = build(
-        arguments.folders,
-        methods=arguments.select,
-        ignored=arguments.ignore,
-        requested_pair=arguments.examples,
-        n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
-        data_dir=arguments.data_dir,
-    )
-    index = output_folder.write(arguments.output, page)
+@dataclass(frozen=True)
+class Report:
+    """What `write_report` wrote: the page ``index``, with its figures beside it.
 
-    for line in page["faults"]:
-        print(shown(line), file=sys.stderr)
-    if page["no_examples"]:
-        print(f"No example pictures: {shown(page['no_examples'])}", file=sys.stderr)
-    if not page["complete"]:
-        print("Some cells are incomplete; see the notes on the page.", file=sys.stderr)
-    print(f"Report: {shown(str(index))}")
+    ``is_complete``: whether no cell of the page's tables is incomplete; ``why_no_examples``: "" if
+    the page shows example pictures; ``warnings``: about unusable files.
+    """
+
+    index: Path
+    is_complete: bool
+    why_no_examples: str
+    warnings: Sequence[RecordWarning]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "index": str(self.index),
+            "complete": self.is_complete,
+            "no_examples": self.why_no_examples,
+            "faults": [warning._asdict() for warning in self.warnings],
+        }
 
 
-def build(
+def write_report(
     folders: Sequence[Path],
+    output: Path,
+    *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
-    requested_pair: Sequence[str] | None = None,
+    pair: Sequence[str] | None = None,
     n_examples: int = 4,
     data_dir: str | None = None,
-) -> dict[str, Any]:
-    """Read everything; returns the page's content, by the names that its template uses.
+) -> Report:
+    """Write the report on sweeps in ``folders`` into the folder ``output``, as ``carft report``.
 
     ``methods``: of selection, by default those that the sweeps name; the figures show the first.
-    ``requested_pair``: the algorithms to compare, by default PAIR if both have jobs;
-    ``n_examples``: of each direction. Raises CarftError if there is no record, if a method or an
-    algorithm of ``requested_pair`` has no jobs, or if a job was run twice with different records.
+    ``ignored``: parts of a setting that may differ between runs that are averaged. ``pair``: the
+    algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures per
+    environment, of each direction, 0 for none; ``data_dir``: where the data is now.
+
+    Raises CarftError if ``output`` has other files, if there is no record, if a method or an
+    algorithm of ``pair`` has no jobs, or if a job was run twice with different records.
     """
+    output_folder.require_place(output)  # before anything takes time
+    results = collect_for_page(folders, methods=methods, ignored=ignored, pair=pair)
+    content = build(results, n_examples=n_examples, data_dir=data_dir)
+    return Report(
+        index=output_folder.write(output, content),
+        is_complete=content["complete"],
+        why_no_examples=content["no_examples"],
+        warnings=results.warnings,
+    )
+
+
+def collect_for_page(
+    folders: Sequence[Path],
+    *,
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    pair: Sequence[str] | None = None,
+) -> Results:
+    """The results that `build` shows; arguments and errors as of `write_report`."""
     collection = collecting.gather(folders, methods, ignored)
-    method = collection.methods[0]
-    groups = collection.groups
-    runs = collection.runs
-    algorithms = order.ordered_algorithms((run.algorithm for run in runs), groups[0].declared)
-    pair = _pair(algorithms, requested_pair, method)
+    chosen_pair = _pair(_algorithms(collection), pair, collection.methods[0])
+    return collect.build(collection, chosen_pair, compare_published=True)
 
-    tables_of_groups = [tables.build(group, collection.methods) for group in groups]
-    all_tables = [table for group_tables in tables_of_groups for table in group_tables]
-    scores = [row for group in groups for row in suites.scores(group)]
 
-    example_part = _example_part(pair, n_examples, data_dir)
+def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None) -> dict[str, Any]:
+    """The page's content, by the names that its template uses.
+
+    ``n_examples``: pictures per environment, of each direction; ``data_dir``: where the data is
+    now, by default as recorded.
+    """
+    groups = results.collection.groups
+    runs = results.collection.runs
+    method = results.collection.methods[0]
+    algorithms = _algorithms(results.collection)
+    example_part = _example_part(results.pair, n_examples, data_dir)
+
     make_section = SectionMaker(
         styles=styles_of(algorithms), name=unique_names(), example_part=example_part
     )
     sections = [
         make_section.of_table(table, group.runs)
-        for group, group_tables in zip(groups, tables_of_groups)
+        for group, group_tables in zip(groups, results.tables_of_groups, strict=True)
         for table in group_tables
         if table.method == method and not table.averages
     ]
-    sections += [make_section.of_suite(rows) for rows in suites.tabled(scores)]
-    averages = [table for table in all_tables if table.averages and len(table.columns) > 1]
+    sections += [make_section.of_suite(rows) for rows in suites.tabled(results.suite_scores)]
 
+    tables = results.tables
+    averages = [table for table in tables if table.averages and len(table.columns) > 1]
+    no_examples = "" if example_part else _why_no_examples(algorithms, results.pair, method)
     content = {
         "title": _title(runs),
         "method": selection.METHODS[method].title,
         "sections": sections,
         "averages": [document.table_grid(table) for table in averages],
-        "no_examples": "" if example_part else _why_no_examples(algorithms, pair, method),
-        "paired": _paired_grid(groups, method, pair) if pair else None,
-        "published": _published_grids(groups, tables_of_groups, method)
-        + suites.grids_with_published(scores),
-        "captions": _captions(has_suites=bool(scores)),
+        "no_examples": no_examples,
+        "paired": _paired_grid(results.differences, method),
+        "published": _published_grids(results, method),
+        "captions": _captions(has_suites=bool(results.suite_scores)),
         "notes": [note for group in groups for note in group.notes],
-        "complete": not any(table.incomplete for table in all_tables if table.method == method),
-        "faults": records.describe_warnings(collection.warnings),
+        "complete": not any(table.incomplete for table in tables if table.method == method),
+        "warnings": describe_warnings(results.warnings),
     }
     return content | _provenance(runs)
+
+
+def _algorithms(collection: Collection) -> list[str]:
+    """The algorithms that have runs, in the order of rows and legends."""
+    names = [run.algorithm for run in collection.runs]
+    return order.ordered_algorithms(names, collection.groups[0].declared)
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -139,11 +172,11 @@ def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _pair(
     algorithms: Sequence[str], requested: Sequence[str] | None, method: str
-) -> Sequence[str] | None:
+) -> tuple[str, str] | None:
     """Two algorithms to compare; None without a request if the default ones have no jobs."""
-    pair = requested or PAIR
-    if method != selection.IN_DOMAIN and pair[0] != pair[1] and {*pair} <= {*algorithms}:
-        return pair
+    first, second = requested or PAIR
+    if method != selection.IN_DOMAIN and first != second and {first, second} <= {*algorithms}:
+        return first, second
     if requested:
         raise CarftError(
             f"--examples {' '.join(requested)}: expected two different algorithms of "
@@ -183,30 +216,21 @@ def _example_part(
     return partial(examples.part, pair=pair, count=n_examples, data_dir=data_dir)
 
 
-def _paired_grid(groups: Sequence[Group], method: str, pair: Sequence[str]) -> Grid | None:
-    """The table of the pair's differences; None if the two share no trial."""
-    first, second = pair
-    try:
-        comparisons = paired.compare(groups, [method], first, second)
-    except CarftError:
-        return None
-    return paired.grid(comparisons, first, second)
+def _paired_grid(differences: Sequence[Mapping[str, Any]], method: str) -> Grid | None:
+    """The table of the pair's differences by ``method``; None if there are none."""
+    by_method = [entry for entry in differences if entry["selection"] == method]
+    return paired.grid(by_method) if by_method else None
 
 
-def _published_grids(
-    groups: Sequence[Group], tables_of_groups: Sequence[Sequence[Table]], method: str
-) -> list[Grid]:
-    """A table of each group beside published figures, if its data sets have any."""
-    datasets = {run.dataset for group in groups for run in group.runs}
-    if datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
-        return []
-
+def _published_grids(results: Results, method: str) -> list[Grid]:
+    """Tables beside published figures: of each group, if its data sets have any, and of suites."""
     grids = []
-    for group, group_tables in zip(groups, tables_of_groups):
-        comparisons, remarks = published.compare(group, group_tables)
-        by_method = [comparison for comparison in comparisons if comparison["selection"] == method]
-        grids.append(published.grid(by_method, remarks))
-    return grids
+    datasets = {run.dataset for run in results.collection.runs}
+    if not datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
+        for comparison in results.comparisons:
+            entries = [entry for entry in comparison.entries if entry["selection"] == method]
+            grids.append(published.grid(entries, comparison.remarks))
+    return grids + suites.grids_with_published(results.suite_scores)
 
 
 def _settings(runs: Sequence[Run]) -> Grid:

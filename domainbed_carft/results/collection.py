@@ -1,42 +1,19 @@
-"""The input of ``carft collect``, ``top`` and ``report``, and the document of ``collect``."""
+"""What ``carft collect``, ``top`` and ``report`` read: runs in groups, and methods to show."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run
-from domainbed_carft.results import (
-    document,
-    order,
-    paired,
-    published,
-    selection,
-    settings,
-    suites,
-    tables,
-)
-from domainbed_carft.results.document import Document
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.results import selection, settings
 from domainbed_carft.results.settings import Group
-from domainbed_carft.results.tables import Table
-
-# Values that a run fills in and records; passed on, they would refuse any other data set.
-_RECORDED_FACTS = (
-    "prompts_digest",
-    "clip_digest",
-    "clip_revision",
-    "preprocessing",
-    "data_edition",
-)
 
 
 class Collection(NamedTuple):
@@ -65,6 +42,10 @@ def gather(
     CarftError if there is no record, no job for a requested method, or if a job was run twice with
     different records.
     """
+    for name in ignored:
+        if name not in KINDS:
+            raise CarftError(text.unknown("part of a setting", name, KINDS))
+
     runs, warnings = records.read(folders)
     if not runs:
         listing = "".join(f"\n{line}" for line in records.describe_warnings(warnings))
@@ -132,116 +113,3 @@ def _methods_to_show(
     if 2 in numbers_left_out:  # these jobs serve nothing else
         named.add(selection.LEAVE_ONE_OUT)
     return [name for name in methods_with_jobs if name in named]
-
-
-def build(
-    collection: Collection, pair: Sequence[str] | None = None, compare: bool = False
-) -> Document:
-    """The document of ``carft collect``: tables, and suites where there are any.
-
-    ``pair``: two algorithms to compare over the trials that both have; ``compare``: whether to add
-    published figures. Raises CarftError if the algorithms of ``pair`` share no trial.
-    """
-    tables_of_groups = [tables.build(group, collection.methods) for group in collection.groups]
-    all_tables = [table for group_tables in tables_of_groups for table in group_tables]
-    scores = [row for group in collection.groups for row in suites.scores(group)]
-
-    entries = [document.table_entry(table) for table in all_tables]
-    remarks = [note for group in collection.groups for note in group.notes]
-    caption = [*document.CAPTION]
-    grids = [document.table_grid(table) for table in all_tables]
-    sections: dict[str, Any] = {"tables": entries, "notes": remarks}
-    csv_rows = document.cell_records(entries)
-
-    if scores:
-        grids += [suites.grid(rows) for rows in suites.tabled(scores)]
-        caption.append(suites.CAPTION)
-        sections["suites"] = [row.entry() for row in scores]
-
-    if compare:
-        csv_rows = []
-        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True):
-            comparisons, deviations = published.compare(group, group_tables)
-            grids.append(published.grid(comparisons, deviations))
-            csv_rows += comparisons
-            remarks += deviations
-        grids.append(published.overview(collection.compare_with))
-        grids += suites.grids_with_published(scores)
-        caption += published.CAPTION
-        figures = published.figures(collection.compare_with)
-        sections["published"] = {"comparisons": csv_rows, "figures": figures}
-
-    if pair:
-        first, second = pair
-        csv_rows = paired.compare(collection.groups, collection.methods, first, second)
-        sections["paired"] = csv_rows
-        grids.append(paired.grid(csv_rows, first, second))
-        caption.append(paired.CAPTION)
-
-    sections["summary"] = _summary(collection, all_tables)
-    return Document([*caption, *remarks], grids, sections, csv_rows)
-
-
-def _summary(collection: Collection, all_tables: Sequence[Table]) -> dict[str, Any]:
-    """How many records, jobs and cells there are, and the warnings, for JSON."""
-    runs = collection.runs
-    return {
-        "records": sum(len(run.steps) for run in runs),
-        "jobs": len(runs),
-        "incomplete_cells": sum(table.incomplete for table in all_tables),
-        "cells": sum(cell.is_expected for table in all_tables for cell in table.cells),
-        "faults": [warning._asdict() for warning in collection.warnings],
-    }
-
-
-def best(collection: Collection) -> Iterator[dict[str, Any]]:
-    """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
-    for group, method in itertools.product(collection.groups, collection.methods):
-        labels = order.environment_labels(group.runs, listed=group.labels)
-        leaves_out = selection.METHODS[method].leaves_out
-
-        for selected in _in_row_order(selection.select(group.runs, method), group.declared):
-            # Jobs that leave nothing out select the same for each column.
-            if leaves_out or selected.target == 0:
-                environment = labels[selected.dataset][selected.target] if leaves_out else None
-                yield {
-                    "setting": group.title,
-                    "selection": method,
-                    **_best_entry(selected, environment),
-                }
-
-
-def _in_row_order(selections: Iterable[Selected], declared: Sequence[str]) -> list[Selected]:
-    """By data set, then in the tables' order of algorithms, then by target and trial."""
-    selections = list(selections)
-    algorithms = order.ordered_algorithms((selected.algorithm for selected in selections), declared)
-
-    def row_and_trial(selected: Selected) -> tuple[str, int, int, int]:
-        row = algorithms.index(selected.algorithm)
-        return selected.dataset, row, selected.target, selected.trial
-
-    return sorted(selections, key=row_and_trial)
-
-
-def _best_entry(selected: Selected, environment: str | None) -> dict[str, Any]:
-    """The hparams that were selected; ``environment``: the one left out, None if none was."""
-    leaves_out = environment is not None
-    outcome = selected.outcome
-    run = outcome.runs[0]
-
-    filled_in = {*_RECORDED_FACTS} - overrides(run.job.args).keys()
-    to_repeat = {name: value for name, value in run.recorded.items() if name not in filled_in}
-    return {
-        "dataset": selected.dataset,
-        "algorithm": selected.algorithm,
-        "test_env": selected.target if leaves_out else None,
-        "environment": environment,
-        "trial_seed": selected.trial,
-        "hparams_seed": outcome.choice,
-        "step": int(outcome.step),
-        "validation_accuracy": outcome.validation,
-        "accuracy": outcome.accuracy if leaves_out else None,
-        "hparams": dict(run.recorded),
-        "argument": f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
-        "folders": [run.folder for run in outcome.runs],
-    }

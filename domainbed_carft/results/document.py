@@ -62,6 +62,10 @@ class Document(NamedTuple):
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The content of the format JSON; values that are missing are None or nan."""
+        return {"caption": list(self.caption), **self.sections}
+
 
 def table_grid(table: Table) -> Grid:
     """A table's cells as words, with numbered notes on incomplete ones."""

@@ -122,7 +122,7 @@ def _escape_csv(value: Any) -> Any:
 
 
 def _json(document: Document) -> str:
-    return as_json({"caption": list(document.caption), **document.sections})
+    return as_json(document.as_dict())
 
 
 def _latex(document: Document) -> str:

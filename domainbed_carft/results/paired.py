@@ -30,10 +30,10 @@ CAPTION = (
 def compare(
     groups: Sequence[Group], methods: Sequence[str], a: str, b: str
 ) -> list[dict[str, Any]]:
-    """``a`` minus ``b`` in points, a row for JSON and CSV for each group with pairs and method.
+    """``a`` minus ``b`` in points: an entry for JSON and CSV for each group with pairs and method.
 
-    ``low`` and ``high`` are None for a single target. Raises CarftError, naming the available
-    algorithms, if no group has any, or if ``a`` is ``b``.
+    ``low`` and ``high`` are None for a single target. No entries if the two share no trial, or are
+    the same.
     """
     comparisons = []
     for group, method in itertools.product(groups, methods):
@@ -41,16 +41,18 @@ def compare(
         if a != b and differences:
             comparison = {"setting": group.title, "selection": method, "a": a, "b": b}
             comparisons.append(comparison | _summary(differences))
-
-    if not comparisons:
-        names = [run.algorithm for group in groups for run in group.runs]
-        declared = [name for group in groups for name in group.declared]
-        algorithms = order.ordered_algorithms(names, declared)
-        raise CarftError(
-            f"{a} and {b} share no (data set, environment, trial) under the same settings by "
-            f"{', '.join(methods)}; expected two different algorithms of {', '.join(algorithms)}"
-        )
     return comparisons
+
+
+def no_shared_trial(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> CarftError:
+    """The error that ``a`` and ``b`` cannot be compared, which names the available algorithms."""
+    names = [run.algorithm for group in groups for run in group.runs]
+    declared = [name for group in groups for name in group.declared]
+    algorithms = order.ordered_algorithms(names, declared)
+    return CarftError(
+        f"{a} and {b} share no (data set, environment, trial) under the same settings by "
+        f"{', '.join(methods)}; expected two different algorithms of {', '.join(algorithms)}"
+    )
 
 
 def _differences(group: Group, method: str, a: str, b: str) -> dict[tuple[str, int, int], float]:
@@ -97,8 +99,8 @@ def interval_of_mean(
     return float(low), float(high)
 
 
-def grid(comparisons: Sequence[Mapping[str, Any]], a: str, b: str) -> Grid:
-    """The table of the ``comparisons`` that `compare` returns: a row for each group and method."""
+def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
+    """The table of the entries that `compare` returns: a row for each group and method."""
     header = ["Selection", "Mean", f"{LEVEL}% interval"]
     header += ["Wins", "Losses", "Ties", "Pairs", "Targets"]
     rows = []
@@ -113,4 +115,6 @@ def grid(comparisons: Sequence[Mapping[str, Any]], a: str, b: str) -> Grid:
         names = ("wins", "losses", "ties", "pairs", "targets")
         counts = [str(comparison[name]) for name in names]
         rows.append([label, f"{comparison['mean_difference']:+.2f}", interval, *counts])
-    return Grid(f"{a} minus {b}", header, rows, notes=[])
+
+    first = comparisons[0]
+    return Grid(f"{first['a']} minus {first['b']}", header, rows, notes=[])

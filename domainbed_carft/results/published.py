@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,17 @@ _COUNTERPARTS = {
 }
 
 
+class GroupComparison(NamedTuple):
+    """A group's accuracies beside published ones.
+
+    ``entries``: a dict for each comparison, for JSON and CSV, in percent and points; ``remarks``:
+    how the group's runs differ from the published methods.
+    """
+
+    entries: list[dict[str, Any]]
+    remarks: list[str]
+
+
 def read(name: str) -> list[dict[str, Any]]:
     """The rows of a file in ``assets``: figures in percent, None where unknown, and texts."""
     with (ASSETS / name).open(encoding="utf-8") as file:
@@ -83,17 +94,14 @@ def counterpart(run: Run) -> str | None:
     return _COUNTERPARTS.get(run.algorithm)
 
 
-def compare(group: Group, built: Iterable[Table]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Our averages over targets beside the published ones, in percent and points; and remarks.
-
-    ``built``: all tables of the group. A comparison is an entry for JSON and CSV.
-    """
+def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
+    """Our averages over targets beside the published ones; ``group_tables``: all of the group."""
     published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
     datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
     counterparts = _counterparts(group.runs)
 
-    comparisons = []
-    for table in built:
+    entries = []
+    for table in group_tables:
         for row in table.rows if table.averages else ():
             cells = dict(zip(table.columns, row.cells, strict=True))
             cells[AVERAGE] = _over_all([cells.get(name, Cell()) for name in datasets])
@@ -102,7 +110,7 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[dict[str, Any]],
                 method = counterparts.get((row.algorithm, dataset), "")
                 figure = published.get((method, dataset))
                 if figure and cell.mean is not None:
-                    comparison = {
+                    entry = {
                         "setting": table.setting,
                         "selection": table.method,
                         "algorithm": row.algorithm,
@@ -120,10 +128,10 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[dict[str, Any]],
                         "published_selection": figure["selection"],
                         "note": figure["note"],
                     }
-                    comparisons.append(comparison)
+                    entries.append(entry)
 
     remarks = dict.fromkeys(_deviation(run) for run in group.runs)
-    return comparisons, [remark for remark in remarks if remark]
+    return GroupComparison(entries, [remark for remark in remarks if remark])
 
 
 def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
@@ -177,7 +185,7 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
 
 
 def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Grid:
-    """The table of what `compare` returns: a row for each comparison; the remarks are notes."""
+    """The table of a `GroupComparison`: a row for each entry; the remarks are notes."""
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference"]
     header += ["Published as", "Selected on"]
     rows = [_comparison_row(comparison) for comparison in comparisons]
