@@ -23,75 +23,111 @@ FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 def add_to(commands: Any) -> None:
     """Add the three to argparse's ``commands``."""
-    collect = commands.add_parser(
+    _add_collect(commands)
+    _add_top(commands)
+    _add_report(commands)
+
+
+def _add_collect(commands: Any) -> None:
+    parser = commands.add_parser(
         "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
-    add = _adding(collect, _collect)
-    add("--format", choices=FORMATS, default="text", help="output format (default: text)")
-    add("-o", "--output", type=Path, metavar="FILE", help="write here instead of printing")
-    add(
-        "--strict", action="store_true",
+    _add_common(parser, _collect)
+    parser.add_argument(
+        "--format", choices=FORMATS, default="text", help="output format (default: text)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
         help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
-    )  # fmt: skip
-    add("--compare", choices=["published"], help="show published figures beside your own")
-    add(
-        "--paired", nargs=2, metavar=("A", "B"),
+    )
+    parser.add_argument(
+        "--compare", choices=["published"], help="show published figures beside your own"
+    )
+    parser.add_argument(
+        "--paired",
+        nargs=2,
+        metavar=("A", "B"),
         help="show algorithm A minus B, paired over data set, environment and trial",
-    )  # fmt: skip
+    )
 
-    top = commands.add_parser(
+
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
         "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
     )
-    add = _adding(top, _top)
-    add("--dataset", help="show only this data set")
-    add("--algorithm", help="show only this algorithm")
-    add("--test_env", type=int, help="show only the environment with this index")
+    _add_common(parser, _top)
+    parser.add_argument("--dataset", help="show only this data set")
+    parser.add_argument("--algorithm", help="show only this algorithm")
+    parser.add_argument("--test_env", type=int, help="show only the environment with this index")
 
-    report = commands.add_parser(
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
-    add = _adding(report, _report)
-    add(
-        "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
+    _add_common(parser, _report)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report"),
+        metavar="FOLDER",
         help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
-    )  # fmt: skip
-    add(
-        "--examples", nargs=2, metavar=("A", "B"),
+    )
+    parser.add_argument(
+        "--examples",
+        nargs=2,
+        metavar=("A", "B"),
         help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
-    )  # fmt: skip
-    add(
-        "--n_examples", type=int, default=4,
+    )
+    parser.add_argument(
+        "--n_examples",
+        type=int,
+        default=4,
         help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
-    )  # fmt: skip
-    add(
-        "--no_examples", "--no-examples", action="store_true",
+    )
+    parser.add_argument(
+        "--no_examples",
+        "--no-examples",
+        action="store_true",
         help="show no pictures, and read neither data nor weights",
-    )  # fmt: skip
-    add("--data_dir", help="folder that contains the data now (default: as recorded)")
+    )
+    parser.add_argument(
+        "--data_dir", help="folder that contains the data now (default: as recorded)"
+    )
 
 
-def _adding(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> Callable[..., Any]:
-    """The method that adds arguments, after those of all three were added."""
+def _add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
+    """Add the arguments that all three have."""
     parser.set_defaults(run=run)
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "folders",
         nargs="+",
         type=Path,
         metavar="DIR",
         help="folder of a sweep, ours or DomainBed's",
     )
-    add(
-        "--ignore", type=some_of(KINDS), action="extend", default=[], metavar="PART,...",
-        help="merge runs that differ in these parts, separated by commas: " + ", ".join(KINDS),
-    )  # fmt: skip
-    add(
-        "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
+    parser.add_argument(
+        "--ignore",
+        type=some_of(KINDS),
+        action="extend",
+        default=[],
+        metavar="PART,...",
+        help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
+    )
+    parser.add_argument(
+        "--select",
+        type=some_of(METHODS),
+        action="extend",
+        metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
         "the sweep declares, else all that have jobs); of a report, the first counts for figures",
-    )  # fmt: skip
-    return add
+    )
 
 
 def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
