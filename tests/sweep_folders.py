@@ -24,8 +24,8 @@ QUEUE = """
 import sys
 from pathlib import Path
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.launchers import launches
-with launches.in_hand("pool", [Job({}, Path(sys.argv[1]))]):
+from domainbed_carft.launchers import launch_file
+with launch_file.announce("pool", [Job({}, Path(sys.argv[1]))]):
     print("ready", flush=True)
     sys.stdin.read()
 """

@@ -90,7 +90,7 @@ def test_an_element_gives_way_to_who_has_its_job_five_times(
     """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
     asked = []
     monkeypatch.setattr(slurm, "_call", lambda *words: asked.append(words[-1]))
-    monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "_LOCK_PATIENCE", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
     run("slurm", commands(tmp_path, 1), gpus=2)
     (element,) = submitted

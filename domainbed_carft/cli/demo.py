@@ -9,8 +9,8 @@ from pathlib import Path
 from domainbed_carft import files, launchers
 from domainbed_carft.cli import run_texts
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report import building, writing
-from domainbed_carft.results import collection, document, suites
+from domainbed_carft.report import output_folder, page
+from domainbed_carft.results import collection, formats, suites
 from domainbed_carft.results.document import Document
 from domainbed_carft.runs import saved, wise_ft
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
@@ -80,7 +80,7 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
     steps = declaration.steps_of(dataset)
     algorithms = ", ".join(declaration.algorithms)
     print(f"{algorithms}: each trained {steps} steps on {dataset} {description}")
-    writing.require_place(output / "report")
+    output_folder.require_place(output / "report")
 
     sweep_folder = output / "sweep"
     unfinished_jobs = launch.run(
@@ -118,7 +118,7 @@ def _suite_table(sweep_folder: Path) -> str:
     shown_rows = [row for row in rows if row.alpha in (None, 0.5)]
     (suite_rows,) = suites.tabled(shown_rows)
     table = Document([suites.CAPTION], [suites.grid(suite_rows)], {}, [])
-    return document.FORMATS["text"](table)
+    return formats.FORMATS["text"](table)
 
 
 def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
@@ -145,7 +145,7 @@ def _report(output: Path, sweep_folder: Path, table: str, note: str) -> None:
     (output / "results.txt").write_text(table, encoding="utf-8")
     print(f"{table}\n{note}")
 
-    report = writing.write(output / "report", building.build([sweep_folder]))
+    report = page.write_report([sweep_folder], output / "report").index
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")
     print(f"Records:  {sweep_folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed_carft.jobs.folder import last_line
-from domainbed_carft.launchers.attempt import described
+from domainbed_carft.launchers.attempt import describe_end
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,5 @@ def run_python(arguments: Sequence[str], output: Path, patience: float) -> Outco
             return Outcome(None, description, last_line(output))
 
     printed_last = last_line(output)
-    description = f"ended: {described(done.returncode, printed_last)}"
+    description = f"ended: {describe_end(done.returncode, printed_last)}"
     return Outcome(done.returncode, description, printed_last)

@@ -53,7 +53,7 @@ def _problem_of_folder(job_folder: Path) -> str:
     if not (job_folder / DONE).exists():
         return f"ended with status 0 but wrote no file {DONE!r}, so no job counts as done"
 
-    record = records.last(job_folder) or {}
+    record = records.last_record(job_folder) or {}
     if not any(ACCURACY.fullmatch(name) for name in record):
         return "its records have no accuracies (env0_in_acc, ...), so no table can be made"
     return ""

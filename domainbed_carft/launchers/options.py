@@ -1,6 +1,6 @@
 """The options of each launcher, and the YAML file in which they may stand (docs/sweeps.md).
 
-By the file a DomainBed whose sweep has no flags for them can be told, too.
+The file also serves a DomainBed whose sweep has no flags for them.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ OPTIONS: dict[str, type] = {
 }
 
 
-def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
-    """The options of a launcher: those given that are not None, else the file's, else defaults.
+def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
+    """The options of a launcher: the caller's that are not None, else the file's, else defaults.
 
     Prints which file was read. Raises CarftError with all problems and what was expected.
     """
@@ -92,22 +92,21 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
     if launcher not in OPTIONS:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
 
-    flags = {name: value for name, value in given.items() if value is not None}
-    merged = {**_of_file(launcher), **flags}
+    merged = _read_file(launcher)
+    merged |= {name: value for name, value in caller_options.items() if value is not None}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
-    unknown_names = sorted(merged.keys() - set(valid_names))
     problems = [
         Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
-        for name in unknown_names
+        for name in sorted(merged.keys() - set(valid_names))
     ]
 
-    values = {n: _spelled_out(n, value) for n, value in merged.items() if n in valid_names}
+    values = {name: _expand(name, value) for name, value in merged.items() if name in valid_names}
     try:
-        options: Any = TypeAdapter(OPTIONS[launcher]).validate_python(values)
+        resolved: Any = TypeAdapter(OPTIONS[launcher]).validate_python(values)
     except ValidationError as error:
         problems += [_as_problem(launcher, details) for details in error.errors()]
     raise_for(problems)
-    return options
+    return resolved
 
 
 def _as_problem(launcher: str, error: Mapping[str, Any]) -> Problem:
@@ -117,8 +116,8 @@ def _as_problem(launcher: str, error: Mapping[str, Any]) -> Problem:
     return Problem(f"{launcher}: {path}", error["input"], expected=validation.expectation(error))
 
 
-def _of_file(launcher: str) -> dict[str, Any]:
-    """The options that the file sets for a launcher; empty without a file."""
+def _read_file(launcher: str) -> dict[str, Any]:
+    """The options of a launcher in the YAML file, if there is one; prints that it was read."""
     path = Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
     if not os.environ.get(VARIABLE) and not path.exists():
         return {}
@@ -142,12 +141,15 @@ def _of_file(launcher: str) -> dict[str, Any]:
     return {name: value for name, value in section.items() if value is not None}
 
 
-def _spelled_out(name: str, value: Any) -> Any:
+def _expand(name: str, value: Any) -> Any:
     """The value that several flags, or one word in a file, stand for."""
     if name in ("setup", "extra") and isinstance(value, str):
         value = [value]
     if name != "extra" or not isinstance(value, (list, tuple)):
         return value
 
-    pairs = [str(argument).lstrip("-").partition("=") for argument in value]
-    return {key.replace("-", "_"): word if equals else True for key, equals, word in pairs}
+    parameters: dict[str, str | bool] = {}
+    for item in value:
+        key, equals, text_of_value = str(item).lstrip("-").partition("=")
+        parameters[key.replace("-", "_")] = text_of_value if equals else True
+    return parameters

@@ -233,7 +233,7 @@ class _KeyedItems(Dataset[Any]):
     def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
         requests = [(0, position, (*self._key, position)) for position in positions]
         batch = self._source.batch(requests)
-        if hasattr(batch, "done"):  # its second stage is still to come
+        if hasattr(batch, "finish"):  # its second stage is still to come
             batch = batch.finish()
         return list(zip(*batch))
 

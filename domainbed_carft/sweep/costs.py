@@ -153,7 +153,7 @@ def _paces(
     """Recorded seconds per picture trained on, of the jobs by data set and algorithm."""
     paces: dict[tuple[str, str], list[float]] = {}
     for status, cost in zip(statuses, job_costs):
-        record = records.last(status.job.folder) or {}
+        record = records.last_record(status.job.folder) or {}
         step_seconds = record.get("step_time")
         # The first record is of the first step alone, which is slower than the others.
         if record.get("step") and isinstance(step_seconds, float):

@@ -68,7 +68,7 @@ def skips_training_in_splits(
         return sweep.skip_training_in_splits
 
     # 0.1.0 evaluated them unless a flag said otherwise, which only the records tell.
-    recorded_args = [args for job in jobs if (args := records.arguments(job.folder))]
+    recorded_args = [args for job in jobs if (args := records.recorded_arguments(job.folder))]
     if recorded_args or sweep:
         skips = [args.get("skip_training_in_splits") is True for args in recorded_args]
         return bool(skips) and all(skips)

@@ -234,7 +234,7 @@ def _plan_without_checks(
     skip_training_in_splits: bool | None,
 ) -> LaunchPlan:
     """A plan that has looked neither at the data nor at what the launcher needs."""
-    jobs = manifest.settle(declaration.jobs(data_dir, output), output)
+    jobs = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
     statuses = states.statuses_of(jobs, declaration.facts, states.queue_of(output))
     return LaunchPlan(
         declaration=declaration,

@@ -16,8 +16,8 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.launchers import attempt, launches, slurm
-from domainbed_carft.launchers.launches import Launch
+from domainbed_carft.launchers import attempt, launch_file, slurm
+from domainbed_carft.launchers.launch_file import Launch
 
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
@@ -145,7 +145,7 @@ def of_output(output: Path) -> SweepState:
 
     Raises CarftError for a folder that does not exist or whose manifest cannot be read.
     """
-    sweep, jobs = manifest.of_output(output)
+    sweep, jobs = manifest.read_jobs(output)
     queue = queue_of(output)
     datasets = sweep.datasets if sweep else {}
     return SweepState(output, queue, statuses_of(jobs, datasets, queue))
@@ -156,7 +156,7 @@ def queue_of(output: Path) -> Queue:
 
     Asks SLURM once; if it does not answer, the reason is the queue's ``note``.
     """
-    known_launches = launches.read(output)
+    known_launches = launch_file.read(output)
     slurm_ids = [name for launch in known_launches for name in launch.jobs.values() if name]
     slurm_states: Mapping[str, str] = {}
     note = ""
@@ -204,7 +204,7 @@ def status(job: Job, datasets: Mapping[str, Dataset], positions: Mapping[Path, s
     folder = JobFolder(job.folder)
     steps = _declared_steps(job, datasets)
     holder = folder.holder()
-    record = records.last(job.folder) or {}
+    record = records.last_record(job.folder) or {}
     if folder.done:  # asked after the lock: a job is done a little before it lets go
         return Status(job, DONE, steps or 0, steps, diverged=_has_diverged(record))
 
@@ -223,7 +223,7 @@ def status(job: Job, datasets: Mapping[str, Dataset], positions: Mapping[Path, s
         )
 
     if failed := folder.failed():
-        detail = attempt.described(failed.status, failed.last_words)
+        detail = attempt.describe_end(failed.status, failed.last_words)
         return Status(job, FAILED, step, steps, attempt=failed, detail=detail)
     if job.folder in positions:
         return Status(job, QUEUED, step, steps, detail=positions[job.folder])
@@ -239,7 +239,7 @@ def _status_of_idle_job(job: Job, folder: JobFolder, step: int, steps: int | Non
     if attempts := folder.attempts():
         last_attempt = attempts[-1]
         saved = max(step, last_attempt.step or 0)  # a job that stops saves what it has no record of
-        detail = attempt.described(last_attempt.status, last_attempt.last_words)
+        detail = attempt.describe_end(last_attempt.status, last_attempt.last_words)
         return interrupted(step=saved, attempt=last_attempt, detail=detail)
 
     if any((job.folder / name).exists() for name in (STATE, RECORDS, OUTPUT)):

@@ -185,7 +185,7 @@ class Run:
         """Publish the progress in the lock, at most every few seconds unless ``at_once``."""
         if self.lock and (at_once or time.time() > self._progress_published_at + PROGRESS_SECONDS):
             self._progress_published_at = time.time()
-            self.lock.tell(
+            self.lock.publish(
                 step=self.steps_done,
                 steps=self.n_steps,
                 pictures_per_step=self.num_domains * self.hparams["batch_size"],

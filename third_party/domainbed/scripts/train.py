@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run_and_report(args, lock, flags, argv)
     except Held as error:  # not into the err.txt of the other
         print_error("train", error)
-        return job_folder.ELSEWHERE
+        return job_folder.HELD_ELSEWHERE
     except CarftError as error:
         return print_error("train", error)
     except OSError as error:
