@@ -5,7 +5,7 @@ every interpreter of the environment that it is installed in (see `plugin`). The
 load what they need when they are first used.
 """
 
-from domainbed_carft.plugin import register
+from domainbed_carft.plugin import register, unregister
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "load_run",
     "register",
     "soup",
+    "unregister",
     "wise_ft",
 ]
 

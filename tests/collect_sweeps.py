@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from domainbed_carft.jobs import job, manifest
-from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import collect as collecting
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -113,9 +113,12 @@ def tables(*folders, methods=None, ignored=()):
 
 
 def collect(*folders, methods=None, ignored=(), **more):
-    """The page of ``carft collect``."""
-    collection = collecting.gather(folders, methods, ignored)
-    return collecting.build(collection, more.get("paired"), more.get("compare", False))
+    """The document of ``carft collect``."""
+    results = collecting.collect(
+        folders, methods=methods, ignored=ignored,
+        pair=more.get("paired"), compare_published=more.get("compare", False),
+    )  # fmt: skip
+    return results.document
 
 
 def cell(table, algorithm, column):

@@ -11,6 +11,7 @@ import collect_sweeps
 
 from domainbed_carft import cli
 from domainbed_carft.report import figures
+from domainbed_carft.report.canvas import Figure
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
 TABLE = "PACS; training-domain validation set"
@@ -65,9 +66,9 @@ def leave_undrawn(patch):
     """Figures with their names and words, and nothing on them: drawing takes most of the time."""
 
     def saved(canvas, title, name, alt):
-        return figures.Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
+        return Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
 
-    patch.setattr(figures, "_saved", saved)
+    patch.setattr(figures, "save_figure", saved)
 
 
 def report(sweep, output, *words):

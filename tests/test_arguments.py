@@ -20,7 +20,7 @@ def test_all_problems_come_at_once_with_the_valid_names():
         host_arguments.check((3, 32, 32), values)
     message = str(caught.value)
     for part in (
-        "unknown hparam 'kl_wieght'; did you mean 'kl_weight'?",
+        "unknown hparam 'kl_wieght' (did you mean 'kl_weight'?)",
         "lr is 0, expected a number > 0",
         "amp is 'fp16', expected one of 'auto', 'off', 'bf16'",
         "head_init is None",
@@ -76,16 +76,19 @@ def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
     values = {**defaults(), **theirs, "backbone": "ViT-L/14"}
     host_arguments.check((3, 32, 32), values)
     monkeypatch.setattr("sys.argv", ["train.py", *argv])
-    with pytest.raises(CarftError, match="'backbone'; did you mean 'clip_backbone'"):
+    with pytest.raises(CarftError, match="'backbone' .did you mean 'clip_backbone'"):
         host_arguments.check((3, 32, 32), values)
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("kl_wieght", "unknown hparam 'kl_wieght'; did you mean 'kl_weight'? Valid hparams: amp"),
-        ("learning_rate", "unknown hparam 'learning_rate'; did you mean 'lr'? Valid hparams: amp"),
-        ("Temperature", "unknown hparam 'Temperature'; did you mean 'context_scale'? Valid"),
+        ("kl_wieght", "unknown hparam 'kl_wieght' (did you mean 'kl_weight'?). Valid hparams: amp"),
+        (
+            "learning_rate",
+            "unknown hparam 'learning_rate' (did you mean 'lr'?). Valid",
+        ),
+        ("Temperature", "unknown hparam 'Temperature' (did you mean 'context_scale'?). Valid"),
         ("wings", "unknown hparam 'wings'. Valid hparams: amp"),
     ],
 )

@@ -9,7 +9,8 @@ import subprocess
 import collect_sweeps
 import pytest
 
-from domainbed_carft.results.document import FORMATS, Document, Grid, _in_latex
+from domainbed_carft.results.document import Document, Grid
+from domainbed_carft.results.formats import FORMATS, _escape_latex
 
 AWKWARD = 'a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫'
 
@@ -99,7 +100,7 @@ def test_latex_compiles(document, tmp_path):
 
 
 def test_latex_escapes_what_it_would_read_as_a_command():
-    escaped = _in_latex(AWKWARD)
+    escaped = _escape_latex(AWKWARD)
     assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
     assert "{-}{-}flag é (U+732B)" in escaped
     text = FORMATS["latex"](Document([], [Grid("t", ["a"], [["x ± y"]], [])], {}, []))

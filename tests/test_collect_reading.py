@@ -9,8 +9,8 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import records
-from domainbed_carft.results import document
+from domainbed_carft.jobs import record_lines, records
+from domainbed_carft.results import formats
 from domainbed_carft.results.document import Document, Grid
 
 NAMES = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(4)]
@@ -29,7 +29,7 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     again = json.loads(lines[1]) | {"env0_in_acc": 0.125, "env1_in_acc": 1 + 2**-23}
     path.write_text("".join([*lines, "\n", lines[0][:70], "\n", json.dumps(again), "\n[1]\n"]))
     read = records.read([tmp_path])
-    assert [(fault.kind, fault.text) for fault in read.faults] == [
+    assert [(warning.kind, warning.text) for warning in read.warnings] == [
         ("cut line", "line 5 is not a complete record; skipped"),
         ("cut line", "line 7 is not a complete record; skipped"),
     ]
@@ -47,7 +47,7 @@ def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
     ]
     path.write_text("\n".join(bare) + "\n")
     assert records.read([tmp_path]) == (
-        [], [("no accuracies", str(path), records.NO_ACCURACIES)]
+        [], [("no accuracies", str(path), record_lines.NO_ACCURACIES)]
     )  # fmt: skip
     assert cli.main(["collect", str(tmp_path)]) == 1
     told = capsys.readouterr().err
@@ -95,14 +95,17 @@ def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
     runs = records.read([first]).runs
     assert [list(run.steps) for run in runs] == [[0, 100, 200], [0, 100]]
     assert runs[1].setting["hparam lr"] == "1"
-    assert [[r["step"] for r in records.of_run(run)] for run in runs] == [[0, 100, 200], [0, 100]]
+    assert [[r["step"] for r in records.run_records(run)] for run in runs] == [
+        [0, 100, 200],
+        [0, 100],
+    ]
     expected = [json.loads(line) for line in path.read_text().splitlines()]
-    assert records.whole(path) == (expected, [])
+    assert records.read_file(path) == (expected, [])
     with path.open("a") as file:
         file.write('{"step": 300, "ar')
-    assert records.last(first) == expected[-1]
-    assert records.arguments(first) == expected[0]["args"]
-    assert records.last(tmp_path) is None and records.arguments(tmp_path) is None
+    assert records.last_record(first) == expected[-1]
+    assert records.recorded_arguments(first) == expected[0]["args"]
+    assert records.last_record(tmp_path) is None and records.recorded_arguments(tmp_path) is None
 
 
 def test_folders_are_found_once_each_and_with_links(tmp_path):
@@ -115,7 +118,7 @@ def test_folders_are_found_once_each_and_with_links(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "done" / "one")
     (tmp_path / "strange" / "results.jsonl").mkdir(parents=True)
     read = records.read([tmp_path, tmp_path / "sweep"])
-    assert (len(read.runs), read.faults) == (9, [])
+    assert (len(read.runs), read.warnings) == (9, [])
     job = tmp_path / "sweep" / "kl_weight=1" / "CARFT-0-0-0"
     assert len(records.read([job, tmp_path]).runs) == 9
     collect_sweeps.write_job(tmp_path / "a" / "b" / "c", "deep")
@@ -127,7 +130,9 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     collect_sweeps.write_job(tmp_path, "job")
     (tmp_path / "closed").mkdir(mode=0)
     read = records.read([tmp_path])
-    assert folders(read) == ["job"] and [fault.kind for fault in read.faults] == ["unreadable"]
+    assert folders(read) == ["job"] and [warning.kind for warning in read.warnings] == [
+        "unreadable"
+    ]
 
 
 def test_versions_are_those_that_train_printed(tmp_path):
@@ -161,7 +166,7 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
 def test_control_characters_are_shown_and_break_nothing(name):
     def page(word):
         grid = Grid(word, ["a", word], [[word, word]], [word])
-        return document.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
+        return formats.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
 
     text = page(ODD)
     assert text.count("\n") == page("word").count("\n")

@@ -71,7 +71,7 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     shutil.copytree(first, tmp_path / "copy")
     collection = collecting.gather([tmp_path])
     assert len(collection.groups[0].runs) == 1
-    assert [(fault.kind, fault.text) for fault in collection.faults] == [
+    assert [(warning.kind, warning.text) for warning in collection.warnings] == [
         ("passed over", f"same job as in {first}, which is used")
     ]
     collect_sweeps.write_job(tmp_path, "b", done=False)

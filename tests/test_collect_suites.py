@@ -5,7 +5,7 @@ import pytest
 import report_page
 from collect_sweeps import collect, write_job
 
-from domainbed_carft.report import building, writing
+from domainbed_carft.report import page
 from domainbed_carft.results import collection, suites
 from domainbed_carft.suites import catalogue, records
 
@@ -126,13 +126,13 @@ def test_a_curve_is_of_one_file_of_weights(tmp_path):
 
 def test_the_report_has_the_table_and_the_picture(sweep, tmp_path):
     folder, _ = sweep
-    content = building.build([folder])
-    page = report_page.read(writing.write(tmp_path / "report", content).parent)
-    table = page.tables["Suite imagenet, trained on ImageNet"]
+    written = page.write_report([folder], tmp_path / "report")
+    report = report_page.read(written.index.parent)
+    table = report.tables["Suite imagenet, trained on ImageNet"]
     assert [row[0] for row in table[1:4]] == ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5"]
-    assert (3, "In distribution against the shifts") in page.headings
-    (alt,) = (image["alt"] for image in page.all("img") if "WiSE-FT" in image["alt"])
+    assert (3, "In distribution against the shifts") in report.headings
+    (alt,) = (image["alt"] for image in report.all("img") if "WiSE-FT" in image["alt"])
     assert "for CARFT, CLIPZeroShot." in alt
     svg = (tmp_path / "report" / "figures" / "suite-imagenet.svg").read_text()
     assert "accuracy in distribution (%)" in svg and "mean accuracy of the shifts (%)" in svg
-    assert "Suite imagenet, beside published figures" in page.tables
+    assert "Suite imagenet, beside published figures" in report.tables

@@ -12,7 +12,7 @@ from harness import synthetic_records
 
 from domainbed_carft.cli import results
 from domainbed_carft.jobs import records
-from domainbed_carft.results import document, selection
+from domainbed_carft.results import formats, selection
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
 printed_tables = collect_sweeps.benchmark("printed_tables")
@@ -35,19 +35,20 @@ def test_tables_are_upstreams(tmp_path, kind):
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
 def test_rankings_are_upstreams_to_the_last_bit(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
-    tests = {
-        (test.trial, test.dataset, test.algorithm, test.target): test
-        for test in selection.tests(records.read([tmp_path]).runs)
+    candidates = {
+        (of_target.trial, of_target.dataset, of_target.algorithm, of_target.target): of_target
+        for of_target in selection.candidates_by_target(records.read([tmp_path]).runs)
     }
     expected = json.loads((GOLDEN / f"selections_{kind}.json").read_text())
     by_title = {method.title: method for method in selection.METHODS.values()}
-    assert len(expected) == 3 * len(tests)
+    assert len(expected) == 3 * len(candidates)
     for entry in expected:
         keys = ("trial_seed", "dataset", "algorithm", "test_env")
-        ranked = selection.ranked(
-            tests[tuple(entry[key] for key in keys)], by_title[entry["method"]]
+        outcomes = selection.ranked_outcomes(
+            candidates[tuple(entry[key] for key in keys)], by_title[entry["method"]]
         )
-        assert [[o.choice, o.validation, o.accuracy] for o in ranked] == entry["ranking"]
+        ranking = [[outcome.choice, outcome.validation, outcome.accuracy] for outcome in outcomes]
+        assert ranking == entry["ranking"]
 
 
 def check_against_the_harness(folder, capsys):
@@ -100,4 +101,4 @@ def test_jobs_that_leave_nothing_out(tmp_path):
 
 def test_names_are_those_of_the_modules_that_know_them():
     assert tuple(selection.METHODS) == results.METHODS
-    assert tuple(document.FORMATS) == results.FORMATS
+    assert tuple(formats.FORMATS) == results.FORMATS

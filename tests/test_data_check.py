@@ -43,8 +43,8 @@ def host(request, tmp_path):
 
 def train(host, algorithm, hparams='{"batch_size": 2}'):
     folder, _, flags, _ = host
-    given = ["--algorithm", algorithm, "--steps", "1", "--test_envs", "0", "--hparams", hparams]
-    command = [sys.executable, "-m", "domainbed.scripts.train", *given, *flags]
+    arguments = ["--algorithm", algorithm, "--steps", "1", "--test_envs", "0", "--hparams", hparams]
+    command = [sys.executable, "-m", "domainbed.scripts.train", *arguments, *flags]
     path = "" if folder.name == "a user's checkout" else str(FAKES)
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command += ["--output_dir", str(folder / "job")]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from data_trees import even, grow, jpeg, judged
+from data_trees import even, grow, jpeg, report_on
 from domainbed import datasets
 from domainbed.scripts import train
 from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same, settings
@@ -89,7 +89,7 @@ def pets(weights, counts, **overrides):
     values = settings(weights, class_names="dataset:PACS", **overrides)
     shown = [dataset_facts.Environment(name, known.classes) for name in counts]
     found = {name: dict(zip(known.classes, number)) for name, number in counts.items()}
-    dataset_facts.remember(values, "PACS", shown, judged("PACS", found))
+    dataset_facts.remember(values, "PACS", shown, report_on("PACS", found))
     return algorithms.CARFT((3, 28, 28), 7, 3, values)
 
 

@@ -116,7 +116,7 @@ def test_a_sweep_counts_tinys_batch_and_its_jobs_keep_their_identity(tmp_path, m
     made = declaration_file.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
     job = made.jobs("D", tmp_path)[0]
     assert job.args["hparams"] == '{"clip_backbone": "tiny"}'
-    assert costs.cost(job, made.facts["./pets"]).trained == 10 * 16 * 2
+    assert costs.job_cost(job, made.facts["./pets"]).trained == 10 * 16 * 2
 
 
 def test_a_checkout_says_once_which_hparams_to_add(tmp_path):

@@ -83,7 +83,7 @@ def test_a_launchers_lock_is_taken_over_and_told_through(folder):
     with folder.claim() as launcher:
         since = folder.holder().since
         with folder.claim(inherited=launcher.descriptor) as lock:
-            lock.tell(step=3, steps=7)
+            lock.publish(step=3, steps=7)
             holder = folder.holder()
             assert (holder.step, holder.steps, holder.since) == (3, 7, since)
         assert folder.is_held()

@@ -31,8 +31,8 @@ def test_all_problems_are_told_at_once_with_what_would_be_right():
         launchers.make("slurm", {"partitoin": "gpu", "array_cap": "many", "gpus": -1, "cpus": 2})
     message = str(raised.value)
     assert "no option of slurm is called 'partitoin'; did you mean partition?" in message
-    assert "array_cap is 'many', should be a valid integer" in message
-    assert "gpus is -1, should be greater than or equal to 0" in message
+    assert "array_cap is 'many', expected a whole number" in message
+    assert "gpus is -1, expected at least 0" in message
     assert "cpus is" not in message
     with pytest.raises(CarftError, match=r"'slrum'; did you mean slurm\? Valid: dummy, local, p"):
         launchers.make("slrum", {"partition": "gpu"})
@@ -85,19 +85,19 @@ def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted
 
 
 def test_an_element_gives_way_to_who_has_its_job_five_times(
-    tmp_path, others, submitted, monkeypatch
+    tmp_path, other_processes, submitted, monkeypatch
 ):
     """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
     asked = []
     monkeypatch.setattr(slurm, "_call", lambda *words: asked.append(words[-1]))
-    monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "_LOCK_PATIENCE", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
     run("slurm", commands(tmp_path, 1), gpus=2)
     (element,) = submitted
     assert element.environment["DOMAINBED_PROCESSES"] == "2"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    process = others.start(HOLD, tmp_path / "job00")
+    process = other_processes.start(HOLD, tmp_path / "job00")
     with pytest.raises(SystemExit) as left:
         element()
     assert left.value.code == 75 and asked == ["12_3"]

@@ -24,7 +24,7 @@ from sweep_jobs import (
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.warm import SWITCH
+from domainbed_carft.jobs.fork_server import SWITCH
 
 HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
 
@@ -84,7 +84,7 @@ def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, ca
     assert (final.status, final.attempts, final.last_words) == (2, 1, words)
     assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
     (failed,) = run(name, jobs)
-    assert failed == launchers.Ending(bad, "failed", 3, 3, "no such picture")
+    assert failed == launchers.Outcome(bad, "failed", 3, 3, "no such picture")
     assert str(failed) == f"{bad}: failed 3 times, exit status 3: no such picture"
     assert str(failed) in capfd.readouterr().err
     assert statuses(bad) == [3, 3, 3] and JobFolder(good).done

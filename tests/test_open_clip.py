@@ -19,8 +19,7 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, open_clip_models, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import hparams, optimizer
-from domainbed_carft.method import original as frozen
+from domainbed_carft.method import activations, hparams, optimizer
 from domainbed_carft.runs import interpolation, predict, saved, soup
 
 open_clip = pytest.importorskip("open_clip")
@@ -149,9 +148,9 @@ def test_places_are_in_the_order_of_the_tokens(kind, folders):
     encoder = backbone.load(folders[kind]).model.visual
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     x = torch.randn(3, 3, size, size)
-    for method in frozen.FIRST:
-        modules = frozen.places(encoder, method)
-        with torch.no_grad(), frozen.recorded(encoder, modules) as seen:
+    for method in activations.FIRST_MODULES:
+        modules = activations.compared_modules(encoder, method)
+        with torch.no_grad(), activations.record_activations(encoder, modules) as seen:
             both = encoder(x), encoder(x[:2])
         first, again = seen[:5], seen[5:]
         assert len(again) == 5
@@ -165,7 +164,7 @@ def test_towers_without_blocks_are_refused():
     vision = {"timm_model_name": "test_convnext", "image_size": 160}
     encoder = open_clip_models.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
     with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
-        frozen.places(encoder, "ldifs")
+        activations.compared_modules(encoder, "ldifs")
 
 
 def test_timms_embeddings_are_not_decayed(folders):
@@ -203,7 +202,7 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         "ViT-H-14-378-quickgelu/dfn5b",
     )]  # fmt: skip
     expected = ["336 bicubic shortest", "384 bicubic squash", "378 bicubic squash"]
-    assert [one.asked for one in sizes] == expected
+    assert [one.hparam_value for one in sizes] == expected
 
 
 @pytest.mark.parametrize(
@@ -303,7 +302,7 @@ def changed(vision=(), **model):
 )
 def test_an_architecture_that_somebody_made_up(text, folders, tmp_path, no_network):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
-    algorithm.keep_text("architecture", text)
+    algorithm.register_text("architecture", text)
     with pytest.raises(CarftError, match="does not hold the weights of a CLIPZeroShot"):
         reopened(algorithm, tmp_path)
 
@@ -442,4 +441,4 @@ def test_full_shapes(name):
     with torch.no_grad():
         features = rebuilt.eval()(torch.zeros(1, 3, how.resolution, how.resolution))
     assert features.shape == (1, dim)
-    assert len(frozen.places(rebuilt, "ldifs")) == 5
+    assert len(activations.compared_modules(rebuilt, "ldifs")) == 5

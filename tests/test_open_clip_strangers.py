@@ -179,7 +179,7 @@ def test_a_text_encoder_of_the_table_runs_no_code_either(tmp_path, monkeypatch):
     text_config = {"hf_model_name": str(tmp_path)}
     config = {"model_cfg": {**open_clip_folders.MODELS["gelu"], "text_cfg": text_config}}
     with pytest.raises(ValueError, match="custom code"):
-        open_clip_models._built(config)
+        open_clip_models._build(config)
 
 
 WORDS = "a photo sketch of the dog cat owl".split()

@@ -11,8 +11,8 @@ from sweep_folders import launched, record
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.method import hparams
-from domainbed_carft.report import building
-from domainbed_carft.results import tables
+from domainbed_carft.report import figures, page
+from domainbed_carft.results import order
 
 DECLARED = ["CARFT", "ERM", "CLIPood", "CLIPMIRO", "CLIPWiSEFT"]
 # Three declared orders in which nobody would sort them.
@@ -36,14 +36,14 @@ def looks_of_report(folder, monkeypatch):
     """The rows of the page's tables, and the algorithms of bars and curves in drawing order."""
     bars, legends = [], []
     monkeypatch.setattr(
-        building.figures, "bars",
+        figures, "bars",
         lambda table, looks, name: bars.append([row.algorithm for row in table.rows]) or [],
     )  # fmt: skip
     monkeypatch.setattr(
-        building.figures, "_legend",
+        figures, "add_legend",
         lambda canvas, handles, **more: legends.append([*handles]),
     )  # fmt: skip
-    content = building.build([folder], count=0)
+    content = page.build(page.collect_for_page([folder]), n_examples=0)
     rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
     return [*rows, *bars, *legends]
 
@@ -71,7 +71,7 @@ def test_without_a_manifest_carft_is_first_and_hosts_algorithms_are_last(
 
 
 def test_the_order_of_the_docs_is_one_list():
-    assert tables.OURS == hparams.ALGORITHMS
+    assert order.OUR_ALGORITHMS == hparams.ALGORITHMS
 
 
 SWEEP = "name: x\ndatasets: [PACS]\ntrials: 1\nsteps: 11\nalgorithms: "

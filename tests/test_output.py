@@ -11,7 +11,7 @@ import pytest
 
 from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report import building
+from domainbed_carft.report import page
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
 
 
 def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "build", interrupted)
+    monkeypatch.setattr(page, "build", interrupted)
     assert cli.main(["report", str(sweep), "-o", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "carft: interrupted\n"
 

@@ -8,7 +8,7 @@ from conftest import random_clip
 from test_algorithms import make, train
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import averages, original, peer_losses, text_encoder
+from domainbed_carft.method import activations, averages, peer_losses, text_encoder
 
 N, K, D = 6, 4, 5
 SMALL_RESNET = dict(
@@ -139,11 +139,11 @@ def test_places_are_the_quarters_of_the_encoder_and_the_outputs_are_its_own(rand
     blocks = encoder.transformer.resblocks
     depth = len(blocks)
     expected = [blocks[-(-depth * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
-    assert original.places(encoder, "miro") == [encoder.conv1, *expected]
-    modules = original.places(encoder, "ldifs")
+    assert activations.compared_modules(encoder, "miro") == [encoder.conv1, *expected]
+    modules = activations.compared_modules(encoder, "ldifs")
     assert modules == [encoder.ln_pre, *expected]
     x = torch.randn(2, 3, encoder.input_resolution, encoder.input_resolution)
-    with torch.no_grad(), original.recorded(encoder, modules) as seen:
+    with torch.no_grad(), activations.record_activations(encoder, modules) as seen:
         features = encoder(x)
     tokens = encoder.positional_embedding.shape[0]
     assert {tuple(one.shape[:2]) for one in seen} == {(2, tokens)}
@@ -170,10 +170,10 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
         hook.remove()
 
     with torch.no_grad():
-        _, activations = original.encode(encoder, pictures, False, ["miro"])
+        encoded = activations.encode(encoder, pictures, False, ["miro"])
     expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
-    assert len(activations["miro"]) == 5
-    assert all(map(torch.equal, activations["miro"], expected))
+    assert len(encoded[1]["miro"]) == 5
+    assert all(map(torch.equal, encoded[1]["miro"], expected))
 
 
 def test_miro_trains_on_a_resnet(tmp_path):

@@ -253,13 +253,13 @@ def test_one_context_is_enough_for_carft_without_its_kl(random_tiny):
     assert "loss_ldifs" in values[1] and "loss_kl" not in values[1]
     overrides = {"contexts": SINGLE, "clip_backbone": "tiny"}
     (problem,) = algorithms.CARFT.hparam_problems("PACS", overrides)
-    assert "expected at least two, all different" in problem
+    assert "expected at least two, all different" in problem.sentence()
 
 
 def test_the_algorithms_with_the_kl_are_those_that_need_two_contexts():
     for name in hparams.ALGORITHMS:
-        weighed = getattr(algorithms, name).weighed or ()
-        assert hparams.has_kl(name, 1.0) == ("kl_weight" in weighed)
+        term_weights = getattr(algorithms, name).term_weights or ()
+        assert hparams.has_kl(name, 1.0) == ("kl_weight" in term_weights)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from PIL import Image
 from report_page import TABLE, contents, page_of, report
 
 from domainbed_carft import cli
-from domainbed_carft.report import building
 from domainbed_carft.results import document
 
 
@@ -83,7 +82,7 @@ def test_bars_have_the_means_of_the_table_and_the_best_are_marked(made, page):
         assert drawn.count(f">{algorithm}</text>") == 5  # four environments and the average
     marked = re.findall(r'<td class="best">([^<]*)</td>', page.text.split("</table>")[0])
     for place in range(1, len(header)):
-        values = [row[place] for row in rows if row[place] != document.NOTHING]
+        values = [row[place] for row in rows if row[place] != document.NO_VALUE]
         assert max(values, key=lambda text: float(text.split()[0])) in marked
     assert len(marked) < len(rows) * (len(header) - 1)
     assert any(title.startswith("Published") or "published" in title for title in page.tables)
@@ -165,7 +164,7 @@ def test_a_place_that_no_report_can_have_is_told_first(sweep, tmp_path, monkeypa
     assert report(sweep, tmp_path) == 1
     assert "has other files (index.html); expected a new or empty folder" in capsys.readouterr().err
     assert contents(tmp_path) == {"index.html": b"mine"}
-    monkeypatch.setattr(building, "build", None)  # which may take minutes
+    monkeypatch.setattr("domainbed_carft.report.page.build", None)  # which may take minutes
     for place in (tmp_path / "index.html" / "report", Path("/proc/report")):
         assert report(sweep, place) == 1
         assert f"{place} could not be written" in capsys.readouterr().err

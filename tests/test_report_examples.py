@@ -40,7 +40,7 @@ def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "Drawings"
     for environment, name in itertools.product(ENVIRONMENTS, CLASSES):
         (folder / environment / name).mkdir(parents=True)
-        for path in sorted((emoji.unpacked() / environment / name).iterdir())[:PICTURES]:
+        for path in sorted((emoji.style_folders() / environment / name).iterdir())[:PICTURES]:
             shutil.copy(path, folder / environment / name)
     return folder
 

@@ -2,35 +2,35 @@
 
 from domainbed_carft.method import hparams
 from domainbed_carft.report import figures
-from domainbed_carft.report.looks import looks_of
-from domainbed_carft.results import tables
+from domainbed_carft.report.styles import styles_of
+from domainbed_carft.results import order
 from domainbed_carft.results.tables import Cell, Row, Table
 
 OTHERS = tuple("ABCDEFG")
-MANY = (*OTHERS, *tables.OURS)
+MANY = (*OTHERS, *order.OUR_ALGORITHMS)
 
 
 def test_twenty_algorithms_differ_in_more_than_colour():
-    assert set(tables.OURS) == set(hparams.ALGORITHMS)
-    looks = looks_of(MANY)
+    assert set(order.OUR_ALGORITHMS) == set(hparams.ALGORITHMS)
+    styles = styles_of(MANY)
     for signs in (
-        [(look.marker, look.hollow) for look in looks.values()],
-        [look.dash for look in looks.values()],
-        [looks[name].colour for name in tables.OURS],
+        [(style.marker, style.hollow) for style in styles.values()],
+        [style.dash for style in styles.values()],
+        [styles[name].colour for name in order.OUR_ALGORITHMS],
     ):
         assert len(set(signs)) == len(signs)
-    # Whatever is beside it, an algorithm keeps its look.
-    assert looks_of(["CLIPood"])["CLIPood"] == looks["CLIPood"]
+    # Whatever is beside it, an algorithm keeps its style.
+    assert styles_of(["CLIPood"])["CLIPood"] == styles["CLIPood"]
 
 
 def test_each_environments_bars_are_a_figure_if_there_are_many():
     names = lambda *words: "-".join(words)  # noqa: E731
     rows = [Row(name, [Cell(50.0, 1.0, 2)] * 2, 50.0) for name in MANY]
     table = Table("", "oracle", "PACS", ["A", "C"], rows, [])
-    looks = looks_of(MANY)
-    (few,) = figures.bars(table._replace(rows=rows[:6]), looks, names)
+    styles = styles_of(MANY)
+    (few,) = figures.bars(table._replace(rows=rows[:6]), styles, names)
     assert (few.title, few.name) == ("PACS", "PACS-accuracy")
-    many = figures.bars(table, looks, names)
+    many = figures.bars(table, styles, names)
     assert [(one.title, one.name) for one in many] == [
         (f"PACS, {label}", f"PACS-accuracy-{label}") for label in ("A", "C", "average")
     ]
@@ -42,7 +42,7 @@ def test_each_environments_bars_are_a_figure_if_there_are_many():
 def drawn(label="$x_1$ & <b>"):
     rows = [Row(name, [Cell(50.0, 1.0, 2)], 50.0) for name in MANY[:4]]
     table = Table("", "oracle", "PACS", [label], rows, [])
-    (figure,) = figures.bars(table, looks_of(MANY), lambda *words: "name")
+    (figure,) = figures.bars(table, styles_of(MANY), lambda *words: "name")
     return figure
 
 

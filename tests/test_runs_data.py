@@ -166,7 +166,7 @@ class OneEnvironment:
 def test_of_a_thousand_other_classes_only_those_that_differ_are_told():
     classes = [f"class {number}" for number in range(1000)]
     changed = [*classes[:700], "another", *classes[701:]]
-    facts = dataset_facts.Seen([dataset_facts.Environment("train", changed)])
+    facts = dataset_facts.DatasetFacts([dataset_facts.Environment("train", changed)])
     run = SimpleNamespace(
         path=Path("job"), args={"dataset": "ImageNet"}, classes=classes,
         content={"model_num_domains": 1},

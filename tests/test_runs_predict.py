@@ -183,7 +183,7 @@ def test_transforms_of_a_host(pets, tmp_path):
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "host"
     half = (0.5, 0.5, 0.5)
-    run.algorithm.input = images.CLIPInput(run.algorithm.input.wanted, half, half)
+    run.algorithm.input = images.CLIPInput(run.algorithm.input.preprocessing, half, half)
     transform = predicting.picture_transform(run)
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
     raw = images.transform("domainbed", 48, False)(default_loader(str(tmp_path / "x.png")))

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, hparams, optimizer, original, text_encoder
+from domainbed_carft.method import algorithms, device, hparams, original, text_encoder
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
 EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"margin": 0.2, "average": "ema"}
@@ -172,13 +172,13 @@ def on_a_gpu(monkeypatch, capability):
 
 
 def test_amp_is_settled_by_the_machine(monkeypatch):
-    assert [optimizer.settled_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+    assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
     on_a_gpu(monkeypatch, (9, 0))
-    assert [optimizer.settled_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
     on_a_gpu(monkeypatch, (7, 5))
-    assert [optimizer.settled_amp(v) for v in ("auto", "off")] == ["off", "off"]
+    assert [device.resolve_amp(v) for v in ("auto", "off")] == ["off", "off"]
     with pytest.raises(CarftError, match=r"Card with its compute capability 7\.5 does not"):
-        optimizer.settled_amp("bf16")
+        device.resolve_amp("bf16")
 
 
 def test_the_record_has_what_amp_was_settled_to(random_tiny):
@@ -191,7 +191,9 @@ def test_the_record_has_what_amp_was_settled_to(random_tiny):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_original_in_bf16_is_what_autocast_makes_of_it(kind, random_tiny, tmp_path):
     clip_model = backbone.load(str(clip_of(kind, random_tiny, tmp_path)))
-    exact, rounded = (original.Frozen(clip_model.model.visual, "bf16", on) for on in (True, False))
+    exact, rounded = (
+        original.FrozenOriginal(clip_model.model.visual, "bf16", on) for on in (True, False)
+    )
     size = clip_model.preprocessing.resolution
     pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     # torch has a fast path for attention with the batch in front, which heeds no autocast.

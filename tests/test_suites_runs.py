@@ -16,7 +16,7 @@ from runs_jobs import CLASSES
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone, openai_models
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
@@ -69,7 +69,7 @@ def expected(run, test_set, pictures):
     """Right and all, one picture at a time."""
     right = []
     for path, label in test_set.find(pictures).samples:
-        picture = listing.open_picture(path)
+        picture = picture_files.open_picture(path)
         width, height = picture.size
         picture = picture.crop(
             (test_set.border, test_set.border, width - test_set.border, height - test_set.border)
@@ -200,7 +200,7 @@ def test_a_pipe_with_a_pictures_name_costs_its_set_alone(pets, suite, job, capsy
         loading.decode(str(data / "sketch/cat/11.png"))
 
     with pytest.raises(OSError, match="a pipe, a socket or a device, expected a regular file"):
-        listing.open_picture(data / "sketch/cat/11.png")
+        picture_files.open_picture(data / "sketch/cat/11.png")
 
 
 @pytest.mark.parametrize(

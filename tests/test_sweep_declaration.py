@@ -10,7 +10,7 @@ import pytest
 from fake_checkout import REPO
 
 from domainbed_carft import cli, launchers
-from domainbed_carft.cli import sweep as command_line
+from domainbed_carft.cli import sweep_launch
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import costs, declaration_file, states
 
@@ -62,9 +62,9 @@ def problems(text):
     """The messages on ``text``, without the headline."""
     with pytest.raises(CarftError) as raised:
         declaration_file.parse(text, "x.yaml")
-    headline, *lines = str(raised.value).splitlines()
-    assert headline.startswith(f"{len(lines)} problem")
-    return [line.removeprefix("- x.yaml:") for line in lines]
+    sentences = [problem.sentence() for problem in raised.value.problems]
+    assert all(problem.place.name == "x.yaml" for problem in raised.value.problems)
+    return [sentence.removeprefix("x.yaml:") for sentence in sentences]
 
 
 WRONG_FORM = """name: two words
@@ -98,15 +98,15 @@ compare_with: [CARFT]
         (
             WRONG_FORM,
             [
-                "1: name: got 'two words', should match pattern",
-                "2: datasets: got ['PACS', 'PACS'], which has 'PACS' twice",
+                "1: name: got 'two words', expected a match of the pattern",
+                "2: datasets: got ['PACS', 'PACS'], expected each value once; 'PACS' appears twice",
                 "1: the key 'algorithms' is missing",
-                "3: trials: got 0, should be greater than or equal to 1",
+                "3: trials: got 0, expected at least 1",
                 "4: stepz: no key is called 'stepz'; did you mean steps?",
                 "6: hparams.lr: got [1], expected text, a number",
-                "7: selection[1]: got 'orakel', should be 'training-domain'",
-                "8: protocol: got 'klip', should be 'domainbed', 'clip', 'wise-ft' or 'lipsum-ft'",
-                "9: variants.a/b: got 'a/b', should match pattern",
+                "7: selection[1]: got 'orakel', expected 'training-domain'",
+                "8: protocol: got 'klip', expected 'domainbed', 'clip', 'wise-ft' or 'lip",
+                "9: variants.a/b: got 'a/b', expected a match of the pattern",
             ],
         ),
         (
@@ -122,7 +122,7 @@ compare_with: [CARFT]
                 "7: test_environments.PACS[1]: no environment of PACS is called '9'",
                 "9: overrides[0].datasets[0]: no data set of this sweep is called 'VLCS'",
                 "11: overrides[1].hparams.warmup_steps: got 9000, expected less than total_st",
-                "11: overrides[1].hparams.contexts: got 'no.txt', which is not a f",
+                "11: overrides[1].hparams.contexts: contexts is 'no.txt', which is not a f",
                 "11: overrides[1].hparams.batch_size: got 0, expected",
                 "11: overrides[1].hparams.data_augmentation: got 'no', expected true or false",
                 "12: compare_with[0]: no row of published figures is called 'CARFT'; did you mean",
@@ -256,7 +256,7 @@ def test_every_command_of_the_documentation_is_one(document):
             continue  # named, not shown
         arguments = cli._parser().parse_args(words)
         if words[1] == "launch":
-            options = {name: getattr(arguments, name) for name in command_line.FIELDS}
+            options = {name: getattr(arguments, name) for name in sweep_launch.FIELDS}
             launchers.make(arguments.launcher, options)
             if arguments.sweep != "NAME":
                 declaration_file.load(arguments.sweep)

@@ -16,7 +16,7 @@ GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_
 
 @pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
 def test_commands_are_upstreams(case, monkeypatch):
-    monkeypatch.setattr(name_checks, "_hparams", lambda *given: [])  # upstream's own
+    monkeypatch.setattr(name_checks, "_problems_of_hparams", lambda *given: [])  # upstream's own
     given, first = case["keywords"], case["keywords"]["n_hparams_from"]
     keys = {name: given[name] for name in ("algorithms", "holdout_fraction", "steps", "hparams")}
     keys |= {"name": "x", "datasets": given["dataset_names"], "trials": given["n_trials"]}
@@ -80,7 +80,7 @@ def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, told_by):
     else:  # spelled as somebody at a shell would
         for job in before[:2]:
             record(job, 0, args={**job.args, "hparams": '{"lr":1e-4}'})
-    after = manifest.settle(made.jobs(spelling, tmp_path), tmp_path)
+    after = manifest.reuse_folders(made.jobs(spelling, tmp_path), tmp_path)
     assert [job.folder for job in after[:2]] == [job.folder for job in before[:2]]
     assert all(job.args["data_dir"] == spelling for job in after)
     assert after[2].folder != before[2].folder and not after[2].folder.exists()
@@ -95,5 +95,5 @@ def test_what_changes_a_result_makes_another_job(tmp_path, change):
     made = parse("steps: 5\nhparams: {lr: 1e-4}")
     (job, *_) = made.jobs("/data", tmp_path)
     record(job, 0, args={**job.args, **change})
-    (after, *_) = manifest.settle(made.jobs("/elsewhere", tmp_path), tmp_path)
+    (after, *_) = manifest.reuse_folders(made.jobs("/elsewhere", tmp_path), tmp_path)
     assert after.folder != job.folder

@@ -12,9 +12,9 @@ from sweep_folders import declared, ended, finish, launched, record
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
-from domainbed_carft.sweep import costs, declaration_file, name_checks
+from domainbed_carft.sweep import costs, declaration_file, host
 from domainbed_carft.sweep import launch as launching
-from domainbed_carft.sweep.launch import SKIP_VARIABLE
+from domainbed_carft.sweep.job_settings import SKIP_VARIABLE
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def finish_all(jobs, environment=None):
     return []
 
 
-def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, capsys):
+def test_every_job_that_is_not_done_is_told_with_its_reason(launch, other_processes, capsys):
     def leave(jobs, environment):
         stopped, held, refused = jobs
         ended(stopped, 75)
-        others.hold(held)
+        other_processes.hold(held)
         words = "No space left on device"
         return [SimpleNamespace(folder=str(refused.folder), status=127, last_words=words)]
 
@@ -52,17 +52,17 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, caps
     said = capsys.readouterr().err
     assert "3 jobs not done:" in said and "failed" not in said
     assert "exit status 75: words of 75" in said and "No space left on device" in said
-    holder = others.running[0].pid
+    holder = other_processes.running[0].pid
     assert f"running, {os.uname().nodename}, process {holder}, since" in said
     assert launch(finish_all) == 1
     assert "1 job not done:" in capsys.readouterr().err
-    others.kill()
+    other_processes.kill()
     assert launch(finish_all) == launch(finish_all) == 0
 
 
 @pytest.mark.parametrize(("name", "taken"), [("pool", 3), ("local", 3), ("slurm", 2)])
 def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
-    launch, others, name, taken
+    launch, other_processes, name, taken
 ):
     seen = []
 
@@ -72,7 +72,7 @@ def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
             finish_all(jobs)
 
     launch(note, "--launcher", "slurm")
-    others.queue(SimpleNamespace(folder=seen[0][0]))
+    other_processes.queue(SimpleNamespace(folder=seen[0][0]))
     assert launch(note, "--launcher", name) == 0
     assert len(seen[1]) == taken and set(seen[1]) == set(seen[0][-taken:])
 
@@ -161,7 +161,7 @@ def test_jobs_of_upstreams_sweep_keep_their_evaluation(values, out):
 
 
 def test_a_checkout_is_told_nothing_of_the_training_in_splits(values, monkeypatch):
-    monkeypatch.setattr(name_checks, "skips_in_splits", lambda: False)
+    monkeypatch.setattr(host, "skips_in_splits", lambda: False)
     assert values() is None
 
 
@@ -218,7 +218,7 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
 
 def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
     status, out, err = carft(capsys, ["VLCS", "PACS"], "--data_dir", data, "--dry-run")
-    assert status == 1 and "1 problem, nothing was done" in err and "__MACOSX" in err
+    assert status == 1 and "problems, nothing was done" not in err and "__MACOSX" in err
     assert "Data: VLCS: broken: " in out and "Data: PACS: differs: " in out
     assert "8 jobs: 8 not launched" in out and "40,008" in out  # steps of both
     assert not (data.parent / "out").exists()
@@ -226,7 +226,7 @@ def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
 
 def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
     monkeypatch.setattr("domainbed_carft.launchers.problems", lambda *given: [])
-    monkeypatch.setattr(launching, "run", lambda *given: [])
+    monkeypatch.setattr(launching, "run_plan", lambda plan: [])
     more = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
     status, out, err = carft(capsys, ["PACS"], *more)
     assert status == 0 and "Data: not checked, no --data_dir /nowhere here; each job" in out, err
@@ -249,7 +249,8 @@ def test_pictures(dataset, steps, expected):
     text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
     made = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
     (job, *_) = made.jobs("D", Path("o"))
-    assert costs.cost(job, made.facts[dataset])[2:5] == expected
+    cost = costs.job_cost(job, made.facts[dataset])
+    assert (cost.steps, cost.trained, cost.evaluated) == expected
 
 
 def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):

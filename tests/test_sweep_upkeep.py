@@ -6,7 +6,7 @@ from sweep_folders import ended, finish, status
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
-from domainbed_carft.sweep import states, upkeep
+from domainbed_carft.sweep import states
 
 
 def carft(capsys, command, folder, *flags, status=0):
@@ -16,7 +16,7 @@ def carft(capsys, command, folder, *flags, status=0):
     return said.err if status else said.out
 
 
-def listed(folder):
+def quoted_names(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
@@ -45,21 +45,23 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
     left = {p.name for p in done.folder.iterdir()}
     assert left == {"model.pkl", "results.jsonl", "done"}
     assert (other.folder / "state.pt").exists() and not cut.exists()
-    assert len(listed(folder)) == 8
+    assert len(quoted_names(folder)) == 8
     (done.folder / "kept.part").mkdir()
     said = carft(capsys, "clean", folder, status=1)
     assert "kept.part: " in said and said.endswith("; check this path and its permissions\n")
 
 
-def test_clean_never_touches_a_job_that_is_done_runs_or_waits(sweep, others, monkeypatch, capsys):
+def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
+    sweep, other_processes, monkeypatch, capsys
+):
     """Nor one that is taken up while it asks."""
     folder, found = sweep
     done, running, queued, failed, died, new, *later = found
     finish(done)
-    others.hold(running)
-    others.queue(queued)
+    other_processes.hold(running)
+    other_processes.queue(queued)
     ended(failed, 2)
-    process = others.hold(died)
+    process = other_processes.hold(died)
     process.kill()
     process.wait()
     for job in (done, running, *later):
@@ -67,24 +69,24 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(sweep, others, mon
         (job.folder / "out.txt").touch()
 
     def meanwhile(yes):
-        others.queue(later[0])
-        others.hold(later[1])
+        other_processes.queue(later[0])
+        other_processes.hold(later[1])
 
-    monkeypatch.setattr(upkeep, "confirm", meanwhile)
+    monkeypatch.setattr("domainbed_carft.cli.sweep.confirm", meanwhile)
     said = carft(capsys, "clean", folder, "--incomplete")
     assert "About to delete 5 jobs: 1 not launched, 3 interrupted, 1 failed." in said
     assert "\n3 jobs deleted" in said
     assert all((job.folder / "out.txt").exists() for job in (done, running, *later))
     assert not any(job.folder.exists() for job in (died, failed, new))
-    assert listed(folder) == {job.folder for job in (done, running, queued, *later)}
+    assert quoted_names(folder) == {job.folder for job in (done, running, queued, *later)}
     said = carft(capsys, "clean", folder, "--incomplete")
     assert "There are no incomplete jobs to delete." in said
 
 
-def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, others, capsys):
+def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, other_processes, capsys):
     folder, (job, foreign, *_) = sweep
-    process = others.hold(job)
-    elsewhere = others.hold(foreign, host="another machine")
+    process = other_processes.hold(job)
+    elsewhere = other_processes.hold(foreign, host="another machine")
     said = carft(capsys, "cancel", folder, "--yes", status=1)
     assert process.wait(10) == -signal.SIGTERM
     assert "on another machine" not in said and "another machine, process" in said
@@ -95,10 +97,12 @@ def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, others
     assert "No jobs are running or queued." in carft(capsys, "cancel", folder, "--yes")
 
 
-def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, others, capsys):
+def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, other_processes, capsys):
     """A launcher died, its job runs on with its lock, and its number is another's by now."""
     folder, (job, *_) = sweep
-    young = others.start("print('ready', flush=True); import sys; sys.stdin.read()", folder)
-    others.hold(job, pid=young.pid, since=1000.0, updated=1000.0)
+    young = other_processes.start(
+        "print('ready', flush=True); import sys; sys.stdin.read()", folder
+    )
+    other_processes.hold(job, pid=young.pid, since=1000.0, updated=1000.0)
     assert "cannot be reached" in carft(capsys, "cancel", folder, "--yes", status=1)
     assert young.poll() is None

@@ -15,8 +15,8 @@ from runs_jobs import write_pictures
 from sweep_jobs import STAND_IN, command, is_warm, launch, run, stat, statuses, story, wait_until
 
 from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.fork_server import SWITCH
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.warm import SWITCH
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_a_job_trains_as_a_cold_one_to_the_bit_also_stopped_half_way(tmp_path):
     process = launch("pool", [stopped.line])
     wait_until(lambda: (stopped.folder / "results.jsonl").exists())
     pid = JobFolder(stopped.folder).holder().pid
-    assert b"domainbed_carft.jobs.warm" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"domainbed_carft.jobs.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
     os.kill(pid, signal.SIGTERM)
     out, err = process.communicate()
     assert json.loads(out) == [], err
@@ -152,7 +152,7 @@ def test_in_another_checkout_jobs_are_forks_of_its_own_train_with_our_plugin(tmp
     jobs = [Job({}, tmp_path / "warm").line, f"{SWITCH}=1 {Job({}, tmp_path / 'cold').line}"]
     assert run("local", jobs) == []
     warm, cold = (json.loads((tmp_path / name / "done").read_text()) for name in ("warm", "cold"))
-    assert ["jobs.warm" in one.pop("command") for one in (warm, cold)] == [True, False]
+    assert ["jobs.fork_server" in one.pop("command") for one in (warm, cold)] == [True, False]
     assert warm == cold
     assert cold["file"] == str(checkout / "domainbed" / "algorithms.py")
     assert "domainbed_carft.method.algorithms.CARFT" in cold["found"]

@@ -26,12 +26,12 @@ TRAINED_STYLE = "noto"
 TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, see docs/measured.md
 
 
-def environments(name: str) -> Path:
+def environment_folder(name: str) -> Path:
     """The folder environment/class/picture.png of the embedded data set ``name``."""
-    return shift() / "train" if name == SHIFT else unpacked()
+    return shift_folders() / "train" if name == SHIFT else style_folders()
 
 
-def unpacked() -> Path:
+def style_folders() -> Path:
     """The folder style/class/picture.png. Raises CarftError without a cache folder to write to."""
     with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
 
@@ -39,37 +39,42 @@ def unpacked() -> Path:
             with zipfile.ZipFile(archive) as pictures:
                 pictures.extractall(folder)
 
-        return _made(Path("emoji_styles", weights.sha256(archive)[:16]), unpack)
+        return _cached_folder(Path("emoji_styles", weights.sha256(archive)[:16]), unpack)
 
 
-def shift() -> Path:
+def shift_folders() -> Path:
     """The folders train/noto/class/picture.png and test/... of EmojiShift, by a fixed draw."""
-    styles = unpacked()
+    styles = style_folders()
 
     def divide(folder: Path) -> None:
         generator = np.random.RandomState(0)
-        for of_class in sorted((styles / TRAINED_STYLE).iterdir()):
-            pictures = sorted(of_class.iterdir())
+        for class_folder in sorted((styles / TRAINED_STYLE).iterdir()):
+            pictures = sorted(class_folder.iterdir())
             order = generator.permutation(len(pictures)).tolist()
-            for rank, place in enumerate(order):
+            for rank, position in enumerate(order):
                 side = "train" if rank < TRAINED_SHARE * len(order) else "test"
-                target = folder / side / TRAINED_STYLE / of_class.name
+                target = folder / side / TRAINED_STYLE / class_folder.name
                 target.mkdir(parents=True, exist_ok=True)
-                shutil.copy(pictures[place], target)
+                shutil.copy(pictures[position], target)
 
-    return _made(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
+    return _cached_folder(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
 
 
-def _made(place: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder in the cache; filled beside it and renamed, so that no job sees half of it."""
-    target = files.cache_folder() / place
+def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
+    """The folder at ``path`` below the cache folder; ``fill`` makes it if it is not there.
+
+    It is filled under another name and then renamed, so that no job sees half of it. Raises
+    PassingError if it cannot be written.
+    """
+    target = files.cache_folder() / path
     if target.is_dir():
         return target
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as beside:
-            fill(Path(beside, "pictures"))
-            os.rename(Path(beside, "pictures"), target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
+            fill(Path(temporary, "pictures"))
+            os.rename(Path(temporary, "pictures"), target)
     except OSError as error:
         if not target.is_dir():  # else another job was faster, and its copy is as good
             raise PassingError(

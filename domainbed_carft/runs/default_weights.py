@@ -22,7 +22,7 @@ def choose_weights(path: Path, which: str | None) -> Path:
     best = path / WEIGHTS["best"]
     if which is None and os.path.isdir(path) and best.exists():
         # Without records the weights themselves say what was left out.
-        arguments: Mapping[str, Any] = records.arguments(path) or saved.open_run(best).args
+        arguments: Mapping[str, Any] = records.recorded_arguments(path) or saved.open_run(best).args
         which = "best" if arguments["test_envs"] else None
     return saved.weights_file(path, which)
 

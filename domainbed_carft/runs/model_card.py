@@ -180,7 +180,7 @@ def _record_of(run: TrainedRun, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     matching = [
         record
-        for record in records.whole(run.path.parent / RECORDS)[0]
+        for record in records.read_file(run.path.parent / RECORDS)[0]
         if all(record["args"].get(name) == value for name, value in arguments.items())
         and run.step in (None, record["step"])
     ]

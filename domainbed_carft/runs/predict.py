@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from domainbed_carft.clips import pictures as protocols
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.measuring import LoadingOptions, refuse_truncated_files, worker_count
@@ -241,7 +241,7 @@ def picture_transform(run: TrainedRun) -> Callable[[Any], Tensor]:
 
     # Normalised as the model wants, and then what the run's input does to get there, undone.
     scale, shift = (buffer.flatten().tolist() for buffer in run.algorithm.input.buffers())
-    preprocessing = run.algorithm.input.wanted
+    preprocessing = run.algorithm.input.preprocessing
     mean = [m + s * b for m, s, b in zip(preprocessing.mean, preprocessing.std, shift)]
     std = [s * a for s, a in zip(preprocessing.std, scale)]
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
@@ -257,7 +257,7 @@ def _read_picture(transform: Callable[[Any], Tensor], path: str) -> Tensor | str
     """A file as DomainBed reads it, as RGB, but no file that is cut off; else why there is none."""
     try:
         with refuse_truncated_files():
-            return transform(listing.open_picture(path))
+            return transform(picture_files.open_picture(path))
     except IsADirectoryError:
         return f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"
     except UnidentifiedImageError:

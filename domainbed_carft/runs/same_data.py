@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
 
 
 def require_same_data(
-    run: TrainedRun, dataset: Any, targets: Sequence[int], facts: dataset_facts.Seen
+    run: TrainedRun, dataset: Any, targets: Sequence[int], facts: dataset_facts.DatasetFacts
 ) -> None:
     """Raise CarftError, with both values, if the data differs from what the run was trained on."""
     domains = run.content["model_num_domains"] + len(targets)
@@ -43,7 +43,7 @@ def require_same_data(
     normalisation = dataset_facts.agreed_normalisation(facts.environments)
     if normalisation:
         model_input = run.algorithm.input
-        input_now = pictures.CLIPInput(model_input.wanted, *normalisation)
+        input_now = pictures.CLIPInput(model_input.preprocessing, *normalisation)
         comparisons.append(Comparison("normalisation", _rounded(model_input), _rounded(input_now)))
 
     for name, before, now in comparisons:

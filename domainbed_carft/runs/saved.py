@@ -230,6 +230,6 @@ def _restore_state(
     trained_state = {
         name: tensor
         for name, tensor in state.items()
-        if not name.startswith(clip_algorithm.ONLY_TRAINED)
+        if not name.startswith(clip_algorithm.TRAINING_PREFIXES)
     }
     algorithm.load_state_dict(trained_state)

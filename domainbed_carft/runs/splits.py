@@ -129,7 +129,7 @@ def transform_name(run: TrainedRun) -> str:
 def _make_dataset(run: TrainedRun, data_dir: str | None, hparams: dict[str, Any]) -> Any:
     """The run's data set, drawn by its seed as in training; raises whatever its class raises."""
     dataset_class = _dataset_class(run, data_dir)
-    with rng.kept():  # the data set may draw
+    with rng.preserved_states():  # the data set may draw
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
         dataset = dataset_class(folder, _unaugmented_environments(run), hparams)
@@ -171,11 +171,12 @@ def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
     if not picture_batches:
         return None
 
-    preprocessing = run.algorithm.input.wanted
+    preprocessing = run.algorithm.input.preprocessing
     size_and_statistics = (preprocessing.resolution, preprocessing.mean, preprocessing.std)
-    plan = picture_batches.as_told(run.content.get("pictures"), size_and_statistics)
-    if plan and plan.wanted:
-        dataset_facts.renormalise(hparams, (preprocessing.mean, preprocessing.std))
+    description = run.content.get("pictures")
+    plan = picture_batches.pictures_from_description(description, size_and_statistics)
+    if plan and plan.model_input:
+        dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std))
     return plan
 
 
@@ -224,7 +225,7 @@ class _KeyedItems(Dataset[Any]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
-        with rng.kept():
+        with rng.preserved_states():
             if self._source:
                 return self._read_by_plan(positions)
             return [self._read(position) for position in positions]
@@ -232,8 +233,8 @@ class _KeyedItems(Dataset[Any]):
     def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
         requests = [(0, position, (*self._key, position)) for position in positions]
         batch = self._source.batch(requests)
-        if hasattr(batch, "done"):  # its second stage is still to come
-            batch = batch.done()
+        if hasattr(batch, "finish"):  # its second stage is still to come
+            batch = batch.finish()
         return list(zip(*batch))
 
     def _read(self, position: int) -> Any:

@@ -96,8 +96,8 @@ class SuiteTest:
         test_set = located.test_set
 
         def predict_squares(squares: Tensor) -> Any:
-            no_draws = loading.NOTHING_DRAWN.expand(len(squares), -1)
-            return predict(planning.second(self.plan, squares, no_draws))
+            no_draws = loading.NO_AUGMENTATION.expand(len(squares), -1)
+            return predict(planning.second_stage(self.plan, squares, no_draws))
 
         split = splits.Split(
             name=test_set.name,
@@ -161,9 +161,9 @@ def suite_test(name: str, run: TrainedRun, options: LoadingOptions) -> SuiteTest
         )
 
     located_sets = locate_sets(suite, options.data_dir or run.args.get("data_dir"))
-    plan = planning.plan(picture_transform(run))
+    plan = planning.plan_of(picture_transform(run))
     assert plan  # as of all transforms of ours
-    plan = plan._replace(size=run.algorithm.input.wanted.resolution)
+    plan = plan._replace(size=run.algorithm.input.preprocessing.resolution)
     return SuiteTest(suite, located_sets, plan, options)
 
 

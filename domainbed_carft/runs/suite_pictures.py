@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.pictures import loading
@@ -83,7 +83,7 @@ class TestSetPictures(Dataset[Any]):
             return self._square(torch.as_tensor(sample)), label
 
         with refuse_truncated_files():
-            return listing.opened(self._square_of_file, sample), label
+            return picture_files.read_picture(self._square_of_file, sample), label
 
     def _square_of_file(self, path: str) -> Tensor:
         return self._square(loading.decode(path))
@@ -98,4 +98,4 @@ class TestSetPictures(Dataset[Any]):
             )
 
         inside = pixels[self.border : height - self.border, self.border : width - self.border]
-        return planning.first(self.plan, inside)[0]
+        return planning.first_stage(self.plan, inside)[0]

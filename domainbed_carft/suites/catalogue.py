@@ -57,7 +57,7 @@ def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequen
         trained_counts = benchmarks.get(emoji.SHIFT).editions[0].by_class.get(style, {})
         picture_count = sum(all_counts[name] - trained_counts.get(name, 0) for name in labels)
 
-        root = emoji.shift() / "test" if trained_counts else emoji.unpacked()
+        root = emoji.shift_folders() / "test" if trained_counts else emoji.style_folders()
         return Folders((style,), labels, picture_count, has_further_folders=True)(root)
 
     groups = tuple(tuple(map(classes.index, class_names)) for class_names in members.values())
@@ -73,7 +73,7 @@ def of_task(name: str) -> Suite:
 
     def find(data_dir: Path) -> TestSetCopy:
         try:
-            split = tasks.read(task, data_dir, train=False)
+            split = tasks.read_split(task, data_dir, train=False)
         except CarftError as error:
             is_unreadable = isinstance(error.__cause__, PermissionError)
             return TestSetCopy(None, (), [str(error)], is_unreadable)

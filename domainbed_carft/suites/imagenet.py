@@ -188,7 +188,7 @@ def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Re
         edition=None if copy.problems else "as published",
         decoded=decode,
     )
-    return verification.judged(
+    return verification.with_decoding_faults(
         report, [os.path.relpath(path, copy.root) for path, _ in copy.samples]
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from domainbed_carft.data import listing, shards
 from domainbed_carft.data import verify as verification
 from domainbed_carft.data.benchmarks import imagenet_ids, missing_data_dir
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
 
 # Below the data folder, as in mlfoundations/model-soups, datasets.md.
@@ -74,7 +74,7 @@ def folder_problems(folder: Path, names: Sequence[str]) -> list[str]:
     extra = sorted({*names} - {*imagenet_ids()})
     return [
         f"{folder} does not have the 1,000 WordNet ids of ILSVRC2012 as its folders: missing "
-        f"{listed(lacking) or 'none'}, extra {listed(extra) or 'none'}. Labels "
+        f"{quoted_names(lacking) or 'none'}, extra {quoted_names(extra) or 'none'}. Labels "
         "go by position: restore the folders"
     ]
 
@@ -86,7 +86,7 @@ def report(
     problems = list(problems)
     empty = [name for name, number in counts.items() if not number]
     if empty:
-        problems.append(f"{len(empty):,} of 1,000 classes have no picture: {listed(empty)}")
+        problems.append(f"{len(empty):,} of 1,000 classes have no picture: {quoted_names(empty)}")
 
     total = sum(counts.values())
     differences = []
@@ -111,13 +111,13 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.Report:
         numbers = np.bincount(labels, minlength=len(imagenet_ids())).tolist()
         return report(copy, dict(zip(imagenet_ids(), numbers)), ())
 
-    listed_copy = listing.of_classes(copy.folder)
+    listed_copy = listing.list_classes(copy.folder)
     (folder_counts,) = listed_copy.counts.values()
     problems = [*folder_problems(copy.folder, list(folder_counts)), *listed_copy.problems]
     # A class without a folder is named by the sentence on folders.
     counts = {name: folder_counts[name] for name in imagenet_ids() if name in folder_counts}
 
-    odd_paths = {path for paths in listed_copy.odd.values() for path in paths}
+    odd_paths = {path for paths in listed_copy.faults.values() for path in paths}
     readable = [f"train/{path}" for path in listed_copy.pictures if path not in odd_paths]
     judgement = replace(report(copy, counts, problems), decoded=decode)
-    return verification.judged(judgement, readable)
+    return verification.with_decoding_faults(judgement, readable)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import listing
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
 
 SORT_BY_CLASS = "sort them into a folder for each class"
@@ -150,7 +150,7 @@ class Folders:
                 return TestSetCopy(root, (), [f"{problem}; {self.unsorted_remedy}"])
 
             class_names = self.labels if self.has_further_folders else None
-            listed_copy = listing.of_classes(root, class_names)
+            listed_copy = listing.list_classes(root, class_names)
         except OSError as error:
             path = Path(error.filename)
             problem = f"{path} cannot be read ({error.strerror}); check its permissions"
@@ -169,7 +169,9 @@ class Folders:
             *self._folder_problems(counts, Counter(label for _, label in samples)),
             *self.find_further_problems(root),
         ]
-        is_unreadable = any(_class_folder(path) in self.labels for path in listed_copy.odd["path"])
+        is_unreadable = any(
+            _class_folder(path) in self.labels for path in listed_copy.faults["path"]
+        )
         return TestSetCopy(root, samples, problems, is_unreadable)
 
     def _folder_problems(
@@ -184,11 +186,11 @@ class Folders:
         if empty:
             problems.append(
                 f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
-                f"folders {listed(empty)}"
+                f"folders {quoted_names(empty)}"
             )
         unexpected = [name for name in folder_names if name not in self.labels]
         if unexpected:
-            problems.append(f"unexpected class folders: {listed(unexpected)}")
+            problems.append(f"unexpected class folders: {quoted_names(unexpected)}")
 
         total = sum(label_counts.values())
         if total != self.picture_count:
@@ -197,7 +199,7 @@ class Folders:
             expected = self.pictures_per_class
             uneven = [names[label] for label in sorted(names) if label_counts[label] != expected]
             if uneven:
-                problems.append(f"not {expected} pictures in the folders {listed(uneven)}")
+                problems.append(f"not {expected} pictures in the folders {quoted_names(uneven)}")
         return problems
 
     def _find_root(self, data_dir: Path) -> Path | None:
