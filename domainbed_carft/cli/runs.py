@@ -30,10 +30,12 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate", help="measure a saved run: accuracy by split and class, calibration"
     )
     parser.set_defaults(run=functools.partial(_run, "evaluate"))
+
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)
     _add_output_file(parser)
+
     parser.add_argument("path", type=Path, metavar="RUN", nargs="?", help=PATH_HELP)
     parser.add_argument(
         "--clip",
@@ -48,10 +50,12 @@ def _add_predict(commands: Any) -> None:
         "predict", help="predict the class and the context of pictures with a saved run"
     )
     parser.set_defaults(run=functools.partial(_run, "predict"))
+
     _add_which(parser)
     _add_path(parser)
     _add_loading(parser)
     _add_output_file(parser)
+
     parser.add_argument(
         "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
     )
@@ -69,12 +73,14 @@ def _add_wise_ft(commands: Any) -> None:
         "wise-ft", help="interpolate between the original CLIP and a saved run; evaluate and save"
     )
     parser.set_defaults(run=functools.partial(_run, "wise-ft"))
+
     _add_which(parser)
     _add_path(parser)
     _add_loading(parser)
     _add_data(parser)
     _add_original(parser)
     _add_output_folder(parser)
+
     parser.add_argument(
         "--alphas",
         nargs="+",
@@ -97,10 +103,12 @@ def _add_soup(commands: Any) -> None:
         "soup", help="average the weights of several saved runs; evaluate and save"
     )
     parser.set_defaults(run=functools.partial(_run, "soup"))
+
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)
     _add_output_folder(parser)
+
     parser.add_argument(
         "paths",
         nargs="+",
@@ -116,9 +124,11 @@ def _add_export(commands: Any) -> None:
         "export", help="save a run as a CLIP that clip and open_clip load, with head and card"
     )
     parser.set_defaults(run=functools.partial(_run, "export"))
+
     _add_which(parser)
     _add_path(parser)
     _add_original(parser)
+
     parser.add_argument(
         "-o",
         "--output",

@@ -105,7 +105,9 @@ def _differences(run: saved.TrainedRun, first: saved.TrainedRun) -> list[str]:
     differences += [name for name in SAME_HPARAMS if run.hparams[name] != first.hparams[name]]
 
     buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())
-    if not all(torch.equal(left.cpu(), right.cpu()) for left, right in buffer_pairs):
+    if not all(
+        torch.equal(buffer.cpu(), first_buffer.cpu()) for buffer, first_buffer in buffer_pairs
+    ):
         differences.append("the pictures' normalisation")
     if saved.architecture_of(run) != saved.architecture_of(first):
         differences.append("the CLIP's architecture")
