@@ -9,6 +9,7 @@ from domainbed_carft.plugin import register, unregister
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from domainbed_carft.results.collect import collect
     from domainbed_carft.runs.api import Run, evaluate, export, load_run, soup, wise_ft
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 # The functions of the Python API, and the modules that they come from.
 LAZY_NAMES = {
     "Run": "domainbed_carft.runs.api",
+    "collect": "domainbed_carft.results.collect",
     "evaluate": "domainbed_carft.runs.api",
     "export": "domainbed_carft.runs.api",
     "load_run": "domainbed_carft.runs.api",
@@ -26,6 +28,7 @@ LAZY_NAMES = {
 __all__ = [
     "Run",
     "__version__",
+    "collect",
     "evaluate",
     "export",
     "load_run",
