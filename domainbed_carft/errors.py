@@ -72,7 +72,7 @@ class Problem:
         """This problem, at a place in a file."""
         return dataclasses.replace(self, place=place)
 
-    def about(self, subject: str) -> Problem:
+    def with_subject(self, subject: str) -> Problem:
         """This problem, as one of ``subject``; its ``message`` stays."""
         return dataclasses.replace(self, subject=subject)
 

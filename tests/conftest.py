@@ -198,10 +198,10 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def others():
+def foreign_processes():
     """Starts processes of others that hold jobs or wait for them."""
-    from sweep_folders import Others
+    from sweep_folders import ForeignProcesses
 
-    made = Others()
-    yield made
-    made.kill()
+    processes = ForeignProcesses()
+    yield processes
+    processes.kill()
