@@ -91,7 +91,7 @@ class Problem:
 
 
 def _short(value: object) -> str:
-    from domainbed_carft.text import shortened
+    from domainbed_carft.text import shortened  # here, where an installation may be damaged
 
     written = shortened(value)
     return written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}..."

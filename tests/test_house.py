@@ -15,7 +15,8 @@ PACKAGE = "domainbed_carft"
 
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
-    ("errors", "text", "machine"),
+    ("text", "machine"),
+    ("errors",),
     ("files",),
     ("data", "jobs", "clips"),
     ("suites",),
