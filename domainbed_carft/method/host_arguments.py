@@ -68,7 +68,7 @@ def hparam_problems(algorithm: str, dataset: str, overrides: Mapping[str, Any]) 
         domains = [environment.folder for environment in benchmarks.get(dataset).environments]
         fewest = _fewest_contexts(values, algorithm)
         context_problems = problems_of(prompts.domain_contexts, spec, domains, fewest)
-        problems += [problem.about("contexts") for problem in context_problems]
+        problems += [problem.with_subject("contexts") for problem in context_problems]
     return problems
 
 
@@ -112,12 +112,12 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]
     problems = [*invalid.values()]
     if "clip_backbone" not in invalid:
         backbone_problems = problems_of(_require_backbone, hparams["clip_backbone"])
-        problems += [problem.about("clip_backbone") for problem in backbone_problems]
+        problems += [problem.with_subject("clip_backbone") for problem in backbone_problems]
     # The contexts that are made from the data set's domains come with it.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
         fewest = _fewest_contexts(hparams, algorithm)
         context_problems = problems_of(prompts.contexts, hparams["contexts"], fewest)
-        problems += [problem.about("contexts") for problem in context_problems]
+        problems += [problem.with_subject("contexts") for problem in context_problems]
     if not _COMPARED & invalid.keys():
         problems += _conflicts(hparams, algorithm)
     return problems

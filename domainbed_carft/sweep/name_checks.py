@@ -135,7 +135,7 @@ def _problems_of_environments(
 
 @dataclass(frozen=True)
 class _Setting:
-    """A hyperparameter's value in a declaration, and the jobs that it is ``scope``d to."""
+    """A hyperparameter's value in a declaration, and the block that says for which jobs."""
 
     path: YamlPath
     name: str
@@ -174,7 +174,6 @@ def _problems_of_hparams(
             yield problem.at(source.place(setting.path))
 
     # The weights may be on the nodes of a cluster only, so clip_backbone is not checked.
-    paths = {setting.name: setting.path for setting in settings}
     for variant in shape.settings.values():
         for dataset in datasets:
             for name, algorithm in algorithms.items():
@@ -185,7 +184,15 @@ def _problems_of_hparams(
                 values = shape.hparams_of(dataset, name, variant)
                 values.pop("clip_backbone", None)
                 for problem in map(as_problem, hparam_problems(dataset, values)):
-                    yield problem.at(source.place(paths.get(problem.subject, ("hparams",))))
+                    yield problem.at(source.place(_path_of(problem, settings)))
+
+
+def _path_of(problem: Problem, settings: Sequence[_Setting]) -> YamlPath:
+    """Where the value of a problem is set, the last of several; ``hparams`` for a default."""
+    of_subject = [setting for setting in settings if setting.name == problem.subject]
+    of_value = [setting for setting in of_subject if setting.value == problem.value]
+    candidates = of_value or of_subject
+    return candidates[-1].path if candidates else ("hparams",)
 
 
 def _problems_of_setting(
