@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_checkout import HOST, OUR_HPARAMS, OUR_ALGORITHMS, Site, write_checkout
+from fake_checkout import HOST, OUR_ALGORITHMS, OUR_HPARAMS, Site, write_checkout
 
 from domainbed_carft.plugin import registry_functions
 

@@ -107,7 +107,7 @@ class TaskData(PackageDataset):
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        """The training split, the only environment, and its verdict; CarftError if it is missing."""
+        """The training split as the only environment; CarftError if it is missing."""
         raise_for(self.data_problems(root))
 
         training_split = tasks.read(self.TASK, root, train=True)
