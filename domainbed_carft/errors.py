@@ -72,7 +72,7 @@ class Problem:
         """This problem, at a place in a file."""
         return dataclasses.replace(self, place=place)
 
-    def about(self, subject: str) -> Problem:
+    def with_subject(self, subject: str) -> Problem:
         """This problem, as one of ``subject``; its ``message`` stays."""
         return dataclasses.replace(self, subject=subject)
 
@@ -91,7 +91,7 @@ class Problem:
 
 
 def _short(value: object) -> str:
-    from domainbed_carft.text import shortened
+    from domainbed_carft.text import shortened  # here, where an installation may be damaged
 
     written = shortened(value)
     return written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}..."

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ def printable(text: str) -> str:
 
 
 def quantity(count: int, singular: str, plural: str = "") -> str:
-    """The number and what it counts: 1 job, 3,840 jobs.
-
-    ``plural`` is the singular with an s if it is "".
-    """
+    """The number and what it counts: 1 job, 3,840 jobs; the ``plural`` adds an s if it is ""."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
@@ -121,10 +119,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) -> list[str]:
-    """The valid names that ``name`` may stand for: a synonym, else ``most`` that are spelt alike.
-
-    ``cutoff`` is the ratio of difflib below which a name is not near.
-    """
+    """The valid names that ``name`` may stand for: a synonym, else at most ``most`` spelt alike."""
     valid_names = list(valid)
     synonym = _SYNONYMS.get(_plain(name))
     if synonym in valid_names:
@@ -210,37 +205,27 @@ def progress(
     )
 
 
+@dataclass(kw_only=True)
 class PlainProgress:
     """The lines of `progress`, with as much of tqdm's interface as is used; no ``stream``: none."""
 
-    def __init__(
-        self,
-        *,
-        items: Iterable[Any] | None,
-        description: str,
-        unit: str,
-        total: int | None,
-        done: int,
-        always_prints_end: bool,
-        interval: float,
-        stream: TextIO | None,
-    ) -> None:
-        self.n = done
-        self._items = items
-        self._description = description
-        self._units = unit + ("es" if unit.endswith(("s", "ch")) else "s")
-        self._unit = unit
-        self._total = total or 0
-        self._interval = interval
-        self._prints_end = always_prints_end
-        self._stream = stream
-        self._note = ""
+    items: Iterable[Any] | None
+    description: str
+    unit: str
+    total: int | None
+    done: int
+    always_prints_end: bool
+    interval: float
+    stream: TextIO | None
+    note: str = ""
+
+    def __post_init__(self) -> None:
         self._started = time.monotonic()
         self._last_line = self._started
 
     def __iter__(self) -> Iterator[Any]:
         with self:
-            for item in self._items or ():
+            for item in self.items or ():
                 yield item
                 self.update()
 
@@ -248,32 +233,37 @@ class PlainProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._prints_end:
+        if self.always_prints_end:
             self._print_line()
+
+    @property
+    def n(self) -> int:
+        """How many are done, as tqdm calls it."""
+        return self.done
 
     def update(self, count: int = 1) -> None:
         """Count what was done; print a line if the last one is old enough."""
-        self.n += count
-        if time.monotonic() - self._last_line >= self._interval:
+        self.done += count
+        if time.monotonic() - self._last_line >= self.interval:
             self._print_line()
-            self._prints_end = True
+            self.always_prints_end = True
 
     def set_postfix_str(self, note: str, refresh: bool = True) -> None:
         """What the next line also says."""
-        self._note = note
+        self.note = note
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        seconds = datetime.timedelta(seconds=int(self._last_line - self._started))
-        share = f" ({100 * self.n / self._total:.0f}%)" if self._total else ""
-        note = f", {self._note}" if self._note else ""
-        line = (
-            f"{self._description}: {self.n:,} of {quantity(self._total, self._unit, self._units)}"
-            f"{share}{note}, after {seconds}"
-        )
+        if self.stream is None:
+            return
 
-        if self._stream is not None:
-            _print_line(line, self._stream)
+        total = self.total or 0
+        units = self.unit + ("es" if self.unit.endswith(("s", "ch")) else "s")
+        share = f" ({100 * self.done / total:.0f}%)" if total else ""
+        note = f", {self.note}" if self.note else ""
+        seconds = datetime.timedelta(seconds=int(self._last_line - self._started))
+        progress = f"{self.done:,} of {quantity(total, self.unit, units)}{share}{note}"
+        _print_line(f"{self.description}: {progress}, after {seconds}", self.stream)
 
 
 def log(line: str) -> None:

@@ -44,9 +44,9 @@ def declared(folder, **keys):
 
 def launched(folder, text=EIGHT):
     """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
-    made = declaration_file.parse(text, "x.yaml")
-    jobs = made.jobs("D", Path(folder))
-    launch.write_manifest(made, Path(folder), jobs)
+    declaration = declaration_file.parse(text, "x.yaml")
+    jobs = declaration.jobs("D", Path(folder))
+    launch.write_manifest(declaration, Path(folder), jobs)
     return jobs
 
 
@@ -56,7 +56,7 @@ def status(folder, job):
     return next(status for status in statuses if status.job.folder == job.folder)
 
 
-class OtherProcesses:
+class ForeignProcesses:
     """Processes of others, as long as the test runs."""
 
     def __init__(self):

@@ -33,7 +33,7 @@ PLACE = Place("sweep.yaml", 9, ("overrides", 0, "hparams", "lr"))
         (Problem("the file", 3, place=Place("x.yaml")), "x.yaml: the file is 3"),
         (Problem(value=[], expected="words", place=Place("x", 1)), "x:1: got [], expected words"),
         (Problem("lr", 3, place=Place("x.yaml", 2, ("hparams",))), "x.yaml:2: hparams: lr is 3"),
-        (Problem(message="lr is high").about("lr"), "lr is high"),
+        (Problem(message="lr is high").with_subject("lr"), "lr is high"),
         (Problem("ids", list(range(12))), f"ids is [{', '.join(map(str, range(10)))} and 2 more]"),
     ],
 )

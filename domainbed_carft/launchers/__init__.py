@@ -26,7 +26,7 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Launcher:
 
     Raises CarftError, naming all faults, and what was expected.
     """
-    chosen = options.chosen(name, given or {})  # refuses other names
+    chosen = options.resolve(name, given or {})  # refuses other names
     return _KINDS[name](chosen)
 
 

@@ -82,8 +82,8 @@ OPTIONS: dict[str, type] = {
 }
 
 
-def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
-    """The options of a launcher: those given that are not None, else the file's, else defaults.
+def resolve(launcher: str, flags: Mapping[str, Any]) -> Any:
+    """The options of a launcher: of its flags that are not None, else of the file, else defaults.
 
     Prints which file was read. Raises CarftError with all problems and what was expected.
     """
@@ -92,8 +92,8 @@ def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
     if launcher not in OPTIONS:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
 
-    flags = {name: value for name, value in given.items() if value is not None}
-    merged = {**_of_file(launcher), **flags}
+    set_flags = {name: value for name, value in flags.items() if value is not None}
+    merged = {**_of_file(launcher), **set_flags}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     unknown_names = sorted(merged.keys() - set(valid_names))
     problems = [

@@ -73,7 +73,7 @@ def refusals(algorithm: str, dataset: str, given: Mapping[str, Any]) -> list[Pro
         folders = [one.folder for one in benchmarks.get(dataset).environments]
         spec, least = values["contexts"], _fewest_contexts(values, algorithm)
         context_problems = problems_of(prompts.domain_contexts, spec, folders, least)
-        problems += [problem.about("contexts") for problem in context_problems]
+        problems += [problem.with_subject("contexts") for problem in context_problems]
     return problems
 
 
@@ -87,12 +87,12 @@ def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]
     problems = [*wrong.values()]
     if "clip_backbone" not in wrong:
         backbone_problems = problems_of(_find_backbone, hparams["clip_backbone"])
-        problems += [problem.about("clip_backbone") for problem in backbone_problems]
+        problems += [problem.with_subject("clip_backbone") for problem in backbone_problems]
     # The contexts that are made from the data set's domains come with it.
     if "contexts" not in wrong and hparams["contexts"] not in prompts.DOMAIN_LISTS:
         least = _fewest_contexts(hparams, algorithm)
         context_problems = problems_of(prompts.contexts, hparams["contexts"], least)
-        problems += [problem.about("contexts") for problem in context_problems]
+        problems += [problem.with_subject("contexts") for problem in context_problems]
     return problems if _TOGETHER & wrong.keys() else problems + _conflicts(hparams, algorithm)
 
 

@@ -136,9 +136,9 @@ def _batch_size(job: Job) -> int:
     else:
         hparams = registry.random_hparams(key.algorithm, key.dataset, seed)
 
-    given = overrides(job.args)
-    implied = host.implied_hparams(key.algorithm, key.dataset, given, seed)
-    return int({**hparams, **implied, **given}["batch_size"])
+    set_hparams = overrides(job.args)
+    implied = host.implied_hparams(key.algorithm, key.dataset, set_hparams, seed)
+    return int({**hparams, **implied, **set_hparams}["batch_size"])
 
 
 def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:

@@ -89,9 +89,9 @@ def picture_folder(name: str, data_dir: str) -> str | None:
     if name == "ImageNet":
         return imagenet_training.expected_folder(data_dir)
 
-    known = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
-    if known is not None:
-        return os.path.join(data_dir, known.folder) if known.folder else ""
+    published = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
+    if published is not None:
+        return os.path.join(data_dir, published.folder) if published.folder else ""
     if os.path.isdir(name):
         return name
     return "" if name.startswith("Debug") else None
@@ -99,11 +99,11 @@ def picture_folder(name: str, data_dir: str) -> str | None:
 
 def _picture_counts(name: str, dataset_class: Any, environments: int) -> Any:
     """The number of pictures in each environment, if known."""
-    known = benchmarks.BENCHMARKS.get(name)
-    if known is not None and len(known.environments) == environments:
-        counts = known.editions[0].counts
-        return tuple(counts[environment.folder] for environment in known.environments)
-    if known is None and name in tasks.TASKS:
+    benchmark = benchmarks.BENCHMARKS.get(name)
+    if benchmark is not None and len(benchmark.environments) == environments:
+        counts = benchmark.editions[0].counts
+        return tuple(counts[environment.folder] for environment in benchmark.environments)
+    if name in tasks.TASKS:
         return tasks.TASKS[name].pictures[:1]
     return getattr(dataset_class, "PICTURES", None)
 

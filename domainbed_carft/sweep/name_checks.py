@@ -135,7 +135,7 @@ def _problems_of_environments(
 
 @dataclass(frozen=True)
 class _Setting:
-    """A hyperparameter's value in a declaration, and the jobs that it is ``scope``d to."""
+    """A hyperparameter's value in a declaration, and the block that says for which jobs."""
 
     path: YamlPath
     name: str
