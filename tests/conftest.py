@@ -207,10 +207,10 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def other_processes():
+def foreign_processes():
     """Starts other processes, which hold jobs or wait for them; they end with the test."""
-    from sweep_folders import OtherProcesses
+    from sweep_folders import ForeignProcesses
 
-    processes = OtherProcesses()
+    processes = ForeignProcesses()
     yield processes
     processes.kill()

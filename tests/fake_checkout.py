@@ -17,7 +17,7 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 
-OURS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
+OUR_ALGORITHMS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
 
 # What default_hparams("CARFT", ...) returns if both sides are the stand-ins below.
 OUR_HPARAMS = {"lr": 5e-6, "kl_weight": 1.0, "class_balanced": False}

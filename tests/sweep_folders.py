@@ -56,7 +56,7 @@ def status(folder, job):
     return next(status for status in statuses if status.job.folder == job.folder)
 
 
-class OtherProcesses:
+class ForeignProcesses:
     """Processes of others, as long as the test runs."""
 
     def __init__(self):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_checkout import OURS
+from fake_checkout import OUR_ALGORITHMS
 from installed import Environment
 from torchvision.transforms.functional import to_pil_image
 
@@ -112,7 +112,7 @@ def test_a_sweep_is_launched_and_collected(
     files_before = files_of(root)
     python = partial(run, installations[kind], root)
     dataset = "VLCS" if shape == "tables" else "Pets"
-    algorithms = OURS if (kind, shape) == ("wheel", "classic") else OURS[:1]
+    algorithms = OUR_ALGORITHMS if (kind, shape) == ("wheel", "classic") else OUR_ALGORITHMS[:1]
     output = tmp_path / "output"
     hparams_of_user = {
         "clip_backbone": str(random_tiny),

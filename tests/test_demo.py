@@ -90,9 +90,9 @@ def test_a_failing_sweep_is_an_error_that_says_what_to_do(tmp_path, declared):
 def test_the_demo_of_a_suite_shows_both_accuracies_and_the_curve(
     tmp_path, declared, monkeypatch, capsys
 ):
-    whole = catalogue.get("EmojiShift")
-    few = replace(whole, sets=(whole.sets[0], whole.sets[2]))  # for time
-    monkeypatch.setitem(catalogue.SUITES, "EmojiShift", lambda: few)
+    suite = catalogue.get("EmojiShift")
+    short_suite = replace(suite, sets=(suite.sets[0], suite.sets[2]))  # for time
+    monkeypatch.setitem(catalogue.SUITES, "EmojiShift", lambda: short_suite)
     declared.write_text(SHIFT)
     output = tmp_path / "out"
 

@@ -86,7 +86,7 @@ def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted
 
 
 def test_an_element_gives_way_to_who_has_its_job_five_times(
-    tmp_path, other_processes, submitted, monkeypatch
+    tmp_path, foreign_processes, submitted, monkeypatch
 ):
     """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
     requeued = []
@@ -98,7 +98,7 @@ def test_an_element_gives_way_to_who_has_its_job_five_times(
     assert element.environment["DOMAINBED_PROCESSES"] == "2"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    process = other_processes.start(HOLD, tmp_path / "job00")
+    process = foreign_processes.start(HOLD, tmp_path / "job00")
     with pytest.raises(SystemExit) as exit_info:
         element()
     assert exit_info.value.code == 75 and requeued == ["12_3"]

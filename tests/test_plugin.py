@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_checkout import HOST, OUR_HPARAMS, OURS, Site, write_checkout
+from fake_checkout import HOST, OUR_ALGORITHMS, OUR_HPARAMS, Site, write_checkout
 
 from domainbed_carft.plugin import registry_functions
 
@@ -34,7 +34,7 @@ def test_a_checkout_in_the_current_folder_is_extended(site: Site, checkout: Path
     assert site.train(cwd=checkout) == {
         "file": algorithms_file(checkout),
         "class": "CARFT",
-        "algorithms": ["ERM", *OURS],
+        "algorithms": ["ERM", *OUR_ALGORITHMS],
         "datasets": ["Pets", "EmojiStyles"],
         "environments": {"Pets": 2, "EmojiStyles": 3, "DTD": 1, "EmojiShift": 1, "ImageNet": 1},
         "hparams": OUR_HPARAMS,
@@ -54,7 +54,7 @@ def test_a_checkout_wins_over_the_harness(site: Site, checkout: Path, place: str
 
     report = site.train()
     assert report["file"] == algorithms_file(harness)
-    assert report["algorithms"] == ["ERM", *OURS]
+    assert report["algorithms"] == ["ERM", *OUR_ALGORITHMS]
 
 
 def test_a_finder_appended_after_ours_wins_over_the_harness(site: Site, checkout: Path) -> None:
@@ -69,7 +69,10 @@ sys.meta_path.append(Editable)
 import domainbed.algorithms
 print(json.dumps([domainbed.algorithms.__file__, domainbed.algorithms.ALGORITHMS]))
 """
-    assert site.json("-c", code, str(checkout)) == [algorithms_file(checkout), ["ERM", *OURS]]
+    assert site.json("-c", code, str(checkout)) == [
+        algorithms_file(checkout),
+        ["ERM", *OUR_ALGORITHMS],
+    ]
 
 
 def test_a_folder_that_hides_domainbed_is_named(site: Site) -> None:
@@ -232,7 +235,7 @@ print(json.dumps([
 """
     done = site.run("-c", code, cwd=fork)
 
-    assert json.loads(done.stdout) == [True, ["ERM", *OURS[1:]], 0.001, 5e-6]
+    assert json.loads(done.stdout) == [True, ["ERM", *OUR_ALGORITHMS[1:]], 0.001, 5e-6]
     assert "domainbed.algorithms has its own CARFT, which stays in use" in done.stderr
     assert "unchanged" not in done.stderr  # all others were added
 
@@ -272,7 +275,7 @@ print(json.dumps([
     assert is_ours
     # The host's base class is behind ours.
     assert bases == ["EmojiStyles", "EmojiStyles", "MultipleDomainDataset", "object"]
-    assert names == ["ERM", *OURS, "Pets", "EmojiStyles"]
+    assert names == ["ERM", *OUR_ALGORITHMS, "Pets", "EmojiStyles"]
 
 
 # The switch, registering and unregistering

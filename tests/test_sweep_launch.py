@@ -42,11 +42,11 @@ def finish_all(jobs, environment=None):
     return []
 
 
-def test_every_job_that_is_not_done_is_told_with_its_reason(launch, other_processes, capsys):
+def test_every_job_that_is_not_done_is_told_with_its_reason(launch, foreign_processes, capsys):
     def leave(jobs, environment):
         stopped, held, refused = jobs
         ended(stopped, 75)
-        other_processes.hold(held)
+        foreign_processes.hold(held)
         words = "No space left on device"
         return [SimpleNamespace(folder=str(refused.folder), status=127, last_words=words)]
 
@@ -54,11 +54,11 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, other_proces
     stderr = capsys.readouterr().err
     assert "3 jobs not done:" in stderr and "failed" not in stderr
     assert "exit status 75: words of 75" in stderr and "No space left on device" in stderr
-    holder = other_processes.running[0].pid
+    holder = foreign_processes.running[0].pid
     assert f"running, {os.uname().nodename}, process {holder}, since" in stderr
     assert launch(finish_all) == 1
     assert "1 job not done:" in capsys.readouterr().err
-    other_processes.kill()
+    foreign_processes.kill()
     assert launch(finish_all) == launch(finish_all) == 0
 
 
@@ -107,7 +107,7 @@ def test_problems_of_a_sweep_and_of_its_launcher_come_together(tmp_path):
 
 @pytest.mark.parametrize(("name", "launched_count"), [("pool", 3), ("local", 3), ("slurm", 2)])
 def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
-    launch, other_processes, name, launched_count
+    launch, foreign_processes, name, launched_count
 ):
     launched_folders = []
 
@@ -117,7 +117,7 @@ def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
             finish_all(jobs)
 
     launch(note_folders, "--launcher", "slurm")
-    other_processes.queue(SimpleNamespace(folder=launched_folders[0][0]))
+    foreign_processes.queue(SimpleNamespace(folder=launched_folders[0][0]))
     assert launch(note_folders, "--launcher", name) == 0
     first, second = launched_folders
     assert len(second) == launched_count and set(second) == set(first[-launched_count:])

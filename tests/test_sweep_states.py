@@ -13,30 +13,30 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 
 
-def test_running_tells_where_since_when_how_far_and_how_fast(sweep, other_processes):
+def test_running_tells_where_since_when_how_far_and_how_fast(sweep, foreign_processes):
     folder, (job, *_) = sweep
     begun = time.time() - 100
-    process = other_processes.hold(job, since=begun, step=0, steps=11, pictures_per_step=12)
+    process = foreign_processes.hold(job, since=begun, step=0, steps=11, pictures_per_step=12)
     record(job, 0, step_time=9.0)  # of the first step alone
     now = status(folder, job)
     assert now.state == states.RUNNING and now.eta is None
     assert now.holder[:2] == (os.uname().nodename, process.pid) and now.holder.since == begun
     record(job, 4, step_time=2.0)
     process.kill()
-    other_processes.hold(job, step=8, steps=11, pictures_per_step=12)
+    foreign_processes.hold(job, step=8, steps=11, pictures_per_step=12)
     now = status(folder, job)
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (8, 11, 3 * 2.0, 6.0)
-    other_processes.kill()
+    foreign_processes.kill()
     with (job.folder / "results.jsonl").open("a") as file:
         file.write('{"step": 9, "cu')
-    other_processes.hold(job)  # by a launcher, whose domainbed leaves the lock alone
+    foreign_processes.hold(job)  # by a launcher, whose domainbed leaves the lock alone
     now = status(folder, job)
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (5, 11, 6 * 2.0, None)
 
 
-def test_queued_as_long_as_its_launcher_lives(sweep, other_processes):
+def test_queued_as_long_as_its_launcher_lives(sweep, foreign_processes):
     folder, (job, unqueued, *_) = sweep
-    process = other_processes.queue(job)
+    process = foreign_processes.queue(job)
     now = status(folder, job)
     assert now.state == states.QUEUED
     assert now.detail == f"pool on {os.uname().nodename}, process {process.pid}"
@@ -46,13 +46,13 @@ def test_queued_as_long_as_its_launcher_lives(sweep, other_processes):
     assert status(folder, job).state == states.NOT_LAUNCHED
 
 
-def test_status_as_text_and_as_json(sweep, other_processes, capsys):
+def test_status_as_text_and_as_json(sweep, foreign_processes, capsys):
     folder, jobs = sweep
     finish(jobs[0])
     record(jobs[0], 10, diverged_at=4)
     ended(jobs[1], -9, -9, -9)
     ended(jobs[3], 1, 1, 75)
-    other_processes.hold(jobs[2], step=3, steps=11, pictures_per_step=12)
+    foreign_processes.hold(jobs[2], step=3, steps=11, pictures_per_step=12)
     assert cli.main(["sweep", "status", str(folder)]) == 1  # one has failed
     stdout = capsys.readouterr().out
     counts = "1 done (1 diverged), 1 running, 4 not launched, 1 interrupted, 1 failed"
@@ -103,9 +103,9 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     assert "sweep.json is not a readable manifest" in printed and printed.count("\n") == 1
 
 
-def test_watch_looks_again_until_nothing_moves(sweep, other_processes):
+def test_watch_looks_again_until_nothing_moves(sweep, foreign_processes):
     folder, (job, *_) = sweep
-    process = other_processes.hold(job)
+    process = foreign_processes.hold(job)
     watching = subprocess.Popen(
         [sys.executable, "-m", "domainbed_carft", "sweep", "status", str(folder), "--watch", "0.2"],
         stdout=subprocess.PIPE, text=True,

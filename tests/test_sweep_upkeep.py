@@ -52,16 +52,16 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
 
 
 def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
-    sweep, other_processes, monkeypatch, capsys
+    sweep, foreign_processes, monkeypatch, capsys
 ):
     """Nor one that is taken up while it asks."""
     folder, jobs = sweep
     done, running, queued, failed, died, new, *later = jobs
     finish(done)
-    other_processes.hold(running)
-    other_processes.queue(queued)
+    foreign_processes.hold(running)
+    foreign_processes.queue(queued)
     ended(failed, 2)
-    process = other_processes.hold(died)
+    process = foreign_processes.hold(died)
     process.kill()
     process.wait()
     for job in (done, running, *later):
@@ -69,8 +69,8 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
         (job.folder / "out.txt").touch()
 
     def meanwhile(yes):
-        other_processes.queue(later[0])
-        other_processes.hold(later[1])
+        foreign_processes.queue(later[0])
+        foreign_processes.hold(later[1])
 
     monkeypatch.setattr("domainbed_carft.cli.sweep.confirm", meanwhile)
     stdout = carft(capsys, "clean", folder, "--incomplete")
@@ -83,10 +83,12 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
     assert "There are no incomplete jobs to delete." in stdout
 
 
-def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, other_processes, capsys):
+def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(
+    sweep, foreign_processes, capsys
+):
     folder, (job, foreign, *_) = sweep
-    process = other_processes.hold(job)
-    elsewhere = other_processes.hold(foreign, host="another machine")
+    process = foreign_processes.hold(job)
+    elsewhere = foreign_processes.hold(foreign, host="another machine")
     stderr = carft(capsys, "cancel", folder, "--yes", status=1)
     assert process.wait(10) == -signal.SIGTERM
     assert "on another machine" not in stderr and "another machine, process" in stderr
@@ -97,13 +99,13 @@ def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, other_
     assert "No jobs are running or queued." in carft(capsys, "cancel", folder, "--yes")
 
 
-def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, other_processes, capsys):
+def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, foreign_processes, capsys):
     """A launcher died, its job runs on with its lock, and its number is another's by now."""
     folder, (job, *_) = sweep
-    young = other_processes.start(
+    young = foreign_processes.start(
         "print('ready', flush=True); import sys; sys.stdin.read()", folder
     )
-    other_processes.hold(job, pid=young.pid, since=1000.0, updated=1000.0)
+    foreign_processes.hold(job, pid=young.pid, since=1000.0, updated=1000.0)
     assert "cannot be reached" in carft(capsys, "cancel", folder, "--yes", status=1)
     assert young.poll() is None
 

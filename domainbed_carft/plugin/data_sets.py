@@ -107,6 +107,7 @@ class TaskData(PackageDataset):
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        """The training split as the only environment; CarftError if it is missing."""
         raise_for(self.data_problems(root))
 
         training_split = tasks.read_split(self.TASK, root, train=True)
@@ -131,6 +132,7 @@ class EmojiStyles(PackageDataset):
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        """The styles, from the unpacked archive of the package, and their verdict."""
         folder = emoji.environment_folder(type(self).__name__)
         environments = [
             ImageFolder(str(folder / name), loader=_decoded_emoji) for name in self.ENVIRONMENTS
@@ -168,6 +170,7 @@ class ImageNet(PackageDataset):
         return imagenet_training.missing_problems(root)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        """The training set, the only environment, and its verdict; CarftError if it is missing."""
         copy = imagenet_training.find_training_set(root)
         if copy is None:
             raise CarftError(*self.data_problems(root))

@@ -79,8 +79,8 @@ def with_our_hparams(
         warn_of_hparams_to_add(missing)
 
     overlay = hparams.overlay(algorithm, dataset, random_seed or 0)
-    for name, (default, drawn) in overlay.items():
-        plain[name] = default if random_seed is None else drawn
+    for name, (default, random_value) in overlay.items():
+        plain[name] = default if random_seed is None else random_value
     return plain
 
 
