@@ -68,6 +68,7 @@ def write(folder: Path, kind: str, **changed) -> str:
         for parameter in model.parameters():  # some start at 0
             parameter.data += 0.02 * torch.randn_like(parameter)
         model.logit_scale.data.fill_(3.0)
+
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     both = {"model_cfg": config, "preprocess_cfg": HOW.get(kind, {})}

@@ -86,6 +86,7 @@ def test_contract(name, random_tiny):
         assert all(type(v) is float and math.isfinite(v) for v in values.values())
         assert "loss" in values and ("loss_ce" in values or name == "FLYP")
     assert algorithm.predict(torch.randn(4, 3, 28, 28)).shape == (4, 3)
+
     algorithm.update(minibatches(), None)  # as DomainBed calls it
     algorithm.update(minibatches(), unlabeled=[torch.zeros(1)])  # as domain adaptation does
     with pytest.raises(CarftError, match=r"\['step', 'x'\]; expected update\(minibatches\)"):
@@ -113,6 +114,7 @@ def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny)
         kl = (original_p * (original_p.log() - tuned_p.log())).sum(dim=1).mean()
         cross_entropy = torch.nn.functional.cross_entropy(algorithm.predict(x), y)
         agreement = (original_p.argmax(1) == tuned_p.argmax(1)).float().mean()
+
     values = algorithm.update(batches)
     assert values["loss_ce"] == pytest.approx(float(cross_entropy), rel=1e-5)
     assert values["loss_kl"] == pytest.approx(float(kl), rel=1e-3)
@@ -162,6 +164,7 @@ def test_pictures_are_resized_between_the_two_normalisations():
     small = transforms.functional.resize(
         raw, [48, 48], transforms.InterpolationMode.BICUBIC, antialias=True
     )
+
     torch.testing.assert_close(got, (small - clip_mean) / clip_std, rtol=1e-4, atol=1e-4)
 
 
@@ -190,10 +193,13 @@ def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_t
     algorithm.train()
     train(algorithm, 5)
     original = algorithm.terms.original.encoder
+
     assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
     assert not original.training and algorithm.encoder.training
+
     ours = {id(p) for p in algorithm.parameters()}
     assert not ours & {id(p) for p in original.parameters()}
+
     optimised = {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
     assert optimised == ours
     assert algorithm.to("meta") is algorithm  # moved along, though it is no part
@@ -209,11 +215,14 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
     algorithm.eval()
     weights.unlink()
     restored = reopened(algorithm, tmp_path).algorithm
+
     assert type(restored).__name__ == name and not restored.training
+
     x = torch.randn(5, 3, 28, 28)
     with torch.no_grad():
         torch.testing.assert_close(restored.predict(x), algorithm.predict(x))
         assert torch.equal(restored.context_weights, algorithm.context_weights)
+
     with pytest.raises(CarftError, match="can predict but not train"):
         restored.update(minibatches())
 
@@ -227,10 +236,12 @@ def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny, name, matr
     decayed, spared = (
         {names[id(p)] for p in group["params"]} for group in algorithm.optimizer.param_groups
     )
+
     assert [g["weight_decay"] for g in algorithm.optimizer.param_groups] == [0.1, 0.0]
     assert {matrix, "encoder.proj", "encoder.conv1.weight"} <= decayed
     assert all("bias" not in n and "ln_" not in n and "embedding" not in n for n in decayed)
     assert {"encoder.class_embedding", "encoder.positional_embedding"} <= spared
+
     every = make(random_tiny, name, weight_decay_all=True).optimizer.param_groups
     assert [g["weight_decay"] for g in every] == [0.1]
 
@@ -246,6 +257,7 @@ def test_warm_up_and_schedules(random_tiny):
 
     warm = [1 / 3, 2 / 3]
     cosine = [0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
+
     assert rates(warmup_steps=2) == pytest.approx(warm + cosine)
     assert rates(warmup_steps=2, lr_schedule="constant") == pytest.approx(warm + [1.0] * 10)
     assert rates(warmup_steps=0)[0] == 1.0
@@ -307,15 +319,19 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, tmp_path, monk
     monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", ("RN50.pt", weights.sha256(path)))
     algorithm = make(path, lr=1e-5, original_precision="fp32")
     first, second = (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2))
+
     assert first["loss_kl"] == 0.0 and first["context_agreement"] == 1.0
     assert second["loss_kl"] > 0.0 and all(math.isfinite(v) for v in second.values())
+
     algorithm.eval()
     needed = sum(
         p.nbytes for p in [*algorithm.encoder.state_dict().values(), algorithm.head.weight]
     )
     path.unlink()
     restored = reopened(algorithm, tmp_path).algorithm
+
     assert (tmp_path / "model.pkl").stat().st_size <= 1.05 * needed
+
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(restored.predict(x), algorithm.predict(x))

@@ -52,10 +52,12 @@ def test_tiny_is_a_clip_that_openais_own_package_reads():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs, _ = clip.load(str(backbone.locate("tiny")[0]), device="cpu")
+
     ours = backbone.load("tiny")
     picture = torch.rand(2, 3, 48, 48)
     with torch.no_grad():
         a, b = (m.encode_image(picture) for m in (theirs, ours.model))
+
     # theirs is rounded through half precision on loading
     assert torch.nn.functional.cosine_similarity(a, b).min() > 0.999
     assert theirs.visual.input_resolution == 48
@@ -66,6 +68,7 @@ def test_text_features_equal_clips_own_on_full_length_text(random_tiny):
     loaded = backbone.load(str(random_tiny))
     features = backbone.text_features(loaded, PROMPTS)
     assert features.shape == (2, 2, 128) and features.dtype == torch.float32
+
     with torch.no_grad():
         for m, row in enumerate(PROMPTS):
             expected = loaded.model.encode_text(clip.tokenize(row))
@@ -79,10 +82,13 @@ def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_
     encoded = []
     real = backbone._encode
     monkeypatch.setattr(backbone, "_encode", lambda *a: encoded.append(a) or real(*a))
+
     assert torch.equal(backbone.text_features(loaded, PROMPTS), first) and not encoded
+
     backbone.text_features(loaded, [PROMPTS[0]])
     backbone.text_features(loaded, [[PROMPTS[0][0]], [PROMPTS[0][1]]])  # same words, other shape
     assert len(encoded) == 2
+
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), tmp_path / "other.pt")
     other = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
     assert len(encoded) == 3 and not torch.equal(other, first)
@@ -108,8 +114,10 @@ def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(clip, "load", offline)
+
     with pytest.raises(CarftError) as caught:
         backbone.load("ViT-B/16")
+
     message = str(caught.value)
     assert str(tmp_path / ".cache" / "clip" / "ViT-B-16.pt") in message
     assert backbone.OPENAI_WEIGHTS["ViT-B/16"][1] in message and "no network" in message
@@ -138,6 +146,7 @@ def test_files_that_are_no_clip_are_named(tmp_path, content, message):
         path.write_bytes(content)
     else:
         torch.save(content, path)
+
     with pytest.raises(CarftError, match=message) as caught:
         backbone.load(str(path))
     assert str(path) in str(caught.value)

@@ -48,6 +48,7 @@ def test_the_encoder_sees_the_same_picture_however_it_was_normalised(random_tiny
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in shown or IMAGENET)
     clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in CLIPS)
     seen = algorithm.input((raw - mean) / std)
+
     torch.testing.assert_close(seen, (raw - clip_mean) / clip_std, rtol=1e-5, atol=1e-5)
     assert f"std {list((shown or IMAGENET)[1])}" in capsys.readouterr().out
 
@@ -78,7 +79,9 @@ def test_all_ways_to_call_update_and_predict_are_one(random_tiny):
             ways[3].update(x=xs, y=ys, step=seed),
         ]
         assert values.count(values[0]) == 4
+
     assert all(same(ways[0], way) for way in ways[1:])
+
     x = torch.randn(2, 3, 28, 28)
     assert torch.equal(ways[0](x), ways[0].predict(x))
 
@@ -103,9 +106,11 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
     algorithm = pets(random_tiny, counts)
     assert algorithm.hparams["data_edition"] == "verified: as published"
     assert "Data: verified: as published\n" in capsys.readouterr().out
+
     pets(random_tiny, counts, data_edition="verified: as published")
     counts["photo"][0] -= 1
     found = pets(random_tiny, counts).hparams["data_edition"]
+
     assert re.fullmatch("differs: [0-9a-f]{8}", found)
     with pytest.raises(
         CarftError, match="is 'verified: as published', but this run has 'differs: "
@@ -120,13 +125,16 @@ def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
     values = settings(random_tiny, class_names=f"dataset:{tmp_path}")
     cls = datasets.get_dataset_class(str(tmp_path))
     dataset = cls(None, [0], values)
+
     with pytest.raises(CarftError, match=r" is broken: .*empty.*4\.png"):
         algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
+
     (tmp_path / "photo" / "dog" / "4.png").unlink()
     dataset = cls(None, [0], values)
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
     content = json.dumps({e: {"cat": 4, "dog": 4} for e in ("art", "photo")}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+
     assert algorithm.hparams["data_edition"] == f"consistent: {digest}"
     assert verify.verify(str(tmp_path)).data_edition == f"consistent: {digest}"
 
@@ -148,7 +156,9 @@ def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
     arguments = ["--algorithm", "CARFT", "--dataset", str(tmp_path), "--test_envs", "--steps", "2"]
     more = ["--workers", "0", "--hparams", json.dumps(hparams)]
     output = tmp_path.parent / "output"
+
     assert train.main([*arguments, *more, "--output_dir", str(output)]) == 0
+
     record = json.loads((output / "results.jsonl").read_text().splitlines()[-1])
     assert record["environments"] == ["only"]
     assert record["hparams"]["data_edition"].startswith("consistent: ")

@@ -29,8 +29,10 @@ def check_parts(algorithm):
 
     state = algorithm.state_dict()
     named = dict(featurizer.named_parameters())
+
     assert named.keys() == {f"encoder.{name}" for name, _ in algorithm.encoder.named_parameters()}
     assert all(torch.equal(parameter, state[name]) for name, parameter in named.items())
+
     heads = dict(classifier.named_parameters())
     assert heads.keys() == {"weight", "bias"}
     assert all(torch.equal(parameter, state[f"head.{name}"]) for name, parameter in heads.items())
@@ -49,6 +51,7 @@ def test_the_parts_predict_what_the_algorithm_does(random_tiny, tmp_path, name, 
     assert [*algorithm.state_dict()] == keys
     assert not any("featurizer" in key or "classifier" in key for key in keys)
     assert {id(p) for p in algorithm.parameters() if p.requires_grad} == trained
+
     check_parts(reopened(algorithm, tmp_path).algorithm)
 
 
@@ -71,4 +74,5 @@ def test_reading_the_parts_leaves_training_as_it_is(random_tiny):
             algorithm.featurizer(PICTURES)
             [*algorithm.classifier.named_parameters()]
         measured.append([*first, *train(algorithm, 2)])
+
     assert measured[0] == measured[1]

@@ -34,16 +34,19 @@ def test_draws_depend_on_the_seed_stay_in_range_and_move_no_other():
     drawn = [
         {n: v for n, (_, v) in hparams.overlay("CARFT", "PACS", seed).items()} for seed in range(50)
     ]
+
     assert len({d["lr"] for d in drawn}) == 50
     assert all(1e-6 <= d["lr"] <= 10**-4.5 for d in drawn)
     assert all(0.1 <= d["kl_weight"] <= 10 for d in drawn)
     assert all(8 <= d["batch_size"] <= 45 for d in drawn)
+
     # the generator of one name is DomainBed's: RandomState(md5(str((seed, name))) mod 2^31)
     import hashlib
 
     import numpy as np
 
     seed = int(hashlib.md5(b"(7, 'lr')").hexdigest(), 16) % 2**31
+
     assert drawn[7]["lr"] == 10 ** np.random.RandomState(seed).uniform(-6, -4.5)
 
 
@@ -75,9 +78,11 @@ def test_tiny_has_its_own_rate_and_batch_on_any_data_and_nothing_else(dataset, a
     found = chosen(dataset, algorithm, **TINY)
     on_its_own = chosen("EmojiStyles", algorithm)
     changed = {name for name in usual if usual[name] != found[name]}
+
     assert changed == {"clip_backbone", "lr", "batch_size"}
     assert all(found[name] == on_its_own[name] for name in ("lr", "batch_size"))
     assert found["total_steps"] == 5001
+
     set_by_hand = chosen(dataset, algorithm, **TINY, lr=1e-5, batch_size=3)
     assert set_by_hand["lr"] == 1e-5 and set_by_hand["batch_size"] == 3
 
@@ -112,9 +117,11 @@ def test_a_sweep_counts_tinys_batch_and_its_jobs_keep_their_identity(tmp_path, m
         folder = tmp_path / "pets" / domain / number
         folder.mkdir(parents=True)
         (folder / "x.png").touch()
+
     text = "name: x\ndatasets: [./pets]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 10\n"
     made = declaration_file.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
     job = made.jobs("D", tmp_path)[0]
+
     assert job.args["hparams"] == '{"clip_backbone": "tiny"}'
     assert costs.cost(job, made.facts["./pets"]).trained == 10 * 16 * 2
 
@@ -136,7 +143,9 @@ print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["ba
         return json.loads(done.stdout), done.stderr
 
     values, told = asked("Pets", **TINY, kl_weight=3)
+
     assert values == [5e-6, 32]  # a function of its arguments alone
+
     added = {**TINY, "kl_weight": 3, "lr": 3e-4, "batch_size": 16}
     assert told.count(f"Run with --hparams '{json.dumps(added)}'") == 1
     for dataset, given in (("Pets", added), ("EmojiStyles", TINY), ("Pets", {})):

@@ -102,6 +102,7 @@ def test_gradient_of_context_kl_through_context_logits(data):
     p = [softmax(10.0 * unit(v) @ w_ctx.T) for v in (original, tuned)]
     to_unit = 10.0 * (p[1] - p[0]) / N @ w_ctx
     expected = (to_unit - unit(f) * (to_unit * unit(f)).sum(axis=1, keepdims=True)) / length
+
     assert np.abs(features.grad.numpy() - expected).max() < 1e-6
 
 
@@ -115,6 +116,7 @@ def test_no_nan_at_scale_100_in_bf16_autocast(data):
         both = (-original, features)
         contexts = [objective.context_logits(f, weights.contexts, SCALE) for f in both]
         kl = objective.context_kl(*contexts, objective.KL_DIRECTIONS[0])
+
     kl.backward()
     assert bool(torch.isfinite(kl))
     assert bool(torch.isfinite(encoder.weight.grad).all())
@@ -139,6 +141,7 @@ def test_clusters_are_the_centres_of_the_usual_contexts():
     contexts = torch.tensor(np.concatenate([odd, usual]), dtype=torch.float32)
     found = objective.clustered(contexts, 3)
     nearest = torch.cdist(torch.tensor(centres, dtype=torch.float32), found).min(dim=1).values
+
     assert found.shape == (3, D) and float(nearest.max()) < 5e-3  # and so no odd one is among them
     with pytest.raises(CarftError, match="context_clusters is 31, expected at most 30"):
         objective.clustered(contexts, 31)
@@ -155,6 +158,8 @@ def test_kl_without_the_own_class_is_that_over_the_other_captions():
         others = (labels != labels[n]).numpy()
         p0, p1 = (softmax(logits[n].numpy()[others]) for logits in both)
         expected.append((p0 * np.log(p0 / p1)).sum())
+
     assert float(got) == pytest.approx(np.mean(expected), rel=1e-6)
+
     same = objective.without_own_class(both[0], torch.zeros(6), torch.zeros(6))
     assert float(objective.context_kl(same, same + 1, objective.KL_DIRECTIONS[0])) == 0

@@ -60,10 +60,13 @@ def test_tiny_is_the_same_through_both_loaders(tmp_path, no_network):
     theirs = backbone.load(open_clip_folders.write_tiny(tmp_path / "tiny"))
     assert theirs.preprocessing == ours.preprocessing and theirs.dim == ours.dim
     assert theirs.logit_scale == ours.logit_scale
+
     x = torch.randn(3, 3, 48, 48)
     with torch.no_grad():
         features = [one.model.visual(x) for one in (ours, theirs)]
+
     torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
+
     texts = [backbone.text_features(one, PROMPTS) for one in (ours, theirs)]
     torch.testing.assert_close(*texts, rtol=1e-4, atol=1e-5)
 
@@ -73,10 +76,13 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
     loaded = backbone.load(folders[kind])
     folder = folders[kind].removeprefix("open_clip:local-dir:")
     assert loaded.digest == weights.sha256(f"{folder}/open_clip_model.safetensors")
+
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     assert backbone.preprocessing(folders[kind]) == loaded.preprocessing
+
     how = (size, "bicubic", "squash", (0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (size,)
     assert loaded.preprocessing == pictures.Preprocessing(*how)
+
     # As open_clip itself loads, tokenises and encodes.
     theirs = open_clip.create_model(f"local-dir:{folder}").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([p for row in PROMPTS for p in row])
@@ -85,6 +91,7 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
         torch.testing.assert_close(loaded.model.visual(x), theirs.encode_image(x))
         found = backbone.text_features(loaded, PROMPTS).flatten(0, 1)
         torch.testing.assert_close(found, theirs.encode_text(tokens), rtol=1e-5, atol=1e-6)
+
     assert tokens.shape[1] == (open_clip_folders.SIGLIP_LENGTH if kind == "siglip" else 77)
 
 
@@ -99,6 +106,7 @@ def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no
         asked.append(known["hf_hub"]) or f"{place}/open_clip_model.safetensors"
     ))  # fmt: skip
     loaded = backbone.load("open_clip:ViT-H-14-378-quickgelu/dfn5b")
+
     assert asked == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
     assert loaded.preprocessing == pictures.Preprocessing(64, "bicubic", "squash")
 
@@ -119,6 +127,7 @@ def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = warm.run("-c", code, env=environment)
     digest = weights.sha256(place / "open_clip_model.safetensors")
+
     assert done.stdout.split() == [revision, digest, "1", "77"]
     assert "of 'open_clip:hf-hub:else/model' could not be loaded" in done.stderr
 
@@ -136,7 +145,9 @@ def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no
             make(folders[kind], name)
         return
     algorithm = make(folders[kind], name)
+
     assert all(np.isfinite(one["loss"]) for one in train(algorithm, 2))
+
     run = reopened(algorithm, tmp_path)
     x = torch.cat([x for x, _ in minibatches(7)])
     with torch.no_grad():
@@ -173,6 +184,7 @@ def test_timms_embeddings_are_not_decayed(folders):
     spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     named = dict(algorithm.named_parameters())
     found = [n for n in named if n.split(".")[-1] in optimizer.EMBEDDINGS]
+
     assert {n.split(".")[-1] for n in found} == {"pos_embed", "latent", "cls_token"}
     assert all(id(named[name]) in spared for name in found)
 
@@ -196,12 +208,15 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         elif "vision_cfg" in model:
             open_clip_models.check(spelled)
             backbone.preprocessing(spelled)
+
     assert refused > 20
+
     sizes = [backbone.preprocessing(f"open_clip:{name}") for name in (
         "ViT-L-14-336-quickgelu/openai", "ViT-B-16-SigLIP-384/webli",
         "ViT-H-14-378-quickgelu/dfn5b",
     )]  # fmt: skip
     expected = ["336 bicubic shortest", "384 bicubic squash", "378 bicubic squash"]
+
     assert [one.asked for one in sizes] == expected
 
 
@@ -231,6 +246,7 @@ def test_prompts_that_would_be_cut_are_refused(folders):
     assert loaded.tokenize(["cat " * room, "dog"]).shape == (2, room + 1)
     with pytest.raises(CarftError, match="'cat .* is longer than the 12 tokens"):
         loaded.tokenize(["dog", "cat " * (room + 1)])
+
     loaded = backbone.load(folders["gelu"])
     loaded.tokenize(["cat " * 75])
     with pytest.raises(CarftError, match="is longer than the 77 tokens"):
@@ -241,14 +257,17 @@ def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
     other = open_clip_folders.write(tmp_path / "other", "quickgelu", quick_gelu=False)
     one, two = (backbone.load(name) for name in (folders["quickgelu"], other))
     assert one.digest == two.digest
+
     features = [backbone.text_features(loaded, PROMPTS) for loaded in (one, two)]
     assert not torch.allclose(*features)
+
     run = make(folders["quickgelu"])
     opened = reopened(run, tmp_path)
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
         saved.original_clip(opened, other)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
         soup.require_alike([opened, reopened(make(other), tmp_path / "other")])
+
     train(run, 1)
     opened = reopened(run, tmp_path)
     mixed = wise_ft.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
@@ -263,14 +282,17 @@ def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_
     said = capsys.readouterr().out
     assert "is none of OpenAI's files, so QuickGELU and attention heads 64" in said
     assert "pictures are resized from 28 to 48 pixels" in said
+
     backbone.load("tiny")
     assert not capsys.readouterr().out
+
     folder = tmp_path / "narrow"
     open_clip_folders.write(folder, "gelu")
     state = open_clip.load_checkpoint.__globals__["load_state_dict"](
         str(folder / "open_clip_model.safetensors")
     )
     torch.save(state, tmp_path / "narrow.pt")
+
     with pytest.raises(CarftError, match="is 80 wide, which is no number of heads of 64"):
         backbone.load(str(tmp_path / "narrow.pt"))
 
@@ -311,9 +333,11 @@ def test_a_run_makes_nobody_ask_for_what_it_names(folders, tmp_path, no_network)
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
     run = reopened(algorithm, tmp_path)
+
     with pytest.raises(CarftError, match="no hub is asked; give that CLIP with --original"):
         saved.original_clip(run)
     assert saved.original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
+
     algorithm.hparams["preprocessing"] = ""  # the data set would ask the CLIP
     with pytest.raises(CarftError, match="its model_hparams is"):
         reopened(algorithm, tmp_path)
@@ -339,13 +363,17 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
     ours = {"preprocessing": "", "protocol": "domainbed"}
     squeezed = pictures.transform("domainbed", 336, False)(Image.fromarray(noise))
     dataset, x = first(**ours, clip_backbone="ViT-L/14@336px")
+
     assert dataset.protocol == "domainbed" and torch.equal(x, squeezed)
+
     siglip = "open_clip:ViT-B-16-SigLIP-384/webli"
     for name, size in (("tiny", 48), ("ViT-B/16", 224), ("RN50x4", 288), (siglip, 384)):
         assert first(**ours, clip_backbone=name)[0].input_shape == (3, size, size)
+
     host, as_ever = first()  # not ours
     assert torch.equal(first(**ours, clip_backbone="ViT-B/16")[1], as_ever)
     assert host.input_shape == (3, 224, 224)
+
     # CLIP's own preprocessing crops, SigLIP's squashes.
     ours["protocol"] = "clip"
     cropped, squashed = (
@@ -373,7 +401,9 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     job, record = folder / "model.pkl", runs_jobs.records(folder)[-1]
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     resize = "squash" if kind == "siglip" else "shortest"
+
     assert record["hparams"]["preprocessing"] == f"{size} bicubic {resize}"
+
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     export, measured = tmp_path / "export", tmp_path / "measured.json"
     exporting = ["export", str(job), "-o", str(export), "--original", folders[kind]]
@@ -383,7 +413,9 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
         exporting,
     ]
     done = warm.run("-c", UNREACHABLE, json.dumps(commands), env=environment)
+
     assert done.returncode == 0, done.stderr
+
     found = {one["name"]: one["accuracy"] for one in json.loads(measured.read_text())["splits"]}
     assert found == runs_jobs.accuracies(record)
     assert cli.main(exporting) == 1 and cli.main([*exporting, "--force"]) == 0
@@ -401,11 +433,14 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
         torch.testing.assert_close(again.model.visual(run.algorithm.input(x)), ours)
         logits = head["logit_scale"] * normalize(ours, dim=-1) @ head["weight"].T + head["bias"]
         torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=1e-4, atol=1e-4)
+
     tokens = open_clip.get_tokenizer(f"local-dir:{export}")(["a photo of a cat"])
     original = backbone.load(folders[kind])
     assert torch.equal(tokens, original.tokenize(["a photo of a cat"]))
+
     both = (one.encode_text(tokens) for one in (theirs, original.model))
     torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+
     card = json.loads((export / "card.json").read_text())
     assert card["format"] == "open_clip folder" and card["quick_gelu"] is False
     assert 'create_model("local-dir:.")' in (export / "README.md").read_text()
@@ -416,14 +451,18 @@ def test_flyps_text_encoder_is_exported(folders, tmp_path):
     folder = runs_jobs.train_job(tmp_path / "job", place, "FLYP", clip_backbone=folders["gelu"])
     job = folder / "model.pkl"
     export = tmp_path / "export"
+
     assert cli.main(["export", str(job), "-o", str(export), "--original", folders["gelu"]]) == 0
+
     trained = backbone.load(f"open_clip:local-dir:{export}")
     run = saved.open_run(job)
     words = [[t.replace("{}", name) for name in run.classes] for t in run.contexts]
     features = normalize(backbone.text_features(trained, words), dim=-1).mean(dim=0)
+
     torch.testing.assert_close(
         normalize(features, dim=-1), run.algorithm.head.weight.detach(), rtol=1e-4, atol=1e-5
     )
+
     before = backbone.text_features(backbone.load(folders["gelu"]), words)
     assert not torch.allclose(before, backbone.text_features(trained, words))
 
@@ -440,5 +479,6 @@ def test_full_shapes(name):
     rebuilt, how, dim = backbone.empty_image_encoder(state, json.dumps(config))
     with torch.no_grad():
         features = rebuilt.eval()(torch.zeros(1, 3, how.resolution, how.resolution))
+
     assert features.shape == (1, dim)
     assert len(activations.compared_modules(rebuilt, "ldifs")) == 5

@@ -46,9 +46,12 @@ def test_the_margin_gives_wrong_classes_a_head_start(drawn):
     ours = peer_losses.margin_logits(
         logits, torch.tensor(labels), classes, torch.tensor(s * margin)
     )
+
     np.testing.assert_allclose(ours.softmax(1), torch.tensor(theirs).softmax(1), rtol=1e-12)
+
     same = peer_losses.margin_logits(logits, torch.tensor(labels), classes, torch.tensor(0.0))
     assert torch.equal(same, logits)
+
     fixed = torch.tensor(labels), classes, torch.tensor(s * margin, dtype=torch.float64)
     by_differences(
         lambda x: F.cross_entropy(peer_losses.margin_logits(x, *fixed), fixed[0]),
@@ -60,11 +63,14 @@ def test_distances_of_weights_and_features(drawn):
     a, b, c, d = drawn(3, 2), drawn(3, 2), drawn(7), drawn(7)
     pairs = list(zip(tensors(a, c), tensors(b, d)))
     expected = ((a - b) ** 2).sum() + ((c - d) ** 2).sum()
+
     assert peer_losses.weight_distance(pairs).item() == pytest.approx(expected, rel=1e-12)
     by_differences(lambda x, y: peer_losses.weight_distance([(x, y)]), *pairs[0])
+
     f, f0 = drawn(N, D), drawn(N, D)
     expected = np.mean(2 - 2 * (unit(f) * unit(f0)).sum(axis=1))
     now, start = tensors(f, f0)
+
     assert peer_losses.feature_distance(now, start).item() == pytest.approx(expected, rel=1e-12)
     by_differences(lambda x: peer_losses.feature_distance(x, start.detach()), now)
     assert peer_losses.feature_distance(now, now).item() == 0
@@ -76,7 +82,9 @@ def test_ldifs(drawn, axis, dim):
     scaled = [[a / np.linalg.norm(a, axis=dim, keepdims=True) for a in x] for x in (found, first)]
     expected = np.mean([(a - b) ** 2 for a, b in zip(*scaled)])
     now, start = tensors(*found), tensors(*first)
+
     assert peer_losses.ldifs(now, start, axis).item() == pytest.approx(expected, rel=1e-12)
+
     fixed = [tensor.detach() for tensor in start]
     by_differences(lambda *x: peer_losses.ldifs(x, fixed, axis), *now)
     assert peer_losses.ldifs(now, now, axis).item() == 0
@@ -88,7 +96,9 @@ def test_lipsum(drawn):
     expected = np.mean([sum(gaps[n] ** 2) / (2 * 9) for n in range(N)])
     now, start, words = tensors(f, f0, u)
     scale = torch.tensor(s, dtype=torch.float64)
+
     assert peer_losses.lipsum(now, start, words, scale).item() == pytest.approx(expected, rel=1e-12)
+
     fixed = start.detach(), words.detach(), scale
     by_differences(lambda x: peer_losses.lipsum(x, *fixed), now)
     assert peer_losses.lipsum(now, now, words, scale).item() == 0
@@ -102,11 +112,15 @@ def test_miro(drawn):
         np.mean((z - z0) ** 2 / v + np.log(v)) / 2 for z, z0, v in zip(found, first, variances)
     )
     now, start, b = tensors(*found), tensors(*first), tensors(*raw)
+
     assert peer_losses.variational(now, start, b).item() == pytest.approx(expected, rel=1e-12)
+
     fixed = [tensor.detach() for tensor in start]
     by_differences(lambda *x: peer_losses.variational(x[:2], fixed, x[2:]), *now, *b)
+
     at_start = [peer_losses.raw_variance(0.1, D) for _ in range(2)]
     assert F.softplus(at_start[0])[0].item() + 1e-5 == pytest.approx(0.1, rel=1e-6)
+
     both = [tensor.float() for tensor in now]
     value = peer_losses.variational(both, both, at_start).item()
     assert value == pytest.approx(2 * np.log(0.1) / 2, rel=1e-5)  # nothing but the variances
@@ -122,10 +136,13 @@ def test_flyp(drawn, targets):
         for n in range(N):
             partners = [n] if targets == "diagonal" else np.flatnonzero(labels == labels[n])
             losses.append(-np.mean(logp[n, partners]))
+
     now, words = tensors(f, t)
     scale = torch.tensor(s, dtype=torch.float64)
     loss = peer_losses.contrastive(now, words, torch.tensor(labels), scale, targets)
+
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
+
     of = torch.tensor(labels)
     scale.requires_grad_()
     by_differences(lambda x, y, z: peer_losses.contrastive(x, y, of, z, targets), now, words, scale)
@@ -139,18 +156,24 @@ def test_places_are_the_quarters_of_the_encoder_and_the_outputs_are_its_own(rand
     blocks = encoder.transformer.resblocks
     depth = len(blocks)
     expected = [blocks[-(-depth * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
+
     assert activations.compared_modules(encoder, "miro") == [encoder.conv1, *expected]
+
     modules = activations.compared_modules(encoder, "ldifs")
     assert modules == [encoder.ln_pre, *expected]
+
     x = torch.randn(2, 3, encoder.input_resolution, encoder.input_resolution)
     with torch.no_grad(), activations.record_activations(encoder, modules) as seen:
         features = encoder(x)
     tokens = encoder.positional_embedding.shape[0]
+
     assert {tuple(one.shape[:2]) for one in seen} == {(2, tokens)}
+
     with torch.no_grad():
         again = encoder.ln_post(seen[-1][:, 0]) @ encoder.proj  # the class token after all blocks
         torch.testing.assert_close(again, features)
         encoder(x)
+
     assert len(seen) == 5  # no hook is left behind
 
 
@@ -172,6 +195,7 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
     with torch.no_grad():
         encoded = activations.encode(encoder, pictures, False, ["miro"])
     expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
+
     assert len(encoded[1]["miro"]) == 5
     assert all(map(torch.equal, encoded[1]["miro"], expected))
 
@@ -181,7 +205,9 @@ def test_miro_trains_on_a_resnet(tmp_path):
     torch.save(random_clip(**SMALL_RESNET).state_dict(), path)
     algorithm = make(path, "CLIPMIRO")
     channels = [variance.numel() for variance in algorithm.terms.miro_variances]
+
     assert channels == [16, 64, 128, 256, 512]  # of the stem's end, not of conv1's 8
+
     values = train(algorithm, 2)
     assert values[0]["loss_miro"] == pytest.approx(5 * np.log(0.1) / 2, rel=1e-4)
 
@@ -196,6 +222,7 @@ def test_the_text_encoder_by_itself_is_clips_also_of_short_texts(random_tiny):
     with torch.no_grad():
         torch.testing.assert_close(encoder(tokens), model.encode_text(tokens))
         torch.testing.assert_close(encoder(tokens[:, :9]), model.encode_text(tokens))
+
     torch.manual_seed(3)
     first, second = (text_encoder.RandomTexts(loaded)(5, 8) for _ in range(2))
     assert first.shape == (5, model.text_projection.shape[1]) and not torch.equal(first, second)
@@ -217,10 +244,13 @@ def test_running_averages_are_their_closed_forms(drawn):
     weights, total = drawn(41), 40
     assert running("sma", weights, average_start=11) == pytest.approx(weights[11:].mean())
     assert running("sma", weights, average_start=40) == weights[40]
+
     m = 0.9
     by_hand = m**total * weights[0]
     by_hand += sum((1 - m) * m ** (total - t) * weights[t] for t in range(1, total + 1))
+
     assert running("ema", weights, ema=m) == pytest.approx(by_hand)
+
     for b in (0.1, 0.5, 1.0):
         at = (np.arange(total + 1) + 0.5) / (total + 1)
         density = at ** (b - 1) * (1 - at) ** (b - 1)

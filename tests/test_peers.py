@@ -34,11 +34,13 @@ def logits(algorithm):
 def test_a_folded_head_starts_the_same_and_hardly_moves(random_tiny):
     folded, outside = (make(random_tiny, head_scale=scale) for scale in ("folded", "outside"))
     torch.testing.assert_close(logits(folded), logits(outside))
+
     starts = [a.head.weight.detach().clone() for a in (folded, outside)]
     moved = []
     for algorithm, start in zip((folded, outside), starts):
         train(algorithm, 3)
         moved.append(((algorithm.head.weight - start).norm() / start.norm()).item())
+
     scale = float(outside.logit_scale)
     assert moved[1] / moved[0] == pytest.approx(scale, rel=0.3)
     assert folded.head.bias.abs().sum() > 0 and outside.head.bias.abs().sum() == 0
@@ -55,14 +57,19 @@ def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_pat
     start = logits(algorithm)
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)
+
     assert torch.equal(run.algorithm.predict(PICTURES), logits(algorithm))
+
     head = export._head(run)
     unit = torch.nn.functional.normalize(algorithm.features(PICTURES), dim=-1)
     by_head = head["logit_scale"] * unit @ head["weight"].T + head["bias"]
+
     torch.testing.assert_close(by_head, logits(algorithm))
+
     mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
     mixed.set(0.0)
     torch.testing.assert_close(mixed.algorithm.predict(PICTURES), start)
+
     mixed.set(1.0)
     assert torch.equal(mixed.algorithm.predict(PICTURES), logits(algorithm))
 
@@ -77,8 +84,10 @@ def test_a_term_is_nothing_at_the_start_and_counts_as_weighed(random_tiny, name,
     assert first["loss_ce"] == pytest.approx(before["loss_ce"], rel=1e-6)
     if name != "CLIPMIRO":  # which has its variances' logarithms from the start
         assert first[f"loss_{term}"] == pytest.approx(0, abs=1e-9)
+
     second = ours.update(minibatches(1))
     assert second[f"loss_{term}"] != first[f"loss_{term}"]
+
     weight = ours.hparams[f"{term}_weight"]
     assert second["loss"] == pytest.approx(second["loss_ce"] + weight * second[f"loss_{term}"])
 
@@ -111,7 +120,9 @@ def test_clipood_has_a_frozen_head_and_linear_probing_a_frozen_encoder(random_ti
     clipood = make(random_tiny, "CLIPood")
     head = clipood.head.weight.detach().clone()
     train(clipood, 2)
+
     assert torch.equal(clipood.head.weight, head)
+
     lpft = make(random_tiny, "CLIPLPFT", lp_steps=3)
     encoder = {n: p.detach().clone() for n, p in lpft.encoder.named_parameters()}
     heads, rates = [lpft.head.weight.detach().clone()], []
@@ -121,7 +132,9 @@ def test_clipood_has_a_frozen_head_and_linear_probing_a_frozen_encoder(random_ti
         heads.append(lpft.head.weight.detach().clone())
         moved = any(not torch.equal(p, encoder[n]) for n, p in lpft.encoder.named_parameters())
         assert moved == (seed >= 3)
+
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(heads))
+
     rate = lpft.hparams["lr"]
     assert rates == pytest.approx([rate / 3] * 4 + [2 * rate / 3])  # the warm-up has just begun
 
@@ -143,12 +156,15 @@ def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_t
         share = averages.share(step, algorithm.hparams)
         for name, parameter in twin.named_parameters():
             expected[name] += share * (parameter.detach() - expected[name])
+
     for (name, ours), theirs in zip(algorithm.named_parameters(), twin.parameters()):
         assert torch.equal(ours, theirs), name  # what is trained knows nothing of it
+
     mixed = {n: (1 - alpha) * start[n] + alpha * expected[n] for n in expected}
     state = algorithm.state_dict()
     for name, tensor in mixed.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-7)
+
     twin.load_state_dict(state)
     torch.testing.assert_close(logits(algorithm), logits(twin))
     assert not torch.equal(logits(algorithm), algorithm.eval()(PICTURES))
@@ -177,7 +193,9 @@ def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, name, more):
     second = make(random_tiny, name, **more)
     algorithm_state.restore(second, stored)
     torch.set_rng_state(generator)
+
     assert [second.update(minibatches(seed)) for seed in (3, 4, 5)] == measured[3:]
+
     a, b = whole.state_dict(), second.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert torch.equal(logits(whole), logits(second))
@@ -186,16 +204,20 @@ def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, name, more):
 def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
     algorithm = make(random_tiny, "FLYP")
     torch.testing.assert_close(logits(algorithm), logits(make(random_tiny, "CLIPZeroShot")))
+
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)
     export.export(run, tmp_path / "clip.pt", original=str(random_tiny))
     clip_model = backbone.load(str(tmp_path / "clip.pt"))
     texts = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
     head = objective.zero_shot_weights(texts).classes
+
     torch.testing.assert_close(run.algorithm.head.weight.data, head, rtol=1e-4, atol=1e-6)
+
     x = algorithm.input(PICTURES)
     unit = torch.nn.functional.normalize(clip_model.model.visual(x), dim=-1)
     expected = clip_model.logit_scale * unit @ head.T
+
     torch.testing.assert_close(logits(algorithm), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(head, make(random_tiny).head.weight, atol=1e-4)
 
@@ -241,6 +263,7 @@ def test_one_context_is_enough_without_the_kl(random_tiny, tmp_path, name):
     made = make(random_tiny, name, contexts=SINGLE)
     values = train(made, 2)
     assert all({"loss_kl", "context_agreement"}.isdisjoint(step) for step in values)
+
     run = reopened(made, tmp_path)
     assert run.contexts == SINGLE
     assert torch.equal(logits(run.algorithm.train()), logits(made))
@@ -344,7 +367,9 @@ def test_flyp_reads_its_words_anew_when_its_weights_have_changed(random_tiny):
     kept = copy.deepcopy(made.state_dict())
     before = logits(made)
     train(made, 2)
+
     assert not torch.allclose(logits(made), before)
+
     made.load_state_dict(kept)
     torch.testing.assert_close(logits(made), before)
 
@@ -357,5 +382,6 @@ def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_
     mixed.set(0.5)
     quarter = {n: torch.lerp(s, p, 0.25) for (n, p), s in zip(
         made.named_parameters(), make(random_tiny).parameters(), strict=True)}  # fmt: skip
+
     for name, tensor in quarter.items():
         torch.testing.assert_close(mixed.state()[name], tensor, rtol=1e-5, atol=1e-6)

@@ -56,6 +56,7 @@ def test_wise_ft_crops_a_tenth_at_most_and_never_flips(picture):
         cropped = pictures.transform("wise-ft", 48, True)(ramp)
         red = undone(cropped, pictures.CLIP_MEAN, pictures.CLIP_STD)[0, 24]
         assert red[0] < 0.13 and red[-1] > 0.87 and (red.diff() > -0.01).all()
+
     still = [pictures.transform(name, 48, False)(picture) for name in ("wise-ft", "clip")]
     assert torch.equal(*still)
 
@@ -72,11 +73,14 @@ def test_emoji_styles_follows(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
     dataset = data_sets.EmojiStyles("", [0], values)
     assert dataset[0].transform.transforms[-1].mean == pictures.CLIP_MEAN
+
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
+
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)
     x = dataset[0][0][0][None]
     assert torch.equal(algorithm.input(x), x)  # nothing to undo
+
     said = capsys.readouterr().out
     assert "CLIP protocol: clip (training: crop of 70" in said
 
@@ -92,6 +96,7 @@ def test_pictures_that_do_not_follow_are_refused(random_tiny, asked, followed):
         dataset_facts.remember(values, "Pets", shown, None, followed)
     else:
         values["class_names"] = ["a", "b", "c"]
+
     with pytest.raises(CarftError, match=f"protocol is '{asked}', but .*Leave protocol at"):
         algorithms.CARFT((3, 28, 28), 3, 2, values)
 

@@ -57,6 +57,7 @@ def test_a_step_reads_no_tensor(random_tiny, name, more):
         with NoWaiting(algorithm):
             found = algorithm.step_on_device(minibatches(seed))
         assert all(v.shape == () and not v.requires_grad for v in found.values())
+
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting(algorithm):
         float(found["loss"])
 
@@ -87,6 +88,7 @@ def test_in_pieces_it_is_the_step_of_the_whole_batch(random_tiny, name, more):
         torch.manual_seed(5)
         values = one.update(minibatches(5))
         found.append((values, [p.grad for p in one.parameters()], torch.get_rng_state()))
+
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
     for one, other in zip(*(gradients for _, gradients, _ in found), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -130,8 +132,10 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
     if kind == "ViT":
         kept = [saved_for_gradients(one, minibatches()) for one in (plain, sparing)]
         assert kept[1] < 0.5 * kept[0]
+
     assert train(plain, 3) == train(sparing, 3)
     assert same(plain, sparing) and same(plain, copy.deepcopy(sparing))
+
     algorithm_state.capture(sparing, algorithm_state.structure(sparing))  # can be resumed
 
 
@@ -151,6 +155,7 @@ def check_compiled_blocks():
     plain, compiled = (make("tiny", compile_blocks=on, **more) for on in (False, True))
     for ours, theirs in zip(train(compiled, 3), train(plain, 3), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
+
     x = minibatches()[0][0]
     with torch.no_grad():
         for one in (compiled, copy.deepcopy(compiled)):
@@ -159,6 +164,7 @@ def check_compiled_blocks():
         for parameter in copied.encoder.parameters():
             parameter.mul_(1.1)
         assert not torch.allclose(copied.features(x), compiled.features(x))
+
     algorithm_state.capture(compiled, algorithm_state.structure(compiled))  # can be resumed
 
 
@@ -173,8 +179,10 @@ def on_a_gpu(monkeypatch, capability):
 
 def test_amp_is_settled_by_the_machine(monkeypatch):
     assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+
     on_a_gpu(monkeypatch, (9, 0))
     assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+
     on_a_gpu(monkeypatch, (7, 5))
     assert [device.resolve_amp(v) for v in ("auto", "off")] == ["off", "off"]
     with pytest.raises(CarftError, match=r"Card with its compute capability 7\.5 does not"):
@@ -198,8 +206,10 @@ def test_the_original_in_bf16_is_what_autocast_makes_of_it(kind, random_tiny, tm
     pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     # torch has a fast path for attention with the batch in front, which heeds no autocast.
     near = {"rtol": 0.05, "atol": 0.05} if kind == "gelu" else {"rtol": 0, "atol": 0}
+
     for found, expected in zip(rounded(pictures, ["ldifs"]), exact(pictures, ["ldifs"])):
         torch.testing.assert_close(found, expected, **near)
+
     sizes = [sum(p.nbytes for p in one.encoder.parameters()) for one in (rounded, exact)]
     assert sizes[0] < 0.75 * sizes[1]  # small ones have few matrices
 
@@ -208,13 +218,16 @@ def test_a_state_from_a_gpus_fused_optimizer_goes_on_here(random_tiny):
     one, other = make(random_tiny), make(random_tiny)
     train(one, 2)
     state = copy.deepcopy(one.optimizer.state_dict())
+
     assert all(group["fused"] is None for group in state["param_groups"])
+
     for group in state["param_groups"]:
         group["fused"] = True
     other.load_state_dict(one.state_dict())
     other.optimizer.load_state_dict(state)
     other.scheduler.load_state_dict(one.scheduler.state_dict())
     other.steps_taken = one.steps_taken
+
     assert one.update(minibatches(7)) == other.update(minibatches(7)) and same(one, other)
 
 

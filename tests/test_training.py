@@ -20,10 +20,13 @@ def test_a_diverged_training_is_told_once_and_its_records_are_marked(tmp_path):
     each = diverging(tmp_path / "each", "--checkpoint_freq", "1")
     first = next(r["step"] for r in each if not math.isfinite(r["loss"]))
     few = diverging(tmp_path / "few", "--checkpoint_freq", "4")
+
     assert [r["step"] for r in few] == [0, 4, 8] and 0 < first < 4
+
     for found in (each, few):
         marks = {r["step"]: r.get("diverged_at", "no mark") for r in found}
         assert marks == {step: first if step >= first else "no mark" for step in marks}
+
     for name in ("each", "few"):
         out = (tmp_path / name / "out.txt").read_text()
         assert out.count("diverged:") == 1 and f"loss is nan at step {first}." in out
@@ -34,9 +37,11 @@ def test_a_diverged_training_is_told_once_and_its_records_are_marked(tmp_path):
 def test_a_training_that_diverges_is_done_and_no_whole_cell(tmp_path, capsys):
     marks = [diverging(tmp_path / target, "--test_envs", target)[-1] for target in "012"]
     assert all("diverged_at" in mark for mark in marks)
+
     capsys.readouterr()
     command = ["collect", str(tmp_path), "--strict", "--select", "oracle", "--format", "json"]
     assert cli.main(command) == 3
+
     said = capsys.readouterr()
     (table, *_) = json.loads(said.out)["tables"]
     assert [cell["mean"] for cell in table["rows"][0]["cells"]] == [None] * 3
