@@ -52,9 +52,12 @@ def train(algorithm, steps):
     return [algorithm.update(minibatches(seed)) for seed in range(steps)]
 
 
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def same_state(a, b):
+    a_state = a.state_dict()
+    b_state = b.state_dict()
+    return a_state.keys() == b_state.keys() and all(
+        torch.equal(a_state[key], b_state[key]) for key in a_state
+    )
 
 
 def dumped(algorithm):
@@ -97,8 +100,8 @@ def test_lambda_zero_is_plain_fine_tuning_to_the_last_bit(random_tiny):
     carft = make(random_tiny, "CARFT", kl_weight=0.0)
     plain = make(random_tiny, "CLIPFineTune")
     assert train(carft, 6) == train(plain, 6)
-    assert same(carft, plain)
-    assert not same(make(random_tiny), plain)
+    assert same_state(carft, plain)
+    assert not same_state(make(random_tiny), plain)
 
 
 def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny):
@@ -138,12 +141,12 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
     picture = Image.fromarray(rng.integers(0, 256, size=(48, 48, 3), dtype=np.uint8))
     loaded = backbone.load(str(random_tiny))
     to_clip, to_domainbed = (
-        transforms.Compose([transforms.ToTensor(), transforms.Normalize(*how)])
-        for how in ((pictures.CLIP_MEAN, pictures.CLIP_STD), pictures.IMAGENET)
+        transforms.Compose([transforms.ToTensor(), transforms.Normalize(*normalisation)])
+        for normalisation in ((pictures.CLIP_MEAN, pictures.CLIP_STD), pictures.IMAGENET)
     )
     with torch.no_grad():
         tokens = [clip.tokenize([c.format(k) for k in CLASSES]) for c in CONTEXTS]
-        text = torch.stack([loaded.model.encode_text(one) for one in tokens])
+        text = torch.stack([loaded.model.encode_text(prompts) for prompts in tokens])
         text = text / text.norm(dim=-1, keepdim=True)
         head = text.mean(dim=0)
         head = head / head.norm(dim=-1, keepdim=True)
@@ -180,6 +183,7 @@ def test_what_each_algorithm_trains(random_tiny):
         algorithm.train()
         train(algorithm, 4)
         after = algorithm.state_dict()
+
         assert {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])} == moves
         # One --hparams goes to all algorithms of a sweep: what is never trained stays zero-shot.
         probe = make(random_tiny, "CLIPLinearProbe")
@@ -197,11 +201,11 @@ def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_t
     assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
     assert not original.training and algorithm.encoder.training
 
-    ours = {id(p) for p in algorithm.parameters()}
-    assert not ours & {id(p) for p in original.parameters()}
+    original = {id(p) for p in algorithm.parameters()}
+    assert not original & {id(p) for p in original.parameters()}
 
     optimised = {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
-    assert optimised == ours
+    assert optimised == original
     assert algorithm.to("meta") is algorithm  # moved along, though it is no part
     assert {p.device.type for p in original.parameters()} == {"meta"}
 
@@ -233,14 +237,14 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
 def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny, name, matrix):
     algorithm = make(random_tiny, name)
     names = {id(p): n for n, p in algorithm.named_parameters()}
-    decayed, spared = (
+    decayed, no_decay = (
         {names[id(p)] for p in group["params"]} for group in algorithm.optimizer.param_groups
     )
 
     assert [g["weight_decay"] for g in algorithm.optimizer.param_groups] == [0.1, 0.0]
     assert {matrix, "encoder.proj", "encoder.conv1.weight"} <= decayed
     assert all("bias" not in n and "ln_" not in n and "embedding" not in n for n in decayed)
-    assert {"encoder.class_embedding", "encoder.positional_embedding"} <= spared
+    assert {"encoder.class_embedding", "encoder.positional_embedding"} <= no_decay
 
     every = make(random_tiny, name, weight_decay_all=True).optimizer.param_groups
     assert [g["weight_decay"] for g in every] == [0.1]
@@ -249,11 +253,11 @@ def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny, name, matr
 def test_warm_up_and_schedules(random_tiny):
     def rates(**overrides):
         algorithm = make(random_tiny, "CLIPLinearProbe", lr=1.0, total_steps=12, **overrides)
-        seen = []
+        learning_rates = []
         for seed in range(12):
-            seen.append(algorithm.optimizer.param_groups[0]["lr"])
+            learning_rates.append(algorithm.optimizer.param_groups[0]["lr"])
             algorithm.update(minibatches(seed))
-        return seen
+        return learning_rates
 
     warm = [1 / 3, 2 / 3]
     cosine = [0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]

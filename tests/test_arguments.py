@@ -75,8 +75,8 @@ def test_invalid_values_are_named():
 )
 def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
     # DPLCLIP's and MIRO's own, as they reach an algorithm there
-    theirs = {"test_envs": [0], "clip_transform": False, "domain_name": [], "test_batchsize": 128}
-    values = {**defaults(), **theirs, "backbone": "ViT-L/14"}
+    values = defaults() | {"test_envs": [0], "clip_transform": False, "domain_name": []}
+    values |= {"test_batchsize": 128, "backbone": "ViT-L/14"}
     host_arguments.check((3, 32, 32), values)
     monkeypatch.setattr("sys.argv", ["train.py", *argv])
     with pytest.raises(CarftError, match="'backbone' .did you mean 'clip_backbone'"):
@@ -84,7 +84,7 @@ def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("key", "message"),
     [
         ("kl_wieght", "unknown hparam 'kl_wieght' (did you mean 'kl_weight'?). Valid hparams: amp"),
         (
@@ -95,11 +95,11 @@ def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
         ("wings", "unknown hparam 'wings'. Valid hparams: amp"),
     ],
 )
-def test_an_unknown_name_of_the_users_has_one_guess_or_none(monkeypatch, given, told):
-    monkeypatch.setattr("sys.argv", ["train.py", "--hparams", f'{{"{given}": 3}}'])
+def test_an_unknown_name_of_the_users_has_one_guess_or_none(monkeypatch, key, message):
+    monkeypatch.setattr("sys.argv", ["train.py", "--hparams", f'{{"{key}": 3}}'])
     with pytest.raises(CarftError) as caught:
-        host_arguments.check((3, 32, 32), {**defaults(), given: 3})
-    assert str(caught.value).startswith(told)
+        host_arguments.check((3, 32, 32), {**defaults(), key: 3})
+    assert str(caught.value).startswith(message)
 
 
 def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):

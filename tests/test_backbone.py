@@ -51,17 +51,17 @@ def test_openais_archive_equals_a_state_dict(random_tiny, tmp_path, monkeypatch)
 def test_tiny_is_a_clip_that_openais_own_package_reads():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs, _ = clip.load(str(backbone.locate("tiny")[0]), device="cpu")
+        openai_model, _ = clip.load(str(backbone.locate("tiny")[0]), device="cpu")
 
-    ours = backbone.load("tiny")
+    loaded = backbone.load("tiny")
     picture = torch.rand(2, 3, 48, 48)
     with torch.no_grad():
-        a, b = (m.encode_image(picture) for m in (theirs, ours.model))
+        a, b = (m.encode_image(picture) for m in (openai_model, loaded.model))
 
     # theirs is rounded through half precision on loading
     assert torch.nn.functional.cosine_similarity(a, b).min() > 0.999
-    assert theirs.visual.input_resolution == 48
-    assert 10 < ours.logit_scale <= 100.001
+    assert openai_model.visual.input_resolution == 48
+    assert 10 < loaded.logit_scale <= 100.001
 
 
 def test_text_features_equal_clips_own_on_full_length_text(random_tiny):
@@ -90,8 +90,8 @@ def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_
     assert len(encoded) == 2
 
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), tmp_path / "other.pt")
-    other = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
-    assert len(encoded) == 3 and not torch.equal(other, first)
+    other_features = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
+    assert len(encoded) == 3 and not torch.equal(other_features, first)
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, monkeypatch):
@@ -104,8 +104,9 @@ def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, m
 def test_published_names_and_sums_are_those_of_openais_package():
     from clip.clip import _MODELS
 
-    theirs = {name: (url.split("/")[-1], url.split("/")[-2]) for name, url in _MODELS.items()}
-    assert theirs == backbone.OPENAI_WEIGHTS
+    parts = {name: url.split("/") for name, url in _MODELS.items()}
+    openai_weights = {name: (part[-1], part[-2]) for name, part in parts.items()}
+    assert openai_weights == backbone.OPENAI_WEIGHTS
 
 
 def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):

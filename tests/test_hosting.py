@@ -21,7 +21,8 @@ SETTINGS = [
 def check_parts(algorithm):
     """The parts predict what the algorithm does, by the weights of its state dict."""
     algorithm.eval()
-    featurizer, classifier = algorithm.featurizer, algorithm.classifier
+    featurizer = algorithm.featurizer
+    classifier = algorithm.classifier
     with torch.no_grad():
         expected = algorithm.predict(PICTURES)
         features = featurizer(PICTURES)
@@ -58,9 +59,9 @@ def test_the_parts_predict_what_the_algorithm_does(random_tiny, tmp_path, name, 
 def test_the_parts_are_the_algorithms_own_where_the_trained_weights_predict(random_tiny):
     algorithm = make(random_tiny)
     trained = {id(parameter) for parameter in algorithm.parameters()}
-    whole = torch.nn.Sequential(algorithm.featurizer, algorithm.classifier)
-    assert {id(parameter) for parameter in whole.parameters()} <= trained
-    whole(PICTURES).sum().backward()
+    logits = torch.nn.Sequential(algorithm.featurizer, algorithm.classifier)
+    assert {id(parameter) for parameter in logits.parameters()} <= trained
+    logits(PICTURES).sum().backward()
     assert algorithm.encoder.proj.grad is not None and algorithm.head.weight.grad is not None
 
 

@@ -13,8 +13,8 @@ def test_shipped_lists():
     assert len(prompts.contexts("emoji")) == 36
 
     metadata = pytest.importorskip("open_clip.zero_shot_metadata", reason="needs open_clip")
-    theirs = [template("{}") for template in metadata.SIMPLE_IMAGENET_TEMPLATES]
-    assert prompts.contexts("imagenet7") == theirs
+    expected = [template("{}") for template in metadata.SIMPLE_IMAGENET_TEMPLATES]
+    assert prompts.contexts("imagenet7") == expected
 
 
 # Of openai/CLIP's data/prompts.md: templates and classes, the first and the last of each, in
@@ -157,8 +157,10 @@ def test_the_number_of_names_must_fit():
     with pytest.raises(CarftError, match=r"2 class names \['a', 'b'\], .* has 3 classes"):
         prompts.class_names({"class_names": ["a", "b"]}, 3)
 
-    told = r"^class_names 'imagenet' gives 1,000 class names \['tench', .* and 990 more\], but the"
-    with pytest.raises(CarftError, match=told) as raised:
+    message = (
+        r"^class_names 'imagenet' gives 1,000 class names \['tench', .* and 990 more\], but the"
+    )
+    with pytest.raises(CarftError, match=message) as raised:
         prompts.class_names({"class_names": "imagenet"}, 2)
     assert len(str(raised.value)) < 400
     with pytest.raises(CarftError, match=r"'nowhere.txt', which is not a file"):
@@ -168,14 +170,14 @@ def test_the_number_of_names_must_fit():
 def test_the_digest_is_over_every_word_and_their_order():
     # printf '{"classes": ["cat", "d\\u00f6g"], "contexts": ["a {}", "the {}"]}' | sha256sum
     assert prompts.digest(["a {}", "the {}"], ["cat", "dög"]) == "16c22956d3889fcd"
-    others = [(["the {}", "a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["dög", "cat"])]
-    others += [(["a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["cat", "dog"])]
-    assert len({prompts.digest(*words) for words in others} | {"16c22956d3889fcd"}) == 5
+    changed = [(["the {}", "a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["dög", "cat"])]
+    changed += [(["a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["cat", "dog"])]
+    assert len({prompts.digest(*words) for words in changed} | {"16c22956d3889fcd"}) == 5
 
 
 def known(hparams, names, test_envs=None):
-    shown = [dataset_facts.Environment(name, None) for name in names]
-    dataset_facts.remember(hparams, "Mine", shown, test_envs=test_envs)
+    environments = [dataset_facts.Environment(name, None) for name in names]
+    dataset_facts.remember(hparams, "Mine", environments, test_envs=test_envs)
     return prompts.contexts_of(hparams)
 
 
