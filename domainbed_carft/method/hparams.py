@@ -25,6 +25,9 @@ ALGORITHMS = (
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 # Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
+# Between which powers of ten the learning rate is drawn, for the embedded CLIP and for others.
+TINY_RATES = (-4.5, -3.0)
+RATES = (-6.0, -4.5)
 PROBE_RATE_FACTOR = 10  # a head alone learns at this multiple of the learning rate
 _PREPROCESSING = r"|([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 DEFAULT_STEPS = 5001  # DomainBed's
@@ -62,10 +65,8 @@ def _learning_rate(conditions: Conditions) -> float:
 
 
 def _draw_learning_rate(random_state: np.random.RandomState, conditions: Conditions) -> float:
-    draw = (
-        kinds.power_of_ten(-4.5, -3.0) if conditions.trains_tiny else kinds.power_of_ten(-6.0, -4.5)
-    )
-    rate: float = draw(random_state, conditions)
+    low, high = TINY_RATES if conditions.trains_tiny else RATES
+    rate: float = kinds.power_of_ten(low, high)(random_state, conditions)
     return PROBE_RATE_FACTOR * rate if conditions.algorithm == "CLIPLinearProbe" else rate
 
 
