@@ -201,9 +201,8 @@ def test_activations_are_those_after_the_quarters_of_the_encoder(random_tiny):
     assert {tuple(output.shape[:2]) for output in outputs} == {(2, tokens)}
 
     with torch.no_grad():
-        head_output = (
-            encoder.ln_post(outputs[-1][:, 0]) @ encoder.proj
-        )  # the class token after all blocks
+        class_tokens = outputs[-1][:, 0]  # after all blocks
+        head_output = encoder.ln_post(class_tokens) @ encoder.proj
         torch.testing.assert_close(head_output, features)
         encoder(x)
 
