@@ -54,6 +54,7 @@ def _limit_problem(model_config: Mapping[str, Any]) -> str:
     sides = image_size if isinstance(image_size, list) else [image_size]
     layers = vision.get("layers", 12)
     stages = layers if isinstance(layers, list) else [layers]
+
     limits = [
         ("embed_dim", [model_config["embed_dim"]], _DIMENSIONS),
         ("vision_cfg.image_size", sides, _PIXELS),
@@ -67,6 +68,7 @@ def _limit_problem(model_config: Mapping[str, Any]) -> str:
         ("text_cfg.context_length", [text.get("context_length", 77)], _CONTEXT_LENGTH),
         ("text_cfg.vocab_size", [text.get("vocab_size", 49408)], _VOCABULARY),
     ]
+
     for name, numbers, largest in limits:
         if not numbers or not all(type(n) is int and 0 < n <= largest for n in numbers):
             value = numbers if len(numbers) != 1 else numbers[0]

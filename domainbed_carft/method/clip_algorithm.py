@@ -143,7 +143,7 @@ class CLIPAlgorithm(CLIPPredictor):
             averages.warn_of_cut_average(host_process.planned_steps(), hparams["total_steps"])
 
     def update(
-        self, minibatches: Minibatches | None = None, unlabeled: Any = None, **more: Any
+        self, minibatches: Minibatches | None = None, unlabeled: Any = None, **keywords: Any
     ) -> dict[str, float]:
         """Take one training step on (x, y) of each training environment.
 
@@ -154,13 +154,13 @@ class CLIPAlgorithm(CLIPPredictor):
         ``context_agreement`` in [0, 1]. Without the KL term the last two come only on the steps on
         which the drift is measured, with FLYP and in the first phase of LP-FT never.
         """
-        if minibatches is None and not {"x", "y"} <= more.keys():
+        if minibatches is None and not {"x", "y"} <= keywords.keys():
             raise CarftError(
-                f"update got no pictures but the arguments {sorted(more) or 'none'}; expected "
+                f"update got no pictures but the arguments {sorted(keywords) or 'none'}; expected "
                 "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
             )
 
-        pairs = [*zip(more["x"], more["y"])] if minibatches is None else minibatches
+        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else minibatches
         measurements = self.step_on_device(pairs)
         values = torch.stack([*measurements.values()]).tolist()  # waits once for all
         return dict(zip(measurements, values))

@@ -12,8 +12,8 @@ EMBEDDED = ("EmojiStyles", "EmojiShift")
 SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 
-class Context(NamedTuple):
-    """What a default and a draw depend on; ``clip_backbone`` is "" for the data set's default."""
+class Conditions(NamedTuple):
+    """What defaults and draws depend on; ``clip_backbone`` is "" for the data set's default."""
 
     algorithm: str
     dataset: str
@@ -25,14 +25,14 @@ class Context(NamedTuple):
         return self.dataset in SMALL_DATASETS or self.clip_backbone == "tiny"
 
 
-Draw = Callable[[np.random.RandomState, Context], Any]
+Draw = Callable[[np.random.RandomState, Conditions], Any]
 
 
 class Hparam(NamedTuple):
     """A hyperparameter: its default, its valid values, and how it is drawn at random."""
 
     name: str
-    default: Any  # a value, or a function of the context
+    default: Any  # a value, or a function of the conditions
     valid: Callable[[Any], bool]
     expected: str  # in words
     draw: Draw | None = None  # without it the random search keeps the default
@@ -60,19 +60,19 @@ def is_text_or_texts(value: Any) -> bool:
     return is_list and all(isinstance(text, str) and text for text in texts)
 
 
-def by_size(small: Any, large: Any) -> Callable[[Context], Any]:
+def by_size(small: Any, large: Any) -> Callable[[Conditions], Any]:
     """The default that is ``small`` on SMALL_DATASETS and ``large`` on others."""
-    return lambda context: small if context.dataset in SMALL_DATASETS else large
+    return lambda conditions: small if conditions.dataset in SMALL_DATASETS else large
 
 
-def by_algorithm(algorithm: str, published: Any, neutral: Any) -> Callable[[Context], Any]:
+def by_algorithm(algorithm: str, published: Any, neutral: Any) -> Callable[[Conditions], Any]:
     """The default that ``algorithm`` was ``published`` with, and is ``neutral`` for others."""
-    return lambda context: published if context.algorithm == algorithm else neutral
+    return lambda conditions: published if conditions.algorithm == algorithm else neutral
 
 
 def power_of_ten(low: float, high: float) -> Draw:
     """Draw 10 to the power of a uniform number between ``low`` and ``high``."""
-    return lambda random_state, context: float(10 ** random_state.uniform(low, high))
+    return lambda random_state, conditions: float(10 ** random_state.uniform(low, high))
 
 
 def choice(name: str, *choices: Any, default: Any = None) -> Hparam:
@@ -116,7 +116,7 @@ def term_weight(name: str, algorithm: str, published: float, low: float, high: f
     """
     draw_power = power_of_ten(low, high)
 
-    def draw(random_state: np.random.RandomState, context: Context) -> Any:
-        return draw_power(random_state, context) if context.algorithm == algorithm else 0.0
+    def draw(random_state: np.random.RandomState, conditions: Conditions) -> Any:
+        return draw_power(random_state, conditions) if conditions.algorithm == algorithm else 0.0
 
     return nonnegative(name, by_algorithm(algorithm, published, neutral=0.0), draw)

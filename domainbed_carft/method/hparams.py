@@ -15,7 +15,7 @@ import numpy as np
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.jobs.job import seed_hash
 from domainbed_carft.method import hparam_kinds as kinds
-from domainbed_carft.method.hparam_kinds import EMBEDDED, Context, Hparam
+from domainbed_carft.method.hparam_kinds import EMBEDDED, Conditions, Hparam
 
 ALGORITHMS = (
     "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
@@ -25,6 +25,9 @@ ALGORITHMS = (
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 # Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
+# Between which powers of ten the learning rate is drawn, for the embedded CLIP and for others.
+TINY_RATES = (-4.5, -3.0)
+RATES = (-6.0, -4.5)
 PROBE_RATE_FACTOR = 10  # a head alone learns at this multiple of the learning rate
 _PREPROCESSING = r"|([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 DEFAULT_STEPS = 5001  # DomainBed's
@@ -38,54 +41,54 @@ class _PromptLists(NamedTuple):
     contexts: str
 
 
-def _prompt_lists(context: Context) -> _PromptLists:
-    task = TASKS.get(context.dataset)
-    if context.dataset == "ImageNet":
+def _prompt_lists(conditions: Conditions) -> _PromptLists:
+    task = TASKS.get(conditions.dataset)
+    if conditions.dataset == "ImageNet":
         return _PromptLists("imagenet", "imagenet")
     if task is None:
-        contexts = kinds.by_size("emoji", "imagenet")(context)
-        return _PromptLists(f"dataset:{context.dataset}", contexts)
+        contexts = kinds.by_size("emoji", "imagenet")(conditions)
+        return _PromptLists(f"dataset:{conditions.dataset}", contexts)
     return _PromptLists(task.words, task.contexts or task.words)
 
 
-def _protocol(context: Context) -> str:
-    if context.dataset == "ImageNet":
+def _protocol(conditions: Conditions) -> str:
+    if conditions.dataset == "ImageNet":
         return "wise-ft"
-    return "clip" if context.dataset in TASKS else "domainbed"
+    return "clip" if conditions.dataset in TASKS else "domainbed"
 
 
-def _learning_rate(context: Context) -> float:
-    rate = 1e-5 if context.dataset in ("OfficeHome", "DomainNet") else 5e-6
-    if context.trains_tiny:
+def _learning_rate(conditions: Conditions) -> float:
+    rate = 1e-5 if conditions.dataset in ("OfficeHome", "DomainNet") else 5e-6
+    if conditions.trains_tiny:
         rate = 3e-4
-    return PROBE_RATE_FACTOR * rate if context.algorithm == "CLIPLinearProbe" else rate
+    return PROBE_RATE_FACTOR * rate if conditions.algorithm == "CLIPLinearProbe" else rate
 
 
-def _draw_learning_rate(random_state: np.random.RandomState, context: Context) -> float:
-    draw = kinds.power_of_ten(-4.5, -3.0) if context.trains_tiny else kinds.power_of_ten(-6.0, -4.5)
-    rate: float = draw(random_state, context)
-    return PROBE_RATE_FACTOR * rate if context.algorithm == "CLIPLinearProbe" else rate
+def _draw_learning_rate(random_state: np.random.RandomState, conditions: Conditions) -> float:
+    low, high = TINY_RATES if conditions.trains_tiny else RATES
+    rate: float = kinds.power_of_ten(low, high)(random_state, conditions)
+    return PROBE_RATE_FACTOR * rate if conditions.algorithm == "CLIPLinearProbe" else rate
 
 
-def _draw_decay(random_state: np.random.RandomState, context: Context) -> float:
-    if context.algorithm in UNDECAYED:
+def _draw_decay(random_state: np.random.RandomState, conditions: Conditions) -> float:
+    if conditions.algorithm in UNDECAYED:
         return 0.0
-    decay: float = kinds.power_of_ten(-3, 0)(random_state, context)
+    decay: float = kinds.power_of_ten(-3, 0)(random_state, conditions)
     return decay
 
 
-def _draw_batch_size(random_state: np.random.RandomState, context: Context) -> int:
-    return int(2 ** random_state.uniform(3, 5 if context.dataset == "DomainNet" else 5.5))
+def _draw_batch_size(random_state: np.random.RandomState, conditions: Conditions) -> int:
+    return int(2 ** random_state.uniform(3, 5 if conditions.dataset == "DomainNet" else 5.5))
 
 
-def _draw_wise_alpha(random_state: np.random.RandomState, context: Context) -> float:
-    return float(random_state.uniform(0.2, 0.9)) if context.algorithm == "CLIPWiSEFT" else 1.0
+def _draw_wise_alpha(random_state: np.random.RandomState, conditions: Conditions) -> float:
+    return float(random_state.uniform(0.2, 0.9)) if conditions.algorithm == "CLIPWiSEFT" else 1.0
 
 
-def _lp_steps(context: Context) -> int:
-    if context.algorithm != "CLIPLPFT":
+def _lp_steps(conditions: Conditions) -> int:
+    if conditions.algorithm != "CLIPLPFT":
         return 0
-    return 20 if context.dataset in kinds.SMALL_DATASETS else 500
+    return 20 if conditions.dataset in kinds.SMALL_DATASETS else 500
 
 
 HPARAMS: tuple[Hparam, ...] = (
@@ -109,13 +112,13 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     Hparam(
         "contexts",
-        lambda context: _prompt_lists(context).contexts,
+        lambda conditions: _prompt_lists(conditions).contexts,
         kinds.is_text_or_texts,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
     ),
     Hparam(
         "class_names",
-        lambda context: _prompt_lists(context).class_names,
+        lambda conditions: _prompt_lists(conditions).class_names,
         kinds.is_text_or_texts,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
     ),
@@ -141,11 +144,11 @@ HPARAMS: tuple[Hparam, ...] = (
     kinds.choice("weight_decay_all", False, True),
     kinds.choice("sampling", "with-replacement", "passes", "passes-by-shard"),
     kinds.count(
-        "batch_size", lambda context: 16 if context.trains_tiny else 32, 1, _draw_batch_size
+        "batch_size", lambda conditions: 16 if conditions.trains_tiny else 32, 1, _draw_batch_size
     ),
     kinds.choice("lr_schedule", "cosine", "constant"),
     kinds.count("warmup_steps", 0),
-    kinds.count("total_steps", lambda context: STEPS.get(context.dataset, DEFAULT_STEPS), 1),
+    kinds.count("total_steps", lambda conditions: STEPS.get(conditions.dataset, DEFAULT_STEPS), 1),
     Hparam("grad_clip", 1.0, kinds.is_number, "a number >= 0 (0 is off)"),
     kinds.choice("amp", "auto", "off", "bf16"),
     kinds.choice("original_precision", "bf16", "fp32", default=kinds.by_size("fp32", "bf16")),
@@ -200,12 +203,12 @@ def overlay(
     As in DomainBed each is drawn from its own generator, so that adding one never moves another.
     ``clip_backbone``: the CLIP that takes the place of the data set's default, if any.
     """
-    context = Context(algorithm, dataset, clip_backbone)
+    conditions = Conditions(algorithm, dataset, clip_backbone)
     values = {}
     for hparam in HPARAMS:
-        default = hparam.default(context) if callable(hparam.default) else hparam.default
+        default = hparam.default(conditions) if callable(hparam.default) else hparam.default
         generator = np.random.RandomState(seed_hash(random_seed, hparam.name))
-        drawn_value = hparam.draw(generator, context) if hparam.draw else default
+        drawn_value = hparam.draw(generator, conditions) if hparam.draw else default
         values[hparam.name] = (default, drawn_value)
     return values
 

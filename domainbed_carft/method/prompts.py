@@ -56,6 +56,7 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
         for template in templates
         if template.count("{}") != 1 or templates.count(template) > 1
     ]
+
     if invalid or len(templates) < least:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
         example = f", such as {invalid[0]!r}" if invalid else ""
