@@ -70,7 +70,7 @@ def inside(arguments: argparse.Namespace) -> None:
     clock.watch(data.ImageNet, "read", "listing and check")
     clock.watch(shards, "_made", "of it, making the index")
     clock.watch(preparation, "split_environments", "splits")
-    clock.watch(job_batches.JobBatches, "of_step", "waiting for the pictures of steps")
+    clock.watch(job_batches.JobBatches, "step_batches", "waiting for the pictures of steps")
     clock.watch(step_meters, "step", "steps")
     clock.watch(training.Run, "_evaluate", "evaluating what is held out")
     hparams = {
