@@ -373,7 +373,7 @@ def test_a_missing_data_folder_is_reported_once(tmp_path, capsys):
 
 
 def test_other_numbers_of_classes_are_refused_without_all_their_names():
-    with pytest.raises(CarftError, match="stands for 1000 class names .* and 995 more") as raised:
+    with pytest.raises(CarftError, match="1,000 class names .* and 990 more") as raised:
         prompts.class_names({"class_names": "imagenet"}, 7)
     assert len(str(raised.value)) < 400
 
