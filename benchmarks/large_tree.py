@@ -139,7 +139,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(backbone, "text_features", "text features of all prompts")
     clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")
-    clock.watch(job_batches.JobBatches, "of_step", "waiting for the pictures of steps")
+    clock.watch(job_batches.JobBatches, "step_batches", "waiting for the pictures of steps")
     clock.watch(step_meters, "step", "steps")
     clock.watch(training.Run, "_evaluate", "evaluations")
     if only_start:

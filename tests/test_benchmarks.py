@@ -20,10 +20,14 @@ TOTALS = {
     "OfficeHome": {"A": 2427, "C": 4365, "P": 4439, "R": 4357},
     "TerraIncognita": {"L100": 4741, "L38": 9736, "L43": 3970, "L46": 5883},
     "DomainNet": {
-        "clip": 48129, "info": 51605, "paint": 72266,
-        "quick": 172500, "real": 172947, "sketch": 69128,
+        "clip": 48129,
+        "info": 51605,
+        "paint": 72266,
+        "quick": 172500,
+        "real": 172947,
+        "sketch": 69128,
     },
-}  # fmt: skip
+}
 
 CLASSES = {"PACS": 7, "VLCS": 5, "OfficeHome": 65, "TerraIncognita": 10, "DomainNet": 345}
 

@@ -91,7 +91,8 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
     server.break_after = None
     report = download.download("PACS", tmp_path)
     last = server.requested_ranges[-1]
-    assert last is not None and 0 < int(last[len("bytes=") : -1]) <= len(server.content) // 2
+    assert last is not None
+    assert 0 < int(last[len("bytes=") : -1]) <= len(server.content) // 2
     assert len([f for f in files(tmp_path / "PACS") if f.endswith(".jpg")]) == 28
     assert report.verdict == "verified" and not list(tmp_path.glob(".PACS*"))
     with pytest.raises(CarftError, match=r"PACS already exists"):
@@ -111,7 +112,8 @@ def test_a_file_that_is_no_archive_is_renamed_and_fetched_again(server, pacs, tm
     expected = (
         f"{archive}, from {pacs.sources[0].url}, {fault}; the file was renamed to PACS.zip.dam"
     )
-    assert str(raised.value).startswith(expected) and f"save it as {archive}" in str(raised.value)
+    assert str(raised.value).startswith(expected)
+    assert f"save it as {archive}" in str(raised.value)
 
     server.content = complete_archive
     assert download.download("PACS", tmp_path).verdict == "verified"
@@ -146,9 +148,8 @@ def test_data_of_a_wrong_archive_is_not_installed(server, pacs, archives, tmp_pa
         download.download("PACS", tmp_path, None, True)
     assert (archives / "PACS.zip").exists() and not (tmp_path / "PACS").exists()
     (archives / "PACS.zip").write_bytes(server.content)  # put there by hand
-    assert (
-        download.download("PACS", tmp_path).verdict == "verified" and server.requested_ranges == []
-    )
+    assert download.download("PACS", tmp_path).verdict == "verified"
+    assert server.requested_ranges == []
 
 
 def test_leftovers_of_macos_are_not_unpacked(server, pacs, archives, tmp_path):
@@ -156,7 +157,8 @@ def test_leftovers_of_macos_are_not_unpacked(server, pacs, archives, tmp_path):
     leftovers = ["__MACOSX/kfold/._photo", "kfold/photo/__MACOSX/1.jpg", "kfold/photo/dog/._1.jpg"]
     zipped(archives / "PACS.zip", [*leftovers, *names])
     assert download.download("PACS", tmp_path).verdict == "verified"
-    assert len(files(tmp_path / "PACS")) == len(names) and server.requested_ranges == []
+    assert len(files(tmp_path / "PACS")) == len(names)
+    assert server.requested_ranges == []
 
 
 @pytest.mark.parametrize("name", ["PACS", "ImageNet-R", "EuroSAT", "Caltech101"])

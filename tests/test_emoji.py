@@ -45,7 +45,8 @@ def test_other_hosts_get_the_size_they_have_networks_for():
     dataset = data_sets.EmojiStyles("not read")  # SWAD and MIRO transform by themselves
     picture, label = dataset[2][0]
     assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
-    assert dataset.input_shape == (3, 224, 224) and dataset.environments == dataset.ENVIRONMENTS
+    assert dataset.input_shape == (3, 224, 224)
+    assert dataset.environments == dataset.ENVIRONMENTS
     names = prompts.class_names({"class_names": "dataset:EmojiStyles"}, 10)
     assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 

@@ -94,4 +94,5 @@ def test_trained_and_tabulated(name, test_env, tmp_path, capsys):
     _, oracle = capsys.readouterr().out.split(title)
     header, row = (line.split() for line in oracle.splitlines()[1:3])
     assert header == ["Algorithm", *TOTALS[name], "Avg"]
-    assert row[0] == "CARFT" and row[1 + test_env] == f"{100 * last[f'env{test_env}_in_acc']:.1f}"
+    assert row[0] == "CARFT"
+    assert row[1 + test_env] == f"{100 * last[f'env{test_env}_in_acc']:.1f}"

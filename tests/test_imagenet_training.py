@@ -295,24 +295,36 @@ def test_a_folder_of_imagenets_classes_but_one_is_not_consistent(copy):
     for part in ("train", "val"):
         shutil.rmtree(copy / "imagenet" / part / "n01440764")
     done = carft("verify", copy / "imagenet")
-    assert "differs" in done.stdout and "missing 'n01440764', extra none" in done.stdout
+    assert "differs" in done.stdout
+    assert "missing 'n01440764', extra none" in done.stdout
     assert "carft data verify ImageNet --data_dir" in done.stdout
     done = carft("verify", copy / "imagenet" / "train")
-    assert done.returncode == 1 and "are ImageNet's classes, not environments" in done.stdout
+    assert done.returncode == 1
+    assert "are ImageNet's classes, not environments" in done.stdout
     assert "\n  ... and 949 more\n" in done.stdout and len(done.stdout.splitlines()) < 60
 
 
 def test_shards_are_verified(data):
     done = carft("verify", "ImageNet", "--data_dir", data / "shards")
-    assert done.returncode == 0 and "has 2,000 pictures, expected 1,281,167" in done.stdout
+    assert done.returncode == 0
+    assert "has 2,000 pictures, expected 1,281,167" in done.stdout
     assert "no validation set" in done.stdout
 
 
 def launched(data_dir, output, *flags):
-    return cli.main([
-        "sweep", "launch", "imagenet", "--data_dir", str(data_dir), "--output_dir", str(output),
-        "--yes", *flags,
-    ])  # fmt: skip
+    return cli.main(
+        [
+            "sweep",
+            "launch",
+            "imagenet",
+            "--data_dir",
+            str(data_dir),
+            "--output_dir",
+            str(output),
+            "--yes",
+            *flags,
+        ]
+    )
 
 
 def test_the_sweep_checks_the_training_set(copy, tmp_path, capsys):
@@ -341,16 +353,19 @@ def test_a_missing_data_folder_is_reported_once(tmp_path, capsys):
         done = carft("verify", name, "--data_dir", missing)
         assert done.returncode == 2 and done.stderr.count(message) == 1, name
         assert len(done.stderr.splitlines()) == 1
+
     for sweep in ("imagenet", "tasks", "domainbed"):
         arguments = ["sweep", "launch", sweep, "--data_dir", str(missing)]
         assert cli.main([*arguments, "--output_dir", str(tmp_path / "out"), "--yes"]) == 1
         assert capsys.readouterr().err.count(str(missing)) == 1
         assert cli.main([*arguments, "--output_dir", str(tmp_path / "out"), "--dry-run"]) == 0
         assert capsys.readouterr().out.count(str(missing)) == 1
+
     for suite in ("imagenet", "DTD"):
         arguments = ["evaluate", "--clip", "tiny", "--suite", suite, "--data_dir", str(missing)]
         assert cli.main(arguments) == 1
         assert capsys.readouterr().err.count(str(missing)) == 1
+
     for name in ("ImageNet", "DTD", "PACS"):
         arguments = ["--algorithm", "CARFT", "--dataset", name, "--data_dir", str(missing)]
         assert train.main([*arguments, "--test_envs", "--output_dir", str(tmp_path / "out")])
@@ -358,9 +373,10 @@ def test_a_missing_data_folder_is_reported_once(tmp_path, capsys):
 
 
 def test_other_numbers_of_classes_are_refused_without_all_their_names():
-    with pytest.raises(CarftError, match="stands for 1000 class names .* and 995 more") as raised:
+    with pytest.raises(CarftError, match="1,000 class names .* and 990 more") as raised:
         prompts.class_names({"class_names": "imagenet"}, 7)
     assert len(str(raised.value)) < 400
+
     names = [*imagenet.class_names()]
     subject, trained, current = splits._differing_classes(names, [*names[:-1], "another"])
     assert (subject, trained, current) == ("the class of label 999", names[-1], "another")

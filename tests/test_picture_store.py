@@ -120,11 +120,11 @@ def test_two_processes_write_at_once(tmp_path):
     for writer in writers:
         writer.join(timeout=60)
         assert writer.exitcode == 0
+
     picture_store = opened(BOUND)
     size = picture_store.size()
-    assert (
-        all_equal(loaded(TRAINING, paths, picture_store), expected) and picture_store.size() == size
-    )
+    assert all_equal(loaded(TRAINING, paths, picture_store), expected)
+    assert picture_store.size() == size
 
 
 def test_a_full_store_stays_as_it_is(tmp_path):
@@ -185,9 +185,11 @@ def test_a_store_of_other_pictures_makes_room_once_nobody_uses_it(tmp_path):
     user.join(60)
     assert forked(lambda: keeps(first_paths))  # half and more is of these pictures: it stays
     assert forked(lambda: keeps(second_paths))
-    assert not forked(lambda: opened("16M", str(tmp_path / "ours")).get(
-        store.picture_key(first_paths[0], f"whole {loading.DECODER_VERSIONS}")
-    ))  # fmt: skip
+    assert not forked(
+        lambda: opened("16M", str(tmp_path / "ours")).get(
+            store.picture_key(first_paths[0], f"whole {loading.DECODER_VERSIONS}")
+        )
+    )
 
 
 def test_a_store_of_another_boot_is_deleted(temporary_folder):

@@ -58,14 +58,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "teal"), rgba).convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
+
     picture.save(folder / "plain.jpg", quality=75)
     picture.save(folder / "progressive.jpg", progressive=True, subsampling=0)
     picture.convert("L").save(folder / "grey.jpg")
     Image.merge("RGB", picture.split()[::-1]).save(folder / "rgb inside.jpg", keep_rgb=True)
     picture.save(folder / "turned.jpg", exif=turned)
+
     content = (folder / "plain.jpg").read_bytes()
     (folder / "long.jpg").write_bytes(content + b"more")
     (folder / "cut off.jpg").write_bytes(content[: len(content) // 2])
+
     picture.convert("CMYK").save(folder / "inks.jpg")
     picture.convert("P").save(folder / "palette.png", transparency=3)
     Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(
@@ -111,9 +114,17 @@ def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
 def test_plans_of_our_transforms():
     training_plan = plan.plan_of(transform("domainbed", 224, augment=True))
     assert training_plan == Plan(
-        224, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD, (0.7, 1.0), (3 / 4, 4 / 3), 0.5,
-        ((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3)), 0.1,
-    )  # fmt: skip
+        224,
+        "crop",
+        "bilinear",
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        (0.7, 1.0),
+        (3 / 4, 4 / 3),
+        0.5,
+        ((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3)),
+        0.1,
+    )
     assert training_plan.draws
     assert pickle.loads(pickle.dumps(training_plan)) == training_plan
 
@@ -173,7 +184,9 @@ def first_stage_of_all(picture_transform, jitter: str, folder: Path) -> Stages:
     picture_plan = plan.plan_of(picture_transform, jitter)
     assert picture_plan is not None
 
-    squares, choices, expected = [], [], []
+    squares = []
+    choices = []
+    expected = []
     for seed in range(2):
         for name in (*DECODED_BY_TORCHVISION, *DECODED_BY_PILLOW):
             torch.manual_seed(seed)

@@ -162,6 +162,7 @@ def test_an_altered_index_costs_only_time(alteration, with_checksum, tmp_path, c
     path = write_labels(tmp_path / "0.tar", [0, 0, 1, 2])
     first = shards.index([path], CLASSES)
     (cache_file,) = (cache / "shards").iterdir()
+
     table = np.column_stack([first.locations, first.labels]).astype("<i8")
     rows = ALTERED[alteration](table)
     if with_checksum:
@@ -174,6 +175,7 @@ def test_an_altered_index_costs_only_time(alteration, with_checksum, tmp_path, c
             shards.index([path], CLASSES)
         rows = checksum(keys[0], rows) + rows
     cache_file.write_bytes(rows)
+
     index = shards.index([path], CLASSES)
     assert np.array_equal(index.locations, first.locations)
     assert np.array_equal(index.labels, first.labels)
@@ -272,10 +274,13 @@ def test_a_sample_that_is_there_twice_is_refused(tmp_path):
         write_members(tmp_path / "apart.tar", separate_shards),
         "the sample 'a' appears twice, in .*apart.tar with the label 0 and in .* the label 1",
     )
+
     neighbours = [member("a.jpg", b"x"), member("a.cls", b"0"), member("a.cls", b"1")]
     refused(write_members(tmp_path / "beside.tar", neighbours), "a.cls: duplicate file name")
+
     copies = [write_labels(tmp_path / name, [0, 1]) for name in ("0.tar", "1.tar")]
     refused(copies, "'s0' appears twice, in .*0.tar with the label 0 and in .*1.tar with the label")
+
     # The same name in two folders of an archive, or a name that goes on, is another sample.
     parts = [
         *(member("x/a.jpg", b"x"), member("x/a.cls", b"0")),
@@ -302,13 +307,15 @@ def links_to_each_other(path):
 
 def many_headers(path):
     block = tarfile.TarInfo("././@LongLink")
-    block.type, block.size = tarfile.GNUTYPE_LONGNAME, 2
+    block.type = tarfile.GNUTYPE_LONGNAME
+    block.size = 2
     path.write_bytes((block.tobuf(tarfile.GNU_FORMAT) + b"a\0".ljust(512, b"\0")) * 3000)
 
 
 def many_pax_headers(path):
     block = tarfile.TarInfo("pax")
-    block.type, block.size = tarfile.XHDTYPE, 12
+    block.type = tarfile.XHDTYPE
+    block.size = 12
     path.write_bytes(
         (block.tobuf(tarfile.USTAR_FORMAT) + b"12 path=abc\n".ljust(512, b"\0")) * 3000
     )
@@ -316,7 +323,8 @@ def many_pax_headers(path):
 
 def long_pax_header(path):
     block = tarfile.TarInfo("pax")
-    block.type, block.size = tarfile.XHDTYPE, 6 << 30
+    block.type = tarfile.XHDTYPE
+    block.size = 6 << 30
     with path.open("wb") as file:
         file.write(block.tobuf(tarfile.GNU_FORMAT))
         file.truncate(7 << 30)  # takes no place on the disk
@@ -331,7 +339,8 @@ def huge_sparse_file(path):
 
 def huge_old_sparse_file(path):
     info = tarfile.TarInfo("a.jpg")
-    info.type, info.size = tarfile.GNUTYPE_SPARSE, 1
+    info.type = tarfile.GNUTYPE_SPARSE
+    info.size = 1
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     block[386:398] = tarfile.itn(2**86, 12, tarfile.GNU_FORMAT)
     block[398:410] = tarfile.itn(2**86, 12, tarfile.GNU_FORMAT)

@@ -290,7 +290,7 @@ WITHOUT_A_CLASS = {
         drop_line(root / "ClassName.txt", "/a/alley") or shutil.rmtree(root / "a" / "alley")
     ),
 }
-GONE = dict(EuroSAT="Forest", Caltech101="accordion", DTD="blotchy", Food101="baklava")
+MISSING_CLASSES = dict(EuroSAT="Forest", Caltech101="accordion", DTD="blotchy", Food101="baklava")
 
 
 @pytest.mark.parametrize("name", WITHOUT_A_CLASS)
@@ -302,18 +302,18 @@ def test_a_missing_class_shifts_no_label_and_is_named(name, planted, capsys):
     WITHOUT_A_CLASS[name](data / task.folder)
 
     split = tasks.read_split(task, data, True)
-    gone = GONE.get(name, "alley")
+    missing = MISSING_CLASSES.get(name, "alley")
     remaining = labels_by_class(split)
     if name == "DTD":  # still in the list val1.txt
         assert remaining == complete and len(split) == 2 * task.classes - 1
         drop_line(data / "dtd" / "dtd" / "labels" / "val1.txt", "blotchy/")
         split = tasks.read_split(task, data, True)
         remaining = labels_by_class(split)
-    assert remaining == {one: labels for one, labels in complete.items() if one != gone}
+    assert remaining == {key: labels for key, labels in complete.items() if key != missing}
     assert len(split.classes) == task.classes
 
     report = tasks.report_on(task, data, [split])
-    problem = f"train has no picture of 1 of the {task.classes} classes: '{gone}'"
+    problem = f"train has no picture of 1 of the {task.classes} classes: '{missing}'"
     assert report.verdict == "broken" and report.problems[0].startswith(problem)
     assert cli.main(["data", "verify", name, "--data_dir", str(data)]) == 1
     assert f"problem: {problem}" in capsys.readouterr().out
@@ -509,12 +509,12 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     )
 
     (record,) = records.read(tmp_path / "out")  # of two evaluations
-    assert record["suite"] == "EuroSAT" and record["sets"]["test (own split)"]["right"] == right
+    assert record["suite"] == "EuroSAT"
+    assert record["sets"]["test (own split)"]["right"] == right
 
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", replace(small, drawn=(3, 1)))  # none is left
-    assert (
-        cli.main(arguments) == 0 and "no test set of the suite EuroSAT" in capsys.readouterr().out
-    )
+    assert cli.main(arguments) == 0
+    assert "no test set of the suite EuroSAT" in capsys.readouterr().out
 
 
 def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
@@ -576,7 +576,8 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
         x = torch.stack([transform(picture) for picture, _ in pictures])
         predictions = (clip.model.visual(x) @ F.normalize(texts[0], dim=-1).T).argmax(dim=1)
     right = int((predictions == torch.tensor([label for _, label in pictures])).sum())
-    assert document["sets"]["test"]["right"] == right and not document["sets"]["test"]["complete"]
+    assert document["sets"]["test"]["right"] == right
+    assert not document["sets"]["test"]["complete"]
 
 
 def test_the_mean_over_classes_weighs_these_alike():

@@ -46,7 +46,8 @@ def test_links_that_lead_outside_are_refused(tmp_path, links):
     archive = tarred(tmp_path / "a.tar.gz", ("d/good.jpg", PICTURE), *links)
     with pytest.raises(CarftError, match=r"not safe to unpack .*'link'.*Do not use") as raised:
         archives.unpack(archive, tmp_path / "inner")
-    assert not isinstance(raised.value, archives.BadFile) and not (tmp_path / "inner").exists()
+    assert not isinstance(raised.value, archives.BadFile)
+    assert not (tmp_path / "inner").exists()
 
 
 def cut(path: Path) -> None:

@@ -54,26 +54,31 @@ def inside(table, change):
         (lambda t: renamed(t, photo="Photo"), "differs", "the same order: rename 'Photo' to 'pho"),
         (
             lambda t: {name: t[name] for name in ("photo", "art_painting", "cartoon", "sketch")},
-            "broken", "are 'photo', 'art_painting'.* expected 'art_painting'",
+            "broken",
+            "are 'photo', 'art_painting'.* expected 'art_painting'",
         ),
         (
-            lambda t: {**t, "photo": without(t["photo"], "guitar")}, "broken",
+            lambda t: {**t, "photo": without(t["photo"], "guitar")},
+            "broken",
             "in 'photo' are not the known ones: missing 'guitar', extra none. .* wrong from 3 on;",
         ),
         (
-            lambda t: inside(t, lambda c: renamed(c, person="Person")), "differs",
+            lambda t: inside(t, lambda c: renamed(c, person="Person")),
+            "differs",
             "other names in the same order: 'Person' for 'person'",
         ),
         (
-            lambda t: {**t, "cartoon": {**t["cartoon"], "guitar": 134}}, "differs",
+            lambda t: {**t, "cartoon": {**t["cartoon"], "guitar": 134}},
+            "differs",
             r"2,343 pictures, expected 2,344 as in .* \(-1\): 'guitar' 134 instead of 1",
         ),
         (
-            lambda t: inside(t, lambda c: {"test": 1, "train": 1}), "broken",
+            lambda t: inside(t, lambda c: {"test": 1, "train": 1}),
+            "broken",
             "'photo' has the sub-splits 'test', 'train', expected class folders",
         ),
     ],
-)  # fmt: skip
+)
 def test_pacs_with_a_change(change, verdict, sentence):
     report = report_on("PACS", change(benchmarks.get("PACS").editions[0].by_class))
     assert report.verdict == verdict
@@ -88,11 +93,12 @@ def test_pacs_with_a_change(change, verdict, sentence):
         (even(["only"]), "broken", "'art' has 1 class folder, expected at least two"),
         (even(["cat", "dog"], pictures=0), "broken", "'art' has no picture in 'cat', 'dog'"),
         (
-            {**even(["Alarm_Clock", "dog"]), "z": {"Alarm Clock": 1, "dog": 1}}, "broken",
+            {**even(["Alarm_Clock", "dog"]), "z": {"Alarm Clock": 1, "dog": 1}},
+            "broken",
             "in 'z' are not those in 'art': missing 'Alarm_Clock', extra 'Alarm Clock'. Labels",
         ),
     ],
-)  # fmt: skip
+)
 def test_environments_of_own_data_must_have_the_same_classes(counts, verdict, sentence):
     report = report_on("Mine", counts)
     assert report.verdict == verdict
@@ -167,8 +173,10 @@ def test_the_command_in_json(tmp_path):
 
     done = carft("verify", "Ofice-Home", "--data_dir", "/", "--json")
     document = json.loads(done.stdout)
-    assert done.returncode == 2 and (document["name"], document["verdict"]) == ("Ofice-Home", None)
-    assert "did you mean OfficeHome?" in document["error"] and document["error"] in done.stderr
+    assert done.returncode == 2
+    assert (document["name"], document["verdict"]) == ("Ofice-Home", None)
+    assert "did you mean OfficeHome?" in document["error"]
+    assert document["error"] in done.stderr
 
 
 def test_the_list_and_what_is_embedded():
@@ -188,9 +196,8 @@ def test_the_list_and_what_is_embedded():
         data_set["name"]: data_set for data_set in json.loads(carft("list", "--json").stdout)
     }
     assert list(by_name)[:7] == list(benchmarks.BENCHMARKS)
-    assert (
-        len(by_name["DomainNet"]["classes"]) == 345 and by_name["PACS"]["licence"] == "not stated"
-    )
+    assert len(by_name["DomainNet"]["classes"]) == 345
+    assert by_name["PACS"]["licence"] == "not stated"
     assert by_name["VLCS"]["editions"][0]["by_class"]["SUN09"]["bird"] == 20
 
 
@@ -223,7 +230,8 @@ def test_counts_are_those_of_image_folder(tmp_path):
             path for path, _ in image_folder.samples
         )
         counts = listed.counts[environment]
-        assert list(counts) == image_folder.classes and sum(counts.values()) == len(image_folder)
+        assert list(counts) == image_folder.classes
+        assert sum(counts.values()) == len(image_folder)
     assert listed.faults["link"] == ["art/cat/gone.png"]
 
 

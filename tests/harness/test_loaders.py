@@ -153,8 +153,11 @@ def in_small_shared_memory(size, *command, **variables):
         pytest.skip(f"no private mount: {attempt.stderr.strip()}")
     return subprocess.Popen(
         ["unshare", "-m", "bash", "-c", mounted, "bash", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **variables,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **variables,
+    )
 
 
 @pytest.fixture
@@ -212,7 +215,8 @@ def test_what_cannot_be_sent_ends_the_loading():
 def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, number, hang_after):
     read = loader._RequestedItems.__getitems__
     context = multiprocessing.get_context("fork")
-    hanging, count = context.Event(), context.Value("i", 0)
+    hanging = context.Event()
+    count = context.Value("i", 0)
 
     def hang(self, requests):
         with count.get_lock():

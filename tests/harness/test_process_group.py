@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -38,14 +39,16 @@ HPARAMS = {
 }
 
 
-def words(pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object) -> list[str]:
+def train_arguments(
+    pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object
+) -> list[str]:
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 7}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **HPARAMS[algorithm], **changed}
     fixed = ("--algorithm", algorithm, "--checkpoint_freq", "3", "--hparams", json.dumps(hparams))
     return fakes.quick(folder, *fixed, "--dataset", str(pictures))
 
 
-def start(size: int, *command: str) -> list[warm.Process]:
+def start(size: int, command: list[str]) -> list[warm.Process]:
     """The processes of a job, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,38 +60,52 @@ def start(size: int, *command: str) -> list[warm.Process]:
     return [warm.start(*command, env=env) for env in variables]
 
 
-def run(size: int, *command: str) -> list[int]:
-    return [process.wait() for process in start(size, *command)]
-
-
 TRAIN = ("-m", "domainbed.scripts.train")
 
 
-def outcome(folder: Path):
+def train_jobs(size: int, arguments: list[str]) -> list[int]:
+    """The exit statuses of the processes of a job, started as torchrun does."""
+    return [process.wait() for process in start(size, [*TRAIN, *arguments])]
+
+
+class Outcome(NamedTuple):
+    """What a job has written, without what differs between two runs."""
+
+    numbers: list[dict[str, float]]  # of its records
+    settings: list[dict[str, object]]  # hyperparameters and arguments of its records
+    weights: dict[str, torch.Tensor]
+
+
+def outcome(folder: Path) -> Outcome:
     records = fakes.records(folder)
-    numbers = [
-        {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
-        for record in records
-    ]
-    hparams = [record["hparams"] for record in records]
-    args = [{**record["args"], "output_dir": None} for record in records]
-    return numbers, (hparams, args), torch.load(folder / "model.pkl", weights_only=True)
+    return Outcome(
+        numbers=[
+            {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
+            for record in records
+        ],
+        settings=[
+            {"hparams": record["hparams"], "args": {**record["args"], "output_dir": None}}
+            for record in records
+        ],
+        weights=torch.load(folder / "model.pkl", weights_only=True)["model_dict"],
+    )
 
 
 def assert_same(folder: Path, alone: Path) -> None:
-    actual, expected = outcome(folder), outcome(alone)
-    for now, then in zip(actual[0], expected[0], strict=True):
-        assert now == pytest.approx(then, rel=1e-3, abs=1e-5)
-    assert actual[1] == expected[1]
+    """Assert that two jobs have written the same, up to the rounding of sums."""
+    actual = outcome(folder)
+    expected = outcome(alone)
+    assert actual.settings == expected.settings
+    for numbers, expected_numbers in zip(actual.numbers, expected.numbers, strict=True):
+        assert numbers == pytest.approx(expected_numbers, rel=1e-3, abs=1e-5)
 
-    now, then = actual[2]["model_dict"], expected[2]["model_dict"]
-    assert [*now] == [*then]
-
-    for name in now:
+    assert [*actual.weights] == [*expected.weights]
+    for name, weight in actual.weights.items():
+        expected_weight = expected.weights[name]
         if name.endswith("in_proj_bias"):  # Adam takes keys' biases, whose gradients are 0, for any
-            for weights in (now, then):
-                weights[name].view(3, -1)[1] = 0.0
-        torch.testing.assert_close(now[name], then[name], rtol=1e-3, atol=2e-5)
+            for bias in (weight, expected_weight):
+                bias.view(3, -1)[1] = 0.0
+        torch.testing.assert_close(weight, expected_weight, rtol=1e-3, atol=2e-5)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
 
 
@@ -96,8 +113,8 @@ def assert_same(folder: Path, alone: Path) -> None:
 def alone(pictures, tmp_path_factory) -> Path:
     """A job of one process, whose weights move far more than rounding does."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    assert run(1, *TRAIN, *words(pictures, folder)) == [0]
-    losses = [record["loss"] for record in outcome(folder)[0]]
+    assert train_jobs(1, train_arguments(pictures, folder)) == [0]
+    losses = [record["loss"] for record in outcome(folder).numbers]
     assert max(losses) - min(losses) > 0.05
     return folder
 
@@ -105,7 +122,7 @@ def alone(pictures, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("size", [2, 3])
 def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
-    args = train.build_parser().parse_args(words(pictures, Path("unused")))
+    args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
     hparams = preparation.choose_hparams(args)
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
@@ -127,15 +144,15 @@ def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
 
 
 def test_three_processes_train_what_one_does(pictures, alone, tmp_path):
-    assert run(3, *TRAIN, *words(pictures, tmp_path / "three")) == [0, 0, 0]
+    assert train_jobs(3, train_arguments(pictures, tmp_path / "three")) == [0, 0, 0]
     assert_same(tmp_path / "three", alone)
 
 
 @pytest.mark.parametrize("algorithm", ["CLIPLPFT", "CLIPZeroShot"])
 def test_two_processes_train_what_one_does(pictures, tmp_path, algorithm):
     for size in (1, 2):
-        command = words(pictures, tmp_path / str(size), algorithm)
-        assert run(size, *TRAIN, *command) == [0] * size
+        command = train_arguments(pictures, tmp_path / str(size), algorithm)
+        assert train_jobs(size, command) == [0] * size
     assert_same(tmp_path / "2", tmp_path / "1")
 
 
@@ -144,52 +161,65 @@ import os, sys
 from domainbed.scripts import train
 from domainbed_carft.method.algorithms import CARFT
 
-place, at, what, *arguments = sys.argv[1:]
-owner = next(one for one in CARFT.__mro__ if place in vars(one))
-original, calls = getattr(owner, place), []
+method, call_number, statement, *arguments = sys.argv[1:]
+owner = next(cls for cls in CARFT.__mro__ if method in vars(cls))
+original = getattr(owner, method)
+calls = []
 
 def disturbed(self, *args, **kwargs):
     calls.append(1)
-    if os.environ["RANK"] == "1" and len(calls) == int(at):
-        exec(what)
+    if os.environ["RANK"] == "1" and len(calls) == int(call_number):
+        exec(statement)
     return original(self, *args, **kwargs)
 
-setattr(owner, place, disturbed)
+setattr(owner, method, disturbed)
 sys.exit(train.main(arguments))
 """
 
 
-@pytest.mark.parametrize("place, at", [("step_on_device", 3), ("predict", 10)])
-def test_a_signal_to_one_stops_all_and_another_number_goes_on(pictures, alone, tmp_path, place, at):
+def start_disturbed(
+    arguments: list[str], method: str, call_number: int, statement: str
+) -> list[warm.Process]:
+    """Start a job of two processes; the second runs ``statement`` before a call of a method."""
+    return start(2, ["-c", DISTURBED, method, str(call_number), statement, *arguments])
+
+
+@pytest.mark.parametrize("method, call_number", [("step_on_device", 3), ("predict", 10)])
+def test_a_signal_to_one_stops_all_and_another_number_goes_on(
+    pictures, alone, tmp_path, method, call_number
+):
     """In a step and in an evaluation; then by one process to the end of the same run."""
-    arguments = words(pictures, tmp_path / "job")
-    disturbance = (place, str(at), f"os.kill(os.getpid(), {int(signal.SIGUSR1)})")
-    assert run(2, "-c", DISTURBED, *disturbance, *arguments) == [75, 75]
+    arguments = train_arguments(pictures, tmp_path / "job")
+    statement = f"os.kill(os.getpid(), {int(signal.SIGUSR1)})"
+    processes = start_disturbed(arguments, method, call_number, statement)
+    assert [process.wait() for process in processes] == [75, 75]
+
     message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
     assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
-    assert run(1, *TRAIN, *arguments) == [0]
+    assert train_jobs(1, arguments) == [0]
     assert_same(tmp_path / "job", alone)
 
 
 def test_the_first_process_reports_why_another_has_failed(pictures, tmp_path):
-    refused = words(pictures, tmp_path / "refused", "FLYP")
-    assert run(2, *TRAIN, *refused) == [2, 2]
+    refused = train_arguments(pictures, tmp_path / "refused", "FLYP")
+    assert train_jobs(2, refused) == [2, 2]
 
     message = (tmp_path / "refused" / "err.txt").read_text()
     assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in message
 
-    disturbance = ("set_up", "1", "self.hparams['lr'] = 0.5")
-    assert run(2, "-c", DISTURBED, *disturbance, *words(pictures, tmp_path / "other")) == [2, 2]
+    arguments = train_arguments(pictures, tmp_path / "other")
+    processes = start_disturbed(arguments, "set_up", 1, "self.hparams['lr'] = 0.5")
+    assert [process.wait() for process in processes] == [2, 2]
 
     message = (tmp_path / "other" / "err.txt").read_text()
     assert "process 1 of 2 has other settings than the first: lr is 0.5, expected 0.001" in message
 
-    arguments = words(pictures, tmp_path / "broken")
-    disturbance = ("step_on_device", "2", "raise RuntimeError('broken on purpose')")
-    first, _ = processes = start(2, "-c", DISTURBED, *disturbance, *arguments)
+    arguments = train_arguments(pictures, tmp_path / "broken")
+    statement = "raise RuntimeError('broken on purpose')"
+    processes = start_disturbed(arguments, "step_on_device", 2, statement)
     assert [process.wait() for process in processes] == [1, 1]
 
-    message = first.communicate()[1]
+    message = processes[0].communicate()[1]
     assert message == (tmp_path / "broken" / "err.txt").read_text()
     assert message.startswith("train: process 1 of 2: Traceback")
     assert message.endswith("\nRuntimeError: broken on purpose\n")
@@ -230,7 +260,7 @@ FIRST_IS_GONE = (
 
 def test_the_first_process_starts_the_others_and_they_end_together(pictures, alone, tmp_path):
     """Whichever is killed, err.txt has the reason; then they train to the end."""
-    arguments = [*words(pictures, tmp_path / "job"), "--processes", "2"]
+    arguments = [*train_arguments(pictures, tmp_path / "job"), "--processes", "2"]
     reasons = {False: "train: process 1 of 2 was killed by SIGKILL", True: FIRST_IS_GONE}
     for kills_first, reason in reasons.items():
         (tmp_path / "job" / "state.pt").unlink(missing_ok=True)
@@ -261,7 +291,7 @@ def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path,
 
     killer = threading.Thread(target=kill_the_first, daemon=True)
     killer.start()
-    command = shlex.join(["python", *TRAIN, *words(pictures, folder.path)])
+    command = shlex.join(["python", *TRAIN, *train_arguments(pictures, folder.path)])
     assert run_commands(launchers.make("pool", {}), [command]) == []
 
     killer.join()
@@ -276,7 +306,13 @@ def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path,
 def test_torchrun(pictures, alone, tmp_path):
     """Told to stop, it gives them time to save."""
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = [sys.executable, "-m", *launcher, *TRAIN, *words(pictures, tmp_path / "job")]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        *TRAIN,
+        *train_arguments(pictures, tmp_path / "job"),
+    ]
     process = subprocess.Popen(command)
     wait_until((tmp_path / "job" / "state.pt").exists)
     process.terminate()

@@ -88,14 +88,14 @@ class JobBatches:
         return step % self.checkpoint_freq == 0 or step == self.steps - 1
 
     def step_batches(self) -> list[Batch]:
-        """The batches of the next step, one of each in-split. Raises Stopped as `_waiting`."""
+        """The batches of the next step, one of each in-split. Raises Stopped for a signal."""
         with self._waiting():
             return list(itertools.islice(self._batches, len(self.in_splits)))
 
     def split_batches(self, name: str) -> Iterator[Batch | None]:
         """The batches of what is evaluated next; None where this process has no slice of one.
 
-        Raises Stopped as `_waiting`.
+        Raises Stopped for a signal that comes while this process waits for a batch.
         """
         size = len(self.evaluated[name])
         for begin in range(0, size, self._evaluation_batch_size):
