@@ -57,7 +57,7 @@ def run_suite(output: Path, trials: int | None = None, declared: str | Path = "d
                 alphas = (0, 0.25, 0.5, 0.75, 1)
                 _carft("wise-ft", *where, "-o", mixed, "--save", "none", "--alphas", *alphas)
     rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
-    (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
+    (ends,) = suites.rows_by_table(row for row in rows if row.alpha in (None, 0.5))
     table = Document([suites.CAPTION], [suites.grid(ends)], {}, [])
     note = (
         "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
