@@ -21,7 +21,7 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.data import picture_files, shards
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.method import algorithms, host_arguments, prompts
+from domainbed_carft.method import algorithms, job_facts, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
@@ -205,7 +205,7 @@ def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
-        host_arguments.checked_data(hparams)
+        job_facts.record_data_facts(hparams)
     spoil(tmp_path / "imagenet" / "train")
     with pytest.raises(CarftError, match=message):
         built(tmp_path)
@@ -244,14 +244,14 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     ]
 
     values |= {"sampling": "passes", "protocol": "domainbed"}
-    host_arguments.checked_data(dict(values))
+    job_facts.record_data_facts(dict(values))
     message = "sampling is 'passes', expected 'with-replacement'"
     with pytest.raises(CarftError, match=message):
-        host_arguments.checked_data({**values, "class_balanced": True})
+        job_facts.record_data_facts({**values, "class_balanced": True})
 
     monkeypatch.delattr("domainbed.algorithms.Algorithm.indivisible")
     with pytest.raises(CarftError, match=message):  # on another's DomainBed
-        host_arguments.checked_data(dict(values))
+        job_facts.record_data_facts(dict(values))
 
 
 # carft data verify and carft sweep launch

@@ -116,7 +116,7 @@ def _suite_table(sweep_folder: Path) -> str:
     groups = collection.gather([sweep_folder]).groups
     rows = [row for group in groups for row in suites.scores(group)]
     shown_rows = [row for row in rows if row.alpha in (None, 0.5)]
-    (suite_rows,) = suites.tabled(shown_rows)
+    (suite_rows,) = suites.rows_by_table(shown_rows)
     table = Document([suites.CAPTION], [suites.grid(suite_rows)], {}, [])
     return formats.FORMATS["text"](table)
 

@@ -76,14 +76,14 @@ class Run:
         return tuple(self.job.args["test_envs"])
 
 
-class Read(NamedTuple):
+class RunsAndWarnings(NamedTuple):
     """The runs in some folders, and warnings about the files in which they were recorded."""
 
     runs: list[Run]
     warnings: list[RecordWarning]
 
 
-def read(folders: Sequence[Path | str]) -> Read:
+def read(folders: Sequence[Path | str]) -> RunsAndWarnings:
     """All runs in ``folders`` and up to DEPTH levels below, each real folder once.
 
     Raises CarftError, naming all of them, if any of ``folders`` are missing.
@@ -113,7 +113,7 @@ def read(folders: Sequence[Path | str]) -> Read:
     for folder in folders:
         visit(str(folder), DEPTH)
     runs = [run for folder in record_folders.values() for run in _runs_in(folder, warnings)]
-    return Read(runs, warnings)
+    return RunsAndWarnings(runs, warnings)
 
 
 def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[Run]:

@@ -120,7 +120,7 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
         for table in group_tables
         if table.method == method and not table.averages
     ]
-    sections += [make_section.of_suite(rows) for rows in suites.tabled(results.suite_scores)]
+    sections += [make_section.of_suite(rows) for rows in suites.rows_by_table(results.suite_scores)]
 
     tables = results.tables
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
@@ -135,7 +135,7 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
         "published": _published_grids(results, method),
         "captions": _captions(has_suites=bool(results.suite_scores)),
         "notes": [note for group in groups for note in group.notes],
-        "complete": not any(table.incomplete for table in tables if table.method == method),
+        "complete": not any(table.n_incomplete for table in tables if table.method == method),
         "warnings": describe_warnings(results.warnings),
     }
     return content | _provenance(runs)

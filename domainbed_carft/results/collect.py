@@ -189,7 +189,7 @@ class _DocumentMaker:
 
     def add_suites(self, scores: Sequence[Scores]) -> None:
         """Add the tables of suites."""
-        self._grids += [suites.grid(rows) for rows in suites.tabled(scores)]
+        self._grids += [suites.grid(rows) for rows in suites.rows_by_table(scores)]
         self._caption.append(suites.CAPTION)
         self._sections["suites"] = [row.entry() for row in scores]
 
@@ -235,7 +235,7 @@ def _summary(collection: Collection, all_tables: Sequence[Table]) -> dict[str, A
     return {
         "records": sum(len(run.steps) for run in runs),
         "jobs": len(runs),
-        "incomplete_cells": sum(table.incomplete for table in all_tables),
+        "incomplete_cells": sum(table.n_incomplete for table in all_tables),
         "cells": sum(cell.is_expected for table in all_tables for cell in table.cells),
         "faults": [warning._asdict() for warning in collection.warnings],
     }

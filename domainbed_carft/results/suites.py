@@ -141,7 +141,7 @@ def _cells_over(trials: Mapping[int, Mapping[str, Any]], suite: str) -> dict[str
     return cells
 
 
-def tabled(rows: Iterable[Scores]) -> list[list[Scores]]:
+def rows_by_table(rows: Iterable[Scores]) -> list[list[Scores]]:
     """The rows of each table: of one suite, training set and setting."""
     by_table: dict[tuple[str, str, str], list[Scores]] = {}
     for row in rows:

@@ -83,7 +83,7 @@ class Table(NamedTuple):
         return [cell for row in self.rows for cell in row.cells]
 
     @property
-    def incomplete(self) -> int:
+    def n_incomplete(self) -> int:
         """How many cells are incomplete."""
         return sum(bool(cell.missing) for cell in self.cells)
 
