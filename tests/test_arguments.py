@@ -55,9 +55,7 @@ def test_invalid_values_are_named():
     wrong |= {"class_names": [""], "kl_weight": -1, "lr": float("inf"), "lp_lr": 10**400}
     with pytest.raises(CarftError) as caught:
         host_arguments.check((3, 32, 32), {**defaults(), **wrong})
-    assert all(
-        f"{name} is {value!r}, expected " in str(caught.value) for name, value in wrong.items()
-    )
+    assert all(f"{name} is {value!r:.150}" in str(caught.value) for name, value in wrong.items())
     assert "Valid hparams" not in str(caught.value)  # no name is wrong
     with pytest.raises(CarftError, match="warmup_steps is 5001, expected less than total_steps"):
         host_arguments.check((3, 32, 32), {**defaults(), "warmup_steps": 5001})
