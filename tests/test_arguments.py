@@ -60,7 +60,7 @@ def test_invalid_values_are_named():
 
     message = str(caught.value)
     for name, value in wrong.items():
-        assert f"{name} is {repr(value)[:100]}" in message
+        assert f"{name} is {value!r:.150}" in message
     assert "Valid hparams" not in str(caught.value)  # no name is wrong
     with pytest.raises(CarftError, match="warmup_steps is 5001, expected less than total_steps"):
         host_arguments.check((3, 32, 32), {**defaults(), "warmup_steps": 5001})

@@ -29,6 +29,7 @@ def nothing_set(tmp_path, monkeypatch):
 def test_all_problems_are_told_at_once_with_what_would_be_right():
     with pytest.raises(CarftError) as raised:
         launchers.make("slurm", {"partitoin": "gpu", "array_cap": "many", "gpus": -1, "cpus": 2})
+
     message = str(raised.value)
     assert "no option of slurm is called 'partitoin'; did you mean partition?" in message
     assert "array_cap is 'many', expected a whole number" in message
@@ -81,6 +82,7 @@ def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted
         run("slurm", commands(tmp_path, 5), array_size=3)
     # DomainBed's sweep would pass over jobs whose folders are there.
     assert sorted(path.name for path in tmp_path.glob("job*")) == ["job00", "job01", "job02"]
+
     (launched,) = tmp_path.glob("launches/*.json")
     assert json.loads(launched.read_text())["jobs"] == {f"job0{n}": f"1_{n}" for n in range(3)}
 
@@ -96,16 +98,19 @@ def test_an_element_gives_way_to_who_has_its_job_five_times(
     run("slurm", commands(tmp_path, 1), gpus=2)
     (element,) = submitted
     assert element.environment["DOMAINBED_PROCESSES"] == "2"
+
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     process = foreign_processes.start(HOLD, tmp_path / "job00")
     with pytest.raises(SystemExit) as exit_info:
         element()
     assert exit_info.value.code == 75 and requeued == ["12_3"]
+
     monkeypatch.setenv("SLURM_RESTART_COUNT", "5")  # as SLURM itself counts
     with pytest.raises(CarftError, match=rf"process {process.pid}"):
         element()
     assert len(requeued) == 1 and not JobFolder(tmp_path / "job00").attempts()  # no failure
+
     process.kill()
     process.wait()
     element()
@@ -116,9 +121,11 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, jobs_per_gpu: 2}\nslurm:\n")
     assert launchers.make("pool").options == PoolOptions(jobs=3, jobs_per_gpu=2)
     assert capsys.readouterr().err == f"pool: options read from {tmp_path}/launchers.yaml\n"
+
     # A flag wins; one that is not set does not.
     chosen = launchers.make("pool", {"jobs": "5", "jobs_per_gpu": None}).options
     assert chosen == PoolOptions(jobs=5, jobs_per_gpu=2)
+
     capsys.readouterr()
     cluster_file = tmp_path / "a cluster's.yaml"
     cluster_file.write_text(
@@ -178,13 +185,16 @@ def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
     launcher = launchers.make(name, {"gpus": "2"})
     slots = launcher.slots(100)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3,5", "7,GPU-1"][:count]
+
     for slot in slots:
         assert (slot["DOMAINBED_PROCESSES"], slot["OMP_NUM_THREADS"]) == ("2", "1")
         assert slot["DOMAINBED_CORES"] == str(16 // count)
     assert "DOMAINBED_PROCESSES" not in launchers.make(name).slots(1)[0]
+
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("DOMAINBED_PROCESSES", "3")  # as is the way without GPUs
     assert launchers.make(name).slots(1)[0]["OMP_NUM_THREADS"] == "4"
+
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
     message = f"{name}: gpus is 2, expected at most the 1 of this machine"
     assert message in "".join(launchers.problems(launcher, []))
@@ -200,11 +210,14 @@ def test_quotas_of_cgroups(tmp_path):
     (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/a/b/cpu.max").write_text("max 100000\n")
     assert machine.cores(tmp_path) == all_cores
+
     (tmp_path / "sys/fs/cgroup/a/cpu.max").write_text("50000 100000\n")
     assert machine.cores(tmp_path) == 1
+
     all_memory = machine.memory(tmp_path)
     (tmp_path / "sys/fs/cgroup/a/b/memory.max").write_text("max\n")
     assert machine.memory(tmp_path) == all_memory > 1 << 20
+
     (tmp_path / "sys/fs/cgroup/a/memory.max").write_text("1048576\n")
     assert machine.memory(tmp_path) == 1 << 20
 
@@ -212,9 +225,11 @@ def test_quotas_of_cgroups(tmp_path):
 def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-77,-1")
     assert machine.gpus() == ["2", "GPU-77"]
+
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.gpus() == []
+
     listing = "GPU 0: A (UUID: GPU-1)\n  MIG 1g Device 0: (UUID: x)\nGPU 1: A (UUID: GPU-2)"
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\n[ $1 = -L ] && echo '{listing}'\n")

@@ -34,11 +34,13 @@ def test_a_full_disk_is_told_and_a_reader_that_has_enough_is_no_fault(sweep):
         done = collect(sweep, full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("carft: the disk is full (")
+
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as closed:
         enough = collect(sweep, closed)
     assert enough.returncode == 0
+
     for stderr in (done.stderr, enough.stderr):
         assert "Traceback" not in stderr and "Exception" not in stderr
 

@@ -27,8 +27,10 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
 
     state = look(out)
     assert state["counts"]["done"] == 2 and sum(state["counts"].values()) == 2
+
     test_envs = {job["algorithm"]: job["test_envs"] for job in state["jobs"]}
     assert test_envs == {"CLIPZeroShot": [1], "CARFT": [1]}
+
     # Without what no selection uses, and the tables lack nothing.
     for path in out.glob("*/results.jsonl"):
         record = json.loads(path.read_text().splitlines()[-1])
@@ -41,6 +43,7 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
 
     relaunch = carft(*launch)
     assert "There is nothing to launch." in relaunch.stdout and relaunch.returncode == 0
+
     # It has the environments that were not asked for to do.
     flags = ["--algorithms", "CLIPZeroShot", "CARFT", "--datasets", "EmojiStyles", "--n_trials"]
     flags += ["1", "--n_hparams", "1", "--single_test_envs", "--steps", "2", "--data_dir"]
@@ -49,6 +52,7 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     upstream_sweep = warm.run(*command)
     counts = "8 jobs: 2 done, 0 incomplete, 6 not launched."
     assert counts in upstream_sweep.stdout, upstream_sweep.stderr
+
     estimate = carft(*launch, "--dry-run")
     assert "2 jobs: 2 done." in estimate.stdout, estimate.stderr
 
@@ -62,13 +66,16 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert "3 jobs failed:" in done.stderr
     assert "exit status 2: " in done.stderr and "0 out-split items" in done.stderr
     assert "carft sweep retry" in done.stderr
+
     relaunch = carft("launch", *bad)
     assert relaunch.returncode == 1 and "3 failed jobs are not launched" in relaunch.stdout
     assert "There is nothing to launch." in relaunch.stdout
     assert "0 out-split items" in (next(out.glob("*/err.txt"))).read_text()
+
     status = carft("status", out)
     assert status.returncode == 1 and "Failed (launch again after" in status.stdout
     assert "3 of 3 failed jobs will be retried" in carft("retry", out).stdout
+
     dry = carft("launch", *bad, "--launcher", "dummy")
     command = "DOMAINBED_SKIP_TRAINING_IN_SPLITS=1 python -m domainbed.scripts.train"
     assert dry.stdout.count(f"Dummy launcher: {command}") == 3
@@ -96,12 +103,16 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
         launcher.kill()
     assert launcher.returncode == 143, outputs
     assert "Traceback" not in outputs[1]
+
     folder = JobFolder(job["folder"])
     assert not folder.is_held() and folder.state_path.exists()
+
     counts = look(out)["counts"]
     assert (counts["interrupted"], counts["not launched"]) == (1, 2)
+
     (attempt,) = folder.attempts()
     assert attempt.status == 75
+
     saved = load_weights(folder.state_path)["steps_done"]
     (stopped_job,) = [job for job in look(out)["jobs"] if job["state"] == "interrupted"]
     assert stopped_job["step"] == attempt.step == saved > 0

@@ -42,6 +42,7 @@ variants:
     )
     common = {"protocol": "clip", "amp": "off"}
     assert hparams(declaration, "PACS", "CLIPFineTune", variant="a") == {**common, "lr": 1e-5}
+
     for_carft = {**common, "lr": 1e-5, "kl_weight": 2}
     assert hparams(declaration, "PACS", "CARFT", variant="a") == for_carft
     assert hparams(declaration, "DomainNet", "CLIPFineTune", variant="a")["lr"] == 2e-5
@@ -203,6 +204,7 @@ SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
 def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
     declaration = declaration_file.load(path.stem)
     assert declaration.name == path.stem and declaration.description
+
     jobs = declaration.jobs("D", Path("/nowhere"))
     statuses = [states.status(job, declaration.facts) for job in jobs]
     *_, total = costs.costs(statuses, declaration.facts).values()
@@ -221,6 +223,7 @@ def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
     assert domainnet["head_scale"] == "outside" and domainnet["grad_clip"] == 0
     assert domainnet["lr"] == 1e-5 and "protocol" not in domainnet  # all methods share pictures
     assert hparams(peers, "PACS", "CLIPLPFT") == {"lp_steps": 500}
+
     comments = (REPO / "sweeps" / "peers.yaml").read_text()
     assert "LP-FT with 500 head steps" in comments and "ERM++" not in comments
 
@@ -228,6 +231,7 @@ def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
     values = hparams(imagenet, "ImageNet", "LipsumFT")
     assert values["head_scale"] == "outside" and values["grad_clip"] == 0
     assert values["protocol"] == "lipsum-ft"
+
     protocols = {hparams(imagenet, "ImageNet", name)["protocol"] for name in ("CARFT", "FLYP")}
     assert protocols == {"wise-ft"}
 
@@ -253,6 +257,7 @@ def test_every_command_of_the_documentation_is_one(document):
     commands = re.findall(r"^ *(carft sweep .*)", text, re.MULTILINE)
     commands += re.findall(r"`(carft sweep [^`]+)`", text)
     assert commands
+
     for command in commands:
         words = shlex.split(command, comments=True)[1:]
         if words[1:] in (["launch"], ["launch", "NAME"]):

@@ -45,8 +45,10 @@ def test_each_selection_method_gets_the_jobs_it_needs():
     singles = [[0], [1], [2], [3]]
     assert choices("selection: [training-domain]") == singles
     assert choices("selection: [oracle]") == singles
+
     pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
     assert choices("selection: [leave-one-domain-out]") == sorted(singles + pairs)
+
     # A target's validation accuracy is measured in the pairs that it is one of.
     one_target = "test_environments: [A]\nselection: [leave-one-domain-out]"
     assert choices(one_target) == [[0], [0, 1], [0, 2], [0, 3]]

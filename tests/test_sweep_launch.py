@@ -51,13 +51,16 @@ def test_every_job_that_is_not_done_is_told_with_its_reason(launch, foreign_proc
         return [SimpleNamespace(folder=str(refused.folder), status=127, last_words=words)]
 
     assert launch(leave) == 1
+
     stderr = capsys.readouterr().err
     assert "3 jobs not done:" in stderr and "failed" not in stderr
     assert "exit status 75: words of 75" in stderr and "No space left on device" in stderr
+
     holder = foreign_processes.running[0].pid
     assert f"running, {os.uname().nodename}, process {holder}, since" in stderr
     assert launch(finish_all) == 1
     assert "1 job not done:" in capsys.readouterr().err
+
     foreign_processes.kill()
     assert launch(finish_all) == launch(finish_all) == 0
 
@@ -119,6 +122,7 @@ def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
     launch(note_folders, "--launcher", "slurm")
     foreign_processes.queue(SimpleNamespace(folder=launched_folders[0][0]))
     assert launch(note_folders, "--launcher", name) == 0
+
     first, second = launched_folders
     assert len(second) == launched_count and set(second) == set(first[-launched_count:])
 
@@ -134,6 +138,7 @@ def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monke
 
     flags = ["--log", "tensorboard", "wandb", "--keep_weights", "none"]
     assert launch(note_jobs) == launch(note_jobs, *flags) == 1  # none is done
+
     plain, with_flags = launches
     usual = {SKIP_VARIABLE: "1"}
     variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "out"}
@@ -147,6 +152,7 @@ def test_a_dry_run_warns_of_a_log_that_a_launch_refuses(launch, out, monkeypatch
     refusal = "--log wandb: you are not logged in"
     monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [refusal])
     assert launch(finish_all, "--log", "wandb", "--dry-run") == 0
+
     output = capsys.readouterr()
     assert "Nothing is launched." in output.out
     assert output.err == f"Warning: a launch would refuse this: {refusal}\n"
@@ -224,6 +230,7 @@ def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monk
     out = tmp_path / "100% sure"
     flags = [*declared(tmp_path), "--output_dir", str(out), "--launcher", "slurm"]
     assert cli.main(["sweep", "launch", *flags]) == 1
+
     stderr = capsys.readouterr().err
     assert "2 problems, nothing was done" in stderr
     assert "sbatch, srun, squeue, scontrol, which are not on PATH" in stderr
@@ -277,6 +284,7 @@ def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
     flags = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
     status, out, err = carft(capsys, ["PACS"], *flags)
     assert status == 0 and "Data: not checked, no --data_dir /nowhere here; each job" in out, err
+
     flags[1] = data
     status, _, err = carft(capsys, ["VLCS"], *flags)
     assert status == 1 and "__MACOSX" in err

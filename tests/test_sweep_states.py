@@ -21,11 +21,13 @@ def test_running_tells_where_since_when_how_far_and_how_fast(sweep, foreign_proc
     now = status(folder, job)
     assert now.state == states.RUNNING and now.eta is None
     assert now.holder[:2] == (os.uname().nodename, process.pid) and now.holder.since == begun
+
     record(job, 4, step_time=2.0)
     process.kill()
     foreign_processes.hold(job, step=8, steps=11, pictures_per_step=12)
     now = status(folder, job)
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (8, 11, 3 * 2.0, 6.0)
+
     foreign_processes.kill()
     with (job.folder / "results.jsonl").open("a") as file:
         file.write('{"step": 9, "cu')
@@ -41,6 +43,7 @@ def test_queued_as_long_as_its_launcher_lives(sweep, foreign_processes):
     assert now.state == states.QUEUED
     assert now.detail == f"pool on {os.uname().nodename}, process {process.pid}"
     assert status(folder, unqueued).state == states.NOT_LAUNCHED
+
     process.kill()
     process.wait()
     assert status(folder, job).state == states.NOT_LAUNCHED
@@ -54,15 +57,18 @@ def test_status_as_text_and_as_json(sweep, foreign_processes, capsys):
     ended(jobs[3], 1, 1, 75)
     foreign_processes.hold(jobs[2], step=3, steps=11, pictures_per_step=12)
     assert cli.main(["sweep", "status", str(folder)]) == 1  # one has failed
+
     stdout = capsys.readouterr().out
     counts = "1 done (1 diverged), 1 running, 4 not launched, 1 interrupted, 1 failed"
     assert stdout.startswith(f"8 jobs: {counts}.\n")
     assert "14 of 88 steps (16%)" in stdout
+
     job = "PACS CARFT, test environments 1, trial 0, hparams seed 0"
     assert f"{job}; killed by SIGKILL (often: out of memory): words of -9" in stdout
     assert "exit status 75: words of 75" in stdout
     assert "step 3 of 11" in stdout
     assert cli.main(["sweep", "status", str(folder), "--json"]) == 1
+
     document = json.loads(capsys.readouterr().out)
     assert document["counts"]["failed"] == 1 and len(document["jobs"]) == 8
     assert set(document["jobs"][0]) == {
@@ -95,10 +101,13 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
         )
     manifest.drop(folder, [job.folder])
     assert cli.main(["sweep", "status", str(folder)]) == 0
+
     printed = capsys.readouterr().out
     assert "\\x1b]0;own" in printed and not {"\x1b", "\u202e", "\x07"} & set(printed)
+
     (folder / "sweep.json").write_text('{"version": ' + "[" * 100_000)
     assert cli.main(["sweep", "status", str(folder)]) == 1
+
     printed = capsys.readouterr().err
     assert "sweep.json is not a readable manifest" in printed and printed.count("\n") == 1
 
@@ -112,6 +121,7 @@ def test_watch_looks_again_until_nothing_moves(sweep, foreign_processes):
     )  # fmt: skip
     first_lines = [watching.stdout.readline() for _ in range(2)]
     assert "1 running" in first_lines[1]
+
     process.stdin.close()
     later_output, _ = watching.communicate(timeout=60)
     assert "1 running" not in later_output.split("jobs:")[-1]

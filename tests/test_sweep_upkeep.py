@@ -28,6 +28,7 @@ def test_retry_keeps_how_they_ended(sweep, capsys):
     assert "1 of 2 failed jobs will be retried" in output
     assert [status(folder, job).state for job in (a, b)] == [states.FAILED, states.NOT_LAUNCHED]
     assert (b.folder / "attempts-1.jsonl").read_text().count("words of 2") == 1
+
     output = carft(capsys, "retry", folder, "--only", "DomainNet", status=1)
     assert "no failed job matches 'DomainNet'; for a list: carft sweep status" in output
 
@@ -42,10 +43,12 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
     cut = folder / f".deleted-{unfinished.folder.name}-12"  # a deletion that was cut short
     (cut / ("0" * 32)).mkdir(parents=True)
     assert "2 leftover files deleted" in carft(capsys, "clean", folder)
+
     names_left = {p.name for p in done.folder.iterdir()}
     assert names_left == {"model.pkl", "results.jsonl", "done"}
     assert (unfinished.folder / "state.pt").exists() and not cut.exists()
     assert len(listed_folders(folder)) == 8
+
     (done.folder / "kept.part").mkdir()
     stderr = carft(capsys, "clean", folder, status=1)
     assert "kept.part: " in stderr and stderr.endswith("; check this path and its permissions\n")
@@ -79,6 +82,7 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
     assert all((job.folder / "out.txt").exists() for job in (done, running, *later))
     assert not any(job.folder.exists() for job in (died, failed, new))
     assert listed_folders(folder) == {job.folder for job in (done, running, queued, *later)}
+
     stdout = carft(capsys, "clean", folder, "--incomplete")
     assert "There are no incomplete jobs to delete." in stdout
 
@@ -94,6 +98,7 @@ def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(
     assert "on another machine" not in stderr and "another machine, process" in stderr
     assert "which cannot be reached" in stderr
     assert elsewhere.poll() is None
+
     elsewhere.kill()
     elsewhere.wait()
     assert "No jobs are running or queued." in carft(capsys, "cancel", folder, "--yes")
