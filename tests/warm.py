@@ -66,9 +66,13 @@ def start(
     """Start a child, the leader of a process group of its own; `stdout` may be a descriptor."""
     words = [str(argument) for argument in arguments]
     with tempfile.NamedTemporaryFile("a") as out, tempfile.NamedTemporaryFile("a") as err:
-        handed = (_Handed(stdout or out.fileno()), _Handed(err.fileno()), str(cwd or os.getcwd()))
-        environment = dict(os.environ if env is None else env)
-        process = _FORKS.Process(target=_child, args=(words, environment, *handed))
+        variables = dict(os.environ if env is None else env)
+        streams = {"stdout": _Handed(stdout or out.fileno()), "stderr": _Handed(err.fileno())}
+        process = _FORKS.Process(
+            target=_child,
+            args=(words, variables),
+            kwargs={**streams, "cwd": str(cwd or os.getcwd())},
+        )
         process.start()
         return Process(process, words, [open(file.name, errors="replace") for file in (out, err)])
 
