@@ -25,8 +25,13 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.text = text
-        self.elements, self.headings, self.tables = [], [], {}
-        self._open, self._rows, self._words, self._caption = [], None, None, ""
+        self.elements = []
+        self.headings = []
+        self.tables = {}
+        self._open = []
+        self._rows = None
+        self._words = None
+        self._caption = ""
         self.feed(text)
         self.close()
 

@@ -34,7 +34,8 @@ def order_of_top(folder, capsys):
 
 def orders_in_report(folder, monkeypatch):
     """The rows of the page's tables, and the algorithms of bars and curves in drawing order."""
-    bars, legends = [], []
+    bars = []
+    legends = []
     monkeypatch.setattr(
         figures, "bars",
         lambda table, styles, name: bars.append([row.algorithm for row in table.rows]) or [],
