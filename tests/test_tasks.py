@@ -494,7 +494,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     text = capsys.readouterr().out
     run = saved.open_run(tmp_path / "out")
     pictures = tasks.read_split(small, data, False)
-    pictures.transform = predict.transform_of(run)
+    pictures.transform = predict.picture_transform(run)
     with torch.no_grad():
         right = sum(int(run.algorithm.predict(x[None]).argmax()) == y for x, y in pictures)
     rows = [re.split("  +", line)[:3] for line in text.splitlines()]

@@ -22,6 +22,7 @@ from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
 WISE_FT_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
+TABLE_ALPHA = 0.5  # of the row beside that of the run
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
@@ -115,7 +116,7 @@ def _suite_table(sweep_folder: Path) -> str:
     """The accuracies of each run, and of WiSE-FT half way to it, as text."""
     groups = collection.gather([sweep_folder]).groups
     rows = [row for group in groups for row in suites.scores(group)]
-    shown_rows = [row for row in rows if row.alpha in (None, 0.5)]
+    shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
     (suite_rows,) = suites.rows_by_table(shown_rows)
     table = Document([suites.CAPTION], [suites.grid(suite_rows)], {}, [])
     return formats.FORMATS["text"](table)
@@ -125,6 +126,7 @@ def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
     """Measure a job on the suite, also at WISE_FT_ALPHAS; the records stay in its folder."""
     run = saved.open_run(choose_weights(job_folder, None))
     options = LoadingOptions(choose_device(None), workers=0)
+
     evaluation = evaluate_on_suite(suite, run, options)
     choice = describe_choice(job_folder, None, run.path)
     text = run_texts.suite_text(evaluation)
@@ -135,6 +137,7 @@ def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
     is_done = (wise_ft_folder / wise_ft.TABLE).exists()
     if is_done or run.args["algorithm"] == "CLIPZeroShot":
         return
+
     result = wise_ft.wise_ft(run, WISE_FT_ALPHAS, options, suite=suite, folder=wise_ft_folder)
     for evaluation in result.suite_evaluations:
         append_record(run.path, evaluation)
