@@ -201,11 +201,11 @@ def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_t
     assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
     assert not original.training and algorithm.encoder.training
 
-    original = {id(p) for p in algorithm.parameters()}
-    assert not original & {id(p) for p in original.parameters()}
+    parameters = {id(p) for p in algorithm.parameters()}
+    assert not parameters & {id(p) for p in original.parameters()}
 
     optimised = {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
-    assert optimised == original
+    assert optimised == parameters
     assert algorithm.to("meta") is algorithm  # moved along, though it is no part
     assert {p.device.type for p in original.parameters()} == {"meta"}
 
