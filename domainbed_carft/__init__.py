@@ -11,11 +11,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from domainbed_carft.results.collect import collect
     from domainbed_carft.runs.api import Run, evaluate, export, load_run, soup, wise_ft
-
-__version__ = "0.1.0"
+    from domainbed_carft.version import __version__
 
 # The functions of the Python API, and the modules that they come from.
 LAZY_NAMES = {
+    "__version__": "domainbed_carft.version",
     "Run": "domainbed_carft.runs.api",
     "collect": "domainbed_carft.results.collect",
     "evaluate": "domainbed_carft.runs.api",

@@ -291,8 +291,3 @@ def templates(autoescape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-# The names of before: to be replaced by `printable` and `quantity` in the other rooms.
-shown = printable
-counted = quantity

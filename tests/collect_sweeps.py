@@ -32,11 +32,21 @@ def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **fact
     record_facts = {key: facts.pop(key) for key in TOP_LEVEL if key in facts}
     recorded = facts.pop("recorded", {"lr": 0.1})
     args = {
-        "dataset": "PACS", "algorithm": "ERM", "test_envs": [0], "trial_seed": 0,
-        "hparams_seed": 0, "seed": 7, "holdout_fraction": 0.2, "uda_holdout_fraction": 0,
-        "steps": None, "checkpoint_freq": None, "hparams": None, "task": "domain_generalization",
-        "output_dir": name, **facts,
-    }  # fmt: skip
+        "dataset": "PACS",
+        "algorithm": "ERM",
+        "test_envs": [0],
+        "trial_seed": 0,
+        "hparams_seed": 0,
+        "seed": 7,
+        "holdout_fraction": 0.2,
+        "uda_holdout_fraction": 0,
+        "steps": None,
+        "checkpoint_freq": None,
+        "hparams": None,
+        "task": "domain_generalization",
+        "output_dir": name,
+        **facts,
+    }
     count = len(record_facts.get("environments", "ACPS"))
     draw = random.Random(f"{name} {seed}")
     lines = []
@@ -81,9 +91,15 @@ def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=
                     name = f"{algorithm}-{'-'.join(map(str, envs))}-{trial}-{choice}"
                     hparams = {"lr": 0.1 / (1 + choice), **recorded}
                     write_job(
-                        folder, name, algorithm=algorithm, test_envs=envs, trial_seed=trial,
-                        hparams_seed=choice, recorded=hparams, **facts,
-                    )  # fmt: skip
+                        folder,
+                        name,
+                        algorithm=algorithm,
+                        test_envs=envs,
+                        trial_seed=trial,
+                        hparams_seed=choice,
+                        recorded=hparams,
+                        **facts,
+                    )
 
 
 LABELS = {"PACS": "ACPS", "VLCS": "CLSV"}
@@ -99,10 +115,15 @@ def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True,
     for combination in itertools.product(datasets, algorithms, targets, range(2), overrides):
         dataset, algorithm, target, trial, hparams = combination
         args = {
-            "dataset": dataset, "algorithm": algorithm, "trial_seed": trial, "hparams_seed": 0,
-            "test_envs": target if isinstance(target, list) else [target], "task": "t",
-            "holdout_fraction": 0.2, **({"hparams": hparams} if hparams else {}),
-        }  # fmt: skip
+            "dataset": dataset,
+            "algorithm": algorithm,
+            "trial_seed": trial,
+            "hparams_seed": 0,
+            "test_envs": target if isinstance(target, list) else [target],
+            "task": "t",
+            "holdout_fraction": 0.2,
+            **({"hparams": hparams} if hparams else {}),
+        }
         launched_job = job.Job(args, Path(folder) / job.identity(args))
         jobs.append(launched_job)
         if run(args):
@@ -128,9 +149,12 @@ def tables(*folders, methods=None, ignored=()):
 def collect(*folders, methods=None, ignored=(), **options):
     """The document of ``carft collect``."""
     results = collecting.collect(
-        folders, methods=methods, ignored=ignored,
-        pair=options.get("paired"), compare_published=options.get("compare", False),
-    )  # fmt: skip
+        folders,
+        methods=methods,
+        ignored=ignored,
+        pair=options.get("paired"),
+        compare_published=options.get("compare", False),
+    )
     return results.document
 
 

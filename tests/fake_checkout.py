@@ -186,7 +186,7 @@ def write_carft(folder: Path) -> Path:
     shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=no_bytecode)
 
     (package / "method").mkdir()
-    for name in ("__init__.py", "errors.py", "text.py", "method/dataset_facts.py"):
+    for name in ("__init__.py", "version.py", "errors.py", "text.py", "method/dataset_facts.py"):
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
 
     write_files(package, CARFT)

@@ -22,7 +22,11 @@ MODELS = {
         "embed_dim": 32,
         # Heads that the width does not tell: 40, where OpenAI's format has 64.
         "vision_cfg": {
-            "image_size": 48, "layers": 2, "width": 80, "head_width": 40, "patch_size": 16,
+            "image_size": 48,
+            "layers": 2,
+            "width": 80,
+            "head_width": 40,
+            "patch_size": 16,
         },
         "text_cfg": TEXT,
     },
@@ -36,22 +40,35 @@ MODELS = {
         "init_logit_bias": -10,
         "custom_text": True,
         "vision_cfg": {  # timm's smallest
-            "image_size": 160, "timm_model_name": "test_vit", "timm_model_pretrained": False,
-            "timm_pool": "map", "timm_proj": "none",
+            "image_size": 160,
+            "timm_model_name": "test_vit",
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
         },
         "text_cfg": {
-            "context_length": SIGLIP_LENGTH, "vocab_size": len(WORDS) + 2, "width": 64, "heads": 2,
-            "hf_tokenizer_name": "nobody/asked", "tokenizer_kwargs": {"clean": "canonicalize"},
-            "layers": 2, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+            "context_length": SIGLIP_LENGTH,
+            "vocab_size": len(WORDS) + 2,
+            "width": 64,
+            "heads": 2,
+            "hf_tokenizer_name": "nobody/asked",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "layers": 2,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
             "norm_kwargs": {"eps": 1e-6},
         },
     },
-}  # fmt: skip
+}
 HOW = {
     "siglip": {
-        "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
     }
-}  # fmt: skip
+}
 
 
 def write(folder: Path, kind: str, **changed) -> str:

@@ -115,11 +115,15 @@ def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **facts):
         for target in range(4):
             for trial in range(trials):
                 job = collect_sweeps.write_job(
-                    folder, f"{dataset}-{algorithm}-{target}-{trial}", algorithm=algorithm,
-                    dataset=dataset, test_envs=[target], trial_seed=trial,
+                    folder,
+                    f"{dataset}-{algorithm}-{target}-{trial}",
+                    algorithm=algorithm,
+                    dataset=dataset,
+                    test_envs=[target],
+                    trial_seed=trial,
                     recorded={"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"},
                     **facts,
-                )  # fmt: skip
+                )
                 if algorithm in ("CARFT", "CLIPFineTune"):
                     collect_sweeps.change_records(job, lambda record: record | drift(draw))
 

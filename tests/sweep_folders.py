@@ -65,8 +65,10 @@ class ForeignProcesses:
     def start(self, code, folder, **fields):
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(folder), json.dumps(fields)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.running.append(process)
         assert process.stdout.readline() == "ready\n"
         return process

@@ -99,9 +99,12 @@ def launch(name, commands, options=None):
     """A launcher in a process of its own, that may be stopped or killed."""
     words = [json.dumps(part) for part in (name, options or {}, list(commands))]
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, *words], cwd=HERE,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", LAUNCH, *words],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def missing_slurm():

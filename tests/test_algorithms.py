@@ -286,23 +286,41 @@ def test_building_an_algorithm_leaves_the_training_randomness_alone(random_tiny)
 
 
 VIT_B_16 = dict(
-    embed_dim=512, image_resolution=224, vision_layers=12, vision_width=768, vision_patch_size=16,
-    context_length=77, vocab_size=49408, transformer_width=512, transformer_heads=8,
+    embed_dim=512,
+    image_resolution=224,
+    vision_layers=12,
+    vision_width=768,
+    vision_patch_size=16,
+    context_length=77,
+    vocab_size=49408,
+    transformer_width=512,
+    transformer_heads=8,
     transformer_layers=12,
-)  # fmt: skip
+)
 FEW = dict(
-    vision_layers=2, vision_width=192, transformer_layers=1, transformer_width=64,
+    vision_layers=2,
+    vision_width=192,
+    transformer_layers=1,
+    transformer_width=64,
     transformer_heads=1,
-)  # fmt: skip
+)
 SMALL = {"vision_layers": (1, 1, 1, 1), "vision_width": 16, "image_resolution": 64}
 VIT_L_14 = {
-    **VIT_B_16, "embed_dim": 768, "vision_layers": 24, "vision_width": 1024,
-    "vision_patch_size": 14, "transformer_width": 768, "transformer_heads": 12,
-}  # fmt: skip
+    **VIT_B_16,
+    "embed_dim": 768,
+    "vision_layers": 24,
+    "vision_width": 1024,
+    "vision_patch_size": 14,
+    "transformer_width": 768,
+    "transformer_heads": 12,
+}
 RN50 = {
-    **VIT_B_16, "embed_dim": 1024, "vision_layers": (3, 4, 6, 3), "vision_width": 64,
+    **VIT_B_16,
+    "embed_dim": 1024,
+    "vision_layers": (3, 4, 6, 3),
+    "vision_width": 64,
     "vision_patch_size": None,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

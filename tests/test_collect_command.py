@@ -95,8 +95,10 @@ def test_the_benchmark_finds_the_harnesss_values(tmp_path):
     command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]
     process = subprocess.run(
         [*command, "--jobs", "1", "--rounds", "1"],
-        cwd=collect_sweeps.REPO, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=collect_sweeps.REPO,
+        capture_output=True,
+        text=True,
+    )
 
     assert process.returncode == 0, process.stdout + process.stderr
     assert process.stdout.startswith("240 jobs, 4,080 records, 7 MB")

@@ -76,9 +76,14 @@ def test_our_averages_are_compared_with_published_ones(tmp_path):
 
     for target, trial in itertools.product(range(6), range(2)):
         collect_sweeps.write_job(
-            tmp_path / "DomainNet", f"{target}{trial}", dataset="DomainNet",
-            algorithm="CARFT", test_envs=[target], trial_seed=trial, environments=list("abcdef"),
-        )  # fmt: skip
+            tmp_path / "DomainNet",
+            f"{target}{trial}",
+            dataset="DomainNet",
+            algorithm="CARFT",
+            test_envs=[target],
+            trial_seed=trial,
+            environments=list("abcdef"),
+        )
 
     document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
     *entries, average = document.sections["published"]["comparisons"]
@@ -111,9 +116,15 @@ def test_the_published_table_says_what_was_selected_on():
     rows = {row[0]: row[1:] for row in overview.rows}
     assert rows["CLIPood"][:3] == ["none; 20% of the target", "", "97.3 ± 0.1"]
     assert rows["MIRO"] == [
-        "training-domain", "3", "95.6 ± 0.8", "82.2 ± 0.3", "82.5 ± 0.1", "54.3 ± 0.4",
-        "54.0 ± 0.3", "73.7",
-    ]  # fmt: skip
+        "training-domain",
+        "3",
+        "95.6 ± 0.8",
+        "82.2 ± 0.3",
+        "82.5 ± 0.1",
+        "54.3 ± 0.4",
+        "54.0 ± 0.3",
+        "73.7",
+    ]
 
     chosen = published.overview(["CAR-FT", "MIRO"])
     assert [row[0] for row in chosen.rows] == ["MIRO", "CAR-FT"]
@@ -127,9 +138,12 @@ def test_deviations_from_the_published_method_are_noted(tmp_path):
         "head_init": "random",
     }
     for algorithm, hparams in (
-        ("CLIPMIRO", {}), ("CLIPood", {"average": "beta"}), ("CARFT", {}),
-        ("CLIPFineTune", deviating), ("ERM", {}),
-    ):  # fmt: skip
+        ("CLIPMIRO", {}),
+        ("CLIPood", {"average": "beta"}),
+        ("CARFT", {}),
+        ("CLIPFineTune", deviating),
+        ("ERM", {}),
+    ):
         recorded = {"clip_backbone": "ViT-B/16", "wise_alpha": 1.0, **hparams}
         collect_sweeps.write_sweep(tmp_path, [algorithm], trials=1, choices=1, recorded=recorded)
 
@@ -145,11 +159,12 @@ def test_deviations_from_the_published_method_are_noted(tmp_path):
     }
 
     assert published_as == {
-        ("CARFT", "PACS"): ("CAR-FT", 96.8), ("CLIPMIRO", "PACS"): ("MIRO", 95.6),
+        ("CARFT", "PACS"): ("CAR-FT", 96.8),
+        ("CLIPMIRO", "PACS"): ("MIRO", 95.6),
         ("CLIPood", "PACS"): ("CLIPood", 97.3),
         ("CLIPFineTune", "PACS"): ("ERM, random head", 83.4),
         ("CLIPFineTune", "VLCS"): ("ERM, zero-shot head", 83.0),
-    }  # fmt: skip
+    }
 
     published_grid = document.grids[-2]  # before the published table
     assert [note for note in published_grid.notes if note.startswith("Not comparable")] == [

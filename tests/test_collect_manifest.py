@@ -66,8 +66,11 @@ def test_jobs_beyond_the_manifest_have_their_cells(tmp_path, capsys):
     cells = [collect_sweeps.cell(tables["", "PACS"], "ERM", column) for column in "ACPS"]
 
     assert [(cell["n"], bool(cell["missing"])) for cell in cells] == [
-        (1, False), (1, True), (0, False), (2, False)
-    ]  # fmt: skip
+        (1, False),
+        (1, True),
+        (0, False),
+        (2, False),
+    ]
     assert status == 3
 
 
@@ -75,9 +78,12 @@ def test_jobs_beyond_the_manifest_have_their_cells(tmp_path, capsys):
 def test_each_variant_misses_its_own_jobs(tmp_path, capsys, all_unrun):
     overrides = ('{"kl_weight": 1}', '{"kl_weight": 3}')
     collect_sweeps.launch(
-        tmp_path, ["CARFT"], hparams=overrides, compare_with=("CLIPood", "MIRO"),
+        tmp_path,
+        ["CARFT"],
+        hparams=overrides,
+        compare_with=("CLIPood", "MIRO"),
         run=lambda args: "1" in args["hparams"] or not (all_unrun or args["trial_seed"] == 1),
-    )  # fmt: skip
+    )
     status, tables, _ = strict(capsys, tmp_path)
     trials = "in every trial" if all_unrun else "trial 1"
 
@@ -101,9 +107,13 @@ def test_a_pilot_under_another_setting_misses_no_jobs_that_ran_as_listed(tmp_pat
     collect_sweeps.launch(tmp_path, ["ERM", "Mixup"])
     for target in range(4):
         collect_sweeps.write_job(
-            tmp_path, f"{target}", test_envs=[target], steps=201, task="t",
+            tmp_path,
+            f"{target}",
+            test_envs=[target],
+            steps=201,
+            task="t",
             environments=list("ACPS"),
-        )  # fmt: skip
+        )
 
     status, tables, _ = strict(capsys, tmp_path)
     assert (status, len(tables)) == (0, 4)
@@ -151,11 +161,15 @@ NUMBERS = '"test_envs": [0], "trial_seed": 0, "hparams_seed": '
 @pytest.mark.parametrize(
     "text",
     [
-        "{}", "[", '{"version": 9}', "[" * 100_000, ODD % (ODD_JOB % ("7", NUMBERS + "0")),
+        "{}",
+        "[",
+        '{"version": 9}',
+        "[" * 100_000,
+        ODD % (ODD_JOB % ("7", NUMBERS + "0")),
         ODD % (ODD_JOB % (f'"{"a" * 32}"', NUMBERS + '"x"')),
         ODD.replace("{}", '{"PACS": {"labels": [], "pictures": null, "steps": Infinity}}') % "",
     ],
-)  # fmt: skip
+)
 def test_a_manifest_that_cannot_be_read_is_noted_once(tmp_path, capsys, text):
     collect_sweeps.launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
     (tmp_path / manifest.NAME).write_text(text)

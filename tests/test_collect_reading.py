@@ -50,8 +50,9 @@ def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
     path.write_text("\n".join(without_accuracies) + "\n")
 
     assert records.read([tmp_path]) == (
-        [], [("no accuracies", str(path), record_lines.NO_ACCURACIES)]
-    )  # fmt: skip
+        [],
+        [("no accuracies", str(path), record_lines.NO_ACCURACIES)],
+    )
     assert cli.main(["collect", str(tmp_path)]) == 1
 
     error = capsys.readouterr().err
@@ -75,11 +76,15 @@ def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
     [
         *({"step": step} for step in (True, math.nan, 10**400, "0", None)),
         *({"args": {"test_envs": targets}} for targets in ([0, 0], [4], ["q"])),
-        {"args": {"trial_seed": True}}, {"args": {"dataset": 1}}, {"args": {"hparams": [1]}},
-        {"args": {"steps": "²"}}, {"args": {"steps": 10**400}},
-        {"hparams": "lr"}, {"hparams": {"a": json.loads("[" * 500 + "]" * 500)}},
+        {"args": {"trial_seed": True}},
+        {"args": {"dataset": 1}},
+        {"args": {"hparams": [1]}},
+        {"args": {"steps": "²"}},
+        {"args": {"steps": 10**400}},
+        {"hparams": "lr"},
+        {"hparams": {"a": json.loads("[" * 500 + "]" * 500)}},
     ],
-)  # fmt: skip
+)
 def test_a_line_with_wrong_types_is_no_record(tmp_path, change):
     path = collect_sweeps.write_job(tmp_path, "job") / "results.jsonl"
     line = json.loads(path.read_text().splitlines()[0])

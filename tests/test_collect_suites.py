@@ -16,9 +16,15 @@ def write_run(folder, algorithm, trial, lines, dataset="ImageNet", suite="imagen
     """A job that left nothing out, and an evaluation for each (alpha, accuracies, weights)."""
     name = f"{algorithm}-{trial}"
     job = write_job(
-        folder, name, dataset=dataset, algorithm=algorithm, trial_seed=trial, test_envs=[],
-        environments=["train"], recorded={"clip_backbone": "ViT-B/16"},
-    )  # fmt: skip
+        folder,
+        name,
+        dataset=dataset,
+        algorithm=algorithm,
+        trial_seed=trial,
+        test_envs=[],
+        environments=["train"],
+        recorded={"clip_backbone": "ViT-B/16"},
+    )
 
     for alpha, accuracies, weights in lines:
         sets = {
@@ -64,9 +70,12 @@ def test_rows_are_means_over_trials(sweep):
     grid = grids["Suite imagenet, trained on ImageNet"]
 
     assert grid.header == [
-        "Algorithm", "ImageNet, in distribution", *SETS[1:], "Mean of the shifts",
+        "Algorithm",
+        "ImageNet, in distribution",
+        *SETS[1:],
+        "Mean of the shifts",
         "Mean without ObjectNet",
-    ]  # fmt: skip
+    ]
 
     rows = {row[0]: row[1:] for row in grid.rows}
     labels = ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5", "CARFT, alpha 1", "CLIPZeroShot"]
@@ -121,9 +130,7 @@ def test_a_tasks_test_set_has_the_mean_over_classes(tmp_path):
 
     document = collect(tmp_path, compare=True)
     (grid,) = (grid for grid in document.grids if grid.title == "Suite DTD")
-    assert (grid.header, grid.rows) == (
-        ["Algorithm", "test"], [["CARFT, best", "50.0 ± 17.7 (2)"]]
-    )  # fmt: skip
+    assert (grid.header, grid.rows) == (["Algorithm", "test"], [["CARFT, best", "50.0 ± 17.7 (2)"]])
 
     (published_grid,) = (
         grid for grid in document.grids if grid.title == "Suite DTD, beside published figures"

@@ -76,9 +76,14 @@ def test_ten_environments_are_summed_in_numpys_order(tmp_path, capsys):
     for trial in range(3):
         for envs in [[0], *([0, i] for i in range(1, 10))]:
             collect_sweeps.write_job(
-                tmp_path, f"{envs}-{trial}", dataset="SVIRO", test_envs=envs, trial_seed=trial,
-                environments=labels, at=range(0, 500, 20),
-            )  # fmt: skip
+                tmp_path,
+                f"{envs}-{trial}",
+                dataset="SVIRO",
+                test_envs=envs,
+                trial_seed=trial,
+                environments=labels,
+                at=range(0, 500, 20),
+            )
 
     check_against_the_harness(tmp_path, capsys)
 

@@ -59,9 +59,11 @@ def test_a_job_finds_what_a_cold_one_finds(tmp_path, monkeypatch):
 def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(tmp_path):
     """Nor does another one, forked while a job ran, keep that job's lock."""
     codes = {
-        "signal": "time.sleep(1); os.kill(os.getpid(), signal.SIGSEGV)", "exit": "os._exit(7)",
-        "error": "raise ValueError('so')", "words": "sys.exit('words')",
-    }  # fmt: skip
+        "signal": "time.sleep(1); os.kill(os.getpid(), signal.SIGSEGV)",
+        "exit": "os._exit(7)",
+        "error": "raise ValueError('so')",
+        "words": "sys.exit('words')",
+    }
     jobs = [command(tmp_path / name, code=code, words="last words") for name, code in codes.items()]
     jobs[1:1] = [command(tmp_path / "long", seconds=5)]
     outcomes = {
@@ -70,9 +72,11 @@ def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(tmp_path):
     }
 
     assert outcomes == {
-        "signal": (-signal.SIGSEGV, "last words"), "exit": (7, "last words"),
-        "error": (1, "ValueError: so"), "words": (1, "words"),
-    }  # fmt: skip
+        "signal": (-signal.SIGSEGV, "last words"),
+        "exit": (7, "last words"),
+        "error": (1, "ValueError: so"),
+        "words": (1, "words"),
+    }
     assert statuses(tmp_path / "signal") == [-signal.SIGSEGV] * 3
     assert statuses(tmp_path / "long") == [0]
     assert all(is_warm(tmp_path / name) for name in (*codes, "long"))

@@ -16,7 +16,7 @@ HARNESS = "third_party/domainbed"
 
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
-    ("text", "machine"),
+    ("text", "machine", "version"),
     ("errors",),
     ("files",),
     ("data", "jobs", "clips"),

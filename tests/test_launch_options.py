@@ -55,9 +55,13 @@ def test_options_become_parameters_of_submitit():
     assert parameters["mem"] == "7680MB"
     assert parameters["partition"] == "gpu"
     assert parameters["additional_parameters"] == {
-        "requeue": True, "time": "2-0", "dependency": "afterany:17",
-        "constraint": "a100|h100", "mail_type": "END", "exclusive": True,
-    }  # fmt: skip
+        "requeue": True,
+        "time": "2-0",
+        "dependency": "afterany:17",
+        "constraint": "a100|h100",
+        "mail_type": "END",
+        "exclusive": True,
+    }
     assert "account" not in parameters
 
 

@@ -99,12 +99,16 @@ def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no
     """The weights come from where open_clip finds them; here they are narrow ones."""
     place = folders["quickgelu"].removeprefix("open_clip:local-dir:")
     downloads = []
-    monkeypatch.setattr(open_clip, "get_model_config", lambda name: {
-        **open_clip_folders.MODELS["quickgelu"]
-    })  # fmt: skip
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda pretrained: (
-        downloads.append(pretrained["hf_hub"]) or f"{place}/open_clip_model.safetensors"
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        open_clip, "get_model_config", lambda name: {**open_clip_folders.MODELS["quickgelu"]}
+    )
+    monkeypatch.setattr(
+        open_clip,
+        "download_pretrained",
+        lambda pretrained: (
+            downloads.append(pretrained["hf_hub"]) or f"{place}/open_clip_model.safetensors"
+        ),
+    )
     loaded = backbone.load("open_clip:ViT-H-14-378-quickgelu/dfn5b")
 
     assert downloads == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
@@ -212,10 +216,14 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
 
     assert refused > 20
 
-    sizes = [backbone.preprocessing(f"open_clip:{name}") for name in (
-        "ViT-L-14-336-quickgelu/openai", "ViT-B-16-SigLIP-384/webli",
-        "ViT-H-14-378-quickgelu/dfn5b",
-    )]  # fmt: skip
+    sizes = [
+        backbone.preprocessing(f"open_clip:{name}")
+        for name in (
+            "ViT-L-14-336-quickgelu/openai",
+            "ViT-B-16-SigLIP-384/webli",
+            "ViT-H-14-378-quickgelu/dfn5b",
+        )
+    ]
     expected = ["336 bicubic shortest", "384 bicubic squash", "378 bicubic squash"]
 
     assert [one.hparam_value for one in sizes] == expected
@@ -396,9 +404,14 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
 @pytest.mark.parametrize("kind", ["gelu", "siglip"])
 def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp_path):
     place = runs_jobs.write_pictures(tmp_path / "pets", 5)
-    hparams = {"clip_backbone": folders[kind], "protocol": "clip", "contexts": [
-        "a photo of a {}", "a sketch of a {}",
-    ]}  # fmt: skip
+    hparams = {
+        "clip_backbone": folders[kind],
+        "protocol": "clip",
+        "contexts": [
+            "a photo of a {}",
+            "a sketch of a {}",
+        ],
+    }
     folder = runs_jobs.train_job(tmp_path / "job", place, "CARFT", **hparams)
     job = folder / "model.pkl"
     record = runs_jobs.records(folder)[-1]

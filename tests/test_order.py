@@ -37,13 +37,15 @@ def orders_in_report(folder, monkeypatch):
     bars = []
     legends = []
     monkeypatch.setattr(
-        figures, "bars",
+        figures,
+        "bars",
         lambda table, styles, name: bars.append([row.algorithm for row in table.rows]) or [],
-    )  # fmt: skip
+    )
     monkeypatch.setattr(
-        figures, "add_legend",
+        figures,
+        "add_legend",
         lambda canvas, handles, **options: legends.append([*handles]),
-    )  # fmt: skip
+    )
     content = page.build(page.collect_for_page([folder]), n_examples=0)
     rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
     return [*rows, *bars, *legends]

@@ -23,9 +23,12 @@ def sweep(tmp_path_factory):
 
 def collect(sweep, stdout, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "domainbed_carft", "collect", str(sweep)], stdout=stdout,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+        [sys.executable, "-m", "domainbed_carft", "collect", str(sweep)],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -105,7 +108,8 @@ def test_a_full_disk_leaves_the_old_table(sweep, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, "collect", str(sweep), "-o", str(path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and f"{path} could not be written" in done.stderr
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["table.txt"]

@@ -176,7 +176,7 @@ def test_the_linters_have_one_version() -> None:
 
 
 def test_the_package_has_one_version_which_the_changelog_has() -> None:
-    package = (REPO / "domainbed_carft" / "__init__.py").read_text()
+    package = (REPO / "domainbed_carft" / "version.py").read_text()
     citation = (REPO / "CITATION.cff").read_text()
 
     (version,) = re.findall(r'^__version__ = "(.+)"$', package, re.M)

@@ -12,10 +12,17 @@ from domainbed_carft.method import activations, averages, peer_losses, text_enco
 
 N, K, D = 6, 4, 5
 SMALL_RESNET = dict(
-    embed_dim=32, image_resolution=64, vision_layers=(1, 1, 1, 1), vision_width=16,
-    vision_patch_size=None, context_length=77, vocab_size=49408, transformer_width=64,
-    transformer_heads=1, transformer_layers=1,
-)  # fmt: skip
+    embed_dim=32,
+    image_resolution=64,
+    vision_layers=(1, 1, 1, 1),
+    vision_width=16,
+    vision_patch_size=None,
+    context_length=77,
+    vocab_size=49408,
+    transformer_width=64,
+    transformer_heads=1,
+    transformer_layers=1,
+)
 
 
 def unit(values):

@@ -14,9 +14,12 @@ from domainbed_carft.method import algorithms, averages, hparams, objective, pro
 from domainbed_carft.runs import export, interpolation
 
 TERMS = {
-    "CLIPL2SP": "sp", "CLIPFeatureDistillation": "fd", "LDIFS": "ldifs", "LipsumFT": "lipsum",
+    "CLIPL2SP": "sp",
+    "CLIPFeatureDistillation": "fd",
+    "LDIFS": "ldifs",
+    "LipsumFT": "lipsum",
     "CLIPMIRO": "miro",
-}  # fmt: skip
+}
 PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 
 
@@ -393,8 +396,12 @@ def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_
     run = reopened(algorithm, tmp_path)
     mixed = interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
     mixed.set(0.5)
-    quarter = {n: torch.lerp(s, p, 0.25) for (n, p), s in zip(
-        algorithm.named_parameters(), make(random_tiny).parameters(), strict=True)}  # fmt: skip
+    quarter = {
+        n: torch.lerp(s, p, 0.25)
+        for (n, p), s in zip(
+            algorithm.named_parameters(), make(random_tiny).parameters(), strict=True
+        )
+    }
 
     for name, tensor in quarter.items():
         torch.testing.assert_close(mixed.state()[name], tensor, rtol=1e-5, atol=1e-6)

@@ -67,9 +67,15 @@ def test_a_reader_that_is_gone_ends_no_task():
     closed = io.StringIO()
     closed.close()
     progress = text.PlainProgress(
-        items=range(3), description="counting", unit="batch", total=3, done=0,
-        always_prints_end=True, interval=0, stream=closed,
-    )  # fmt: skip
+        items=range(3),
+        description="counting",
+        unit="batch",
+        total=3,
+        done=0,
+        always_prints_end=True,
+        interval=0,
+        stream=closed,
+    )
 
     assert list(progress) == [0, 1, 2]
 

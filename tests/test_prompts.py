@@ -126,8 +126,12 @@ def test_or_what_a_data_set_without_hparams_said_under_its_name():
 
 def test_then_the_built_in_table_then_an_error_that_says_how():
     assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == [
-        "bird", "car", "chair", "dog", "person",
-    ]  # fmt: skip
+        "bird",
+        "car",
+        "chair",
+        "dog",
+        "person",
+    ]
 
     office = prompts.class_names({"class_names": "dataset:OfficeHome"}, 65)
     assert (office[0], office[58], office[-1]) == ("alarm clock", "TV", "webcam")

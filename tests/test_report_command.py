@@ -124,9 +124,12 @@ def test_the_same_records_give_the_same_bytes(sweep, report_folder, tmp_path):
     """Also in another process, elsewhere, with hashes salted otherwise."""
     words = ["-m", "domainbed_carft", "report", str(sweep), "-o", "again", "--no-examples"]
     process = subprocess.run(
-        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
-    )  # fmt: skip
+    )
 
     assert process.returncode == 0, process.stderr
     assert process.stdout == f"Report: {Path('again') / 'index.html'}\n"
@@ -275,8 +278,12 @@ def test_names_from_records_are_text_and_move_no_terminal(tmp_path, capsys):
     names = ['<img src="x" onerror="boom">', "a\x1b[31mb\u202ec\ud800", "x" * 300, ""]
     for number, name in enumerate(names):
         collect_sweeps.write_job(
-            tmp_path / "sweep", f"job{number}", dataset=name, algorithm=name, environments=names,
-        )  # fmt: skip
+            tmp_path / "sweep",
+            f"job{number}",
+            dataset=name,
+            algorithm=name,
+            environments=names,
+        )
 
     page = page_of(tmp_path / "sweep")
     cells = {cell for rows in page.tables.values() for row in rows for cell in row}

@@ -30,8 +30,12 @@ ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face"
 # Only with two environments as targets, so that the third one's jobs are missing.
 JOBS = [("CARFT", 0), ("CARFT", 1), ("CLIPFineTune", 0), ("CLIPFineTune", 1), ("CLIPZeroShot", 0)]
 HPARAMS = {
-    "clip_backbone": "tiny", "contexts": "emoji", "batch_size": 4, "lr": 3e-3, "warmup_steps": 0,
-}  # fmt: skip
+    "clip_backbone": "tiny",
+    "contexts": "emoji",
+    "batch_size": 4,
+    "lr": 3e-3,
+    "warmup_steps": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +51,23 @@ def drawings(tmp_path_factory):
 
 def train_job(drawings, output, algorithm, target, **hparams):
     words = [
-        "--dataset", str(drawings), "--algorithm", algorithm, "--test_envs", str(target),
-        "--steps", "7", "--checkpoint_freq", "3", "--workers", "0",
-        "--hparams", json.dumps({**HPARAMS, **hparams}), "--output_dir", str(output),
-    ]  # fmt: skip
+        "--dataset",
+        str(drawings),
+        "--algorithm",
+        algorithm,
+        "--test_envs",
+        str(target),
+        "--steps",
+        "7",
+        "--checkpoint_freq",
+        "3",
+        "--workers",
+        "0",
+        "--hparams",
+        json.dumps({**HPARAMS, **hparams}),
+        "--output_dir",
+        str(output),
+    ]
     assert train.main(words) == 0
 
 

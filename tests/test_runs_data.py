@@ -80,9 +80,13 @@ def test_data_that_is_drawn_is_drawn_again(tmp_path):
 
 def test_a_users_own_folder_with_two_targets(pets, tmp_path, capsys):
     job = train_job(
-        tmp_path / "job", pets / "my pets", "CLIPLinearProbe", "--uda_holdout_fraction", "0.3",
+        tmp_path / "job",
+        pets / "my pets",
+        "CLIPLinearProbe",
+        "--uda_holdout_fraction",
+        "0.3",
         test_envs=("0", "2"),
-    )  # fmt: skip
+    )
     run = saved.open_run(job)
     splits = {split.name: split for split in data.splits(run)}
     assert run.classes == ["cat", "wild dog"]
@@ -168,10 +172,12 @@ def test_of_a_thousand_other_classes_only_those_that_differ_are_told():
     changed = [*classes[:700], "another", *classes[701:]]
     facts = dataset_facts.DatasetFacts([dataset_facts.Environment("train", changed)])
     run = SimpleNamespace(
-        path=Path("job"), args={"dataset": "ImageNet"}, classes=classes,
+        path=Path("job"),
+        args={"dataset": "ImageNet"},
+        classes=classes,
         content={"model_num_domains": 1},
         hparams={"class_names": "dataset:ImageNet", "data_edition": ""},
-    )  # fmt: skip
+    )
     message = r"classes \['class 700'\] then, \['another'\] now"
     with pytest.raises(CarftError, match=message) as raised:
         same_data.require_same_data(run, OneEnvironment(), [], facts)
@@ -233,9 +239,12 @@ def test_a_checkout_that_draws_by_no_key(tmp_path):
     package = tmp_path / "checkout" / "domainbed"
     (package / "lib").mkdir()
     (package / "lib" / "misc.py").write_text(FOREIGN_MISC)
-    text = (package / "datasets.py").read_text().replace(
-        "transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)"
-    ).replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")  # fmt: skip
+    text = (
+        (package / "datasets.py")
+        .read_text()
+        .replace("transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)")
+        .replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")
+    )
     (package / "datasets.py").write_text(text)
     write_pictures(tmp_path / "data" / "Pets", count=5)
 

@@ -57,8 +57,10 @@ def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, ru
     code = (by_clip if library == "clip" else by_open_clip) + classify + AFTERWARDS
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, "logits", *pictures],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == run.classes[int(expected[0].argmax())]
 
@@ -143,11 +145,17 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
     vision, text = config["vision_cfg"], config["text_cfg"]
     with torch.device("meta"):
         model = clip.model.CLIP(
-            config["embed_dim"], vision["image_size"],
+            config["embed_dim"],
+            vision["image_size"],
             tuple(vision["layers"]) if isinstance(vision["layers"], list) else vision["layers"],
-            vision["width"], vision["patch_size"], text["context_length"], text["vocab_size"],
-            text["width"], text["heads"], text["layers"],
-        )  # fmt: skip
+            vision["width"],
+            vision["patch_size"],
+            text["context_length"],
+            text["vocab_size"],
+            text["width"],
+            text["heads"],
+            text["layers"],
+        )
     assert model_card.open_clip_config(model) == config
 
 

@@ -266,9 +266,16 @@ def test_a_soup_of_release_0_1_0_opens_as_a_soup(runs, tmp_path, capsys):
     assert "domainbed.scripts.train" not in written.readme.read_text()
 
 
-@pytest.mark.parametrize("change", [
-    {"kind": "stone"}, {"members": [{}]}, {"members": {}}, {"in_domain": "high"}, {"chosen_by": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "stone"},
+        {"members": [{}]},
+        {"members": {}},
+        {"in_domain": "high"},
+        {"chosen_by": 3},
+    ],
+)
 def test_a_file_with_an_odd_soup_is_refused(runs, tmp_path, capsys, change):
     carft("soup", *last_of(runs[:2]), "-o", tmp_path / "out")
     file = tmp_path / "out" / "model_soup_uniform.pkl"

@@ -183,7 +183,7 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         (SMALLEST + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),
         (SMALLEST + f"grid: {{lr: {[*range(2000)]}, kl_weight: {[*range(2000)]}}}", "100,000 jobs"),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_is_told_in_one_line(text, message):
     matching = [line for line in problems(text) if re.search(message, line)]
     assert len(matching) == 1 and len(matching[0]) < 300

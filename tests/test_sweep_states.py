@@ -72,10 +72,27 @@ def test_status_as_text_and_as_json(sweep, foreign_processes, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["counts"]["failed"] == 1 and len(document["jobs"]) == 8
     assert set(document["jobs"][0]) == {
-        "folder", "variant", "dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed",
-        "state", "step", "steps", "host", "pid", "slurm", "since", "pictures_per_second",
-        "eta_seconds", "exit_status", "last_words", "detail", "diverged",
-    }  # fmt: skip
+        "folder",
+        "variant",
+        "dataset",
+        "algorithm",
+        "test_envs",
+        "trial_seed",
+        "hparams_seed",
+        "state",
+        "step",
+        "steps",
+        "host",
+        "pid",
+        "slurm",
+        "since",
+        "pictures_per_second",
+        "eta_seconds",
+        "exit_status",
+        "last_words",
+        "detail",
+        "diverged",
+    }
     assert document["jobs"][0]["diverged"] and not document["jobs"][1]["diverged"]
     assert document["jobs"][1]["exit_status"] == -9
     assert document["jobs"][1]["last_words"] == "words of -9"
@@ -117,8 +134,9 @@ def test_watch_looks_again_until_nothing_moves(sweep, foreign_processes):
     process = foreign_processes.hold(job)
     watching = subprocess.Popen(
         [sys.executable, "-m", "domainbed_carft", "sweep", "status", str(folder), "--watch", "0.2"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     first_lines = [watching.stdout.readline() for _ in range(2)]
     assert "1 running" in first_lines[1]
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import __version__
 from domainbed_carft.cli import data as data_commands
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
 from domainbed_carft.errors import CarftError, Problem, UnreadableError
 from domainbed_carft.text import printable
+from domainbed_carft.version import __version__
 
 # Exit statuses; 1 is that of other errors.
 NOTHING_READABLE = 3

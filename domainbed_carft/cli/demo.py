@@ -18,7 +18,7 @@ from domainbed_carft.runs.measuring import LoadingOptions, choose_device
 from domainbed_carft.runs.suite_evaluation import append_record, evaluate_on_suite
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.text import counted
+from domainbed_carft.text import quantity
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
 WISE_FT_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
@@ -96,7 +96,7 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
     if unfinished_jobs:
         first = unfinished_jobs[0]
         raise CarftError(
-            f"{counted(len(unfinished_jobs), 'job is', 'jobs are')} not done, the first in "
+            f"{quantity(len(unfinished_jobs), 'job is', 'jobs are')} not done, the first in "
             f"{first.job.folder}: {first.detail}\nFix the cause, run `carft sweep retry "
             f"{sweep_folder}` if jobs failed, then rerun this command"
         )

@@ -7,7 +7,7 @@ import json
 
 from domainbed_carft.doctor.checks import DEFAULT_BACKBONE
 from domainbed_carft.doctor.diagnosis import Diagnosis, diagnose
-from domainbed_carft.text import counted, shown
+from domainbed_carft.text import printable, quantity
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,15 +25,15 @@ def run(arguments: argparse.Namespace) -> int:
 def print_findings(diagnosis: Diagnosis) -> None:
     """Print a line a finding, and what to do below it."""
     for finding in diagnosis.findings:
-        print(shown(f"{finding.state:8} {finding.name:17} {finding.detail}"))
+        print(printable(f"{finding.state:8} {finding.name:17} {finding.detail}"))
         if finding.remedy:
-            print(shown(f"{'':8} -> {finding.remedy}"))
+            print(printable(f"{'':8} -> {finding.remedy}"))
 
 
 def verdict(diagnosis: Diagnosis) -> str:
     """Which training jobs can start, as far as the findings tell."""
     if not diagnosis.can_start:
-        problems = counted(diagnosis.problem_count, "problem")
+        problems = quantity(diagnosis.problem_count, "problem")
         return f"A training job cannot start: {problems}, see the arrows."
 
     can_start = "can start"

@@ -12,7 +12,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
-from domainbed_carft.text import counted, shown
+from domainbed_carft.text import printable, quantity
 
 INCOMPLETE = 3  # exit status of --strict
 
@@ -172,10 +172,10 @@ def _collect(arguments: argparse.Namespace) -> int:
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
     """How many records and jobs were read, and how many cells are incomplete."""
-    line = f"{counted(summary['records'], 'record')} of {counted(summary['jobs'], 'job')}"
+    line = f"{quantity(summary['records'], 'record')} of {quantity(summary['jobs'], 'job')}"
     incomplete = summary["incomplete_cells"]
     if incomplete:
-        line += f"; incomplete: {incomplete:,} of {counted(summary['cells'], 'cell')} (see notes)"
+        line += f"; incomplete: {incomplete:,} of {quantity(summary['cells'], 'cell')} (see notes)"
     return f"{line}."
 
 
@@ -222,9 +222,9 @@ def _report(arguments: argparse.Namespace) -> None:
         _print_errors([f"No example pictures: {report.why_no_examples}"])
     if not report.is_complete:
         _print_errors(["Some cells are incomplete; see the notes on the page."])
-    print(f"Report: {shown(str(report.index))}")
+    print(f"Report: {printable(str(report.index))}")
 
 
 def _print_errors(lines: Iterable[str]) -> None:
     for line in lines:
-        print(shown(line), file=sys.stderr)
+        print(printable(line), file=sys.stderr)

@@ -30,7 +30,7 @@ from domainbed_carft.runs.soup import soup
 from domainbed_carft.runs.suite_evaluation import append_record, evaluate_clip, evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
 from domainbed_carft.runs.wise_ft import wise_ft
-from domainbed_carft.text import counted, shown
+from domainbed_carft.text import printable, quantity
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
 
 def _print_skipped(prediction: PicturePrediction) -> None:
     if prediction.error:
-        message = f"carft: {shown(prediction.path)} skipped: {shown(prediction.error)}"
+        message = f"carft: {printable(prediction.path)} skipped: {printable(prediction.error)}"
         tqdm.write(message, sys.stderr)
 
 
@@ -141,9 +141,9 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
     for evaluation in result.suite_evaluations:
         append_record(run.path, evaluation)
 
-    folder = shown(str(arguments.output))
+    folder = printable(str(arguments.output))
     if saved_alphas:
-        print(f"Results and weights of {counted(len(saved_alphas), 'alpha')}: {folder}")
+        print(f"Results and weights of {quantity(len(saved_alphas), 'alpha')}: {folder}")
     else:
         print(f"Results: {folder}; for weights add --save all, or some of --alphas")
     return SOME_SKIPPED if result.has_unread_sets else 0
@@ -156,10 +156,10 @@ def soup_command(arguments: argparse.Namespace) -> int:
     runs = [saved.open_run(file) for file in weights]
     soups = soup(runs, options, suite=arguments.suite, folder=arguments.output)
 
-    dataset = shown(str(soups.arguments["dataset"]))
-    print(f"{dataset}: soups of {counted(len(runs), 'run')}")
+    dataset = printable(str(soups.arguments["dataset"]))
+    print(f"{dataset}: soups of {quantity(len(runs), 'run')}")
     print(run_texts.soups_text(soups))
-    print(f"Results and weights: {shown(str(arguments.output))}")
+    print(f"Results and weights: {printable(str(arguments.output))}")
     return SOME_SKIPPED if soups.has_unread_sets else 0
 
 
@@ -179,7 +179,7 @@ def export_command(arguments: argparse.Namespace) -> None:
         print(choice)
     dataset = benchmarks.dataset_title(run.args["dataset"])
     description = f"{run.title} on {dataset}, {run.path.name}"
-    print(shown(f"{arguments.output}: {description} (see {exported.readme})"))
+    print(printable(f"{arguments.output}: {description} (see {exported.readme})"))
 
 
 def _loading_options(

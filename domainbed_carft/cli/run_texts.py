@@ -12,7 +12,7 @@ from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suite_scores import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.wise_ft import WiseFT
 from domainbed_carft.suites import catalogue
-from domainbed_carft.text import shown, table
+from domainbed_carft.text import printable, table
 
 PICTURES_OF_A_SOUP = (
     "Pictures: all through the test transform; a soup has no seed and no step to augment by."
@@ -28,8 +28,8 @@ def percent(share: float | None) -> str:
 def evaluation_text(evaluation: Evaluation) -> str:
     """A table by split and one by class; for a task also that of its own test set."""
     dataset = benchmarks.dataset_title(evaluation.dataset)
-    lines = [shown(f"{evaluation.title} on {dataset}{_weights_remark(evaluation)}")]
-    lines.append(shown(evaluation.run))
+    lines = [printable(f"{evaluation.title} on {dataset}{_weights_remark(evaluation)}")]
+    lines.append(printable(evaluation.run))
     if evaluation.soup:
         lines.append(PICTURES_OF_A_SOUP)
 
@@ -46,7 +46,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
     if evaluation.test_set:
         lines += ["", suite_text(evaluation.test_set).removesuffix("\n")]
     elif evaluation.test_set_error:
-        lines += ["", shown(str(evaluation.test_set_error))]
+        lines += ["", printable(str(evaluation.test_set_error))]
     return "\n".join([*lines, ""])
 
 
@@ -95,7 +95,12 @@ def suite_text(evaluation: SuiteEvaluation) -> str:
     title = clip or f"{evaluation.model['title']} ({evaluation.model['run']})"
     published = suite.published.get(clip, {})
 
-    lines = [shown(f"{title} on the suite {suite.name}"), "", _suite_table(scores, published), ""]
+    lines = [
+        printable(f"{title} on the suite {suite.name}"),
+        "",
+        _suite_table(scores, published),
+        "",
+    ]
     for key, mean_title in suite.mean_titles.items():
         lines.append(f"{mean_title}: {percent(scores.means[key])}")
     lines += _problem_lines(scores)
@@ -157,13 +162,13 @@ def _problem_lines(scores: SuiteScores) -> list[str]:
         return []
     lines = ["Means are shown only if every set is complete. Missing or incomplete:"]
     for name, sentences in scores.problems.items():
-        lines.append(shown(f"  {name}: {'; '.join(sentences)}"))
+        lines.append(printable(f"  {name}: {'; '.join(sentences)}"))
     return lines
 
 
 def wise_ft_text(result: WiseFT, is_soup: bool) -> str:
     """The accuracies of each alpha."""
-    lines = [f"{shown(result.title)}: alpha 0 is the original CLIP, alpha 1 the run"]
+    lines = [f"{printable(result.title)}: alpha 0 is the original CLIP, alpha 1 the run"]
     if result.suite_evaluations:
         scores_by_alpha = {
             f"{scores.alpha:g}": scores.suite for scores in result.alphas if scores.suite
@@ -213,7 +218,7 @@ def prediction_line(prediction: PicturePrediction, top: int | None) -> str:
 
     classes = _listed(most_likely(prediction.classes, top or TOP))
     contexts = _listed(most_likely(prediction.contexts, top or TOP))
-    return f"{shown(prediction.path)}: {shown(f'{classes} | {contexts}')}\n"
+    return f"{printable(prediction.path)}: {printable(f'{classes} | {contexts}')}\n"
 
 
 def _listed(probabilities: Mapping[str, float]) -> str:

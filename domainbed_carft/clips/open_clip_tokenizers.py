@@ -24,9 +24,15 @@ SETTINGS = "tokenizer_config.json"
 MODEL = "config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 VOCABULARIES = (
-    "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model",
-    "sentencepiece.bpe.model", "added_tokens.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "added_tokens.json",
+)
 # What a repository of the hub is asked for.
 REPOSITORY_FILES = (SETTINGS, MODEL, SPECIAL_TOKENS, *VOCABULARIES)
 
@@ -35,9 +41,14 @@ _LARGEST_FILE = 1 << 28  # bytes; a tokenizer for a hundred languages has some 2
 # The classes of open_clip's own models, and what is read without a class of its own.
 _GENERAL = "PreTrainedTokenizerFast"
 _CLASSES = (
-    "BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "NllbTokenizer", "RobertaTokenizer",
-    "T5Tokenizer", "XLMRobertaTokenizer",
-)  # fmt: skip
+    "BertTokenizer",
+    "CLIPTokenizer",
+    "GemmaTokenizer",
+    "NllbTokenizer",
+    "RobertaTokenizer",
+    "T5Tokenizer",
+    "XLMRobertaTokenizer",
+)
 # The class where a repository tells only the kind of the model.
 _CLASS_OF_MODEL = {
     "bert": "BertTokenizer",
@@ -46,13 +57,36 @@ _CLASS_OF_MODEL = {
 }
 # What a class is told besides; none of these names a file or a repository.
 _ALLOWED_SETTINGS = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-    "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "padding_side",
-    "truncation_side", "model_max_length", "clean_up_tokenization_spaces", "split_special_tokens",
-    "spaces_between_special_tokens", "add_bos_token", "add_eos_token", "add_prefix_space",
-    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "extra_ids", "legacy",
-    "legacy_behaviour", "errors", "src_lang", "tgt_lang", "trim_offsets",
-)  # fmt: skip
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+    "extra_special_tokens",
+    "added_tokens_decoder",
+    "padding_side",
+    "truncation_side",
+    "model_max_length",
+    "clean_up_tokenization_spaces",
+    "split_special_tokens",
+    "spaces_between_special_tokens",
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "do_lower_case",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "extra_ids",
+    "legacy",
+    "legacy_behaviour",
+    "errors",
+    "src_lang",
+    "tgt_lang",
+    "trim_offsets",
+)
 
 
 def from_folder(folder: Path, text_config: Mapping[str, Any]) -> Any:

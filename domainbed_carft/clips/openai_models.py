@@ -33,15 +33,21 @@ OPENAI_WEIGHTS = {
 
 DEFAULT_RESOLUTION = 224  # in pixels a side
 RESOLUTIONS = {
-    "tiny": 48, "RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336px": 336,
-}  # fmt: skip
+    "tiny": 48,
+    "RN50x4": 288,
+    "RN50x16": 384,
+    "RN50x64": 448,
+    "ViT-L/14@336px": 336,
+}
 MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has some 1,400
 HEAD_WIDTH = 64  # of the attention in all of OpenAI's models
 RESNET_STRIDE = 32  # pixels of a picture, a side, that become one position of the last stage
 # A tensor whose last dimension is the width of a tower, for each kind of tower.
 _WIDTH_TENSORS = (
-    "visual.class_embedding", "visual.attnpool.c_proj.weight", "ln_final.weight",
-)  # fmt: skip
+    "visual.class_embedding",
+    "visual.attnpool.c_proj.weight",
+    "ln_final.weight",
+)
 
 
 def read(path: Path, digest: str) -> Any:

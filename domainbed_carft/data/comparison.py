@@ -15,7 +15,7 @@ from itertools import zip_longest
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.benchmarks import Benchmark, Edition
-from domainbed_carft.text import counted
+from domainbed_carft.text import quantity
 
 Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> pictures, in order of position
 
@@ -177,7 +177,7 @@ def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Fin
     expected = tuple(known_classes) or usual
     if len(expected) < 2:
         findings.problems.append(
-            f"environment {usual_environment!r} has {counted(len(usual), 'class folder')}, "
+            f"environment {usual_environment!r} has {quantity(len(usual), 'class folder')}, "
             "expected at least two; the layout is environment/class/picture"
         )
 

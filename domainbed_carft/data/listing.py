@@ -14,7 +14,7 @@ from pathlib import Path
 
 from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
-from domainbed_carft.text import counted, progress
+from domainbed_carft.text import progress, quantity
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, without seconds of importing torch.
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -41,7 +41,7 @@ class Listing:
     def problems(self) -> list[str]:
         """A sentence for each kind of fault."""
         return [
-            f"{counted(len(paths), kind)} {FAULT_KINDS[kind]}: {quoted_names(paths)}"
+            f"{quantity(len(paths), kind)} {FAULT_KINDS[kind]}: {quoted_names(paths)}"
             for kind, paths in self.faults.items()
             if paths
         ]

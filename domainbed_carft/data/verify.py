@@ -81,7 +81,7 @@ class Report:
         lines += [f"note: {sentence}" for sentence in self.notes]
         lines += [f"damaged: {picture.path} ({picture.reason})" for picture in self.damaged]
         lines.append(f"{self.verdict}: {self._verdict_meaning()}")
-        lines = [text.shown(line) for line in lines]
+        lines = [text.printable(line) for line in lines]
 
         rows = [
             (name, f"{sum(classes.values()):,}", f"{len(classes):,}")
@@ -181,5 +181,5 @@ def _download_again(paths: Sequence[str], fault: str) -> list[str]:
     """A sentence about pictures with a fault, if there are any."""
     if not paths:
         return []
-    count = text.counted(len(paths), "picture")
+    count = text.quantity(len(paths), "picture")
     return [f"{count} {fault} (download again): {quoted_names(paths)}"]

@@ -21,10 +21,11 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from domainbed_carft import __version__, files, machine
+from domainbed_carft import files, machine
 from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, Finding
 from domainbed_carft.doctor.import_errors import error_message, import_error, installation_command
 from domainbed_carft.plugin import SWITCH, Finder, finder, switched_off
+from domainbed_carft.version import __version__
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.jobs.setting import ARGUMENTS
-from domainbed_carft.text import limited, shown
+from domainbed_carft.text import limited, printable
 
 NUMBERS = {float, int}
 NO_ACCURACIES = (
@@ -34,7 +34,7 @@ def describe_warnings(warnings: Iterable[RecordWarning]) -> list[str]:
     """One line per warning, grouped by kind; of a kind with many, the first and their number."""
     lines_by_kind: dict[str, list[str]] = {}
     for kind, path, text in warnings:
-        lines_by_kind.setdefault(kind, []).append(shown(f"{kind}: {path}: {text}"))
+        lines_by_kind.setdefault(kind, []).append(printable(f"{kind}: {path}: {text}"))
     return [line for lines in lines_by_kind.values() for line in limited(lines)]
 
 

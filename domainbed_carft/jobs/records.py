@@ -29,7 +29,7 @@ from domainbed_carft.jobs.record_lines import (
 from domainbed_carft.jobs.record_lines import RecordWarning as RecordWarning
 from domainbed_carft.jobs.record_lines import describe_warnings as describe_warnings
 from domainbed_carft.jobs.setting import ENVIRONMENTS, printed_versions, setting
-from domainbed_carft.text import counted
+from domainbed_carft.text import quantity
 
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
@@ -173,7 +173,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
 
     broken_steps = _steps_with_broken_weights(records)
     if broken_steps:
-        n_records = counted(len(broken_steps), "record")
+        n_records = quantity(len(broken_steps), "record")
         text = (
             f"the training diverged; {n_records} from step {min(broken_steps):g} on without "
             "accuracies"

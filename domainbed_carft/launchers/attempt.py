@@ -30,7 +30,7 @@ from domainbed_carft.jobs.folder import (
 )
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers.children import Children
-from domainbed_carft.text import counted
+from domainbed_carft.text import quantity
 
 CANNOT_START = 127  # as a shell says it
 
@@ -60,7 +60,7 @@ class Outcome:
 
         result = "was stopped"
         if self.result != "interrupted":
-            result = f"failed {counted(self.attempts, 'time')}"
+            result = f"failed {quantity(self.attempts, 'time')}"
         return f"{self.folder}: {result}, {describe_end(self.status, self.last_words)}"
 
 
@@ -168,7 +168,7 @@ def _describe_attempt(outcome: Outcome) -> str:
         return f"left to another process, {reason}"
     if outcome.result == "interrupted":
         return f"stopped, {reason}"
-    return f"failed {counted(outcome.attempts, 'time')}, {reason}"
+    return f"failed {quantity(outcome.attempts, 'time')}, {reason}"
 
 
 def _outcome(folder: JobFolder) -> Outcome:

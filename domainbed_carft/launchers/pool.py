@@ -81,7 +81,9 @@ class Pool:
             for _ in workers.map(work, slots):
                 pass
 
-        for line in text.limited([text.shown(f"{self.name}: {outcome}") for outcome in not_done]):
+        for line in text.limited(
+            [text.printable(f"{self.name}: {outcome}") for outcome in not_done]
+        ):
             print(line, file=sys.stderr, flush=True)
         return not_done
 

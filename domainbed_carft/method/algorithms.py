@@ -20,8 +20,13 @@ class CARFT(CLIPAlgorithm):
     """
 
     term_weights = (
-        "kl_weight", "sp_weight", "fd_weight", "ldifs_weight", "lipsum_weight", "miro_weight",
-    )  # fmt: skip
+        "kl_weight",
+        "sp_weight",
+        "fd_weight",
+        "ldifs_weight",
+        "lipsum_weight",
+        "miro_weight",
+    )
 
 
 class CLIPFineTune(CLIPAlgorithm):

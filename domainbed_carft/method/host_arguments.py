@@ -22,9 +22,16 @@ _host_keys = {"data_augmentation", "class_balanced"}
 
 # The hparams that `_conflicts` looks at.
 _COMPARED = {
-    "warmup_steps", "lp_steps", "total_steps", "average", "average_start", "margin", "wise_alpha",
-    "head_init", "micro_batch",
-}  # fmt: skip
+    "warmup_steps",
+    "lp_steps",
+    "total_steps",
+    "average",
+    "average_start",
+    "margin",
+    "wise_alpha",
+    "head_init",
+    "micro_batch",
+}
 
 
 def allow(keys: Iterable[str]) -> None:

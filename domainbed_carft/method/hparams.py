@@ -18,10 +18,20 @@ from domainbed_carft.method import hparam_kinds as kinds
 from domainbed_carft.method.hparam_kinds import EMBEDDED, Conditions, Hparam
 
 ALGORITHMS = (
-    "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
-    "CLIPood", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP", "CLIPFeatureDistillation", "LDIFS", "LipsumFT",
-    "CLIPMIRO", "FLYP",
-)  # fmt: skip
+    "CARFT",
+    "CLIPFineTune",
+    "CLIPLinearProbe",
+    "CLIPZeroShot",
+    "CLIPood",
+    "CLIPWiSEFT",
+    "CLIPLPFT",
+    "CLIPL2SP",
+    "CLIPFeatureDistillation",
+    "LDIFS",
+    "LipsumFT",
+    "CLIPMIRO",
+    "FLYP",
+)
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 # Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")

@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 EMBEDDINGS = {
-    "class_embedding", "positional_embedding", "token_embedding",
-    "cls_token", "pos_embed", "latent",  # timm's
-}  # fmt: skip
+    "class_embedding",
+    "positional_embedding",
+    "token_embedding",
+    "cls_token",
+    "pos_embed",
+    "latent",  # timm's
+}
 MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
 
 

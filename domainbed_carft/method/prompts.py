@@ -17,13 +17,23 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.text import counted, shortened
+from domainbed_carft.text import quantity, shortened
 
 # OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
 CLASS_LISTS = (
-    "imagenet", "aircraft", "caltech101", "cars", "cifar10", "cifar100", "dtd", "eurosat",
-    "flowers", "food101", "pets", "sun397",
-)  # fmt: skip
+    "imagenet",
+    "aircraft",
+    "caltech101",
+    "cars",
+    "cifar10",
+    "cifar100",
+    "dtd",
+    "eurosat",
+    "flowers",
+    "food101",
+    "pets",
+    "sun397",
+)
 CONTEXT_LISTS = ("imagenet", "imagenet7", "emoji", *CLASS_LISTS[1:])
 
 # Contexts of the names of a data set's own domains, all of them or those trained on. The template
@@ -63,8 +73,8 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
         fewest = "two" if least > 1 else "one"
         reason = " (over a single one the KL term is always zero)" if least > 1 else ""
         raise CarftError(
-            f"contexts is {name}a list of {counted(len(templates), 'template')}{example}; expected "
-            f"at least {fewest}, all different, each with exactly one {{}}, as in "
+            f"contexts is {name}a list of {quantity(len(templates), 'template')}{example}; "
+            f"expected at least {fewest}, all different, each with exactly one {{}}, as in "
             f"'a sketch of a {{}}.'{reason}. 'imagenet7' and 'imagenet' fit any classes"
         )
     return templates

@@ -20,7 +20,7 @@ from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
-from domainbed_carft.text import shown
+from domainbed_carft.text import printable
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
 UPSTREAM_SIZE = 224  # px
@@ -118,7 +118,7 @@ def warn_of_broken_data(report: verify.Report, is_for_us: bool) -> None:
 
     _warned.add(report.root)
     print(
-        f"domainbed-carft: Warning: {shown(report.refusal)}. The job continues, but its "
+        f"domainbed-carft: Warning: {printable(report.refusal)}. The job continues, but its "
         f"results may be worthless; fix the data and rerun the job ({SWITCH}=1 disables this "
         "check).",
         file=sys.stderr,

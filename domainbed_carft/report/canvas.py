@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure as Canvas
 
 from domainbed_carft.report.styles import INK, PAPER
-from domainbed_carft.text import shown
+from domainbed_carft.text import printable
 
 MUTED = "#57606a"
 GRID = "#d8dee4"
@@ -26,19 +26,29 @@ _LETTERS_IN_LEGEND_ROW = 38
 # Text stays text: any browser and drawing program finds its letters. The salt makes names in the
 # file the same each time.
 RC_PARAMS: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "carft report",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "carft report",
     "text.parse_math": False,  # a $ in a name is a $
-    "font.family": "sans-serif", "font.size": 9.5, "axes.labelsize": 9.5, "axes.titlesize": 10,
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 10,
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     **dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 9),
     **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor"], INK),
     **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
     **dict.fromkeys(["axes.facecolor", "figure.facecolor", "savefig.facecolor"], PAPER),
-    "axes.titlelocation": "left", "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
-    "axes.spines.top": False, "axes.spines.right": False,
-    "legend.frameon": False, "legend.handlelength": 2.8, "legend.columnspacing": 1.2,
-}  # fmt: skip
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "legend.columnspacing": 1.2,
+}
 
 
 class Figure(NamedTuple):
@@ -77,7 +87,7 @@ def add_legend(canvas: Canvas, handles: Mapping[str, Any], **options: Any) -> No
     """Add a legend below the axes; ``handles``: name -> what was drawn for it."""
     canvas.legend(
         list(handles.values()),
-        [shown(name) for name in handles],
+        [printable(name) for name in handles],
         loc="outside lower center",
         ncols=_legend_columns([*handles]),
         **options,

@@ -21,7 +21,7 @@ from domainbed_carft.report.canvas import (
 )
 from domainbed_carft.report.styles import INK, Style, Styles
 from domainbed_carft.results.tables import Cell, Table
-from domainbed_carft.text import shown
+from domainbed_carft.text import printable
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
@@ -93,10 +93,10 @@ def _bars(
     height = 0.0
     ticks = {}
     for label, cells in groups:
-        axes.text(0, height, f" {shown(label)}", va="center", weight="bold")
+        axes.text(0, height, f" {printable(label)}", va="center", weight="bold")
         for algorithm, cell in cells:
             height += 1
-            ticks[height] = shown(algorithm)
+            ticks[height] = printable(algorithm)
             _draw_bar(axes, height, cell, styles[algorithm].colour)
         height += _GROUP_GAP
 
@@ -116,9 +116,15 @@ def _draw_bar(axes: Any, height: float, cell: Cell, colour: str) -> None:
     mean = cell.mean or 0.0
     error = cell.standard_error if cell.n > 1 else None
     axes.barh(
-        height, mean, 0.78, color=colour, edgecolor=INK, linewidth=0.6, xerr=error,
+        height,
+        mean,
+        0.78,
+        color=colour,
+        edgecolor=INK,
+        linewidth=0.6,
+        xerr=error,
         error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-    )  # fmt: skip
+    )
 
     end = mean + (error or 0.0)
     axes.text(end + 1.5, height, f"{mean:.1f}", va="center", fontsize=9)
@@ -163,9 +169,15 @@ def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
     axes.fill_between(line.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
 
     (handle,) = axes.plot(
-        line.index, line["mean"], color=style.colour, ms=5, lw=1.8, **style.mark,
-        linestyle=style.dash, markevery=max(1, len(line) // _MARKERS_ON_LINE),
-    )  # fmt: skip
+        line.index,
+        line["mean"],
+        color=style.colour,
+        ms=5,
+        lw=1.8,
+        **style.mark,
+        linestyle=style.dash,
+        markevery=max(1, len(line) // _MARKERS_ON_LINE),
+    )
     return handle
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import __version__, files, text
+from domainbed_carft import files, text
 from domainbed_carft.errors import CarftError
+from domainbed_carft.version import __version__
 
 INDEX = "index.html"
 FIGURES = "figures"
@@ -76,7 +77,7 @@ def _render(page: Mapping[str, Any]) -> bytes:
     """The page as HTML."""
     templates = text.templates(autoescape=True)
     # Names are anybody's; what is markup already has come through here.
-    templates.finalize = lambda value: text.shown(value) if type(value) is str else value
+    templates.finalize = lambda value: text.printable(value) if type(value) is str else value
     html = templates.get_template("report/page.html.j2").render(page=page, version=__version__)
 
     # Halves of characters, which names may have, are in no encoding.

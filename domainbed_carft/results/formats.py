@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from domainbed_carft.results.document import PLUS_MINUS, Document, Grid
-from domainbed_carft.text import shown
+from domainbed_carft.text import printable
 
 TEXT_WIDTH = 100
 
@@ -83,7 +83,7 @@ def _text(document: Document) -> str:
 
 
 def _plain(text: str) -> str:
-    return shown(text).replace(PLUS_MINUS, "+/-")
+    return printable(text).replace(PLUS_MINUS, "+/-")
 
 
 def _markdown(document: Document) -> str:
@@ -100,7 +100,7 @@ def _markdown(document: Document) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(shown(text).split()))
+    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def _csv(document: Document) -> str:
@@ -118,7 +118,7 @@ def _escape_csv(value: Any) -> Any:
         return value
 
     # A spreadsheet would compute a formula.
-    return f"'{shown(value)}" if value.startswith(_FORMULA_SIGNS) else shown(value)
+    return f"'{printable(value)}" if value.startswith(_FORMULA_SIGNS) else printable(value)
 
 
 def _json(document: Document) -> str:

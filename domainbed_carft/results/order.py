@@ -10,15 +10,34 @@ from domainbed_carft.jobs.records import Run
 
 # DomainBed's order, ours after its; means over data sets depend on it in the last bit.
 _DATASETS = (
-    "Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
-    "TerraIncognita", "DomainNet", "SVIRO", "EmojiStyles",
-)  # fmt: skip
+    "Debug28",
+    "Debug224",
+    "ColoredMNIST",
+    "RotatedMNIST",
+    "VLCS",
+    "PACS",
+    "OfficeHome",
+    "TerraIncognita",
+    "DomainNet",
+    "SVIRO",
+    "EmojiStyles",
+)
 # Our algorithms in the order of the README and of docs/peers.md.
 OUR_ALGORITHMS = (
-    "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
-    "CLIPood", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP", "CLIPFeatureDistillation", "LDIFS", "LipsumFT",
-    "CLIPMIRO", "FLYP",
-)  # fmt: skip
+    "CARFT",
+    "CLIPFineTune",
+    "CLIPLinearProbe",
+    "CLIPZeroShot",
+    "CLIPood",
+    "CLIPWiSEFT",
+    "CLIPLPFT",
+    "CLIPL2SP",
+    "CLIPFeatureDistillation",
+    "LDIFS",
+    "LipsumFT",
+    "CLIPMIRO",
+    "FLYP",
+)
 
 
 def environment_labels(

@@ -15,7 +15,7 @@ from domainbed_carft.jobs.job import Job, Key
 from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import DEFAULT, ENVIRONMENTS, HPARAM, KINDS, UNKNOWN
 from domainbed_carft.jobs.setting import setting as setting_of
-from domainbed_carft.text import counted
+from domainbed_carft.text import quantity
 
 # (data set, algorithm) -> the settings of its jobs
 _SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
@@ -122,7 +122,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[RecordWarning]]:
 
     if problems:
         raise CarftError(
-            f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
+            f"{quantity(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
             "with different records; move one folder away:\n" + "\n".join(problems)
         )
     return distinct_runs, warnings

@@ -10,7 +10,7 @@ from typing import Any
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.runs import saved
-from domainbed_carft.text import shown
+from domainbed_carft.text import printable
 
 
 def choose_weights(path: Path, which: str | None) -> Path:
@@ -43,4 +43,4 @@ def describe_choice(path: Path, which: str | None, file: Path) -> str:
     hint = ""
     if (path / alternative_file).exists():
         hint = f" (for {alternative_file}: --which {alternative})"
-    return shown(f"Weights: {file.name} of {path}, {reason}{hint}")
+    return printable(f"Weights: {file.name} of {path}, {reason}{hint}")

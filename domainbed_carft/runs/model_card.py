@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import __version__, text
+from domainbed_carft import text
 from domainbed_carft.clips import backbone, openai_models, pictures
 from domainbed_carft.data import benchmarks
 from domainbed_carft.files.weights import sha256
@@ -22,6 +22,7 @@ from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.runs.soup_members import DESCRIBING, SAME_ARGS
+from domainbed_carft.version import __version__
 
 # The arguments of a run by which it is repeated; not those that only say where files are.
 REPEATED_ARGS = (
@@ -236,5 +237,5 @@ def _percent(share: float | None) -> str:
 def _markdown_text(value: Any) -> str:
     """A value as plain text within Markdown, also between the bars of a table."""
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    one_line = text.shown(" ".join(plain.split()))
+    one_line = text.printable(" ".join(plain.split()))
     return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", one_line)

@@ -21,7 +21,7 @@ from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method import algorithms, clip_algorithm, objective, prompts
 from domainbed_carft.runs.saved_checks import require_run, soup_of
-from domainbed_carft.text import counted
+from domainbed_carft.text import quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
 
@@ -58,7 +58,7 @@ class TrainedRun:
         if not members:
             return "soup"
         names = sorted({member["algorithm"] for member in members})
-        return f"soup of {counted(len(members), 'run')} ({', '.join(names)})"
+        return f"soup of {quantity(len(members), 'run')} ({', '.join(names)})"
 
 
 def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
@@ -104,7 +104,7 @@ def _require_finite(algorithm: clip_algorithm.CLIPAlgorithm, file: Path) -> None
     not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if not_finite:
         raise CarftError(
-            f"{file} has values that are not finite in {counted(len(not_finite), 'tensor')}, the "
+            f"{file} has values that are not finite in {quantity(len(not_finite), 'tensor')}, the "
             f"first in {not_finite[0]}: the training diverged. Use --which best, or train with a "
             "smaller lr"
         )

@@ -34,7 +34,7 @@ def local_launcher(commands: list[str]) -> list[str]:
     if failed:
         print(f"sweep: {len(failed)} of {len(commands)} jobs failed:", file=sys.stderr)
     for failure in failed:
-        print(f"- {text.shown(failure)}", file=sys.stderr)
+        print(f"- {text.printable(failure)}", file=sys.stderr)
     return failed
 
 

@@ -18,7 +18,7 @@ class UnknownNameError(CarftError, NotImplementedError):
 
 def print_error(script: str, error: CarftError) -> int:
     """Print an error without a traceback; return 1 if retrying may help, else 2."""
-    lines = map(text.shown, str(error).splitlines())
+    lines = map(text.printable, str(error).splitlines())
     print(f"{script}: " + "\n".join(lines), file=sys.stderr)
     return 1 if isinstance(error, PassingError) else 2
 

@@ -31,7 +31,7 @@ def load_records(path: str) -> Q:
         complete, warnings = job_records.read_file(file)
         records += complete
         for warning in warnings:
-            print(text.shown(f"{warning.path}: {warning.text}"), file=sys.stderr)
+            print(text.printable(f"{warning.path}: {warning.text}"), file=sys.stderr)
     return Q(records)
 
 

@@ -28,9 +28,12 @@ def found() -> dict:
     opened = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
     own = re.compile(r"/proc/\d+/fd/(pipe:|\d)|/tmp/carft-job")  # and that of the listing
     return dict(
-        argv=sys.argv, path=sys.path, cwd=os.getcwd(),
+        argv=sys.argv,
+        path=sys.path,
+        cwd=os.getcwd(),
         environment={n: v for n, v in os.environ.items() if n != "DOMAINBED_LOCK_FD"},
-        lock=os.readlink(f"/proc/self/fd/{lock}"), inherited=os.get_inheritable(lock),
+        lock=os.readlink(f"/proc/self/fd/{lock}"),
+        inherited=os.get_inheritable(lock),
         streams=[os.readlink(f"/proc/self/fd/{n}") for n in range(2)],
         opened=sorted(path for path in opened if not own.match(path)),
         signals={name: status[name] for name in ("SigBlk", "SigIgn", "SigCgt")},
@@ -38,8 +41,10 @@ def found() -> dict:
         main=(__name__, __spec__.name, sys.modules["__main__"].__dict__ is globals()),
         method=multiprocessing.get_start_method(allow_none=True),
         threads=len(os.listdir("/proc/self/task")),
-        drawn=random.random(), imported_by=imported_by.PID, parent=os.getppid(),
-    )  # fmt: skip
+        drawn=random.random(),
+        imported_by=imported_by.PID,
+        parent=os.getppid(),
+    )
 
 
 def main() -> None:
