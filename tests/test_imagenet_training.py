@@ -30,7 +30,7 @@ from domainbed_carft.suites import imagenet
 
 LABELS = (
     lambda label: {"cls": label},
-    lambda label: {"id": imagenet.ids()[label].encode()},
+    lambda label: {"id": imagenet.wordnet_ids()[label].encode()},
     lambda label: {"json": {"size": 3, "label": label}},
 )
 PER_SHARD = 60
@@ -48,7 +48,7 @@ def data(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
     written = []
-    for label, name in enumerate(imagenet.ids()):
+    for label, name in enumerate(imagenet.wordnet_ids()):
         folder = data / "folders" / "imagenet" / "train" / name
         folder.mkdir(parents=True)
         for number in (1040, 104):
@@ -81,7 +81,7 @@ def test_folders_and_shards_are_the_same_data_set(data, cache, monkeypatch):
     train_folder = data / "folders" / "imagenet" / "train"
     expected = [
         (path, label)
-        for label, name in enumerate(imagenet.ids())
+        for label, name in enumerate(imagenet.wordnet_ids())
         for path in sorted((train_folder / name).iterdir())
     ]
 
@@ -200,7 +200,7 @@ def test_a_train_folder_that_may_not_be_read_is_named_in_one_line():
     ],
 )
 def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
-    for name in imagenet.ids():
+    for name in imagenet.wordnet_ids():
         (tmp_path / "imagenet" / "train" / name).mkdir(parents=True)
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
@@ -230,7 +230,7 @@ def test_shards_without_pictures_and_labels_are_refused(tmp_path, files, message
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     with pytest.raises(CarftError, match=message):
-        shards.index([path], imagenet.ids())
+        shards.index([path], imagenet.wordnet_ids())
 
 
 def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monkeypatch):
@@ -239,7 +239,7 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
 
     problems = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
-    assert problems == [
+    assert [str(problem) for problem in problems] == [
         "sampling is 'epochs', expected one of 'with-replacement', 'passes', 'passes-by-shard'"
     ]
 
@@ -261,7 +261,7 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
 def copy(tmp_path):
     """A data folder with a picture of each class to train and to validate with."""
     for part in ("train", "val"):
-        grow(tmp_path / "imagenet", {part: dict.fromkeys(imagenet.ids(), 1)}, PICTURE)
+        grow(tmp_path / "imagenet", {part: dict.fromkeys(imagenet.wordnet_ids(), 1)}, PICTURE)
     return tmp_path
 
 
@@ -341,7 +341,7 @@ def test_the_sweep_checks_the_training_set(copy, tmp_path, capsys):
 
     shutil.rmtree(copy / "imagenet" / "train")
     assert launched(copy, tmp_path / "out") == 1
-    assert f"ImageNet is missing: expected its folder {copy}/imagenet/train" in (
+    assert f"ImageNet is missing, expected its folder {copy}/imagenet/train" in (
         capsys.readouterr().err
     )
 
@@ -377,8 +377,6 @@ def test_other_numbers_of_classes_are_refused_without_all_their_names():
         prompts.class_names({"class_names": "imagenet"}, 7)
     assert len(str(raised.value)) < 400
 
-    names = [*imagenet.class_names()]
-    subject, trained, current = splits._differing_classes(names, [*names[:-1], "another"])
-    assert (subject, trained, current) == ("the class of label 999", names[-1], "another")
+    names = [*imagenet.class_names()][:2]
     with pytest.raises(CarftError, match="only one of them has .* and 997 more") as raised:
-        image_folders.require_same_classes(["a", "b"], [names[:2], [*imagenet.ids()]])
+        image_folders.require_same_classes(["a", "b"], [names, [*imagenet.wordnet_ids()]])

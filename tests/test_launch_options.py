@@ -97,7 +97,7 @@ def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted
 
 
 def test_an_array_element_requeues_itself_while_its_job_is_held(
-    tmp_path, others, submitted, monkeypatch
+    tmp_path, foreign_processes, submitted, monkeypatch
 ):
     """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
     requeued = []
@@ -111,7 +111,7 @@ def test_an_array_element_requeues_itself_while_its_job_is_held(
 
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    process = others.start(HOLD, tmp_path / "job00")
+    process = foreign_processes.start(HOLD, tmp_path / "job00")
     with pytest.raises(SystemExit) as exit_raised:
         element()
 

@@ -63,7 +63,7 @@ def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
 
 
 def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(page, "build", interrupt)
