@@ -1,5 +1,7 @@
 """Where the embedded pictures are: unpacked from the package on first use, divided for EmojiShift.
 
+EmojiStyles has the styles that `tiny` has seen in pre-training, EmojiUnseen those that it has not.
+
 EmojiShift has one style, two thirds of its things to train on, the others to test on, and the three
 other styles as shifted test sets.
 """
@@ -21,6 +23,8 @@ from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 
 ARCHIVE = "emoji_styles.zip"
+FURTHER_ARCHIVE = "emoji_further_styles.zip"
+UNSEEN = "EmojiUnseen"
 SHIFT = "EmojiShift"
 TRAINED_STYLE = "noto"
 TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, see docs/measured.md
@@ -28,18 +32,23 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, se
 
 def environments(name: str) -> Path:
     """The folder environment/class/picture.png of the embedded data set ``name``."""
+    if name == UNSEEN:
+        return unpacked(FURTHER_ARCHIVE) / "never_seen"
     return shift() / "train" if name == SHIFT else unpacked()
 
 
-def unpacked() -> Path:
-    """The folder style/class/picture.png. Raises CarftError without a cache folder to write to."""
-    with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
+def unpacked(name: str = ARCHIVE) -> Path:
+    """The folder style/class/picture.png; of FURTHER_ARCHIVE label/style/class/picture.png.
+
+    Raises CarftError without a cache folder to write to.
+    """
+    with resources.as_file(resources.files("domainbed_carft") / "assets" / name) as archive:
 
         def unpack(folder: Path) -> None:
             with zipfile.ZipFile(archive) as pictures:
                 pictures.extractall(folder)
 
-        return _made(Path("emoji_styles", weights.sha256(archive)[:16]), unpack)
+        return _made(Path(archive.stem, weights.sha256(archive)[:16]), unpack)
 
 
 def shift() -> Path:
