@@ -74,7 +74,7 @@ def read_pictures(path: Path) -> dict[str, np.ndarray]:
 
 
 def seen_hashes() -> dict[str, np.ndarray]:
-    """"class/thing.png" -> the difference hashes of its drawings in the seen styles."""
+    """ "class/thing.png" -> the difference hashes of its drawings in the seen styles."""
     pictures = read_pictures(ASSETS / emoji.ARCHIVE)
     things = sorted({name.partition("/")[2] for name in pictures})
     return {
@@ -90,7 +90,7 @@ def held_out_things() -> dict[str, Concept]:
 
 
 def draw_style(node_modules: Path, style: Style) -> dict[str, np.ndarray]:
-    """"class/thing.png" -> pixels, of all things that the style draws, without repetitions."""
+    """ "class/thing.png" -> pixels, of all things that the style draws, without repetitions."""
     check_package(node_modules, style)
     icons = read_icons(node_modules, style.package)
     things = held_out_things()
@@ -140,7 +140,7 @@ def build(node_modules: Path, work_dir: Path) -> None:
                 print(f"{style.name}: {thing} nearly equals a seen drawing and is left out")
                 del drawn[thing]
         for thing, pixels in drawn.items():
-            members[f"{style.folder}/{style.name}/{thing}"] = png_bytes(pixels)
+            members[f"{emoji_styles.folder(style.label)}/{style.name}/{thing}"] = png_bytes(pixels)
     write_archive(ASSETS / emoji.FURTHER_ARCHIVE, members)
     write_counts(members)
 
@@ -165,10 +165,12 @@ def check() -> None:
     for style in emoji_styles.styles():
         if style.label == emoji_styles.SEEN:
             continue
-        place = f"{style.folder}/{style.name}/"
+        place = f"{emoji_styles.folder(style.label)}/{style.name}/"
         drawn = {n.removeprefix(place): p for n, p in pictures.items() if n.startswith(place)}
         near = near_seen(drawn, audited, same_things)
         print(f"{style.name} ({style.label}): {len(drawn)} pictures, {len(near)} near duplicates")
+        if len(drawn) != style.pictures:
+            raise ValueError(f"emoji_styles.json says {style.pictures} pictures of {style.name}")
         if near and style.label == emoji_styles.NEVER_SEEN:
             raise ValueError(f"{style.name} is not unseen: {near}")
 

@@ -59,9 +59,7 @@ def draw_icon(icons: dict[str, Any], icon_name: str) -> np.ndarray:
         f'width="{side}" height="{side}" color="#000000">'
         f"{icon['body']}</svg>"
     )
-    drawn = resvg_py.svg_to_bytes(
-        svg_string=svg, width=SIZE, height=SIZE, background="#ffffff"
-    )
+    drawn = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="#ffffff")
     picture = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
     if picture.size != (SIZE, SIZE):
         raise ValueError(f"{icon_name} was drawn {picture.size}, expected {SIZE} x {SIZE} pixels")

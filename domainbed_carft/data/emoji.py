@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from domainbed_carft import files
+from domainbed_carft.data import emoji_styles
 from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 
@@ -33,8 +34,15 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, se
 def environments(name: str) -> Path:
     """The folder environment/class/picture.png of the embedded data set ``name``."""
     if name == UNSEEN:
-        return unpacked(FURTHER_ARCHIVE) / "never_seen"
+        return styles_folder(emoji_styles.NEVER_SEEN)
     return shift() / "train" if name == SHIFT else unpacked()
+
+
+def styles_folder(label: str) -> Path:
+    """The folder style/class/picture.png of all styles with this label of `emoji_styles`."""
+    if label == emoji_styles.SEEN:
+        return unpacked()
+    return unpacked(FURTHER_ARCHIVE) / emoji_styles.folder(label)
 
 
 def unpacked(name: str = ARCHIVE) -> Path:

@@ -19,13 +19,15 @@ NEVER_SEEN = "never seen"
 class Style:
     """One drawing style.
 
-    ``label`` is SEEN, FAMILY_SEEN or NEVER_SEEN. ``package``, ``version`` and ``integrity`` are
+    ``label`` is SEEN, FAMILY_SEEN or NEVER_SEEN. ``pictures``: how many of the 429 held-out things
+    are in the package in this style. ``package``, ``version`` and ``integrity`` are
     of npm: the last is the digest of the package's archive.
     """
 
     name: str
     label: str
     family: str
+    pictures: int
     artists: str
     licence: str
     licence_url: str
@@ -33,11 +35,6 @@ class Style:
     version: str
     integrity: str
     source: str
-
-    @property
-    def folder(self) -> str:
-        """The folder of all styles of this label in the archive."""
-        return self.label.replace(" ", "_")
 
 
 @functools.cache
@@ -52,7 +49,11 @@ def names(label: str) -> list[str]:
     return [style.name for style in styles() if style.label == label]
 
 
-@functools.cache
-def families() -> dict[str, str]:
-    """Style -> its family."""
-    return {style.name: style.family for style in styles()}
+def get(name: str) -> Style:
+    """The style called ``name``."""
+    return next(style for style in styles() if style.name == name)
+
+
+def folder(label: str) -> str:
+    """The folder in the archive of all styles with this label."""
+    return label.replace(" ", "_")

@@ -75,7 +75,7 @@ def wrap_image_folders(module: ModuleType) -> None:
 
 
 def add_datasets(module: ModuleType) -> None:
-    """Put our data sets into `domainbed.datasets` and its lookup, and EmojiStyles into its list.
+    """Put our data sets into `domainbed.datasets` and its lookup, those of styles into its list.
 
     A sweep without `--datasets` leaves out each environment of those in it; the others have one.
     """
@@ -83,9 +83,10 @@ def add_datasets(module: ModuleType) -> None:
 
     # Forks with a package instead of the module keep the data sets in a part of it.
     home = next((part for part in _parts(module) if "DATASETS" in vars(part)), module)
-    classes = (data_sets.EmojiStyles, data_sets.EmojiShift, data_sets.ImageNet)
+    styles = (data_sets.EmojiStyles, data_sets.EmojiUnseen)
+    classes = (*styles, data_sets.EmojiShift, data_sets.ImageNet)
     ours = {c.__name__: _hosted(home, c) for c in (*classes, *data_sets.TASKS.values())}
-    added = _add_named(home, "DATASETS", {"EmojiStyles": ours["EmojiStyles"]})
+    added = _add_named(home, "DATASETS", {c.__name__: ours[c.__name__] for c in styles})
     added |= _add_named(home, "", ours)
     _DATASETS_KEPT_BY_HOST.update(ours.keys() - added.keys())
     _add_to_lookup(home, "get_dataset_class", added)

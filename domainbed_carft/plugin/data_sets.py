@@ -16,7 +16,15 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import benchmarks, emoji, listing, shards, tasks, verify
+from domainbed_carft.data import (
+    benchmarks,
+    emoji,
+    emoji_styles,
+    listing,
+    shards,
+    tasks,
+    verify,
+)
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.pictures.image_lists import Environment, Paths
 from domainbed_carft.plugin.image_folders import (
@@ -118,6 +126,15 @@ class EmojiStyles(Provided):
         folder = emoji.environments(type(self).__name__)
         found = [ImageFolder(str(folder / name), loader=_emoji) for name in self.ENVIRONMENTS]
         return found, verify.examine(type(self).__name__, folder)
+
+
+class EmojiUnseen(EmojiStyles):
+    """The same things in the styles that `tiny` has not seen in pre-training.
+
+    Each style has those of the things that its artists drew. Styles of one family are one unit.
+    """
+
+    ENVIRONMENTS = emoji_styles.names(emoji_styles.NEVER_SEEN)
 
 
 class EmojiShift(EmojiStyles):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import selection, tables
 from domainbed_carft.results.document import Grid
@@ -22,7 +23,8 @@ CAPTION = (
     "Differences: accuracy of the first algorithm minus the second, in points, over every (data "
     "set, environment left out, trial) that both have. Interval: the central "
     f"{LEVEL}% of the mean in {RESAMPLES:,} bootstrap resamples of the (data set, environment left "
-    f"out), each with all its trials (numpy's default_rng, seed {SEED}). With few environments "
+    f"out), each with all its trials (numpy's default_rng, seed {SEED}); the environments of a "
+    "family, such as EmojiUnseen's three of EmojiOne, are resampled as one. With few environments "
     "such an interval is too narrow. Equal accuracies are ties."
 )
 
@@ -32,8 +34,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """``a`` minus ``b`` in points, a row for JSON and CSV for each group with pairs and method.
 
-    ``low`` and ``high`` are None for a single target. Raises CarftError, naming the available
-    algorithms, if no group has any, or if ``a`` is ``b``.
+    ``low`` and ``high`` are None for a single target or family. Raises CarftError, naming the
+    available algorithms, if no group has any, or if ``a`` is ``b``.
     """
     found = []
     for group, method in itertools.product(groups, methods):
@@ -45,8 +47,10 @@ def compare(
         if a == b or not pairs:
             continue
         values = np.array([first[pair] - second[pair] for pair in pairs])  # equal: exactly 0
-        targets = list(dict.fromkeys(pair[:2] for pair in pairs))
-        cluster = [targets.index(pair[:2]) for pair in pairs]
+        targets = {pair[:2] for pair in pairs}
+        of_pairs = [(pair[0], benchmarks.independent_unit(*pair[:2])) for pair in pairs]
+        units = list(dict.fromkeys(of_pairs))
+        cluster = [units.index(unit) for unit in of_pairs]
         sums, counts = np.bincount(cluster, values), np.bincount(cluster)
         low, high = interval_of_mean(sums, counts)
         found.append(
@@ -94,7 +98,8 @@ def grid(found: Sequence[Mapping[str, Any]], a: str, b: str) -> Grid:
     rows = []
     for one in found:
         low, high = one["low"], one["high"]
-        interval = "none (one target)" if low is None else f"{low:+.2f} to {high:+.2f}"
+        single = "target" if one["targets"] == 1 else "family"
+        interval = f"none (one {single})" if low is None else f"{low:+.2f} to {high:+.2f}"
         label = "; ".join(filter(None, [selection.METHODS[one["selection"]].title, one["setting"]]))
         counts = [str(one[name]) for name in ("wins", "losses", "ties", "pairs", "targets")]
         rows.append([label, f"{one['mean_difference']:+.2f}", interval, *counts])

@@ -9,7 +9,7 @@ from pathlib import Path
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, emoji, tasks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.suites import imagenet
+from domainbed_carft.suites import imagenet, unseen_styles
 from domainbed_carft.suites.test_sets import Folders, Found, Suite, TestSet
 
 
@@ -22,10 +22,10 @@ def get(name: str) -> Suite:
 
 @functools.cache
 def emoji_shift() -> Suite:
-    """The embedded counterpart of ImageNet's: the style trained on, and the three others.
+    """The embedded counterpart of ImageNet's: the style trained on, the three others, and more.
 
     The former's things are not in the training set; the others have class lists of their own: the
-    same, some of them, and unions.
+    same, some of them, and unions. Styles that the CLIP has not seen are groups of their own.
     """
     classes = benchmarks.get(emoji.SHIFT).classes
     same = {name: [name] for name in classes}
@@ -38,7 +38,8 @@ def emoji_shift() -> Suite:
     }
     lists = {emoji.TRAINED_STYLE: same, "fluent3d": same, "line": some, "twemoji": unions}
     sets = tuple(_style(style, groups, classes) for style, groups in lists.items())
-    return Suite(emoji.SHIFT, classes, sets, contexts="emoji")
+    further = [unseen_styles.test_set(style, classes) for style in unseen_styles.FURTHER]
+    return Suite(emoji.SHIFT, classes, (*sets, *further), contexts="emoji")
 
 
 def _style(style: str, groups: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:
@@ -85,5 +86,6 @@ def of_task(name: str) -> Suite:
 SUITES: dict[str, Callable[[], Suite]] = {
     "imagenet": imagenet.suite,
     "EmojiShift": emoji_shift,
+    "EmojiUnseen": unseen_styles.suite,
     **{name: functools.partial(of_task, name) for name in tasks.TASKS},
 }

@@ -37,8 +37,9 @@ class TestSet:
 
     ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
     their places in the suite's. ``find(data_dir)`` gives the pictures. ``shifted``: whether it
-    counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
-    ``per_class``: whether the mean of the classes' accuracies is what others report of it.
+    counts in the mean of the shifts. ``group``: the name of a group with a mean of its own, in
+    which it counts instead. ``border``: pixels to cut off each side of each picture. ``per_class``:
+    whether the mean of the classes' accuracies is what others report of it.
     """
 
     __test__ = False  # no test of pytest's
@@ -48,6 +49,7 @@ class TestSet:
     groups: tuple[tuple[int, ...], ...]
     find: Callable[[Path], Found]
     shifted: bool = True
+    group: str = ""
     border: int = 0
     per_class: bool = False
 
@@ -70,15 +72,27 @@ class Suite:
     source: str = ""
 
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
-        """The mean of the shifts, and without ``left_out``; None where one of them is missing."""
-        shifts = [one.name for one in self.sets if one.shifted]
+        """The mean of the shifts, without ``left_out``, and of each group, by the record's key.
+
+        A mean is None where one of its sets is missing.
+        """
+        shifts = [one.name for one in self.sets if one.shifted and not one.group]
         without = [name for name in shifts if name != self.left_out] if self.left_out else []
+        names_of = {"mean": shifts, "mean_without_objectnet": without}
+        for group in self.groups:
+            names_of[_mean_key(group)] = [one.name for one in self.sets if one.group == group]
+
         found: dict[str, float | None] = {}
-        for key, names in {"mean": shifts, "mean_without_objectnet": without}.items():
+        for key, names in names_of.items():
             values = [value for n in names if (value := accuracies.get(n)) is not None]
             whole = len(values) == len(names) > 0
             found[key] = sum(values) / len(values) if whole else None
         return found
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of sets that have a mean of their own, in order."""
+        return list(dict.fromkeys(one.group for one in self.sets if one.group))
 
     @property
     def usual(self) -> str:
@@ -88,9 +102,17 @@ class Suite:
     @property
     def titles(self) -> dict[str, str]:
         """The keys of the `means` that there are -> what these are called."""
-        found = {"mean": "Mean of the shifts"} if any(one.shifted for one in self.sets) else {}
-        without = {"mean_without_objectnet": f"Mean without {self.left_out}"}
-        return found | without if self.left_out else found
+        found = {}
+        if any(one.shifted and not one.group for one in self.sets):
+            found["mean"] = "Mean of the shifts"
+        if self.left_out:
+            found["mean_without_objectnet"] = f"Mean without {self.left_out}"
+        return found | {_mean_key(group): f"Mean, {group}" for group in self.groups}
+
+
+def _mean_key(group: str) -> str:
+    """The key of a group's mean in a record: "mean_never_seen" of "never seen"."""
+    return f"mean_{group.replace(' ', '_')}"
 
 
 def no_further_problems(root: Path) -> list[str]:
