@@ -130,6 +130,7 @@ def made(name, environments):
     return type(name, (), {"ENVIRONMENTS": environments})
 
 EmojiStyles, EmojiShift = made("EmojiStyles", ["a", "b", "c"]), made("EmojiShift", ["a"])
+EmojiUnseen = made("EmojiUnseen", ["a", "b"])
 ImageNet, TASKS = made("ImageNet", ["train"]), {"DTD": made("DTD", ["train"])}
 """,
     "clips/__init__.py": "",

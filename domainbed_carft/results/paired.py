@@ -93,6 +93,21 @@ def interval_of_mean(
     return float(low), float(high)
 
 
+def clustered_error(values: Sequence[float], units: Sequence[str]) -> float | None:
+    """The standard error of the mean of ``values``, of which those of one unit belong together.
+
+    The cluster-robust estimate with its correction for few units; with each value in a unit of its
+    own it is the usual standard error of the mean. None for a single unit.
+    """
+    names = list(dict.fromkeys(units))
+    if len(names) < 2:
+        return None
+    deviations = np.asarray(values) - np.mean(values)
+    sums = np.bincount([names.index(unit) for unit in units], deviations)
+    few = len(names) / (len(names) - 1)
+    return float(np.sqrt(few * (sums**2).sum()) / len(values))
+
+
 def grid(found: Sequence[Mapping[str, Any]], a: str, b: str) -> Grid:
     """A row a group and method."""
     rows = []

@@ -37,9 +37,9 @@ class TestSet:
 
     ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
     their places in the suite's. ``find(data_dir)`` gives the pictures. ``shifted``: whether it
-    counts in the mean of the shifts. ``group``: the name of a group with a mean of its own, in
-    which it counts instead. ``border``: pixels to cut off each side of each picture. ``per_class``:
-    whether the mean of the classes' accuracies is what others report of it.
+    counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
+    ``per_class``: whether the mean of the classes' accuracies is what others report of it.
+    ``group``: the name of a group with a mean of its own, in which it counts instead.
     """
 
     __test__ = False  # no test of pytest's
@@ -49,9 +49,9 @@ class TestSet:
     groups: tuple[tuple[int, ...], ...]
     find: Callable[[Path], Found]
     shifted: bool = True
-    group: str = ""
     border: int = 0
     per_class: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
