@@ -15,6 +15,7 @@ from pathlib import Path
 
 import collect_sweeps
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -308,3 +309,57 @@ def test_the_environments_of_a_family_are_one_unit_of_an_interval(tmp_path):
     sums = np.array([sum(of_targets[:3]), of_targets[3], of_targets[4]])
     expected = paired.interval_of_mean(sums, np.array([6, 2, 2]))
     assert (found["low"], found["high"]) == pytest.approx(expected)
+
+
+def test_a_clustered_error_is_the_usual_one_for_units_of_one_value():
+    values = np.random.default_rng(0).normal(size=9).tolist()
+    usual = np.std(values, ddof=1) / 3
+    assert paired.clustered_error(values, list("abcdefghi")) == pytest.approx(usual)
+    # Copies of a value carry no more than the value.
+    of_units = [value for value in values[:3] for _ in range(3)]
+    expected = np.std(values[:3], ddof=1) / np.sqrt(3)
+    assert paired.clustered_error(of_units, list("aaabbbccc")) == pytest.approx(expected)
+    assert paired.clustered_error(values, ["a"] * 9) is None
+
+
+def test_methods_have_the_usual_error_but_for_families(tmp_path):
+    methods = collect_sweeps.benchmark("methods")
+    index = pd.MultiIndex.from_product([["EmojiStyles"], range(4), range(5)])
+    gap = pd.Series(np.random.default_rng(0).normal(size=20), index=index)
+    assert methods.standard_error(gap) == pytest.approx(gap.sem())
+    unseen = pd.Series(
+        gap.to_numpy(), pd.MultiIndex.from_product([["EmojiUnseen"], range(4), range(5)])
+    )
+    units = ["emojione"] * 15 + ["fxemoji"] * 5
+    assert methods.standard_error(unseen) == paired.clustered_error(unseen.to_list(), units)
+
+
+def test_the_contamination_table_compares_gains_by_group(tmp_path):
+    table = collect_sweeps.benchmark("contamination")
+    bonus = dict.fromkeys(emoji_styles.names(SEEN), 0.2)
+    bonus |= dict.fromkeys(emoji_styles.names(FAMILY_SEEN), 0.1)
+    bonus |= {"emojione1": 0.0, "emojione2": 0.1, "emojione2mono": 0.2, "fxemoji": 0.1}
+    for algorithm, target in itertools.product(("CLIPZeroShot", "CARFT"), range(4)):
+        job = collect_sweeps.write_job(
+            tmp_path, f"{algorithm}-{target}", algorithm=algorithm, test_envs=[target],
+            dataset="EmojiStyles", environments=emoji_styles.names(SEEN),
+        )  # fmt: skip
+        trained_on = set(emoji_styles.names(SEEN)) - {emoji_styles.names(SEEN)[target]}
+        gains = {
+            style.name: bonus.get(style.name, 0.4) * (algorithm == "CARFT")
+            for style in emoji_styles.styles()
+        } | dict.fromkeys(trained_on, 0.4)
+        suite = catalogue.get("EmojiUnseen")
+        accuracies = {name: 0.5 + gain for name, gain in gains.items()}
+        record = {"suite": suite.name, "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+        sets = {name: {"accuracy": value} for name, value in accuracies.items()}
+        records.append(
+            job, {**record, "algorithm": algorithm, "sets": sets, **suite.means(accuracies)}
+        )
+
+    (row,) = table.table(list(table.read_scores(tmp_path)))
+    assert row["seen"] == "+20.0 (0.0)" and row["family seen"] == "+10.0 (0.0)"
+    families = ["emojione"] * 3 + ["fxemoji", "streamline"]
+    error = paired.clustered_error([0, 10, 20, 10, 40], families)
+    assert row["never seen"] == f"+16.0 ({error:.1f})"
+    assert row["seen - never"] == f"+4.0 ({error:.1f})"
