@@ -1,7 +1,9 @@
 """Gains over zero-shot CLIP in styles that the CLIP has seen, whose family it has seen, and others.
 
     carft sweep launch contamination --output_dir OUT
-    for job in OUT/*/; do carft evaluate "$job" --suite EmojiUnseen --workers 0; done
+    for job in OUT/*/done; do
+        carft evaluate "$(dirname "$job")" --suite EmojiUnseen --workers 0
+    done
     python benchmarks/contamination.py OUT [--markdown]
 
 Each job was trained on three of the four styles of EmojiStyles. Its "seen" style is the fourth,
@@ -9,7 +11,8 @@ which the CLIP knows from pre-training and the job has not been trained on. A ga
 accuracy minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then
 the mean over the styles of a group, with its standard error in parentheses, in which the styles of
 a family are one unit. "Seen - never" is the difference of the two means; its error takes the two
-groups as independent. With three independent never-seen families such errors are rough.
+groups as independent. With three independent never-seen families such errors are rough. The weights
+are those that training-domain validation selected, where the job has kept them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -31,7 +34,8 @@ from domainbed_carft.suites import records as suite_records
 
 ZERO_SHOT = "CLIPZeroShot"
 TRAINED_STYLES = emoji_styles.names(SEEN)
-WEIGHTS = "model.pkl"
+#: Of the records of a job the first of these weights counts.
+WEIGHTS = ("model_best.pkl", "model.pkl")
 
 
 class Score(NamedTuple):
@@ -61,14 +65,20 @@ def read_scores(folder: Path) -> Iterator[Score]:
     runs, _ = job_records.read([folder])
     for run in runs:
         _, algorithm, (target, *_), trial, _ = run.job.key
-        for record in suite_records.read(Path(run.folder)):
-            of_run = record["weights"] == WEIGHTS and record["wise_ft_alpha"] is None
-            if record["suite"] != emoji.UNSEEN or not of_run:
-                continue
-            for style, scored in record["sets"].items():
-                is_trained_on = style in TRAINED_STYLES and style != TRAINED_STYLES[target]
-                if not is_trained_on:
-                    yield Score(algorithm, style, target, trial, 100 * scored["accuracy"])
+        for style, scored in read_sets(Path(run.folder)).items():
+            is_trained_on = style in TRAINED_STYLES and style != TRAINED_STYLES[target]
+            if not is_trained_on:
+                yield Score(algorithm, style, target, trial, 100 * scored["accuracy"])
+
+
+def read_sets(job: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Style -> its figures in the job's record of the suite EmojiUnseen; empty without one."""
+    of_weights = {
+        record["weights"]: record["sets"]
+        for record in suite_records.read(job)
+        if record["suite"] == emoji.UNSEEN and record["wise_ft_alpha"] is None
+    }
+    return next((of_weights[name] for name in WEIGHTS if name in of_weights), {})
 
 
 def gains_by_style(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
