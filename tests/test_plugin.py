@@ -35,8 +35,15 @@ def test_a_checkout_in_the_current_folder_is_extended(site: Site, checkout: Path
         "file": of(checkout),
         "class": "CARFT",
         "algorithms": ["ERM", *OURS],
-        "datasets": ["Pets", "EmojiStyles"],
-        "environments": {"Pets": 2, "EmojiStyles": 3, "DTD": 1, "EmojiShift": 1, "ImageNet": 1},
+        "datasets": ["Pets", "EmojiStyles", "EmojiUnseen"],
+        "environments": {
+            "Pets": 2,
+            "EmojiStyles": 3,
+            "EmojiUnseen": 2,
+            "DTD": 1,
+            "EmojiShift": 1,
+            "ImageNet": 1,
+        },
         "hparams": OUR_HPARAMS,
     }
 
@@ -232,7 +239,7 @@ print(json.dumps([
     algorithms.ALGORITHMS + datasets.DATASETS,
 ]))
 """
-    names = ["ERM", *OURS, "Pets", "EmojiStyles"]
+    names = ["ERM", *OURS, "Pets", "EmojiStyles", "EmojiUnseen"]
     # with what the host expects of its data sets behind ours
     bases = ["EmojiStyles", "EmojiStyles", "MultipleDomainDataset", "object"]
     assert site.json("-c", code, cwd=checkout) == [True, bases, names]
